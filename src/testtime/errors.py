@@ -1,0 +1,28 @@
+"""The errors that testtime raises on purpose: each says what was found, what was expected and what to do."""
+
+
+class TesttimeError(Exception):
+    """The base of every error that testtime raises on purpose."""
+
+    __test__ = False  # the name starts with "Test": not a test class
+
+
+class DataError(TesttimeError, ValueError):
+    """A data file is missing, damaged, or not what its format promises."""
+
+
+class WeightsError(TesttimeError, ValueError):
+    """A file of weights is missing, damaged, of a kind that is not read, or of another architecture."""
+
+
+def missing_extra(package: str, extra: str) -> ImportError:
+    """Return the error that names the extra which brings an optional package.
+
+    Args:
+        package: the package that could not be imported.
+        extra: the extra of testtime that installs it.
+
+    >>> str(missing_extra("Pillow", "images"))
+    "Pillow is not installed; install it with: pip install 'testtime[images]'"
+    """
+    return ImportError(f"{package} is not installed; install it with: pip install 'testtime[{extra}]'")

@@ -1,0 +1,48 @@
+"""A model that takes images in [0, 1]: its normalisation travels with it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Preprocessed(nn.Module):
+    """Normalise images, then call the model.
+
+    Args:
+        model: the network, kept as ``.model``.
+        mean: one value for each channel, in units of images in [0, 1].
+        std: one positive value for each channel.
+
+    Takes (N, C, H, W) images in [0, 1] and returns what the model returns for ``(x - mean) / std``. The mean
+    and the standard deviation are buffers (they follow ``.to(device)``) but not part of the state dict.
+
+    Raises:
+        ValueError: if mean and std differ in length or a std is not positive.
+
+    >>> Preprocessed(nn.Identity(), [0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
+    2.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one length and positive std")
+        self.model = model
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x - self.mean) / self.std)
+
+
+def normalised(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Preprocessed:
+    """Return the model as one that takes images in [0, 1]; see `Preprocessed`."""
+    return Preprocessed(model, mean, std)
