@@ -1,0 +1,204 @@
+r"""PAF + KIP: two filters decide who is learned from, three models decide what is answered.
+
+With the adapting model :math:`f`, its moving average :math:`e`, the source model :math:`s`, an augmented view
+:math:`\tilde x`, the entropy :math:`H` in nats and :math:`\tau = m \log C`,
+
+.. math::
+    F_{pr} &= [H(f(\tilde x)) < \tau], \qquad F_{aux} = [H(e(\tilde x)) < \tau]                          && (6, 7) \\
+    w &= \exp(\tau - H(e(\tilde x)))                                                                     && (8) \\
+    L &= \tfrac1B \sum_i F_{pr}\, w\, H(f(\tilde x_i))
+         - \alpha\, (1 - F_{pr})(1 - F_{aux})\, H(f(\tilde x_i))                                         && (9) \\
+    e &\leftarrow \beta e + (1 - \beta) f                                                                && (4) \\
+    c_i &= \tfrac13 + \gamma \big(\max p_i - \tfrac13 \textstyle\sum_j \max p_j\big), \qquad
+    z = \textstyle\sum_i c_i z_i, \quad i \in \{s(x), f(\tilde x), e(\tilde x)\}                         && (10, 11)
+
+A step:
+    1. look at the batch with three models: the source on x, the adapting one and its average on the augmented view;
+    2. lower the entropy of what the primary filter takes for known, weighted by the average's confidence; raise it
+       where both filters see an unknown; leave out what only the primary filter refuses;
+    3. update the scale and shift of the normalisation layers, then the average; answer with the weighted logits, and
+       with the energy of the adapting model as open-set score.
+
+Departures:
+    No code was published. The paper leaves open, and this chooses: batch statistics in f and e (as TENT), the source's
+    own in s (``source_statistics``); z from the forward before the update (``output="after"`` forwards f and e anew, as
+    the order of lines 17-18 of Algorithm 1 can be read); the crop pads an eighth of the side with zeros; momentum 0.9
+    for SGD. w and the filters carry no gradient. The mean is over the whole batch (Algorithm 1, line 16).
+
+Cost: three forwards and one backward; the weights exist once, whatever the three models.
+``batched=True`` runs the three forwards as one pass of three times the batch (for GPUs bound by launches).
+
+Reference: Lee, Lee and Lee, Stabilizing Open-Set Test-Time Adaptation via Primary-Auxiliary Filtering and
+Knowledge-Integrated Prediction, BMVC 2025.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from testtime.adapter import Adapter
+from testtime.norm import SourceStatistics, batch_statistics, norm_affine, swap_policy
+from testtime.norm.grouped import grouped
+from testtime.parts import Teacher, adam, entropy, generator, random_crop_flip
+from testtime.parts.augment import Augmentation
+from testtime.parts.optimizers import OptimizerFactory
+from testtime.prediction import Prediction, energy
+from testtime.sharing import twin
+
+__all__ = ["PAFKIP", "knowledge_integrated", "primary_auxiliary_loss"]
+
+Filter = Literal["none", "soft", "hard"]
+MODELS = ("source", "adapting", "ema")
+
+
+def primary_auxiliary_loss(
+    adapting: Tensor,
+    auxiliary: Tensor,
+    tau: float,
+    alpha: float,
+    minimise: Filter = "soft",
+    maximise: Filter = "hard",
+    primary: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of equation 9, and who was minimised and maximised.
+
+    Args:
+        adapting: H(f(x~)), (B,), with its graph; it is lowered or raised.
+        auxiliary: H(e(x~)), (B,), without; supports or vetoes (eq. 7, 8).
+        tau: threshold in nats.
+        alpha: the weight of the maximisation.
+        minimise: how the auxiliary filter joins in on the known side: "soft" weighs (the paper), "hard" demands that it
+            agree, "none" leaves it out.
+        maximise: the same on the unknown side; "soft" weighs with ``1 - exp(tau - H(e))`` bounded to [0, 1], "hard" is
+            the paper's.
+        primary: the entropies (B,) that decide who counts as known; H(f(x~)) unless given (eq. 6).
+
+    Returns:
+        the scalar loss and the masks ``{"minimised", "maximised"}``, (B,) each.
+    """
+    known, agreed = (adapting if primary is None else primary).detach() < tau, auxiliary < tau
+    weight = torch.exp(tau - auxiliary)
+    down = {"soft": known * weight, "hard": (known & agreed).to(weight), "none": known.to(weight)}[minimise]
+    doubt = {"soft": (1 - weight).clamp(0, 1), "hard": (~agreed).to(weight), "none": torch.ones_like(weight)}[maximise]
+    up = ~known * doubt
+    loss = ((down - alpha * up) * adapting).mean()
+    return loss, {"minimised": down > 0, "maximised": up > 0}
+
+
+def knowledge_integrated(logits: list[Tensor], gamma: float) -> Tensor:
+    """Logits (N, C) of several models, each weighted per sample by its confidence against the others' (eq. 10, 11)."""
+    z = torch.stack(logits)
+    confidence = z.softmax(dim=-1).amax(dim=-1)
+    c = 1 / len(logits) + gamma * (confidence - confidence.mean(dim=0))
+    return (c[..., None] * z).sum(dim=0)
+
+
+@final
+class PAFKIP(Adapter):
+    """Two filters decide who is learned from, three models decide what is answered.
+
+    Args:
+        model: any classifier with normalisation layers.
+        classes: C, the number of known classes.
+        optimizer: the paper's are ``adam(1e-3)`` (CIFAR) and ``sgd(2.5e-4)`` (ImageNet).
+        margin: tau as a fraction of log C.
+        alpha: weight of the entropy maximisation, 2.0 (CIFAR), 0.7 (ImageNet); 0 switches it off.
+        decay: beta, the weight of the past in the average; below 0.99 it fails (figure 7 of the paper).
+        gamma: how much confidence counts in the integrated prediction; 0 is the mean of the models.
+        primary: which model's entropy decides ("adapting"; "ema" gives equation 5).
+        minimise, maximise: how the auxiliary filter joins in on either side: "soft", "hard" or "none" (tables 4 and 5).
+        models: which of "source", "adapting", "ema" the answer integrates; ("adapting",) switches KIP off.
+        source_statistics: "source" or "batch", the BatchNorm statistics of the source model.
+        augment: the view x~; ``testtime.parts.identity`` switches randomness off.
+        output: "before" or "after", whether z re-uses the forwards before the update.
+        batched: run the three forwards as one.
+        norm: the policy of the BatchNorm layers in the adapting and the average model.
+        seed: of the augmentation.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> adapter = PAFKIP(net, classes=2)
+    >>> y = adapter(torch.rand(8, 3, 8, 8))
+    >>> y.shape, y.score.shape, sorted(y.selected)
+    (torch.Size([8, 2]), torch.Size([8]), ['maximised', 'minimised'])
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int,
+        optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008
+        margin: float = 0.4,
+        alpha: float = 2.0,
+        decay: float = 0.999,
+        gamma: float = 0.1,
+        primary: Literal["adapting", "ema"] = "adapting",
+        minimise: Filter = "soft",
+        maximise: Filter = "hard",
+        models: tuple[str, ...] = MODELS,
+        source_statistics: Literal["source", "batch"] = "source",
+        augment: Augmentation = random_crop_flip,
+        output: Literal["before", "after"] = "before",
+        batched: bool = False,
+        norm: Callable[[nn.Module], nn.Module] = batch_statistics,
+        seed: int = 0,
+    ) -> None:
+        if not models or set(models) - set(MODELS):
+            raise ValueError(f"models are one or more of {MODELS}, got {models}")
+        super().__init__(norm(model), seed)
+        self.classes, self.optimizer, self.margin, self.alpha = classes, optimizer, margin, alpha
+        self.decay, self.gamma, self.primary, self.minimise, self.maximise = decay, gamma, primary, minimise, maximise
+        self.models, self.source_statistics, self.augment = tuple(models), source_statistics, augment
+        self.batched, self.norm = batched, norm
+        self.output = output  # type: ignore[misc]
+        self.cost = (3 if output == "before" else 5, 1)
+        affine = norm_affine(self.model)
+        self.adapt(affine, optimizer)
+        self.ema = Teacher(self.model, affine, decay)
+        self.origin = twin(self.model, own=affine)
+        if source_statistics == "source":
+            swap_policy(self.origin, SourceStatistics, again=True)
+        self.stack = grouped([self.origin, self.model, self.ema.model]) if batched else None
+
+    @property
+    def tau(self) -> float:
+        """The threshold in nats."""
+        return self.margin * math.log(self.classes)
+
+    def _three(self, x: Tensor, view: Tensor) -> dict[str, Tensor]:
+        """Logits by model: the source sees x, the other two the view."""
+        if self.stack is not None:
+            return dict(zip(MODELS, self.stack(torch.cat([x, view, view])).chunk(3), strict=True))
+        with torch.no_grad():
+            source, ema = self.origin(x), self.ema(view)
+        return {"source": source, "adapting": self.model(view), "ema": ema}
+
+    def _look(self, x: Tensor) -> Tensor:
+        return self._answer(self._three(x, x))
+
+    def _answer(self, logits: dict[str, Tensor], selected: dict[str, Tensor] | None = None) -> Prediction:
+        z = knowledge_integrated([logits[name].detach() for name in self.models], self.gamma)
+        return Prediction(z, score=energy(logits["adapting"].detach()), selected=selected)
+
+    def step(self, x: Tensor) -> Tensor:
+        view = self.augment(x, generator(self.seed, int(self.clock), "view"))
+        logits = self._three(x, view)
+        auxiliary = entropy(logits["ema"].detach())
+        adapting = entropy(logits["adapting"])
+        decides = adapting if self.primary == "adapting" else auxiliary
+        loss, selected = primary_auxiliary_loss(
+            adapting, auxiliary, self.tau, self.alpha, self.minimise, self.maximise, decides
+        )
+        if loss.requires_grad:
+            self.update(loss)
+        self.ema.update()
+        if self.output == "after":
+            with torch.no_grad():
+                logits |= {"adapting": self.model(view), "ema": self.ema(view)}
+        return self._answer(logits, selected)

@@ -1,0 +1,35 @@
+"""Normalisation policies, model -> model: which statistics a BatchNorm layer normalises with.
+
+A policy returns a new tree on the memory of the given model and replaces its BatchNorm layers, found by kind. Layers
+that already follow a policy are left alone, so ``Tent(alpha_statistics(model, 0.2))`` keeps alpha statistics.
+"""
+
+from testtime.norm.alpha import AlphaStatistics, alpha_statistics
+from testtime.norm.batch import BatchStatistics, batch_statistics
+from testtime.norm.ema import EMAStatistics, ema_statistics
+from testtime.norm.layer import NormPolicy, advance, has_batch_norm, norm_affine, norm_layers, observing, swap_policy
+from testtime.norm.robust import RobustStatistics, robust_statistics
+from testtime.norm.running import RunningStatistics, running_statistics
+from testtime.norm.source import SourceStatistics, source_statistics
+
+__all__ = [
+    "AlphaStatistics",
+    "BatchStatistics",
+    "EMAStatistics",
+    "NormPolicy",
+    "RobustStatistics",
+    "RunningStatistics",
+    "SourceStatistics",
+    "advance",
+    "alpha_statistics",
+    "batch_statistics",
+    "ema_statistics",
+    "has_batch_norm",
+    "norm_affine",
+    "norm_layers",
+    "observing",
+    "robust_statistics",
+    "running_statistics",
+    "source_statistics",
+    "swap_policy",
+]

@@ -1,0 +1,148 @@
+"""The base of every policy: a BatchNorm layer that is told which statistics to use, and the finding of norm layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from testtime.sharing import Stateful, share
+
+__all__ = ["NormPolicy", "advance", "has_batch_norm", "norm_affine", "norm_layers", "observing", "swap_policy"]
+
+KINDS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class NormPolicy(Stateful):
+    """A BatchNorm layer whose statistics follow a policy.
+
+    The wrapped layer keeps its parameters, its source statistics and whatever a subclass does after normalising (an
+    activation, say). Statistics that move are buffers; a forward only proposes their next value, and :func:`advance`
+    takes the first proposal once per observed batch, however many forwards there were.
+    """
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__()
+        self.layer = layer
+        self.observing = False
+        self.proposal: dict[str, Tensor] | None = None
+        # A subclass may act on its own after normalising: it gets normalised input and unit statistics.
+        self.plain = type(layer) in PLAIN
+        if layer.running_mean is None or layer.running_var is None:
+            raise ValueError(
+                "this model's BatchNorm layers hold no running statistics (track_running_stats=False), so there are no "
+                "source statistics to start from; pass norm=batch_statistics"
+            )
+        self.register_buffer("source_mean", layer.running_mean, persistent=False)
+        self.register_buffer("source_var", layer.running_var, persistent=False)
+        if not self.plain:
+            layer.running_mean = torch.zeros_like(layer.running_mean)
+            layer.running_var = torch.ones_like(layer.running_var) - layer.eps
+
+    source_mean: Tensor
+    source_var: Tensor
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    def normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """Normalise (N, C, ...) with the statistics (C,), through which gradients flow; then scale and shift."""
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        scale = torch.rsqrt(var + self.layer.eps)
+        if self.plain and self.layer.weight is not None:
+            scale = scale * self.layer.weight
+            return x * scale.view(shape) + (self.layer.bias - mean * scale).view(shape)
+        x = (x - mean.view(shape)) * scale.view(shape)
+        return x if self.plain else self.layer(x)
+
+    def normalise_by_batch(self, x: Tensor) -> Tensor:
+        """Normalise with the statistics of the batch itself; one value per channel has none: the source's serve."""
+        if x.numel() == x.shape[1]:
+            return self.normalise_by(x, self.source_mean, self.source_var)
+        layer = self.layer
+        if self.plain:
+            return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+        return layer(F.batch_norm(x, None, None, None, None, True, 0.0, layer.eps))
+
+    def normalise_by(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """Normalise with fixed statistics (C,)."""
+        layer = self.layer
+        if self.plain:
+            return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
+        return layer(F.batch_norm(x, mean, var, None, None, False, 0.0, layer.eps))
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (C,) of the batch over all but the channel dimension."""
+        if x.numel() == x.shape[1]:
+            return self.source_mean, self.source_var
+        var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], unbiased=False)
+        return mean, var
+
+    def propose(self, **buffers: Tensor) -> None:
+        """Propose the next value of moving buffers; the first proposal of a step counts."""
+        if self.proposal is None:
+            self.proposal = {name: value.detach() for name, value in buffers.items()}
+
+
+def advance(model: nn.Module, *, accept: bool = True) -> None:
+    """Let the statistics of every policy in the model take their proposed value (or forget it)."""
+    for module in model.modules():
+        if isinstance(module, NormPolicy) and module.proposal is not None:
+            if accept:
+                for name, value in module.proposal.items():
+                    module.restore(name, value)
+            module.proposal = None
+
+
+@contextmanager
+def observing(model: nn.Module) -> Iterator[None]:
+    """Inside, policies that tell looking from observing (robust, running) observe: they meet a batch to learn from."""
+    policies = [m for m in model.modules() if isinstance(m, NormPolicy)]
+    for m in policies:
+        m.observing = True
+    try:
+        yield
+    finally:
+        for m in policies:
+            m.observing = False
+
+
+def swap_policy(model: nn.Module, make: Callable[[_BatchNorm], nn.Module], *, again: bool = False) -> nn.Module:
+    """Replace every BatchNorm layer of the tree, in place; with ``again`` also those that follow a policy already."""
+    for parent in list(model.modules()):
+        if isinstance(parent, NormPolicy):
+            continue
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, make(child))
+            elif again and isinstance(child, NormPolicy):
+                child.layer.running_mean, child.layer.running_var = child.source_mean, child.source_var
+                setattr(parent, name, make(child.layer))
+    return model.eval()
+
+
+def policy(model: nn.Module, make: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    """A tree on the memory of ``model`` whose BatchNorm layers, unless they follow a policy already, follow this."""
+    return swap_policy(share(model), make)
+
+
+def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The normalisation layers by name, found by kind: BatchNorm, InstanceNorm, LayerNorm, GroupNorm, RMSNorm."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, KINDS)}
+
+
+def norm_affine(model: nn.Module) -> list[nn.Parameter]:
+    """Scale and shift of every normalisation layer (gamma and beta), in the order of the layers."""
+    layers = norm_layers(model).values()
+    return [p for layer in layers for p in (layer.weight, getattr(layer, "bias", None)) if isinstance(p, nn.Parameter)]
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the model holds at least one BatchNorm layer (under a policy or not)."""
+    return any(isinstance(m, _BatchNorm) for m in model.modules())

@@ -1,0 +1,24 @@
+"""Source statistics: what the model learned in training, whatever arrives."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor, nn
+
+from testtime.norm.layer import NormPolicy, policy
+
+__all__ = ["SourceStatistics", "source_statistics"]
+
+
+@final
+class SourceStatistics(NormPolicy):
+    """Normalise with the running statistics of the source model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalise_by(x, self.source_mean, self.source_var)
+
+
+def source_statistics(model: nn.Module) -> nn.Module:
+    """The model with its source statistics in every BatchNorm layer: the plain ``eval()`` model."""
+    return policy(model, SourceStatistics)

@@ -1,0 +1,21 @@
+"""Parts that methods are made of: pure functions, and classes that only remember."""
+
+from testtime.parts.augment import identity, random_crop_flip
+from testtime.parts.losses import entropy, marginal_entropy, soft_cross_entropy
+from testtime.parts.optimizers import adam, sgd
+from testtime.parts.randomness import generator
+from testtime.parts.sharpness import sharpness_aware_gradients
+from testtime.parts.teacher import Teacher
+
+__all__ = [
+    "Teacher",
+    "adam",
+    "entropy",
+    "generator",
+    "identity",
+    "marginal_entropy",
+    "random_crop_flip",
+    "sgd",
+    "sharpness_aware_gradients",
+    "soft_cross_entropy",
+]

@@ -1,0 +1,56 @@
+"""The mean teacher: an exponential moving average of the parameters that adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from testtime.sharing import Stateful, twin
+
+__all__ = ["Teacher"]
+
+
+class Teacher(Stateful):
+    r"""A second tree of the model that shares what is frozen and averages what moves.
+
+    .. math:: \theta' \leftarrow \beta\,\theta' + (1 - \beta)\,\theta
+
+    Args:
+        model: the student; the teacher has its own moving statistics and shares every frozen tensor.
+        parameters: the student's adapting parameters.
+        decay: beta, the weight of the past.
+
+    ``update`` advances it, calling uses it (without gradients). Buffers of the student are not averaged.
+
+    Reference: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], decay: float = 0.999) -> None:
+        super().__init__()
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay is the weight of the past and lies in [0, 1], got {decay}")
+        self.decay = decay
+        self.model = twin(model, own=parameters)
+        ids = {id(p) for p in parameters}
+        self.names = [name for name, p in model.named_parameters() if id(p) in ids]
+        self.student = [model.get_parameter(name) for name in self.names]
+        self.average = [self.model.get_parameter(name) for name in self.names]
+
+    def moving(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.average, strict=True))
+
+    def restore(self, name: str, value: Tensor) -> None:
+        with torch.no_grad():
+            self.model.get_parameter(name).copy_(value)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the teacher (N, C), without a graph."""
+        return self.model(x)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the student."""
+        torch._foreach_lerp_([p.data for p in self.average], [p.data for p in self.student], 1 - self.decay)
