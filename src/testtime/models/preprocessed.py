@@ -32,12 +32,9 @@ class Preprocessed(nn.Module):
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one length and positive std")
         self.model = model
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
-        )
+        for name, values in (("mean", mean), ("std", std)):
+            by_channel = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, by_channel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model((x - self.mean) / self.std)

@@ -34,8 +34,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: no such file; give the path of a .safetensors or .npz file of weights")
     if kind in PICKLED:
         raise WeightsError(
-            f"{path}: testtime reads no pickled checkpoint, because reading one can run code; convert it once with:"
-            f" python -m testtime.models.convert {path} {path.with_suffix('.safetensors')}"
+            f"{path}: testtime reads no pickled checkpoint, because reading one can run code; convert it once"
+            f" with: python -m testtime.models.convert {path} {path.with_suffix('.safetensors')}"
         )
     try:
         if kind == ".safetensors":
@@ -78,10 +78,10 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             file holds a normalisation and the model has none.
     """
     state = read_weights(path)
-    mean, std = (_take(state, name) for name in ("mu", "sigma"))
-    state = strip_prefixes(state)
     inner = model.model if isinstance(model, Preprocessed) else model
     own = inner.state_dict()
+    mean, std = (_take(state, name) for name in ("mu", "sigma"))
+    state = strip_prefixes(state)
     _check(path, state, own, type(inner).__name__)
     if mean is not None and std is not None:
         _adopt(path, model, mean, std)
@@ -104,8 +104,8 @@ def _adopt(path: str | Path, model: nn.Module, mean: Tensor, std: Tensor) -> Non
         model.std.copy_(std.view_as(model.std))
         return
     raise WeightsError(
-        f"{path}: holds a normalisation (mu {mean.flatten().tolist()}, sigma {std.flatten().tolist()}) that the model has"
-        " no place for; wrap it first: normalised(model, mean, std)"
+        f"{path}: holds a normalisation (mu {mean.flatten().tolist()}, sigma {std.flatten().tolist()})"
+        " that the model has no place for; wrap it first: normalised(model, mean, std)"
     )
 
 
@@ -122,8 +122,8 @@ def _check(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, Tens
     lines = [f"{len(keys)} {what}: {_first(keys)}" for what, keys in found.items() if keys]
     if lines:
         raise WeightsError(
-            f"{path}: does not fit {kind}; {'; '.join(lines)}. Choose the architecture, depth, width and number of classes"
-            " that the file was trained with"
+            f"{path}: does not fit {kind}; {'; '.join(lines)}. Choose the architecture, depth, width and"
+            " number of classes that the file was trained with"
         )
 
 

@@ -1,6 +1,6 @@
 """Source models by name: what they are, where their weights come from, and what they scored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,10 @@ from testtime.models.resnet_cifar import ResNetCIFAR
 from testtime.models.weights import load_weights
 from testtime.models.wide_resnet import WideResNet
 
-HALF = (0.5, 0.5, 0.5)
-ZERO = (0.0, 0.0, 0.0)
-ONE = (1.0, 1.0, 1.0)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+RGB = tuple[float, float, float]
+IMAGENET: tuple[RGB, RGB] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std
+CENTRED: tuple[RGB, RGB] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+AS_IS: tuple[RGB, RGB] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 PACKAGED = Path(__file__).parent / "packaged"
 
 
@@ -45,8 +44,8 @@ class ModelCard:
     build: Callable[[], nn.Module]
     classes: int
     size: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: RGB
+    std: RGB
     accuracy: float
     licence: str
     origin: str
@@ -54,37 +53,24 @@ class ModelCard:
 
 
 def _resnet_cifar(depth: int, accuracy: float) -> ModelCard:
-    origin = f"github.com/akamaster/pytorch_resnet_cifar10, pretrained_models/resnet{depth}.th"
+    name = f"cifar10-resnet{depth}"
     build = partial(ResNetCIFAR, depth)
-    return ModelCard(
-        f"cifar10-resnet{depth}", build, 10, 32, IMAGENET_MEAN, IMAGENET_STD, accuracy, "BSD-2-Clause", origin
-    )
+    origin = f"github.com/akamaster/pytorch_resnet_cifar10, pretrained_models/resnet{depth}.th"
+    return ModelCard(name, build, 10, 32, *IMAGENET, accuracy, "BSD-2-Clause", origin)
 
 
 def _resnet(depth: int, accuracy: float) -> ModelCard:
-    origin = f"pytorch.org, torchvision resnet{depth} weights IMAGENET1K_V1"
+    name = f"imagenet-resnet{depth}"
     build = partial(ResNet, depth)
-    return ModelCard(
-        f"imagenet-resnet{depth}",
-        build,
-        1000,
-        224,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        accuracy,
-        "BSD-3-Clause",
-        origin,
-    )
+    origin = f"pytorch.org, torchvision resnet{depth} weights IMAGENET1K_V1"
+    return ModelCard(name, build, 1000, 224, *IMAGENET, accuracy, "BSD-3-Clause", origin)
 
 
-def _robustbench(
-    name: str, shape: tuple[int, int], classes: int, scale: Sequence[float], accuracy: float, entry: str
-) -> ModelCard:
-    mean, std = (ZERO, ONE) if scale is ONE else (HALF, HALF)
+def _wide(name: str, depth: int, widen: int, classes: int, accuracy: float, entry: str) -> ModelCard:
+    mean, std = AS_IS if entry == "Standard" else CENTRED
+    build = partial(WideResNet, depth, widen, classes)
     origin = f"robustbench.github.io, cifar{classes}, corruptions, {entry}"
-    return ModelCard(
-        name, partial(WideResNet, *shape, classes), classes, 32, mean, std, accuracy, "MIT", origin
-    )
+    return ModelCard(name, build, classes, 32, mean, std, accuracy, "MIT", origin)
 
 
 _CARDS = [
@@ -93,9 +79,9 @@ _CARDS = [
     _resnet_cifar(44, 93.10),
     _resnet_cifar(56, 93.39),
     _resnet_cifar(110, 93.68),
-    _robustbench("cifar10-wrn40-2-augmix", (40, 2), 10, HALF, 95.08, "Hendrycks2020AugMix_WRN"),
-    _robustbench("cifar100-wrn40-2-augmix", (40, 2), 100, HALF, 76.28, "Hendrycks2020AugMix_WRN"),
-    _robustbench("cifar10-wrn28-10", (28, 10), 10, ONE, 94.78, "Standard"),
+    _wide("cifar10-wrn40-2-augmix", 40, 2, 10, 95.08, "Hendrycks2020AugMix_WRN"),
+    _wide("cifar100-wrn40-2-augmix", 40, 2, 100, 76.28, "Hendrycks2020AugMix_WRN"),
+    _wide("cifar10-wrn28-10", 28, 10, 10, 94.78, "Standard"),
     _resnet(18, 69.76),
     _resnet(34, 73.31),
     _resnet(50, 76.13),
@@ -106,8 +92,7 @@ _CARDS = [
         MobileNet,
         1000,
         224,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
+        *IMAGENET,
         46.75,
         "MIT",
         "github.com/biubug6/Pytorch_Retinaface, model_best.pth.tar",
@@ -117,8 +102,7 @@ _CARDS = [
         DigitsCNN,
         10,
         32,
-        HALF,
-        HALF,
+        *CENTRED,
         98.22,
         "Apache-2.0",
         "scripts/train_source.py digits",
