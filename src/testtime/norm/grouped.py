@@ -21,9 +21,6 @@ class Grouped(nn.Module):
         super().__init__()
         self.layers = layers  # a plain list: the layers belong to their own models
 
-    def __setattr__(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value) if name == "layers" else super().__setattr__(name, value)
-
     def forward(self, x: Tensor) -> Tensor:
         parts = x.chunk(len(self.layers))
         return torch.cat([layer(part) for layer, part in zip(self.layers, parts, strict=True)])
