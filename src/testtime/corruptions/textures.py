@@ -1,0 +1,154 @@
+"""Textures for the weather: plasma fractals for fog, ice for frost."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from testtime.corruptions import filters
+from testtime.corruptions.rng import Rng
+
+__all__ = ["frost_textures", "ice", "plasma"]
+
+# Six frosted windows: colour, contrast, number of crystals, their size in pixels, needles of each, cloud's share.
+WINDOWS = (
+    ((0.32, 0.57, 0.64), 0.08, 150, 70, 2, 0.5),
+    ((0.79, 0.81, 0.84), 0.09, 260, 75, 2, 0.2),
+    ((0.75, 0.79, 0.84), 0.10, 220, 60, 3, 0.2),
+    ((0.54, 0.60, 0.65), 0.12, 170, 36, 5, 0.3),
+    ((0.44, 0.48, 0.53), 0.16, 170, 42, 6, 0.3),
+    ((0.28, 0.37, 0.41), 0.17, 60, 120, 3, 0.4),
+)
+
+
+def plasma(size: int, decay: float, rng: Rng) -> Tensor:
+    """Height maps by the diamond-square algorithm on a torus.
+
+    Args:
+        size: side, a power of two.
+        decay: the noise is divided by its square at each halving of the step; small is rough.
+        rng: one sequence of random numbers for each map.
+
+    Returns:
+        (N, size, size) in [0, 1], both reached.
+
+    Reference: Fournier, Fussell & Carpenter, *Computer rendering of stochastic models*, CACM 1982.
+    """
+    height = torch.zeros(len(rng.key), size, size, device=rng.key.device)
+    step, noise = size, 100.0**2
+
+    def jitter(total: Tensor) -> Tensor:
+        return total / 4 + noise * (2 * rng.uniform(*total.shape[1:]) - 1)
+
+    while step >= 2:
+        half = step // 2
+        corner = height[:, ::step, ::step]
+        right = corner + corner.roll(-1, 2)
+        below = corner + corner.roll(-1, 1)
+        centre = jitter(right + right.roll(-1, 1))
+        height[:, half::step, half::step] = centre
+        height[:, ::step, half::step] = jitter(centre + centre.roll(1, 1) + right)
+        height[:, half::step, ::step] = jitter(centre + centre.roll(1, 2) + below)
+        step, noise = half, noise / decay**2
+    height -= height.amin((1, 2), keepdim=True)
+    return height / height.amax((1, 2), keepdim=True)
+
+
+def paint_feather(
+    relief: Tensor, light: Tensor, rough: Tensor, start: Tensor, angle: float, length: float, tone: float
+) -> None:
+    """Paint one feather of ice in place: a roof along its spine, with barbs at 60 degrees, where it is highest.
+
+    Args:
+        relief, light: (H, W) height and brightness of the pane so far.
+        rough: (H, W) noise of deviation 1 that bends and breaks the barbs.
+        start: (2,) foot of the feather as (down, across), in pixels.
+        angle: of the spine, in radians.
+        length: of the spine, in pixels.
+        tone: 0..1, lifts and brightens the feather.
+    """
+    h, w = relief.shape
+    top, left = (int(v - length) for v in start.tolist())
+    rows = slice(max(top, 0), min(top + int(2 * length) + 2, h))
+    columns = slice(max(left, 0), min(left + int(2 * length) + 2, w))
+    noise = rough[rows, columns]
+    down = torch.arange(rows.start, rows.stop)[:, None] - start[0]
+    across = torch.arange(columns.start, columns.stop) - start[1]
+    along = (across * math.cos(angle) + down * math.sin(angle)) / length
+    aside = down * math.cos(angle) - across * math.sin(angle)
+    barb = ((along * length - aside.abs() * 0.6) / (3 + 2 * tone) + 0.2 * noise) % 1
+    width = length * (0.12 + 0.12 * tone) * (1 - along).clamp(min=0) ** 0.7 * (0.6 + 0.4 * barb)
+    roof = torch.where(along > 0, 1 - aside.abs() / width.clamp(min=1e-3), -1.0) + 0.5 * tone
+    facet = torch.where(aside > 0, math.sin(angle + 0.8), -math.sin(angle + 0.8))
+    spine = torch.exp(-(aside**2)) * (1 - along)
+    bright = 0.6 * facet + 0.9 * (barb - 0.5) + 1.5 * spine + tone + 0.25 * noise
+    over = roof > relief[rows, columns]
+    relief[rows, columns] = torch.where(over, roof, relief[rows, columns])
+    light[rows, columns] = torch.where(over, bright, light[rows, columns])
+
+
+def ice(which: int, height: int = 360, width: int = 480) -> Tensor:
+    """Draw a frosted window: feathers of ice with barbs at 60 degrees, lit from one side, over a cloudy pane.
+
+    Args:
+        which: 0..5, one of six windows with the colours and the contrast of the six original textures.
+        height, width: in pixels.
+
+    Returns:
+        (3, height, width) float32 in [0, 1], in 8 bits; the same numbers at every call.
+    """
+    colour, contrast, crystals, size, needles, cloud = WINDOWS[which]
+    rng = Rng(torch.tensor([which]), "ice")
+    side = 2 ** (max(height, width) - 1).bit_length()
+    haze = standardise(plasma(side, 1.6, rng)[0, :height, :width])
+    relief, light = torch.zeros(height, width), 0.5 * haze - 0.3
+    rough = standardise(filters.gaussian_blur(rng.normal(height, width)[0], 1.0))
+    light += 0.5 * rough
+    foot = rng.uniform(crystals, 2)[0] * torch.tensor([height, width])
+    turn, spread = rng.uniform(2, crystals)[0]
+    longer, tone, bend = rng.uniform(3, crystals, needles)[0]
+    for i in range(crystals):
+        for j in range(needles):
+            angle = 2 * math.pi * (turn[i] + j / needles) + 0.6 * (bend[i, j] - 0.5)
+            length = size * (0.3 + spread[i] ** 2) * (0.5 + longer[i, j])
+            paint_feather(relief, light, rough, foot[i], float(angle), float(length), float(tone[i, j]))
+    pane = standardise((1 - cloud) * standardise(light) + cloud * haze)
+    return filters.to_8_bits(torch.tensor(colour)[:, None, None] + contrast * pane)
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Mean 0, deviation 1."""
+    return (x - x.mean()) / x.std()
+
+
+@lru_cache(maxsize=4)
+def frost_textures(folder: Path | None = None) -> tuple[Tensor, ...]:
+    """Return the five textures that frost draws from, each (3, H, W) in [0, 1].
+
+    Args:
+        folder: holds ``frost1`` to ``frost5`` as .png or .jpg; None draws them (`ice`).
+
+    Raises:
+        FileNotFoundError: a texture is missing.
+        ImportError: a folder is given, and Pillow is not installed.
+    """
+    if folder is None:
+        return tuple(ice(which) for which in range(5))
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading textures needs Pillow: pip install 'testtime[images]'") from error
+    textures = []
+    for number in range(1, 6):
+        files = [folder / f"frost{number}{ending}" for ending in (".png", ".jpg")]
+        file = next((f for f in files if f.is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"expected the frost texture {files[0]} or {files[1].name}")
+        pixels = np.array(Image.open(file).convert("RGB"))
+        textures.append(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+    return tuple(textures)
