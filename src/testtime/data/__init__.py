@@ -1,0 +1,51 @@
+"""Readers of the public formats, and the embedded default. Every reader returns an `ImageSet`."""
+
+from testtime.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, cifar10, cifar100, cifar_c
+from testtime.data.download import download, sha256_of
+from testtime.data.embedded import Embedded, embedded
+from testtime.data.folders import (
+    PACS_DOMAINS,
+    image_folder,
+    imagenet,
+    imagenet_c,
+    omniglot,
+    pacs,
+    places365,
+    textures,
+    tiny_imagenet,
+)
+from testtime.data.grey import fashion_mnist, mnist, notmnist, read_idx, usps
+from testtime.data.imageset import ImageSet, from_arrays, resized
+from testtime.data.pickled import read_pickled
+from testtime.data.svhn import svhn
+
+__all__ = [
+    "CIFAR10_CLASSES",
+    "CIFAR100_CLASSES",
+    "PACS_DOMAINS",
+    "Embedded",
+    "ImageSet",
+    "cifar10",
+    "cifar100",
+    "cifar_c",
+    "download",
+    "embedded",
+    "fashion_mnist",
+    "from_arrays",
+    "image_folder",
+    "imagenet",
+    "imagenet_c",
+    "mnist",
+    "notmnist",
+    "omniglot",
+    "pacs",
+    "places365",
+    "read_idx",
+    "read_pickled",
+    "resized",
+    "sha256_of",
+    "svhn",
+    "textures",
+    "tiny_imagenet",
+    "usps",
+]

@@ -1,0 +1,162 @@
+"""CIFAR-10 and CIFAR-100 as published (binary and Python batches), and their corrupted versions CIFAR-10-C,
+-100-C."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from testtime.data.files import AGAIN, need_choice, need_file, need_folder, need_size
+from testtime.data.imageset import ImageSet, from_arrays
+from testtime.data.pickled import read_pickled
+from testtime.errors import DataError
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FINE = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal
+shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR100_CLASSES = tuple(_FINE.split())
+SPLITS = ("train", "test")
+PIXELS = 3 * 32 * 32
+BATCH = 10_000
+
+
+def cifar10(root: str | Path, split: str = "test", complete: bool = True) -> ImageSet:
+    """Return CIFAR-10 from its binary batches or, failing these, from its Python batches.
+
+    Args:
+        root: the folder ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or the folder that holds one of
+            them.
+        split: "train" (50,000 images) or "test" (10,000).
+        complete: demand every batch with its 10,000 images; False takes the batches that are there.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+        ValueError: if there is no such split.
+
+    Source: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
+    """
+    need_choice(split, SPLITS, "split")
+    folder = _folder(Path(root), "cifar-10-batches-bin", "cifar-10-batches-py", "test_batch")
+    names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
+    suffix = "" if folder.name.endswith("-py") or (folder / "test_batch").is_file() else ".bin"
+    paths = [folder / f"{name}{suffix}" for name in names]
+    if not complete:
+        paths = [path for path in paths if path.is_file()] or paths[:1]
+    read = _python_batch if suffix == "" else _binary_batch
+    count = BATCH if complete else None
+    parts = [read(need_file(path, "a batch of CIFAR-10"), "labels", 1, count) for path in paths]
+    return _joined(f"cifar10-{split}", parts, CIFAR10_CLASSES)
+
+
+def cifar100(root: str | Path, split: str = "test", complete: bool = True) -> ImageSet:
+    """Return CIFAR-100 with its 100 fine classes, from its binary or its Python files.
+
+    Args:
+        root: the folder ``cifar-100-binary`` or ``cifar-100-python``, or the folder that holds one of them.
+        split: "train" (50,000 images) or "test" (10,000).
+        complete: demand all images; False takes any whole number of them.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+        ValueError: if there is no such split.
+
+    Source: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
+    """
+    need_choice(split, SPLITS, "split")
+    folder = _folder(Path(root), "cifar-100-binary", "cifar-100-python", split)
+    count = None if not complete else BATCH if split == "test" else 5 * BATCH
+    if (folder / split).is_file():
+        part = _python_batch(folder / split, "fine_labels", 2, count)
+    else:
+        path = need_file(folder / f"{split}.bin", "the images of CIFAR-100")
+        part = _binary_batch(path, "fine_labels", 2, count)
+    return _joined(f"cifar100-{split}", [part], CIFAR100_CLASSES)
+
+
+def cifar_c(root: str | Path, corruption: str, severity: int = 5, dataset: str = "cifar10") -> ImageSet:
+    """Return one corruption of CIFAR-10-C or CIFAR-100-C at one severity, memory-mapped.
+
+    Args:
+        root: the folder with ``<corruption>.npy`` and ``labels.npy``, or the folder that holds it.
+        corruption: name of the file, such as "gaussian_noise".
+        severity: 1 to 5.
+        dataset: "cifar10" or "cifar100".
+
+    Raises:
+        DataError: if a file is missing, damaged or of another form.
+        ValueError: if severity or dataset is out of range.
+
+    Source: Hendrycks and Dietterich, *Benchmarking Neural Network Robustness*, ICLR 2019.
+    """
+    need_choice(dataset, ("cifar10", "cifar100"), "dataset")
+    if severity not in range(1, 6):
+        raise ValueError(f"severity must be 1 to 5, got {severity}")
+    classes, inner = (
+        (CIFAR10_CLASSES, "CIFAR-10-C") if dataset == "cifar10" else (CIFAR100_CLASSES, "CIFAR-100-C")
+    )
+    folder = need_folder([Path(root) / inner, Path(root)], f"the folder {inner}")
+    path = folder / f"{corruption}.npy"
+    images, labels = _array(path), _array(folder / "labels.npy")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or len(images) % 5:
+        raise DataError(
+            f"{path}: expected uint8 (5N, 32, 32, 3), found {images.dtype} {images.shape}; {AGAIN}"
+        )
+    if labels.shape != (len(images),):
+        raise DataError(
+            f"{folder / 'labels.npy'}: expected {len(images)} labels, found {labels.shape}; {AGAIN}"
+        )
+    one = len(images) // 5
+    part = slice((severity - 1) * one, severity * one)
+    name = f"{dataset}-c-{corruption}-{severity}"
+    return from_arrays(name, images[part], labels[part], classes, channels_last=True)
+
+
+def _folder(root: Path, binary: str, python: str, mark: str) -> Path:
+    """Find the folder of the batches: root itself, or one of the published names under it."""
+    if (root / mark).is_file() or (root / f"{mark}.bin").is_file() or root.name in (binary, python):
+        return need_folder([root], f"the folder {binary} or {python}")
+    return need_folder([root / binary, root / python], f"the folder {binary} or {python}")
+
+
+Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def _binary_batch(path: Path, key: str, labels: int, count: int | None) -> Part:
+    """Read records of `labels` label bytes, the last being the one wanted, and 3,072 pixel bytes."""
+    records = need_size(path, labels + PIXELS, count)
+    rows = np.memmap(path, np.uint8, "r").reshape(records, labels + PIXELS)
+    return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1].astype(np.int64)
+
+
+def _python_batch(path: Path, key: str, labels: int, count: int | None) -> Part:
+    """Read a pickled batch, executing nothing."""
+    table: dict[str, Any] = read_pickled(path)
+    data, y = table.get("data"), table.get(key)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (PIXELS,):
+        raise DataError(f"{path}: expected 'data' as uint8 (N, {PIXELS}); {AGAIN}")
+    if not isinstance(y, list) or len(y) != len(data) or (count and len(data) != count):
+        found = f"{len(data)} images and {len(y) if isinstance(y, list) else 'no'} labels"
+        raise DataError(f"{path}: expected {count or 'as many'} images and {key!r}, found {found}; {AGAIN}")
+    return data.reshape(-1, 3, 32, 32), np.array(y, dtype=np.int64)
+
+
+def _joined(name: str, parts: list[Part], classes: tuple[str, ...]) -> ImageSet:
+    images = parts[0][0] if len(parts) == 1 else np.concatenate([images for images, _ in parts])
+    return from_arrays(name, images, np.concatenate([labels for _, labels in parts]), classes)
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """Memory-map a .npy file."""
+    need_file(path, "an array of a corrupted CIFAR")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: expected a .npy array, found otherwise ({error}); {AGAIN}") from error

@@ -1,0 +1,179 @@
+"""Small sets of grey images: the MNIST family in idx files, and USPS."""
+
+import bz2
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from testtime.data.files import AGAIN, need_choice, need_folder
+from testtime.data.folders import image_folder
+from testtime.data.imageset import ImageSet, from_arrays
+from testtime.errors import DataError
+
+DIGITS = tuple(str(digit) for digit in range(10))
+FASHION = (
+    "t-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+LETTERS = tuple("ABCDEFGHIJ")
+SPLITS = ("train", "test")
+UNSIGNED_BYTES = 0x08
+
+
+def read_idx(path: str | Path) -> NDArray[np.uint8]:
+    """Return the array of an idx file of unsigned bytes, plain or gzipped.
+
+    Args:
+        path: the file, such as ``t10k-images-idx3-ubyte.gz``.
+
+    Raises:
+        DataError: if the magic number, the type or the size is not that of such a file.
+
+    Source: the format of LeCun's MNIST page: 0, 0, type, dimensions, the sizes as big-endian integers, the
+        values.
+    """
+    path = Path(path)
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: expected a gzipped idx file, found otherwise ({error}); {AGAIN}") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != UNSIGNED_BYTES or not 1 <= data[3] <= 4:
+        raise DataError(f"{path}: expected the idx magic number 00 00 08, found {data[:4].hex(' ')}; {AGAIN}")
+    start = 4 + 4 * data[3]
+    shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
+    if len(shape) != data[3] or len(data) - start != int(np.prod(shape)):
+        raise DataError(f"{path}: expected {shape} values, found {len(data) - start}; {AGAIN}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def mnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
+    """Return MNIST, 28x28.
+
+    Args:
+        root: the folder of the four idx files, or the folder that holds it as ``mnist``, ``MNIST`` or
+            ``raw``.
+        split: "train" (60,000 images) or "test" (10,000).
+        channels: 1 or 3.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+        ValueError: if there is no such split.
+
+    Source: LeCun et al., *Gradient-based learning applied to document recognition*, 1998.
+    """
+    return _idx_set(Path(root), "mnist", ("mnist", "MNIST", "MNIST/raw", "raw"), split, DIGITS, channels)
+
+
+def fashion_mnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
+    """Return Fashion-MNIST, 28x28.
+
+    Args:
+        root: the folder of the four idx files, or the folder that holds it as ``fashion_mnist`` or
+            ``FashionMNIST``.
+        split: "train" (60,000 images) or "test" (10,000).
+        channels: 1 or 3.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+        ValueError: if there is no such split.
+
+    Source: Xiao et al., *Fashion-MNIST*, 2017.
+    """
+    places = ("fashion_mnist", "FashionMNIST", "FashionMNIST/raw", "raw")
+    return _idx_set(Path(root), "fashion_mnist", places, split, FASHION, channels)
+
+
+def notmnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
+    """Return notMNIST (the letters A to J), 28x28, from idx files or from
+    ``notMNIST_{small,large}/<letter>/*.png``.
+
+    Args:
+        root: the folder of the idx files or of the letters, or the folder that holds it.
+        split: "test" (small) or "train" (large).
+        channels: 1 or 3.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+        ValueError: if there is no such split.
+
+    Source: Bulatov, *notMNIST dataset*, 2011.
+    """
+    need_choice(split, SPLITS, "split")
+    folder = Path(root) / ("notMNIST_small" if split == "test" else "notMNIST_large")
+    if folder.is_dir():
+        return image_folder(folder, f"notmnist-{split}", channels)
+    return _idx_set(Path(root), "notmnist", ("notmnist", "notMNIST"), split, LETTERS, channels)
+
+
+def usps(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
+    """Return USPS, 16x16, from folders ``<split>/<digit>/*`` or from LIBSVM's ``usps.bz2`` and
+    ``usps.t.bz2``.
+
+    Args:
+        root: the folder of the splits or of the two files, or the folder that holds it as ``usps``.
+        split: "train" (7,291 images) or "test" (2,007).
+        channels: 1 or 3.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+        ValueError: if there is no such split.
+
+    Source: Hull, *A database for handwritten text recognition research*, TPAMI 1994.
+    """
+    need_choice(split, SPLITS, "split")
+    name = f"usps-{split}"
+    packed = "usps.bz2" if split == "train" else "usps.t.bz2"
+    for folder in (Path(root) / "usps", Path(root)):
+        if (folder / packed).is_file():
+            return from_arrays(name, *_libsvm(folder / packed), DIGITS, channels)
+    folder = need_folder(
+        [Path(root) / "usps" / split, Path(root) / split], f"USPS: {split}/<digit>/ or {packed}"
+    )
+    return image_folder(folder, name, channels)
+
+
+def _idx_set(
+    root: Path, name: str, places: tuple[str, ...], split: str, classes: tuple[str, ...], channels: int
+) -> ImageSet:
+    need_choice(split, SPLITS, "split")
+    stem = "train" if split == "train" else "t10k"
+    images = read_idx(_idx_file(root, places, f"{stem}-images-idx3-ubyte"))
+    labels = read_idx(_idx_file(root, places, f"{stem}-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.ndim != 1:
+        raise DataError(
+            f"{root}: expected images (N, H, W) and labels (N,), found {images.shape}, {labels.shape}"
+        )
+    return from_arrays(f"{name}-{split}", images, labels.astype(np.int64), classes, channels)
+
+
+def _idx_file(root: Path, places: tuple[str, ...], name: str) -> Path:
+    for folder in (root, *(root / place for place in places)):
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.is_file():
+                return path
+    raise DataError(
+        f"{root / name}[.gz]: no such file; expected an idx file; looked also in {', '.join(places)}"
+    )
+
+
+def _libsvm(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read rows "label 1:v 2:v ...": labels 1 to 10, values in [-1, 1]."""
+    try:
+        rows = [line.split() for line in bz2.decompress(path.read_bytes()).decode("ascii").splitlines()]
+        values = np.array([[float(cell.partition(":")[2]) for cell in row[1:]] for row in rows])
+        labels = np.array([int(float(row[0])) - 1 for row in rows], dtype=np.int64)
+        pixels = np.rint((values.reshape(-1, 16, 16) + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
+    except (OSError, ValueError, EOFError, IndexError) as error:
+        raise DataError(f"{path}: expected rows of a label and 256 values ({error}); {AGAIN}") from error
+    return pixels, labels

@@ -1,0 +1,248 @@
+"""One form for every data set: a name, its classes, its labels, and images that are decoded when asked
+for."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from testtime.errors import DataError
+
+
+class Images(Protocol):
+    """Where the pixels come from: an array in memory or on disk, or image files."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, index: int, channels: int) -> NDArray[np.uint8]:
+        """Return one image, (channels, H, W)."""
+        ...
+
+    def raw(self, index: int) -> bytes:
+        """Return the bytes that make one image, for the digest."""
+        ...
+
+
+class ArrayImages:
+    """Images of one size in an array.
+
+    Args:
+        array: uint8, (N, H, W), (N, C, H, W) or (N, H, W, C); may be memory-mapped.
+        channels_last: whether the array is (N, H, W, C).
+
+    Raises:
+        DataError: if the array is of another type or form.
+    """
+
+    def __init__(self, array: NDArray[np.uint8], channels_last: bool = False) -> None:
+        if array.ndim == 3:
+            array = array[:, None]
+        elif array.ndim == 4 and channels_last:
+            array = array.transpose(0, 3, 1, 2)
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
+            raise DataError(f"expected uint8 images of 1 or 3 channels, found {array.dtype} {array.shape}")
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def pixels(self, index: int, channels: int) -> NDArray[np.uint8]:
+        return with_channels(np.asarray(self.array[index]), channels)
+
+    def raw(self, index: int) -> bytes:
+        image = np.ascontiguousarray(self.array[index])
+        return str(image.shape).encode() + image.tobytes()
+
+
+class Chosen:
+    """Some images of another source, in a new order."""
+
+    def __init__(self, images: Images, indices: NDArray[np.int64]) -> None:
+        self.images = images
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def pixels(self, index: int, channels: int) -> NDArray[np.uint8]:
+        return self.images.pixels(int(self.indices[index]), channels)
+
+    def raw(self, index: int) -> bytes:
+        return self.images.raw(int(self.indices[index]))
+
+
+def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Return the image with 1 or 3 channels: grey is repeated, colour becomes luma (ITU-R 601).
+
+    Args:
+        image: (C, H, W), C being 1 or 3.
+        channels: 1 or 3.
+
+    >>> with_channels(np.full((3, 1, 1), 7, np.uint8), 1).tolist()
+    [[[7]]]
+    """
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=0)
+    weights = np.array([299, 587, 114], dtype=np.int64)[:, None, None]
+    return (((image * weights).sum(0, keepdims=True) + 500) // 1000).astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A data set: named, with labels if it has any, its images decoded when asked for.
+
+    Args:
+        name: what it is, for reports.
+        classes: the names of the classes; empty without labels.
+        labels: (N,) integers in [0, len(classes)), or None.
+        images: the source of the pixels.
+        channels: 1 or 3; grey images are repeated to 3.
+
+    Raises:
+        DataError: if the number of labels is not the number of images or a label is not that of a class.
+
+    >>> digits = from_arrays("two", np.zeros((2, 4, 4), np.uint8), [0, 1], ("a", "b"))
+    >>> len(digits), tuple(digits[0].shape), digits.batch([0, 1], size=2).shape
+    (2, (3, 4, 4), torch.Size([2, 3, 2, 2]))
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    images: Images
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {self.channels}")
+        if self.labels is None:
+            return
+        labels = np.array(self.labels, dtype=np.int64)
+        if labels.shape != (len(self.images),):
+            raise DataError(f"{self.name}: {len(self.images)} images but labels of shape {labels.shape}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
+            raise DataError(
+                f"{self.name}: labels from {labels.min()} to {labels.max()}, but {len(self.classes)} classes"
+            )
+        labels.setflags(write=False)
+        object.__setattr__(self, "labels", labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return one image, uint8 (channels, H, W); raise IndexError past the end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: no image {index}, there are {len(self)}")
+        pixels = self.images.pixels(int(index) % len(self), self.channels)
+        return torch.from_numpy(np.array(pixels, copy=True, order="C"))
+
+    def batch(self, indices: Iterable[int], size: int | tuple[int, int] | None = None) -> Tensor:
+        """Return images as float (B, channels, H, W) in [0, 1].
+
+        Args:
+            indices: which images, in this order.
+            size: height and width in pixels to resize to, one number for both; None keeps the images' own.
+
+        Raises:
+            ValueError: if there are no indices, or the images differ in size and no size is given.
+        """
+        images = [self[int(index)] for index in indices]
+        if not images:
+            raise ValueError(f"{self.name}: a batch needs at least one index")
+        if len({image.shape for image in images}) == 1:
+            return resized(torch.stack(images).float() / 255, size)
+        if size is None:
+            raise ValueError(f"{self.name}: the images differ in size; give size=, for example size=224")
+        return torch.cat([resized(image[None].float() / 255, size) for image in images])
+
+    def targets(self, indices: Iterable[int]) -> Tensor:
+        """Return labels, int64 (B,).
+
+        Args:
+            indices: which images, in this order.
+
+        Raises:
+            ValueError: if the set has no labels.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.name} has no labels")
+        return torch.from_numpy(self.labels[np.fromiter(indices, dtype=np.int64)])
+
+    def subset(self, indices: Iterable[int]) -> "ImageSet":
+        """Return the set of these images, in this order, with the same classes.
+
+        Args:
+            indices: which images.
+
+        Raises:
+            IndexError: if an index is out of range.
+        """
+        chosen = np.fromiter(indices, dtype=np.int64)
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"{self.name}: indices from {chosen.min()} to {chosen.max()} of {len(self)}")
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, images=Chosen(self.images, chosen), labels=labels)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of name, classes, channels, labels and the bytes of every image (hashed
+        once)."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        head = repr((self.name, self.classes, self.channels, len(self), self.labels is not None))
+        state = hashlib.sha256(head.encode())
+        if self.labels is not None:
+            state.update(self.labels.astype("<i8").tobytes())
+        for index in range(len(self)):
+            raw = self.images.raw(index)
+            state.update(len(raw).to_bytes(8, "little") + raw)
+        return state.hexdigest()
+
+
+def resized(images: Tensor, size: int | tuple[int, int] | None) -> Tensor:
+    """Return images of the given size: bilinear, with antialiasing where they shrink.
+
+    Args:
+        images: float (B, C, H, W).
+        size: height and width in pixels, one number for both; None changes nothing.
+    """
+    target = (size, size) if isinstance(size, int) else size
+    if target is None or tuple(images.shape[-2:]) == tuple(target):
+        return images
+    return F.interpolate(images, target, mode="bilinear", align_corners=False, antialias=True)
+
+
+def from_arrays(
+    name: str,
+    images: NDArray[np.uint8],
+    labels: ArrayLike | None = None,
+    classes: Sequence[str] = (),
+    channels: int = 3,
+    channels_last: bool = False,
+) -> ImageSet:
+    """Return an image set of an array.
+
+    Args:
+        name: what it is.
+        images: uint8, (N, H, W), (N, C, H, W), or (N, H, W, C) with channels_last.
+        labels: (N,) integers, or None.
+        classes: the names of the classes.
+        channels: 1 or 3.
+        channels_last: whether the images are (N, H, W, C).
+
+    Raises:
+        DataError: if type, form or labels do not fit.
+    """
+    array = None if labels is None else np.asarray(labels, dtype=np.int64)
+    return ImageSet(name, tuple(classes), array, ArrayImages(images, channels_last), channels)
