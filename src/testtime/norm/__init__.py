@@ -7,12 +7,22 @@ that already follow a policy are left alone, so ``Tent(alpha_statistics(model, 0
 from testtime.norm.alpha import AlphaStatistics, alpha_statistics
 from testtime.norm.batch import BatchStatistics, batch_statistics
 from testtime.norm.ema import EMAStatistics, ema_statistics
-from testtime.norm.layer import NormPolicy, advance, has_batch_norm, norm_affine, norm_layers, observing, swap_policy
+from testtime.norm.layer import (
+    TOP_LAYERS,
+    NormPolicy,
+    advance,
+    has_batch_norm,
+    norm_affine,
+    norm_layers,
+    observing,
+    swap_policy,
+)
 from testtime.norm.robust import RobustStatistics, robust_statistics
 from testtime.norm.running import RunningStatistics, running_statistics
 from testtime.norm.source import SourceStatistics, source_statistics
 
 __all__ = [
+    "TOP_LAYERS",
     "AlphaStatistics",
     "BatchStatistics",
     "EMAStatistics",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,10 +13,21 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from testtime.sharing import Stateful, share
 
-__all__ = ["NormPolicy", "advance", "has_batch_norm", "norm_affine", "norm_layers", "observing", "swap_policy"]
+__all__ = [
+    "TOP_LAYERS",
+    "NormPolicy",
+    "advance",
+    "has_batch_norm",
+    "norm_affine",
+    "norm_layers",
+    "observing",
+    "swap_policy",
+]
 
 KINDS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# The top of a ResNet and of a ViT-B, which SAR (Niu et al., ICLR 2023) and its heirs leave as they are.
+TOP_LAYERS = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm")
 
 
 class NormPolicy(Stateful):
@@ -113,7 +124,9 @@ def observing(model: nn.Module) -> Iterator[None]:
             m.observing = False
 
 
-def swap_policy(model: nn.Module, make: Callable[[_BatchNorm], nn.Module], *, again: bool = False) -> nn.Module:
+def swap_policy(
+    model: nn.Module, make: Callable[[_BatchNorm], nn.Module], *, again: bool = False
+) -> nn.Module:
     """Replace every BatchNorm layer of the tree, in place; with ``again`` also those that follow a policy already."""
     for parent in list(model.modules()):
         if isinstance(parent, NormPolicy):
@@ -137,10 +150,23 @@ def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in model.named_modules() if isinstance(m, KINDS)}
 
 
-def norm_affine(model: nn.Module) -> list[nn.Parameter]:
-    """Scale and shift of every normalisation layer (gamma and beta), in the order of the layers."""
-    layers = norm_layers(model).values()
-    return [p for layer in layers for p in (layer.weight, getattr(layer, "bias", None)) if isinstance(p, nn.Parameter)]
+def norm_affine(model: nn.Module, skip: Iterable[str] = ()) -> list[nn.Parameter]:
+    """Scale and shift of every normalisation layer (gamma and beta), in the order of the layers.
+
+    Args:
+        model: any module.
+        skip: parts of dotted names, such as :data:`TOP_LAYERS`; a layer whose name holds one is left out.
+
+    Raises:
+        ValueError: ``skip`` leaves out every layer there is.
+    """
+    layers, skip = norm_layers(model), tuple(skip)
+    kept = [m for name, m in layers.items() if not any(f".{part}." in f".{name}." for part in skip)]
+    if layers and not kept:
+        raise ValueError(
+            f"skip={skip} leaves none of this model's {len(layers)} normalisation layers; pass skip=()"
+        )
+    return [p for m in kept for p in (m.weight, getattr(m, "bias", None)) if isinstance(p, nn.Parameter)]
 
 
 def has_batch_norm(model: nn.Module) -> bool:
