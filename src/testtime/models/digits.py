@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class DigitsCNN(nn.Module):
-    """Three convolutions with BatchNorm and a linear head: 24 thousand parameters.
+    """Three convolutions with BatchNorm, and a linear head over a 4x4 grid: 34 thousand parameters.
 
     Args:
         classes: number of classes.
@@ -13,7 +13,7 @@ class DigitsCNN(nn.Module):
     Takes (N, 3, 32, 32) images and returns (N, classes) logits.
 
     >>> sum(p.numel() for p in DigitsCNN().parameters())
-    24346
+    33946
     """
 
     def __init__(self, classes: int = 10, width: int = 16) -> None:
@@ -24,11 +24,12 @@ class DigitsCNN(nn.Module):
             *_layer(width, 2 * width),
             nn.MaxPool2d(2),
             *_layer(2 * width, 4 * width),
+            nn.AvgPool2d(2),
         )
-        self.fc = nn.Linear(4 * width, classes)
+        self.fc = nn.Linear(4 * width * 16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x).mean((2, 3)))
+        return self.fc(self.features(x).flatten(1))
 
 
 def _layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
