@@ -1,6 +1,6 @@
 """Parts that methods are made of: pure functions, and classes that only remember."""
 
-from testtime.parts.augment import identity, random_crop_flip
+from testtime.parts.augment import identity, katana, random_crop_flip
 from testtime.parts.losses import entropy, marginal_entropy, soft_cross_entropy
 from testtime.parts.optimizers import adam, sgd
 from testtime.parts.randomness import generator
@@ -13,6 +13,7 @@ __all__ = [
     "entropy",
     "generator",
     "identity",
+    "katana",
     "marginal_entropy",
     "random_crop_flip",
     "sgd",

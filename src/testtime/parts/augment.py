@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augmentation", "identity", "random_crop_flip"]
+__all__ = ["Augmentation", "identity", "katana", "random_crop_flip"]
 
 
 class Augmentation(Protocol):
@@ -23,7 +24,7 @@ def identity(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def random_crop_flip(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Random crop after zero padding by an eighth of the side (4 pixels of 32), and horizontal flip, per image.
+    """Random crop after zero padding by an eighth of the side (4 pixels of 32), and horizontal flip.
 
     Args:
         x: (N, C, H, W).
@@ -50,3 +51,134 @@ def random_crop_flip(x: Tensor, rng: torch.Generator) -> Tensor:
     image = torch.arange(n, device=x.device)[:, None, None]
     # Advanced indices around the channel slice come first: (N, H, W, C).
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, of red, green and blue
+
+
+def _grey(x: Tensor) -> Tensor:
+    """Luminance (N, 1, H, W) of colour images; the mean over the channels of others."""
+    if x.shape[1] != 3:
+        return x.mean(dim=1, keepdim=True)
+    return GREY[0] * x[:, :1] + GREY[1] * x[:, 1:2] + GREY[2] * x[:, 2:]
+
+
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (factor * x).clamp(0, 1)
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    mean = _grey(x).mean(dim=(1, 2, 3), keepdim=True)
+    return (mean + factor * (x - mean)).clamp(0, 1)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    grey = _grey(x)
+    return (grey + factor * (x - grey)).clamp(0, 1)
+
+
+def _hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by a fraction of the colour circle; only colour images have one."""
+    if x.shape[1] != 3:
+        return x
+    (top, first), chroma = (
+        x.max(dim=1, keepdim=True),
+        x.amax(dim=1, keepdim=True) - x.amin(dim=1, keepdim=True),
+    )
+    # The sector is 0, 2 or 4 where red, green or blue is the greatest, plus the difference of the other two.
+    after, before = x.gather(1, (first + 1) % 3), x.gather(1, (first + 2) % 3)
+    sector = 2 * first + (after - before) / torch.where(chroma > 0, chroma, 1)
+    k = (sector + 6 * shift + torch.tensor([5, 3, 1], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)) % 6
+    return (top - chroma * torch.minimum(k, 4 - k).clamp(0, 1)).clamp(0, 1)
+
+
+def _gamma(x: Tensor, power: Tensor) -> Tensor:
+    return x.clamp(1e-8, 1) ** power
+
+
+def _affine(
+    x: Tensor, degrees: Tensor, shift: Tensor, scale: Tensor, flip: Tensor, margin: int = 0
+) -> Tensor:
+    """Turn, scale, shift (in that order, about the centre) and flip; outside, the edge is repeated.
+
+    Args:
+        x: (N, C, H, W).
+        degrees, scale, flip: (N,) each; a positive angle turns from the x to the y axis.
+        shift: (N, 2), to the right and down, in pixels.
+        margin: how many pixels around the image are wanted as well.
+
+    Returns:
+        (N, C, H + 2 margin, W + 2 margin), bilinear.
+    """
+    h, w = x.shape[2:]
+    rows = torch.arange(-margin, h + margin, device=x.device, dtype=x.dtype) - (h - 1) / 2
+    columns = torch.arange(-margin, w + margin, device=x.device, dtype=x.dtype) - (w - 1) / 2
+    mirror = torch.where(flip, -1.0, 1.0).to(x.dtype)
+    across = mirror[:, None] * columns - shift[:, :1]
+    down = rows - shift[:, 1:]
+    angle, inverse = degrees * (math.pi / 180), 1 / scale
+    cos, sin = (inverse * angle.cos()).view(-1, 1, 1), (inverse * angle.sin()).view(-1, 1, 1)
+    source_x = cos * across[:, None, :] + sin * down[:, :, None]
+    source_y = cos * down[:, :, None] - sin * across[:, None, :]
+    grid = torch.stack([source_x * (2 / w), source_y * (2 / h)], dim=-1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _blur(x: Tensor, sigma: Tensor, size: int = 5) -> Tensor:
+    """Gaussian blur with one sigma (N,) per image; the image loses size // 2 pixels on every side."""
+    offsets = torch.arange(size, device=x.device, dtype=x.dtype) - size // 2
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).t()[..., None, None, None]  # (size, N, 1, 1, 1)
+    h, w = x.shape[2] - size + 1, x.shape[3] - size + 1
+    x = sum((kernel[i] * x[:, :, i : i + h] for i in range(1, size)), kernel[0] * x[:, :, :h])
+    return sum((kernel[i] * x[..., i : i + w] for i in range(1, size)), kernel[0] * x[..., :w])
+
+
+def katana(x: Tensor, rng: torch.Generator) -> Tensor:
+    """The strong augmentation of CoTTA and RoTTA: colours, place, blur and noise, drawn anew for every image.
+
+    In this order: clip to [0, 1]; brightness 0.6-1.4, contrast 0.7-1.3, saturation 0.5-1.5, hue +-0.06 of the
+    circle and gamma 0.7-1.3, in an order drawn once per batch; turn by +-15 degrees, shift by whole pixels up
+    to an eighth of the side, scale by 0.9-1.1, with the edge repeated outside; Gaussian blur (5 pixels, sigma
+    0.001-0.5); horizontal flip; Gaussian noise of 0.005; clip.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1]; saturation and hue need three channels.
+        rng: draws come from here.
+
+    Returns:
+        (N, C, H, W).
+
+    The published code draws once per batch, so that all images of a view are changed alike; here each draws
+    for itself. Its shift of 1/16 is one of the image padded to twice its side, hence an eighth.
+
+    Reference: Cohen and Giryes, KATANA: Simple Post-Training Robustness Using Test Time Augmentations, 2021,
+    with the constants of Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022.
+
+    >>> katana(torch.rand(2, 3, 8, 8), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    n, _, h, w = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(dtype).clamp(0, 1)
+    order = torch.randperm(5, generator=rng, device=rng.device).tolist()
+    draws = torch.rand(n, 11, generator=rng, device=rng.device).to(x.device, dtype)
+    noise = torch.randn(x.shape, generator=rng, device=rng.device).to(x.device, dtype)
+
+    def between(column: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * draws[:, column]
+
+    colours = (
+        (_brightness, between(0, 0.6, 1.4)),
+        (_contrast, between(1, 0.7, 1.3)),
+        (_saturation, between(2, 0.5, 1.5)),
+        (_hue, between(3, -0.06, 0.06)),
+        (_gamma, between(4, 0.7, 1.3)),
+    )
+    for i in order:
+        change, amount = colours[i]
+        y = change(y, amount.view(-1, 1, 1, 1))
+    shift = torch.stack([between(6, -w / 8, w / 8), between(7, -h / 8, h / 8)], dim=1).round()
+    y = _affine(y, between(5, -15, 15), shift, between(8, 0.9, 1.1), draws[:, 9] < 0.5, margin=2)
+    y = _blur(y, between(10, 0.001, 0.5))
+    return (y + 0.005 * noise).clamp(0, 1).to(x.dtype)
