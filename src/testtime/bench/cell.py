@@ -1,0 +1,285 @@
+"""One cell of a grid: a method on a stream with a seed, from the weights to the files of its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from testtime.bench import sets
+from testtime.bench.cache import cached
+from testtime.bench.prequential import Record, prequential
+from testtime.bench.protocol import Column, Protocol, Row
+from testtime.metrics import Cost, Samples, forgetting, milliseconds, peak_memory, state_bytes, summarise
+from testtime.streams import Stream, continual, correlated, gradual, mixed, open_set
+
+__all__ = ["Cell", "make_stream", "read_samples", "run_cell"]
+
+SLOW = 20  # forwards a batch; a method above gets the protocol's slow_limit
+SOURCE_IMAGES = 2000  # shown to methods that must see their source
+CHECKPOINT = 60.0  # seconds between two saved states
+
+Progress = Callable[[str, int, int], None]  # cell, batches done, batches in all
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one run is, wholly: equal cells give equal results.
+
+    Args:
+        protocol: narrowed to what is run.
+        row: the method.
+        column: the setting.
+        seed: of order and method.
+        data: the data folder.
+        device: "cpu" or "cuda".
+        facts: what identifies data and weights: digests by name.
+    """
+
+    protocol: Protocol
+    row: Row
+    column: Column
+    seed: int
+    data: str
+    device: str
+    facts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything the result depends on, in plain types."""
+        p, c = self.protocol, self.column
+        return {
+            "closed": p.closed,
+            "model": p.model,
+            "method": self.row.method,
+            "arguments": {k: repr(v) for k, v in sorted(self.row.arguments.items())},
+            "open_set": c.open_set,
+            "batch_size": c.batch_size,
+            "ratio": c.ratio,
+            "order": p.order,
+            "corruptions": list(p.corruptions),
+            "severity": p.severity,
+            "rounds": p.rounds,
+            "limit": p.limit,
+            "slow_limit": p.slow_limit,
+            "seed": self.seed,
+            "device": self.device,
+            "facts": dict(self.facts),
+        }
+
+    @property
+    def name(self) -> str:
+        """Readable, and ending in a hash of the configuration."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:8]
+        words = [self.row.slug, "-".join(self.column.name.lower().split()), f"s{self.seed}", digest]
+        return "_".join(words)
+
+
+def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path, limit: int | None) -> Stream:
+    """The stream of a protocol's column.
+
+    The corrupted images are those of one fixed set, as the published sets are; the seed draws their order, and which of
+    them where there is a limit.
+    """
+    if protocol.order == "gradual":
+        stream = gradual(
+            sets.open_data(protocol.closed, data), protocol.corruptions, column.batch_size, limit, seed
+        )
+        stream = replace(stream, domains=tuple(domain.seeded(0) for domain in stream.domains))
+    else:
+        arrive = {"continual": continual, "mixed": mixed, "correlated": correlated}[protocol.order]
+        made, _ = sets.domains(protocol.closed, data, protocol.corruptions, protocol.severity)
+        stream = arrive(None, made * protocol.rounds, 5, column.batch_size, limit, seed)
+    if column.open_set is None:
+        return stream
+    return open_set(stream, sets.open_data(column.open_set, data), column.ratio)
+
+
+def run_cell(cell: Cell, folder: Path, cache: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a cell and write its folder; ``result.json`` comes last, whole or not at all.
+
+    A cell that was interrupted goes on from the adapter's last saved state.
+
+    Returns:
+        the content of ``result.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    protocol, device = cell.protocol, torch.device(cell.device)
+    model, _ = sets.source_model(protocol.model, cell.data)
+    form = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    model = model.to(device).to(memory_format=form)  # type: ignore[call-overload]
+    classes = len(sets.open_data(protocol.closed, cell.data).classes)
+    adapter = cell.row.build(model, classes, cell.seed)
+    adapter.to(device)
+    limit = protocol.limit
+    if protocol.slow_limit is not None and adapter.cost[0] > SLOW:
+        limit = min(limit or protocol.slow_limit, protocol.slow_limit)
+    whole = make_stream(protocol, cell.column, cell.seed, cell.data, protocol.limit)
+    stream = make_stream(protocol, cell.column, cell.seed, cell.data, limit)
+    stream = cached(stream, cache, whole).prefetch(1)
+    _atomic(folder / "cell.json", {"label": cell.row.label, "column": cell.column.name, **cell.config})
+
+    if adapter.source != "none":
+        training = sets.source_images(protocol.closed, cell.data)
+        chosen = np.random.default_rng(cell.seed).permutation(len(training))[:SOURCE_IMAGES]
+        batches = np.array_split(chosen, max(1, len(chosen) // cell.column.batch_size))
+        adapter.prepare([training.batch(b).to(device, memory_format=form) for b in batches])
+
+    def clean() -> Iterator[tuple[Tensor, Tensor]]:
+        images = sets.open_data(protocol.closed, cell.data)
+        order = np.random.default_rng(0).permutation(len(images))[:1000]
+        size = stream.domains[0].size
+        for part in np.array_split(order, max(1, len(order) // cell.column.batch_size)):
+            yield images.batch(part, size).to(device, memory_format=form), images.targets(part)
+
+    before = forgetting(adapter, clean())
+    first = stream[0].x.to(device, memory_format=form)
+    with torch.no_grad():
+        plain = float(np.median([milliseconds(lambda: model(first), device)[0] for _ in range(5)][1:]))
+    done, parts, lines = _resume(folder, adapter)
+    counts = [0, 0, 0]
+    saved = time.monotonic()
+    with Cost(model) as cost, (folder / "batches.jsonl").open("a" if done else "w") as log:
+        for record in prequential(adapter, stream.since(done), device=device, memory_format=form):
+            parts.append(record.samples)
+            counts[2] += len(record.samples)
+            line = _line(record)
+            lines.append(line)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            if progress is not None:
+                progress(cell.name, record.index + 1, len(stream))
+            if time.monotonic() - saved > CHECKPOINT:
+                _checkpoint(folder, adapter, parts, record.index + 1)
+                saved = time.monotonic()
+    counts[:2] = cost.forwards, cost.backwards
+    samples = Samples.join(parts)
+    visits = {plan.visit: plan.domain for plan in stream.plans}
+    taken = [line["ms"] for line in lines]
+    result = {
+        "label": cell.row.label,
+        "column": cell.column.name,
+        "seed": cell.seed,
+        "config": cell.config,
+        **summarise(samples, [visits[v] for v in sorted(visits)]),
+        "forgetting": {"before": before, "after": forgetting(adapter, clean())},
+        "cost": {
+            "declared": list(adapter.cost),
+            "forwards": counts[0] / max(counts[2], 1),
+            "backwards": counts[1] / max(counts[2], 1),
+            "ms": float(np.median(taken)),
+            "plain_ms": plain,
+            "relative": float(np.median(taken)) / plain,
+            "peak_memory": peak_memory(device),
+            "state_bytes": state_bytes(adapter.state_dict()),
+        },
+        "limit": limit,
+        "images": int(samples.known.sum()),
+        "unknown": int((~samples.known).sum()),
+        "batches": len(stream),
+        "seconds": sum(taken) / 1000,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    write_samples(folder / "samples", samples)
+    _atomic(folder / "result.json", result)
+    for leftover in ("state.safetensors", "partial"):
+        _remove(folder / leftover)
+    return result
+
+
+def write_samples(folder: Path, samples: Samples) -> None:
+    """One ``.npy`` for each column, one for each mask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for f in fields(samples):
+        if f.name != "selected":
+            np.save(folder / f"{f.name}.npy", getattr(samples, f.name), allow_pickle=False)
+    for name, mask in samples.selected.items():
+        np.save(folder / f"selected-{name}.npy", mask, allow_pickle=False)
+
+
+def read_samples(folder: Path) -> Samples:
+    """What `write_samples` wrote."""
+    columns = {
+        f.name: np.load(folder / f"{f.name}.npy", allow_pickle=False)
+        for f in fields(Samples)
+        if f.name != "selected"
+    }
+    masks = {
+        path.stem.removeprefix("selected-"): np.load(path, allow_pickle=False)
+        for path in sorted(folder.glob("selected-*.npy"))
+    }
+    return Samples(**columns, selected=masks)
+
+
+def _line(record: Record) -> dict[str, Any]:
+    s = record.samples
+    return {
+        "batch": record.index,
+        "visit": record.visit,
+        "domain": record.domain,
+        "known": int(s.known.sum()),
+        "unknown": int((~s.known).sum()),
+        "correct": int(s.correct.sum()),
+        "updated": record.updated,
+        "ms": round(record.milliseconds, 3),
+        "selected": {
+            name: [int((mask & s.known).sum()), int((mask & ~s.known).sum())]
+            for name, mask in s.selected.items()
+        },
+    }
+
+
+def _checkpoint(folder: Path, adapter: Any, parts: list[Samples], done: int) -> None:
+    write_samples(folder / "partial", Samples.join(parts))
+    partial = folder / "state.part"
+    save_file(adapter.state_dict(), partial, metadata={"done": str(done)})
+    partial.replace(folder / "state.safetensors")
+
+
+def _resume(folder: Path, adapter: Any) -> tuple[int, list[Samples], list[dict[str, Any]]]:
+    """Batches done, their answers and their lines; (0, [], []) where there is nothing to go on from."""
+    path = folder / "state.safetensors"
+    if not path.is_file():
+        return 0, [], []
+    try:
+        state = load_file(path)
+        samples = read_samples(folder / "partial")
+        lines = [json.loads(line) for line in (folder / "batches.jsonl").read_text().splitlines() if line]
+        done = int(samples.batch.max()) + 1
+        if "clock" not in state or int(state["clock"]) != done or len(lines) < done:
+            return 0, [], []
+        adapter.load_state_dict(state)
+    except (OSError, ValueError, KeyError):
+        return 0, [], []
+    (folder / "batches.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:done]))
+    return done, [samples], lines[:done]
+
+
+def _atomic(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    partial.replace(path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir():
+            for child in path.iterdir():
+                child.unlink()
+            path.rmdir()
+        else:
+            path.unlink()

@@ -1,0 +1,329 @@
+"""A grid of cells, in a pool of processes: it resumes where it stopped and says how far it is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import queue
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from testtime import __version__
+from testtime.bench import sets
+from testtime.bench.cell import Cell, _atomic, run_cell
+from testtime.bench.protocol import Protocol
+from testtime.data import sha256_of
+
+__all__ = ["Grid", "cells", "run_grid"]
+
+
+def cells(protocol: Protocol, data: str, device: str = "cpu") -> list[Cell]:
+    """The cells of a protocol, those whose method exists, in the order in which they run: a seed, a column, the methods.
+
+    Raises:
+        DataError: a data set or the weights are not there.
+    """
+    weights = sets.find_weights(protocol.model, data)
+    facts = {
+        "weights": "packaged" if weights is None else sha256_of(weights),
+        protocol.closed: sets.open_data(protocol.closed, data).digest(),
+        "corruptions": sets.domains(protocol.closed, data, protocol.corruptions, protocol.severity)[1],
+    }
+    for column in protocol.columns:
+        if column.open_set is not None:
+            facts[column.open_set] = sets.open_data(column.open_set, data).digest()
+
+    def about(column: str | None) -> tuple[tuple[str, str], ...]:
+        names = {"weights", "corruptions", protocol.closed, column}
+        return tuple((name, fact) for name, fact in sorted(facts.items()) if name in names)
+
+    return [
+        Cell(protocol, row, column, seed, data, device, about(column.open_set))
+        for seed in protocol.seeds
+        for column in protocol.columns
+        for row in protocol.rows
+        if row.available
+    ]
+
+
+class Grid:
+    """The folder of a run.
+
+    ``run.json`` says what was run, ``cells/<name>/result.json`` what came out, ``cells/<name>/batches.jsonl`` and
+    ``samples/*.npy`` everything on the way.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def of(self, cell: Cell) -> Path:
+        """The folder of a cell."""
+        return self.folder / "cells" / cell.name
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether the cell has its result."""
+        return (self.of(cell) / "result.json").is_file()
+
+    def write(self, protocol: Protocol, plan: list[Cell], command: list[str]) -> None:
+        """Write ``run.json``: what is needed to run it again."""
+        import numpy
+        import torch
+
+        facts: dict[str, str] = {}
+        for cell in plan:
+            facts.update(cell.facts)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _atomic(
+            self.folder / "run.json",
+            {
+                "protocol": protocol.name,
+                "title": protocol.title,
+                "source": protocol.source,
+                "note": protocol.note,
+                "closed": protocol.closed,
+                "model": protocol.model,
+                "corruptions": list(protocol.corruptions),
+                "severity": protocol.severity,
+                "rounds": protocol.rounds,
+                "order": protocol.order,
+                "limit": protocol.limit,
+                "slow_limit": protocol.slow_limit,
+                "seeds": list(protocol.seeds),
+                "rows": [
+                    {
+                        "label": row.label,
+                        "method": row.method,
+                        "available": row.available,
+                        "arguments": {k: repr(v) for k, v in row.arguments.items()},
+                    }
+                    for row in protocol.rows
+                ],
+                "columns": [
+                    {"name": c.name, "open_set": c.open_set, "batch_size": c.batch_size, "ratio": c.ratio}
+                    for c in protocol.columns
+                ],
+                "published": {label: dict(by) for label, by in protocol.published.items()},
+                "facts": facts,
+                "cells": [cell.name for cell in plan],
+                "command": command,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "versions": {
+                    "testtime": __version__,
+                    "torch": torch.__version__,
+                    "numpy": numpy.__version__,
+                    "python": platform.python_version(),
+                },
+                "machine": {
+                    "system": platform.system(),
+                    "processor": platform.machine(),
+                    "cores": os.cpu_count(),
+                },
+            },
+        )
+
+
+def run_grid(
+    protocol: Protocol,
+    data: str,
+    out: str | Path,
+    device: str = "cpu",
+    jobs: int = 1,
+    cache: str | Path | None = None,
+    command: list[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Run every cell that is not finished.
+
+    Args:
+        protocol: what to run.
+        data: the data folder.
+        out: folder of the run; an earlier run there is continued.
+        device: of the adapters.
+        jobs: processes, one torch thread each when there are several.
+        cache: folder of corrupted images; None is ``cache`` beside the run.
+        command: the command line, for the record.
+        say: takes lines for a person.
+
+    Returns:
+        what went wrong, a line for each failed cell; the others are finished.
+    """
+    grid = Grid(out)
+    plan = cells(protocol, data, device)
+    absent = [row.label for row in protocol.rows if not row.available]
+    if absent:
+        say(f"not in this version, left out: {', '.join(absent)}")
+    grid.write(protocol, plan, command or [])
+    todo = [cell for cell in plan if not grid.finished(cell)]
+    if len(todo) < len(plan):
+        say(f"{len(plan) - len(todo)} of {len(plan)} cells are finished; running the other {len(todo)}")
+    if not todo:
+        return []
+    tables = Path(cache) if cache is not None else Path(out).parent / "cache"
+    totals = {cell.name: _batches(cell) for cell in todo}
+    failures: list[str] = []
+    with _bar(sum(totals.values()), say) as bar:
+        if jobs <= 1:
+            for cell in todo:
+                bar.start(cell.name, totals[cell.name])
+                failures += _one(cell, grid.of(cell), tables, bar.tick)
+                bar.end(cell.name)
+            return failures
+        context = multiprocessing.get_context("spawn")
+        ticks = context.Queue()
+        with ProcessPoolExecutor(jobs, context, _start, (ticks,)) as pool:
+            try:
+                waiting: set[Future[list[str]]] = set()
+                names = {}
+                for cell in todo:
+                    future = pool.submit(_in_pool, cell, grid.of(cell), tables)
+                    names[future] = cell.name
+                    waiting.add(future)
+                for name, total in totals.items():
+                    bar.start(name, total)
+                while waiting:
+                    finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    _drain(ticks, bar)
+                    for future in finished:
+                        failures += future.result()
+                        bar.end(names[future])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(pool._processes.values()):
+                    process.terminate()
+                raise
+    return failures
+
+
+def _batches(cell: Cell) -> int:
+    images = cell.protocol.limit or len(sets.open_data(cell.protocol.closed, cell.data))
+    known = max(1, round(cell.column.batch_size / (1 + (cell.column.ratio if cell.column.open_set else 0))))
+    return -(-images // known) * len(cell.protocol.corruptions) * cell.protocol.rounds
+
+
+_ticks: Any = None
+
+
+def _start(ticks: Any) -> None:
+    global _ticks
+    import torch
+
+    torch.set_num_threads(1)
+    _ticks = ticks
+
+
+def _in_pool(cell: Cell, folder: Path, tables: Path) -> list[str]:
+    return _one(cell, folder, tables, lambda *tick: _ticks.put(tick))
+
+
+def _one(cell: Cell, folder: Path, tables: Path, tick: Callable[[str, int, int], None]) -> list[str]:
+    try:
+        run_cell(cell, folder, tables, tick)
+    except Exception as error:  # noqa: BLE001 - one method must not end the run of the others; it is reported
+        (folder / "error.txt").write_text(traceback.format_exc())
+        return [f"{cell.name}: {type(error).__name__}: {error} (see {folder / 'error.txt'})"]
+    (folder / "error.txt").unlink(missing_ok=True)
+    return []
+
+
+def _drain(ticks: Any, bar: Any) -> None:
+    while True:
+        try:
+            bar.tick(*ticks.get_nowait())
+        except queue.Empty:
+            return
+
+
+class _Plain:
+    """Progress as lines, for logs: one every ten seconds."""
+
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self.say, self.total, self.done = say, total, 0
+        self.by_cell: dict[str, tuple[int, int]] = {}
+        self.began = self.spoke = time.monotonic()
+
+    def start(self, name: str, total: int) -> None:
+        self.by_cell[name] = (0, total)
+
+    def tick(self, name: str, done: int, total: int) -> None:
+        before, planned = self.by_cell[name]
+        self.total += total - planned
+        self.done += done - before
+        self.by_cell[name] = (done, total)
+        if time.monotonic() - self.spoke > 10:
+            self.spoke = time.monotonic()
+            self.say(f"{self.line()}  {name}")
+
+    def end(self, name: str) -> None:
+        done, total = self.by_cell[name]
+        self.total += done - total
+        self.say(f"{self.line()}  finished {name}")
+
+    def line(self) -> str:
+        spent = time.monotonic() - self.began
+        rate = self.done / spent if spent > 0 else 0.0
+        left = (self.total - self.done) / rate if rate > 0 else 0.0
+        return f"{self.done}/{self.total} batches, {rate:.1f} a second, {_clock(left)} left"
+
+
+class _Rich:
+    """Progress as a bar, for people."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        self.plain = _Plain(total, lambda line: None)
+        self.task = self.bar.add_task("starting", total=total, rate="")
+
+    def start(self, name: str, total: int) -> None:
+        self.plain.start(name, total)
+
+    def tick(self, name: str, done: int, total: int) -> None:
+        self.plain.tick(name, done, total)
+        rate = self.plain.done / max(time.monotonic() - self.plain.began, 1e-9)
+        self.bar.update(
+            self.task,
+            completed=self.plain.done,
+            total=self.plain.total,
+            description=name,
+            rate=f"{rate:.1f} batches/s",
+        )
+
+    def end(self, name: str) -> None:
+        self.plain.end(name)
+        self.bar.update(self.task, completed=self.plain.done, total=self.plain.total)
+
+
+@contextmanager
+def _bar(total: int, say: Callable[[str], None]) -> Iterator[_Plain | _Rich]:
+    if sys.stderr.isatty():
+        try:
+            rich = _Rich(total)
+        except ImportError:
+            pass
+        else:
+            with rich.bar:
+                yield rich
+            return
+    yield _Plain(total, say)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -1,0 +1,156 @@
+"""A protocol says what was run: data, order, batches, methods with their arguments, and what was published for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from testtime.adapter import Adapter
+from testtime.corruptions import CORRUPTIONS
+
+__all__ = ["Column", "Figures", "Protocol", "Row"]
+
+Figures = tuple[float | None, float | None, float | None]  # accuracy, AUROC, H-score, in percent
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of a table, with its arguments.
+
+    Args:
+        label: as the table calls it.
+        method: the class in `testtime.methods`.
+        arguments: what it is built with beside model, classes and seed; the others are the method's defaults.
+    """
+
+    label: str
+    method: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        """The label as a word: for the command line and for folders.
+
+        >>> Row("PAF+KIP", "PAFKIP").slug, Row("UniEnt+", "UniEntPlus").slug
+        ('paf-kip', 'unient+')
+        """
+        return slug(self.label)
+
+    @property
+    def available(self) -> bool:
+        """Whether this version of the library has the method."""
+        import testtime.methods
+
+        return self.method in testtime.methods.__all__
+
+    def build(self, model: nn.Module, classes: int, seed: int) -> Adapter:
+        """The adapter on a model."""
+        import testtime.methods
+
+        cls = getattr(testtime.methods, self.method)
+        takes = inspect.signature(cls).parameters
+        given = {k: v for k, v in {"classes": classes, "seed": seed}.items() if k in takes}
+        return cls(model, **{**given, **self.arguments})
+
+
+@dataclass(frozen=True)
+class Column:
+    """A setting of a table: which open set, how large a batch, how many unknown.
+
+    Args:
+        name: as the table calls it.
+        open_set: a key of `testtime.bench.sets.SETS`, or None for a closed set alone.
+        batch_size: known and unknown together.
+        ratio: unknown for each known.
+    """
+
+    name: str
+    open_set: str | None
+    batch_size: int = 200
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a paper ran, so that its table is one command.
+
+    Args:
+        name: for the command line.
+        title: what it shows.
+        closed: the closed set, a key of `testtime.bench.sets.SETS`.
+        model: the source model, a key of `testtime.models.MODELS`.
+        rows: methods.
+        columns: settings.
+        corruptions: the domains in their order.
+        severity: 1 to 5.
+        rounds: how often the domains come (4 rounds of 15 are 60 shifts).
+        order: "continual", "gradual", "mixed" or "correlated"; there is never a reset.
+        limit: closed-set images for each domain; None is all.
+        slow_limit: the same for methods of more than 20 forwards a batch.
+        seeds: of order and methods.
+        published: figures of the source by row label and column name.
+        source: where they are from.
+        note: what is different here.
+    """
+
+    name: str
+    title: str
+    closed: str
+    model: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    severity: int = 5
+    rounds: int = 1
+    order: str = "continual"
+    limit: int | None = None
+    slow_limit: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    published: Mapping[str, Mapping[str, Figures]] = field(default_factory=dict)
+    source: str = ""
+    note: str = ""
+
+    def narrowed(
+        self,
+        methods: list[str] | None = None,
+        open_sets: list[str] | None = None,
+        batch_size: int | None = None,
+        **changes: Any,
+    ) -> Protocol:
+        """The protocol with some of its methods, other open sets, another batch size or other fields.
+
+        Raises:
+            ValueError: it has no such method.
+        """
+        rows, columns = self.rows, self.columns
+        if methods:
+            wanted = [slug(m) for m in methods]
+            names = [row.slug for row in rows] + [slug(row.method) for row in rows]
+            unknown = [m for m, s in zip(methods, wanted, strict=True) if s not in names]
+            if unknown:
+                raise ValueError(
+                    f"{self.name} has no method {', '.join(unknown)}; it has {', '.join(r.slug for r in rows)}"
+                )
+            rows = tuple(row for row in rows if row.slug in wanted or slug(row.method) in wanted)
+        if open_sets:
+            chosen: list[Column] = []
+            for name in open_sets:
+                same = [c for c in columns if c.open_set == name]
+                chosen += same or [replace(columns[0], name=name, open_set=name)]
+            columns = tuple(chosen)
+        if batch_size:
+            columns = tuple(replace(column, batch_size=batch_size) for column in columns)
+        return replace(self, rows=rows, columns=columns, **changes)
+
+
+def slug(label: str) -> str:
+    """A label as a word of small letters, digits, "+", "." and "-"."""
+    spoken = {"UniEntPlus": "unient+", "PAFKIP": "paf-kip", "PAF+KIP": "paf-kip", "BNAdapt": "bn-adapt"}
+    if label in spoken:
+        return spoken[label]
+    kept = "".join(c if c.isalnum() or c in "+.=" else "-" for c in label.lower())
+    return "-".join(part for part in kept.split("-") if part)

@@ -1,0 +1,137 @@
+"""The data sets and source models of the protocols, found below one data folder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from testtime import data
+from testtime.data import ImageSet, sha256_of
+from testtime.errors import DataError
+from testtime.models import Preprocessed, load_model, model_card
+from testtime.streams import Domain, corrupted, published
+
+__all__ = ["SETS", "domains", "find_weights", "open_data", "source_images", "source_model"]
+
+
+def _first(*readers: Callable[[Path], ImageSet]) -> Callable[[Path], ImageSet]:
+    """Whatever is there, in this order; the error is that of the first."""
+
+    def read(root: Path) -> ImageSet:
+        errors: list[DataError] = []
+        for reader in readers:
+            try:
+                return reader(root)
+            except DataError as error:
+                errors.append(error)
+        raise errors[0]
+
+    return read
+
+
+def _tiny(root: Path) -> ImageSet:
+    return data.tiny_imagenet(root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root)
+
+
+def _textures(root: Path) -> ImageSet:
+    for folder in (root / "dtd", root):
+        if (folder / "images").is_dir():
+            return data.textures(folder)
+    return data.textures(root)
+
+
+SETS: dict[str, Callable[[Path], ImageSet]] = {
+    "cifar10": lambda root: data.cifar10(root),
+    "cifar100": _first(
+        lambda root: data.cifar100(root), lambda root: data.image_folder(root / "cifar100-images", "cifar100")
+    ),
+    "imagenet": lambda root: data.imagenet(root / "imagenet" if (root / "imagenet").is_dir() else root),
+    "svhn": _first(lambda root: data.svhn(root), lambda root: data.svhn(root / "svhn")),
+    "tiny-imagenet": _tiny,
+    "places365": _first(lambda root: data.places365(root), lambda root: data.places365(root / "places365")),
+    "textures": _textures,
+    "digits": lambda root: data.embedded().test,
+    "photographs": lambda root: data.embedded().unknown,
+}
+EMBEDDED = ("digits", "photographs")
+PUBLISHED = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C", "imagenet": "ImageNet-C"}
+
+
+@functools.lru_cache(maxsize=8)
+def open_data(name: str, root: str | Path) -> ImageSet:
+    """A data set by its name in the protocols.
+
+    Args:
+        name: a key of `SETS`.
+        root: the data folder; the embedded sets need none.
+
+    Raises:
+        ValueError: no such set.
+        DataError: it is not there; the message names the file.
+    """
+    if name not in SETS:
+        raise ValueError(f"no data set {name!r}; choose one of: {', '.join(SETS)}")
+    return SETS[name](Path(root))
+
+
+def source_images(name: str, root: str | Path) -> ImageSet:
+    """The training images of a closed set, for methods that must see their source; whatever part of them is there."""
+    if name == "digits":
+        return data.embedded().train
+    if name == "cifar10":
+        return data.cifar10(root, "train", complete=False)
+    if name == "cifar100":
+        return data.cifar100(root, "train", complete=False)
+    if name == "imagenet":
+        return data.imagenet(root, "train")
+    raise ValueError(
+        f"{name} is not a closed set with training images; those are digits, cifar10, cifar100, imagenet"
+    )
+
+
+def domains(
+    name: str, root: str | Path, corruptions: tuple[str, ...], severity: int
+) -> tuple[list[Domain], str]:
+    """The corrupted versions of a closed set, and whether they are "published" or "ours" (made by our corruptions).
+
+    A published -C folder below the data folder is used where there is one.
+    """
+    size = (224, 224) if name == "imagenet" else None
+    folder = Path(root) / PUBLISHED.get(name, "-")
+    if folder.is_dir():
+        read = data.imagenet_c if name == "imagenet" else data.cifar_c
+        arguments = {} if name == "imagenet" else {"dataset": name}
+        made = [
+            published(read, folder, c, severity, arguments=arguments, size=size, jpeg=name == "imagenet")
+            for c in corruptions
+        ]
+        return made, "published"
+    images = open_data(name, root)
+    return [corrupted(images, c, severity, size=size, jpeg=name == "imagenet") for c in corruptions], "ours"
+
+
+def find_weights(model: str, root: str | Path) -> Path | None:
+    """The weights of a model below the data folder: ``weights/`` or the folder itself; None if they are packaged.
+
+    Raises:
+        DataError: they are not there.
+    """
+    card = model_card(model)
+    if card.packaged:
+        return None
+    stem = model.replace("-", "_")
+    for folder in (Path(root) / "weights", Path(root)):
+        for path in sorted(folder.glob("*.safetensors")):
+            if path.stem.replace("-", "_") == stem:
+                return path
+    raise DataError(
+        f"{Path(root) / 'weights' / (stem + '.safetensors')}: the weights of {model} are not there; they are published "
+        f"at {card.origin} ({card.licence}); convert them with: python -m testtime.models.convert in.pth out.safetensors"
+    )
+
+
+def source_model(model: str, root: str | Path) -> tuple[Preprocessed, str]:
+    """A source model with its weights, and their SHA-256 ("packaged" where they come with the package)."""
+    path = find_weights(model, root)
+    return load_model(model, path), "packaged" if path is None else sha256_of(path)

@@ -1,0 +1,96 @@
+"""Whether a model's confidence can be believed."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["CalibrationError", "brier", "calibration_error", "nll"]
+
+
+class CalibrationError:
+    r"""Expected calibration error in percent, in bins of equal width, batch after batch.
+
+    .. math:: 100 \sum_b \frac{n_b}{n} \, | \mathrm{acc}_b - \mathrm{conf}_b |
+
+    Args:
+        bins: number of bins over (0, 1]; a confidence on an edge belongs to the bin below.
+
+    Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3 (15 bins).
+
+    >>> error = CalibrationError()
+    >>> error.update([0.9, 0.9], [True, False])
+    >>> round(error.compute(), 6)
+    40.0
+    """
+
+    def __init__(self, bins: int = 15) -> None:
+        self.count, self.confidence, self.correct = np.zeros((3, bins))
+
+    def update(self, confidence: ArrayLike, correct: ArrayLike) -> None:
+        """Add a batch.
+
+        Args:
+            confidence: (N,) highest probability of each image; NaN is left out.
+            correct: (N,) bool.
+        """
+        p, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+        p, right = p[~np.isnan(p)], right[~np.isnan(p)]
+        bins = len(self.count)
+        at = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
+        np.add.at(self.count, at, 1)
+        np.add.at(self.confidence, at, p)
+        np.add.at(self.correct, at, right)
+
+    def compute(self) -> float:
+        """Percent; NaN before the first image."""
+        total = self.count.sum()
+        return float(100 * np.abs(self.correct - self.confidence).sum() / total) if total else float("nan")
+
+
+def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error of one array, in percent; see `CalibrationError`.
+
+    >>> calibration_error([1.0, 1.0], [True, True])
+    0.0
+    """
+    error = CalibrationError(bins)
+    error.update(confidence, correct)
+    return error.compute()
+
+
+def nll(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    r"""Negative log likelihood of the true class in nats, :math:`-\log p_y`, by image.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) integers in [0, C).
+
+    >>> nll([[0.0, 0.0]], [1]).round(4).tolist()
+    [0.6931]
+    """
+    logp = _log_softmax(logits)
+    return -logp[np.arange(len(logp)), np.asarray(labels)]
+
+
+def brier(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    r"""Brier score :math:`\sum_c (p_c - [c = y])^2`, from 0 (sure and right) to 2 (sure and wrong), by image.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) integers in [0, C).
+
+    Reference: Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
+
+    >>> brier([[0.0, 0.0]], [1]).tolist()
+    [0.5]
+    """
+    p = np.exp(_log_softmax(logits))
+    p[np.arange(len(p)), np.asarray(labels)] -= 1
+    return (p**2).sum(axis=1)
+
+
+def _log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
+    z = np.asarray(logits, dtype=float)
+    z = z - z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))

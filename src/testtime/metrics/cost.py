@@ -1,0 +1,101 @@
+"""What a method costs: forwards and backwards of the network, time, memory, state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+__all__ = ["Cost", "milliseconds", "peak_memory", "state_bytes"]
+
+
+class Cost:
+    """Count how many images went forward and backward through networks of one type, while it is open.
+
+    Every copy of the network counts (a teacher, a source model, a twin), whoever calls it. The hook is global and leaves
+    with the block.
+
+    Args:
+        network: the source model, or its type.
+
+    Attributes:
+        forwards: images that went forward; divide by the images that arrived for forwards per batch.
+        backwards: images through whose output a gradient came back.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2))
+    >>> with Cost(net) as cost:
+    ...     net(torch.zeros(5, 2)).sum().backward()
+    >>> cost.forwards, cost.backwards
+    (5, 5)
+    """
+
+    def __init__(self, network: nn.Module | type[nn.Module]) -> None:
+        self.type = network if isinstance(network, type) else type(network)
+        self.forwards = 0
+        self.backwards = 0
+
+    def __enter__(self) -> Cost:
+        self._hook = register_module_forward_hook(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _count(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if type(module) is not self.type or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        count = len(inputs[0])
+        self.forwards += count
+        answer = _first_tensor(output)
+        if answer is not None and answer.requires_grad:
+            answer.register_hook(lambda gradient: self._back(count))
+
+    def _back(self, count: int) -> None:
+        self.backwards += count
+
+
+def milliseconds(call: Callable[[], object], device: torch.device | str = "cpu") -> tuple[float, Any]:
+    """How long a call takes, to the end of what it started on the device, and what it returned."""
+    _wait(device)
+    start = time.perf_counter()
+    result = call()
+    _wait(device)
+    return 1000 * (time.perf_counter() - start), result
+
+
+def peak_memory(device: torch.device | str = "cpu") -> int:
+    """The most memory used so far, in bytes: of the device's tensors, or of the whole process on a CPU."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def state_bytes(state: dict[str, Tensor]) -> int:
+    """Bytes of the tensors of a state dict.
+
+    >>> state_bytes({"a": torch.zeros(3), "b": torch.zeros((), dtype=torch.int64)})
+    20
+    """
+    return sum(value.numel() * value.element_size() for value in state.values())
+
+
+def _wait(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    values = (
+        output.values() if hasattr(output, "values") else output if isinstance(output, tuple | list) else ()
+    )
+    return next((value for value in values if isinstance(value, Tensor)), None)

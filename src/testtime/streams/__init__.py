@@ -1,0 +1,30 @@
+"""What arrives: streams of batches, composable, seeded, lazy; the same for any number of workers.
+
+>>> import numpy as np
+>>> from testtime.data import from_arrays
+>>> known = from_arrays("known", np.zeros((40, 8, 8), np.uint8), [0, 1] * 20, ("a", "b"))
+>>> unknown = from_arrays("unknown", np.zeros((5, 16, 16), np.uint8))
+>>> stream = open_set(continual(known, ["fog", "contrast"], batch_size=20), unknown, ratio=1.0)
+>>> len(stream), tuple(stream[0].x.shape), int((stream[0].y < 0).sum())
+(8, (20, 3, 8, 8), 10)
+"""
+
+from testtime.streams.arrivals import continual, correlated, gradual, mixed, open_set
+from testtime.streams.domain import Condition, Domain, clean, corrupted, published
+from testtime.streams.stream import Batch, Plan, Stream
+
+__all__ = [
+    "Batch",
+    "Condition",
+    "Domain",
+    "Plan",
+    "Stream",
+    "clean",
+    "continual",
+    "correlated",
+    "corrupted",
+    "gradual",
+    "mixed",
+    "open_set",
+    "published",
+]

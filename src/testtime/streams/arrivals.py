@@ -1,0 +1,237 @@
+"""What arrives: one domain after the other, by degrees, all at once, or by class; and the unknown among the known.
+
+Every stream is made of domains and a seed. The order of the images is drawn from (seed, domain); the random numbers of
+a corruption from (seed, set, image, corruption). So batch size, workers and hardware change neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from testtime.data import ImageSet
+from testtime.streams.domain import Domain, corrupted, number
+from testtime.streams.stream import Plan, Stream
+
+__all__ = ["continual", "correlated", "gradual", "mixed", "open_set"]
+
+Rows = NDArray[np.int64]
+Conditions = Iterable[str | Domain]
+LADDER = (1, 2, 3, 4, 5, 4, 3, 2, 1)
+
+
+def continual(
+    images: ImageSet | None,
+    corruptions: Conditions,
+    severity: int = 5,
+    batch_size: int = 200,
+    limit: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+) -> Stream:
+    """One domain after the other, each with all the images in a new order; the last batch of a domain may be smaller.
+
+    Args:
+        images: the closed set; may be None where every domain is given as a `Domain`.
+        corruptions: names of corruptions, or domains (`clean`, `corrupted`, `published`); a name may come again.
+        severity: of the named corruptions, 1 to 5.
+        batch_size: N.
+        limit: images for each domain, drawn anew for each; None takes all.
+        seed: of the order and of the corruptions.
+        workers: threads that render ahead.
+
+    Raises:
+        ValueError: no domains, a batch size or limit below 1, or names without images.
+
+    Reference: Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022.
+
+    >>> from testtime.data import from_arrays
+    >>> grey = from_arrays("grey", np.full((5, 8, 8), 99, np.uint8), [0, 1, 0, 1, 0], ("a", "b"))
+    >>> [(b.domain, len(b)) for b in continual(grey, ["contrast", "fog"], batch_size=3)]
+    [('contrast', 3), ('contrast', 2), ('fog', 3), ('fog', 2)]
+    """
+    domains = _domains(images, corruptions, severity, seed)
+    _positive(batch_size, limit)
+    visits = [(d.name, _rows(i, _order(d, limit, seed, f"visit {i}"))) for i, d in enumerate(domains)]
+    return Stream(tuple(domains), _cut(visits, batch_size), batch_size, seed, workers)
+
+
+def gradual(
+    images: ImageSet,
+    corruptions: Sequence[str],
+    batch_size: int = 200,
+    limit: int | None = None,
+    seed: int = 0,
+    severities: Sequence[int] = LADDER,
+    workers: int = 0,
+) -> Stream:
+    """Each corruption comes and goes: severities 1, 2, 3, 4, 5, 4, 3, 2, 1.
+
+    Args are those of `continual`; ``limit`` counts images for each corruption and severity.
+
+    Reference: Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022, section 4.4.
+    """
+    domains = [corrupted(images, name, level, seed=seed) for name in corruptions for level in severities]
+    return continual(None, domains, 5, batch_size, limit, seed, workers)
+
+
+def mixed(
+    images: ImageSet | None,
+    corruptions: Conditions,
+    severity: int = 5,
+    batch_size: int = 200,
+    limit: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+) -> Stream:
+    """All domains shuffled into one. Args are those of `continual`; ``limit`` counts images for each domain."""
+    domains = _domains(images, corruptions, severity, seed)
+    _positive(batch_size, limit)
+    rows = np.concatenate([_rows(i, _order(d, limit, seed, f"visit {i}")) for i, d in enumerate(domains)])
+    np.random.default_rng(number(seed, "mixed")).shuffle(rows)
+    name = domains[0].name if len(domains) == 1 else "mixed"
+    return Stream(tuple(domains), _cut([(name, rows)], batch_size), batch_size, seed, workers)
+
+
+def correlated(
+    images: ImageSet | None,
+    corruptions: Conditions,
+    severity: int = 5,
+    batch_size: int = 200,
+    limit: int | None = None,
+    seed: int = 0,
+    delta: float = 0.1,
+    slots: int | None = None,
+    workers: int = 0,
+) -> Stream:
+    """One domain after the other, and in each the classes come in spells.
+
+    The images of each class are dealt to ``slots`` stretches of time by a draw from a Dirichlet distribution, and shuffled
+    within a stretch.
+
+    Args:
+        images, corruptions, severity, batch_size, limit, seed, workers: those of `continual`.
+        delta: concentration; the smaller, the longer the spells.
+        slots: stretches of time per domain; None takes the number of classes.
+
+    Raises:
+        ValueError: delta is not positive, or a domain has no labels.
+
+    Reference: Yuan, Xie and Li, Robust Test-Time Adaptation in Dynamic Scenarios, CVPR 2023 (after Gong et al., 2022).
+    """
+    if delta <= 0:
+        raise ValueError(f"delta is the concentration of a Dirichlet distribution and positive, got {delta}")
+    domains = _domains(images, corruptions, severity, seed)
+    _positive(batch_size, limit)
+    visits = []
+    for i, domain in enumerate(domains):
+        if domain.images.labels is None:
+            raise ValueError(
+                f"{domain.images.name} has no labels, and a correlated stream is ordered by them"
+            )
+        order = _order(domain, limit, seed, f"visit {i}")
+        labels = domain.labels(order)
+        rng = np.random.default_rng(number(seed, "correlated", i))
+        stretches: list[list[Rows]] = [[] for _ in range(slots or len(domain.images.classes))]
+        for label in np.unique(labels):
+            members = order[labels == label]
+            share = rng.dirichlet(np.full(len(stretches), delta))
+            ends = np.round(np.cumsum(share) * len(members)).astype(int)
+            for stretch, part in zip(stretches, np.split(members, ends[:-1]), strict=True):
+                stretch.append(part)
+        visits.append(
+            (domain.name, _rows(i, np.concatenate([rng.permutation(np.concatenate(s)) for s in stretches])))
+        )
+    return Stream(tuple(domains), _cut(visits, batch_size), batch_size, seed, workers)
+
+
+def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
+    """Mix images of unknown classes into a stream: every batch of B holds B / (1 + ratio) known ones.
+
+    The known images keep their order and their corruption. The unknown are resized to their size and get the corruption
+    of the domain they arrive in. Each domain has them in a new order; where they are fewer than needed, they come again.
+    With ratio 1 and B = 200, a batch is 100 known + 100 unknown; a last, smaller batch keeps the ratio.
+
+    Args:
+        stream: the known.
+        unknown: images of other classes; their labels are not looked at.
+        ratio: unknown for each known.
+
+    Raises:
+        ValueError: the ratio is negative, or leaves no known image in a batch.
+
+    >>> from testtime.data import from_arrays
+    >>> grey = from_arrays("grey", np.full((6, 8, 8), 99, np.uint8), [0, 1, 0, 1, 0, 1], ("a", "b"))
+    >>> other = from_arrays("other", np.full((4, 16, 16), 9, np.uint8))
+    >>> [(b.y < 0).int().sum().item() for b in open_set(continual(grey, ["fog"], batch_size=8), other)]
+    [4, 2]
+    """
+    known = round(stream.batch_size / (1 + ratio)) if ratio >= 0 else 0
+    if known < 1:
+        raise ValueError(
+            f"a ratio of {ratio} unknown images for each known one leaves none of the {stream.batch_size} in a batch known"
+        )
+    count = len(stream.domains)
+    domains = stream.domains + tuple(domain.of_unknown(unknown) for domain in stream.domains)
+    plans = []
+    visits = sorted({plan.visit for plan in stream.plans})
+    for visit in visits:
+        parts = [plan for plan in stream.plans if plan.visit == visit]
+        rows = np.concatenate([plan.rows for plan in parts])
+        cuts = [rows[i : i + known] for i in range(0, len(rows), known)]
+        extra = [round(len(cut) * (stream.batch_size - known) / known) for cut in cuts]
+        ids = _cycle(len(unknown), sum(extra), number(stream.seed, "unknown", unknown.name, visit))
+        for number_of, (cut, more) in enumerate(zip(cuts, extra, strict=True)):
+            mine, ids = ids[:more], ids[more:]
+            like = cut[np.arange(more) * len(cut) // max(more, 1), 0]
+            both = np.concatenate([cut, np.stack([count + like, mine], axis=1)])
+            np.random.default_rng(number(stream.seed, "batch", visit, number_of)).shuffle(both)
+            plans.append(Plan(parts[0].domain, visit, both))
+    return replace(stream, domains=domains, plans=tuple(plans))
+
+
+def _domains(images: ImageSet | None, corruptions: Conditions, severity: int, seed: int) -> list[Domain]:
+    domains = []
+    for one in [corruptions] if isinstance(corruptions, str) else corruptions:
+        if isinstance(one, Domain):
+            domains.append(one)
+        elif images is None:
+            raise ValueError(f"the corruption {one!r} needs images; give them, or a Domain in its place")
+        else:
+            domains.append(corrupted(images, one, severity, seed=seed))
+    if not domains:
+        raise ValueError("a stream needs at least one domain, got none")
+    return domains
+
+
+def _positive(batch_size: int, limit: int | None) -> None:
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"batch_size and limit are at least 1, got {batch_size} and {limit}")
+
+
+def _order(domain: Domain, limit: int | None, seed: int, purpose: str) -> Rows:
+    return np.random.default_rng(number(seed, purpose)).permutation(len(domain)).astype(np.int64)[:limit]
+
+
+def _rows(domain: int, ids: Rows) -> Rows:
+    return np.stack([np.full(len(ids), domain, np.int64), ids], axis=1)
+
+
+def _cycle(size: int, count: int, seed: int) -> Rows:
+    """``count`` indices below ``size``: a permutation, then another when it is used up."""
+    if size == 0:
+        raise ValueError("the set of unknown images is empty")
+    rng = np.random.default_rng(seed)
+    rounds = [rng.permutation(size) for _ in range(-(-count // size))]
+    return np.concatenate([*rounds, np.empty(0, np.int64)])[:count].astype(np.int64)
+
+
+def _cut(visits: list[tuple[str, Rows]], batch_size: int) -> tuple[Plan, ...]:
+    return tuple(
+        Plan(name, visit, rows[i : i + batch_size])
+        for visit, (name, rows) in enumerate(visits)
+        for i in range(0, len(rows), batch_size)
+    )

@@ -1,0 +1,180 @@
+"""A domain: a set of images seen under one condition, rendered when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from testtime.corruptions import corrupt, store_as_jpeg
+from testtime.data import ImageSet
+
+__all__ = ["Condition", "Domain", "clean", "corrupted", "number", "published"]
+
+Size = tuple[int, int]
+
+
+def number(*what: object) -> int:
+    """A 62-bit number that is a function of its arguments alone, the same in every process.
+
+    >>> number(0, "fog") == number(0, "fog") != number(1, "fog")
+    True
+    """
+    digest = hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What happens to an image on its way: a corruption, or nothing.
+
+    Args:
+        corruption: a name of `testtime.corruptions`, or "" for none.
+        severity: 1 to 5; 0 for none.
+        constants: of the corruption: "cifar", "imagenet" or "auto" (by the height).
+        jpeg: whether the image is stored as JPEG of quality 85 at last, as ImageNet-C is.
+        frost: folder of the original frost textures, or None for procedural ones.
+        seed: with the image's set and index, all that the random numbers depend on.
+    """
+
+    corruption: str = ""
+    severity: int = 0
+    constants: str = "auto"
+    jpeg: bool = False
+    frost: str | None = None
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """For example ``fog``, ``fog-3`` below severity 5, or ``clean``."""
+        if not self.corruption:
+            return "clean"
+        return self.corruption if self.severity == 5 else f"{self.corruption}-{self.severity}"
+
+    def __call__(self, x: Tensor, owner: str, indices: NDArray[np.int64]) -> Tensor:
+        """The images (B, C, H, W) of set ``owner`` under this condition, still in [0, 1]."""
+        if self.corruption:
+            seeds = number(self.seed, owner) + torch.from_numpy(indices)
+            x = corrupt(
+                x,
+                self.corruption,
+                self.severity,
+                seeds=seeds,
+                constants=self.constants,  # type: ignore[arg-type]
+                frost=self.frost,
+            )
+        return store_as_jpeg(x) if self.jpeg else x
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Images under one condition: (name, index -> image). The images are what a camera hands over, 8 bits deep.
+
+    Args:
+        images: the set; already under its condition when ``ready``.
+        condition: what happens to them, and to unknown images that are mixed in.
+        size: height and width in pixels; None keeps the images' own.
+        ready: the images are stored corrupted (a published -C set): only the unknown ones still need it.
+        known: whether the labels count; an open set's do not.
+        table: rendered images by index, (row of each index or -1, uint8 images), where they were computed before.
+    """
+
+    images: ImageSet
+    condition: Condition
+    size: Size | None = None
+    ready: bool = False
+    known: bool = True
+    table: tuple[NDArray[np.int64], NDArray[np.uint8]] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the condition."""
+        return self.condition.name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def render(self, indices: NDArray[np.int64]) -> Tensor:
+        """The images as uint8 (B, C, H, W); a function of (set, condition, index), never of the batch."""
+        if self.table is not None:
+            rows, stored = self.table
+            return torch.from_numpy(np.array(stored[rows[indices]]))
+        x = self.images.batch(indices.tolist(), self.size)
+        if not self.ready:
+            x = self.condition(x, self.images.name, indices)
+        return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+    def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The class of each image (B,), -1 where it is unknown."""
+        if not self.known or self.images.labels is None:
+            return np.full(len(indices), -1, np.int64)
+        return self.images.labels[indices]
+
+    def of_unknown(self, unknown: ImageSet) -> Domain:
+        """The domain of other images, resized to these images' size and under the same condition."""
+        size = self.size or tuple(self.images[0].shape[-2:])
+        return Domain(unknown, self.condition, (size[0], size[1]), known=False)
+
+    def seeded(self, seed: int) -> Domain:
+        """The same domain with other random numbers."""
+        return replace(self, condition=replace(self.condition, seed=seed))
+
+
+def clean(images: ImageSet, size: Size | None = None) -> Domain:
+    """The images as they are.
+
+    >>> from testtime.data import from_arrays
+    >>> domain = clean(from_arrays("grey", np.full((2, 4, 4), 7, np.uint8), [0, 1], ("a", "b")))
+    >>> domain.name, domain.render(np.array([1])).unique().tolist()
+    ('clean', [7])
+    """
+    return Domain(images, Condition(), size)
+
+
+def corrupted(
+    images: ImageSet,
+    name: str,
+    severity: int = 5,
+    *,
+    seed: int = 0,
+    constants: str = "auto",
+    jpeg: bool = False,
+    frost: str | Path | None = None,
+    size: Size | None = None,
+) -> Domain:
+    """The images under a corruption of `testtime.corruptions`, computed when asked for."""
+    folder = None if frost is None else str(frost)
+    return Domain(images, Condition(name, severity, constants, jpeg, folder, seed), size)
+
+
+def published(
+    read: Callable[..., ImageSet],
+    root: str | Path,
+    name: str,
+    severity: int = 5,
+    *,
+    seed: int = 0,
+    jpeg: bool = False,
+    arguments: Mapping[str, str] | None = None,
+    size: Size | None = None,
+) -> Domain:
+    """A published -C set as a domain; unknown images that are mixed in get our corruption of the same name.
+
+    Args:
+        read: `testtime.data.cifar_c` or `testtime.data.imagenet_c`.
+        root: where the set lies.
+        name: of the corruption.
+        severity: 1 to 5.
+        seed: of the random numbers of the unknown images.
+        jpeg: store the unknown images as JPEG, as ImageNet-C is.
+        arguments: what else the reader takes, e.g. ``{"dataset": "cifar100"}``.
+        size: height and width in pixels.
+    """
+    images = read(root, name, severity, **(arguments or {}))
+    return Domain(images, Condition(name, severity, "auto", jpeg, None, seed), size, ready=True)
