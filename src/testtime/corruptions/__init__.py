@@ -133,7 +133,7 @@ def corrupt(
     if name == "frost":
         function = partial(weather.frost, folder=None if frost is None else Path(frost))
     rng = Rng(check_seeds(seeds, len(x)).to(x.device), name)
-    y = function(x.float(), CONSTANTS[constants][name][int(severity) - 1], rng)
+    y = function(x.float().contiguous(), CONSTANTS[constants][name][int(severity) - 1], rng)
     y = to_8_bits(y) if quantise else y.clamp(0, 1)
     return y.to(x.dtype)
 

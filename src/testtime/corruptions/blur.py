@@ -49,6 +49,9 @@ def defocus_blur(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
         x: (N, 3, H, W) images in [0, 1].
         c: radius of the disk and sigma of its soft edge, in pixels.
         rng: not used.
+
+    Departures: none. The disks of radius 8 and 10 fill their window, whose border is mirrored when the edge
+    is softened: as published, their sum is 1.013 and 1.011.
     """
     return filters.filter2d(x, disk(*c))
 

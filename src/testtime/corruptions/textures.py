@@ -15,14 +15,13 @@ from testtime.corruptions.rng import Rng
 
 __all__ = ["frost_textures", "ice", "plasma"]
 
-# Six frosted windows: colour, contrast, number of crystals, their size in pixels, needles of each, cloud's share.
+# Five frosted windows: colour, contrast, crystals, their size in pixels, needles of each, share of cloud.
 WINDOWS = (
     ((0.32, 0.57, 0.64), 0.08, 150, 70, 2, 0.5),
     ((0.79, 0.81, 0.84), 0.09, 260, 75, 2, 0.2),
     ((0.75, 0.79, 0.84), 0.10, 220, 60, 3, 0.2),
     ((0.54, 0.60, 0.65), 0.12, 170, 36, 5, 0.3),
     ((0.44, 0.48, 0.53), 0.16, 170, 42, 6, 0.3),
-    ((0.28, 0.37, 0.41), 0.17, 60, 120, 3, 0.4),
 )
 
 
@@ -62,7 +61,7 @@ def plasma(size: int, decay: float, rng: Rng) -> Tensor:
 def paint_feather(
     relief: Tensor, light: Tensor, rough: Tensor, start: Tensor, angle: float, length: float, tone: float
 ) -> None:
-    """Paint one feather of ice in place: a roof along its spine, with barbs at 60 degrees, where it is highest.
+    """Paint one feather of ice in place where it is highest: a roof along its spine, with barbs.
 
     Args:
         relief, light: (H, W) height and brightness of the pane so far.
@@ -96,7 +95,7 @@ def ice(which: int, height: int = 360, width: int = 480) -> Tensor:
     """Draw a frosted window: feathers of ice with barbs at 60 degrees, lit from one side, over a cloudy pane.
 
     Args:
-        which: 0..5, one of six windows with the colours and the contrast of the six original textures.
+        which: 0..4, one of five windows with the colours and the contrast of the original textures.
         height, width: in pixels.
 
     Returns:
@@ -138,7 +137,7 @@ def frost_textures(folder: Path | None = None) -> tuple[Tensor, ...]:
         ImportError: a folder is given, and Pillow is not installed.
     """
     if folder is None:
-        return tuple(ice(which) for which in range(5))
+        return tuple(ice(which) for which in range(len(WINDOWS)))
     try:
         from PIL import Image
     except ImportError as error:
