@@ -22,7 +22,15 @@ class _Diverged(ArithmeticError):
     """A loss, a gradient, an update or an answer was not finite: the step must not count."""
 
 
-class Adapter(Stateful):
+class _OutsideInference(type):
+    """Builds its instances of normal tensors, which gradients can be taken of, also under the caller's inference mode."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False):
+            return super().__call__(*args, **kwargs)
+
+
+class Adapter(Stateful, metaclass=_OutsideInference):
     """Base of every method: the method is ``__init__``, which holds its parts, and ``step``, the paper's algorithm.
 
     The base owns everything else. A call refuses bad images before the forward, runs ``step`` under gradients whatever

@@ -142,7 +142,8 @@ def swap_policy(
 
 def policy(model: nn.Module, make: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
     """A tree on the memory of ``model`` whose BatchNorm layers, unless they follow a policy already, follow this."""
-    return swap_policy(share(model), make)
+    with torch.inference_mode(False):
+        return swap_policy(share(model), make)
 
 
 def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
