@@ -208,6 +208,8 @@ def train_wide(options: argparse.Namespace) -> None:
         run.resume(state)
         print(f"continuing after epoch {run.epoch} of {settings.epochs}, from {state}")
     per_epoch = len(x) // settings.batch
+    if per_epoch == 0:
+        raise SystemExit(f"{len(x)} training images are fewer than --batch {settings.batch}")
     steps = settings.epochs * per_epoch
     start, begin = run.epoch * per_epoch, time.monotonic()
     last = min(steps, start + options.max_steps) if options.max_steps else steps
