@@ -1,0 +1,268 @@
+r"""STAMP: answer with many views, and learn from a stable memory instead of the risky batch.
+
+With views :math:`a_v(x)`, the classes :math:`C`, the source model under batch statistics :math:`s` and the
+memory :math:`M`,
+
+.. math::
+    \bar p(x) &= \tfrac1V \sum_v p_\theta(a_v(x)) \\
+    x \in M &\Rightarrow H(\bar p(x)) < \alpha \log C \;\wedge\; \arg\max_c \bar p_c(x) = \arg\max_c s_c(x) \\
+    L(\theta) &= \tfrac1{|M|} \sum_{x \in M} w(x)\, H(p_\theta(x)), \qquad
+    w(x) = |M|\, \frac{\exp(-H(p_\theta(x)))}{\sum_{x'} \exp(-H(p_\theta(x')))}
+
+A step:
+    1. average the probabilities of the views: that is the answer;
+    2. offer to the memory the images that are certain and on which the source agrees; when it is full, the
+       oldest image of the class that has lately held the most places makes room;
+    3. take one sharpness-aware step down the self-weighted entropy of the memory (gradients flow through w),
+       with a rate that follows a cosine over ``period`` steps and back.
+
+The answer is :math:`\log \bar p + \log \sum_c \exp \bar z_c` with :math:`\bar z` the mean logits of the views:
+its softmax is :math:`\bar p` and its energy that of :math:`\bar z` (that of :math:`\log \bar p` is always zero).
+
+Departures:
+    The published code carries no licence and was not read. The paper leaves open, or its words allow, and
+    this chooses: V random crops and flips, the image itself not among them; the count that decides who makes
+    room is an average, with weight ``decay`` of the past, of the places each class holds at every admission;
+    the oldest image goes; an update whenever the memory holds an image; momentum 0.9 for SGD; batch
+    statistics in the memory.
+    The paper scores the unknown by the entropy of the averaged prediction (``score="entropy"``). The default
+    is the energy, with which open-set tables compare methods.
+    The rate rises again after ``period`` steps, as a cosine does, so that a stream need not end;
+    ``period=None`` keeps it.
+    The paper's settings, as its scripts are reported: ``STAMP(model, classes)`` (CIFAR-10),
+    ``STAMP(model, classes, sgd(0.05), alpha=0.9)`` (CIFAR-100),
+    ``STAMP(model, classes, sgd(0.01), alpha=0.8, consistent=False, period=750)`` (ImageNet).
+
+Cost: V forwards, one of the source, and two forwards and two backwards of the memory, which is counted as a
+batch: a batch smaller than the memory pays more.
+
+Reference: Yu, Sheng, He and Liang, STAMP: Outlier-Aware Test-Time Adaptation with Stable Memory Replay,
+ECCV 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from testtime.adapter import Adapter
+from testtime.norm import TOP_LAYERS, batch_statistics, norm_affine
+from testtime.norm.grouped import grouped
+from testtime.parts import entropy, generator, random_crop_flip, sgd, sharpness_aware_gradients
+from testtime.parts.augment import Augmentation
+from testtime.parts.optimizers import OptimizerFactory
+from testtime.prediction import Prediction
+from testtime.sharing import Stateful, share
+
+__all__ = ["RBM", "STAMP", "self_weighted_entropy"]
+
+
+def self_weighted_entropy(logits: Tensor) -> Tensor:
+    """Mean entropy in nats, in which an image weighs ``exp(-H)``; the weights have mean 1 and carry
+    gradients.
+
+    Args:
+        logits: (M, C).
+
+    Returns:
+        a scalar.
+
+    >>> self_weighted_entropy(torch.zeros(3, 4))  # log 4
+    tensor(1.3863)
+    """
+    h = entropy(logits)
+    return ((-h).softmax(dim=0) * h).sum()
+
+
+@final
+class RBM(Stateful):
+    """Reliable class-balanced memory: the memory of STAMP.
+
+    Args:
+        classes: C.
+        capacity: how many images it holds.
+        decay: the weight of the past in the average number of places that a class holds.
+
+    Attributes:
+        images: (capacity, ...) from the first batch on; empty before.
+        label: (capacity,) pseudo-labels; -1 is a free place.
+        arrival: (capacity,) the number of the image among those admitted.
+        admitted: images admitted so far.
+        places: (C,) the average number of places that a class has held lately.
+    """
+
+    images: Tensor
+    label: Tensor
+    arrival: Tensor
+    admitted: Tensor
+    places: Tensor
+
+    def __init__(self, classes: int, capacity: int = 64, decay: float = 0.9) -> None:
+        super().__init__()
+        self.classes, self.capacity, self.decay = classes, capacity, decay
+        self.register_buffer("images", torch.empty(0))
+        self.register_buffer("label", torch.full((capacity,), -1))
+        self.register_buffer("arrival", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("admitted", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("places", torch.zeros(classes, dtype=torch.float64))
+
+    def add(self, x: Tensor, label: Tensor) -> None:
+        """Admit images (N, ...) with pseudo-labels (N,), one after the other."""
+        labels, arrivals = (b.cpu().numpy().copy() for b in (self.label, self.arrival))
+        places = self.places.double().cpu().numpy().copy()
+        origin, admitted = np.full(self.capacity, -1), int(self.admitted)
+        for row, c in enumerate(label.tolist()):
+            held = np.bincount(labels[labels >= 0], minlength=self.classes)
+            places = self.decay * places + (1 - self.decay) * held
+            free = np.flatnonzero(labels < 0)
+            if free.size:
+                place = int(free[0])
+            else:
+                crowded = np.flatnonzero(labels == np.where(held > 0, places, -1).argmax())
+                place = int(crowded[arrivals[crowded].argmin()])
+            labels[place], arrivals[place], origin[place] = c, admitted + row, row
+        device = self.label.device
+        self.label, self.arrival = torch.from_numpy(labels).to(device), torch.from_numpy(arrivals).to(device)
+        self.places = torch.from_numpy(places).to(self.places)
+        self.admitted = self.admitted + len(x)
+        self._take(x, origin)
+
+    def _take(self, x: Tensor, origin: NDArray[np.int64]) -> None:
+        if self.images.shape[1:] != x.shape[1:]:
+            if self.images.numel():
+                raise ValueError(
+                    f"the memory holds images of {tuple(self.images.shape[1:])}, and this batch has "
+                    f"{tuple(x.shape[1:])}; resize the images, or reset() the adapter"
+                )
+            self.images = x.new_zeros(self.capacity, *x.shape[1:])
+        taken = np.flatnonzero(origin >= 0)
+        rows = x[torch.from_numpy(origin[taken]).to(x.device)]
+        self.images[torch.from_numpy(taken).to(x.device)] = rows.to(self.images.dtype)
+
+    def held(self) -> Tensor:
+        """The images (M, ...)."""
+        return self.images[self.label >= 0]
+
+
+@final
+class STAMP(Adapter):
+    """Answer with many views, and learn from a stable memory instead of the risky batch.
+
+    Args:
+        model: any classifier with normalisation layers.
+        classes: C.
+        optimizer: moves gamma and beta; the rate is 0.1 (CIFAR-10), 0.05 (CIFAR-100), 0.01 (ImageNet).
+        views: V, how many random views the answer averages.
+        alpha: who is certain, as a fraction of log C; 0.25 (CIFAR-10), 0.9 (CIFAR-100), 0.8 (ImageNet).
+        consistent: admit only what the source model, under batch statistics, predicts alike; not on ImageNet.
+        capacity: of the memory.
+        decay: the weight of the past in the memory's count of the classes.
+        rho: the radius of the sharpness-aware step.
+        period: of the cosine of the learning rate, in steps: 150, 750 (ImageNet); None keeps the rate.
+        score: the open-set score, "energy" of the mean logits or, as in the paper, "entropy" of the mean
+            prediction.
+        augment: makes a view; ``testtime.parts.identity`` switches randomness off.
+        chunk: how many views go through the network at once, each normalised by itself; a divisor of
+            ``views``.
+            The numbers do not depend on it.
+        skip: parts of names of layers that stay as they are.
+        norm: the policy of the BatchNorm layers in both models.
+        seed: of the views.
+
+    Raises:
+        ValueError: ``views`` is not positive, ``chunk`` does not divide it, or there is no such score.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> stamp = STAMP(net, classes=2, views=4, alpha=1.1)
+    >>> y = stamp(torch.rand(8, 3, 8, 8))
+    >>> y.shape, y.score.shape, list(y.selected)
+    (torch.Size([8, 2]), torch.Size([8]), ['reliable'])
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int,
+        optimizer: OptimizerFactory = sgd(0.1),  # noqa: B008
+        views: int = 32,
+        alpha: float = 0.25,
+        consistent: bool = True,
+        capacity: int = 64,
+        decay: float = 0.9,
+        rho: float = 0.05,
+        period: int | None = 150,
+        score: Literal["energy", "entropy"] = "energy",
+        augment: Augmentation = random_crop_flip,
+        chunk: int = 1,
+        skip: Sequence[str] = TOP_LAYERS,
+        norm: Callable[[nn.Module], nn.Module] = batch_statistics,
+        seed: int = 0,
+    ) -> None:
+        if views < 1 or chunk < 1 or views % chunk:
+            raise ValueError(
+                f"expected views >= 1 and a chunk that divides it, got views={views}, chunk={chunk}"
+            )
+        if score not in ("energy", "entropy"):
+            raise ValueError(f'expected score "energy" or "entropy", got {score!r}')
+        super().__init__(norm(model), seed)
+        self.classes, self.optimizer, self.views, self.alpha = classes, optimizer, views, alpha
+        self.consistent, self.capacity, self.decay, self.rho = consistent, capacity, decay, rho
+        self.period, self.score, self.augment, self.chunk = period, score, augment, chunk
+        self.skip, self.norm, self.cost = tuple(skip), norm, (views + consistent + 2, 2)
+        self.origin = share(self.model)
+        self.adapt(norm_affine(self.model, self.skip), optimizer)
+        self.rates = [group["lr"] for group in self._optimizer.param_groups] if self._optimizer else []
+        self.crowd = grouped([self.model] * chunk)
+        self.memory = RBM(classes, capacity, decay)
+
+    def _look(self, x: Tensor) -> Prediction:
+        return self._answer(*self._averaged(x), x.dtype)
+
+    @torch.no_grad()
+    def _averaged(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithm of the mean probabilities, and mean logits, over the views; (N, C) each."""
+        log_p, z = [], []
+        for first in range(0, self.views, self.chunk):
+            names = [f"view {i}" for i in range(first, first + self.chunk)]
+            views = [self.augment(x, generator(self.seed, int(self.clock), v, x.device)) for v in names]
+            logits = self.crowd(torch.cat(views)).unflatten(0, (self.chunk, -1))
+            z.append(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+            log_p.append(z[-1].log_softmax(dim=-1))
+        return torch.cat(log_p).logsumexp(dim=0) - math.log(self.views), torch.cat(z).mean(dim=0)
+
+    def _answer(self, log_p: Tensor, z: Tensor, dtype: torch.dtype, **selected: Tensor) -> Prediction:
+        logits = log_p + z.logsumexp(dim=1, keepdim=True)
+        score = entropy(log_p) if self.score == "entropy" else -z.logsumexp(dim=1)
+        return Prediction(logits.to(dtype), score=score, selected=selected)
+
+    def step(self, x: Tensor) -> Tensor:
+        log_p, z = self._averaged(x)
+        label, reliable = log_p.argmax(dim=1), entropy(log_p) < self.alpha * math.log(self.classes)
+        if self.consistent:
+            with torch.no_grad():
+                reliable &= label == self.origin(x).argmax(dim=1)
+        self.memory.add(x[reliable], label[reliable])
+        images = self.memory.held()
+        if len(images):
+            self._set_rate()
+            self.update(
+                sharpness_aware_gradients(
+                    lambda: self_weighted_entropy(self.model(images)), self._adapted, self.rho
+                )
+            )
+        return self._answer(log_p, z, x.dtype, reliable=reliable)
+
+    def _set_rate(self) -> None:
+        """The cosine schedule, a function of the count of steps alone."""
+        if self.period is not None and self._optimizer is not None:
+            factor = (1 + math.cos(math.pi * int(self.clock) / self.period)) / 2
+            for group, rate in zip(self._optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
