@@ -1,0 +1,145 @@
+"""The caller's world: an adapter leaves it as it found it."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from testtime.adapter import state_hash
+from testtime.laws.trial import Make, answers, born, look, require, same, same_answers
+from testtime.laws.worlds import World, ambient
+from testtime.prediction import Prediction
+
+__all__ = ["ambient_untouched", "any_grad_context", "label_blind", "source_untouched", "tensors_owned"]
+
+
+def source_untouched(make: Make, world: World) -> None:
+    """The caller's model stays bitwise as it was: parameters, buffers, requires_grad and training mode."""
+    network = world.network()
+    network.train()  # a caller may hand over a model in training mode, and part of it frozen
+    parameters = list(network.parameters())
+    parameters[0].requires_grad_(False)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    flags, modes = [p.requires_grad for p in parameters], [m.training for m in network.modules()]
+    kinds = [type(m) for m in network.modules()]
+
+    adapter = born(make, world, network)
+    answers(adapter, world.stream(3))
+    look(adapter, world.stream(1)[0])
+    adapter.reset()
+
+    require(kinds == [type(m) for m in network.modules()], "layers of the caller's model were replaced")
+    for name, value in network.state_dict().items():
+        same(value, before[name], f"the caller's {name}")
+    require(
+        flags == [p.requires_grad for p in parameters], "requires_grad of the caller's parameters changed"
+    )
+    require(
+        modes == [m.training for m in network.modules()], "the training mode of the caller's model changed"
+    )
+    require(all(p.grad is None for p in parameters), "gradients were left in the caller's parameters")
+
+
+def tensors_owned(make: Make, world: World) -> None:
+    """A batch is not changed, and neither it nor the answer is kept: changing them later changes nothing inside."""
+    adapter = born(make, world)
+    held: list[Tensor] = []
+    with ambient():
+        for x in world.stream(4):
+            given = x.clone()
+            y = adapter(given)
+            same(given, x, "the caller's batch, during the call,")
+            require(y.grad_fn is None and not y.requires_grad, "the answer carries a graph")
+            held += [given, y.logits, y.score, y.valid, *y.selected.values()]
+    hash_before, probe = state_hash(adapter), world.stream(1, seed=3)[0]
+    before = look(adapter, probe)
+    for tensor in held:
+        tensor.fill_(1 if tensor.dtype == torch.bool else 0.123)
+    require(state_hash(adapter) == hash_before, "overwriting past batches or answers changed the state")
+    same(look(adapter, probe), before, "predict() after past batches or answers were overwritten")
+
+
+def ambient_untouched(make: Make, world: World) -> None:
+    """Global random generators, grad mode and default dtype are as the caller left them after everything it may call."""
+    network, batches = world.network(), world.stream(2)
+
+    def everything() -> None:
+        adapter = make(network)
+        if adapter.source != "none":
+            adapter.prepare(world.source())
+        adapter(batches[0])
+        adapter.predict(batches[1])
+        state = adapter.state_dict()
+        adapter(batches[1])
+        adapter.load_state_dict(state)
+        adapter.reset()
+
+    for mode in (torch.enable_grad, torch.no_grad):
+        python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is the point
+        with ambient(), mode():
+            before = _surroundings()
+            everything()
+            after = _surroundings()
+        moved = random.getstate() != python or str(np.random.get_state()) != str(numpy_state)  # noqa: NPY002
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        require(not moved, "the global generator of python or numpy was used")
+        for name, value in before.items():
+            require(after[name] == value, f"the caller's {name} changed")
+
+
+def _surroundings() -> dict[str, Any]:
+    return {
+        "torch generator": torch.get_rng_state().tolist(),
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "default dtype": torch.get_default_dtype(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def any_grad_context(make: Make, world: World) -> None:
+    """Under grad, no_grad and inference_mode, built inside or outside of it, the adapter answers and learns the same."""
+    batches, probe = world.stream(3), world.stream(1, seed=3)[0]
+
+    def run(build: Callable[[], Any], call: Callable[[], Any]) -> tuple[list[Prediction], str]:
+        network = world.network()
+        with build():
+            adapter = born(make, world, network)
+        with call():
+            inputs = [x.clone() for x in [*batches, probe]]  # inference tensors, inside inference mode
+            ys = answers(adapter, inputs[:-1])
+            with ambient():
+                ys.append(adapter.predict(inputs[-1]))
+        return ys, state_hash(adapter)
+
+    expected, expected_hash = run(torch.enable_grad, torch.enable_grad)
+    for build, call in (
+        (torch.enable_grad, torch.no_grad),
+        (torch.enable_grad, torch.inference_mode),
+        (torch.inference_mode, torch.inference_mode),
+        (torch.inference_mode, torch.enable_grad),
+    ):
+        where = f"built under {build.__name__}, called under {call.__name__}"
+        ys, hashed = run(build, call)
+        same_answers(ys, expected, where)
+        require(hashed == expected_hash, f"{where}: the state differs from the one under enable_grad")
+
+
+def label_blind(make: Make, world: World) -> None:
+    """What predicts and learns takes the inputs and nothing else, so that no label can reach it."""
+    adapter = born(make, world)
+    methods: list[tuple[str, Callable[..., Any]]] = [
+        (name, getattr(adapter, name)) for name in ("step", "_look", "forward", "predict")
+    ]
+    for name, method in methods:
+        parameters = list(inspect.signature(method).parameters)
+        require(
+            len(parameters) == 1,
+            f"{type(adapter).__name__}.{name} takes {parameters}, expected the inputs alone",
+        )

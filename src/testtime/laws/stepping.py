@@ -1,0 +1,309 @@
+"""The step: what an answer is, when it was computed, and what may move meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from testtime.adapter import state_hash
+from testtime.laws.trial import (
+    Make,
+    adapted,
+    answers,
+    born,
+    deviation,
+    grown,
+    inner,
+    look,
+    require,
+    same,
+    same_answers,
+    still,
+)
+from testtime.laws.worlds import World, ambient
+from testtime.methods.source import Source
+from testtime.norm import EMAStatistics, ema_statistics, source_statistics
+from testtime.prediction import Prediction
+from testtime.sharing import Stateful
+
+__all__ = [
+    "alive",
+    "any_batch",
+    "any_precision",
+    "bounded",
+    "deterministic",
+    "frozen_is_frozen",
+    "no_residue",
+    "null_step",
+    "one_tick",
+    "order_equivariant",
+    "output_timing",
+    "same_form",
+    "survives_nonfinite",
+]
+
+
+def same_form(make: Make, world: World) -> None:
+    """An answer has the shape, type and device of the model's logits, and one score, validity and mask entry per image."""
+    network, adapter = world.network(), born(make, world)
+    for size in (16, 5, 2, 1):
+        x = world.stream(1, size)[0]
+        with torch.no_grad():
+            logits = network(x)
+        for how, y in (("adapter(x)", answers(adapter, [x])[0]), ("predict(x)", look(adapter, x))):
+            _well_formed(y, logits, f"{how} on {size} images")
+
+
+def _well_formed(y: Prediction, logits: Tensor, what: str) -> None:
+    def form(t: Tensor) -> tuple[Any, ...]:
+        return tuple(t.shape), t.dtype, t.device
+
+    n = len(logits)
+    require(isinstance(y, Prediction), f"{what}: the answer is a {type(y).__name__}, expected a Prediction")
+    require(form(y) == form(logits), f"{what}: the answer is {form(y)}, the model's logits {form(logits)}")
+    score = tuple(y.score.shape) == (n,) and y.score.is_floating_point()
+    require(score, f"{what}: score is {form(y.score)}, expected ({n},), floating")
+    for name, mask in {"valid": y.valid, **{f"selected[{k!r}]": v for k, v in y.selected.items()}}.items():
+        require(
+            mask.shape == (n,) and mask.dtype == torch.bool,
+            f"{what}: {name} is {form(mask)}, expected ({n},), bool",
+        )
+    require(isinstance(y.updated, bool), f"{what}: updated is a {type(y.updated).__name__}, expected a bool")
+
+
+def alive(make: Make, world: World) -> None:
+    """The adapter moves: what it declared to adapt differs after a few batches, and so does its answer from the source's."""
+    adapter, batches, probe = born(make, world), world.stream(6), world.stream(1, seed=3)[0]
+    before = [p.detach().clone() for p in adapted(adapter)]
+    answers(adapter, batches)
+    with torch.no_grad():
+        source = world.network()(probe)
+    if before:
+        moved = max(deviation(p, b) for p, b in zip(adapted(adapter), before, strict=True))
+        require(moved > 0, f"none of the {len(before)} adapted parameters moved in {len(batches)} batches")
+    require(
+        deviation(look(adapter, probe), source) > 0,
+        f"after {len(batches)} batches it answers as the source model",
+    )
+
+
+def frozen_is_frozen(make: Make, world: World) -> None:
+    """Whatever is not declared to move, by adapt() or as state, stays bitwise: weights and constant buffers."""
+    adapter = born(make, world)
+    moving = {id(t) for m in adapter.modules() if isinstance(m, Stateful) for t in m.moving().values()}
+    frozen = {k: v for k, v in [*adapter.named_parameters(), *adapter.named_buffers()] if id(v) not in moving}
+    before = {k: v.detach().clone() for k, v in frozen.items()}
+    answers(adapter, world.stream(4))
+    now = dict([*adapter.named_parameters(), *adapter.named_buffers()])
+    for name, value in before.items():
+        same(now[name], value, f"{name}, which is not declared to move,")
+
+
+def null_step(make: Make, world: World) -> None:
+    """With a learning rate of zero, predict, step and the source model under the same norm policy answer the same."""
+    adapter, network = still(born(make, world)), world.network()
+    norm = next((a.norm for a in inner(adapter) if callable(getattr(a, "norm", None))), source_statistics)
+    with ambient():
+        source = Source(network, norm=norm)
+    for i, x in enumerate(world.stream(3)):
+        looked, stepped, expected = look(adapter, x), answers(adapter, [x])[0], answers(source, [x])[0]
+        same(stepped, expected, f"batch {i}: the step, against the source model,", 1e-6)
+        same(looked, expected, f"batch {i}: predict, against the source model,", 1e-6)
+
+
+def output_timing(make: Make, world: World) -> None:
+    """The declared ``output`` is true: "after" feels this batch's update, "before" does not, a "teacher" is not the student."""
+    batches = world.stream(5)
+    declared = born(make, world).output
+    require(
+        declared in ("before", "after", "teacher"),
+        f"output is {declared!r}, expected 'before', 'after' or 'teacher'",
+    )
+    felt = 0.0
+    for k in range(len(batches)):
+        learning, resting = grown(make, world, batches[:k]), still(grown(make, world, batches[:k]))
+        felt = max(
+            felt, deviation(answers(learning, batches[k : k + 1])[0], answers(resting, batches[k : k + 1])[0])
+        )
+    if declared == "before":
+        require(felt == 0, f"output is 'before', but the answer feels its own batch's update by {felt:.3g}")
+    if declared == "after":
+        require(felt > 0, "output is 'after', but no answer feels its own batch's update")
+    student, probe = grown(make, world, batches[:2]), world.stream(1, seed=3)[0]
+    before = look(student, probe)
+    with torch.no_grad():
+        for p in adapted(student):
+            p.mul_(1.5)
+    change = deviation(look(student, probe), before)
+    if declared == "teacher":
+        require(
+            change == 0,
+            f"output is 'teacher', but the answer follows the student's parameters by {change:.3g}",
+        )
+    elif adapted(student):
+        require(
+            change > 0, f"output is {declared!r}, but the answer does not depend on the adapted parameters"
+        )
+
+
+def deterministic(make: Make, world: World) -> None:
+    """Two instances on one stream answer and end the same, wherever the global random generators stand."""
+    batches, adapters, runs = world.stream(4), [born(make, world) for _ in range(2)], []
+    for seed, adapter in enumerate(adapters):
+        with ambient(seed + 10):
+            runs.append([adapter(x.clone()) for x in batches])
+    same_answers(*runs, "another instance, under another global seed")
+    require(state_hash(adapters[0]) == state_hash(adapters[1]), "the states of two instances differ")
+
+
+def order_equivariant(make: Make, world: World) -> None:
+    """Permuting the images of a batch permutes the answers (in float64, to 1e-5)."""
+    *past, x = (x.double() for x in world.stream(4))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    straight = answers(grown(make, world, past, world.network().double()), [x])[0]
+    permuted = answers(grown(make, world, past, world.network().double()), [x[order]])[0]
+    same(permuted, straight[order], "the answer to the permuted batch", 1e-5)
+
+
+def any_batch(make: Make, world: World) -> None:
+    """One image, two, none, ragged sizes, constant images, and batches that every filter refuses or takes: all are answered."""
+
+    def try_on(network: nn.Module, batches: list[Tensor], what: str) -> None:
+        adapter = born(make, world, network)
+        for i, (x, y) in enumerate(zip(batches, answers(adapter, batches), strict=True)):
+            bad = int((~torch.isfinite(y)).sum())
+            require(y.shape == (len(x), *y.shape[1:]), f"{what}: {len(x)} images got {len(y)} answers")
+            require(
+                bad == 0 and y.valid.all(),
+                f"{what}: {bad} values of answer {i} (to {len(x)} images) are not finite",
+            )
+        for name, value in adapter.state_dict().items():
+            bad = int(value.isnan().sum())
+            require(bad == 0, f"{what}: {bad} values of {name} in the state are NaN")
+
+    x = world.stream(1)[0]
+    constant = [torch.full_like(x, v) for v in (0.0, 0.5, 1.0)]
+    for size in (1, 2):
+        try_on(world.network(), world.stream(4, size), f"batches of {size}")
+    try_on(world.network(), [x, x[:0], x[:3], x[:1], x, x[:7]], "ragged batches, one of them empty")
+    try_on(world.network(), [x[:0], x], "an empty batch first")
+    try_on(world.network(), [x, *constant, x], "constant images")
+    for scale, what in ((0.0, "predictions that know nothing"), (1e3, "predictions that are certain")):
+        network = world.network()
+        with torch.no_grad():
+            for p in list(network.parameters())[-2:]:
+                p.mul_(scale)
+        try_on(network, world.stream(3), what)
+
+
+def survives_nonfinite(make: Make, world: World) -> None:
+    """Images with NaN or infinity are refused, and their neighbours and the state get what they would have got without."""
+    clean = world.stream(3)
+    dirty, masks = [], []
+    for i, x in enumerate(clean):
+        bad = x[:3].clone()
+        bad[0], bad[1, 0, i, i], bad[2, 1] = torch.nan, torch.inf, -torch.inf
+        dirty.append(torch.cat([bad[:1], x[:5], bad[1:2], x[5:], bad[2:]]))
+        mask = torch.ones(len(x) + 3, dtype=torch.bool)
+        mask[[0, 6, len(x) + 2]] = False
+        masks.append(mask)
+    one, other = born(make, world), born(make, world)
+    for i, (y, z, good) in enumerate(zip(answers(one, dirty), answers(other, clean), masks, strict=True)):
+        require(
+            torch.equal(y.valid, good),
+            f"batch {i}: {int((y.valid != good).sum())} images are wrongly (in)valid",
+        )
+        same(y[good], z.logits, f"batch {i}: the rows of the good images")
+        require(y[~good].isnan().all(), f"batch {i}: a refused image was answered")
+        same_answers(look(one, dirty[i])[good][None], look(other, clean[i])[None], "predict")
+    require(
+        state_hash(one) == state_hash(other), "the state differs from that of the run without the bad images"
+    )
+    y = answers(one, [torch.full_like(clean[0], torch.nan)])[0]
+    answers(other, [clean[0][:0]])
+    require(y.isnan().all() and not y.valid.any(), "a batch of NaN was answered")
+    require(
+        state_hash(one) == state_hash(other), "a batch of NaN changed the state otherwise than an empty batch"
+    )
+
+
+def no_residue(make: Make, world: World) -> None:
+    """After a reset the adapter answers a stream as one that never met another, whatever it keeps outside its state."""
+    first, second = world.stream(5), world.stream(5, seed=3)
+    used = grown(make, world, first)
+    used.reset()
+    same_answers(answers(used, second), answers(born(make, world), second), "after a reset")
+
+
+def bounded(make: Make, world: World) -> None:
+    """What the adapter holds, in its state and beside it, stops growing: memory does not depend on the stream's length."""
+    batches = world.stream(36, 8)
+    adapter = grown(make, world, batches[:24])
+    warm = _footprint(adapter, set())
+    answers(adapter, batches[24:])
+    now = _footprint(adapter, set())
+    require(now <= warm, f"it holds {warm} values after 24 batches and {now} after 36")
+
+
+def _footprint(thing: Any, seen: set[int]) -> int:
+    """Tensor elements and container entries reachable from here."""
+    if id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType | str | bytes | int | float):
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        return thing.numel()
+    if isinstance(thing, MethodType):
+        return _footprint(thing.__self__, seen)
+    if isinstance(thing, Mapping):
+        return len(thing) + sum(_footprint(v, seen) for v in thing.values())
+    if hasattr(thing, "__len__") and hasattr(thing, "__iter__"):
+        return len(thing) + sum(_footprint(v, seen) for v in thing)
+    return sum(_footprint(v, seen) for v in vars(thing).values()) if hasattr(thing, "__dict__") else 0
+
+
+def one_tick(make: Make, world: World) -> None:
+    """Moving statistics advance once per observed batch, however many forwards a step makes."""
+    network = ema_statistics(world.network())
+    adapter = born(make, world, network)
+    policies = {name: m for name, m in adapter.named_modules() if isinstance(m, EMAStatistics)}
+    met: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in policies}
+    for name, module in policies.items():
+
+        def record(layer: EMAStatistics, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            mean, _ = layer.moments(inputs[0].detach())
+            met[name].append((layer.mean.clone(), layer.mean.lerp(mean, 1 - layer.decay)))
+
+        module.register_forward_pre_hook(record)
+    for x in world.stream(4):
+        answers(adapter, [x])
+        for name, module in policies.items():
+            olds, news = [old for old, _ in met[name]], [new for _, new in met[name]]
+            met[name].clear()
+            if not olds:
+                continue
+            drift = max(deviation(old, olds[0]) for old in olds)
+            require(drift == 0, f"{name} advanced by {drift:.3g} between two forwards of one step")
+            off = min(deviation(module.mean, value) for value in [olds[0], *news])
+            require(off <= 1e-6, f"{name} is {off:.3g} away from one step of its moving average")
+
+
+def any_precision(make: Make, world: World) -> None:
+    """Models in float64 and bfloat16, and a float32 model under autocast, run, stay finite and keep the model's type."""
+    for dtype in (torch.float64, torch.bfloat16):
+        network, batches = world.network().to(dtype), [x.to(dtype) for x in world.stream(3)]
+        adapter = born(make, world, network)
+        for y in answers(adapter, batches):
+            require(y.dtype == dtype, f"a model in {dtype} is answered in {y.dtype}")
+            require(y.valid.all(), f"{dtype}: {int((~y.valid).sum())} answers are not finite")
+        for name, value in adapter.state_dict().items():
+            require(not value.isnan().any(), f"{dtype}: {name} in the state holds NaN")
+    adapter = born(make, world)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ys = answers(adapter, world.stream(3))
+    require(all(bool(y.valid.all()) for y in ys), "under autocast answers are not finite")
+    for name, value in adapter.state_dict().items():
+        require(not value.isnan().any(), f"under autocast {name} in the state holds NaN")

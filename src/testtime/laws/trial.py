@@ -1,0 +1,117 @@
+"""What every law is made of: an adapter born in a world, its answers to a stream, and comparisons that say by how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from testtime.adapter import Adapter
+from testtime.laws.worlds import World, ambient
+from testtime.prediction import Prediction
+
+__all__ = ["Law", "LawBroken", "Make"]
+
+Make = Callable[[nn.Module], Adapter]
+Law = Callable[[Make, World], None]
+
+
+class LawBroken(AssertionError):
+    """A law does not hold; the message is what was measured."""
+
+
+def require(truth: object, measured: str) -> None:
+    """Raise :class:`LawBroken` with what was measured, unless it is true."""
+    if not truth:
+        raise LawBroken(measured)
+
+
+def born(make: Make, world: World, network: nn.Module | None = None) -> Adapter:
+    """A fresh adapter on the world's network, prepared if it wants to see its source."""
+    network = world.network() if network is None else network
+    with ambient():
+        adapter = make(network)
+        require(
+            isinstance(adapter, Adapter),
+            f"make(model) returned {type(adapter).__name__}, not a testtime.Adapter",
+        )
+        if adapter.source != "none":
+            adapter.prepare(x.to(dtype_of(network)) for x in world.source())
+    return adapter
+
+
+def answers(adapter: Adapter, batches: Iterable[Tensor]) -> list[Prediction]:
+    """What the adapter answers to the batches, one by one; the global generator stands the same at the first."""
+    with ambient():
+        return [adapter(x.clone()) for x in batches]
+
+
+def grown(make: Make, world: World, batches: Iterable[Tensor], network: nn.Module | None = None) -> Adapter:
+    """A fresh adapter that has met the batches."""
+    adapter = born(make, world, network)
+    answers(adapter, batches)
+    return adapter
+
+
+def look(adapter: Adapter, x: Tensor) -> Prediction:
+    """What the adapter predicts, learning nothing."""
+    with ambient():
+        return adapter.predict(x.clone())
+
+
+def deviation(a: Tensor, b: Tensor) -> float:
+    """The largest difference; infinite where forms, types or the places of NaN differ."""
+    a, b = a.detach().as_subclass(Tensor), b.detach().as_subclass(Tensor)
+    if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.isnan(), b.isnan()):
+        return math.inf
+    if a.numel() == 0 or torch.equal(a.nan_to_num(), b.nan_to_num()):
+        return 0.0
+    return float((a.double() - b.double()).nan_to_num(posinf=math.inf).abs().max())
+
+
+def same(a: Tensor, b: Tensor, what: str, within: float = 0.0) -> None:
+    """Require two tensors to be equal, bitwise unless a tolerance is given."""
+    distance = deviation(a, b)
+    require(distance <= within, f"{what} differs by {distance:.3g} (allowed: {within:g})")
+
+
+def same_answers(a: Sequence[Tensor], b: Sequence[Tensor], what: str, within: float = 0.0) -> None:
+    """Require two runs to answer alike."""
+    for i, (one, other) in enumerate(zip(a, b, strict=True)):
+        same(one, other, f"{what}: answer {i}", within)
+
+
+def saved(adapter: Adapter) -> bytes:
+    """The state as a safetensors file."""
+    return safetensors.torch.save({k: v.contiguous() for k, v in adapter.state_dict().items()})
+
+
+def load(adapter: Adapter, file: bytes) -> None:
+    """Continue from a safetensors file."""
+    adapter.load_state_dict(safetensors.torch.load(file))
+
+
+def inner(adapter: Adapter) -> list[Adapter]:
+    """The adapter and those inside it, the outermost first."""
+    return [m for m in adapter.modules() if isinstance(m, Adapter)]
+
+
+def adapted(adapter: Adapter) -> list[nn.Parameter]:
+    """The parameters that the adapter declared to move."""
+    return [p for a in inner(adapter) for p in a._adapted]
+
+
+def still(adapter: Adapter) -> Adapter:
+    """The same adapter with a learning rate of zero."""
+    for optimizer in (a._optimizer for a in inner(adapter) if a._optimizer is not None):
+        for group in optimizer.param_groups:
+            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+    return adapter
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The type of the network's weights."""
+    return next(network.parameters()).dtype

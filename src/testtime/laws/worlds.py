@@ -1,0 +1,243 @@
+"""The worlds in which the laws are tried: tiny networks that know a synthetic task, and streams that drift from it.
+
+An image (3, 8, 8) of class c is 0.5 plus a smooth random template of c, scaled and noisy. The networks are trained on
+that, once per process and in under a second each, so that entropies vary and filters select some. A stream is darker,
+flatter and noisier from batch to batch, and a quarter of its images is of classes that the network never saw.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["CLASSES", "WORLDS", "Meter", "World"]
+
+CLASSES = 5
+UNKNOWN = 2  # classes of the streams that no network was trained on
+SIDE = 8
+
+
+@dataclass
+class Meter:
+    """Counts the images that passed through a network and all its copies: copying a network does not copy its meter."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Meter:
+        return self
+
+
+@final
+class Metered(nn.Module):
+    """A network whose passes are counted, in images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.meter = Meter()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.network(x)
+        self.meter.forwards += len(x)
+        first = y if isinstance(y, Tensor) else next(iter(y.values()))
+        if first.requires_grad:
+
+            def count(gradient: Tensor, n: int = len(x)) -> None:
+                self.meter.backwards += n
+
+            first.register_hook(count)
+        return y
+
+
+@final
+class Attention(nn.Module):
+    """A pre-norm transformer block of one head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        x = x + self.out(weights @ v)
+        return x + self.mlp(self.norm2(x))
+
+
+@final
+class TinyViT(nn.Module):
+    """Patches of 2 x 2, two blocks, the mean of the tokens."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 2, stride=2)
+        self.position = nn.Parameter(torch.randn(SIDE * SIDE // 4, width) * 0.1)
+        self.blocks = nn.Sequential(Attention(width), Attention(width))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+
+
+@final
+class TinyCNN(nn.Module):
+    """Two convolutions, each followed by the given kind of normalisation, the second strided."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), norm(8), nn.ReLU(),
+            nn.Conv2d(8, 16, 3, padding=1, stride=2, bias=False), norm(16), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean(dim=(2, 3)))
+
+
+@final
+class TinyDense(nn.Module):
+    """A dense multi-task network: which texture (N, CLASSES, H, W), and how far (N, 1, H, W), by the task's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+            nn.Conv2d(12, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        )  # fmt: skip
+        self.heads = nn.ModuleDict({"segmentation": nn.Conv2d(16, CLASSES, 1), "depth": nn.Conv2d(16, 1, 1)})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.features(x)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+@functools.cache
+def _templates() -> Tensor:
+    """One smooth pattern (3, 8, 8) of unit deviation per class, the unknown ones last."""
+    rng = torch.Generator().manual_seed(20)
+    coarse = torch.randn(CLASSES + UNKNOWN, 3, 3, 3, generator=rng)
+    smooth = F.interpolate(coarse, size=SIDE, mode="bilinear", align_corners=True)
+    return smooth / smooth.std(dim=(1, 2, 3), keepdim=True)
+
+
+def classified(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, Tensor]:
+    """n images (n, 3, 8, 8) of the task and their classes (n,); a share ``unknown`` of them from CLASSES upwards."""
+    label = torch.randint(CLASSES, (n,), generator=rng)
+    strange = torch.rand(n, generator=rng) < unknown
+    label = torch.where(strange, CLASSES + torch.randint(UNKNOWN, (n,), generator=rng), label)
+    scale = 0.03 + 0.12 * torch.rand(n, 1, 1, 1, generator=rng)
+    noise = 0.13 * torch.randn(n, 3, SIDE, SIDE, generator=rng)
+    return (0.5 + scale * _templates()[label] + noise).clamp(0, 1), label
+
+
+def dense(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """n images whose halves show two textures, and per pixel its class (n, 8, 8) and its depth (n, 1, 8, 8)."""
+    left, left_label = classified(n, rng, unknown)
+    right, right_label = classified(n, rng, unknown)
+    edge = torch.randint(2, SIDE - 1, (n, 1, 1), generator=rng)
+    is_left = (torch.arange(SIDE) < edge).expand(n, SIDE, SIDE)
+    label = torch.where(is_left, left_label[:, None, None], right_label[:, None, None])
+    depth = torch.where(is_left, 0.5, 1.0)[:, None]
+    return torch.where(is_left[:, None], left, right) * depth, {"segmentation": label, "depth": depth}
+
+
+def drifted(x: Tensor, severity: float, rng: torch.Generator) -> Tensor:
+    """The images darker, flatter and noisier; severity in [0, 1]."""
+    noise = 0.08 * severity * torch.randn(x.shape, generator=rng)
+    return ((x - 0.5) * (1 - 0.3 * severity) + 0.5 - 0.12 * severity + noise).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class World:
+    """A network that knows its task, what it learned from, and a stream that drifts.
+
+    Attributes:
+        name: what ``check_adapter(worlds=...)`` calls it.
+        make: builds the untrained network.
+        task: draws n images and what is true of them, which only training sees.
+        loss: of the network's output against that truth.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    task: Callable[..., tuple[Tensor, Any]]
+    loss: Callable[[Any, Any], Tensor]
+
+    def network(self) -> nn.Module:
+        """A fresh copy of the trained network, in evaluation mode, with a ``meter`` of its own."""
+        return Metered(copy.deepcopy(_trained(self.name)))
+
+    def stream(self, batches: int, size: int = 16, seed: int = 0) -> list[Tensor]:
+        """Batches (size, 3, 8, 8) that drift further from the source one by one."""
+        return [x.clone() for x in _stream(self.name, batches, size, seed)]
+
+    def source(self, batches: int = 4, size: int = 32) -> list[Tensor]:
+        """Unlabelled batches (size, 3, 8, 8) of what the network was trained on."""
+        rng = torch.Generator().manual_seed(5)
+        return [self.task(size, rng)[0] for _ in range(batches)]
+
+
+def _total_loss(output: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
+    segmentation = F.cross_entropy(output["segmentation"], truth["segmentation"])
+    return segmentation + F.l1_loss(output["depth"], truth["depth"])
+
+
+WORLDS: dict[str, World] = {
+    world.name: world
+    for world in (
+        World("batchnorm", lambda: TinyCNN(nn.BatchNorm2d), classified, F.cross_entropy),
+        World("groupnorm", lambda: TinyCNN(lambda c: nn.GroupNorm(4, c)), classified, F.cross_entropy),
+        World("vit", TinyViT, classified, F.cross_entropy),
+        World("dense", TinyDense, dense, _total_loss),
+    )
+}
+
+
+@functools.cache
+def _trained(name: str) -> nn.Module:
+    world = WORLDS[name]
+    with ambient(), torch.inference_mode(False), torch.enable_grad():
+        network, rng = world.make().train(), torch.Generator().manual_seed(1)
+        optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+        for _ in range(150):
+            x, truth = world.task(64, rng)
+            optimizer.zero_grad()
+            world.loss(network(x), truth).backward()
+            optimizer.step()
+    for p in network.parameters():
+        p.grad = None
+    return network.eval()
+
+
+@functools.cache
+def _stream(name: str, batches: int, size: int, seed: int) -> tuple[Tensor, ...]:
+    world, rng = WORLDS[name], torch.Generator().manual_seed(100 + seed)
+    severities = [0.3 + 0.7 * i / max(batches - 1, 1) for i in range(batches)]
+    return tuple(drifted(world.task(size, rng, 0.25)[0], s, rng) for s in severities)
+
+
+@contextmanager
+def ambient(seed: int = 0) -> Iterator[None]:
+    """Inside, torch's global generator starts from a known seed and new tensors are float32; both are put back."""
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)

@@ -1,0 +1,197 @@
+"""Wrappers, adapter -> adapter: when to forget, and with whom a single image is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from testtime.adapter import Adapter
+
+__all__ = ["Episodic", "ResetEvery", "Window", "Wrapper"]
+
+
+class Wrapper(Adapter):
+    """Base of what tweaks an adapter without knowing its method: it holds one, and is one.
+
+    The facts (``output``, ``source``, ``stochastic``, ``cost``) are the inner adapter's, ``predict`` asks it, ``prepare``
+    teaches it, and its state is part of the wrapper's. A subclass says ``step``.
+
+    Args:
+        adapter: any adapter, a wrapper too.
+
+    Raises:
+        TypeError: what is wrapped is not an adapter.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        if not isinstance(adapter, Adapter):
+            raise TypeError(
+                f"{type(self).__name__} wraps an adapter, got {type(adapter).__name__}; "
+                "build one first, as in Episodic(Tent(model))"
+            )
+        super().__init__(adapter, adapter.seed)
+        self.output, self.source = adapter.output, adapter.source  # type: ignore[misc]
+        self.stochastic, self.cost = adapter.stochastic, adapter.cost  # type: ignore[misc]
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter inside."""
+        assert isinstance(self.model, Adapter)
+        return self.model
+
+    def _look(self, x: Tensor) -> Tensor:
+        return self.adapter.predict(x)
+
+    def _learn(self, batches: Iterable[Tensor]) -> None:
+        self.adapter.prepare(batches)
+
+    def _born(self) -> dict[str, Tensor]:
+        self.adapter._born()  # the two are born together: a state loaded later must not become the inner one's birth
+        return super()._born()
+
+
+@final
+class Episodic(Wrapper):
+    r"""Every batch is met by the adapter as it was born.
+
+    .. math:: \theta_t = \theta_0 - \eta \nabla L(x_t; \theta_0)
+
+    A step:
+        1. reset the adapter;
+        2. let it predict and learn the batch.
+
+    ``predict`` looks with what the last batch left.
+
+    Args:
+        adapter: what is reset.
+
+    Cost: the adapter's.
+
+    Reference: the episodic mode of Tent's code (Wang et al., ICLR 2021); MEMO (Zhang et al., NeurIPS 2022) adapts so.
+
+    >>> from torch import nn
+    >>> from testtime.methods import Tent
+    >>> tent = Episodic(Tent(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))))
+    >>> x = torch.rand(8, 3, 8, 8)
+    >>> bool((tent(x) == tent(x)).all())
+    True
+    """
+
+    def step(self, x: Tensor) -> Tensor:
+        self.adapter.reset()
+        return self.adapter(x)
+
+
+@final
+class ResetEvery(Wrapper):
+    r"""Back to birth after a fixed number of steps: the adapter never drifts further than that.
+
+    .. math:: \theta_t \leftarrow \theta_0 \quad \text{whenever } t \bmod T = 0
+
+    A step:
+        1. when ``every`` steps have passed since birth or the last reset, reset the adapter;
+        2. let it predict and learn the batch.
+
+    Args:
+        adapter: what is reset.
+        every: T, in steps; the paper's is 1000.
+
+    Raises:
+        ValueError: every is below 1.
+
+    Cost: the adapter's.
+
+    Reference: Press, Schneider, Kümmerer and Bethge, RDumb: A simple approach that questions our progress in continual
+    test-time adaptation, NeurIPS 2023, section 4 (there around ETA).
+
+    >>> from torch import nn
+    >>> from testtime.methods import Tent
+    >>> ResetEvery(Tent(nn.LayerNorm(3)), 1000).every
+    1000
+    """
+
+    def __init__(self, adapter: Adapter, every: int = 1000) -> None:
+        if every < 1:
+            raise ValueError(f"every counts the steps between two resets and is at least 1, got {every}")
+        super().__init__(adapter)
+        self.every = every
+
+    def step(self, x: Tensor) -> Tensor:
+        if int(self.clock) % self.every == 0:
+            self.adapter.reset()
+        return self.adapter(x)
+
+
+@final
+class Window(Wrapper):
+    """Single images in company: each is predicted together with the last ones, and learned from when enough arrived.
+
+    A step:
+        1. put the new images after the last ``size`` seen; if there are more than ``size``, the oldest leave (a larger
+           batch stays whole);
+        2. when ``every`` new images have arrived, let the adapter predict and learn these; otherwise only predict them;
+        3. answer the rows of the new images, and remember the last ``size`` images.
+
+    Args:
+        adapter: what predicts and learns; batch statistics and losses are those of the window.
+        size: of the window, in images.
+        every: new images between two adaptations; ``size`` unless given.
+
+    Raises:
+        ValueError: size or every is below 1, or an image has another form than those in the window (``reset`` empties it).
+
+    Cost: per step the adapter's on max(size, N) images, N the batch; its declared one where N is at least size.
+
+    Reference: the single-sample mode of Press et al. and of NOTE (Gong et al., NeurIPS 2022) use such a window.
+
+    >>> from torch import nn
+    >>> from testtime.methods import Tent
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> tent = Window(Tent(net), size=3)
+    >>> [tent(torch.rand(1, 3, 8, 8)).updated for _ in range(4)]
+    [False, False, True, False]
+    """
+
+    window: Tensor
+    arrived: Tensor
+
+    def __init__(self, adapter: Adapter, size: int, every: int | None = None) -> None:
+        super().__init__(adapter)
+        if size < 1 or (every is not None and every < 1):
+            raise ValueError(
+                f"size and every count images and are at least 1, got size={size}, every={every}"
+            )
+        self.size, self.every = size, size if every is None else every
+        self.register_buffer("window", torch.zeros(0))  # the form of an image is not known before the first
+        self.register_buffer("arrived", torch.zeros((), dtype=torch.int64))
+
+    def _company(self, x: Tensor) -> Tensor:
+        """The new images (N, ...) behind those of the window, at most ``size`` in all unless N is more."""
+        if self.window.numel() == 0:
+            return x
+        if self.window.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"the window holds images of shape {tuple(self.window.shape[1:])}, got {tuple(x.shape[1:])}; "
+                "resize the images, or call reset() to begin a new window"
+            )
+        return torch.cat([self.window.to(x), x])[-max(self.size, len(x)) :]
+
+    def _look(self, x: Tensor) -> Tensor:
+        company = self._company(x)
+        return self.adapter.predict(company).at(_last(len(x), company))
+
+    def step(self, x: Tensor) -> Tensor:
+        company = self._company(x)
+        self.window = company[-self.size :].clone()
+        self.arrived += len(x)
+        if int(self.arrived) < self.every:
+            return self.adapter.predict(company).at(_last(len(x), company))
+        self.arrived.zero_()
+        return self.adapter(company).at(_last(len(x), company))
+
+
+def _last(n: int, batch: Tensor) -> Tensor:
+    return torch.arange(len(batch) - n, len(batch), device=batch.device)
