@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -51,9 +52,10 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != UNSIGNED_BYTES or not 1 <= data[3] <= 4:
         raise DataError(f"{path}: expected the idx magic number 00 00 08, found {data[:4].hex(' ')}; {AGAIN}")
     start = 4 + 4 * data[3]
-    shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
-    if len(shape) != data[3] or len(data) - start != int(np.prod(shape)):
-        raise DataError(f"{path}: expected {shape} values, found {len(data) - start}; {AGAIN}")
+    shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
+    if len(data) - start != math.prod(shape):
+        found = max(0, len(data) - start)
+        raise DataError(f"{path}: expected {shape} values, found {found}; {AGAIN}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 

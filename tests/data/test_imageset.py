@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from testtime.data import ImageSet, from_arrays, resized
+from testtime.data.imageset import with_channels
+from testtime.errors import DataError
+
+
+def small(n: int = 4, name: str = "small") -> ImageSet:
+    pixels = np.arange(n * 3 * 4 * 4, dtype=np.uint8).reshape(n, 3, 4, 4)
+    return from_arrays(name, pixels, [i % 2 for i in range(n)], ("even", "odd"))
+
+
+def test_images_are_uint8_and_batches_are_floats_in_0_1() -> None:
+    images = small()
+    assert images[1].dtype == torch.uint8
+    assert images[1][0, 0].tolist() == [48, 49, 50, 51]
+    batch = images.batch([1, 0])
+    assert torch.equal(batch * 255, torch.stack([images[1], images[0]]).float())
+    assert images.targets([1, 0]).tolist() == [1, 0]
+
+
+def test_an_image_is_a_copy() -> None:
+    images = small()
+    images[0].zero_()
+    assert images[0].sum() > 0
+
+
+def test_channels_last_and_grey_arrays() -> None:
+    colour = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    assert from_arrays("c", colour, channels_last=True)[0][:, 0, 1].tolist() == [3, 4, 5]
+    grey = from_arrays("g", np.full((1, 2, 2), 9, np.uint8))
+    assert torch.equal(grey[0], torch.full((3, 2, 2), 9, dtype=torch.uint8))
+    assert from_arrays("g", np.full((1, 2, 2), 9, np.uint8), channels=1)[0].shape == (1, 2, 2)
+
+
+def test_colour_becomes_luma() -> None:
+    red = np.array([255, 0, 0], np.uint8).reshape(3, 1, 1)
+    assert with_channels(red, 1).item() == 76
+
+
+def test_shrinking_averages_and_enlarging_interpolates() -> None:
+    images = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(4, 1)[None, None]
+    assert torch.allclose(resized(images, 2), F.interpolate(images, 2, mode="bilinear", antialias=True))
+    assert torch.allclose(resized(images, 2).mean(), torch.tensor(0.5))
+    assert resized(images, (8, 4))[0, 0, 3].tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert resized(images, None) is images
+
+
+def test_a_subset_keeps_classes_and_order_and_nests() -> None:
+    images = small(6)
+    chosen = images.subset([5, 2, 3]).subset([2, 0])
+    assert chosen.classes == images.classes
+    assert chosen.labels is not None
+    assert chosen.labels.tolist() == [1, 1]
+    assert torch.equal(chosen[0], images[3])
+    assert torch.equal(chosen[1], images[5])
+    assert len(images.subset([])) == 0
+
+
+def test_the_digest_depends_on_content_labels_names_and_order_only() -> None:
+    images = small()
+    assert images.digest() == small().digest()
+    assert len(images.digest()) == 64
+    pixels = np.arange(4 * 48, dtype=np.uint8).reshape(4, 3, 4, 4)
+    pixels[3, 2, 3, 3] += 1
+    others = [
+        small(name="other"),
+        small(3),
+        images.subset([1, 0, 2, 3]),
+        from_arrays("small", pixels, [0, 1, 0, 1], ("even", "odd")),
+        from_arrays("small", small().images.array, [0, 1, 0, 0], ("even", "odd")),  # type: ignore[attr-defined]
+        from_arrays("small", small().images.array),  # type: ignore[attr-defined]
+    ]
+    assert len({images.digest(), *(other.digest() for other in others)}) == 7
+    assert images.subset(range(4)).digest() == images.digest()
+
+
+def test_labels_are_checked_and_cannot_be_changed() -> None:
+    pixels = np.zeros((2, 4, 4), np.uint8)
+    with pytest.raises(DataError, match=r"2 images but labels of shape \(3,\)"):
+        from_arrays("x", pixels, [0, 1, 0], ("a", "b"))
+    with pytest.raises(DataError, match="labels from 0 to 2, but 2 classes"):
+        from_arrays("x", pixels, [0, 2], ("a", "b"))
+    labels = np.array([0, 1])
+    images = from_arrays("x", pixels, labels, ("a", "b"))
+    labels[:] = 0
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="read-only"):
+        images.labels[0] = 1
+
+
+def test_wrong_arrays_channels_indices_and_empty_batches_are_refused() -> None:
+    with pytest.raises(DataError, match="expected uint8 images"):
+        from_arrays("x", np.zeros((2, 4, 4), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="1 or 3 channels"):
+        from_arrays("x", np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match="channels must be 1 or 3"):
+        from_arrays("x", np.zeros((2, 4, 4), np.uint8), channels=2)
+    with pytest.raises(IndexError, match="no image 4, there are 4"):
+        small()[4]
+    with pytest.raises(IndexError, match="indices from -1 to 0 of 4"):
+        small().subset([-1, 0])
+    with pytest.raises(ValueError, match="at least one index"):
+        small().batch([])
+    with pytest.raises(ValueError, match="has no labels"):
+        from_arrays("x", np.zeros((2, 4, 4), np.uint8)).targets([0])
+
+
+def test_a_set_is_iterable() -> None:
+    assert len(list(small())) == 4

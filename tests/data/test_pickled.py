@@ -1,0 +1,130 @@
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from testtime.data import read_pickled
+from testtime.errors import DataError
+
+
+def python2_batch(data: np.ndarray[Any, Any], labels: list[int]) -> bytes:
+    """What Python 2's cPickle wrote for a CIFAR-10 batch: protocol 2, byte strings, old numpy names."""
+
+    def text(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    raw = data.tobytes()
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85"
+        + text(b"b")
+        + b"\x87Rq\x03"
+        b"(K\x01" + b"".join(b"M" + struct.pack("<H", n) for n in data.shape) + b"\x86"
+        b"cnumpy\ndtype\nq\x04" + text(b"u1") + b"K\x00K\x01\x87R"
+        b"(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"T" + struct.pack("<i", len(raw)) + raw + b"tb"
+    )
+    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    names = b"](" + b"".join(text(b"image_%d.png" % i) for i in range(len(labels))) + b"e"
+    items = [
+        (b"batch_label", text(b"testing batch 1 of 1")),
+        (b"labels", numbers),
+        (b"data", array),
+        (b"filenames", names),
+    ]
+    return b"\x80\x02}q\x00(" + b"".join(text(key) + value for key, value in items) + b"u."
+
+
+def test_the_stream_of_python_2_is_read_as_pickle_reads_it(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 256, (300, 3072), dtype=np.uint8)
+    stream = python2_batch(data, list(range(10)) * 30)
+    (tmp_path / "batch").write_bytes(stream)
+    expected = pickle.loads(stream, encoding="latin1")
+    found = read_pickled(tmp_path / "batch")
+    assert found.keys() == expected.keys()
+    assert np.array_equal(found["data"], expected["data"])
+    assert found["data"].dtype == np.uint8
+    for key in ("labels", "filenames", "batch_label"):
+        assert found[key] == expected[key]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, ">i4", bool])
+def test_every_protocol_of_python_3_is_read(tmp_path: Path, protocol: int, dtype: Any) -> None:
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    table = {
+        b"data": array,
+        "fortran": np.asfortranarray(array),
+        "labels": [1, 300, 70_000, -1, 2**40],
+        "rest": [None, True, False, 0.5, (1,), (1, 2, 3, 4), {"a": [b"x", "y"]}, []],
+    }
+    (tmp_path / "table").write_bytes(pickle.dumps(table, protocol=protocol))
+    found = read_pickled(tmp_path / "table")
+    assert np.array_equal(found["data"], array)
+    assert found["data"].dtype == array.dtype
+    assert np.array_equal(found["fortran"], array)
+    assert found["labels"] == table["labels"]
+    assert found["rest"] == table["rest"]
+
+
+class Call:
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"a": Call(print, "executed")},
+        {"a": Call(eval, "1 + 1")},
+        {"a": Path("x")},
+        {"a": np.array([{}], dtype=object)},
+        [1, 2],
+        {"a": {1, 2}},
+    ],
+    ids=["print", "eval", "path", "objects", "list", "set"],
+)
+def test_anything_else_is_refused_and_not_executed(
+    tmp_path: Path, table: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for protocol in (2, 4):
+        (tmp_path / "evil").write_bytes(pickle.dumps(table, protocol=protocol))
+        with pytest.raises(DataError, match="nothing was executed"):
+            read_pickled(tmp_path / "evil")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "stream", [b"", b"\x80\x02}", b"\x80\x02u.", b"garbage", b"\x80\x02K\x01b.", b"\x80\x02h\x05."]
+)
+def test_damaged_streams_are_refused(tmp_path: Path, stream: bytes) -> None:
+    (tmp_path / "batch").write_bytes(stream)
+    with pytest.raises(DataError, match="batch: expected a pickled dict"):
+        read_pickled(tmp_path / "batch")
+
+
+def test_an_array_larger_than_its_bytes_is_refused(tmp_path: Path) -> None:
+    stream = python2_batch(np.zeros((2, 3), np.uint8), [1, 2])
+    (tmp_path / "batch").write_bytes(stream.replace(b"M\x02\x00M\x03\x00", b"M\x02\x00M\xff\xff"))
+    with pytest.raises(DataError):
+        read_pickled(tmp_path / "batch")
+
+
+def test_no_name_is_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "batch").write_bytes(python2_batch(np.zeros((1, 4), np.uint8), [1]))
+    code = f"""
+import sys
+seen = []
+sys.addaudithook(lambda event, args: seen.append(args) if event == "pickle.find_class" else None)
+from testtime.data import read_pickled
+assert read_pickled({str(tmp_path / "batch")!r})["labels"] == [1]
+assert not seen, seen
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
