@@ -58,13 +58,21 @@ def test_canny_keeps_weak_edges_only_beside_strong_ones() -> None:
     assert filters.canny(weak, 50, 150)[0, 0, 5:, 5].all()
 
 
-def test_distance_to_is_euclidean_up_to_its_limit() -> None:
+def test_distance_to_is_the_shortest_path_up_to_its_limit() -> None:
     mask = torch.rand(3, 1, 40, 50, generator=torch.Generator().manual_seed(0)) > 0.995
     mask[2] = False
     got = filters.distance_to(mask, 20).numpy()
     for i in range(2):
-        expected = np.minimum(ndimage.distance_transform_edt(~mask[i, 0].numpy()), 20)
-        np.testing.assert_allclose(got[i, 0], expected, rtol=1e-6)
+        # in closed form: knight's moves as far as both directions allow, the rest straight or diagonal
+        ends = np.argwhere(mask[i, 0].numpy())
+        apart = np.abs(np.argwhere(np.ones((40, 50)))[:, None] - ends)
+        long, short = apart.max(2), apart.min(2)
+        flat = long - 2 * short + 2.1969 * short
+        steep = 1.4 * (2 * short - long) + 2.1969 * (long - short)
+        path = np.where(long >= 2 * short, flat, steep).min(1).clip(max=20)
+        np.testing.assert_allclose(got[i, 0].flatten(), path, rtol=1e-5)
+        euclid = np.minimum(ndimage.distance_transform_edt(~mask[i, 0].numpy()), 20)
+        np.testing.assert_allclose(got[i, 0], euclid, rtol=0.025)
     assert (got[2] == 20).all()
 
 

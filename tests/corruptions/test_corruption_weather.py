@@ -142,7 +142,7 @@ def test_snow_adds_smeared_flakes_twice(constants: str, severity: int) -> None:
         across, down = np.ceil(i * np.cos(angle) - 0.5), np.ceil(i * np.sin(angle) - 0.5)
         rows, columns = np.arange(size) + int(down), np.arange(size) + int(across)
         smeared += value * layer[rows.clip(0, size - 1)][:, columns.clip(0, size - 1)]
-    smeared = np.round(smeared * 255)[..., None] / 255
+    smeared = np.floor(smeared * 255 + 1e-3)[..., None] / 255
     image = channels_last(x)[0]
     grey = (image @ [0.299, 0.587, 0.114])[..., None]
     white = weight * image + (1 - weight) * np.maximum(image, 1.5 * grey + 0.5)

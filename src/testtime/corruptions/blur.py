@@ -113,7 +113,7 @@ def motion_blur(x: Tensor, c: tuple[int, float], rng: Rng) -> Tensor:
         c: radius and sigma of the one-sided Gaussian, in pixels.
         rng: one sequence of random numbers for each image.
 
-    Departures: ImageMagick's filter is rewritten from its definition (`filters.motion_blur`), not called.
+    Departures: none; ImageMagick's filter is rewritten (`filters.motion_blur`), not called.
     """
     angle = rng.uniform(1)[:, 0] * 90 - 45
     return filters.motion_blur(x, *c, angle)

@@ -67,7 +67,7 @@ def snow(x: Tensor, c: tuple[float, float, float, float, int, float, float], rng
             the smear in pixels, and the weight w.
         rng: one sequence of random numbers for each image.
 
-    Departures: the smear is that of `motion_blur`.
+    Departures: none.
     """
     mean, deviation, zoom, threshold, radius, sigma, weight = c
     layer = filters.clipped_zoom(mean + deviation * rng.normal(1, *x.shape[2:]), zoom)
@@ -132,11 +132,11 @@ def water_map(liquid: Tensor) -> Tensor:
     away from edges."""
     liquid = (filters.to_8_bits(liquid) * 255).round()
     depth = filters.distance_to(filters.canny(liquid, 50, 150), 20)
-    box = torch.full((3, 3), 1 / 9)
-    depth = filters.equalise((filters.filter2d(depth, box) + 1e-3).floor())
+    box = torch.ones(3, 3)
+    depth = filters.equalise((filters.filter2d(depth, box).double() / 9).floor().float())
     relief = torch.tensor([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]])
     depth = filters.filter2d(depth, relief).clamp(0, 255)
-    shine = liquid * filters.filter2d(depth, box).round()
+    shine = liquid * (filters.filter2d(depth, box) / 9).round()
     return shine / shine.amax((1, 2, 3), keepdim=True).clamp(min=1)
 
 
@@ -149,8 +149,7 @@ def spatter(x: Tensor, c: tuple[float, float, float, float, float, int], rng: Rn
             strength of the water or the blur of the mud in pixels, and whether it is mud.
         rng: one sequence of random numbers for each image.
 
-    Departures: distances are Euclidean, not OpenCV's 5 x 5 chamfer approximation; an image without a drop
-    stays as it is.
+    Departures: none, but that an image without a drop stays as it is.
     """
     mean, deviation, sigma, threshold, strength, mud = c
     liquid = filters.gaussian_blur(mean + deviation * rng.normal(1, *x.shape[2:]), sigma)
