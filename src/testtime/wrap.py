@@ -16,8 +16,8 @@ __all__ = ["Episodic", "ResetEvery", "Window", "Wrapper"]
 class Wrapper(Adapter):
     """Base of what tweaks an adapter without knowing its method: it holds one, and is one.
 
-    The facts (``output``, ``source``, ``stochastic``, ``cost``) are the inner adapter's, ``predict`` asks it, ``prepare``
-    teaches it, and its state is part of the wrapper's. A subclass says ``step``.
+    The facts (``output``, ``source``, ``stochastic``, ``cost``) are the inner adapter's, ``predict`` asks it,
+    ``prepare`` teaches it, and its state is part of the wrapper's. A subclass says ``step``.
 
     Args:
         adapter: any adapter, a wrapper too.
@@ -49,7 +49,7 @@ class Wrapper(Adapter):
         self.adapter.prepare(batches)
 
     def _born(self) -> dict[str, Tensor]:
-        self.adapter._born()  # the two are born together: a state loaded later must not become the inner one's birth
+        self.adapter._born()  # together, so that a state loaded later does not become the inner one's birth
         return super()._born()
 
 
@@ -70,11 +70,12 @@ class Episodic(Wrapper):
 
     Cost: the adapter's.
 
-    Reference: the episodic mode of Tent's code (Wang et al., ICLR 2021); MEMO (Zhang et al., NeurIPS 2022) adapts so.
+    Reference: the episodic mode of Tent's code (Wang et al., ICLR 2021); MEMO (Zhang et al., NeurIPS 2022).
 
     >>> from torch import nn
     >>> from testtime.methods import Tent
-    >>> tent = Episodic(Tent(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))))
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> tent = Episodic(Tent(net))
     >>> x = torch.rand(8, 3, 8, 8)
     >>> bool((tent(x) == tent(x)).all())
     True
@@ -104,8 +105,8 @@ class ResetEvery(Wrapper):
 
     Cost: the adapter's.
 
-    Reference: Press, Schneider, Kümmerer and Bethge, RDumb: A simple approach that questions our progress in continual
-    test-time adaptation, NeurIPS 2023, section 4 (there around ETA).
+    Reference: Press, Schneider, Kümmerer and Bethge, RDumb: A simple approach that questions our progress in
+    continual test-time adaptation, NeurIPS 2023, section 4 (there around ETA).
 
     >>> from torch import nn
     >>> from testtime.methods import Tent
@@ -127,12 +128,11 @@ class ResetEvery(Wrapper):
 
 @final
 class Window(Wrapper):
-    """Single images in company: each is predicted together with the last ones, and learned from when enough arrived.
+    """Single images in company: each is predicted with the last ones, and learned from when enough arrived.
 
     A step:
-        1. put the new images after the last ``size`` seen; if there are more than ``size``, the oldest leave (a larger
-           batch stays whole);
-        2. when ``every`` new images have arrived, let the adapter predict and learn these; otherwise only predict them;
+        1. put the new images after the last ones; the oldest beyond ``size`` leave (a larger batch stays whole);
+        2. when ``every`` new images have arrived, let the adapter predict and learn all these, else predict only;
         3. answer the rows of the new images, and remember the last ``size`` images.
 
     Args:
@@ -141,11 +141,9 @@ class Window(Wrapper):
         every: new images between two adaptations; ``size`` unless given.
 
     Raises:
-        ValueError: size or every is below 1, or an image has another form than those in the window (``reset`` empties it).
+        ValueError: size or every is below 1, or an image has another form than those in the window.
 
-    Cost: per step the adapter's on max(size, N) images, N the batch; its declared one where N is at least size.
-
-    Reference: the single-sample mode of Press et al. and of NOTE (Gong et al., NeurIPS 2022) use such a window.
+    Cost: the adapter's on up to max(size, N) images per step of N.
 
     >>> from torch import nn
     >>> from testtime.methods import Tent

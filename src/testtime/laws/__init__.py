@@ -1,27 +1,28 @@
 """The laws that every adapter obeys, and the means to try them on yours.
 
-An adapter is trusted with a running model, so what it must not do is written down as 25 laws: it leaves the caller's
-model, tensors and random generators alone; its step is what it says it is; its state is a value that holds all that
-moves; it composes. Each law is a function whose docstring is the law, tried in small worlds: a BatchNorm network, a
-GroupNorm network and a vision transformer that know a synthetic task, and a stream that drifts away from it.
+An adapter is trusted with a running model, so what it must not do is written down as 25 laws: it leaves the
+caller's model, tensors and random generators alone; its step is what it says it is; its state is a value that
+holds all that moves; it composes. Each law is a function whose docstring is the law, tried in small worlds: a
+BatchNorm network, a GroupNorm network and a vision transformer that know a synthetic task, and a stream that
+drifts away from it.
 
 Try a method of your own::
 
     from functools import partial
-    from testtime.laws import check_adapter
+    from testtime.laws import CLASSES, Case, check_adapter, parametrize_with_laws
 
-    check_adapter(MyMethod)                                              # MyMethod(model)
+    check_adapter(MyMethod)  # any function of a model that returns an adapter
     check_adapter(partial(MyMethod, classes=CLASSES), worlds=["batchnorm"])
     check_adapter(MyMethod, excuses={"order_equivariant": "draws an augmentation per image (section 3.2)"})
 
 or, one pytest item per law::
 
-    @parametrize_with_laws([Case("mine", MyMethod), Case("mine, reset", lambda model: ResetEvery(MyMethod(model), 10))])
+    @parametrize_with_laws([Case("mine", MyMethod), Case("wrapped", lambda model: Episodic(MyMethod(model)))])
     def test_obeys(check):
         check()
 
-An excuse names a fact of the method's paper. Excuses are strict: an excused law that holds fails the run. Memories and
-windows should be small (up to 64 images), for the streams are short; the worlds have ``CLASSES`` classes.
+An excuse names a fact of the method's paper. Excuses are strict: an excused law that holds fails the run.
+Memories and windows should be small (up to 64 images), for the streams are short; the worlds have ``CLASSES`` classes.
 
 >>> import torch
 >>> from testtime import laws

@@ -47,7 +47,7 @@ def source_untouched(make: Make, world: World) -> None:
 
 
 def tensors_owned(make: Make, world: World) -> None:
-    """A batch is not changed, and neither it nor the answer is kept: changing them later changes nothing inside."""
+    """A batch is not changed, and neither it nor its answer is kept: writing on them later is harmless."""
     adapter = born(make, world)
     held: list[Tensor] = []
     with ambient():
@@ -57,8 +57,8 @@ def tensors_owned(make: Make, world: World) -> None:
             same(given, x, "the caller's batch, during the call,")
             require(y.grad_fn is None and not y.requires_grad, "the answer carries a graph")
             held += [given, y.logits, y.score, y.valid, *y.selected.values()]
-    hash_before, probe = state_hash(adapter), world.stream(1, seed=3)[0]
-    before = look(adapter, probe)
+    probe = world.stream(1, seed=3)[0]
+    before, hash_before = look(adapter, probe), state_hash(adapter)
     for tensor in held:
         tensor.fill_(1 if tensor.dtype == torch.bool else 0.123)
     require(state_hash(adapter) == hash_before, "overwriting past batches or answers changed the state")
@@ -66,7 +66,7 @@ def tensors_owned(make: Make, world: World) -> None:
 
 
 def ambient_untouched(make: Make, world: World) -> None:
-    """Global random generators, grad mode and default dtype are as the caller left them after everything it may call."""
+    """No call touches the global random generators, the grad mode or the default dtype."""
     network, batches = world.network(), world.stream(2)
 
     def everything() -> None:
@@ -104,7 +104,7 @@ def _surroundings() -> dict[str, Any]:
 
 
 def any_grad_context(make: Make, world: World) -> None:
-    """Under grad, no_grad and inference_mode, built inside or outside of it, the adapter answers and learns the same."""
+    """Built and called under grad, no_grad or inference_mode, the adapter answers and learns the same."""
     batches, probe = world.stream(3), world.stream(1, seed=3)[0]
 
     def run(build: Callable[[], Any], call: Callable[[], Any]) -> tuple[list[Prediction], str]:

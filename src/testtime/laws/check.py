@@ -98,7 +98,7 @@ def check_adapter(
         laws: the names of those to try; all unless given.
 
     Raises:
-        AssertionError: a law does not hold, or holds although it was excused; the message says which, in which world
+        AssertionError: a law does not hold, or holds although it was excused; the message says which, where
             and by how much.
         ValueError: there is no law or no world of that name, or an excuse gives no reason.
     """

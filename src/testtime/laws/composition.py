@@ -45,7 +45,7 @@ def composes(make: Make, world: World) -> None:
 
 
 def declared(make: Make, world: World) -> None:
-    """Arguments are attributes of the same name, and the declared cost is what was counted in forwards and backwards."""
+    """Arguments are attributes of the same name; the declared cost is what was counted, in whole batches."""
     network = world.network()
     meter = network.meter
     assert isinstance(meter, Meter)

@@ -12,7 +12,7 @@ __all__ = ["predict_is_pure", "reset_is_birth", "restore_is_total", "save_is_eno
 
 
 def reset_is_birth(make: Make, world: World) -> None:
-    """A reset brings back the state of birth, also in an instance whose first act was to load another state."""
+    """A reset brings back the state of birth, also in an instance that began by loading another state."""
     birth = state_hash(born(make, world))
     adapter = grown(make, world, world.stream(4))
     late = born(make, world)

@@ -48,7 +48,7 @@ __all__ = [
 
 
 def same_form(make: Make, world: World) -> None:
-    """An answer has the shape, type and device of the model's logits, and one score, validity and mask entry per image."""
+    """An answer has the form of the model's logits, and one score, validity and mask entry per image."""
     network, adapter = world.network(), born(make, world)
     for size in (16, 5, 2, 1):
         x = world.stream(1, size)[0]
@@ -76,7 +76,7 @@ def _well_formed(y: Prediction, logits: Tensor, what: str) -> None:
 
 
 def alive(make: Make, world: World) -> None:
-    """The adapter moves: what it declared to adapt differs after a few batches, and so does its answer from the source's."""
+    """After a few batches the adapted parameters have moved, and the answers differ from the source's."""
     adapter, batches, probe = born(make, world), world.stream(6), world.stream(1, seed=3)[0]
     before = [p.detach().clone() for p in adapted(adapter)]
     answers(adapter, batches)
@@ -92,7 +92,7 @@ def alive(make: Make, world: World) -> None:
 
 
 def frozen_is_frozen(make: Make, world: World) -> None:
-    """Whatever is not declared to move, by adapt() or as state, stays bitwise: weights and constant buffers."""
+    """What is not declared to move, by adapt() or as state, stays bitwise: weights and constant buffers."""
     adapter = born(make, world)
     moving = {id(t) for m in adapter.modules() if isinstance(m, Stateful) for t in m.moving().values()}
     frozen = {k: v for k, v in [*adapter.named_parameters(), *adapter.named_buffers()] if id(v) not in moving}
@@ -104,9 +104,10 @@ def frozen_is_frozen(make: Make, world: World) -> None:
 
 
 def null_step(make: Make, world: World) -> None:
-    """With a learning rate of zero, predict, step and the source model under the same norm policy answer the same."""
+    """At a learning rate of zero, predict, step and the source under the same norm policy answer the same."""
     adapter, network = still(born(make, world)), world.network()
-    norm = next((a.norm for a in inner(adapter) if callable(getattr(a, "norm", None))), source_statistics)
+    norms = [a.norm for a in inner(adapter) if callable(getattr(a, "norm", None))]
+    norm: Any = norms[0] if norms else source_statistics
     with ambient():
         source = Source(network, norm=norm)
     for i, x in enumerate(world.stream(3)):
@@ -116,7 +117,7 @@ def null_step(make: Make, world: World) -> None:
 
 
 def output_timing(make: Make, world: World) -> None:
-    """The declared ``output`` is true: "after" feels this batch's update, "before" does not, a "teacher" is not the student."""
+    """The declared output is true: "after" feels its update, "before" does not, "teacher" is no student."""
     batches = world.stream(5)
     declared = born(make, world).output
     require(
@@ -152,12 +153,14 @@ def output_timing(make: Make, world: World) -> None:
 
 def deterministic(make: Make, world: World) -> None:
     """Two instances on one stream answer and end the same, wherever the global random generators stand."""
-    batches, adapters, runs = world.stream(4), [born(make, world) for _ in range(2)], []
-    for seed, adapter in enumerate(adapters):
-        with ambient(seed + 10):
-            runs.append([adapter(x.clone()) for x in batches])
-    same_answers(*runs, "another instance, under another global seed")
-    require(state_hash(adapters[0]) == state_hash(adapters[1]), "the states of two instances differ")
+    one, other = born(make, world), born(make, world)
+    for i, x in enumerate(world.stream(4)):
+        with ambient(10):
+            first = one(x.clone())
+        with ambient(11 + i):
+            second = other(x.clone())
+        same(second, first, f"another instance, under another global seed: answer {i}")
+    require(state_hash(one) == state_hash(other), "the states of two instances differ")
 
 
 def order_equivariant(make: Make, world: World) -> None:
@@ -170,7 +173,7 @@ def order_equivariant(make: Make, world: World) -> None:
 
 
 def any_batch(make: Make, world: World) -> None:
-    """One image, two, none, ragged sizes, constant images, and batches that every filter refuses or takes: all are answered."""
+    """One image, two, none, ragged, constant, all filtered out or all taken: nothing is NaN."""
 
     def try_on(network: nn.Module, batches: list[Tensor], what: str) -> None:
         adapter = born(make, world, network)
@@ -201,7 +204,7 @@ def any_batch(make: Make, world: World) -> None:
 
 
 def survives_nonfinite(make: Make, world: World) -> None:
-    """Images with NaN or infinity are refused, and their neighbours and the state get what they would have got without."""
+    """Images with NaN or infinity are refused; their neighbours and the state are as without them."""
     clean = world.stream(3)
     dirty, masks = [], []
     for i, x in enumerate(clean):
@@ -219,7 +222,7 @@ def survives_nonfinite(make: Make, world: World) -> None:
         )
         same(y[good], z.logits, f"batch {i}: the rows of the good images")
         require(y[~good].isnan().all(), f"batch {i}: a refused image was answered")
-        same_answers(look(one, dirty[i])[good][None], look(other, clean[i])[None], "predict")
+        same(look(one, dirty[i])[good], look(other, clean[i]).logits, "predict on the good images")
     require(
         state_hash(one) == state_hash(other), "the state differs from that of the run without the bad images"
     )
@@ -232,7 +235,7 @@ def survives_nonfinite(make: Make, world: World) -> None:
 
 
 def no_residue(make: Make, world: World) -> None:
-    """After a reset the adapter answers a stream as one that never met another, whatever it keeps outside its state."""
+    """After a reset the adapter answers a stream as one that never met another."""
     first, second = world.stream(5), world.stream(5, seed=3)
     used = grown(make, world, first)
     used.reset()
@@ -240,7 +243,7 @@ def no_residue(make: Make, world: World) -> None:
 
 
 def bounded(make: Make, world: World) -> None:
-    """What the adapter holds, in its state and beside it, stops growing: memory does not depend on the stream's length."""
+    """What the adapter holds, in its state and beside it, does not grow with the length of the stream."""
     batches = world.stream(36, 8)
     adapter = grown(make, world, batches[:24])
     warm = _footprint(adapter, set())
@@ -292,7 +295,7 @@ def one_tick(make: Make, world: World) -> None:
 
 
 def any_precision(make: Make, world: World) -> None:
-    """Models in float64 and bfloat16, and a float32 model under autocast, run, stay finite and keep the model's type."""
+    """In float64, in bfloat16 and under autocast it runs, stays finite and answers in the model's type."""
     for dtype in (torch.float64, torch.bfloat16):
         network, batches = world.network().to(dtype), [x.to(dtype) for x in world.stream(3)]
         adapter = born(make, world, network)

@@ -1,4 +1,4 @@
-"""What every law is made of: an adapter born in a world, its answers to a stream, and comparisons that say by how much."""
+"""What laws are made of: an adapter born in a world, its answers, and comparisons that say by how much."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def born(make: Make, world: World, network: nn.Module | None = None) -> Adapter:
 
 
 def answers(adapter: Adapter, batches: Iterable[Tensor]) -> list[Prediction]:
-    """What the adapter answers to the batches, one by one; the global generator stands the same at the first."""
+    """What the adapter answers to the batches; the global generator always stands the same at the first."""
     with ambient():
         return [adapter(x.clone()) for x in batches]
 

@@ -1,8 +1,8 @@
-"""The worlds in which the laws are tried: tiny networks that know a synthetic task, and streams that drift from it.
+"""The worlds in which the laws are tried: tiny networks that know a synthetic task, and streams that drift.
 
-An image (3, 8, 8) of class c is 0.5 plus a smooth random template of c, scaled and noisy. The networks are trained on
-that, once per process and in under a second each, so that entropies vary and filters select some. A stream is darker,
-flatter and noisier from batch to batch, and a quarter of its images is of classes that the network never saw.
+An image (3, 8, 8) of class c is 0.5 plus a smooth random template of c, scaled and noisy. The networks are
+trained on that, once per process and in a moment, so that entropies vary and filters select some. A stream is
+darker, flatter and noisier from batch to batch, and a quarter of its images is of classes never seen.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDE = 8
 
 @dataclass
 class Meter:
-    """Counts the images that passed through a network and all its copies: copying a network does not copy its meter."""
+    """Counts the images that passed through a network and its copies, which share their meter."""
 
     forwards: int = 0
     backwards: int = 0
@@ -110,7 +110,7 @@ class TinyCNN(nn.Module):
 
 @final
 class TinyDense(nn.Module):
-    """A dense multi-task network: which texture (N, CLASSES, H, W), and how far (N, 1, H, W), by the task's name."""
+    """A dense multi-task network: {"segmentation": (N, CLASSES, H, W), "depth": (N, 1, H, W)}."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def _templates() -> Tensor:
 
 
 def classified(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, Tensor]:
-    """n images (n, 3, 8, 8) of the task and their classes (n,); a share ``unknown`` of them from CLASSES upwards."""
+    """Draw images (n, 3, 8, 8) and their classes (n,); a share ``unknown`` of them from CLASSES upwards."""
     label = torch.randint(CLASSES, (n,), generator=rng)
     strange = torch.rand(n, generator=rng) < unknown
     label = torch.where(strange, CLASSES + torch.randint(UNKNOWN, (n,), generator=rng), label)
@@ -145,7 +145,7 @@ def classified(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tens
 
 
 def dense(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """n images whose halves show two textures, and per pixel its class (n, 8, 8) and its depth (n, 1, 8, 8)."""
+    """Draw images of two textures, and per pixel the class (n, 8, 8) and the depth (n, 1, 8, 8)."""
     left, left_label = classified(n, rng, unknown)
     right, right_label = classified(n, rng, unknown)
     edge = torch.randint(2, SIDE - 1, (n, 1, 1), generator=rng)
@@ -232,7 +232,7 @@ def _stream(name: str, batches: int, size: int, seed: int) -> tuple[Tensor, ...]
 
 @contextmanager
 def ambient(seed: int = 0) -> Iterator[None]:
-    """Inside, torch's global generator starts from a known seed and new tensors are float32; both are put back."""
+    """Inside, torch's global generator starts from a seed and new tensors are float32; both are put back."""
     dtype = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
