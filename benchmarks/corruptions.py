@@ -35,11 +35,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     for size, count in ((32, 1000), (224, 16)):
         x = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(arguments.device)
-        unit = seconds(x, "gaussian_noise", arguments.severity, arguments.repeats)
         print(f"{count} images of {size} x {size}, severity {arguments.severity}, {arguments.device}")
-        for name in CORRUPTIONS + EXTRA:
-            took = seconds(x, name, arguments.severity, arguments.repeats)
-            print(f"  {name:18} {1000 * took / count:8.3f} ms/image {took / unit:7.2f} x")
+        took = {name: seconds(x, name, arguments.severity, arguments.repeats) for name in CORRUPTIONS + EXTRA}
+        for name, second in took.items():
+            ratio = second / took["gaussian_noise"]
+            print(f"  {name:18} {1000 * second / count:8.3f} ms/image {ratio:7.2f} x")
 
 
 if __name__ == "__main__":

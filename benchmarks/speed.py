@@ -65,7 +65,9 @@ def floor(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", help="cifar10_resnet20.safetensors; random weights time the same")
     parser.add_argument("--batch-size", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=15)
@@ -87,7 +89,9 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(options.rounds + 2):
-        x = torch.rand(options.batch_size, 3, 32, 32, device=options.device).contiguous(memory_format=torch.channels_last)
+        x = torch.rand(options.batch_size, 3, 32, 32, device=options.device).contiguous(
+            memory_format=torch.channels_last
+        )
         order = list(contenders.items())
         for name, call in order[i % len(order) :] + order[: i % len(order)]:
             start = time.perf_counter()
@@ -102,7 +106,10 @@ def main() -> None:
 
     print(f"{'':34}{'ms':>8}{'/ source':>10}{'/ loop':>10}{'/ tent':>10}{'/ floor':>10}")
     for name, taken in seconds.items():
-        columns = [ratio(name, to) for to in ("source", "tent, a loop by hand", "tent", "three forwards and one backward")]
+        columns = [
+            ratio(name, to)
+            for to in ("source", "tent, a loop by hand", "tent", "three forwards and one backward")
+        ]
         print(f"{name:34}{1e3 * statistics.median(taken):8.1f}" + "".join(f"{c:10.3f}" for c in columns))
 
 

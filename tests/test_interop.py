@@ -46,7 +46,12 @@ def huggingface(kind: str) -> nn.Module:
         )
         return transformers.ResNetForImageClassification(config).eval()
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
     )
     config.num_labels = 5
     return transformers.ViTForImageClassification(config).eval()
@@ -56,7 +61,10 @@ def timm_model(name: str) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in ("nms(Tensor dets, Tensor scores, float t) -> Tensor", "qnms(Tensor d, Tensor s, float t) -> Tensor"):
+    for schema in (
+        "nms(Tensor dets, Tensor scores, float t) -> Tensor",
+        "qnms(Tensor d, Tensor s, float t) -> Tensor",
+    ):
         if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
             library.define(schema)
     timm = pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
@@ -67,7 +75,12 @@ def timm_model(name: str) -> nn.Module:
 @pytest.mark.parametrize("make", [Tent, lambda model: PAFKIP(model, 5, margin=2.0)], ids=["tent", "paf-kip"])
 @pytest.mark.parametrize(
     ("build", "name"),
-    [(huggingface, "resnet"), (huggingface, "vit"), (timm_model, "resnet10t"), (timm_model, "efficientnet_b0")],
+    [
+        (huggingface, "resnet"),
+        (huggingface, "vit"),
+        (timm_model, "resnet10t"),
+        (timm_model, "efficientnet_b0"),
+    ],
 )
 def test_adapts_as_it_comes(build, name, make) -> None:  # type: ignore[no-untyped-def]
     model = build(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -28,6 +29,12 @@ class _OutsideInference(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode(False):
             return super().__call__(*args, **kwargs)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What the class takes, for ``help`` and for :mod:`testtime.saving`."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 class Adapter(Stateful, metaclass=_OutsideInference):
@@ -178,7 +185,9 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         """Back to birth: parameters, statistics, memory, optimizer, randomness. What ``prepare`` taught stays."""
         self._restore(self._born())
 
-    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:
         """What moves, by name, as tensors of its own: enough to continue the run in another process."""
         self._born()
         state = {f"{prefix}{k}": v.detach().clone() for k, v in self._moving(learned=True).items()}
@@ -187,7 +196,9 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         destination.update(state)
         return destination
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Continue from a saved state, whatever this adapter has seen.
 
         Raises:
@@ -224,7 +235,9 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         if name in self._buffers:
             super().restore(name, value)
         elif live[name].shape != value.shape:
-            raise ValueError(f"{name} has shape {tuple(live[name].shape)}, the saved state {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(live[name].shape)}, the saved state {tuple(value.shape)}"
+            )
         else:
             with torch.no_grad():
                 live[name].copy_(value)
@@ -289,9 +302,13 @@ def _admit(x: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a batch of images as a torch.Tensor (N, C, H, W), got {type(x).__name__}")
     if not x.is_floating_point():
-        raise TypeError(f"expected floating-point images, usually in [0, 1], got {x.dtype}; convert them (uint8: x / 255)")
+        raise TypeError(
+            f"expected floating-point images, usually in [0, 1], got {x.dtype}; convert them (uint8: x / 255)"
+        )
     if x.dim() < 2:
-        raise ValueError(f"expected a batch (N, ...), got shape {tuple(x.shape)}; add the batch dimension: x[None]")
+        raise ValueError(
+            f"expected a batch (N, ...), got shape {tuple(x.shape)}; add the batch dimension: x[None]"
+        )
     good = torch.isfinite(x).flatten(1).all(dim=1)
     return (x, good) if bool(good.all()) else (x[good], good)
 

@@ -131,8 +131,8 @@ class Window(Wrapper):
     """Single images in company: each is predicted with the last ones, and learned from when enough arrived.
 
     A step:
-        1. put the new images after the last ones; the oldest beyond ``size`` leave (a larger batch stays whole);
-        2. when ``every`` new images have arrived, let the adapter predict and learn all these, else predict only;
+        1. put the new images behind the last ones; beyond ``size`` the oldest leave (a batch stays whole);
+        2. when ``every`` new images have arrived, let the adapter predict and learn all these, else predict;
         3. answer the rows of the new images, and remember the last ``size`` images.
 
     Args:

@@ -45,7 +45,10 @@ def test_loss_is_equation_9() -> None:
     ],
 )
 def test_either_side_can_be_none_soft_or_hard(minimise: str, maximise: str, expected: float) -> None:
-    adapting, auxiliary = torch.tensor([0.1, 0.5, 1.2, 1.3]).double(), torch.tensor([0.2, 1.4, 0.3, 1.1]).double()
+    adapting, auxiliary = (
+        torch.tensor([0.1, 0.5, 1.2, 1.3]).double(),
+        torch.tensor([0.2, 1.4, 0.3, 1.1]).double(),
+    )
     loss, _ = primary_auxiliary_loss(adapting, auxiliary, 0.9, 1.0, minimise, maximise)
     assert loss.item() == pytest.approx(expected, abs=1e-7)
 
@@ -101,7 +104,9 @@ def three_copies(
         z = z.detach()
         m = torch.stack([t.softmax(1).amax(1) for t in (z_source, z, z_ema)])
         c = 1 / 3 + 0.1 * (m - m.mean(0))
-        answers.append((c[0, :, None] * z_source + c[1, :, None] * z + c[2, :, None] * z_ema, -z.logsumexp(1)))
+        answers.append(
+            (c[0, :, None] * z_source + c[1, :, None] * z + c[2, :, None] * z_ema, -z.logsumexp(1))
+        )
     return answers
 
 
@@ -140,11 +145,15 @@ def test_frozen_weights_exist_once(net: nn.Module) -> None:
 def test_state_is_small(net: nn.Module) -> None:
     numbers = sum(v.numel() for v in PAFKIP(net, 5).state_dict().values())
     affine = sum(p.numel() for p in norm_affine(net))
-    assert numbers == 1 + affine * 4 + 4, "clock, parameters, average, two Adam moments, a step count per tensor"
+    assert numbers == 1 + affine * 4 + 4, (
+        "clock, parameters, average, two Adam moments, a step count per tensor"
+    )
 
 
 @pytest.mark.parametrize("models", [("source",), ("adapting",), ("ema",), ("source", "ema")])
-def test_any_of_the_three_models_may_answer(net: nn.Module, stream: list[Tensor], models: tuple[str, ...]) -> None:
+def test_any_of_the_three_models_may_answer(
+    net: nn.Module, stream: list[Tensor], models: tuple[str, ...]
+) -> None:
     adapter = PAFKIP(net, 5, models=models, augment=identity)
     y = adapter(stream[0])
     if models == ("source",):

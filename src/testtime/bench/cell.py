@@ -31,6 +31,12 @@ SLOW = 20  # forwards a batch; a method above gets the protocol's slow_limit
 SOURCE_IMAGES = 2000  # shown to methods that must see their source
 CHECKPOINT = 60.0  # seconds between two saved states
 
+ARRIVALS: dict[str, Callable[..., Stream]] = {
+    "continual": continual,
+    "mixed": mixed,
+    "correlated": correlated,
+}
+
 Progress = Callable[[str, int, int], None]  # cell, batches done, batches in all
 
 
@@ -90,18 +96,17 @@ class Cell:
 def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path, limit: int | None) -> Stream:
     """The stream of a protocol's column.
 
-    The corrupted images are those of one fixed set, as the published sets are; the seed draws their order, and which of
-    them where there is a limit.
+    The corrupted images are those of one fixed set, as the published sets are; the seed draws their order,
+    and which of them where there is a limit.
     """
     if protocol.order == "gradual":
-        stream = gradual(
-            sets.open_data(protocol.closed, data), protocol.corruptions, column.batch_size, limit, seed
-        )
+        images = sets.open_data(protocol.closed, data)
+        stream = gradual(images, protocol.corruptions, column.batch_size, limit, seed)
         stream = replace(stream, domains=tuple(domain.seeded(0) for domain in stream.domains))
     else:
-        arrive = {"continual": continual, "mixed": mixed, "correlated": correlated}[protocol.order]
+        arrive = ARRIVALS[protocol.order]
         made, _ = sets.domains(protocol.closed, data, protocol.corruptions, protocol.severity)
-        stream = arrive(None, made * protocol.rounds, 5, column.batch_size, limit, seed)
+        stream = arrive(None, made * protocol.rounds, batch_size=column.batch_size, limit=limit, seed=seed)
     if column.open_set is None:
         return stream
     return open_set(stream, sets.open_data(column.open_set, data), column.ratio)

@@ -17,7 +17,8 @@ from typing import Any
 
 from testtime import __version__
 from testtime.bench import sets
-from testtime.bench.cell import Cell, _atomic, run_cell
+from testtime.bench.cache import missing, render
+from testtime.bench.cell import Cell, _atomic, make_stream, run_cell
 from testtime.bench.protocol import Protocol
 from testtime.data import sha256_of
 
@@ -25,7 +26,7 @@ __all__ = ["Grid", "cells", "run_grid"]
 
 
 def cells(protocol: Protocol, data: str, device: str = "cpu") -> list[Cell]:
-    """The cells of a protocol, those whose method exists, in the order in which they run: a seed, a column, the methods.
+    """The cells of a protocol whose method exists, in the order in which they run: seed, column, method.
 
     Raises:
         DataError: a data set or the weights are not there.
@@ -56,8 +57,8 @@ def cells(protocol: Protocol, data: str, device: str = "cpu") -> list[Cell]:
 class Grid:
     """The folder of a run.
 
-    ``run.json`` says what was run, ``cells/<name>/result.json`` what came out, ``cells/<name>/batches.jsonl`` and
-    ``samples/*.npy`` everything on the way.
+    ``run.json`` says what was run, ``cells/<name>/result.json`` what came out, ``batches.jsonl`` and
+    ``samples/*.npy`` beside it everything on the way.
 
     Args:
         folder: of the run.
@@ -113,6 +114,7 @@ class Grid:
                     for c in protocol.columns
                 ],
                 "published": {label: dict(by) for label, by in protocol.published.items()},
+                "latency": dict(protocol.latency),
                 "facts": facts,
                 "cells": [cell.name for cell in plan],
                 "command": command,
@@ -182,6 +184,7 @@ def run_grid(
         ticks = context.Queue()
         with ProcessPoolExecutor(jobs, context, _start, (ticks,)) as pool:
             try:
+                _render_all(todo, tables, pool, bar, say)
                 waiting: set[Future[list[str]]] = set()
                 names = {}
                 for cell in todo:
@@ -202,6 +205,30 @@ def run_grid(
                     process.terminate()
                 raise
     return failures
+
+
+def _render_all(todo: list[Cell], tables: Path, pool: ProcessPoolExecutor, bar: Any, say: Any) -> None:
+    """Corrupt the images that the cells share before they run, each table once."""
+    jobs: dict[Path, tuple[Cell, int, Path]] = {}
+    streams = {(cell.column, cell.seed): cell for cell in todo}
+    for cell in streams.values():
+        whole = make_stream(cell.protocol, cell.column, cell.seed, cell.data, cell.protocol.limit)
+        for index, path in missing(whole, tables):
+            jobs.setdefault(path, (cell, index, tables))
+    if not jobs:
+        return
+    say(f"corrupting images: {len(jobs)} tables")
+    bar.start("corrupting images", len(jobs))
+    futures = [pool.submit(_render_in_pool, *job) for job in jobs.values()]
+    for done, future in enumerate(futures, 1):
+        future.result()
+        bar.tick("corrupting images", done, len(jobs))
+    bar.end("corrupting images")
+
+
+def _render_in_pool(cell: Cell, index: int, tables: Path) -> None:
+    whole = make_stream(cell.protocol, cell.column, cell.seed, cell.data, cell.protocol.limit)
+    render(whole, index, tables)
 
 
 def _batches(cell: Cell) -> int:

@@ -1,4 +1,4 @@
-"""A protocol says what was run: data, order, batches, methods with their arguments, and what was published for it."""
+"""A protocol says what was run: data, order, batches, methods and their arguments; and what was published."""
 
 from __future__ import annotations
 
@@ -93,6 +93,7 @@ class Protocol:
         slow_limit: the same for methods of more than 20 forwards a batch.
         seeds: of order and methods.
         published: figures of the source by row label and column name.
+        latency: published seconds for each batch by row label.
         source: where they are from.
         note: what is different here.
     """
@@ -111,6 +112,7 @@ class Protocol:
     slow_limit: int | None = None
     seeds: tuple[int, ...] = (0,)
     published: Mapping[str, Mapping[str, Figures]] = field(default_factory=dict)
+    latency: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     note: str = ""
 
@@ -123,6 +125,12 @@ class Protocol:
     ) -> Protocol:
         """The protocol with some of its methods, other open sets, another batch size or other fields.
 
+        Args:
+            methods: row labels or classes, in any spelling of case and hyphens.
+            open_sets: keys of `testtime.bench.sets.SETS`.
+            batch_size: of every column.
+            changes: other fields.
+
         Raises:
             ValueError: it has no such method.
         """
@@ -133,18 +141,25 @@ class Protocol:
             unknown = [m for m, s in zip(methods, wanted, strict=True) if s not in names]
             if unknown:
                 raise ValueError(
-                    f"{self.name} has no method {', '.join(unknown)}; it has {', '.join(r.slug for r in rows)}"
+                    f"{self.name} has no method {', '.join(unknown)}, but {', '.join(r.slug for r in rows)}"
                 )
             rows = tuple(row for row in rows if row.slug in wanted or slug(row.method) in wanted)
         if open_sets:
-            chosen: list[Column] = []
-            for name in open_sets:
-                same = [c for c in columns if c.open_set == name]
-                chosen += same or [replace(columns[0], name=name, open_set=name)]
-            columns = tuple(chosen)
+            columns = tuple(column for name in open_sets for column in _with_open_set(columns, name))
         if batch_size:
             columns = tuple(replace(column, batch_size=batch_size) for column in columns)
         return replace(self, rows=rows, columns=columns, **changes)
+
+
+def _with_open_set(columns: tuple[Column, ...], name: str) -> list[Column]:
+    """The columns of one open set; those of another with the set exchanged where a table has none."""
+    same = [column for column in columns if column.open_set == name]
+    if same:
+        return same
+    settings = {(column.batch_size, column.ratio): column for column in columns}
+    if len(settings) == 1:
+        return [replace(columns[0], name=name, open_set=name)]
+    return [replace(c, name=f"{c.name} {name}", open_set=name) for c in settings.values()]
 
 
 def slug(label: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from testtime import data
 from testtime.data import ImageSet, sha256_of
 from testtime.errors import DataError
 from testtime.models import Preprocessed, load_model, model_card
-from testtime.streams import Domain, corrupted, published
+from testtime.streams import Domain, corrupted, fingerprint, published
 
 __all__ = ["SETS", "domains", "find_weights", "open_data", "source_images", "source_model"]
 
@@ -76,7 +77,7 @@ def open_data(name: str, root: str | Path) -> ImageSet:
 
 
 def source_images(name: str, root: str | Path) -> ImageSet:
-    """The training images of a closed set, for methods that must see their source; whatever part of them is there."""
+    """The training images of a closed set, or those of them that are there."""
     if name == "digits":
         return data.embedded().train
     if name == "cifar10":
@@ -85,17 +86,16 @@ def source_images(name: str, root: str | Path) -> ImageSet:
         return data.cifar100(root, "train", complete=False)
     if name == "imagenet":
         return data.imagenet(root, "train")
-    raise ValueError(
-        f"{name} is not a closed set with training images; those are digits, cifar10, cifar100, imagenet"
-    )
+    raise ValueError(f"{name} has no training images here; digits, cifar10, cifar100 and imagenet have")
 
 
 def domains(
     name: str, root: str | Path, corruptions: tuple[str, ...], severity: int
 ) -> tuple[list[Domain], str]:
-    """The corrupted versions of a closed set, and whether they are "published" or "ours" (made by our corruptions).
+    """The corrupted versions of a closed set, and where they are from.
 
-    A published -C folder below the data folder is used where there is one.
+    A published -C folder below the data folder is used where there is one ("published"); else our corruptions
+    make them ("ours-" and a fingerprint of what the corruptions do).
     """
     size = (224, 224) if name == "imagenet" else None
     folder = Path(root) / PUBLISHED.get(name, "-")
@@ -108,11 +108,14 @@ def domains(
         ]
         return made, "published"
     images = open_data(name, root)
-    return [corrupted(images, c, severity, size=size, jpeg=name == "imagenet") for c in corruptions], "ours"
+    made = [corrupted(images, c, severity, size=size, jpeg=name == "imagenet") for c in corruptions]
+    marks = "".join(fingerprint(domain.condition) for domain in made)
+    return made, f"ours-{hashlib.sha256(marks.encode()).hexdigest()[:8]}"
 
 
 def find_weights(model: str, root: str | Path) -> Path | None:
-    """The weights of a model below the data folder: ``weights/`` or the folder itself; None if they are packaged.
+    """The weights of a model below the data folder: ``weights/`` or the folder itself; None if they are
+    packaged.
 
     Raises:
         DataError: they are not there.
@@ -125,9 +128,10 @@ def find_weights(model: str, root: str | Path) -> Path | None:
         for path in sorted(folder.glob("*.safetensors")):
             if path.stem.replace("-", "_") == stem:
                 return path
+    wanted = Path(root) / "weights" / f"{stem}.safetensors"
     raise DataError(
-        f"{Path(root) / 'weights' / (stem + '.safetensors')}: the weights of {model} are not there; they are published "
-        f"at {card.origin} ({card.licence}); convert them with: python -m testtime.models.convert in.pth out.safetensors"
+        f"{wanted}: no weights of {model} there; they are published at {card.origin} ({card.licence}); "
+        "convert them with: python -m testtime.models.convert in.pth out.safetensors"
     )
 
 

@@ -106,6 +106,8 @@ def corrupt(
     on tensors with the same conventions, random numbers are other numbers, and each corruption's docstring
     names what else differs. ImageNet-C is furthermore stored as JPEG: `store_as_jpeg`.
 
+    Reference: Hendrycks & Dietterich, ICLR 2019 (see the module).
+
     >>> corrupt(torch.full((1, 3, 32, 32), 0.2), "brightness", 5)[0, :, 0, 0].mul(255)
     tensor([127., 127., 127.])
     """

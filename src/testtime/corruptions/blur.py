@@ -1,4 +1,11 @@
-"""Blur: defocus, glass, motion, zoom, gaussian."""
+"""Blur: defocus, glass, motion, zoom, gaussian.
+
+Each function takes images, the constants of one severity (rows of `CIFAR` and `IMAGENET`) and random
+numbers; `testtime.corruptions.corrupt` checks the images, and clips and quantises the result.
+
+Reference: Hendrycks & Dietterich, *Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations*, ICLR 2019.
+"""
 
 from __future__ import annotations
 

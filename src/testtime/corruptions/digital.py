@@ -1,4 +1,11 @@
-"""Digital: brightness, contrast, elastic transform, pixelate, JPEG compression, saturate."""
+"""Digital: brightness, contrast, elastic transform, pixelate, JPEG compression, saturate.
+
+Each function takes images, the constants of one severity (rows of `CIFAR` and `IMAGENET`) and random
+numbers; `testtime.corruptions.corrupt` checks the images, and clips and quantises the result.
+
+Reference: Hendrycks & Dietterich, *Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations*, ICLR 2019.
+"""
 
 from __future__ import annotations
 

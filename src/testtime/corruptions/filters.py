@@ -186,7 +186,7 @@ def canny(x: Tensor, low: float, high: float) -> Tensor:
 def distance_to(mask: Tensor, limit: float) -> Tensor:
     """(N, 1, H, W): length of the shortest path from every pixel to one of a bool mask, at most `limit`.
 
-    A path is made of steps to the side (1), across a corner (1.4) and as a knight (2.1969), which comes within
+    A path is made of steps to the side (1), across a corner (1.4) and as a knight (2.1969): it comes within
     2 % of the Euclidean distance; the lengths are multiples of 2^-16, as OpenCV's fixed point holds them.
     Reference: Borgefors, *Distance transformations in digital images*, CVGIP 1986.
     """

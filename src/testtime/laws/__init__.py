@@ -22,7 +22,8 @@ or, one pytest item per law::
         check()
 
 An excuse names a fact of the method's paper. Excuses are strict: an excused law that holds fails the run.
-Memories and windows should be small (up to 64 images), for the streams are short; the worlds have ``CLASSES`` classes.
+Memories and windows should be small (up to 64 images), for the streams are short; the worlds have ``CLASSES``
+classes.
 
 >>> import torch
 >>> from testtime import laws

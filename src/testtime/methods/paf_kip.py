@@ -84,7 +84,9 @@ def primary_auxiliary_loss(
     known, agreed = (adapting if primary is None else primary).detach() < tau, auxiliary < tau
     weight = torch.exp(tau - auxiliary)
     down = {"soft": known * weight, "hard": (known & agreed).to(weight), "none": known.to(weight)}[minimise]
-    doubt = {"soft": (1 - weight).clamp(0, 1), "hard": (~agreed).to(weight), "none": torch.ones_like(weight)}[maximise]
+    doubt = {"soft": (1 - weight).clamp(0, 1), "hard": (~agreed).to(weight), "none": torch.ones_like(weight)}[
+        maximise
+    ]
     up = ~known * doubt
     loss = ((down - alpha * up) * adapting).mean()
     return loss, {"minimised": down > 0, "maximised": up > 0}
@@ -153,7 +155,13 @@ class PAFKIP(Adapter):
             raise ValueError(f"models are one or more of {MODELS}, got {models}")
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.margin, self.alpha = classes, optimizer, margin, alpha
-        self.decay, self.gamma, self.primary, self.minimise, self.maximise = decay, gamma, primary, minimise, maximise
+        self.decay, self.gamma, self.primary, self.minimise, self.maximise = (
+            decay,
+            gamma,
+            primary,
+            minimise,
+            maximise,
+        )
         self.models, self.source_statistics, self.augment = tuple(models), source_statistics, augment
         self.batched, self.norm = batched, norm
         self.output = output  # type: ignore[misc]

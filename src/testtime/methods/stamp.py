@@ -16,8 +16,8 @@ A step:
     3. take one sharpness-aware step down the self-weighted entropy of the memory (gradients flow through w),
        with a rate that follows a cosine over ``period`` steps and back.
 
-The answer is :math:`\log \bar p + \log \sum_c \exp \bar z_c` with :math:`\bar z` the mean logits of the views:
-its softmax is :math:`\bar p` and its energy that of :math:`\bar z` (that of :math:`\log \bar p` is always zero).
+The answer is :math:`\log \bar p + \log \sum_c \exp \bar z_c` with :math:`\bar z` the mean logits of the views.
+Its softmax is :math:`\bar p` and its energy that of :math:`\bar z`; that of :math:`\log \bar p` is always zero.
 
 Departures:
     The published code carries no licence and was not read. The paper leaves open, or its words allow, and

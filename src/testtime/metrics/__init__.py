@@ -1,4 +1,4 @@
-"""What is measured: the closed set, the open set, calibration, forgetting, cost. Scores and errors in percent."""
+"""What is measured: closed set, open set, calibration, forgetting, cost. Scores and errors are in percent."""
 
 from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
 from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes

@@ -16,8 +16,8 @@ __all__ = ["Cost", "milliseconds", "peak_memory", "state_bytes"]
 class Cost:
     """Count how many images went forward and backward through networks of one type, while it is open.
 
-    Every copy of the network counts (a teacher, a source model, a twin), whoever calls it. The hook is global and leaves
-    with the block.
+    Every copy of the network counts (a teacher, a source model, a twin), whoever calls it. The hook is global
+    and leaves with the block.
 
     Args:
         network: the source model, or its type.

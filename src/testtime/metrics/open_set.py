@@ -69,7 +69,8 @@ def oscr(known: ArrayLike, unknown: ArrayLike, correct: ArrayLike) -> float:
 
 
 def fpr_at(known: ArrayLike, unknown: ArrayLike, accepted: float = 0.95) -> float:
-    """Share of unknown images let in, in percent, at the lowest threshold that lets in this share of the known.
+    """Share of unknown images let in, in percent, at the lowest threshold that lets in this share of the
+    known.
 
     Args:
         known: (N,) scores of known images.

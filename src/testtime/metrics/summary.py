@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -121,27 +122,24 @@ def summarise(samples: Samples, domains: list[str]) -> dict[str, object]:
         domains: the name of each visit.
 
     Returns:
-        ``average``: every measure averaged over the visits, each weighing the same, as the published tables do; the
-        H-score is the harmonic mean of the averages. ``domains``: the measures of each visit. ``time``: those of each
-        batch. ``filters``: what the filters did, in all and by visit.
+        ``average``: every measure averaged over the visits, each weighing the same, as the published tables
+            do; the
+        H-score is the harmonic mean of the averages. ``domains``: the measures of each visit. ``time``: those
+        of each batch. ``filters``: what the filters did, in all and by visit.
     """
     visits = [samples.at(samples.visit == visit) for visit in range(len(domains))]
     by_domain = [{"domain": name, **measures(part)} for name, part in zip(domains, visits, strict=True)]
     average = {name: _mean(np.array([row[name] for row in by_domain], dtype=float)) for name in MEASURES}
     average["h_score"] = h_score(average["accuracy"], average["auroc"])
     edges = np.flatnonzero(np.diff(samples.batch, prepend=-1, append=-1))
-    over_time: dict[str, list[float]] = {"accuracy": [], "auroc": [], "h_score": []}
+    over_time: dict[str, list[float]] = {name: [] for name in ("accuracy", "auroc", "h_score")}
     filters_over_time: dict[str, list[float]] = {name: [] for name in filters(samples)}
     rows = np.arange(len(samples))
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         part = samples.at((rows >= start) & (rows < end))
-        right = accuracy(part.correct[part.known])
-        area = auroc(
-            np.nan_to_num(part.score[part.known], nan=np.inf),
-            np.nan_to_num(part.score[~part.known], nan=np.inf),
-        )
-        for name, value in zip(over_time, (right, area, h_score(right, area)), strict=True):
-            over_time[name].append(value)
+        found = measures(part)
+        for name in over_time:
+            over_time[name].append(found[name])
         for name, share in filters(part).items():
             filters_over_time[name].append(share)
     return {

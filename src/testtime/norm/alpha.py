@@ -29,7 +29,9 @@ class AlphaStatistics(NormPolicy):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.moments(x)
-        return self.normalise(x, self.source_mean.lerp(mean, self.alpha), self.source_var.lerp(var, self.alpha))
+        return self.normalise(
+            x, self.source_mean.lerp(mean, self.alpha), self.source_var.lerp(var, self.alpha)
+        )
 
 
 def alpha_statistics(model: nn.Module, alpha: float = 0.1) -> nn.Module:

@@ -10,7 +10,7 @@
 """
 
 from testtime.streams.arrivals import continual, correlated, gradual, mixed, open_set
-from testtime.streams.domain import Condition, Domain, clean, corrupted, published
+from testtime.streams.domain import Condition, Domain, clean, corrupted, fingerprint, published
 from testtime.streams.stream import Batch, Plan, Stream
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "continual",
     "correlated",
     "corrupted",
+    "fingerprint",
     "gradual",
     "mixed",
     "open_set",

@@ -1,7 +1,8 @@
-"""What arrives: one domain after the other, by degrees, all at once, or by class; and the unknown among the known.
+"""What arrives: domain after domain, by degrees, all at once, or by class; and the unknown among the known.
 
-Every stream is made of domains and a seed. The order of the images is drawn from (seed, domain); the random numbers of
-a corruption from (seed, set, image, corruption). So batch size, workers and hardware change neither.
+Every stream is made of domains and a seed. The order of the images is drawn from (seed, domain); the random
+numbers of a corruption from (seed, set, image, corruption). So batch size, workers and hardware change
+neither.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ def continual(
     seed: int = 0,
     workers: int = 0,
 ) -> Stream:
-    """One domain after the other, each with all the images in a new order; the last batch of a domain may be smaller.
+    """One domain after the other, each with all the images in a new order.
+
+    The last batch of a domain may be smaller.
 
     Args:
         images: the closed set; may be None where every domain is given as a `Domain`.
-        corruptions: names of corruptions, or domains (`clean`, `corrupted`, `published`); a name may come again.
+        corruptions: names of corruptions, or domains (`clean`, `corrupted`, `published`); one may come again.
         severity: of the named corruptions, 1 to 5.
         batch_size: N.
         limit: images for each domain, drawn anew for each; None takes all.
@@ -87,7 +90,10 @@ def mixed(
     seed: int = 0,
     workers: int = 0,
 ) -> Stream:
-    """All domains shuffled into one. Args are those of `continual`; ``limit`` counts images for each domain."""
+    """All domains shuffled into one.
+
+    Args are those of `continual`; ``limit`` counts images for each domain.
+    """
     domains = _domains(images, corruptions, severity, seed)
     _positive(batch_size, limit)
     rows = np.concatenate([_rows(i, _order(d, limit, seed, f"visit {i}")) for i, d in enumerate(domains)])
@@ -109,8 +115,8 @@ def correlated(
 ) -> Stream:
     """One domain after the other, and in each the classes come in spells.
 
-    The images of each class are dealt to ``slots`` stretches of time by a draw from a Dirichlet distribution, and shuffled
-    within a stretch.
+    The images of each class are dealt to ``slots`` stretches of time by a draw from a Dirichlet distribution,
+    and shuffled within a stretch.
 
     Args:
         images, corruptions, severity, batch_size, limit, seed, workers: those of `continual`.
@@ -120,7 +126,7 @@ def correlated(
     Raises:
         ValueError: delta is not positive, or a domain has no labels.
 
-    Reference: Yuan, Xie and Li, Robust Test-Time Adaptation in Dynamic Scenarios, CVPR 2023 (after Gong et al., 2022).
+    Reference: Yuan, Xie and Li, Robust Test-Time Adaptation in Dynamic Scenarios, CVPR 2023.
     """
     if delta <= 0:
         raise ValueError(f"delta is the concentration of a Dirichlet distribution and positive, got {delta}")
@@ -151,9 +157,10 @@ def correlated(
 def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
     """Mix images of unknown classes into a stream: every batch of B holds B / (1 + ratio) known ones.
 
-    The known images keep their order and their corruption. The unknown are resized to their size and get the corruption
-    of the domain they arrive in. Each domain has them in a new order; where they are fewer than needed, they come again.
-    With ratio 1 and B = 200, a batch is 100 known + 100 unknown; a last, smaller batch keeps the ratio.
+    The known images keep their order and their corruption. The unknown are resized to their size and get the
+    corruption of the domain they arrive in. Each domain has them in a new order; where they are fewer than
+    needed, they come again. With ratio 1 and B = 200, a batch is 100 known + 100 unknown; a last, smaller one
+    keeps the ratio.
 
     Args:
         stream: the known.
@@ -172,7 +179,8 @@ def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
     known = round(stream.batch_size / (1 + ratio)) if ratio >= 0 else 0
     if known < 1:
         raise ValueError(
-            f"a ratio of {ratio} unknown images for each known one leaves none of the {stream.batch_size} in a batch known"
+            f"expected a ratio of unknown to known that is at least 0 and leaves a known image in a batch of "
+            f"{stream.batch_size}, got {ratio}"
         )
     count = len(stream.domains)
     domains = stream.domains + tuple(domain.of_unknown(unknown) for domain in stream.domains)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from testtime.corruptions import corrupt, store_as_jpeg
 from testtime.data import ImageSet
 
-__all__ = ["Condition", "Domain", "clean", "corrupted", "number", "published"]
+__all__ = ["Condition", "Domain", "clean", "corrupted", "fingerprint", "number", "published"]
 
 Size = tuple[int, int]
 
@@ -72,9 +73,22 @@ class Condition:
         return store_as_jpeg(x) if self.jpeg else x
 
 
+@functools.lru_cache(maxsize=256)
+def fingerprint(condition: Condition) -> str:
+    """A hash of what a condition does to two small images: it changes when the corruption's code changes its
+    results.
+
+    >>> fingerprint(Condition()) == fingerprint(Condition("fog", 3))
+    False
+    """
+    probe = torch.arange(2 * 3 * 32 * 32).mul(2654435761).remainder(256).view(2, 3, 32, 32).float() / 255
+    seen = condition(probe, "probe", np.arange(2)).mul(255).round_().to(torch.uint8)
+    return hashlib.sha256(seen.numpy().tobytes()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Images under one condition: (name, index -> image). The images are what a camera hands over, 8 bits deep.
+    """Images under one condition: (name, index -> image), 8 bits deep as a camera hands them over.
 
     Args:
         images: the set; already under its condition when ``ready``.
@@ -82,7 +96,8 @@ class Domain:
         size: height and width in pixels; None keeps the images' own.
         ready: the images are stored corrupted (a published -C set): only the unknown ones still need it.
         known: whether the labels count; an open set's do not.
-        table: rendered images by index, (row of each index or -1, uint8 images), where they were computed before.
+        table: images that were rendered before: the row of each index, -1 where there is none, and uint8
+            images.
     """
 
     images: ImageSet
