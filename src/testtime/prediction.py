@@ -46,7 +46,7 @@ class Prediction(Tensor):
     (tensor([0]), 'Tensor', tensor([True]))
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     score: Tensor
     valid: Tensor

@@ -13,7 +13,7 @@ Cost: one forward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ class Source(Adapter):
     True
     """
 
-    cost: ClassVar[tuple[float, float]] = (1, 0)
+    cost = (1, 0)
 
     def __init__(
         self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = source_statistics, seed: int = 0
