@@ -1,11 +1,31 @@
 """The methods of the field: one paper, one file, one final class."""
 
+from testtime.methods.bn_adapt import BNAdapt
 from testtime.methods.cotta import CoTTA
+from testtime.methods.eata import EATA
+from testtime.methods.eta import ETA
+from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
 from testtime.methods.rotta import RoTTA
 from testtime.methods.sotta import SoTTA
 from testtime.methods.source import Source
 from testtime.methods.stamp import STAMP
 from testtime.methods.tent import Tent
+from testtime.methods.unient import UniEnt
+from testtime.methods.unient_plus import UniEntPlus
 
-__all__ = ["PAFKIP", "STAMP", "CoTTA", "RoTTA", "SoTTA", "Source", "Tent"]
+__all__ = [
+    "EATA",
+    "ETA",
+    "OSTTA",
+    "PAFKIP",
+    "STAMP",
+    "BNAdapt",
+    "CoTTA",
+    "RoTTA",
+    "SoTTA",
+    "Source",
+    "Tent",
+    "UniEnt",
+    "UniEntPlus",
+]

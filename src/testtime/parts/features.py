@@ -1,0 +1,65 @@
+"""A classifier taken apart: the features, and the linear head that reads the classes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from testtime.sharing import twin
+
+__all__ = ["headless", "linear_head"]
+
+
+def linear_head(model: nn.Module, head: str | None = None) -> tuple[str, nn.Linear]:
+    """The linear layer that turns features into logits, and its name: found by kind, as the last one of the
+    model.
+
+    Args:
+        model: any classifier.
+        head: the dotted name of the layer, or its end (``"fc"``), where the last linear layer is not it.
+
+    Raises:
+        ValueError: the model has no linear layer, or none of this name.
+
+    >>> linear_head(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)))[0]
+    '2'
+    """
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    found = {n: m for n, m in linear.items() if head is None or f".{n}".endswith(f".{head}")}
+    if found:
+        return list(found.items())[-1]
+    if head is None:
+        raise ValueError(
+            "this model has no torch.nn.Linear layer, so there is no linear head to take the features from; "
+            "expected a classifier that ends in one"
+        )
+    raise ValueError(
+        f"this model has no torch.nn.Linear layer named {head!r}; its linear layers are {sorted(linear)}; "
+        "pass head=None for the last one"
+    )
+
+
+def headless(model: nn.Module, own: Iterable[Tensor] = (), head: str | None = None) -> nn.Module:
+    """A twin of the model whose linear head passes its input on: calling it gives the features (N, D).
+
+    Args:
+        model: any classifier.
+        own: tensors that the twin copies instead of sharing them, as in :func:`testtime.sharing.twin`.
+        head: the name of the head; the last linear layer unless given.
+
+    Raises:
+        ValueError: as :func:`linear_head`.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> headless(net)(torch.rand(5, 3, 2, 2)).shape
+    torch.Size([5, 4])
+    """
+    name, _ = linear_head(model, head)
+    tree = twin(model, own)
+    parent, _, leaf = name.rpartition(".")
+    if not leaf:
+        return nn.Identity()
+    setattr(tree.get_submodule(parent), leaf, nn.Identity())
+    return tree
