@@ -1,0 +1,257 @@
+"""Charts as inline SVG, written by hand: no library, no script, no network; colours come from the page's CSS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import count
+
+__all__ = ["Point", "Series", "histogram", "line_chart", "scatter", "ticks"]
+
+_ids = count(1)
+DASHES = ("", "6 3", "2 3", "8 3 2 3", "", "6 3")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart.
+
+    Args:
+        name: for the label at its end.
+        x, y: the points; NaN breaks the line.
+        colour: number of the colour, 1 to 6; 0 is the grey of the background.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a scatter plot: where, how sure (a standard deviation), and whether it stands out."""
+
+    name: str
+    x: float
+    y: float
+    spread: float = 0.0
+    colour: int = 0
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that cover a range.
+
+    >>> ticks(0, 100)
+    [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+    """
+    span = max(high - low, 1e-9)
+    raw = span / about
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def line_chart(
+    series: Sequence[Series],
+    title: str,
+    describe: str,
+    unit: str,
+    marks: Sequence[tuple[float, str]] = (),
+    width: int = 980,
+    height: int = 330,
+) -> str:
+    """Lines over time.
+
+    Args:
+        series: those with a colour lie on top and are named at their ends.
+        title: of the chart, for those who do not see it.
+        describe: what it shows, for those who do not see it.
+        unit: of the y axis.
+        marks: vertical lines: where, and the name of the stretch that begins there.
+        width, height: of the drawing.
+    """
+    values = [y for s in series for y in s.y if not math.isnan(y)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    pad = 0.05 * max(high - low, 1.0)
+    low, high = max(low - pad, 0.0 if low >= 0 else low - pad), min(high + pad, 100.0 if high <= 100 else high + pad)
+    end = max(x for s in series for x in s.x)
+    left, right, top, bottom = 44, 92, 12, 96 if marks else 30
+    fx = _scale(0, end, left, width - right)
+    fy = _scale(low, high, height - bottom, top)
+    parts = [_axis(fy, ticks(low, high), left, width - right, unit, top)]
+    for at, name in marks:
+        x = fx(at)
+        if at > 0:
+            parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>')
+        middle = fx(at + 0.5)
+        parts.append(
+            f'<text class="tick" transform="translate({middle:.1f} {height - bottom + 12}) rotate(-40)" '
+            f'text-anchor="end">{escape(name)}</text>'
+        )
+    for s in sorted(series, key=lambda s: s.colour > 0):
+        path = _path(s, fx, fy)
+        dash = f' stroke-dasharray="{DASHES[s.colour % 6]}"' if DASHES[s.colour % 6] and s.colour else ""
+        style = f"line c{s.colour}" if s.colour else "line quiet"
+        parts.append(f'<path class="{style}" d="{path}"{dash}><title>{escape(s.name)}</title></path>')
+    ends = [(fy(_last(s.y)), s) for s in series if s.colour]
+    for y, s in _apart(ends, 14, top + 6, height - bottom):
+        parts.append(f'<text class="label c{s.colour}" x="{width - right + 6}" y="{y + 4:.1f}">{escape(s.name)}</text>')
+    return _svg(parts, title, describe, width, height)
+
+
+def scatter(
+    points: Sequence[Point],
+    title: str,
+    describe: str,
+    x_unit: str,
+    y_unit: str,
+    width: int = 980,
+    height: int = 380,
+) -> str:
+    """Points with names, on a logarithmic x axis."""
+    if not points:
+        return ""
+    xs = [math.log10(max(p.x, 1e-3)) for p in points]
+    ys = [p.y for p in points]
+    low_x, high_x = min(xs) - 0.08, max(xs) + 0.2
+    pad = 0.1 * max(max(ys) - min(ys), 1.0)
+    low, high = min(ys) - pad, max(ys) + pad
+    left, right, top, bottom = 44, 30, 14, 46
+    fx = _scale(low_x, high_x, left, width - right)
+    fy = _scale(low, high, height - bottom, top)
+    parts = [_axis(fy, ticks(low, high), left, width - right, y_unit, top)]
+    for value in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200):
+        at = math.log10(value)
+        if low_x <= at <= high_x:
+            x = fx(at)
+            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>')
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{value:g}×</text>'
+            )
+    parts.append(
+        f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_unit)}</text>'
+    )
+    taken: list[tuple[float, float, float]] = []
+    for p, at in sorted(zip(points, xs, strict=True), key=lambda pair: -pair[0].colour):
+        x, y = fx(at), fy(p.y)
+        style = f"c{p.colour}" if p.colour else "quiet"
+        if p.spread > 0:
+            up, down = fy(p.y + p.spread), fy(p.y - p.spread)
+            parts.append(f'<line class="whisker {style}" x1="{x:.1f}" x2="{x:.1f}" y1="{up:.1f}" y2="{down:.1f}"/>')
+        parts.append(
+            f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if p.colour else 5}">'
+            f"<title>{escape(p.name)}: {p.y:.2f} at {p.x:.1f}×</title></circle>"
+        )
+        length = 7.2 * len(p.name)
+        places = [(x + 10, y + 4, "start"), (x + 10, y + 18, "start"), (x + 10, y - 10, "start")]
+        places += [(x - 10 - length, y + 4, "end"), (x - 10 - length, y + 18, "end"), (x - 10 - length, y - 10, "end")]
+        free = (q for q in places if not _hits(q[0], q[1], length, taken))
+        tx, ty, anchor = next(free, places[0])
+        taken.append((tx, ty, length))
+        tx = tx + length if anchor == "end" else tx
+        parts.append(
+            f'<text class="label {style}" x="{tx:.1f}" y="{ty:.1f}" text-anchor="{anchor}">{escape(p.name)}</text>'
+        )
+    return _svg(parts, title, describe, width, height)
+
+
+def histogram(
+    known: Sequence[float],
+    unknown: Sequence[float],
+    title: str,
+    describe: str,
+    width: int = 300,
+    height: int = 130,
+) -> str:
+    """Two histograms on one axis, each of area one.
+
+    Args:
+        known, unknown: shares by bin, over the same bins.
+        title, describe: for those who do not see it.
+        width, height: of the drawing.
+    """
+    top, bottom = 8, 18
+    highest = max([*known, *unknown, 1e-9])
+    fy = _scale(0, highest, height - bottom, top)
+    step = width / max(len(known), 1)
+    parts = []
+    for values, name in ((known, "known"), (unknown, "unknown")):
+        corners = [f"M0 {height - bottom}"]
+        for i, value in enumerate(values):
+            corners.append(f"L{i * step:.1f} {fy(value):.1f}L{(i + 1) * step:.1f} {fy(value):.1f}")
+        corners.append(f"L{width} {height - bottom}Z")
+        parts.append(f'<path class="area {name}" d="{"".join(corners)}"><title>{name}</title></path>')
+    parts.append(f'<line class="base" x1="0" x2="{width}" y1="{height - bottom}" y2="{height - bottom}"/>')
+    parts.append(f'<text class="tick" x="0" y="{height - 4}">surely known</text>')
+    parts.append(f'<text class="tick" x="{width}" y="{height - 4}" text-anchor="end">surely unknown</text>')
+    return _svg(parts, title, describe, width, height)
+
+
+def _svg(parts: Sequence[str], title: str, describe: str, width: int, height: int) -> str:
+    name = f"chart{next(_ids)}"
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{name}t {name}d">'
+        f'<title id="{name}t">{escape(title)}</title><desc id="{name}d">{escape(describe)}</desc>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    span = (high - low) or 1.0
+    return lambda value: start + (value - low) / span * (end - start)
+
+
+def _axis(fy: Callable[[float], float], values: Sequence[float], left: float, right: float, unit: str, top: float) -> str:
+    parts = []
+    for value in values:
+        y = fy(value)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    parts.append(f'<text class="tick" x="{left + 4}" y="{top + 8}">{escape(unit)}</text>')
+    return "".join(parts)
+
+
+def _path(s: Series, fx: Callable[[float], float], fy: Callable[[float], float]) -> str:
+    out, pen = [], False
+    for x, y in zip(s.x, s.y, strict=True):
+        if math.isnan(y):
+            pen = False
+            continue
+        out.append(f"{'L' if pen else 'M'}{fx(x):.1f} {fy(y):.1f}")
+        pen = True
+    return "".join(out)
+
+
+def _last(values: Sequence[float]) -> float:
+    return next((v for v in reversed(values) if not math.isnan(v)), 0.0)
+
+
+def _apart(ends: list[tuple[float, Series]], gap: float, low: float, high: float) -> list[tuple[float, Series]]:
+    """Labels moved up or down until none covers another."""
+    placed: list[tuple[float, Series]] = []
+    floor = low
+    for y, s in sorted(ends, key=lambda pair: pair[0]):
+        floor = max(y, floor)
+        placed.append((floor, s))
+        floor += gap
+    over = placed[-1][0] - high if placed else 0
+    if over > 0:
+        ceiling = high
+        moved = []
+        for y, s in reversed(placed):
+            ceiling = min(y, ceiling)
+            moved.append((ceiling, s))
+            ceiling -= gap
+        placed = moved[::-1]
+    return placed
+
+
+def _hits(x: float, y: float, length: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    return any(x < ox + ol and ox < x + length and abs(y - oy) < 13 for ox, oy, ol in taken)
