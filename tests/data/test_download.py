@@ -116,7 +116,7 @@ def test_another_file_of_that_name_is_left_alone(server: Server, tmp_path: Path)
 
 def test_failures_of_the_server_are_told(server: Server, tmp_path: Path) -> None:
     server.status = 404
-    with pytest.raises(DataError, match="not fetched .*404"):
+    with pytest.raises(DataError, match=r"not fetched .*404"):
         download(server.url, tmp_path / "file.bin", SHA)
     with pytest.raises(ValueError, match="must start with http"):
         download("file:///etc/hosts", tmp_path / "file.bin", SHA)
