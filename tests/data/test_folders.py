@@ -1,4 +1,5 @@
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,13 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
         images[1]
     with pytest.raises(DataError, match=r"c\.png: expected 8 bits a channel, found mode I;16"):
         images[2]
+
+
+def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(ImportError, match=r"pip install 'testtime\[images\]'"):
+        image_folder(tmp_path)
 
 
 def test_the_digest_follows_the_bytes_of_the_files(tmp_path: Path) -> None:

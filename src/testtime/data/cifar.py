@@ -1,5 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as published (binary and Python batches), and their corrupted versions CIFAR-10-C,
--100-C."""
+"""CIFAR-10 and CIFAR-100 as published (binary and Python batches), and CIFAR-10-C and CIFAR-100-C."""
 
 from pathlib import Path
 from typing import Any

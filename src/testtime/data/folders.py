@@ -205,8 +205,9 @@ def tiny_imagenet(root: str | Path, split: str = "val") -> ImageSet:
 
 
 def places365(root: str | Path) -> ImageSet:
-    """Return Places365: the flat validation images, with labels if ``places365_val.txt`` is there, or class
-    folders.
+    """Return the validation images of Places365.
+
+    They lie flat, with labels if ``places365_val.txt`` is there, or in class folders.
 
     Args:
         root: the folder that holds ``val_256``, or the images themselves.
@@ -255,12 +256,10 @@ def pacs(root: str | Path, domain: str) -> ImageSet:
 
 
 def omniglot(root: str | Path, channels: int = 3) -> ImageSet:
-    """Return Omniglot: ``<alphabet>/<character>/*.png`` with a class for each character, or flat without
-    labels.
+    """Return Omniglot: a class for each ``<alphabet>/<character>/``, or flat images without labels.
 
     Args:
-        root: the folder ``images_background``, ``images_evaluation`` or ``omniglot``, or the folder that
-            holds one.
+        root: one of ``images_background``, ``images_evaluation``, ``omniglot``, or the folder that holds it.
         channels: 1 or 3.
 
     Raises:

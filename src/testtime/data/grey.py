@@ -41,8 +41,7 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         DataError: if the magic number, the type or the size is not that of such a file.
 
-    Source: the format of LeCun's MNIST page: 0, 0, type, dimensions, the sizes as big-endian integers, the
-        values.
+    Source: LeCun's MNIST page: 0, 0, type, dimensions, the sizes as big-endian integers, the values.
     """
     path = Path(path)
     try:
@@ -97,11 +96,10 @@ def fashion_mnist(root: str | Path, split: str = "test", channels: int = 3) -> I
 
 
 def notmnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
-    """Return notMNIST (the letters A to J), 28x28, from idx files or from
-    ``notMNIST_{small,large}/<letter>/*.png``.
+    """Return notMNIST, the letters A to J, 28x28.
 
     Args:
-        root: the folder of the idx files or of the letters, or the folder that holds it.
+        root: the folder of the idx files, or of ``notMNIST_{small,large}/<letter>/*.png``, or one above.
         split: "test" (small) or "train" (large).
         channels: 1 or 3.
 
@@ -119,11 +117,11 @@ def notmnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageS
 
 
 def usps(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
-    """Return USPS, 16x16, from folders ``<split>/<digit>/*`` or from LIBSVM's ``usps.bz2`` and
-    ``usps.t.bz2``.
+    """Return USPS, 16x16.
 
     Args:
-        root: the folder of the splits or of the two files, or the folder that holds it as ``usps``.
+        root: the folder of ``<split>/<digit>/*``, or of LIBSVM's ``usps.bz2`` and ``usps.t.bz2``, or the
+            folder that holds it as ``usps``.
         split: "train" (7,291 images) or "test" (2,007).
         channels: 1 or 3.
 

@@ -1,9 +1,8 @@
-"""Read the tables inside a pickle without executing it: an interpreter of a few opcodes that makes numpy
-arrays only.
+"""Read the tables inside a pickle without executing it.
 
 ``pickle.load`` runs what the file says. The published CIFAR batches for Python need nothing of that: they
-hold a dict of lists, strings and arrays. `read_pickled` walks the opcodes as data, knows three harmless
-names, and refuses the rest.
+hold a dict of lists, strings and arrays. `read_pickled` walks the opcodes as data, knows the few names with
+which numpy writes an array, and refuses the rest.
 """
 
 import pickletools

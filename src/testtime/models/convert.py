@@ -1,5 +1,6 @@
-"""Convert a pickled checkpoint to safetensors, once: ``python -m testtime.models.convert in.pth
-out.safetensors``.
+"""Convert a pickled checkpoint to safetensors, once.
+
+    python -m testtime.models.convert in.pth out.safetensors
 
 This tool is the only place of the project that opens a .pth file, and no other module imports it: models are
 loaded from safetensors or npz alone. It reads with ``torch.load(weights_only=True)``, which admits tensors
@@ -66,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the source and the target; by default those of the process.
     """
-    parser = argparse.ArgumentParser(prog="python -m testtime.models.convert", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m testtime.models.convert", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("source", type=Path, help="a .pt, .pth, .th or .tar file written by torch.save")
     parser.add_argument("target", type=Path, help="the .safetensors file to write")
     options = parser.parse_args(arguments)

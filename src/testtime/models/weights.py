@@ -1,5 +1,4 @@
-"""Weights from safetensors and npz files into a model, with errors that say what differs. No pickle is read
-here."""
+"""Weights from safetensors and npz files into a model, with errors that say what differs; never a pickle."""
 
 import zipfile
 from collections.abc import Mapping
