@@ -63,13 +63,16 @@ class NormPolicy(Stateful):
     def forward(self, x: Tensor) -> Tensor: ...
 
     def normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """Normalise (N, C, ...) with the statistics (C,), through which gradients flow; then scale and shift."""
+        """Normalise (N, C, ...) with the statistics (C,), through which gradients flow; then scale and shift.
+
+        The answer has the type of x, also where the statistics are kept in a wider one (autocast).
+        """
         shape = (1, -1) + (1,) * (x.dim() - 2)
         scale = torch.rsqrt(var + self.layer.eps)
         if self.plain and self.layer.weight is not None:
             scale = scale * self.layer.weight
-            return x * scale.view(shape) + (self.layer.bias - mean * scale).view(shape)
-        x = (x - mean.view(shape)) * scale.view(shape)
+            return (x * scale.view(shape) + (self.layer.bias - mean * scale).view(shape)).to(x.dtype)
+        x = ((x - mean.view(shape)) * scale.view(shape)).to(x.dtype)
         return x if self.plain else self.layer(x)
 
     def normalise_by_batch(self, x: Tensor) -> Tensor:
@@ -89,10 +92,10 @@ class NormPolicy(Stateful):
         return layer(F.batch_norm(x, mean, var, None, None, False, 0.0, layer.eps))
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance (C,) of the batch over all but the channel dimension."""
+        """Mean and biased variance (C,) of the batch over all but the channel dimension, in the source's type."""
         if x.numel() == x.shape[1]:
             return self.source_mean, self.source_var
-        var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], unbiased=False)
+        var, mean = torch.var_mean(x.to(self.source_mean.dtype), dim=[0, *range(2, x.dim())], unbiased=False)
         return mean, var
 
     def propose(self, **buffers: Tensor) -> None:
