@@ -105,10 +105,9 @@ def adapted(adapter: Adapter) -> list[nn.Parameter]:
 
 
 def still(adapter: Adapter) -> Adapter:
-    """The same adapter with a learning rate of zero."""
+    """The same adapter with an optimizer that stands still: a learning rate of zero, also under a schedule."""
     for optimizer in (a._optimizer for a in inner(adapter) if a._optimizer is not None):
-        for group in optimizer.param_groups:
-            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+        vars(optimizer)["step"] = lambda: None
     return adapter
 
 
