@@ -159,7 +159,8 @@ class CSTU(Stateful):
     def held(self) -> tuple[Tensor, Tensor]:
         """The images (M, ...) and their ages (M,) in capacities."""
         taken = self.label >= 0
-        return self.images[taken], self.age[taken] / self.capacity
+        dtype = torch.promote_types(self.images.dtype, torch.float32)
+        return self.images[taken], self.age[taken].to(dtype) / self.capacity
 
 
 @final
