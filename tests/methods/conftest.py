@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,3 +70,35 @@ def stream() -> list[Tensor]:
         unknown = torch.rand(8, 3, 8, 8, generator=rng, dtype=torch.float64)
         batches.append(torch.cat([known, unknown]))
     return batches
+
+
+@pytest.fixture
+def layer_net() -> nn.Module:
+    """A LayerNorm network, untrained, whose predictions range from sure to unsure; float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 5))
+        with torch.no_grad():
+            net[4].weight.mul_(6)
+    return net.double().eval()
+
+
+@pytest.fixture
+def slope() -> Callable[..., np.ndarray]:
+    """Central differences of a numpy loss of the logits with respect to the elements of a live parameter."""
+
+    def measure(
+        predict: Callable[[], Tensor], p: Tensor, loss: Callable[[np.ndarray], float], h: float = 1e-6
+    ) -> np.ndarray:
+        before, out = p.detach().clone(), np.zeros(len(p))
+        for i in range(len(p)):
+            for sign in (1, -1):
+                with torch.no_grad():
+                    p.copy_(before)
+                    p[i] += sign * h
+                out[i] += sign * loss(predict().numpy()) / (2 * h)
+        with torch.no_grad():
+            p.copy_(before)
+        return out
+
+    return measure

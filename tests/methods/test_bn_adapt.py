@@ -1,0 +1,77 @@
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from testtime.methods import BNAdapt
+from testtime.norm import alpha_statistics, ema_statistics
+
+
+def by_hand(net: nn.Module, stream: list[Tensor], weight: float, remember: bool) -> list[np.ndarray]:
+    """Predictions with (1 - weight) * statistics + weight * batch in numpy; the statistics are remembered or the source's."""
+    kept = {bn: (bn.running_mean.numpy(), bn.running_var.numpy()) for bn in (net.bn1, net.bn2)}
+
+    def normalised(bn: nn.Module, x: Tensor) -> Tensor:
+        v = x.detach().numpy()
+        mean = (1 - weight) * kept[bn][0] + weight * v.mean((0, 2, 3))
+        var = (1 - weight) * kept[bn][1] + weight * v.var((0, 2, 3))
+        if remember:
+            kept[bn] = mean, var
+        v = (v - mean[:, None, None]) / np.sqrt(var + bn.eps)[:, None, None]
+        v = v * bn.weight.detach().numpy()[:, None, None] + bn.bias.detach().numpy()[:, None, None]
+        return torch.from_numpy(np.maximum(v, 0))
+
+    answers = []
+    for x in stream:
+        h = normalised(net.bn1, F.conv2d(x, net.conv1.weight, net.conv1.bias, padding=1))
+        h = normalised(net.bn2, F.conv2d(h, net.conv2.weight, net.conv2.bias, stride=2, padding=1))
+        answers.append(net.fc(h.mean((2, 3))).detach().numpy())
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("norm", "weight", "remember"),
+    [
+        (None, 1.0, False),
+        (partial(alpha_statistics, alpha=0.1), 0.1, False),
+        (partial(ema_statistics, decay=0.9), 1 - 0.9, True),
+    ],
+)
+def test_statistics_by_hand(
+    net: nn.Module, stream: list[Tensor], norm, weight: float, remember: bool
+) -> None:
+    adapter = BNAdapt(net) if norm is None else BNAdapt(net, norm=norm)
+    expected = by_hand(net, stream[:5], weight, remember)
+    source = net(stream[4]).detach().numpy()
+    for x, y in zip(stream, expected, strict=False):
+        np.testing.assert_allclose(adapter(x).numpy(), y, atol=1e-10)
+    assert np.abs(expected[4] - source).max() > 0.1  # the statistics matter
+
+
+def test_equals_the_published_loop(net: nn.Module, stream: list[Tensor]) -> None:
+    published = copy.deepcopy(net).train()
+    for m in published.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.track_running_stats, m.running_mean, m.running_var = False, None, None
+    adapter = BNAdapt(net)
+    for x in stream:
+        torch.testing.assert_close(adapter(x).logits, published(x).detach(), rtol=0, atol=1e-10)
+
+
+def test_only_moving_statistics_are_state(net: nn.Module, stream: list[Tensor]) -> None:
+    assert set(BNAdapt(net).state_dict()) == {"clock"}
+    adapter = BNAdapt(net, norm=ema_statistics)
+    before = adapter.predict(stream[0]).logits
+    adapter(stream[5])
+    assert not adapter.predict(stream[0]).logits.equal(before)
+    adapter.reset()
+    assert adapter.predict(stream[0]).logits.equal(before)
+
+
+def test_a_model_without_batch_norm_is_refused(layer_net: nn.Module) -> None:
+    with pytest.raises(ValueError, match="BatchNorm layers, and this model has none"):
+        BNAdapt(layer_net)
