@@ -1,0 +1,70 @@
+"""Excuses are strict, mistakes are told, and a failure says the law and by how much."""
+
+import pytest
+from torch import Tensor, nn
+
+from testtime.adapter import Adapter
+from testtime.laws import LAWS, WORLDS, check_adapter
+from testtime.methods import Source, Tent
+
+HERE = ["batchnorm"]
+
+
+def test_an_excused_law_that_holds_fails() -> None:
+    with pytest.raises(AssertionError, match="label_blind holds in batchnorm, yet was excused"):
+        check_adapter(Tent, {"label_blind": "no reason"}, HERE, ["label_blind"])
+
+
+def test_an_excused_law_that_is_broken_passes() -> None:
+    check_adapter(Source, {"alive": "adapts nothing"}, HERE, ["alive", "label_blind"])
+
+
+def test_a_failure_says_the_law_the_world_and_the_deviation() -> None:
+    class Cool(Tent):  # type: ignore[misc]
+        def step(self, x: Tensor) -> Tensor:
+            return super().step(x) + 0.25
+
+    with pytest.raises(AssertionError) as failure:
+        check_adapter(Cool, worlds=HERE, laws=["null_step", "label_blind"])
+    message = str(failure.value)
+    assert "null_step in batchnorm" in message
+    assert "differs by 0.25 (allowed: 1e-06)" in message
+    assert LAWS["null_step"].__doc__ in message
+    assert "label_blind" not in message
+
+
+def test_what_an_adapter_raises_breaks_the_law() -> None:
+    def refuse(model: nn.Module) -> Adapter:
+        raise TypeError("no such model")
+
+    with pytest.raises(AssertionError, match="alive in batchnorm: it raised TypeError: no such model"):
+        check_adapter(refuse, worlds=HERE, laws=["alive"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"excuses": {"lawful": "because"}}, "there is no law 'lawful'"),
+        ({"laws": ["lawful"]}, "there is no law 'lawful'"),
+        ({"worlds": ["mars"]}, "there is no world 'mars'"),
+        ({"worlds": []}, "at least one world"),
+        ({"excuses": {"alive": " "}}, "the excuse for alive gives no reason"),
+    ],
+)
+def test_mistakes_are_told(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_adapter(Tent, **arguments)
+
+
+def test_there_are_25_laws_of_one_sentence() -> None:
+    assert len(LAWS) == 25
+    for name, law in LAWS.items():
+        assert (law.__doc__ or "").endswith("."), name
+        assert "\n" not in (law.__doc__ or ""), name
+
+
+def test_the_worlds_keep_their_networks_to_themselves() -> None:
+    one, other = WORLDS["batchnorm"].network(), WORLDS["batchnorm"].network()
+    next(one.parameters()).data.zero_()
+    assert next(other.parameters()).abs().sum() > 0
+    assert one.meter is not other.meter

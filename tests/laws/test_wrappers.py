@@ -1,0 +1,50 @@
+"""Wrappers are adapters: around a method they obey the laws that it obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from testtime.adapter import Adapter
+from testtime.laws import CLASSES, Case, parametrize_with_laws
+from testtime.methods import EATA, PAFKIP, RoTTA, Tent
+from testtime.wrap import Episodic, ResetEvery, Window
+
+
+def around(
+    wrap: Callable[[Adapter], Adapter], method: Callable[[nn.Module], Adapter]
+) -> Callable[[nn.Module], Adapter]:
+    return lambda model: wrap(method(model))
+
+
+PAF = partial(PAFKIP, classes=CLASSES)
+OF_PAF = {
+    "order_equivariant": "PAF draws an augmentation for each image, by its place in the batch",
+    "null_step": "KIP answers with three models, one of them under source statistics",
+}
+COMPANY = {"null_step": "it answers under the statistics of the window, not of the batch"}
+EVERY_TWO, WINDOW = partial(ResetEvery, every=2), partial(Window, size=24)
+
+CASES = [
+    Case("Episodic-Tent", around(Episodic, Tent)),
+    Case("Episodic-EATA", around(Episodic, partial(EATA, classes=CLASSES)), worlds=["batchnorm"]),
+    Case("ResetEvery-Tent", around(EVERY_TWO, Tent)),
+    Case("ResetEvery-PAFKIP", around(EVERY_TWO, PAF), OF_PAF, ["batchnorm"]),
+    Case("Window-Tent", around(WINDOW, Tent), COMPANY),
+    Case("Window-Tent-small", around(partial(Window, size=4, every=3), Tent), worlds=["batchnorm"]),
+    Case("Window-PAFKIP", around(WINDOW, PAF), OF_PAF, ["batchnorm"]),
+    Case("ResetEvery-Window-Tent", around(EVERY_TWO, around(WINDOW, Tent)), COMPANY, ["batchnorm"]),
+    Case(
+        "ResetEvery-RoTTA",
+        around(EVERY_TWO, partial(RoTTA, classes=CLASSES, capacity=16, frequency=16)),
+        {"null_step": "RoTTA's statistics follow its memory, whatever the learning rate"},
+        ["batchnorm"],
+    ),
+]  # fmt: skip
+
+
+@parametrize_with_laws(CASES)
+def test_obeys(check: Callable[[], None]) -> None:
+    check()
