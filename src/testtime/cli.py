@@ -49,6 +49,22 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--cache", metavar="DIR", help="folder of corrupted images (cache beside the run)")
     bench.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     bench.set_defaults(run=_bench)
+
+    report = commands.add_parser("report", help="make the page of a run")
+    report.add_argument("run_folder", metavar="RUN", help="folder of the run")
+    report.add_argument("--out", metavar="FILE", help="the page (report.html in the folder)")
+    report.set_defaults(run=_report)
+
+    demo = commands.add_parser("demo", help="the main job on data that comes along, in about a minute")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="folder of the run (runs/demo)")
+    demo.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
+    demo.add_argument("--limit", type=int, metavar="N", help="known images for each domain")
+    demo.add_argument("--methods", type=_words, metavar="A,B", help="some of the methods")
+    demo.set_defaults(run=_demo)
+
+    methods = commands.add_parser("methods", help="list the methods with what they need")
+    methods.add_argument("--json", action="store_true", help="for programs")
+    methods.set_defaults(run=_methods)
     return parser
 
 
@@ -83,6 +99,53 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(f"failed: {failure}", file=sys.stderr)
     print(out)
     return 1 if failures else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from testtime.bench.report import read_run, text_table, write_report
+
+    page = write_report(arguments.run_folder, arguments.out)
+    print(text_table(read_run(arguments.run_folder)))
+    print(page)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from testtime.bench.grid import run_grid
+    from testtime.bench.protocols import protocol
+    from testtime.bench.report import read_run, text_table, write_report
+
+    chosen = protocol("digits-open").narrowed(arguments.methods)
+    if arguments.limit is not None:
+        chosen = chosen.narrowed(limit=arguments.limit, slow_limit=arguments.limit)
+    print("Handwritten digits under 15 corruptions, photographs among them: who adapts, and who is fooled?")
+    failures = run_grid(
+        chosen,
+        ".data",
+        arguments.out,
+        jobs=arguments.jobs,
+        command=["testtime", *arguments.argv],
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    page = write_report(arguments.out)
+    print(text_table(read_run(arguments.out)))
+    print(f"The report: {page}")
+    return 1 if failures else 0
+
+
+def _methods(arguments: argparse.Namespace) -> int:
+    from testtime.bench.methods import catalogue, text
+
+    found = catalogue()
+    if arguments.json:
+        import json
+
+        print(json.dumps(found, indent=1))
+    else:
+        print(text(found))
+    return 0
 
 
 def _words(text: str) -> list[str]:

@@ -251,7 +251,8 @@ def _line(record: Record) -> dict[str, Any]:
 def _checkpoint(folder: Path, adapter: Any, parts: list[Samples], done: int) -> None:
     write_samples(folder / "partial", Samples.join(parts))
     partial = folder / "state.part"
-    save_file(adapter.state_dict(), partial, metadata={"done": str(done)})
+    state = {name: value.contiguous() for name, value in adapter.state_dict().items()}
+    save_file(state, partial, metadata={"done": str(done)})
     partial.replace(folder / "state.safetensors")
 
 
@@ -276,8 +277,19 @@ def _resume(folder: Path, adapter: Any) -> tuple[int, list[Samples], list[dict[s
 
 def _atomic(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    partial.write_text(json.dumps(_strict(content), indent=1, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def _strict(value: Any) -> Any:
+    """The same in types that JSON has: no NaN, no numpy numbers."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _remove(path: Path) -> None:

@@ -52,7 +52,7 @@ class Row:
         import testtime.methods
 
         cls = getattr(testtime.methods, self.method)
-        takes = inspect.signature(cls).parameters
+        takes = inspect.signature(cls.__init__).parameters
         given = {k: v for k, v in {"classes": classes, "seed": seed}.items() if k in takes}
         return cls(model, **{**given, **self.arguments})
 

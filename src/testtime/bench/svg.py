@@ -80,7 +80,10 @@ def line_chart(
         return ""
     low, high = min(values), max(values)
     pad = 0.05 * max(high - low, 1.0)
-    low, high = max(low - pad, 0.0 if low >= 0 else low - pad), min(high + pad, 100.0 if high <= 100 else high + pad)
+    low, high = (
+        max(low - pad, 0.0 if low >= 0 else low - pad),
+        min(high + pad, 100.0 if high <= 100 else high + pad),
+    )
     end = max(x for s in series for x in s.x)
     left, right, top, bottom = 44, 92, 12, 96 if marks else 30
     fx = _scale(0, end, left, width - right)
@@ -102,7 +105,9 @@ def line_chart(
         parts.append(f'<path class="{style}" d="{path}"{dash}><title>{escape(s.name)}</title></path>')
     ends = [(fy(_last(s.y)), s) for s in series if s.colour]
     for y, s in _apart(ends, 14, top + 6, height - bottom):
-        parts.append(f'<text class="label c{s.colour}" x="{width - right + 6}" y="{y + 4:.1f}">{escape(s.name)}</text>')
+        parts.append(
+            f'<text class="label c{s.colour}" x="{width - right + 6}" y="{y + 4:.1f}">{escape(s.name)}</text>'
+        )
     return _svg(parts, title, describe, width, height)
 
 
@@ -144,14 +149,20 @@ def scatter(
         style = f"c{p.colour}" if p.colour else "quiet"
         if p.spread > 0:
             up, down = fy(p.y + p.spread), fy(p.y - p.spread)
-            parts.append(f'<line class="whisker {style}" x1="{x:.1f}" x2="{x:.1f}" y1="{up:.1f}" y2="{down:.1f}"/>')
+            parts.append(
+                f'<line class="whisker {style}" x1="{x:.1f}" x2="{x:.1f}" y1="{up:.1f}" y2="{down:.1f}"/>'
+            )
         parts.append(
             f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if p.colour else 5}">'
             f"<title>{escape(p.name)}: {p.y:.2f} at {p.x:.1f}×</title></circle>"
         )
         length = 7.2 * len(p.name)
         places = [(x + 10, y + 4, "start"), (x + 10, y + 18, "start"), (x + 10, y - 10, "start")]
-        places += [(x - 10 - length, y + 4, "end"), (x - 10 - length, y + 18, "end"), (x - 10 - length, y - 10, "end")]
+        places += [
+            (x - 10 - length, y + 4, "end"),
+            (x - 10 - length, y + 18, "end"),
+            (x - 10 - length, y - 10, "end"),
+        ]
         free = (q for q in places if not _hits(q[0], q[1], length, taken))
         tx, ty, anchor = next(free, places[0])
         taken.append((tx, ty, length))
@@ -208,7 +219,9 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def _axis(fy: Callable[[float], float], values: Sequence[float], left: float, right: float, unit: str, top: float) -> str:
+def _axis(
+    fy: Callable[[float], float], values: Sequence[float], left: float, right: float, unit: str, top: float
+) -> str:
     parts = []
     for value in values:
         y = fy(value)
@@ -233,7 +246,9 @@ def _last(values: Sequence[float]) -> float:
     return next((v for v in reversed(values) if not math.isnan(v)), 0.0)
 
 
-def _apart(ends: list[tuple[float, Series]], gap: float, low: float, high: float) -> list[tuple[float, Series]]:
+def _apart(
+    ends: list[tuple[float, Series]], gap: float, low: float, high: float
+) -> list[tuple[float, Series]]:
     """Labels moved up or down until none covers another."""
     placed: list[tuple[float, Series]] = []
     floor = low
