@@ -142,6 +142,7 @@ class Adapter(Stateful, metaclass=_OutsideInference):
             return self._nothing(x, good)
         with torch.inference_mode(False), torch.enable_grad():
             x, self._updated = (x.clone() if x.is_inference() else x.detach()), False
+            advance(self, accept=False)  # what a look that raised has left
             try:
                 y = _as_prediction(self.step(x))
                 if not bool(y.valid.any()):

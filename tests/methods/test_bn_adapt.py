@@ -75,3 +75,15 @@ def test_only_moving_statistics_are_state(net: nn.Module, stream: list[Tensor]) 
 def test_a_model_without_batch_norm_is_refused(layer_net: nn.Module) -> None:
     with pytest.raises(ValueError, match="BatchNorm layers, and this model has none"):
         BNAdapt(layer_net)
+
+
+def test_a_look_that_raises_leaves_no_trace(net: nn.Module, stream: list[Tensor]) -> None:
+    adapter, fresh = BNAdapt(net, norm=ema_statistics), BNAdapt(net, norm=ema_statistics)
+    broken = adapter.model.network.fc
+    adapter.model.network.fc = nn.Linear(3, 5).double()
+    with pytest.raises(RuntimeError):
+        adapter.predict(5 * stream[0])  # after the statistics of both layers were proposed
+    adapter.model.network.fc = broken
+    adapter(stream[1])
+    fresh(stream[1])
+    assert all(v.equal(fresh.state_dict()[k]) for k, v in adapter.state_dict().items())
