@@ -93,10 +93,16 @@ class FisherAnchor(Stateful):
         """Learn the importance at the parameters' values now from batches (N, C, H, W) (eq. 9).
 
         Raises:
+            TypeError: a batch is not a tensor.
             ValueError: there is no batch, or it led to gradients that are not finite.
         """
         total, count = torch.zeros_like(self.anchor), 0
         for x in batches:
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"expected unlabelled batches (N, C, H, W) as tensors, got {type(x).__name__}; give the images alone: "
+                    "(x for x, _ in loader)"
+                )
             logits = model(x)
             loss = F.cross_entropy(logits, logits.argmax(dim=1))
             total += _flat(torch.autograd.grad(loss, self.anchored, materialize_grads=True)).square()
