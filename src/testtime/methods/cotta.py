@@ -113,7 +113,7 @@ class CoTTA(Adapter):
         self.adapt(moving.values(), optimizer)
         self.origin = [self.anchor.get_parameter(name) for name in moving]
         self.teacher = Teacher(self.model, self._adapted, decay)
-        self.crowd = grouped([self.teacher.model] * chunk)
+        self.crowd = grouped([self.teacher.model] * chunk) if chunk > 1 else None
 
     @torch.no_grad()
     def _look(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class CoTTA(Adapter):
         for first in range(0, self.views, self.chunk):
             names = [f"view {i}" for i in range(first, first + self.chunk)]
             views = [self.augment(x, generator(self.seed, int(self.clock), v, x.device)) for v in names]
-            z = self.crowd(torch.cat(views)).unflatten(0, (self.chunk, -1))
+            z = (self.crowd or self.teacher)(torch.cat(views)).unflatten(0, (self.chunk, -1))
             total = total + z.sum(dim=0, dtype=total.dtype)
         return total / self.views
 

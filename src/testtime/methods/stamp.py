@@ -220,7 +220,7 @@ class STAMP(Adapter):
         self.origin = share(self.model)
         self.adapt(norm_affine(self.model, self.skip), optimizer)
         self.rates = [group["lr"] for group in self._optimizer.param_groups] if self._optimizer else []
-        self.crowd = grouped([self.model] * chunk)
+        self.crowd = grouped([self.model] * chunk) if chunk > 1 else None
         self.memory = RBM(classes, capacity, decay)
 
     def _look(self, x: Tensor) -> Prediction:
@@ -233,7 +233,7 @@ class STAMP(Adapter):
         for first in range(0, self.views, self.chunk):
             names = [f"view {i}" for i in range(first, first + self.chunk)]
             views = [self.augment(x, generator(self.seed, int(self.clock), v, x.device)) for v in names]
-            logits = self.crowd(torch.cat(views)).unflatten(0, (self.chunk, -1))
+            logits = (self.crowd or self.model)(torch.cat(views)).unflatten(0, (self.chunk, -1))
             z.append(logits.to(torch.promote_types(logits.dtype, torch.float32)))
             log_p.append(z[-1].log_softmax(dim=-1))
         return torch.cat(log_p).logsumexp(dim=0) - math.log(self.views), torch.cat(z).mean(dim=0)
