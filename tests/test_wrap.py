@@ -1,0 +1,178 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from testtime.adapter import Adapter, state_hash
+from testtime.laws import CLASSES, WORLDS
+from testtime.methods import EATA, PAFKIP, Tent
+from testtime.parts import sgd
+from testtime.wrap import Episodic, ResetEvery, Window, Wrapper
+
+WORLD = WORLDS["batchnorm"]
+
+
+def tent() -> Tent:
+    return Tent(WORLD.network(), sgd(0.1, momentum=0.9))
+
+
+def test_episodic_meets_every_batch_as_born() -> None:
+    stream = WORLD.stream(3)
+    adapter = Episodic(tent())
+    for x in stream:
+        assert adapter(x).equal(tent()(x))
+    only_last = tent()
+    only_last(stream[-1])
+    assert state_hash(adapter.adapter) == state_hash(only_last)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_reset_every_is_a_fresh_adapter_on_each_stretch(every: int) -> None:
+    stream, adapter = WORLD.stream(6), ResetEvery(tent(), every)
+    expected: list[Tensor] = []
+    for first in range(0, 6, every):
+        fresh = tent()
+        expected += [fresh(x) for x in stream[first : first + every]]
+    for x, y in zip(stream, expected, strict=True):
+        assert adapter(x).equal(y)
+
+
+def test_reset_every_continues_its_count_after_a_restore() -> None:
+    stream, adapter, other = WORLD.stream(6), ResetEvery(tent(), 4), ResetEvery(tent(), 4)
+    for x in stream[:3]:
+        adapter(x)
+    other.load_state_dict(adapter.state_dict())
+    for x in stream[3:]:
+        assert other(x).equal(adapter(x))
+
+
+def test_window_predicts_in_company_and_learns_when_enough_arrived() -> None:
+    images = torch.cat(WORLD.stream(1, 10))
+    adapter, bare = Window(tent(), size=4), tent()
+    for i in range(10):
+        company = images[max(0, i - 3) : i + 1]
+        learns = (i + 1) % 4 == 0
+        expected = bare(company) if learns else bare.predict(company)
+        y = adapter(images[i : i + 1])
+        assert y.equal(expected[-1:])
+        assert y.updated is learns
+        assert adapter.window.equal(company)
+        assert adapter.arrived.item() == (i + 1) % 4
+
+
+def test_window_with_a_period_of_its_own() -> None:
+    images = torch.cat(WORLD.stream(1, 9))
+    adapter = Window(tent(), size=6, every=3)
+    updated = [adapter(x[None]).updated for x in images]
+    assert updated == [False, False, True] * 3
+
+
+def test_window_larger_batches_stay_whole() -> None:
+    x = WORLD.stream(1, 10)[0]
+    adapter, bare = Window(tent(), size=4), tent()
+    assert adapter(x).equal(bare(x))
+    assert adapter.window.equal(x[-4:])
+    assert adapter(x[:2]).equal(bare.predict(torch.cat([x[-2:], x[:2]]))[-2:])
+
+
+def test_window_predict_looks_in_company_too() -> None:
+    x = WORLD.stream(1, 5)[0]
+    adapter = Window(tent(), size=4)
+    adapter(x[:3])
+    assert adapter.predict(x[3:4]).equal(adapter.adapter.predict(x[:4])[-1:])
+    assert adapter.window.equal(x[:3])
+
+
+def test_window_owns_its_images_and_reset_empties_it() -> None:
+    x = WORLD.stream(1, 4)[0]
+    adapter = Window(tent(), size=4)
+    birth = state_hash(adapter)
+    given = x.clone()
+    adapter(given)
+    given.zero_()
+    assert adapter.window.equal(x)
+    adapter.reset()
+    assert adapter.window.numel() == 0
+    assert state_hash(adapter) == birth
+
+
+def test_window_says_when_an_image_does_not_fit() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    adapter = Window(Tent(net), size=4)
+    adapter(torch.rand(2, 3, 8, 8))
+    before = state_hash(adapter)
+    with pytest.raises(ValueError, match=r"the window holds images of shape \(3, 8, 8\), got \(3, 6, 6\)"):
+        adapter(torch.rand(1, 3, 6, 6))
+    assert state_hash(adapter) == before
+    adapter.reset()
+    assert adapter(torch.rand(1, 3, 6, 6)).valid.all()
+
+
+def test_facts_are_those_of_the_adapter_inside() -> None:
+    paf = PAFKIP(WORLD.network(), classes=CLASSES, output="after", seed=7)
+    for wrapped in (Episodic(paf), ResetEvery(Episodic(paf), 3), Window(paf, 2)):
+        assert wrapped.output == "after"
+        assert wrapped.stochastic
+        assert wrapped.cost == (5, 1)
+        assert wrapped.source == "none"
+        assert wrapped.seed == 7
+    eata = EATA(WORLD.network(), classes=CLASSES)
+    assert Episodic(eata).source == eata.source == "data"
+
+
+def test_prepare_teaches_the_adapter_inside_and_reset_keeps_it() -> None:
+    stream, source = WORLD.stream(3), WORLD.source()
+    wrapped, bare = ResetEvery(EATA(WORLD.network(), CLASSES), 2), EATA(WORLD.network(), CLASSES)
+    wrapped.prepare(source)
+    bare.prepare(source)
+    assert [wrapped(x).equal(bare(x)) for x in stream[:2]] == [True, True]
+    bare.reset()
+    assert wrapped(stream[2]).equal(bare(stream[2]))
+
+
+def test_a_state_loaded_first_does_not_become_the_birth_of_the_adapter_inside() -> None:
+    used, fresh = Episodic(tent()), Episodic(tent())
+    x = WORLD.stream(1)[0]
+    used(x)
+    fresh.load_state_dict(used.state_dict())
+    fresh.reset()
+    assert state_hash(fresh.adapter) == state_hash(tent())
+
+
+def test_details_of_the_answer_are_passed_on() -> None:
+    x = WORLD.stream(1, 6)[0]
+    paf = PAFKIP(WORLD.network(), classes=CLASSES)
+    adapter = Window(paf, size=4)
+    adapter(x[:4])
+    y = adapter(x[4:])
+    assert y.shape == (2, CLASSES)
+    assert y.score.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResetEvery(tent(), 0), "at least 1, got 0"),
+        (lambda: Window(tent(), 0), "at least 1, got size=0"),
+        (lambda: Window(tent(), 3, every=0), "every=0"),
+    ],
+)
+def test_bad_numbers_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_only_adapters_are_wrapped() -> None:
+    with pytest.raises(TypeError, match="Episodic wraps an adapter, got Linear"):
+        Episodic(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_a_wrapper_of_ones_own() -> None:
+    class Twice(Wrapper):
+        def step(self, x: Tensor) -> Tensor:
+            self.adapter(x)
+            return self.adapter(x)
+
+    x, bare = WORLD.stream(1)[0], tent()
+    bare(x)
+    assert Twice(tent())(x).equal(bare(x))
+    assert isinstance(Twice(tent()), Adapter)
