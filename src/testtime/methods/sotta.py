@@ -21,6 +21,7 @@ Departures:
     The published loss is the entropy divided by C, with a smoothed logarithm: ``loss=smoothed_entropy``. SAM
     and Adam are indifferent to the factor, but for the epsilon of Adam.
     The published statistics move in both forwards of SAM; here once per memory, unless ``observe_twice``.
+    As published, the top layers of a ResNet or a ViT stay as they are (``skip``).
     The published code has images wait until ``frequency`` are there; here a batch is answered when it comes.
     Published code step by step: ``SoTTA(model, classes, loss=smoothed_entropy, observe_twice=True)``, up to
     the draws; ``threshold=0.66`` (CIFAR-100), ``0.33`` (ImageNet).

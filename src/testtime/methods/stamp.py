@@ -25,6 +25,7 @@ Departures:
     room is an average, with weight ``decay`` of the past, of the places each class holds at every admission;
     the oldest image goes; an update whenever the memory holds an image; momentum 0.9 for SGD; batch
     statistics in the memory.
+    As its code is reported to do, the top layers of a ResNet or a ViT stay as they are (``skip``).
     The paper scores the unknown by the entropy of the averaged prediction (``score="entropy"``). The default
     is the energy, with which open-set tables compare methods.
     The rate rises again after ``period`` steps, as a cosine does, so that a stream need not end;
