@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--open-sets", type=_words, metavar="A,B", help="instead of the protocol's")
     bench.add_argument("--batch-size", type=int, metavar="N", help="instead of the protocol's")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    bench.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16: networks under autocast, about twice as fast where the processor knows it",
+    )
     bench.add_argument("--out", metavar="DIR", help="folder of the run (runs/PROTOCOL)")
     bench.add_argument("--cache", metavar="DIR", help="folder of corrupted images (cache beside the run)")
     bench.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
@@ -94,6 +100,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         arguments.cache,
         command,
         lambda line: print(line, file=sys.stderr, flush=True),
+        arguments.precision,
     )
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ ARRIVALS: dict[str, Callable[..., Stream]] = {
     "correlated": correlated,
 }
 
+Precision = Literal["float32", "bfloat16"]
 Progress = Callable[[str, int, int], None]  # cell, batches done, batches in all
 
 
@@ -51,6 +52,7 @@ class Cell:
         seed: of order and method.
         data: the data folder.
         device: "cpu" or "cuda".
+        precision: "bfloat16" runs the networks under autocast; losses and optimizers stay in float32.
         facts: what identifies data and weights: digests by name.
     """
 
@@ -60,6 +62,7 @@ class Cell:
     seed: int
     data: str
     device: str
+    precision: Precision = "float32"
     facts: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -82,6 +85,7 @@ class Cell:
             "slow_limit": p.slow_limit,
             "seed": self.seed,
             "device": self.device,
+            "precision": self.precision,
             "facts": dict(self.facts),
         }
 
@@ -113,6 +117,15 @@ def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path,
 
 
 def run_cell(cell: Cell, folder: Path, cache: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a cell in its precision, see :func:`_run`."""
+    lower = torch.autocast(
+        torch.device(cell.device).type, torch.bfloat16, enabled=cell.precision == "bfloat16"
+    )
+    with lower:
+        return _run(cell, folder, cache, progress)
+
+
+def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> dict[str, Any]:
     """Run a cell and write its folder; ``result.json`` comes last, whole or not at all.
 
     A cell that was interrupted goes on from the adapter's last saved state.

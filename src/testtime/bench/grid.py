@@ -18,14 +18,14 @@ from typing import Any
 from testtime import __version__
 from testtime.bench import sets
 from testtime.bench.cache import missing, render
-from testtime.bench.cell import Cell, _atomic, make_stream, run_cell
+from testtime.bench.cell import Cell, Precision, _atomic, make_stream, run_cell
 from testtime.bench.protocol import Protocol
 from testtime.data import sha256_of
 
 __all__ = ["Grid", "cells", "run_grid"]
 
 
-def cells(protocol: Protocol, data: str, device: str = "cpu") -> list[Cell]:
+def cells(protocol: Protocol, data: str, device: str = "cpu", precision: Precision = "float32") -> list[Cell]:
     """The cells of a protocol whose method exists, in the order in which they run: seed, column, method.
 
     Raises:
@@ -46,7 +46,7 @@ def cells(protocol: Protocol, data: str, device: str = "cpu") -> list[Cell]:
         return tuple((name, fact) for name, fact in sorted(facts.items()) if name in names)
 
     return [
-        Cell(protocol, row, column, seed, data, device, about(column.open_set))
+        Cell(protocol, row, column, seed, data, device, precision, about(column.open_set))
         for seed in protocol.seeds
         for column in protocol.columns
         for row in protocol.rows
@@ -143,6 +143,7 @@ def run_grid(
     cache: str | Path | None = None,
     command: list[str] | None = None,
     say: Callable[[str], None] = print,
+    precision: Precision = "float32",
 ) -> list[str]:
     """Run every cell that is not finished.
 
@@ -155,12 +156,13 @@ def run_grid(
         cache: folder of corrupted images; None is ``cache`` beside the run.
         command: the command line, for the record.
         say: takes lines for a person.
+        precision: of the networks' forwards and backwards.
 
     Returns:
         what went wrong, a line for each failed cell; the others are finished.
     """
     grid = Grid(out)
-    plan = cells(protocol, data, device)
+    plan = cells(protocol, data, device, precision)
     absent = [row.label for row in protocol.rows if not row.available]
     if absent:
         say(f"not in this version, left out: {', '.join(absent)}")
