@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -282,7 +283,7 @@ def _resume(folder: Path, adapter: Any) -> tuple[int, list[Samples], list[dict[s
         if "clock" not in state or int(state["clock"]) != done or len(lines) < done:
             return 0, [], []
         adapter.load_state_dict(state)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, SafetensorError):
         return 0, [], []
     (folder / "batches.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:done]))
     return done, [samples], lines[:done]

@@ -136,14 +136,13 @@ class Protocol:
         """
         rows, columns = self.rows, self.columns
         if methods:
-            wanted = [slug(m) for m in methods]
-            names = [row.slug for row in rows] + [slug(row.method) for row in rows]
-            unknown = [m for m, s in zip(methods, wanted, strict=True) if s not in names]
+            called = [{_plain(row.label), _plain(row.method)} for row in rows]
+            unknown = [m for m in methods if not any(_plain(m) in names for names in called)]
             if unknown:
-                raise ValueError(
-                    f"{self.name} has no method {', '.join(unknown)}, but {', '.join(r.slug for r in rows)}"
-                )
-            rows = tuple(row for row in rows if row.slug in wanted or slug(row.method) in wanted)
+                has = ", ".join(row.slug for row in rows)
+                raise ValueError(f"{self.name} has no method {', '.join(unknown)}; it has {has}")
+            wanted = {_plain(m) for m in methods}
+            rows = tuple(row for row, names in zip(rows, called, strict=True) if names & wanted)
         if open_sets:
             columns = tuple(column for name in open_sets for column in _with_open_set(columns, name))
         if batch_size:
@@ -160,6 +159,12 @@ def _with_open_set(columns: tuple[Column, ...], name: str) -> list[Column]:
     if len(settings) == 1:
         return [replace(columns[0], name=name, open_set=name)]
     return [replace(c, name=f"{c.name} {name}", open_set=name) for c in settings.values()]
+
+
+def _plain(label: str) -> str:
+    """A name without case, hyphens and spaces; a final "+" counts."""
+    kept = "".join(c for c in slug(label) if c not in "- _")
+    return kept.replace("plus", "+")
 
 
 def slug(label: str) -> str:

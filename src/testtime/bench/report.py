@@ -163,9 +163,9 @@ def page(run: Run) -> str:
 
 
 def highlights(run: Run) -> dict[str, int]:
-    """The colours of the lines that stand out: the best methods, TENT and the source model; the others are grey."""
-    names = run.ranked[: COLOURS - 2]
-    for name in ("TENT", "Source"):
+    """The colours of the lines that stand out: the best methods, PAF+KIP, TENT and the source; the rest is grey."""
+    names = run.ranked[: COLOURS - 3]
+    for name in ("PAF+KIP", "TENT", "Source"):
         if name in run.rows and name not in names:
             names.append(name)
     for name in run.ranked:
@@ -582,16 +582,17 @@ def _curves(
         mean = np.where(
             np.isnan(found).all(0), np.nan, np.nansum(found, 0) / np.maximum((~np.isnan(found)).sum(0), 1)
         )
-        series.append(Series(row, at.tolist(), _smooth(mean), colours.get(row, 0)))
+        series.append(Series(row, at.tolist(), _smooth(mean, visit), colours.get(row, 0)))
     return series
 
 
-def _smooth(values: NDArray[np.floating]) -> list[float]:
-    """A centred moving average that leaves out NaN and is shorter at the ends."""
+def _smooth(values: NDArray[np.floating], visit: NDArray[np.integer]) -> list[float]:
+    """A centred moving average within a domain; it leaves out NaN and is shorter at the ends."""
     half = SMOOTH // 2
     out = []
     for i in range(len(values)):
-        seen = values[max(0, i - half) : i + half + 1]
+        near = slice(max(0, i - half), i + half + 1)
+        seen = values[near][visit[near] == visit[i]]
         seen = seen[~np.isnan(seen)]
         out.append(float(seen.mean()) if len(seen) else float("nan"))
     return out

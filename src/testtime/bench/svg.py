@@ -85,7 +85,7 @@ def line_chart(
         min(high + pad, 100.0 if high <= 100 else high + pad),
     )
     end = max(x for s in series for x in s.x)
-    left, right, top, bottom = 44, 92, 12, 96 if marks else 30
+    left, right, top, bottom = 44, 92, 26, 96 if marks else 30
     fx = _scale(0, end, left, width - right)
     fy = _scale(low, high, height - bottom, top)
     parts = [_axis(fy, ticks(low, high), left, width - right, unit, top)]
@@ -128,7 +128,7 @@ def scatter(
     low_x, high_x = min(xs) - 0.08, max(xs) + 0.2
     pad = 0.1 * max(max(ys) - min(ys), 1.0)
     low, high = min(ys) - pad, max(ys) + pad
-    left, right, top, bottom = 44, 30, 14, 46
+    left, right, top, bottom = 44, 30, 26, 46
     fx = _scale(low_x, high_x, left, width - right)
     fy = _scale(low, high, height - bottom, top)
     parts = [_axis(fy, ticks(low, high), left, width - right, y_unit, top)]
@@ -143,7 +143,7 @@ def scatter(
     parts.append(
         f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_unit)}</text>'
     )
-    taken: list[tuple[float, float, float]] = []
+    taken = [(fx(at) - 6, fy(p.y) + 4, 12.0) for p, at in zip(points, xs, strict=True)]
     for p, at in sorted(zip(points, xs, strict=True), key=lambda pair: -pair[0].colour):
         x, y = fx(at), fy(p.y)
         style = f"c{p.colour}" if p.colour else "quiet"
@@ -227,7 +227,7 @@ def _axis(
         y = fy(value)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    parts.append(f'<text class="tick" x="{left + 4}" y="{top + 8}">{escape(unit)}</text>')
+    parts.append(f'<text class="tick" x="{left - 30}" y="{top - 10}">{escape(unit)}</text>')
     return "".join(parts)
 
 

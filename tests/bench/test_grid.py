@@ -1,0 +1,148 @@
+"""A grid of cells: what it writes, that it goes on where it stopped, that one failure does not end the others."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from testtime.bench import cell as cell_module
+from testtime.bench.cache import cached, missing
+from testtime.bench.cell import make_stream, read_samples, run_cell
+from testtime.bench.grid import Grid, cells, run_grid
+from testtime.bench.protocol import Protocol, Row
+from testtime.bench.protocols import protocol
+
+pytest.importorskip("sklearn")
+
+SMALL = replace(
+    protocol("digits-open"),
+    rows=(Row("Source", "Source"), Row("TENT", "Tent")),
+    corruptions=("fog", "contrast"),
+    limit=30,
+    slow_limit=10,
+)
+
+
+def small(**changes: object) -> Protocol:
+    narrowed = SMALL.narrowed(batch_size=20)
+    return replace(narrowed, **changes)  # type: ignore[arg-type]
+
+
+def quiet(line: str) -> None:
+    """Nobody listens."""
+
+
+def test_a_run_holds_all_that_is_needed_to_repeat_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run_grid(small(seeds=(0, 1)), ".", out, command=["testtime", "bench"], say=quiet) == []
+    about = json.loads((out / "run.json").read_text())
+    assert about["seeds"] == [0, 1]
+    assert about["command"] == ["testtime", "bench"]
+    assert set(about["versions"]) == {"testtime", "torch", "numpy", "python"}
+    assert about["facts"]["weights"] == "packaged"
+    assert len(about["facts"]["digits"]) == 64
+    assert about["facts"]["corruptions"].startswith("ours-")
+    assert len(about["cells"]) == 4
+    for name in about["cells"]:
+        folder = out / "cells" / name
+        result = json.loads((folder / "result.json").read_text())
+        samples = read_samples(folder / "samples")
+        assert (len(samples), int(samples.known.sum())) == (120, 60)
+        per_domain = [
+            100 * np.mean(samples.correct[samples.known & (samples.visit == visit)]) for visit in (0, 1)
+        ]
+        assert result["average"]["accuracy"] == pytest.approx(np.mean(per_domain))
+        lines = [json.loads(line) for line in (folder / "batches.jsonl").read_text().splitlines()]
+        assert [line["batch"] for line in lines] == list(range(6))
+        assert sum(line["correct"] for line in lines) == samples.correct.sum()
+        assert (result["cost"]["forwards"], result["cost"]["backwards"]) == (
+            (1, 0) if result["label"] == "Source" else (1, 1)
+        )
+    assert not list(out.rglob("*.part"))
+
+
+def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
+    out, said = tmp_path / "run", []
+    run_grid(small(rows=SMALL.rows[:1]), ".", out, say=quiet)
+    (first,) = out.glob("cells/*/result.json")
+    stamp = first.stat().st_mtime_ns
+    run_grid(small(), ".", out, say=said.append)
+    assert first.stat().st_mtime_ns == stamp
+    assert len(list(out.glob("cells/*/result.json"))) == 2
+    assert any("1 of 2 cells are finished" in line for line in said)
+
+
+@pytest.mark.parametrize("method", ["Tent", "PAFKIP"])
+def test_an_interrupted_cell_goes_on_and_ends_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(cell_module, "CHECKPOINT", 0.0)
+    (plan,) = cells(small(rows=(Row("it", method),)), ".")
+    run_cell(plan, tmp_path / "whole", tmp_path / "cache")
+    seen = []
+
+    def stop(name: str, done: int, total: int) -> None:
+        seen.append(done)
+        if seen == [1, 2, 3, 4]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(plan, tmp_path / "cut", tmp_path / "cache", stop)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    run_cell(plan, tmp_path / "cut", tmp_path / "cache", stop)
+    assert seen == [1, 2, 3, 4, 4, 5, 6]  # the fourth batch was answered but not yet saved
+    a, b = (read_samples(tmp_path / name / "samples") for name in ("whole", "cut"))
+    assert np.array_equal(a.predicted, b.predicted)
+    assert np.array_equal(a.score, b.score)
+    assert np.array_equal(a.batch, b.batch)
+    assert not (tmp_path / "cut" / "state.safetensors").exists()
+
+
+def test_a_damaged_checkpoint_means_a_new_start(tmp_path: Path) -> None:
+    (plan,) = cells(small(rows=SMALL.rows[1:]), ".")
+    (tmp_path / "cell").mkdir()
+    (tmp_path / "cell" / "state.safetensors").write_bytes(b"not what it should be")
+    result = run_cell(plan, tmp_path / "cell", tmp_path / "cache")
+    assert result["batches"] == 6
+
+
+def test_a_method_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    rows = (Row("broken", "Tent", {"norm": None}), Row("Source", "Source"))
+    failures = run_grid(small(rows=rows), ".", tmp_path / "run", say=quiet)
+    assert len(failures) == 1
+    assert failures[0].startswith("broken")
+    assert len(list((tmp_path / "run").glob("cells/*/result.json"))) == 1
+    assert len(list((tmp_path / "run").glob("cells/broken*/error.txt"))) == 1
+
+
+def test_processes_give_the_same_numbers(tmp_path: Path) -> None:
+    run_grid(small(), ".", tmp_path / "one", say=quiet)
+    run_grid(small(), ".", tmp_path / "two", jobs=2, cache=tmp_path / "other", say=quiet)
+    for cell in cells(small(), "."):
+        a, b = (read_samples(Grid(tmp_path / name).of(cell) / "samples") for name in ("one", "two"))
+        assert np.array_equal(a.score, b.score)
+
+
+def test_the_name_of_a_cell_is_a_function_of_what_it_depends_on() -> None:
+    (one, *_) = cells(small(), ".")
+    (again, *_) = cells(small(), ".")
+    assert one.name == again.name
+    assert one.name != cells(small(limit=31), ".")[0].name
+    assert one.name != replace(one, seed=1).name
+
+
+def test_tables_of_corrupted_images_are_the_images(tmp_path: Path) -> None:
+    column = small().columns[0]
+    whole = make_stream(small(), column, 0, ".", 30)
+    part = make_stream(small(), column, 0, ".", 10)
+    assert len(missing(whole, tmp_path)) == 4
+    ready, head = cached(whole, tmp_path), cached(part, tmp_path, whole)
+    assert missing(whole, tmp_path) == []
+    assert len(list(tmp_path.glob("*.npy"))) == 4
+    for plain, stored in ((whole, ready), (part, head)):
+        assert len(plain) == len(stored)
+        assert all(torch.equal(a.x, b.x) for a, b in zip(plain, stored, strict=True))
+        assert all(torch.equal(a.y, b.y) for a, b in zip(plain, stored, strict=True))
