@@ -310,6 +310,7 @@ def _admit(x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"expected a batch (N, ...), got shape {tuple(x.shape)}; add the batch dimension: x[None]"
         )
+    x = x.contiguous()  # torch's GroupNorm crashes on the CPU in the backward of frozen channels-last images
     good = torch.isfinite(x).flatten(1).all(dim=1)
     return (x, good) if bool(good.all()) else (x[good], good)
 

@@ -194,6 +194,7 @@ def any_batch(make: Make, world: World) -> None:
         try_on(world.network(), world.stream(4, size), f"batches of {size}")
     try_on(world.network(), [x, x[:0], x[:3], x[:1], x, x[:7]], "ragged batches, one of them empty")
     try_on(world.network(), [x[:0], x], "an empty batch first")
+    try_on(world.network(), [x.contiguous(memory_format=torch.channels_last)] * 2, "channels-last images")
     try_on(world.network(), [x, *constant, x], "constant images")
     for scale, what in ((0.0, "predictions that know nothing"), (1e3, "predictions that are certain")):
         network = world.network()

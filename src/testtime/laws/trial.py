@@ -46,7 +46,7 @@ def born(make: Make, world: World, network: nn.Module | None = None) -> Adapter:
 def answers(adapter: Adapter, batches: Iterable[Tensor]) -> list[Prediction]:
     """What the adapter answers to the batches; the global generator always stands the same at the first."""
     with ambient():
-        return [adapter(x.clone()) for x in batches]
+        return [adapter(x.clone()) for x in batches]  # clone() keeps the memory format
 
 
 def grown(make: Make, world: World, batches: Iterable[Tensor], network: nn.Module | None = None) -> Adapter:
