@@ -183,6 +183,25 @@ def test_one_value_per_channel_is_normalised_by_the_source(name: str, watch: boo
         torch.testing.assert_close(value, before[key])
 
 
+@pytest.mark.parametrize("name", ["ema", "robust", "running"])
+def test_one_value_per_channel_moves_no_statistics(name: str) -> None:
+    """Once the statistics have left the source, a batch that has none neither uses the source's nor returns to them."""
+    bn, rng = layer(nn.BatchNorm1d), torch.Generator().manual_seed(1)
+    model, x = ALL[name](nn.Sequential(bn)), torch.randn(6, 3, generator=rng, dtype=torch.float64) + 4
+    policy = policies(model)[0]
+    with observing(model):
+        model(x)
+        advance(model)
+        mean, var = policy.mean.numpy().copy(), policy.var.numpy().copy()
+        assert np.abs(mean - bn.running_mean.numpy()).min() > 0.05
+        y = model(x[:1])
+        advance(model)
+    used = source(bn) if name == "running" else (mean, var)  # running, as batch, normalises by the source
+    close(y, expected(bn, x[:1], *used))
+    close(policy.mean, mean)
+    close(policy.var, var)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_without_scale_and_shift(name: str) -> None:
     bn = layer(nn.BatchNorm2d, affine=False)

@@ -2,7 +2,8 @@ r"""EMA statistics: an exponential moving average over the test batches, started
 
 .. math:: \mu_t = \rho\,\mu_{t-1} + (1 - \rho)\,\mu_b, \qquad \sigma_t^2 = \rho\,\sigma_{t-1}^2 + (1 - \rho)\,\sigma_b^2
 
-The batch that is met takes part in its own normalisation. Reference: Schneider et al., NeurIPS 2020 (the online form).
+The batch that is met takes part in its own normalisation; a batch of one value per channel has no part in either.
+Reference: Schneider et al., NeurIPS 2020 (the online form).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class EMAStatistics(NormPolicy):
         self.register_buffer("var", self.source_var.clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[1]:  # one value per channel says nothing about their spread
+            return self.normalise_by(x, self.mean, self.var)
         mean, var = self.moments(x)
         mean, var = self.mean.lerp(mean, 1 - self.decay), self.var.lerp(var, 1 - self.decay)
         self.propose(mean=mean, var=var)
