@@ -26,11 +26,14 @@ from testtime.methods import (
 DRAWS = {"order_equivariant": "draws an augmentation for each image, by its place in the batch"}
 INTEGRATED = {"null_step": "answers with three models, one of them under source statistics (eq. 10, 11)"}
 VIEWS = {"null_step": "answers with the mean over augmented views"}
+UNSURE = {
+    "null_step": "where the source model is unsure it answers with the mean over augmented views (eq. 4)"
+}
 OBSERVES = {"null_step": "the statistics it answers with follow its memory, whatever the learning rate"}
 
 CASES = [
     Case("BNAdapt", BNAdapt, worlds=["batchnorm"]),
-    Case("CoTTA", partial(CoTTA, views=3), DRAWS | VIEWS),
+    Case("CoTTA", partial(CoTTA, views=3), DRAWS | UNSURE),
     Case("EATA", partial(EATA, classes=CLASSES)),
     Case("ETA", partial(ETA, classes=CLASSES)),
     Case("OSTTA", OSTTA),

@@ -25,7 +25,6 @@ An excuse names a fact of the method's paper. Excuses are strict: an excused law
 Memories and windows should be small (up to 64 images), for the streams are short; the worlds have ``CLASSES``
 classes.
 
->>> import torch
 >>> from testtime import laws
 >>> from testtime.methods import Tent
 >>> laws.check_adapter(Tent, worlds=["batchnorm"], laws=["source_untouched", "alive", "reset_is_birth"])
