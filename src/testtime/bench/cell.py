@@ -22,7 +22,7 @@ from torch import Tensor
 from testtime.bench import sets
 from testtime.bench.cache import cached
 from testtime.bench.prequential import Record, prequential
-from testtime.bench.protocol import Column, Protocol, Row
+from testtime.bench.protocol import Column, Protocol, Row, spoken
 from testtime.metrics import Cost, Samples, forgetting, milliseconds, peak_memory, state_bytes, summarise
 from testtime.streams import Stream, continual, correlated, gradual, mixed, open_set
 
@@ -74,7 +74,7 @@ class Cell:
             "closed": p.closed,
             "model": p.model,
             "method": self.row.method,
-            "arguments": {k: repr(v) for k, v in sorted(self.row.arguments.items())},
+            "arguments": {k: spoken(v) for k, v in sorted(self.row.arguments.items())},
             "open_set": c.open_set,
             "batch_size": c.batch_size,
             "ratio": c.ratio,

@@ -19,7 +19,7 @@ from testtime import __version__
 from testtime.bench import sets
 from testtime.bench.cache import missing, render
 from testtime.bench.cell import Cell, Precision, _atomic, make_stream, run_cell
-from testtime.bench.protocol import Protocol
+from testtime.bench.protocol import Protocol, spoken
 from testtime.data import sha256_of
 
 __all__ = ["Grid", "cells", "run_grid"]
@@ -105,7 +105,7 @@ class Grid:
                         "label": row.label,
                         "method": row.method,
                         "available": row.available,
-                        "arguments": {k: repr(v) for k, v in row.arguments.items()},
+                        "arguments": {k: spoken(v) for k, v in row.arguments.items()},
                     }
                     for row in protocol.rows
                 ],

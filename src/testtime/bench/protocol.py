@@ -161,6 +161,16 @@ def _with_open_set(columns: tuple[Column, ...], name: str) -> list[Column]:
     return [replace(c, name=f"{c.name} {name}", open_set=name) for c in settings.values()]
 
 
+def spoken(value: object) -> str:
+    """An argument as text that is the same in every process: a function by its name, anything else as it prints.
+
+    >>> spoken(len), spoken(0.1)
+    ('builtins.len', '0.1')
+    """
+    name = getattr(value, "__qualname__", None)
+    return f"{value.__module__}.{name}" if name else repr(value)
+
+
 def _plain(label: str) -> str:
     """A name without case, hyphens and spaces; a final "+" counts."""
     kept = "".join(c for c in slug(label) if c not in "- _")

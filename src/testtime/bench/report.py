@@ -188,7 +188,7 @@ def _lead(run: Run) -> str:
     if len(best) > 1:
         second = run.over_columns(best[1], run.headline)
         text += f"; next is {escape(best[1])} with {second:.1f} %"
-    if "Source" in run.rows and best[0] != "Source":
+    if "Source" in run.rows and "Source" not in best[:2]:
         text += f". The model without adaptation has {run.over_columns('Source', run.headline):.1f} %"
     limit = f"{about['limit']:,} known images" if about["limit"] else "all known images"
     domains = len(about["corruptions"]) * about["rounds"]

@@ -11,7 +11,7 @@ from itertools import count
 __all__ = ["Point", "Series", "histogram", "line_chart", "scatter", "ticks"]
 
 _ids = count(1)
-DASHES = ("", "6 3", "2 3", "8 3 2 3", "", "6 3")
+DASHES = ("", "", "7 3", "2 3", "9 3 2 3", "", "5 2")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+    return [round(float(i * step), 10) for i in range(first, last + 1)]
 
 
 def line_chart(
@@ -100,7 +100,7 @@ def line_chart(
         )
     for s in sorted(series, key=lambda s: s.colour > 0):
         path = _path(s, fx, fy)
-        dash = f' stroke-dasharray="{DASHES[s.colour % 6]}"' if DASHES[s.colour % 6] and s.colour else ""
+        dash = f' stroke-dasharray="{DASHES[s.colour]}"' if DASHES[s.colour] else ""
         style = f"line c{s.colour}" if s.colour else "line quiet"
         parts.append(f'<path class="{style}" d="{path}"{dash}><title>{escape(s.name)}</title></path>')
     ends = [(fy(_last(s.y)), s) for s in series if s.colour]
