@@ -75,6 +75,17 @@ def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
     assert any("1 of 2 cells are finished" in line for line in said)
 
 
+def test_cells_of_another_version_of_a_method_are_named(tmp_path: Path) -> None:
+    out, said = tmp_path / "run", []
+    run_grid(small(), ".", out, say=said.append)
+    run_grid(small(), ".", out, say=said.append)
+    assert not any("another version" in line for line in said)
+    (path,) = out.glob("cells/tent*/result.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "older"}))
+    run_grid(small(), ".", out, say=said.append)
+    assert [path.parent.name in line for line in said if "another version" in line] == [True]
+
+
 @pytest.mark.parametrize("method", ["Tent", "PAFKIP"])
 def test_an_interrupted_cell_goes_on_and_ends_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

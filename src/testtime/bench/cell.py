@@ -204,6 +204,7 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
             "peak_memory": peak_memory(device),
             "state_bytes": state_bytes(adapter.state_dict()),
         },
+        "code": cell.row.code,
         "limit": limit,
         "images": int(samples.known.sum()),
         "unknown": int((~samples.known).sum()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import platform
@@ -74,6 +75,11 @@ class Grid:
     def finished(self, cell: Cell) -> bool:
         """Whether the cell has its result."""
         return (self.of(cell) / "result.json").is_file()
+
+    def outdated(self, cell: Cell) -> bool:
+        """Whether the file of the cell's method has changed since it finished."""
+        result = json.loads((self.of(cell) / "result.json").read_text())
+        return bool(result.get("code", "") != cell.row.code)
 
     def write(self, protocol: Protocol, plan: list[Cell], command: list[str]) -> None:
         """Write ``run.json``: what is needed to run it again."""
@@ -170,6 +176,11 @@ def run_grid(
     todo = [cell for cell in plan if not grid.finished(cell)]
     if len(todo) < len(plan):
         say(f"{len(plan) - len(todo)} of {len(plan)} cells are finished; running the other {len(todo)}")
+    changed = [cell.name for cell in plan if grid.finished(cell) and grid.outdated(cell)]
+    if changed:
+        say(
+            f"run with another version of their method; remove their folders to run them again: {', '.join(changed)}"
+        )
     if not todo:
         return []
     tables = Path(cache) if cache is not None else Path(out).parent / "cache"
@@ -278,12 +289,15 @@ class _Plain:
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self.say, self.total, self.done = say, total, 0
         self.by_cell: dict[str, tuple[int, int]] = {}
+        self.ended: set[str] = set()
         self.began = self.spoke = time.monotonic()
 
     def start(self, name: str, total: int) -> None:
         self.by_cell[name] = (0, total)
 
     def tick(self, name: str, done: int, total: int) -> None:
+        if name in self.ended:
+            return
         before, planned = self.by_cell[name]
         self.total += total - planned
         self.done += done - before
@@ -294,13 +308,14 @@ class _Plain:
 
     def end(self, name: str) -> None:
         done, total = self.by_cell[name]
-        self.total += done - total
+        self.done += total - done
+        self.ended.add(name)
         self.say(f"{self.line()}  finished {name}")
 
     def line(self) -> str:
         spent = time.monotonic() - self.began
         rate = self.done / spent if spent > 0 else 0.0
-        left = (self.total - self.done) / rate if rate > 0 else 0.0
+        left = max(self.total - self.done, 0) / rate if rate > 0 else 0.0
         return f"{self.done}/{self.total} batches, {rate:.1f} a second, {_clock(left)} left"
 
 

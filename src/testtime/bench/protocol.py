@@ -11,6 +11,7 @@ from torch import nn
 
 from testtime.adapter import Adapter
 from testtime.corruptions import CORRUPTIONS
+from testtime.data import sha256_of
 
 __all__ = ["Column", "Figures", "Protocol", "Row"]
 
@@ -46,6 +47,13 @@ class Row:
         import testtime.methods
 
         return self.method in testtime.methods.__all__
+
+    @property
+    def code(self) -> str:
+        """The SHA-256 of the method's file: which version of it was run."""
+        import testtime.methods
+
+        return sha256_of(inspect.getfile(getattr(testtime.methods, self.method)))
 
     def build(self, model: nn.Module, classes: int, seed: int) -> Adapter:
         """The adapter on a model."""

@@ -225,7 +225,7 @@ _ALL = (
         "digits-cnn",
         _set_for("digits", METHODS),
         (Column("Photographs", "photographs", 100),),
-        limit=300,
+        limit=250,
         slow_limit=100,
         note="The embedded default: 8x8 digits enlarged to 32x32, a network of 24 thousand parameters. A mirrored "
         "digit is another sign: PAF+KIP and STAMP look at views that are shifted and not flipped; those of CoTTA "
