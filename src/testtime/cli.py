@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--limit", type=int, metavar="N", help="closed-set images for each domain")
     bench.add_argument("--open-sets", type=_words, metavar="A,B", help="instead of the protocol's")
     bench.add_argument("--batch-size", type=int, metavar="N", help="instead of the protocol's")
+    orders = ("continual", "gradual", "mixed", "correlated")
+    bench.add_argument("--order", choices=orders, help="how the domains arrive, instead of the protocol's")
+    bench.add_argument("--severity", type=int, choices=range(1, 6), help="instead of the protocol's")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     bench.add_argument(
         "--precision",
@@ -82,7 +85,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         for one in PROTOCOLS.values():
             print(f"{one.name:24} {one.title}")
         return 0
-    changes = {"seeds": arguments.seeds, "limit": arguments.limit}
+    changes = {name: getattr(arguments, name) for name in ("seeds", "limit", "order", "severity")}
     chosen = protocol(arguments.protocol).narrowed(
         arguments.methods,
         arguments.open_sets,

@@ -157,3 +157,16 @@ def test_tables_of_corrupted_images_are_the_images(tmp_path: Path) -> None:
         assert len(plain) == len(stored)
         assert all(torch.equal(a.x, b.x) for a, b in zip(plain, stored, strict=True))
         assert all(torch.equal(a.y, b.y) for a, b in zip(plain, stored, strict=True))
+
+
+def test_orders_of_arrival(tmp_path: Path) -> None:
+    column = small().columns[0]
+    names = {}
+    for order in ("continual", "gradual", "mixed", "correlated"):
+        stream = make_stream(small(order=order), column, 0, ".", 10)
+        names[order] = list(dict.fromkeys(plan.domain for plan in stream.plans))
+    assert names["continual"] == names["correlated"] == ["fog", "contrast"]
+    assert names["mixed"] == ["mixed"]
+    assert names["gradual"][:5] == ["fog-1", "fog-2", "fog-3", "fog-4", "fog"]
+    gradual = make_stream(small(order="gradual"), column, 0, ".", 10)
+    assert max(plan.visit for plan in gradual.plans) == 17

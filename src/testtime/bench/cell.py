@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from testtime.bench.cache import cached
 from testtime.bench.prequential import Record, prequential
 from testtime.bench.protocol import Column, Protocol, Row, spoken
 from testtime.metrics import Cost, Samples, forgetting, milliseconds, peak_memory, state_bytes, summarise
-from testtime.streams import Stream, continual, correlated, gradual, mixed, open_set
+from testtime.streams import LADDER, Stream, continual, correlated, mixed, open_set
 
 __all__ = ["Cell", "make_stream", "read_samples", "run_cell"]
 
@@ -34,6 +34,7 @@ CHECKPOINT = 60.0  # seconds between two saved states
 
 ARRIVALS: dict[str, Callable[..., Stream]] = {
     "continual": continual,
+    "gradual": continual,  # over the severities of the ladder
     "mixed": mixed,
     "correlated": correlated,
 }
@@ -104,14 +105,15 @@ def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path,
     The corrupted images are those of one fixed set, as the published sets are; the seed draws their order,
     and which of them where there is a limit.
     """
-    if protocol.order == "gradual":
-        images = sets.open_data(protocol.closed, data)
-        stream = gradual(images, protocol.corruptions, column.batch_size, limit, seed)
-        stream = replace(stream, domains=tuple(domain.seeded(0) for domain in stream.domains))
-    else:
-        arrive = ARRIVALS[protocol.order]
-        made, _ = sets.domains(protocol.closed, data, protocol.corruptions, protocol.severity)
-        stream = arrive(None, made * protocol.rounds, batch_size=column.batch_size, limit=limit, seed=seed)
+    ladder = LADDER if protocol.order == "gradual" else (protocol.severity,)
+    made = [
+        domain
+        for corruption in protocol.corruptions
+        for severity in ladder
+        for domain in sets.domains(protocol.closed, data, (corruption,), severity)[0]
+    ]
+    arrive = ARRIVALS[protocol.order]
+    stream = arrive(None, made * protocol.rounds, batch_size=column.batch_size, limit=limit, seed=seed)
     if column.open_set is None:
         return stream
     return open_set(stream, sets.open_data(column.open_set, data), column.ratio)
@@ -150,6 +152,8 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
     stream = cached(stream, cache, whole).prefetch(1)
     _atomic(folder / "cell.json", {"label": cell.row.label, "column": cell.column.name, **cell.config})
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     if adapter.source != "none":
         training = sets.source_images(protocol.closed, cell.data)
         chosen = np.random.default_rng(cell.seed).permutation(len(training))[:SOURCE_IMAGES]

@@ -22,6 +22,7 @@ from testtime.bench.cache import missing, render
 from testtime.bench.cell import Cell, Precision, _atomic, make_stream, run_cell
 from testtime.bench.protocol import Protocol, spoken
 from testtime.data import sha256_of
+from testtime.streams import LADDER
 
 __all__ = ["Grid", "cells", "run_grid"]
 
@@ -247,7 +248,8 @@ def _render_in_pool(cell: Cell, index: int, tables: Path) -> None:
 def _batches(cell: Cell) -> int:
     images = cell.protocol.limit or len(sets.open_data(cell.protocol.closed, cell.data))
     known = max(1, round(cell.column.batch_size / (1 + (cell.column.ratio if cell.column.open_set else 0))))
-    return -(-images // known) * len(cell.protocol.corruptions) * cell.protocol.rounds
+    steps = len(LADDER) if cell.protocol.order == "gradual" else 1
+    return -(-images // known) * len(cell.protocol.corruptions) * cell.protocol.rounds * steps
 
 
 _ticks: Any = None

@@ -192,10 +192,14 @@ def _lead(run: Run) -> str:
         text += f". The model without adaptation has {run.over_columns('Source', run.headline):.1f} %"
     limit = f"{about['limit']:,} known images" if about["limit"] else "all known images"
     domains = len(about["corruptions"]) * about["rounds"]
-    return (
-        f"{text}. The stream: {domains} domains of severity {about['severity']}, one after the other, {limit} in "
-        f"each, never a reset, {len(about['seeds'])} seed{'s' if len(about['seeds']) > 1 else ''}."
-    )
+    arrival = {
+        "continual": f"of severity {about['severity']}, one after the other",
+        "gradual": "whose severity rises to 5 and falls again",
+        "mixed": f"of severity {about['severity']}, shuffled into one",
+        "correlated": f"of severity {about['severity']}, one after the other, with the classes in spells",
+    }[about["order"]]
+    seeds = f"{len(about['seeds'])} seed{'s' if len(about['seeds']) > 1 else ''}"
+    return f"{text}. The stream: {domains} domains {arrival}; {limit} in each, never a reset, {seeds}."
 
 
 def _main_table(run: Run) -> str:

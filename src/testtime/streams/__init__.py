@@ -9,11 +9,12 @@
 (8, (20, 3, 8, 8), 10)
 """
 
-from testtime.streams.arrivals import continual, correlated, gradual, mixed, open_set
+from testtime.streams.arrivals import LADDER, continual, correlated, gradual, mixed, open_set
 from testtime.streams.domain import Condition, Domain, clean, corrupted, fingerprint, published
 from testtime.streams.stream import Batch, Plan, Stream
 
 __all__ = [
+    "LADDER",
     "Batch",
     "Condition",
     "Domain",

@@ -17,11 +17,11 @@ from testtime.data import ImageSet
 from testtime.streams.domain import Domain, corrupted, number
 from testtime.streams.stream import Plan, Stream
 
-__all__ = ["continual", "correlated", "gradual", "mixed", "open_set"]
+__all__ = ["LADDER", "continual", "correlated", "gradual", "mixed", "open_set"]
 
 Rows = NDArray[np.int64]
 Conditions = Iterable[str | Domain]
-LADDER = (1, 2, 3, 4, 5, 4, 3, 2, 1)
+LADDER = (1, 2, 3, 4, 5, 4, 3, 2, 1)  # the severities of a gradual stream
 
 
 def continual(
