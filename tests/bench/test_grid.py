@@ -14,6 +14,7 @@ from testtime.bench.cell import make_stream, read_samples, run_cell
 from testtime.bench.grid import Grid, cells, run_grid
 from testtime.bench.protocol import Protocol, Row
 from testtime.bench.protocols import protocol
+from testtime.parts import adam
 
 pytest.importorskip("sklearn")
 
@@ -170,3 +171,20 @@ def test_orders_of_arrival(tmp_path: Path) -> None:
     assert names["gradual"][:5] == ["fog-1", "fog-2", "fog-3", "fog-4", "fog"]
     gradual = make_stream(small(order="gradual"), column, 0, ".", 10)
     assert max(plan.visit for plan in gradual.plans) == 17
+
+
+def test_a_folder_is_added_to_by_the_same_protocol_and_refused_to_others(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run_grid(small(rows=SMALL.rows[1:]), ".", out, say=quiet)
+    run_grid(small(rows=SMALL.rows[:1], seeds=(1,)), ".", out, say=quiet)
+    about = json.loads((out / "run.json").read_text())
+    assert [row["label"] for row in about["rows"]] == ["Source", "TENT"]
+    assert about["seeds"] == [0, 1]
+    assert len(about["cells"]) == 2
+    other = Row("TENT", "Tent", {"optimizer": adam(0.5)})
+    run_grid(small(rows=(other,)), ".", out, say=quiet)
+    again = json.loads((out / "run.json").read_text())
+    assert len(again["cells"]) == 2  # the new TENT in place of the old
+    assert again["cells"] != about["cells"]
+    with pytest.raises(ValueError, match="limit 30, this one has 31"):
+        run_grid(small(limit=31), ".", out, say=quiet)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import platform
 import queue
+import signal
 import sys
 import time
 import traceback
@@ -21,10 +22,21 @@ from testtime.bench import sets
 from testtime.bench.cache import missing, render
 from testtime.bench.cell import Cell, Precision, _atomic, make_stream, run_cell
 from testtime.bench.protocol import Protocol, spoken
+from testtime.bench.protocols import PROTOCOLS
 from testtime.data import sha256_of
 from testtime.streams import LADDER
 
 __all__ = ["Grid", "cells", "run_grid"]
+
+SETTINGS = (
+    "protocol",
+    "corruptions",
+    "severity",
+    "rounds",
+    "order",
+    "limit",
+    "slow_limit",
+)  # of a whole folder
 
 
 def cells(protocol: Protocol, data: str, device: str = "cpu", precision: Precision = "float32") -> list[Cell]:
@@ -83,7 +95,11 @@ class Grid:
         return bool(result.get("code", "") != cell.row.code)
 
     def write(self, protocol: Protocol, plan: list[Cell], command: list[str]) -> None:
-        """Write ``run.json``: what is needed to run it again."""
+        """Write ``run.json``: what is needed to run it again. An earlier run of the protocol there is added to.
+
+        Raises:
+            ValueError: the folder holds a run of another protocol or with other settings.
+        """
         import numpy
         import torch
 
@@ -91,8 +107,8 @@ class Grid:
         for cell in plan:
             facts.update(cell.facts)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _atomic(
-            self.folder / "run.json",
+        self._add(
+            plan,
             {
                 "protocol": protocol.name,
                 "title": protocol.title,
@@ -139,6 +155,43 @@ class Grid:
                 },
             },
         )
+
+    def _add(self, plan: list[Cell], about: dict[str, Any]) -> None:
+        """Write ``run.json`` with what an earlier run of the same settings left in this folder."""
+        path = self.folder / "run.json"
+        if path.is_file():
+            before = json.loads(path.read_text())
+            for name in SETTINGS:
+                if before.get(name) != about[name]:
+                    raise ValueError(
+                        f"{self.folder} holds a run with {name} {before.get(name)}, this one has {about[name]}; "
+                        "give it another folder with --out"
+                    )
+            again = {(cell.row.label, cell.column.name, cell.seed) for cell in plan}
+            about["cells"] += [
+                name
+                for name in before["cells"]
+                if name not in about["cells"] and self._what(name) not in {*again, None}
+            ]
+            for name, key in (("rows", "label"), ("columns", "name")):
+                new = {entry[key] for entry in about[name]}
+                about[name] += [entry for entry in before[name] if entry[key] not in new]
+                known = getattr(PROTOCOLS.get(about["protocol"]), name, ())
+                order = [getattr(entry, key) for entry in known]
+                about[name].sort(key=lambda e, k=key, o=order: o.index(e[k]) if e[k] in o else len(o))
+            about["seeds"] = sorted({*before["seeds"], *about["seeds"]})
+            about["facts"] = {**before["facts"], **about["facts"]}
+            about["published"] = {**before["published"], **about["published"]}
+            about["started"] = before["started"]
+        _atomic(path, about)
+
+    def _what(self, name: str) -> tuple[str, str, int] | None:
+        """Method, setting and seed of a cell that was begun in this folder."""
+        path = self.folder / "cells" / name / "cell.json"
+        if not path.is_file():
+            return None
+        cell = json.loads(path.read_text())
+        return cell["label"], cell["column"], cell["seed"]
 
 
 def run_grid(
@@ -259,6 +312,7 @@ def _start(ticks: Any) -> None:
     global _ticks
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends its workers
     torch.set_num_threads(1)
     _ticks = ticks
 
