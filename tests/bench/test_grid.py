@@ -73,7 +73,7 @@ def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
     run_grid(small(), ".", out, say=said.append)
     assert first.stat().st_mtime_ns == stamp
     assert len(list(out.glob("cells/*/result.json"))) == 2
-    assert any("1 of 2 cells are finished" in line for line in said)
+    assert any("1 of 2 cells are finished already" in line for line in said)
 
 
 def test_cells_of_another_version_of_a_method_are_named(tmp_path: Path) -> None:
@@ -188,3 +188,10 @@ def test_a_folder_is_added_to_by_the_same_protocol_and_refused_to_others(tmp_pat
     assert again["cells"] != about["cells"]
     with pytest.raises(ValueError, match="limit 30, this one has 31"):
         run_grid(small(limit=31), ".", out, say=quiet)
+
+
+def test_progress_ends_at_its_total(tmp_path: Path) -> None:
+    said: list[str] = []
+    run_grid(small(), ".", tmp_path / "run", say=said.append)
+    assert said[-1].startswith("12/12 batches")
+    assert "0:00 left  finished tent" in said[-1]

@@ -229,7 +229,7 @@ def run_grid(
     grid.write(protocol, plan, command or [])
     todo = [cell for cell in plan if not grid.finished(cell)]
     if len(todo) < len(plan):
-        say(f"{len(plan) - len(todo)} of {len(plan)} cells are finished; running the other {len(todo)}")
+        say(f"{len(plan) - len(todo)} of {len(plan)} cells are finished already")
     changed = [cell.name for cell in plan if grid.finished(cell) and grid.outdated(cell)]
     if changed:
         say(
@@ -240,10 +240,11 @@ def run_grid(
     tables = Path(cache) if cache is not None else Path(out).parent / "cache"
     totals = {cell.name: _batches(cell) for cell in todo}
     failures: list[str] = []
-    with _bar(sum(totals.values()), say) as bar:
+    with _bar(say) as bar:
+        for name, total in totals.items():
+            bar.start(name, total)
         if jobs <= 1:
             for cell in todo:
-                bar.start(cell.name, totals[cell.name])
                 failures += _one(cell, grid.of(cell), tables, bar.tick)
                 bar.end(cell.name)
             return failures
@@ -258,8 +259,6 @@ def run_grid(
                     future = pool.submit(_in_pool, cell, grid.of(cell), tables)
                     names[future] = cell.name
                     waiting.add(future)
-                for name, total in totals.items():
-                    bar.start(name, total)
                 while waiting:
                     finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                     _drain(ticks, bar)
@@ -342,13 +341,14 @@ def _drain(ticks: Any, bar: Any) -> None:
 class _Plain:
     """Progress as lines, for logs: one every ten seconds."""
 
-    def __init__(self, total: int, say: Callable[[str], None]) -> None:
-        self.say, self.total, self.done = say, total, 0
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.total, self.done = say, 0, 0
         self.by_cell: dict[str, tuple[int, int]] = {}
         self.ended: set[str] = set()
         self.began = self.spoke = time.monotonic()
 
     def start(self, name: str, total: int) -> None:
+        self.total += total
         self.by_cell[name] = (0, total)
 
     def tick(self, name: str, done: int, total: int) -> None:
@@ -378,7 +378,7 @@ class _Plain:
 class _Rich:
     """Progress as a bar, for people."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.bar = Progress(
@@ -388,11 +388,12 @@ class _Rich:
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        self.plain = _Plain(total, lambda line: None)
-        self.task = self.bar.add_task("starting", total=total, rate="")
+        self.plain = _Plain(lambda line: None)
+        self.task = self.bar.add_task("starting", total=0, rate="")
 
     def start(self, name: str, total: int) -> None:
         self.plain.start(name, total)
+        self.bar.update(self.task, total=self.plain.total)
 
     def tick(self, name: str, done: int, total: int) -> None:
         self.plain.tick(name, done, total)
@@ -411,17 +412,17 @@ class _Rich:
 
 
 @contextmanager
-def _bar(total: int, say: Callable[[str], None]) -> Iterator[_Plain | _Rich]:
+def _bar(say: Callable[[str], None]) -> Iterator[_Plain | _Rich]:
     if sys.stderr.isatty():
         try:
-            rich = _Rich(total)
+            rich = _Rich()
         except ImportError:
             pass
         else:
             with rich.bar:
                 yield rich
             return
-    yield _Plain(total, say)
+    yield _Plain(say)
 
 
 def _clock(seconds: float) -> str:
