@@ -1,10 +1,13 @@
 """Train the source models that testtime does not take from others.
 
     python scripts/train_source.py digits
-    python scripts/train_source.py wrn --data DIR --out wrn40_2_augmix.safetensors --device cuda --amp
+    python scripts/train_source.py augmix --data DIR --out wrn40_2_augmix.safetensors --device cuda --amp
+    python scripts/train_source.py augmix --model cifar10-resnet20 --start cifar10_resnet20.safetensors \
+        --epochs 5 --lr 0.02 --data DIR --out cifar10_resnet20_augmix.safetensors --amp
 
 ``digits`` writes the network of the embedded default into the package, the same bytes on the same machine
-and versions, in under a minute on one core. ``wrn`` trains a WideResNet-40-2 on CIFAR-10 with AugMix and its
+and versions, in under a minute on one core. ``augmix`` trains a network (a WideResNet-40-2 unless
+told otherwise), from the beginning or from given weights, on CIFAR-10 with AugMix and its
 Jensen-Shannon loss (Hendrycks et al. 2020: SGD with Nesterov momentum 0.9, learning rate 0.1, cosine to
 1e-6, weight decay 5e-4, batch 128, 100 epochs, lambda 12); it saves its state after every epoch and
 continues from there when called again.
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 
 from testtime.data import ImageSet, cifar10, embedded
 from testtime.data.augmix import augmix, jsd_loss
-from testtime.models import build_model
+from testtime.models import build_model, load_model
 from testtime.models.zoo import PACKAGED
 
 DIGITS_OUT = PACKAGED / "digits_cnn.safetensors"
@@ -116,9 +119,11 @@ def train_digits(out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class WideSettings:
-    """What decides a training run of the WideResNet; a run is only continued with the same."""
+class Settings:
+    """What decides a training run; a run is only continued with the same."""
 
+    model: str
+    start: str
     epochs: int
     batch: int
     lr: float
@@ -129,19 +134,22 @@ class WideSettings:
     images: int
 
 
-def learning_rate(settings: WideSettings, step: int, steps: int) -> float:
+def learning_rate(settings: Settings, step: int, steps: int) -> float:
     """Return the cosine from lr to 1e-6."""
     return 1e-6 + (settings.lr - 1e-6) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-class WideRun:
+class Run:
     """A training run: model, optimizer, the epochs done, and how to save and continue them."""
 
-    def __init__(self, settings: WideSettings, device: torch.device) -> None:
+    def __init__(self, settings: Settings, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.device = device
-        self.model = build_model("cifar10-wrn40-2-augmix").to(device)
+        self.model = (
+            load_model(settings.model, settings.start) if settings.start else build_model(settings.model)
+        )
+        self.model = self.model.to(device).to(memory_format=torch.channels_last)
         self.epoch = 0
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -187,12 +195,14 @@ class WideRun:
         self.epoch = run["epoch"]
 
 
-def train_wide(options: argparse.Namespace) -> None:
-    """Train WRN-40-2 with AugMix, from the last saved epoch on."""
+def train_augmix(options: argparse.Namespace) -> None:
+    """Train with AugMix, from the last saved epoch on."""
     device = torch.device(options.device)
     x, y = (part.to(device) for part in pixels(cifar10(options.data, "train", complete=False)))
     test_x, test_y = (part.to(device) for part in pixels(cifar10(options.data, "test", complete=False)))
-    settings = WideSettings(
+    settings = Settings(
+        options.model,
+        str(options.start or ""),
         options.epochs,
         options.batch,
         options.lr,
@@ -202,7 +212,7 @@ def train_wide(options: argparse.Namespace) -> None:
         options.amp,
         len(x),
     )
-    run = WideRun(settings, device)
+    run = Run(settings, device)
     state = options.out.with_suffix(".state.safetensors")
     if state.is_file():
         run.resume(state)
@@ -239,7 +249,7 @@ def train_wide(options: argparse.Namespace) -> None:
             f"epoch {run.epoch}/{settings.epochs}  test accuracy {accuracy(run.model, test_x, test_y):.2f} %"
         )
     write(run.model.model.state_dict(), options.out)
-    print(f"{options.out}: load_model('cifar10-wrn40-2-augmix', path)")
+    print(f"{options.out}: load_model({options.model!r}, path)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -248,7 +258,11 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     digits = commands.add_parser("digits", help="the packaged network of the embedded default")
     digits.add_argument("--out", type=Path, default=DIGITS_OUT)
-    wide = commands.add_parser("wrn", help="WideResNet-40-2 with AugMix on CIFAR-10")
+    wide = commands.add_parser("augmix", help="a network with AugMix on CIFAR-10")
+    wide.add_argument(
+        "--model", default="cifar10-wrn40-2-augmix", help="a CIFAR-10 network of testtime.models"
+    )
+    wide.add_argument("--start", type=Path, help="weights to go on from; none begins anew")
     wide.add_argument("--data", type=Path, required=True, help="the folder that holds cifar-10-batches-bin")
     wide.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     wide.add_argument("--epochs", type=int, default=100)
@@ -270,7 +284,7 @@ def main() -> None:
     if options.command == "digits":
         train_digits(options.out)
     else:
-        train_wide(options)
+        train_augmix(options)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 
 def train(script: ModuleType, data: Path, out: Path, *more: str) -> None:
     arguments = [
-        "wrn",
+        "augmix",
         "--data",
         str(data),
         "--out",
@@ -48,7 +48,7 @@ def train(script: ModuleType, data: Path, out: Path, *more: str) -> None:
         "--device",
         "cpu",
     ]
-    script.train_wide(script.parser().parse_args([*arguments, *more]))
+    script.train_augmix(script.parser().parse_args([*arguments, *more]))
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
@@ -67,7 +67,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 
 
 def test_the_learning_rate_falls_along_a_cosine(script: ModuleType) -> None:
-    settings = script.WideSettings(100, 128, 0.1, 5e-4, 12.0, 0, False, 50_000)
+    settings = script.Settings("cifar10-wrn40-2-augmix", "", 100, 128, 0.1, 5e-4, 12.0, 0, False, 50_000)
     rates = [script.learning_rate(settings, step, 1000) for step in (0, 500, 1000)]
     assert rates == pytest.approx([0.1, 0.0500005, 1e-6])
 

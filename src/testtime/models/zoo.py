@@ -75,6 +75,17 @@ def _wide(name: str, depth: int, widen: int, classes: int, accuracy: float, entr
 
 _CARDS = [
     _resnet_cifar(20, 91.73),
+    ModelCard(
+        "cifar10-resnet20-augmix",
+        partial(ResNetCIFAR, 20),
+        10,
+        32,
+        *IMAGENET,
+        91.0,
+        "BSD-2-Clause",
+        "cifar10-resnet20, trained on with AugMix: scripts/train_source.py augmix",
+        "cifar10_resnet20_augmix.safetensors",
+    ),
     _resnet_cifar(32, 92.63),
     _resnet_cifar(44, 93.10),
     _resnet_cifar(56, 93.39),

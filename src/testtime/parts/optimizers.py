@@ -19,7 +19,7 @@ class OptimizerFactory(Protocol):
 
 
 @dataclass(frozen=True)
-class adam:  # noqa: N801 - reads as the function it is
+class adam:
     """Adam (Kingma and Ba, ICLR 2015), to be built on the parameters that an adapter moves.
 
     >>> adam(1e-3)
@@ -37,7 +37,7 @@ class adam:  # noqa: N801 - reads as the function it is
 
 
 @dataclass(frozen=True)
-class sgd:  # noqa: N801
+class sgd:
     """Stochastic gradient descent, to be built on the parameters that an adapter moves.
 
     >>> sgd(2.5e-4)
