@@ -81,7 +81,7 @@ _CARDS = [
         10,
         32,
         *IMAGENET,
-        91.0,
+        90.56,
         "BSD-2-Clause",
         "cifar10-resnet20, trained on with AugMix: scripts/train_source.py augmix",
         "cifar10_resnet20_augmix.safetensors",
