@@ -9,6 +9,7 @@ import platform
 import queue
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -312,8 +313,17 @@ def _start(ticks: Any) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _ticks = ticks
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed takes its workers along: nothing writes into the folder of a run any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _in_pool(cell: Cell, folder: Path, tables: Path) -> list[str]:

@@ -1,0 +1,47 @@
+"""A run that is killed leaves no process behind, and goes on from where it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROC = Path("/proc/self/task")
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not PROC.is_dir(), reason="reads the processes from /proc, which this system does not have"
+)
+def test_killed_workers_end_and_the_run_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "testtime", "bench", "digits-open", "--methods", "tent,paf-kip,cotta"]
+    command += ["--limit", "100", "--seeds", "0", "--jobs", "2", "--out", str(tmp_path / "run")]
+    command += ["--cache", str(tmp_path / "cache")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(p.stat().st_size for p in tmp_path.glob("run/cells/*/batches.jsonl")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no batch was finished in two minutes"
+        time.sleep(0.05)
+    children = [int(c) for c in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(child) for child in children):
+        assert time.monotonic() < deadline, f"processes outlived the run: {[c for c in children if alive(c)]}"
+        time.sleep(0.1)
+    finished = len(list(tmp_path.glob("run/cells/*/result.json")))
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    results = [json.loads(p.read_text()) for p in tmp_path.glob("run/cells/*/result.json")]
+    assert finished < len(results) == 3
+    assert {r["images"] for r in results} == {1500}
