@@ -66,6 +66,19 @@ def test_a_saved_adapter_continues_where_it_was(make, tmp_path: Path) -> None:  
     assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["adapter.json", "adapter.safetensors"]
 
 
+@pytest.mark.parametrize("name", list_methods())
+def test_every_method_can_be_saved_as_it_comes(name: str, tmp_path: Path) -> None:
+    try:
+        adapter = adapt(network(), name)
+    except ValueError:
+        adapter = adapt(network(), name, classes=3)
+    if adapter.source == "data":
+        adapter.prepare([X])
+    adapter(X)
+    save(adapter, tmp_path)
+    assert state_hash(load(tmp_path, network())) == state_hash(adapter)
+
+
 def test_only_what_moves_is_saved(tmp_path: Path) -> None:
     save(Tent(network()), tmp_path)
     assert (tmp_path / "adapter.safetensors").stat().st_size < 1500

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,7 +18,6 @@ from torch import nn
 
 import testtime.methods
 import testtime.norm
-import testtime.parts
 import testtime.wrap
 from testtime.adapter import Adapter
 
@@ -150,12 +151,12 @@ def _build(described: dict[str, Any], model: nn.Module) -> Adapter:
     return getattr(home, described["class"])(_build(inner, model) if inner else model, **arguments)
 
 
-def _functions() -> dict[str, Callable[..., Any]]:
-    """Functions that may be arguments, by the name they are saved under."""
-    homes = (testtime.norm, testtime.parts)
-    return {
-        name: getattr(home, name) for home in homes for name in home.__all__ if callable(getattr(home, name))
-    }
+def _function(name: str) -> Callable[..., Any]:
+    """The function or class of this library that goes by a saved name, ``module:name``."""
+    module, _, attribute = name.partition(":")
+    if not module.startswith("testtime."):
+        raise KeyError(f"{name} is not one of testtime's own functions")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _encode(name: str, value: Any) -> Any:
@@ -167,9 +168,9 @@ def _encode(name: str, value: Any) -> Any:
         return {"function": _encode(name, value.func)["function"], "with": value.keywords}
     values = asdict(value) if is_dataclass(value) and not isinstance(value, type) else None
     kind = value if values is None else type(value)
-    for known, function in _functions().items():
-        if function is kind:
-            return {"function": known} if values is None else {"function": known, "with": values}
+    module, known = getattr(kind, "__module__", None) or "", getattr(kind, "__name__", "")
+    if module.startswith("testtime.") and getattr(sys.modules.get(module), known, None) is kind:
+        return {"function": f"{module}:{known}", **({} if values is None else {"with": values})}
     raise ValueError(
         f"{name}={value!r} is not one of testtime's own functions, so a file cannot hold it; "
         "keep state_dict() and build the adapter in code, or pass a function of testtime.norm or testtime.parts"
@@ -181,7 +182,7 @@ def _decode(value: Any) -> Any:
         return tuple(_decode(item) for item in value)
     if not isinstance(value, dict):
         return value
-    function, keywords = _functions()[value["function"]], value.get("with")
+    function, keywords = _function(value["function"]), value.get("with")
     if keywords is None:
         return function
     return (
