@@ -1,6 +1,6 @@
 """Draw the picture of the README from a run: mean H-score of every method, with the spread over seeds.
 
-    python scripts/picture.py runs/cifar10-open docs/result.svg
+python scripts/picture.py runs/cifar10-open docs/result.svg
 """
 
 import argparse
@@ -15,7 +15,9 @@ WIDTH, ROW, LEFT, TOP = 760, 26, 110, 74
 
 def main() -> None:
     """Read the run, write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
@@ -47,7 +49,9 @@ def main() -> None:
     for value in range(int(low), int(high) + 1, 5):
         x = at(value)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{bottom}" stroke="#e6e8eb"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle" fill="#57606a">{value}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle" fill="#57606a">{value}</text>'
+        )
     for i, (row, values) in enumerate(figures.items()):
         y, mean = TOP + ROW * i, statistics.mean(values)
         colour = "#0969da" if row == "PAF+KIP" else "#8c959f"
@@ -62,7 +66,9 @@ def main() -> None:
                 f'<line x1="{at(mean - spread):.1f}" x2="{at(mean + spread):.1f}" y1="{y + 11}" y2="{y + 11}" '
                 'stroke="#1b1f24" stroke-width="1.5"/>'
             )
-        parts.append(f'<text x="{at(mean) + 10:.1f}" y="{y + 15}" fill="#1b1f24" font-weight="{weight}">{mean:.1f}</text>')
+        parts.append(
+            f'<text x="{at(mean) + 10:.1f}" y="{y + 15}" fill="#1b1f24" font-weight="{weight}">{mean:.1f}</text>'
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 
