@@ -95,8 +95,9 @@ class NormPolicy(Stateful):
         """Mean and biased variance (C,) of the batch over all but the channel dimension, in the source's type."""
         if x.numel() == x.shape[1]:
             return self.source_mean, self.source_var
-        var, mean = torch.var_mean(x.to(self.source_mean.dtype), dim=[0, *range(2, x.dim())], unbiased=False)
-        return mean, var
+        x, over = x.to(self.source_mean.dtype), [0, *range(2, x.dim())]
+        mean = x.mean(dim=over, keepdim=True)  # two passes: torch.var_mean takes several times as long on a CPU
+        return mean.flatten(), (x - mean).square().mean(dim=over)
 
     def propose(self, **buffers: Tensor) -> None:
         """Propose the next value of moving buffers; the first proposal of a step counts."""
