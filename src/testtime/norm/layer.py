@@ -96,7 +96,8 @@ class NormPolicy(Stateful):
         if x.numel() == x.shape[1]:
             return self.source_mean, self.source_var
         x, over = x.to(self.source_mean.dtype), [0, *range(2, x.dim())]
-        mean = x.mean(dim=over, keepdim=True)  # two passes: torch.var_mean takes several times as long on a CPU
+        # Two passes: torch.var_mean over several dimensions takes several times as long on a CPU.
+        mean = x.mean(dim=over, keepdim=True)
         return mean.flatten(), (x - mean).square().mean(dim=over)
 
     def propose(self, **buffers: Tensor) -> None:
