@@ -31,7 +31,7 @@ def main() -> None:
 
     figures = {row: by_seed(row) for row in run.ranked}
     low = 10 * (min(min(v) for v in figures.values()) // 10)
-    high = 10 * (max(max(v) for v in figures.values()) // 10 + 1)
+    high = 5 * (max(max(v) for v in figures.values()) // 5 + 1)
 
     def at(value: float) -> float:
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - 70)
@@ -43,8 +43,8 @@ def main() -> None:
         f"<title>{escape(run.about['title'])}: mean H-score by method</title>",
         '<rect width="100%" height="100%" rx="8" fill="#fff"/>',
         f'<text x="16" y="26" font-size="16" font-weight="600" fill="#1b1f24">{escape(run.about["title"])}</text>',
-        '<text x="16" y="48" fill="#57606a">H-score in percent (harmonic mean of accuracy on the known and AUROC of '
-        f"known against unknown), mean of {len(run.columns)} open sets</text>",
+        f'<text x="16" y="48" fill="#57606a">H-score, mean of {len(run.columns)} open sets, in percent; the line is '
+        f"the standard deviation over {len(seeds)} seeds</text>",
     ]
     for value in range(int(low), int(high) + 1, 5):
         x = at(value)
@@ -60,14 +60,14 @@ def main() -> None:
             f'<text x="{LEFT - 10}" y="{y + 15}" text-anchor="end" font-weight="{weight}" fill="#1b1f24">{escape(row)}</text>'
             f'<rect x="{LEFT}" y="{y + 2}" width="{at(mean) - LEFT:.1f}" height="{ROW - 8}" rx="2" fill="{colour}"/>'
         )
-        if len(values) > 1:
-            spread = statistics.stdev(values)
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        if spread:
             parts.append(
                 f'<line x1="{at(mean - spread):.1f}" x2="{at(mean + spread):.1f}" y1="{y + 11}" y2="{y + 11}" '
                 'stroke="#1b1f24" stroke-width="1.5"/>'
             )
         parts.append(
-            f'<text x="{at(mean) + 10:.1f}" y="{y + 15}" fill="#1b1f24" font-weight="{weight}">{mean:.1f}</text>'
+            f'<text x="{at(mean + spread) + 8:.1f}" y="{y + 15}" fill="#1b1f24" font-weight="{weight}">{mean:.1f}</text>'
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
