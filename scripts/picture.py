@@ -58,7 +58,8 @@ def main() -> None:
         weight = "600" if row == "PAF+KIP" else "400"
         parts.append(
             f'<text x="{LEFT - 10}" y="{y + 15}" text-anchor="end" font-weight="{weight}" fill="#1b1f24">{escape(row)}</text>'
-            f'<rect x="{LEFT}" y="{y + 2}" width="{at(mean) - LEFT:.1f}" height="{ROW - 8}" rx="2" fill="{colour}"/>'
+            f'<line x1="{LEFT}" x2="{at(mean):.1f}" y1="{y + 11}" y2="{y + 11}" stroke="#d0d7de"/>'
+            f'<circle cx="{at(mean):.1f}" cy="{y + 11}" r="5" fill="{colour}"/>'
         )
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         if spread:
