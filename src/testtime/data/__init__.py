@@ -1,6 +1,7 @@
-"""Readers of the public formats, and the embedded default. Every reader returns an `ImageSet`."""
+"""Readers of the public formats, and the embedded default. Every reader returns an `ImageSet`, or a `DenseSet`."""
 
 from testtime.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, cifar10, cifar100, cifar_c
+from testtime.data.dense import IGNORE, DenseSet, Sample, collate, sized
 from testtime.data.download import download, sha256_of
 from testtime.data.embedded import Embedded, embedded
 from testtime.data.folders import (
@@ -22,12 +23,16 @@ from testtime.data.svhn import svhn
 __all__ = [
     "CIFAR10_CLASSES",
     "CIFAR100_CLASSES",
+    "IGNORE",
     "PACS_DOMAINS",
+    "DenseSet",
     "Embedded",
     "ImageSet",
+    "Sample",
     "cifar10",
     "cifar100",
     "cifar_c",
+    "collate",
     "download",
     "embedded",
     "fashion_mnist",
@@ -44,6 +49,7 @@ __all__ = [
     "read_pickled",
     "resized",
     "sha256_of",
+    "sized",
     "svhn",
     "textures",
     "tiny_imagenet",

@@ -1,0 +1,146 @@
+"""One form for every data set with a label per pixel: an image, and whichever labels this sample has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from testtime.data.imageset import resized
+
+__all__ = ["IGNORE", "DenseSet", "Sample", "blank", "collate", "sized"]
+
+IGNORE = 255
+"""The class of a pixel whose class is not known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image with the labels it has; a task without a label here is absent from the dictionary.
+
+    Attributes:
+        image: (3, H, W) float32 in [0, 1].
+        labels: by task name, of the image's height and width, every one in the convention of its kind:
+
+            - ``"semseg"``: (H, W) int64, :data:`IGNORE` where the class is not known;
+            - ``"depth"``: (1, H, W) float32, metres along the optical axis, NaN where nothing was measured;
+            - ``"normals"``: (3, H, W) float32, unit vectors in the camera frame (x right, y up, z towards the viewer),
+              NaN where there is none;
+            - ``"edge"``: (1, H, W) float32 in [0, 1], NaN where it is not known.
+        name: where it comes from, for reports.
+    """
+
+    image: Tensor
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = ""
+
+
+class DenseSet(ABC):
+    """A data set of :class:`Sample`, decoded when asked for.
+
+    Attributes:
+        name: what it is, for reports.
+        tasks: the tasks that a sample can have a label of.
+        classes: the names of the classes of "semseg"; empty without that task.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def subset(self, indices: Iterable[int]) -> DenseSet:
+        """The set of these samples, in this order.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        return _Chosen(self, list(indices))
+
+    def batch(
+        self, indices: Iterable[int], size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images (N, 3, H, W) and labels by task; what a sample has no label of is ignored everywhere in it.
+
+        Args:
+            indices: which samples, in this order.
+            size: (H, W) to bring them to (:func:`sized`); None keeps the samples' own.
+
+        Raises:
+            ValueError: the samples differ in size and no size was given.
+        """
+        return collate((self[i] if size is None else sized(self[i], size) for i in indices), self.tasks)
+
+
+@final
+class _Chosen(DenseSet):
+    def __init__(self, whole: DenseSet, indices: Sequence[int]) -> None:
+        wrong = [i for i in indices if not 0 <= i < len(whole)]
+        if wrong:
+            raise IndexError(f"{whole.name}: no sample {wrong[0]}, there are {len(whole)}")
+        self.whole, self.indices = whole, list(indices)
+        self.name, self.tasks, self.classes = whole.name, whole.tasks, whole.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.whole[self.indices[index]]
+
+
+def blank(task: str, like: Tensor) -> Tensor:
+    """The label that is ignored everywhere, of the size of an image (3, H, W)."""
+    height, width = like.shape[-2:]
+    if task == "semseg":
+        return torch.full((height, width), IGNORE)
+    return like.new_full((3 if task == "normals" else 1, height, width), torch.nan)
+
+
+def collate(samples: Iterable[Sample], tasks: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Stack samples; a task that a sample has no label of is ignored everywhere in it.
+
+    >>> x = torch.zeros(3, 2, 2)
+    >>> _, labels = collate([Sample(x, {"depth": torch.ones(1, 2, 2)}), Sample(x)], ["depth"])
+    >>> labels["depth"].nanmean().item(), labels["depth"].isnan().sum().item()
+    (1.0, 4)
+    """
+    samples = list(samples)
+    if not samples:
+        raise ValueError("a batch needs at least one sample")
+    sizes = {tuple(s.image.shape[-2:]) for s in samples}
+    if len(sizes) > 1:
+        raise ValueError(f"the samples differ in size ({sorted(sizes)}); give size=(height, width)")
+    images = torch.stack([s.image for s in samples])
+    labels = {t: torch.stack([s.labels.get(t, blank(t, s.image)) for s in samples]) for t in tasks}
+    return images, labels
+
+
+def sized(sample: Sample, size: tuple[int, int]) -> Sample:
+    """The sample at another height and width: the image bilinear with antialiasing, labels the nearest pixel's."""
+    if tuple(sample.image.shape[-2:]) == size:
+        return sample
+
+    def nearest(label: Tensor) -> Tensor:
+        planes = label if label.dim() == 3 else label[None]
+        # Picked, not computed: ids stay ids, and what is not known stays so.
+        rows, columns = (
+            ((torch.arange(n) + 0.5) * (old / n)).long().clamp(max=old - 1)
+            for n, old in zip(size, planes.shape[-2:], strict=True)
+        )
+        picked = planes[:, rows][:, :, columns]
+        return picked if label.dim() == 3 else picked[0]
+
+    image = resized(sample.image[None], size)[0].clamp(0, 1)
+    return Sample(image, {t: nearest(y) for t, y in sample.labels.items()}, sample.name)
