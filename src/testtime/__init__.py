@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from testtime.adapter import Adapter, state_hash
     from testtime.parts.optimizers import adam, sgd
-    from testtime.prediction import Prediction, energy
+    from testtime.prediction import Prediction, TaskPredictions, energy
     from testtime.saving import adapt, list_methods, load, save
     from testtime.wrap import Episodic, ResetEvery, Window
 
@@ -17,6 +17,7 @@ __all__ = [
     "Episodic",
     "Prediction",
     "ResetEvery",
+    "TaskPredictions",
     "Window",
     "adam",
     "adapt",
@@ -31,7 +32,7 @@ __all__ = [
 _HOMES = {
     "testtime.adapter": ("Adapter", "state_hash"),
     "testtime.parts.optimizers": ("adam", "sgd"),
-    "testtime.prediction": ("Prediction", "energy"),
+    "testtime.prediction": ("Prediction", "TaskPredictions", "energy"),
     "testtime.saving": ("adapt", "list_methods", "load", "save"),
     "testtime.wrap": ("Episodic", "ResetEvery", "Window"),
 }

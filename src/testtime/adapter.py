@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from testtime.norm.layer import advance
 from testtime.parts.optimizers import OptimizerFactory, born
-from testtime.prediction import Prediction
+from testtime.prediction import Prediction, TaskPredictions
 from testtime.sharing import Stateful, share
 
 __all__ = ["Adapter", "state_hash"]
@@ -74,11 +74,14 @@ class Adapter(Stateful, metaclass=_OutsideInference):
 
     # What a method says -----------------------------------------------------------------------------------------------
 
-    def step(self, x: Tensor) -> Tensor:
-        """The method: predict the batch (N, C, H, W) and learn from it. Returns logits, or a :class:`Prediction`."""
+    def step(self, x: Tensor) -> Any:
+        """The method: predict the batch (N, C, H, W) and learn from it.
+
+        Returns logits or a :class:`Prediction`; for a multi-task model a dictionary of outputs by task.
+        """
         raise TypeError(f"{type(self).__name__} has no step(x): a method is __init__ and step")
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _look(self, x: Tensor) -> Any:
         """How the method predicts when it only looks; a method that answers with more than its model says so here."""
         return self.model(x)
 
@@ -123,14 +126,15 @@ class Adapter(Stateful, metaclass=_OutsideInference):
 
     # What a user calls ------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Prediction:
+    def forward(self, x: Tensor) -> Any:
         """Adapt to the batch and predict it.
 
         Args:
             x: images (N, C, H, W), floating point.
 
         Returns:
-            logits (N, C) as a :class:`Prediction`. An image with NaN or infinity is not shown to the network: its row is
+            logits (N, C) as a :class:`Prediction`, or a dictionary of outputs by task as :class:`TaskPredictions`
+            where the model returns one. An image with NaN or infinity is not shown to the network: its row is
             NaN and not ``valid``, and its neighbours get exactly what they would have got without it.
 
         Raises:
@@ -162,7 +166,7 @@ class Adapter(Stateful, metaclass=_OutsideInference):
             self.clock += 1
         return y if good.all() else y.spread(good)
 
-    def predict(self, x: Tensor) -> Prediction:
+    def predict(self, x: Tensor) -> Any:
         """Predict the batch and learn nothing: the state stays as it is, byte for byte. Takes and returns what a call does."""
         x, good = _admit(x)
         self._born()
@@ -263,11 +267,11 @@ class Adapter(Stateful, metaclass=_OutsideInference):
                 self._birth = {k: v.detach().clone() for k, v in self._moving(learned=False).items()}
         return self._birth
 
-    def _nothing(self, x: Tensor, good: Tensor) -> Prediction:
+    def _nothing(self, x: Tensor, good: Tensor) -> Prediction | TaskPredictions:
         with torch.inference_mode(False), torch.no_grad():
-            one = self._look(x.new_zeros(1, *x.shape[1:]))
+            one = _as_prediction(self._look(x.new_zeros(1, *x.shape[1:])))
             advance(self, accept=False)
-        return Prediction(one.new_empty(0, *one.shape[1:])).spread(good)
+        return one.at(one.valid & False).spread(good)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
@@ -315,5 +319,7 @@ def _admit(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x, good) if bool(good.all()) else (x[good], good)
 
 
-def _as_prediction(y: Tensor) -> Prediction:
-    return y if isinstance(y, Prediction) else Prediction(y)
+def _as_prediction(y: Any) -> Prediction | TaskPredictions:
+    if isinstance(y, Prediction | TaskPredictions):
+        return y
+    return TaskPredictions(y) if isinstance(y, Mapping) else Prediction(y)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["Prediction", "energy"]
+__all__ = ["Prediction", "TaskPredictions", "energy"]
 
 
 def energy(logits: Tensor) -> Tensor:
@@ -94,16 +94,61 @@ class Prediction(Tensor):
 
         The other rows are not valid: their logits and scores are NaN, and no mask holds them.
         """
-
-        def fill(values: Tensor, nothing: float | bool) -> Tensor:
-            whole = values.new_full((len(rows), *values.shape[1:]), nothing)
-            whole[rows] = values
-            return whole
-
         return Prediction(
-            fill(self.logits, torch.nan),
-            score=fill(self.score, torch.nan),
-            valid=fill(self.valid, False),
-            selected={name: fill(mask, False) for name, mask in self.selected.items()},
+            _fill(self.logits, rows, torch.nan),
+            score=_fill(self.score, rows, torch.nan),
+            valid=_fill(self.valid, rows, False),
+            selected={name: _fill(mask, rows, False) for name, mask in self.selected.items()},
             updated=self.updated,
         )
+
+
+class TaskPredictions(dict[str, Tensor]):
+    """The outputs of a multi-task model by task name, with what else the method knows; otherwise a plain dictionary.
+
+    Attributes:
+        valid: (N,) bool; False where the image was refused or could not be answered: its outputs are NaN.
+        selected: masks (N,) by name, as in :class:`Prediction`.
+        updated: whether this call changed the adapted parameters.
+
+    >>> y = TaskPredictions({"depth": torch.ones(2, 1, 4, 4)})
+    >>> y["depth"].shape, y.valid
+    (torch.Size([2, 1, 4, 4]), tensor([True, True]))
+    """
+
+    def __init__(
+        self,
+        outputs: Mapping[str, Tensor],
+        *,
+        valid: Tensor | None = None,
+        selected: Mapping[str, Tensor] | None = None,
+        updated: bool = False,
+    ) -> None:
+        super().__init__({name: y.detach() for name, y in outputs.items()})
+        finite = [torch.isfinite(y).flatten(1).all(1) for y in self.values()]
+        self.valid = torch.stack(finite).all(0) if valid is None else valid
+        self.selected = dict(selected or {})
+        self.updated = updated
+
+    def at(self, rows: Tensor) -> TaskPredictions:
+        """The same for some images only (an index or a mask of length N)."""
+        return self._each(lambda y, _: y[rows])
+
+    def spread(self, rows: Tensor) -> TaskPredictions:
+        """The prediction for a larger batch in which these are the images where the mask ``rows`` (M,) is True."""
+        return self._each(lambda y, nothing: _fill(y, rows, nothing))
+
+    def _each(self, change: Callable[[Tensor, float | bool], Tensor]) -> TaskPredictions:
+        return TaskPredictions(
+            {name: change(y, torch.nan) for name, y in self.items()},
+            valid=change(self.valid, False),
+            selected={name: change(mask, False) for name, mask in self.selected.items()},
+            updated=self.updated,
+        )
+
+
+def _fill(values: Tensor, rows: Tensor, nothing: float | bool) -> Tensor:
+    """The values in the rows that a mask names, and nothing in the others."""
+    whole = values.new_full((len(rows), *values.shape[1:]), nothing)
+    whole[rows] = values
+    return whole

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,23 +31,33 @@ class Stateful(nn.Module):
 
 
 class Logits(nn.Module):
-    """A network whose output is its logits, whatever it wraps them in (a Hugging Face ``ModelOutput``, a tuple)."""
+    """A network whose output is its logits, whatever it wraps them in (a Hugging Face ``ModelOutput``, a tuple).
+
+    A dictionary of tensors by task stays what it is.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         output = self.network(x)
         if isinstance(output, Tensor):
             return output
         logits = getattr(output, "logits", None)
+        if (
+            logits is None
+            and isinstance(output, Mapping)
+            and all(isinstance(y, Tensor) for y in output.values())
+        ):
+            return dict(output)
         if logits is None and isinstance(output, tuple | list):
             logits = output[0]
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"{type(self.network).__name__} returned {type(output).__name__}; expected the logits as a tensor, "
-                "an object with `.logits`, or a tuple that starts with them. Wrap the model in a module that does."
+                "an object with `.logits`, a tuple that starts with them, or a dictionary of tensors by task. "
+                "Wrap the model in a module that does."
             )
         return logits
 

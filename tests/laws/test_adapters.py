@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from testtime import methods
+from torch import nn
+
+from testtime import methods, sgd
 from testtime.laws import CLASSES, Case, parametrize_with_laws
+from testtime.laws.check import CLASSIFICATION
+from testtime.laws.worlds import DENSE_TASKS, ambient
 from testtime.methods import (
     EATA,
     ETA,
     OSTTA,
     PAFKIP,
+    S4T,
     STAMP,
     BNAdapt,
     CoTTA,
@@ -22,6 +27,7 @@ from testtime.methods import (
     UniEnt,
     UniEntPlus,
 )
+from testtime.multitask import Assisted, Synchronizer
 
 DRAWS = {"order_equivariant": "draws an augmentation for each image, by its place in the batch"}
 INTEGRATED = {"null_step": "answers with three models, one of them under source statistics (eq. 10, 11)"}
@@ -31,8 +37,23 @@ UNSURE = {
 }
 OBSERVES = {"null_step": "the statistics it answers with follow its memory, whatever the learning rate"}
 
+
+def synchronized(model: nn.Module) -> S4T:
+    with ambient():
+        branch = Synchronizer(
+            DENSE_TASKS, 16, 8, size=8, patch=2, width=16, depth=1, decoder_depth=1, heads=2, ratio=0.5
+        )
+    branch = branch.to(next(model.parameters()).dtype)
+    return S4T(Assisted(model, branch), optimizer=sgd(1e-1))
+
+
+TRAIN_MODE = {
+    "null_step": "answers in train mode, by the batch's statistics; predict by the running ones (section 4.1)"
+}
+EVERYWHERE = (*CLASSIFICATION, "dense")
+
 CASES = [
-    Case("BNAdapt", BNAdapt, worlds=["batchnorm"]),
+    Case("BNAdapt", BNAdapt, worlds=["batchnorm", "dense"]),
     Case("CoTTA", partial(CoTTA, views=3), DRAWS | UNSURE),
     Case("EATA", partial(EATA, classes=CLASSES)),
     Case("ETA", partial(ETA, classes=CLASSES)),
@@ -41,8 +62,9 @@ CASES = [
     Case("RoTTA", partial(RoTTA, classes=CLASSES, capacity=16, frequency=16), OBSERVES, ["batchnorm"]),
     Case("SoTTA", partial(SoTTA, classes=CLASSES, capacity=16, frequency=16, threshold=0.5), OBSERVES),
     Case("STAMP", partial(STAMP, classes=CLASSES, views=3, alpha=0.8, capacity=64), DRAWS | VIEWS),
-    Case("Source", Source, {"alive": "adapts nothing"}),
-    Case("Tent", Tent),
+    Case("S4T", synchronized, TRAIN_MODE, ["dense"]),
+    Case("Source", Source, {"alive": "adapts nothing"}, EVERYWHERE),
+    Case("Tent", Tent, worlds=EVERYWHERE),
     Case("UniEnt", partial(UniEnt, classes=CLASSES)),
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
 ]

@@ -31,14 +31,14 @@ def test_the_dense_world_is_alive() -> None:
         x, truth = world.task(200, torch.Generator().manual_seed(11))
         y = network(x)
         assert {k: tuple(v.shape) for k, v in y.items()} == {
-            "segmentation": (200, CLASSES, 8, 8),
+            "semseg": (200, CLASSES, 8, 8),
             "depth": (200, 1, 8, 8),
         }
-        right = (y["segmentation"].argmax(1) == truth["segmentation"]).float().mean()
+        right = (y["semseg"].argmax(1) == truth["semseg"]).float().mean()
         error = (y["depth"] - truth["depth"]).abs().mean()
         assert right > 0.5  # chance is 0.2
         assert error < 0.1  # always saying 0.75: 0.25
-        drifted, _ = network(world.stream(2, 64)[-1])["segmentation"].softmax(1).max(1)
+        drifted, _ = network(world.stream(2, 64)[-1])["semseg"].softmax(1).max(1)
         assert 0.3 < drifted.mean() < 0.95
 
 

@@ -16,6 +16,7 @@ from testtime.laws.trial import (
     answers,
     born,
     deviation,
+    flat,
     grown,
     inner,
     look,
@@ -27,7 +28,7 @@ from testtime.laws.trial import (
 from testtime.laws.worlds import World, ambient
 from testtime.methods.source import Source
 from testtime.norm import EMAStatistics, ema_statistics
-from testtime.prediction import Prediction
+from testtime.prediction import Prediction, TaskPredictions
 from testtime.sharing import Stateful
 
 __all__ = [
@@ -53,20 +54,37 @@ def same_form(make: Make, world: World) -> None:
     for size in (16, 5, 2, 1):
         x = world.stream(1, size)[0]
         with torch.no_grad():
-            logits = network(x)
-        for how, y in (("adapter(x)", answers(adapter, [x])[0]), ("predict(x)", look(adapter, x))):
-            _well_formed(y, logits, f"{how} on {size} images")
+            output = network(x)
+        for how in (adapter, adapter.predict):
+            with ambient():
+                y = how(x.clone())
+            _well_formed(y, output, f"{'adapter' if how is adapter else 'predict'}(x) on {size} images")
 
 
-def _well_formed(y: Prediction, logits: Tensor, what: str) -> None:
+def _well_formed(y: Any, output: Any, what: str) -> None:
     def form(t: Tensor) -> tuple[Any, ...]:
         return tuple(t.shape), t.dtype, t.device
 
-    n = len(logits)
-    require(isinstance(y, Prediction), f"{what}: the answer is a {type(y).__name__}, expected a Prediction")
-    require(form(y) == form(logits), f"{what}: the answer is {form(y)}, the model's logits {form(logits)}")
-    score = tuple(y.score.shape) == (n,) and y.score.is_floating_point()
-    require(score, f"{what}: score is {form(y.score)}, expected ({n},), floating")
+    if isinstance(output, Mapping):
+        n = len(next(iter(output.values())))
+        require(
+            isinstance(y, TaskPredictions),
+            f"{what}: the answer is a {type(y).__name__}, expected TaskPredictions",
+        )
+        require(
+            list(y) == list(output), f"{what}: the answer has the tasks {list(y)}, the model {list(output)}"
+        )
+        pairs = [(f"the output {k!r}", y[k], output[k]) for k in y]
+    else:
+        n = len(output)
+        require(
+            isinstance(y, Prediction), f"{what}: the answer is a {type(y).__name__}, expected a Prediction"
+        )
+        score = tuple(y.score.shape) == (n,) and y.score.is_floating_point()
+        require(score, f"{what}: score is {form(y.score)}, expected ({n},), floating")
+        pairs = [("the answer", y, output)]
+    for name, mine, models in pairs:
+        require(form(mine) == form(models), f"{what}: {name} is {form(mine)}, the model's {form(models)}")
     for name, mask in {"valid": y.valid, **{f"selected[{k!r}]": v for k, v in y.selected.items()}}.items():
         require(
             mask.shape == (n,) and mask.dtype == torch.bool,
@@ -81,7 +99,7 @@ def alive(make: Make, world: World) -> None:
     before = [p.detach().clone() for p in adapted(adapter)]
     answers(adapter, batches)
     with torch.no_grad():
-        source = world.network()(probe)
+        source = flat(world.network()(probe))
     if before:
         moved = max(deviation(p, b) for p, b in zip(adapted(adapter), before, strict=True))
         require(moved > 0, f"none of the {len(before)} adapted parameters moved in {len(batches)} batches")
@@ -156,9 +174,9 @@ def deterministic(make: Make, world: World) -> None:
     one, other = born(make, world), born(make, world)
     for i, x in enumerate(world.stream(4)):
         with ambient(10):
-            first = one(x.clone())
+            first = flat(one(x.clone()))
         with ambient(11 + i):
-            second = other(x.clone())
+            second = flat(other(x.clone()))
         same(second, first, f"another instance, under another global seed: answer {i}")
     require(state_hash(one) == state_hash(other), "the states of two instances differ")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.laws.worlds import World, ambient
-from testtime.prediction import Prediction
+from testtime.prediction import Prediction, TaskPredictions
 
 __all__ = ["Law", "LawBroken", "Make"]
 
@@ -43,10 +44,20 @@ def born(make: Make, world: World, network: nn.Module | None = None) -> Adapter:
     return adapter
 
 
+def flat(y: Any) -> Prediction:
+    """An answer as one row of numbers per image: the outputs of all tasks side by side."""
+    if isinstance(y, TaskPredictions):
+        rows = torch.cat([output.flatten(1) for output in y.values()], dim=1)
+        return Prediction(rows, valid=y.valid, selected=y.selected, updated=y.updated)
+    if isinstance(y, Mapping):
+        return Prediction(torch.cat([output.flatten(1) for output in y.values()], dim=1))
+    return y
+
+
 def answers(adapter: Adapter, batches: Iterable[Tensor]) -> list[Prediction]:
     """What the adapter answers to the batches; the global generator always stands the same at the first."""
     with ambient():
-        return [adapter(x.clone()) for x in batches]  # clone() keeps the memory format
+        return [flat(adapter(x.clone())) for x in batches]  # clone() keeps the memory format
 
 
 def grown(make: Make, world: World, batches: Iterable[Tensor], network: nn.Module | None = None) -> Adapter:
@@ -59,7 +70,7 @@ def grown(make: Make, world: World, batches: Iterable[Tensor], network: nn.Modul
 def look(adapter: Adapter, x: Tensor) -> Prediction:
     """What the adapter predicts, learning nothing."""
     with ambient():
-        return adapter.predict(x.clone())
+        return flat(adapter.predict(x.clone()))
 
 
 def deviation(a: Tensor, b: Tensor) -> float:

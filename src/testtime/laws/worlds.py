@@ -12,17 +12,21 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from testtime.multitask.tasks import Depth, Segmentation, Task, total_loss
+
 __all__ = ["CLASSES", "WORLDS", "Meter", "World"]
 
 CLASSES = 5
 UNKNOWN = 2  # classes of the streams that no network was trained on
 SIDE = 8
+DENSE_TASKS: dict[str, Task] = {"semseg": Segmentation(tuple("abcde")), "depth": Depth()}
 
 
 @dataclass
@@ -46,16 +50,24 @@ class Metered(nn.Module):
         self.meter = Meter()
 
     def forward(self, x: Tensor) -> Any:
-        y = self.network(x)
         self.meter.forwards += len(x)
-        first = y if isinstance(y, Tensor) else next(iter(y.values()))
-        if first.requires_grad:
+        unseen = [True]
 
-            def count(gradient: Tensor, n: int = len(x)) -> None:
-                self.meter.backwards += n
+        def count(gradient: Tensor) -> None:
+            self.meter.backwards += len(x)
 
-            first.register_hook(count)
-        return y
+        def first(module: nn.Module, inputs: Any, output: Any) -> None:
+            # A backward, wherever in the network it sets out, ends at the first activation that asks for a gradient.
+            if unseen and isinstance(output, Tensor) and output.requires_grad:
+                unseen.clear()
+                output.register_hook(count)
+
+        handles = [m.register_forward_hook(first) for m in self.network.modules()]
+        try:
+            return self.network(x)
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @final
@@ -110,18 +122,21 @@ class TinyCNN(nn.Module):
 
 @final
 class TinyDense(nn.Module):
-    """A dense multi-task network: {"segmentation": (N, CLASSES, H, W), "depth": (N, 1, H, W)}."""
+    """A dense multi-task network: {"semseg": (N, CLASSES, H, W), "depth": (N, 1, H, W)}."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(
+        self.encoder = nn.Sequential(
             nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
             nn.Conv2d(12, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
         )  # fmt: skip
-        self.heads = nn.ModuleDict({"segmentation": nn.Conv2d(16, CLASSES, 1), "depth": nn.Conv2d(16, 1, 1)})
+        self.tasks = DENSE_TASKS
+        self.heads = nn.ModuleDict(
+            {name: nn.Conv2d(16, task.channels, 1) for name, task in self.tasks.items()}
+        )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        features = self.features(x)
+        features = self.encoder(x)
         return {name: head(features) for name, head in self.heads.items()}
 
 
@@ -152,7 +167,7 @@ def dense(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, d
     is_left = (torch.arange(SIDE) < edge).expand(n, SIDE, SIDE)
     label = torch.where(is_left, left_label[:, None, None], right_label[:, None, None])
     depth = torch.where(is_left, 0.5, 1.0)[:, None]
-    return torch.where(is_left[:, None], left, right) * depth, {"segmentation": label, "depth": depth}
+    return torch.where(is_left[:, None], left, right) * depth, {"semseg": label, "depth": depth}
 
 
 def drifted(x: Tensor, severity: float, rng: torch.Generator) -> Tensor:
@@ -191,18 +206,13 @@ class World:
         return [self.task(size, rng)[0] for _ in range(batches)]
 
 
-def _total_loss(output: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
-    segmentation = F.cross_entropy(output["segmentation"], truth["segmentation"])
-    return segmentation + F.l1_loss(output["depth"], truth["depth"])
-
-
 WORLDS: dict[str, World] = {
     world.name: world
     for world in (
         World("batchnorm", lambda: TinyCNN(nn.BatchNorm2d), classified, F.cross_entropy),
         World("groupnorm", lambda: TinyCNN(lambda c: nn.GroupNorm(4, c)), classified, F.cross_entropy),
         World("vit", TinyViT, classified, F.cross_entropy),
-        World("dense", TinyDense, dense, _total_loss),
+        World("dense", TinyDense, dense, partial(total_loss, DENSE_TASKS)),
     )
 }
 

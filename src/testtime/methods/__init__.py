@@ -7,6 +7,7 @@ from testtime.methods.eta import ETA
 from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
 from testtime.methods.rotta import RoTTA
+from testtime.methods.s4t import S4T
 from testtime.methods.sotta import SoTTA
 from testtime.methods.source import Source
 from testtime.methods.stamp import STAMP
@@ -19,6 +20,7 @@ __all__ = [
     "ETA",
     "OSTTA",
     "PAFKIP",
+    "S4T",
     "STAMP",
     "BNAdapt",
     "CoTTA",

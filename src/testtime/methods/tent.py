@@ -11,6 +11,7 @@ Departures:
     The paper adapts BatchNorm; this adapts every normalisation layer there is (BatchNorm, LayerNorm, GroupNorm, RMSNorm).
     The paper's text predicts again after the update; its code, and this, answer with the forward before it.
     The published code runs the model in ``train()``, where dropout is active; this leaves dropout off.
+    On a multi-task model the entropy is that of its classes, pixel by pixel (the semantic segmentation).
     Published code step by step: ``Tent(model, adam(1e-3))`` (CIFAR, batches of 200), ``Tent(model, sgd(2.5e-4))``
     (ImageNet, batches of 64), on models whose only normalisation is BatchNorm2d and that have no dropout.
 
@@ -27,7 +28,8 @@ from typing import final
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.norm import batch_statistics, norm_affine
+from testtime.multitask.tasks import class_logits, tasks_of
+from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, entropy
 from testtime.parts.optimizers import OptimizerFactory
 
@@ -39,7 +41,7 @@ class Tent(Adapter):
     """Minimise the entropy of the predictions.
 
     Args:
-        model: any classifier with normalisation layers.
+        model: any classifier with normalisation layers, or a multi-task model with a segmentation.
         optimizer: moves gamma and beta; the paper's are ``adam(1e-3)`` (CIFAR) and ``sgd(2.5e-4)`` (ImageNet).
         norm: the policy of the BatchNorm layers.
         seed: unused, for there is no randomness; kept so that every method is built alike.
@@ -61,9 +63,11 @@ class Tent(Adapter):
     ) -> None:
         super().__init__(norm(model), seed)
         self.optimizer, self.norm = optimizer, norm
+        self.tasks = tasks_of(self.model)
         self.adapt(norm_affine(self.model), optimizer)
 
-    def step(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
-        self.update(entropy(logits).mean())
-        return logits
+    def step(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        with observing(self.model):
+            y = self.model(x)
+        self.update(entropy(class_logits(y, self.tasks)).mean())
+        return y

@@ -59,6 +59,7 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50, 101 or 152.
         classes: number of classes.
+        width: channels of the first stage's 3x3 convolutions; the paper's is 64.
 
     Takes (N, 3, H, W) normalised images and returns (N, classes) logits. The state-dict keys are
     ``conv1 bn1 layer{1..4}.i.{conv,bn}{1..3} layer{1..4}.0.downsample.{0,1} fc``.
@@ -73,28 +74,33 @@ class ResNet(nn.Module):
     25557032
     """
 
-    def __init__(self, depth: int = 50, classes: int = 1000) -> None:
+    def __init__(self, depth: int = 50, classes: int = 1000, width: int = 64) -> None:
         super().__init__()
         if depth not in LAYOUT:
             raise ValueError(f"depth must be one of {sorted(LAYOUT)}, got {depth}")
         block, counts = LAYOUT[depth]
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        width = block.expansion
-        self.layer1 = _stage(block, 64, 64, counts[0], 1)
-        self.layer2 = _stage(block, 64 * width, 128, counts[1], 2)
-        self.layer3 = _stage(block, 128 * width, 256, counts[2], 2)
-        self.layer4 = _stage(block, 256 * width, 512, counts[3], 2)
-        self.fc = nn.Linear(512 * width, classes)
+        self.channels = tuple(width * block.expansion * 2**i for i in range(4))
+        self.layer1 = _stage(block, width, width, counts[0], 1)
+        self.layer2 = _stage(block, self.channels[0], 2 * width, counts[1], 2)
+        self.layer3 = _stage(block, self.channels[1], 4 * width, counts[2], 2)
+        self.layer4 = _stage(block, self.channels[2], 8 * width, counts[3], 2)
+        self.fc = nn.Linear(self.channels[3], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The maps after the four stages, of ``channels`` channels, at strides 4, 8, 16 and 32."""
+        c2 = self.layer1(self.maxpool(F.relu(self.bn1(self.conv1(x)))))
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c2, c3, c4, self.layer4(c4)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean((2, 3)))
+        return self.fc(self.stages(x)[3].mean((2, 3)))
 
 
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
