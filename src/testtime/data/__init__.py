@@ -1,9 +1,11 @@
 """Readers of the public formats, and the embedded default. Every reader returns an `ImageSet`, or a `DenseSet`."""
 
+from testtime.data.cameras import Camera
 from testtime.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, cifar10, cifar100, cifar_c
 from testtime.data.dense import IGNORE, DenseSet, Sample, collate, sized
 from testtime.data.download import download, sha256_of
 from testtime.data.embedded import Embedded, embedded
+from testtime.data.fileset import FileSet
 from testtime.data.folders import (
     PACS_DOMAINS,
     image_folder,
@@ -17,6 +19,7 @@ from testtime.data.folders import (
 )
 from testtime.data.grey import fashion_mnist, mnist, notmnist, read_idx, usps
 from testtime.data.imageset import ImageSet, from_arrays, resized
+from testtime.data.nyud import NYUD13, NYUD40, nyud, nyud_layout
 from testtime.data.pickled import read_pickled
 from testtime.data.svhn import svhn
 
@@ -24,9 +27,13 @@ __all__ = [
     "CIFAR10_CLASSES",
     "CIFAR100_CLASSES",
     "IGNORE",
+    "NYUD13",
+    "NYUD40",
     "PACS_DOMAINS",
+    "Camera",
     "DenseSet",
     "Embedded",
+    "FileSet",
     "ImageSet",
     "Sample",
     "cifar10",
@@ -42,6 +49,8 @@ __all__ = [
     "imagenet_c",
     "mnist",
     "notmnist",
+    "nyud",
+    "nyud_layout",
     "omniglot",
     "pacs",
     "places365",

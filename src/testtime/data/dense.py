@@ -17,6 +17,9 @@ __all__ = ["IGNORE", "DenseSet", "Sample", "blank", "collate", "sized"]
 IGNORE = 255
 """The class of a pixel whose class is not known."""
 
+CLASS_TASKS = frozenset({"semseg", "human_parts"})
+"""The tasks whose label is a class for each pixel, (H, W) int64."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -103,7 +106,7 @@ class _Chosen(DenseSet):
 def blank(task: str, like: Tensor) -> Tensor:
     """The label that is ignored everywhere, of the size of an image (3, H, W)."""
     height, width = like.shape[-2:]
-    if task == "semseg":
+    if task in CLASS_TASKS:
         return torch.full((height, width), IGNORE)
     return like.new_full((3 if task == "normals" else 1, height, width), torch.nan)
 

@@ -1,0 +1,223 @@
+"""NYUD-v2 with semantics, depth, normals and edges, in the four forms in which it is passed around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from testtime.data.files import AGAIN, need_choice, need_folder
+from testtime.data.fileset import Decode, FileSet
+from testtime.data.pixels import (
+    Axes,
+    axes_from_depth,
+    chosen_tasks,
+    class_ids,
+    levels,
+    matlab,
+    metres,
+    names_in,
+    normals_image,
+    numpy_array,
+    unit_normals,
+)
+from testtime.errors import DataError
+
+__all__ = ["NYUD13", "NYUD40", "nyud", "nyud_layout"]
+
+_FORTY = """
+wall floor cabinet bed chair sofa table door window bookshelf picture counter blinds desk shelves curtain dresser
+pillow mirror floor-mat clothes ceiling books refrigerator television paper towel shower-curtain box whiteboard person
+night-stand toilet sink lamp bathtub bag other-structure other-furniture other-prop
+"""
+_THIRTEEN = "bed books ceiling chair floor furniture objects picture sofa table tv wall window"
+NYUD40 = tuple(_FORTY.split())
+NYUD13 = tuple(_THIRTEEN.split())
+TASKS = ("semseg", "depth", "normals", "edge")
+FOLDERS = {
+    "image": "images",
+    "edge": "edge",
+    "semseg": "segmentation",
+    "normals": "normals",
+    "depth": "depth",
+}
+LAYOUTS = {
+    "astmt": {"image": ".jpg", "edge": ".png", "semseg": ".mat", "normals": ".jpg", "depth": ".mat"},
+    "mti": {"image": ".jpg", "edge": ".npy", "semseg": ".png", "normals": ".npy", "depth": ".npy"},
+    "atrc": {"image": ".png", "edge": ".png", "semseg": ".png", "normals": ".png", "depth": ".npy"},
+}
+MTAN = {"image": "image", "semseg": "label", "normals": "normal", "depth": "depth"}
+
+
+def nyud(
+    root: str | Path, split: str = "val", tasks: Sequence[str] | None = None, axes: Axes | None = None
+) -> FileSet:
+    """Return NYUD-v2; which release it is, its files tell.
+
+    Four releases are read. Three share their folders ``{images,edge,segmentation,normals,depth}/`` and
+    ``gt_sets/{train,val}.txt`` (795 and 654 names) and differ in their files:
+
+    =========  ==============  ===============  =============================
+    task       ASTMT           MTI-Net          ATRC (also InvPT and S4T)
+    =========  ==============  ===============  =============================
+    images     jpg             jpg              png
+    edge       png 0/255       npy              png 0/255
+    semseg     mat, 0 to 40    png, 0 to 40     png, 0 to 40
+    normals    jpg, 2p/255-1   npy              png, 2p/255-1
+    depth      mat, metres     npy, metres      npy, metres
+    =========  ==============  ===============  =============================
+
+    There the 40 classes are :data:`NYUD40`, and 0 is ignored in all of them (ASTMT's own loader made it a 41st
+    class). The fourth, of MTAN and LibMTL, is ``{train,val}/{image,label,depth,normal}/<i>.npy``: the 13 classes
+    of :data:`NYUD13`, -1 ignored, no edges. Depth 0 is not measured, in all.
+
+    No release says how its normals count, so they are compared with the depth of the first images
+    (:func:`~testtime.data.pixels.axes_from_depth`) and brought to x right, y up, z towards the viewer.
+
+    Args:
+        root: the folder of these folders, or the one that holds it as ``NYUD_MT`` or ``nyuv2``.
+        split: "train" or "val".
+        tasks: which labels to read; None reads those that are there.
+        axes: the signs that bring the stored normals to that convention; None measures them.
+
+    Raises:
+        DataError: files are missing, damaged, or of two releases.
+        ImportError: SciPy (for .mat) or Pillow is not installed.
+        ValueError: there is no such split or task.
+
+    Source: Silberman et al., *Indoor Segmentation and Support Inference from RGBD Images*, ECCV 2012; the tasks of
+    Maninis et al., *Attentive Single-Tasking of Multiple Tasks*, CVPR 2019; the last release of Liu et al.,
+    *End-to-End Multi-Task Learning with Attention*, CVPR 2019.
+    """
+    need_choice(split, ("train", "val"), "split")
+    root = Path(root)
+    folder = need_folder([root / "NYUD_MT", root / "nyuv2", root], "NYUD-v2")
+    return (
+        _mtan(folder, split, tasks, axes)
+        if nyud_layout(folder) == "mtan"
+        else _mt(folder, split, tasks, axes)
+    )
+
+
+def nyud_layout(folder: str | Path) -> str:
+    """Return which release a folder holds: "astmt", "mti", "atrc" or "mtan".
+
+    Raises:
+        DataError: it is none of them, or files of two were mixed.
+    """
+    folder = Path(folder)
+    if any((folder / split / "image").is_dir() for split in ("train", "val")):
+        return "mtan"
+    found = {task: _suffix(folder / name) for task, name in FOLDERS.items() if (folder / name).is_dir()}
+    if "image" not in found:
+        raise DataError(
+            f"{folder}: expected NYUD-v2, as images/ and gt_sets/ or as train/image/ and val/image/, found neither"
+        )
+    fits = [name for name, kinds in LAYOUTS.items() if all(kinds[t] == s for t, s in found.items())]
+    if not fits:
+        mixed = ", ".join(f"{FOLDERS[task]} {suffix or 'empty'}" for task, suffix in found.items())
+        raise DataError(
+            f"{folder}: expected the files of one release of NYUD-v2 ({', '.join(LAYOUTS)}), found {mixed}; "
+            "unpack one archive into an empty folder"
+        )
+    return fits[0]
+
+
+def _suffix(folder: Path) -> str:
+    return next((p.suffix.lower() for p in folder.iterdir() if not p.name.startswith(".")), "")
+
+
+def _mt(folder: Path, split: str, tasks: Sequence[str] | None, axes: Axes | None) -> FileSet:
+    layout = nyud_layout(folder)
+    keys = names_in(folder / "gt_sets" / f"{split}.txt", "the names of the split")
+    there = [t for t in TASKS if (folder / FOLDERS[t]).is_dir()]
+    chosen = chosen_tasks(tasks, TASKS, there, folder)
+
+    def locate(key: str, task: str) -> Path:
+        return folder / FOLDERS[task] / (key + LAYOUTS[layout][task])
+
+    if "normals" in chosen and axes is None:
+        axes = axes_from_depth(_pairs([(locate(k, "normals"), locate(k, "depth")) for k in keys]))
+    decode: dict[str, Decode] = {
+        "semseg": _semantics,
+        "depth": _depth,
+        "normals": partial(_normals, axes=axes or (1, 1, 1)),
+        "edge": _edges,
+    }
+    return FileSet(f"nyud-{layout}-{split}", keys, locate, {t: decode[t] for t in chosen}, NYUD40)
+
+
+def _mtan(folder: Path, split: str, tasks: Sequence[str] | None, axes: Axes | None) -> FileSet:
+    place = need_folder([folder / split], f"NYUD-v2's folder {split}")
+    need_folder([place / "image"], "the images of NYUD-v2")
+    stems = [path.stem for path in (place / "image").glob("*.npy")]
+    wrong = [stem for stem in stems if not stem.isdigit()]
+    if not stems or wrong:
+        raise DataError(
+            f"{place / 'image'}: expected 0.npy, 1.npy, ..., found {wrong[:1] or 'none'}; {AGAIN}"
+        )
+    keys = sorted(stems, key=int)
+    there = [t for t in TASKS if t in MTAN and (place / MTAN[t]).is_dir()]
+    chosen = chosen_tasks(tasks, TASKS, there, place)
+
+    def locate(key: str, task: str) -> Path:
+        return place / MTAN[task] / f"{key}.npy"
+
+    if "normals" in chosen and axes is None:
+        axes = axes_from_depth(_pairs([(locate(k, "normals"), locate(k, "depth")) for k in keys]))
+    decode: dict[str, Decode] = {
+        "semseg": _thirteen,
+        "depth": _depth,
+        "normals": partial(_normals, axes=axes or (1, 1, 1)),
+    }
+    name = f"nyud-mtan-{split}"
+    return FileSet(name, keys, locate, {t: decode[t] for t in chosen}, NYUD13, image=_floats)
+
+
+def _pairs(files: Sequence[tuple[Path, Path]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normals and depth of up to eight images that have both, spread over the set."""
+    both = [
+        (n, d) for n, d in islice(files, 0, None, max(1, len(files) // 64)) if n.is_file() and d.is_file()
+    ]
+    for normals, depth in both[:: max(1, len(both) // 8)][:8]:
+        yield _normals(normals), _depth(depth)
+
+
+def _semantics(path: Path) -> Tensor:
+    ids = matlab(path, "segmentation") if path.suffix == ".mat" else levels(path)
+    return class_ids(ids, len(NYUD40), path, first=1)
+
+
+def _thirteen(path: Path) -> Tensor:
+    return class_ids(np.rint(numpy_array(path, "class ids")), len(NYUD13), path)
+
+
+def _depth(path: Path) -> Tensor:
+    stored = matlab(path, "depth") if path.suffix == ".mat" else numpy_array(path, "depth in metres")
+    return metres(stored, 1.0)
+
+
+def _normals(path: Path, axes: Axes = (1, 1, 1)) -> Tensor:
+    if path.suffix != ".npy":
+        return normals_image(path, axes)
+    return unit_normals(numpy_array(path, "normals").astype(np.float32), axes)
+
+
+def _edges(path: Path) -> Tensor:
+    stored = numpy_array(path, "edges") if path.suffix == ".npy" else levels(path) / 255
+    edges = torch.from_numpy(np.asarray(stored, dtype=np.float32).reshape(stored.shape[:2]))[None]
+    return edges.clamp(0, 1)
+
+
+def _floats(path: Path) -> Tensor:
+    stored = numpy_array(path, "an image (H, W, 3) in [0, 1]")
+    if stored.ndim != 3 or stored.shape[2] != 3 or stored.dtype.kind != "f":
+        raise DataError(
+            f"{path}: expected floats (H, W, 3) in [0, 1], found {stored.dtype} {stored.shape}; {AGAIN}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(stored.transpose(2, 0, 1), dtype=np.float32)).clamp(0, 1)

@@ -1,0 +1,248 @@
+"""Decoding of the files that labels lie in: images of 8 and 16 bits, numpy arrays and Matlab matrices."""
+
+import io
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from testtime.data.dense import IGNORE
+from testtime.data.files import AGAIN, need_file
+from testtime.data.folders import decoded
+from testtime.errors import DataError, missing_extra
+
+__all__ = [
+    "axes_from_depth",
+    "class_ids",
+    "colour",
+    "levels",
+    "matlab",
+    "metres",
+    "numpy_array",
+    "unit_normals",
+]
+
+Axes = tuple[int, int, int]
+"""The signs that bring stored normals to (x right, y up, z towards the viewer)."""
+
+
+def colour(path: Path) -> Tensor:
+    """The image as (3, H, W) float32 in [0, 1].
+
+    Raises:
+        DataError: it is missing, damaged or of more than 8 bits a channel.
+    """
+    return torch.from_numpy(decoded(need_file(path, "an image").read_bytes(), 3, path).copy()).float() / 255
+
+
+def levels(path: Path) -> NDArray[np.int64]:
+    """The stored numbers of an image of one channel, (H, W): 8 or 16 bits, or the indices of a palette.
+
+    Raises:
+        DataError: it is missing, damaged, or has several channels.
+        ImportError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_extra("Pillow", "images") from error
+    data = need_file(path, "an image of one channel").read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            array = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: expected an image, found a damaged file ({error}); {AGAIN}") from error
+    if array.ndim != 2 or array.dtype.kind not in "ui":
+        raise DataError(
+            f"{path}: expected one channel of whole numbers, found {array.dtype} {array.shape}; "
+            "a picture of the labels in colours is not the labels"
+        )
+    return array.astype(np.int64)
+
+
+def class_ids(ids: NDArray[Any], count: int, path: Path, first: int = 0) -> Tensor:
+    """Class ids (H, W) int64 that begin at 0; ids below ``first``, and 255, become IGNORE.
+
+    Args:
+        ids: as stored, (H, W).
+        count: how many classes there are; 0 if that is not known.
+        path: where they came from, for the message.
+        first: the stored id of class 0; what is below it has no class.
+
+    Raises:
+        DataError: an id is that of no class.
+    """
+    ids = np.asarray(ids).astype(np.int64)
+    if ids.ndim != 2:
+        raise DataError(f"{path}: expected a class for each pixel (H, W), found {ids.shape}; {AGAIN}")
+    shifted = np.where((ids == IGNORE) | (ids < first), IGNORE, ids - first)
+    wrong = shifted[(shifted != IGNORE) & (shifted >= (count or IGNORE))]
+    if wrong.size:
+        raise DataError(
+            f"{path}: expected ids {first} to {first + (count or IGNORE) - 1}, found {wrong[0] + first}; "
+            "these are labels of another set"
+        )
+    return torch.from_numpy(shifted)
+
+
+def metres(values: NDArray[Any], unit: float, unknown: Iterable[int] = (0,)) -> Tensor:
+    """Depth (1, H, W) float32 in metres.
+
+    Args:
+        values: as stored, (H, W), (H, W, 1) or (1, H, W).
+        unit: how many metres a stored 1 is.
+        unknown: the stored values that mean: not measured. They become NaN, and so does what is not finite.
+
+    >>> metres(np.array([[0, 512, 65535]]), 1 / 512, (65535,)).tolist()
+    [[[0.0, 1.0, nan]]]
+    """
+    values = np.asarray(values)
+    plane = values.reshape([n for n in values.shape if n != 1] if values.ndim == 3 else values.shape)
+    if plane.ndim != 2:
+        raise DataError(f"expected depth of the form (H, W), found {values.shape}")
+    depth = plane.astype(np.float32) * np.float32(unit)
+    depth[np.isin(plane, list(unknown)) | ~np.isfinite(depth)] = np.nan
+    return torch.from_numpy(depth)[None]
+
+
+def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1)) -> Tensor:
+    """Normals (3, H, W) float32 of length 1; NaN where the stored vector is none.
+
+    A stored vector is none if its length is below 0.5 or above 1.5: zero, the grey 127 and the black 0 of
+    2p/255 - 1 all are, and no rounding of a unit vector to 8 bits is.
+
+    Args:
+        vectors: (H, W, 3); integers are read as 2p/255 - 1.
+        axes: the sign of each axis.
+
+    >>> unit_normals(np.array([[[127, 127, 255], [0, 0, 0]]], np.uint8))[:, 0].round(decimals=1).T.tolist()
+    [[-0.0, -0.0, 1.0], [nan, nan, nan]]
+    """
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 3 or vectors.shape[2] != 3:
+        raise DataError(f"expected normals of the form (H, W, 3), found {vectors.shape}")
+    floats: NDArray[Any] = vectors.astype(np.float32)
+    if vectors.dtype.kind in "ui":
+        floats = 2 * floats / 255 - 1
+    length = np.linalg.norm(floats, axis=2, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.where((length > 0.5) & (length < 1.5), floats / length, np.nan)
+    return torch.from_numpy(np.ascontiguousarray((found * np.array(axes)).transpose(2, 0, 1), np.float32))
+
+
+def normals_image(path: Path, axes: Axes = (1, 1, 1)) -> Tensor:
+    """Normals (3, H, W) of an image that stores 2p/255 - 1; see :func:`unit_normals`."""
+    pixels = decoded(need_file(path, "an image of normals").read_bytes(), 3, path)
+    return unit_normals(pixels.transpose(1, 2, 0), axes)
+
+
+def axes_from_depth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Axes:
+    """Measure in which directions stored normals count, by the depth of the same images.
+
+    A plane that is seen through a pinhole has depth Z with sign(n_x) = sign(d log Z / d column) and
+    sign(n_y) = -sign(d log Z / d row), whatever the focal length, and n_z > 0 because it is seen.
+
+    Args:
+        pairs: normals (3, H, W) as stored and depth (1, H, W) in metres, NaN where there is none.
+
+    Returns:
+        The signs to multiply the stored normals by, for x right, y up, z towards the viewer.
+
+    Raises:
+        DataError: depth and normals do not agree on any signs.
+    """
+    sums, weights = np.zeros(3), np.full(3, 1e-12)
+    for normals, depth in pairs:
+        log = depth[0].double().log()
+        across = (log[1:-1, 2:] - log[1:-1, :-2]).clamp(-0.05, 0.05)  # a step between objects is no slope
+        down = (log[2:, 1:-1] - log[:-2, 1:-1]).clamp(-0.05, 0.05)
+        inner = normals[:, 1:-1, 1:-1].double()
+        for axis, slope in enumerate((across, -down, torch.ones_like(across))):
+            product = (inner[axis] * slope).nan_to_num(0.0)
+            sums[axis] += float(product.sum())
+            weights[axis] += float(product.abs().sum())
+    trust = sums / weights
+    if (np.abs(trust) < 0.2).any():
+        raise DataError(
+            f"the depth does not tell how the normals count (agreement {trust.round(2).tolist()} of 1, at least "
+            "0.2 needed); give axes=, the signs that bring them to x right, y up, z towards the viewer"
+        )
+    x, y, z = (1 if t > 0 else -1 for t in trust)
+    return x, y, z
+
+
+def numpy_array(path: Path, what: str) -> NDArray[Any]:
+    """The array of a .npy file; never a pickle.
+
+    Raises:
+        DataError: it is missing, damaged, or holds objects.
+    """
+    try:
+        return np.load(need_file(path, what), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path}: expected a numpy array of {what}, found otherwise ({error}); {AGAIN}"
+        ) from error
+
+
+def matlab(path: Path, key: str) -> NDArray[Any]:
+    """A variable of a Matlab file.
+
+    Raises:
+        DataError: the file is missing, damaged, or has no such variable.
+        ImportError: SciPy is not installed.
+    """
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ImportError as error:
+        raise missing_extra("SciPy", "mat") from error
+    need_file(path, f"a Matlab file with {key}")
+    try:
+        return np.asarray(loadmat(path, variable_names=(key,))[key])
+    except (MatReadError, ValueError, TypeError, KeyError, OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected a Matlab file with {key}, found otherwise ({error}); {AGAIN}"
+        ) from error
+
+
+def names_in(path: Path, what: str) -> list[str]:
+    """The lines of a list that are not empty, whatever ends a line.
+
+    Raises:
+        DataError: it is missing or empty.
+    """
+    lines = need_file(path, what).read_text().splitlines()
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise DataError(f"{path}: expected {what}, found an empty file; {AGAIN}")
+    return found
+
+
+def chosen_tasks(
+    asked: Sequence[str] | None, known: Sequence[str], there: Iterable[str], place: Path
+) -> tuple[str, ...]:
+    """The tasks to read: those asked for, or those of the known ones that are there.
+
+    Raises:
+        DataError: there is no file at all of a task that was asked for.
+        ValueError: there is no such task.
+    """
+    found = set(there)
+    if asked is None:
+        return tuple(task for task in known if task in found)
+    unknown = [task for task in asked if task not in known]
+    if unknown:
+        raise ValueError(f"tasks must be among {', '.join(known)}; got {unknown[0]!r}")
+    absent = [task for task in asked if task not in found]
+    if absent:
+        here = ", ".join(sorted(found)) or "none"
+        raise DataError(
+            f"{place}: expected labels of {absent[0]!r}, found those of {here}; leave it out of tasks="
+        )
+    return tuple(asked)
