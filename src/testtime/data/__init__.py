@@ -20,6 +20,7 @@ from testtime.data.folders import (
 from testtime.data.grey import fashion_mnist, mnist, notmnist, read_idx, usps
 from testtime.data.imageset import ImageSet, from_arrays, resized
 from testtime.data.nyud import NYUD13, NYUD40, nyud, nyud_layout
+from testtime.data.pascal_context import VOC21, pascal_context
 from testtime.data.pickled import read_pickled
 from testtime.data.svhn import svhn
 
@@ -30,6 +31,7 @@ __all__ = [
     "NYUD13",
     "NYUD40",
     "PACS_DOMAINS",
+    "VOC21",
     "Camera",
     "DenseSet",
     "Embedded",
@@ -53,6 +55,7 @@ __all__ = [
     "nyud_layout",
     "omniglot",
     "pacs",
+    "pascal_context",
     "places365",
     "read_idx",
     "read_pickled",

@@ -15,8 +15,8 @@ from testtime.errors import DataError
 
 __all__ = ["Decode", "FileSet"]
 
-Decode = Callable[[Path], Tensor]
-"""How a file is read."""
+Decode = Callable[[Path], Tensor | None]
+"""How a label's file is read; None if it holds no label of this image."""
 
 
 @final
@@ -42,7 +42,7 @@ class FileSet(DenseSet):
         locate: Callable[[str, str], Path],
         decode: Mapping[str, Decode],
         classes: Iterable[str] = (),
-        image: Decode = colour,
+        image: Callable[[Path], Tensor] = colour,
         camera: Callable[[str], Camera] | None = None,
     ) -> None:
         self.name, self.tasks, self.classes = name, tuple(decode), tuple(classes)
@@ -67,6 +67,8 @@ class FileSet(DenseSet):
             if not path.is_file():
                 continue
             label = decode(path)
+            if label is None:
+                continue
             if label.shape[-2:] != image.shape[-2:]:
                 raise DataError(
                     f"{path}: expected a label of the image's height and width {tuple(image.shape[-2:])}, "

@@ -190,8 +190,13 @@ def numpy_array(path: Path, what: str) -> NDArray[Any]:
         ) from error
 
 
-def matlab(path: Path, key: str) -> NDArray[Any]:
+def matlab(path: Path, key: str, structs: bool = False) -> NDArray[Any]:
     """A variable of a Matlab file.
+
+    Args:
+        path: the file.
+        key: the name of the variable.
+        structs: whether it is a struct; then its fields are attributes, and arrays lose dimensions of size 1.
 
     Raises:
         DataError: the file is missing, damaged, or has no such variable.
@@ -204,7 +209,8 @@ def matlab(path: Path, key: str) -> NDArray[Any]:
         raise missing_extra("SciPy", "mat") from error
     need_file(path, f"a Matlab file with {key}")
     try:
-        return np.asarray(loadmat(path, variable_names=(key,))[key])
+        table = loadmat(path, variable_names=(key,), struct_as_record=not structs, squeeze_me=structs)
+        return np.asarray(table[key])
     except (MatReadError, ValueError, TypeError, KeyError, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: expected a Matlab file with {key}, found otherwise ({error}); {AGAIN}"
