@@ -13,6 +13,7 @@ from testtime.multitask.tasks import (
     tasks_of,
     total_loss,
 )
+from testtime.multitask.training import Recipe, load_trained, train
 
 __all__ = [
     "Assisted",
@@ -22,12 +23,15 @@ __all__ = [
     "MultiTaskNet",
     "Normals",
     "PyramidEncoder",
+    "Recipe",
     "Reconstruction",
     "Segmentation",
     "Synchronizer",
     "Task",
     "Tasks",
+    "load_trained",
     "multitask_resnet",
     "tasks_of",
     "total_loss",
+    "train",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Tap", "tap", "watched"]
+__all__ = ["Tap", "tap", "tapped", "watched"]
 
 
 class Tap(nn.Module):
@@ -51,6 +52,19 @@ def tap(model: nn.Module, name: str, given: bool = False) -> Tap:
     tapped = Tap(layer, given)
     setattr(owner, leaf, tapped)
     return tapped
+
+
+@contextmanager
+def tapped(model: nn.Module, names: Iterable[str]) -> Iterator[list[Tap]]:
+    """Taps around these layers of somebody else's model, which are gone again at the end."""
+    taps = [tap(model, name) for name in names]
+    try:
+        yield taps
+    finally:
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if any(child is t for t in taps):
+                    setattr(parent, name, child.layer)
 
 
 def watched(model: nn.Module, taps: Iterable[Tap], x: Tensor) -> tuple[Any, Sequence[Tensor]]:
