@@ -22,15 +22,19 @@ from testtime.data.imageset import ImageSet, from_arrays, resized
 from testtime.data.nyud import NYUD13, NYUD40, nyud, nyud_layout
 from testtime.data.pascal_context import VOC21, pascal_context
 from testtime.data.pickled import read_pickled
+from testtime.data.replica import replica
 from testtime.data.svhn import svhn
+from testtime.data.taskonomy import FORBIDDEN_BUILDINGS, TASKONOMY17, taskonomy
 
 __all__ = [
     "CIFAR10_CLASSES",
     "CIFAR100_CLASSES",
+    "FORBIDDEN_BUILDINGS",
     "IGNORE",
     "NYUD13",
     "NYUD40",
     "PACS_DOMAINS",
+    "TASKONOMY17",
     "VOC21",
     "Camera",
     "DenseSet",
@@ -59,10 +63,12 @@ __all__ = [
     "places365",
     "read_idx",
     "read_pickled",
+    "replica",
     "resized",
     "sha256_of",
     "sized",
     "svhn",
+    "taskonomy",
     "textures",
     "tiny_imagenet",
     "usps",

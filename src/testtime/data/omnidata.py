@@ -1,0 +1,239 @@
+"""The layout of Taskonomy and of everything the Omnidata annotator samples: a file for each point, view and domain."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from testtime.data.cameras import Camera, rotation
+from testtime.data.files import AGAIN, need_file
+from testtime.data.fileset import Decode, FileSet
+from testtime.data.pixels import Axes, chosen_tasks, colour, levels, metres, normals_image
+from testtime.errors import DataError
+
+__all__ = ["Views", "sampled", "spaces_of", "split_of"]
+
+NAME = re.compile(r"point_(\d+)_view_(\d+)_domain_(\w+)\.(?:png|json|npy)")
+FOLDERS = {
+    "image": ("rgb",),
+    "semseg": ("segment_semantic", "semantic"),
+    "depth": ("depth_zbuffer",),
+    "normals": ("normal",),
+    "edge": ("edge_occlusion",),
+    "edge_texture": ("edge_texture",),
+    "distance": ("depth_euclidean",),
+    "pose": ("point_info", "points", "fixatedpose"),
+}
+"""By task, the folders of releases."""
+EXTRA = ("edge_texture", "distance")
+"""Tasks that are read only when they are asked for."""
+AXES: Axes = (1, -1, 1)
+UNIT = 1 / 512
+UNKNOWN = 2**16 - 1
+OCCLUSION_FULL = 0.00625 * 2**16
+
+View = tuple[str, int, int]
+"""Space (a building, a scene), point, view."""
+
+
+def split_of(path: str | Path, split: str) -> list[str]:
+    """The spaces of one split, of a table with the columns id, train, val, test of 0 and 1.
+
+    Lines may end in any way; the published tiny split ends them with a bare carriage return.
+
+    Raises:
+        DataError: it is missing, or not such a table.
+        ValueError: there is no such split.
+    """
+    path = Path(path)
+    text = need_file(path, "a table of the splits").read_text(encoding="utf-8-sig")
+    rows = list(csv.DictReader(text.splitlines()))
+    columns = list(rows[0]) if rows else []
+    if "id" not in columns or len(columns) < 2:
+        raise DataError(f"{path}: expected the columns id, train, val, test, found {columns}; {AGAIN}")
+    if split not in columns or split == "id":
+        raise ValueError(f"split must be one of {', '.join(c for c in columns if c != 'id')}; got {split!r}")
+    return [row["id"].strip() for row in rows if (row[split] or "").strip() == "1"]
+
+
+def spaces_of(split: str | None, splits: str | Path | None, spaces: Iterable[str] | None) -> list[str] | None:
+    """The spaces that are asked for: by name, by split, or those of the names that are in the split; None is all.
+
+    Raises:
+        ValueError: a split without its table, or a table without a split.
+    """
+    asked = None if spaces is None else list(spaces)
+    if split is None and splits is None:
+        return asked
+    if split is None or splits is None:
+        raise ValueError("split= and splits= go together: which split, and the table that says what is in it")
+    inside = split_of(splits, split)
+    return inside if asked is None else [name for name in asked if name in set(inside)]
+
+
+class Views:
+    """Which views there are, and where their files lie.
+
+    Args:
+        root: the folder, in either layout: ``<domain>/<component>/<space>/`` of the Omnidata starter set, or
+            ``<space>/<domain>/`` of the annotator and of the first release of Taskonomy.
+        component: the folder between, in the first layout: "taskonomy" or "replica".
+        spaces: those to look at; None takes all.
+
+    Raises:
+        DataError: there are no images in either layout, or a space that is asked for has none.
+    """
+
+    def __init__(self, root: str | Path, component: str, spaces: Iterable[str] | None = None) -> None:
+        self.root, self.component = Path(root), component
+        image = FOLDERS["image"][0]
+        self.by_domain = (self.root / image / component).is_dir()
+        if self.by_domain:
+            there = {path.name for path in (self.root / image / component).iterdir() if path.is_dir()}
+        else:
+            there = {path.parent.name for path in self.root.glob(f"*/{image}") if path.is_dir()}
+        if not there:
+            raise DataError(
+                f"{self.root}: expected {image}/{component}/<name>/ or <name>/{image}/ with images, found neither; "
+                "check the path"
+            )
+        asked = sorted(there) if spaces is None else list(spaces)
+        absent = [space for space in asked if space not in there]
+        if absent:
+            raise DataError(
+                f"{self.root}: expected images of {', '.join(absent[:5])} ({len(absent)} of {len(asked)} are not "
+                f"here), found {', '.join(sorted(there)[:5])}; fetch them, or leave them out"
+            )
+        self._files: dict[tuple[str, str], tuple[Path, str, str, set[tuple[int, int]]]] = {}
+        for space in asked:
+            for task, names in FOLDERS.items():
+                self._scan(space, task, names)
+        self.spaces = asked
+
+    def _scan(self, space: str, task: str, names: Sequence[str]) -> None:
+        folder = next((f for f in (self._folder(space, n) for n in names) if f.is_dir()), None)
+        if folder is None:
+            return
+        found: set[tuple[int, int]] = set()
+        tail = ("", "")
+        for path in folder.iterdir():
+            match = NAME.fullmatch(path.name)
+            if match:
+                found.add((int(match[1]), int(match[2])))
+                tail = match[3], path.suffix
+        if found:
+            self._files[space, task] = folder, *tail, found
+
+    def _folder(self, space: str, name: str) -> Path:
+        return self.root / name / self.component / space if self.by_domain else self.root / space / name
+
+    def tasks(self) -> set[str]:
+        """The tasks of which there is a file."""
+        return {task for _, task in self._files}
+
+    def keys(self, tasks: Iterable[str]) -> list[str]:
+        """The views that have a file of each of these tasks, in the order of space, point and view."""
+        wanted = ("image", *tasks)
+        found: list[View] = []
+        for space in self.spaces:
+            views = [
+                self._files[space, task][3] if (space, task) in self._files else set() for task in wanted
+            ]
+            found += [(space, point, view) for point, view in sorted(set.intersection(*views))]
+        return [f"{space}/point_{point}_view_{view}" for space, point, view in found]
+
+    def locate(self, key: str, task: str) -> Path:
+        """The file of a view; it need not be there."""
+        space, _, stem = key.rpartition("/")
+        entry = self._files.get((space, task))
+        if entry is None:
+            return self.root / space / task / f"{stem}_domain_{task}.png"
+        folder, domain, suffix, _ = entry
+        return folder / f"{stem}_domain_{domain}{suffix}"
+
+    def camera(self, key: str) -> Camera:
+        """The camera of a view, of its ``point_info`` (also called ``fixatedpose``).
+
+        Raises:
+            DataError: there is none, or it lacks position, rotation or field of view.
+        """
+        path = need_file(self.locate(key, "pose"), "the camera of a view")
+        try:
+            info = json.loads(path.read_text())
+            size = (
+                int(info["resolution"])
+                if "resolution" in info
+                else colour(self.locate(key, "image")).shape[-1]
+            )
+            focal = size / 2 / math.tan(float(info["field_of_view_rads"]) / 2)
+            pose = np.eye(4)
+            pose[:3, :3] = _turned(info)
+            pose[:3, 3] = info["camera_location"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: expected camera_location, camera_rotation_final_quaternion and field_of_view_rads, "
+                f"found otherwise ({error!r}); {AGAIN}"
+            ) from error
+        return Camera(size, size, focal, focal, size / 2, size / 2, pose)
+
+
+def sampled(
+    name: str,
+    views: Views,
+    tasks: Sequence[str] | None,
+    partial_labels: bool,
+    semantics: Decode,
+    classes: Sequence[str],
+) -> FileSet:
+    """The set of these views: depth in metres, normals with y up, edges in [0, 1].
+
+    Raises:
+        DataError: no view has what is asked for.
+        ValueError: there is no such task.
+    """
+    known = [task for task in FOLDERS if task not in ("image", "pose")]
+    there = [task for task in known if task in views.tasks() and (tasks is not None or task not in EXTRA)]
+    chosen = chosen_tasks(tasks, known, there, views.root)
+    keys = views.keys(() if partial_labels else chosen)
+    if not keys:
+        raise DataError(
+            f"{views.root}: expected views with all of {', '.join(('rgb', *chosen))}, found none in "
+            f"{len(views.spaces)} spaces; partial_labels=True keeps views that lack labels"
+        )
+    decode: dict[str, Decode] = {
+        "semseg": semantics,
+        "depth": _depth,
+        "distance": _depth,
+        "normals": partial(normals_image, axes=AXES),
+        "edge": partial(_edges, full=OCCLUSION_FULL),
+        "edge_texture": partial(_edges, full=UNKNOWN),
+    }
+    return FileSet(name, keys, views.locate, {t: decode[t] for t in chosen}, classes, camera=views.camera)
+
+
+def _depth(path: Path) -> Tensor:
+    return metres(levels(path), UNIT, (UNKNOWN,))
+
+
+def _edges(path: Path, full: float) -> Tensor:
+    return (torch.from_numpy(levels(path)).float() / full).clamp(0, 1)[None]
+
+
+def _turned(info: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+    """Camera to world, of the quaternion (w, x, y, z) or else of the angles, which Blender turns x first."""
+    if "camera_rotation_final_quaternion" in info:
+        return rotation(info["camera_rotation_final_quaternion"])
+    x, y, z = (float(angle) / 2 for angle in info["camera_rotation_final"])
+    about_x = rotation([math.cos(x), math.sin(x), 0, 0])
+    about_y = rotation([math.cos(y), 0, math.sin(y), 0])
+    return rotation([math.cos(z), 0, 0, math.sin(z)]) @ about_y @ about_x
