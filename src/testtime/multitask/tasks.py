@@ -84,8 +84,19 @@ class Task(ABC):
 Tasks = Mapping[str, Task]
 
 
+def _known(label: Tensor) -> tuple[Tensor, Tensor]:
+    """The label with zeros for what is not known (a NaN would reach the gradient), and where it is known."""
+    known = label.isfinite()
+    return torch.where(known, label, torch.zeros_like(label)), known
+
+
 def _mean(values: Tensor, known: Tensor) -> Tensor:
-    return values[known].sum() / known.sum().clamp(min=1)
+    return (values * known).sum() / known.sum().clamp(min=1)
+
+
+def _unit(y: Tensor) -> Tensor:
+    """Unit vectors along the channels."""
+    return y * (y.square().sum(1, keepdim=True) + 1e-12).rsqrt()
 
 
 @final
@@ -144,7 +155,8 @@ class Depth(Task):
     channels = 1
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
-        return _mean((output - label).abs(), label.isfinite())
+        label, known = _known(label)
+        return _mean((output - label).abs(), known)
 
     def agreement(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target.detach()).abs().mean()
@@ -167,10 +179,11 @@ class Normals(Task):
     channels = 3
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
-        return _mean((F.normalize(output, dim=1) - label).abs().sum(1), label.isfinite().all(1))
+        label, known = _known(label)
+        return _mean((_unit(output) - label).abs().sum(1), known.all(1))
 
     def agreement(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.loss(output, F.normalize(target.detach(), dim=1))
+        return self.loss(output, _unit(target.detach()))
 
     def meter(self) -> Meter:
         from testtime.metrics.dense import MeanAngle
@@ -195,8 +208,7 @@ class Edges(Task):
     channels = 1
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
-        known = label.isfinite()
-        label = torch.where(known, label, torch.zeros_like(label))
+        label, known = _known(label)
         ratio = torch.full((), self.positive / (1 - self.positive), dtype=output.dtype, device=output.device)
         losses = F.binary_cross_entropy_with_logits(
             output, label.to(output.dtype), pos_weight=ratio, reduction="none"
