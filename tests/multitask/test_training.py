@@ -1,6 +1,9 @@
 """Training: exact resume, the order of the data, augmentation that keeps labels true, learned weights, partial labels."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,6 +197,29 @@ def test_errors_come_before_work_is_lost(tmp_path):
         Recipe(scale=(0, 1))
     with pytest.raises(FileNotFoundError, match="train has ended"):
         load_trained(network(), tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_two_processes_share_every_batch_and_agree(tmp_path):
+    pytest.importorskip("lightning_fabric", reason="pip install 'testtime[train]'")
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from lightning_fabric import Fabric
+from test_training import Patches, network
+from testtime.multitask import Recipe, train
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+fabric.launch()
+model = train(network(), Patches(), Recipe(iterations=12, batch=4, lr=1e-2, every=5), {str(tmp_path)!r}, fabric=fabric)
+print("sum", fabric.global_rank, sum(p.double().sum().item() for p in model.parameters()))
+"""
+    (tmp_path / "run.py").write_text(script)
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    sums = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("sum"))
+    assert set(sums) == {"0", "1"}
+    assert sums["0"] == sums["1"]
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_bfloat16_trains_too(tmp_path):
