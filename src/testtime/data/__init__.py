@@ -1,6 +1,7 @@
 """Readers of the public formats, and the embedded default. Every reader returns an `ImageSet`, or a `DenseSet`."""
 
 from testtime.data.cameras import Camera
+from testtime.data.camvid import CAMVID11, camvid
 from testtime.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, cifar10, cifar100, cifar_c
 from testtime.data.dense import IGNORE, DenseSet, Sample, collate, sized
 from testtime.data.download import download, sha256_of
@@ -23,10 +24,19 @@ from testtime.data.nyud import NYUD13, NYUD40, nyud, nyud_layout
 from testtime.data.pascal_context import VOC21, pascal_context
 from testtime.data.pickled import read_pickled
 from testtime.data.replica import replica
+from testtime.data.seven_scenes import seven_scenes
+from testtime.data.shared_classes import (
+    TASKONOMY_NYUD,
+    TASKONOMY_NYUD_CLASSES,
+    TASKONOMY_PASCAL,
+    TASKONOMY_PASCAL_CLASSES,
+    relabelled,
+)
 from testtime.data.svhn import svhn
 from testtime.data.taskonomy import FORBIDDEN_BUILDINGS, TASKONOMY17, taskonomy
 
 __all__ = [
+    "CAMVID11",
     "CIFAR10_CLASSES",
     "CIFAR100_CLASSES",
     "FORBIDDEN_BUILDINGS",
@@ -35,6 +45,10 @@ __all__ = [
     "NYUD40",
     "PACS_DOMAINS",
     "TASKONOMY17",
+    "TASKONOMY_NYUD",
+    "TASKONOMY_NYUD_CLASSES",
+    "TASKONOMY_PASCAL",
+    "TASKONOMY_PASCAL_CLASSES",
     "VOC21",
     "Camera",
     "DenseSet",
@@ -42,6 +56,7 @@ __all__ = [
     "FileSet",
     "ImageSet",
     "Sample",
+    "camvid",
     "cifar10",
     "cifar100",
     "cifar_c",
@@ -63,8 +78,10 @@ __all__ = [
     "places365",
     "read_idx",
     "read_pickled",
+    "relabelled",
     "replica",
     "resized",
+    "seven_scenes",
     "sha256_of",
     "sized",
     "svhn",

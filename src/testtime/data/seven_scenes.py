@@ -1,0 +1,92 @@
+"""7-Scenes: walks through seven rooms with depth and the pose of every frame."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from testtime.data.cameras import Camera, from_opencv
+from testtime.data.files import AGAIN, need_choice, need_file, need_folder
+from testtime.data.fileset import FileSet
+from testtime.data.pixels import colour, levels, metres, names_in
+from testtime.errors import DataError
+
+__all__ = ["seven_scenes"]
+
+KINECT = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])
+"""The intrinsics that the authors give for 640 x 480."""
+
+
+def seven_scenes(
+    root: str | Path, split: str | None = None, sequences: Sequence[int] | None = None, depth: bool = True
+) -> FileSet:
+    """Return one scene of 7-Scenes, from ``seq-<n>/frame-<i>.{color.png,depth.png,pose.txt}``.
+
+    Depth is stored in millimetres; 0 and 65535 are not measured. ``camera(index)`` gives the pose, turned from x
+    right, y down, z forward into x right, y up, z towards the viewer. Intrinsics are those of
+    ``camera-intrinsics.txt`` beside the sequences if it is there, else the authors' (585, 585, 320, 240).
+
+    Args:
+        root: the folder of the scene, such as ``7scenes/chess``.
+        split: "train" or "test" of ``TrainSplit.txt`` and ``TestSplit.txt``; None takes all sequences.
+        sequences: the numbers of the sequences to take; None takes all of the split.
+        depth: whether to read depth.
+
+    Raises:
+        DataError: files are missing or damaged.
+        ImportError: Pillow is not installed.
+        ValueError: there is no such split.
+
+    Source: Shotton et al., *Scene Coordinate Regression Forests for Camera Relocalization*, CVPR 2013.
+    """
+    root = need_folder([Path(root)], "a scene of 7-Scenes")
+    there = {int(p.name[4:]): p for p in root.glob("seq-*") if p.is_dir() and p.name[4:].isdigit()}
+    numbers = sorted(there)
+    if split is not None:
+        need_choice(split, ("train", "test"), "split")
+        lines = names_in(root / f"{split.capitalize()}Split.txt", "the sequences of the split")
+        numbers = [int(re.sub(r"\D", "", line)) for line in lines]
+    if sequences is not None:
+        numbers = [n for n in sequences if n in numbers or split is None]
+    absent = [n for n in numbers if n not in there]
+    if absent or not numbers:
+        found = ", ".join(path.name for path in there.values()) or "none"
+        raise DataError(f"{root}: expected the folder seq-{(absent or [1])[0]:02d}, found {found}; {AGAIN}")
+    images = {
+        f"{there[n].name}/{path.name.split('.')[0]}": path
+        for n in numbers
+        for path in sorted(there[n].glob("frame-*.color.*"))
+    }
+    if not images:
+        raise DataError(f"{root}: expected frame-*.color.png in the sequences, found none; {AGAIN}")
+    matrix = root / "camera-intrinsics.txt"
+    k = _matrix(matrix, 3) if matrix.is_file() else KINECT
+
+    def locate(key: str, task: str) -> Path:
+        return images[key] if task == "image" else root / f"{key}.depth.png"
+
+    def camera(key: str) -> Camera:
+        height, width = colour(images[key]).shape[-2:]
+        pose = from_opencv(_matrix(need_file(root / f"{key}.pose.txt", "the pose of a frame"), 4))
+        return Camera(width, height, k[0, 0], k[1, 1], k[0, 2], k[1, 2], pose)
+
+    name = f"7scenes-{root.name}" + (f"-{split}" if split else "")
+    return FileSet(name, images, locate, {"depth": _depth} if depth else {}, camera=camera)
+
+
+def _depth(path: Path) -> Tensor:
+    return metres(levels(path), 1e-3, (0, 65535))
+
+
+def _matrix(path: Path, size: int) -> NDArray[np.float64]:
+    try:
+        return np.array([float(v) for v in path.read_text().split()]).reshape(size, size)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: expected {size} x {size} numbers, found otherwise ({error}); {AGAIN}"
+        ) from error
