@@ -24,6 +24,16 @@ from testtime.data.nyud import NYUD13, NYUD40, nyud, nyud_layout
 from testtime.data.pascal_context import VOC21, pascal_context
 from testtime.data.pickled import read_pickled
 from testtime.data.replica import replica
+from testtime.data.scannetpp import (
+    DslrFrame,
+    iphone_depth,
+    scannetpp_cameras,
+    scannetpp_dslr,
+    scannetpp_frames,
+    scannetpp_iphone,
+    scannetpp_scenes,
+    unpack_iphone_depth,
+)
 from testtime.data.seven_scenes import seven_scenes
 from testtime.data.shared_classes import (
     TASKONOMY_NYUD,
@@ -52,6 +62,7 @@ __all__ = [
     "VOC21",
     "Camera",
     "DenseSet",
+    "DslrFrame",
     "Embedded",
     "FileSet",
     "ImageSet",
@@ -68,6 +79,7 @@ __all__ = [
     "image_folder",
     "imagenet",
     "imagenet_c",
+    "iphone_depth",
     "mnist",
     "notmnist",
     "nyud",
@@ -81,6 +93,11 @@ __all__ = [
     "relabelled",
     "replica",
     "resized",
+    "scannetpp_cameras",
+    "scannetpp_dslr",
+    "scannetpp_frames",
+    "scannetpp_iphone",
+    "scannetpp_scenes",
     "seven_scenes",
     "sha256_of",
     "sized",
@@ -88,5 +105,6 @@ __all__ = [
     "taskonomy",
     "textures",
     "tiny_imagenet",
+    "unpack_iphone_depth",
     "usps",
 ]
