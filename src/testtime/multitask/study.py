@@ -1,0 +1,320 @@
+"""Studies: rows of methods, seeds and shifted domains, run cell by cell, resumable, every cell a file.
+
+A row says which source model it needs and which adapter goes over it. Rows that need the same source model share one
+training. Learning rates are chosen on a *validation* shift of unseen source houses, never on the target.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from testtime.adapter import Adapter
+from testtime.data.dense import DenseSet
+from testtime.methods import Source
+from testtime.multitask.network import MultiTaskNet
+from testtime.multitask.presets import PRESETS, Preset
+from testtime.multitask.protocol import RELEASED, Protocol, follow
+from testtime.multitask.training import load_trained, train
+from testtime.progress import progress
+
+__all__ = ["Cell", "Row", "Study", "read_cells", "run_study"]
+
+MakeModel = Callable[[MultiTaskNet, Preset], nn.Module]
+MakeAdapter = Callable[[nn.Module, float, int], Adapter]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: for people.
+        source: names the source model; rows with the same name share its training.
+        model: adds a branch to the plain network, or returns it as it is.
+        adapter: of a trained model, a learning rate and a seed.
+        rates: learning rates to choose from on the validation shift; the first is the default, one alone is not chosen.
+        prepare: whether the adapter sees unlabelled source batches before the first batch.
+    """
+
+    name: str
+    source: str
+    model: MakeModel
+    adapter: MakeAdapter
+    rates: tuple[float, ...] = (0.0,)
+    prepare: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, on what, and how.
+
+    Attributes:
+        name: of the command and the folder.
+        title: of the table.
+        rows: the first is the base that Delta_TTT is measured against.
+        seeds: each trains its own source models and draws its own order of the target.
+        protocol: what is adapted to and measured.
+        domains: names of the preset's target domains.
+        published: where the paper has it.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    protocol: Protocol = RELEASED
+    domains: tuple[str, ...] = ("target",)
+    published: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row, one seed, one domain: names from which a process can build everything."""
+
+    study: str
+    row: str
+    seed: int
+    domain: str
+    preset: str
+
+    @property
+    def file(self) -> str:
+        """The file of its result."""
+        return f"{_plain(self.row)}--{_plain(self.domain)}--{self.seed}.json"
+
+
+def run_study(
+    study: Study,
+    preset: Preset,
+    folder: str | Path,
+    jobs: int = 1,
+    seeds: Sequence[int] | None = None,
+    rows: Sequence[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Train what is needed, choose learning rates, run the cells that are not done yet.
+
+    Args:
+        study: what.
+        preset: how large; its data are made under the folder's parent and shared by all studies there.
+        folder: results (``cells/*.json``); source models lie in ``models`` beside it, for other studies too.
+        jobs: processes.
+        seeds, rows: some of the study's; the base row is always run.
+        say: is told what begins.
+
+    Returns:
+        what failed, one line each; the other cells are done.
+    """
+    folder = Path(folder)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    wanted = [r for r in study.rows if rows is None or r.name in rows or r is study.rows[0]]
+    cells = [
+        Cell(study.name, row.name, seed, domain, preset.name)
+        for seed in (study.seeds if seeds is None else seeds)
+        for domain in study.domains
+        for row in wanted
+    ]
+    for domain in ("source", "validation", *study.domains):
+        say(f"data: {domain}")
+        preset.domain(domain).prepare(folder.parent, jobs)
+    models = sorted(
+        {(next(r for r in wanted if r.name == c.row).source, c.seed) for c in cells}, key=lambda m: m[::-1]
+    )
+    failures = _all(
+        _train,
+        [(study.name, name, seed, preset.name, folder) for name, seed in models],
+        jobs,
+        "source models",
+    )
+    tuned = [r for r in wanted if len(r.rates) > 1 and not (folder / f"rate-{_plain(r.name)}.json").exists()]
+    failures += _all(
+        _choose, [(study.name, r.name, preset.name, folder) for r in tuned], jobs, "learning rates"
+    )
+    todo = [(c, folder) for c in cells if not (folder / "cells" / c.file).exists()]
+    failures += _all(_run, todo, jobs, "cells")
+    about = {
+        "study": study.name,
+        "title": study.title,
+        "published": study.published,
+        "rows": [r.name for r in wanted],
+        "protocol": asdict(study.protocol),
+        "preset": preset.name,
+        "domains": {name: asdict(preset.domain(name)) for name in ("source", "validation", *study.domains)},
+    }
+    _write(folder / "study.json", about)
+    return failures
+
+
+def read_cells(folder: str | Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The results in a folder, by row, domain and seed.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = sorted((Path(folder) / "cells").glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no cells; run the study first: testtime multitask bench")
+    found = [json.loads(f.read_text()) for f in files]
+    return {(c["row"], c["domain"], c["seed"]): c for c in found}
+
+
+def source_model(
+    study: Study, name: str, seed: int, preset: Preset, folder: Path, fresh: bool = False
+) -> nn.Module:
+    """The trained source model of a row (or an untrained one), from the folder's neighbours."""
+    row = next(r for r in study.rows if r.source == name)
+    torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = row.model(preset.network(), preset)
+    return model if fresh else load_trained(model, _model_folder(folder, name, seed, preset))
+
+
+def _model_folder(folder: Path, name: str, seed: int, preset: Preset) -> Path:
+    return folder.parent / "models" / f"{preset.name}-{_plain(name)}-{seed}"
+
+
+def _train(study_name: str, name: str, seed: int, preset_name: str, folder: Path) -> None:
+    study, preset = _study(study_name), PRESETS[preset_name]
+    where = _model_folder(folder, name, seed, preset)
+    if (where / "model.safetensors").exists():
+        return
+    begin = time.monotonic()
+    model = source_model(study, name, seed, preset, folder, fresh=True)
+    train(model, _data(preset, "source", folder), preset.recipe, where, seed)
+    _write(where / "about.json", {"seconds": time.monotonic() - begin, "parameters": _count(model)})
+
+
+def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> None:
+    """Try the rates of a row on the validation shift, with the first seed's model, and keep the best at the last step."""
+    study, preset = _study(study_name), PRESETS[preset_name]
+    row = next(r for r in study.rows if r.name == row_name)
+    seed = study.seeds[0]
+    model = source_model(study, row.source, seed, preset, folder)
+    data = _data(preset, "validation", folder)
+    protocol = replace(study.protocol, record_every=max(1, study.protocol.steps))
+    tasks = preset.tasks
+    base_row = study.rows[0]
+    base_model = source_model(study, base_row.source, seed, preset, folder)
+    base = follow(Source(base_model), data, tasks, replace(protocol, steps=0)).at(0)
+    tried = {}
+    for rate in row.rates:
+        curve = follow(_adapter(row, model, rate, seed, preset, folder), data, tasks, protocol)
+        tried[rate] = curve.gains(base)[-1]
+    best = max(tried, key=lambda rate: tried[rate] if math.isfinite(tried[rate]) else -math.inf)
+    _write(
+        folder / f"rate-{_plain(row.name)}.json",
+        {"rate": best, "tried": {str(k): v for k, v in tried.items()}},
+    )
+
+
+def _run(cell: Cell, folder: Path) -> None:
+    study, preset = _study(cell.study), PRESETS[cell.preset]
+    row = next(r for r in study.rows if r.name == cell.row)
+    model = source_model(study, row.source, cell.seed, preset, folder)
+    rate = row.rates[0]
+    if len(row.rates) > 1:
+        rate = json.loads((folder / f"rate-{_plain(row.name)}.json").read_text())["rate"]
+    target = _data(preset, cell.domain, folder)
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(cell.seed)).tolist()
+    adapter = _adapter(row, model, rate, cell.seed, preset, folder)
+    begin = time.monotonic()
+    curve = follow(adapter, target.subset(order), preset.tasks, study.protocol)
+    result = {
+        **asdict(cell),
+        "rate": rate,
+        "steps": curve.steps,
+        "values": curve.values,
+        "higher_is_better": curve.higher_is_better,
+        "parameters": _count(model),
+        "seconds": time.monotonic() - begin,
+    }
+    _write(folder / "cells" / cell.file, result)
+
+
+def _adapter(row: Row, model: nn.Module, rate: float, seed: int, preset: Preset, folder: Path) -> Adapter:
+    adapter = row.adapter(model, rate, seed)
+    if row.prepare:
+        source = _data(preset, "source", folder)
+        adapter.prepare(
+            source.batch(range(i, min(i + 16, len(source))))[0] for i in range(0, min(512, len(source)), 16)
+        )
+    return adapter
+
+
+def _study(name: str) -> Study:
+    from testtime.multitask.studies import STUDIES
+
+    return STUDIES[name]
+
+
+@lru_cache(maxsize=4)
+def _data(preset: Preset, domain: str, folder: Path) -> DenseSet:
+    return preset.domain(domain).read(folder.parent)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "+-." else "_" for c in name.lower())
+
+
+def _write(path: Path, content: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _all(work: Callable[..., None], todo: Sequence[tuple[Any, ...]], jobs: int, title: str) -> list[str]:
+    """Do all of it, in processes if there are several; what raises is reported, and the rest goes on."""
+    failures: list[str] = []
+    if jobs <= 1 or len(todo) <= 1:
+        for arguments in progress(todo, len(todo), title):
+            _attempt(failures, arguments, lambda arguments=arguments: work(*arguments))  # type: ignore[misc]
+        return failures
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start) as pool:
+        futures = {pool.submit(work, *arguments): arguments for arguments in todo}
+        try:
+            for future in progress(as_completed(futures), len(todo), title):
+                _attempt(failures, futures[future], future.result)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failures
+
+
+def _attempt(failures: list[str], arguments: tuple[Any, ...], call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - one method must not end the run of the others; it is reported
+        what = ", ".join(str(a) for a in arguments if not isinstance(a, Path))
+        failures.append(f"{what}: {type(error).__name__}: {error}")
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed takes its workers along: nothing writes into the folder any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
