@@ -23,6 +23,7 @@ from testtime.data.imageset import ImageSet, from_arrays, resized
 from testtime.data.nyud import NYUD13, NYUD40, nyud, nyud_layout
 from testtime.data.pascal_context import VOC21, pascal_context
 from testtime.data.pickled import read_pickled
+from testtime.data.procthor import AgentEvent, dump_event, procthor, procthor_houses, procthor_records
 from testtime.data.replica import replica
 from testtime.data.scannetpp import (
     DslrFrame,
@@ -60,6 +61,7 @@ __all__ = [
     "TASKONOMY_PASCAL",
     "TASKONOMY_PASCAL_CLASSES",
     "VOC21",
+    "AgentEvent",
     "Camera",
     "DenseSet",
     "DslrFrame",
@@ -73,6 +75,7 @@ __all__ = [
     "cifar_c",
     "collate",
     "download",
+    "dump_event",
     "embedded",
     "fashion_mnist",
     "from_arrays",
@@ -88,6 +91,9 @@ __all__ = [
     "pacs",
     "pascal_context",
     "places365",
+    "procthor",
+    "procthor_houses",
+    "procthor_records",
     "read_idx",
     "read_pickled",
     "relabelled",

@@ -120,24 +120,17 @@ def scannetpp_cameras(root: str | Path, scene: str, source: str = "dslr") -> dic
     """
     need_choice(source, ("dslr", "iphone"), "source")
     folder = _scene(root, scene) / source / "colmap"
-    lenses: dict[str, Callable[..., Camera]] = {}
-    for row in _rows(folder / "cameras.txt"):
-        if len(row) < 5 or row[1] not in COLMAP_PARAMETERS:
-            raise DataError(
-                f"{folder / 'cameras.txt'}: expected a model of {', '.join(COLMAP_PARAMETERS)}, found {row[:2]}"
-            )
-        model, order = COLMAP_PARAMETERS[row[1]]
-        values = [float(v) for v in row[4:]]
-        fx, fy, cx, cy = (values[i] for i in order)
-        distortion = tuple(values[4 : 4 + DISTORTION[model]])
-        lenses[row[0]] = partial(
-            Camera, int(row[2]), int(row[3]), fx, fy, cx, cy, model=model, distortion=distortion
-        )
+    lenses = {row[0]: _lens(row, folder / "cameras.txt") for row in _rows(folder / "cameras.txt")}
     cameras = {}
     for row in _rows(folder / "images.txt"):
         if len(row) != 10 or row[8] not in lenses:  # the other line of an image lists its points
             continue
-        numbers = [float(v) for v in row[1:8]]
+        try:
+            numbers = [float(v) for v in row[1:8]]
+        except ValueError as error:
+            raise DataError(
+                f"{folder / 'images.txt'}: expected a quaternion and a position ({error}); {AGAIN}"
+            ) from error
         turn = rotation(numbers[:4]).T
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = turn, -turn @ np.array(numbers[4:])
@@ -391,6 +384,23 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[list[str]]:
     return [line.split() for line in names_in(path, "COLMAP's text model") if not line.startswith("#")]
+
+
+def _lens(row: Sequence[str], path: Path) -> Callable[..., Camera]:
+    """A line of COLMAP's cameras, which lacks the pose to be a camera."""
+    if len(row) < 5 or row[1] not in COLMAP_PARAMETERS:
+        raise DataError(f"{path}: expected a model of {', '.join(COLMAP_PARAMETERS)}, found {list(row[:2])}")
+    model, order = COLMAP_PARAMETERS[row[1]]
+    try:
+        values = [float(v) for v in row[4:]]
+        fx, fy, cx, cy = (values[i] for i in order)
+        width, height = int(row[2]), int(row[3])
+    except (ValueError, IndexError) as error:
+        raise DataError(
+            f"{path}: expected a size and the numbers of {row[1]}, found otherwise ({error}); {AGAIN}"
+        ) from error
+    distortion = tuple(values[4 : 4 + DISTORTION[model]])
+    return partial(Camera, width, height, fx, fy, cx, cy, model=model, distortion=distortion)
 
 
 def _semantic_file(folder: str | Path | None, scene: str, name: str) -> Path:
