@@ -77,6 +77,15 @@ class FileSet(DenseSet):
             labels[task] = label
         return Sample(image, labels, key)
 
+    def subset(self, indices: Iterable[int]) -> FileSet:
+        """The set of these samples, in this order, with their cameras.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        keys = [self._key(i) for i in indices]
+        return FileSet(self.name, keys, self._locate, self._decode, self.classes, self._image, self._camera)
+
     def camera(self, index: int) -> Camera:
         """Return the intrinsics and the pose of one sample.
 

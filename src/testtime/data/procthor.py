@@ -63,10 +63,7 @@ def procthor_houses(path: str | Path) -> Iterator[dict[str, Any]]:
     path = need_file(Path(path), "a house on each line")
     count = 0
     try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        )
-        with opened as lines:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
             for line in lines:
                 if line.strip():
                     yield _house(json.loads(line))
