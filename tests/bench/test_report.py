@@ -125,6 +125,23 @@ def test_charts_are_well_formed_and_say_what_they_show() -> None:
     assert scatter([], "t", "d", "x", "y") == ""
 
 
+def test_a_chart_has_bands_numbers_and_names_where_asked() -> None:
+    line = Series("S4T", [0, 20, 40], [0.0, 5.0, 10.0], 2, (0.0, 1.0, 2.0))
+    chart = line_chart([line], "t", "d", "%", x_unit="steps", width=400, named=False)
+    checked(chart)
+    assert len(re.findall(r'class="band c2" d="M[^"]*Z"', chart)) == 1
+    assert re.findall(r'y="300"[^>]*>(\d+)<', chart) == ["0", "5", "10", "15", "20", "25", "30", "35", "40"]
+    assert ">steps<" in chart
+    assert 'class="label' not in chart
+    chart = line_chart([line], "t", "d", "%", x_unit="noise", x_names=("a", "b"))
+    assert ">a<" in chart
+    assert ">20<" not in chart
+    plain = scatter([Point("a", -0.5, 50), Point("b", 0.5, 60)], "t", "d", "x", "y", logarithmic=False)
+    checked(plain)
+    assert ">0.5<" in plain
+    assert "×" not in plain
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert ticks(3, 97) == [20.0, 40.0, 60.0, 80.0]
     assert ticks(0.1, 0.32) == [0.1, 0.15, 0.2, 0.25, 0.3]

@@ -65,6 +65,8 @@ svg{display:block;max-width:100%;height:auto;overflow:visible;font:12px system-u
 .line.c4,.whisker.c4{stroke:var(--c4)}.label.c4,.dot.c4{fill:var(--c4)}
 .line.c5,.whisker.c5{stroke:var(--c5)}.label.c5,.dot.c5{fill:var(--c5)}
 .line.c6,.whisker.c6{stroke:var(--c6)}.label.c6,.dot.c6{fill:var(--c6)}
+.band{opacity:.13;stroke:none}.band.c1{fill:var(--c1)}.band.c2{fill:var(--c2)}.band.c3{fill:var(--c3)}
+.band.c4{fill:var(--c4)}.band.c5{fill:var(--c5)}.band.c6{fill:var(--c6)}
 .legend{display:flex;flex-wrap:wrap;gap:.35rem}
 .legend button{font:inherit;font-size:.85rem;padding:.25rem .7rem;border-radius:99px;border:1px solid var(--rule);
 background:none;color:var(--dim);cursor:pointer;min-height:2rem}

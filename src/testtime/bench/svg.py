@@ -22,12 +22,14 @@ class Series:
         name: for the label at its end.
         x, y: the points; NaN breaks the line.
         colour: number of the colour, 1 to 6; 0 is the grey of the background.
+        spread: a standard deviation for each point, drawn as a band where the line has a colour; empty for none.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0
+    spread: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     width: int = 980,
     height: int = 330,
+    x_unit: str = "",
+    x_names: Sequence[str] = (),
+    named: bool = True,
 ) -> str:
     """Lines over time.
 
@@ -74,19 +79,27 @@ def line_chart(
         unit: of the y axis.
         marks: vertical lines: where, and the name of the stretch that begins there.
         width, height: of the drawing.
+        x_unit: of the x axis, which then has numbers; empty for an axis without.
+        x_names: names of the places 0, 1, ... on the x axis, instead of numbers.
+        named: whether the lines have their names at their ends.
     """
     values = [y for s in series for y in s.y if not math.isnan(y)]
     if not values:
         return ""
+    shown = [s for s in series if s.colour and s.spread]
+    values += [v for s in shown for y, d in zip(s.y, s.spread, strict=True) for v in (y - d, y + d) if v == v]
     low, high = min(values), max(values)
-    pad = 0.05 * max(high - low, 1.0)
+    pad = 0.05 * ((high - low) or 1.0)
     low, high = (
         max(low - pad, 0.0 if low >= 0 else low - pad),
         min(high + pad, 100.0 if high <= 100 else high + pad),
     )
     end = max(x for s in series for x in s.x)
-    left, right, top, bottom = 44, 92, 26, 96 if marks else 30
-    fx = _scale(0, end, left, width - right)
+    longest = max((len(s.name) for s in series if s.colour), default=0)
+    right = max(92, round(7.4 * longest) + 10) if named else 12
+    left, top, bottom = 44, 26, 96 if marks else 46 if x_unit else 30
+    begin = min(x for s in series for x in s.x) if x_unit else 0
+    fx = _scale(begin, end, left, width - right)
     fy = _scale(low, high, height - bottom, top)
     parts = [_axis(fy, ticks(low, high), left, width - right, unit, top)]
     for at, name in marks:
@@ -98,12 +111,16 @@ def line_chart(
             f'<text class="tick" transform="translate({middle:.1f} {height - bottom + 12}) rotate(-40)" '
             f'text-anchor="end">{escape(name)}</text>'
         )
+    if x_unit:
+        parts.append(_ground(fx, begin, end, x_unit, x_names, (left, width - right, height - bottom)))
+    for s in shown:
+        parts.append(f'<path class="band c{s.colour}" d="{_band(s, fx, fy)}"/>')
     for s in sorted(series, key=lambda s: s.colour > 0):
         path = _path(s, fx, fy)
         dash = f' stroke-dasharray="{DASHES[s.colour]}"' if DASHES[s.colour] else ""
         style = f"line c{s.colour}" if s.colour else "line quiet"
         parts.append(f'<path class="{style}" d="{path}"{dash}><title>{escape(s.name)}</title></path>')
-    ends = [(fy(_last(s.y)), s) for s in series if s.colour]
+    ends = [(fy(_last(s.y)), s) for s in series if s.colour and named]
     for y, s in _apart(ends, 14, top + 6, height - bottom):
         parts.append(
             f'<text class="label c{s.colour}" x="{width - right + 6}" y="{y + 4:.1f}">{escape(s.name)}</text>'
@@ -119,26 +136,28 @@ def scatter(
     y_unit: str,
     width: int = 980,
     height: int = 380,
+    logarithmic: bool = True,
 ) -> str:
-    """Points with names, on a logarithmic x axis."""
+    """Points with names, on an x axis that is logarithmic (in multiples) or plain."""
     if not points:
         return ""
-    xs = [math.log10(max(p.x, 1e-3)) for p in points]
+    xs = [math.log10(max(p.x, 1e-3)) if logarithmic else p.x for p in points]
     ys = [p.y for p in points]
-    low_x, high_x = min(xs) - 0.08, max(xs) + 0.2
+    wide = 1.0 if logarithmic else (max(xs) - min(xs)) or 1.0
+    low_x, high_x = min(xs) - 0.08 * wide, max(xs) + 0.2 * wide
     pad = 0.1 * max(max(ys) - min(ys), 1.0)
     low, high = min(ys) - pad, max(ys) + pad
     left, right, top, bottom = 44, 30, 26, 46
     fx = _scale(low_x, high_x, left, width - right)
     fy = _scale(low, high, height - bottom, top)
     parts = [_axis(fy, ticks(low, high), left, width - right, y_unit, top)]
-    for value in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200):
-        at = math.log10(value)
+    multiples = [(math.log10(v), f"{v:g}×") for v in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200)]
+    for at, name in multiples if logarithmic else [(v, f"{v:g}") for v in ticks(low_x, high_x)]:
         if low_x <= at <= high_x:
             x = fx(at)
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>')
             parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{value:g}×</text>'
+                f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{name}</text>'
             )
     parts.append(
         f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_unit)}</text>'
@@ -154,7 +173,7 @@ def scatter(
             )
         parts.append(
             f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if p.colour else 5}">'
-            f"<title>{escape(p.name)}: {p.y:.2f} at {p.x:.1f}×</title></circle>"
+            f"<title>{escape(p.name)}: {p.y:.2f} at {p.x:.{1 if logarithmic else 3}f}{'×' * logarithmic}</title></circle>"
         )
         length = 7.2 * len(p.name)
         places = [(x + 10, y + 4, "start"), (x + 10, y + 18, "start"), (x + 10, y - 10, "start")]
@@ -229,6 +248,36 @@ def _axis(
         parts.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     parts.append(f'<text class="tick" x="{left - 30}" y="{top - 10}">{escape(unit)}</text>')
     return "".join(parts)
+
+
+def _ground(
+    fx: Callable[[float], float],
+    begin: float,
+    end: float,
+    unit: str,
+    names: Sequence[str],
+    box: tuple[float, float, float],
+) -> str:
+    """The x axis: its numbers or names, and its unit below."""
+    left, right, y = box
+    places = [(float(i), name) for i, name in enumerate(names)] or [
+        (v, f"{v:g}") for v in ticks(begin, end, 8)
+    ]
+    told = [
+        f'<text class="tick" x="{fx(at):.1f}" y="{y + 16}" text-anchor="middle">{escape(name)}</text>'
+        for at, name in places
+    ]
+    told.append(
+        f'<text class="tick" x="{(left + right) / 2}" y="{y + 34}" text-anchor="middle">{escape(unit)}</text>'
+    )
+    return "".join(told)
+
+
+def _band(s: Series, fx: Callable[[float], float], fy: Callable[[float], float]) -> str:
+    points = [p for p in zip(s.x, s.y, s.spread, strict=True) if not any(map(math.isnan, p))]
+    upper = [f"{fx(x):.1f} {fy(y + d):.1f}" for x, y, d in points]
+    lower = [f"{fx(x):.1f} {fy(y - d):.1f}" for x, y, d in reversed(points)]
+    return f"M{'L'.join(upper + lower)}Z" if points else ""
 
 
 def _path(s: Series, fx: Callable[[float], float], fy: Callable[[float], float]) -> str:
