@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,7 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testtime.bench.cell import read_samples
-from testtime.bench.style import SCRIPT, STYLE
+from testtime.bench.page import (
+    definitions,
+    deviation,
+    document,
+    figure,
+    legend,
+    mean,
+    number,
+    show,
+    table,
+    write_page,
+)
 from testtime.bench.svg import Point, Series, histogram, line_chart, scatter
 
 __all__ = ["Run", "read_run", "text_table", "write_report"]
@@ -62,17 +73,17 @@ class Run:
 
     def values(self, row: str, column: str, measure: str) -> list[float]:
         """A measure averaged over domains, one value for each seed; NaN where it is not defined."""
-        return [_number(cell["average"][measure]) for cell in self.cells(row, column)]
+        return [number(cell["average"][measure]) for cell in self.cells(row, column)]
 
     def over_columns(self, row: str, measure: str) -> float:
         """The mean of a measure over settings and seeds."""
-        return _mean([v for column in self.columns for v in self.values(row, column, measure)])
+        return mean([v for column in self.columns for v in self.values(row, column, measure)])
 
     @property
     def ranked(self) -> list[str]:
         """The methods by mean H-score, best first; by accuracy where there is no open set."""
         measure = self.headline
-        return sorted(self.rows, key=lambda row: -_number(self.over_columns(row, measure), -1.0))
+        return sorted(self.rows, key=lambda row: -number(self.over_columns(row, measure), -1.0))
 
     @property
     def headline(self) -> str:
@@ -119,46 +130,26 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     """
     run = read_run(folder)
     target = Path(path) if path is not None else run.folder / "report.html"
-    partial = target.with_suffix(".part")
-    partial.write_text(page(run), encoding="utf-8")
-    partial.replace(target)
-    return target
+    return write_page(target, page(run))
 
 
 def page(run: Run) -> str:
     """The whole page."""
     colours = highlights(run)
-    sections = [
-        _section("result", "The result", _main_table(run)),
-        _section("time", "Over time", _over_time(run, colours)),
-        _section("filters", "What the filters did", _filters(run, colours)),
-        _section("scores", "Known and unknown, told apart", _histograms(run)),
-        _section("cost", "What it costs", _costs(run, colours)),
-        _section("domains", "Domain by domain", _domains(run)),
-        _section("more", "Calibration, refusal, forgetting", _more(run)),
-        _section("made", "How this was made", _provenance(run)),
-    ]
-    links = "".join(
-        f'<a href="#{name}">{title}</a>'
-        for name, title in (
-            ("result", "Result"),
-            ("time", "Time"),
-            ("filters", "Filters"),
-            ("scores", "Scores"),
-            ("cost", "Cost"),
-            ("domains", "Domains"),
-            ("more", "More"),
-            ("made", "Provenance"),
-        )
-    )
-    title = escape(run.about["title"])
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n'
-        f'<body>\n<header><p class="kicker">testtime · {escape(run.about["protocol"])}</p><h1>{title}</h1>'
-        f'<p class="lead">{_lead(run)}</p><nav aria-label="Sections">{links}</nav></header>\n'
-        f"<main>{''.join(sections)}</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    return document(
+        run.about["title"],
+        f"testtime · {run.about['protocol']}",
+        _lead(run),
+        [
+            ("result", "Result", "The result", _main_table(run)),
+            ("time", "Time", "Over time", _over_time(run, colours)),
+            ("filters", "Filters", "What the filters did", _filters(run, colours)),
+            ("scores", "Scores", "Known and unknown, told apart", _histograms(run)),
+            ("cost", "Cost", "What it costs", _costs(run, colours)),
+            ("domains", "Domains", "Domain by domain", _domains(run)),
+            ("more", "More", "Calibration, refusal, forgetting", _more(run)),
+            ("made", "Provenance", "How this was made", _provenance(run)),
+        ],
     )
 
 
@@ -179,7 +170,7 @@ def _lead(run: Run) -> str:
     measure = "H-score" if run.headline == "h_score" else "accuracy"
     value = run.over_columns(best[0], run.headline)
     wins = sum(
-        best[0] == max(run.rows, key=lambda row: _number(_mean(run.values(row, column, run.headline)), -1.0))
+        best[0] == max(run.rows, key=lambda row: number(mean(run.values(row, column, run.headline)), -1.0))
         for column in run.columns
     )
     text = f"<strong>{escape(best[0])}</strong> has the highest {measure}, {value:.1f} %"
@@ -213,7 +204,7 @@ def _main_table(run: Run) -> str:
     sub = "".join(f'<th scope="col">{name}</th>' for _ in run.columns for _, name in measures)
     best = {
         (column, measure): max(
-            (_number(_mean(run.values(row, column, measure)), -1.0) for row in run.rows), default=0.0
+            (number(mean(run.values(row, column, measure)), -1.0) for row in run.rows), default=0.0
         )
         for column in run.columns
         for measure, _ in measures
@@ -227,14 +218,14 @@ def _main_table(run: Run) -> str:
         cells = [f'<th scope="row">{escape(row)}{"<sup>†</sup>" if slow else ""}</th>']
         for column in run.columns:
             figures = published.get(row, {}).get(column, [None] * 3)
-            for (measure, _), figure in zip(measures, figures, strict=False):
+            for (measure, _), told in zip(measures, figures, strict=False):
                 values = run.values(row, column, measure)
-                first = _mean(values) >= best[column, measure] - 0.005
-                cells.append(_cell(values, figure, first, "h" if measure == "h_score" else ""))
+                first = mean(values) >= best[column, measure] - 0.005
+                cells.append(_cell(values, told, first, "h" if measure == "h_score" else ""))
         if several:
             value = run.over_columns(row, "h_score")
             style = "h best" if value >= top - 0.005 else "h"
-            cells.append(f'<td class="{style}">{_show(value)}</td>')
+            cells.append(f'<td class="{style}">{show(value)}</td>')
         style = ' class="first"' if row == run.ranked[0] else ""
         body.append(f"<tr{style}>{''.join(cells)}</tr>")
     notes = ["Percent, averaged over the domains; ± is the standard deviation over seeds; bold is the best."]
@@ -253,7 +244,7 @@ def _main_table(run: Run) -> str:
     if absent:
         notes.append(f"Not finished: {escape(', '.join(absent))}.")
     return (
-        _table(
+        table(
             "Accuracy, AUROC and H-score by method",
             f'<tr><th rowspan="2" scope="col">method</th>{head}</tr><tr>{sub}</tr>',
             body,
@@ -266,7 +257,7 @@ def _over_time(run: Run, colours: dict[str, int]) -> str:
     parts = [
         '<p class="note">Each line is a moving average over five batches and all seeds. Dashed lines mark the shifts '
         "from one domain to the next; the state is never reset. Press a name to bring its line forward.</p>",
-        _legend(run, colours),
+        legend(run.ranked, colours),
     ]
     names = (
         [("h_score", "H-score"), ("accuracy", "accuracy")]
@@ -283,7 +274,7 @@ def _over_time(run: Run, colours: dict[str, int]) -> str:
                 f"{name}, %",
                 _marks(run, column),
             )
-            parts.append(_figure(chart, f"{name.capitalize()} over time · {escape(column)}"))
+            parts.append(figure(chart, f"{name.capitalize()} over time · {escape(column)}"))
     return "".join(parts)
 
 
@@ -318,21 +309,21 @@ def _filters(run: Run, colours: dict[str, int]) -> str:
                     "% of them",
                     _marks(run, column),
                 )
-                parts.append(_figure(chart, f"{caption} · {escape(column)}"))
+                parts.append(figure(chart, f"{caption} · {escape(column)}"))
     rows = []
     for row in run.rows:
         cells = [cell for column in run.columns for cell in run.cells(row, column)]
         shares = cells[0]["filters"]["all"] if cells else {}
         for name in dict.fromkeys(key.partition("_")[2] for key in shares):
-            known = _mean([_number(c["filters"]["all"].get(f"known_{name}")) for c in cells])
-            other = _mean([_number(c["filters"]["all"].get(f"unknown_{name}")) for c in cells])
+            known = mean([number(c["filters"]["all"].get(f"known_{name}")) for c in cells])
+            other = mean([number(c["filters"]["all"].get(f"unknown_{name}")) for c in cells])
             rows.append(
                 f'<tr><th scope="row">{escape(row)}</th><td class="left">{escape(name)}</td>'
-                f"<td>{_show(known)}</td><td>{_show(other)}</td></tr>"
+                f"<td>{show(known)}</td><td>{show(other)}</td></tr>"
             )
     if rows:
         parts.append(
-            _table(
+            table(
                 "What the filters took",
                 '<tr><th scope="col">method</th><th scope="col" class="left">what it did</th>'
                 '<th scope="col">% of known</th><th scope="col">% of unknown</th></tr>',
@@ -351,7 +342,7 @@ def _histograms(run: Run) -> str:
         '<p class="note">The open-set score of every image, all domains together, first seed. The less the two overlap, '
         'the better. <span class="key known">known</span> <span class="key unknown">unknown</span></p>'
     ]
-    for number, column in enumerate(run.columns):
+    for place, column in enumerate(run.columns):
         figures = []
         for row in run.ranked:
             cells = run.cells(row, column)
@@ -359,7 +350,7 @@ def _histograms(run: Run) -> str:
                 continue
             samples = read_samples(cells[0]["folder"] / "samples")
             known, unknown = shares(samples.score[samples.known], samples.score[~samples.known])
-            area = _mean(run.values(row, column, "auroc"))
+            area = mean(run.values(row, column, "auroc"))
             drawing = histogram(
                 known,
                 unknown,
@@ -371,7 +362,7 @@ def _histograms(run: Run) -> str:
                 f"{drawing}</figure>"
             )
         grid = f'<div class="grid-of">{"".join(figures)}</div>'
-        is_open = " open" if number == 0 else ""
+        is_open = " open" if place == 0 else ""
         parts.append(f"<details{is_open}><summary>{escape(column)}, with AUROC</summary>{grid}</details>")
     return "".join(parts)
 
@@ -403,8 +394,8 @@ def _costs(run: Run, colours: dict[str, int]) -> str:
             row,
             times[row],
             run.over_columns(row, run.headline),
-            _deviation(
-                [_mean([run.values(row, c, run.headline)[i] for c in run.columns]) for i in _seeds(run, row)]
+            deviation(
+                [mean([run.values(row, c, run.headline)[i] for c in run.columns]) for i in _seeds(run, row)]
             ),
             colours.get(row, 0),
         )
@@ -431,7 +422,7 @@ def _costs(run: Run, colours: dict[str, int]) -> str:
         rows.append(
             f'<tr><th scope="row">{escape(row)}</th><td>{cost["forwards"]:.2f}</td><td>{cost["backwards"]:.2f}</td>'
             f"<td>{declared[0]:g} + {declared[1]:g}</td><td>{cost['ms']:.0f}</td><td>{times[row]:.1f}×</td>"
-            f"<td>{_show(times[row] / tent, 1)}</td>{told}<td>{cost['state_bytes'] / 1024:,.0f}</td>"
+            f"<td>{show(times[row] / tent, 1)}</td>{told}<td>{cost['state_bytes'] / 1024:,.0f}</td>"
             f"<td>{cost['peak_memory'] / 2**20:,.0f}</td></tr>"
         )
     head = "".join(
@@ -451,8 +442,8 @@ def _costs(run: Run, colours: dict[str, int]) -> str:
     )
     jobs = "The times are medians of a run that may have shared its processor; they compare methods, not machines. "
     return (
-        _figure(chart, f"{name} against time: upper left is better")
-        + _table("Cost by method", f"<tr>{head}</tr>", rows)
+        figure(chart, f"{name} against time: upper left is better")
+        + table("Cost by method", f"<tr>{head}</tr>", rows)
         + f'<p class="note">Forwards and backwards are counted, in batches through the whole network. {jobs}'
         "State is what a checkpoint of the adapter holds. The peak is that of the process.</p>"
     )
@@ -461,7 +452,7 @@ def _costs(run: Run, colours: dict[str, int]) -> str:
 def _domains(run: Run) -> str:
     parts = []
     measure = run.headline
-    for number, column in enumerate(run.columns):
+    for place, column in enumerate(run.columns):
         first = next((run.cells(row, column)[0] for row in run.rows if run.cells(row, column)), None)
         if first is None:
             continue
@@ -472,7 +463,7 @@ def _domains(run: Run) -> str:
         )
         by_row = {
             row: [
-                _mean([_number(cell["domains"][i][measure]) for cell in run.cells(row, column)])
+                mean([number(cell["domains"][i][measure]) for cell in run.cells(row, column)])
                 for i in range(len(names))
             ]
             for row in run.rows
@@ -483,13 +474,13 @@ def _domains(run: Run) -> str:
         body = []
         for row, values in by_row.items():
             cells = "".join(
-                f'<td class="heat" style="--heat:{_heat(value, low, high)}%">{_show(value, 0)}</td>'
+                f'<td class="heat" style="--heat:{_heat(value, low, high)}%">{show(value, 0)}</td>'
                 for value in values
             )
             body.append(f'<tr><th scope="row">{escape(row)}</th>{cells}</tr>')
-        table = _table(f"By domain, {column}", f'<tr><th scope="col">method</th>{head}</tr>', body)
-        is_open = " open" if number == 0 else ""
-        parts.append(f"<details{is_open}><summary>{escape(column)}</summary>{table}</details>")
+        shown = table(f"By domain, {column}", f'<tr><th scope="col">method</th>{head}</tr>', body)
+        is_open = " open" if place == 0 else ""
+        parts.append(f"<details{is_open}><summary>{escape(column)}</summary>{shown}</details>")
     name = "H-score" if measure == "h_score" else "Accuracy"
     return f'<p class="note">{name} in percent, mean over seeds; darker is better.</p>{"".join(parts)}'
 
@@ -512,13 +503,13 @@ def _more(run: Run) -> str:
             value = run.over_columns(row, key)
             places = 2 if key in ("nll", "brier") else 1
             style = ' class="best"' if abs(value - best[key]) < 0.5 * 10**-places else ""
-            figures += f"<td{style}>{_show(value, places)}</td>"
+            figures += f"<td{style}>{show(value, places)}</td>"
         for when in ("before", "after"):
-            figures += f"<td>{_show(_mean([_number(cell['forgetting'][when]) for cell in cells]))}</td>"
+            figures += f"<td>{show(mean([number(cell['forgetting'][when]) for cell in cells]))}</td>"
         body.append(f'<tr><th scope="row">{escape(row)}</th>{figures}</tr>')
     explained = "; ".join(f"{SHOWN[k][0]}: {SHOWN[k][1]}" for k in keys)
     return (
-        _table("Other measures by method", f'<tr><th scope="col">method</th>{head}</tr>', body)
+        table("Other measures by method", f'<tr><th scope="col">method</th>{head}</tr>', body)
         + f'<p class="note">Means over settings and seeds. {explained}. Clean before and after: accuracy on uncorrupted '
         "known images before the stream and after it, looking only; the difference is what was forgotten.</p>"
     )
@@ -539,7 +530,6 @@ def _provenance(run: Run) -> str:
         ("machine", ", ".join(f"{name} {value}" for name, value in about["machine"].items())),
         *((f"digest of {name}", value) for name, value in about["facts"].items()),
     ]
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in items)
     arguments = "".join(
         f'<tr><th scope="row">{escape(row["label"])}</th><td class="left">{escape(row["method"])}</td>'
         f'<td class="left">{escape(", ".join(f"{k}={v}" for k, v in row["arguments"].items()) or "defaults")}</td></tr>'
@@ -548,7 +538,7 @@ def _provenance(run: Run) -> str:
     head = '<tr><th scope="col">row</th><th scope="col" class="left">class</th><th scope="col" class="left">arguments</th></tr>'
     done = f"{len(run.results)} of {len(about['cells'])} cells are finished."
     return (
-        f"<dl>{listed}</dl>{_table('Arguments by method', head, [arguments])}"
+        f"{definitions(items)}{table('Arguments by method', head, [arguments])}"
         f'<p class="note">{done} Every answer to every image lies beside this page: '
         "<code>cells/*/samples/*.npy</code>, <code>batches.jsonl</code>, <code>result.json</code>.</p>"
     )
@@ -562,8 +552,8 @@ def text_table(run: Run) -> str:
     for row in run.rows:
         line = f"{row:<{width}}"
         for column in run.columns:
-            acc, auc, both = (_mean(run.values(row, column, m)) for m in ("accuracy", "auroc", "h_score"))
-            line += f"{_show(acc):>10}{_show(auc):>7}{_show(both):>7}"
+            acc, auc, both = (mean(run.values(row, column, m)) for m in ("accuracy", "auroc", "h_score"))
+            line += f"{show(acc):>10}{show(auc):>7}{show(both):>7}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -577,12 +567,12 @@ def _curves(
         if not cells:
             continue
         length = min(len(values(cell)) for cell in cells)
-        found = np.array([[_number(v) for v in values(cell)[:length]] for cell in cells])
+        found = np.array([[number(v) for v in values(cell)[:length]] for cell in cells])
         visit = np.array(cells[0]["time"]["visit"][:length])
         at = np.empty(length)
-        for number in np.unique(visit):
-            inside = np.flatnonzero(visit == number)
-            at[inside] = number + (np.arange(len(inside)) + 0.5) / len(inside)
+        for stretch in np.unique(visit):
+            inside = np.flatnonzero(visit == stretch)
+            at[inside] = stretch + (np.arange(len(inside)) + 0.5) / len(inside)
         mean = np.where(
             np.isnan(found).all(0), np.nan, np.nansum(found, 0) / np.maximum((~np.isnan(found)).sum(0), 1)
         )
@@ -608,41 +598,13 @@ def _marks(run: Run, column: str) -> list[tuple[float, str]]:
 
 
 def _describe(run: Run, column: str, measure: str, name: str) -> str:
-    told = [f"{row} {_mean(run.values(row, column, measure)):.1f}" for row in run.ranked]
+    told = [f"{row} {mean(run.values(row, column, measure)):.1f}" for row in run.ranked]
     return f"{name} in percent over the stream. Averages: {', '.join(told)}."
 
 
-def _legend(run: Run, colours: dict[str, int]) -> str:
-    keys = "".join(
-        f'<button type="button" data-line="{escape(row)}" class="{f"c{colours[row]}" if row in colours else "quiet"}" '
-        f'aria-pressed="false">{escape(row)}</button>'
-        for row in run.ranked
-    )
-    return f'<div class="legend" role="group" aria-label="Bring a method forward">{keys}</div>'
-
-
-def _section(name: str, title: str, content: str) -> str:
-    return f'<section id="{name}"><h2>{title}</h2>{content}</section>\n'
-
-
-def _figure(chart: str, caption: str) -> str:
-    if not chart:
-        return ""
-    return (
-        f'<figure><figcaption>{caption}</figcaption><div class="scroll" tabindex="0">{chart}</div></figure>'
-    )
-
-
-def _table(caption: str, head: str, rows: Iterable[str]) -> str:
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
 def _cell(values: Sequence[float], published: float | None, best: bool, style: str) -> str:
-    spread = _deviation(values)
-    text = _show(_mean(values)) + (f'<span class="dim"> ±{spread:.1f}</span>' if spread > 0 else "")
+    spread = deviation(values)
+    text = show(mean(values)) + (f'<span class="dim"> ±{spread:.1f}</span>' if spread > 0 else "")
     if published is not None:
         text += f'<br><span class="published">{published:.2f}</span>'
     names = " ".join(name for name in (style, "best" if best else "") if name)
@@ -659,22 +621,3 @@ def _seeds(run: Run, row: str) -> range:
 
 def _heat(value: float, low: float, high: float) -> int:
     return 0 if math.isnan(value) else round(100 * (value - low) / max(high - low, 1e-9))
-
-
-def _number(value: float | None, otherwise: float = float("nan")) -> float:
-    return otherwise if value is None or math.isnan(value) else float(value)
-
-
-def _mean(values: Sequence[float]) -> float:
-    seen = [value for value in values if not math.isnan(value)]
-    return sum(seen) / len(seen) if seen else float("nan")
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation with n - 1; 0 for a single value."""
-    seen = [value for value in values if not math.isnan(value)]
-    return float(np.std(seen, ddof=1)) if len(seen) > 1 else 0.0
-
-
-def _show(value: float, places: int = 1) -> str:
-    return "–" if math.isnan(value) else f"{value:.{places}f}"

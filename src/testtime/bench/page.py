@@ -1,0 +1,123 @@
+"""The pieces of a page that needs nothing else: its frame, sections, figures, tables, and figures in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from testtime.bench.style import SCRIPT, STYLE
+
+__all__ = [
+    "definitions",
+    "deviation",
+    "document",
+    "figure",
+    "legend",
+    "mean",
+    "number",
+    "section",
+    "show",
+    "table",
+    "write_page",
+]
+
+
+def document(
+    title: str, kicker: str, lead: str, sections: Sequence[tuple[str, str, str, str]], style: str = ""
+) -> str:
+    """The whole page.
+
+    Args:
+        title, kicker: of the page, as text; the kicker stands above the title.
+        lead: what was found, as HTML.
+        sections: of each its id, its name among the links, its title, and its content as HTML; without content it is left out.
+        style: CSS that only this page needs.
+    """
+    there = [s for s in sections if s[3]]
+    links = "".join(f'<a href="#{name}">{link}</a>' for name, link, _, _ in there)
+    content = "".join(section(name, heading, inside) for name, _, heading, inside in there)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
+        f"<style>{STYLE}{style}</style>\n</head>\n"
+        f'<body>\n<header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>'
+        f'<p class="lead">{lead}</p><nav aria-label="Sections">{links}</nav></header>\n'
+        f"<main>{content}</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def section(name: str, title: str, content: str) -> str:
+    """A section with an id."""
+    return f'<section id="{name}"><h2>{title}</h2>{content}</section>\n'
+
+
+def figure(chart: str, caption: str) -> str:
+    """A chart with its caption (HTML), scrolled on narrow screens; nothing without a chart."""
+    if not chart:
+        return ""
+    return (
+        f'<figure><figcaption>{caption}</figcaption><div class="scroll" tabindex="0">{chart}</div></figure>'
+    )
+
+
+def table(caption: str, head: str, rows: Iterable[str]) -> str:
+    """A table of rows (HTML), scrolled on narrow screens."""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f"<caption>{escape(caption)}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def legend(names: Iterable[str], colours: Mapping[str, int]) -> str:
+    """Buttons that bring a line forward."""
+    keys = "".join(
+        f'<button type="button" data-line="{escape(name)}" class="{f"c{colours[name]}" if name in colours else "quiet"}" '
+        f'aria-pressed="false">{escape(name)}</button>'
+        for name in names
+    )
+    return f'<div class="legend" role="group" aria-label="Bring a method forward">{keys}</div>'
+
+
+def definitions(items: Iterable[tuple[str, object]]) -> str:
+    """A list of names and what belongs to them, as text."""
+    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in items)
+    return f"<dl>{told}</dl>"
+
+
+def write_page(path: Path, content: str) -> Path:
+    """Write a page whole or not at all."""
+    partial = path.with_suffix(".part")
+    partial.write_text(content, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def number(value: float | None, otherwise: float = float("nan")) -> float:
+    """A number, or the other where there is none."""
+    return otherwise if value is None or math.isnan(value) else float(value)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of the values that are not NaN.
+
+    >>> mean([1.0, 3.0, float("nan")])
+    2.0
+    """
+    seen = [value for value in values if not math.isnan(value)]
+    return sum(seen) / len(seen) if seen else float("nan")
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation with n - 1; 0 for a single value."""
+    seen = [value for value in values if not math.isnan(value)]
+    return float(np.std(seen, ddof=1)) if len(seen) > 1 else 0.0
+
+
+def show(value: float, places: int = 1) -> str:
+    """A number in words; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.{places}f}"
