@@ -6,7 +6,7 @@ from testtime.adapter import Adapter, state_hash
 from testtime.laws import CLASSES, WORLDS
 from testtime.methods import EATA, PAFKIP, Tent
 from testtime.parts import sgd
-from testtime.wrap import Episodic, ResetEvery, Window, Wrapper
+from testtime.wrap import Episodic, Repeat, ResetEvery, Window, Wrapper
 
 WORLD = WORLDS["batchnorm"]
 
@@ -43,6 +43,20 @@ def test_reset_every_continues_its_count_after_a_restore() -> None:
     other.load_state_dict(adapter.state_dict())
     for x in stream[3:]:
         assert other(x).equal(adapter(x))
+
+
+def test_repeat_learns_a_batch_several_times_and_predicts_after() -> None:
+    x, other = WORLD.stream(2)
+    repeated, alone = Repeat(tent(), 3), tent()
+    y = repeated(x)
+    for _ in range(3):
+        alone(x)
+    assert y.updated
+    assert y.equal(alone.predict(x))
+    assert state_hash(repeated.adapter) == state_hash(alone)
+    episodic = Episodic(Repeat(tent(), 3))
+    episodic(other)
+    assert episodic(x).equal(y)
 
 
 def test_window_predicts_in_company_and_learns_when_enough_arrived() -> None:
@@ -152,6 +166,7 @@ def test_details_of_the_answer_are_passed_on() -> None:
     ("make", "message"),
     [
         (lambda: ResetEvery(tent(), 0), "at least 1, got 0"),
+        (lambda: Repeat(tent(), 0), "at least 1, got 0"),
         (lambda: Window(tent(), 0), "at least 1, got size=0"),
         (lambda: Window(tent(), 3, every=0), "every=0"),
     ],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from testtime.adapter import Adapter
 
-__all__ = ["Episodic", "ResetEvery", "Window", "Wrapper"]
+__all__ = ["Episodic", "Repeat", "ResetEvery", "Window", "Wrapper"]
 
 
 class Wrapper(Adapter):
@@ -124,6 +124,50 @@ class ResetEvery(Wrapper):
         if int(self.clock) % self.every == 0:
             self.adapter.reset()
         return self.adapter(x)
+
+
+@final
+class Repeat(Wrapper):
+    r"""Every batch is learned several times, and then predicted: test-time training as its papers run it.
+
+    A step:
+        1. let the adapter learn the batch, ``times`` times;
+        2. answer what it predicts then.
+
+    ``Episodic(Repeat(adapter, 40))`` begins every batch at the source, ``Repeat(adapter, 40)`` goes on from the last.
+
+    Args:
+        adapter: what learns; one call is one step of its optimizer.
+        times: steps on a batch.
+
+    Raises:
+        ValueError: times is below 1.
+
+    Cost: ``times`` times the adapter's, and one prediction.
+
+    Reference: Sun et al., Test-Time Training with Self-Supervision for Generalization under Distribution Shifts, ICML 2020
+    (10 steps); Jeong et al., Synchronizing Task Behavior, ICCV 2025 (up to 40).
+
+    >>> from torch import nn
+    >>> from testtime.methods import Tent
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> tent = Repeat(Tent(net), 5)
+    >>> y = tent(torch.rand(8, 3, 8, 8))
+    >>> y.updated, int(tent.adapter.clock), tent.cost
+    (True, 5, (6, 5))
+    """
+
+    def __init__(self, adapter: Adapter, times: int = 40) -> None:
+        super().__init__(adapter)
+        if times < 1:
+            raise ValueError(f"times counts the steps on a batch and is at least 1, got {times}")
+        self.times = times
+        forwards, backwards = adapter.cost
+        self.output, self.cost = "after", (times * forwards + 1, times * backwards)  # type: ignore[misc]
+
+    def step(self, x: Tensor) -> Any:
+        self._updated = any([self.adapter(x).updated for _ in range(self.times)])
+        return self.adapter.predict(x)
 
 
 @final

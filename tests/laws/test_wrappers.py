@@ -10,7 +10,7 @@ from torch import nn
 from testtime.adapter import Adapter
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.methods import EATA, PAFKIP, RoTTA, Tent
-from testtime.wrap import Episodic, ResetEvery, Window
+from testtime.wrap import Episodic, Repeat, ResetEvery, Window
 
 
 def around(
@@ -25,6 +25,7 @@ OF_PAF = {
     "null_step": "KIP answers with three models, one of them under source statistics",
 }
 COMPANY = {"null_step": "it answers under the statistics of the window, not of the batch"}
+AGAIN = {"one_tick": "each of its steps on a batch observes it (S4T, 40 steps in train mode)"}
 EVERY_TWO, WINDOW = partial(ResetEvery, every=2), partial(Window, size=24)
 
 CASES = [
@@ -32,6 +33,7 @@ CASES = [
     Case("Episodic-EATA", around(Episodic, partial(EATA, classes=CLASSES)), worlds=["batchnorm"]),
     Case("ResetEvery-Tent", around(EVERY_TWO, Tent)),
     Case("ResetEvery-PAFKIP", around(EVERY_TWO, PAF), OF_PAF, ["batchnorm"]),
+    Case("Repeat-Tent", around(partial(Repeat, times=3), Tent), AGAIN),
     Case("Window-Tent", around(WINDOW, Tent), COMPANY),
     Case("Window-Tent-small", around(partial(Window, size=4, every=3), Tent), worlds=["batchnorm"]),
     Case("Window-PAFKIP", around(WINDOW, PAF), OF_PAF, ["batchnorm"]),
