@@ -166,7 +166,8 @@ class Repeat(Wrapper):
         self.output, self.cost = "after", (times * forwards + 1, times * backwards)  # type: ignore[misc]
 
     def step(self, x: Tensor) -> Any:
-        self._updated = any([self.adapter(x).updated for _ in range(self.times)])
+        updated = [self.adapter(x).updated for _ in range(self.times)]
+        self._updated = any(updated)
         return self.adapter.predict(x)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testtime.data.dense import IGNORE
+from testtime.metrics.dense import RMSE, AveragePrecision, MeanAngle, MeanIoU
 
 __all__ = [
     "Depth",
@@ -134,8 +135,6 @@ class Segmentation(Task):
         return -(target.detach().softmax(1) * output.log_softmax(1)).sum(1).mean()
 
     def meter(self) -> Meter:
-        from testtime.metrics.dense import MeanIoU
-
         return MeanIoU(len(self.classes))
 
 
@@ -162,8 +161,6 @@ class Depth(Task):
         return (output - target.detach()).abs().mean()
 
     def meter(self) -> Meter:
-        from testtime.metrics.dense import RMSE
-
         return RMSE(self.align)
 
 
@@ -186,8 +183,6 @@ class Normals(Task):
         return self.loss(output, _unit(target.detach()))
 
     def meter(self) -> Meter:
-        from testtime.metrics.dense import MeanAngle
-
         return MeanAngle()
 
 
@@ -219,8 +214,6 @@ class Edges(Task):
         return self.loss(output, target.detach().sigmoid())
 
     def meter(self) -> Meter:
-        from testtime.metrics.dense import AveragePrecision
-
         return AveragePrecision()
 
 
@@ -241,8 +234,6 @@ class Reconstruction(Task):
         return F.mse_loss(output, target.detach())
 
     def meter(self) -> Meter:
-        from testtime.metrics.dense import RMSE
-
         return RMSE("none")
 
 
