@@ -19,6 +19,7 @@ from testtime.methods import (
     S4T,
     STAMP,
     BNAdapt,
+    ClusT3,
     CoTTA,
     RoTTA,
     SoTTA,
@@ -54,6 +55,7 @@ EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
     Case("BNAdapt", BNAdapt, worlds=["batchnorm", "dense"]),
+    Case("ClusT3", partial(ClusT3, passes=1), worlds=EVERYWHERE),
     Case("CoTTA", partial(CoTTA, views=3), DRAWS | UNSURE),
     Case("EATA", partial(EATA, classes=CLASSES)),
     Case("ETA", partial(ETA, classes=CLASSES)),

@@ -1,6 +1,7 @@
 """The methods of the field: one paper, one file, one final class."""
 
 from testtime.methods.bn_adapt import BNAdapt
+from testtime.methods.clust3 import ClusT3
 from testtime.methods.cotta import CoTTA
 from testtime.methods.eata import EATA
 from testtime.methods.eta import ETA
@@ -23,6 +24,7 @@ __all__ = [
     "S4T",
     "STAMP",
     "BNAdapt",
+    "ClusT3",
     "CoTTA",
     "RoTTA",
     "SoTTA",

@@ -1,0 +1,201 @@
+"""Branches that need no labels: found beside the network they were trained with, or taught on it as it stands.
+
+Test-time training adds a self-supervised branch to a network and trains both together. Where a network comes without, an
+adapter's ``prepare`` can teach the branch alone, on what the frozen network says of unlabelled source images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from testtime.multitask.network import Assisted, Branch
+from testtime.multitask.tasks import tasks_of
+from testtime.norm.layer import observing
+from testtime.parts.features import linear_head
+from testtime.parts.randomness import generator
+from testtime.parts.taps import Tap, tap, watched
+
+__all__ = ["UnsupervisedBranch", "joined", "positions", "upstream"]
+
+
+class UnsupervisedBranch(Branch):
+    """A branch whose ``source_loss`` asks for images and features alone.
+
+    Attributes:
+        taught: (), bool; whether :meth:`teach` has run. Joint training says nothing here.
+    """
+
+    taught: Tensor
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.register_buffer("taught", torch.zeros((), dtype=torch.bool))
+
+    def teach(
+        self,
+        model: nn.Module,
+        taps: Sequence[Tap],
+        batches: Iterable[Tensor],
+        passes: int,
+        rate: float,
+        seed: int,
+    ) -> None:
+        """Learn from scratch by Adam, the network frozen and normalised as when it adapts.
+
+        Args:
+            model: the network.
+            taps: on its layers that the branch looks at.
+            batches: unlabelled source images (N, C, H, W); they are held until the end.
+            passes: how often each batch is shown, in the order given.
+            rate: the learning rate.
+            seed: of the first weights and of what the loss draws.
+
+        Raises:
+            TypeError: a batch is not a tensor.
+            ValueError: there is no batch, or the loss is not finite.
+        """
+        images = list(batches)
+        for x in images:
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"expected unlabelled batches (N, C, H, W) as tensors, got {type(x).__name__}; give the images "
+                    "alone: (x for x, _ in loader)"
+                )
+        if not images:
+            raise ValueError("expected batches of source images (N, C, H, W) to learn from, got none")
+        with _seeded(seed):
+            for module in reversed(list(self.modules())):  # what is inside first
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+        optimizer = torch.optim.Adam(self.requires_grad_(True).parameters(), rate)
+        for step, x in enumerate(images * passes):
+            with torch.no_grad(), observing(model):
+                _, seen = watched(model, taps, x)
+            losses = self.source_loss(model, x, seen, {}, generator(seed, step, "source"))
+            loss = torch.stack(list(losses.values())).sum()
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(
+                    f"teaching {type(self).__name__} led to a loss of {loss.item()} at step {step}; expected finite "
+                    f"source images, and a learning rate that fits (it is {rate})"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        self.requires_grad_(False)
+        self.taught.fill_(True)
+
+    def demand(self, method: str) -> None:
+        """Refuse to work for a method that was to prepare it, and did not.
+
+        Raises:
+            RuntimeError: it was neither trained with the network nor taught.
+        """
+        if self.learned and not bool(self.taught):
+            raise RuntimeError(
+                f"{method} has no trained {type(self).__name__}: call adapter.prepare(batches) with unlabelled source "
+                f"batches first, or build it on Assisted(network, {type(self).__name__}(...)) as joint training "
+                "(testtime.multitask.train) makes one"
+            )
+
+
+B = TypeVar("B", bound=UnsupervisedBranch)
+
+
+def joined(
+    model: nn.Module, kind: type[B], layers: Sequence[str], build: Callable[[list[int]], B], seed: int
+) -> tuple[B, list[Tap]]:
+    """The branch of a network, and taps on the layers it looks at.
+
+    Args:
+        model: a tree of one's own; one that holds ``Assisted(network, kind(...))`` gives the branch it was trained with.
+        kind: of branch.
+        layers: names of the layers to look at where the branch is new; empty for the encoder of a multi-task network,
+            and for what the linear head of a classifier is given.
+        build: makes a new branch (``learned``, in at least float32) of the numbers of channels.
+        seed: of its weights.
+
+    Raises:
+        ValueError: a layer is not there, or its number of channels cannot be told.
+    """
+    for module in model.modules():
+        if isinstance(module, Assisted) and isinstance(module.branch, kind):
+            return module.branch, [tap(module.network, name) for name in module.branch.layers]
+    if layers:
+        taps = [tap(model, name) for name in layers]
+    elif tasks_of(model):
+        taps = [tap(model, "encoder")]
+    else:
+        taps = [tap(model, linear_head(model)[0], given=True)]
+    with _seeded(seed):
+        branch = build([_channels(t) for t in taps])
+    branch.learned = True
+    like = next(model.parameters())
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return branch.to(like.device, dtype).eval().requires_grad_(False), taps
+
+
+def upstream(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Parameter]:
+    """The parameters of the tapped layers and of all that the model registers before the last of them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    modules = list(model.modules())
+    ends = [modules.index(t) + (0 if t.given else len(list(t.modules()))) for t in taps]
+    found = [p for m in modules[: max(ends)] for p in m.parameters(recurse=False)]
+    if not found:
+        raise ValueError(
+            "there are no parameters up to the watched layer, so there is nothing to adapt; pass layers=(name,) of a "
+            "later one"
+        )
+    return found
+
+
+def positions(z: Tensor, like: Tensor) -> Tensor:
+    """Features (N, C) or feature maps (N, C, h, w) as rows, one for each place of each image, in the type of ``like``.
+
+    Args:
+        z: what a layer gave.
+        like: the weight (..., C) that they will meet.
+
+    Raises:
+        ValueError: z has another form or number of channels.
+
+    >>> positions(torch.rand(2, 3, 4, 5), torch.rand(1, 3)).shape
+    torch.Size([40, 3])
+    """
+    if z.dim() not in (2, 4) or z.shape[1] != like.shape[-1]:
+        raise ValueError(
+            f"expected feature maps (N, {like.shape[-1]}, h, w) or vectors (N, {like.shape[-1]}) from the watched layer, "
+            f"got {tuple(z.shape)}; name another layer, or give the branch its number of channels"
+        )
+    return z.flatten(2).transpose(1, 2).flatten(0, 1).to(like.dtype) if z.dim() == 4 else z.to(like.dtype)
+
+
+def _channels(tap: Tap) -> int:
+    """How many channels a tap sees: what the layer says of itself, or the last part of it that says."""
+    if tap.given:
+        return int(tap.layer.in_features)  # type: ignore[arg-type]
+    for module in (tap.layer, *reversed(list(tap.layer.modules()))):
+        for name in ("channels", "out_channels", "out_features", "num_features", "num_channels"):
+            if isinstance(channels := getattr(module, name, None), int):
+                return channels
+    raise ValueError(
+        f"the layer {type(tap.layer).__name__} does not say how many channels it gives; name one that holds a "
+        "convolution or a linear layer, or give it an attribute `channels`"
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's generator on the CPU starts from the seed; then it stands where it stood."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator(seed, 0, "branch").initial_seed())
+        yield
