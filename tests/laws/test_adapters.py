@@ -14,10 +14,12 @@ from testtime.laws.worlds import DENSE_TASKS, ambient
 from testtime.methods import (
     EATA,
     ETA,
+    NCTTT,
     OSTTA,
     PAFKIP,
     S4T,
     STAMP,
+    ActMAD,
     BNAdapt,
     ClusT3,
     CoTTA,
@@ -54,11 +56,13 @@ TRAIN_MODE = {
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
+    Case("ActMAD", ActMAD, worlds=EVERYWHERE),
     Case("BNAdapt", BNAdapt, worlds=["batchnorm", "dense"]),
     Case("ClusT3", partial(ClusT3, passes=1), worlds=EVERYWHERE),
     Case("CoTTA", partial(CoTTA, views=3), DRAWS | UNSURE),
     Case("EATA", partial(EATA, classes=CLASSES)),
     Case("ETA", partial(ETA, classes=CLASSES)),
+    Case("NCTTT", partial(NCTTT, passes=1), worlds=EVERYWHERE),
     Case("OSTTA", OSTTA),
     Case("PAFKIP", partial(PAFKIP, classes=CLASSES), DRAWS | INTEGRATED),
     Case("RoTTA", partial(RoTTA, classes=CLASSES, capacity=16, frequency=16), OBSERVES, ["batchnorm"]),

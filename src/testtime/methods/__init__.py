@@ -1,10 +1,12 @@
 """The methods of the field: one paper, one file, one final class."""
 
+from testtime.methods.actmad import ActMAD
 from testtime.methods.bn_adapt import BNAdapt
 from testtime.methods.clust3 import ClusT3
 from testtime.methods.cotta import CoTTA
 from testtime.methods.eata import EATA
 from testtime.methods.eta import ETA
+from testtime.methods.nc_ttt import NCTTT
 from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
 from testtime.methods.rotta import RoTTA
@@ -19,10 +21,12 @@ from testtime.methods.unient_plus import UniEntPlus
 __all__ = [
     "EATA",
     "ETA",
+    "NCTTT",
     "OSTTA",
     "PAFKIP",
     "S4T",
     "STAMP",
+    "ActMAD",
     "BNAdapt",
     "ClusT3",
     "CoTTA",
