@@ -1,0 +1,455 @@
+"""The report of a study: one page of HTML that needs nothing else, with table, curves, synchrony and pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from testtime.bench.page import (
+    definitions,
+    deviation,
+    document,
+    figure,
+    legend,
+    mean,
+    show,
+    table,
+    write_page,
+)
+from testtime.bench.svg import Point, Series, line_chart, scatter
+from testtime.multitask.results import TASKS, Column, Outcome, Results, columns, read_results
+
+__all__ = ["page", "write_report"]
+
+COLOURS = 6
+STYLE = """
+.pair,.three{display:grid;gap:.4rem 1.6rem;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr))}
+.three{grid-template-columns:repeat(auto-fit,minmax(min(19rem,100%),1fr))}
+.pair figure,.three figure{margin:.6rem 0}.pair figure .scroll svg,.three figure .scroll svg{min-width:19rem}
+.legend{margin-bottom:.8rem}
+.sheet{width:100%;max-width:58rem;height:auto;display:block}
+td.headline{background:var(--soft)}td.quiet{color:var(--dim)}
+thead th .dim{display:block}
+tr.control th[scope=row]{font-style:italic}
+"""
+
+
+def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Write the report of a study.
+
+    Args:
+        folder: of the study's results.
+        path: of the page; None is ``report.html`` in the folder.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        ValueError: the folder is not that of a study, or the base row has no cell.
+    """
+    results = read_results(folder)
+    return write_page(Path(path) if path is not None else results.folder / "report.html", page(results))
+
+
+def page(results: Results) -> str:
+    """The whole page."""
+    colours = highlights(results)
+    about = results.about
+    return document(
+        about["title"],
+        f"testtime multitask · {about['study']} · {about['preset']}",
+        _lead(results),
+        [
+            ("result", "Result", "The result", _tables(results)),
+            ("steps", "Steps", "Step by step", _curves(results, colours)),
+            ("synchrony", "Synchrony", "Do the tasks move together?", _synchrony(results, colours)),
+            ("cost", "Cost", "What it costs", _costs(results)),
+            ("domains", "Domains", "Over the domains", _domains(results, colours)),
+            ("pictures", "Pictures", "What it looks like", _pictures(results)),
+            ("rates", "Rates", "How the learning rates were chosen", _rates(results)),
+            ("made", "Provenance", "How this was made", _provenance(results)),
+        ],
+        STYLE,
+    )
+
+
+def highlights(results: Results) -> dict[str, int]:
+    """The colours of the lines that stand out: the best rows, the controls, TENT and the base; the rest is grey."""
+    names = results.ranked[:2]
+    wanted = [*results.controls, "S4T", "TENT", results.base, *results.ranked]
+    names += [n for n in dict.fromkeys(wanted) if n in results.rows and n not in names]
+    return {name: number for number, name in enumerate(names[:COLOURS], 1)}
+
+
+def _lead(results: Results) -> str:
+    ranked = [row for row in results.ranked if row != results.base]
+    if not ranked:
+        return "Only the base row is there so far."
+    best = ranked[0]
+    step = results.outcomes[0].curve.steps[-1]
+    seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"
+    over = f", {len(results.domains)} domains" if len(results.domains) > 1 else ""
+    sentences = [
+        f"<strong>{escape(best)}</strong> has the highest Δ<sub>TTT</sub> after step {step}: {_gain(results, best)} "
+        f"({seeds}{over})"
+        + (f"; next is {escape(ranked[1])} with {_gain(results, ranked[1])}" * (len(ranked) > 1))
+    ]
+    controls = [row for row in ranked if row in results.controls]
+    learners = [row for row in ranked if row not in results.controls]
+    if controls and learners:
+        control, learner = controls[0], learners[0]
+        told = " and ".join(f"{_gain(results, row)} ({escape(row)})" for row in controls)
+        sentences.append(
+            f"The control, which learns nothing and only estimates the BatchNorm statistics again, reaches {told}"
+        )
+        gaps = _paired(results, learner, control)
+        gap, spread = mean(gaps), deviation(gaps)
+        if gaps:
+            sure = f" (±{spread:.1f} over seeds)" if len(gaps) > 1 else ""
+            whole, part = (results.mean(row, lambda o: o.last) for row in (learner, control))
+            sentences.append(
+                f"{escape(learner)} is {gap:.1f} points above it{sure}: the statistics alone explain "
+                f"{100 * max(part, 0.0) / whole:.0f} % of its gain, learning the rest"
+                if gap > 0 and whole > 0
+                else f"{escape(learner)}, the best row that learns, is {-gap:.1f} points below it{sure}: "
+                "here learning adds nothing to the statistics"
+            )
+    start = results.mean(best, lambda o: o.gains[0])
+    if abs(start) >= 0.05:
+        own = results.mean(best, lambda o: o.own)
+        sentences.append(
+            f"Before any step the network of {escape(best)} already stands at {_signed(start)} %, for it was trained with "
+            f"its branch; adapting changes it by {_signed(own)} % of itself"
+        )
+    chosen = max(ranked, key=lambda row: _finite(results.mean(row, lambda o: o.oracle)))
+    if chosen != best:
+        sentences.append(
+            f"With the step chosen by the test labels, {escape(chosen)} would be first "
+            f"({_signed(results.mean(chosen, lambda o: o.oracle))} %); nobody has those labels in the field"
+        )
+    return ". ".join(sentences) + "."
+
+
+def _tables(results: Results) -> str:
+    parts = []
+    for place, domain in enumerate(results.domains):
+        content = _table(results, _headline(results), domain)
+        if len(results.domains) > 1:
+            opened = " open" if place == 0 else ""
+            content = f"<details{opened}><summary>{escape(domain)}</summary>{content}</details>"
+        parts.append(content)
+    told = _explained(_headline(results)[len(results.tasks) :])
+    notes = [
+        f"Mean over seeds, ± their standard deviation; the tasks' metrics at the last step; bold is the best. {told} "
+        "Rows in italics are controls, which learn nothing."
+    ]
+    if results.missing:
+        notes.append(f"Not there yet: {escape('; '.join(results.missing))}.")
+    return "".join([*parts, f'<p class="note">{" ".join(notes)}</p>', _published(results)])
+
+
+def _headline(results: Results) -> list[Column]:
+    """The columns of the main table: the tasks, and Delta_TTT three times."""
+    return columns(results)[: len(results.tasks) + 3]
+
+
+def _explained(shown: Sequence[Column]) -> str:
+    return " ".join(f"<strong>{c.head}</strong> {escape(c.told)}." for c in shown)
+
+
+def _table(results: Results, shown: Sequence[Column], domain: str | None = None) -> str:
+    best = [c.best(results, domain) for c in shown]
+    head = "".join(
+        f'<th scope="col"><abbr title="{escape(c.told)}">{c.head}</abbr><span class="dim">{escape(c.unit)}</span></th>'
+        for c in shown
+    )
+    body = []
+    for row in results.rows:
+        outcomes = results.of(row, domain)
+        if not outcomes:
+            continue
+        cells = []
+        for c, first in zip(shown, best, strict=True):
+            average, spread = c.text(outcomes)
+            classes = ["headline"] if c.head == "Δ last" else ["quiet"] if c.head == "Δ oracle" else []
+            if average == first and average != "–":
+                classes.append("best")
+            style = f' class="{" ".join(classes)}"' if classes else ""
+            spread = f'<span class="dim"> {spread}</span>' if spread else ""
+            cells.append(f"<td{style}>{average}{spread}</td>")
+        kind = "first" if row == results.ranked[0] else "control" if row in results.controls else ""
+        body.append(
+            f'<tr{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}><th scope="row">{escape(row)}</th>{"".join(cells)}</tr>'
+        )
+    return table(
+        f"{shown[0].head} and others on {domain or 'all domains'}",
+        f'<tr><th scope="col">row</th>{head}</tr>',
+        body,
+    )
+
+
+def _curves(results: Results, colours: dict[str, int]) -> str:
+    parts = [
+        '<p class="note">Means over seeds; the band is ± one standard deviation. Step 0 is the network before adaptation. '
+        "Press a name to bring its line forward.</p>",
+        legend(results.ranked, colours),
+    ]
+    for place, domain in enumerate(results.domains):
+        whole = line_chart(
+            _series(results, domain, colours, lambda o: o.gains),
+            f"Delta_TTT over the steps, {domain}",
+            "; ".join(
+                f"{row} {_signed(results.mean(row, lambda o: o.last, domain))}" for row in results.ranked
+            ),
+            "Δ, %",
+            x_unit="step",
+        )
+        small = []
+        for name in results.tasks:
+            title, metric = TASKS.get(name, (name, ""))
+            higher = results.outcomes[0].curve.higher_is_better[name]
+            chart = line_chart(
+                _series(results, domain, colours, lambda o, name=name: o.curve.values[name]),  # type: ignore[misc]
+                f"{metric} of {title} over the steps, {domain}",
+                f"Last values: {_last_values(results, domain, name)}",
+                metric,
+                width=480,
+                height=270,
+                x_unit="step",
+                named=False,
+            )
+            better = "higher is better" if higher else "lower is better"
+            small.append(
+                figure(chart, f'{title.capitalize()} <span class="dim">{escape(metric)}, {better}</span>')
+            )
+        content = (
+            figure(whole, f"Δ<sub>TTT</sub> over the steps · {escape(domain)}")
+            + f'<div class="pair">{"".join(small)}</div>'
+        )
+        if len(results.domains) > 1:
+            opened = " open" if place == 0 else ""
+            content = f"<details{opened}><summary>{escape(domain)}</summary>{content}</details>"
+        parts.append(content)
+    return "".join(parts)
+
+
+def _synchrony(results: Results, colours: dict[str, int]) -> str:
+    wanted: list[tuple[str, str, str, Callable[[Outcome], float]]] = [
+        ("Step variance", "deviation of the tasks' best steps, in steps", "left", lambda o: o.step_variance),
+        ("Dynamic time warping", "distance of the tasks' gains, in %", "left", lambda o: o.warping),
+        ("Cosine similarity", "of the tasks' increments of gain", "right", lambda o: o.similarity),
+    ]
+    charts, shown = [], columns(results)[len(results.tasks) + 3 : len(results.tasks) + 6]
+    for name, unit, side, value in wanted:
+        points = [
+            Point(
+                row,
+                results.mean(row, value),
+                results.mean(row, lambda o: o.last),
+                deviation(results.by_seed(row, lambda o: o.last)),
+                colours.get(row, 0),
+            )
+            for row in results.rows
+            if not math.isnan(results.mean(row, value))
+        ]
+        chart = scatter(
+            points,
+            f"{name} against Delta_TTT",
+            "; ".join(f"{p.name}: {p.x:.2f}, {_signed(p.y)} %" for p in points),
+            unit,
+            "Δ, %",
+            width=330,
+            height=300,
+            logarithmic=False,
+        )
+        charts.append(figure(chart, f'{name} <span class="dim">upper {side} is better</span>'))
+    if not any(charts):
+        return ""
+    return (
+        '<p class="note">Whether the tasks reach their best together, against what was gained at the last step. A row whose '
+        f'metrics do not move has no place here.</p><div class="three">{"".join(charts)}</div>'
+        f'{_table(results, shown)}<p class="note">{_explained(shown)}</p>'
+    )
+
+
+def _costs(results: Results) -> str:
+    """Tables 6 and 9 of the paper: parameters and time, beside the base row's."""
+    size = results.mean(results.base, lambda o: o.parameters)
+    time = results.mean(results.base, lambda o: o.seconds)
+    body = []
+    for row in results.rows:
+        parameters = results.mean(row, lambda o: o.parameters)
+        seconds = results.mean(row, lambda o: o.seconds)
+        body.append(
+            f'<tr><th scope="row">{escape(row)}</th><td>{parameters / 1e6:.2f}</td>'
+            f"<td>{100 * (parameters / size - 1):+.1f}</td><td>{seconds:.1f}</td>"
+            f"<td>{show(seconds / time if time else math.nan)}</td></tr>"
+        )
+    heads = ("parameters, M", "against the base, %", "seconds", "times the base")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        table("Cost by row", f'<tr><th scope="col">row</th>{head}</tr>', body)
+        + '<p class="note">Parameters of the model that is adapted, branch included. Seconds of a cell, with all its '
+        "measurements, on a machine that may have shared its processor: they compare rows, not machines.</p>"
+    )
+
+
+def _domains(results: Results, colours: dict[str, int]) -> str:
+    if len(results.domains) < 2:
+        return ""
+    series = []
+    for row in results.rows:
+        of = [[o.last for o in results.of(row, domain)] for domain in results.domains]
+        places = [float(i) for i in range(len(of))]
+        series.append(
+            Series(row, places, [mean(v) for v in of], colours.get(row, 0), [deviation(v) for v in of])
+        )
+    chart = line_chart(
+        series,
+        "Delta_TTT at the last step by domain",
+        "; ".join(f"{s.name}: {', '.join(map(_signed, s.y))}" for s in series),
+        "Δ, %",
+        x_unit="domain",
+        x_names=results.domains,
+    )
+    head = "".join(f'<th scope="col">{escape(domain)}</th>' for domain in results.domains)
+    body = [
+        f'<tr><th scope="row">{escape(s.name)}</th>{"".join(f"<td>{_signed(v)}</td>" for v in s.y)}</tr>'
+        for s in series
+    ]
+    return figure(chart, "Δ<sub>TTT</sub> at the last step, each domain against its own base") + table(
+        "Delta_TTT by domain", f'<tr><th scope="col">row</th>{head}</tr>', body
+    )
+
+
+def _pictures(results: Results) -> str:
+    path = results.folder / "pictures" / "pictures.json"
+    if not path.is_file():
+        return ""
+    about = json.loads(path.read_text())
+    figures = []
+    for one in about["sheets"]:
+        light, dark = (_embedded(path.parent / one[tone]) for tone in ("light", "dark"))
+        caption = escape(one["caption"])
+        figures.append(
+            f'<figure><figcaption>{caption}</figcaption><div class="scroll" tabindex="0"><picture>'
+            f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+            f'<img class="sheet" alt="{caption}: every task, label and answers" src="{light}"></picture></div></figure>'
+        )
+    return f'<p class="note">{escape(about["about"])}</p>{"".join(figures)}'
+
+
+def _rates(results: Results) -> str:
+    if not results.rates:
+        return ""
+    rates = sorted({float(rate) for found in results.rates.values() for rate in found["tried"]})
+    head = "".join(f'<th scope="col">{rate:g}</th>' for rate in rates)
+    body = []
+    for row, found in results.rates.items():
+        tried = {float(rate): gain for rate, gain in found["tried"].items()}
+        cells = "".join(
+            f'<td class="best">{_signed(tried[rate])}</td>'
+            if rate == found["rate"]
+            else f"<td>{_signed(tried[rate]) if rate in tried else ''}</td>"
+            for rate in rates
+        )
+        body.append(f'<tr><th scope="row">{escape(row)}</th>{cells}</tr>')
+    return (
+        table("Learning rates", f'<tr><th scope="col">row</th>{head}</tr>', body)
+        + '<p class="note">Δ<sub>TTT</sub> in percent at the last step on the validation shift, other houses than the '
+        "target's, with the first seed; the rate in bold was kept for all seeds. Rows that are not here have one rate.</p>"
+    )
+
+
+def _provenance(results: Results) -> str:
+    about, command = results.about, results.command
+    items: list[tuple[str, object]] = [
+        ("study", about["study"]),
+        ("in the paper", about["published"] or "–"),
+        ("preset", about["preset"]),
+        ("protocol", _facts(about["protocol"])),
+        *((f"domain {name}", _facts(facts)) for name, facts in about["domains"].items()),
+        ("seeds", ", ".join(map(str, results.seeds))),
+        (
+            "learning rates",
+            ", ".join(
+                f"{row} {results.of(row)[0].rate:g}" for row in results.rows if results.of(row)[0].rate
+            ),
+        ),
+        ("command", " ".join(command.get("command", [])) or "–"),
+        ("versions", _facts(command.get("versions", {})) or "–"),
+        ("machine", _facts(command.get("machine", {})) or "–"),
+    ]
+    return (
+        definitions(items)
+        + '<p class="note">Every metric of every task at every step lies beside this page: <code>cells/*.json</code>.</p>'
+    )
+
+
+def _published(results: Results) -> str:
+    """What the paper has, where it has it."""
+    return ""
+
+
+def _series(
+    results: Results, domain: str, colours: dict[str, int], values: Callable[[Outcome], Sequence[float]]
+) -> list[Series]:
+    series = []
+    for row in results.rows:
+        outcomes = results.of(row, domain)
+        if not outcomes:
+            continue
+        found = np.array([values(o) for o in outcomes], dtype=float)
+        spread = found.std(0, ddof=1).tolist() if len(outcomes) > 1 else ()
+        series.append(
+            Series(row, outcomes[0].curve.steps, found.mean(0).tolist(), colours.get(row, 0), spread)
+        )
+    return series
+
+
+def _paired(results: Results, one: str, other: str) -> list[float]:
+    """The difference of Delta_TTT at the last step, for each seed that both have."""
+    seeds = {o.seed for o in results.of(one)} & {o.seed for o in results.of(other)}
+    first, second = (
+        dict(
+            zip(
+                sorted({o.seed for o in results.of(row)}), results.by_seed(row, lambda o: o.last), strict=True
+            )
+        )
+        for row in (one, other)
+    )
+    return [first[seed] - second[seed] for seed in sorted(seeds)]
+
+
+def _gain(results: Results, row: str) -> str:
+    values = results.by_seed(row, lambda o: o.last)
+    spread = deviation(values)
+    return f"{_signed(mean(values))}{f' ±{spread:.1f}' if spread else ''} %"
+
+
+def _last_values(results: Results, domain: str, name: str) -> str:
+    return ", ".join(
+        f"{row} {results.mean(row, lambda o: o.curve.values[name][-1], domain):.3g}" for row in results.rows
+    )
+
+
+def _embedded(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _facts(facts: dict[str, object]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+
+
+def _signed(value: float) -> str:
+    return show(value) if math.isnan(value) or round(value, 1) <= 0 else f"+{value:.1f}"
+
+
+def _finite(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

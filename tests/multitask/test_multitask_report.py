@@ -1,0 +1,104 @@
+"""The report of a study: it stands alone, is well formed, and holds the figures."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+from written_study import write_sheet, write_study
+
+from testtime.multitask.report import highlights, write_report
+from testtime.multitask.results import read_results, write_command
+
+VOID = {"meta", "br", "link", "hr", "img", "input", "source"}
+
+
+class Checker(HTMLParser):
+    """Every element that is opened is closed, in order; ids are unique."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(html: str) -> Checker:
+    checker = Checker()
+    checker.feed(html)
+    assert checker.open == []
+    assert len(set(checker.ids)) == len(checker.ids)
+    return checker
+
+
+def test_the_page_stands_alone_and_holds_all_parts(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "run")
+    write_sheet(folder)
+    write_command(folder, ["multitask", "bench", "table1"])
+    html = write_report(folder).read_text()
+    found = checked(html)
+    assert not re.search(
+        r"(src|href|srcset)\s*=\s*[\"'](?!#|data:image/png;base64,)", html
+    )  # nothing is fetched
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
+    assert found.tags.count("svg") == 1 + 4 + 3  # Delta, the tasks, the synchrony
+    assert {"result", "steps", "synchrony", "cost", "pictures", "rates", "made"} <= set(found.ids)
+    assert "domains" not in found.ids
+    assert found.tags.count("img") == 1
+    assert html.count("data:image/png;base64,") == 2  # light and dark
+    assert "&lt;sic&gt;" in html
+    assert "S4T on &lt;eight&gt; images." in html
+    assert "testtime multitask bench table1" in html
+    assert 'class="band c1"' in html
+
+
+def test_the_lead_says_who_is_first_and_what_the_control_explains(tmp_path: Path) -> None:
+    html = write_report(write_study(tmp_path / "run")).read_text()
+    lead = re.sub(r"<[^>]*>", "", re.search(r'<p class="lead">(.*?)</p>', html)[1])  # type: ignore[index]
+    assert lead.startswith("S4T has the highest ΔTTT after step 40: +14.9 ±0.5 % (3 seeds); next is BN only")
+    assert "reaches +8.5 ±0.5 % (BN only (S4T's network)) and +7.7 ±0.4 % (BN only)" in lead.replace(
+        "&#x27;", "'"
+    )
+    assert (
+        "S4T is 6.3 points above it (±0.0 over seeds): the statistics alone explain 58 % of its gain" in lead
+    )
+
+
+def test_a_control_that_wins_is_said_to_win(tmp_path: Path) -> None:
+    html = write_report(
+        write_study(tmp_path / "run", rows=("Base", "BN only", "TENT"), seeds=(0,))
+    ).read_text()
+    assert "<strong>BN only</strong> has the highest" in html
+    assert "TENT, the best row that learns, is 2.7 points below it" in html
+
+
+def test_several_domains_have_a_chart_and_tables_of_their_own(tmp_path: Path) -> None:
+    html = write_report(write_study(tmp_path / "run", domains=("noise 0", "noise 0.4"))).read_text()
+    found = checked(html)
+    assert "domains" in found.ids
+    assert found.tags.count("svg") == 2 * (1 + 4) + 3 + 1
+    assert "Delta_TTT at the last step by domain" in html
+    assert ">noise 0.4</text>" in html
+
+
+def test_the_base_alone_makes_a_page_too(tmp_path: Path) -> None:
+    html = write_report(write_study(tmp_path / "run", rows=("Base",), seeds=(0,))).read_text()
+    checked(html)
+    assert "Only the base row is there so far." in html
+
+
+def test_six_rows_at_most_have_a_colour(tmp_path: Path) -> None:
+    colours = highlights(read_results(write_study(tmp_path / "run")))
+    assert colours["S4T"] == 1
+    assert sorted(colours.values()) == [1, 2, 3, 4, 5]
