@@ -15,6 +15,7 @@ from testtime.methods.sotta import SoTTA
 from testtime.methods.source import Source
 from testtime.methods.stamp import STAMP
 from testtime.methods.tent import Tent
+from testtime.methods.tipi import TIPI
 from testtime.methods.unient import UniEnt
 from testtime.methods.unient_plus import UniEntPlus
 
@@ -26,6 +27,7 @@ __all__ = [
     "PAFKIP",
     "S4T",
     "STAMP",
+    "TIPI",
     "ActMAD",
     "BNAdapt",
     "ClusT3",
