@@ -1,18 +1,32 @@
-"""What is measured: closed set, open set, calibration, forgetting, cost. Scores and errors are in percent."""
+"""What is measured: closed set, open set, calibration, forgetting, dense tasks, their synchronisation, cost.
+
+Scores and errors are in percent, except where a metric has a unit of its own.
+"""
 
 from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
 from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
+from testtime.metrics.dense import BCE, RMSE, AveragePrecision, EdgeF, MeanAngle, MeanIoU
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 from testtime.metrics.summary import Samples, forgetting, summarise
+from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
 
 __all__ = [
+    "BCE",
+    "RMSE",
+    "AveragePrecision",
     "CalibrationError",
     "Cost",
+    "EdgeF",
+    "MeanAngle",
+    "MeanIoU",
     "Samples",
     "accuracy",
     "auroc",
     "brier",
     "calibration_error",
+    "cosine_similarity",
+    "delta_ttt",
+    "dtw",
     "forgetting",
     "fpr_at",
     "h_score",
@@ -21,5 +35,6 @@ __all__ = [
     "oscr",
     "peak_memory",
     "state_bytes",
+    "step_variance",
     "summarise",
 ]
