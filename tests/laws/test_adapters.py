@@ -28,6 +28,7 @@ from testtime.methods import (
     SoTTA,
     Source,
     Tent,
+    TTTFlow,
     UniEnt,
     UniEntPlus,
 )
@@ -73,6 +74,7 @@ CASES = [
     Case("Source", Source, {"alive": "adapts nothing"}, EVERYWHERE),
     Case("TIPI", TIPI, worlds=EVERYWHERE),
     Case("Tent", Tent, worlds=EVERYWHERE),
+    Case("TTTFlow", partial(TTTFlow, passes=1, hidden=16), worlds=EVERYWHERE),
     Case("UniEnt", partial(UniEnt, classes=CLASSES)),
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
 ]

@@ -1,0 +1,260 @@
+r"""TTTFlow: make the features of the test images as likely as those of the source, by a normalizing flow that knows them.
+
+A flow maps a feature vector :math:`z \in \mathbb R^D` to :math:`u = F(z)`, a standard normal where z is of the source,
+through affine couplings (RealNVP) of its halves,
+
+.. math::
+    v_a = u_a, \qquad v_b = u_b \odot e^{s(u_a)} + t(u_a), \qquad \log\det = \sum s(u_a), \\
+    -\log p(z) = \tfrac12 \|F(z)\|^2 + \tfrac D2 \log 2\pi - \log \Big| \det \frac{\partial F}{\partial z} \Big|, \qquad
+    L = \tfrac{1}{D}\, \operatorname{mean}\, {-\log p(z)}
+
+It is fitted to the features of the finished source network by minimising L; at test time L adapts the network, F frozen.
+
+A step:
+    1. predict the batch, and ask the flow how likely its features are;
+    2. take the gradient of L with respect to the layers up to the watched one;
+    3. update them once, and answer with the prediction of 1.
+
+The paper takes 10 iterations on a batch, from the source each time, and evaluates after them: call the adapter as often,
+look with ``predict``, and ``reset`` before the next batch.
+
+Departures:
+    As in the paper the flow comes after the network: ``prepare`` fits it, ``passes`` over its batches with Adam. In joint
+    training (``Assisted(network, Flow(...))``) it learns beside the network from features whose gradient is cut, so that the
+    network is the one it would be alone.
+    The paper watches the second stage of a ResNet: ``layer="layer2"``. Unless named, it is the encoder of a multi-task
+    network, or what a classifier's head is given.
+    Every place of a feature map is a vector of its own, so the flow knows no neighbourhood; s is bounded to (-1, 1) by tanh,
+    the halves change parts in every coupling, and features are first standardised by the source's averages, of which a
+    channel's variance counts a hundredth of the mean variance more, for channels that are silent on the source.
+    L is in nats per dimension, so that a learning rate means the same for every width; sizes of s and t are this library's.
+    The answer is the forward before the update. BatchNorm follows the batch, which the paper leaves to its code.
+
+Cost: one forward, one backward (from the watched layer). ``prepare`` costs ``passes`` forwards, once.
+
+Reference: Osowiechi, Vargas Hakim, Noori, Cheraghalikhani, Ben Ayed and Desrosiers, TTTFlow: Unsupervised Test-Time
+Training with Normalizing Flow, WACV 2023; Dinh, Sohl-Dickstein and Bengio, Density estimation using Real NVP, ICLR 2017.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from testtime.adapter import Adapter
+from testtime.norm import batch_statistics, observing
+from testtime.parts import sgd
+from testtime.parts.branches import UnsupervisedBranch, joined, positions, upstream
+from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.taps import watched
+
+__all__ = ["Coupling", "Flow", "TTTFlow"]
+
+
+@final
+class Coupling(nn.Module):
+    """An affine coupling: one half of a vector says how the other is scaled and shifted. At birth it changes nothing.
+
+    Args:
+        channels: D; the first D // 2 are one half.
+        hidden: units of each of the two hidden layers.
+        swapped: let the second half say.
+    """
+
+    def __init__(self, channels: int, hidden: int, swapped: bool = False) -> None:
+        super().__init__()
+        self.swapped, self.sizes = swapped, [channels // 2, channels - channels // 2]
+        given, changed = reversed(self.sizes) if swapped else self.sizes
+        self.first = nn.Sequential(nn.Linear(given, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.last = nn.Linear(hidden, 2 * changed)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """No scale and no shift."""
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The changed vectors (M, D), and the log-determinants (M,)."""
+        given, other = self._halves(u)
+        s, t = self._affine(given)
+        return self._whole(given, other * s.exp() + t), s.sum(1)
+
+    def inverse(self, v: Tensor) -> Tensor:
+        """The vectors (M, D) that became v."""
+        given, other = self._halves(v)
+        s, t = self._affine(given)
+        return self._whole(given, (other - t) * (-s).exp())
+
+    def _affine(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        s, t = self.last(self.first(given)).chunk(2, dim=1)
+        return s.tanh(), t
+
+    def _halves(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = u.split(self.sizes, dim=1)
+        return (second, first) if self.swapped else (first, second)
+
+    def _whole(self, given: Tensor, other: Tensor) -> Tensor:
+        return torch.cat([other, given] if self.swapped else [given, other], dim=1)
+
+
+@final
+class Flow(UnsupervisedBranch):
+    """A RealNVP on the features of a layer.
+
+    Args:
+        channels: D, of the watched layer; at least 2.
+        couplings: how many, taking turns in which half they change.
+        hidden: units of each of the two hidden layers of a coupling.
+        layer: the name of the watched layer.
+
+    Called with features, maps (N, C, h, w) or vectors (N, C), it returns :math:`-\\log p(z) / D`, (M,), in nats: one for each
+    place of each image.
+
+    Attributes:
+        mean, var: (D,), of the features on the source; averages over the batches that were learned from.
+        batches: (), their number.
+
+    >>> Flow(2)(torch.zeros(1, 2)).shape
+    torch.Size([1])
+    """
+
+    mean: Tensor
+    var: Tensor
+    batches: Tensor
+
+    def __init__(self, channels: int, couplings: int = 4, hidden: int = 64, layer: str = "encoder") -> None:
+        super().__init__((layer,))
+        if channels < 2 or couplings < 1:
+            raise ValueError(
+                f"a flow of couplings needs two channels and one coupling at least, got {channels} and {couplings}"
+            )
+        self.couplings = nn.ModuleList(Coupling(channels, hidden, i % 2 == 1) for i in range(couplings))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def reset_parameters(self) -> None:
+        """Forget the source's averages."""
+        self.mean.zero_()
+        self.var.fill_(1)
+        self.batches.zero_()
+
+    @property
+    def deviation(self) -> Tensor:
+        """What each channel is divided by, (D,)."""
+        return (self.var + 0.01 * self.var.mean() + 1e-6).sqrt()
+
+    def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """F of feature vectors (M, D), and the log-determinants (M,)."""
+        u = (z - self.mean) / self.deviation
+        total = -self.deviation.log().sum().expand(len(z))
+        for coupling in self.couplings:
+            u, log_det = coupling(u)
+            total = total + log_det
+        return u, total
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """The feature vectors (M, D) whose transform is u; those of a standard normal are samples of the source."""
+        for coupling in reversed(list(self.couplings)):
+            assert isinstance(coupling, Coupling)
+            u = coupling.inverse(u)
+        return u * self.deviation + self.mean
+
+    def forward(self, z: Tensor) -> Tensor:
+        u, log_det = self.transform(positions(z, self.mean))
+        channels = u.shape[1]
+        normal = 0.5 * u.square().sum(1) + 0.5 * channels * math.log(2 * math.pi)
+        return (normal - log_det) / channels
+
+    def source_loss(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        seen: Sequence[Tensor],
+        labels: Mapping[str, Tensor],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """The mean negative log-likelihood, in nats per dimension; no gradient reaches the network."""
+        z = positions(seen[0].detach(), self.mean)
+        self._remember(z)
+        return {"flow": self(z).mean()}
+
+    @torch.no_grad()
+    def _remember(self, z: Tensor) -> None:
+        """Move the averages towards a batch's, with weight 0.1 or what makes them the mean of the first few."""
+        self.batches += 1
+        weight = max(0.1, 1 / int(self.batches))
+        self.mean.lerp_(z.mean(0), weight)
+        self.var.lerp_(z.var(0, correction=0), weight)
+
+
+@final
+class TTTFlow(Adapter):
+    """Make the features of the test images as likely as those of the source.
+
+    Args:
+        model: a multi-task network or a classifier, alone or with the :class:`Flow` it was trained with
+            (``Assisted(network, Flow(...))``).
+        optimizer: moves the layers up to the watched one; the paper's is ``sgd(1e-3, weight_decay=5e-4)``.
+        couplings: of the flow of a network that comes alone; as hidden and layer.
+        hidden: units of each of the two hidden layers of a coupling.
+        layer: the name of the layer to watch.
+        passes: how often ``prepare`` goes through its batches.
+        rate: the learning rate of ``prepare``.
+        norm: the policy of the BatchNorm layers.
+        seed: of the flow's first weights.
+
+    Raises:
+        ValueError: the layer is not there, or gives neither feature maps nor vectors of two channels at least.
+        RuntimeError: it is called with neither a trained nor a prepared flow.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> ttt_flow = TTTFlow(net, layer="1")
+    >>> ttt_flow.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> y = ttt_flow(torch.rand(8, 3, 8, 8))
+    >>> y.shape, y.updated
+    (torch.Size([8, 2]), True)
+    """
+
+    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = sgd(1e-3, weight_decay=5e-4),  # noqa: B008 - a frozen value
+        couplings: int = 4,
+        hidden: int = 64,
+        layer: str | None = None,
+        passes: int = 10,
+        rate: float = 3e-3,
+        norm: Callable[[nn.Module], nn.Module] = batch_statistics,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(norm(model), seed)
+        self.optimizer, self.couplings, self.hidden, self.layer = optimizer, couplings, hidden, layer
+        self.passes, self.rate, self.norm = passes, rate, norm
+        self.branch, self._taps = joined(
+            self.model,
+            Flow,
+            (layer,) if layer else (),
+            lambda channels: Flow(channels[0], couplings, hidden),
+            seed,
+        )
+        self.source = "data" if self.branch.learned else "none"  # type: ignore[misc]
+        self.adapt(upstream(self.model, self._taps), optimizer)
+
+    def _learn(self, batches: Iterable[Tensor]) -> None:
+        if self.branch.learned:
+            self.branch.teach(self.model, self._taps, batches, self.passes, self.rate, self.seed)
+
+    def step(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        self.branch.demand("TTTFlow")
+        with observing(self.model):
+            y, (z,) = watched(self.model, self._taps, x)
+        self.update(self.branch(z).mean())
+        return y
