@@ -1,0 +1,472 @@
+"""Frames: what a camera sees in a house, and everything that is known of each pixel."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import numpy as np
+
+from testtime.errors import missing_extra
+from testtime.scenes.cameras import Camera, intrinsics, rays
+from testtime.scenes.geometry import Array
+from testtime.scenes.house import House, Light
+from testtime.scenes.plan import WALL
+from testtime.scenes.shifts import Shift, named
+from testtime.scenes.texture import Paint
+from testtime.scenes.tracer import Hits, Tracer, tracer
+
+__all__ = ["CANNY", "LEAST_BOX", "Box", "Frame", "Renderer", "occlusion_edges"]
+
+CANNY = (80, 180)
+"""The thresholds of Canny's edges, on the 8-bit grey picture, with a Sobel operator of 3 x 3."""
+
+LEAST_BOX = 20
+"""An object has a box from this many visible pixels on."""
+
+STEP = 0.06
+"""Two neighbouring points of an object are an edge if each is this far, in metres, from the other's tangent plane."""
+
+UNBOXED = 3
+"""Walls, floors and ceilings, the first three classes, have no boxes."""
+
+OFF = 2e-3
+"""How far from a surface rays to the lights start, in metres."""
+
+
+@final
+@dataclass(frozen=True)
+class Box:
+    """A tight box around the visible part of an object.
+
+    Attributes:
+        instance: its number in the house.
+        label: its class.
+        x0, y0, x1, y1: in pixels; x1 and y1 are the first outside.
+        visibility: its visible pixels, divided by those that it would have alone in the picture.
+    """
+
+    instance: int
+    label: int
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    visibility: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A picture and its labels; H x W pixels.
+
+    Attributes:
+        rgb: (H, W, 3) uint8, sRGB.
+        depth: (H, W) float32, metres along the optical axis; 0 where nothing was hit.
+        normal: (H, W, 3) float32, unit, in the camera's frame: x right, y up, z towards the viewer; 0, 0, 0 for nothing.
+        occlusion: (H, W) bool, where depth jumps and where one object ends and another begins: the label of "edge".
+        semantic: (H, W) uint8, indices into ``CLASSES``; 255 for nothing.
+        instance: (H, W) uint16, the house's instances; 0 for nothing.
+        boxes: of what is visible, sorted by instance; walls, floors and ceilings have none.
+        pose: (4, 4) float64, camera to world, OpenGL's convention.
+        intrinsics: (3, 3) float64, in pixels.
+        room, ring: where the camera stands, see :class:`~testtime.scenes.cameras.Camera`.
+        shift: the name of the shift, "" for none.
+    """
+
+    rgb: Array
+    depth: Array
+    normal: Array
+    occlusion: Array
+    semantic: Array
+    instance: Array
+    boxes: tuple[Box, ...]
+    pose: Array
+    intrinsics: Array
+    room: int
+    ring: int
+    shift: str
+
+    @cached_property
+    def canny(self) -> Array:
+        """(H, W) bool, the edges of the picture (Canny, 1986) at the thresholds :data:`CANNY`.
+
+        Raises:
+            ImportError: OpenCV is not installed.
+        """
+        try:
+            import cv2
+        except ImportError as error:
+            raise missing_extra("opencv-python-headless", "scenes") from error
+        grey = cv2.cvtColor(self.rgb, cv2.COLOR_RGB2GRAY)
+        edges: Array = cv2.Canny(grey, *CANNY) > 0
+        return edges
+
+
+@final
+class Renderer:
+    """Takes pictures of a house.
+
+    Args:
+        house: which.
+        backend: "embree" or "numpy"; None for the fastest that is installed.
+        smooth: average four rays where the picture has an edge of the geometry; labels are those of the pixels' centres
+            in any case.
+
+    Raises:
+        ImportError: the backend's package is not installed.
+        ValueError: there is no such backend.
+    """
+
+    def __init__(self, house: House, backend: str | None = "embree", smooth: bool = True) -> None:
+        self.house, self.backend, self.smooth = house, backend, smooth
+        self.mesh = house.mesh
+        self.tracer = tracer(self.mesh.triangles, backend)
+        corners = self.mesh.triangles
+        flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        self.flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
+        self.curved = (np.abs(self.mesh.normals - self.mesh.normals[:, :1]) > 1e-6).any(axis=(1, 2))
+        self.paint = Paint(house.look.materials)
+        bounds = np.array([[*r.low, *r.high] for r in house.rooms])
+        self.cells = bounds + np.array([-WALL, -WALL, WALL, WALL])
+        self.alone: dict[int, Tracer] = {}
+        self.rows: dict[int, Array] = {}
+
+    def frame(
+        self,
+        camera: Camera,
+        size: tuple[int, int] = (64, 64),
+        shift: str | Shift | None = None,
+        boxes: bool = True,
+    ) -> Frame:
+        """Take a picture.
+
+        Args:
+            camera: from where.
+            size: (H, W) in pixels.
+            shift: a name of ``SHIFTS``, a shift, or None.
+            boxes: False leaves them out, which saves time.
+
+        Raises:
+            ValueError: the size is not positive, or there is no such shift.
+        """
+        if min(size) < 1:
+            raise ValueError(f"size: expected at least 1 x 1 pixels, got {size[0]} x {size[1]}")
+        name, change = named(shift)
+        camera = change.camera(camera, self.house)
+        directions = rays(camera, size)
+        hits, instance, depth, normals = self._look(camera, directions)
+        turned = normals @ camera.pose[:3, :3]
+        shape = (*size, 3)
+        edges = occlusion_edges(
+            instance.reshape(size), depth.reshape(size), turned.reshape(shape), camera.fov_degrees
+        )
+        paint = change.paint(self.paint, self.house)
+        lamps = _Lamps(self.house, change.lights(self.house.lights))
+        pixel = 2 * np.tan(np.radians(camera.fov_degrees) / 2) / size[1]
+        light = self._shade(camera, directions, hits, normals, paint, lamps, pixel)
+        if self.smooth:
+            self._smoothed(light, camera, size, edges, paint, lamps, pixel)
+        seen = change.air(light.reshape(shape), depth.reshape(size))
+        picture = srgb(tone(seen))
+        seed = [self.house.seed, zlib.crc32(np.ascontiguousarray(camera.pose).tobytes())]
+        picture = change.sensor(picture, np.random.default_rng(seed))
+        return Frame(
+            rgb=np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8),
+            depth=depth.reshape(size),
+            normal=turned.reshape(shape).astype(np.float32),
+            occlusion=edges,
+            semantic=self.house.labels[instance].reshape(size),
+            instance=instance.reshape(size),
+            boxes=self._boxes(camera, directions, instance.reshape(size), depth.reshape(size))
+            if boxes
+            else (),
+            pose=camera.pose,
+            intrinsics=intrinsics(camera.fov_degrees, size),
+            room=camera.room,
+            ring=camera.ring,
+            shift=name,
+        )
+
+    def _look(self, camera: Camera, directions: Array) -> tuple[Hits, Array, Array, Array]:
+        """Hits, instances (N,), depth (N,) and normals (N, 3) in the world, of rays from a camera."""
+        hits = self.tracer.trace(np.broadcast_to(camera.position, directions.shape), directions)
+        hit = hits.triangle >= 0
+        instance = np.where(hit, self.mesh.instance[hits.triangle], 0).astype(np.uint16)
+        depth = np.where(hit, hits.t, 0).astype(np.float32)
+        return hits, instance, depth, self._normals(hits, directions)
+
+    def _normals(self, hits: Hits, directions: Array) -> Array:
+        """Unit normals (N, 3) of the surfaces, towards the viewer; 0, 0, 0 where nothing was hit."""
+        flat = self.flat[hits.triangle]
+        normals = flat.copy()
+        at = np.flatnonzero(self.curved[hits.triangle])
+        if len(at):
+            corners = self.mesh.normals[hits.triangle[at]]
+            u, v = hits.u[at, None], hits.v[at, None]
+            normals[at] = _unit(corners[:, 0] * (1 - u - v) + corners[:, 1] * u + corners[:, 2] * v)
+        views = directions.astype(np.float32)
+        facing = np.where(_dot(flat, views)[:, None] > 0, -1, 1).astype(np.float32)
+        flat, normals = flat * facing, normals[:]
+        normals *= np.where(_dot(normals, flat)[:, None] < 0, -1, 1)
+        away = _dot(normals, views) > 0  # a curved surface, seen at its rim
+        if away.any():
+            rim = _unit(views[away])
+            normals[away] = _unit(normals[away] - _dot(normals[away], rim)[:, None] * rim)
+        normals[hits.triangle < 0] = 0
+        return normals
+
+    def _shade(
+        self,
+        camera: Camera,
+        directions: Array,
+        hits: Hits,
+        normals: Array,
+        paint: Paint,
+        lamps: _Lamps,
+        pixel: float,
+    ) -> Array:
+        """Linear light (N, 3) float32 along rays: Lambert's law and a highlight, two lights with shadows, ambient light."""
+        triangle = np.maximum(hits.triangle, 0)
+        t = np.where(hits.triangle >= 0, hits.t, 0).astype(np.float32)[:, None]
+        views = directions.astype(np.float32)
+        corners = self.mesh.local[triangle]
+        u, v = hits.u[:, None], hits.v[:, None]
+        local = corners[:, 0] * (1 - u - v) + corners[:, 1] * u + corners[:, 2] * v
+        points = camera.position.astype(np.float32) + t * views + OFF * normals
+        length = np.sqrt(_dot(views, views))
+        slant = np.maximum(-_dot(normals, views) / length, 0.15)
+        material = self.mesh.material[triangle].astype(np.int64)
+        albedo = paint.albedo(material, local, pixel * t[:, 0] / slant)
+        room = self._rooms(points)
+        light = lamps.ambient(room, points, normals)
+        shine = np.zeros_like(light)
+        gloss = paint.gloss[material]
+        for k in range(lamps.slots):
+            way, arriving = lamps.arriving(k, room, points, normals)
+            lit = np.flatnonzero(np.maximum.reduce([arriving[:, 0], arriving[:, 1], arriving[:, 2]]) > 1e-4)
+            if not len(lit):
+                continue
+            dark = self.tracer.occluded(points[lit], points[lit] + way[lit])
+            lit = lit[~dark]
+            light[lit] += arriving[lit]
+            glossy = lit[gloss[lit] > 0]
+            if len(glossy):
+                half = _unit(_unit(way[glossy]) - views[glossy] / length[glossy, None])
+                power = np.maximum(_dot(half, normals[glossy]), 0) ** 40
+                shine[glossy] += (gloss[glossy] * power)[:, None] * arriving[glossy]
+        total = albedo * light + shine + albedo * paint.glow[material][:, None] * lamps.glow(room)
+        total[hits.triangle < 0] = 0
+        return total.astype(np.float32)
+
+    def _smoothed(
+        self,
+        light: Array,
+        camera: Camera,
+        size: tuple[int, int],
+        edges: Array,
+        paint: Paint,
+        lamps: _Lamps,
+        pixel: float,
+    ) -> None:
+        """Replace the light of pixels at edges by the mean of four rays through them, in place."""
+        wide = edges.copy()
+        wide[:, 1:] |= edges[:, :-1]
+        wide[:, :-1] |= edges[:, 1:]
+        wide[1:] |= edges[:-1]
+        wide[:-1] |= edges[1:]
+        at = np.flatnonzero(wide)
+        if not len(at):
+            return
+        fine = rays(camera, (2 * size[0], 2 * size[1])).reshape(size[0], 2, size[1], 2, 3)
+        chosen = fine.transpose(0, 2, 1, 3, 4).reshape(-1, 4, 3)[at].reshape(-1, 3)
+        hits = self.tracer.trace(np.broadcast_to(camera.position, chosen.shape), chosen)
+        normals = self._normals(hits, chosen)
+        parts = self._shade(camera, chosen, hits, normals, paint, lamps, pixel / 2)
+        light[at] = tone_back(tone(parts).reshape(-1, 4, 3).mean(axis=1))
+
+    def _rooms(self, points: Array) -> Array:
+        room = np.zeros(len(points), np.int64)
+        for k, (x0, y0, x1, y1) in enumerate(self.cells[1:].tolist(), 1):
+            x, y = points[:, 0], points[:, 1]
+            room[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = k
+        return room
+
+    def _boxes(self, camera: Camera, directions: Array, instance: Array, depth: Array) -> tuple[Box, ...]:
+        counts = np.bincount(instance.reshape(-1), minlength=len(self.house.labels))
+        found = []
+        for number in np.flatnonzero(counts >= LEAST_BOX).tolist():
+            label = int(self.house.labels[number])
+            if number == 0 or label < UNBOXED:
+                continue
+            mine = instance == number
+            rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
+            hidden = self._hidden(number, camera, directions, mine, depth)
+            found.append(
+                Box(
+                    number,
+                    label,
+                    int(columns[0]),
+                    int(rows[0]),
+                    int(columns[-1]) + 1,
+                    int(rows[-1]) + 1,
+                    float(counts[number] / (counts[number] + hidden)),
+                )
+            )
+        return tuple(found)
+
+    def _hidden(self, number: int, camera: Camera, directions: Array, mine: Array, depth: Array) -> int:
+        """How many pixels of an object are covered by others: those of its own rays that something nearer stops."""
+        if number not in self.rows:
+            self.rows[number] = np.flatnonzero(self.mesh.instance == number)
+        points = self.mesh.triangles[self.rows[number]].reshape(-1, 3) - camera.position
+        local = points @ camera.pose[:3, :3]
+        z = -local[:, 2]
+        height, width = mine.shape
+        k = intrinsics(camera.fov_degrees, (height, width))
+        y0, y1, x0, x1 = 0, height, 0, width
+        if z.min() > 0.05:
+            x, y = k[0, 2] + k[0, 0] * local[:, 0] / z, k[1, 2] - k[1, 1] * local[:, 1] / z
+            x0, x1 = max(int(np.floor(x.min() - 0.5)), 0), min(int(np.ceil(x.max() + 0.5)), width)
+            y0, y1 = max(int(np.floor(y.min() - 0.5)), 0), min(int(np.ceil(y.max() + 0.5)), height)
+        if x1 <= x0 or y1 <= y0:
+            return 0
+        part = np.zeros_like(mine)
+        part[y0:y1, x0:x1] = True
+        candidates = np.flatnonzero(part & ~mine & (depth > 0) & (depth < z.max()))
+        if not len(candidates):
+            return 0
+        if number not in self.alone:
+            self.alone[number] = tracer(self.mesh.triangles[self.rows[number]], self.backend)
+        chosen = directions[candidates]
+        hits = self.alone[number].trace(np.broadcast_to(camera.position, chosen.shape), chosen)
+        return int((hits.triangle >= 0).sum())
+
+
+@final
+class _Lamps:
+    """The lights of a house as arrays, by room.
+
+    Args:
+        house: whose.
+        lights: of it, or of a shift.
+    """
+
+    def __init__(self, house: House, lights: Sequence[Light]) -> None:
+        count = len(house.rooms)
+        by_room = [[light for light in lights if light.room == r] for r in range(count)]
+        self.slots = max(1, *(len(some) for some in by_room))
+        self.position = np.zeros((self.slots, count, 3), np.float32)
+        self.colour = np.zeros((self.slots, count, 3), np.float32)
+        self.facing = np.zeros((self.slots, count, 3), np.float32)
+        for r, some in enumerate(by_room):
+            for k, light in enumerate(some):
+                self.position[k, r], self.colour[k, r] = light.position, light.colour
+                if light.facing is not None:
+                    self.facing[k, r] = _unit(np.array(light.facing, dtype=np.float32))
+        areas = np.array([room.area for room in house.rooms], np.float32)[:, None]
+        self.bounced = self.colour.sum(axis=0) * 1.9 / (areas + 6)
+        self.height = house.plan.height
+        self.bounds = np.array([[*room.low, *room.high] for room in house.rooms], np.float32)
+        usual = np.zeros(count, np.float32)
+        for light in house.lights:
+            usual[light.room] += sum(light.colour)
+        self.brightness = self.colour.sum(axis=(0, 2)) / np.maximum(usual, 1e-6)
+
+    def ambient(self, room: Array, points: Array, normals: Array) -> Array:
+        """Light from everywhere (N, 3): more from above, less in corners."""
+        bounds = self.bounds[room]
+        walls = np.stack(
+            [
+                points[:, 0] - bounds[:, 0],
+                points[:, 1] - bounds[:, 1],
+                bounds[:, 2] - points[:, 0],
+                bounds[:, 3] - points[:, 1],
+            ],
+            axis=1,
+        )
+        levels = np.stack([points[:, 2], self.height - points[:, 2]], axis=1)
+        near = np.sort(np.maximum(np.concatenate([walls, levels], axis=1), 0), axis=1)[:, 1:3]
+        corner = 1 - 0.38 * np.exp(-near / 0.28).sum(axis=1) / 1.4
+        up = 0.82 + 0.18 * normals[:, 2]
+        return self.bounced[room] * (corner * up)[:, None]
+
+    def arriving(self, k: int, room: Array, points: Array, normals: Array) -> tuple[Array, Array]:
+        """The way to light k of each point's room, (N, 3), and what arrives from it without shadows, (N, 3)."""
+        way = self.position[k][room] - points
+        squared = _dot(way, way)
+        cosine = np.maximum(_dot(way, normals), 0) / np.sqrt(np.maximum(squared, 1e-8))
+        facing = self.facing[k][room]
+        directed = _dot(facing, facing) > 0
+        leaving = -_dot(way, facing) / np.sqrt(np.maximum(squared, 1e-8))
+        cosine = cosine * np.where(directed, np.clip(leaving * 1.5 + 0.15, 0, 1), 1)
+        return way, self.colour[k][room] * (cosine / (0.6 + squared))[:, None] * 2.1
+
+    def glow(self, room: Array) -> Array:
+        """How bright lamps and windows shine, (N, 1), against the house's own light."""
+        return np.clip(self.brightness[room], 0, 1.5)[:, None]
+
+
+def occlusion_edges(instance: Array, depth: Array, normal: Array, fov_degrees: float) -> Array:
+    """Edges of the geometry, (H, W) bool, one pixel wide, on the nearer side.
+
+    Two neighbouring pixels, side by side or one above the other, lie on two sides of an edge if they show different
+    instances, or if each one's point is farther than :data:`STEP` from the tangent plane of the other, so that a slanted
+    floor has no edge.
+
+    Args:
+        instance: (H, W).
+        depth: (H, W), metres along the axis; 0 for nothing.
+        normal: (H, W, 3), unit, in the camera's frame.
+        fov_degrees: across the width.
+    """
+    height, width = instance.shape
+    k = intrinsics(fov_degrees, (height, width))
+    x = ((np.arange(width) + 0.5 - k[0, 2]) / k[0, 0]).astype(np.float32)
+    y = (-(np.arange(height) + 0.5 - k[1, 2]) / k[1, 1]).astype(np.float32)
+    points = np.stack([x[None, :] * depth, y[:, None] * depth, -depth], axis=-1)
+    edges = np.zeros((height, width), bool)
+    for one, two in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        step = points[two] - points[one]
+        jump = (np.abs(_dot(step, normal[one])) > STEP) & (np.abs(_dot(step, normal[two])) > STEP)
+        apart = (instance[one] != instance[two]) | jump
+        first_nearer = (depth[one] <= depth[two]) & (depth[one] > 0) | (depth[two] == 0)
+        edges[one] |= apart & first_nearer
+        edges[two] |= apart & ~first_nearer
+    return edges
+
+
+def tone(light: Array) -> Array:
+    """Linear light in [0, 1] from linear light without bounds: x (1 + x / 9) / (1 + x), which reaches 1 at 3."""
+    light = np.clip(light, 0, 3)
+    return light * (1 + light / 9) / (1 + light)
+
+
+def tone_back(light: Array) -> Array:
+    """The inverse of :func:`tone`.
+
+    >>> np.round(tone_back(tone(np.array([0.0, 0.5, 2.0]))), 6).tolist()
+    [0.0, 0.5, 2.0]
+    """
+    b = 9 * (1 - light)
+    return (np.sqrt(b * b + 36 * light) - b) / 2
+
+
+def srgb(light: Array) -> Array:
+    """sRGB in [0, 1] from linear light in [0, 1] (IEC 61966-2-1)."""
+    return np.where(
+        light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055
+    )
+
+
+def _unit(vectors: Array) -> Array:
+    unit: Array = vectors / np.sqrt(np.maximum(_dot(vectors, vectors), 1e-24))[..., None]
+    return unit
+
+
+def _dot(a: Array, b: Array) -> Array:
+    product: Array = np.einsum("...i,...i->...", a, b)
+    return product

@@ -1,0 +1,363 @@
+"""A style: what the furniture of one house has in common, drawn once per house from a prior.
+
+Two chairs of a house are alike, and chairs of two houses are not: a style fixes materials, proportions and the look
+of every class. Priors differ in what houses they make likely; :data:`STYLES` names them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+import numpy as np
+
+from testtime.scenes.texture import Material
+
+__all__ = ["MATERIALS", "STYLES", "Prior", "Style", "generator"]
+
+Range = tuple[float, float]
+Colours = tuple[str, ...]
+
+
+def generator(seed: int, *purpose: object) -> np.random.Generator:
+    """A fresh generator for one purpose; the global one is never touched.
+
+    >>> generator(3, "plan").integers(1000) == generator(3, "plan").integers(1000)
+    np.True_
+    """
+    return np.random.default_rng([seed, zlib.crc32("/".join(map(str, purpose)).encode())])
+
+
+@final
+@dataclass(frozen=True)
+class Prior:
+    """What styles are drawn from. Colours are sRGB in hexadecimal; each list is drawn from uniformly.
+
+    Attributes:
+        walls, floors, woods, fabrics, bedding, curtains, rugs, metals, lacquers, small: palettes.
+        wall_patterns, floor_patterns, fabric_patterns, bedding_patterns, rug_patterns: of :data:`PATTERNS`.
+        painted: how often furniture is lacquered instead of wooden.
+        width, depth, height: factors on the size of furniture.
+        ceiling: height of the rooms, in metres.
+        clutter: factor on the number of small objects.
+        leg: the form of legs: square, round or runners.
+        light: colour temperature of lamps, in kelvin.
+        power: of the lamps, as a factor.
+        sky: the two colours outside the windows, sky and ground.
+        jitter: how far a colour strays from its palette, in sRGB.
+    """
+
+    walls: Colours
+    floors: Colours
+    woods: Colours
+    fabrics: Colours
+    bedding: Colours
+    curtains: Colours
+    rugs: Colours
+    metals: Colours
+    lacquers: Colours
+    small: Colours
+    wall_patterns: tuple[str, ...]
+    floor_patterns: tuple[str, ...]
+    fabric_patterns: tuple[str, ...]
+    bedding_patterns: tuple[str, ...]
+    rug_patterns: tuple[str, ...]
+    painted: float = 0.2
+    width: Range = (0.9, 1.1)
+    depth: Range = (0.92, 1.08)
+    height: Range = (0.95, 1.05)
+    ceiling: Range = (2.5, 2.8)
+    clutter: float = 1.0
+    leg: tuple[str, ...] = ("square", "round")
+    light: Range = (3200, 4500)
+    power: Range = (0.9, 1.15)
+    sky: tuple[str, str] = ("#cfe4f7", "#8a9a6a")
+    jitter: float = 0.035
+
+
+DEFAULT = Prior(
+    walls=("#ece8df", "#e9e4d3", "#e4e7e6", "#dfe6dc", "#f0ece6", "#e6dcd0", "#d9e0e6"),
+    floors=("#b98f5f", "#a67c52", "#c8a477", "#8f6a48", "#d2b48c"),
+    woods=("#b5854f", "#8a5a36", "#c9a06c", "#6f4a2e", "#d8b98c", "#a8733f"),
+    fabrics=("#7d858c", "#b7a78f", "#4d6078", "#7f8a64", "#a05a48", "#c2bdb3", "#5c6e6a"),
+    bedding=("#f1efe9", "#dfe7ee", "#e9dfcf", "#c9d4d8", "#e8d9d6"),
+    curtains=("#e7e1d3", "#c9cfd2", "#d6c7ae", "#b9c4b3", "#b8a7a0"),
+    rugs=("#a94f3d", "#4f6a86", "#b59a6a", "#8b8f86", "#6f7f5e", "#c7b79b"),
+    metals=("#b8bbbe", "#8f9396", "#55585c"),
+    lacquers=("#f4f3f0", "#e6e6e2", "#cfd6d8"),
+    small=("#c0483a", "#2f6f9f", "#d9a441", "#4d8a5b", "#efeae0", "#7a4e8a", "#d97b4a", "#34495e"),
+    wall_patterns=("plain", "plain", "plain", "noise"),
+    floor_patterns=("planks", "planks", "planks", "wood"),
+    fabric_patterns=("weave", "weave", "plain"),
+    bedding_patterns=("plain", "plain", "weave", "stripe"),
+    rug_patterns=("stripe", "checker", "noise", "weave"),
+)
+
+OTHER = Prior(
+    walls=("#2f5d62", "#8c3b32", "#c9962f", "#5a4a72", "#3f4a3c", "#b5657a", "#27364d", "#7d9a5c"),
+    floors=("#3a2a22", "#27292d", "#6e6a66", "#7b3b2a", "#d9d4c8"),
+    woods=("#2d2320", "#1f1f22", "#5b2f22", "#40352e"),
+    fabrics=("#a3223b", "#d17a1f", "#12685f", "#6b2f7a", "#2b2b2f", "#c9b02e", "#d4c8c0"),
+    bedding=("#8a1f3d", "#1f4e6b", "#d3a92c", "#3c3c44", "#5f8a5a", "#d9668a"),
+    curtains=("#5d1f2a", "#23415a", "#6a5a1f", "#3a3a3a", "#7a3f6a"),
+    rugs=("#e2dcd0", "#1f1f24", "#c23b2a", "#2a7a72", "#e0b030"),
+    metals=("#c8a24a", "#2a2a2c", "#b0703f"),
+    lacquers=("#c22f2f", "#1d1d20", "#1f4f8a", "#e0b22e", "#2f7a5f", "#f0f0f0", "#d06a9a"),
+    small=("#f2c53d", "#e05a3a", "#1fa090", "#e6e6e6", "#3a3a9a", "#1d1d1f", "#b03a7a", "#7fb03a"),
+    wall_patterns=("stripe", "plain", "dots", "bricks", "noise"),
+    floor_patterns=("checker", "tiles", "planks", "noise"),
+    fabric_patterns=("stripe", "checker", "plain", "dots"),
+    bedding_patterns=("checker", "stripe", "dots", "plain"),
+    rug_patterns=("dots", "checker", "stripe"),
+    painted=0.75,
+    width=(0.78, 1.3),
+    depth=(0.82, 1.2),
+    height=(0.78, 1.22),
+    ceiling=(2.7, 3.0),
+    clutter=1.8,
+    leg=("runner", "round", "square"),
+    light=(2500, 3100),
+    power=(0.7, 0.95),
+    sky=("#f3b58a", "#5a4a52"),
+    jitter=0.06,
+)
+
+MINIMAL = Prior(
+    walls=("#f7f7f5", "#f2f2f0", "#ebebea", "#dcdcda"),
+    floors=("#9a9a98", "#c9c6c0", "#b3b0aa", "#e2ddd2"),
+    woods=("#d9c4a0", "#e6d7bd", "#c4a57c"),
+    fabrics=("#3f4246", "#9a9c9e", "#d5d3ce", "#6b7076"),
+    bedding=("#ffffff", "#d9d9d7", "#6f7479"),
+    curtains=("#f4f4f2", "#bfc1c2", "#8a8d90"),
+    rugs=("#e9e6df", "#55585b", "#b1aea7"),
+    metals=("#202224", "#c3c6c8"),
+    lacquers=("#ffffff", "#f0f0ee", "#3a3c3f"),
+    small=("#202224", "#f4f4f2", "#a89f91", "#7c8a82", "#c96f4a"),
+    wall_patterns=("plain",),
+    floor_patterns=("noise", "tiles", "planks"),
+    fabric_patterns=("plain", "weave"),
+    bedding_patterns=("plain",),
+    rug_patterns=("plain", "weave", "stripe"),
+    painted=0.6,
+    width=(0.95, 1.2),
+    depth=(0.95, 1.1),
+    height=(0.82, 0.98),
+    ceiling=(2.6, 3.0),
+    clutter=0.5,
+    leg=("runner", "round"),
+    light=(4000, 5500),
+    power=(1.05, 1.25),
+    sky=("#dfe6ea", "#a7a9a4"),
+    jitter=0.015,
+)
+
+STYLES: Mapping[str, Prior] = {"default": DEFAULT, "other": OTHER, "minimal": MINIMAL}
+"""The priors by name: "default" is wood, beige and daylight; "other" is saturated, dark, patterned, cluttered and of
+other proportions, under warm light; "minimal" is bright, grey and sparse."""
+
+ACCENTS = 8
+PICTURES = 6
+ROOMS = ("living", "kitchen", "bed", "bath", "study", "hall")
+
+MATERIALS = (
+    *(f"wall_{kind}" for kind in ROOMS),
+    *(f"floor_{kind}" for kind in ROOMS),
+    *("ceiling", "trim", "door", "sky", "handle"),
+    *("wood", "wood2", "lacquer", "counter", "front", "metal", "steel", "dark", "white", "ceramic", "water"),
+    *(
+        "sofa",
+        "sofa_cushion",
+        "chair_seat",
+        "bed_cover",
+        "sheet",
+        "pillow",
+        "pillow2",
+        "curtain",
+        "rug",
+        "rug_border",
+    ),
+    *(
+        "screen",
+        "glass",
+        "shade",
+        "bulb",
+        "pot",
+        "soil",
+        "leaf",
+        "leaf2",
+        "cardboard",
+        "tape",
+        "paper",
+        "burner",
+    ),
+    *(f"accent{i}" for i in range(ACCENTS)),
+    *(f"picture{i}" for i in range(PICTURES)),
+)
+"""The names of a style's materials; every style has all, in this order, so that one house can wear another's."""
+
+
+@final
+@dataclass(frozen=True)
+class Style:
+    """The style of one house.
+
+    Args:
+        seed: of the house.
+        name: of the prior.
+
+    Raises:
+        ValueError: there is no prior of this name.
+    """
+
+    seed: int
+    name: str = "default"
+    prior: Prior = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.name not in STYLES:
+            raise ValueError(f"style: expected one of {', '.join(STYLES)}, got {self.name!r}")
+        object.__setattr__(self, "prior", STYLES[self.name])
+
+    def draw(self, *purpose: object) -> np.random.Generator:
+        """A generator for one purpose in this house."""
+        return generator(self.seed, self.name, *purpose)
+
+    @cached_property
+    def proportions(self) -> tuple[float, float, float]:
+        """Factors on the width, depth and height of furniture."""
+        rng, prior = self.draw("proportions"), self.prior
+        return (
+            float(rng.uniform(*prior.width)),
+            float(rng.uniform(*prior.depth)),
+            float(rng.uniform(*prior.height)),
+        )
+
+    @cached_property
+    def leg(self) -> str:
+        """The form of legs."""
+        return self.prior.leg[int(self.draw("leg").integers(len(self.prior.leg)))]
+
+    @staticmethod
+    def material(name: str) -> int:
+        """The number of a material; see :data:`MATERIALS`."""
+        return _NUMBERS[name]
+
+    @cached_property
+    def materials(self) -> tuple[Material, ...]:
+        """The materials of the house, in the order of :data:`MATERIALS`."""
+        rng, prior = self.draw("materials"), self.prior
+
+        def colour(palette: Colours) -> tuple[float, float, float]:
+            code = palette[int(rng.integers(len(palette)))]
+            base = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+            r, g, b = np.clip(base + rng.normal(0, prior.jitter, 3), 0.02, 0.98).tolist()
+            return r, g, b
+
+        def shade(base: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
+            r, g, b = np.clip(np.array(base) * factor, 0, 1).tolist()
+            return r, g, b
+
+        def some(patterns: tuple[str, ...]) -> str:
+            return patterns[int(rng.integers(len(patterns)))]
+
+        def seed() -> int:
+            return int(rng.integers(1 << 20))
+
+        def wood() -> Material:
+            base = colour(prior.woods)
+            return Material(base, shade(base, 0.72), "wood", 0.07 * rng.uniform(0.7, 1.5), 0.12, seed=seed())
+
+        def lacquer() -> Material:
+            return Material(colour(prior.lacquers), gloss=0.25)
+
+        def cloth(palette: Colours, patterns: tuple[str, ...], scale: float) -> Material:
+            base, pattern = colour(palette), some(patterns)
+            second = shade(base, 0.8) if pattern == "weave" else colour(palette)
+            size = scale * rng.uniform(0.7, 1.4) * (0.25 if pattern == "weave" else 1.0)
+            return Material(base, second, pattern, size, seed=seed())
+
+        made: dict[str, Material] = {}
+        for kind in ROOMS:
+            base, pattern = colour(prior.walls), some(prior.wall_patterns)
+            if kind == "bath":
+                made["wall_bath"] = Material(
+                    base, shade(base, 0.72), "tiles", rng.uniform(0.15, 0.3), 0.25, seed=seed()
+                )
+            else:
+                scale = {"noise": 0.6, "bricks": 0.26}.get(pattern, rng.uniform(0.14, 0.3))
+                deep = 0.86 if pattern in ("noise", "plain") else 0.72
+                made[f"wall_{kind}"] = Material(base, shade(base, deep), pattern, scale, seed=seed())
+        wooden = some(prior.floor_patterns)
+        ground = colour(prior.floors)
+        for kind in ROOMS:
+            if kind in ("bath", "kitchen"):
+                base = colour(prior.walls)
+                base = shade(base, rng.uniform(0.55, 0.8))
+                pattern = "checker" if wooden == "checker" and kind == "kitchen" else "tiles"
+                made[f"floor_{kind}"] = Material(
+                    base, shade(base, 0.6), pattern, rng.uniform(0.28, 0.5), 0.2, seed=seed()
+                )
+            else:
+                scale = {"planks": 0.14, "wood": 0.16, "noise": 0.3}.get(wooden, 0.45)
+                made[f"floor_{kind}"] = Material(
+                    ground, shade(ground, 0.66), wooden, scale, 0.12, seed=seed()
+                )
+        white = shade((0.96, 0.955, 0.94), 1.0)
+        made["ceiling"] = Material(white)
+        made["trim"] = Material(white if rng.random() < 0.7 else colour(prior.woods), gloss=0.15)
+        made["door"] = wood() if rng.random() > prior.painted else lacquer()
+        sky, outside = (tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in prior.sky)
+        made["sky"] = Material(
+            (sky[0], sky[1], sky[2]), (outside[0], outside[1], outside[2]), "sky", 1.0, glow=1.35
+        )
+        made["handle"] = Material(colour(prior.metals), gloss=0.6)
+        made["wood"] = lacquer() if rng.random() < prior.painted * 0.6 else wood()
+        made["wood2"] = lacquer() if rng.random() < prior.painted else wood()
+        made["lacquer"] = lacquer()
+        stone = colour(("#d8d5cf", "#4a4a4c", "#9a958c", "#b08a5a"))
+        made["counter"] = Material(stone, shade(stone, 0.75), "noise", 0.05, 0.35, seed=seed())
+        made["front"] = wood() if rng.random() > 0.35 + prior.painted / 2 else lacquer()
+        made["metal"] = Material(colour(prior.metals), gloss=0.5)
+        made["steel"] = Material(colour(("#c9ccce", "#b4b8bb", "#e8e8e6")), gloss=0.5)
+        made["dark"] = Material((0.09, 0.09, 0.1), gloss=0.3)
+        made["white"] = Material((0.93, 0.93, 0.92), gloss=0.2)
+        made["ceramic"] = Material((0.95, 0.955, 0.95), gloss=0.5)
+        made["water"] = Material((0.62, 0.78, 0.82), gloss=0.5)
+        made["sofa"] = cloth(prior.fabrics, prior.fabric_patterns, 0.16)
+        made["sofa_cushion"] = cloth(prior.fabrics, prior.fabric_patterns, 0.12)
+        made["chair_seat"] = cloth(prior.fabrics, prior.fabric_patterns, 0.08)
+        made["bed_cover"] = cloth(prior.bedding + prior.fabrics[:2], prior.bedding_patterns, 0.2)
+        made["sheet"] = Material(colour(prior.bedding))
+        made["pillow"] = cloth(prior.bedding, prior.bedding_patterns, 0.1)
+        made["pillow2"] = cloth(prior.fabrics, prior.fabric_patterns, 0.08)
+        made["curtain"] = cloth(prior.curtains, prior.fabric_patterns, 0.14)
+        made["rug"] = cloth(prior.rugs, prior.rug_patterns, 0.3)
+        made["rug_border"] = Material(colour(prior.rugs))
+        made["screen"] = Material((0.035, 0.04, 0.05), (0.10, 0.14, 0.2), "noise", 0.5, 0.8, seed=seed())
+        made["glass"] = Material((0.72, 0.82, 0.86), (0.9, 0.94, 0.95), "noise", 0.6, 0.9, seed=seed())
+        made["shade"] = Material(colour(("#f6e8c8", "#f3dcb8", "#fff4e0")), glow=0.55)
+        made["bulb"] = Material((1.0, 0.97, 0.9), glow=2.0)
+        made["pot"] = Material(colour(("#b5623f", "#e9e6df", "#5a5f63", *prior.small)), gloss=0.15)
+        made["soil"] = Material((0.22, 0.16, 0.12))
+        green = colour(("#3f7a3a", "#4f8a45", "#2f6a42", "#6a944a"))
+        made["leaf"] = Material(green, shade(green, 0.7), "noise", 0.08, 0.1, seed=seed())
+        made["leaf2"] = Material(shade(green, 1.25), green, "noise", 0.08, 0.1, seed=seed())
+        made["cardboard"] = Material(
+            colour(("#b48a5e", "#a47c52", "#c49a6c", "#8fa3b0")), (0.6, 0.5, 0.36), "noise", 0.2
+        )
+        made["tape"] = Material((0.85, 0.78, 0.6), gloss=0.3)
+        made["paper"] = Material((0.94, 0.92, 0.86))
+        made["burner"] = Material((0.14, 0.14, 0.15), gloss=0.4)
+        for i in range(ACCENTS):
+            made[f"accent{i}"] = Material(colour(prior.small), gloss=0.2)
+        for i in range(PICTURES):
+            made[f"picture{i}"] = Material(
+                colour(prior.small), colour(prior.small), "painting", 1.0, 0.1, seed=seed()
+            )
+        return tuple(made[name] for name in MATERIALS)
+
+
+_NUMBERS = {name: i for i, name in enumerate(MATERIALS)}
