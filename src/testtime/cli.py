@@ -1,4 +1,4 @@
-"""The command line: ``testtime demo``, ``bench``, ``report``, ``methods``."""
+"""The command line: ``testtime demo``, ``bench``, ``report``, ``methods``, ``scenes``."""
 
 from __future__ import annotations
 
@@ -74,6 +74,35 @@ def _parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("methods", help="list the methods with what they need")
     methods.add_argument("--json", action="store_true", help="for programs")
     methods.set_defaults(run=_methods)
+
+    scenes = commands.add_parser("scenes", help="furnished houses with exact labels: make them, show them")
+    steps = scenes.add_subparsers(required=True, metavar="COMMAND")
+    make = steps.add_parser(
+        "make", help="render houses into files; the same command goes on where it was left"
+    )
+    make.add_argument("--out", required=True, metavar="DIR", help="folder of the spaces")
+    make.add_argument("--spaces", type=int, default=30, metavar="N", help="houses (30)")
+    make.add_argument("--frames", type=int, default=40, metavar="N", help="views of each house (40)")
+    make.add_argument("--size", type=_size, default=(64, 64), metavar="N|HxW", help="pixels (64)")
+    make.add_argument("--style", default="default", help="the prior of furniture and layout (default)")
+    make.add_argument("--shift", metavar="NAME", help="a shift of domain; the labels stay exact")
+    make.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="first house; the next ones follow (0)"
+    )
+    make.add_argument(
+        "--camera-seed", type=int, default=0, metavar="N", help="other views of the same houses"
+    )
+    make.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
+    make.add_argument("--moved", type=int, metavar="N", help="small objects elsewhere, the same cameras")
+    make.add_argument("--backend", metavar="NAME", help="embree or numpy (the fastest that is installed)")
+    make.set_defaults(run=_scenes_make)
+    show = steps.add_parser("show", help="draw a contact sheet of all modalities")
+    show.add_argument("root", metavar="DIR", help="folder of the spaces")
+    show.add_argument("--spaces", type=_words, metavar="A,B", help="some of the spaces")
+    show.add_argument("--frames", type=int, default=4, metavar="N", help="rows (4)")
+    show.add_argument("--width", type=int, default=160, metavar="N", help="pixels of a picture (160)")
+    show.add_argument("--out", metavar="FILE", help="the sheet (sheet.png in the folder)")
+    show.set_defaults(run=_scenes_show)
     return parser
 
 
@@ -158,6 +187,36 @@ def _methods(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _scenes_make(arguments: argparse.Namespace) -> int:
+    from testtime.scenes.disk import Recipe, make
+
+    if arguments.spaces < 1:
+        raise ValueError(f"--spaces: expected 1 or more, got {arguments.spaces}")
+    recipes = [
+        Recipe(
+            seed,
+            arguments.style,
+            arguments.shift,
+            arguments.frames,
+            arguments.size,
+            arguments.camera_seed,
+            arguments.moved,
+            arguments.backend,
+        )
+        for seed in range(arguments.seed, arguments.seed + arguments.spaces)
+    ]
+    make(arguments.out, recipes, arguments.jobs)
+    print(arguments.out)
+    return 0
+
+
+def _scenes_show(arguments: argparse.Namespace) -> int:
+    from testtime.scenes.sheet import write_sheet
+
+    print(write_sheet(arguments.root, arguments.out, arguments.spaces, arguments.frames, arguments.width))
+    return 0
+
+
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -167,3 +226,10 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in _words(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise argparse.ArgumentTypeError(f"expected pixels as 64 or 48x64 (height x width), got {text!r}")
+    return int(sides[0]), int(sides[-1])

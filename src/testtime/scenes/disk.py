@@ -1,0 +1,434 @@
+"""Spaces as files and in memory: rendered frames of houses, written so that a killed work goes on, and read as
+samples.
+
+A space is one house seen from many cameras. Under a root lies a folder for each modality, in it one for each space,
+in it a file for each frame::
+
+    rgb/<space>/<frame>.png         8 bits, sRGB
+    depth/<space>/<frame>.png       16 bits, millimetres along the optical axis; 0: nothing
+    normal/<space>/<frame>.png      8 bits, 127.5 (n + 1) rounded; x right, y up, z to the viewer; 127, 127, 127: none
+    canny/<space>/<frame>.png       8 bits, 0 or 255: edges of the picture
+    occlusion/<space>/<frame>.png   8 bits, 0 or 255: edges of the geometry
+    semantic/<space>/<frame>.png    8 bits, classes; 255: not known
+    instance/<space>/<frame>.png    16 bits, instances of the house
+    spaces/<space>/space.json       what was asked for, who rendered it, the classes
+    spaces/<space>/frames.jsonl     a line for each frame: its name, pose (4, 4) from camera to world (OpenGL: x right,
+                                    y up, looking along -z; metres), intrinsics (3, 3) in pixels, room, ring, shift,
+                                    boxes (instance, label, x0, y0, x1, y1, visibility), caption
+
+``space.json`` is written first and ``frames.jsonl`` last: a space is finished when it has both. Until then the line of
+a frame lies in ``spaces/<space>/<frame>.json``, written after the frame's images; what is there is not made again.
+Every file appears whole or not at all, and a frame depends on nothing but its camera, so that processes may be killed
+and may even work on the same space: all write the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from testtime.data.files import need_choice, need_file, need_folder
+from testtime.data.folders import decoded
+from testtime.data.pixels import levels
+from testtime.errors import DataError, missing_extra
+from testtime.progress import progress
+from testtime.scenes.sceneset import MODALITIES, SOURCES, SceneSet, Space, stored
+from testtime.scenes.tracer import BACKENDS, available
+
+if TYPE_CHECKING:
+    from testtime.scenes import Frame, House, Renderer
+
+__all__ = ["Recipe", "make", "read_scenes", "record", "render_space"]
+
+CHUNK = 8  # frames that a process renders before it reports
+PACKAGES = {"embree": "embreex"}  # where a backend is not called as its package
+
+
+@final
+@dataclass(frozen=True)
+class Recipe:
+    """What a space is made from; equal recipes give equal spaces.
+
+    Attributes:
+        seed: of the house.
+        style: the prior that the house's furniture is drawn from, one of ``testtime.scenes.STYLES``.
+        shift: the shift of domain, one of ``testtime.scenes.SHIFTS``, or None.
+        frames: how many cameras.
+        size: height and width in pixels.
+        camera_seed: of the cameras.
+        moved: of the places that small objects were moved to since, seen by the same cameras; None for those of the
+            house.
+        backend: one of ``testtime.scenes.tracer.BACKENDS``; None becomes the fastest that is installed.
+
+    Raises:
+        ValueError: a number is too small, or a name is unknown.
+
+    >>> Recipe(seed=3, shift="fog").name
+    'default_00003_fog'
+    """
+
+    seed: int = 0
+    style: str = "default"
+    shift: str | None = None
+    frames: int = 40
+    size: tuple[int, int] = (64, 64)
+    camera_seed: int = 0
+    moved: int | None = None
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        from testtime.scenes import SHIFTS, STYLES
+
+        if self.backend is None:
+            object.__setattr__(self, "backend", available())
+        need_choice(self.style, STYLES, "style")
+        need_choice(str(self.backend), BACKENDS, "backend")
+        if self.shift is not None:
+            need_choice(self.shift, SHIFTS, "shift")
+        seeds = (self.seed, self.camera_seed, self.moved or 0)
+        if self.frames < 1 or min(self.size) < 8 or min(seeds) < 0:
+            raise ValueError(
+                "expected at least 1 frame of at least 8 x 8 pixels and seeds from 0, got "
+                f"{self.frames} of {self.size[0]} x {self.size[1]}, seeds {', '.join(map(str, seeds))}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The name of the space, from style, seed, where the small objects are, and shift."""
+        more = [
+            *([] if self.moved is None else [f"moved{self.moved}"]),
+            *([self.shift] if self.shift else []),
+        ]
+        return "_".join([self.style, f"{self.seed:05d}", *more])
+
+    def facts(self) -> dict[str, Any]:
+        """What ``space.json`` says."""
+        from testtime.scenes import CLASSES
+
+        package = PACKAGES.get(str(self.backend), str(self.backend))
+        return {
+            "name": self.name,
+            "recipe": {**asdict(self), "size": list(self.size)},
+            "made_by": {"testtime": _version("testtime"), package: _version(package)},
+            "classes": list(CLASSES),
+        }
+
+
+def record(frame: Frame, house: House, name: str) -> dict[str, Any]:
+    """The line of a frame in ``frames.jsonl``."""
+    from testtime.scenes.captions import caption
+
+    boxes = [
+        {
+            "instance": int(b.instance),
+            "label": int(b.label),
+            **{side: int(getattr(b, side)) for side in ("x0", "y0", "x1", "y1")},
+            "visibility": round(float(b.visibility), 4),
+        }
+        for b in frame.boxes
+    ]
+    return {
+        "frame": name,
+        "pose": np.asarray(frame.pose, dtype=np.float64).tolist(),
+        "intrinsics": np.asarray(frame.intrinsics, dtype=np.float64).tolist(),
+        "room": int(frame.room),
+        "ring": int(frame.ring),
+        "shift": frame.shift or None,
+        "boxes": boxes,
+        "caption": caption(frame, house),
+    }
+
+
+def render_space(
+    seed: int = 0,
+    frames: int = 40,
+    size: tuple[int, int] = (64, 64),
+    style: str = "default",
+    shift: str | None = None,
+    camera_seed: int = 0,
+    moved: int | None = None,
+    backend: str | None = None,
+    tasks: Sequence[str] = tuple(SOURCES),
+) -> SceneSet:
+    """Render a space into memory: the samples that :func:`make` and :func:`read_scenes` would give, without files.
+
+    Args:
+        seed, frames, size, style, shift, camera_seed, moved, backend: see :class:`Recipe`.
+        tasks: the labels wanted.
+    """
+    recipe = Recipe(seed, style, shift, frames, size, camera_seed, moved, backend)
+    records, arrays = [], dict[str, list[NDArray[Any]]]({m: [] for m in MODALITIES})
+    for i in range(frames):
+        line, values = _render(recipe, i)
+        records.append(line)
+        for modality, value in values.items():
+            arrays[modality].append(value)
+    return SceneSet([Space(recipe.facts(), records, partial(_of, arrays))], tasks, recipe.name)
+
+
+def _of(arrays: Mapping[str, Sequence[NDArray[Any]]], modality: str, index: int) -> NDArray[Any]:
+    return arrays[modality][index]
+
+
+def read_scenes(
+    root: str | Path,
+    spaces: Sequence[str] | None = None,
+    tasks: Sequence[str] = tuple(SOURCES),
+    keep: bool = True,
+) -> SceneSet:
+    """Read the spaces that :func:`make` wrote.
+
+    Args:
+        root: the folder they lie in.
+        spaces: their names, in order; None reads all, sorted by name.
+        tasks: the labels wanted.
+        keep: hold in memory what was read: 13 bytes a pixel for all modalities, and no modality that was not asked
+            for. False decodes a frame each time it is asked for.
+
+    Raises:
+        DataError: there is no such space, one is not finished, or its files are damaged.
+        ImportError: Pillow is not installed.
+    """
+    folder = need_folder([Path(root) / "spaces"], "spaces that testtime scenes make wrote")
+    there = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    wanted = there if spaces is None else list(spaces)
+    if not wanted:
+        raise DataError(
+            f"{folder}: expected spaces, found none; make some: testtime scenes make --out {root}"
+        )
+    for name in wanted:
+        if name not in there:
+            shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "")
+            raise DataError(f"{root}: expected the space {name!r}, found {shown or 'none'}")
+    return SceneSet([_read_space(Path(root), name, keep) for name in wanted], tasks, Path(root).name)
+
+
+def _read_space(root: Path, name: str, keep: bool) -> Space:
+    folder = root / "spaces" / name
+    facts = _json(need_file(folder / "space.json", "what a space was made from"))
+    if not (folder / "frames.jsonl").is_file():
+        raise DataError(
+            f"{folder}: expected a finished space, found one that is half made; "
+            "run the same testtime scenes make again: it goes on from there"
+        )
+    records = [_json(folder / "frames.jsonl", line) for line in (folder / "frames.jsonl").open()]
+    try:
+        size = tuple(facts["recipe"]["size"])
+        names = [str(line["frame"]) for line in records]
+        return Space(facts, records, partial(_read, root, name, size, names), keep)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder}: expected the description of a space, found none of {error}") from error
+
+
+def _read(root: Path, space: str, size: tuple[int, ...], names: Sequence[str], modality: str, i: int) -> Any:
+    path = root / modality / space / f"{names[i]}.png"
+    if modality in ("rgb", "normal"):
+        array = decoded(need_file(path, "an image").read_bytes(), 3, path).transpose(1, 2, 0)
+    else:
+        array = levels(path).astype(MODALITIES[modality])
+    if array.shape[:2] != size:
+        raise DataError(
+            f"{path}: expected the {size[0]} x {size[1]} pixels of {space}, found {array.shape[:2]}; "
+            "it belongs to another space"
+        )
+    return array
+
+
+def make(out: str | Path, recipes: Iterable[Recipe], jobs: int = 1) -> list[str]:
+    """Render spaces into files, going on from what is there already.
+
+    Args:
+        out: the root.
+        recipes: what to make.
+        jobs: processes.
+
+    Returns:
+        The names of the spaces, all finished.
+
+    Raises:
+        DataError: a space of that name was made from something else.
+        ImportError: Pillow or the backend's package is not installed.
+        ValueError: two recipes give the same name.
+    """
+    root, recipes = Path(out), list(recipes)
+    names = [r.name for r in recipes]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"two spaces would be called {twice[0]}; give them another seed, style or shift")
+    _pillow()
+    todo = {r.name: (r, _missing(root, r)) for r in recipes if not _begin(root, r)}
+    total, left = sum(r.frames for r in recipes), sum(len(frames) for _, frames in todo.values())
+    # A process that renders a whole space builds its house once; fewer spaces than processes are cut in pieces.
+    step = CHUNK if len(todo) < jobs else max(total, 1)
+    chunks = [(r, rows[i : i + step]) for r, rows in todo.values() for i in range(0, len(rows), step)]
+    waiting = {name: len(rows) for name, (_, rows) in todo.items()}
+    for r, rows in todo.values():
+        if not rows:  # killed between the last frame and frames.jsonl
+            _finish(root, r)
+    done = _work(root, chunks, jobs)
+    for name, _ in progress(done, total, "rendering", total - left):
+        waiting[name] -= 1
+        if not waiting[name]:
+            _finish(root, todo[name][0])
+    return names
+
+
+def _work(root: Path, chunks: Sequence[tuple[Recipe, Sequence[int]]], jobs: int) -> Iterator[tuple[str, int]]:
+    """Render, and say which frame of which space is done."""
+    if jobs <= 1 or len(chunks) <= 1:
+        for recipe, rows in chunks:
+            for i in rows:
+                _write_frame(root, recipe, i)
+                yield recipe.name, i
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(chunks)), context, _start) as pool:
+        futures = {pool.submit(_write_frames, root, r, rows): (r, rows) for r, rows in chunks}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                recipe, rows = futures[future]
+                yield from ((recipe.name, i) for i in rows)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed takes its workers along."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _write_frames(root: Path, recipe: Recipe, rows: Sequence[int]) -> None:
+    for i in rows:
+        _write_frame(root, recipe, i)
+
+
+def _write_frame(root: Path, recipe: Recipe, index: int) -> None:
+    """Render a frame and write its images, and then its line, which says that they are there."""
+    line, values = _render(recipe, index)
+    for modality, value in values.items():
+        _write(root / modality / recipe.name / f"{line['frame']}.png", _png(value))
+    _write(_part(root, recipe, index), _line(line))
+
+
+def _render(recipe: Recipe, index: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    house, cameras, renderer = _stage(recipe)
+    frame = renderer.frame(cameras[index], size=recipe.size, shift=recipe.shift)
+    return record(frame, house, f"{index:05d}"), stored(frame)
+
+
+@lru_cache(maxsize=1)
+def _stage(recipe: Recipe) -> tuple[House, Sequence[Any], Renderer]:
+    from testtime.scenes import Renderer, generate_house
+
+    house = generate_house(seed=recipe.seed, style=recipe.style)
+    cameras = house.cameras(count=recipe.frames, seed=recipe.camera_seed)
+    house = house if recipe.moved is None else house.moved(recipe.moved)
+    return house, cameras, Renderer(house, backend=recipe.backend)
+
+
+def _begin(root: Path, recipe: Recipe) -> bool:
+    """Whether a space is finished; what is begun has to be of this recipe, and of these versions."""
+    folder, facts = root / "spaces" / recipe.name, recipe.facts()
+    path, finished = folder / "space.json", (folder / "frames.jsonl").is_file()
+    if not path.exists():
+        _write(path, (json.dumps(facts, indent=1) + "\n").encode())
+        return False
+    there = _json(path)
+    for part in ("recipe",) if finished else ("recipe", "made_by", "classes"):
+        if there.get(part) != facts[part]:
+            raise DataError(
+                f"{folder}: expected a space made from {facts[part]}, found one from {there.get(part)}; "
+                "give another --out, or delete it"
+            )
+    return finished
+
+
+def _missing(root: Path, recipe: Recipe) -> list[int]:
+    return [i for i in range(recipe.frames) if not _part(root, recipe, i).is_file()]
+
+
+def _finish(root: Path, recipe: Recipe) -> None:
+    """Put the lines of the frames together, and leave nothing else behind."""
+    parts = [_part(root, recipe, i) for i in range(recipe.frames)]
+    path = root / "spaces" / recipe.name / "frames.jsonl"
+    try:
+        _write(path, b"".join(part.read_bytes() for part in parts))
+    except FileNotFoundError:
+        if not path.is_file():  # else another process has finished it
+            raise
+    for left in (*parts, *root.glob(f"*/{recipe.name}/.*.part")):
+        left.unlink(missing_ok=True)
+
+
+def _part(root: Path, recipe: Recipe, index: int) -> Path:
+    return root / "spaces" / recipe.name / f"{index:05d}.json"
+
+
+def _line(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line, separators=(",", ":")) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial_path.write_bytes(data)
+    try:
+        partial_path.replace(path)
+    except FileNotFoundError:
+        if not path.is_file():  # else another process finished the space, and swept
+            raise
+
+
+def _png(array: NDArray[Any]) -> bytes:
+    image, file = _pillow().fromarray(array), io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_extra("Pillow", "images") from error
+    return Image
+
+
+def _json(path: Path, line: str | None = None) -> Any:
+    try:
+        return json.loads(path.read_text() if line is None else line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: expected JSON, found a damaged file ({error}); delete the space and make it again"
+        ) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
