@@ -128,9 +128,12 @@ def test_gain_and_oracle():
     assert curve.oracle(base) == 2
     worse = Curve([0, 1, 2], {"a": [10, 9, 8]}, {"a": True})
     assert worse.oracle({"a": 10}) == 1  # an oracle chooses among the steps that were taken
-    assert gain({"a": 20, "b": float("nan")}, {"a": 10, "b": 1}, {"a": True, "b": True}) == pytest.approx(100)
+    nan = float("nan")
+    assert gain({"a": 20, "b": nan}, {"a": 10, "b": nan}, {"a": True, "b": True}) == pytest.approx(100)
     with pytest.raises(ValueError, match="none of the tasks"):
-        gain({"a": float("nan")}, {"a": 1.0}, {"a": True})
+        gain({"a": 1.0}, {"a": nan}, {"a": True})
+    with pytest.raises(ValueError):  # a task that has diverged does not leave the mean
+        gain({"a": nan, "b": 1.0}, {"a": 1.0, "b": 1.0}, {"a": True, "b": True})
 
 
 def test_mistakes_are_refused():

@@ -17,6 +17,9 @@ from torch import Tensor
 from testtime.adapter import Adapter
 from testtime.data.dense import IGNORE
 from testtime.errors import missing_extra
+from testtime.multitask.presets import Preset
+from testtime.multitask.results import read_results
+from testtime.multitask.study import Study, source_model
 from testtime.multitask.tasks import Segmentation, Task, Tasks
 from testtime.scenes.sheet import depth_colours, palette
 
@@ -29,6 +32,7 @@ __all__ = [
     "UNKNOWN",
     "Strip",
     "answer",
+    "draw_study",
     "moments",
     "picture",
     "sheet",
@@ -228,6 +232,45 @@ def write_pictures(
         listed.append({**names, "caption": f"Image {i + 1} of the batch"})
     (where / "pictures.json").write_text(json.dumps({"about": about, "sheets": listed}, indent=1) + "\n")
     return written
+
+
+def draw_study(study: Study, preset: Preset, folder: str | Path) -> list[Path]:
+    """Adapt once more with S4T (or the best row there is) and draw the images it adapted to; the control stands beside it.
+
+    Args:
+        study, preset: those of the run.
+        folder: of its results; pictures of the same row are not drawn again.
+    """
+    folder = Path(folder)
+    results = read_results(folder)
+    drawable = [
+        r.name for r in study.rows if not r.prepare and r.name in results.rows and r.name != results.base
+    ]
+    if not drawable or (folder / "pictures" / "pictures.json").exists():
+        return []
+    row = "S4T" if "S4T" in drawable else max(drawable, key=results.ranked[::-1].index)
+    first = results.of(row)[0]
+    domain, seed = first.domain, first.seed
+    target = preset.domain(domain).read(folder.parent)
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed)).tolist()
+    x, labels = target.batch(order[: study.protocol.batch])
+    steps = study.protocol.steps
+
+    def kept(name: str, wanted: Sequence[int]) -> dict[int, dict[str, Tensor]]:
+        chosen = next(r for r in study.rows if r.name == name)
+        model = source_model(study, chosen.source, seed, preset, folder)
+        return moments(chosen.adapter(model, results.of(name)[0].rate, seed), x, steps, wanted)
+
+    strips = [Strip("before" if step == 0 else f"step {step}", y) for step, y in kept(row, MOMENTS).items()]
+    controls = [name for name in results.controls if name in drawable and name != row]
+    if controls:
+        strips.append(Strip(f"BN only, step {steps}", kept(controls[-1], ())[steps]))
+    beside = f" At the right the control ({controls[-1]}), which learns nothing." if controls else ""
+    about = (
+        f"Images of {domain} that {row} adapted to, seed {seed}: its network before, during and after.{beside} "
+        "The figure below an answer is its metric on this image alone."
+    )
+    return write_pictures(folder, preset.tasks, x, labels, strips, about)
 
 
 def _reach(label: Tensor) -> tuple[float, float]:

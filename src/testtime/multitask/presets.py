@@ -24,12 +24,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "door": ("door",),
     "bed": ("bed", "pillow"),
     "sofa": ("sofa",),
-    "chair": ("chair", "stool"),
+    "chair": ("chair",),
     "table": ("table", "desk"),
-    "cabinet": ("cabinet", "shelf", "wardrobe", "nightstand"),
+    "cabinet": ("cabinet", "shelf", "wardrobe"),
     "appliance": ("fridge", "stove", "tv"),
     "bathroom": ("toilet", "sink", "bathtub"),
-    "objects": ("lamp", "plant", "picture", "box", "book", "mug", "bottle", "vase"),
+    "objects": ("lamp", "plant", "picture", "mirror", "book", "mug", "bottle", "vase", "box"),
 }
 """The classes of scenes as the segmentation of a small network has them."""
 
@@ -133,7 +133,7 @@ class Preset:
 def _houses(size: tuple[int, int], source: int, frames: int, target: int, each: int) -> dict[str, Domain]:
     return {
         "source": Domain(0, source, frames, size),
-        "validation": Domain(5000, target // 2, each, size, shift="fog"),
+        "validation": Domain(5000, target // 2, each, size, style="minimal", shift="cold"),
         "target": Domain(9000, target, each, size, style="other", shift="dim"),
     }
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
+from testtime.metrics.synchronisation import delta_ttt
 from testtime.multitask.tasks import Meter, Tasks
 
 __all__ = ["PAPER", "RELEASED", "Curve", "Protocol", "evaluate", "follow", "gain"]
@@ -98,11 +99,9 @@ def gain(
     metrics: Mapping[str, float], base: Mapping[str, float], higher_is_better: Mapping[str, bool]
 ) -> float:
     r"""Delta_TTT in percent, :math:`\frac{100}{n} \sum_i (-1)^{l_i} (M_i - B_i) / B_i`; a task never measured has no part."""
-    known = [name for name in base if math.isfinite(base[name]) and math.isfinite(metrics[name])]
+    known = [name for name in base if math.isfinite(base[name])]
     if not known:
         raise ValueError(f"none of the tasks {sorted(base)} was measured")
-    from testtime.metrics.synchronisation import delta_ttt
-
     pick = {name: metrics[name] for name in known}
     return delta_ttt(pick, {k: base[k] for k in known}, {k: higher_is_better[k] for k in known})
 

@@ -95,10 +95,10 @@ def _lead(results: Results) -> str:
     step = results.outcomes[0].curve.steps[-1]
     seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"
     over = f", {len(results.domains)} domains" if len(results.domains) > 1 else ""
+    after = f"; next is {escape(ranked[1])} with {_gain(results, ranked[1])}" if len(ranked) > 1 else ""
     sentences = [
-        f"<strong>{escape(best)}</strong> has the highest Δ<sub>TTT</sub> after step {step}: {_gain(results, best)} "
-        f"({seeds}{over})"
-        + (f"; next is {escape(ranked[1])} with {_gain(results, ranked[1])}" * (len(ranked) > 1))
+        f"<strong>{escape(best)}</strong> has the highest Δ<sub>TTT</sub> after step {step}: "
+        f"{_gain(results, best)} ({seeds}{over}){after}"
     ]
     controls = [row for row in ranked if row in results.controls]
     learners = [row for row in ranked if row not in results.controls]
