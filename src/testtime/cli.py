@@ -1,4 +1,4 @@
-"""The command line: ``testtime demo``, ``bench``, ``report``, ``methods``, ``scenes``."""
+"""The command line: ``testtime demo``, ``bench``, ``report``, ``methods``, ``scenes``, ``multitask``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; None takes those of the process.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(given)
+    arguments = _parser(given[:1] == ["multitask"]).parse_args(given)
     arguments.argv = given
     try:
         return int(arguments.run(arguments))
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(multitask: bool) -> argparse.ArgumentParser:
+    """The parser; the commands of a family that waits for torch are there only if asked for."""
     parser = argparse.ArgumentParser(prog="testtime", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     bench = commands.add_parser("bench", help="run a protocol x methods x seeds grid")
@@ -103,6 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--width", type=int, default=160, metavar="N", help="pixels of a picture (160)")
     show.add_argument("--out", metavar="FILE", help="the sheet (sheet.png in the folder)")
     show.set_defaults(run=_scenes_show)
+
+    family = commands.add_parser(
+        "multitask", help="several dense tasks adapted together: list, train, bench, report, demo"
+    )
+    if multitask:
+        from testtime.multitask.commands import add
+
+        add(family)
     return parser
 
 
