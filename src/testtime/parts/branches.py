@@ -20,7 +20,9 @@ from testtime.parts.features import linear_head
 from testtime.parts.randomness import generator
 from testtime.parts.taps import Tap, tap, watched
 
-__all__ = ["UnsupervisedBranch", "joined", "positions", "upstream"]
+__all__ = ["UnsupervisedBranch", "images_of", "joined", "pooled", "positions", "upstream"]
+
+L = TypeVar("L")
 
 
 class UnsupervisedBranch(Branch):
@@ -60,32 +62,46 @@ class UnsupervisedBranch(Branch):
             TypeError: a batch is not a tensor.
             ValueError: there is no batch, or the loss is not finite.
         """
-        images = list(batches)
-        for x in images:
-            if not isinstance(x, Tensor):
-                raise TypeError(
-                    f"expected unlabelled batches (N, C, H, W) as tensors, got {type(x).__name__}; give the images "
-                    "alone: (x for x, _ in loader)"
-                )
-        if not images:
-            raise ValueError("expected batches of source images (N, C, H, W) to learn from, got none")
+
+        def loss(x: Tensor, rng: torch.Generator) -> Tensor:
+            with torch.no_grad(), observing(model):
+                _, seen = watched(model, taps, x)
+            return torch.stack(list(self.source_loss(model, x, seen, {}, rng).values())).sum()
+
+        self.fit(images_of(batches), loss, passes, rate, seed)
+
+    def fit(
+        self,
+        lessons: Sequence[L],
+        loss: Callable[[L, torch.Generator], Tensor],
+        passes: int,
+        rate: float,
+        seed: int,
+    ) -> None:
+        """Learn from scratch by Adam.
+
+        Args:
+            lessons: of any kind, shown one by one.
+            loss: of one lesson, a scalar; draws from the generator it is given.
+            passes, rate, seed: as for :meth:`teach`.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
         with _seeded(seed):
             for module in reversed(list(self.modules())):  # what is inside first
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
         optimizer = torch.optim.Adam(self.requires_grad_(True).parameters(), rate)
-        for step, x in enumerate(images * passes):
-            with torch.no_grad(), observing(model):
-                _, seen = watched(model, taps, x)
-            losses = self.source_loss(model, x, seen, {}, generator(seed, step, "source"))
-            loss = torch.stack(list(losses.values())).sum()
-            if not bool(torch.isfinite(loss)):
+        for step, lesson in enumerate([*lessons] * passes):
+            value = loss(lesson, generator(seed, step, "source"))
+            if not bool(torch.isfinite(value)):
                 raise ValueError(
-                    f"teaching {type(self).__name__} led to a loss of {loss.item()} at step {step}; expected finite "
+                    f"teaching {type(self).__name__} led to a loss of {value.item()} at step {step}; expected finite "
                     f"source images, and a learning rate that fits (it is {rate})"
                 )
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             optimizer.step()
         optimizer.zero_grad()
         self.requires_grad_(False)
@@ -106,6 +122,25 @@ class UnsupervisedBranch(Branch):
 
 
 B = TypeVar("B", bound=UnsupervisedBranch)
+
+
+def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
+    """The unlabelled source batches that ``prepare`` was given, held so that they can be shown again.
+
+    Raises:
+        TypeError: a batch is not a tensor.
+        ValueError: there is no batch.
+    """
+    images = list(batches)
+    for x in images:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"expected unlabelled batches (N, C, H, W) as tensors, got {type(x).__name__}; give the images "
+                "alone: (x for x, _ in loader)"
+            )
+    if not images:
+        raise ValueError("expected batches of source images (N, C, H, W) to learn from, got none")
+    return images
 
 
 def joined(
@@ -177,6 +212,29 @@ def positions(z: Tensor, like: Tensor) -> Tensor:
             f"got {tuple(z.shape)}; name another layer, or give the branch its number of channels"
         )
     return z.flatten(2).transpose(1, 2).flatten(0, 1).to(like.dtype) if z.dim() == 4 else z.to(like.dtype)
+
+
+def pooled(z: Tensor, like: Tensor) -> Tensor:
+    """Features (N, C), feature maps (N, C, h, w) or tokens (N, T, C) as one vector for each image, in the type of ``like``.
+
+    Args:
+        z: what a layer gave; its places are averaged.
+        like: the weight (..., C) that it will meet.
+
+    Raises:
+        ValueError: z has another form or number of channels.
+
+    >>> pooled(torch.rand(2, 3, 4, 5), torch.rand(1, 3)).shape
+    torch.Size([2, 3])
+    """
+    z = z.mean(dim=(2, 3)) if z.dim() == 4 else z.mean(dim=1) if z.dim() == 3 else z
+    if z.dim() != 2 or z.shape[1] != like.shape[-1]:
+        raise ValueError(
+            f"expected features of {like.shape[-1]} channels from the watched layer, as vectors, maps (N, C, h, w) or "
+            f"tokens (N, T, C), and got {tuple(z.shape)} after averaging over places; name another layer, or give the "
+            "branch its number of channels"
+        )
+    return z.to(like.dtype)
 
 
 def _channels(tap: Tap) -> int:
