@@ -6,7 +6,7 @@ from pathlib import Path
 
 from written_study import write_sheet, write_study
 
-from testtime.multitask.report import highlights, write_report
+from testtime.multitask.report import _printed, highlights, write_report
 from testtime.multitask.results import read_results, write_command
 
 VOID = {"meta", "br", "link", "hr", "img", "input", "source"}
@@ -102,3 +102,25 @@ def test_six_rows_at_most_have_a_colour(tmp_path: Path) -> None:
     colours = highlights(read_results(write_study(tmp_path / "run")))
     assert colours["S4T"] == 1
     assert sorted(colours.values()) == [1, 2, 3, 4, 5]
+
+
+def test_published_gains_stand_beside_ours(tmp_path: Path) -> None:
+    html = write_report(write_study(tmp_path / "run")).read_text()
+    inside = re.search(r"What the paper prints \(tables 1 and 7\)(.*?)</details>", html, re.S)[1]  # type: ignore[index]
+    assert re.search(
+        r">S4T</th><td>\+34.9</td><td>\+34.2</td><td>\+2.1</td><td>\+1.2</td><td class=\"headline\">\+16.3<",
+        inside,
+    )
+    assert re.search(r">NC-TTT</th><td>\+23.4</td>.*?<td class=\"headline\">–<", inside)
+    assert "Taskonomy → NYUD-v2" in inside
+
+
+def test_each_table_of_the_paper_has_its_form() -> None:
+    assert _printed("table 5")["noise 0.4"] == {"S4T": 19.73}
+    assert _printed("table 2")["Taskonomy -> NYUD-v2"]["TBS + masking + projection"] == 34.94
+    assert _printed("table 2")["Taskonomy -> NYUD-v2"]["Base"] == 0.0
+    assert _printed("table 3") == {
+        "table 3": {"random": 32.76, "not overlapping": 32.56, "same for all": 34.94, "hide tasks": 33.06}
+    }
+    assert "S4T (single)" not in _printed("table 8")["Taskonomy -> NYUD-v2"]
+    assert _printed("") == {}
