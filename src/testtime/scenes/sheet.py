@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import colorsys
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +29,38 @@ RAMP = np.array(  # from near to far, dark to light: equal steps look equal
         *((31, 158, 137), (53, 183, 121), (110, 206, 88), (181, 222, 43), (253, 231, 37)),
     ]
 )
+QUIET = ((200, 200, 196), (139, 115, 85), (240, 236, 224))
 PAPER, INK, DIM, GAP = (253, 252, 250), (28, 31, 36), (102, 109, 120), 6
 
 
+@lru_cache(maxsize=8)
 def palette(count: int) -> NDArray[np.uint8]:
-    """Colours (count, 3) that neighbours in number are easily told apart by.
+    """Colours (count, 3): quiet ones for wall, floor and ceiling, then each as far from those before it as any.
 
-    >>> len({tuple(colour) for colour in palette(40).tolist()})
-    40
+    Far is measured as the eye roughly does, by a weighted distance in sRGB (the weights depend on how red a pair is).
+
+    >>> palette(5).tolist()
+    [[200, 200, 196], [139, 115, 85], [240, 236, 224], [50, 50, 250], [250, 50, 250]]
     """
-    golden = 0.6180339887498949
-    lights, depths = (0.95, 0.7, 0.85), (0.55, 0.75, 0.95, 0.4)
-    colours = [
-        colorsys.hsv_to_rgb((i * golden) % 1, depths[i % len(depths)], lights[i % len(lights)])
-        for i in range(count)
-    ]
-    return np.rint(np.array(colours).reshape(-1, 3) * 255).astype(np.uint8)
+    steps = np.arange(50, 256, 20)
+    candidates = (
+        np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3).astype(float)
+    )
+    candidates = candidates[np.ptp(candidates, axis=1) >= 60]
+    chosen = [np.array(c, dtype=float) for c in QUIET]
+    nearest = np.min([_apart(candidates, c) for c in chosen[:-1]], axis=0)
+    while len(chosen) < count:
+        nearest = np.minimum(nearest, _apart(candidates, chosen[-1]))
+        chosen.append(candidates[nearest.argmax()])
+    return np.array(chosen[:count]).reshape(-1, 3).astype(np.uint8)
+
+
+def _apart(colours: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The squared distance of colours (N, 3) from one."""
+    red = (colours[:, 0] + one[0]) / 2 / 256
+    weights = np.stack([2 + red, np.full_like(red, 4), 3 - red], axis=1)
+    found: NDArray[np.float64] = (weights * (colours - one) ** 2).sum(axis=1)
+    return found
 
 
 def depth_colours(depth: NDArray[Any], near: float, far: float) -> NDArray[np.uint8]:
@@ -191,8 +207,9 @@ def _boxes(draw: ImageDraw, view: View, classes: Sequence[str], left: int, top: 
         name = classes[box["label"]]
         place = draw.textbbox((x0 + 2, y0), name, _font(10))
         if x1 - x0 > 20:
-            draw.rectangle(place, (20, 22, 26))
-            draw.text((x0 + 2, y0), name, colour, _font(10))
+            draw.rectangle(place, colour)
+            dark = np.dot(colour, (0.3, 0.59, 0.11)) < 128
+            draw.text((x0 + 2, y0), name, PAPER if dark else INK, _font(10))
 
 
 def _font(size: int) -> Any:

@@ -1,0 +1,73 @@
+"""Houses and the renderer together with the format: a work of several processes is killed, and goes on."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testtime.scenes import CLASSES, Renderer, generate_house
+from testtime.scenes.captions import caption
+from testtime.scenes.disk import Recipe, make, read_scenes, render_space
+
+pytest.importorskip("cv2", reason="pip install 'testtime[scenes]'")
+pytest.importorskip("embreex", reason="pip install 'testtime[scenes]'")
+
+SIZE = (16, 16)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_killed_processes_leave_what_goes_on_to_the_same_bytes(tmp_path):
+    recipes = [Recipe(seed, "default", "noise", 6, SIZE) for seed in (3, 4, 5)]
+    make(tmp_path / "whole", recipes)
+    killed = tmp_path / "killed"
+    command = ["make", "--spaces", "3", "--frames", "6", "--size", "16", "--seed", "3", "--shift", "noise"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "testtime", "scenes", *command, "--jobs", "2", "--out", str(killed)]
+    )
+    end = time.monotonic() + 120
+    while not list(killed.glob("spaces/*/0*.json")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    make(killed, recipes)
+    assert tree(killed) == tree(tmp_path / "whole")
+    read, there = read_scenes(killed), render_space(3, 6, SIZE, shift="noise")
+    for modality in ("rgb", "depth", "normal", "instance"):
+        np.testing.assert_array_equal(read.spaces[0].array(modality), there.spaces[0].array(modality))
+
+
+def test_labels_and_captions_of_a_real_house():
+    scenes = render_space(7, 4, (32, 32))
+    house = generate_house(7)
+    renderer = Renderer(house, "embree")
+    assert scenes.classes == CLASSES
+    for i, camera in enumerate(house.cameras(4)):
+        frame, sample, view = renderer.frame(camera, (32, 32)), scenes[i], scenes.view(i)
+        np.testing.assert_array_equal(sample.labels["semseg"], frame.semantic)
+        np.testing.assert_allclose(sample.labels["depth"][0], frame.depth, atol=0.00051)
+        cosine = (sample.labels["normals"].numpy() * frame.normal.transpose(2, 0, 1)).sum(axis=0)
+        assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 0.5
+        np.testing.assert_array_equal(view.instance, frame.instance)
+        assert view.caption == caption(frame, house)
+        numbers = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5}
+        room = {"living": "living room", "bed": "bedroom", "bath": "bathroom"}.get(
+            house.rooms[camera.room].kind, house.rooms[camera.room].kind
+        )
+        first = view.caption.split(".")[0]
+        assert first.startswith(f"A {room}")
+        mentioned = re.findall(r"\b(an?|two|three|four|five) (\w+)", first.removeprefix(f"A {room}"))
+        visible = [
+            CLASSES[b.label]
+            for b in frame.boxes
+            if b.visibility >= 0.15 and house.objects[b.instance - 1].room == camera.room
+        ]
+        assert sum(numbers[n] for n, _ in mentioned) == len(visible)
