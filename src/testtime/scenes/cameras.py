@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from testtime.scenes.furniture import STRUCTURE
 from testtime.scenes.geometry import Array
 from testtime.scenes.style import generator
 from testtime.scenes.tracer import Tracer, tracer
@@ -19,6 +20,9 @@ __all__ = ["RINGS", "Camera", "intrinsics", "place_cameras", "rays"]
 
 CLEARANCE = 0.3
 """The least distance of a camera from any mesh, seen from above, in metres."""
+
+FURNITURE = 0.2
+"""The least part of a view that is not wall, floor, ceiling, window or door."""
 
 RINGS = 4
 """The number of rings of a room."""
@@ -97,7 +101,7 @@ def place_cameras(house: House, count: int, seed: int = 0) -> list[Camera]:
     other cameras as Poisson-disc sampling keeps it (a distance that gives way where the room is full). Height 0.9 to
     1.7 m, yaw uniform, pitch normal with mean -8 and deviation 10 degrees, angle of view 60 to 90 degrees. A view is
     rejected where its median depth is below 0.6 m, where it shows less than three classes or three instances, or where
-    one wall fills four fifths of it.
+    less than a fifth of it is furniture.
 
     Args:
         house: where.
@@ -165,4 +169,5 @@ def _shows_something(house: House, camera: Camera, probe: Tracer) -> bool:
     labels = house.labels[instances]
     if len(instances) < 3 or len(np.unique(labels)) < 3:
         return False
-    return not bool(((labels == 0) & (counts > 0.8 * len(seen))).any())
+    furniture = counts[labels >= len(STRUCTURE)].sum()
+    return bool(furniture >= FURNITURE * len(seen))

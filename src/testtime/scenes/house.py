@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["House", "Light", "generate_house"]
 
 
+ATTEMPTS = 20
+"""How often :meth:`House.moved` starts anew when something finds no place; the last time, the floor will do."""
+
+
 @final
 @dataclass(frozen=True)
 class Light:
@@ -98,7 +102,12 @@ class House:
         """
         still = [o for o in self.objects if not o.movable]
         things = [(o.model, o.room) for o in self.objects if o.movable and o.model is not None]
-        small = _scatter(self.plan, still, things, generator(self.seed, self.style, "moved", seed))
+        small: list[Placed] = []
+        for attempt in range(ATTEMPTS):
+            rng = generator(self.seed, self.style, "moved", seed, attempt)
+            small = _scatter(self.plan, still, things, rng, True, attempt == ATTEMPTS - 1)
+            if len(small) == len(things):
+                break
         return replace(self, objects=(*still, *small))
 
 
@@ -127,7 +136,8 @@ def generate_house(seed: int = 0, style: str = "default") -> House:
     lights = tuple(_lights(plan, layout.objects, look))
     still = list(layout.objects)
     things = [(model, room.index) for room in plan.rooms for model in small_things(room, look)]
-    small = _scatter(plan, still, things, look.draw("small"), drop=True)
+    things.sort(key=lambda thing: -thing[0].size[0] * thing[0].size[1])  # the large ones choose first
+    small = _scatter(plan, still, things, look.draw("small"))
     return House(seed, style, plan, (*still, *small), lights, joined(layout.meshes))
 
 
@@ -136,9 +146,14 @@ def _scatter(
     still: Sequence[Placed],
     things: Sequence[tuple[Model, int]],
     rng: np.random.Generator,
-    drop: bool = False,
+    spill: bool = False,
+    floor: bool = False,
 ) -> list[Placed]:
-    """Put small things onto what stands still; boxes also onto the floor. Without ``drop`` none is left out."""
+    """Put small things, each with the room it belongs to, onto what stands still, boxes also onto the floor.
+
+    A thing for which there is no place is left out; with ``spill`` other rooms are tried first, with ``floor`` at last
+    their floors.
+    """
     receptacles, layout = Receptacles(still), Layout(plan, rng)
     for o in still:
         if o.model is not None and o.on is None and o.base < 0.3 and o.name != "rug":
@@ -150,20 +165,17 @@ def _scatter(
         if (
             model.name == "box"
             and rng.random() < 0.6
-            and layout.free(plan.rooms[home], model, 0.02, solid=True)
+            and layout.free(plan.rooms[home], model, 0.02, movable=True)
         ):
-            layout.objects[-1] = replace(layout.objects[-1], movable=True)
             continue
         found = receptacles.place(rng, model, [home])
-        if found is None and not drop:
-            found = receptacles.place(rng, model, None, 2000)
+        if found is None and spill:
+            found = receptacles.place(rng, model)
         if found is not None:
             support, x, y, base, yaw = found
             layout.put(model, support.room, x, y, yaw, base, True, support.instance, solid=False)
-        elif not drop and not layout.free(plan.rooms[home], model, 0.0, 2000):
-            raise RuntimeError(f"no place for a {model.name}")
-        elif not drop:
-            layout.objects[-1] = replace(layout.objects[-1], movable=True)
+        elif spill and floor:
+            any(layout.free(room, model, 0.0, 500, movable=True) for room in plan.rooms)
     return layout.objects[len(still) :]
 
 
@@ -261,6 +273,8 @@ def _door(o: Opening, length: float, rng: np.random.Generator, leaf: int, trim: 
             box((0, y0, h), (w, y1, h + c), trim),
         )
     ]
+    if not inner:  # nothing is to be seen through the gaps around the leaf
+        parts.append(box((0, -WALL, 0), (w, -WALL + 0.003, h), leaf))
     kind = rng.random()
     angle = 0.0
     if inner:

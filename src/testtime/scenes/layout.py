@@ -289,7 +289,13 @@ class Layout:
         return self.put(model, room.index, x, y, anchor.yaw + yaw, solid=solid)
 
     def free(
-        self, room: Room, model: Model, margin: float = 0.0, tries: int = 30, solid: bool = True
+        self,
+        room: Room,
+        model: Model,
+        margin: float = 0.0,
+        tries: int = 30,
+        solid: bool = True,
+        movable: bool = False,
     ) -> Placed | None:
         """Put a model anywhere on the floor, straight or across; None where there is no place."""
         w, d, _ = model.size
@@ -297,7 +303,7 @@ class Layout:
             x, y = (float(self.rng.uniform(a, b)) for a, b in zip(room.low, room.high, strict=True))
             yaw = float(self.rng.integers(4)) * np.pi / 2
             if self.fits(room, Footprint(x, y, w / 2, d / 2, yaw), margin):
-                return self.put(model, room.index, x, y, yaw, solid=solid)
+                return self.put(model, room.index, x, y, yaw, movable=movable, solid=solid)
         return None
 
     def atop(self, model: Model, support: Placed, x: float = 0.0, y: float = 0.0, yaw: float = 0.0) -> Placed:

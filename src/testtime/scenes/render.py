@@ -161,7 +161,7 @@ class Renderer:
         hits, instance, depth, normals = self._look(camera, directions)
         turned = normals @ camera.pose[:3, :3]
         shape = (*size, 3)
-        edges = occlusion_edges(
+        edges, border = _edges(
             instance.reshape(size), depth.reshape(size), turned.reshape(shape), camera.fov_degrees
         )
         paint = change.paint(self.paint, self.house)
@@ -169,7 +169,7 @@ class Renderer:
         pixel = 2 * np.tan(np.radians(camera.fov_degrees) / 2) / size[1]
         light = self._shade(camera, directions, hits, normals, paint, lamps, pixel)
         if self.smooth:
-            self._smoothed(light, camera, size, edges, paint, lamps, pixel)
+            self._smoothed(light, camera, border, paint, lamps, pixel)
         seen = change.air(light.reshape(shape), depth.reshape(size))
         picture = srgb(tone(seen))
         seed = [self.house.seed, zlib.crc32(np.ascontiguousarray(camera.pose).tobytes())]
@@ -263,22 +263,11 @@ class Renderer:
         return total.astype(np.float32)
 
     def _smoothed(
-        self,
-        light: Array,
-        camera: Camera,
-        size: tuple[int, int],
-        edges: Array,
-        paint: Paint,
-        lamps: _Lamps,
-        pixel: float,
+        self, light: Array, camera: Camera, border: Array, paint: Paint, lamps: _Lamps, pixel: float
     ) -> None:
-        """Replace the light of pixels at edges by the mean of four rays through them, in place."""
-        wide = edges.copy()
-        wide[:, 1:] |= edges[:, :-1]
-        wide[:, :-1] |= edges[:, 1:]
-        wide[1:] |= edges[:-1]
-        wide[:-1] |= edges[1:]
-        at = np.flatnonzero(wide)
+        """Replace the light of pixels on both sides of an edge by the mean of four rays through them, in place."""
+        size = border.shape
+        at = np.flatnonzero(border)
         if not len(at):
             return
         fine = rays(camera, (2 * size[0], 2 * size[1])).reshape(size[0], 2, size[1], 2, 3)
@@ -391,7 +380,7 @@ class _Lamps:
         levels = np.stack([points[:, 2], self.height - points[:, 2]], axis=1)
         near = np.sort(np.maximum(np.concatenate([walls, levels], axis=1), 0), axis=1)[:, 1:3]
         corner = 1 - 0.38 * np.exp(-near / 0.28).sum(axis=1) / 1.4
-        up = 0.82 + 0.18 * normals[:, 2]
+        up = 0.9 + 0.1 * normals[:, 2]
         return self.bounced[room] * (corner * up)[:, None]
 
     def arriving(self, k: int, room: Array, points: Array, normals: Array) -> tuple[Array, Array]:
@@ -423,20 +412,27 @@ def occlusion_edges(instance: Array, depth: Array, normal: Array, fov_degrees: f
         normal: (H, W, 3), unit, in the camera's frame.
         fov_degrees: across the width.
     """
+    return _edges(instance, depth, normal, fov_degrees)[0]
+
+
+def _edges(instance: Array, depth: Array, normal: Array, fov_degrees: float) -> tuple[Array, Array]:
+    """:func:`occlusion_edges`, and the pixels on both sides of them."""
     height, width = instance.shape
     k = intrinsics(fov_degrees, (height, width))
     x = ((np.arange(width) + 0.5 - k[0, 2]) / k[0, 0]).astype(np.float32)
     y = (-(np.arange(height) + 0.5 - k[1, 2]) / k[1, 1]).astype(np.float32)
     points = np.stack([x[None, :] * depth, y[:, None] * depth, -depth], axis=-1)
-    edges = np.zeros((height, width), bool)
+    edges, border = np.zeros((height, width), bool), np.zeros((height, width), bool)
     for one, two in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
         step = points[two] - points[one]
         jump = (np.abs(_dot(step, normal[one])) > STEP) & (np.abs(_dot(step, normal[two])) > STEP)
         apart = (instance[one] != instance[two]) | jump
-        first_nearer = (depth[one] <= depth[two]) & (depth[one] > 0) | (depth[two] == 0)
+        first_nearer = ((depth[one] <= depth[two]) & (depth[one] > 0)) | (depth[two] == 0)
         edges[one] |= apart & first_nearer
         edges[two] |= apart & ~first_nearer
-    return edges
+        border[one] |= apart
+        border[two] |= apart
+    return edges, border
 
 
 def tone(light: Array) -> Array:

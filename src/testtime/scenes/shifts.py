@@ -198,7 +198,7 @@ class Blur(Shift):
         sigma: of the Gaussian, as a fraction of the picture's width.
     """
 
-    sigma: float = 0.016
+    sigma: float = 0.013
 
     def sensor(self, picture: Array, rng: np.random.Generator) -> Array:
         """The picture, blurred."""
@@ -246,7 +246,7 @@ SHIFTS: Mapping[str, Shift] = {
     "low": Lens(higher=-0.8),
     "wide": Lens(wider=1.4),
     "tele": Lens(wider=0.62),
-    "noise": Noise(0.12, 0.06),
+    "noise": Noise(0.1, 0.05),
     "blur": Blur(),
     "fog": Fog(),
 }

@@ -253,7 +253,8 @@ class Style:
         def colour(palette: Colours) -> tuple[float, float, float]:
             code = palette[int(rng.integers(len(palette)))]
             base = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-            r, g, b = np.clip(base + rng.normal(0, prior.jitter, 3), 0.02, 0.98).tolist()
+            stray = rng.normal(0, prior.jitter) + rng.normal(0, 0.4 * prior.jitter, 3)
+            r, g, b = np.clip(base + stray, 0.02, 0.98).tolist()
             return r, g, b
 
         def shade(base: tuple[float, float, float], factor: float) -> tuple[float, float, float]:

@@ -48,7 +48,7 @@ class Material:
 def linear(srgb: Array | Sequence[float] | Sequence[Sequence[float]]) -> Array:
     """sRGB in [0, 1] as linear light (IEC 61966-2-1).
 
-    >>> linear([0.0, 0.5, 1.0]).round(4).tolist()
+    >>> [round(float(v), 4) for v in linear([0.0, 0.5, 1.0])]
     [0.0, 0.214, 1.0]
     """
     srgb = np.asarray(srgb, dtype=np.float32)

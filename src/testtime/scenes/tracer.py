@@ -6,7 +6,7 @@ first triangle of every ray, ``occluded(origins, directions)`` says whether anyt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol, final
@@ -18,8 +18,8 @@ from testtime.scenes.geometry import Array
 
 __all__ = ["BACKENDS", "EmbreeTracer", "Hits", "NumpyTracer", "Tracer", "available", "tracer"]
 
-NEAR = 1e-4
-"""Hits closer than this fraction of a direction are not seen by numpy's rays."""
+SHORT = 1 - 1e-4
+"""A ray to a light ends just before it, as a fraction of the way."""
 
 
 @final
@@ -90,38 +90,51 @@ class EmbreeTracer:
         if self.scene is None or not len(origins):
             return np.zeros(len(origins), bool)
         origins = _single(origins)
-        answer = self.scene.run(origins, _single(targets) - origins, dists=1.0 - 1e-4, query="OCCLUDED")
+        answer = self.scene.run(origins, _single(targets) - origins, dists=SHORT, query="OCCLUDED")
         return np.asarray(answer) != -1
 
 
 @final
 class NumpyTracer:
-    """Möller and Trumbore's intersection (1997), for triangles in blocks that rays miss or meet by their boxes.
+    """Rays and triangles in numpy, in float64; what Embree is tested against, and what is left without it.
 
-    It needs nothing but numpy, takes about a second for what Embree does in ten milliseconds, and is what Embree is
-    tested against.
+    Every triangle brings the affine map that takes its corners to (0, 0, 0), (1, 0, 0), (0, 1, 0) and its normal to
+    (0, 0, 1): a mapped ray meets the plane z = 0 at its u and v (Woop, 2004). Triangles come in blocks, and a ray that misses
+    the box of a block asks none of it. It takes about half a second for what Embree does in ten milliseconds.
 
     Args:
         block: triangles in a block.
     """
 
-    def __init__(self, block: int = 24) -> None:
+    def __init__(self, block: int = 16) -> None:
         self.block = block
-        self.triangles = np.zeros((0, 3, 3))
+        self.build(np.zeros((0, 3, 3)))
 
     def build(self, triangles: Array) -> None:
         """Take the triangles, (F, 3, 3) float32; neighbours in number should be neighbours in space."""
-        self.triangles = np.asarray(triangles, dtype=np.float64)
-        starts = range(0, len(self.triangles), self.block)
-        corners = [self.triangles[s : s + self.block].reshape(-1, 3) for s in starts]
-        self.low = np.array([c.min(axis=0) for c in corners]).reshape(-1, 3) - 1e-6
-        self.high = np.array([c.max(axis=0) for c in corners]).reshape(-1, 3) + 1e-6
+        corners = np.asarray(triangles, dtype=np.float64)
+        self.blocks: list[tuple[int, Array, Array, Array, Array]] = []
+        for first in range(0, len(corners), self.block):
+            part = corners[first : first + self.block]
+            a, one, two = part[:, 0], part[:, 1] - part[:, 0], part[:, 2] - part[:, 0]
+            normal = np.cross(one, two)
+            flat = np.linalg.norm(normal, axis=1) < 1e-14  # no area: no ray meets it
+            frame = np.stack([one, two, normal], axis=2)
+            frame[flat] = np.eye(3)
+            inverse = np.linalg.inv(frame)
+            start = -np.einsum("bij,bj->bi", inverse, a)
+            start[flat] = np.nan
+            points = part.reshape(-1, 3)
+            rows = inverse.transpose(1, 0, 2).reshape(-1, 3)  # u of every triangle, then v, then the height
+            self.blocks.append(
+                (first, points.min(axis=0) - 1e-6, points.max(axis=0) + 1e-6, rows, start.T.reshape(-1))
+            )
 
     def trace(self, origins: Array, directions: Array) -> Hits:
         """Return the first hits of rays."""
         hits = _nothing(len(origins))
         best = np.full(len(origins), np.inf)
-        for at, first, t, u, v in self._blocks(origins, directions):
+        for at, first, t, u, v in self._met(origins, directions, np.inf):
             k = t.argmin(axis=1)
             rows = np.arange(len(at))
             closer = t[rows, k] < best[at]
@@ -135,41 +148,33 @@ class NumpyTracer:
         """Say whether a triangle lies between points."""
         answer = np.zeros(len(origins), bool)
         directions = np.asarray(targets, dtype=np.float64) - origins
-        for at, _, t, _, _ in self._blocks(origins, directions, 1 - 1e-4):
-            answer[at] |= (t < 1 - 1e-4).any(axis=1)
+        for at, _, t, _, _ in self._met(origins, directions, SHORT):
+            answer[at] |= (t < SHORT).any(axis=1)
         return answer
 
-    def _blocks(self, origins: Array, directions: Array, far: float = np.inf) -> Any:
-        """For each block: the rays that meet its box, its first triangle, and t, u, v of the rays and its triangles."""
+    def _met(
+        self, origins: Array, directions: Array, far: float
+    ) -> Iterator[tuple[Array, int, Array, Array, Array]]:
+        """For each block: the rays that meet its box, its first triangle, and t, u, v of these rays and its triangles."""
         o, d = np.asarray(origins, dtype=np.float64), np.asarray(directions, dtype=np.float64)
-        with np.errstate(divide="ignore"):
-            inverse = 1 / d
-        for b, (low, high) in enumerate(zip(self.low, self.high, strict=True)) if len(self.triangles) else ():
-            with np.errstate(invalid="ignore"):
-                one, two = (low - o) * inverse, (high - o) * inverse
-            enter = np.nan_to_num(np.minimum(one, two), nan=-np.inf, posinf=np.inf, neginf=-np.inf).max(
-                axis=1
-            )
-            leave = np.nan_to_num(np.maximum(one, two), nan=np.inf, posinf=np.inf, neginf=-np.inf).min(axis=1)
-            at = np.flatnonzero((enter <= leave) & (leave > 0) & (enter < far))
+        columns, inverse = np.ascontiguousarray(o.T), 1 / np.where(np.abs(d.T) < 1e-12, 1e-12, d.T)
+        for first, low, high, rows, start in self.blocks:
+            enter, leave = np.zeros(len(o)), np.full(len(o), far)
+            for axis in range(3):
+                one = (low[axis] - columns[axis]) * inverse[axis]
+                two = (high[axis] - columns[axis]) * inverse[axis]
+                np.maximum(enter, np.minimum(one, two), out=enter)
+                np.minimum(leave, np.maximum(one, two), out=leave)
+            at = np.flatnonzero(enter <= leave)
             if not len(at):
                 continue
-            a, e1, e2 = self._edges(b)
-            p = np.cross(d[at][:, None], e2)
-            determinant = (p * e1).sum(axis=2)
+            ou, ov, oz = np.split(o[at] @ rows.T + start, 3, axis=1)
+            du, dv, dz = np.split(d[at] @ rows.T, 3, axis=1)
             with np.errstate(divide="ignore", invalid="ignore"):
-                scale = 1 / determinant
-                s = o[at][:, None] - a
-                u = (s * p).sum(axis=2) * scale
-                q = np.cross(s, e1)
-                v = (d[at][:, None] * q).sum(axis=2) * scale
-                t = (q * e2).sum(axis=2) * scale
-                inside = (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0) & (np.abs(determinant) > 1e-14)
-            yield at, b * self.block, np.where(inside, t, np.inf), u, v
-
-    def _edges(self, b: int) -> tuple[Array, Array, Array]:
-        part = self.triangles[b * self.block : (b + 1) * self.block]
-        return part[:, 0], part[:, 1] - part[:, 0], part[:, 2] - part[:, 0]
+                t = -oz / dz
+                u, v = ou + t * du, ov + t * dv
+                inside = (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0)
+            yield at, first, np.where(inside, t, np.inf), u, v
 
 
 BACKENDS: dict[str, Callable[[], Tracer]] = {"embree": EmbreeTracer, "numpy": NumpyTracer}
