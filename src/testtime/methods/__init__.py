@@ -16,6 +16,7 @@ from testtime.methods.source import Source
 from testtime.methods.stamp import STAMP
 from testtime.methods.tent import Tent
 from testtime.methods.tipi import TIPI
+from testtime.methods.ttt import TTT
 from testtime.methods.ttt_flow import TTTFlow
 from testtime.methods.unient import UniEnt
 from testtime.methods.unient_plus import UniEntPlus
@@ -29,6 +30,7 @@ __all__ = [
     "S4T",
     "STAMP",
     "TIPI",
+    "TTT",
     "ActMAD",
     "BNAdapt",
     "ClusT3",
