@@ -11,7 +11,7 @@ in it a file for each frame::
     occlusion/<space>/<frame>.png   8 bits, 0 or 255: edges of the geometry
     semantic/<space>/<frame>.png    8 bits, classes; 255: not known
     instance/<space>/<frame>.png    16 bits, instances of the house
-    spaces/<space>/space.json       what was asked for, who rendered it, the classes
+    spaces/<space>/space.json       what was asked for, who rendered it, the thresholds of Canny, the classes
     spaces/<space>/frames.jsonl     a line for each frame: its name, pose (4, 4) from camera to world (OpenGL: x right,
                                     y up, looking along -z; metres), intrinsics (3, 3) in pixels, room, ring, shift,
                                     boxes (instance, label, x0, y0, x1, y1, visibility), caption
@@ -118,12 +118,14 @@ class Recipe:
     def facts(self) -> dict[str, Any]:
         """What ``space.json`` says."""
         from testtime.scenes import CLASSES
+        from testtime.scenes.render import CANNY
 
         package = PACKAGES.get(str(self.backend), str(self.backend))
         return {
             "name": self.name,
             "recipe": {**asdict(self), "size": list(self.size)},
             "made_by": {"testtime": _version("testtime"), package: _version(package)},
+            "canny": list(CANNY),
             "classes": list(CLASSES),
         }
 
@@ -358,7 +360,7 @@ def _begin(root: Path, recipe: Recipe) -> bool:
         _write(path, (json.dumps(facts, indent=1) + "\n").encode())
         return False
     there = _json(path)
-    for part in ("recipe",) if finished else ("recipe", "made_by", "classes"):
+    for part in ("recipe",) if finished else facts:
         if there.get(part) != facts[part]:
             raise DataError(
                 f"{folder}: expected a space made from {facts[part]}, found one from {there.get(part)}; "
