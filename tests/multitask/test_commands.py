@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors import safe_open
 from written_study import write_study
 
 from testtime.cli import main
-from testtime.multitask.presets import PRESETS
+from testtime.multitask.presets import PRESETS, Domain
+from testtime.multitask.results import read_results
 from testtime.multitask.studies import STUDIES
 
 
@@ -87,3 +89,58 @@ def test_train_on_spaces_goes_on_and_is_repeatable(
         assert described["seed"] == 3
         assert described["samples"] == 6
     assert torch.equal(sums[0], sums[1])
+
+
+def test_bench_runs_a_study_draws_it_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("embreex")
+    size = (32, 32)
+    tiny, table1 = PRESETS["tiny"], STUDIES["table1"]
+    preset = replace(
+        tiny,
+        name="small",
+        recipe=replace(tiny.recipe, iterations=2, batch=4),
+        domains={
+            "source": Domain(0, 1, 6, size),
+            "validation": Domain(1, 1, 8, size),
+            "target": Domain(2, 1, 9, size),
+        },
+    )
+    names = ("Base", "BN only (S4T's network)", "S4T")
+    rows = {row.name: replace(row, rates=row.rates[:1]) for row in table1.rows}
+    study = replace(
+        table1,
+        name="short",
+        rows=tuple(rows[name] for name in names),
+        seeds=(0,),
+        protocol=replace(table1.protocol, steps=2),
+    )
+    monkeypatch.setitem(PRESETS, "small", preset)
+    monkeypatch.setitem(STUDIES, "short", study)
+    command = [
+        "multitask",
+        "bench",
+        "short",
+        "--preset",
+        "small",
+        "--out",
+        str(tmp_path / "mt"),
+        "--jobs",
+        "1",
+    ]
+    assert main([*command, "--rows", "s4t"]) == 0
+    folder = tmp_path / "mt" / "short"
+    assert read_results(folder).rows == ["Base", "S4T"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip().endswith(str(folder / "report.html"))
+    results = read_results(folder)
+    assert results.rows == list(names)
+    assert results.controls == ["BN only (S4T's network)"]
+    assert results.command["command"] == ["testtime", *command]
+    assert (
+        "that S4T adapted to, seed 0"
+        in json.loads((folder / "pictures" / "pictures.json").read_text())["about"]
+    )
+    assert (folder / "report.html").read_text().count("data:image/png;base64,") == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             )
         rows = [names[row.lower()] for row in arguments.rows]
     folder = Path(arguments.out) / study.name
+    _same_preset(folder, preset.name)
     failures = run_study(study, preset, folder, arguments.jobs, arguments.seeds, rows, _say)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -199,6 +201,15 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(text_table(read_results(arguments.out)))
     print(f"The report, with pictures of every task: {page}")
     return 0
+
+
+def _same_preset(folder: Path, preset: str) -> None:
+    """Cells of two presets do not belong into one table."""
+    path = next(folder.glob("cells/*.json"), None)
+    if path is not None and (there := json.loads(path.read_text())["preset"]) != preset:
+        raise ValueError(
+            f"{folder} holds results of the preset {there!r}; choose another --out for {preset!r}"
+        )
 
 
 def _preset(name: str) -> Any:

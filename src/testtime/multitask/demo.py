@@ -41,7 +41,7 @@ DEMO = Preset(
     Recipe(iterations=700, batch=16, lr=4e-3, every=100),
     {
         "source": Domain(0, 18, 20, SIZE),
-        "validation": Domain(5000, 3, 8, SIZE, shift="fog"),
+        "validation": Domain(5000, 3, 8, SIZE, style="minimal", shift="cold"),
         "target": Domain(9000, 6, 8, SIZE, style="other", shift="dim"),
     },
 )

@@ -239,18 +239,26 @@ def draw_study(study: Study, preset: Preset, folder: str | Path) -> list[Path]:
 
     Args:
         study, preset: those of the run.
-        folder: of its results; pictures of the same row are not drawn again.
+        folder: of its results; what is drawn already is not drawn again.
     """
     folder = Path(folder)
     results = read_results(folder)
     drawable = [
         r.name for r in study.rows if not r.prepare and r.name in results.rows and r.name != results.base
     ]
-    if not drawable or (folder / "pictures" / "pictures.json").exists():
+    if not drawable:
         return []
     row = "S4T" if "S4T" in drawable else max(drawable, key=results.ranked[::-1].index)
-    first = results.of(row)[0]
-    domain, seed = first.domain, first.seed
+    controls = [name for name in results.controls if name in drawable and name != row]
+    beside = f" At the right the control ({controls[-1]}), which learns nothing." if controls else ""
+    domain, seed = results.of(row)[0].domain, results.of(row)[0].seed
+    about = (
+        f"Images of {domain} that {row} adapted to, seed {seed}: its network before, during and after.{beside} "
+        "The figure below an answer is its metric on this image alone."
+    )
+    drawn = folder / "pictures" / "pictures.json"
+    if drawn.exists() and json.loads(drawn.read_text())["about"] == about:
+        return []
     target = preset.domain(domain).read(folder.parent)
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed)).tolist()
     x, labels = target.batch(order[: study.protocol.batch])
@@ -259,17 +267,12 @@ def draw_study(study: Study, preset: Preset, folder: str | Path) -> list[Path]:
     def kept(name: str, wanted: Sequence[int]) -> dict[int, dict[str, Tensor]]:
         chosen = next(r for r in study.rows if r.name == name)
         model = source_model(study, chosen.source, seed, preset, folder)
-        return moments(chosen.adapter(model, results.of(name)[0].rate, seed), x, steps, wanted)
+        rate = next(o.rate for o in results.of(name) if o.seed == seed)
+        return moments(chosen.adapter(model, rate, seed), x, steps, wanted)
 
     strips = [Strip("before" if step == 0 else f"step {step}", y) for step, y in kept(row, MOMENTS).items()]
-    controls = [name for name in results.controls if name in drawable and name != row]
     if controls:
         strips.append(Strip(f"BN only, step {steps}", kept(controls[-1], ())[steps]))
-    beside = f" At the right the control ({controls[-1]}), which learns nothing." if controls else ""
-    about = (
-        f"Images of {domain} that {row} adapted to, seed {seed}: its network before, during and after.{beside} "
-        "The figure below an answer is its metric on this image alone."
-    )
     return write_pictures(folder, preset.tasks, x, labels, strips, about)
 
 

@@ -184,7 +184,8 @@ def _table(results: Results, shown: Sequence[Column], domain: str | None = None)
             style = f' class="{" ".join(classes)}"' if classes else ""
             spread = f'<span class="dim"> {spread}</span>' if spread else ""
             cells.append(f"<td{style}>{average}{spread}</td>")
-        kind = "first" if row == results.ranked[0] else "control" if row in results.controls else ""
+        kinds = [("first", row == results.ranked[0]), ("control", row in results.controls)]
+        kind = " ".join(name for name, there in kinds if there)
         body.append(
             f'<tr{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}><th scope="row">{escape(row)}</th>{"".join(cells)}</tr>'
         )
