@@ -139,8 +139,9 @@ def test_bench_runs_a_study_draws_it_and_goes_on(
     assert results.rows == list(names)
     assert results.controls == ["BN only (S4T's network)"]
     assert results.command["command"] == ["testtime", *command]
-    assert (
-        "that S4T adapted to, seed 0"
-        in json.loads((folder / "pictures" / "pictures.json").read_text())["about"]
-    )
+    about = json.loads((folder / "pictures" / "pictures.json").read_text())["about"]
+    assert "that S4T adapted to, seed 0" in about
+    assert "the control (BN only (S4T's network))" in about
     assert (folder / "report.html").read_text().count("data:image/png;base64,") == 6
+    assert main([*command[:4], "tiny", *command[5:]]) == 2
+    assert "holds results of the preset 'small'" in capsys.readouterr().err
