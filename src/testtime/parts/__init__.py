@@ -1,6 +1,6 @@
 """Parts that methods are made of: pure functions, and classes that only remember."""
 
-from testtime.parts.augment import identity, katana, random_crop_flip
+from testtime.parts.augment import identity, katana, random_crop_flip, simclr
 from testtime.parts.losses import entropy, marginal_entropy, soft_cross_entropy
 from testtime.parts.optimizers import adam, sgd
 from testtime.parts.randomness import generator
@@ -18,5 +18,6 @@ __all__ = [
     "random_crop_flip",
     "sgd",
     "sharpness_aware_gradients",
+    "simclr",
     "soft_cross_entropy",
 ]

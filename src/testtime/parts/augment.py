@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augmentation", "identity", "katana", "random_crop_flip"]
+__all__ = ["Augmentation", "identity", "katana", "random_crop_flip", "simclr"]
 
 
 class Augmentation(Protocol):
@@ -183,3 +183,55 @@ def katana(x: Tensor, rng: torch.Generator) -> Tensor:
     y = _affine(y, between(5, -15, 15), shift, between(8, 0.9, 1.1), draws[:, 9] < 0.5, margin=2)
     y = _blur(y, between(10, 0.001, 0.5))
     return (y + 0.005 * noise).clamp(0, 1).to(x.dtype)
+
+
+def simclr(x: Tensor, rng: torch.Generator) -> Tensor:
+    """The augmentation of contrastive learning: a window, its colours and its mirror image, drawn anew for every image.
+
+    In this order: a window of 0.2 to 1 of the area and of 3/4 to 4/3 of the proportions, brought to the size of the image;
+    horizontal flip; with a chance of 0.8 brightness, contrast and saturation 0.6-1.4 and hue +-0.1 of the circle, in an
+    order drawn once per batch; with a chance of 0.2 grey.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1]; saturation and hue need three channels.
+        rng: draws come from here.
+
+    Returns:
+        (N, C, H, W).
+
+    Reference: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020, with the
+    constants used for CIFAR (Khosla et al., Supervised Contrastive Learning, NeurIPS 2020).
+
+    >>> simclr(torch.rand(2, 3, 8, 8), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    n, _, h, w = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    order = torch.randperm(4, generator=rng, device=rng.device).tolist()
+    draws = torch.rand(n, 11, generator=rng, device=rng.device).to(x.device, dtype)
+
+    def between(column: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * draws[:, column]
+
+    area, proportion = between(0, 0.2, 1.0), between(1, math.log(3 / 4), math.log(4 / 3)).exp()
+    y = x.to(dtype).clamp(0, 1)
+    axes = []
+    for size, share, place in ((w, area * proportion, 2), (h, area / proportion, 3)):
+        part = share.sqrt().clamp(max=1)[:, None]
+        centres = (2 * torch.arange(size, device=x.device, dtype=dtype) + 1) / size - 1
+        axes.append((1 - part) * between(place, -1, 1)[:, None] + part * centres)
+    across = torch.where(draws[:, 4:5] < 0.5, axes[0].flip(1), axes[0])
+    grid = torch.stack([across[:, None, :].expand(n, h, w), axes[1][:, :, None].expand(n, h, w)], dim=-1)
+    y = F.grid_sample(y, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    colours = (
+        (_brightness, between(6, 0.6, 1.4)),
+        (_contrast, between(7, 0.6, 1.4)),
+        (_saturation, between(8, 0.6, 1.4)),
+        (_hue, between(9, -0.1, 0.1)),
+    )
+    jittered = y
+    for i in order:
+        change, amount = colours[i]
+        jittered = change(jittered, amount.view(-1, 1, 1, 1))
+    y = torch.where((draws[:, 5] < 0.8).view(-1, 1, 1, 1), jittered, y)
+    return torch.where((draws[:, 10] < 0.2).view(-1, 1, 1, 1), _grey(y).expand_as(y), y).to(x.dtype)
