@@ -9,6 +9,7 @@ from torch import nn
 import testtime
 from testtime import Episodic, ResetEvery, Window, adam, adapt, list_methods, load, save, sgd, state_hash
 from testtime.methods import PAFKIP, Tent
+from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.norm import alpha_statistics
 from testtime.parts import identity
 
@@ -66,6 +67,14 @@ def test_a_saved_adapter_continues_where_it_was(make, tmp_path: Path) -> None:  
     assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["adapter.json", "adapter.safetensors"]
 
 
+def synchronized() -> nn.Module:
+    torch.manual_seed(0)
+    tasks = {"depth": Depth(), "edge": Edges()}
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net = MultiTaskNet(encoder, {task: nn.Conv2d(4, 1, 1) for task in tasks}, tasks)
+    return Assisted(net, Synchronizer(tasks, 4, 2, 8, 4, 8, 1, 1, 2)).eval()
+
+
 @pytest.mark.parametrize("name", list_methods())
 def test_every_method_can_be_saved_as_it_comes(name: str, tmp_path: Path) -> None:
     try:
@@ -73,7 +82,7 @@ def test_every_method_can_be_saved_as_it_comes(name: str, tmp_path: Path) -> Non
     except ValueError:
         adapter = adapt(network(), name, classes=3)
     if adapter.source != "none":
-        adapter.prepare([X])
+        adapter.prepare([X[:4], X[4:]])
     adapter(X)
     save(adapter, tmp_path)
     assert state_hash(load(tmp_path, network())) == state_hash(adapter)

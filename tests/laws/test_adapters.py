@@ -30,6 +30,7 @@ from testtime.methods import (
     Source,
     Tent,
     TTTFlow,
+    TTTPlusPlus,
     UniEnt,
     UniEntPlus,
 )
@@ -56,6 +57,9 @@ def synchronized(model: nn.Module) -> S4T:
 TRAIN_MODE = {
     "null_step": "answers in train mode, by the batch's statistics; predict by the running ones (section 4.1)"
 }
+OBSERVING = {
+    "null_step": "answers by the statistics of the batch, and looks by the running ones, as its code does"
+}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -77,6 +81,7 @@ CASES = [
     Case("TTT", partial(TTT, optimizer=sgd(1e-2)), worlds=EVERYWHERE),
     Case("Tent", Tent, worlds=EVERYWHERE),
     Case("TTTFlow", partial(TTTFlow, passes=1, hidden=16), worlds=EVERYWHERE),
+    Case("TTTPlusPlus", partial(TTTPlusPlus, outputs=8), OBSERVING, EVERYWHERE),
     Case("UniEnt", partial(UniEnt, classes=CLASSES)),
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
 ]
