@@ -326,6 +326,7 @@ def _unit_cube() -> tuple[Array, Array]:
             corners = np.zeros((4, 3))
             corners[:, axis] = side
             corners[:, u], corners[:, v] = [0, 1, 1, 0], [0, 0, 1, 1]
+            corners = corners if side else corners[::-1]
             faces += [corners[[0, 1, 2]], corners[[0, 2, 3]]]
             normal = np.zeros(3)
             normal[axis] = 2 * side - 1

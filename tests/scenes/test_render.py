@@ -1,0 +1,235 @@
+import sys
+
+import numpy as np
+import pytest
+
+from testtime.scenes import CLASSES, Box, Renderer, generate_house
+from testtime.scenes.cameras import rays
+from testtime.scenes.render import CANNY, LEAST_BOX, occlusion_edges, srgb, tone, tone_back
+from testtime.scenes.tracer import NumpyTracer
+
+SIZE = (48, 64)
+HOUSE = generate_house(1)
+CAMERAS = HOUSE.cameras(8)
+RENDERER = Renderer(HOUSE, backend=None)
+FRAMES = [RENDERER.frame(c, SIZE) for c in CAMERAS]
+
+
+def test_the_form_of_a_frame():
+    frame = FRAMES[0]
+    kinds = {
+        "rgb": ((*SIZE, 3), np.uint8),
+        "depth": (SIZE, np.float32),
+        "normal": ((*SIZE, 3), np.float32),
+        "canny": (SIZE, np.bool_),
+        "occlusion": (SIZE, np.bool_),
+        "semantic": (SIZE, np.uint8),
+        "instance": (SIZE, np.uint16),
+        "pose": ((4, 4), np.float64),
+        "intrinsics": ((3, 3), np.float64),
+    }
+    pytest.importorskip("cv2")
+    assert {n: (getattr(frame, n).shape, getattr(frame, n).dtype.type) for n in kinds} == kinds
+    assert (frame.room, frame.ring, frame.shift) == (CAMERAS[0].room, CAMERAS[0].ring, "")
+
+
+def test_depth_and_normals_of_floors_and_ceilings_are_those_of_planes():
+    seen = 0
+    for camera, frame in zip(CAMERAS, FRAMES, strict=True):
+        directions = rays(camera, SIZE).reshape(*SIZE, 3)
+        for name, height, up in (("floor", 0.0, 1.0), ("ceiling", HOUSE.plan.height, -1.0)):
+            mask = frame.semantic == CLASSES.index(name)
+            seen += mask.sum()
+            expected = (height - camera.position[2]) / directions[mask][:, 2]
+            assert frame.depth[mask] == pytest.approx(expected, rel=1e-5)
+            normal = camera.pose[:3, :3].T @ [0, 0, up]
+            assert np.allclose(frame.normal[mask], normal, atol=1e-5)
+    assert seen > 2000
+
+
+def test_points_of_a_frame_lie_on_their_objects():
+    for frame in FRAMES:
+        k = frame.intrinsics
+        rows, columns = np.indices(SIZE)
+        local = np.stack(
+            [(columns + 0.5 - k[0, 2]) / k[0, 0], -(rows + 0.5 - k[1, 2]) / k[1, 1], -np.ones(SIZE)], axis=-1
+        )
+        points = (local * frame.depth[..., None]) @ frame.pose[:3, :3].T + frame.pose[:3, 3]
+        for number in np.unique(frame.instance):
+            o = HOUSE.objects[number - 1]
+            c, s = np.cos(o.yaw), np.sin(o.yaw)
+            inside = np.abs(
+                (points[frame.instance == number] - o.centre) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+            )
+            assert (inside <= o.size / 2 + 1e-3).all()
+            assert (frame.semantic[frame.instance == number] == o.label).all()
+
+
+def test_normals_are_unit_and_face_the_viewer():
+    for camera, frame in zip(CAMERAS, FRAMES, strict=True):
+        views = (rays(camera, SIZE) @ camera.pose[:3, :3]).reshape(*SIZE, 3)
+        assert np.allclose(np.linalg.norm(frame.normal, axis=2), 1, atol=1e-4)
+        assert ((frame.normal * views).sum(axis=2) <= 1e-4).all()
+
+
+def test_curved_surfaces_have_smooth_normals():
+    turns = []
+    for frame in FRAMES:
+        for name in ("curtain", "lamp", "sofa", "toilet", "plant"):
+            mask = frame.semantic == CLASSES.index(name)
+            turns += (
+                [len(np.unique(frame.normal[mask].round(3), axis=0)) / max(mask.sum(), 1)]
+                if mask.sum() > 60
+                else []
+            )
+    assert max(turns) > 0.5  # nearly every pixel has a normal of its own
+
+
+def test_edges_are_where_neighbours_are_apart():
+    depth = np.full((4, 6), 2.0, np.float32)
+    depth[:, 3:] = 3.0
+    normal = np.zeros((4, 6, 3), np.float32)
+    normal[..., 2] = 1
+    one = np.ones((4, 6), np.uint16)
+    edges = occlusion_edges(one, depth, normal, 60)
+    assert edges.nonzero()[1].tolist() == [2] * 4  # on the nearer side, one pixel wide
+    assert not occlusion_edges(one, np.full((4, 6), 2.0, np.float32), normal, 60).any()
+    parts = one.copy()
+    parts[2:] = 7
+    assert set(occlusion_edges(parts, np.full((4, 6), 2.0, np.float32), normal, 60).nonzero()[0]) == {1}
+
+
+def test_edges_recomputed_pixel_by_pixel():
+    frame, camera = FRAMES[2], CAMERAS[2]
+    points = rays(camera, SIZE).reshape(*SIZE, 3) @ camera.pose[:3, :3] * frame.depth[..., None]
+    expected = np.zeros(SIZE, bool)
+    for i in range(SIZE[0]):
+        for j in range(SIZE[1]):
+            for k, m in ((i, j + 1), (i + 1, j)):
+                if k >= SIZE[0] or m >= SIZE[1]:
+                    continue
+                step = points[k, m] - points[i, j]
+                off = min(abs(step @ frame.normal[i, j]), abs(step @ frame.normal[k, m]))
+                if frame.instance[i, j] != frame.instance[k, m] or off > 0.06:
+                    nearer = (i, j) if frame.depth[i, j] <= frame.depth[k, m] else (k, m)
+                    expected[nearer] = True
+    assert (frame.occlusion != expected).mean() < 0.002  # float32 against float64
+    assert 0.03 < frame.occlusion.mean() < 0.35
+
+
+def test_boxes_are_tight_and_their_visibility_is_that_of_the_object_alone():
+    checked, covered = 0, 0
+    for camera, frame in list(zip(CAMERAS, FRAMES, strict=True))[:4]:
+        directions = rays(camera, SIZE)
+        numbers, counts = np.unique(frame.instance, return_counts=True)
+        large = [
+            n
+            for n, c in zip(numbers, counts, strict=True)
+            if c >= LEAST_BOX and HOUSE.objects[n - 1].label > 2
+        ]
+        assert [b.instance for b in frame.boxes] == large
+        for box in frame.boxes:
+            mine = frame.instance == box.instance
+            rows, columns = mine.nonzero()
+            tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            assert (box.x0, box.y0, box.x1, box.y1) == tight
+            assert box.label == HOUSE.objects[box.instance - 1].label
+            alone = NumpyTracer()
+            alone.build(HOUSE.mesh.triangles[HOUSE.mesh.instance == box.instance])
+            whole = alone.trace(np.broadcast_to(camera.position, directions.shape), directions).triangle >= 0
+            assert box.visibility == pytest.approx(mine.sum() / (whole | mine.ravel()).sum(), abs=0.02)
+            checked, covered = checked + 1, covered + (box.visibility < 0.9)
+    assert checked > 15
+    assert covered > 4
+    assert RENDERER.frame(CAMERAS[0], SIZE, boxes=False).boxes == ()
+    assert isinstance(FRAMES[0].boxes[0], Box)
+
+
+def test_numpy_sees_what_embree_sees():
+    pytest.importorskip("embreex")
+    renderer = Renderer(HOUSE, backend="numpy", smooth=False)
+    for camera in CAMERAS[:2]:
+        one, two = (
+            r.frame(camera, (32, 32), boxes=False)
+            for r in (Renderer(HOUSE, "embree", smooth=False), renderer)
+        )
+        same = one.instance == two.instance
+        assert same.mean() > 0.997
+        assert np.abs(one.depth - two.depth)[same].max() < 1e-4
+        assert np.abs(one.normal - two.normal)[same].max() < 1e-3
+        assert np.abs(one.rgb.astype(int) - two.rgb).max(axis=2).mean() < 0.5
+
+
+GOLDEN = {}
+
+
+@pytest.mark.parametrize("backend", ["embree", "numpy"])
+def test_golden_depth_and_instances(backend):
+    if backend == "embree":
+        pytest.importorskip("embreex")
+    frame = Renderer(HOUSE, backend, smooth=False).frame(CAMERAS[1], (32, 32), boxes=False)
+    depth, objects, labels = GOLDEN[backend]
+    assert frame.depth.astype(np.float64).mean() == pytest.approx(depth, abs=2e-3)
+    assert np.bincount(frame.instance.ravel()).nonzero()[0].tolist() == objects
+    names, counts = np.unique(frame.semantic, return_counts=True)
+    found = {CLASSES[n]: int(c) for n, c in zip(names, counts, strict=True)}
+    assert {n: pytest.approx(c, abs=3) for n, c in labels.items()} == found
+
+
+def test_labels_do_not_depend_on_smoothing_and_pictures_hardly():
+    rough = Renderer(HOUSE, None, smooth=False).frame(CAMERAS[0], SIZE)
+    smooth = FRAMES[0]
+    assert np.array_equal(rough.depth, smooth.depth)
+    assert np.array_equal(rough.occlusion, smooth.occlusion)
+    changed = (rough.rgb != smooth.rgb).any(axis=2)
+    assert 0.02 < changed.mean() < 0.6
+    assert not (rough.rgb[~smooth.occlusion] != smooth.rgb[~smooth.occlusion]).any(axis=1).all()
+
+
+def test_pictures_are_well_exposed():
+    for frame in FRAMES:
+        assert 60 < frame.rgb.mean() < 220
+        assert frame.rgb.std() > 15
+
+
+def test_shadows_are_darker():
+    """Under the light of its lamp alone, a floor is lit as Lambert says, or in shadow."""
+    from testtime.scenes.render import _Lamps
+
+    lamps = _Lamps(HOUSE, [light for light in HOUSE.lights if light.facing is None])
+    room = HOUSE.rooms[0]
+    lamp = next(light for light in HOUSE.lights if light.room == 0)
+    points = np.array([[lamp.position[0], lamp.position[1], 0.0], [*room.low, 0.0]], np.float32)
+    way, arriving = lamps.arriving(0, np.zeros(2, int), points, np.array([[0, 0, 1], [0, 0, 1]], np.float32))
+    for k in range(2):
+        d = np.array(lamp.position) - points[k]
+        cosine = d[2] / np.linalg.norm(d)
+        expected = 2.1 * np.array(lamp.colour) * cosine / (0.6 + d @ d)
+        assert arriving[k] == pytest.approx(expected, rel=1e-4)
+        assert way[k] == pytest.approx(d, rel=1e-4, abs=1e-4)
+
+
+def test_tone_and_srgb():
+    light = np.linspace(0, 3, 50)
+    assert np.allclose(tone_back(tone(light)), light, atol=1e-9)
+    assert tone(np.array([3.0, 50.0])).tolist() == pytest.approx([1, 1])
+    assert srgb(np.array([0.0, 0.214041, 1.0])) == pytest.approx([0, 0.5, 1], abs=1e-4)
+
+
+def test_canny_is_opencvs(monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    frame = FRAMES[1]
+    assert np.array_equal(frame.canny, cv2.Canny(cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY), *CANNY) > 0)
+    assert 0.01 < frame.canny.mean() < 0.4
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r"opencv-python-headless is not installed.*testtime\[scenes\]"):
+        _ = RENDERER.frame(CAMERAS[0], (16, 16)).canny
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="size: expected at least 1 x 1 pixels, got 0 x 5"):
+        RENDERER.frame(CAMERAS[0], (0, 5))
+    with pytest.raises(ValueError, match="shift: expected one of dim, .* got 'earthquake'"):
+        RENDERER.frame(CAMERAS[0], (8, 8), "earthquake")
+    with pytest.raises(ValueError, match="backend: expected one of embree, numpy"):
+        Renderer(HOUSE, "optix")
