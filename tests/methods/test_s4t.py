@@ -131,7 +131,7 @@ def test_single_task_and_reconstruction_and_every_norm_policy_run():
 
 
 def test_it_asks_for_its_synchronizer_and_a_known_preset():
-    with pytest.raises(TypeError, match="needs the synchronizer"):
+    with pytest.raises(ValueError, match="needs the synchronizer"):
         S4T(source().network)
     with pytest.raises(ValueError, match="'paper' or 'released'"):
         S4T(source(), preset="both")

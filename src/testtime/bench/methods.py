@@ -10,6 +10,7 @@ from torch import nn
 
 import testtime.methods
 from testtime.adapter import Adapter
+from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.saving import list_methods
 
 __all__ = ["catalogue", "text"]
@@ -20,6 +21,13 @@ class _Probe(nn.Sequential):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__(nn.Conv2d(3, 4, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def _assisted(norm: nn.Module) -> nn.Module:
+    """The smallest multi-task network with a synchronizer, for the methods that live there alone."""
+    tasks = {"depth": Depth(), "edge": Edges()}
+    net = MultiTaskNet(nn.Sequential(nn.Conv2d(3, 4, 3), norm), {t: nn.Conv2d(4, 1, 1) for t in tasks}, tasks)
+    return Assisted(net, Synchronizer(tasks, 4, 2, 8, 4, 8, 1, 1, 2))
 
 
 KINDS = {
@@ -89,10 +97,13 @@ def text(methods: list[dict[str, Any]]) -> str:
 def _build(cls: type[Adapter], norm: nn.Module) -> Adapter | None:
     """The method on the smallest network with this layer, or None where it says that it cannot."""
     takes = inspect.signature(cls.__init__).parameters
-    try:
-        return cls(_Probe(norm), **({"classes": 2} if "classes" in takes else {}))
-    except ValueError:
-        return None
+    arguments: dict[str, Any] = {"classes": 2} if "classes" in takes else {}
+    for network in (_Probe, _assisted):
+        try:
+            return cls(network(norm), **arguments)
+        except ValueError:
+            continue
+    return None
 
 
 def _reference(doc: str) -> str:

@@ -59,7 +59,7 @@ class S4T(Adapter):
         seed: of the masks.
 
     Raises:
-        TypeError: the model comes without its synchronizer.
+        ValueError: the model comes without its synchronizer, or there is no such preset.
 
     >>> from torch import nn
     >>> from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
@@ -90,7 +90,7 @@ class S4T(Adapter):
             m for m in self.model.modules() if isinstance(m, Assisted) and isinstance(m.branch, Synchronizer)
         ]
         if not found:
-            raise TypeError(
+            raise ValueError(
                 "S4T needs the synchronizer that was trained with the network: expected "
                 f"Assisted(network, Synchronizer(...)), got {type(model).__name__} (testtime.multitask.train makes one)"
             )

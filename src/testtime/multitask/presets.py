@@ -134,7 +134,7 @@ def _houses(size: tuple[int, int], source: int, frames: int, target: int, each: 
     return {
         "source": Domain(0, source, frames, size),
         "validation": Domain(5000, target // 2, each, size, style="minimal", shift="cold"),
-        "target": Domain(9000, target, each, size, style="other", shift="dim"),
+        "target": Domain(9000, target, each, size, style="other"),
     }
 
 
