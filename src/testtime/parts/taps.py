@@ -21,6 +21,15 @@ class Tap(nn.Module):
         self.open = False
         self.seen: Tensor | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """What a tap does not know it asks the layer, as a transformer of torch asks its norms for ``eps``."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         y = self.layer(x, *args, **kwargs)
         if self.open:
