@@ -171,3 +171,19 @@ def test_what_it_knows_of_the_source_is_saved(net: nn.Module, stream: list[Tenso
     again.reset()
     adapter.reset()
     assert state_hash(again) == state_hash(adapter)
+
+
+def test_a_transformer_of_torch() -> None:
+    """Its norms are asked for more than their output, and its fast path would go around them."""
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(4, 8), block, nn.Flatten(), nn.Linear(64, 3)
+    ).eval()
+    x = torch.rand(6, 3, 8, 8)
+    adapter = ActMAD(net)
+    adapter.prepare([x])
+    assert adapter.activations.keys == ["network/3/norm1", "network/3/norm2"]
+    assert adapter.activations([torch.zeros(2, 8, 8)] * 2).item() > 0
+    assert adapter(x.flip(0) * 0.5).updated
+    torch.testing.assert_close(ActMAD(net).predict(x).logits, net(x).detach())

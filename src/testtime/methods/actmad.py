@@ -171,10 +171,11 @@ class ActMAD(Adapter):
         self.activations = SourceActivations(taps)
         self.adapt(network.parameters(), optimizer)
 
-    @torch.no_grad()
     def _learn(self, batches: Iterable[Tensor]) -> None:
         self.activations.clear()
-        for x in batches:
+        for (
+            x
+        ) in batches:  # under gradients, without which torch's transformers take a path around their layers
             self.activations.update(watched(self.model, self._taps, x)[1])
         if not int(self.activations.images):
             raise ValueError("expected batches of source images (N, C, H, W) to summarise, got none")
