@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from testtime.data.dense import DenseSet
+import torch
+
+from testtime.data.dense import DenseSet, Sample
 from testtime.data.shared_classes import relabelled
 from testtime.multitask.network import Assisted, MultiTaskNet, multitask_resnet
 from testtime.multitask.synchronizer import Synchronizer
 from testtime.multitask.tasks import Depth, Edges, Normals, Segmentation, Task, Tasks
 from testtime.multitask.training import Recipe
+from testtime.parts.randomness import generator
 
-__all__ = ["GROUPS", "PRESETS", "Domain", "Preset"]
+__all__ = ["GROUPS", "NOISE", "PRESETS", "Domain", "Noisy", "Preset"]
+
+NOISE = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4)
+"""The noise scales of the paper's table 5."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "wall": ("wall",),
@@ -43,6 +49,7 @@ class Domain:
         frames: for each house.
         size: (H, W) in pixels.
         style, shift: names of ``testtime.scenes``.
+        noise: deviation of Gaussian noise on every image, as a share of the deviation of its pixels (S4T, table 5).
     """
 
     first: int
@@ -51,6 +58,7 @@ class Domain:
     size: tuple[int, int]
     style: str = "default"
     shift: str | None = None
+    noise: float = 0.0
 
     def prepare(self, folder: Path, jobs: int = 1) -> None:
         """Render what is not there yet, into ``folder/scenes``."""
@@ -75,6 +83,24 @@ class Domain:
 
         seeds = range(self.first, self.first + self.houses)
         return [Space(seed, self.style, self.shift, self.frames, self.size) for seed in seeds]
+
+
+@final
+class Noisy(DenseSet):
+    """Samples with Gaussian noise, whose deviation is a share of the deviation of each image's pixels."""
+
+    def __init__(self, clean: DenseSet, scale: float) -> None:
+        self.clean, self.scale = clean, scale
+        self.name, self.tasks, self.classes = f"{clean.name} + noise {scale:g}", clean.tasks, clean.classes
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.clean[index]
+        noise = torch.randn(sample.image.shape, generator=generator(0, index, "noise"))
+        image = (sample.image + self.scale * sample.image.std() * noise).clamp(0, 1)
+        return Sample(image, sample.labels, sample.name)
 
 
 @dataclass(frozen=True)
@@ -130,11 +156,13 @@ class Preset:
         return Assisted(net, Synchronizer(tasks or self.tasks, channels, **{**self.branch, **changes}))  # type: ignore[arg-type]
 
 
-def _houses(size: tuple[int, int], source: int, frames: int, target: int, each: int) -> dict[str, Domain]:
+def _houses(size: tuple[int, int], source: int, frames: int, others: int, each: int) -> dict[str, Domain]:
+    target = Domain(9000, others, each, size, style="other")
     return {
         "source": Domain(0, source, frames, size),
-        "validation": Domain(5000, target // 2, each, size, style="minimal", shift="cold"),
-        "target": Domain(9000, target, each, size, style="other"),
+        "validation": Domain(5000, others // 2, each, size, style="minimal", shift="cold"),
+        "target": target,
+        **{f"target + noise {scale:g}": replace(target, noise=scale) for scale in NOISE[1:]},
     }
 
 
@@ -152,8 +180,8 @@ TINY = Preset(
         "heads": 4,
         "ratio": 0.8,
     },
-    Recipe(iterations=1500, batch=16, lr=2e-3, weight_decay=1e-6, every=250),
-    _houses((64, 64), 30, 40, 20, 10),
+    Recipe(iterations=1000, batch=16, lr=2e-3, weight_decay=1e-6, every=250),
+    _houses((64, 64), 60, 20, 20, 10),
 )
 PAPER = Preset(
     "paper",
