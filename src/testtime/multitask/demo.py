@@ -38,7 +38,7 @@ DEMO = Preset(
     18,
     16,
     PRESETS["tiny"].branch,
-    Recipe(iterations=700, batch=16, lr=4e-3, every=100),
+    Recipe(iterations=600, batch=16, lr=4e-3, every=100),
     {
         "source": Domain(0, 18, 20, SIZE),
         "validation": Domain(5000, 3, 8, SIZE, style="minimal", shift="cold"),
