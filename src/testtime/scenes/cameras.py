@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from testtime.scenes.furniture import STRUCTURE
+from testtime.scenes.furniture import CLASSES, STRUCTURE
 from testtime.scenes.geometry import Array
 from testtime.scenes.style import generator
 from testtime.scenes.tracer import Tracer, tracer
@@ -22,7 +22,10 @@ CLEARANCE = 0.3
 """The least distance of a camera from any mesh, seen from above, in metres."""
 
 FURNITURE = 0.2
-"""The least part of a view that is not wall, floor, ceiling, window or door."""
+"""The least part of a view that is furniture or lies on it."""
+
+FLAT = (*STRUCTURE, "curtain", "picture", "mirror")
+"""Classes that are not furniture, for the choice of views: parts of the house, and what hangs on its walls."""
 
 RINGS = 4
 """The number of rings of a room."""
@@ -101,7 +104,7 @@ def place_cameras(house: House, count: int, seed: int = 0) -> list[Camera]:
     other cameras as Poisson-disc sampling keeps it (a distance that gives way where the room is full). Height 0.9 to
     1.7 m, yaw uniform, pitch normal with mean -8 and deviation 10 degrees, angle of view 60 to 90 degrees. A view is
     rejected where its median depth is below 0.6 m, where it shows less than three classes or three instances, or where
-    less than a fifth of it is furniture.
+    less than a fifth of it is furniture, not counting what hangs on walls.
 
     Args:
         house: where.
@@ -169,5 +172,5 @@ def _shows_something(house: House, camera: Camera, probe: Tracer) -> bool:
     labels = house.labels[instances]
     if len(instances) < 3 or len(np.unique(labels)) < 3:
         return False
-    furniture = counts[labels >= len(STRUCTURE)].sum()
+    furniture = counts[~np.isin(labels, [CLASSES.index(name) for name in FLAT])].sum()
     return bool(furniture >= FURNITURE * len(seen))

@@ -206,11 +206,10 @@ class Renderer:
         at = np.flatnonzero(self.curved[hits.triangle])
         if len(at):
             corners = self.mesh.normals[hits.triangle[at]]
-            u, v = hits.u[at, None], hits.v[at, None]
-            normals[at] = _unit(corners[:, 0] * (1 - u - v) + corners[:, 1] * u + corners[:, 2] * v)
+            normals[at] = _unit(np.einsum("nk,nki->ni", hits.weights[at], corners))
         views = directions.astype(np.float32)
         facing = np.where(_dot(flat, views)[:, None] > 0, -1, 1).astype(np.float32)
-        flat, normals = flat * facing, normals[:]
+        flat = flat * facing
         normals *= np.where(_dot(normals, flat)[:, None] < 0, -1, 1)
         away = _dot(normals, views) > 0  # a curved surface, seen at its rim
         if away.any():
@@ -233,9 +232,7 @@ class Renderer:
         triangle = np.maximum(hits.triangle, 0)
         t = np.where(hits.triangle >= 0, hits.t, 0).astype(np.float32)[:, None]
         views = directions.astype(np.float32)
-        corners = self.mesh.local[triangle]
-        u, v = hits.u[:, None], hits.v[:, None]
-        local = corners[:, 0] * (1 - u - v) + corners[:, 1] * u + corners[:, 2] * v
+        local = np.einsum("nk,nki->ni", hits.weights, self.mesh.local[triangle])
         points = camera.position.astype(np.float32) + t * views + OFF * normals
         length = np.sqrt(_dot(views, views))
         slant = np.maximum(-_dot(normals, views) / length, 0.15)
@@ -367,19 +364,12 @@ class _Lamps:
 
     def ambient(self, room: Array, points: Array, normals: Array) -> Array:
         """Light from everywhere (N, 3): more from above, less in corners."""
-        bounds = self.bounds[room]
-        walls = np.stack(
-            [
-                points[:, 0] - bounds[:, 0],
-                points[:, 1] - bounds[:, 1],
-                bounds[:, 2] - points[:, 0],
-                bounds[:, 3] - points[:, 1],
-            ],
-            axis=1,
-        )
-        levels = np.stack([points[:, 2], self.height - points[:, 2]], axis=1)
-        near = np.sort(np.maximum(np.concatenate([walls, levels], axis=1), 0), axis=1)[:, 1:3]
-        corner = 1 - 0.38 * np.exp(-near / 0.28).sum(axis=1) / 1.4
+        x0, y0, x1, y1 = self.bounds[room].T
+        x, y, z = points.T
+        near = np.exp(np.maximum(np.stack([x - x0, y - y0, x1 - x, y1 - y, z, self.height - z]), 0) / -0.28)
+        corner = 1 - 0.27 * np.minimum(
+            near.sum(axis=0) - near.max(axis=0), 2
+        )  # the surface itself takes no light
         up = 0.9 + 0.1 * normals[:, 2]
         return self.bounced[room] * (corner * up)[:, None]
 

@@ -38,6 +38,11 @@ class Hits:
     u: Array
     v: Array
 
+    @property
+    def weights(self) -> Array:
+        """(N, 3) float32, of the three corners."""
+        return np.stack([1 - self.u - self.v, self.u, self.v], axis=1)
+
 
 class Tracer(Protocol):
     """What every backend does."""
