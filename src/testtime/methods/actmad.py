@@ -173,9 +173,8 @@ class ActMAD(Adapter):
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
         self.activations.clear()
-        for (
-            x
-        ) in batches:  # under gradients, without which torch's transformers take a path around their layers
+        for x in batches:  # under gradients: without them torch's transformers go around their norms
+            x = x.clone() if x.is_inference() else x
             self.activations.update(watched(self.model, self._taps, x)[1])
         if not int(self.activations.images):
             raise ValueError("expected batches of source images (N, C, H, W) to summarise, got none")

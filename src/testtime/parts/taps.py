@@ -26,7 +26,7 @@ class Tap(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "layer":
+            if name == "layer" or name.startswith("__"):
                 raise
             return getattr(self.layer, name)
 
