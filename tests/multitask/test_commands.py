@@ -107,7 +107,7 @@ def test_bench_runs_a_study_draws_it_and_goes_on(
             "target": Domain(2, 1, 9, size),
         },
     )
-    names = ("Base", "BN only (S4T's network)", "S4T")
+    names = ("Base", "S4T's network, BN only", "S4T")
     rows = {row.name: replace(row, rates=row.rates[:1]) for row in table1.rows}
     study = replace(
         table1,
@@ -137,11 +137,11 @@ def test_bench_runs_a_study_draws_it_and_goes_on(
     assert captured.out.strip().endswith(str(folder / "report.html"))
     results = read_results(folder)
     assert results.rows == list(names)
-    assert results.controls == ["BN only (S4T's network)"]
+    assert results.controls == ["S4T's network, BN only"]
     assert results.command["command"] == ["testtime", *command]
     about = json.loads((folder / "pictures" / "pictures.json").read_text())["about"]
     assert "that S4T adapted to, seed 0" in about
-    assert "the control (BN only (S4T's network))" in about
+    assert "the control (S4T's network, BN only)" in about
     assert (folder / "report.html").read_text().count("data:image/png;base64,") == 6
     assert main([*command[:4], "tiny", *command[5:]]) == 2
     assert "holds results of the preset 'small'" in capsys.readouterr().err

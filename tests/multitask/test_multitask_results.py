@@ -34,7 +34,7 @@ def test_delta_is_against_the_base_of_the_same_seed_and_domain(tmp_path: Path) -
     )
     assert results.ranked[0] == "S4T"
     assert results.ranked[-1] == "Base"
-    assert results.controls == ["BN only", "BN only (S4T's network)"]
+    assert results.controls == ["BN only", "S4T's network, BN only"]
 
 
 def test_own_is_against_the_rows_own_start(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 HIGHER = {"semseg": True, "depth": False, "normals": False, "edge": True}
 START = {"semseg": 20.0, "depth": 1.0, "normals": 40.0, "edge": 25.0}
-ROWS = ("Base", "BN only", "BN only (S4T's network)", "TENT", "S4T")
+ROWS = ("Base", "BN only", "S4T's network, BN only", "TENT", "S4T")
 
 
 def values(row: str, seed: int, steps: int, strength: float = 1.0) -> dict[str, list[float]]:
@@ -17,7 +17,7 @@ def values(row: str, seed: int, steps: int, strength: float = 1.0) -> dict[str, 
     gain, rise = {
         "Base": (0.0, 1),
         "BN only": (8.0, 10),
-        "BN only (S4T's network)": (9.0, 10),
+        "S4T's network, BN only": (9.0, 10),
         "TENT": (5.0, 20),
         "S4T": (16.0, 12),
     }[row]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -72,6 +73,7 @@ def page(results: Results) -> str:
             ("synchrony", "Synchrony", "Do the tasks move together?", _synchrony(results, colours)),
             ("cost", "Cost", "What it costs", _costs(results)),
             ("domains", "Domains", "Over the domains", _domains(results, colours)),
+            ("sweep", "Sweep", "Over the settings", _sweep(results)),
             ("pictures", "Pictures", "What it looks like", _pictures(results)),
             ("rates", "Rates", "How the learning rates were chosen", _rates(results)),
             ("made", "Provenance", "How this was made", _provenance(results)),
@@ -102,7 +104,7 @@ def _lead(results: Results) -> str:
         f"{_gain(results, best)} ({seeds}{over}){after}"
     ]
     controls = [row for row in ranked if row in results.controls]
-    learners = [row for row in ranked if row not in results.controls]
+    learners = results.learners
     if controls and learners:
         control, learner = controls[0], learners[0]
         told = " and ".join(f"{_gain(results, row)} ({escape(row)})" for row in controls)
@@ -330,6 +332,26 @@ def _domains(results: Results, colours: dict[str, int]) -> str:
     )
 
 
+def _sweep(results: Results) -> str:
+    """A chart for rows that are named by numbers: the settings of one thing."""
+    settings = sorted((float(row), row) for row in results.rows if row.replace(".", "", 1).isdigit())
+    if len(settings) < 3:
+        return ""
+    of = [results.by_seed(row, lambda o: o.last) for _, row in settings]
+    series = [
+        Series("Δ last", [x for x, _ in settings], [mean(v) for v in of], 1, [deviation(v) for v in of])
+    ]
+    chart = line_chart(
+        series,
+        f"{results.about['title']}: Delta_TTT at the last step",
+        "; ".join(f"{row}: {_signed(mean(v))}" for (_, row), v in zip(settings, of, strict=True)),
+        "Δ, %",
+        x_unit="setting",
+        height=300,
+    )
+    return figure(chart, f"Δ<sub>TTT</sub> at the last step · {escape(results.about['title'])}")
+
+
 def _pictures(results: Results) -> str:
     path = results.folder / "pictures" / "pictures.json"
     if not path.is_file():
@@ -399,23 +421,24 @@ def _published(results: Results) -> str:
     printed = _printed(results.about["published"])
     if not printed:
         return ""
-    own = {row.lower(): row for row in results.rows}
+    own = {re.sub(r"^\(\w\) ", "", row).lower(): row for row in results.rows}
+    for name, column in printed.items():  # a column may be a domain
+        for domain in results.domains:
+            if "S4T" in results.rows and f"target + {name}".removesuffix(" + noise 0") == domain:
+                column["S4T, here"] = results.mean("S4T", lambda o: o.oracle, domain)
     rows = list(dict.fromkeys(row for column in printed.values() for row in column))
     body = []
     for row in rows:
         cells = "".join(
             f"<td>{_signed(column[row]) if row in column else '–'}</td>" for column in printed.values()
         )
-        ours = results.mean(own[row.lower()], lambda o: o.oracle) if row.lower() in own else math.nan
-        body.append(
-            f'<tr><th scope="row">{escape(row)}</th>{cells}<td class="headline">{_signed(ours)}</td></tr>'
-        )
+        there = row.lower() in own and len(results.domains) == 1
+        ours = results.mean(own[row.lower()], lambda o: o.oracle) if there else math.nan
+        told = f'<td class="headline">{_signed(ours)}</td>' if len(results.domains) == 1 else ""
+        body.append(f'<tr><th scope="row">{escape(row)}</th>{cells}{told}</tr>')
     head = "".join(f'<th scope="col">{escape(name.replace("->", "→"))}</th>' for name in printed)
-    shown = table(
-        "Published gains",
-        f'<tr><th scope="col">row</th>{head}<th scope="col">here, oracle</th></tr>',
-        body,
-    )
+    head += '<th scope="col">here, oracle</th>' if len(results.domains) == 1 else ""
+    shown = table("Published gains", f'<tr><th scope="col">row</th>{head}</tr>', body)
     return (
         f"<details><summary>What the paper prints ({escape(results.about['published'])})</summary>{shown}"
         '<p class="note">Δ<sub>TTT</sub> in percent, on the paper\'s data, at the step that is best by the test labels; ours '
@@ -426,7 +449,9 @@ def _published(results: Results) -> str:
 
 def _printed(where: str) -> dict[str, dict[str, float]]:
     """The Delta_TTT of the tables that a text like "tables 1 and 7" names: by column, then by row."""
-    numbers = [int(word) for word in where.replace(",", " ").split() if word.isdigit()]
+    numbers = [
+        int(n) for named in re.findall(r"tables? ([\d, and]+)", where) for n in re.findall(r"\d+", named)
+    ]
     found: dict[str, dict[str, float]] = {}
     shifts: dict[int, Mapping[str, published.Rows]] = {
         1: published.TABLE_1,
@@ -438,7 +463,9 @@ def _printed(where: str) -> dict[str, dict[str, float]]:
             found[shift] = {row: values["delta_ttt"] for row, values in rows.items() if "delta_ttt" in values}
         if number == 2:
             for shift, parts in published.TABLE_2.items():
-                found[shift] = {" + ".join(sorted(there)) or "Base": gain for there, gain in parts.items()}
+                names = {there: " + ".join(sorted(there)) or "Base" for there in parts}
+                names[frozenset({"TBS", "projection", "masking"})] = "S4T"
+                found[shift] = {names[there]: gain for there, gain in parts.items()}
         if number == 3:
             found["table 3"] = dict(published.TABLE_3)
         if number == 5:

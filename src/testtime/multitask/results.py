@@ -72,10 +72,20 @@ class Outcome:
         return self.curve.gains(self.curve.at(0))[-1]
 
     @property
+    def changes(self) -> bool:
+        """Whether any metric changed at all."""
+        return any(
+            value != series[0] for series in self._measured for value in series if not math.isnan(value)
+        )
+
+    @property
     def moves(self) -> bool:
-        """Whether there are two tasks that were measured, and a metric that changed at all."""
-        measured = [series for series in self.curve.values.values() if not all(map(math.isnan, series))]
-        return len(measured) > 1 and any(value != series[0] for series in measured for value in series)
+        """Whether there are two tasks that were measured, and a metric that changed."""
+        return len(self._measured) > 1 and self.changes
+
+    @property
+    def _measured(self) -> list[list[float]]:
+        return [series for series in self.curve.values.values() if not all(map(math.isnan, series))]
 
     @property
     def step_variance(self) -> float:
@@ -167,7 +177,14 @@ class Results:
     @property
     def controls(self) -> list[str]:
         """The rows that only estimate the BatchNorm statistics again and learn nothing."""
-        return [row for row in self.rows if row.startswith(CONTROL)]
+        return [row for row in self.rows if CONTROL in row]
+
+    @property
+    def learners(self) -> list[str]:
+        """The rows that learn, best first: neither a control nor a network that stays as it is."""
+        return [
+            row for row in self.ranked if row not in self.controls and any(o.changes for o in self.of(row))
+        ]
 
     @property
     def missing(self) -> list[str]:
