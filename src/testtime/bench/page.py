@@ -119,5 +119,9 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def show(value: float, places: int = 1) -> str:
-    """A number in words; a dash for NaN."""
-    return "–" if math.isnan(value) else f"{value:.{places}f}"
+    """A number in words; a dash for NaN, and nothing is less than zero that is written as zero.
+
+    >>> show(-0.04), show(-0.06)
+    ('0.0', '-0.1')
+    """
+    return "–" if math.isnan(value) else f"{round(value, places) + 0.0:.{places}f}"

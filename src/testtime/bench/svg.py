@@ -182,8 +182,9 @@ def scatter(
             (x - 10 - length, y + 18, "end"),
             (x - 10 - length, y - 10, "end"),
         ]
-        free = (q for q in places if not _hits(q[0], q[1], length, taken))
-        tx, ty, anchor = next(free, places[0])
+        inside = [q for q in places if 0 <= q[0] and q[0] + length <= width] or places
+        free = (q for q in inside if not _hits(q[0], q[1], length, taken))
+        tx, ty, anchor = next(free, inside[0])
         taken.append((tx, ty, length))
         tx = tx + length if anchor == "end" else tx
         parts.append(

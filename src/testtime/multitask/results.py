@@ -225,7 +225,7 @@ class Column:
         values = [self.value(o) for o in outcomes]
         spread = deviation(values)
         average = show(mean(values), self.places)
-        if self.signed and mean(values) > 0:
+        if self.signed and round(mean(values), self.places) > 0:
             average = f"+{average}"
         return average, f"±{spread:.{self.places}f}" if spread > 0 else ""
 
