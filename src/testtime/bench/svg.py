@@ -182,7 +182,7 @@ def scatter(
             (x - 10 - length, y + 18, "end"),
             (x - 10 - length, y - 10, "end"),
         ]
-        inside = [q for q in places if 0 <= q[0] and q[0] + length <= width] or places
+        inside = [q for q in places if q[0] >= 0 and q[0] + length <= width] or places
         free = (q for q in inside if not _hits(q[0], q[1], length, taken))
         tx, ty, anchor = next(free, inside[0])
         taken.append((tx, ty, length))
