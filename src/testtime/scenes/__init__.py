@@ -1,4 +1,11 @@
-"""Procedural houses and their renderer: pictures of rooms with every label a dense task asks for, from a seed."""
+"""Procedural houses and their renderer: pictures of rooms with every label a dense task asks for, from a seed.
+
+>>> house = generate_house(seed=3, style="default")
+>>> camera = house.cameras(count=1, seed=0)[0]
+>>> frame = Renderer(house, backend=None).frame(camera, size=(48, 64), shift="dim")
+>>> frame.rgb.shape, frame.depth.shape, CLASSES[frame.semantic[47, 0]] in CLASSES
+((48, 64, 3), (48, 64), True)
+"""
 
 from testtime.scenes.cameras import Camera
 from testtime.scenes.furniture import CLASSES

@@ -156,7 +156,7 @@ def _bedroom(layout: Layout, room: Room, look: Style, made: Any) -> None:
             if beside is not None:
                 layout.atop(lamp, beside, 0, -0.02)
         if layout.rng.random() < 0.7:
-            layout.near(room, bed, made("rug"), 0, bed.size[1] * 0.35, np.pi * 0, solid=False)
+            layout.near(room, bed, made("rug"), 0, bed.size[1] * 0.35, solid=False)
     layout.against(room, made("wardrobe"), tries=60)
     if layout.rng.random() < 0.65:
         dresser = layout.against(room, made("dresser"))

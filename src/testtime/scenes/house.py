@@ -59,6 +59,7 @@ class House:
         plan: its floor plan.
         objects: everything in it, sorted by instance, from 1: its parts, the furniture, and last the small objects.
         lights: of its rooms.
+        fixed: the triangles of all that is never moved.
     """
 
     seed: int

@@ -72,14 +72,17 @@ class Prior:
     ceiling: Range = (2.5, 2.8)
     clutter: float = 1.0
     leg: tuple[str, ...] = ("square", "round")
-    light: Range = (3200, 4500)
-    power: Range = (0.9, 1.15)
+    light: Range = (2800, 5200)
+    power: Range = (0.8, 1.25)
     sky: tuple[str, str] = ("#cfe4f7", "#8a9a6a")
-    jitter: float = 0.035
+    jitter: float = 0.045
 
 
 DEFAULT = Prior(
-    walls=("#ece8df", "#e9e4d3", "#e4e7e6", "#dfe6dc", "#f0ece6", "#e6dcd0", "#d9e0e6"),
+    walls=(
+        *("#ece8df", "#e9e4d3", "#e4e7e6", "#dfe6dc", "#f0ece6", "#e6dcd0", "#d9e0e6"),
+        *("#c3d2c8", "#d9c2ac", "#b4c5d4", "#e3d5a0", "#c2b3a4", "#cfa99a", "#a9bcb4"),
+    ),
     floors=("#b98f5f", "#a67c52", "#c8a477", "#8f6a48", "#d2b48c"),
     woods=("#b5854f", "#8a5a36", "#c9a06c", "#6f4a2e", "#d8b98c", "#a8733f"),
     fabrics=("#7d858c", "#b7a78f", "#4d6078", "#7f8a64", "#a05a48", "#c2bdb3", "#5c6e6a"),
@@ -97,7 +100,7 @@ DEFAULT = Prior(
 )
 
 OTHER = Prior(
-    walls=("#2f5d62", "#8c3b32", "#c9962f", "#5a4a72", "#3f4a3c", "#b5657a", "#27364d", "#7d9a5c"),
+    walls=("#6f9a9e", "#b4776c", "#cfae62", "#8d82a8", "#87967c", "#c48f9a", "#6f809c", "#9db37e"),
     floors=("#3a2a22", "#27292d", "#6e6a66", "#7b3b2a", "#d9d4c8"),
     woods=("#2d2320", "#1f1f22", "#5b2f22", "#40352e"),
     fabrics=("#a3223b", "#d17a1f", "#12685f", "#6b2f7a", "#2b2b2f", "#c9b02e", "#d4c8c0"),
@@ -107,12 +110,12 @@ OTHER = Prior(
     metals=("#c8a24a", "#2a2a2c", "#b0703f"),
     lacquers=("#c22f2f", "#1d1d20", "#1f4f8a", "#e0b22e", "#2f7a5f", "#f0f0f0", "#d06a9a"),
     small=("#f2c53d", "#e05a3a", "#1fa090", "#e6e6e6", "#3a3a9a", "#1d1d1f", "#b03a7a", "#7fb03a"),
-    wall_patterns=("stripe", "plain", "dots", "bricks", "noise"),
+    wall_patterns=("stripe", "plain", "plain", "dots", "bricks", "noise"),
     floor_patterns=("checker", "tiles", "planks", "noise"),
     fabric_patterns=("stripe", "checker", "plain", "dots"),
     bedding_patterns=("checker", "stripe", "dots", "plain"),
     rug_patterns=("dots", "checker", "stripe"),
-    painted=0.75,
+    painted=0.65,
     width=(0.78, 1.3),
     depth=(0.82, 1.2),
     height=(0.78, 1.22),
@@ -120,8 +123,8 @@ OTHER = Prior(
     clutter=1.8,
     leg=("runner", "round", "square"),
     light=(2500, 3100),
-    power=(0.7, 0.95),
-    sky=("#f3b58a", "#5a4a52"),
+    power=(0.75, 1.05),
+    sky=("#f3c8a4", "#7a6a66"),
     jitter=0.06,
 )
 
@@ -155,12 +158,12 @@ MINIMAL = Prior(
 )
 
 STYLES: Mapping[str, Prior] = {"default": DEFAULT, "other": OTHER, "minimal": MINIMAL}
-"""The priors by name: "default" is wood, beige and daylight; "other" is saturated, dark, patterned, cluttered and of
-other proportions, under warm light; "minimal" is bright, grey and sparse."""
+"""The priors by name: "default" is wood, beige and daylight; "other" is colourful, patterned, lacquered, cluttered
+and of other proportions, under warm light; "minimal" is bright, grey and sparse."""
 
 ACCENTS = 8
 PICTURES = 6
-ROOMS = ("living", "kitchen", "bed", "bath", "study", "hall")
+ROOMS = ("living", "kitchen", "bed", "bath", "study")
 
 MATERIALS = (
     *(f"wall_{kind}" for kind in ROOMS),
