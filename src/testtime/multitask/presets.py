@@ -172,8 +172,8 @@ TINY = Preset(
     16,
     {
         "features": 16,
-        "size": 64,
-        "patch": 8,
+        "size": 32,
+        "patch": 4,
         "width": 32,
         "depth": 2,
         "decoder_depth": 1,

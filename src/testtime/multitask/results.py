@@ -18,7 +18,7 @@ from testtime import __version__
 from testtime.bench.page import deviation, mean, show
 from testtime.metrics.synchronisation import cosine_similarity, dtw, step_variance
 from testtime.multitask.protocol import Curve
-from testtime.multitask.study import _plain, read_cells
+from testtime.multitask.study import read_cells, slug
 from testtime.multitask.tasks import Depth, Edges, Normals, Segmentation
 
 __all__ = ["Column", "Outcome", "Results", "columns", "read_results", "text_table", "write_command"]
@@ -346,7 +346,7 @@ def read_results(folder: str | Path) -> Results:
     rates = {
         row: json.loads(path.read_text())
         for row in about["rows"]
-        for path in [folder / f"rate-{_plain(row)}.json"]
+        for path in [folder / f"rate-{slug(row)}.json"]
         if path.is_file()
     }
     path = folder / "command.json"

@@ -69,7 +69,7 @@ OF_S4T = "S4T's network, "
 S4T_BASE = Row(f"{OF_S4T}not adapted", "s4t", synchronized, source)
 S4T_BN_ONLY = Row(f"{OF_S4T}BN only", "s4t", synchronized, s4t)
 SGD, ADAM = (1e-3, 1e-4, 1e-2, 1e-1), (1e-3, 1e-5, 1e-4, 1e-2)
-SYNCHRONIZED = (2e-5, 1e-3, 1e-2, 1e-1, 1.0)
+SYNCHRONIZED = (2e-5, 1e-4, 1e-3, 3e-3, 1e-2)
 OURS = Row("S4T", "s4t", synchronized, s4t, SYNCHRONIZED)
 
 BASELINES = (

@@ -31,7 +31,7 @@ from testtime.multitask.protocol import RELEASED, Protocol, follow
 from testtime.multitask.training import load_trained, train
 from testtime.progress import progress
 
-__all__ = ["Cell", "Row", "Study", "read_cells", "run_study"]
+__all__ = ["Cell", "Row", "Study", "read_cells", "run_study", "slug"]
 
 MakeModel = Callable[[MultiTaskNet, Preset], nn.Module]
 MakeAdapter = Callable[[nn.Module, float, int], Adapter]
@@ -94,7 +94,7 @@ class Cell:
     @property
     def file(self) -> str:
         """The file of its result."""
-        return f"{_plain(self.row)}--{_plain(self.domain)}--{self.seed}.json"
+        return f"{slug(self.row)}--{slug(self.domain)}--{self.seed}.json"
 
 
 def run_study(
@@ -128,6 +128,18 @@ def run_study(
         for domain in study.domains
         for row in wanted
     ]
+    about = {
+        "study": study.name,
+        "title": study.title,
+        "published": study.published,
+        "rows": [
+            r.name for r in study.rows if r in wanted or any((folder / "cells").glob(f"{slug(r.name)}--*"))
+        ],
+        "protocol": asdict(study.protocol),
+        "preset": preset.name,
+        "domains": {name: asdict(preset.domain(name)) for name in ("source", "validation", *study.domains)},
+    }
+    _write(folder / "study.json", about)
     for domain in ("source", "validation", *study.domains):
         say(f"data: {domain}")
         preset.domain(domain).prepare(folder.parent, jobs)
@@ -140,22 +152,12 @@ def run_study(
         jobs,
         "source models",
     )
-    tuned = [r for r in wanted if len(r.rates) > 1 and not (folder / f"rate-{_plain(r.name)}.json").exists()]
+    tuned = [r for r in wanted if len(r.rates) > 1 and not (folder / f"rate-{slug(r.name)}.json").exists()]
     failures += _all(
         _choose, [(study.name, r.name, preset.name, folder) for r in tuned], jobs, "learning rates"
     )
     todo = [(c, folder) for c in cells if not (folder / "cells" / c.file).exists()]
     failures += _all(_run, todo, jobs, "cells")
-    about = {
-        "study": study.name,
-        "title": study.title,
-        "published": study.published,
-        "rows": [r.name for r in wanted],
-        "protocol": asdict(study.protocol),
-        "preset": preset.name,
-        "domains": {name: asdict(preset.domain(name)) for name in ("source", "validation", *study.domains)},
-    }
-    _write(folder / "study.json", about)
     return failures
 
 
@@ -185,7 +187,7 @@ def source_model(
 
 
 def _model_folder(folder: Path, name: str, seed: int, preset: Preset) -> Path:
-    return folder.parent / "models" / f"{preset.name}-{_plain(name)}-{seed}"
+    return folder.parent / "models" / f"{preset.name}-{slug(name)}-{seed}"
 
 
 def _train(study_name: str, name: str, seed: int, preset_name: str, folder: Path) -> None:
@@ -217,7 +219,7 @@ def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> N
         tried[rate] = curve.gains(base)[-1]
     best = max(tried, key=lambda rate: tried[rate] if math.isfinite(tried[rate]) else -math.inf)
     _write(
-        folder / f"rate-{_plain(row.name)}.json",
+        folder / f"rate-{slug(row.name)}.json",
         {"rate": best, "tried": {str(k): v for k, v in tried.items()}},
     )
 
@@ -228,7 +230,7 @@ def _run(cell: Cell, folder: Path) -> None:
     model = source_model(study, row.source, cell.seed, preset, folder)
     rate = row.rates[0]
     if len(row.rates) > 1:
-        rate = json.loads((folder / f"rate-{_plain(row.name)}.json").read_text())["rate"]
+        rate = json.loads((folder / f"rate-{slug(row.name)}.json").read_text())["rate"]
     target = _data(preset, cell.domain, folder)
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(cell.seed)).tolist()
     adapter = _adapter(row, model, rate, cell.seed, preset, folder)
@@ -271,7 +273,8 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _plain(name: str) -> str:
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
     return "".join(c if c.isalnum() or c in "+-." else "_" for c in name.lower())
 
 
