@@ -71,9 +71,8 @@ class Domain:
         from testtime.scenes.disk import read_scenes
 
         scenes = read_scenes(self._root(folder), [r.name for r in self._recipes()])
-        return relabelled(
-            scenes, {c: group for group, members in GROUPS.items() for c in members}, tuple(GROUPS)
-        )
+        grouped = relabelled(scenes, {c: g for g, members in GROUPS.items() for c in members}, tuple(GROUPS))
+        return Noisy(grouped, self.noise) if self.noise else grouped
 
     def _root(self, folder: Path) -> Path:
         return folder / f"scenes-{self.size[0]}x{self.size[1]}-{self.frames}"

@@ -33,6 +33,9 @@ from testtime.progress import progress
 
 __all__ = ["Cell", "Row", "Study", "read_cells", "run_study", "slug"]
 
+PREPARED = 512
+"""Source images, at most, that an adapter is shown before the first batch."""
+
 MakeModel = Callable[[MultiTaskNet, Preset], nn.Module]
 MakeAdapter = Callable[[nn.Module, float, int], Adapter]
 
@@ -251,10 +254,9 @@ def _run(cell: Cell, folder: Path) -> None:
 def _adapter(row: Row, model: nn.Module, rate: float, seed: int, preset: Preset, folder: Path) -> Adapter:
     adapter = row.adapter(model, rate, seed)
     if row.prepare:
-        source = _data(preset, "source", folder)
-        adapter.prepare(
-            source.batch(range(i, min(i + 16, len(source))))[0] for i in range(0, min(512, len(source)), 16)
-        )
+        source, size = _data(preset, "source", folder), preset.recipe.batch
+        starts = range(0, min(PREPARED, len(source)) - size + 1, size)
+        adapter.prepare(source.batch(range(i, i + size))[0] for i in starts)
     return adapter
 
 
