@@ -7,9 +7,7 @@ import multiprocessing
 import os
 import platform
 import queue
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ from testtime.bench.protocol import Protocol, spoken
 from testtime.bench.protocols import PROTOCOLS
 from testtime.data import sha256_of
 from testtime.streams import LADDER
+from testtime.workers import start_worker
 
 __all__ = ["Grid", "cells", "run_grid"]
 
@@ -312,18 +311,9 @@ def _start(ticks: Any) -> None:
     global _ticks
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_worker()
     torch.set_num_threads(1)
     _ticks = ticks
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed takes its workers along: nothing writes into the folder of a run any more."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _in_pool(cell: Cell, folder: Path, tables: Path) -> list[str]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +28,7 @@ from testtime.multitask.presets import PRESETS, Preset
 from testtime.multitask.protocol import RELEASED, Protocol, follow
 from testtime.multitask.training import load_trained, train
 from testtime.progress import progress
+from testtime.workers import start_worker
 
 __all__ = ["Cell", "Row", "Study", "read_cells", "run_study", "slug"]
 
@@ -313,13 +312,5 @@ def _attempt(failures: list[str], arguments: tuple[Any, ...], call: Callable[[],
 
 
 def _start() -> None:
+    start_worker()
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed takes its workers along: nothing writes into the folder any more."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
