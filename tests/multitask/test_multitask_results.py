@@ -70,19 +70,30 @@ def test_the_text_table(tmp_path: Path) -> None:
     lines = text_table(results).splitlines()
     assert lines[0] == "target, 3 seeds, after step 40"
     assert lines[1].split() == [
-        *("segmentation", "depth", "normals", "edges", "Δ", "last", "Δ", "oracle", "Δ", "own"),
+        *("segmentation", "depth", "normals", "edges", "Δ", "last", "Δ", "oracle", "Δ", "own", "Δ", "beyond"),
         *("SV", "DTW", "CS", "size", "time"),
     ]
     ours = next(line for line in lines if line.startswith("S4T "))
     assert "+14.9 ±0.5" in ours
     assert "+16.3 ±0.5" in ours
     assert f"{20 * 1.01 * 1.1485:.1f}" in ours
-    assert "chosen with the test labels" in lines[-1]
+    assert "chosen with the test labels" in lines[-2]
+    assert "less that of BN re-estimation" in lines[-1]
     best = {c.head: c.best(results) for c in columns(results)}
     assert best["Δ last"] == "+14.9"
     assert best["depth"] == "0.860"
     assert best["size"] == ""  # no direction
     assert best["SV"] == ""  # all alike
+
+
+def test_what_the_loss_adds_is_measured_against_the_control_on_the_same_network(tmp_path: Path) -> None:
+    results = read_results(write_study(tmp_path / "run", seeds=(0,)))
+    (ours,), (tent,), (base,) = results.of("S4T"), results.of("TENT"), results.of("Base")
+    assert ours.beyond == pytest.approx(0.9 * (16 - 9))  # "S4T's network, BN only" has 9, "BN only" 8
+    assert tent.beyond == pytest.approx(0.9 * (5 - 8))
+    assert base.beyond == pytest.approx(-0.9 * 8)
+    alone = read_results(write_study(tmp_path / "alone", rows=("Base", "S4T"), seeds=(0,)))
+    assert math.isnan(alone.of("S4T")[0].beyond)
 
 
 def test_cells_that_are_not_there_are_named_and_a_seed_without_base_is_left_out(tmp_path: Path) -> None:

@@ -132,9 +132,7 @@ def test_gain_and_oracle():
     assert gain({"a": 20, "b": nan}, {"a": 10, "b": nan}, {"a": True, "b": True}) == pytest.approx(100)
     with pytest.raises(ValueError, match="none of the tasks"):
         gain({"a": 1.0}, {"a": nan}, {"a": True})
-    with pytest.raises(
-        ValueError, match="base of"
-    ):  # a task that has diverged does not leave the mean
+    with pytest.raises(ValueError, match="base of"):  # a task that has diverged does not leave the mean
         gain({"a": nan, "b": 1.0}, {"a": 1.0, "b": 1.0}, {"a": True, "b": True})
 
 

@@ -52,6 +52,7 @@ def write_study(
                     "seed": seed,
                     "domain": domain,
                     "preset": "tiny",
+                    "source": "s4t" if "S4T" in row else "plain",
                     "rate": 0.01 if row == "S4T" else 0.0,
                     "steps": list(range(steps + 1)),
                     "values": values(row, seed, steps, 1.0 - 0.3 * place),

@@ -44,6 +44,7 @@ class Outcome:
         rate: the learning rate.
         parameters: how many the model has.
         seconds: of the whole cell, its measurements included.
+        control: Delta_TTT at the last step of the row that only estimates the statistics of the same network again.
     """
 
     row: str
@@ -55,6 +56,7 @@ class Outcome:
     rate: float
     parameters: int
     seconds: float
+    control: float = math.nan
 
     @property
     def last(self) -> float:
@@ -70,6 +72,11 @@ class Outcome:
     def own(self) -> float:
         """Delta_TTT at the last step against the row's own network before any step: what adapting alone changed."""
         return self.curve.gains(self.curve.at(0))[-1]
+
+    @property
+    def beyond(self) -> float:
+        """What the loss adds to the statistics: Delta_TTT less that of the control on the same network."""
+        return self.last - self.control
 
     @property
     def changes(self) -> bool:
@@ -283,6 +290,13 @@ def columns(results: Results) -> list[Column]:
             told="Delta_TTT at the last step against the row's own network before adaptation",
         ),
         Column(
+            "Δ beyond",
+            "BN only",
+            lambda o: o.beyond,
+            signed=True,
+            told="Delta_TTT at the last step less that of BN re-estimation on the same network: what the loss itself adds",
+        ),
+        Column(
             "SV",
             "steps",
             lambda o: o.step_variance,
@@ -325,6 +339,11 @@ def read_results(folder: str | Path) -> Results:
             continue
         before = _curve(cells[base, domain, seed]).at(0)
         curve = _curve(cell)
+        controls = [
+            _curve(other).gains(before)[-1]
+            for (name, *where), other in cells.items()
+            if CONTROL in name and where == [domain, seed] and other["source"] == cell["source"]
+        ]
         outcomes.append(
             Outcome(
                 row,
@@ -336,6 +355,7 @@ def read_results(folder: str | Path) -> Results:
                 cell["rate"],
                 cell["parameters"],
                 cell["seconds"],
+                mean(controls),
             )
         )
     if not outcomes:
@@ -403,6 +423,7 @@ def text_table(results: Results) -> str:
     notes = [
         f"Δ last: Delta_TTT at the last step against {results.base} of the same seed before any step; the headline.",
         "Δ oracle: at the step chosen with the test labels. Δ own: against the row's own network before any step.",
+        "Δ beyond: less that of BN re-estimation on the same network, seed by seed: what the loss itself adds.",
     ]
     if results.missing:
         notes.append(f"Not there yet: {'; '.join(results.missing)}.")

@@ -111,6 +111,13 @@ BASELINES = (
 )
 
 
+CONTROLS = tuple(
+    Row(f"{row.name}'s network, BN only", row.source, row.model, partial(by_adam, Tent))
+    for row in BASELINES
+    if row.source != "plain"
+)
+
+
 def variant(name: str, key: str, **changes: Any) -> Row:
     """A row of S4T whose synchronizer differs."""
     return Row(name, key, partial(synchronized, **changes), s4t, SYNCHRONIZED)
@@ -126,7 +133,7 @@ STUDIES: dict[str, Study] = {
         Study(
             "table1",
             "Four tasks adapted at once, from one style of house to another",
-            (BASE, BN_ONLY, *BASELINES, S4T_BASE, S4T_BN_ONLY, OURS),
+            (BASE, BN_ONLY, *BASELINES, *CONTROLS, S4T_BASE, S4T_BN_ONLY, OURS),
             published="tables 1 and 7, figures 3 and 4",
         ),
         Study(

@@ -240,6 +240,7 @@ def _run(cell: Cell, folder: Path) -> None:
     curve = follow(adapter, target.subset(order), preset.tasks, study.protocol)
     result = {
         **asdict(cell),
+        "source": row.source,
         "rate": rate,
         "steps": curve.steps,
         "values": curve.values,
