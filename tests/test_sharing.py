@@ -97,7 +97,8 @@ class Wraps(nn.Module):
         self.how = how
 
     def forward(self, x: Tensor) -> object:
-        return {"tuple": (x + 1, x), "named": Output(x + 1, x), "tensor": x + 1, "dict": {"out": x}}[self.how]
+        plain = {"tuple": (x + 1, x), "named": Output(x + 1, x), "tensor": x + 1}
+        return {**plain, "dict": {"depth": x, "edge": x}, "list": [None]}[self.how]
 
 
 @pytest.mark.parametrize("how", ["tuple", "named", "tensor"])
@@ -106,5 +107,11 @@ def test_logits_unwraps(how: str) -> None:
 
 
 def test_logits_says_what_it_cannot_unwrap() -> None:
-    with pytest.raises(TypeError, match="Wraps returned dict; expected the logits as a tensor"):
-        Logits(Wraps("dict"))(torch.zeros(2))
+    with pytest.raises(TypeError, match="Wraps returned list; expected the logits as a tensor"):
+        Logits(Wraps("list"))(torch.zeros(2))
+
+
+def test_outputs_by_task_stay_a_dictionary() -> None:
+    y = Logits(Wraps("dict"))(torch.zeros(2))
+    assert type(y) is dict
+    assert all(isinstance(output, Tensor) for output in y.values())

@@ -34,8 +34,13 @@ POLICIES = {
 }
 LOOKS = {"alive": "adapts nothing: the policy learns only while it observes"}
 STILL = {"source": {"alive": "adapts nothing"}, "robust": LOOKS, "running": LOOKS}
+TRAINS = {
+    "null_step": "what it learns from is normalised as in training (S4T, section 4.1); predict looks with the stored ones"
+}
+OBSERVED = {"robust": TRAINS, "running": TRAINS}
 CASES = [
-    Case(f"Tent-{name}", partial(Tent, norm=norm), worlds=["batchnorm"]) for name, norm in POLICIES.items()
+    Case(f"Tent-{name}", partial(Tent, norm=norm), OBSERVED.get(name, {}), ["batchnorm"])
+    for name, norm in POLICIES.items()
 ]
 CASES += [
     Case(f"Source-{name}", partial(Source, norm=norm), STILL.get(name, {}), worlds=["batchnorm"])
