@@ -21,7 +21,7 @@ SPECK = replace(
     TINY,
     name="speck",
     width=4,
-    branch={**TINY.branch, "features": 4, "width": 8, "depth": 1, "heads": 2},
+    branch={**TINY.branch, "features": 4, "width": 8, "depth": 1, "decoder_depth": 1, "heads": 2},
     recipe=Recipe(iterations=3, batch=4, lr=1e-3, every=2),
     domains={
         "source": Domain(0, 2, 4, SIZE),

@@ -169,18 +169,9 @@ TINY = Preset(
     "tiny",
     18,
     16,
-    {
-        "features": 16,
-        "size": 32,
-        "patch": 4,
-        "width": 32,
-        "depth": 2,
-        "decoder_depth": 1,
-        "heads": 4,
-        "ratio": 0.8,
-    },
-    Recipe(iterations=1000, batch=16, lr=2e-3, weight_decay=1e-6, every=250),
-    _houses((64, 64), 60, 20, 20, 10),
+    {"features": 16, "size": 32, "patch": 4, "ratio": 0.8},
+    Recipe(iterations=5000, batch=16, lr=2e-3, every=500),
+    _houses((64, 64), 120, 20, 20, 10),
 )
 PAPER = Preset(
     "paper",
