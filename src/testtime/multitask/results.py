@@ -342,7 +342,7 @@ def read_results(folder: str | Path) -> Results:
         controls = [
             _curve(other).gains(before)[-1]
             for (name, *where), other in cells.items()
-            if CONTROL in name and where == [domain, seed] and other["source"] == cell["source"]
+            if CONTROL in name and where == [domain, seed] and other.get("source") == cell.get("source")
         ]
         outcomes.append(
             Outcome(
