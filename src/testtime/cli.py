@@ -95,7 +95,7 @@ def _parser(multitask: bool) -> argparse.ArgumentParser:
     )
     make.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
     make.add_argument("--moved", type=int, metavar="N", help="small objects elsewhere, the same cameras")
-    make.add_argument("--backend", metavar="NAME", help="embree or numpy (the fastest that is installed)")
+    make.add_argument("--backend", metavar="NAME", help="embree, numpy or gl (embree where it is installed)")
     make.set_defaults(run=_scenes_make)
     show = steps.add_parser("show", help="draw a contact sheet of all modalities")
     show.add_argument("root", metavar="DIR", help="folder of the spaces")

@@ -175,7 +175,7 @@ def test_recipes(fake):
     for wrong, message in (
         ({"style": "x"}, "style must be one of default, other"),
         ({"shift": "x"}, "shift must be one of fog, dark"),
-        ({"backend": "x"}, "backend must be one of embree, numpy"),
+        ({"backend": "x"}, "backend must be one of embree, numpy, gl"),
         ({"frames": 0}, "at least 1 frame"),
         ({"size": (4, 64)}, "8 x 8 pixels"),
         ({"seed": -1}, "seeds from 0"),

@@ -241,5 +241,5 @@ def test_bad_arguments_are_refused():
         RENDERER.frame(CAMERAS[0], (0, 5))
     with pytest.raises(ValueError, match="shift: expected one of dim, .* got 'earthquake'"):
         RENDERER.frame(CAMERAS[0], (8, 8), "earthquake")
-    with pytest.raises(ValueError, match="backend: expected one of embree, numpy"):
+    with pytest.raises(ValueError, match="backend: expected one of embree, numpy, gl"):
         Renderer(HOUSE, "optix")

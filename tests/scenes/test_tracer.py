@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
-from testtime.scenes import generate_house
-from testtime.scenes.tracer import BACKENDS, tracer
+from testtime.scenes import Camera, generate_house
+from testtime.scenes.cameras import rays as rays_of
+from testtime.scenes.tracer import tracer
 
 TRIANGLE = np.array([[[0, 0, 5], [2, 0, 5], [0, 2, 5]]], np.float32)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=["embree", "numpy"])
 def backend(request):
     if request.param == "embree":
         pytest.importorskip("embreex")
@@ -40,6 +41,17 @@ def test_triangles_without_area_and_no_triangles(backend):
     assert len(tracer(TRIANGLE, backend).trace(np.zeros((0, 3)), np.zeros((0, 3))).t) == 0
 
 
+def test_a_view_is_a_ray_for_each_pixel(backend):
+    made, camera = tracer(TRIANGLE - [0, 0, 10], backend), Camera(np.eye(4), 60.0)
+    directions = rays_of(camera, (6, 8))
+    assert np.array_equal(rays_of(camera, (6, 8), np.array([9, 47])), directions[[9, 47]])
+    exact, hits = made.trace(np.zeros((48, 3)), directions), made.view(camera, (6, 8))
+    assert hits.t.tolist() == exact.t.tolist()
+    assert 0 < (hits.triangle == 0).sum() < 24
+    assert hits.t[hits.triangle == 0] == pytest.approx(5)
+    assert made.view(camera, (6, 8), np.array([20, 0])).t.tolist() == exact.t[[20, 0]].tolist()
+
+
 def test_embree_agrees_with_numpy_in_a_house():
     pytest.importorskip("embreex")
     house, rng = generate_house(1), np.random.default_rng(0)
@@ -57,7 +69,7 @@ def test_embree_agrees_with_numpy_in_a_house():
 
 
 def test_an_unknown_backend_and_a_missing_package(monkeypatch):
-    with pytest.raises(ValueError, match=r"backend: expected one of embree, numpy.*, got 'optix'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of embree, numpy, gl, got 'optix'"):
         tracer(TRIANGLE, "optix")
     monkeypatch.setattr("testtime.scenes.tracer.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"embreex is not installed.*testtime\[scenes\]"):

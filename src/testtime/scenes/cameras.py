@@ -68,15 +68,21 @@ def intrinsics(fov_degrees: float, size: tuple[int, int]) -> Array:
     return np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1.0]])
 
 
-def rays(camera: Camera, size: tuple[int, int]) -> Array:
-    """Directions (H * W, 3) float64 in the world through the pixels' centres; their part along the axis is 1, so that t is
+def rays(camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Array:
+    """Directions (N, 3) float64 in the world through the centres of pixels; their part along the axis is 1, so that t is
     depth.
+
+    Args:
+        camera: from where.
+        size: (H, W) in pixels.
+        pixels: (N,) numbers of the pixels wanted, row by row; None for all H * W.
     """
     k, (height, width) = intrinsics(camera.fov_degrees, size), size
+    rows, columns = np.divmod(np.arange(height * width) if pixels is None else pixels, width)
     x = (np.arange(width) + 0.5 - k[0, 2]) / k[0, 0]
     y = -(np.arange(height) + 0.5 - k[1, 2]) / k[1, 1]
-    local = np.stack([*np.broadcast_arrays(x[None, :], y[:, None]), np.full(size, -1.0)], axis=-1)
-    directions: Array = local.reshape(-1, 3) @ camera.pose[:3, :3].T
+    local = np.stack([x[columns], y[rows], np.full(len(rows), -1.0)], axis=1)
+    directions: Array = local @ camera.pose[:3, :3].T
     return directions
 
 
@@ -163,10 +169,9 @@ def _in_the_way(of: int, name: str, base: float, room: int) -> bool:
 
 
 def _shows_something(house: House, camera: Camera, probe: Tracer) -> bool:
-    directions = rays(camera, (16, 16))
-    hits = probe.trace(np.broadcast_to(camera.position, directions.shape), directions)
+    hits = probe.view(camera, (16, 16))
     seen = hits.triangle[hits.triangle >= 0]
-    if len(seen) < len(directions) * 0.9 or np.median(hits.t) < 0.6:
+    if len(seen) < len(hits.triangle) * 0.9 or np.median(hits.t) < 0.6:
         return False
     instances, counts = np.unique(house.mesh.instance[seen], return_counts=True)
     labels = house.labels[instances]

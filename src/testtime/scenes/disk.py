@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "make", "read_scenes", "record", "render_space"]
 
 CHUNK = 8  # frames that a process renders before it reports
-PACKAGES = {"embree": "embreex"}  # where a backend is not called as its package
+PACKAGES = {"embree": "embreex", "gl": "moderngl"}  # where a backend is not called as its package
 
 
 @final
@@ -72,7 +72,7 @@ class Recipe:
         camera_seed: of the cameras.
         moved: of the places that small objects were moved to since, seen by the same cameras; None for those of the
             house.
-        backend: one of ``testtime.scenes.tracer.BACKENDS``; None becomes the fastest that is installed.
+        backend: one of ``testtime.scenes.tracer.BACKENDS``; None becomes Embree, or numpy where it is not installed.
 
     Raises:
         ValueError: a number is too small, or a name is unknown.
@@ -116,15 +116,25 @@ class Recipe:
         return "_".join([self.style, f"{self.seed:05d}", *more])
 
     def facts(self) -> dict[str, Any]:
-        """What ``space.json`` says."""
+        """What ``space.json`` says.
+
+        Raises:
+            ImportError: the backend is "gl" and moderngl is not installed.
+            OSError: the backend is "gl" and there is no OpenGL.
+        """
         from testtime.scenes import CLASSES
         from testtime.scenes.render import CANNY
 
         package = PACKAGES.get(str(self.backend), str(self.backend))
+        made_by = {"testtime": _version("testtime"), package: _version(package)}
+        if self.backend == "gl":
+            from testtime.scenes.gl import driver
+
+            made_by["driver"] = driver()
         return {
             "name": self.name,
             "recipe": {**asdict(self), "size": list(self.size)},
-            "made_by": {"testtime": _version("testtime"), package: _version(package)},
+            "made_by": made_by,
             "canny": list(CANNY),
             "classes": list(CLASSES),
         }
@@ -264,7 +274,8 @@ def make(out: str | Path, recipes: Iterable[Recipe], jobs: int = 1) -> list[str]
     Raises:
         DataError: a space of that name was made from something else.
         ImportError: Pillow or the backend's package is not installed.
-        ValueError: two recipes give the same name.
+        OSError: the backend is "gl" and there is no OpenGL.
+        ValueError: two recipes give the same name, or a house has no place for what was to be moved.
     """
     root, recipes = Path(out), list(recipes)
     names = [r.name for r in recipes]

@@ -20,7 +20,7 @@ from testtime.data.cameras import Camera
 from testtime.data.dense import IGNORE, Sample
 from testtime.data.files import AGAIN, need_file
 from testtime.errors import DataError, missing_extra
-from testtime.scenes.tracer import tracer
+from testtime.scenes.tracer import RayTracer, tracer
 
 __all__ = ["MeshTracer", "ScanFrame", "ScanMesh", "rays", "read_replica", "read_scannetpp"]
 
@@ -133,11 +133,15 @@ class MeshTracer:
 
     Raises:
         ImportError: the package of the backend is not installed.
+        ValueError: the backend is another.
     """
 
     def __init__(self, mesh: ScanMesh, backend: str = "embree") -> None:
         self.mesh, self.backend = mesh, backend
-        self._tracer = tracer(mesh.vertices[mesh.triangles].astype(np.float32), backend)
+        made = tracer(mesh.vertices[mesh.triangles].astype(np.float32), backend)
+        if not isinstance(made, RayTracer):
+            raise ValueError(f"backend: expected embree or numpy, which follow bent rays, got {backend!r}")
+        self._tracer = made
 
     def frame(self, camera: Camera, size: tuple[int, int] | None = None) -> ScanFrame:
         """What a camera sees: one ray through the centre of each pixel.

@@ -112,12 +112,14 @@ class Renderer:
 
     Args:
         house: which.
-        backend: "embree" or "numpy"; None for the fastest that is installed.
+        backend: "embree", "numpy" or "gl"; None for Embree, or numpy where it is not installed. The pictures of "gl" have
+            coarser shadows, see :mod:`testtime.scenes.gl`.
         smooth: average four rays where the picture has an edge of the geometry; labels are those of the pixels' centres
             in any case.
 
     Raises:
         ImportError: the backend's package is not installed.
+        OSError: there is no OpenGL.
         ValueError: there is no such backend.
     """
 
@@ -158,7 +160,7 @@ class Renderer:
         name, change = named(shift)
         camera = change.camera(camera, self.house)
         directions = rays(camera, size)
-        hits, instance, depth, normals = self._look(camera, directions)
+        hits, instance, depth, normals = self._look(camera, size, directions)
         turned = normals @ camera.pose[:3, :3]
         shape = (*size, 3)
         edges, border = _edges(
@@ -181,9 +183,7 @@ class Renderer:
             occlusion=edges,
             semantic=self.house.labels[instance].reshape(size),
             instance=instance.reshape(size),
-            boxes=self._boxes(camera, directions, instance.reshape(size), depth.reshape(size))
-            if boxes
-            else (),
+            boxes=self._boxes(camera, instance.reshape(size), depth.reshape(size)) if boxes else (),
             pose=camera.pose,
             intrinsics=intrinsics(camera.fov_degrees, size),
             room=camera.room,
@@ -191,9 +191,11 @@ class Renderer:
             shift=name,
         )
 
-    def _look(self, camera: Camera, directions: Array) -> tuple[Hits, Array, Array, Array]:
-        """Hits, instances (N,), depth (N,) and normals (N, 3) in the world, of rays from a camera."""
-        hits = self.tracer.trace(np.broadcast_to(camera.position, directions.shape), directions)
+    def _look(
+        self, camera: Camera, size: tuple[int, int], directions: Array
+    ) -> tuple[Hits, Array, Array, Array]:
+        """Hits, instances (N,), depth (N,) and normals (N, 3) in the world, of a camera's rays."""
+        hits = self.tracer.view(camera, size)
         hit = hits.triangle >= 0
         instance = np.where(hit, self.mesh.instance[hits.triangle], 0).astype(np.uint16)
         depth = np.where(hit, hits.t, 0).astype(np.float32)
@@ -267,9 +269,11 @@ class Renderer:
         at = np.flatnonzero(border)
         if not len(at):
             return
-        fine = rays(camera, (2 * size[0], 2 * size[1])).reshape(size[0], 2, size[1], 2, 3)
-        chosen = fine.transpose(0, 2, 1, 3, 4).reshape(-1, 4, 3)[at].reshape(-1, 3)
-        hits = self.tracer.trace(np.broadcast_to(camera.position, chosen.shape), chosen)
+        fine = (2 * size[0], 2 * size[1])
+        corner = 2 * (at // size[1]) * fine[1] + 2 * (at % size[1])  # of the four pixels for one
+        four = (corner[:, None] + [0, 1, fine[1], fine[1] + 1]).reshape(-1)
+        chosen = rays(camera, fine, four)
+        hits = self.tracer.view(camera, fine, four)
         normals = self._normals(hits, chosen)
         parts = self._shade(camera, chosen, hits, normals, paint, lamps, pixel / 2)
         light[at] = tone_back(tone(parts).reshape(-1, 4, 3).mean(axis=1))
@@ -281,7 +285,7 @@ class Renderer:
             room[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = k
         return room
 
-    def _boxes(self, camera: Camera, directions: Array, instance: Array, depth: Array) -> tuple[Box, ...]:
+    def _boxes(self, camera: Camera, instance: Array, depth: Array) -> tuple[Box, ...]:
         counts = np.bincount(instance.reshape(-1), minlength=len(self.house.labels))
         found = []
         for number in np.flatnonzero(counts >= LEAST_BOX).tolist():
@@ -290,7 +294,7 @@ class Renderer:
                 continue
             mine = instance == number
             rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
-            hidden = self._hidden(number, camera, directions, mine, depth)
+            hidden = self._hidden(number, camera, mine, depth)
             found.append(
                 Box(
                     number,
@@ -304,7 +308,7 @@ class Renderer:
             )
         return tuple(found)
 
-    def _hidden(self, number: int, camera: Camera, directions: Array, mine: Array, depth: Array) -> int:
+    def _hidden(self, number: int, camera: Camera, mine: Array, depth: Array) -> int:
         """How many pixels of an object are covered by others: those of its own rays that something nearer stops."""
         if number not in self.rows:
             self.rows[number] = np.flatnonzero(self.mesh.instance == number)
@@ -327,8 +331,7 @@ class Renderer:
             return 0
         if number not in self.alone:
             self.alone[number] = tracer(self.mesh.triangles[self.rows[number]], self.backend)
-        chosen = directions[candidates]
-        hits = self.alone[number].trace(np.broadcast_to(camera.position, chosen.shape), chosen)
+        hits = self.alone[number].view(camera, (height, width), candidates)
         return int((hits.triangle >= 0).sum())
 
 

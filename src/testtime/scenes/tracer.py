@@ -1,22 +1,27 @@
-"""Where rays meet triangles: Embree by default, numpy where it is not installed and to check it.
+"""Where rays meet triangles: Embree by default, numpy where it is not installed and to check it, OpenGL on demand.
 
-A tracer has three methods. ``build(triangles)`` takes the triangles, ``trace(origins, directions)`` answers with the
-first triangle of every ray, ``occluded(origins, directions)`` says whether anything lies between a point and another.
+A tracer has three methods. ``build(triangles)`` takes the triangles, ``view(camera, size)`` answers with the first
+triangle at every pixel, ``occluded(origins, targets)`` says whether anything lies between a point and another. Embree
+and numpy follow any other rays as well, with ``trace(origins, directions)``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from testtime.errors import missing_extra
 from testtime.scenes.geometry import Array
 
-__all__ = ["BACKENDS", "EmbreeTracer", "Hits", "NumpyTracer", "Tracer", "available", "tracer"]
+if TYPE_CHECKING:
+    from testtime.scenes.cameras import Camera
+
+__all__ = ["BACKENDS", "EmbreeTracer", "Hits", "NumpyTracer", "RayTracer", "Tracer", "available", "tracer"]
 
 SHORT = 1 - 1e-4
 """A ray to a light ends just before it, as a fraction of the way."""
@@ -44,21 +49,45 @@ class Hits:
         return np.stack([1 - self.u - self.v, self.u, self.v], axis=1)
 
 
-class Tracer(Protocol):
+class Tracer(ABC):
     """What every backend does."""
 
+    @abstractmethod
     def build(self, triangles: Array) -> None:
         """Take the triangles, (F, 3, 3) float32."""
 
-    def trace(self, origins: Array, directions: Array) -> Hits:
-        """Return the first hits of rays, origins and directions (N, 3); directions need no unit length."""
+    @abstractmethod
+    def view(self, camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Hits:
+        """Return what is seen through the centres of a picture's pixels; t is depth.
 
+        Args:
+            camera: from where.
+            size: (H, W) in pixels.
+            pixels: (N,) numbers of the pixels wanted, row by row; None for all.
+        """
+
+    @abstractmethod
     def occluded(self, origins: Array, targets: Array) -> Array:
         """Say, (N,) bool, whether a triangle lies between origins and targets, (N, 3) both."""
 
 
+class RayTracer(Tracer):
+    """A backend that follows any rays."""
+
+    @abstractmethod
+    def trace(self, origins: Array, directions: Array) -> Hits:
+        """Return the first hits of rays, origins and directions (N, 3); directions need no unit length."""
+
+    def view(self, camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Hits:
+        """Return what is seen through the centres of a picture's pixels: a ray for each."""
+        from testtime.scenes.cameras import rays
+
+        directions = rays(camera, size, pixels)
+        return self.trace(np.broadcast_to(camera.position, directions.shape), directions)
+
+
 @final
-class EmbreeTracer:
+class EmbreeTracer(RayTracer):
     """Intel's Embree, through the package embreex.
 
     Raises:
@@ -83,7 +112,7 @@ class EmbreeTracer:
     def trace(self, origins: Array, directions: Array) -> Hits:
         """Return the first hits of rays."""
         if self.scene is None or not len(origins):
-            return _nothing(len(origins))
+            return nothing(len(origins))
         found = self.scene.run(_single(origins), _single(directions), output=True)
         triangle = np.where(found["geomID"] == -1, np.int32(-1), found["primID"]).astype(np.int32)
         return Hits(
@@ -100,12 +129,11 @@ class EmbreeTracer:
 
 
 @final
-class NumpyTracer:
+class NumpyTracer(RayTracer):
     """Rays and triangles in numpy, in float64; what Embree is tested against, and what is left without it.
 
-    Every triangle brings the affine map that takes its corners to (0, 0, 0), (1, 0, 0), (0, 1, 0) and its normal to
-    (0, 0, 1): a mapped ray meets the plane z = 0 at its u and v (Woop, 2004). Triangles come in blocks, and a ray that misses
-    the box of a block asks none of it. It takes about half a second for what Embree does in ten milliseconds.
+    Rays are mapped by :func:`affine_maps`. Triangles come in blocks, and a ray that misses the box of a block asks none of
+    it. It takes about half a second for what Embree does in ten milliseconds.
 
     Args:
         block: triangles in a block.
@@ -121,14 +149,7 @@ class NumpyTracer:
         self.blocks: list[tuple[int, Array, Array, Array, Array]] = []
         for first in range(0, len(corners), self.block):
             part = corners[first : first + self.block]
-            a, one, two = part[:, 0], part[:, 1] - part[:, 0], part[:, 2] - part[:, 0]
-            normal = np.cross(one, two)
-            flat = np.linalg.norm(normal, axis=1) < 1e-14  # no area: no ray meets it
-            frame = np.stack([one, two, normal], axis=2)
-            frame[flat] = np.eye(3)
-            inverse = np.linalg.inv(frame)
-            start = -np.einsum("bij,bj->bi", inverse, a)
-            start[flat] = np.nan
+            inverse, start, _ = affine_maps(part)
             points = part.reshape(-1, 3)
             rows = inverse.transpose(1, 0, 2).reshape(-1, 3)  # u of every triangle, then v, then the height
             self.blocks.append(
@@ -137,7 +158,7 @@ class NumpyTracer:
 
     def trace(self, origins: Array, directions: Array) -> Hits:
         """Return the first hits of rays."""
-        hits = _nothing(len(origins))
+        hits = nothing(len(origins))
         best = np.full(len(origins), np.inf)
         for at, first, t, u, v in self._met(origins, directions, np.inf):
             k = t.argmin(axis=1)
@@ -182,12 +203,18 @@ class NumpyTracer:
             yield at, first, np.where(inside, t, np.inf), u, v
 
 
-BACKENDS: dict[str, Callable[[], Tracer]] = {"embree": EmbreeTracer, "numpy": NumpyTracer}
+def _gl() -> Tracer:
+    from testtime.scenes.gl import GLTracer
+
+    return GLTracer()
+
+
+BACKENDS: dict[str, Callable[[], Tracer]] = {"embree": EmbreeTracer, "numpy": NumpyTracer, "gl": _gl}
 """The tracers by name."""
 
 
 def available() -> str:
-    """The name of the fastest tracer that is installed."""
+    """The name of the tracer to take: Embree, or numpy where it is not installed. OpenGL has to be asked for."""
     return "embree" if find_spec("embreex") is not None else "numpy"
 
 
@@ -196,10 +223,11 @@ def tracer(triangles: Array, backend: str | None = None) -> Tracer:
 
     Args:
         triangles: in metres.
-        backend: one of :data:`BACKENDS`; None for the fastest that is installed.
+        backend: one of :data:`BACKENDS`; None for that of :func:`available`.
 
     Raises:
         ImportError: the backend's package is not installed.
+        OSError: there is no OpenGL.
         ValueError: there is no such backend.
     """
     backend = available() if backend is None else backend
@@ -214,7 +242,29 @@ def _single(values: Array) -> Array:
     return np.ascontiguousarray(values, dtype=np.float32)
 
 
-def _nothing(count: int) -> Hits:
+def affine_maps(triangles: Array) -> tuple[Array, Array, Array]:
+    """The maps that take a triangle's corners to (0, 0, 0), (1, 0, 0), (0, 1, 0) and its normal to (0, 0, 1): a mapped ray
+    meets the plane z = 0 at its u and v (Woop, *A Ray Tracing Hardware Architecture for Dynamic Scenes*, 2004).
+
+    Args:
+        triangles: (F, 3, 3) float64.
+
+    Returns:
+        Matrices (F, 3, 3) and vectors (F, 3) to add, NaN for triangles without area, and which these are, (F,) bool.
+    """
+    a, one, two = triangles[:, 0], triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
+    normal = np.cross(one, two)
+    flat = np.linalg.norm(normal, axis=1) < 1e-14  # no area: no ray meets it
+    frame = np.stack([one, two, normal], axis=2)
+    frame[flat] = np.eye(3)
+    inverse = np.linalg.inv(frame)
+    start = -np.einsum("bij,bj->bi", inverse, a)
+    start[flat] = np.nan
+    return inverse, start, flat
+
+
+def nothing(count: int) -> Hits:
+    """The hits of so many rays that meet nothing."""
     return Hits(
         np.full(count, -1, np.int32),
         np.full(count, np.inf, np.float32),
