@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from testtime.cli import main
 from testtime.scenes import CLASSES, Renderer, generate_house
 from testtime.scenes.captions import caption
 from testtime.scenes.disk import Recipe, make, read_scenes, render_space
@@ -43,6 +44,32 @@ def test_killed_processes_leave_what_goes_on_to_the_same_bytes(tmp_path):
     read, there = read_scenes(killed), render_space(3, 6, SIZE, shift="noise")
     for modality in ("rgb", "depth", "normal", "instance"):
         np.testing.assert_array_equal(read.spaces[0].array(modality), there.spaces[0].array(modality))
+
+
+def test_a_house_without_places_is_told_without_a_traceback(tmp_path, capsys, monkeypatch):
+    from testtime.scenes import house
+
+    genuine = house._scatter
+    monkeypatch.setattr(house, "_scatter", lambda *given: genuine(*given)[: -1 if len(given) > 4 else None])
+    command = ["make", "--spaces", "1", "--frames", "1", "--size", "16", "--moved", "1", "--jobs", "1"]
+    assert main(["scenes", *command, "--seed", "11", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("testtime: moved: expected a new place for every small object of house 11")
+    assert "take another number for moved, or another house" in error
+
+
+def test_what_gives_samples_is_there_but_nothing_is_imported_early():
+    code = (
+        "import sys, testtime.scenes as s; late = ('PIL', 'embreex', 'moderngl')\n"
+        "assert not {'torch', *late} & set(sys.modules)\n"
+        "from testtime.scenes import Recipe, SceneSet, make, read_scenes, render_space\n"
+        "assert not set(late) & set(sys.modules)\n"
+        "assert all(hasattr(s, name) for name in s.__all__)\n"
+        "try: s.nowhere\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "module 'testtime.scenes' has no attribute 'nowhere'", done.stderr
 
 
 def test_labels_and_captions_of_a_real_house():

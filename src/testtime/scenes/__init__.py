@@ -7,6 +7,9 @@
 ((48, 64, 3), (48, 64), True)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from testtime.scenes.cameras import Camera
 from testtime.scenes.furniture import CLASSES
 from testtime.scenes.house import House, Light, generate_house
@@ -14,6 +17,10 @@ from testtime.scenes.layout import Placed
 from testtime.scenes.render import Box, Frame, Renderer
 from testtime.scenes.shifts import SHIFTS, Shift
 from testtime.scenes.style import STYLES
+
+if TYPE_CHECKING:
+    from testtime.scenes.disk import Recipe, make, read_scenes, render_space
+    from testtime.scenes.sceneset import SceneSet
 
 __all__ = [
     "CLASSES",
@@ -25,7 +32,25 @@ __all__ = [
     "House",
     "Light",
     "Placed",
+    "Recipe",
     "Renderer",
+    "SceneSet",
     "Shift",
     "generate_house",
+    "make",
+    "read_scenes",
+    "render_space",
 ]
+
+_HOMES = {
+    "testtime.scenes.disk": ("Recipe", "make", "read_scenes", "render_space"),
+    "testtime.scenes.sceneset": ("SceneSet",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What gives samples is fetched when it is first used: houses and pictures do not wait for torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'testtime.scenes' has no attribute {name!r}")

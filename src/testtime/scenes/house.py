@@ -6,6 +6,7 @@ room, then small objects on what is there; no assets, one seed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -100,6 +101,9 @@ class House:
 
         The objects, their instances and what they look like are the same. An object for which no new place is found
         in its room finds one in another.
+
+        Raises:
+            ValueError: an object finds no place in the whole house.
         """
         still = [o for o in self.objects if not o.movable]
         things = [(o.model, o.room) for o in self.objects if o.movable and o.model is not None]
@@ -108,8 +112,12 @@ class House:
             rng = generator(self.seed, self.style, "moved", seed, attempt)
             small = _scatter(self.plan, still, things, rng, True, attempt == ATTEMPTS - 1)
             if len(small) == len(things):
-                break
-        return replace(self, objects=(*still, *small))
+                return replace(self, objects=(*still, *small))
+        left = Counter(model.name for model, _ in things) - Counter(o.name for o in small)
+        raise ValueError(
+            f"moved: expected a new place for every small object of house {self.seed} ({self.style}), found none for "
+            f"{', '.join(left)}; take another number for moved, or another house"
+        )
 
 
 def generate_house(seed: int = 0, style: str = "default") -> House:
