@@ -28,8 +28,6 @@ import io
 import json
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -48,6 +46,7 @@ from testtime.errors import DataError, missing_extra
 from testtime.progress import progress
 from testtime.scenes.sceneset import MODALITIES, SOURCES, SceneSet, Space, stored
 from testtime.scenes.tracer import BACKENDS, available
+from testtime.workers import start_worker
 
 if TYPE_CHECKING:
     from testtime.scenes import Frame, House, Renderer
@@ -309,7 +308,7 @@ def _work(root: Path, chunks: Sequence[tuple[Recipe, Sequence[int]]], jobs: int)
                 yield recipe.name, i
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(chunks)), context, _start) as pool:
+    with ProcessPoolExecutor(min(jobs, len(chunks)), context, start_worker) as pool:
         futures = {pool.submit(_write_frames, root, r, rows): (r, rows) for r, rows in chunks}
         try:
             for future in as_completed(futures):
@@ -319,19 +318,6 @@ def _work(root: Path, chunks: Sequence[tuple[Recipe, Sequence[int]]], jobs: int)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed takes its workers along."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _write_frames(root: Path, recipe: Recipe, rows: Sequence[int]) -> None:
