@@ -29,7 +29,13 @@ FORMAT = 1
 
 def _slug(name: str) -> str:
     """The name people write: ``PAFKIP`` is "paf-kip", ``UniEntPlus`` is "unient+"."""
-    spoken = {"PAFKIP": "paf-kip", "UniEntPlus": "unient+", "BNAdapt": "bn-adapt", "NCTTT": "nc-ttt"}
+    spoken = {
+        "PAFKIP": "paf-kip",
+        "UniEntPlus": "unient+",
+        "BNAdapt": "bn-adapt",
+        "NCTTT": "nc-ttt",
+        "TTTPlusPlus": "ttt++",
+    }
     return spoken.get(name, name.lower())
 
 
