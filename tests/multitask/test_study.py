@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from typing import final
 
 import pytest
 import torch
 
+from testtime import Adapter
 from testtime.methods import Source
 from testtime.multitask import Recipe
 from testtime.multitask.presets import GROUPS, PRESETS, TINY, Domain, Noisy
@@ -79,6 +81,32 @@ def test_cells_are_files_and_a_second_call_goes_on(speck, monkeypatch, tmp_path)
     about = json.loads((tmp_path / "speck" / "study.json").read_text())
     assert about["rows"] == ["Base", "S4T"]
     assert about["domains"]["target"]["style"] == "other"
+
+
+@final
+class Explodes(Adapter):
+    """Answers what is not finite once it has learned at a rate above 1."""
+
+    def __init__(self, model, rate, seed):
+        super().__init__(model, seed)
+        self.rate = rate
+
+    def step(self, x):
+        return self.model(x)
+
+    def _look(self, x):
+        return {k: y * (torch.inf if self.clock and self.rate > 1 else 1) for k, y in self.model(x).items()}
+
+
+def test_a_rate_at_which_a_method_diverges_is_out(speck, monkeypatch, tmp_path):
+    one = study(monkeypatch, BASE, Row("Explodes", "plain", BASE.model, Explodes, (2.0, 1e-4)))
+    assert run_study(one, speck, tmp_path / "speck", seeds=[0], say=lambda _: None) == []
+    found = json.loads((tmp_path / "speck" / "rate-explodes.json").read_text())
+    assert found["rate"] == 1e-4
+    assert found["tried"]["2.0"] is None
+    one = study(monkeypatch, BASE, Row("Wild", "plain", BASE.model, Explodes, (2.0, 3.0)))
+    failures = run_study(one, speck, tmp_path / "speck", seeds=[0], say=lambda _: None)
+    assert "Wild diverges at every rate" in failures[0]
 
 
 @pytest.mark.parametrize("row", STUDIES["table1"].rows, ids=lambda row: row.name)

@@ -126,9 +126,17 @@ def evaluate(
 
 
 def measure(meters: Mapping[str, Meter], outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:
-    """Show each meter its output and label; a task without a label is left alone."""
+    """Show each meter its output and label; a task without a label is left alone.
+
+    Raises:
+        ArithmeticError: an output is not finite.
+    """
     for name, meter in meters.items():
         if name in labels:
+            if not bool(torch.isfinite(outputs[name]).all()):
+                raise ArithmeticError(
+                    f"the output {name!r} is not finite: the model has diverged; take a lower rate"
+                )
             meter.update(outputs[name], labels[name])
 
 
@@ -159,6 +167,7 @@ def follow(
 
     Raises:
         ValueError: the target holds no sample.
+        ArithmeticError: the model has diverged.
     """
     if len(target) == 0:
         raise ValueError(f"{target.name} holds no sample to adapt to")

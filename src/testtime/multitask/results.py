@@ -364,7 +364,7 @@ def read_results(folder: str | Path) -> Results:
             "again, it goes on from there"
         )
     rates = {
-        row: json.loads(path.read_text())
+        row: _rates(json.loads(path.read_text()))
         for row in about["rows"]
         for path in [folder / f"rate-{slug(row)}.json"]
         if path.is_file()
@@ -428,6 +428,14 @@ def text_table(results: Results) -> str:
     if results.missing:
         notes.append(f"Not there yet: {'; '.join(results.missing)}.")
     return "\n\n".join([*blocks, "\n".join(notes)])
+
+
+def _rates(found: dict[str, Any]) -> dict[str, Any]:
+    """What was tried; a rate at which the method diverged has no gain."""
+    return {
+        **found,
+        "tried": {rate: math.nan if gain is None else gain for rate, gain in found["tried"].items()},
+    }
 
 
 def _curve(cell: dict[str, Any]) -> Curve:

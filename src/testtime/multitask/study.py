@@ -7,7 +7,6 @@ training. Learning rates are chosen on a *validation* shift of unseen source hou
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -215,14 +214,19 @@ def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> N
     base_row = study.rows[0]
     base_model = source_model(study, base_row.source, seed, preset, folder)
     base = follow(Source(base_model), data, tasks, replace(protocol, steps=0)).at(0)
-    tried = {}
+    tried: dict[float, float | None] = {}
     for rate in row.rates:
-        curve = follow(_adapter(row, model, rate, seed, preset, folder), data, tasks, protocol)
-        tried[rate] = curve.gains(base)[-1]
-    best = max(tried, key=lambda rate: tried[rate] if math.isfinite(tried[rate]) else -math.inf)
+        try:
+            curve = follow(_adapter(row, model, rate, seed, preset, folder), data, tasks, protocol)
+            tried[rate] = curve.gains(base)[-1]
+        except ArithmeticError:  # it has diverged: the rate is out, and the table says so
+            tried[rate] = None
+    held = {rate: gain for rate, gain in tried.items() if gain is not None}
+    if not held:
+        raise ArithmeticError(f"{row.name} diverges at every rate of {row.rates}; add lower ones to its row")
+    best = max(held, key=held.__getitem__)
     _write(
-        folder / f"rate-{slug(row.name)}.json",
-        {"rate": best, "tried": {str(k): v for k, v in tried.items()}},
+        folder / f"rate-{slug(row.name)}.json", {"rate": best, "tried": {str(k): v for k, v in tried.items()}}
     )
 
 
@@ -233,11 +237,10 @@ def _run(cell: Cell, folder: Path) -> None:
     rate = row.rates[0]
     if len(row.rates) > 1:
         rate = json.loads((folder / f"rate-{slug(row.name)}.json").read_text())["rate"]
-    target = _data(preset, cell.domain, folder)
-    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(cell.seed)).tolist()
+    target = _arriving(_data(preset, cell.domain, folder), cell.seed)
     adapter = _adapter(row, model, rate, cell.seed, preset, folder)
     begin = time.monotonic()
-    curve = follow(adapter, target.subset(order), preset.tasks, study.protocol)
+    curve = follow(adapter, target, preset.tasks, study.protocol)
     result = {
         **asdict(cell),
         "source": row.source,
@@ -249,6 +252,11 @@ def _run(cell: Cell, folder: Path) -> None:
         "seconds": time.monotonic() - begin,
     }
     _write(folder / "cells" / cell.file, result)
+
+
+def _arriving(data: DenseSet, seed: int) -> DenseSet:
+    """The samples in the order in which a seed meets them, whatever house they are from."""
+    return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
 def _adapter(row: Row, model: nn.Module, rate: float, seed: int, preset: Preset, folder: Path) -> Adapter:
