@@ -208,7 +208,7 @@ def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> N
     row = next(r for r in study.rows if r.name == row_name)
     seed = study.seeds[0]
     model = source_model(study, row.source, seed, preset, folder)
-    data = _data(preset, "validation", folder)
+    data = _arriving(_data(preset, "validation", folder), seed)
     protocol = replace(study.protocol, record_every=max(1, study.protocol.steps))
     tasks = preset.tasks
     base_row = study.rows[0]
