@@ -158,3 +158,18 @@ def test_a_network_that_is_not_adapted_does_not_count_as_learning(tmp_path: Path
     path.write_text(json.dumps(cell))
     assert read_results(folder).learners == []
     assert "the best row that learns" not in write_report(folder).read_text()
+
+
+def test_every_table_has_the_columns_that_its_section_is_about(tmp_path: Path) -> None:
+    page = write_report(write_study(tmp_path / "run")).read_text()
+    sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.DOTALL))
+    heads = {
+        name: {
+            re.sub(r"<[^>]+>", "", cell)
+            for cell in re.findall(r'<th scope="col"[^>]*>(.*?)</th>', text, re.DOTALL)
+        }
+        for name, text in sections.items()
+    }
+    assert any(head.startswith("Δ beyond") for head in heads["result"])
+    assert {head[:2] for head in heads["synchrony"]} >= {"SV", "DT", "CS"}
+    assert not any(head.startswith("Δ") for head in heads["synchrony"])

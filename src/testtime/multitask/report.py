@@ -42,6 +42,10 @@ tr.control th[scope=row]{font-style:italic}
 """
 
 
+SYNCHRONY = ("SV", "DTW", "CS")
+"""The columns that figure 3 is of."""
+
+
 def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     """Write the report of a study.
 
@@ -83,9 +87,9 @@ def page(results: Results) -> str:
 
 
 def highlights(results: Results) -> dict[str, int]:
-    """The colours of the lines that stand out: the best rows, the controls, TENT and the base; the rest is grey."""
-    names = results.ranked[:2]
-    wanted = [*results.controls, "S4T", "TENT", results.base, *results.ranked]
+    """The colours of the lines that stand out: the best that learn, S4T and its control, TENT, the base; the rest is grey."""
+    names = results.learners[:2]
+    wanted = ["S4T", "S4T's network, BN only", *results.controls[:1], "TENT", results.base, *results.ranked]
     names += [n for n in dict.fromkeys(wanted) if n in results.rows and n not in names]
     return {name: number for number, name in enumerate(names[:COLOURS], 1)}
 
@@ -159,7 +163,7 @@ def _tables(results: Results) -> str:
 
 def _headline(results: Results) -> list[Column]:
     """The columns of the main table: the tasks, and Delta_TTT three times."""
-    return columns(results)[: len(results.tasks) + 3]
+    return [c for c in columns(results) if c.head not in (*SYNCHRONY, "size", "time")]
 
 
 def _explained(shown: Sequence[Column]) -> str:
@@ -249,7 +253,7 @@ def _synchrony(results: Results, colours: dict[str, int]) -> str:
         ("Dynamic time warping", "distance of the tasks' gains, in %", "left", lambda o: o.warping),
         ("Cosine similarity", "of the tasks' increments of gain", "right", lambda o: o.similarity),
     ]
-    charts, shown = [], columns(results)[len(results.tasks) + 3 : len(results.tasks) + 6]
+    charts, shown = [], [c for c in columns(results) if c.head in SYNCHRONY]
     for name, unit, side, value in wanted:
         points = [
             Point(
