@@ -6,11 +6,11 @@ from typing import final
 
 import pytest
 import torch
+from speck import SPECK
 
 from testtime import Adapter
 from testtime.methods import Source
-from testtime.multitask import Recipe
-from testtime.multitask.presets import GROUPS, PRESETS, TINY, Domain, Noisy
+from testtime.multitask.presets import GROUPS, PRESETS, Noisy
 from testtime.multitask.protocol import Protocol
 from testtime.multitask.studies import BASE, OURS, STUDIES
 from testtime.multitask.study import Row, Study, read_cells, run_study, slug
@@ -18,20 +18,6 @@ from testtime.multitask.study import Row, Study, read_cells, run_study, slug
 pytest.importorskip("PIL", reason="pip install 'testtime[images]'")
 pytest.importorskip("embreex", reason="pip install 'testtime[scenes]'")
 
-SIZE = (32, 32)
-SPECK = replace(
-    TINY,
-    name="speck",
-    width=4,
-    branch={**TINY.branch, "features": 4, "width": 8, "depth": 1, "decoder_depth": 1, "heads": 2},
-    recipe=Recipe(iterations=3, batch=4, lr=1e-3, every=2),
-    domains={
-        "source": Domain(0, 2, 4, SIZE),
-        "validation": Domain(50, 1, 4, SIZE, style="minimal"),
-        "target": Domain(90, 1, 5, SIZE, style="other"),
-        "target + noise 0.4": Domain(90, 1, 5, SIZE, style="other", noise=0.4),
-    },
-)
 SHORT = Protocol(steps=2, batch=4)
 
 

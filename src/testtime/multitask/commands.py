@@ -1,4 +1,4 @@
-"""``testtime multitask``: list, train, bench, report, demo."""
+"""``testtime multitask``: list, train, bench, report, analyse, demo."""
 
 from __future__ import annotations
 
@@ -57,6 +57,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     report.add_argument("run_folder", metavar="RUN", help="folder of the study's results")
     report.add_argument("--out", metavar="FILE", help="the page (report.html in the folder)")
     report.set_defaults(run=_report)
+
+    analyse = commands.add_parser(
+        "analyse", help="look at the trained networks as the paper's figures do, and make a page"
+    )
+    analyse.add_argument(
+        "analysis", choices=("affinity", "masks", "cost"), help="figure 6, figure 7, tables 6 and 9"
+    )
+    analyse.add_argument("--preset", default="tiny", help="size of the experiment (tiny)")
+    analyse.add_argument(
+        "--out", default="runs/multitask", metavar="DIR", help="folder of all studies (runs/multitask)"
+    )
+    analyse.add_argument("--seed", type=int, default=0, metavar="N", help="of the networks (0)")
+    analyse.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
+    analyse.set_defaults(run=_analyse)
 
     demo = commands.add_parser("demo", help="train, shift, adapt and look, in a few minutes")
     demo.add_argument(
@@ -186,6 +200,15 @@ def _report(arguments: argparse.Namespace) -> int:
     page = write_report(arguments.run_folder, arguments.out)
     print(text_table(read_results(arguments.run_folder)))
     print(page)
+    return 0
+
+
+def _analyse(arguments: argparse.Namespace) -> int:
+    from testtime.multitask.analyse import analyse
+
+    preset = _preset(arguments.preset)
+    where = Path(arguments.out), arguments.seed, arguments.jobs
+    print(analyse(arguments.analysis, preset, *where, argv=arguments.argv, say=_say))
     return 0
 
 

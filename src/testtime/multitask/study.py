@@ -29,7 +29,19 @@ from testtime.multitask.training import load_trained, train
 from testtime.progress import progress
 from testtime.workers import start_worker
 
-__all__ = ["Cell", "Row", "Study", "read_cells", "run_study", "slug"]
+__all__ = [
+    "Cell",
+    "Row",
+    "Study",
+    "arriving",
+    "chosen_rate",
+    "make_adapter",
+    "read_cells",
+    "run_study",
+    "slug",
+    "source_model",
+    "train_sources",
+]
 
 PREPARED = 512
 """Source images, at most, that an adapter is shown before the first batch."""
@@ -144,22 +156,24 @@ def run_study(
     for domain in ("source", "validation", *study.domains):
         say(f"data: {domain}")
         preset.domain(domain).prepare(folder.parent, jobs)
-    models = sorted(
-        {(next(r for r in wanted if r.name == c.row).source, c.seed) for c in cells}, key=lambda m: m[::-1]
+    failures = train_sources(
+        study, preset, folder, [r.source for r in wanted], sorted({c.seed for c in cells}), jobs
     )
-    failures = _all(
-        _train,
-        [(study.name, name, seed, preset.name, folder) for name, seed in models],
-        jobs,
-        "source models",
-    )
-    tuned = [r for r in wanted if len(r.rates) > 1 and not (folder / f"rate-{slug(r.name)}.json").exists()]
+    tuned = [r for r in wanted if len(r.rates) > 1 and not _rate_file(r, folder).exists()]
     failures += _all(
         _choose, [(study.name, r.name, preset.name, folder) for r in tuned], jobs, "learning rates"
     )
     todo = [(c, folder) for c in cells if not (folder / "cells" / c.file).exists()]
     failures += _all(_run, todo, jobs, "cells")
     return failures
+
+
+def train_sources(
+    study: Study, preset: Preset, folder: Path, names: Sequence[str], seeds: Sequence[int], jobs: int = 1
+) -> list[str]:
+    """Train the source models of these names that are not there yet; what failed, one line each."""
+    models = [(study.name, name, seed, preset.name, folder) for seed in seeds for name in sorted(set(names))]
+    return _all(_train, models, jobs, "source models")
 
 
 def read_cells(folder: str | Path) -> dict[tuple[str, str, int], dict[str, Any]]:
@@ -208,7 +222,7 @@ def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> N
     row = next(r for r in study.rows if r.name == row_name)
     seed = study.seeds[0]
     model = source_model(study, row.source, seed, preset, folder)
-    data = _arriving(_data(preset, "validation", folder), seed)
+    data = arriving(_data(preset, "validation", folder), seed)
     protocol = replace(study.protocol, record_every=max(1, study.protocol.steps))
     tasks = preset.tasks
     base_row = study.rows[0]
@@ -217,7 +231,7 @@ def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> N
     tried: dict[float, float | None] = {}
     for rate in row.rates:
         try:
-            curve = follow(_adapter(row, model, rate, seed, preset, folder), data, tasks, protocol)
+            curve = follow(make_adapter(row, model, rate, seed, preset, folder), data, tasks, protocol)
             tried[rate] = curve.gains(base)[-1]
         except ArithmeticError:  # it has diverged: the rate is out, and the table says so
             tried[rate] = None
@@ -225,20 +239,16 @@ def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> N
     if not held:
         raise ArithmeticError(f"{row.name} diverges at every rate of {row.rates}; add lower ones to its row")
     best = max(held, key=held.__getitem__)
-    _write(
-        folder / f"rate-{slug(row.name)}.json", {"rate": best, "tried": {str(k): v for k, v in tried.items()}}
-    )
+    _write(_rate_file(row, folder), {"rate": best, "tried": {str(k): v for k, v in tried.items()}})
 
 
 def _run(cell: Cell, folder: Path) -> None:
     study, preset = _study(cell.study), PRESETS[cell.preset]
     row = next(r for r in study.rows if r.name == cell.row)
     model = source_model(study, row.source, cell.seed, preset, folder)
-    rate = row.rates[0]
-    if len(row.rates) > 1:
-        rate = json.loads((folder / f"rate-{slug(row.name)}.json").read_text())["rate"]
-    target = _arriving(_data(preset, cell.domain, folder), cell.seed)
-    adapter = _adapter(row, model, rate, cell.seed, preset, folder)
+    rate = _rate(row, folder)
+    target = arriving(_data(preset, cell.domain, folder), cell.seed)
+    adapter = make_adapter(row, model, rate, cell.seed, preset, folder)
     begin = time.monotonic()
     curve = follow(adapter, target, preset.tasks, study.protocol)
     result = {
@@ -254,12 +264,30 @@ def _run(cell: Cell, folder: Path) -> None:
     _write(folder / "cells" / cell.file, result)
 
 
-def _arriving(data: DenseSet, seed: int) -> DenseSet:
+def chosen_rate(row: Row, preset: Preset, folder: Path, study: Study) -> float:
+    """The learning rate of a row, chosen now if it has not been."""
+    if len(row.rates) > 1 and not _rate_file(row, folder).exists():
+        _choose(study.name, row.name, preset.name, folder)
+    return _rate(row, folder)
+
+
+def _rate(row: Row, folder: Path) -> float:
+    if len(row.rates) == 1:
+        return row.rates[0]
+    return float(json.loads(_rate_file(row, folder).read_text())["rate"])
+
+
+def _rate_file(row: Row, folder: Path) -> Path:
+    return folder / f"rate-{slug(row.name)}.json"
+
+
+def arriving(data: DenseSet, seed: int) -> DenseSet:
     """The samples in the order in which a seed meets them, whatever house they are from."""
     return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
-def _adapter(row: Row, model: nn.Module, rate: float, seed: int, preset: Preset, folder: Path) -> Adapter:
+def make_adapter(row: Row, model: nn.Module, rate: float, seed: int, preset: Preset, folder: Path) -> Adapter:
+    """The adapter of a row, shown source batches where it wants them."""
     adapter = row.adapter(model, rate, seed)
     if row.prepare:
         source, size = _data(preset, "source", folder), preset.recipe.batch
