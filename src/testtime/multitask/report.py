@@ -95,7 +95,7 @@ def highlights(results: Results) -> dict[str, int]:
 
 
 def _lead(results: Results) -> str:
-    ranked = [row for row in results.ranked if row != results.base]
+    ranked = [row for row in results.learners or results.ranked if row != results.base]
     if not ranked:
         return "Only the base row is there so far."
     best = ranked[0]
@@ -104,35 +104,25 @@ def _lead(results: Results) -> str:
     over = f", {len(results.domains)} domains" if len(results.domains) > 1 else ""
     after = f"; next is {escape(ranked[1])} with {_gain(results, ranked[1])}" if len(ranked) > 1 else ""
     sentences = [
-        f"<strong>{escape(best)}</strong> has the highest Δ<sub>TTT</sub> after step {step}: "
+        f"Of the rows that learn, <strong>{escape(best)}</strong> has the highest Δ<sub>TTT</sub> after step {step}: "
         f"{_gain(results, best)} ({seeds}{over}){after}"
     ]
-    controls = [row for row in ranked if row in results.controls]
-    learners = results.learners
-    if controls and learners:
-        control, learner = controls[0], learners[0]
-        told = " and ".join(f"{_gain(results, row)} ({escape(row)})" for row in controls)
-        sentences.append(
-            f"The control, which learns nothing and only estimates the BatchNorm statistics again, reaches {told}"
+    whole, part = (results.mean(best, value) for value in (lambda o: o.last, lambda o: o.control))
+    if not math.isnan(part):
+        explains = (
+            f"which explains {100 * max(part, 0.0) / whole:.0f} % of it"
+            if whole > max(part, 0.0)
+            else "and learning adds nothing to that"
         )
-        gaps = _paired(results, learner, control)
-        gap, spread = mean(gaps), deviation(gaps)
-        if gaps:
-            sure = f" (±{spread:.1f} over seeds)" if len(gaps) > 1 else ""
-            whole, part = (results.mean(row, lambda o: o.last) for row in (learner, control))
-            sentences.append(
-                f"{escape(learner)} is {gap:.1f} points above it{sure}: the statistics alone explain "
-                f"{100 * max(part, 0.0) / whole:.0f} % of its gain, learning the rest"
-                if gap > 0 and whole > 0
-                else f"{escape(learner)}, the best row that learns, is {-gap:.1f} points below it{sure}: "
-                "here learning adds nothing to the statistics"
-            )
-    start = results.mean(best, lambda o: o.gains[0])
-    if abs(start) >= 0.05:
-        own = results.mean(best, lambda o: o.own)
         sentences.append(
-            f"Before any step the network of {escape(best)} already stands at {_signed(start)} %, for it was trained with "
-            f"its branch; adapting changes it by {_signed(own)} % of itself"
+            "The control, which learns nothing and only estimates the BatchNorm statistics of the same network again, reaches "
+            f"{_signed(part)} %, {explains}"
+        )
+    beyond = {row: results.mean(row, lambda o: o.beyond) for row in ranked}
+    most = max(beyond, key=lambda row: _finite(beyond[row]))
+    if most != best and beyond[most] > 0:
+        sentences.append(
+            f"Over the control on its own network {escape(most)} gains most, {_signed(beyond[most])} points"
         )
     chosen = max(ranked, key=lambda row: _finite(results.mean(row, lambda o: o.oracle)))
     if chosen != best:
@@ -492,20 +482,6 @@ def _series(
             Series(row, outcomes[0].curve.steps, found.mean(0).tolist(), colours.get(row, 0), spread)
         )
     return series
-
-
-def _paired(results: Results, one: str, other: str) -> list[float]:
-    """The difference of Delta_TTT at the last step, for each seed that both have."""
-    seeds = {o.seed for o in results.of(one)} & {o.seed for o in results.of(other)}
-    first, second = (
-        dict(
-            zip(
-                sorted({o.seed for o in results.of(row)}), results.by_seed(row, lambda o: o.last), strict=True
-            )
-        )
-        for row in (one, other)
-    )
-    return [first[seed] - second[seed] for seed in sorted(seeds)]
 
 
 def _gain(results: Results, row: str) -> str:
