@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from testtime.multitask import Depth, Edges, Normals, Segmentation, Synchronizer
-from testtime.multitask.synchronizer import position_embedding, visible_tokens
+from testtime.multitask.synchronizer import legacy_order, position_embedding, visible_tokens
 
 TASKS = {t.name: t for t in (Segmentation(tuple("abc")), Depth(), Normals(), Edges())}
 SMALL = {"features": 4, "size": 16, "patch": 4, "width": 8, "depth": 2, "decoder_depth": 1, "heads": 2}
@@ -173,3 +173,22 @@ def test_without_projection_it_sees_the_latent_itself_and_with_reconstruction_pr
 def test_bad_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Synchronizer(TASKS, 6, **{**SMALL, **wrong})
+
+
+def test_the_legacy_order_reads_stacked_channels_in_another_order():
+    torch.manual_seed(0)
+    tasks = {"semseg": Segmentation(("a", "b")), "depth": Depth(), "normals": Normals(), "edge": Edges()}
+    branch = Synchronizer(tasks, 5, 4, 16, 4, 8, 1, 1, 2)
+    source, target = ("depth", "edge", "normals", "semseg"), ("semseg", "depth", "normals", "edge")
+    moved = legacy_order(branch, source, target)
+    z = torch.rand(2, 5, 8, 8)
+    with torch.no_grad():
+        (_, before), (_, after) = (b(z, (16, 16)) for b in (branch, moved))
+    stacked = torch.cat([before[name] for name in source], 1)
+    for name, part in zip(target, stacked.split([2, 1, 3, 1], 1), strict=True):
+        assert torch.allclose(after[name], part, atol=1e-6)
+    assert torch.allclose(after["semseg"][:, :1], before["depth"], atol=1e-6)
+    again = legacy_order(branch, source, source)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), branch.parameters(), strict=True))
+    with pytest.raises(ValueError, match="expected the tasks"):
+        legacy_order(branch, source[:3], target)

@@ -11,6 +11,7 @@ ICCV 2025, section 3.3; sizes and initialisation from its released code, whose n
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from testtime.multitask.network import Branch, resized
 from testtime.multitask.tasks import Reconstruction, Task, Tasks
 
-__all__ = ["Layout", "Strategy", "Synchronizer", "position_embedding", "visible_tokens"]
+__all__ = ["Layout", "Strategy", "Synchronizer", "legacy_order", "position_embedding", "visible_tokens"]
 
 Strategy = Literal["same", "random", "disjoint", "hide"]
 Layout = Literal["channels", "per_task"]
@@ -221,6 +222,36 @@ class Synchronizer(Branch):
         side, n = self.size // self.patch, len(patches)
         grid = patches.view(n, side, side, self.patch, self.patch, -1)
         return grid.permute(0, 5, 1, 3, 2, 4).reshape(n, -1, self.size, self.size)
+
+
+def legacy_order(branch: Synchronizer, source: Sequence[str], target: Sequence[str]) -> Synchronizer:
+    """A copy whose outputs are misplaced as by the released code's transfer; for experiments on that defect alone.
+
+    That code stacks the output channels of the tasks in the order of the data set it was trained on and reads them in the
+    order of the target's: trained on Taskonomy (depth, edge, normals, semseg) and read as NYUD-v2 (semseg, depth, normals,
+    edge), the first class is compared with the depth. The blocks of projection and patch embedding change places together,
+    which changes nothing.
+
+    Args:
+        branch: trained, on tasks that it predicts itself.
+        source, target: the names of its tasks, in the order of training and of reading.
+
+    Raises:
+        ValueError: an order does not name every task once, or the branch reconstructs images.
+    """
+    for order in (source, target):
+        if sorted(order) != sorted(branch.predict):
+            raise ValueError(f"expected the tasks {sorted(branch.predict)} in some order, got {list(order)}")
+    moved = copy.deepcopy(branch)
+    widths = [branch.tasks[name].channels for name in target]
+    with torch.no_grad():
+        for kind in ("weight", "bias"):
+            stacked = [
+                getattr(branch.predict[name], kind).unflatten(0, (branch.patch**2, -1)) for name in source
+            ]
+            for name, part in zip(target, torch.cat(stacked, 1).split(widths, 1), strict=True):
+                getattr(moved.predict[name], kind).copy_(part.flatten(0, 1))
+    return moved
 
 
 def visible_tokens(
