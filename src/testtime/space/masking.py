@@ -168,7 +168,7 @@ class Masking:
         """
         n, streams = lengths.shape
         shown, asked = np.zeros((n, streams), np.int64), np.zeros((n, streams), np.int64)
-        chosen: Ints = rng.choice(len(self.components), size=n, p=self._chance)
+        chosen = np.asarray(rng.choice(len(self.components), size=n, p=self._chance))
         for i in range(n):
             component = self.components[chosen[i]]
             shown[i] = self._divided(component.inputs, self.inputs, lengths[i], rng)
