@@ -70,7 +70,7 @@ def test_what_a_sample_has_less_of_is_left_empty():
 def test_small_alphas_choose_one_stream_and_large_ones_share():
     streams = [Stream(name, "grid", 64, 9) for name in "abcd"]
     alike = dict.fromkeys("abcd", 0.01)
-    even = dict.fromkeys("abcd", 100.0)
+    even = dict.fromkeys("abcd", 5.0)
     one = Masking(streams, [Component(alike, even)], 64, 64).draw(
         np.full((500, 4), 64), np.random.default_rng(0)
     )
@@ -81,8 +81,8 @@ def test_small_alphas_choose_one_stream_and_large_ones_share():
     asked = Masking(streams, [Component(even, even)], 32, 64).draw(
         np.full((2000, 4), 64), np.random.default_rng(1)
     )
-    assert asked.asked_of.mean(0) == pytest.approx(16, abs=0.3)
-    assert asked.asked_of.std(0) / 64 == pytest.approx(np.sqrt(0.25 * 0.75 / 401), rel=0.1)
+    assert asked.asked_of.mean(0) == pytest.approx(16, abs=0.5)
+    assert asked.asked_of.std(0) / 64 == pytest.approx(np.sqrt(0.25 * 0.75 / 21), rel=0.05)
 
 
 def test_the_mixtures_are_those_of_the_papers():
