@@ -84,7 +84,23 @@ def test_cost_counts_parameters_and_times_every_row(speck, folder, monkeypatch):
     assert "0.3657" in page.read_text()  # the paper's, beside ours
 
 
+def test_directions_of_every_row_that_learns(speck, folder, monkeypatch):
+    rows = [r for r in module.STUDY.rows if r.name in ("Base", "TENT", "S4T")]
+    rows = [replace(r, rates=(*r.rates, 1e-3)) if r.name != "Base" else r for r in rows]
+    monkeypatch.setattr(module, "STUDY", replace(module.STUDY, rows=tuple(rows), seeds=(0, 1)))
+    page = analyse("direction", speck, folder, say=lambda line: None)
+    found = result(folder, "direction")
+    assert set(found["cosines"]) == {"TENT", "S4T"}
+    for cosines in found["cosines"].values():
+        assert len(cosines) == 2
+        assert all(-1 <= c <= 1 for one in cosines for c in one.values())
+    mean = np.mean([one["all"] for one in found["cosines"]["S4T"]])
+    assert f"S4T's is {mean:+.2f}" in page.read_text()
+
+
 def test_no_such_analysis(speck, folder):
-    with pytest.raises(ValueError, match="no analysis 'nonsense'; there are affinity, masks, cost"):
+    with pytest.raises(
+        ValueError, match="no analysis 'nonsense'; there are affinity, masks, cost, direction"
+    ):
         analyse("nonsense", speck, folder)
-    assert list(ANALYSES) == ["affinity", "masks", "cost"]
+    assert list(ANALYSES) == ["affinity", "masks", "cost", "direction"]

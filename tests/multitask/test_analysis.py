@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from testtime import Adapter
 from testtime.data import DenseSet, Sample
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
-from testtime.multitask.analysis import affinity, affinity_gap, masked_losses
+from testtime.multitask.analysis import _network, affinity, affinity_gap, direction, masked_losses
+from testtime.parts.optimizers import sgd
 from testtime.parts.randomness import generator
 
 TASKS = {"depth": Depth(), "edge": Edges()}
@@ -61,3 +63,41 @@ def test_masked_losses_are_those_of_the_synchronised_outputs():
 def test_it_asks_for_a_synchronizer():
     with pytest.raises(TypeError, match="Synchronizer"):
         affinity(nn.Linear(1, 1), Few())
+
+
+class Labelled(Adapter):
+    """Goes down (or up) the labelled loss itself, of one task."""
+
+    def __init__(self, model, rate):
+        super().__init__(model)
+        self.adapt(list(_network(self.model).encoder.parameters()), sgd(rate, 0.0))
+
+    def step(self, x):
+        y = self.model(x)
+        _, labels = Few().batch(range(3))
+        self.update(TASKS["depth"].loss(y["depth"], labels["depth"]))
+        return y
+
+
+def test_direction_is_1_for_descent_minus_1_for_ascent_and_recomputed_between():
+    net = model().network
+    x, labels = Few().batch(range(3))
+    down, still = Labelled(net, 1e-3), Labelled(net, 0.0)
+    down(x)
+    still(x)
+    found = direction(down, net, Few(), TASKS, batch=2)
+    assert found["depth"] == pytest.approx(1, abs=1e-4)
+    assert np.isnan(direction(still, net, Few(), TASKS)["all"])
+    up = Labelled(net, 1e-3)
+    up(x)
+    for ours, theirs in zip(_network(up).encoder.parameters(), net.encoder.parameters(), strict=True):
+        ours.data.copy_(2 * theirs - ours)
+    assert direction(up, net, Few(), TASKS)["depth"] == pytest.approx(-1, abs=1e-4)
+    slopes = {}
+    for name, task in TASKS.items():
+        loss = task.weight * task.loss(net(x)[name], labels[name])
+        grads = torch.autograd.grad(loss, list(net.encoder.parameters()))
+        slopes[name] = np.concatenate([g.numpy().ravel() for g in grads])
+    whole = slopes["depth"] + slopes["edge"]
+    cosine = slopes["depth"] @ whole / np.linalg.norm(slopes["depth"]) / np.linalg.norm(whole)
+    assert found["all"] == pytest.approx(cosine, abs=1e-3)

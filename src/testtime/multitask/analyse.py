@@ -1,7 +1,8 @@
 """The analyses of the S4T paper beside its tables, each one command: ``testtime multitask analyse NAME``.
 
 They look at the networks that the study ``table1`` has trained (or train them, to the same folder), and leave a page and the
-figures behind: the affinity of tasks (figure 6), the loss under masks (figure 7), parameters and time (tables 6 and 9).
+figures behind: the affinity of tasks (figure 6), the loss under masks (figure 7), parameters and time (tables 6 and 9), and,
+which the paper does not have, whether every method moves the encoder where labels would.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.bench.page import definitions, document, figure, show, table, write_page
+from testtime.bench.page import definitions, deviation, document, figure, mean, show, table, write_page
 from testtime.bench.svg import Series, line_chart
-from testtime.multitask.analysis import affinity, affinity_gap, masked_losses
+from testtime.multitask.analysis import affinity, affinity_gap, direction, masked_losses
 from testtime.multitask.presets import Preset
 from testtime.multitask.protocol import loaded
 from testtime.multitask.published import TABLE_9
@@ -35,6 +36,8 @@ __all__ = ["ANALYSES", "analyse"]
 
 STUDY = STUDIES["table1"]
 S4T, BN_ONLY = "S4T", "S4T's network, BN only"
+DIRECTION_RATE = 1e-4
+"""Small, so that the steps of all methods show where their losses point."""
 
 
 def analyse(
@@ -248,10 +251,62 @@ def _cost(
     return {"rows": result}, page
 
 
+def _direction(
+    preset: Preset, folder: Path, seed: int, jobs: int, say: Callable[[str], None]
+) -> tuple[Any, str]:
+    """Why a method gains more or less than the statistics alone: the way it went, against the way labels would have sent it."""
+    target = preset.domain("target")
+    target.prepare(folder, jobs)
+    rows = [row for row in STUDY.rows if len(row.rates) > 1]
+    seeds = [s for s in STUDY.seeds if s >= seed]
+    found: dict[str, list[dict[str, float]]] = {row.name: [] for row in rows}
+    for one in seeds:
+        _sources(preset, folder, [row.source for row in rows], one, jobs)
+    cells = [(one, row) for one in seeds for row in rows]
+    for one, row in progress(cells, len(cells), "directions"):
+        images = arriving(target.read(folder), one)
+        source = source_model(STUDY, row.source, one, preset, folder / STUDY.name)
+        adapter = _adapted(row.name, preset, folder, one, images, DIRECTION_RATE)
+        found[row.name].append(direction(adapter, source, images, preset.tasks))
+    tasks = [*preset.tasks, "all"]
+    means = {name: {t: mean([one[t] for one in many]) for t in tasks} for name, many in found.items()}
+    spread = {name: deviation([one["all"] for one in many]) for name, many in found.items()}
+    ranked = sorted(means, key=lambda name: -means[name]["all"])
+    for name in ranked:
+        say(f"{name}: " + ", ".join(f"{t} {means[name][t]:+.3f}" for t in tasks) + f" ±{spread[name]:.3f}")
+    each = ", ".join(f"{one['all']:+.2f}" for one in found[S4T])
+    lead = (
+        f"The step of <strong>{escape(ranked[0])}</strong> is most like the one that labels would have taken: a cosine of "
+        f"{means[ranked[0]]['all']:+.2f} over the encoder. S4T's is {means[S4T]['all']:+.2f} (by seed {each}); a random "
+        "direction has 0."
+    )
+    body = [
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{means[name][t]:+.2f}</td>" for t in tasks)}'
+        f"<td>±{spread[name]:.2f}</td></tr>"
+        for name in ranked
+    ]
+    head = "".join(f'<th scope="col">{t}</th>' for t in (*tasks, "over seeds"))
+    note = (
+        '<p class="note">Cosine between what the encoder\'s weights did in '
+        f"{STUDY.protocol.steps} steps at a rate of {DIRECTION_RATE:g} and the steepest descent of the labelled loss on the "
+        "whole target, at the source's weights with the adapted statistics. 1 is what labels would do, 0 a random direction. "
+        "The labels are for judging alone.</p>"
+    )
+    content = (
+        table("Cosine with the labelled descent", f'<tr><th scope="col">row</th>{head}</tr>', body) + note
+    )
+    sections = [("direction", "Direction", "Does it go where labels would?", content)]
+    page = _page(
+        "Does learning without labels go where labels would?", "direction", preset, seed, lead, sections
+    )
+    return {"seeds": seeds, "rate": DIRECTION_RATE, "cosines": found}, page
+
+
 ANALYSES: dict[str, Callable[[Preset, Path, int, int, Callable[[str], None]], tuple[Any, str]]] = {
     "affinity": _affinity,
     "masks": _masks,
     "cost": _cost,
+    "direction": _direction,
 }
 
 
@@ -265,11 +320,14 @@ def _sources(preset: Preset, folder: Path, names: Sequence[str], seed: int, jobs
         raise RuntimeError("; ".join(failures))
 
 
-def _adapted(name: str, preset: Preset, folder: Path, seed: int, images: Any) -> Adapter:
-    """The adapter of a row after the protocol's steps on the first batch."""
+def _adapted(
+    name: str, preset: Preset, folder: Path, seed: int, images: Any, rate: float | None = None
+) -> Adapter:
+    """The adapter of a row after the protocol's steps on the first batch, at a rate or at the one chosen for it."""
     row = next(r for r in STUDY.rows if r.name == name)
     model = source_model(STUDY, row.source, seed, preset, folder / STUDY.name)
-    rate = chosen_rate(row, preset, folder / STUDY.name, STUDY)
+    if rate is None:
+        rate = chosen_rate(row, preset, folder / STUDY.name, STUDY)
     adapter = make_adapter(row, model, rate, seed, preset, folder / STUDY.name)
     x, _ = next(loaded(images, {}, STUDY.protocol.batch, "cpu"))
     for _ in range(STUDY.protocol.steps):

@@ -1,20 +1,23 @@
-"""What the paper's assumptions say of a trained synchronizer, measured: the affinity of tasks, and how much a mask costs."""
+"""What the paper assumes, measured: the affinity of tasks, what a mask costs, and whether learning goes where labels would."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
-from testtime.multitask.network import Assisted
+from testtime.multitask.network import Assisted, MultiTaskNet
 from testtime.multitask.protocol import loaded
 from testtime.multitask.synchronizer import Synchronizer
+from testtime.multitask.tasks import Tasks
 from testtime.parts.randomness import generator
 from testtime.parts.taps import tapped, watched
 
-__all__ = ["affinity", "affinity_gap", "masked_losses"]
+__all__ = ["affinity", "affinity_gap", "direction", "masked_losses"]
 
 
 def affinity(model: nn.Module, data: DenseSet, batch: int = 16) -> Tensor:
@@ -52,6 +55,58 @@ def affinity_gap(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).abs()
 
 
+def direction(
+    adapter: Adapter, source: nn.Module, target: DenseSet, tasks: Tasks, batch: int = 25
+) -> dict[str, float]:
+    r"""Whether an adapter went where labels would have sent it, :math:`\cos(\theta - \theta_0, -\nabla_\theta L_i)` by task.
+
+    The gradient of the labelled loss on the whole target is taken at the source's weights, with the statistics that the adapter
+    has estimated: what is measured is the learning, not the statistics. Only parameters of the encoder that have moved count.
+    1 is steepest descent, 0 what a random direction gives, below 0 it learns what it should not.
+
+    Args:
+        adapter: after its steps.
+        source: the network before them.
+        target: samples with labels.
+        tasks: by name.
+        batch: images at once.
+
+    Returns:
+        by task, and for ``"all"`` of them weighted as in training; NaN where nothing moved.
+    """
+    before = list(_network(source).encoder.parameters())
+    adapted = _network(adapter)
+    step = torch.cat(
+        [(a - b).flatten() for a, b in zip(adapted.encoder.parameters(), before, strict=True)]
+    ).detach()
+    probe = copy.deepcopy(adapted).eval().requires_grad_(True)
+    places = list(probe.encoder.parameters())
+    for place, value in zip(places, before, strict=True):
+        place.data.copy_(value)
+    slopes = {name: torch.zeros_like(step) for name in tasks}
+    with torch.enable_grad():
+        for x, labels in loaded(target, tasks, batch, step.device):
+            outputs = probe(x)
+            for name, task in tasks.items():
+                if name in labels:
+                    loss = task.weight * task.loss(outputs[name], labels[name]) * len(x)
+                    found = torch.autograd.grad(loss, places, retain_graph=True, allow_unused=True)
+                    slopes[name] += torch.cat(
+                        [
+                            (torch.zeros_like(p) if g is None else g).flatten()
+                            for g, p in zip(found, places, strict=True)
+                        ]
+                    )
+    moved = step != 0
+    if not bool(moved.any()):
+        return dict.fromkeys((*tasks, "all"), float("nan"))
+    slopes["all"] = torch.stack(list(slopes.values())).sum(0)
+    return {
+        name: nn.functional.cosine_similarity(step[moved], -slope[moved], dim=0).item()
+        for name, slope in slopes.items()
+    }
+
+
 def masked_losses(
     model: nn.Module, data: DenseSet, ratios: Iterable[float], batch: int = 16, seed: int = 0
 ) -> dict[float, dict[str, float]]:
@@ -86,6 +141,13 @@ def masked_losses(
     finally:
         branch.ratio = trained
     return found
+
+
+def _network(model: nn.Module) -> MultiTaskNet:
+    for module in model.modules():
+        if isinstance(module, MultiTaskNet):
+            return module
+    raise TypeError(f"expected a MultiTaskNet somewhere in the model, got {type(model).__name__}")
 
 
 def _synchronized(model: nn.Module) -> tuple[Assisted, Synchronizer]:

@@ -62,7 +62,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "analyse", help="look at the trained networks as the paper's figures do, and make a page"
     )
     analyse.add_argument(
-        "analysis", choices=("affinity", "masks", "cost"), help="figure 6, figure 7, tables 6 and 9"
+        "analysis",
+        choices=("affinity", "masks", "cost", "direction"),
+        help="figure 6, figure 7, tables 6 and 9, and where learning goes",
     )
     analyse.add_argument("--preset", default="tiny", help="size of the experiment (tiny)")
     analyse.add_argument(

@@ -1,0 +1,753 @@
+r"""Tokenizers: a frame of one modality as a small grid of ids, and back.
+
+.. math:: t = \operatorname{quantise}(f(x)), \qquad \hat x = g(\operatorname{code}(t)), \qquad L = \ell(\hat x, x) + L_{commit}
+
+An encoder f gives a latent for every patch, the quantiser puts the nearest code in its place, a decoder g makes the frame again.
+Two quantisers share one interface: :class:`VQTokenizer`, as 4M has it (unit codes, cosine similarity, codes as running means),
+and :class:`FSQTokenizer`, whose codes are a fixed lattice. What pre-training sees of a modality are the ids.
+
+Departures from 4M: its decoder of images is a diffusion model (DiVAE), here it is a plain one, for decoding is only for looking;
+f and g are small convolutional networks by default (``network="transformer"`` gives the paper's kind of encoder); 4M has no
+finite scalar quantisation; its tokenizers were trained on the Internet, ours on the space they will work in.
+
+Reference: Mizrahi et al., 4M: Massively Multimodal Masked Modeling, NeurIPS 2023, section 2.1 and appendix; Yu et al.,
+Vector-quantized Image Modeling with Improved VQGAN, ICLR 2022 (unit codes); Mentzer et al., Finite Scalar Quantization: VQ-VAE
+Made Simple, ICLR 2024. The quantisers are those of the package vector-quantize-pytorch (MIT).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from testtime.data.dense import IGNORE
+from testtime.errors import WeightsError, missing_extra
+from testtime.parts.randomness import generator
+from testtime.progress import progress
+from testtime.space.modalities import Modality
+from testtime.space.model import Block, grid_embedding
+
+__all__ = [
+    "FSQTokenizer",
+    "Frames",
+    "Tokenizer",
+    "TokenizerReport",
+    "VQTokenizer",
+    "load_tokenizer",
+    "perplexity",
+]
+
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "tokenizer.safetensors"
+
+Frames = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
+"""Raw values of one modality: indexed by frame, or a function that gives the batch of a step."""
+
+Network = Literal["convolution", "transformer"]
+
+
+@final
+@dataclass(frozen=True)
+class TokenizerReport:
+    """How much of the frames the tokens tell, and how well the codes are used.
+
+    Attributes:
+        modality: its name.
+        kind: of quantiser, "vq" or "fsq".
+        unit: what the errors are: "mse" in the normalised range (images), "% wrong" pixels (classes), or "1 - cosine" (features).
+        error: of frames encoded and decoded.
+        constant: of the best answer that is the same for all frames and pixels, for comparison.
+        vocabulary: how many codes there are.
+        perplexity: exp(H) of the codes of all tokens; at most ``vocabulary``.
+        used: share of the codes that occur at all.
+    """
+
+    modality: str
+    kind: str
+    unit: str
+    error: float
+    constant: float
+    vocabulary: int
+    perplexity: float
+    used: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.modality} ({self.kind}): {self.unit} {self.error:.4g} (a constant: {self.constant:.4g}), perplexity "
+            f"{self.perplexity:.0f} of {self.vocabulary}, {self.used:.0%} of the codes used"
+        )
+
+
+def perplexity(ids: Tensor, vocabulary: int) -> float:
+    r""":math:`\exp(-\sum_k p_k \log p_k)` of the frequencies of ids.
+
+    >>> perplexity(torch.tensor([0, 1, 1, 0]), 512)
+    2.0
+    """
+    share = torch.bincount(ids.flatten(), minlength=vocabulary).double() / ids.numel()
+    return float(torch.special.entr(share).sum().exp())
+
+
+class Tokenizer(nn.Module, ABC):
+    """What all tokenizers share; use :class:`VQTokenizer` or :class:`FSQTokenizer`.
+
+    A frame's "raw" value is in the form and range that :class:`~testtime.space.modalities.Modality` says; a class that it
+    does not have (as 255, not known) is a class of its own here. Feature maps of another size are brought to ``size``.
+
+    Attributes:
+        modality: which.
+        size: (H, W) of its frames; of feature maps, the grid of the tokens.
+        patch: side of a token's patch in pixels; 1 for feature maps.
+        grid: (h, w) of the tokens.
+        vocabulary: ids are below it.
+        kind: "vq" or "fsq".
+    """
+
+    kind: ClassVar[Literal["vq", "fsq"]]
+
+    def __init__(
+        self,
+        modality: Modality,
+        size: tuple[int, int],
+        patch: int,
+        vocabulary: int,
+        latent: int,
+        width: int,
+        depth: int,
+        network: Network,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if modality.kind == "sequence":
+            raise ValueError(
+                f"{modality.name} is a sequence: its ids are its tokens, and no tokenizer is needed"
+            )
+        if modality.kind == "features" and patch != 1:
+            raise ValueError(
+                f"a place of the feature map {modality.name} is a token: expected patch=1, got {patch}"
+            )
+        if patch < 1 or size[0] % patch or size[1] % patch:
+            raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
+        if width % 8:
+            raise ValueError(f"width is a multiple of 8, got {width}")
+        if network not in ("convolution", "transformer"):
+            raise ValueError(f"network is 'convolution' or 'transformer', got {network!r}")
+        self.modality, self.size, self.patch = modality, (size[0], size[1]), patch
+        self.grid, self.vocabulary = (size[0] // patch, size[1] // patch), vocabulary
+        self.arguments: dict[str, Any] = {
+            "modality": asdict(modality),
+            "size": list(self.size),
+            "patch": patch,
+            "width": width,
+            "depth": depth,
+            "network": network,
+            "seed": seed,
+        }
+        channels = modality.channels + (modality.kind == "classes")
+        with _randomness(seed, 0, "tokenizer"):
+            embedded = min(64, width) if modality.kind == "classes" else channels
+            self.classes = nn.Embedding(channels, embedded) if modality.kind == "classes" else None
+            kernel = 1 if modality.kind == "features" else 3
+            self.encoder = _encoder(embedded, width, depth, patch, latent, kernel, network, self.grid)
+            self.decoder = _decoder(channels, width, depth, patch, latent, kernel, network, self.grid)
+        if modality.kind == "features":
+            self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+            self.register_buffer("deviation", torch.ones(1, channels, 1, 1))
+
+    mean: Tensor
+    deviation: Tensor
+
+    @torch.no_grad()
+    def encode(self, value: Tensor) -> Tensor:
+        """The ids (N, h * w) int64 of raw values.
+
+        Args:
+            value: images (N, C, H, W), classes (N, H, W), or feature maps (N, C, any, any).
+
+        Raises:
+            ValueError: the value has another form.
+        """
+        return self._quantised(self._latents(self._prepared(value)), learning=False)[1].flatten(1).long()
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """The values that ids (N, h * w) stand for.
+
+        Returns:
+            images (N, C, H, W) in the modality's normalised range; classes (N, H, W), 255 where no class is known; features
+            (N, C, h, w) as the network gave them.
+
+        Raises:
+            ValueError: another number of ids, or an id that the vocabulary lacks.
+        """
+        if ids.dim() != 2 or ids.shape[1] != math.prod(self.grid):
+            raise ValueError(f"expected ids (N, {math.prod(self.grid)}), got {tuple(ids.shape)}")
+        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < self.vocabulary):
+            raise ValueError(
+                f"ids are in 0 ... {self.vocabulary - 1}, got {int(ids.min())} ... {int(ids.max())}"
+            )
+        answer = self.decoder(self._codes(ids.view(-1, *self.grid)))
+        if self.modality.kind == "classes":
+            named = answer.argmax(1)
+            return named.masked_fill(named == self.modality.channels, IGNORE)
+        return answer * self.deviation + self.mean if self.modality.kind == "features" else answer
+
+    def fit(
+        self,
+        frames: Frames,
+        steps: int = 300,
+        batch: int = 32,
+        lr: float = 2e-3,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        say: Callable[[dict[str, float]], None] | None = None,
+        every: int = 200,
+    ) -> TokenizerReport:
+        """Train on frames, without labels; AdamW, one cosine of the learning rate after a short warm-up.
+
+        The result is a function of the tokenizer's seed, the frames and these arguments; the global generator is not touched.
+        With a folder, the work writes checkpoints there, from which the same call continues as if it had never stopped, and
+        at the end the tokenizer (``tokenizer.safetensors``); where that exists, it is read and nothing is trained.
+
+        Args:
+            frames: raw values. Indexed ones come in a new order in each epoch; a function is given the step and returns the
+                batch, and should be a function of the step alone.
+            steps: of the optimizer.
+            batch: frames in each, where they are indexed.
+            lr: learning rate at its height.
+            seed: of the order, and of the codes that take the place of dead ones.
+            folder: for checkpoints and the result; None keeps nothing.
+            say: is told step and losses of every fiftieth step.
+            every: steps between two checkpoints.
+
+        Returns:
+            the report of these frames.
+
+        Raises:
+            ValueError: no frames, or the folder holds a checkpoint of other arguments.
+            ArithmeticError: the loss is not finite.
+        """
+        if not callable(frames) and len(frames) == 0:
+            raise ValueError(f"{self.modality.name}: no frames to learn from")
+        facts = {**self._facts(), "steps": steps, "batch": batch, "lr": lr, "fit_seed": seed}
+        facts["frames"] = None if callable(frames) else len(frames)
+        checkpoint, weights = (
+            (None, None) if folder is None else (Path(folder) / CHECKPOINT, Path(folder) / WEIGHTS)
+        )
+        if weights is not None and weights.exists() and _facts_of(weights) == facts:
+            _read(weights, self, None)
+            return self.report(frames)
+        optimizer = torch.optim.AdamW(self.parameters(), lr, (0.9, 0.99), weight_decay=0.05)
+        start = 0
+        if checkpoint is not None and checkpoint.exists():
+            if _facts_of(checkpoint) != facts:
+                raise ValueError(
+                    f"{checkpoint} is of another tokenizer or fit; choose another folder, or delete it"
+                )
+            start = _read(checkpoint, self, optimizer)
+        elif self.modality.kind == "features":
+            self._standardise(_batch(frames, 0, batch, seed))
+        rising = max(1, steps // 20)
+        with torch.enable_grad():
+            for step in progress(range(start, steps), steps, f"tokenizer {self.modality.name}", start):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * min((step + 1) / rising, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+                x = self._prepared(_batch(frames, step, batch, seed))
+                self._expect(x.shape[0])
+                with _randomness(seed, step, "codes", x.device):
+                    codes, _, commitment = self._quantised(self._latents(x), learning=True)
+                reconstruction = self._loss(self.decoder(codes), x)
+                loss = reconstruction + commitment
+                if not bool(torch.isfinite(loss)):
+                    raise ArithmeticError(f"step {step}: the loss is {loss.item()}; lower lr (it is {lr})")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                if say is not None and (step % 50 == 0 or step + 1 == steps):
+                    say({"step": step, "loss": reconstruction.item(), "commitment": commitment.item()})
+                if checkpoint is not None and (step + 1) % every == 0 and step + 1 < steps:
+                    _write(checkpoint, self, optimizer, step + 1, facts)
+        self.zero_grad(set_to_none=True)
+        if checkpoint is not None and weights is not None:
+            _write(weights, self, None, steps, facts)
+            checkpoint.unlink(missing_ok=True)
+        return self.report(frames)
+
+    @torch.no_grad()
+    def report(self, frames: Frames, limit: int = 256) -> TokenizerReport:
+        """Encode and decode frames, and say what came of it.
+
+        Args:
+            frames: raw values; of indexed ones, at most ``limit`` at equal distances; of a function, the batches of the first
+                steps until there are as many.
+            limit: see ``frames``.
+        """
+        ids, answers, targets = [], [], []
+        for value in _looked_at(frames, limit):
+            ids.append(self.encode(value))
+            answers.append(self.decode(ids[-1]))
+            target = self._prepared(value)
+            if self.modality.kind == "features":
+                target = target * self.deviation + self.mean
+            targets.append(target)
+        named, target = torch.cat(ids), torch.cat(targets)
+        return TokenizerReport(
+            self.modality.name,
+            self.kind,
+            {"image": "mse", "classes": "% wrong", "features": "1 - cosine"}[self.modality.kind],
+            self._error(torch.cat(answers), target),
+            self._error(self._constant(target), target),
+            self.vocabulary,
+            perplexity(named, self.vocabulary),
+            len(named.unique()) / self.vocabulary,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that :func:`load_tokenizer` reads."""
+        _write(Path(path), self, None, 0, self._facts())
+
+    @abstractmethod
+    def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (N, latent, h, w), through which gradients flow to the latents, ids (N, h, w), and the commitment loss."""
+
+    @abstractmethod
+    def _codes(self, ids: Tensor) -> Tensor:
+        """Codes (N, latent, h, w) of ids (N, h, w)."""
+
+    def _expect(self, batch: int) -> None:  # noqa: B027 - only one of the two has codes that die
+        """Be told how many frames a step has."""
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(json.dumps({"kind": self.kind, **self.arguments}))
+        return facts
+
+    def _prepared(self, value: Tensor) -> Tensor:
+        """A batch of raw values as network and loss see it."""
+        kind, channels = self.modality.kind, self.modality.channels
+        value = value.to(next(self.parameters()).device)
+        if kind == "classes":
+            if value.dim() != 3 or value.shape[1:] != self.size or value.is_floating_point():
+                raise ValueError(
+                    f"{self.modality.name}: expected classes (N, {self.size[0]}, {self.size[1]}) of integers, got "
+                    f"{tuple(value.shape)} {value.dtype}"
+                )
+            return torch.where((value >= 0) & (value < channels), value.long(), channels)
+        if (
+            value.dim() != 4
+            or value.shape[1] != channels
+            or (kind == "image" and value.shape[2:] != self.size)
+        ):
+            wanted = f"{self.size[0]}, {self.size[1]}" if kind == "image" else "h, w"
+            raise ValueError(
+                f"{self.modality.name}: expected (N, {channels}, {wanted}), got {tuple(value.shape)}; bring the frames to "
+                "that size, or make a tokenizer for theirs"
+            )
+        value = self.modality.normalised(value.float())
+        if kind == "features":
+            if value.shape[2:] != self.size:
+                value = F.interpolate(value, self.size, mode="bilinear", antialias=True)
+            value = (value - self.mean) / self.deviation
+        return value
+
+    def _latents(self, x: Tensor) -> Tensor:
+        latents: Tensor = self.encoder(x if self.classes is None else self.classes(x).permute(0, 3, 1, 2))
+        return latents
+
+    def _loss(self, answer: Tensor, x: Tensor) -> Tensor:
+        """Cross-entropy of classes, squares of images of three channels, smooth-L1 of all else."""
+        if self.modality.kind == "classes":
+            return F.cross_entropy(answer, x)
+        if self.modality.kind == "image" and self.modality.channels > 1:
+            return F.mse_loss(answer, x)
+        return F.smooth_l1_loss(answer, x)
+
+    def _error(self, answer: Tensor, target: Tensor) -> float:
+        """In the unit of the report."""
+        if self.modality.kind == "classes":
+            known = target < self.modality.channels
+            return 100 * float((answer != target)[known].float().mean())
+        if self.modality.kind == "features":
+            return 1 - float(F.cosine_similarity(answer, target).mean())
+        return float(F.mse_loss(answer, target))
+
+    def _constant(self, target: Tensor) -> Tensor:
+        """The one answer that errs least."""
+        if self.modality.kind == "classes":
+            counts = target.flatten().bincount(minlength=self.modality.channels)
+            return counts[: self.modality.channels].argmax().expand_as(target)
+        unit = F.normalize(target, dim=1) if self.modality.kind == "features" else target
+        return unit.mean((0, 2, 3), keepdim=True).expand_as(target)
+
+    def _standardise(self, value: Tensor) -> None:
+        """Remember mean and deviation of every channel of feature maps: networks differ in scale by orders."""
+        x = self._prepared(value)
+        self.mean.copy_(x.mean((0, 2, 3), keepdim=True))
+        self.deviation.copy_(x.std((0, 2, 3), keepdim=True).clamp(min=1e-6))
+
+
+@final
+class VQTokenizer(Tokenizer):
+    r"""Vector quantisation: the code of the largest cosine, codes being running means of what chose them.
+
+    .. math:: t = \arg\max_k \frac{z}{|z|}^\top e_k, \qquad
+              L_{commit} = \beta \operatorname{mse}\left(\frac{z}{|z|}, \operatorname{sg}(e_t)\right)
+
+    Gradients go straight through. A code that fewer than 1/32 of its even share of a batch's tokens choose, on the running
+    mean, is dead, and a random latent of the batch takes its place. Departure: the running mean is that of sums and counts, of
+    which the code is the quotient (the package), where 4M's is of the batches' means.
+
+    Args:
+        modality: which; not a sequence.
+        size: (H, W) of its frames.
+        patch: side of a token's patch.
+        codebook: how many codes (4M: 16,384 for pictures, 8,192 for most others, 4,096 for classes).
+        latent: size of a code.
+        width: channels at the grid of the tokens; half of it, but 32 at least, at each finer one.
+        depth: blocks at the grid of the tokens, in encoder and in decoder.
+        network: "convolution" or "transformer".
+        decay: of the running means.
+        commitment: beta.
+        seed: of the initial weights and codes.
+
+    Raises:
+        ValueError: the modality is a sequence, or the sizes do not fit.
+        ImportError: vector-quantize-pytorch is not installed.
+
+    >>> from testtime.space.modalities import RGB
+    >>> tokenizer = VQTokenizer(RGB, size=(16, 16), patch=8, codebook=32, width=16)
+    >>> tokenizer.encode(torch.rand(2, 3, 16, 16)).shape, tokenizer.grid, tokenizer.vocabulary
+    (torch.Size([2, 4]), (2, 2), 32)
+    """
+
+    kind = "vq"
+
+    def __init__(
+        self,
+        modality: Modality,
+        size: tuple[int, int] = (64, 64),
+        patch: int = 8,
+        codebook: int = 512,
+        latent: int = 32,
+        width: int = 96,
+        depth: int = 1,
+        network: Network = "convolution",
+        decay: float = 0.99,
+        commitment: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(modality, size, patch, codebook, latent, width, depth, network, seed)
+        self.arguments |= {"codebook": codebook, "latent": latent, "decay": decay, "commitment": commitment}
+        with _randomness(seed, 0, "codebook"):
+            self.quantizer = _package().VectorQuantize(
+                dim=latent,
+                codebook_size=codebook,
+                decay=decay,
+                commitment_weight=commitment,
+                use_cosine_sim=True,
+                rotation_trick=False,
+                threshold_ema_dead_code=1.0,
+                accept_image_fmap=True,
+            )
+
+    def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+        codes, ids, loss = self.quantizer.train(learning)(latents)
+        return codes, ids, loss.sum()
+
+    def _codes(self, ids: Tensor) -> Tensor:
+        codes: Tensor = self.quantizer.get_codes_from_indices(ids)
+        return codes
+
+    def _expect(self, batch: int) -> None:
+        threshold = batch * math.prod(self.grid) / self.vocabulary / 32
+        book = self.quantizer._codebook
+        book.threshold_ema_dead_code = book.reset_cluster_size = threshold
+
+
+@final
+class FSQTokenizer(Tokenizer):
+    r"""Finite scalar quantisation: each number of a latent is bounded and rounded to one of a few levels; no codebook to learn.
+
+    .. math:: \hat z_i = \operatorname{round}\left(\tfrac{(L_i - 1)(1 + \epsilon)}{2} \tanh(z_i + s_i) - o_i\right), \qquad
+              t = \sum_i (\hat z_i + \lfloor L_i / 2 \rfloor) \prod_{j < i} L_j
+
+    with o = 1/2 and s = atanh(o / ((L - 1)(1 + ε) / 2)) where L is even, 0 where it is odd. Gradients go straight through the
+    rounding, and there is no commitment loss.
+
+    Args:
+        modality: which; not a sequence.
+        size: (H, W) of its frames.
+        patch: side of a token's patch.
+        levels: L; the vocabulary is their product: (8, 5, 5, 5) has 1,000 codes, (8, 6, 5) 240.
+        width, depth, network, seed: as :class:`VQTokenizer`'s.
+
+    Raises:
+        ValueError: the modality is a sequence, the sizes do not fit, or a level is below 3.
+        ImportError: vector-quantize-pytorch is not installed.
+
+    >>> from testtime.space.modalities import DEPTH
+    >>> FSQTokenizer(DEPTH, size=(16, 16), levels=(8, 6, 5), width=16).vocabulary
+    240
+    """
+
+    kind = "fsq"
+
+    def __init__(
+        self,
+        modality: Modality,
+        size: tuple[int, int] = (64, 64),
+        patch: int = 8,
+        levels: Sequence[int] = (8, 5, 5, 5),
+        width: int = 96,
+        depth: int = 1,
+        network: Network = "convolution",
+        seed: int = 0,
+    ) -> None:
+        if not levels or min(levels) < 3:
+            raise ValueError(f"levels are at least 3 each, got {list(levels)}")
+        super().__init__(modality, size, patch, math.prod(levels), len(levels), width, depth, network, seed)
+        self.arguments["levels"] = list(levels)
+        self.quantizer = _package().FSQ(list(levels))
+
+    def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+        codes, ids = self.quantizer.train(learning)(latents)
+        return codes, ids, latents.new_zeros(())
+
+    def _codes(self, ids: Tensor) -> Tensor:
+        codes: Tensor = self.quantizer.indices_to_codes(ids)
+        return codes
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer that ``save`` or ``fit`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightsError: the file is not of a tokenizer, or its tensors are not those that its arguments ask for.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; expected a tokenizer's safetensors file")
+    facts = _facts_of(path)
+    try:
+        kind, modality = facts["kind"], dict(facts["modality"])
+        names = ("size", "patch", "width", "depth", "network", "seed")
+        names += ("codebook", "latent", "decay", "commitment") if kind == "vq" else ("levels",)
+        arguments = {name: facts[name] for name in names}
+    except KeyError as error:
+        raise WeightsError(f"{path} is not of a tokenizer: its metadata lack {error}") from error
+    arguments |= {"size": tuple(arguments["size"])}
+    of = Modality(**{**modality, "signs": tuple(modality["signs"])})
+    tokenizer = (VQTokenizer if kind == "vq" else FSQTokenizer)(of, **arguments)
+    _read(path, tokenizer, None)
+    return tokenizer.eval()
+
+
+class Residual(nn.Module):
+    """Two convolutions, each after a group norm and SiLU, added to what came in."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        layers = [
+            (_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, kernel, padding="same")) for _ in "12"
+        ]
+        self.layers = nn.Sequential(*(part for layer in layers for part in layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Transformer(nn.Module):
+    """Blocks of the transformer over all places, and 4M's residual MLP with tanh after them.
+
+    Args:
+        grid: (h, w) of the places.
+        dim: channels.
+        depth: blocks.
+    """
+
+    def __init__(self, grid: tuple[int, int], dim: int, depth: int) -> None:
+        super().__init__()
+        self.register_buffer("position", grid_embedding(grid, dim), persistent=False)
+        self.blocks = nn.Sequential(*(Block(dim, max(1, dim // 32)) for _ in range(depth)))
+        self.last = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.Tanh(), nn.Linear(4 * dim, dim)
+        )
+
+    position: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.blocks(x.flatten(2).transpose(1, 2) + self.position)
+        tokens = tokens + self.last(tokens)
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def _encoder(
+    channels: int,
+    width: int,
+    depth: int,
+    patch: int,
+    latent: int,
+    kernel: int,
+    network: Network,
+    grid: tuple[int, int],
+) -> nn.Sequential:
+    """Frames (N, channels, H, W) to latents (N, latent, h, w): strided convolutions, with blocks in between and after."""
+    first, widths = _scales(patch, width, network)
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], first, first)]
+    for fine, coarse in zip(widths, widths[1:], strict=False):
+        layers += [Residual(fine, kernel), nn.Conv2d(fine, coarse, 2, 2)]
+    layers += _middle(width, depth, kernel, network, grid)
+    return nn.Sequential(*layers, _norm(width), nn.SiLU(), nn.Conv2d(width, latent, 1))
+
+
+def _decoder(
+    channels: int,
+    width: int,
+    depth: int,
+    patch: int,
+    latent: int,
+    kernel: int,
+    network: Network,
+    grid: tuple[int, int],
+) -> nn.Sequential:
+    """Codes (N, latent, h, w) to frames (N, channels, H, W): the mirror image of the encoder."""
+    first, widths = _scales(patch, width, network)
+    layers: list[nn.Module] = [nn.Conv2d(latent, width, 1), *_middle(width, depth, kernel, network, grid)]
+    for coarse, fine in zip(widths[:0:-1], widths[-2::-1], strict=True):
+        layers += [nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2), Residual(fine, kernel)]
+    last = nn.Conv2d(widths[0], channels * first**2, kernel, padding="same")
+    return nn.Sequential(*layers, _norm(widths[0]), nn.SiLU(), last, nn.PixelShuffle(first))
+
+
+def _middle(width: int, depth: int, kernel: int, network: Network, grid: tuple[int, int]) -> list[nn.Module]:
+    if network == "transformer":
+        return [Transformer(grid, width, depth)]
+    return [Residual(width, kernel) for _ in range(depth)]
+
+
+def _scales(patch: int, width: int, network: Network) -> tuple[int, list[int]]:
+    """The stride of the first convolution, and the channels from there to the grid of the tokens, halving it each time."""
+    if network == "transformer":
+        return patch, [width]
+    widths = [width]
+    while patch >= 8 and patch % 2 == 0:
+        patch //= 2
+        widths.insert(0, max(min(32, width), widths[0] // 16 * 8))
+    return patch, widths
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(8, channels)
+
+
+def _package() -> Any:
+    try:
+        import vector_quantize_pytorch
+    except ImportError as error:
+        raise missing_extra("vector-quantize-pytorch", "space") from error
+    return vector_quantize_pytorch
+
+
+@contextmanager
+def _randomness(seed: int, step: int, purpose: str, device: torch.device | None = None) -> Iterator[None]:
+    """For code that draws from the global generator: inside it is a function of the arguments, outside it was not touched."""
+    number = generator(seed, step, purpose).initial_seed()
+    cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(number)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
+        yield
+
+
+def _batch(frames: Frames, step: int, batch: int, seed: int) -> Tensor:
+    """The raw values of a step, a function of the seed."""
+    if callable(frames):
+        return frames(step)
+    epoch, at = divmod(step * batch, len(frames))
+    indices: list[int] = []
+    while len(indices) < batch:
+        order = torch.randperm(len(frames), generator=generator(seed, epoch, "order"))
+        indices += order[at : at + batch - len(indices)].tolist()
+        epoch, at = epoch + 1, 0
+    return torch.stack([frames[i] for i in indices])
+
+
+def _looked_at(frames: Frames, limit: int) -> Iterator[Tensor]:
+    """Batches of raw values for a report."""
+    if callable(frames):
+        step = seen = 0
+        while seen < limit:
+            value = frames(step)
+            yield value
+            step, seen = step + 1, seen + len(value)
+        return
+    count = min(limit, len(frames))
+    indices = [i * len(frames) // count for i in range(count)]
+    for begin in range(0, count, 64):
+        yield torch.stack([frames[i] for i in indices[begin : begin + 64]])
+
+
+def _write(
+    path: Path,
+    tokenizer: Tokenizer,
+    optimizer: torch.optim.Optimizer | None,
+    step: int,
+    facts: dict[str, Any],
+) -> None:
+    tensors = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
+    if optimizer is not None:
+        names = [name for name, _ in tokenizer.named_parameters()]
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{names[index]}.{k}": v for k, v in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    save_file(tensors, partial, {"step": str(step), "facts": json.dumps(facts)})
+    partial.replace(path)
+
+
+def _read(path: Path, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer | None) -> int:
+    """Put a file of :func:`_write` into place, name by name; the step at which it was written."""
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        step = int(file.metadata()["step"])
+    own = tokenizer.state_dict()
+    saved = {k.removeprefix("tokenizer."): v for k, v in state.items() if k.startswith("tokenizer.")}
+    differ = sorted(
+        k
+        for k in own.keys() | saved.keys()
+        if k not in own or k not in saved or own[k].shape != saved[k].shape
+    )
+    if differ:
+        raise WeightsError(
+            f"{path} is of another tokenizer: {len(differ)} tensors differ, first {differ[:3]}"
+        )
+    tokenizer.load_state_dict(saved)
+    if optimizer is not None:
+        index = {name: i for i, (name, _) in enumerate(tokenizer.named_parameters())}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
+                moments.setdefault(index[parameter], {})[key] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return step
+
+
+def _facts_of(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+    return facts
