@@ -42,7 +42,7 @@ def test_report_prints_the_table_and_writes_the_page(
         (["report", "nowhere"], "not the folder of a finished study"),
         (["bench", "no-such"], "no study 'no-such'; there are table1"),
         (["bench", "table1", "--preset", "huge"], "no preset 'huge'; there are tiny"),
-        (["bench", "table1", "--rows", "S4T,nonsense"], "table1 has no row nonsense; its rows are Base"),
+        (["bench", "table1", "--rows", "S4T", "nonsense"], "table1 has no row nonsense; its rows are Base"),
         (["train", "--preset", "huge"], "no preset 'huge'"),
         (["train", "--data", "nowhere"], "nowhere"),
     ],

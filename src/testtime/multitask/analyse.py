@@ -120,8 +120,10 @@ def _affinity(
         f"mean gap goes from {first:.3f} to {last:.3f}. Estimating the BatchNorm statistics again, and no more, makes it "
         f"{control:.3f}."
     )
+    darkest = max(gap.max().item() for gap in gaps.values()) or 1.0
     heat = "".join(
-        figure(_heat(tasks, gap), f"{escape(name)}, mean {means[name]:.3f}") for name, gap in gaps.items()
+        figure(_heat(tasks, gap, darkest, 3), f"{escape(name)}, mean {means[name]:.3f}")
+        for name, gap in gaps.items()
     )
     matrices = "".join(
         figure(_heat(tasks, one), escape(name))
@@ -346,13 +348,14 @@ def _off_diagonal(matrix: Tensor) -> float:
     return (matrix.sum() - matrix.diagonal().sum()).item() / max(1, n * n - n)
 
 
-def _heat(names: Sequence[str], matrix: Tensor) -> str:
-    """A matrix of numbers from -1 to 1 as a table whose cells are the darker the larger the number."""
+def _heat(names: Sequence[str], matrix: Tensor, darkest: float = 1.0, places: int = 2) -> str:
+    """A matrix of numbers as a table whose cells are the darker the larger the number is in size."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = []
     for name, line in zip(names, matrix.tolist(), strict=True):
         cells = "".join(
-            f'<td style="background:color-mix(in srgb, var(--c1) {min(100, 100 * abs(v)):.0f}%, transparent)">{v:.2f}</td>'
+            f'<td style="background:color-mix(in srgb, var(--c1) {60 * min(1.0, abs(v) / darkest):.0f}%, transparent)">'
+            f"{v:.{places}f}</td>"
             for v in line
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
@@ -372,5 +375,6 @@ def _page(
         f"testtime multitask · {name} · {preset.name}",
         lead,
         [*sections, ("made", "Provenance", "How this was made", definitions(made.items()))],
-        ".three{display:grid;gap:.4rem 1.6rem;grid-template-columns:repeat(auto-fit,minmax(min(19rem,100%),1fr))}",
+        ".three{display:grid;gap:.4rem 1.6rem;grid-template-columns:repeat(auto-fit,minmax(min(19rem,100%),1fr))}"
+        ".three th,.three td{padding:.3rem .4rem}.three table{font-size:.85em}",
     )

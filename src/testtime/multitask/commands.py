@@ -48,9 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     bench.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
     bench.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="instead of the study's")
-    bench.add_argument(
-        "--rows", type=_words, metavar="A,B", help="some of the study's; its base is always run"
-    )
+    bench.add_argument("--rows", nargs="+", metavar="ROW", help="some of the study's; its base is always run")
     bench.set_defaults(run=_bench)
 
     report = commands.add_parser("report", help="make the page of a study and print its table")

@@ -2,11 +2,11 @@ r"""Tokenizers: a frame of one modality as a small grid of ids, and back.
 
 .. math:: t = \operatorname{quantise}(f(x)), \qquad \hat x = g(\operatorname{code}(t)), \qquad L = \ell(\hat x, x) + L_{commit}
 
-An encoder f gives a latent for every patch, the quantiser puts the nearest code in its place, a decoder g makes the frame again.
-Two quantisers share one interface: :class:`VQTokenizer`, as 4M has it (unit codes, cosine similarity, codes as running means),
-and :class:`FSQTokenizer`, whose codes are a fixed lattice. What pre-training sees of a modality are the ids.
+An encoder f gives a latent for every patch, the quantiser puts the nearest code in its place, a decoder g makes the frame
+again. Two quantisers share one interface: :class:`VQTokenizer`, as 4M has it (unit codes, cosine similarity, codes as running
+means), and :class:`FSQTokenizer`, whose codes are a fixed lattice. What pre-training sees of a modality are the ids.
 
-Departures from 4M: its decoder of images is a diffusion model (DiVAE), here it is a plain one, for decoding is only for looking;
+Departures from 4M: its decoder of images is a diffusion model (DiVAE), here it is a plain one: decoding is only for looking;
 f and g are small convolutional networks by default (``network="transformer"`` gives the paper's kind of encoder); 4M has no
 finite scalar quantisation; its tokenizers were trained on the Internet, ours on the space they will work in.
 
@@ -23,6 +23,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -65,7 +67,7 @@ class TokenizerReport:
     Attributes:
         modality: its name.
         kind: of quantiser, "vq" or "fsq".
-        unit: what the errors are: "mse" in the normalised range (images), "% wrong" pixels (classes), or "1 - cosine" (features).
+        unit: of the errors: "mse" in the normalised range (images), "% wrong" pixels (classes), or "1 - cosine" (features).
         error: of frames encoded and decoded.
         constant: of the best answer that is the same for all frames and pixels, for comparison.
         vocabulary: how many codes there are.
@@ -193,7 +195,7 @@ class Tokenizer(nn.Module, ABC):
         """
         if ids.dim() != 2 or ids.shape[1] != math.prod(self.grid):
             raise ValueError(f"expected ids (N, {math.prod(self.grid)}), got {tuple(ids.shape)}")
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < self.vocabulary):
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary):
             raise ValueError(
                 f"ids are in 0 ... {self.vocabulary - 1}, got {int(ids.min())} ... {int(ids.max())}"
             )
@@ -325,7 +327,7 @@ class Tokenizer(nn.Module, ABC):
     def _codes(self, ids: Tensor) -> Tensor:
         """Codes (N, latent, h, w) of ids (N, h, w)."""
 
-    def _expect(self, batch: int) -> None:  # noqa: B027 - only one of the two has codes that die
+    def _expect(self, batch: int) -> None:
         """Be told how many frames a step has."""
 
     def _facts(self) -> dict[str, Any]:
@@ -459,6 +461,8 @@ class VQTokenizer(Tokenizer):
                 threshold_ema_dead_code=1.0,
                 accept_image_fmap=True,
             )
+        # Born dead, as in 4M: the latents of the first batch become the codes.
+        self.quantizer._codebook.cluster_size.zero_()
 
     def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
         codes, ids, loss = self.quantizer.train(learning)(latents)
@@ -541,8 +545,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     facts = _facts_of(path)
     try:
         kind, modality = facts["kind"], dict(facts["modality"])
-        names = ("size", "patch", "width", "depth", "network", "seed")
-        names += ("codebook", "latent", "decay", "commitment") if kind == "vq" else ("levels",)
+        own = ("codebook", "latent", "decay", "commitment") if kind == "vq" else ("levels",)
+        names = ("size", "patch", "width", "depth", "network", "seed", *own)
         arguments = {name: facts[name] for name in names}
     except KeyError as error:
         raise WeightsError(f"{path} is not of a tokenizer: its metadata lack {error}") from error
@@ -605,7 +609,7 @@ def _encoder(
     """Frames (N, channels, H, W) to latents (N, latent, h, w): strided convolutions, with blocks in between and after."""
     first, widths = _scales(patch, width, network)
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], first, first)]
-    for fine, coarse in zip(widths, widths[1:], strict=False):
+    for fine, coarse in pairwise(widths):
         layers += [Residual(fine, kernel), nn.Conv2d(fine, coarse, 2, 2)]
     layers += _middle(width, depth, kernel, network, grid)
     return nn.Sequential(*layers, _norm(width), nn.SiLU(), nn.Conv2d(width, latent, 1))
@@ -653,10 +657,9 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 def _package() -> Any:
     try:
-        import vector_quantize_pytorch
+        return import_module("vector_quantize_pytorch")
     except ImportError as error:
         raise missing_extra("vector-quantize-pytorch", "space") from error
-    return vector_quantize_pytorch
 
 
 @contextmanager
