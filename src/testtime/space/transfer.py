@@ -1,0 +1,716 @@
+r"""Transfer: a pre-trained encoder and a new head learn a task from labelled images of other places, or from a few of this one.
+
+.. math:: L = -\frac{1}{|\{p : y_p \text{ known}\}|} \sum_p \log p_\theta(y_p \mid x)
+
+All parameters are fine-tuned, the deeper the faster: with decay :math:`\rho` the block :math:`i` of :math:`n` learns at
+:math:`\rho^{n-i}` of the rate, the embedding at :math:`\rho^{n+1}`, final norm and head at the whole. The batch of a step is a
+function of seed and step and of nothing else, so that two encoders are compared on the same images.
+
+Label propagation is the same with :func:`few` labelled images of the test space. The baseline from scratch is the same with a
+:class:`PatchEncoder`, which may also be given all modalities, at transfer and at test.
+
+Departures: drop path lets whole blocks of foreign encoders go, and their two branches apart only where the block is
+:class:`testtime.space.model.Block`. The paper says "flip and crop" without a scale; here enlargement up to 2.
+
+Reference: Singh, Garjani et al., Multimodality as Supervision: Self-Supervised Specialization to the Test Environment via
+Multimodality (TST-MM), table 11; the head is that of MultiMAE (Bachmann et al., ECCV 2022), its blocks those of ConvNeXt (Liu
+et al., CVPR 2022); layer decay as in BEiT (Bao et al., ICLR 2022).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, final
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from testtime.data.dense import IGNORE, DenseSet, collate, sized
+from testtime.metrics.dense import MeanIoU
+from testtime.multitask.training import Recipe as Augmentation
+from testtime.multitask.training import augmented
+from testtime.parts.randomness import generator
+from testtime.progress import progress
+from testtime.space.modalities import SENSORY, Modality
+from testtime.space.model import Block, grid_embedding
+
+__all__ = [
+    "RECIPES",
+    "ConvNeXtHead",
+    "Encoder",
+    "HuggingFaceEncoder",
+    "PatchEncoder",
+    "Segmenter",
+    "TransferRecipe",
+    "evaluate",
+    "few",
+    "fit",
+    "order",
+    "parameter_groups",
+    "rate",
+    "transfer",
+]
+
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "model.safetensors"
+Images = Tensor | Mapping[str, Tensor]
+
+
+class Encoder(Protocol):
+    """What is transferred: an ``nn.Module`` from pictures (N, 3, H, W) in [0, 1] to features (N, h*w, dim), after its norm.
+
+    Attributes:
+        dim: width of a feature.
+        grid: (h, w), row by row.
+        size: (H, W) of the pictures it takes.
+        blocks: in order; layer decay and drop path go by them.
+
+    An attribute ``norm`` (the final norm) learns at the rate of the head; an attribute ``modalities`` names the inputs of
+    an encoder that takes more than the picture: it is then given a dictionary.
+    """
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+    def __call__(self, images: Any) -> Tensor: ...
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+    def train(self, mode: bool = True) -> Any: ...
+
+
+@final
+class PatchEncoder(nn.Module):
+    """A plain ViT over patches of one or several modalities, its blocks those of 4M: the baseline that starts from scratch.
+
+    Args:
+        modalities: images whose normalised channels are put one after the other; NaN becomes 0.
+        size: (H, W) in pixels.
+        patch: side of a patch.
+        dim, depth, heads: of the blocks; a multiple of four, and of the heads.
+
+    Raises:
+        ValueError: the patch does not divide the size, or a modality is not an image.
+
+    >>> encoder = PatchEncoder([SENSORY["rgb"], SENSORY["depth"]], (16, 16), 8, dim=12, depth=1, heads=3)
+    >>> encoder({"rgb": torch.rand(2, 3, 16, 16), "depth": torch.rand(2, 1, 16, 16)}).shape
+    torch.Size([2, 4, 12])
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality] = (SENSORY["rgb"],),
+        size: tuple[int, int] = (224, 224),
+        patch: int = 16,
+        dim: int = 512,
+        depth: int = 8,
+        heads: int = 8,
+    ) -> None:
+        super().__init__()
+        if size[0] % patch or size[1] % patch:
+            raise ValueError(f"a patch of {patch} does not divide a picture of {size[0]} x {size[1]}")
+        wrong = [m.name for m in modalities if m.kind != "image"]
+        if wrong or not modalities:
+            raise ValueError(f"expected modalities of kind image, at least one; {wrong} are none")
+        self.kinds = tuple(modalities)
+        self.modalities = tuple(m.name for m in modalities)
+        self.dim, self.size, self.patch = dim, size, patch
+        self.grid = (size[0] // patch, size[1] // patch)
+        self.patches = nn.Linear(sum(m.channels for m in modalities) * patch * patch, dim, bias=False)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6, bias=False)
+        self.register_buffer("position", grid_embedding(self.grid, dim), persistent=False)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                for weight in module.weight.chunk(3 if name.endswith("qkv") else 1):
+                    nn.init.xavier_uniform_(weight)
+
+    position: Tensor
+
+    def forward(self, images: Images) -> Tensor:
+        """Features (N, h*w, dim); a tensor is taken for the picture, in [0, 1].
+
+        Raises:
+            ValueError: a modality is missing.
+        """
+        given = {"rgb": images} if isinstance(images, Tensor) else images
+        missing = [name for name in self.modalities if name not in given]
+        if missing:
+            raise ValueError(
+                f"the encoder takes {', '.join(self.modalities)}; {', '.join(missing)} is missing"
+            )
+        x = torch.cat([m.normalised(given[m.name]).nan_to_num(0.0) for m in self.kinds], 1)
+        x = self.patches(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+@final
+class HuggingFaceEncoder(nn.Module):
+    """A vision transformer of Hugging Face transformers (ViT, DeiT, DINOv2, with registers or without) as an encoder.
+
+    Args:
+        model: one whose output has ``last_hidden_state``, and whose configuration ``image_size``, ``patch_size`` and
+            ``num_hidden_layers``; a model with a head is asked for what lies below it.
+        mean, std: what the weights were trained with: ``image_mean`` and ``image_std`` of the model's image processor.
+
+    Tokens before those of the patches (class, distillation, registers) are dropped.
+
+    Raises:
+        ValueError: the model is not of that form.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model: Any = getattr(model, "base_model", model)
+        config: Any = self.model.config
+        try:
+            side, patch = (
+                (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+                for value in (config.image_size, config.patch_size)
+            )
+            self.dim, layers = int(config.hidden_size), int(config.num_hidden_layers)
+        except AttributeError as error:
+            raise ValueError(
+                f"expected a vision transformer with a size of image and patch, got {type(model).__name__} ({error})"
+            ) from error
+        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+        if not lists:
+            raise ValueError(f"{type(model).__name__} has no list of {layers} blocks")
+        self.size, self.grid = side, (side[0] // patch[0], side[1] // patch[1])
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._blocks = [lists[0]]  # in a list, so that it is not registered a second time
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks of the model."""
+        return self._blocks[0]
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The final norm, where the model has one by a known name."""
+        for name in ("layernorm", "norm"):
+            found = getattr(self.model, name, None)
+            if isinstance(found, nn.Module):
+                return found
+        return None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (N, h*w, dim) of pictures (N, 3, H, W) in [0, 1]."""
+        hidden = self.model(pixel_values=(images - self.mean) / self.std).last_hidden_state
+        return hidden[:, hidden.shape[1] - self.grid[0] * self.grid[1] :]
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + W2 GELU(W1 LN(D x)), D a 7 x 7 convolution of each channel by itself, four times as wide inside; on (N, C, H, W)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        return x + self.fc2(F.gelu(self.fc1(y))).permute(0, 3, 1, 2)
+
+
+@final
+class ConvNeXtHead(nn.Module):
+    """MultiMAE's head: every token becomes ``sub`` x ``sub`` positions, on which a few ConvNeXt blocks work.
+
+    Args:
+        dim: of a token.
+        grid: (h, w) of the tokens.
+        classes: channels of the output.
+        width: channels of a position; linear dim -> sub * sub * width (6144 = 16 * 384 in the paper).
+        sub: positions along a side of a token.
+        depth: ConvNeXt blocks.
+    """
+
+    def __init__(
+        self, dim: int, grid: tuple[int, int], classes: int, width: int = 384, sub: int = 4, depth: int = 4
+    ) -> None:
+        super().__init__()
+        self.grid, self.classes, self.sub, self.width = grid, classes, sub, width
+        self.spread = nn.Linear(dim, sub * sub * width)
+        self.blocks = nn.Sequential(*(ConvNeXtBlock(width) for _ in range(depth)))
+        self.answer = nn.Conv2d(width, classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(cast(Tensor, module.bias))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, h*w, dim) to (N, classes, h*sub, w*sub)."""
+        (h, w), sub = self.grid, self.sub
+        x = self.spread(tokens).view(-1, h, w, sub, sub, self.width)
+        x = x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.width, h * sub, w * sub)
+        return self.answer(self.blocks(x))
+
+
+@final
+class Segmenter(nn.Module):
+    """Encoder and head: pictures to logits of their size.
+
+    Args:
+        encoder: see :class:`Encoder`; it is trained in place, so copy it if its weights are needed again.
+        head: as :class:`ConvNeXtHead`, features (N, h*w, dim) to logits at any resolution.
+
+    >>> encoder = PatchEncoder(size=(16, 16), patch=8, dim=12, depth=1, heads=3)
+    >>> Segmenter(encoder, ConvNeXtHead(12, (2, 2), classes=5, width=4))(torch.rand(1, 3, 16, 16)).shape
+    torch.Size([1, 5, 16, 16])
+    """
+
+    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the encoder takes, by name."""
+        return getattr(self.encoder, "modalities", ("rgb",))
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits (N, C, H, W), bilinear from those of the head."""
+        logits = self.head(self.encoder(images))
+        return F.interpolate(logits, self.encoder.size, mode="bilinear", align_corners=False)
+
+    def loss(self, images: Images, label: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over the pixels (N, H, W) whose class is known; 0 where there is none."""
+        total = F.cross_entropy(self(images).float(), label, ignore_index=IGNORE, reduction="sum")
+        return total / (label != IGNORE).sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class TransferRecipe:
+    """How a pre-trained encoder is fine-tuned; AdamW, and a cosine to 0 after a linear warmup, step by step.
+
+    Attributes:
+        epochs: passes over the data; a step more where the batch does not divide them.
+        warmup: epochs of it.
+        batch: images per step.
+        lr: of head and final norm, after the warmup, at this batch.
+        weight_decay: of matrices; vectors (norms, biases) have none.
+        betas: of AdamW.
+        layer_decay: the factor of the rate from one layer to the one before it.
+        drop_path: chance that the last block's branch is left out for a sample, from 0 in the first, linearly.
+        flip: mirror half of the images.
+        scale: range of a random enlargement, after which a window of the image's size is cut out.
+        freeze_encoder: only the head learns.
+        precision: "float32" or "bfloat16" (autocast).
+        every: steps between two checkpoints.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    epochs: int = 64
+    warmup: float = 1
+    batch: int = 32
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 0.75
+    drop_path: float = 0.1
+    flip: bool = True
+    scale: tuple[float, float] = (1.0, 2.0)
+    freeze_encoder: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    every: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch, self.every) < 1 or not 0 <= self.warmup < self.epochs:
+            raise ValueError(
+                "epochs, batch and every are at least 1, and warmup is from 0 to less than epochs"
+            )
+        if not (0 < self.layer_decay <= 1 and 0 <= self.drop_path < 1 and 0 < self.scale[0] <= self.scale[1]):
+            raise ValueError("layer_decay is in (0, 1], drop_path in [0, 1), and scale a range above 0")
+
+    def steps(self, samples: int) -> int:
+        """Steps of the optimizer for so many samples.
+
+        >>> TransferRecipe(epochs=10, batch=16).steps(200)
+        125
+        """
+        return math.ceil(self.epochs * samples / self.batch)
+
+
+RECIPES: Mapping[str, TransferRecipe] = {
+    "tiny": TransferRecipe(epochs=10, batch=16, lr=2e-3, layer_decay=0.9, drop_path=0.0, scale=(1.0, 1.5)),
+    "paper_small": TransferRecipe(lr=1e-4),
+    "paper_base": TransferRecipe(lr=2e-4),
+}
+"""By name; "tiny" is for 200 images of 64 x 64 on one core, the others are those of the paper's table 11."""
+
+
+def transfer(
+    model: Segmenter,
+    data: DenseSet,
+    recipe: TransferRecipe,
+    folder: str | Path,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Segmenter:
+    """Fine-tune for semantic segmentation; see :func:`fit` for what the folder holds and how a broken run goes on.
+
+    Args:
+        model: trained in place.
+        data: images with "semseg", and with whatever else the encoder takes; brought to the encoder's size.
+        recipe: how.
+        folder: of this run alone.
+        seed: of the order and of all chances.
+        device: where to train.
+
+    Returns:
+        the model, in evaluation mode.
+
+    Raises:
+        ValueError: the data have no samples, no "semseg", other classes than the head, or not what the encoder takes; or
+            the folder belongs to another run.
+        ArithmeticError: the loss is not finite.
+    """
+    _fitting(model, data)
+    tasks = _tasks(model)
+    change = Augmentation(flip=recipe.flip, scale=recipe.scale)
+
+    def loss(step: int) -> Tensor:
+        rng = generator(seed, step, "batch")
+        indices = order(len(data), recipe.batch, seed, step)
+        samples = (augmented(sized(data[i], model.encoder.size), change, rng) for i in indices)
+        images, labels = collate(samples, tasks)
+        return model.loss(_inputs(model, images, labels, device), labels["semseg"].to(device))
+
+    what = {"task": "semseg", "data": data.name, "samples": len(data)}
+    fit(model, loss, recipe, len(data), folder, what, seed, device)
+    return model
+
+
+def evaluate(
+    model: Segmenter, data: DenseSet, batch: int = 32, device: str | torch.device = "cpu"
+) -> dict[str, Any]:
+    """Mean intersection over union, in percent, by accumulated confusion, at the encoder's size.
+
+    Returns:
+        ``{"mIoU": percent, "IoU": {class: percent}}``; NaN for a class that no label showed.
+
+    Raises:
+        ValueError: as :func:`transfer`.
+    """
+    _fitting(model, data)
+    meter = MeanIoU(len(data.classes))
+    training = model.training
+    model.to(device).eval()
+    with torch.no_grad():
+        for first in range(0, len(data), batch):
+            indices = range(first, min(first + batch, len(data)))
+            samples = (sized(data[i], model.encoder.size) for i in indices)
+            images, labels = collate(samples, _tasks(model))
+            meter.update(model(_inputs(model, images, labels, device)).float().cpu(), labels["semseg"])
+    model.train(training)
+    by_class = dict(zip(data.classes, meter.by_class.tolist(), strict=True))
+    return {"mIoU": meter.value(), "IoU": by_class}
+
+
+def few(data: DenseSet, count: int, seed: int = 0) -> DenseSet:
+    """So many images that together show as many classes as a greedy choice finds: what label propagation is given.
+
+    The next image is the one with most classes that were not yet shown (the first of them in an order of the seed's); when no
+    image adds one, the count begins anew, so that classes are shown twice before thrice.
+
+    Raises:
+        ValueError: the data have fewer images, or no "semseg".
+    """
+    if not 0 < count <= len(data) or "semseg" not in data.tasks:
+        raise ValueError(f"{data.name}: expected at least {count} images with semseg, found {len(data)}")
+    shuffled = torch.randperm(len(data), generator=generator(seed, 0, "few")).tolist()
+    left = {i: set(data[i].labels["semseg"].unique().tolist()) - {IGNORE} for i in shuffled}
+    chosen: list[int] = []
+    seen: set[int] = set()
+    while len(chosen) < count:
+        best = max(left, key=lambda i: len(left[i] - seen))
+        if seen and not left[best] - seen:
+            seen = set()
+            continue
+        seen |= left.pop(best)
+        chosen.append(best)
+    return data.subset(chosen)
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    recipe: TransferRecipe,
+    samples: int,
+    folder: str | Path,
+    what: Mapping[str, Any],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Train a module that has an ``encoder`` and something on it; the loop of every transfer.
+
+    The folder holds a checkpoint, from which the same call goes on as if it had never stopped; a line of losses for every
+    tenth step and the last (``losses.jsonl``); and at the end the weights, from which the same call takes the answer. The
+    global random generators are left as they were.
+
+    Args:
+        model: trained in place, left in evaluation mode.
+        loss: of a step's batch, a scalar that is a function of the step, the seed and the model only.
+        recipe: how.
+        samples: in the data.
+        folder: of this run alone.
+        what: is learned, in values of JSON; with recipe, seed and first weights it tells one run from another.
+        seed: of what the model itself leaves to chance (drop path, dropout).
+        device: where to train.
+
+    Raises:
+        ValueError: there are no samples, or the folder belongs to another run.
+        ArithmeticError: the loss is not finite; the checkpoint of the last good step is kept.
+    """
+    if samples < 1:
+        raise ValueError("there are no samples to learn from")
+    folder, steps = Path(folder), recipe.steps(samples)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {**what, "recipe": asdict(recipe), "seed": seed, "born": _digest(model)}
+    model.to(device)
+    if (folder / WEIGHTS).exists():
+        _load(folder / WEIGHTS, described, model, None)
+        model.eval()
+        return
+    groups = parameter_groups(model, recipe)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+    start = 0
+    if (folder / CHECKPOINT).exists():
+        start = _load(folder / CHECKPOINT, described, model, optimizer)
+    lines = _kept(folder / "losses.jsonl", start)
+    encoder = cast(Encoder, model.encoder)
+    warm = recipe.warmup * samples / recipe.batch
+    where = torch.device(device)
+    cast_to: Any = (
+        torch.autocast(where.type, torch.bfloat16) if recipe.precision == "bfloat16" else nullcontext()
+    )
+    learning = [p for p in encoder.parameters() if p.requires_grad]
+    model.train()
+    if recipe.freeze_encoder:
+        encoder.train(False)
+    try:
+        for p in learning:
+            p.requires_grad_(not recipe.freeze_encoder)
+        for step in progress(range(start, steps), steps, f"transfer {folder.name}", start):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * group["scale"] * rate(step, steps, warm)
+            with _chances(seed, step, where), torch.enable_grad(), cast_to:
+                with nullcontext() if recipe.freeze_encoder else dropped(encoder.blocks, recipe.drop_path):
+                    value = loss(step)
+                if not bool(torch.isfinite(value)):
+                    raise ArithmeticError(
+                        f"step {step}: the loss is {value.item()}; lower lr (it is {recipe.lr})"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+            optimizer.step()
+            if step % 10 == 0 or step + 1 == steps:
+                lines.append(json.dumps({"step": step, "loss": value.item()}))
+                (folder / "losses.jsonl").write_text("\n".join(lines) + "\n")
+            if (step + 1) % recipe.every == 0 and step + 1 < steps:
+                _save(folder / CHECKPOINT, described, model, optimizer, step + 1)
+    finally:
+        for p in learning:
+            p.requires_grad_(True)
+    _save(folder / WEIGHTS, described, model, None, steps)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    model.eval()
+
+
+def order(samples: int, batch: int, seed: int, step: int) -> list[int]:
+    """The indices of a step: epoch after epoch all samples, each epoch shuffled anew.
+
+    >>> sorted(order(6, 4, 0, 0) + order(6, 4, 0, 1) + order(6, 4, 0, 2)) == sorted([*range(6), *range(6)])
+    True
+    """
+    epoch, at = divmod(step * batch, samples)
+    indices: list[int] = []
+    while len(indices) < batch:
+        shuffled = torch.randperm(samples, generator=generator(seed, epoch, "order"))
+        indices += shuffled[at : at + batch - len(indices)].tolist()
+        epoch, at = epoch + 1, 0
+    return indices
+
+
+def rate(step: int, steps: int, warm: float) -> float:
+    """The share of the learning rate at a step: linear over ``warm`` steps, then a cosine that would be 0 at ``steps``."""
+    if step < warm:
+        return min(1.0, (step + 1) / warm)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+
+def parameter_groups(model: nn.Module, recipe: TransferRecipe) -> list[dict[str, Any]]:
+    """What learns how fast: groups for AdamW, each with its ``scale`` of the rate, its ``weight_decay`` and its ``names``.
+
+    Embedding = layer 0, block i = i + 1, everything after the blocks = the last; the scale is layer_decay to the power of the
+    distance to the last. A frozen encoder has no group.
+    """
+    encoder = cast(Encoder, model.encoder)
+    last = len(encoder.blocks) + 1
+    norm = getattr(encoder, "norm", None)
+    layers = {id(p): 0 for p in encoder.parameters()}
+    layers |= {id(p): i + 1 for i, block in enumerate(encoder.blocks) for p in block.parameters()}
+    layers |= {id(p): last for p in (norm.parameters() if norm is not None else ())}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, p in model.named_parameters():
+        if not p.requires_grad or (recipe.freeze_encoder and id(p) in layers):
+            continue
+        layer, matrix = layers.get(id(p), last), p.dim() > 1
+        new = {
+            "params": [],
+            "names": [],
+            "scale": recipe.layer_decay ** (last - layer),
+            "weight_decay": recipe.weight_decay if matrix else 0.0,
+        }
+        group = groups.setdefault((layer, matrix), new)
+        group["params"].append(p)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]
+
+
+@contextmanager
+def dropped(blocks: nn.ModuleList, chance: float) -> Iterator[None]:
+    """Within, every sample goes past a block's branches with a chance that grows linearly to ``chance`` at the last block.
+
+    What is kept is divided by the chance of being kept (Huang et al., Deep Networks with Stochastic Depth, ECCV 2016).
+    """
+
+    def kept(x: Tensor, gone: float) -> Tensor:
+        return (torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= gone).to(x.dtype) / (1 - gone)
+
+    with ExitStack() as hooks:
+        for number, block in enumerate(blocks):
+            gone = chance * number / max(len(blocks) - 1, 1)
+            if not gone:
+                continue
+
+            def branch(_m: nn.Module, _x: Any, y: Tensor, gone: float = gone) -> Tensor:
+                return y * kept(y, gone)
+
+            def whole(_m: nn.Module, x: Any, y: Any, gone: float = gone) -> Any:
+                first = y[0] if isinstance(y, tuple) else y
+                mixed = x[0] + (first - x[0]) * kept(first, gone)
+                return (mixed, *y[1:]) if isinstance(y, tuple) else mixed
+
+            if isinstance(block, Block):
+                handles = [part.register_forward_hook(branch) for part in (block.attn, block.mlp)]
+            else:
+                handles = [block.register_forward_hook(whole)]
+            for handle in handles:
+                hooks.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def _chances(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """The global generators as a function of seed and step, and afterwards as they were."""
+    devices = [device] if device.type != "cpu" else []
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(generator(seed, step, "model").initial_seed())
+        yield
+
+
+def _tasks(model: Segmenter) -> list[str]:
+    return ["semseg", *(name for name in model.modalities if name != "rgb")]
+
+
+def _inputs(
+    model: Segmenter, images: Tensor, labels: Mapping[str, Tensor], device: str | torch.device
+) -> Images:
+    images = images.to(device)
+    if model.modalities == ("rgb",):
+        return images
+    others = {name: labels[name].to(device) for name in model.modalities if name != "rgb"}
+    return {"rgb": images, **others}
+
+
+def _fitting(model: Segmenter, data: DenseSet) -> None:
+    missing = [name for name in _tasks(model) if name not in data.tasks]
+    if missing:
+        raise ValueError(
+            f"{data.name} has no {', '.join(missing)}; expected images with semseg and what the encoder takes"
+        )
+    channels = getattr(model.head, "classes", len(data.classes))
+    if channels != len(data.classes):
+        raise ValueError(f"the head has {channels} classes, {data.name} has {len(data.classes)}")
+    if len(data) == 0:
+        raise ValueError(f"{data.name} has no samples")
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _kept(path: Path, start: int) -> list[str]:
+    """The lines of the steps before this one: a killed run has written some that will be made again."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [line for line in lines if json.loads(line)["step"] < start]
+
+
+def _save(
+    path: Path, described: Any, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int
+) -> None:
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    if optimizer is not None:
+        names = _names(optimizer)
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{names[index]}.{k}": v.detach().cpu().clone() for k, v in state.items()}
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, {"step": str(step), "described": json.dumps(described)})
+    partial.replace(path)
+
+
+def _load(path: Path, described: Any, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
+    """Put a file of :func:`_save` into place, name by name; the step at which it was written."""
+    with safe_open(path, framework="pt") as file:
+        was, now = json.loads(file.metadata()["described"]), json.loads(json.dumps(described))
+        differ = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+        if differ:
+            raise ValueError(
+                f"{path} belongs to another run (it differs in {', '.join(differ)}; born: the first weights); "
+                "choose another folder, or delete it"
+            )
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        step = int(file.metadata()["step"])
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    if optimizer is not None:
+        index = {name: i for i, name in enumerate(_names(optimizer))}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
+                moments.setdefault(index[parameter], {})[key] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return step
+
+
+def _names(optimizer: torch.optim.Optimizer) -> list[str]:
+    return [name for group in optimizer.param_groups for name in group["names"]]
