@@ -72,6 +72,10 @@ class Batch:
             *(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
         )
 
+    def part(self, number: int, of: int) -> Batch:
+        """Every of-th sample, beginning with the number-th."""
+        return Batch(*(getattr(self, name)[number::of] for name in self.__dataclass_fields__))
+
 
 class SwiGLU(nn.Module):
     """W2(SiLU(W1 x) * W3 x), without biases, of hidden width int(2/3 * 4 dim)."""

@@ -1,0 +1,89 @@
+"""Checkpoints of a training that goes on exactly where it was left: one safetensors file, every tensor by name.
+
+The file says what it belongs to (``described``: recipe, seed, data); another training is not continued by mistake. A file is
+written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+__all__ = ["belongs", "load", "save"]
+
+
+def save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    step: int,
+    described: Mapping[str, Any],
+) -> None:
+    """Write the model, and the optimizer's state if there is one.
+
+    Args:
+        path: of the file.
+        model: all its parameters and persistent buffers.
+        optimizer: over parameters of the model; None for weights alone.
+        step: how many steps were done.
+        described: what the file belongs to, in values of JSON.
+    """
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    if optimizer is not None:
+        names = {id(p): name for name, p in model.named_parameters()}
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                tensors[f"optimizer.{names[id(parameter)]}.{key}"] = torch.as_tensor(value)
+    found = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    partial = path.with_suffix(".partial")
+    save_file(found, partial, {"step": str(step), "described": json.dumps(described)})
+    partial.replace(path)
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Put the file's tensors into place, name by name.
+
+    Returns:
+        the steps that were done.
+
+    Raises:
+        ValueError: the file is of a model with other names or shapes; nothing was changed.
+    """
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        step = int(file.metadata()["step"])
+    own = model.state_dict()
+    saved = {k.removeprefix("model."): v for k, v in found.items() if k.startswith("model.")}
+    differ = sorted(own.keys() ^ saved.keys()) + sorted(
+        k for k in own.keys() & saved.keys() if own[k].shape != saved[k].shape
+    )
+    if differ:
+        raise ValueError(
+            f"{path} is of another model: {len(differ)} tensors differ, first {', '.join(differ[:3])}; build the model with "
+            "the same arguments"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(saved[name])
+    if optimizer is not None:
+        for name, parameter in model.named_parameters():
+            prefix = f"optimizer.{name}."
+            state = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+            if state:
+                optimizer.state[parameter] = {
+                    k: v if k == "step" else v.to(parameter.device, parameter.dtype) for k, v in state.items()
+                }
+    return step
+
+
+def belongs(path: Path, described: Mapping[str, Any]) -> bool:
+    """Whether the file belongs to what is described."""
+    with safe_open(path, framework="pt") as file:
+        return bool(json.loads(file.metadata()["described"]) == json.loads(json.dumps(described)))

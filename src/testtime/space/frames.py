@@ -1,0 +1,99 @@
+"""Frames of a space: what was sensed, and what networks say of it, by the name of the modality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, final, overload
+
+import torch
+from torch import Tensor
+
+from testtime.data.dense import DenseSet
+from testtime.space.modalities import RGB, SENSORY
+
+__all__ = ["PseudoLabeller", "SpaceFrames"]
+
+PseudoLabeller = Callable[[Tensor], Any]
+"""From pictures (N, 3, H, W) in [0, 1] to one value for each: a tensor with a leading N, or a list (boxes)."""
+
+
+@final
+class SpaceFrames(Sequence[Mapping[str, Any]]):
+    """The frames of a set of samples, and what pseudo-labellers make of their pictures.
+
+    Labels that are no sensor's ("semseg") are not among them: pre-training sees no label of the test space.
+
+    Args:
+        data: pictures with the sensors' "depth", "normals" and "edge".
+        sensors: names of those that are used beside the picture.
+        pseudo: by the name of the modality; any callable, such as a network of other houses.
+
+    Raises:
+        ValueError: the data lack a sensor, or a name is no sensor's.
+
+    >>> from testtime.data import Sample
+    >>> class One(DenseSet):
+    ...     name, tasks = "one", ("depth", "semseg")
+    ...     __len__ = lambda self: 1
+    ...     __getitem__ = lambda self, i: Sample(torch.zeros(3, 4, 4), {"depth": torch.ones(1, 4, 4)})
+    >>> sorted(SpaceFrames(One(), ["depth"], {"brightness": lambda x: x.mean(1, keepdim=True)})[0])
+    ['brightness', 'depth', 'rgb']
+    """
+
+    def __init__(
+        self, data: DenseSet, sensors: Sequence[str] = (), pseudo: Mapping[str, PseudoLabeller] | None = None
+    ) -> None:
+        wrong = sorted({*sensors} - ({*data.tasks} & {*SENSORY}))
+        if wrong:
+            raise ValueError(
+                f"{data.name} senses {', '.join(data.tasks)}; it has no {', '.join(wrong)} to learn from"
+            )
+        self.data, self.sensors, self.pseudo = data, tuple(sensors), dict(pseudo or {})
+        self._frame = lru_cache(maxsize=8)(self._made)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._frame(range(len(self))[index])
+
+    def values(self, name: str, size: tuple[int, int]) -> Sequence[Tensor]:
+        """One modality of all frames at a size, as a tokenizer learns from them."""
+        return _Values(self, name, size)
+
+    def _made(self, index: int) -> Mapping[str, Any]:
+        sample = self.data[index]
+        frame: dict[str, Any] = {RGB.name: sample.image}
+        for name in self.sensors:
+            if name not in sample.labels:
+                raise ValueError(f"{self.data.name}: frame {index} ({sample.name}) lacks {name}")
+            frame[name] = sample.labels[name]
+        with torch.no_grad():
+            for name, labeller in self.pseudo.items():
+                frame[name] = labeller(sample.image[None])[0]
+        return frame
+
+
+class _Values(Sequence[Tensor]):
+    def __init__(self, frames: SpaceFrames, name: str, size: tuple[int, int]) -> None:
+        self.frames, self.name, self.size = frames, name, size
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: Any) -> Any:
+        value = self.frames[index][self.name]
+        if tuple(value.shape[-2:]) == self.size:
+            return value
+        from testtime.space.shards import cropped
+
+        return cropped(value, SENSORY[self.name], (0.0, 0.0, 1.0, 1.0, 0.0), self.size)

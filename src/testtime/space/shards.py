@@ -1,0 +1,282 @@
+"""Shards: the crops and tokens of a space, made once, read by every pre-training.
+
+A folder holds ``shards.json`` (streams, picture, crops, what it was made from) and ``shard-00000.safetensors``, ..., of some
+hundred frames each:
+
+======================  ===========================  =========================================================================
+tensor                  form                         content
+======================  ===========================  =========================================================================
+``rgb``                 (n, K, 3, H, W) uint8        the picture's crops
+``<stream>``            (n, K, length) int32         the tokens of a crop; -1 where a sequence has ended
+``window``              (n, K, 5) float32            top, left, height, width (shares of the frame), mirrored
+======================  ===========================  =========================================================================
+
+The first crop is the largest square in the middle; the others are random windows, mirrored half of the time. All modalities
+of a crop see the same window, so that tokens lie on each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from testtime.data.files import need_file
+from testtime.errors import DataError
+from testtime.parts.randomness import generator
+from testtime.progress import progress
+from testtime.space.masking import Stream
+from testtime.space.modalities import RGB, Modality
+from testtime.space.sequences import Box, BoxVocabulary
+from testtime.space.tokenizers import Tokenizer
+
+__all__ = ["Shards", "cropped", "windows", "write_shards"]
+
+FRAMES = 256
+Frame = Mapping[str, Any]
+"""A frame of a space: "rgb" (3, H, W) in [0, 1], and what else there is by the name of its modality; boxes are a list."""
+
+
+def windows(count: int, smallest: float, rng: torch.Generator, size: tuple[int, int]) -> Tensor:
+    """Windows (count, 5) of a frame: top, left, height, width as shares of it, and whether it is mirrored.
+
+    The first is the largest square in the middle, not mirrored. Of the others the area is a share in [smallest, 1] of the
+    frame's and the ratio of the sides (in pixels) in [3/4, 4/3], as in 4M; one that does not fit becomes the first.
+    """
+    height, width = size
+    side = min(height, width)
+    middle = [(1 - side / height) / 2, (1 - side / width) / 2, side / height, side / width, 0.0]
+    found = [middle]
+    for area, ratio, top, left, mirror in (
+        torch.rand(count - 1, 5, generator=rng).tolist() if count > 1 else []
+    ):
+        pixels = (smallest + (1 - smallest) * area) * height * width
+        aspect = math.exp(math.log(4 / 3) * (2 * ratio - 1))
+        w, h = math.sqrt(pixels * aspect) / width, math.sqrt(pixels / aspect) / height
+        if w > 1 or h > 1:
+            found.append([*middle[:4], float(mirror < 0.5)])
+        else:
+            found.append([top * (1 - h), left * (1 - w), h, w, float(mirror < 0.5)])
+    return torch.tensor(found)
+
+
+def cropped(value: Any, modality: Modality, window: Sequence[float], size: tuple[int, int]) -> Any:
+    """A modality of a frame seen through a window, at a size.
+
+    Pictures are averaged over the pixels that fall together; of everything else the nearest is taken, since a depth between two
+    surfaces is that of none. Boxes that lose more than half of their area are left out.
+    """
+    top, left, height, width, mirror = window
+    if modality.kind == "sequence":
+        return [box for box in (_seen(b, window) for b in value) if box is not None]
+    planes = value if value.dim() == 3 else value[None]
+    h, w = planes.shape[-2:]
+    y0, x0 = round(top * h), round(left * w)
+    part = planes[
+        ..., y0 : max(y0 + 1, round((top + height) * h)), x0 : max(x0 + 1, round((left + width) * w))
+    ]
+    if modality.kind == "image" and modality.normalise == "unit":
+        out = F.interpolate(part[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[
+            0
+        ].clamp(0, 1)
+    else:
+        rows = ((torch.arange(size[0]) + 0.5) * part.shape[-2] / size[0]).long()
+        columns = ((torch.arange(size[1]) + 0.5) * part.shape[-1] / size[1]).long()
+        out = part[..., rows[:, None], columns[None, :]]
+    out = modality.mirrored(out) if mirror else out
+    return out if value.dim() == 3 else out[0]
+
+
+def write_shards(
+    folder: str | Path,
+    frames: Sequence[Frame],
+    tokenizers: Mapping[str, Tokenizer],
+    size: tuple[int, int],
+    patch: int,
+    crops: int = 4,
+    smallest: float = 0.4,
+    boxes: tuple[Modality, BoxVocabulary, int] | None = None,
+    seed: int = 0,
+    made_from: Mapping[str, Any] | None = None,
+    batch: int = 64,
+) -> Shards:
+    """Crop and tokenise the frames of a space; what is there is not made again.
+
+    Args:
+        folder: of the shards.
+        frames: by index; see :data:`Frame`.
+        tokenizers: by the name of the stream that they give ("tok_depth"); each knows its modality.
+        size: (H, W) of the crops.
+        patch: side of a patch of the picture.
+        crops: K, for each frame.
+        smallest: share of the frame that a random window has at least.
+        boxes: the modality, its vocabulary, and tokens at most.
+        seed: of the windows.
+        made_from: more about the frames, in values of JSON; shards made from something else are refused.
+        batch: crops that are tokenised at once.
+
+    Raises:
+        ValueError: no frames, or a tokenizer of another size.
+        DataError: the folder holds shards of something else, or a frame lacks a modality.
+    """
+    folder = Path(folder)
+    if len(frames) == 0:
+        raise ValueError("there are no frames to tokenise")
+    for name, tokenizer in tokenizers.items():
+        if tokenizer.modality.kind != "features" and tokenizer.size != tuple(size):
+            raise ValueError(f"the tokenizer of {name} is for {tokenizer.size}, the crops are {tuple(size)}")
+    places = (size[0] // patch) * (size[1] // patch)
+    streams = [Stream("rgb", "pixels", places)]
+    streams += [Stream(name, "grid", math.prod(t.grid), t.vocabulary) for name, t in tokenizers.items()]
+    if boxes is not None:
+        streams.append(Stream(boxes[0].name, "sequence", boxes[2], len(boxes[1])))
+    about = {
+        "streams": [asdict(s) for s in streams],
+        "size": list(size),
+        "patch": patch,
+        "crops": crops,
+        "smallest": smallest,
+        "seed": seed,
+        "frames": len(frames),
+        "boxes": None if boxes is None else _words(boxes[1]),
+        "made_from": dict(made_from or {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "shards.json"
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(about)):
+        raise DataError(
+            f"{folder} holds shards of other frames or tokenizers; choose another folder, or delete it"
+        )
+    path.write_text(json.dumps(about, indent=1) + "\n")
+    starts = [s for s in range(0, len(frames), FRAMES) if not _file(folder, s // FRAMES).exists()]
+    for start in progress(starts, len(starts), f"tokens {folder.name}"):
+        _write(folder, start, frames, tokenizers, size, crops, smallest, boxes, seed, batch)
+    return Shards(folder)
+
+
+def _write(
+    folder: Path,
+    start: int,
+    frames: Sequence[Frame],
+    tokenizers: Mapping[str, Tokenizer],
+    size: tuple[int, int],
+    crops: int,
+    smallest: float,
+    boxes: tuple[Modality, BoxVocabulary, int] | None,
+    seed: int,
+    batch: int,
+) -> None:
+    pictures, seen = [], []
+    values: dict[str, list[Tensor]] = {name: [] for name in tokenizers}
+    words = []
+    for index in range(start, min(start + FRAMES, len(frames))):
+        frame = frames[index]
+        around = windows(crops, smallest, generator(seed, index, "crops"), tuple(frame["rgb"].shape[-2:]))
+        seen.append(around)
+        for window in around.tolist():
+            pictures.append((cropped(frame["rgb"], RGB, window, size) * 255).round().to(torch.uint8))
+            for name, tokenizer in tokenizers.items():
+                modality = tokenizer.modality
+                if modality.name not in frame:
+                    raise DataError(f"frame {index} lacks {modality.name}, which {name} is made of")
+                values[name].append(cropped(frame[modality.name], modality, window, tokenizer.size))
+            if boxes is not None:
+                modality, vocabulary, length = boxes
+                ids = vocabulary.encode(cropped(frame[modality.name], modality, window, size), length)
+                words.append(F.pad(ids, (0, length - len(ids)), value=-1))
+    n = len(seen)
+    tensors = {"rgb": torch.stack(pictures).unflatten(0, (n, crops)), "window": torch.stack(seen)}
+    for name, tokenizer in tokenizers.items():
+        parts = [
+            tokenizer.encode(torch.stack(values[name][i : i + batch])) for i in range(0, n * crops, batch)
+        ]
+        tensors[name] = torch.cat(parts).to(torch.int32).unflatten(0, (n, crops))
+    if boxes is not None:
+        tensors[boxes[0].name] = torch.stack(words).to(torch.int32).unflatten(0, (n, crops))
+    path = _file(folder, start // FRAMES)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
+    partial.replace(path)
+
+
+@final
+class Shards:
+    """The shards of a folder.
+
+    Attributes:
+        streams: of tokens, the pixels among them.
+        size, patch: of the picture.
+        crops: K, of each frame.
+        vocabulary: of the boxes, or None.
+
+    Raises:
+        DataError: the folder holds none, or some are missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        about = json.loads(
+            need_file(self.folder / "shards.json", "what the shards were made from").read_text()
+        )
+        self.about: dict[str, Any] = about
+        self.streams = tuple(Stream(**s) for s in about["streams"])
+        self.size, self.patch, self.crops = tuple(about["size"]), about["patch"], about["crops"]
+        self.vocabulary = None
+        if about["boxes"]:
+            facts = about["boxes"]
+            self.vocabulary = BoxVocabulary(facts["classes"], facts["bins"], facts["sentinels"])
+        missing = [i for i in range(-(-len(self) // FRAMES)) if not _file(self.folder, i).exists()]
+        if missing:
+            raise DataError(
+                f"{self.folder}: {len(missing)} shards are missing; run the same command again, it goes on from there"
+            )
+
+    def __len__(self) -> int:
+        """How many frames there are."""
+        return int(self.about["frames"])
+
+    def read(self, indices: Sequence[int], crops: Sequence[int]) -> dict[str, Tensor]:
+        """Pictures and tokens of some frames, one crop of each: "rgb" (N, 3, H, W) uint8, the streams (N, length) int32."""
+        rows = [
+            (_shard(str(_file(self.folder, i // FRAMES))), i % FRAMES, k)
+            for i, k in zip(indices, crops, strict=True)
+        ]
+        return {s.name: torch.stack([shard[s.name][i, k] for shard, i, k in rows]) for s in self.streams}
+
+
+@lru_cache(maxsize=64)
+def _shard(path: str) -> dict[str, Tensor]:
+    return load_file(path)
+
+
+def _words(vocabulary: BoxVocabulary) -> dict[str, Any]:
+    return {
+        "classes": list(vocabulary.classes),
+        "bins": vocabulary.bins,
+        "sentinels": len(vocabulary.sentinels),
+    }
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+def _seen(box: Box, window: Sequence[float]) -> Box | None:
+    """The box as a window shows it, or None if that hides more than half of it."""
+    top, left, height, width, mirror = window
+    x0, x1 = ((min(max(x, left), left + width) - left) / width for x in (box.x0, box.x1))
+    y0, y1 = ((min(max(y, top), top + height) - top) / height for y in (box.y0, box.y1))
+    whole = (box.x1 - box.x0) * (box.y1 - box.y0)
+    if (x1 - x0) * width * (y1 - y0) * height < 0.5 * whole or whole == 0:
+        return None
+    seen = Box(x0, y0, min(x1, 1.0), min(y1, 1.0), box.name, box.score)
+    return seen.mirrored() if mirror else seen
