@@ -19,7 +19,7 @@ from testtime.scenes.shifts import Shift, named
 from testtime.scenes.texture import Paint
 from testtime.scenes.tracer import Hits, Tracer, tracer
 
-__all__ = ["CANNY", "LEAST_BOX", "Box", "Frame", "Renderer", "occlusion_edges"]
+__all__ = ["CANNY", "LEAST_BOX", "Box", "Frame", "Renderer", "canny_edges", "occlusion_edges"]
 
 CANNY = (80, 180)
 """The thresholds of Canny's edges, on the 8-bit grey picture, with a Sobel operator of 3 x 3."""
@@ -92,18 +92,22 @@ class Frame:
 
     @cached_property
     def canny(self) -> Array:
-        """(H, W) bool, the edges of the picture (Canny, 1986) at the thresholds :data:`CANNY`.
+        """(H, W) bool, the edges of the picture (:func:`canny_edges`)."""
+        return canny_edges(self.rgb)
 
-        Raises:
-            ImportError: OpenCV is not installed.
-        """
-        try:
-            import cv2
-        except ImportError as error:
-            raise missing_extra("opencv-python-headless", "scenes") from error
-        grey = cv2.cvtColor(self.rgb, cv2.COLOR_RGB2GRAY)
-        edges: Array = cv2.Canny(grey, *CANNY) > 0
-        return edges
+
+def canny_edges(rgb: Array, thresholds: tuple[int, int] = CANNY) -> Array:
+    """Canny's edges (H, W) bool of a picture (H, W, 3) uint8 (Canny, 1986).
+
+    Raises:
+        ImportError: OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise missing_extra("opencv-python-headless", "scenes") from error
+    edges: Array = cv2.Canny(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), *thresholds) > 0
+    return edges
 
 
 @final

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from testtime.data.dense import DenseSet
-from testtime.space.modalities import RGB, SENSORY
+from testtime.scenes.render import canny_edges
+from testtime.space.crops import cropped
+from testtime.space.modalities import EDGES, RGB, SENSORY
 
 __all__ = ["PseudoLabeller", "SpaceFrames"]
 
@@ -22,11 +24,12 @@ PseudoLabeller = Callable[[Tensor], Any]
 class SpaceFrames(Sequence[Mapping[str, Any]]):
     """The frames of a set of samples, and what pseudo-labellers make of their pictures.
 
-    Labels that are no sensor's ("semseg") are not among them: pre-training sees no label of the test space.
+    Labels that are no sensor's ("semseg", edges of the geometry) are not among them: pre-training sees no label of the test
+    space. Edges are Canny's, computed from the picture.
 
     Args:
-        data: pictures with the sensors' "depth", "normals" and "edge".
-        sensors: names of those that are used beside the picture.
+        data: pictures with "depth" and "normals".
+        sensors: which of "depth", "normals" and "edge" are used beside the picture.
         pseudo: by the name of the modality; any callable, such as a network of other houses.
 
     Raises:
@@ -74,6 +77,10 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
         sample = self.data[index]
         frame: dict[str, Any] = {RGB.name: sample.image}
         for name in self.sensors:
+            if name == EDGES.name:
+                picture = (sample.image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+                frame[name] = torch.from_numpy(canny_edges(picture))[None].float()
+                continue
             if name not in sample.labels:
                 raise ValueError(f"{self.data.name}: frame {index} ({sample.name}) lacks {name}")
             frame[name] = sample.labels[name]
@@ -94,6 +101,4 @@ class _Values(Sequence[Tensor]):
         value = self.frames[index][self.name]
         if tuple(value.shape[-2:]) == self.size:
             return value
-        from testtime.space.shards import cropped
-
         return cropped(value, SENSORY[self.name], (0.0, 0.0, 1.0, 1.0, 0.0), self.size)
