@@ -12,7 +12,7 @@ from torch import Tensor
 from testtime.data.dense import DenseSet
 from testtime.scenes.render import canny_edges
 from testtime.space.crops import cropped
-from testtime.space.modalities import EDGES, RGB, SENSORY
+from testtime.space.modalities import EDGES, RGB, SENSORY, Modality
 
 __all__ = ["PseudoLabeller", "SpaceFrames"]
 
@@ -69,9 +69,9 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._frame(range(len(self))[index])
 
-    def values(self, name: str, size: tuple[int, int]) -> Sequence[Tensor]:
-        """One modality of all frames at a size, as a tokenizer learns from them."""
-        return _Values(self, name, size)
+    def values(self, modality: Modality, size: tuple[int, int]) -> Sequence[Tensor]:
+        """One modality of all frames at a size, as a tokenizer learns from them; feature maps keep their own."""
+        return _Values(self, modality, size)
 
     def _made(self, index: int) -> Mapping[str, Any]:
         sample = self.data[index]
@@ -91,14 +91,14 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
 
 
 class _Values(Sequence[Tensor]):
-    def __init__(self, frames: SpaceFrames, name: str, size: tuple[int, int]) -> None:
-        self.frames, self.name, self.size = frames, name, size
+    def __init__(self, frames: SpaceFrames, modality: Modality, size: tuple[int, int]) -> None:
+        self.frames, self.modality, self.size = frames, modality, size
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: Any) -> Any:
-        value = self.frames[index][self.name]
-        if tuple(value.shape[-2:]) == self.size:
+        value = self.frames[index][self.modality.name]
+        if self.modality.kind == "features" or tuple(value.shape[-2:]) == self.size:
             return value
-        return cropped(value, SENSORY[self.name], (0.0, 0.0, 1.0, 1.0, 0.0), self.size)
+        return cropped(value, self.modality, (0.0, 0.0, 1.0, 1.0, 0.0), self.size)
