@@ -1,0 +1,549 @@
+"""A person's own walk through a place: a video, or a folder of pictures, with depth beside them if there is.
+
+A folder holds pictures (in itself, or in ``rgb/``, ``images/`` or ``color/``), and may hold ``depth/`` with a file of the same
+stem for each of them, 16-bit PNG in millimetres (0 and 65535: not measured) or float ``.npy`` in metres, and
+``intrinsics.json`` with fx, fy, cx, cy in pixels (and width, height, if they are not of the pictures' own size).
+
+A video is taken apart once, into a folder like that: ``frame_<number>.jpg``, and ``video.json`` with what was asked for and
+how sharp each frame is. Frames appear whole or not at all, and a killed work goes on where it was.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from testtime.data.cameras import Camera
+from testtime.data.dense import DenseSet, Sample
+from testtime.data.files import need_file, need_folder
+from testtime.data.pixels import levels, metres, numpy_array
+from testtime.errors import DataError, missing_extra
+from testtime.progress import progress
+
+__all__ = [
+    "VIDEOS",
+    "Walkthrough",
+    "is_walkthrough",
+    "normals_of",
+    "sharp",
+    "sharpness",
+    "take_apart",
+]
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+PLACES = (".", "rgb", "images", "color")
+ORIENTATION = 0x0112
+"""The tag of Exif that says how a picture is to be turned."""
+
+TURNS: Mapping[int, Callable[[Tensor], Tensor]] = {
+    5: lambda x: x.transpose(-1, -2),
+    6: lambda x: x.rot90(-1, (-2, -1)),
+    7: lambda x: x.rot90(2, (-2, -1)).transpose(-1, -2),
+    8: lambda x: x.rot90(1, (-2, -1)),
+}
+"""By the value of the tag, from pixels as stored to upright ones, where that exchanges height and width."""
+
+REACH = 3
+"""Frames before and after, which a frame's sharpness is compared with."""
+
+
+@final
+class Walkthrough(DenseSet):
+    """The frames of a folder, decoded when asked for, with "depth" if there is.
+
+    Args:
+        folder: of the pictures; see above. They come in the order of a person: frame_2 before frame_10.
+        depth: another folder of depth; None takes ``depth/`` if it is there, False none.
+        intrinsics: fx, fy, cx, cy in pixels of the upright pictures as stored; None reads ``intrinsics.json`` if it is there.
+        fov: degrees that the longer side of a picture spans, where no intrinsics are known.
+        longest: pixels of a frame's longer side at most; larger ones are averaged.
+        blur: a frame is left out whose sharpness is below this share of its neighbours' median; 0 keeps all.
+        name: of the set; the folder's by default.
+
+    Raises:
+        DataError: there are no pictures, a picture has no depth although others have, or the intrinsics are no such numbers.
+        ImportError: Pillow is not installed.
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        depth: str | Path | bool | None = None,
+        intrinsics: Sequence[float] | None = None,
+        fov: float | None = None,
+        longest: int = 512,
+        blur: float = 0.0,
+        name: str | None = None,
+    ) -> None:
+        if longest < 8 or not 0 <= blur < 1 or not (fov is None or 0 < fov < 180):
+            raise ValueError(
+                f"expected longest >= 8, 0 <= blur < 1 and 0 < fov < 180, got {longest}, {blur} and {fov}"
+            )
+        _pillow()
+        self.folder = need_folder([Path(folder)], "the pictures of a walk")
+        pictures = _pictures(self.folder)
+        self.name, self.longest, self.fov = name or self.folder.resolve().name, longest, fov
+        self._pictures = {path.stem: path for path in pictures}
+        if len(self._pictures) < len(pictures):
+            twice = next(p for p in pictures if self._pictures[p.stem] != p)
+            raise DataError(
+                f"{twice}: expected one picture of each name, found also {self._pictures[twice.stem].name}; "
+                "keep one of them"
+            )
+        self.keys = list(self._pictures)
+        if blur:
+            self.keys = [self.keys[i] for i in sharp(self._sharpness(), blur)]
+        self._depth = self._depth_files(depth)
+        self.tasks: tuple[str, ...] = ("depth",) if self._depth else ()
+        self._lens = _lens(self.folder, intrinsics)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Decode one frame: upright, and no larger than ``longest``; depth is the nearest pixel's.
+
+        Raises:
+            DataError: a file is damaged, or the depth is of another shape than the picture.
+            IndexError: there is no such frame.
+        """
+        key = self._key(index)
+        image, _, turn = _picture(self._pictures[key], self.longest)
+        labels = {}
+        if self._depth:
+            depth = _metres(self._depth[key])
+            if turn in TURNS and not _alike(depth, image) and _alike(depth.transpose(-1, -2), image):
+                depth = TURNS[turn](depth)
+            if not _alike(depth, image):
+                raise DataError(
+                    f"{self._depth[key]}: expected depth as wide for its height as the picture "
+                    f"({image.shape[-1]} x {image.shape[-2]}), found {depth.shape[-1]} x {depth.shape[-2]}; "
+                    "crop or turn one as the other"
+                )
+            labels["depth"] = _nearest(depth, image)
+        return Sample(image, labels, key)
+
+    def subset(self, indices: Iterable[int]) -> Walkthrough:
+        """These frames, in this order, with their cameras.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        keys = [self._key(i) for i in indices]
+        chosen = Walkthrough.__new__(Walkthrough)
+        chosen.__dict__.update(self.__dict__)
+        chosen.keys = keys
+        return chosen
+
+    def camera(self, index: int) -> Camera:
+        """The pinhole of one frame, at the frame's size. Where it stood is not known: the pose is the identity.
+
+        Raises:
+            DataError: no intrinsics are known, or they are of a picture of another shape.
+            IndexError: there is no such frame.
+        """
+        key = self._key(index)
+        image, stored, _ = _picture(self._pictures[key], self.longest)
+        height, width = image.shape[-2:]
+        if self._lens is None:
+            if self.fov is None:
+                raise DataError(
+                    f"{self.folder}: no intrinsics are known; give fx, fy, cx, cy (intrinsics.json), or the degrees that "
+                    "the longer side of a picture spans"
+                )
+            focal = max(height, width) / 2 / math.tan(math.radians(self.fov) / 2)
+            return Camera(width, height, focal, focal, width / 2, height / 2, np.eye(4))
+        fx, fy, cx, cy, of = self._lens
+        high, wide = of or stored
+        if abs(wide / high * stored[0] / stored[1] - 1) > 0.02 or not (0 < cx < wide and 0 < cy < high):
+            raise DataError(
+                f"{key}: expected intrinsics of an upright picture of {stored[1]} x {stored[0]}, found those of "
+                f"{wide} x {high} with its middle at ({cx:g}, {cy:g}); give width and height of the pictures they are of"
+            )
+        return Camera(wide, high, fx, fy, cx, cy, np.eye(4)).sized((height, width))
+
+    def _key(self, index: int) -> str:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: no frame {index}, there are {len(self)}")
+        return self.keys[index]
+
+    def _sharpness(self) -> list[float]:
+        """Of every frame: as the video's extraction found it, or looked at now."""
+        note = self.folder / "video.json"
+        known = _json(note).get("frames", {}) if note.is_file() else {}
+        if all(key in known for key in self.keys):
+            return [float(known[key]) for key in self.keys]
+        found = progress(self.keys, len(self.keys), f"sharpness {self.name}")
+        return [sharpness(_picture(self._pictures[key], self.longest)[0]) for key in found]
+
+    def _depth_files(self, asked: str | Path | bool | None) -> dict[str, Path]:
+        if asked is False:
+            return {}
+        folder = self.folder / "depth" if asked is None or asked is True else Path(asked)
+        if asked is None and not folder.is_dir():
+            return {}
+        need_folder([folder], "the depth of the pictures")
+        there = {p.stem: p for suffix in (".png", ".npy") for p in sorted(folder.glob(f"*{suffix}"))}
+        absent = [key for key in self.keys if key not in there]
+        if absent:
+            raise DataError(
+                f"{folder}: expected {absent[0]}.png (16 bits, millimetres) or {absent[0]}.npy (metres) for the picture "
+                f"{self._pictures[absent[0]].name}, found none ({len(absent)} of {len(self.keys)} pictures lack depth); "
+                "name depth as its picture, or leave depth out"
+            )
+        return {key: there[key] for key in self.keys}
+
+
+def is_walkthrough(path: str | Path) -> bool:
+    """Whether a path is a video, or a folder with pictures in one of the places that :class:`Walkthrough` looks at."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix.lower() in VIDEOS
+    return path.is_dir() and any(True for _ in _in_order(path))
+
+
+def take_apart(
+    video: str | Path,
+    folder: str | Path,
+    fps: float = 2.0,
+    every: int | None = None,
+    longest: int = 512,
+) -> Path:
+    """Write the frames of a video into a folder, once; a :class:`Walkthrough` reads them.
+
+    Args:
+        video: any that OpenCV reads; it is turned as its file says.
+        folder: for ``frame_<number in the video>.jpg`` and ``video.json``.
+        fps: frames for each second of the video.
+        every: take every so manieth frame instead.
+        longest: pixels of a frame's longer side at most.
+
+    Returns:
+        the folder.
+
+    Raises:
+        DataError: there is no such video, it cannot be read, or the folder holds frames of something else.
+        ImportError: OpenCV is not installed.
+        ValueError: an argument is out of range, or the video does not say its frames a second and ``every`` is not given.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise missing_extra("opencv-python-headless", "scenes") from error
+    if fps <= 0 or longest < 8 or (every is not None and every < 1):
+        raise ValueError(
+            f"expected fps above 0, longest >= 8 and every >= 1, got {fps}, {longest} and {every}"
+        )
+    video, folder = need_file(Path(video), "a video"), Path(folder)
+    asked = {
+        "video": video.name,
+        "bytes": video.stat().st_size,
+        "fps": None if every else fps,
+        "every": every,
+        "longest": longest,
+    }
+    note = folder / "video.json"
+    if note.is_file():
+        there = _json(note)
+        if there.get("asked") != asked:
+            raise DataError(
+                f"{folder}: expected frames of {asked}, found those of {there.get('asked')}; give another folder, or delete it"
+            )
+        if "frames" in there:
+            return folder
+    stream = cv2.VideoCapture(str(video))
+    try:
+        if not stream.isOpened():
+            raise DataError(
+                f"{video}: expected a video, found a file that OpenCV cannot open; convert it to mp4"
+            )
+        rate = stream.get(cv2.CAP_PROP_FPS)
+        if every is None and not 0 < rate < 1000:
+            raise ValueError(f"{video} does not say how many frames a second has; give every=, such as 15")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(note, json.dumps({"asked": asked}).encode())
+        count = max(0, int(stream.get(cv2.CAP_PROP_FRAME_COUNT)))
+        share = 1 / every if every is not None else min(1.0, fps / rate)
+        found: dict[str, float] = {}
+        for number in progress(_grabbed(stream), count, f"frames {video.name}"):
+            # Of every 1/share frames the first; exact for whole numbers.
+            if number and math.floor(number * share + 1e-9) == math.floor((number - 1) * share + 1e-9):
+                continue
+            path = folder / f"frame_{number:06d}.jpg"
+            if not path.is_file():
+                whole, pixels = stream.retrieve()
+                if not whole:
+                    break
+                _write(path, _jpeg(pixels[..., ::-1], longest))
+            found[path.stem] = sharpness(_picture(path, longest)[0])
+    finally:
+        stream.release()
+    if not found:
+        raise DataError(f"{video}: expected frames, found none that OpenCV can decode; convert it to mp4")
+    _write(note, json.dumps({"asked": asked, "seen": number + 1, "said": count, "frames": found}).encode())
+    return folder
+
+
+def sharpness(image: Tensor) -> float:
+    """The variance of the Laplacian of the grey picture (3, H, W), in 8-bit levels (Pech-Pacheco et al., ICPR 2000).
+
+    >>> sharpness(torch.full((3, 8, 8), 0.3))
+    0.0
+    """
+    grey = (255 * image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0).double()
+    inner = grey[1:-1, 1:-1]
+    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
+    return round(float(laplacian.var(correction=0)), 6)
+
+
+def sharp(scores: Sequence[float], blur: float, reach: int = REACH) -> list[int]:
+    """The frames that are not blurred: those with at least a share of the median sharpness of their neighbours.
+
+    Neighbours, and no fixed threshold: before a white wall every frame has few edges.
+
+    >>> sharp([9, 8, 2, 9, 8, 0.1, 0.1, 0.1, 0.1, 0.1], 0.5)
+    [0, 1, 3, 4, 7, 8, 9]
+    """
+    kept = []
+    for i, score in enumerate(scores):
+        around = [*scores[max(0, i - reach) : i], *scores[i + 1 : i + 1 + reach]]
+        if not around or score >= blur * float(np.median(around)):
+            kept.append(i)
+    return kept
+
+
+def normals_of(depth: Tensor, intrinsics: Any, radius: int = 1, straight: float = 0.02) -> Tensor:
+    r"""Normals (3, H, W) of the surface that a pinhole's depth shows: x right, y up, z to the viewer.
+
+    Of a plane, one over the depth is linear in the pixel, whatever the angle:
+
+    .. math:: \frac1Z = A x + B y + C, \quad x = \frac{u - c_x}{f_x},\; y = \frac{v - c_y}{f_y}
+              \quad\Rightarrow\quad n \propto (-A,\, B,\, C)
+
+    so that least squares over a square window give the normal, exactly for planes. Of the nine windows that hold a pixel in
+    their middle, at a side or in a corner, the straightest is taken (the middle one where none is twice as straight): normals
+    neither cross the border between two objects nor are rounded off where walls meet.
+
+    Args:
+        depth: (1, H, W), metres along the optical axis; NaN, and what is not positive, is not known.
+        intrinsics: (3, 3) in pixels; a pixel's centre lies at its column and row plus a half.
+        radius: of the windows, (2 radius + 1)^2 pixels; more for a noisy sensor.
+        straight: a window is no surface if the fit misses by more than this share of its depth (root mean square).
+
+    Returns:
+        unit vectors, NaN where depth is not known or none of the windows is a surface: at a discontinuity.
+
+    Raises:
+        ValueError: depth or intrinsics are of another form.
+    """
+    k = torch.as_tensor(np.asarray(intrinsics, dtype=np.float64))
+    if depth.dim() != 3 or depth.shape[0] != 1 or k.shape != (3, 3) or radius < 1:
+        raise ValueError(
+            f"expected depth (1, H, W), intrinsics (3, 3) and a radius of at least 1, got {tuple(depth.shape)}, "
+            f"{tuple(k.shape)} and {radius}"
+        )
+    height, width = depth.shape[-2:]
+    known = depth.double().where(depth > 0, torch.nan)
+    inverse = F.pad(1 / known[None], [radius] * 4, value=torch.nan)
+    side = 2 * radius + 1
+    step = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    ones, count = torch.ones(side, dtype=torch.float64), side * side
+    spread = float(side * (step * step).sum())
+    kernels = torch.stack(
+        [ones[:, None] * ones / count, ones[:, None] * step / spread, step[:, None] * ones / spread]
+    )
+    mean, across, down = F.conv2d(inverse, kernels[:, None])[0]  # NaN of one pixel makes its windows NaN
+    square = F.conv2d(inverse.square(), kernels[:1, None])[0, 0]
+    missed = (square - mean.square() - (across.square() + down.square()) * spread / count).clamp(min=0)
+    missed = missed.sqrt() / mean
+    rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width))
+    a, b = across * k[0, 0], down * k[1, 1]
+    c = mean - a * (columns - k[0, 2]) / k[0, 0] - b * (rows[:, None] - k[1, 2]) / k[1, 1]
+    fits = torch.stack([-a, b, c, missed])
+    around = F.pad(fits, [radius] * 4, value=torch.nan)
+    best = torch.full((4, height, width), torch.inf, dtype=torch.float64)
+    score = torch.full((height, width), torch.inf, dtype=torch.float64)
+    for y in (radius, 0, 2 * radius):
+        for x in (radius, 0, 2 * radius):
+            one = around[:, y : y + height, x : x + width]
+            # Differences below a millionth are rounding's.
+            cost = (one[3] + 1e-6) * (1 if y == x == radius else 2)
+            better = cost.nan_to_num(torch.inf) < score
+            best, score = torch.where(better, one, best), torch.where(better, cost, score)
+    normals = best[:3] / best[:3].norm(dim=0, keepdim=True)
+    surface = (best[3] <= straight) & known[0].isfinite()
+    return normals.where(surface, torch.nan).to(depth.dtype)
+
+
+def _grabbed(stream: Any) -> Iterator[int]:
+    number = 0
+    while stream.grab():
+        yield number
+        number += 1
+
+
+def _in_order(folder: Path) -> Iterator[Path]:
+    """The pictures of the first place that has some, numbers in names counted as numbers."""
+    for place in PLACES:
+        inner = folder / place
+        if inner.is_dir():
+            found = [
+                p for p in inner.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")
+            ]
+            if found:
+                yield from sorted(found, key=lambda p: [_number(part) for part in re.split(r"(\d+)", p.name)])
+                return
+
+
+def _number(part: str) -> tuple[int, str]:
+    return (int(part), "") if part.isdigit() else (-1, part.lower())
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = list(_in_order(folder))
+    if not found:
+        others = sorted({p.suffix for p in folder.iterdir() if p.is_file()} - {""})
+        raise DataError(
+            f"{folder}: expected pictures ({', '.join(PICTURES)}) in it or in {', '.join(PLACES[1:])}, found "
+            f"{'files of ' + ', '.join(others) if others else 'none'}; export them as JPEG"
+        )
+    return found
+
+
+def _picture(path: Path, longest: int) -> tuple[Tensor, tuple[int, int], int]:
+    """The picture upright, (3, H, W) in [0, 1]; its height and width as stored but upright; and how it was turned."""
+    image_of = _pillow()
+    from PIL import ImageOps
+
+    data = need_file(path, "a picture").read_bytes()
+    try:
+        with image_of.open(io.BytesIO(data)) as image:
+            if image.mode[0] in "IF":
+                raise DataError(
+                    f"{path}: expected 8 bits a channel, found mode {image.mode}; is it depth? Put it in depth/"
+                )
+            turn = int(image.getexif().get(ORIENTATION, 1))
+            width, height = image.size
+            shrink = min(1.0, longest / max(width, height))
+            if shrink < 1:
+                image.draft("RGB", (math.ceil(width * shrink), math.ceil(height * shrink)))
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, image_of.DecompressionBombError) as error:
+        raise DataError(
+            f"{path}: expected a picture, found a damaged file ({error}); take it out of the folder"
+        ) from error
+    if turn in TURNS:
+        width, height = height, width
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    if upright.size != size:
+        upright = upright.resize(size, image_of.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.asarray(upright).copy()).permute(2, 0, 1)
+    return pixels.contiguous().float() / 255, (height, width), turn
+
+
+def _metres(path: Path) -> Tensor:
+    """Depth (1, H, W) of one of the two kinds of file."""
+    if path.suffix == ".npy":
+        array = numpy_array(path, "depth in metres")
+        if array.dtype.kind != "f":
+            raise DataError(
+                f"{path}: expected metres in floats, found {array.dtype}; divide millimetres by 1000"
+            )
+        depth = metres(array, 1.0)
+        depth = depth.where(depth > 0, torch.nan)
+        if float(depth.nanmedian()) > 500:
+            raise DataError(
+                f"{path}: expected metres, found a median of {float(depth.nanmedian()):g}; divide millimetres by 1000"
+            )
+        return depth
+    with _pillow().open(io.BytesIO(need_file(path, "depth").read_bytes())) as image:
+        if image.mode not in ("I;16", "I;16B", "I"):
+            raise DataError(
+                f"{path}: expected 16 bits of millimetres, found mode {image.mode}; a picture of the depth is not the depth"
+            )
+    return metres(levels(path), 1e-3, (0, 65535))
+
+
+def _lens(
+    folder: Path, given: Sequence[float] | None
+) -> tuple[float, float, float, float, tuple[int, int] | None] | None:
+    """fx, fy, cx, cy, and (height, width) of the picture that they are of, if that is said."""
+    where, of = "intrinsics", None
+    if given is None:
+        path = folder / "intrinsics.json"
+        if not path.is_file():
+            return None
+        table, where = _json(path), str(path)
+        given = [table.get(key) for key in ("fx", "fy", "cx", "cy")]  # type: ignore[misc]
+        if "width" in table and "height" in table:
+            of = int(table["height"]), int(table["width"])
+    numbers = [float(v) if isinstance(v, int | float) else math.nan for v in given]
+    if len(numbers) != 4 or not all(math.isfinite(v) and v > 0 for v in numbers):
+        raise DataError(f"{where}: expected fx, fy, cx, cy in pixels, all above 0, found {list(given)}")
+    fx, fy, cx, cy = numbers
+    return fx, fy, cx, cy, of
+
+
+def _alike(depth: Tensor, image: Tensor) -> bool:
+    """Whether both are as wide for their height, but for rounding to whole pixels."""
+    (h, w), (height, width) = depth.shape[-2:], image.shape[-2:]
+    return abs(w * height - h * width) <= 0.5 * (h + w + height + width)
+
+
+def _nearest(depth: Tensor, image: Tensor) -> Tensor:
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * old / new).long()
+        for new, old in zip(image.shape[-2:], depth.shape[-2:], strict=True)
+    )
+    return depth[:, rows[:, None], columns]
+
+
+def _jpeg(pixels: Any, longest: int) -> bytes:
+    """A frame (H, W, 3) uint8 as JPEG, no larger than asked for, colours at full resolution."""
+    image, file = _pillow().fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    shrink = min(1.0, longest / max(image.size))
+    if shrink < 1:
+        size = tuple(max(1, round(n * shrink)) for n in image.size)
+        image = image.resize(size, _pillow().Resampling.BILINEAR)
+    image.save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(need_file(path, "an object of JSON").read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected JSON, found a damaged file ({error})") from error
+    if not isinstance(table, dict):
+        raise DataError(f"{path}: expected an object of JSON, found a {type(table).__name__}")
+    return table
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_extra("Pillow", "images") from error
+    return Image
