@@ -1,12 +1,18 @@
-"""The command line: ``testtime demo``, ``bench``, ``report``, ``methods``, ``scenes``, ``multitask``."""
+"""The command line: ``testtime demo``, ``bench``, ``report``, ``methods``, ``scenes``, ``multitask``, ``space``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 __all__ = ["main"]
+
+FAMILIES = {
+    "multitask": "several dense tasks adapted together: list, train, bench, analyse, report, demo",
+    "space": "a model pre-trained in the place it will work in: list, bench, report",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; None takes those of the process.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser(given[:1] == ["multitask"]).parse_args(given)
+    arguments = _parser(given[:1]).parse_args(given)
     arguments.argv = given
     try:
         return int(arguments.run(arguments))
@@ -30,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser(multitask: bool) -> argparse.ArgumentParser:
-    """The parser; the commands of a family that waits for torch are there only if asked for."""
+def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; the commands of a family are there only if it is the first word."""
     parser = argparse.ArgumentParser(prog="testtime", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     bench = commands.add_parser("bench", help="run a protocol x methods x seeds grid")
@@ -105,13 +111,10 @@ def _parser(multitask: bool) -> argparse.ArgumentParser:
     show.add_argument("--out", metavar="FILE", help="the sheet (sheet.png in the folder)")
     show.set_defaults(run=_scenes_show)
 
-    family = commands.add_parser(
-        "multitask", help="several dense tasks adapted together: list, train, bench, report, demo"
-    )
-    if multitask:
-        from testtime.multitask.commands import add
-
-        add(family)
+    for name, told in FAMILIES.items():
+        family = commands.add_parser(name, help=told)
+        if name in first:
+            import_module(f"testtime.{name}.commands").add(family)
     return parser
 
 

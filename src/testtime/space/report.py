@@ -1,0 +1,179 @@
+"""The page of an analysis: a table of mIoU in the test house, its figure, and how it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from testtime.bench.page import definitions, deviation, document, figure, mean, show, table, write_page
+from testtime.bench.svg import Series, line_chart
+from testtime.space.analyses import ANALYSES, Analysis
+
+__all__ = ["cells", "text_table", "write_report"]
+
+STYLE = """
+.bar{background:linear-gradient(to right,color-mix(in srgb,var(--c1) 22%,transparent) var(--w),transparent var(--w))}
+"""
+Cells = Mapping[tuple[str, str], Sequence[float]]
+
+
+def cells(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
+    """mIoU by row and column: of each seed its mean over the points that share the cell."""
+    by_seed: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for result in results:
+        place = by_seed.setdefault((result["row"], result["column"]), {})
+        place.setdefault(result["seed"], []).append(result["mIoU"])
+    return {place: [mean(values) for _, values in sorted(seeds.items())] for place, seeds in by_seed.items()}
+
+
+def text_table(analysis: Analysis, results: Sequence[Mapping[str, Any]]) -> str:
+    """The table for a terminal."""
+    found = cells(results)
+    rows, columns = _names(found)
+    lines = [["", *columns], *([row, *(_text(found.get((row, c), ())) for c in columns)] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    shown = "\n".join(
+        "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+    return f"{analysis.title} mIoU in %, {_seeds(results)}\n{shown}"
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write the page of an analysis from its ``results.json``.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    folder = Path(folder)
+    if not (folder / "results.json").is_file():
+        raise ValueError(
+            f"{folder} holds no results.json; testtime space bench makes one, and goes on where it was left"
+        )
+    about = json.loads((folder / "results.json").read_text())
+    analysis = ANALYSES[about["analysis"]]
+    return write_page(folder / "report.html", page(analysis, about))
+
+
+def page(analysis: Analysis, about: Mapping[str, Any]) -> str:
+    """The whole page."""
+    results = about["results"]
+    found = cells(results)
+    rows, columns = _names(found)
+    best = max(found, key=lambda place: mean(found[place]))
+    lead = (
+        f"Highest is <strong>{escape(_name(best))}</strong> with {_text(found[best])} % mIoU ({_seeds(results)})."
+        if found
+        else "There is no result yet."
+    )
+    if {row for row, _ in found} == {f"trained in {h}" for h in range(len(rows))}:
+        own, other = _diagonal(found)
+        lead = (
+            f"A model is worth {show(mean(own))} % mIoU in the house it was pre-trained in and {show(mean(other))} % in "
+            f"another ({_seeds(results)}): a difference of {mean(own) - mean(other):+.1f} points."
+        )
+    made = [
+        ("in the paper", analysis.published),
+        ("preset", about["preset"]),
+        ("command", " ".join(about["command"])),
+        *((k, v) for k, v in about["machine"].items()),
+    ]
+    shown = _table(found, rows, columns) + _line(analysis, found, rows, columns)
+    return document(
+        analysis.title,
+        f"testtime space · {analysis.name} · {about['preset']}",
+        lead,
+        [
+            ("result", "Result", "mIoU in the test house", shown),
+            ("classes", "Classes", "Class by class", _classes(results)),
+            ("made", "Provenance", "How this was made", definitions(made)),
+        ],
+        STYLE,
+    )
+
+
+def _table(found: Cells, rows: Sequence[str], columns: Sequence[str]) -> str:
+    top = max((mean(v) for v in found.values()), default=1.0) or 1.0
+    body = []
+    for row in rows:
+        inside = []
+        for column in columns:
+            values = found.get((row, column), ())
+            width = 0.0 if not values else 100 * mean(values) / top
+            first = bool(values) and math.isclose(mean(values), top)
+            inside.append(
+                f'<td class="bar{" best" if first else ""}" style="--w:{width:.0f}%">{_text(values)}</td>'
+            )
+        body.append(f'<tr><th scope="row">{escape(row)}</th>{"".join(inside)}</tr>')
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
+    note = '<p class="note">Percent, mean over seeds ± their standard deviation; the bar is the share of the highest.</p>'
+    return table("mIoU", f'<tr><th scope="col"></th>{head}</tr>', body) + note
+
+
+def _line(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequence[str]) -> str:
+    """A chart, where the columns are numbers."""
+    numbers = {c: float(c) for c in columns if c.replace(".", "", 1).isdigit()}
+    if not analysis.unit or len(numbers) < 2:
+        return ""
+    series = []
+    for colour, row in enumerate(rows, 1):
+        there = [c for c in numbers if (row, c) in found]
+        values = [found[row, c] for c in there]
+        xs = [numbers[c] for c in there]
+        if len(xs) == 1:
+            xs, values = [min(numbers.values()), max(numbers.values())], values * 2
+        spread = [deviation(v) for v in values]
+        series.append(Series(row, xs, [mean(v) for v in values], min(colour, 6), spread))
+    told = "; ".join(f"{s.name}: {', '.join(f'{y:.1f}' for y in s.y)}" for s in series)
+    return figure(
+        line_chart(series, analysis.title, told, "mIoU, %", x_unit=analysis.unit, height=320),
+        escape(analysis.title),
+    )
+
+
+def _classes(results: Sequence[Mapping[str, Any]]) -> str:
+    """IoU by class of every row, where there are few."""
+    rows = list(dict.fromkeys(r["row"] for r in results))
+    if len(rows) > 8 or len({r["column"] for r in results}) > 1:
+        return ""
+    names = list(results[0]["IoU"])
+    body = []
+    for name in names:
+        inside = []
+        for row in rows:
+            known = [r["IoU"][name] for r in results if r["row"] == row and r["IoU"][name] is not None]
+            inside.append(f"<td>{show(mean(known))}</td>")
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(inside)}</tr>')
+    head = "".join(f'<th scope="col">{escape(row)}</th>' for row in rows)
+    return table("IoU by class", f'<tr><th scope="col">class</th>{head}</tr>', body)
+
+
+def _diagonal(found: Cells) -> tuple[list[float], list[float]]:
+    own: list[float] = []
+    other: list[float] = []
+    for (row, column), values in found.items():
+        same = row.removeprefix("trained in ") == column.removeprefix("judged in ")
+        (own if same else other).append(mean(values))
+    return own, other
+
+
+def _names(found: Cells) -> tuple[list[str], list[str]]:
+    return list(dict.fromkeys(r for r, _ in found)), list(dict.fromkeys(c for _, c in found))
+
+
+def _name(place: tuple[str, str]) -> str:
+    row, column = place
+    return row if column in ("mIoU", "–") else f"{row}, {column}"
+
+
+def _text(values: Sequence[float]) -> str:
+    spread = deviation(list(values))
+    return show(mean(list(values))) + (f" ±{spread:.1f}" if spread else "")
+
+
+def _seeds(results: Sequence[Mapping[str, Any]]) -> str:
+    count = len({r["seed"] for r in results})
+    return f"{count} seed{'s' * (count != 1)}"
