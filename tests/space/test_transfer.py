@@ -403,3 +403,15 @@ def test_logits_are_bilinear():
     x = torch.rand(1, 3, 16, 16)
     coarse = model.head(model.encoder(x))
     torch.testing.assert_close(model(x), F.interpolate(coarse, (16, 16), mode="bilinear"))
+
+
+def test_half_precision_begins_at_the_same_loss(tmp_path):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        recipe = TransferRecipe(epochs=1, batch=6, warmup=0, precision=precision)
+        model = transfer(segmenter(), Halves(), recipe, tmp_path / precision)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        lines = (tmp_path / precision / "losses.jsonl").read_text().splitlines()
+        losses[precision] = json.loads(lines[0])["loss"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2e-2)
+    assert losses["bfloat16"] != losses["float32"]
