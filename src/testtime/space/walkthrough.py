@@ -156,15 +156,15 @@ class Walkthrough(DenseSet):
             IndexError: there is no such frame.
         """
         key = self._key(index)
+        if self._lens is None and self.fov is None:
+            raise DataError(
+                f"{self.folder}: no intrinsics are known; give fx, fy, cx, cy (intrinsics.json), or the degrees that "
+                "the longer side of a picture spans"
+            )
         image, stored, _ = _picture(self._pictures[key], self.longest)
         height, width = image.shape[-2:]
         if self._lens is None:
-            if self.fov is None:
-                raise DataError(
-                    f"{self.folder}: no intrinsics are known; give fx, fy, cx, cy (intrinsics.json), or the degrees that "
-                    "the longer side of a picture spans"
-                )
-            focal = max(height, width) / 2 / math.tan(math.radians(self.fov) / 2)
+            focal = max(height, width) / 2 / math.tan(math.radians(self.fov or 0.0) / 2)
             return Camera(width, height, focal, focal, width / 2, height / 2, np.eye(4))
         fx, fy, cx, cy, of = self._lens
         high, wide = of or stored
