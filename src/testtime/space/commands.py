@@ -1,4 +1,4 @@
-"""``testtime space``: list, bench, report."""
+"""``testtime space``: list, bench, report, demo."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     report = commands.add_parser("report", help="make the page of an analysis")
     report.add_argument("run_folder", metavar="RUN", help="folder of its results")
     report.set_defaults(run=_report)
+
+    demo = commands.add_parser(
+        "demo", help="one house end to end: render, tokenise, pre-train, transfer, judge, draw"
+    )
+    demo.add_argument("--out", default="runs/space-demo", metavar="DIR", help="folder (runs/space-demo)")
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    demo.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that render (2)")
+    demo.set_defaults(run=_demo)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -91,6 +99,22 @@ def _report(arguments: argparse.Namespace) -> int:
     from testtime.space.report import write_report
 
     print(write_report(arguments.run_folder))
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from testtime.space.analyses import ANALYSES
+    from testtime.space.demo import run_demo
+    from testtime.space.report import text_table, write_report
+
+    print(
+        "A small model learns a house from its sensors, without labels. What is that worth when labels come from elsewhere?"
+    )
+    folder = Path(arguments.out)
+    results = run_demo(folder, seed=arguments.seed, jobs=arguments.jobs, say=_say)
+    _write(folder, "main", "demo", arguments.argv, results)
+    print(text_table(ANALYSES["main"], results))
+    print(f"The report, with pictures: {write_report(folder)}")
     return 0
 
 

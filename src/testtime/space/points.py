@@ -123,7 +123,7 @@ class Lab:
         model = self.pretrained(point)
         return Encoder(model) if isinstance(model, FourM) else model.encoder
 
-    def pretrained(self, point: Point) -> nn.Module | Any:
+    def pretrained(self, point: Point) -> Any:
         """The whole model of a point after pre-training."""
         preset, recipe = self.preset, self.preset.recipe
         names = point.modalities if point.objective == "mm" else (RGB.name,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from testtime.space.analyses import ANALYSES, Analysis
 __all__ = ["cells", "text_table", "write_report"]
 
 STYLE = """
+.sheet{width:100%;max-width:72rem;min-width:52rem;height:auto;display:block}
 .bar{background:linear-gradient(to right,color-mix(in srgb,var(--c1) 22%,transparent) var(--w),transparent var(--w))}
 """
 Cells = Mapping[tuple[str, str], Sequence[float]]
@@ -55,11 +57,11 @@ def write_report(folder: str | Path) -> Path:
         )
     about = json.loads((folder / "results.json").read_text())
     analysis = ANALYSES[about["analysis"]]
-    return write_page(folder / "report.html", page(analysis, about))
+    return write_page(folder / "report.html", page(analysis, about, _pictures(folder / "pictures")))
 
 
-def page(analysis: Analysis, about: Mapping[str, Any]) -> str:
-    """The whole page."""
+def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> str:
+    """The whole page; ``pictures`` is HTML."""
     results = about["results"]
     found = cells(results)
     rows, columns = _names(found)
@@ -88,6 +90,7 @@ def page(analysis: Analysis, about: Mapping[str, Any]) -> str:
         lead,
         [
             ("result", "Result", "mIoU in the test house", shown),
+            ("pictures", "Pictures", "What it looks like", pictures),
             ("classes", "Classes", "Class by class", _classes(results)),
             ("made", "Provenance", "How this was made", definitions(made)),
         ],
@@ -149,6 +152,21 @@ def _classes(results: Sequence[Mapping[str, Any]]) -> str:
         body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(inside)}</tr>')
     head = "".join(f'<th scope="col">{escape(row)}</th>' for row in rows)
     return table("IoU by class", f'<tr><th scope="col">class</th>{head}</tr>', body)
+
+
+def _pictures(folder: Path) -> str:
+    if not (folder / "pictures.json").is_file():
+        return ""
+    about = json.loads((folder / "pictures.json").read_text())["about"]
+    light, dark = (
+        f"data:image/png;base64,{base64.b64encode((folder / f'{tone}.png').read_bytes()).decode()}"
+        for tone in ("light", "dark")
+    )
+    return (
+        f'<p class="note">{escape(about)}</p><div class="scroll" tabindex="0"><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}"><img class="sheet" alt="{escape(about)}" src="{light}">'
+        "</picture></div>"
+    )
 
 
 def _diagonal(found: Cells) -> tuple[list[float], list[float]]:

@@ -1,0 +1,130 @@
+"""What a model of a space sees, expects and says, as pictures for a person to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from testtime.data.dense import DenseSet
+from testtime.errors import missing_extra
+from testtime.multitask import Depth, Edges, Normals, Segmentation
+from testtime.multitask.pictures import picture
+from testtime.parts.randomness import generator
+from testtime.space.generate import predicted
+from testtime.space.modalities import Modality
+from testtime.space.model import FourM
+from testtime.space.tokenizers import Tokenizer
+
+__all__ = ["coloured", "hidden", "write_pictures"]
+
+LIGHT = {"paper": (253, 252, 250), "ink": (28, 31, 36)}
+DARK = {"paper": (20, 23, 28), "ink": (232, 230, 225)}
+GAP, HEAD = 6, 26
+
+
+def coloured(modality: Modality, value: Tensor) -> NDArray[np.uint8]:
+    """An image in its normalised range, or classes, as colours (H, W, 3)."""
+    if modality.kind == "classes":
+        return picture(Segmentation(tuple(str(i) for i in range(modality.channels))), value)
+    if modality.channels == 3 and not modality.signs:
+        return np.rint((value.permute(1, 2, 0).clamp(-1, 1).numpy() + 1) * 127.5).astype(np.uint8)
+    if modality.channels == 3:
+        return picture(Normals(), torch.nn.functional.normalize(value, dim=0))
+    if modality.normalise == "unit":
+        return picture(Edges(), (value + 1) / 2)
+    return picture(Depth(), value, (-2.0, 2.5))
+
+
+def hidden(image: Tensor, shown: Tensor, patch: int) -> NDArray[np.uint8]:
+    """A picture (3, H, W) of which only some patches are shown; the others are grey."""
+    columns = image.shape[-1] // patch
+    pixels = np.full((*image.shape[-2:], 3), 128, np.uint8)
+    whole = np.rint(image.permute(1, 2, 0).clamp(0, 1).numpy() * 255).astype(np.uint8)
+    for place in shown.tolist():
+        y, x = divmod(place, columns)
+        here = np.s_[y * patch : (y + 1) * patch, x * patch : (x + 1) * patch]
+        pixels[here] = whole[here]
+    return pixels
+
+
+def write_pictures(
+    folder: str | Path,
+    model: FourM,
+    tokenizers: Mapping[str, Tokenizer],
+    segmenters: Mapping[str, Any],
+    data: DenseSet,
+    indices: Sequence[int],
+    share: float = 0.25,
+    width: int = 112,
+    seed: int = 0,
+) -> list[Path]:
+    """Draw frames: the picture, the patches that are shown, what the model expects of each modality, and the segmentations.
+
+    Args:
+        folder: where ``pictures`` are written, with a line that says what they are.
+        model: pre-trained.
+        tokenizers: by stream.
+        segmenters: by name, from pictures to logits.
+        data: frames with "semseg".
+        indices: which.
+        share: of the picture's patches that the model is shown.
+        width: of a picture, in pixels.
+        seed: of the patches.
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError as error:
+        raise missing_extra("Pillow", "images") from error
+    images, labels = data.batch(indices)
+    places = model.grid[0] * model.grid[1]
+    keys = torch.rand(len(images), places, generator=generator(seed, 0, "pictures"))
+    shown = keys.argsort(1)[:, : max(1, int(places * share))]
+    columns: list[tuple[str, list[NDArray[np.uint8]]]] = [
+        ("picture", [np.rint(x.permute(1, 2, 0).numpy() * 255).astype(np.uint8) for x in images]),
+        ("shown", [hidden(x, s, model.patch) for x, s in zip(images, shown, strict=True)]),
+    ]
+    for stream, tokenizer in tokenizers.items():
+        if tokenizer.modality.kind in ("image", "classes"):
+            guess = tokenizer.decode(predicted(model, stream, images, shown))
+            columns.append((f"→ {tokenizer.modality.name}", [coloured(tokenizer.modality, g) for g in guess]))
+    task = Segmentation(data.classes)
+    columns.append(("label", [picture(task, y) for y in labels["semseg"]]))
+    with torch.no_grad():
+        for name, segmenter in segmenters.items():
+            columns.append((name, [picture(task, y) for y in segmenter(images).argmax(1)]))
+    where = Path(folder) / "pictures"
+    where.mkdir(parents=True, exist_ok=True)
+    height = round(width * images.shape[-2] / images.shape[-1])
+    written = []
+    for tone, colours in (("light", LIGHT), ("dark", DARK)):
+        size = (GAP + len(columns) * (width + GAP), HEAD + len(images) * (height + GAP))
+        sheet = Image.new("RGB", size, colours["paper"])
+        draw = ImageDraw.Draw(sheet)
+        for column, (heading, pixels) in enumerate(columns):
+            left = GAP + column * (width + GAP)
+            draw.text((left, 5), heading, colours["ink"], ImageFont.load_default(13))
+            for row, one in enumerate(pixels):
+                kind = Image.Resampling.BICUBIC if column < 1 else Image.Resampling.NEAREST
+                sheet.paste(
+                    Image.fromarray(one).resize((width, height), kind), (left, HEAD + row * (height + GAP))
+                )
+        path = where / f"{tone}.png"
+        sheet.save(path, optimize=True)
+        written.append(path)
+    about = (
+        f"Frames of the test house from cameras that were not trained on. Shown {share:.0%} of the picture's patches, the "
+        "model expects the rest of the picture and what each sensor would say (→); right of the label, segmentations of the "
+        "whole picture."
+    )
+    (where / "pictures.json").write_text(json.dumps({"about": about}) + "\n")
+    return written
