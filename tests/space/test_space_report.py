@@ -1,0 +1,88 @@
+"""The page of an analysis: figures, bars, the diagonal."""
+
+import json
+
+import pytest
+
+from testtime.space.analyses import ANALYSES
+from testtime.space.presets import PRESETS
+from testtime.space.report import cells, text_table, write_report
+
+
+def results(analysis, value):
+    found = []
+    for seed in (0, 1):
+        for i, entry in enumerate(analysis.entries(PRESETS["tiny"])):
+            found.append(
+                {
+                    "row": entry.row,
+                    "column": entry.column,
+                    "seed": seed,
+                    "mIoU": value(i, entry) + seed,
+                    "IoU": {"wall": 50.0 + i, "bed": None},
+                }
+            )
+    return found
+
+
+def write(folder, name, value):
+    folder.mkdir()
+    about = {
+        "analysis": name,
+        "preset": "tiny",
+        "command": ["testtime", "space", "bench", name],
+        "machine": {"machine": "a machine"},
+        "results": results(ANALYSES[name], value),
+    }
+    (folder / "results.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_points_that_share_a_cell_are_averaged_by_seed():
+    found = cells(results(ANALYSES["specialise"], lambda i, e: float(i)))
+    assert found["the test house", "1"] == [0.0, 1.0]
+    assert found["houses never seen", "1"] == [2.5, 3.5]  # points 1 to 4
+
+
+def test_the_page_of_the_main_table(tmp_path):
+    text = write_report(write(tmp_path / "main", "main", lambda i, e: 20.0 + 5 * i)).read_text()
+    assert "Highest is <strong>TST-MM (all)</strong> with 40.5 ±0.7 % mIoU (2 seeds)." in text
+    assert '<td class="bar best" style="--w:100%">40.5 ±0.7</td>' in text
+    assert '<td class="bar" style="--w:51%">20.5 ±0.7</td>' in text
+    assert "testtime space bench main" in text
+    assert "<td>54.0</td>" in text  # the wall of the fifth row
+
+
+def test_the_page_of_the_houses_compares_the_diagonal(tmp_path):
+    own = lambda i, e: 40.0 if e.row[-1] == e.column[-1] else 30.0  # noqa: E731
+    text = write_report(write(tmp_path / "spaces", "spaces", own)).read_text()
+    assert "worth 40.5 % mIoU in the house it was pre-trained in and 30.5 % in another (2 seeds)" in text
+    assert "a difference of +10.0 points" in text
+
+
+def test_columns_that_are_numbers_are_drawn(tmp_path):
+    text = write_report(write(tmp_path / "worth", "worth", lambda i, e: 30.0 + i)).read_text()
+    assert text.count("<svg") == 1
+    assert "other houses" in text
+
+
+def test_the_text_table():
+    analysis = ANALYSES["mixin"]
+    text = text_table(analysis, results(analysis, lambda i, e: 10.0 * i))
+    assert text.splitlines()[0] == "What do the transfer set's pictures add? mIoU in %, 2 seeds"
+    assert text.splitlines()[-1].split("  ")[-1] == "20.5 ±0.7"
+
+
+def test_no_results(tmp_path):
+    with pytest.raises(ValueError, match=r"no results\.json; testtime space bench makes one"):
+        write_report(tmp_path)
+
+
+def test_every_analysis_keeps_compute_and_names_apart():
+    for analysis in ANALYSES.values():
+        entries = analysis.entries(PRESETS["tiny"])
+        points = {e.point for e in entries}
+        assert len({p.name for p in points}) == len(points)
+        for point in points:
+            if point.houses and point.houses != PRESETS["tiny"].outside.houses:
+                assert PRESETS["tiny"].space(point.houses).frames >= 396
