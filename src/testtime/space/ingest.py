@@ -80,7 +80,7 @@ WORK = 256
 NEAR, FAR = 0.15, 60.0
 """Metres between which the median depth of a place is expected."""
 
-RED = (176, 42, 30)
+RED, RULE = (176, 42, 30), (214, 212, 206)
 
 
 @final
@@ -783,9 +783,10 @@ def space_sheet(
         x, facts = side + n * (w + GAP), report["modalities"][modality.name]
         text(x, 34, modality.name, points=15)
         if "perplexity" in facts:
-            text(x, 53, f"{facts['perplexity']:.0f} of {facts['vocabulary']} codes in use", DIM, 12)
+            text(x, 53, f"perplexity {facts['perplexity']:.0f} of {facts['vocabulary']}", DIM, 12)
     for n, index in enumerate(indices):
         y = top + n * band
+        draw.line((GAP, y - 7, full - GAP, y - 7), RULE)
         text(GAP, y, f"frame {index}   {frames.data[index].name}", DIM, 12)
         y += 18
         for line, words in enumerate(("as sensed", "as the\ntokens\ntell it")):
@@ -853,7 +854,7 @@ def _pair(
     seen = modality.normalised(raw[None].float())[0]
     note = f"{codes}, error {float((seen - told).square().mean()):.3f}"
     if modality.normalise == "truncated":
-        known = raw[0] > 0
+        known = raw > 0
         near, far = (float(v) for v in raw[known].aminmax()) if bool(known.any()) else (0.0, 0.0)
         return _ramp(raw, told), [f"{near:.1f} to {far:.1f} m", note]
     if modality.normalise == "signed":
