@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -129,7 +130,7 @@ def read_space(
     spaces: Sequence[str] | None = None,
     frames: str | Path | None = None,
     depth: str | Path | bool | None = None,
-    intrinsics: Sequence[float] | None = None,
+    intrinsics: Sequence[float] | str | Path | None = None,
     fov: float | None = None,
     fps: float = 2.0,
     every: int | None = None,
@@ -143,7 +144,8 @@ def read_space(
         layout: one of :data:`LAYOUTS`; None finds out, by the names of folders.
         spaces: some of the spaces (scenes, buildings, houses, sequences) there; None takes all.
         frames: where a video is taken apart; ``<video>-frames`` beside it by default.
-        depth, intrinsics, fov, longest: of a walk, see :class:`~testtime.space.walkthrough.Walkthrough`.
+        depth, intrinsics, fov, longest: of a walk, see :class:`~testtime.space.walkthrough.Walkthrough`. Of a video, None
+            takes the depth in ``<video>-depth`` and the ``intrinsics.json`` beside it if they are there.
         fps, every: of a video, see :func:`~testtime.space.walkthrough.take_apart`.
         blur: frames of a video that are blurred beside their neighbours are left out; 0 keeps them. Pictures are kept.
 
@@ -160,7 +162,9 @@ def read_space(
             folder = take_apart(root, frames or root.with_name(f"{root.stem}-frames"), fps, every, longest)
             beside = root.with_name(f"{root.stem}-depth")
             found = beside if depth is None and beside.is_dir() else depth
-            return Walkthrough(folder, found, intrinsics, fov, longest, blur, root.stem)
+            lens = root.with_name("intrinsics.json")
+            lens_of = lens if intrinsics is None and fov is None and lens.is_file() else intrinsics
+            return Walkthrough(folder, found, lens_of, fov, longest, blur, root.stem)
         return Walkthrough(root, depth, intrinsics, fov, longest)
     if layout == "scenes":
         from testtime.scenes.disk import read_scenes
@@ -243,22 +247,23 @@ class Sensed(DenseSet):
         }
         if self._lens is not None and "depth" in labels:
             depth = labels["depth"]
-            labels["normals"] = normals_of(depth, self._k(index, depth), self._radius(depth))
+            labels["normals"] = normals_of(depth, self._k(index, depth, self._lens), self._radius(depth))
         return Sample(sample.image, labels, sample.name)
 
     def made_normals(self, index: int) -> Tensor | None:
         """Normals of a frame's depth, whether or not a sensor gave some; None where that cannot be told."""
         depth = self.data[index].labels.get("depth")
-        if depth is None or (self._lens is None and _first_lens(self.data)[0] is None):
+        lens = self._lens or _first_lens(self.data)[0]
+        if depth is None or lens is None:
             return None
-        return normals_of(depth, self._k(index, depth), self._radius(depth))
+        return normals_of(depth, self._k(index, depth, lens), self._radius(depth))
 
-    def _k(self, index: int, depth: Tensor) -> NDArray[np.float64]:
+    def _k(self, index: int, depth: Tensor, lens: Any) -> NDArray[np.float64]:
         try:
-            camera = self.data.camera(index)  # type: ignore[attr-defined]
+            lens = self.data.camera(index)  # type: ignore[attr-defined]
         except DataError:
-            camera = self._lens
-        k: NDArray[np.float64] = camera.sized(tuple(depth.shape[-2:])).k
+            pass  # the first one that is known
+        k: NDArray[np.float64] = lens.sized(tuple(depth.shape[-2:])).k
         return k
 
     def _radius(self, depth: Tensor) -> int:
@@ -485,8 +490,8 @@ def normal_signs(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     if angles[best] < 0.7 * angle and angle > 10:
         turned = " and ".join(axis for axis, sign in zip("xyz", best, strict=True) if sign < 0)
         warning = (
-            f"normals: a median of {angle:.0f} degrees from those of the depth, with {turned} turned only "
-            f"{angles[best]:.0f}; expected x right, y up, z to the viewer"
+            f"normals: a median of {angle:.0f} degrees from those of the depth, but of {angles[best]:.0f} with "
+            f"{turned} turned round; expected x right, y up, z to the viewer"
         )
     elif angle > 30:
         warning = f"normals: a median of {angle:.0f} degrees from those of the depth, whatever their signs"
@@ -660,7 +665,12 @@ def _tokenizers(
     folders = {name: out / "tokenizers" / f"tok_{name}" for name in wanted}
     missing = [name for name, folder in folders.items() if not (folder / "report.json").is_file()]
     fresh = {name: recipe.made(wanted[name], size, patch, seed) for name in missing}
-    values = _values(frames, {name: (t.modality, t.size) for name, t in fresh.items()}, crops, smallest, seed)
+    # As many frames whether or not some tokenizers are there: the others must learn from the same ones.
+    each = crops * sum(math.prod(size) * (m.channels if m.kind == "image" else 1) for m in wanted.values())
+    count = max(1, min(len(frames), MEMORY // each))
+    values = _values(
+        frames, {name: (t.modality, t.size) for name, t in fresh.items()}, count, crops, smallest, seed
+    )
     found, reports = {}, {}
     for name, folder in folders.items():
         if name in fresh:
@@ -677,15 +687,14 @@ def _tokenizers(
 def _values(
     frames: SpaceFrames,
     wanted: Mapping[str, tuple[Modality, tuple[int, int]]],
+    count: int,
     crops: int,
     smallest: float,
     seed: int,
 ) -> dict[str, Tensor]:
-    """What tokenizers learn from: the crops that the shards will hold, of as many frames as fit into memory."""
+    """What tokenizers learn from: the crops that the shards will hold, of some frames."""
     if not wanted:
         return {}
-    each = crops * sum(m.channels * h * w if m.kind != "classes" else h * w for m, (h, w) in wanted.values())
-    count = max(1, min(len(frames), MEMORY // each))
     chosen = np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int)).tolist()
     values: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for i in progress(chosen, len(chosen), "frames for the tokenizers"):
@@ -735,9 +744,9 @@ def space_sheet(
     indices: Sequence[int],
     report: Mapping[str, Any],
     boxes: tuple[Modality, BoxVocabulary, int] | None = None,
-    width: int = 176,
+    width: int = 150,
 ) -> Image:
-    """Draw the middle crop of frames: each modality as it was sensed, and below it as its tokens tell it.
+    """Draw the middle crop of frames: each modality as it is, and below it as its tokens tell it.
 
     Args:
         frames: as they were sensed.
@@ -746,7 +755,7 @@ def space_sheet(
         indices: which frames.
         report: of :func:`ingest`.
         boxes: modality, vocabulary and length, if there are some.
-        width: of a picture in pixels, about; it is a multiple of the crop's if that is smaller.
+        width: of a picture in pixels at least; it is the next multiple of the crop's.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -757,18 +766,18 @@ def space_sheet(
     from testtime.scenes.sheet import DIM, GAP, INK, PAPER, RAMP
 
     high, wide = shards.size
-    factor = max(1, round(width / wide)) if wide < width else width / wide
-    w, h = round(wide * factor), round(high * factor)
+    factor = -(-width // wide)
+    w, h = wide * factor, high * factor
     columns = [*(t.modality for t in tokenizers.values()), *([boxes[0]] if boxes else [])]
-    side, top, band = 92, 74, 2 * h + 68
+    side, top, band = 92, 86, 2 * h + 68
     findings = _findings(report)
-    full = side + len(columns) * (w + GAP) + GAP
+    full = max(620, side + len(columns) * (w + GAP) + GAP)
     wrapped = [
         (line, finding.startswith("warning"))
         for finding in findings
         for line in textwrap.wrap(finding, max(40, (full - 2 * GAP) // 7), subsequent_indent="    ")
     ]
-    sheet = image_of.new("RGB", (full, top + band * len(indices) + 18 * len(wrapped) + 68), PAPER)
+    sheet = image_of.new("RGB", (full, top + band * len(indices) + 18 * len(wrapped) + 58), PAPER)
     draw = ImageDraw.Draw(sheet)
 
     def text(x: float, y: float, words: str, colour: tuple[int, int, int] = INK, points: int = 13) -> None:
@@ -789,7 +798,7 @@ def space_sheet(
         draw.line((GAP, y - 7, full - GAP, y - 7), RULE)
         text(GAP, y, f"frame {index}   {frames.data[index].name}", DIM, 12)
         y += 18
-        for line, words in enumerate(("as sensed", "as the\ntokens\ntell it")):
+        for line, words in enumerate(("as it is", "as the\ntokens\ntell it")):
             text(GAP, y + line * (h + 19), words, points=14)
         for m, modality in enumerate(columns):
             x = side + m * (w + GAP)
@@ -803,18 +812,19 @@ def space_sheet(
                 if modality.kind == "sequence" and boxes:
                     _draw_boxes(draw, _boxes(frames[index], shards, index, boxes, k), boxes[1], x, at, w, h)
     y = top + band * len(indices)
-    ramp = image_of.fromarray(np.repeat(RAMP[None].astype(np.uint8), 12, axis=0))
-    names = {modality.name for modality in columns}
-    legends = ["black: not known"]
-    if DEPTH.name in names:
-        sheet.paste(ramp.resize((120, 12), image_of.Resampling.BILINEAR), (GAP + 84, y + 3))
-        text(GAP, y, "depth: near")
-        text(GAP + 210, y, "far")
-    if NORMALS.name in names:
-        legends.insert(0, "normals: red to the right, green up, blue to the viewer")
-    text(GAP + (260 if DEPTH.name in names else 0), y, "      ".join(legends))
+    for modality in columns:
+        if modality.name == DEPTH.name:
+            ramp = image_of.fromarray(np.repeat(RAMP[None].astype(np.uint8), 12, axis=0))
+            sheet.paste(ramp.resize((120, 12), image_of.Resampling.BILINEAR), (GAP + 84, y + 3))
+            text(GAP, y, "depth: near")
+            text(GAP + 212, y, "far, each frame by itself; black: not known")
+            y += 18
+        if modality.name == NORMALS.name:
+            text(GAP, y, "normals: red to the right, green up, blue to the viewer; black: not known")
+            y += 18
+    y += 8
     for n, (words, bad) in enumerate(wrapped):
-        text(GAP, y + 28 + 18 * n, words, RED if bad else INK)
+        text(GAP, y + 18 * n, words, RED if bad else INK)
     return sheet
 
 
@@ -852,7 +862,7 @@ def _pair(
         cosine = float(F.cosine_similarity(_at(raw, told), told, dim=0).mean())
         return _components(raw, told), ["three main components", f"{codes}, cosine {cosine:.2f}"]
     seen = modality.normalised(raw[None].float())[0]
-    note = f"{codes}, error {float((seen - told).square().mean()):.3f}"
+    note = f"{codes}, mse {float((seen - told).square().mean()):.3f}"
     if modality.normalise == "truncated":
         known = raw > 0
         near, far = (float(v) for v in raw[known].aminmax()) if bool(known.any()) else (0.0, 0.0)

@@ -66,7 +66,8 @@ class Walkthrough(DenseSet):
     Args:
         folder: of the pictures; see above. They come in the order of a person: frame_2 before frame_10.
         depth: another folder of depth; None takes ``depth/`` if it is there, False none.
-        intrinsics: fx, fy, cx, cy in pixels of the upright pictures as stored; None reads ``intrinsics.json`` if it is there.
+        intrinsics: fx, fy, cx, cy in pixels of the upright pictures as stored (of a video's frames before they were made
+            smaller), or a file of them; None reads ``intrinsics.json`` if it is there.
         fov: degrees that the longer side of a picture spans, where no intrinsics are known.
         longest: pixels of a frame's longer side at most; larger ones are averaged.
         blur: a frame is left out whose sharpness is below this share of its neighbours' median; 0 keeps all.
@@ -82,7 +83,7 @@ class Walkthrough(DenseSet):
         self,
         folder: str | Path,
         depth: str | Path | bool | None = None,
-        intrinsics: Sequence[float] | None = None,
+        intrinsics: Sequence[float] | str | Path | None = None,
         fov: float | None = None,
         longest: int = 512,
         blur: float = 0.0,
@@ -283,17 +284,19 @@ def take_apart(
             if number and math.floor(number * share + 1e-9) == math.floor((number - 1) * share + 1e-9):
                 continue
             path = folder / f"frame_{number:06d}.jpg"
-            if not path.is_file():
+            if number == 0 or not path.is_file():
                 whole, pixels = stream.retrieve()
                 if not whole:
                     break
+                size = pixels.shape[:2]
                 _write(path, _jpeg(pixels[..., ::-1], longest))
             found[path.stem] = sharpness(_picture(path, longest)[0])
     finally:
         stream.release()
     if not found:
         raise DataError(f"{video}: expected frames, found none that OpenCV can decode; convert it to mp4")
-    _write(note, json.dumps({"asked": asked, "seen": number + 1, "said": count, "frames": found}).encode())
+    facts = {"asked": asked, "size": size, "seen": number + 1, "said": count, "frames": found}
+    _write(note, json.dumps(facts).encode())
     return folder
 
 
@@ -480,15 +483,19 @@ def _metres(path: Path) -> Tensor:
 
 
 def _lens(
-    folder: Path, given: Sequence[float] | None
+    folder: Path, given: Sequence[float] | str | Path | None
 ) -> tuple[float, float, float, float, tuple[int, int] | None] | None:
     """fx, fy, cx, cy, and (height, width) of the picture that they are of, if that is said."""
     where, of = "intrinsics", None
+    note, beside = folder / "video.json", folder / "intrinsics.json"
+    if note.is_file() and "size" in (told := _json(note)):
+        of = int(told["size"][0]), int(told["size"][1])
     if given is None:
-        path = folder / "intrinsics.json"
-        if not path.is_file():
+        if not beside.is_file():
             return None
-        table, where = _json(path), str(path)
+        given = beside
+    if isinstance(given, str | Path):
+        table, where = _json(Path(given)), str(given)
         given = [table.get(key) for key in ("fx", "fy", "cx", "cy")]  # type: ignore[misc]
         if "width" in table and "height" in table:
             of = int(table["height"]), int(table["width"])
