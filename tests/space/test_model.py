@@ -71,7 +71,7 @@ def test_the_whole_forward_recomputed_in_numpy():
     waves = lambda at, width: np.concatenate(  # noqa: E731
         [f(at[:, None] / 10000 ** (np.arange(width // 2) / (width // 2))) for f in (np.sin, np.cos)], 1
     )
-    grid = np.concatenate([waves(np.arange(4) % 2, d // 2), waves(np.arange(4) // 2, d // 2)], 1)
+    grid = np.concatenate([waves(np.arange(4) // 2, d // 2), waves(np.arange(4) % 2, d // 2)], 1)
     names = [s.name for s in STREAMS]
     embedding = np.concatenate(
         [
@@ -224,8 +224,8 @@ def test_query_key_and_value_are_born_as_matrices_of_their_own():
 def test_grid_embedding_tells_rows_from_columns():
     e = grid_embedding((2, 3), 8)
     assert e.shape == (6, 8)
-    assert torch.equal(e[0, :4], e[3, :4])  # the same column
-    assert torch.equal(e[0, 4:], e[2, 4:])  # the same row
+    assert torch.equal(e[0, 4:], e[3, 4:])  # the same column
+    assert torch.equal(e[0, :4], e[2, :4])  # the same row
     with pytest.raises(ValueError, match="multiple of four"):
         grid_embedding((2, 2), 6)
 

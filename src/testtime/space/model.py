@@ -343,7 +343,7 @@ class Encoder(nn.Module):
 
 
 def grid_embedding(grid: tuple[int, int], dim: int) -> Tensor:
-    """Sines and cosines of row and column, (rows * columns, dim); half of the width for each of the two.
+    """Sines and cosines of row and column, (rows * columns, dim); the first half tells the row, the second the column, as in 4M.
 
     Raises:
         ValueError: dim is not a multiple of four.
@@ -351,7 +351,7 @@ def grid_embedding(grid: tuple[int, int], dim: int) -> Tensor:
     if dim % 4:
         raise ValueError(f"the width of a 2-D sine-cosine embedding is a multiple of four, got {dim}")
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    return torch.cat([_waves(columns.flatten(), dim // 2), _waves(rows.flatten(), dim // 2)], 1)
+    return torch.cat([_waves(rows.flatten(), dim // 2), _waves(columns.flatten(), dim // 2)], 1)
 
 
 def line_embedding(length: int, dim: int) -> Tensor:
