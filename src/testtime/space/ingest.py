@@ -19,6 +19,7 @@ import json
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -77,6 +78,9 @@ SCALES = (0.8, 0.85, 0.9, 0.95, 1 / 0.95, 1 / 0.9, 1 / 0.85, 1.25)
 
 WORK = 256
 """Pixels of the longer side at which modalities are compared."""
+
+LEAST = 0.05
+"""The correlation below which picture and modality have nothing to do with each other."""
 
 NEAR, FAR = 0.15, 60.0
 """Metres between which the median depth of a place is expected."""
@@ -259,10 +263,8 @@ class Sensed(DenseSet):
         return normals_of(depth, self._k(index, depth, lens), self._radius(depth))
 
     def _k(self, index: int, depth: Tensor, lens: Any) -> NDArray[np.float64]:
-        try:
+        with suppress(DataError):  # else that of the first frame which knows it
             lens = self.data.camera(index)  # type: ignore[attr-defined]
-        except DataError:
-            pass  # the first one that is known
         k: NDArray[np.float64] = lens.sized(tuple(depth.shape[-2:])).k
         return k
 
@@ -379,13 +381,13 @@ def _judged(
         n = min(len(here), len(full[best]))
         gain = full[best][:n] - here[:n] if len(full[best]) != len(here) else full[best] - here
         sure = float(gain.mean()) > 3 * float(gain.std(ddof=1)) / n**0.5 if n > 3 else top > 1.5 * score
-        if sure and top > 1.1 * score + 0.01:
+        if sure and top > max(1.1 * score + 0.01, 2 * LEAST):
             warning = (
                 f"{task}: borders meet the picture's edges with correlation {score:.2f}, but with {top:.2f} when {best} "
                 f"(mean of {len(here)} frames)"
             )
     shift = max(shifts, key=lambda name: float(full[name].mean()) if name in full else -1.0)
-    if not warning and score < 0.05:
+    if not warning and score < LEAST:
         warning = (
             f"{task} and picture have little in common: correlation {score:.2f}; are they of the same frames?"
         )
@@ -614,7 +616,7 @@ def ingest(
         "patch": patch,
         "crops": crops,
         "normals": sensed.normals,
-        "modalities": {name: {"kind": one.kind, **reports.get(name, {})} for name, one in of.items()},
+        "modalities": {name: {"form": one.kind, **reports.get(name, {})} for name, one in of.items()},
         "alignment": checks,
         "warnings": warnings,
         "shards": "shards",

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -295,6 +296,10 @@ def take_apart(
         stream.release()
     if not found:
         raise DataError(f"{video}: expected frames, found none that OpenCV can decode; convert it to mp4")
+    if number + 1 < 0.9 * count:
+        warnings.warn(
+            f"{video}: only {number + 1} of {count} frames could be read; is it damaged?", stacklevel=2
+        )
     facts = {"asked": asked, "size": size, "seen": number + 1, "said": count, "frames": found}
     _write(note, json.dumps(facts).encode())
     return folder
@@ -317,8 +322,8 @@ def sharp(scores: Sequence[float], blur: float, reach: int = REACH) -> list[int]
 
     Neighbours, and no fixed threshold: before a white wall every frame has few edges.
 
-    >>> sharp([9, 8, 2, 9, 8, 0.1, 0.1, 0.1, 0.1, 0.1], 0.5)
-    [0, 1, 3, 4, 7, 8, 9]
+    >>> sharp([9, 8, 2, 9, 8], 0.5), sharp([0.9, 0.8, 0.2, 0.9, 0.8], 0.5)
+    ([0, 1, 3, 4], [0, 1, 3, 4])
     """
     kept = []
     for i, score in enumerate(scores):

@@ -1,0 +1,443 @@
+"""Taking a place in: sources told apart, faults between modalities found and none imagined, every stage kept, and its sheet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from testtime.data import Camera, DenseSet, Sample
+from testtime.errors import DataError
+from testtime.scenes import SceneSet, render_space
+from testtime.space.frames import SpaceFrames
+from testtime.space.ingest import (
+    Sensed,
+    TokenizerRecipe,
+    alignment,
+    ingest,
+    normal_signs,
+    read_space,
+    summary,
+)
+from testtime.space.modalities import EDGES, RGB, boxes, classes, features, truncated
+from testtime.space.sequences import Box, BoxVocabulary
+from testtime.space.shards import Shards
+from testtime.space.tokenizers import Tokenizer, load_tokenizer, perplexity
+from testtime.space.walkthrough import Walkthrough, normals_of
+
+pytest.importorskip("vector_quantize_pytorch")
+pytest.importorskip("cv2")
+
+QUICK = TokenizerRecipe(levels=(8, 6, 5), width=16, steps=20, batch=8)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> SceneSet:
+    return render_space(seed=3, frames=10, size=(48, 64), tasks=("depth", "normals"))
+
+
+class Changed(DenseSet):
+    """A set with some of its labels, each changed."""
+
+    def __init__(
+        self, data: SceneSet, change: Callable[[Tensor], Tensor] = lambda x: x, only: str = ""
+    ) -> None:
+        self.data, self.change = data, change
+        self.name, self.tasks = "changed", (only,) if only else data.tasks
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.data[index]
+        return replace(sample, labels={t: self.change(sample.labels[t]) for t in self.tasks})
+
+    def camera(self, index: int) -> Camera:
+        return self.data.camera(index)
+
+
+def zoomed(factor: float) -> Callable[[Tensor], Tensor]:
+    def change(value: Tensor) -> Tensor:
+        rows, columns = (
+            ((torch.arange(n) + 0.5 - n / 2) / factor + n / 2).long().clamp(0, n - 1)
+            for n in value.shape[-2:]
+        )
+        return value[:, rows[:, None], columns]
+
+    return change
+
+
+# --- alignment
+
+
+@pytest.mark.parametrize("task", ["depth", "normals"])
+def test_what_lies_right_is_not_warned_of(scenes, task):
+    found = alignment(scenes, task)
+    assert found.warning == ""
+    assert (found.best, found.shift, found.frames) == ("as it is", (0, 0), 10)
+    assert found.score == found.best_score > 0.3
+    for one in range(10):
+        assert alignment(scenes.subset([one]), task).warning == ""
+
+
+@pytest.mark.parametrize("task", ["depth", "normals"])
+@pytest.mark.parametrize(
+    ("change", "best"),
+    [
+        (lambda x: x.roll(2, -1), "shifted by (-2, 0) pixels"),
+        (lambda x: x.roll((-3, 1), (-1, -2)), "shifted by (3, -1) pixels"),
+        (lambda x: x.flip(-1), "mirrored left to right"),
+        (lambda x: x.flip(-2), "turned upside down"),
+        (lambda x: x.flip(-1, -2), "turned by half"),
+        (zoomed(1.25), "scaled by 0.80"),
+        (zoomed(0.8), "scaled by 1.25"),
+    ],
+)
+def test_planted_faults_are_named(scenes, task, change, best):
+    found = alignment(Changed(scenes, change), task)
+    assert found.best == best
+    assert found.best_score > 1.1 * found.score
+    assert best in found.warning
+    assert f"{found.score:.2f}" in found.warning
+    if best.startswith("shifted"):
+        assert str(found.shift) in best
+        right = alignment(scenes, task)
+        assert found.best_score == pytest.approx(right.score, abs=0.06)
+
+
+def test_depth_of_the_next_frame_is_named(scenes):
+    class Late(Changed):
+        def __getitem__(self, index: int) -> Sample:
+            labels = {"depth": self.data[max(0, index - 1)].labels["depth"]}
+            return replace(self.data[index], labels=labels)
+
+    found = alignment(Late(scenes, only="depth"), "depth")
+    assert found.best == "taken from the frame after"
+    assert found.warning
+
+
+def test_depth_of_other_frames_is_warned_of(scenes):
+    noise = lambda x: 1 + torch.rand(x.shape, generator=torch.Generator().manual_seed(int(1e3 * x.nanmean())))  # noqa: E731
+    assert "little in common" in alignment(Changed(scenes, noise), "depth").warning
+    with pytest.raises(ValueError, match="task must be one of depth, normals"):
+        alignment(scenes, "semseg")
+
+
+def test_correlation_of_shifts_is_that_of_the_moved_borders():
+    from testtime.space.ingest import _shifted
+
+    rng = np.random.default_rng(0)
+    a, b = rng.random((14, 15)), rng.random((14, 15))
+    found = _shifted(torch.from_numpy(a), torch.from_numpy(b), 3)
+    for dy, dx in ((0, 0), (2, -1), (-3, 3)):
+        # Borders moved dx right and dy down, compared within the inner part.
+        moved = np.roll(b, (dy, dx), (0, 1))[3:-3, 3:-3]
+        expected = np.corrcoef(a[3:-3, 3:-3].ravel(), moved.ravel())[0, 1]
+        assert float(found[3 + dy, 3 + dx]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_normals_of_another_convention_are_named(scenes):
+    def pairs(signs):
+        turned = torch.tensor(signs).view(3, 1, 1)
+        for i in range(4):
+            labels = scenes[i].labels
+            yield labels["normals"] * turned, normals_of(labels["depth"], scenes.camera(i).k)
+
+    right = normal_signs(pairs((1, 1, 1)))
+    assert right["angle"] < 1
+    assert right["warning"] == ""
+    down = normal_signs(pairs((1, -1, 1)))
+    assert down["signs"] == [1, -1, 1]
+    assert down["best_angle"] == right["angle"]
+    assert "with y turned round" in down["warning"]
+    both = normal_signs(pairs((-1, 1, -1)))
+    assert "with x and z turned round" in both["warning"]
+    assert normal_signs([])["angle"] is None
+
+
+# --- sensors
+
+
+def test_normals_are_made_of_depth_where_a_camera_is_known(scenes):
+    sensed = Sensed(Changed(scenes, only="depth"), radius=1)
+    assert sensed.tasks == ("depth", "normals", "edge")
+    assert sensed.normals == "of depth"
+    labels = sensed[2].labels
+    exact = normals_of(scenes[2].labels["depth"], scenes.camera(2).k)
+    assert torch.equal(labels["normals"].nan_to_num(9), exact.nan_to_num(9))
+    assert torch.equal(labels["depth"], scenes[2].labels["depth"])
+
+    class Nowhere(Changed):
+        camera = None
+
+        def __getattribute__(self, name: str):
+            if name == "camera":
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    blind = Sensed(Nowhere(scenes, only="depth"))
+    assert blind.tasks == ("depth", "edge")
+    assert blind.normals == "no intrinsics are known"
+    assert Sensed(scenes).normals == "sensed"
+
+
+def test_a_frame_without_a_camera_takes_the_first_that_is_known(scenes):
+    class Some(Changed):
+        def camera(self, index: int) -> Camera:
+            if index != 4:
+                raise DataError("not this one")
+            return self.data.camera(4)
+
+    found = Sensed(Some(scenes, only="depth"), radius=1)[7].labels["normals"]
+    exact = normals_of(scenes[7].labels["depth"], scenes.camera(4).k)
+    assert torch.equal(found.nan_to_num(9), exact.nan_to_num(9))
+
+
+# --- sources
+
+
+def test_layouts_are_told_apart(tmp_path, scenes):
+    from testtime.scenes import Recipe, make
+
+    make(tmp_path / "scenes", [Recipe(seed=1, frames=2, size=(16, 16))])
+    found = read_space(tmp_path / "scenes")
+    assert (len(found), found.tasks) == (2, ("depth", "normals"))
+    assert [s.name for s in found] == ["default_00001/00000", "default_00001/00001"]
+
+    chess = tmp_path / "chess" / "seq-01"
+    chess.mkdir(parents=True)
+    for i in range(2):
+        Image.fromarray(np.full((6, 8, 3), 10, np.uint8)).save(chess / f"frame-{i:06d}.color.png")
+        Image.fromarray(np.full((6, 8), 1200, np.uint16)).save(chess / f"frame-{i:06d}.depth.png")
+        (chess / f"frame-{i:06d}.pose.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1")
+    found = read_space(tmp_path / "chess")
+    assert (found.name, found.tasks, len(found)) == ("7scenes-chess", ("depth",), 2)
+    assert Sensed(found).normals == "of depth"
+
+    views = tmp_path / "replica" / "rgb" / "replica" / "room_0"
+    views.mkdir(parents=True)
+    Image.fromarray(np.full((6, 8, 3), 10, np.uint8)).save(views / "point_0_view_0_domain_rgb.png")
+    found = read_space(tmp_path / "replica")
+    assert (found.name, found.tasks) == ("replica", ())
+
+    Image.fromarray(np.full((6, 8, 3), 10, np.uint8)).save(tmp_path / "a.png")
+    assert isinstance(read_space(tmp_path, "walk-through"), Walkthrough)
+    with pytest.raises(
+        DataError, match=r"expected a video, a folder of pictures, or the layout of scenes, replica"
+    ):
+        read_space(chess.parent.parent / "scenes" / "rgb")
+    with pytest.raises(DataError, match="no such file or folder"):
+        read_space(tmp_path / "none")
+    with pytest.raises(ValueError, match="layout must be one of scenes, walk-through"):
+        read_space(tmp_path, "mine")
+
+
+def test_a_video_comes_with_depth_and_intrinsics_beside_it(tmp_path, scenes):
+    import cv2
+
+    writer = cv2.VideoWriter(str(tmp_path / "walk.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    (tmp_path / "walk-depth").mkdir()
+    for i in range(6):
+        picture = (scenes[i].image * 255).round().byte().permute(1, 2, 0).numpy()
+        writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        metres = scenes[i].labels["depth"][0].numpy()
+        millimetres = np.rint(metres * 1000).astype(np.uint16)
+        Image.fromarray(millimetres).save(tmp_path / "walk-depth" / f"frame_{i:06d}.png")
+    writer.release()
+    (tmp_path / "intrinsics.json").write_text(json.dumps({"fx": 40, "fy": 40, "cx": 32, "cy": 24}))
+    walk = read_space(tmp_path / "walk.avi", frames=tmp_path / "out", every=1, blur=0)
+    assert (walk.name, len(walk), walk.tasks) == ("walk", 6, ("depth",))
+    for i in range(6):
+        assert float((walk[i].image - scenes[i].image).abs().mean()) < 0.03
+        assert torch.allclose(walk[i].labels["depth"], scenes[i].labels["depth"], atol=6e-4)
+    assert Sensed(walk).normals == "of depth"
+    assert alignment(walk, "depth").warning == ""
+
+
+# --- the whole
+
+
+@pytest.fixture(scope="module")
+def taken(scenes, tmp_path_factory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("taken")
+    return out, ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5)
+
+
+def test_tokens_are_those_of_the_tokenizers_that_were_written(taken, scenes):
+    out, report = taken
+    shards = Shards(out / "shards")
+    assert [s.name for s in shards.streams] == ["rgb", "tok_rgb", "tok_depth", "tok_normals", "tok_edge"]
+    assert (len(shards), shards.size, shards.crops) == (10, (32, 32), 3)
+    stored = load_file(out / "shards" / "shard-00000.safetensors")
+    picture = scenes[0].image[:, :, 8:56]
+    small = torch.nn.functional.interpolate(picture[None], (32, 32), mode="bilinear", antialias=True)[0]
+    assert float((stored["rgb"][0, 0] / 255 - small).abs().max()) < 0.5 / 255 + 1e-6
+    rgb = load_tokenizer(out / "tokenizers" / "tok_rgb" / "tokenizer.safetensors")
+    assert torch.equal(rgb.encode(small[None])[0], stored["tok_rgb"][0, 0].long())
+    # Of the report the perplexity can be told from the shards: the tokenizer learned from the same crops.
+    for name in ("depth", "normals", "edge"):
+        assert report["modalities"][name]["perplexity"] == pytest.approx(
+            perplexity(stored[f"tok_{name}"].long(), 240), rel=1e-4
+        )
+    assert report["modalities"]["rgb"]["error"] < report["modalities"]["rgb"]["constant"]
+
+
+def test_the_report_says_what_was_found(taken, scenes):
+    out, report = taken
+    assert report == json.loads((out / "report.json").read_text())
+    assert report["frames"] == 10
+    assert report["normals"] == "sensed"
+    assert report["warnings"] == []
+    assert report["alignment"]["depth"]["score"] == alignment(scenes, "depth").score
+    assert report["alignment"]["normals of depth"]["angle"] < 1
+    depth = torch.stack([scenes[i].labels["depth"] for i in (0, 1, 3, 4, 5, 6, 8, 9)])
+    assert report["alignment"]["metres"]["median"] == pytest.approx(float(depth.median()), abs=2e-3)
+    table = summary(report)
+    assert "10 frames of" in table
+    assert "normals: a median of 0." in table
+    for name in ("rgb", "depth", "normals", "edge"):
+        row = next(line for line in table.splitlines() if line.startswith(f"{name} "))
+        assert row.split()[1] == "240"
+
+
+def test_the_sheet_shows_each_modality_and_what_its_tokens_tell(taken, scenes):
+    out, _ = taken
+    sheet = np.asarray(Image.open(out / "sheet.png"))
+    factor, gap, side, top = 5, 6, 92, 86 + 18
+    width = 32 * factor
+    rows = ((torch.arange(32) + 0.5) * 48 / 32).long()
+
+    def shown(column: int, row: int, frame: int) -> np.ndarray:
+        x, y = side + column * (width + gap), top + frame * (2 * width + 68) + row * (width + 19)
+        return sheet[y + 2 : y + width : factor, x + 2 : x + width : factor]
+
+    normals = scenes[9].labels["normals"][:, :, 8:56][:, rows[:, None], rows]
+    expected = ((normals + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.array_equal(shown(2, 0, 1), expected.astype(np.uint8))
+    tokenizer = load_tokenizer(out / "tokenizers" / "tok_normals" / "tokenizer.safetensors")
+    told = tokenizer.decode(tokenizer.encode(normals[None]))[0]
+    told = ((told / told.norm(dim=0, keepdim=True) + 1) * 127.5).round().permute(1, 2, 0)
+    assert np.abs(shown(2, 1, 1).astype(int) - told.numpy()).max() <= 1
+    depth = scenes[0].labels["depth"][:, :, 8:56][:, rows[:, None], rows]
+    nearest = np.argmin(truncated(depth[None])[0, 0].numpy())
+    assert shown(1, 0, 0).reshape(-1, 3)[nearest].tolist() == [68, 1, 84]
+    edges = scenes.stored("canny", 0)[:, 8:56] / 255
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(edges)[None, None], (32, 32), mode="bilinear", antialias=True
+    )[0, 0]
+    assert np.abs(shown(3, 0, 0) - 255 * small[..., None].numpy()).max() <= 1
+
+
+def test_what_is_there_is_kept(taken, scenes, monkeypatch):
+    out, report = taken
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    monkeypatch.setattr(Tokenizer, "fit", lambda *a, **k: pytest.fail("learned again"))
+    monkeypatch.setattr("testtime.space.ingest.alignment", lambda *a, **k: pytest.fail("looked again"))
+    monkeypatch.setattr("testtime.space.shards._write", lambda *a, **k: pytest.fail("tokenised again"))
+    assert ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5) == report
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
+    with pytest.raises(DataError, match=r"holds something else \(seed: 5 there, 6 asked\)"):
+        ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, rows=2, seed=6)
+    with pytest.raises(DataError, match=r"holds something else \(frames: 10 there, 9 asked"):
+        ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5, limit=9)
+
+
+def test_a_killed_work_ends_the_same(taken, scenes, tmp_path, monkeypatch):
+    out, report = taken
+    fit, count = Tokenizer.fit, [0]
+
+    def killed(self, *args, **kw):
+        count[0] += 1
+        if count[0] == 3:
+            raise KeyboardInterrupt
+        return fit(self, *args, **kw)
+
+    monkeypatch.setattr(Tokenizer, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(scenes, tmp_path, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5)
+    assert not (tmp_path / "report.json").exists()
+    assert ingest(scenes, tmp_path, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5) == report
+    assert count[0] == 5
+    files = {p.relative_to(out) for p in out.rglob("*") if p.is_file()}
+    assert files == {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
+    a, b = (load_file(folder / "shards" / "shard-00000.safetensors") for folder in (out, tmp_path))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_a_folder_of_pictures_is_enough(scenes, tmp_path):
+    for i in range(4):
+        picture = (scenes[i].image * 255).round().byte().permute(1, 2, 0).numpy()
+        (tmp_path / "walk").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "walk" / f"{i}.png")
+    report = ingest(tmp_path / "walk", tmp_path / "out", 16, 8, crops=1, recipe=replace(QUICK, steps=3))
+    assert list(report["modalities"]) == [RGB.name, EDGES.name]
+    assert report["normals"] == "there is no depth"
+    assert report["alignment"] == {}
+    assert "pictures only" in summary(report)
+    assert Image.open(tmp_path / "out" / "sheet.png").size[0] >= 620
+    assert [s.name for s in Shards(tmp_path / "out" / "shards").streams] == ["rgb", "tok_rgb", "tok_edge"]
+
+
+def test_faults_are_in_report_summary_and_on_the_sheet(scenes, tmp_path):
+    said: list[str] = []
+    data = Changed(scenes, lambda x: 1000 * x.roll(2, -1), only="depth")
+    quick = replace(QUICK, kind="vq", codebook=32, steps=2)
+    report = ingest(data, tmp_path, 16, 8, crops=1, recipe=quick, rows=1, sensors=["depth"], say=said.append)
+    shift, unit = report["warnings"]
+    assert "shifted by (-2, 0) pixels" in shift
+    assert "m; is it in metres?" in unit
+    assert f"warning: {shift}" in said
+    assert f"warning: {unit}" in summary(report)
+    assert list(report["modalities"]) == ["rgb", "depth"]
+    assert report["modalities"]["depth"]["vocabulary"] == 32
+    colours = np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)
+    assert (colours == (176, 42, 30)).all(1).sum() > 100
+
+
+def test_pseudo_labels_of_every_kind_are_taken_in(scenes, tmp_path):
+    vocabulary = BoxVocabulary(["thing"], bins=17, sentinels=12)
+    pseudo = {
+        "shade": lambda x: (x.mean(1) * 3).long().clamp(0, 2),
+        "means": lambda x: torch.nn.functional.avg_pool2d(x, 8),
+        "boxes": lambda x: [[Box(0.25, 0.25, 0.75, 0.5, "thing", 0.9)] for _ in x],
+    }
+    kinds = {
+        "shade": classes("shade", 3),
+        "means": features("means", 3),
+        "boxes": boxes("boxes", len(vocabulary)),
+    }
+    report = ingest(
+        *(scenes, tmp_path, 16, 8),
+        crops=1,
+        recipe=replace(QUICK, steps=2),
+        sensors=[],
+        rows=1,
+        pseudo=pseudo,
+        modalities=kinds,
+        vocabulary=vocabulary,
+        box_tokens=8,
+    )
+    assert [m["form"] for m in report["modalities"].values()] == ["image", "classes", "features", "sequence"]
+    stored = Shards(tmp_path / "shards").read([3], [0])
+    assert stored["tok_means"].shape == stored["tok_shade"].shape == (1, 4)
+    # The square in the middle is 48 of 64 wide: 16 to 48 of 64 are 8 to 40 of 48.
+    found = vocabulary.decode(stored["boxes"][0][stored["boxes"][0] >= 0].long())
+    assert [(b.x0, b.y0, b.x1, b.y1) for b in found] == [(3 / 16, 4 / 16, 13 / 16, 8 / 16)]
+    with pytest.raises(ValueError, match="expected the modality of each pseudo-label"):
+        ingest(scenes, tmp_path / "b", 16, 8, pseudo=pseudo)
+
+
+def test_bad_arguments_are_told(scenes, tmp_path):
+    with pytest.raises(ValueError, match="expected a size in multiples of patch"):
+        ingest(scenes, tmp_path, 20, 8)
+    with pytest.raises(ValueError, match="has no heat to learn from"):
+        ingest(scenes, tmp_path, 16, 8, sensors=["heat"])
+    assert SpaceFrames(Sensed(scenes), ["edge"])[0]["edge"].shape == (1, 48, 64)

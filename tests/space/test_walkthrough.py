@@ -1,0 +1,360 @@
+"""A person's own walk: pictures as a person sees them, depth that lies on them, videos taken apart once, normals of depth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from testtime.errors import DataError
+from testtime.space import walkthrough
+from testtime.space.walkthrough import Walkthrough, is_walkthrough, normals_of, sharp, sharpness, take_apart
+
+K = np.array([[50.0, 0, 32], [0, 55.0, 24], [0, 0, 1]])
+
+
+def picture(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
+    """Blocks of 4 x 4 pixels of one colour each."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    return blocks.repeat(4, 0).repeat(4, 1)
+
+
+def save(path: Path, array: np.ndarray, orientation: int | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    image.save(path, exif=exif)
+
+
+def angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    known = (a.isfinite() & b.isfinite()).all(0)
+    return torch.rad2deg((a * b).sum(0)[known].double().clamp(-1, 1).acos())
+
+
+# --- pictures
+
+
+def test_pictures_come_in_the_order_of_a_person_and_with_their_values(tmp_path):
+    for number in (10, 9, 1):
+        save(tmp_path / f"IMG_{number}.png", picture(seed=number))
+    walk = Walkthrough(tmp_path)
+    assert [s.name for s in walk] == ["IMG_1", "IMG_9", "IMG_10"]
+    assert walk.tasks == ()
+    assert walk.name == tmp_path.name
+    assert np.array_equal((walk[1].image * 255).permute(1, 2, 0).numpy(), picture(seed=9))
+    assert [s.name for s in walk.subset([2, 0])] == ["IMG_10", "IMG_1"]
+    with pytest.raises(IndexError, match="no frame 3, there are 3"):
+        walk[3]
+
+
+def test_pictures_are_turned_as_exif_says(tmp_path):
+    turned = {
+        1: lambda x: x,
+        3: lambda x: x[::-1, ::-1],
+        6: lambda x: np.rot90(x, -1),
+        8: lambda x: np.rot90(x),
+    }
+    turned |= {2: lambda x: x[:, ::-1], 5: lambda x: x.transpose(1, 0, 2)}
+    turned |= {7: lambda x: np.rot90(x, 2).transpose(1, 0, 2)}
+    for orientation, turn in turned.items():
+        save(tmp_path / f"{orientation}" / "a.png", picture(), orientation)
+        found = Walkthrough(tmp_path / f"{orientation}")[0].image
+        assert np.array_equal((found * 255).permute(1, 2, 0).numpy(), turn(picture()))
+
+
+def test_depth_as_stored_is_turned_with_its_picture_and_upright_depth_is_not(tmp_path):
+    depth = np.arange(24 * 32, dtype=np.float32).reshape(24, 32) + 1
+    for orientation, turn in {6: lambda x: np.rot90(x, -1), 8: np.rot90, 5: np.transpose}.items():
+        folder = tmp_path / str(orientation)
+        save(folder / "a.png", picture(), orientation)
+        (folder / "depth").mkdir()
+        for stored in (depth / 100, np.ascontiguousarray(turn(depth)) / 100):
+            np.save(folder / "depth" / "a.npy", stored)
+            found = Walkthrough(folder)[0].labels["depth"]
+            assert np.array_equal(found[0].numpy(), turn(depth) / 100)
+
+
+def test_large_pictures_are_averaged_and_their_camera_follows(tmp_path):
+    save(tmp_path / "rgb" / "a.png", picture(48, 64).repeat(2, 0).repeat(2, 1))
+    (tmp_path / "intrinsics.json").write_text(json.dumps({"fx": 100, "fy": 90, "cx": 63, "cy": 47}))
+    walk = Walkthrough(tmp_path, longest=32)
+    image = walk[0].image
+    assert image.shape == (3, 24, 32)
+    # Each new pixel lies in the middle of half a block; two thirds or more of its weight are the block's.
+    exact = torch.from_numpy(picture(48, 64)[::2, ::2]).permute(2, 0, 1) / 255
+    assert float((image - exact).abs().mean()) < 0.12
+    assert walk.camera(0).k.tolist() == [[25, 0, 15.75], [0, 22.5, 11.75], [0, 0, 1]]
+
+
+def test_a_field_of_view_stands_for_intrinsics(tmp_path):
+    save(tmp_path / "a.png", picture())
+    k = Walkthrough(tmp_path, fov=90).camera(0).k
+    assert np.allclose(k, [[16, 0, 16], [0, 16, 12], [0, 0, 1]], atol=1e-9)
+    with pytest.raises(DataError, match=r"no intrinsics are known; give fx, fy, cx, cy"):
+        Walkthrough(tmp_path).camera(0)
+    with pytest.raises(DataError, match=r"expected intrinsics of an upright picture of 32 x 24"):
+        Walkthrough(tmp_path, intrinsics=(900, 900, 960, 540)).camera(0)
+    with pytest.raises(DataError, match=r"expected fx, fy, cx, cy in pixels, all above 0"):
+        Walkthrough(tmp_path, intrinsics=(900, 900, 960))
+
+
+def test_depth_in_millimetres_and_in_metres(tmp_path):
+    for name in "ab":
+        save(tmp_path / f"{name}.png", picture())
+    millimetres = np.full((12, 16), 1500, np.uint16)
+    millimetres[0, 0], millimetres[0, 1] = 0, 65535
+    save(tmp_path / "depth" / "a.png", millimetres)
+    metres = np.full((24, 32), 2.5, np.float32)
+    metres[3, 4], metres[5, 6] = 0, np.nan
+    np.save(tmp_path / "depth" / "b.npy", metres)
+    a, b = (s.labels["depth"] for s in Walkthrough(tmp_path))
+    # Depth of half the size: each of its pixels stands for four.
+    assert a.shape == b.shape == (1, 24, 32)
+    assert a[0, :2, :4].isnan().all()
+    assert float((a[0, 2:] - 1.5).abs().max()) < 1e-6
+    assert float((a[0, :2, 4:] - 1.5).abs().max()) < 1e-6
+    assert b.isnan().sum() == 2
+    assert bool(b[0, 3, 4].isnan())
+    assert float(b[0, 0, 0]) == 2.5
+    assert Walkthrough(tmp_path, depth=False).tasks == ()
+
+
+def test_bad_depth_is_told(tmp_path):
+    save(tmp_path / "a.png", picture())
+    save(tmp_path / "b.png", picture())
+    save(tmp_path / "depth" / "a.png", np.full((24, 32), 900, np.uint16))
+    with pytest.raises(DataError, match=r"b\.png \(16 bits.*1 of 2 pictures lack depth"):
+        Walkthrough(tmp_path)
+    np.save(tmp_path / "depth" / "b.npy", np.full((24, 24), 1.0))
+    with pytest.raises(
+        DataError, match=r"expected depth as wide for its height as the picture \(32 x 24\), found 24 x 24"
+    ):
+        Walkthrough(tmp_path)[1]
+    np.save(tmp_path / "depth" / "b.npy", np.full((24, 32), 1800.0))
+    with pytest.raises(DataError, match=r"found a median of 1800; divide"):
+        Walkthrough(tmp_path)[1]
+    np.save(tmp_path / "depth" / "b.npy", np.full((24, 32), 1800))
+    with pytest.raises(DataError, match=r"expected metres in floats, found int64"):
+        Walkthrough(tmp_path)[1]
+    (tmp_path / "depth" / "b.npy").unlink()
+    save(tmp_path / "depth" / "b.png", np.full((24, 32), 90, np.uint8))
+    with pytest.raises(DataError, match=r"expected 16 bits of millimetres, found mode L"):
+        Walkthrough(tmp_path)[1]
+
+
+def test_bad_pictures_are_told(tmp_path):
+    with pytest.raises(DataError, match="expected pictures .* found none"):
+        Walkthrough(tmp_path)
+    (tmp_path / "a.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"found files of \.heic; export them as JPEG"):
+        Walkthrough(tmp_path)
+    assert not is_walkthrough(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert is_walkthrough(tmp_path)
+    with pytest.raises(DataError, match=r"a\.jpg: expected a picture, found a damaged file"):
+        Walkthrough(tmp_path)[0]
+    save(tmp_path / "a.png", picture())
+    with pytest.raises(DataError, match=r"expected one picture of each name"):
+        Walkthrough(tmp_path)
+    (tmp_path / "a.jpg").unlink()
+    save(tmp_path / "a.png", np.full((24, 32), 900, np.uint16))
+    with pytest.raises(DataError, match=r"found mode I;16; is it depth\?"):
+        Walkthrough(tmp_path)[0]
+
+
+def test_sharpness_is_the_variance_of_the_laplacian():
+    image = torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(1))
+    grey = 255 * np.einsum("chw,c->hw", image.numpy().astype(float), [0.299, 0.587, 0.114])
+    laplacian = [
+        grey[y - 1, x] + grey[y + 1, x] + grey[y, x - 1] + grey[y, x + 1] - 4 * grey[y, x]
+        for y in range(1, 9)
+        for x in range(1, 11)
+    ]
+    assert sharpness(image) == pytest.approx(np.var(laplacian), rel=1e-5)
+    assert sharp([10, 10, 4, 10], 0.5) == [0, 1, 3]
+    assert sharp([10, 10, 4, 10], 0.3) == [0, 1, 2, 3]
+    assert sharp([0.1], 0.9) == [0]
+
+
+def test_blurred_pictures_are_left_out(tmp_path):
+    for i in range(5):
+        array = picture(seed=i)
+        save(tmp_path / f"{i}.png", np.full_like(array, 128) + (array // 16 if i == 2 else array // 4))
+    assert Walkthrough(tmp_path, blur=0.5).keys == ["0", "1", "3", "4"]
+    assert len(Walkthrough(tmp_path)) == 5
+
+
+# --- videos
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """Thirty frames at ten a second, each of one grey but for a bright square; numbers 12 and 20 lack the square."""
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "walk.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for i in range(30):
+        frame = np.full((48, 64, 3), 2 * i, np.uint8)
+        if i not in (12, 20):
+            frame[8:24, 16:40] = (0, 60, 250)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_a_video_is_taken_apart_by_time_or_by_number(video, tmp_path):
+    folder = take_apart(video, tmp_path / "frames", fps=2.5)
+    assert [p.name for p in sorted(folder.glob("*.jpg"))] == [f"frame_{i:06d}.jpg" for i in range(0, 30, 4)]
+    walk = Walkthrough(folder)
+    for i in range(8):
+        assert float(walk[i].image[:, 40, 60].mean() * 255) == pytest.approx(8 * i, abs=3)
+    red, green, blue = (walk[0].image[:, 16, 28] * 255).tolist()
+    assert red > 220
+    assert 40 < green < 80
+    assert blue < 30
+    every = Walkthrough(take_apart(video, tmp_path / "every", every=12, longest=32))
+    assert every.keys == ["frame_000000", "frame_000012", "frame_000024"]
+    assert every[0].image.shape == (3, 24, 32)
+    # Intrinsics of the video hold for its smaller frames.
+    assert Walkthrough(tmp_path / "every", intrinsics=(60, 60, 32, 24)).camera(0).k[0].tolist() == [30, 0, 16]
+
+
+def test_blurred_frames_of_a_video_are_left_out(video, tmp_path):
+    folder = take_apart(video, tmp_path / "frames", every=4)
+    assert Walkthrough(folder, blur=0.5).keys == [f"frame_{i:06d}" for i in (0, 4, 8, 16, 24, 28)]
+    known = json.loads((folder / "video.json").read_text())
+    assert known["seen"] == 30
+    assert known["size"] == [48, 64]
+    assert known["frames"]["frame_000000"] == sharpness(Walkthrough(folder)[0].image)
+
+
+def test_a_killed_extraction_goes_on_and_ends_the_same(video, tmp_path, monkeypatch):
+    whole = take_apart(video, tmp_path / "whole", every=3)
+    write, count = walkthrough._write, [0]
+
+    def killed(path: Path, data: bytes) -> None:
+        count[0] += 1
+        if count[0] > 5:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(walkthrough, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        take_apart(video, tmp_path / "killed", every=3)
+    assert len(list((tmp_path / "killed").glob("*.jpg"))) == 4
+    monkeypatch.setattr(walkthrough, "_write", write)
+    before = (tmp_path / "killed" / "frame_000006.jpg").stat().st_mtime_ns
+    again = take_apart(video, tmp_path / "killed", every=3)
+    assert (again / "frame_000006.jpg").stat().st_mtime_ns == before
+    files = sorted(p.name for p in whole.iterdir())
+    assert files == sorted(p.name for p in again.iterdir())
+    assert all((whole / name).read_bytes() == (again / name).read_bytes() for name in files)
+    video.write_bytes(video.read_bytes())  # the frames are there: the video is not decoded again
+    monkeypatch.setattr(walkthrough, "_grabbed", lambda stream: pytest.fail("decoded again"))
+    assert take_apart(video, tmp_path / "whole", every=3) == whole
+
+
+def test_bad_videos_are_told(video, tmp_path):
+    with pytest.raises(DataError, match="no such file; expected a video"):
+        take_apart(tmp_path / "none.mp4", tmp_path / "f")
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(b"no video" * 50)
+    with pytest.raises(DataError, match="OpenCV cannot open; convert it to mp4"):
+        take_apart(damaged, tmp_path / "f")
+    take_apart(video, tmp_path / "f", every=9)
+    with pytest.raises(DataError, match="give another folder, or delete it"):
+        take_apart(video, tmp_path / "f", every=10)
+    with pytest.raises(ValueError, match="expected fps above 0"):
+        take_apart(video, tmp_path / "f", fps=0)
+
+
+# --- normals
+
+
+def seen_plane(normal: list[float], distance: float, size: tuple[int, int] = (48, 64)) -> torch.Tensor:
+    """Depth (1, H, W) of the plane n . p = -distance, for n in x right, y up, z to the viewer."""
+    x = (np.arange(size[1]) + 0.5 - K[0, 2]) / K[0, 0]
+    y = (np.arange(size[0]) + 0.5 - K[1, 2]) / K[1, 1]
+    n = np.array(normal) / np.linalg.norm(normal)
+    # p = Z (x, -y, -1)
+    return torch.from_numpy(-distance / (n[0] * x - n[1] * y[:, None] - n[2]))[None].float()
+
+
+@pytest.mark.parametrize("radius", [1, 2, 4])
+@pytest.mark.parametrize("normal", [[0, 0, 1], [0.6, 0, 0.8], [0, 0.9, 0.5], [-0.5, -0.4, 0.7]])
+def test_normals_of_planes_are_exact(normal, radius):
+    found = normals_of(seen_plane(normal, 3.0), K, radius)
+    exact = torch.tensor(normal) / torch.tensor(normal).float().norm()
+    assert float((found - exact.view(3, 1, 1)).abs().max()) < 1e-3
+    assert not found.isnan().any()
+
+
+def test_normals_of_a_sphere():
+    x = (np.arange(64) + 0.5 - K[0, 2]) / K[0, 0]
+    y = (np.arange(48) + 0.5 - K[1, 2])[:, None] / K[1, 1]
+    centre, radius = 3.0, 1.4  # Z^2 (x^2 + y^2) + (Z - centre)^2 = radius^2
+    a, b, c = x * x + y * y + 1, -2 * centre, centre**2 - radius**2
+    root = b * b - 4 * a * c
+    depth = np.where(root > 0, (-b - np.sqrt(np.maximum(root, 0))) / (2 * a), np.nan)
+    exact = torch.from_numpy(np.stack([x * depth, -y * depth, centre - depth]) / radius)
+    found = normals_of(torch.from_numpy(depth)[None], K)
+    assert bool(found[0][torch.from_numpy(root < 0)].isnan().all())
+    error = angles(found, exact)
+    assert float(error.median()) < 0.5
+    assert float(error.quantile(0.9)) < 5
+    assert len(error) > 0.95 * (root > 0).sum()
+
+
+def test_normals_keep_to_their_side_of_a_border():
+    near, far = seen_plane([0, 0, 1], 1.0), seen_plane([0.6, 0, 0.8], 4.0)
+    depth = torch.where(torch.arange(64) < 30, near, far)
+    found = normals_of(depth, K)
+    exact = torch.where(
+        torch.arange(64) < 30, torch.tensor([0, 0, 1.0])[:, None], torch.tensor([0.6, 0, 0.8])[:, None]
+    )
+    assert float((found - exact[:, None]).abs().max()) < 1e-3  # at the border itself, too
+
+
+def test_normals_are_unknown_where_depth_is_and_where_nothing_is_flat():
+    depth = seen_plane([0, 0, 1], 2.0)
+    depth[0, 10, 10], depth[0, 11, 10] = torch.nan, 0
+    depth[0, :, 40] = 1.0  # a pole of one pixel
+    found = normals_of(depth, K)
+    unknown = torch.zeros(48, 64, dtype=torch.bool)
+    unknown[10:12, 10], unknown[:, 40] = True, True
+    assert torch.equal(found.isnan().all(0), unknown)
+    assert torch.equal(found.isnan().any(0), unknown)
+
+
+def test_larger_windows_withstand_noise():
+    plane = seen_plane([0.3, 0.2, 0.9], 2.0)
+    noisy = plane * (1 + 0.01 * torch.randn(plane.shape, generator=torch.Generator().manual_seed(0)))
+    exact = normals_of(plane, K)
+    small, large = (float(angles(normals_of(noisy, K, radius), exact).median()) for radius in (1, 4))
+    assert large < 2.5 < 3 * large < small
+
+
+def test_normals_of_depth_are_those_of_the_renderer():
+    from testtime.scenes import render_space
+
+    scenes = render_space(seed=3, frames=3, size=(64, 64))
+    for i in range(3):
+        labels = scenes[i].labels
+        found = normals_of(labels["depth"], scenes.camera(i).k)
+        error = angles(found, labels["normals"])
+        assert float(error.median()) < 0.5
+        assert float((error < 10).float().mean()) > 0.75
+        assert float(found[0].isnan().float().mean()) < 0.05
+
+
+def test_normals_need_depth_and_intrinsics():
+    with pytest.raises(ValueError, match=r"expected depth \(1, H, W\), intrinsics \(3, 3\)"):
+        normals_of(torch.ones(4, 4), K)
+    with pytest.raises(ValueError, match="radius of at least 1"):
+        normals_of(torch.ones(1, 4, 4), K, 0)
