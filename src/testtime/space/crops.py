@@ -20,23 +20,23 @@ def windows(count: int, smallest: float, rng: torch.Generator, size: tuple[int, 
     """Windows (count, 5) of a frame: top, left, height, width as shares of it, and whether it is mirrored.
 
     The first is the largest square in the middle, not mirrored. Of the others the area is a share in [smallest, 1] of the
-    frame's and the ratio of the sides (in pixels) in [3/4, 4/3], as in 4M; one that does not fit becomes the first.
+    frame's and the ratio of the sides (in pixels) in [3/4, 4/3], as in 4M; one that does not fit becomes the first. Their
+    edges are edges of pixels, so that all that has the frame's resolution is cut at the same place.
     """
     height, width = size
     side = min(height, width)
-    middle = [(1 - side / height) / 2, (1 - side / width) / 2, side / height, side / width, 0.0]
-    found = [middle]
+    middle = ((height - side) // 2, (width - side) // 2, side, side)
+    found: list[tuple[float, ...]] = [(*middle, 0.0)]
     for area, ratio, top, left, mirror in (
         torch.rand(count - 1, 5, generator=rng).tolist() if count > 1 else []
     ):
         pixels = (smallest + (1 - smallest) * area) * height * width
         aspect = math.exp(math.log(4 / 3) * (2 * ratio - 1))
-        w, h = math.sqrt(pixels * aspect) / width, math.sqrt(pixels / aspect) / height
-        if w > 1 or h > 1:
-            found.append([*middle[:4], float(mirror < 0.5)])
-        else:
-            found.append([top * (1 - h), left * (1 - w), h, w, float(mirror < 0.5)])
-    return torch.tensor(found)
+        h, w = max(1, round(math.sqrt(pixels / aspect))), max(1, round(math.sqrt(pixels * aspect)))
+        fits = h <= height and w <= width
+        window = (int(top * (height - h + 1)), int(left * (width - w + 1)), h, w) if fits else middle
+        found.append((*window, float(mirror < 0.5)))
+    return torch.tensor(found) / torch.tensor([height, width, height, width, 1])
 
 
 def cropped(value: Any, modality: Modality, window: Sequence[float], size: tuple[int, int]) -> Any:
@@ -50,20 +50,22 @@ def cropped(value: Any, modality: Modality, window: Sequence[float], size: tuple
         return [box for box in (_seen(b, window) for b in value) if box is not None]
     planes = value if value.dim() == 3 else value[None]
     h, w = planes.shape[-2:]
-    y0, x0 = round(top * h), round(left * w)
-    part = planes[
-        ..., y0 : max(y0 + 1, round((top + height) * h)), x0 : max(x0 + 1, round((left + width) * w))
-    ]
     if modality.kind == "image" and modality.normalise == "unit":
-        out = F.interpolate(part[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[
-            0
-        ].clamp(0, 1)
+        y0, x0 = round(top * h), round(left * w)
+        y1, x1 = max(y0 + 1, round((top + height) * h)), max(x0 + 1, round((left + width) * w))
+        part = planes[None, :, y0:y1, x0:x1].float()
+        out = F.interpolate(part, size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
     else:
-        rows = ((torch.arange(size[0]) + 0.5) * part.shape[-2] / size[0]).long()
-        columns = ((torch.arange(size[1]) + 0.5) * part.shape[-1] / size[1]).long()
-        out = part[..., rows[:, None], columns[None, :]]
+        rows, columns = _nearest(top, height, h, size[0]), _nearest(left, width, w, size[1])
+        out = planes[..., rows[:, None], columns[None, :]]
     out = modality.mirrored(out) if mirror else out
     return out if value.dim() == 3 else out[0]
+
+
+def _nearest(begin: float, extent: float, pixels: int, count: int) -> Tensor:
+    """The pixels under the middles of ``count`` equal parts of a window; a coarse map is not cut at its own pixels."""
+    middles = begin + (torch.arange(count, dtype=torch.float64) + 0.5) * extent / count
+    return (middles * pixels).long().clamp(max=pixels - 1)
 
 
 def _seen(box: Box, window: Sequence[float]) -> Box | None:
