@@ -343,7 +343,7 @@ class Encoder(nn.Module):
 
 
 def grid_embedding(grid: tuple[int, int], dim: int) -> Tensor:
-    """Sines and cosines of row and column, (rows * columns, dim); the first half tells the row, the second the column, as in 4M.
+    """Sines and cosines of row and column, (rows * columns, dim): the first half tells the row, as in 4M.
 
     Raises:
         ValueError: dim is not a multiple of four.
