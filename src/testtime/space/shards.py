@@ -17,6 +17,7 @@ of a crop see the same window, so that tokens lie on each other.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -72,7 +74,8 @@ def write_shards(
         smallest: share of the frame that a random window has at least.
         boxes: the modality, its vocabulary, and tokens at most.
         seed: of the windows.
-        made_from: more about the frames, in values of JSON; shards made from something else are refused.
+        made_from: more about the frames, in values of JSON. Shards of other ones are refused, and so are those of tokenizers
+            with other weights.
         batch: crops that are tokenised at once.
 
     Raises:
@@ -99,15 +102,19 @@ def write_shards(
         "seed": seed,
         "frames": len(frames),
         "boxes": None if boxes is None else _words(boxes[1]),
+        "tokenizers": {name: _digest(t) for name, t in tokenizers.items()},
         "made_from": dict(made_from or {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "shards.json"
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(about)):
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(about, indent=1) + "\n")
+        partial.replace(path)
+    elif json.loads(path.read_text()) != json.loads(json.dumps(about)):
         raise DataError(
             f"{folder} holds shards of other frames or tokenizers; choose another folder, or delete it"
         )
-    path.write_text(json.dumps(about, indent=1) + "\n")
     starts = [s for s in range(0, len(frames), FRAMES) if not _file(folder, s // FRAMES).exists()]
     for start in progress(starts, len(starts), f"tokens {folder.name}"):
         _write(folder, start, frames, tokenizers, size, crops, smallest, boxes, seed, batch)
@@ -196,17 +203,42 @@ class Shards:
         return int(self.about["frames"])
 
     def read(self, indices: Sequence[int], crops: Sequence[int]) -> dict[str, Tensor]:
-        """Pictures and tokens of some frames, one crop of each: "rgb" (N, 3, H, W) uint8, the streams (N, length) int32."""
-        rows = [
-            (_shard(str(_file(self.folder, i // FRAMES))), i % FRAMES, k)
-            for i, k in zip(indices, crops, strict=True)
-        ]
-        return {s.name: torch.stack([shard[s.name][i, k] for shard, i, k in rows]) for s in self.streams}
+        """Pictures and tokens of some frames, one crop of each: "rgb" (N, 3, H, W) uint8, the streams (N, length) int32.
+
+        Of no frames it is empty.
+        """
+        if len(indices) != len(crops):
+            raise ValueError(f"expected a crop for each frame, got {len(crops)} for {len(indices)}")
+        files, rows = np.divmod(np.asarray(indices, int), FRAMES)
+        order = files.argsort(kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(files[order])) + 1)
+        found: dict[str, Tensor] = {}
+        for group in groups if len(indices) else []:
+            path = _file(self.folder, int(files[group[0]]))
+            shard = _shard(str(path), path.stat().st_mtime_ns)
+            at, k, to = (
+                torch.from_numpy(v[group]) for v in (rows, np.asarray(crops, int), np.arange(len(rows)))
+            )
+            for stream in self.streams:
+                picked = shard[stream.name][at, k]
+                if stream.name not in found:
+                    found[stream.name] = picked.new_empty(len(rows), *picked.shape[1:])
+                found[stream.name][to] = picked
+        return found
 
 
-@lru_cache(maxsize=64)
-def _shard(path: str) -> dict[str, Tensor]:
+@lru_cache(maxsize=512)
+def _shard(path: str, changed: int) -> dict[str, Tensor]:
+    """The tensors of a file, mapped into memory; ``changed`` is its time, so that one that is made anew is read anew."""
     return load_file(path)
+
+
+def _digest(tokenizer: Tokenizer) -> str:
+    """A short name of a tokenizer's weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _words(vocabulary: BoxVocabulary) -> dict[str, Any]:
