@@ -47,7 +47,7 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
     def __init__(
         self, data: DenseSet, sensors: Sequence[str] = (), pseudo: Mapping[str, PseudoLabeller] | None = None
     ) -> None:
-        wrong = sorted({*sensors} - ({*data.tasks} & {*SENSORY}))
+        wrong = sorted({*sensors} - ({*data.tasks, EDGES.name} & {*SENSORY}))
         if wrong:
             raise ValueError(
                 f"{data.name} senses {', '.join(data.tasks)}; it has no {', '.join(wrong)} to learn from"
