@@ -113,6 +113,31 @@ def test_planted_faults_are_named(scenes, task, change, best):
         assert found.best_score == pytest.approx(right.score, abs=0.06)
 
 
+def test_a_shift_is_found_in_the_noise_of_a_sensor():
+    large = render_space(seed=4, frames=6, size=(120, 160), tasks=("depth",))
+    rng = torch.Generator().manual_seed(0)
+
+    def noisy(value: Tensor) -> Tensor:
+        value = value * (1 + 0.01 * torch.randn(value.shape, generator=rng))
+        return value.where(torch.rand(value.shape, generator=rng) > 0.1, torch.nan)
+
+    assert alignment(Changed(large, noisy), "depth").warning == ""
+    found = alignment(Changed(large, lambda x: noisy(x).roll(5, -1)), "depth")
+    assert found.shift == (-5, 0)
+    assert "shifted by (-5, 0) pixels" in found.warning
+
+
+@pytest.mark.shared
+def test_the_two_lenses_of_the_kinect_are_told_apart():
+    """7-Scenes has depth as the infrared camera sees it, with a focal length of 585 pixels beside 525 of the colours'."""
+    root = Path(__file__).parents[2] / ".data" / "7scenes"
+    if not root.is_dir():
+        pytest.skip("no 7-Scenes beside the checkout")
+    found = alignment(read_space(root).subset(range(0, 60, 4)), "depth")
+    assert found.best == "scaled by 0.90"
+    assert found.best_score > 1.5 * found.score
+
+
 def test_depth_of_the_next_frame_is_named(scenes):
     class Late(Changed):
         def __getitem__(self, index: int) -> Sample:

@@ -325,8 +325,9 @@ def alignment(data: DenseSet, task: str, count: int = 32, reach: float = 0.06) -
     .. math:: s(g) = \frac1N \sum_i \operatorname{corr}(e(\text{picture}_i), b(g(\text{modality}_i)))
 
     e is the strength of the picture's edges, b that of the borders in depth (second differences of one over depth, which vanish
-    on planes) or normals, both squashed by v / (v + mean v), and g a change. One that brings a tenth more than none, by more
-    than three standard errors over the frames, is worth a warning.
+    on planes) or normals, both squashed by :math:`v^2 / (v^2 + (2 \bar v)^2)` against a sensor's noise, and g a change. One
+    that brings a tenth more than none, by more than three standard errors over the frames, is worth a warning; of three frames or
+    less, half as much again.
 
     Args:
         data: pictures with the modality.
@@ -375,12 +376,16 @@ def _judged(
     here = np.array(tables["as it is"])
     full = {name: np.array(scores) for name, scores in tables.items() if len(scores) >= 0.9 * len(here)}
     best = max(full, key=lambda name: float(full[name].mean()))
-    score, top = float(here.mean()), float(full[best].mean())
+    score, top = (round(float(full[name].mean()), 4) for name in ("as it is", best))
     warning = ""
     if best != "as it is":
         n = min(len(here), len(full[best]))
         gain = full[best][:n] - here[:n] if len(full[best]) != len(here) else full[best] - here
-        sure = float(gain.mean()) > 3 * float(gain.std(ddof=1)) / n**0.5 if n > 3 else top > 1.5 * score
+        sure = (
+            float(gain.mean()) > 3 * float(gain.std(ddof=1)) / n**0.5
+            if n > 3
+            else top > max(1.5 * score, 0.3)
+        )
         if sure and top > max(1.1 * score + 0.01, 2 * LEAST):
             warning = (
                 f"{task}: borders meet the picture's edges with correlation {score:.2f}, but with {top:.2f} when {best} "
@@ -391,16 +396,8 @@ def _judged(
         warning = (
             f"{task} and picture have little in common: correlation {score:.2f}; are they of the same frames?"
         )
-    kept = best if warning or best == "as it is" else "as it is"
-    return Alignment(
-        task,
-        len(here),
-        round(score, 4),
-        kept,
-        round(top if kept == best else score, 4),
-        shifts[shift],
-        warning,
-    )
+    kept, reached = (best, top) if warning else ("as it is", score)
+    return Alignment(task, len(here), score, kept, reached, shifts[shift], warning)
 
 
 def _edges(image: Tensor) -> Tensor:
@@ -433,7 +430,11 @@ def _borders(value: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _squashed(strength: Tensor) -> Tensor:
-    return strength / (strength + strength.mean().clamp(min=1e-9))
+    """Between 0 and 1: what noise brings everywhere stays near 0. Large frames are averaged over 3 x 3 pixels before."""
+    if max(strength.shape) >= WORK // 2:
+        strength = F.avg_pool2d(strength[None, None], 3, 1, 1)[0, 0]
+    wide = strength.square()
+    return wide / (wide + (2 * strength.mean()).square().clamp(min=1e-12))
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

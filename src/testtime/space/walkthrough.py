@@ -17,6 +17,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
@@ -99,6 +100,8 @@ class Walkthrough(DenseSet):
         pictures = _pictures(self.folder)
         self.name, self.longest, self.fov = name or self.folder.resolve().name, longest, fov
         self._pictures = {path.stem: path for path in pictures}
+        # A frame and its camera are asked for one after the other.
+        self._seen = lru_cache(maxsize=4)(lambda key: _picture(self._pictures[key], longest))
         if len(self._pictures) < len(pictures):
             twice = next(p for p in pictures if self._pictures[p.stem] != p)
             raise DataError(
@@ -123,7 +126,7 @@ class Walkthrough(DenseSet):
             IndexError: there is no such frame.
         """
         key = self._key(index)
-        image, _, turn = _picture(self._pictures[key], self.longest)
+        image, _, turn = self._seen(key)
         labels = {}
         if self._depth:
             depth = _metres(self._depth[key])
@@ -163,7 +166,7 @@ class Walkthrough(DenseSet):
                 f"{self.folder}: no intrinsics are known; give fx, fy, cx, cy (intrinsics.json), or the degrees that "
                 "the longer side of a picture spans"
             )
-        image, stored, _ = _picture(self._pictures[key], self.longest)
+        image, stored, _ = self._seen(key)
         height, width = image.shape[-2:]
         if self._lens is None:
             focal = max(height, width) / 2 / math.tan(math.radians(self.fov or 0.0) / 2)
