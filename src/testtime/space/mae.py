@@ -1,0 +1,272 @@
+r"""The masked autoencoder of pictures: a quarter of the patches is shown, the pixels of the others are asked for (TST-MAE).
+
+With the patches :math:`x_p` of a picture, each less its mean and over its deviation, :math:`\hat x_p`, and the places
+:math:`V` that are shown,
+
+.. math:: L = \frac{1}{|\bar V|} \sum_{p \notin V} \frac{1}{3 s^2} \big\lVert g_\phi(f_\theta(x_V))_p - \hat x_p \big\rVert^2
+
+The encoder :math:`f` has the parts, sizes and names of the one that :class:`~testtime.space.model.FourM` has for pictures, so
+that both are transferred alike and differ in what they were taught. It sees the shown patches alone; the decoder :math:`g`
+sees a mask token, shared by all places, where there is nothing.
+
+Masks are a function of ``seed``, of the steps that were taken, and of the place in the batch: ``forward`` draws from no global
+generator, and a run that is resumed goes on with the masks it would have had. Where a batch is taken through in parts, every
+part meets the same masks.
+
+Departures:
+    Blocks and norms are 4M's (SwiGLU, no biases), not those of ViT; there is no class token; patches have no bias, and the
+    embedding of a place is joined by the learned vector of the modality, as in 4M.
+    The decoder is at most as wide and as deep as the paper's (512, 8), and never more so than 4M's of the same size.
+
+Reference: He, Chen, Xie, Li, Dollár and Girshick, Masked Autoencoders Are Scalable Vision Learners, CVPR 2022. Used as Singh,
+Garjani et al. do (Multimodality as Supervision), where it is what one modality alone can teach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from testtime.multitask.network import Branch
+from testtime.parts.randomness import generator
+from testtime.space.model import SIZES, Batch, Block, Size, grid_embedding
+
+__all__ = ["MaskedAutoencoder", "PictureEncoder"]
+
+
+@final
+class PictureEncoder(nn.Module):
+    """The encoder of pictures of :class:`~testtime.space.model.FourM`, by itself: its parts, sizes, names and first weights.
+
+    A state of :class:`testtime.space.model.Encoder` fits it, and its own fits that.
+
+    Args:
+        size: a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
+        image: (H, W) of the picture in pixels.
+        patch: side in pixels of a patch.
+
+    Attributes:
+        dim: width of a feature.
+        grid: (h, w) of the patches, row by row.
+        size: (H, W) of the pictures, as ``image``.
+        blocks: in order.
+
+    Raises:
+        ValueError: there is no size of that name, or the patch does not divide the picture.
+
+    >>> PictureEncoder("tiny", (32, 32), 8)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 16, 96])
+    """
+
+    position: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, size: str | Size = "S", image: tuple[int, int] = (224, 224), patch: int = 16) -> None:
+        super().__init__()
+        if isinstance(size, str):
+            if size not in SIZES:
+                raise ValueError(f"no size {size!r}; there are {', '.join(SIZES)}")
+            size = SIZES[size]
+        if image[0] % patch or image[1] % patch:
+            raise ValueError(f"a patch of {patch} does not divide a picture of {image[0]} x {image[1]}")
+        self.dim, self.size, self.patch = size.dim, image, patch
+        self.grid = (image[0] // patch, image[1] // patch)
+        self.pixels = nn.Linear(3 * patch * patch, size.dim, bias=False)
+        self.blocks = nn.ModuleList(Block(size.dim, size.heads) for _ in range(size.encoder))
+        self.norm = nn.LayerNorm(size.dim, eps=1e-6, bias=False)
+        self.modality = nn.Parameter(torch.empty(size.dim))
+        buffers = {
+            "position": grid_embedding(self.grid, size.dim),
+            "mean": torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1),
+            "deviation": torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)
+        born(self)
+        nn.init.normal_(self.modality, std=0.02)
+
+    def forward(self, images: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Features after the norm.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1]; of another size than ``size`` the embeddings of places are interpolated.
+            shown: (N, k) int64, the places that the encoder sees; all unless given.
+
+        Returns:
+            (N, places, dim), or (N, k, dim) in the order of ``shown``.
+
+        Raises:
+            ValueError: the patch does not divide the pictures.
+        """
+        content, embedding = self.embedded(images)
+        return self.encoded(picked(content + embedding, shown))
+
+    def cut(self, images: Tensor) -> Tensor:
+        """The normalised pixels of every patch, (N, places, 3 * patch * patch), channel by channel.
+
+        Raises:
+            ValueError: the patch does not divide the pictures.
+        """
+        if images.shape[-2] % self.patch or images.shape[-1] % self.patch:
+            raise ValueError(
+                f"patches of {self.patch} do not divide pictures of {images.shape[-2]} x {images.shape[-1]}"
+            )
+        x = (images - self.mean) / self.deviation
+        return F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
+
+    def embedded(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The content of every patch (N, places, dim), and the embedding (places, dim) that is added to it."""
+        grid = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
+        return self.pixels(self.cut(images)), self.places(grid) + self.modality
+
+    def places(self, grid: tuple[int, int]) -> Tensor:
+        """The embedding of the places of a grid, (h * w, dim); of another grid than its own bicubic, as DINO does it."""
+        if grid == self.grid:
+            return self.position
+        field = self.position.T.view(1, self.dim, *self.grid).float()
+        field = F.interpolate(field, grid, mode="bicubic", align_corners=False)
+        return field.view(self.dim, -1).T.to(self.position.dtype)
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """Blocks and norm, on tokens (N, k, dim)."""
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+@final
+class MaskedAutoencoder(Branch):
+    """An encoder of pictures and a decoder that fills in what it was not shown.
+
+    It is trained by :func:`testtime.space.pretrain.pretrain`, and transferred by its ``encoder``. Beside a network that has
+    the same encoder, ``Assisted(network, autoencoder)``, it is what :class:`testtime.methods.TTTMAE` adapts by.
+
+    Args:
+        size: of the encoder, a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
+        image: (H, W) of the picture in pixels.
+        patch: side in pixels of a patch.
+        ratio: share of the patches that are hidden.
+        decoder_dim: width of the decoder, a multiple of four and, above 32, of 32, the width of a head; at most 512 and the
+            encoder's width unless given.
+        decoder_depth: blocks of the decoder; at most 8 and the depth of 4M's decoder unless given.
+        norm_pixels: whether a patch is asked for less its mean and over its deviation.
+        seed: of the masks.
+
+    Raises:
+        ValueError: there is no size of that name, the patch does not divide the picture, the ratio hides all or nothing, or
+            heads do not divide the decoder's width.
+
+    >>> model = MaskedAutoencoder("tiny", (32, 32), 8)
+    >>> model.reconstruct(torch.rand(2, 3, 32, 32), torch.tensor([[0, 5], [3, 15]])).shape
+    torch.Size([2, 16, 192])
+    """
+
+    step: Tensor
+    position: Tensor
+
+    def __init__(
+        self,
+        size: str | Size = "S",
+        image: tuple[int, int] = (224, 224),
+        patch: int = 16,
+        ratio: float = 0.75,
+        decoder_dim: int | None = None,
+        decoder_depth: int | None = None,
+        norm_pixels: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder = PictureEncoder(size, image, patch)
+        self.ratio, self.norm_pixels, self.seed = ratio, norm_pixels, seed
+        places = self.encoder.grid[0] * self.encoder.grid[1]
+        self.visible = int(places * (1 - ratio))
+        if not 0 < self.visible < places:
+            raise ValueError(
+                f"a ratio of {ratio} shows {self.visible} of {places} patches; it hides some, and not all"
+            )
+        sizes = SIZES[size] if isinstance(size, str) else size
+        dim = min(512, sizes.dim) if decoder_dim is None else decoder_dim
+        depth = min(8, sizes.decoder) if decoder_depth is None else decoder_depth
+        heads = max(1, dim // 32)
+        if dim % heads:
+            raise ValueError(f"heads of 32 channels do not divide a decoder of {dim}; take a multiple of 32")
+        self.project = nn.Linear(sizes.dim, dim)
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        self.decoder = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.decoder_norm = nn.LayerNorm(dim, eps=1e-6, bias=False)
+        self.answer = nn.Linear(dim, 3 * patch * patch)
+        self.register_buffer("position", grid_embedding(self.encoder.grid, dim), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        for part in (self.project, self.decoder, self.answer):
+            born(part)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of the batch's pictures, under masks of this step: {"rgb": ()}."""
+        rng = generator(self.seed, int(self.step), "mask")
+        return {"rgb": self.loss(batch.pixels, self.masks(len(batch.pixels), rng))}
+
+    def advance(self, step: int, steps: int) -> None:
+        """Go on to the masks of the next step; ``pretrain`` calls it."""
+        self.step.fill_(step + 1)
+
+    def masks(self, count: int, rng: torch.Generator) -> Tensor:
+        """Draw the places that are shown, (count, visible) int64, each row without repetition."""
+        places = len(self.position)
+        noise = torch.rand(count, places, generator=rng, device=rng.device)
+        return noise.argsort(1)[:, : self.visible].to(self.position.device)
+
+    def loss(self, images: Tensor, shown: Tensor) -> Tensor:
+        """The mean squared error over the patches that are not shown, of pictures (N, 3, H, W) in [0, 1]."""
+        answer, target = self.reconstruct(images, shown).float(), self.target(images).float()
+        hidden = torch.ones(target.shape[:2], device=target.device).scatter(1, shown, 0.0)
+        return ((answer - target).square().mean(-1) * hidden).sum() / hidden.sum()
+
+    def target(self, images: Tensor) -> Tensor:
+        """What is asked for of every patch, (N, places, 3 * patch * patch); the variance is the unbiased one."""
+        patches = self.encoder.cut(images)
+        if not self.norm_pixels:
+            return patches
+        patches = patches.float()
+        variance, mean = torch.var_mean(patches, -1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def reconstruct(self, images: Tensor, shown: Tensor) -> Tensor:
+        """The decoder's answer for every patch, (N, places, 3 * patch * patch), from those at ``shown`` (N, k)."""
+        seen = self.project(self.encoder(images, shown))
+        empty = self.mask_token.to(seen.dtype).expand(len(seen), len(self.position), -1)
+        x = empty.scatter(1, shown[..., None].expand_as(seen), seen) + self.position
+        for block in self.decoder:
+            x = block(x)
+        return self.answer(self.decoder_norm(x))
+
+    def source_loss(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        seen: Sequence[Tensor],
+        labels: Mapping[str, Tensor],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """The same loss, for joint training with a network that has the same encoder."""
+        return {"pixels": self.loss(x, self.masks(len(x), generator))}
+
+
+def picked(x: Tensor, places: Tensor | None) -> Tensor:
+    """The tokens (N, k, dim) at some places (N, k) of all (N, places, dim); all where none are named."""
+    return x if places is None else x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def born(module: nn.Module) -> None:
+    """First weights as in 4M: Xavier for linear layers, query, key and value each for itself; biases 0."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            for weight in layer.weight.chunk(3 if name.endswith("qkv") else 1):
+                nn.init.xavier_uniform_(weight)
+            if layer.bias is not None:
+                nn.init.zeros_(cast(Tensor, layer.bias))
