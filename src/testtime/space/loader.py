@@ -6,22 +6,23 @@ used ``repeat`` times in a row, each time with another crop and mask, and mixed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from testtime.parts.randomness import generator
-from testtime.space.masking import Masking, Stream
+from testtime.space.masking import Ints, Masking, Stream
 from testtime.space.model import Batch
 from testtime.space.sequences import span_masked
 from testtime.space.shards import Shards
+from testtime.workers import start_worker
 
 __all__ = ["Batches", "Part", "loader"]
 
@@ -57,7 +58,8 @@ class Batches(Dataset[Batch]):
         repeat: uses of a frame in a row.
 
     Raises:
-        ValueError: a part has other tokens than the model is made for, or shares are not above 0.
+        ValueError: a part has other tokens than the model is made for or lacks what it is to give, no part has a stream, or a
+            share is not above 0.
     """
 
     def __init__(
@@ -65,157 +67,180 @@ class Batches(Dataset[Batch]):
     ) -> None:
         if not parts or min(p.share for p in parts) <= 0:
             raise ValueError("expected parts, each with a share above 0")
+        if batch < 1 or repeat < 1:
+            raise ValueError(f"batch and repeat are at least 1, got {batch} and {repeat}")
         wanted = {s.name: s for s in masking.streams}
-        for part in parts:
-            _fitting(part, wanted)
+        self._given = [_fitting(part, wanted) for part in parts]
+        nowhere = sorted(wanted.keys() - set().union(*self._given))
+        if nowhere:
+            raise ValueError(f"no part has {', '.join(nowhere)}; leave it out of the streams")
         if len({p.shards.size for p in parts}) > 1:
             raise ValueError("the pictures of all parts have one size")
-        self.parts, self.masking, self.batch, self.seed, self.repeat = (
-            tuple(parts),
-            masking,
-            batch,
-            seed,
-            repeat,
-        )
-        shares = np.array([p.share for p in parts])
-        self._until = np.cumsum(shares / shares.sum())
-        self._vocabulary: Any = next(
-            (p.shards.vocabulary for p in parts if p.shards.vocabulary is not None), None
-        )
+        worded = [p.shards for p in parts if p.shards.vocabulary is not None]
+        if any(s.about["boxes"] != worded[0].about["boxes"] for s in worded):
+            raise ValueError("the boxes of all parts are written in one vocabulary")
+        self.parts, self.masking, self.batch = tuple(parts), masking, batch
+        self.seed, self.repeat = seed, repeat
+        self._vocabulary = worded[0].vocabulary if worded else None
 
     def __getitem__(self, step: int) -> Batch:
+        return self.compact(step).to("cpu")
+
+    def compact(self, step: int) -> Batch:
+        """The batch of a step with pictures of uint8, a quarter of the size; :meth:`Batch.to` brings them to [0, 1]."""
         rng = np.random.default_rng([self.seed, step])
-        # Where the counts of all samples so far lie: shares are exact over time, and a function of the step.
-        edges = [
-            np.floor((step + i) * self.batch * np.array([0.0, *self._until]) + 1e-9).astype(np.int64)
-            for i in (0, 1)
-        ]
-        taken = np.diff(edges[1]) - np.diff(edges[0])
-        taken[-1] += self.batch - taken.sum()
         found: dict[str, list[Tensor]] = {s.name: [] for s in self.masking.streams}
         lengths = []
-        for number, (part, count) in enumerate(zip(self.parts, taken.tolist(), strict=True)):
-            begin = int(edges[0][number + 1] - edges[0][number])
-            indices = [self._frame(number, begin + i) for i in range(count)]
-            tokens = (
-                part.shards.read(indices, rng.integers(part.shards.crops, size=count).tolist())
-                if count
-                else {}
-            )
-            for stream in self.masking.streams:
-                there = stream.name in tokens and (part.only is None or stream.name in part.only)
-                empty = (count, 3, *part.shards.size) if stream.kind == "pixels" else (count, stream.length)
-                found[stream.name].append(
-                    tokens[stream.name] if there else torch.full(empty, 0 if len(empty) == 4 else -1)
-                )
-            lengths.append(self._lengths(part, tokens, count))
+        # Shares are exact over time, and a function of the step: how many samples of each part came before it and with it.
+        before, until = self._counts(step * self.batch), self._counts((step + 1) * self.batch)
+        for number, part in enumerate(self.parts):
+            count = until[number] - before[number]
+            crops = rng.integers(part.shards.crops, size=count).tolist()
+            if not count:
+                continue
+            tokens = part.shards.read(self._frames(number, before[number], count).tolist(), crops)
+            rows = np.zeros((count, len(self.masking.streams)), np.int64)
+            for i, stream in enumerate(self.masking.streams):
+                there = stream.name in self._given[number]
+                value = tokens[stream.name] if there else _nothing(stream, count, part.shards.size)
+                found[stream.name].append(value)
+                if there:
+                    rows[:, i] = stream.length if stream.kind != "sequence" else _words(value, stream.length)
+            lengths.append(rows)
         return self._masked({k: torch.cat(v) for k, v in found.items()}, np.concatenate(lengths), rng, step)
 
-    def _frame(self, number: int, use: int) -> int:
-        """The frame of the use-th sample of a part: epochs of shuffled frames, each repeated, mixed within a buffer."""
-        buffer, at = divmod(use, BUFFER)
-        place = buffer * BUFFER + int(_mixed(self.seed, number, buffer)[at])
+    def _counts(self, total: int) -> list[int]:
+        """How many of the first samples each part has given: its share of what the parts before it have left."""
+        shares = [Fraction(p.share) for p in self.parts]
+        found: list[int] = []
+        for number, share in enumerate(shares):
+            found.append(int((total - sum(found)) * share / sum(shares[number:])))
+        return found
+
+    def _frames(self, number: int, begin: int, count: int) -> Ints:
+        """The frames of uses of a part: epochs of shuffled frames, each repeated, mixed within a buffer."""
         frames = len(self.parts[number].shards)
-        epoch, nth = divmod(place // self.repeat, frames)
-        return int(_shuffled(self.seed, number, epoch, frames)[nth])
+        buffers, at = np.divmod(np.arange(begin, begin + count), BUFFER)
+        places = buffers * BUFFER + _picked(lambda b: _mixed(self.seed, number, b), buffers, at)
+        epochs, nth = np.divmod(places // self.repeat, frames)
+        return _picked(lambda e: _shuffled(self.seed, number, e, frames), epochs, nth)
 
-    def _lengths(self, part: Part, tokens: dict[str, Tensor], count: int) -> NDArray[np.int64]:
-        rows = np.zeros((count, len(self.masking.streams)), np.int64)
-        for i, stream in enumerate(self.masking.streams):
-            if count and stream.name in tokens and (part.only is None or stream.name in part.only):
-                whole = stream.kind != "sequence"
-                rows[:, i] = stream.length if whole else (tokens[stream.name] >= 0).sum(1).numpy()
-        return rows
-
-    def _masked(
-        self, tokens: dict[str, Tensor], lengths: NDArray[np.int64], rng: np.random.Generator, step: int
-    ) -> Batch:
-        streams, offsets = self.masking.streams, self.masking.offsets
+    def _masked(self, tokens: dict[str, Tensor], lengths: Ints, rng: np.random.Generator, step: int) -> Batch:
+        streams = self.masking.streams
         mask = self.masking.draw(lengths, rng)
-        shown, asked = torch.from_numpy(mask.shown), torch.from_numpy(mask.asked)
-        n = len(shown)
-        blank = [
-            torch.zeros(n, s.length, dtype=torch.int64)
-            if s.kind == "pixels"
-            else tokens[s.name].long().clamp(min=0)
-            for s in streams
-        ]
-        given, wanted, before = (
-            torch.cat(blank, 1),
-            torch.cat(blank, 1),
-            torch.zeros(n, int(offsets[-1]), dtype=torch.int64),
+        n = len(lengths)
+        ids = np.concatenate(
+            [
+                np.zeros((n, s.length), np.int64) if s.kind == "pixels" else tokens[s.name].numpy()
+                for s in streams
+            ],
+            1,
+            dtype=np.int64,
         )
+        shown, asked = mask.shown, mask.asked
+        shown_id, asked_id = (np.take_along_axis(ids, p.clip(0), 1).clip(0) for p in (shown, asked))
+        before_id = np.zeros_like(asked_id)
         for number, stream in enumerate(streams):
-            if stream.kind != "sequence":
+            if stream.kind != "sequence" or self._vocabulary is None:
                 continue
-            begin = int(offsets[number])
-            for i in range(n):
+            begin = int(self.masking.offsets[number])
+            words = tokens[stream.name].tolist()
+            for i in np.flatnonzero(mask.shown_of[:, number] + mask.asked_of[:, number]).tolist():
+                said = [w for w in words[i] if w >= 0]
                 budgets = int(mask.shown_of[i, number]), int(mask.asked_of[i, number])
-                if budgets == (0, 0):
-                    continue
-                words = tokens[stream.name][i][: lengths[i, number]]
-                rng_of = generator(self.seed, step * self.batch + i, f"spans/{stream.name}")
-                inside, outside = span_masked(words, *budgets, self._vocabulary, rng_of)
-                outside = outside[: budgets[1]]
-                given[i, begin : begin + len(inside)] = inside
-                wanted[i, begin : begin + len(outside)] = outside
-                start = outside.new_tensor([self._vocabulary.start])
-                before[i, begin : begin + len(outside)] = torch.cat([start, outside])[:-1]
-                _fill(shown[i], torch.arange(begin, begin + len(inside)))
-                _fill(asked[i], torch.arange(begin, begin + len(outside)))
-        pixels = next(
-            (tokens[s.name] for s in streams if s.kind == "pixels"),
-            torch.zeros(n, 3, *self.parts[0].shards.size),
-        )
-        at, aim = shown.clamp(min=0), asked.clamp(min=0)
-        return Batch(
-            pixels.float() / 255,
-            shown,
-            given.gather(1, at),
-            asked,
-            wanted.gather(1, aim),
-            before.gather(1, aim),
-        )
+                spans = generator(self.seed, step * self.batch + i, f"spans/{stream.name}")
+                inside, outside = (v.numpy() for v in span_masked(said, *budgets, self._vocabulary, spans))
+                free = _fill(shown[i], begin, len(inside))
+                shown_id[i, free] = inside
+                free = _fill(asked[i], begin, len(outside))
+                asked_id[i, free] = outside
+                before_id[i, free] = [self._vocabulary.start, *outside[:-1]][: len(outside)]
+        pixels = [tokens[s.name] for s in streams if s.kind == "pixels"]
+        picture = pixels[0] if pixels else torch.zeros(n, 3, *self.parts[0].shards.size, dtype=torch.uint8)
+        return Batch(picture, *map(torch.from_numpy, (shown, shown_id, asked, asked_id, before_id)))
 
 
 def loader(batches: Batches, start: int, steps: int, workers: int = 0) -> Iterator[Batch]:
-    """The batches from step ``start`` to ``steps``, made ahead by other processes if there are workers."""
+    """The batches from step ``start`` to ``steps``, compact, made ahead by other processes if there are workers."""
     if workers == 0:
-        return (batches[step] for step in range(start, steps))
+        return (batches.compact(step) for step in range(start, steps))
     found: Iterator[Batch] = iter(
         DataLoader(
-            batches, batch_size=None, sampler=range(start, steps), num_workers=workers, prefetch_factor=4
+            _Compact(batches),
+            batch_size=None,
+            sampler=range(start, steps),
+            num_workers=workers,
+            prefetch_factor=4,
+            worker_init_fn=_begin,
+            generator=torch.Generator(),
         )
     )
     return found
 
 
-def _fill(slots: Tensor, places: Tensor) -> None:
-    """Put places into the slots that are empty."""
-    free = (slots < 0).nonzero().flatten()[: len(places)]
-    slots[free] = places[: len(free)]
+class _Compact(Dataset[Batch]):
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batches.compact(step)
+
+
+def _begin(worker: int) -> None:
+    start_worker()
+
+
+def _fill(slots: Ints, begin: int, count: int) -> Ints:
+    """Give the first empty slots of a sample to the first places of a sequence; which slots these were."""
+    free = np.flatnonzero(slots < 0)[:count]
+    slots[free] = begin + np.arange(count)
+    return free
+
+
+def _words(value: Tensor, most: int) -> Ints:
+    """How many tokens of sequences may be shown or asked for: sentinels at both ends come to the words."""
+    words: Ints = (value >= 0).sum(1).numpy()
+    return np.where(words > 0, np.minimum(words + 2, most), 0)
+
+
+def _nothing(stream: Stream, count: int, size: tuple[int, int]) -> Tensor:
+    """What stands for a stream that a part lacks."""
+    if stream.kind == "pixels":
+        return torch.zeros(count, 3, *size, dtype=torch.uint8)
+    return torch.full((count, stream.length), -1, dtype=torch.int32)
+
+
+def _picked(table: Callable[[int], Ints], numbers: Ints, at: Ints) -> Ints:
+    """Of each table that is numbered, the entry."""
+    found = np.empty(len(at), np.int64)
+    for number in np.unique(numbers).tolist():
+        here = numbers == number
+        found[here] = table(number)[at[here]]
+    return found
 
 
 @lru_cache(maxsize=16)
-def _shuffled(seed: int, number: int, epoch: int, frames: int) -> NDArray[np.int64]:
-    order: NDArray[np.int64] = torch.randperm(
-        frames, generator=generator(seed, epoch, f"frames/{number}")
-    ).numpy()
+def _shuffled(seed: int, number: int, epoch: int, frames: int) -> Ints:
+    order: Ints = torch.randperm(frames, generator=generator(seed, epoch, f"frames/{number}")).numpy()
     return order
 
 
 @lru_cache(maxsize=16)
-def _mixed(seed: int, number: int, buffer: int) -> NDArray[np.int64]:
-    order: NDArray[np.int64] = torch.randperm(
-        BUFFER, generator=generator(seed, buffer, f"uses/{number}")
-    ).numpy()
+def _mixed(seed: int, number: int, buffer: int) -> Ints:
+    order: Ints = torch.randperm(BUFFER, generator=generator(seed, buffer, f"uses/{number}")).numpy()
     return order
 
 
-def _fitting(part: Part, wanted: dict[str, Stream]) -> None:
+def _fitting(part: Part, wanted: dict[str, Stream]) -> set[str]:
+    """The streams that a part gives."""
     there = {s.name: s for s in part.shards.streams}
-    for name, stream in there.items():
-        if (part.only is None or name in part.only) and name in wanted and wanted[name] != stream:
-            raise ValueError(f"{part.shards.folder} has {stream}, the model is made for {wanted[name]}")
-    if not there.keys() & wanted.keys():
+    lacking = sorted({*(part.only or ())} - there.keys())
+    if lacking:
+        raise ValueError(f"{part.shards.folder} has no {', '.join(lacking)}; there are {', '.join(there)}")
+    given = {name for name in there if name in wanted and (part.only is None or name in part.only)}
+    for name in sorted(given):
+        if wanted[name] != there[name]:
+            raise ValueError(f"{part.shards.folder} has {there[name]}, the model is made for {wanted[name]}")
+    if not given:
         raise ValueError(f"{part.shards.folder} has none of {', '.join(wanted)}")
+    return given

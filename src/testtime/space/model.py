@@ -53,7 +53,7 @@ class Batch:
     """What the model is given: slots of shown and asked tokens (:class:`~testtime.space.masking.Mask`), with their contents.
 
     Attributes:
-        pixels: (N, 3, H, W) in [0, 1].
+        pixels: (N, 3, H, W) in [0, 1]; on its way to the device it may be uint8 (:meth:`to`).
         shown, asked: (N, inputs), (N, targets) int64, places; -1 where a slot is empty.
         shown_id, asked_id: ids of the same shapes; of a pixel patch without meaning.
         before_id: (N, targets), in a sequence the token before the one asked for; on a grid without meaning.
@@ -67,10 +67,11 @@ class Batch:
     before_id: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device."""
-        return Batch(
-            *(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
+        """The same on another device, with pictures in [0, 1] whatever they were."""
+        pixels, *rest = (
+            getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__
         )
+        return Batch(pixels if pixels.is_floating_point() else pixels.float() / 255, *rest)
 
     def part(self, number: int, of: int) -> Batch:
         """Every of-th sample, beginning with the number-th."""
