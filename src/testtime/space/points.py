@@ -21,6 +21,7 @@ from torch import nn
 from testtime.data.dense import DenseSet
 from testtime.space.frames import SpaceFrames
 from testtime.space.loader import Batches, Part
+from testtime.space.mae import MaskedAutoencoder, PictureEncoder
 from testtime.space.masking import Masking
 from testtime.space.modalities import DEPTH, EDGES, NORMALS, RGB, SENSORY, Modality
 from testtime.space.model import Encoder, FourM
@@ -116,6 +117,8 @@ class Lab:
         preset = self.preset
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            if point.objective == "scratch" and point.modalities == (RGB.name,):
+                return PictureEncoder(preset.size, preset.image, preset.patch)
             if point.objective == "scratch":
                 size = preset.size
                 seen = [SENSORY[name] for name in point.modalities]
@@ -135,9 +138,7 @@ class Lab:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if point.objective == "mae":
-                from testtime.space.mae import MaskedAutoencoder
-
-                model: nn.Module = MaskedAutoencoder(preset.size, preset.image, preset.patch)
+                model: nn.Module = MaskedAutoencoder(preset.size, preset.image, preset.patch, seed=self.seed)
             else:
                 model = FourM(streams, preset.size, preset.image, preset.patch)
         masking = Masking(streams, inputs=recipe.inputs, targets=recipe.targets)
