@@ -326,8 +326,8 @@ def alignment(data: DenseSet, task: str, count: int = 32, reach: float = 0.06) -
 
     e is the strength of the picture's edges, b that of the borders in depth (second differences of one over depth, which vanish
     on planes) or normals, both squashed by :math:`v^2 / (v^2 + (2 \bar v)^2)` against a sensor's noise, and g a change. One
-    that brings a tenth more than none, by more than three standard errors over the frames, is worth a warning; of three frames or
-    less, half as much again.
+    that brings a tenth more than none, by more than three standard errors over the frames, is worth a warning; of three
+    frames or less, half as much again.
 
     Args:
         data: pictures with the modality.
@@ -713,10 +713,10 @@ def _checks(sensed: Sensed, used: Sequence[str]) -> dict[str, dict[str, Any]]:
     for task in ("depth", "normals"):
         # Normals that were made of the depth lie where it lies.
         if task in used and (task == "depth" or sensed.normals == "sensed"):
-            found[task] = asdict(alignment(sensed, task))
+            found[task] = asdict(alignment(sensed.data, task))
     chosen = np.unique(np.linspace(0, len(sensed) - 1, min(8, len(sensed))).round().astype(int)).tolist()
     if "depth" in used:
-        found["metres"] = _range([sensed[i].labels["depth"] for i in chosen])
+        found["metres"] = _range([sensed.data[i].labels["depth"] for i in chosen])
     if "depth" in used and sensed.normals == "sensed" and "normals" in used:
         made = ((i, sensed.made_normals(i)) for i in chosen)
         found["normals of depth"] = normal_signs(

@@ -371,14 +371,18 @@ def normals_of(depth: Tensor, intrinsics: Any, radius: int = 1, straight: float 
     inverse = F.pad(1 / known[None], [radius] * 4, value=torch.nan)
     side = 2 * radius + 1
     step = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    ones, count = torch.ones(side, dtype=torch.float64), side * side
-    spread = float(side * (step * step).sum())
-    kernels = torch.stack(
-        [ones[:, None] * ones / count, ones[:, None] * step / spread, step[:, None] * ones / spread]
-    )
-    mean, across, down = F.conv2d(inverse, kernels[:, None])[0]  # NaN of one pixel makes its windows NaN
-    square = F.conv2d(inverse.square(), kernels[:1, None])[0, 0]
-    missed = (square - mean.square() - (across.square() + down.square()) * spread / count).clamp(min=0)
+    flat, slope = torch.full((side,), 1 / side, dtype=torch.float64), step / (step * step).sum()
+    spread = float((step * step).mean())
+
+    def along(plane: Tensor, kernel: Tensor, rows: bool) -> Tensor:
+        return F.conv2d(plane, kernel.view((1, 1, -1, 1) if rows else (1, 1, 1, -1)))
+
+    # Along rows and columns one after the other; NaN of one pixel makes all its windows NaN.
+    level = along(inverse, flat, False)
+    mean, down = along(level, flat, True)[0, 0], along(level, slope, True)[0, 0]
+    across = along(along(inverse, slope, False), flat, True)[0, 0]
+    square = along(along(inverse.square(), flat, False), flat, True)[0, 0]
+    missed = (square - mean.square() - (across.square() + down.square()) * spread).clamp(min=0)
     missed = missed.sqrt() / mean
     rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width))
     a, b = across * k[0, 0], down * k[1, 1]
