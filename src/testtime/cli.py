@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 FAMILIES = {
     "multitask": "several dense tasks adapted together: list, train, bench, analyse, report, demo",
-    "space": "a model pre-trained in the place it will work in: list, bench, report, demo",
+    "space": "a model pre-trained in the place it will work in: list, ingest, bench, report, demo",
 }
 
 

@@ -60,12 +60,39 @@ def test_demo_draws_what_the_model_expects(tmp_path, monkeypatch, capsys):
     assert sheet.shape[1] == 6 + 10 * (112 + 6)  # picture, shown, five modalities, label, two segmentations
 
 
+def test_ingest_takes_a_folder_of_pictures(tmp_path, capsys):
+    walk, out = tmp_path / "walk", tmp_path / "out"
+    walk.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(walk / f"{i}.png")
+    command = [
+        "space",
+        "ingest",
+        str(walk),
+        "--out",
+        str(out),
+        "--size",
+        "16",
+        "--patch",
+        "8",
+        "--crops",
+        "2",
+    ]
+    assert main([*command, "--levels", "3", "3", "--steps", "2"]) == 0
+    text = capsys.readouterr().out
+    assert text.strip().endswith(str(out / "sheet.png"))
+    assert {p.name for p in (out / "tokenizers").iterdir()} == {"tok_rgb", "tok_edge"}
+    assert json.loads((out / "shards" / "shards.json").read_text())["frames"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["bench", "no-such"], "no analysis 'no-such'; there are main"),
         (["bench", "main", "--preset", "huge"], "no preset 'huge'; there are tiny"),
         (["report", "nowhere"], "nowhere holds no results.json"),
+        (["ingest", "nowhere", "--out", "out"], "nowhere: no such file or folder"),
     ],
 )
 def test_mistakes(arguments, message, capsys):

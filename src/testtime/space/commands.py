@@ -1,4 +1,4 @@
-"""``testtime space``: list, bench, report, demo."""
+"""``testtime space``: list, ingest, bench, report, demo."""
 
 from __future__ import annotations
 
@@ -19,6 +19,52 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Give a parser the commands of this family; what they need is imported when they run."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("list", help="list the presets and the analyses").set_defaults(run=_list)
+
+    ingest = commands.add_parser(
+        "ingest", help=f"make tokens, shards and a contact sheet of a place; {PROGRESS}"
+    )
+    ingest.add_argument(
+        "source", metavar="PATH", help="scenes, a public layout, a folder of pictures, or a video"
+    )
+    ingest.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of tokenizers, shards, report and sheet"
+    )
+    ingest.add_argument("--layout", metavar="NAME", help="of the source, where it is not found out")
+    ingest.add_argument("--spaces", nargs="+", metavar="NAME", help="some of the source's")
+    ingest.add_argument(
+        "--sensors", nargs="+", metavar="NAME", help="of depth, normals, edge; those that are there"
+    )
+    ingest.add_argument("--size", type=int, default=64, metavar="N", help="pixels of a crop's side (64)")
+    ingest.add_argument("--patch", type=int, default=8, metavar="N", help="pixels of a token's side (8)")
+    ingest.add_argument("--crops", type=int, default=4, metavar="N", help="of each frame (4)")
+    ingest.add_argument("--limit", type=int, metavar="N", help="frames at most, evenly spread")
+    ingest.add_argument("--tokenizer", choices=("fsq", "vq"), default="fsq", help="(fsq)")
+    ingest.add_argument(
+        "--levels", type=int, nargs="+", default=[8, 5, 5, 5], metavar="N", help="of fsq (8 5 5 5)"
+    )
+    ingest.add_argument("--codebook", type=int, default=512, metavar="N", help="of vq (512)")
+    ingest.add_argument(
+        "--steps", type=int, default=400, metavar="N", help="of each tokenizer's training (400)"
+    )
+    ingest.add_argument("--depth", metavar="DIR", help="of a walk-through: its depth, if it lies elsewhere")
+    ingest.add_argument("--intrinsics", metavar="FILE", help="of a walk-through: fx, fy, cx, cy as JSON")
+    ingest.add_argument(
+        "--fov", type=float, metavar="DEGREES", help="of a walk-through: horizontal, instead of intrinsics"
+    )
+    ingest.add_argument("--fps", type=float, default=2.0, help="frames taken from a second of a video (2)")
+    ingest.add_argument(
+        "--every", type=int, metavar="N", help="every N-th frame of a video, instead of --fps"
+    )
+    ingest.add_argument(
+        "--blur", type=float, default=0.5, help="leave out frames below this share of sharpness (0.5)"
+    )
+    ingest.add_argument(
+        "--longest", type=int, default=512, metavar="N", help="pixels of a frame's longer side (512)"
+    )
+    ingest.add_argument("--rows", type=int, default=4, metavar="N", help="frames on the sheet (4)")
+    ingest.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    ingest.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    ingest.set_defaults(run=_ingest)
 
     bench = commands.add_parser("bench", help=f"run an analysis and make its page; {PROGRESS}")
     bench.add_argument("analysis", nargs="?", help="a name; testtime space list shows them")
@@ -59,6 +105,43 @@ def _list(arguments: argparse.Namespace) -> int:
         print(
             f"  {analysis.name:12} {analysis.title} ({analysis.published} of the paper); {len(points)} points"
         )
+    return 0
+
+
+def _ingest(arguments: argparse.Namespace) -> int:
+    from testtime.space.ingest import TokenizerRecipe, ingest, read_space, summary
+
+    a, out = arguments, Path(arguments.out)
+    data = read_space(
+        a.source,
+        a.layout,
+        a.spaces,
+        out / "frames",
+        a.depth,
+        a.intrinsics,
+        a.fov,
+        a.fps,
+        a.every,
+        a.blur,
+        a.longest,
+    )
+    recipe = TokenizerRecipe(a.tokenizer, tuple(a.levels), a.codebook, steps=a.steps)
+    found = ingest(
+        data,
+        out,
+        a.size,
+        a.patch,
+        a.crops,
+        recipe=recipe,
+        sensors=a.sensors,
+        seed=a.seed,
+        rows=a.rows,
+        limit=a.limit,
+        device=a.device,
+        say=_say,
+    )
+    print(summary(found))
+    print(out / "sheet.png")
     return 0
 
 
