@@ -219,6 +219,11 @@ class FourM(nn.Module):
             losses[stream.name] = loss / here.sum().clamp(min=1)
         return losses
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """How many tokens the loss of each stream is the mean of; parts of a batch weigh as much."""
+        of = self._of(batch.asked.to(self.stream_of.device))
+        return {s.name: (of == i).sum() for i, s in enumerate(self.streams) if s.kind != "pixels"}
+
     def encode(self, batch: Batch) -> Tensor:
         """The encoder's output (N, inputs, dim), after its norm; empty slots mean nothing."""
         x = self._content(batch.shown, batch.shown_id, self.tokens, batch.pixels) + self._embedding(

@@ -5,6 +5,9 @@ r"""Pre-training on a space: AdamW on masked modelling, with checkpoints from wh
 
 The objective is a module: :class:`~testtime.space.model.FourM` (TST-MM), or another that turns a
 :class:`~testtime.space.model.Batch` into losses by name, whose mean is descended.
+
+Departures from 4M: the mean of a modality is that over the tokens of the whole batch, however many parts and processes it is
+taken through (there, the mean of the processes' means); tables of embeddings do not decay.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from testtime import checkpoint
 from testtime.progress import progress
 from testtime.space.loader import Batches, loader
+from testtime.space.masking import Masking
+from testtime.space.model import Batch
 
 __all__ = ["PAPER", "Recipe", "pretrain"]
 
@@ -105,7 +110,9 @@ def pretrain(
 
     Args:
         model: gives the losses of a batch by name; trained in place, on its way from whatever weights it has. One that has
-            a method ``advance(step, steps)`` (a teacher that follows) is called after every step.
+            a method ``advance(step, steps)`` (a teacher that follows) is called after every step. One that has a method
+            ``counts(batch)`` says how many tokens each loss is the mean of, so that parts of a batch are weighed rightly;
+            without it all parts weigh alike.
         batches: by step; every process takes its share.
         recipe: how.
         folder: of this run alone.
@@ -115,8 +122,9 @@ def pretrain(
         say: is told the losses of every tenth step.
 
     Raises:
-        ValueError: the folder belongs to another run, or processes do not divide the batch.
-        ArithmeticError: the loss is not finite; the checkpoint of the last good step is kept.
+        ValueError: the folder belongs to another run, batches and model or recipe do not fit, or processes do not divide the
+            batch.
+        ArithmeticError: the loss or a weight is not finite; the last checkpoint is kept.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,9 +133,9 @@ def pretrain(
         "seed": batches.seed,
         "repeat": batches.repeat,
         "parts": _parts(batches),
+        "masking": _masking(batches.masking),
     }
-    if batches.batch != recipe.batch:
-        raise ValueError(f"the batches are of {batches.batch} samples, the recipe of {recipe.batch}")
+    _fitting(model, batches, recipe)
     rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     if (recipe.batch // recipe.accumulate) % ranks:
         raise ValueError(
@@ -143,13 +151,16 @@ def pretrain(
     if (folder / CHECKPOINT).exists():
         _own(folder / CHECKPOINT, described)
         start = checkpoint.load(folder / CHECKPOINT, model, optimizer)
-    lines = _lines(folder / "losses.jsonl", start)
+    if rank == 0:
+        _keep(folder / "losses.jsonl", start)
     wrapped, optimizing = (model, optimizer) if fabric is None else fabric.setup(model, optimizer)
     where = next(model.parameters()).device
     half: Any = (
         torch.autocast(where.type, torch.bfloat16) if recipe.precision == "bfloat16" else nullcontext()
     )
     advance: Callable[[int, int], None] | None = getattr(model, "advance", None)
+    counts: Callable[[Batch], dict[str, Tensor]] | None = getattr(model, "counts", None)
+    parts = recipe.accumulate * ranks
     source = loader(batches, start, recipe.steps, workers)
     with torch.enable_grad():
         for step, batch in enumerate(
@@ -159,36 +170,70 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
             optimizing.zero_grad(set_to_none=True)
-            told: dict[str, float] = {}
+            whole = counts(batch) if counts is not None and parts > 1 else None
+            told: dict[str, Tensor] = {}
             for part in range(recipe.accumulate):
-                own = batch.part(rank + ranks * part, ranks * recipe.accumulate).to(where)
+                own = batch.part(rank + ranks * part, parts).to(where)
                 with half:
-                    losses = wrapped(own)
-                    loss = torch.stack(list(losses.values())).mean() / recipe.accumulate
+                    losses: dict[str, Tensor] = wrapped(own)
+                if counts is not None and whole is not None:
+                    here = counts(own)
+                    losses = {k: v * (parts * here[k] / whole[k].clamp(min=1)) for k, v in losses.items()}
+                loss = torch.stack(list(losses.values())).mean() / recipe.accumulate
                 if not bool(torch.isfinite(loss)):
                     raise ArithmeticError(
                         f"step {step}: the loss is {loss.item()}; lower base_lr (it is {recipe.base_lr})"
                     )
                 loss.backward() if fabric is None else fabric.backward(loss)
                 for name, value in losses.items():
-                    told[name] = told.get(name, 0.0) + value.item() / recipe.accumulate
+                    share = value.detach() / recipe.accumulate
+                    told[name] = told[name] + share if part else share
             if recipe.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizing.step()
             if advance is not None:
                 advance(step, recipe.steps)
-            if rank == 0 and (step % 10 == 0 or step + 1 == recipe.steps):
-                line = {"step": step, "loss": sum(told.values()) / len(told), **told}
-                lines.append(json.dumps(line))
-                (folder / "losses.jsonl").write_text("\n".join(lines) + "\n")
-                if say is not None:
-                    say(line)
-            if rank == 0 and (step + 1) % recipe.every == 0 and step + 1 < recipe.steps:
-                checkpoint.save(folder / CHECKPOINT, model, optimizer, step + 1, described)
+            last = step + 1 == recipe.steps
+            if step % 10 == 0 or last:
+                values = torch.stack(list(told.values()))
+                values = values if fabric is None else fabric.all_reduce(values, reduce_op="mean")
+                line = {"step": step, "loss": values.mean().item()}
+                line |= dict(zip(told, values.tolist(), strict=True))
+                if rank == 0:
+                    with (folder / "losses.jsonl").open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    if say is not None:
+                        say(line)
+            if (step + 1) % recipe.every == 0 or last:
+                if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+                    raise ArithmeticError(
+                        f"step {step}: a weight is not finite; lower base_lr (it is {recipe.base_lr})"
+                    )
+                if rank == 0 and not last:
+                    checkpoint.save(folder / CHECKPOINT, model, optimizer, step + 1, described)
     if rank == 0:
         checkpoint.save(folder / WEIGHTS, model, None, recipe.steps, described)
         (folder / CHECKPOINT).unlink(missing_ok=True)
+    if fabric is not None:
+        fabric.barrier()
     return model.eval()
+
+
+def _fitting(model: nn.Module, batches: Batches, recipe: Recipe) -> None:
+    masking = batches.masking
+    if batches.batch != recipe.batch:
+        raise ValueError(f"the batches are of {batches.batch} samples, the recipe of {recipe.batch}")
+    if (masking.inputs, masking.targets) != (recipe.inputs, recipe.targets):
+        raise ValueError(
+            f"the masking shows {masking.inputs} tokens and asks for {masking.targets}, the recipe says {recipe.inputs} "
+            f"and {recipe.targets}"
+        )
+    streams = getattr(model, "streams", masking.streams)
+    if streams != masking.streams:
+        raise ValueError(
+            f"the model is made for {', '.join(s.name for s in streams)}, in this order and of these lengths; the masking for "
+            f"{', '.join(s.name for s in masking.streams)}"
+        )
 
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -211,8 +256,24 @@ def _own(path: Path, described: Mapping[str, Any]) -> None:
         )
 
 
-def _lines(path: Path, start: int) -> list[str]:
-    """The lines of a run up to a step; what a killed run wrote after its checkpoint is written again."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text().splitlines() if json.loads(line)["step"] < start]
+def _masking(masking: Masking) -> dict[str, Any]:
+    return {
+        "streams": [asdict(s) for s in masking.streams],
+        "components": [asdict(c) for c in masking.components],
+    }
+
+
+def _keep(path: Path, start: int) -> None:
+    """Keep the lines of a run up to a step; what a killed run wrote after its checkpoint is written again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = 0
+    for line in lines:
+        try:
+            if json.loads(line)["step"] >= start:
+                break
+        except json.JSONDecodeError:  # it was killed while it wrote
+            break
+        kept += 1
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(lines[:kept]))
+    partial.replace(path)
