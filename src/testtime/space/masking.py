@@ -156,6 +156,10 @@ class Masking:
         self.offsets: Ints = np.cumsum([0, *(s.length for s in self.streams)])
         self.stream_of: Ints = np.repeat(np.arange(len(names)), [s.length for s in self.streams])
         self._grid = np.array([s.kind != "sequence" for s in self.streams])
+        self._alphas = [
+            tuple(np.array([side.get(name, 0.0) for name in names]) for side in (c.inputs, c.targets))
+            for c in self.components
+        ]
         self._chance = np.array([c.weight for c in self.components], float)
         self._chance /= self._chance.sum()
 
@@ -170,10 +174,10 @@ class Masking:
         shown, asked = np.zeros((n, streams), np.int64), np.zeros((n, streams), np.int64)
         chosen = np.asarray(rng.choice(len(self.components), size=n, p=self._chance))
         for i in range(n):
-            component = self.components[chosen[i]]
-            shown[i] = self._divided(component.inputs, self.inputs, lengths[i], rng)
+            inputs, targets = self._alphas[chosen[i]]
+            shown[i] = self._divided(inputs, self.inputs, lengths[i], rng)
             left = np.where(self._grid, lengths[i] - shown[i], lengths[i])
-            asked[i] = self._divided(component.targets, self.targets, left, rng)
+            asked[i] = self._divided(targets, self.targets, left, rng)
         rank, of = self._ranks(lengths, rng), self.stream_of
         grid = self._grid[of]
         is_shown = grid & (rank < shown[:, of])
@@ -181,17 +185,17 @@ class Masking:
         return Mask(_slots(is_shown, self.inputs), _slots(is_asked, self.targets), shown, asked)
 
     def _divided(
-        self, alphas: Mapping[str, float], budget: int, there: Ints, rng: np.random.Generator
+        self, alphas: NDArray[np.float64], budget: int, there: Ints, rng: np.random.Generator
     ) -> Ints:
         """The budget divided among the streams that have tokens and an alpha."""
         given = np.zeros(len(self.streams), np.int64)
-        alpha = np.array([alphas.get(s.name, 0.0) for s in self.streams])
-        able = (alpha > 0) & (there > 0)
-        if not able.any():
+        able = np.flatnonzero((alphas > 0) & (there > 0))
+        if not len(able):
             return given
-        part = np.floor(rng.dirichlet(alpha[able]) * budget).astype(np.int64)
+        alpha = alphas[able]
+        part = (rng.dirichlet(alpha) * budget).astype(np.int64)
         for _ in range(budget - int(part.sum())):
-            part[rng.dirichlet(alpha[able]).argmax()] += 1
+            part[rng.dirichlet(alpha).argmax()] += 1
         given[able] = part
         return np.minimum(given, there)
 
