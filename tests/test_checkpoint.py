@@ -155,12 +155,3 @@ def test_it_belongs_to_what_was_described(tmp_path):
     assert checkpoint.belongs(tmp_path / "c", lists)  # in JSON a tuple is a list
     assert not checkpoint.belongs(tmp_path / "c", {**DESCRIBED, "seed": 1})
     assert not checkpoint.belongs(tmp_path / "c", {k: v for k, v in DESCRIBED.items() if k != "only"})
-
-
-def test_the_same_state_is_the_same_file(tmp_path):
-    for name in "ab":
-        net = Net()
-        optimizer = optimizer_of(net)
-        trained(net, optimizer, 0, 2)
-        checkpoint.save(tmp_path / name, net, optimizer, 2, DESCRIBED)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
