@@ -196,7 +196,7 @@ def test_it_learns_and_leaves_the_global_generator_alone(tmp_path):
 
 def test_all_modalities_are_fed_at_transfer_and_at_test(tmp_path):
     model = segmenter(modalities=("rgb", "depth"))
-    recipe = TransferRecipe(epochs=40, batch=4, lr=1e-2, drop_path=0.1, scale=(1.0, 1.5))
+    recipe = TransferRecipe(epochs=80, batch=4, lr=1e-2, drop_path=0.1, scale=(1.0, 1.5))
     transfer(model, Halves(), recipe, tmp_path, seed=1)
     report = evaluate(model, Halves(6))
     assert report["IoU"]["near"] > 60, report  # told by depth alone

@@ -96,7 +96,7 @@ def write_pictures(
     for stream, tokenizer in tokenizers.items():
         if tokenizer.modality.kind in ("image", "classes"):
             guess = tokenizer.decode(predicted(model, stream, images, shown))
-            columns.append((f"→ {tokenizer.modality.name}", [coloured(tokenizer.modality, g) for g in guess]))
+            columns.append((f"expected {tokenizer.modality.name}", [coloured(tokenizer.modality, g) for g in guess]))
     task = Segmentation(data.classes)
     columns.append(("label", [picture(task, y) for y in labels["semseg"]]))
     with torch.no_grad():
@@ -123,7 +123,7 @@ def write_pictures(
         written.append(path)
     about = (
         f"Frames of the test house from cameras that were not trained on. Shown {share:.0%} of the picture's patches, the "
-        "model expects the rest of the picture and what each sensor would say (→); right of the label, segmentations of the "
+        "model expects the rest of the picture and what each sensor would say; right of the label, segmentations of the "
         "whole picture."
     )
     (where / "pictures.json").write_text(json.dumps({"about": about}) + "\n")

@@ -110,7 +110,14 @@ TINY = Preset(
     200,
     4,
     Recipe(
-        steps=800, batch=64, base_lr=4e-3, warmup=80, inputs=24, targets=24, precision="float32", every=200
+        steps=4000,
+        batch=64,
+        base_lr=1.2e-2,
+        warmup=400,
+        inputs=24,
+        targets=24,
+        precision="float32",
+        every=500,
     ),
     RECIPES["tiny"],
     frames=400,
@@ -128,7 +135,14 @@ DEMO = Preset(
     100,
     2,
     Recipe(
-        steps=300, batch=48, base_lr=5e-3, warmup=30, inputs=24, targets=24, precision="float32", every=100
+        steps=1500,
+        batch=48,
+        base_lr=1.5e-2,
+        warmup=150,
+        inputs=24,
+        targets=24,
+        precision="float32",
+        every=250,
     ),
     RECIPES["tiny"],
     frames=200,
