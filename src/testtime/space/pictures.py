@@ -96,7 +96,9 @@ def write_pictures(
     for stream, tokenizer in tokenizers.items():
         if tokenizer.modality.kind in ("image", "classes"):
             guess = tokenizer.decode(predicted(model, stream, images, shown))
-            columns.append((f"expected {tokenizer.modality.name}", [coloured(tokenizer.modality, g) for g in guess]))
+            columns.append(
+                (f"expected {tokenizer.modality.name}", [coloured(tokenizer.modality, g) for g in guess])
+            )
     task = Segmentation(data.classes)
     columns.append(("label", [picture(task, y) for y in labels["semseg"]]))
     with torch.no_grad():
