@@ -112,7 +112,7 @@ TINY = Preset(
     Recipe(
         steps=4000,
         batch=64,
-        base_lr=1.2e-2,
+        base_lr=4e-3,
         warmup=400,
         inputs=24,
         targets=24,
@@ -137,7 +137,7 @@ DEMO = Preset(
     Recipe(
         steps=1500,
         batch=48,
-        base_lr=1.5e-2,
+        base_lr=5e-3,
         warmup=150,
         inputs=24,
         targets=24,
