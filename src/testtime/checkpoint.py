@@ -16,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["belongs", "load", "save"]
+from testtime.errors import WeightsError
+
+__all__ = ["belongs", "described_in", "load", "save"]
 
 
 def save(
@@ -41,37 +43,47 @@ def save(
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
                 tensors[f"optimizer.{names[id(parameter)]}.{key}"] = torch.as_tensor(value)
-    found = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    # Copies, because safetensors refuses tensors that share memory.
+    found = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(found, partial, {"step": str(step), "described": json.dumps(described)})
     partial.replace(path)
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, optional: str = ""
+) -> int:
     """Put the file's tensors into place, name by name.
+
+    Args:
+        path: of the file.
+        model: takes the tensors.
+        optimizer: takes its state; None for the weights alone.
+        optional: how the names of tensors begin that either side may lack; the model then keeps its own.
 
     Returns:
         the steps that were done.
 
     Raises:
-        ValueError: the file is of a model with other names or shapes; nothing was changed.
+        WeightsError: the file is of a model with other names or shapes; nothing was changed.
     """
     with safe_open(path, framework="pt") as file:
         found: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         step = int(file.metadata()["step"])
     own = model.state_dict()
     saved = {k.removeprefix("model."): v for k, v in found.items() if k.startswith("model.")}
-    differ = sorted(own.keys() ^ saved.keys()) + sorted(
-        k for k in own.keys() & saved.keys() if own[k].shape != saved[k].shape
-    )
+    differ = sorted(
+        k for k in own.keys() ^ saved.keys() if not (optional and k.startswith(optional))
+    ) + sorted(k for k in own.keys() & saved.keys() if own[k].shape != saved[k].shape)
     if differ:
-        raise ValueError(
+        raise WeightsError(
             f"{path} is of another model: {len(differ)} tensors differ, first {', '.join(differ[:3])}; build the model with "
             "the same arguments"
         )
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(saved[name])
+            value.copy_(saved.get(name, value))
     if optimizer is not None:
         for name, parameter in model.named_parameters():
             prefix = f"optimizer.{name}."
@@ -83,7 +95,13 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None =
     return step
 
 
+def described_in(path: Path) -> dict[str, Any]:
+    """What a file says that it belongs to; nothing, if it is not of this module."""
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, Any] = json.loads((file.metadata() or {}).get("described", "{}"))
+    return found
+
+
 def belongs(path: Path, described: Mapping[str, Any]) -> bool:
     """Whether the file belongs to what is described."""
-    with safe_open(path, framework="pt") as file:
-        return bool(json.loads(file.metadata()["described"]) == json.loads(json.dumps(described)))
+    return bool(described_in(path) == json.loads(json.dumps(described)))

@@ -247,8 +247,8 @@ def test_what_is_saved_gives_the_same_ids(make, tmp_path: Path):
 def test_another_files_tensors_are_not_taken(tmp_path: Path):
     fsq().save(tmp_path / "t.safetensors")
     tensors = load_file(tmp_path / "t.safetensors")
-    facts = {"step": "0", "facts": json.dumps(fsq()._facts())}
-    tensors["tokenizer.encoder.0.renamed"] = tensors.pop("tokenizer.encoder.0.weight")
+    facts = {"step": "0", "described": json.dumps(fsq()._facts())}
+    tensors["model.encoder.0.renamed"] = tensors.pop("model.encoder.0.weight")
     save_file(tensors, tmp_path / "t.safetensors", facts)
     with pytest.raises(WeightsError, match="2 tensors differ"):
         load_tokenizer(tmp_path / "t.safetensors")

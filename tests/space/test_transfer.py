@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from testtime.data import IGNORE, DenseSet, Sample
+from testtime.parts.randomness import epochs
 from testtime.space.modalities import SENSORY
 from testtime.space.model import Block
 from testtime.space.transfer import (
@@ -24,7 +25,6 @@ from testtime.space.transfer import (
     evaluate,
     few,
     fit,
-    order,
     parameter_groups,
     rate,
     transfer,
@@ -288,8 +288,8 @@ def test_every_model_sees_the_same_batches(tmp_path):
     assert torch.equal(images[0], images[1])
     assert sorted(seen[0][:12]) == list(range(12))
     assert seen[0][:12] != seen[0][12:24]
-    assert order(12, 4, 4, 1) == seen[0][4:8]
-    assert order(12, 4, 5, 1) != seen[0][4:8]
+    assert epochs(12, 4, 4, 1) == seen[0][4:8]
+    assert epochs(12, 4, 5, 1) != seen[0][4:8]
 
 
 def test_drop_path_leaves_branches_out_and_keeps_the_mean():

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from testtime.scenes.captions import NUMBERS
+
 __all__ = ["CIDErD", "SceneGraphF", "scene_graph", "words"]
 
 Floats = NDArray[np.float64]
@@ -133,21 +135,6 @@ class SceneGraphF:
         return float(self.by_image.mean()) if self.scores else float("nan")
 
 
-NUMBERS = [
-    "no",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
 ROOM = re.compile(r"(?:beyond it, )?an? (?P<room>.+?)(?: with (?P<things>.+))?")
 LYING = re.compile(r"(?P<things>.+) (?:is|are) on (?:the|an?) (?P<under>.+)")
 BESIDE = re.compile(

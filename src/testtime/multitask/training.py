@@ -18,20 +18,21 @@ from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from testtime import checkpoint
 from testtime.data.dense import DenseSet, Sample, collate, sized
 from testtime.multitask.network import Assisted, Branch
 from testtime.multitask.tasks import Task, tasks_of
-from testtime.parts.randomness import generator
+from testtime.parts.randomness import epochs, generator
 from testtime.parts.taps import tapped, watched
 from testtime.progress import progress
 
 __all__ = ["AutomaticWeights", "Joint", "Recipe", "augmented", "batches", "load_trained", "train"]
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "model.safetensors"
+LEARNED = "weights."
+"""How the names of learned task weights begin, which a network does without after training."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     described = {"recipe": asdict(recipe), "seed": seed, "data": data.name, "samples": len(data)}
     joint = Joint(model, recipe.weighting).train()
-    if (folder / WEIGHTS).exists() and _same(folder / WEIGHTS, described):
-        _load(folder / WEIGHTS, joint, None)
+    if (folder / WEIGHTS).exists() and checkpoint.belongs(folder / WEIGHTS, described):
+        checkpoint.load(folder / WEIGHTS, joint, optional=LEARNED)
         return model.eval()
     rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     if recipe.batch % ranks:
@@ -185,11 +186,11 @@ def train(
     optimizer = torch.optim.Adam(joint.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     start = 0
     if (folder / CHECKPOINT).exists():
-        if not _same(folder / CHECKPOINT, described):
+        if not checkpoint.belongs(folder / CHECKPOINT, described):
             raise ValueError(
                 f"{folder / CHECKPOINT} belongs to another recipe, seed or data; choose another folder, or delete it"
             )
-        start = _load(folder / CHECKPOINT, joint, optimizer)
+        start = checkpoint.load(folder / CHECKPOINT, joint, optimizer)
     wrapped: Any = joint
     optimizing: Any = optimizer
     if fabric is not None:
@@ -223,9 +224,9 @@ def train(
                 if say is not None:
                     say(line)
             if rank == 0 and (step + 1) % recipe.every == 0 and step + 1 < recipe.iterations:
-                _save(folder / CHECKPOINT, joint, optimizer, step + 1, described)
+                checkpoint.save(folder / CHECKPOINT, joint, optimizer, step + 1, described)
     if rank == 0:
-        _save(folder / WEIGHTS, joint, None, recipe.iterations, described)
+        checkpoint.save(folder / WEIGHTS, joint, None, recipe.iterations, described)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return model.eval()
 
@@ -241,14 +242,8 @@ def batches(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The augmented batch of a step (or a process's share of it): images (N, 3, H, W) and labels, a function of the seed."""
     rng = generator(seed, step, "batch")
-    epoch, at = divmod(step * recipe.batch, len(data))
-    indices: list[int] = []
-    while len(indices) < recipe.batch:
-        order = torch.randperm(len(data), generator=generator(seed, epoch, "order"))
-        indices += order[at : at + recipe.batch - len(indices)].tolist()
-        epoch, at = epoch + 1, 0
     samples = []
-    for i in indices:
+    for i in epochs(len(data), recipe.batch, seed, step):
         sample = data[i] if recipe.size is None else sized(data[i], recipe.size)
         samples.append(augmented(sample, recipe, rng))
     x, labels = collate(samples, [name for name in tasks if name in data.tasks])
@@ -308,54 +303,5 @@ def load_trained(model: nn.Module, folder: str | Path) -> nn.Module:
         raise FileNotFoundError(
             f"{path} is missing; expected a folder in which testtime.multitask.train has ended"
         )
-    _load(path, Joint(model), None)
+    checkpoint.load(path, Joint(model), optional=LEARNED)
     return model.eval()
-
-
-def _save(
-    path: Path, joint: Joint, optimizer: torch.optim.Optimizer | None, step: int, described: Any
-) -> None:
-    tensors = {f"joint.{k}": v for k, v in joint.state_dict().items()}
-    if optimizer is not None:
-        names = [name for name, _ in joint.named_parameters()]
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{names[index]}.{k}": v for k, v in state.items()}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"step": str(step), "described": json.dumps(described)})
-    partial.replace(path)
-
-
-def _load(path: Path, joint: Joint, optimizer: torch.optim.Optimizer | None) -> int:
-    """Put a file of :func:`_save` into place, name by name; the step at which it was written."""
-    with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        step = int(file.metadata()["step"])
-    own = joint.state_dict()
-    saved = {name.removeprefix("joint."): value for name, value in state.items() if name.startswith("joint.")}
-    differ = sorted(
-        {name for name in own.keys() ^ saved.keys() if not name.startswith("weights.")}
-        | {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape}
-    )
-    if differ:
-        raise ValueError(
-            f"{path} was trained with another model: {len(differ)} tensors differ, first {differ[:3]}; build the model "
-            "with the same tasks, encoder and branch"
-        )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(saved.get(name, value))
-    if optimizer is not None:
-        index = {name: i for i, (name, _) in enumerate(joint.named_parameters())}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("optimizer."):
-                parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
-                moments.setdefault(index[parameter], {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return step
-
-
-def _same(path: Path, described: Any) -> bool:
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["described"]) == json.loads(json.dumps(described))

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from testtime.scenes import Frame, House
 
-__all__ = ["Thing", "caption", "describe"]
+__all__ = ["NUMBERS", "Thing", "caption", "describe"]
 
 STRUCTURE = frozenset({"wall", "floor", "ceiling"})
 """Classes that every room has and no caption counts."""

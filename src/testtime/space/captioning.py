@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from testtime.data.dense import DenseSet, sized
 from testtime.metrics.captions import CIDErD, SceneGraphF
-from testtime.parts.randomness import generator
+from testtime.parts.randomness import epochs, generator
 from testtime.scenes.sceneset import SceneSet
 from testtime.space.model import DecoderBlock, line_embedding
 from testtime.space.transfer import RECIPES as SEGMENTATION
-from testtime.space.transfer import Encoder, TransferRecipe, fit, order
+from testtime.space.transfer import Encoder, TransferRecipe, fit
 
 __all__ = [
     "RECIPES",
@@ -230,7 +230,7 @@ def train_captioner(
         raise ValueError(f"a caption has {longest} words with begin and end; give the captioner more max_len")
 
     def loss(step: int) -> Tensor:
-        indices = order(len(data), recipe.batch, seed, step)
+        indices = epochs(len(data), recipe.batch, seed, step)
         chance = torch.rand(len(indices), generator=generator(seed, step, "batch"))
         turned = ((chance < 0.5) & recipe.flip).tolist()
         images = [sized(data[i], model.encoder.size).image for i in indices]

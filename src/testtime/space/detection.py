@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from testtime.data.dense import DenseSet, sized
 from testtime.metrics.boxes import BoxAP, Boxes
-from testtime.parts.randomness import generator
+from testtime.parts.randomness import epochs, generator
 from testtime.scenes.sceneset import SceneSet
 from testtime.space.transfer import RECIPES as SEGMENTATION
-from testtime.space.transfer import ConvNeXtHead, Encoder, TransferRecipe, fit, order
+from testtime.space.transfer import ConvNeXtHead, Encoder, TransferRecipe, fit
 
 __all__ = [
     "RECIPES",
@@ -221,7 +221,7 @@ def train_detector(
         raise ValueError(f"label {highest} is none of the {len(model.classes)} classes")
 
     def loss(step: int) -> Tensor:
-        indices = order(len(data), recipe.batch, seed, step)
+        indices = epochs(len(data), recipe.batch, seed, step)
         chance = torch.rand(len(indices), generator=generator(seed, step, "batch"))
         turned = ((chance < 0.5) & recipe.flip).tolist()
         pairs = [_at(data, boxes, i, model.encoder.size) for i in indices]

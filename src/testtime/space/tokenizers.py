@@ -30,13 +30,12 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from testtime import checkpoint
 from testtime.data.dense import IGNORE
 from testtime.errors import WeightsError, missing_extra
-from testtime.parts.randomness import generator
+from testtime.parts.randomness import epochs, generator
 from testtime.progress import progress
 from testtime.space.modalities import Modality
 from testtime.space.model import Block, grid_embedding
@@ -244,20 +243,20 @@ class Tokenizer(nn.Module, ABC):
             raise ValueError(f"{self.modality.name}: no frames to learn from")
         facts = {**self._facts(), "steps": steps, "batch": batch, "lr": lr, "fit_seed": seed}
         facts["frames"] = None if callable(frames) else len(frames)
-        checkpoint, weights = (
+        unfinished, weights = (
             (None, None) if folder is None else (Path(folder) / CHECKPOINT, Path(folder) / WEIGHTS)
         )
-        if weights is not None and weights.exists() and _facts_of(weights) == facts:
-            _read(weights, self, None)
+        if weights is not None and weights.exists() and checkpoint.described_in(weights) == facts:
+            checkpoint.load(weights, self)
             return self.report(frames)
         optimizer = torch.optim.AdamW(self.parameters(), lr, (0.9, 0.99), weight_decay=0.05)
         start = 0
-        if checkpoint is not None and checkpoint.exists():
-            if _facts_of(checkpoint) != facts:
+        if unfinished is not None and unfinished.exists():
+            if checkpoint.described_in(unfinished) != facts:
                 raise ValueError(
-                    f"{checkpoint} is of another tokenizer or fit; choose another folder, or delete it"
+                    f"{unfinished} is of another tokenizer or fit; choose another folder, or delete it"
                 )
-            start = _read(checkpoint, self, optimizer)
+            start = checkpoint.load(unfinished, self, optimizer)
         elif self.modality.kind == "features":
             self._standardise(_batch(frames, 0, batch, seed))
         rising = max(1, steps // 20)
@@ -278,12 +277,12 @@ class Tokenizer(nn.Module, ABC):
                 optimizer.step()
                 if say is not None and (step % 50 == 0 or step + 1 == steps):
                     say({"step": step, "loss": reconstruction.item(), "commitment": commitment.item()})
-                if checkpoint is not None and (step + 1) % every == 0 and step + 1 < steps:
-                    _write(checkpoint, self, optimizer, step + 1, facts)
+                if unfinished is not None and (step + 1) % every == 0 and step + 1 < steps:
+                    checkpoint.save(unfinished, self, optimizer, step + 1, facts)
         self.zero_grad(set_to_none=True)
-        if checkpoint is not None and weights is not None:
-            _write(weights, self, None, steps, facts)
-            checkpoint.unlink(missing_ok=True)
+        if unfinished is not None and weights is not None:
+            checkpoint.save(weights, self, None, steps, facts)
+            unfinished.unlink(missing_ok=True)
         return self.report(frames)
 
     @torch.no_grad()
@@ -317,7 +316,7 @@ class Tokenizer(nn.Module, ABC):
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that :func:`load_tokenizer` reads."""
-        _write(Path(path), self, None, 0, self._facts())
+        checkpoint.save(Path(path), self, None, 0, self._facts())
 
     @abstractmethod
     def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -542,7 +541,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected a tokenizer's safetensors file")
-    facts = _facts_of(path)
+    facts = checkpoint.described_in(path)
     try:
         kind, modality = facts["kind"], dict(facts["modality"])
         own = ("codebook", "latent", "decay", "commitment") if kind == "vq" else ("levels",)
@@ -553,7 +552,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     arguments |= {"size": tuple(arguments["size"])}
     of = Modality(**{**modality, "signs": tuple(modality["signs"])})
     tokenizer = (VQTokenizer if kind == "vq" else FSQTokenizer)(of, **arguments)
-    _read(path, tokenizer, None)
+    checkpoint.load(path, tokenizer)
     return tokenizer.eval()
 
 
@@ -679,13 +678,7 @@ def _batch(frames: Frames, step: int, batch: int, seed: int) -> Tensor:
     """The raw values of a step, a function of the seed."""
     if callable(frames):
         return frames(step)
-    epoch, at = divmod(step * batch, len(frames))
-    indices: list[int] = []
-    while len(indices) < batch:
-        order = torch.randperm(len(frames), generator=generator(seed, epoch, "order"))
-        indices += order[at : at + batch - len(indices)].tolist()
-        epoch, at = epoch + 1, 0
-    return torch.stack([frames[i] for i in indices])
+    return torch.stack([frames[i] for i in epochs(len(frames), batch, seed, step)])
 
 
 def _looked_at(frames: Frames, limit: int) -> Iterator[Tensor]:
@@ -701,56 +694,3 @@ def _looked_at(frames: Frames, limit: int) -> Iterator[Tensor]:
     indices = [i * len(frames) // count for i in range(count)]
     for begin in range(0, count, 64):
         yield torch.stack([frames[i] for i in indices[begin : begin + 64]])
-
-
-def _write(
-    path: Path,
-    tokenizer: Tokenizer,
-    optimizer: torch.optim.Optimizer | None,
-    step: int,
-    facts: dict[str, Any],
-) -> None:
-    tensors = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
-    if optimizer is not None:
-        names = [name for name, _ in tokenizer.named_parameters()]
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{names[index]}.{k}": v for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    save_file(tensors, partial, {"step": str(step), "facts": json.dumps(facts)})
-    partial.replace(path)
-
-
-def _read(path: Path, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer | None) -> int:
-    """Put a file of :func:`_write` into place, name by name; the step at which it was written."""
-    with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        step = int(file.metadata()["step"])
-    own = tokenizer.state_dict()
-    saved = {k.removeprefix("tokenizer."): v for k, v in state.items() if k.startswith("tokenizer.")}
-    differ = sorted(
-        k
-        for k in own.keys() | saved.keys()
-        if k not in own or k not in saved or own[k].shape != saved[k].shape
-    )
-    if differ:
-        raise WeightsError(
-            f"{path} is of another tokenizer: {len(differ)} tensors differ, first {differ[:3]}"
-        )
-    tokenizer.load_state_dict(saved)
-    if optimizer is not None:
-        index = {name: i for i, (name, _) in enumerate(tokenizer.named_parameters())}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("optimizer."):
-                parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
-                moments.setdefault(index[parameter], {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return step
-
-
-def _facts_of(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
-    return facts

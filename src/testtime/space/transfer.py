@@ -30,15 +30,14 @@ from typing import Any, Literal, Protocol, cast, final
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from testtime import checkpoint
 from testtime.data.dense import IGNORE, DenseSet, collate, sized
 from testtime.metrics.dense import MeanIoU
 from testtime.multitask.training import Recipe as Augmentation
 from testtime.multitask.training import augmented
-from testtime.parts.randomness import generator
+from testtime.parts.randomness import epochs, generator
 from testtime.progress import progress
 from testtime.space.modalities import SENSORY, Modality
 from testtime.space.model import Block, grid_embedding
@@ -54,7 +53,6 @@ __all__ = [
     "evaluate",
     "few",
     "fit",
-    "order",
     "parameter_groups",
     "rate",
     "transfer",
@@ -399,7 +397,7 @@ def transfer(
 
     def loss(step: int) -> Tensor:
         rng = generator(seed, step, "batch")
-        indices = order(len(data), recipe.batch, seed, step)
+        indices = epochs(len(data), recipe.batch, seed, step)
         samples = (augmented(sized(data[i], model.encoder.size), change, rng) for i in indices)
         images, labels = collate(samples, tasks)
         return model.loss(_inputs(model, images, labels, device), labels["semseg"].to(device))
@@ -497,14 +495,14 @@ def fit(
     described = {**what, "recipe": asdict(recipe), "seed": seed, "born": _digest(model)}
     model.to(device)
     if (folder / WEIGHTS).exists():
-        _load(folder / WEIGHTS, described, model, None)
+        checkpoint.load(_own(folder / WEIGHTS, described), model)
         model.eval()
         return
     groups = parameter_groups(model, recipe)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
     start = 0
     if (folder / CHECKPOINT).exists():
-        start = _load(folder / CHECKPOINT, described, model, optimizer)
+        start = checkpoint.load(_own(folder / CHECKPOINT, described), model, optimizer)
     lines = _kept(folder / "losses.jsonl", start)
     encoder = cast(Encoder, model.encoder)
     warm = recipe.warmup * samples / recipe.batch
@@ -536,28 +534,13 @@ def fit(
                 lines.append(json.dumps({"step": step, "loss": value.item()}))
                 (folder / "losses.jsonl").write_text("\n".join(lines) + "\n")
             if (step + 1) % recipe.every == 0 and step + 1 < steps:
-                _save(folder / CHECKPOINT, described, model, optimizer, step + 1)
+                checkpoint.save(folder / CHECKPOINT, model, optimizer, step + 1, described)
     finally:
         for p in learning:
             p.requires_grad_(True)
-    _save(folder / WEIGHTS, described, model, None, steps)
+    checkpoint.save(folder / WEIGHTS, model, None, steps, described)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     model.eval()
-
-
-def order(samples: int, batch: int, seed: int, step: int) -> list[int]:
-    """The indices of a step: epoch after epoch all samples, each epoch shuffled anew.
-
-    >>> sorted(order(6, 4, 0, 0) + order(6, 4, 0, 1) + order(6, 4, 0, 2)) == sorted([*range(6), *range(6)])
-    True
-    """
-    epoch, at = divmod(step * batch, samples)
-    indices: list[int] = []
-    while len(indices) < batch:
-        shuffled = torch.randperm(samples, generator=generator(seed, epoch, "order"))
-        indices += shuffled[at : at + batch - len(indices)].tolist()
-        epoch, at = epoch + 1, 0
-    return indices
 
 
 def rate(step: int, steps: int, warm: float) -> float:
@@ -684,44 +667,13 @@ def _kept(path: Path, start: int) -> list[str]:
     return [line for line in lines if json.loads(line)["step"] < start]
 
 
-def _save(
-    path: Path, described: Any, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int
-) -> None:
-    # Copies, because safetensors refuses tensors that share memory.
-    tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in model.state_dict().items()}
-    if optimizer is not None:
-        names = _names(optimizer)
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{names[index]}.{k}": v.detach().cpu().clone() for k, v in state.items()}
-    tensors = {k: v.contiguous() for k, v in tensors.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"step": str(step), "described": json.dumps(described)})
-    partial.replace(path)
-
-
-def _load(path: Path, described: Any, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
-    """Put a file of :func:`_save` into place, name by name; the step at which it was written."""
-    with safe_open(path, framework="pt") as file:
-        was, now = json.loads(file.metadata()["described"]), json.loads(json.dumps(described))
-        differ = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
-        if differ:
-            raise ValueError(
-                f"{path} belongs to another run (it differs in {', '.join(differ)}; born: the first weights); "
-                "choose another folder, or delete it"
-            )
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        step = int(file.metadata()["step"])
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    if optimizer is not None:
-        index = {name: i for i, name in enumerate(_names(optimizer))}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("optimizer."):
-                parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
-                moments.setdefault(index[parameter], {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return step
-
-
-def _names(optimizer: torch.optim.Optimizer) -> list[str]:
-    return [name for group in optimizer.param_groups for name in group["names"]]
+def _own(path: Path, described: Mapping[str, Any]) -> Path:
+    """The path, if the file belongs to this run."""
+    was, now = checkpoint.described_in(path), json.loads(json.dumps(described))
+    differ = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+    if differ:
+        raise ValueError(
+            f"{path} belongs to another run (it differs in {', '.join(differ)}; born: the first weights); "
+            "choose another folder, or delete it"
+        )
+    return path
