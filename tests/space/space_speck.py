@@ -2,7 +2,7 @@
 
 from testtime.multitask import Recipe as TeacherRecipe
 from testtime.space.model import Size
-from testtime.space.presets import Preset, Views
+from testtime.space.presets import Preset, Views, houses
 from testtime.space.pretrain import Recipe
 from testtime.space.transfer import TransferRecipe
 
@@ -18,8 +18,11 @@ SPECK = Preset(
     TransferRecipe(epochs=1, warmup=0, batch=2, lr=1e-3),
     frames=4,
     tests=3,
-    outside=Views((100, 101), 4),
-    teacher=Views((200,), 3),
+    outside=Views(houses((100, 101), "other"), 4),
+    teacher=Views(houses((200,)), 3),
     teacher_recipe=TeacherRecipe(iterations=2, batch=2, lr=1e-3),
     boxes=12,
+    projection=(8, 8, 4),
+    head=(4, 2, 1),
+    labelled=2,
 )

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from testtime.space.analyses import ANALYSES
+from testtime.space.measures import family_of
 from testtime.space.presets import PRESETS
 from testtime.space.report import cells, text_table, write_report
 
@@ -18,7 +19,7 @@ def results(analysis, value):
                     "row": entry.row,
                     "column": entry.column,
                     "seed": seed,
-                    "mIoU": value(i, entry) + seed,
+                    "value": value(i, entry) + seed,
                     "IoU": {"wall": 50.0 + i, "bed": None},
                 }
             )
@@ -46,7 +47,7 @@ def test_points_that_share_a_cell_are_averaged_by_seed():
 
 def test_the_page_of_the_main_table(tmp_path):
     text = write_report(write(tmp_path / "main", "main", lambda i, e: 20.0 + 5 * i)).read_text()
-    assert "Highest is <strong>TST-MM (all)</strong> with 40.5 ±0.7 % mIoU (2 seeds)." in text
+    assert "Highest is <strong>TST-MM (all)</strong> with 40.5 ±0.7 (mIoU in %, 2 seeds)." in text
     assert '<td class="bar best" style="--w:100%">40.5 ±0.7</td>' in text
     assert '<td class="bar" style="--w:51%">20.5 ±0.7</td>' in text
     assert "testtime space bench main" in text
@@ -78,11 +79,35 @@ def test_no_results(tmp_path):
         write_report(tmp_path)
 
 
-def test_every_analysis_keeps_compute_and_names_apart():
+def test_every_analysis_keeps_compute_and_asks_for_what_is_measured():
+    tiny = PRESETS["tiny"]
     for analysis in ANALYSES.values():
-        entries = analysis.entries(PRESETS["tiny"])
-        points = {e.point for e in entries}
-        assert len({p.name for p in points}) == len(points)
-        for point in points:
-            if point.houses and point.houses != PRESETS["tiny"].outside.houses:
-                assert PRESETS["tiny"].space(point.houses).frames >= 396
+        entries = analysis.entries(tiny)
+        assert len({(e.row, e.column, e.point.test) for e in entries}) <= len(entries)
+        for entry in entries:
+            family_of(entry.measure)
+            point = entry.point
+            if point.places and point.places != tiny.outside.places:
+                least = 0.99 * tiny.frames if point.places[0].whole else tiny.frames // 5
+                assert tiny.space(point.places).frames >= least
+
+
+def test_floor_and_ceiling_place_the_others(tmp_path):
+    text = write_report(write(tmp_path / "summary", "summary", lambda i, e: 20.0 + 5 * i)).read_text()
+    assert "<td>0.50</td>" in text  # the fourth of seven rows
+    analysis = ANALYSES["summary"]
+    lines = text_table(analysis, results(analysis, lambda i, e: 20.0 + 5 * i)).splitlines()
+    assert [line.split()[-1] for line in lines[2:]] == [
+        "0.00",
+        "0.17",
+        "0.33",
+        "0.50",
+        "0.67",
+        "0.83",
+        "1.00",
+    ]
+
+
+def test_columns_of_their_own_measure_have_bars_of_their_own(tmp_path):
+    text = write_report(write(tmp_path / "tasks", "tasks", lambda i, e: 2.0 if i % 4 else 40.0)).read_text()
+    assert text.count('class="bar best"') == 16

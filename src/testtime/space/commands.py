@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _list(arguments: argparse.Namespace) -> int:
         )
     print("analyses")
     for analysis in ANALYSES.values():
-        points = {e.point for e in analysis.entries(PRESETS["tiny"])}
+        points = {replace(e.point, name="") for e in analysis.entries(PRESETS["tiny"])}
         print(
             f"  {analysis.name:12} {analysis.title} ({analysis.published} of the paper); {len(points)} points"
         )
@@ -168,9 +169,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     for seed in arguments.seeds or analysis.seeds:
         lab = Lab(preset, out, seed, arguments.jobs)
         for number, entry in enumerate(entries, 1):
-            result = lab.result(entry.point)
-            results.append({**result, "row": entry.row, "column": entry.column})
-            _say(f"seed {seed}, {number}/{len(entries)}: {entry.point.name}: mIoU {result['mIoU']:.2f}")
+            result = lab.result(entry.point, entry.measure)
+            value = result[entry.measure]
+            results.append({**result, "row": entry.row, "column": entry.column, "value": value})
+            _say(f"seed {seed}, {number}/{len(entries)}: {entry.point.name}: {entry.measure} {value:.2f}")
             _write(folder, analysis.name, preset.name, arguments.argv, results)
     page = write_report(folder)
     print(text_table(analysis, results))

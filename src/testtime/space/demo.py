@@ -37,12 +37,13 @@ def run_demo(
     results = []
     for point in (FLOOR, SENSED, WHOLE):
         say(f"{point.name}: {', '.join(point.modalities)}")
-        results.append({**lab.result(point), "row": point.name, "column": "mIoU"})
+        result = lab.result(point)
+        results.append({**result, "row": point.name, "column": "mIoU", "value": result["mIoU"]})
     if not (Path(folder) / "pictures" / "pictures.json").exists():
         say("pictures")
         model = lab.pretrained(WHOLE)
         drawn = ("rgb", "depth", "normals", "edge", "classes")
-        tokenizers = {f"tok_{name}": lab.tokenizer(name, WHOLE.houses) for name in drawn}
+        tokenizers = {f"tok_{name}": lab.tokenizer(name, WHOLE) for name in drawn}
         segmenters = {"scratch": lab.transferred(FLOOR), "TST-MM": lab.transferred(WHOLE)}
         data = lab.read(preset.test(WHOLE.test))
         step = max(1, len(data) // 6)

@@ -1,10 +1,11 @@
-"""Sizes of a test-space experiment: houses, pictures, tokens, model and schedules, from two cores to the paper's."""
+"""Sizes of a test-space experiment: places, pictures, tokens, model and schedules, from two cores to the paper's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import final
 
 from testtime.data.dense import DenseSet
 from testtime.data.shared_classes import relabelled
@@ -12,36 +13,82 @@ from testtime.multitask import Recipe as TeacherRecipe
 from testtime.multitask.presets import GROUPS
 from testtime.scenes.disk import Recipe as Space
 from testtime.scenes.disk import make, read_scenes
+from testtime.scenes.sceneset import SceneSet
+from testtime.space.masking import Component, Stream, mixture
 from testtime.space.model import SIZES, Size
 from testtime.space.pretrain import Recipe
 from testtime.space.transfer import RECIPES, TransferRecipe
 
-__all__ = ["PRESETS", "Preset", "Views"]
+__all__ = ["MAPPING", "PRESETS", "Place", "Preset", "Views", "houses"]
+
+MAPPING = {name: group for group, members in GROUPS.items() for name in members}
+"""The class of a scene as the segmentation of a small network has it."""
+SPARE = 24
+"""How many frames of a house are rendered for each that is taken, where only a part of the house is looked from."""
 
 
-@dataclass(frozen=True)
-class Views:
-    """Frames of houses.
+@final
+@dataclass(frozen=True, order=True)
+class Place:
+    """A rendered house, or a part of it.
 
     Attributes:
-        houses: seeds.
-        frames: in all, shared evenly among the houses.
-        cameras: seed of the cameras; other cameras see the house from other places.
+        house: its seed.
+        style: the prior that it is drawn from.
         shift: of the light, or None.
         moved: seed of the places that small objects were moved to since, or None.
+        room: the number of the room that cameras stand in, or None for all.
+        rings: how many of a room's concentric rectangles they stand in, counted from the middle, or None for all
+            (:data:`testtime.scenes.cameras.RINGS`).
     """
 
-    houses: tuple[int, ...]
-    frames: int
-    cameras: int = 0
+    house: int = 0
+    style: str = "default"
     shift: str | None = None
     moved: int | None = None
+    room: int | None = None
+    rings: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether cameras stand anywhere in the house."""
+        return self.room is None and self.rings is None
+
+
+def houses(seeds: Iterable[int], style: str = "default") -> tuple[Place, ...]:
+    """Whole houses.
+
+    >>> houses(range(2), "other")[1].style
+    'other'
+    """
+    return tuple(Place(seed, style) for seed in seeds)
+
+
+@final
+@dataclass(frozen=True)
+class Views:
+    """Frames of places.
+
+    Attributes:
+        places: whose.
+        frames: in all, shared evenly among the places.
+        cameras: seed of the cameras; other cameras see a place from elsewhere.
+
+    Raises:
+        ValueError: there are fewer frames than places, or a house would be asked for as a whole and in part.
+    """
+
+    places: tuple[Place, ...]
+    frames: int
+    cameras: int = 0
 
     def __post_init__(self) -> None:
-        if not self.houses or self.frames < len(self.houses):
+        if not self.places or self.frames < len(self.places):
             raise ValueError(
-                f"expected houses and a frame of each at least, got {len(self.houses)} and {self.frames}"
+                f"expected places and a frame of each at least, got {len(self.places)} and {self.frames}"
             )
+        if len({place.whole for place in self.places}) > 1:
+            raise ValueError("expected whole houses, or parts of houses, not both")
 
 
 @dataclass(frozen=True)
@@ -59,9 +106,13 @@ class Preset:
         transfer: of the fine-tuning.
         frames: of the space that is pre-trained on.
         tests: frames of the test space that are judged, seen by other cameras.
-        outside: the houses with labels, and how many frames they have.
+        outside: the houses with labels, of another style than the test space, and how many frames they have.
         teacher: the houses that the pseudo-labeller knows, how many frames they have, and its training.
         boxes: tokens of a frame's boxes at most.
+        components: of the masking, from the streams of tokens.
+        projection: of TST-DINO: outputs, hidden width and bottleneck of its head.
+        head: width, positions along a token's side, and blocks of the heads that transfer adds.
+        labelled: frames that label propagation is given.
     """
 
     name: str
@@ -79,26 +130,55 @@ class Preset:
     teacher: Views
     teacher_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
     boxes: int = 32
+    components: Callable[[Sequence[Stream]], Sequence[Component]] = mixture
+    projection: tuple[int, int, int] = (1024, 256, 64)
+    head: tuple[int, int, int] = (24, 4, 2)
+    labelled: int = 20
+
+    def scenes(self, views: Views, folder: Path, jobs: int = 1) -> SceneSet:
+        """The frames of some places, rendered where they are not there yet.
+
+        Raises:
+            ValueError: too few of a house's cameras stand in the part that is asked for.
+        """
+        each = views.frames // len(views.places)
+        rendered = each if views.places[0].whole else SPARE * each
+        recipes = [
+            Space(p.house, p.style, p.shift, rendered, self.image, views.cameras, p.moved)
+            for p in views.places
+        ]
+        root = folder / f"scenes-{self.image[0]}x{self.image[1]}-{rendered}-{views.cameras}"
+        make(root, list(dict.fromkeys(recipes)), jobs)
+        found = read_scenes(root, [r.name for r in recipes])
+        if views.places[0].whole:
+            return found
+        chosen: list[int] = []
+        for number, place in enumerate(views.places):
+            seen = [
+                at
+                for at, (space, row) in enumerate(found.places)
+                if space == number and _inside(place, found.spaces[space].records[row])
+            ][:each]
+            if len(seen) < each:
+                raise ValueError(
+                    f"{place}: {len(seen)} of {rendered} cameras stand there, {each} are needed; take another room or more "
+                    "rings"
+                )
+            chosen += seen
+        return found.subset(chosen)
 
     def read(self, views: Views, folder: Path, jobs: int = 1) -> DenseSet:
-        """The frames of some houses, rendered where they are not there yet; their classes are the grouped ones."""
-        each = views.frames // len(views.houses)
-        recipes = [
-            Space(h, "default", views.shift, each, self.image, views.cameras, views.moved)
-            for h in views.houses
-        ]
-        root = folder / f"scenes-{self.image[0]}x{self.image[1]}-{each}-{views.cameras}"
-        make(root, recipes, jobs)
-        scenes = read_scenes(root, [r.name for r in recipes])
-        return relabelled(scenes, {c: g for g, members in GROUPS.items() for c in members}, tuple(GROUPS))
+        """The same, its classes being the grouped ones."""
+        return relabelled(self.scenes(views, folder, jobs), MAPPING, tuple(GROUPS))
 
-    def space(self, houses: Sequence[int]) -> Views:
-        """What is pre-trained on: as many frames whatever the number of houses."""
-        return Views(tuple(houses), self.frames // len(houses) * len(houses))
+    def space(self, places: Sequence[Place]) -> Views:
+        """What is pre-trained on: as many frames whatever the number of places, a fifth of them where they are parts."""
+        frames = self.frames if places[0].whole else max(len(places), self.frames // 5)
+        return Views(tuple(places), frames // len(places) * len(places))
 
-    def test(self, house: int) -> Views:
-        """What is judged: the house from other cameras."""
-        return Views((house,), self.tests, cameras=1)
+    def test(self, place: Place) -> Views:
+        """What is judged: the place from other cameras."""
+        return Views((place,), self.tests, cameras=1)
 
 
 TINY = Preset(
@@ -122,8 +202,8 @@ TINY = Preset(
     RECIPES["tiny"],
     frames=400,
     tests=100,
-    outside=Views(tuple(range(100, 110)), 200),
-    teacher=Views(tuple(range(200, 240)), 800),
+    outside=Views(houses(range(100, 110), "other"), 200),
+    teacher=Views(houses(range(200, 240)), 800),
     teacher_recipe=TeacherRecipe(iterations=1500, batch=16, lr=2e-3, every=500),
 )
 DEMO = Preset(
@@ -147,8 +227,8 @@ DEMO = Preset(
     RECIPES["tiny"],
     frames=200,
     tests=60,
-    outside=Views(tuple(range(100, 108)), 160),
-    teacher=Views(tuple(range(200, 216)), 320),
+    outside=Views(houses(range(100, 108), "other"), 160),
+    teacher=Views(houses(range(200, 216)), 320),
     teacher_recipe=TeacherRecipe(iterations=500, batch=16, lr=4e-3, every=250),
 )
 PAPER_S = Preset(
@@ -163,9 +243,17 @@ PAPER_S = Preset(
     RECIPES["paper_small"],
     frames=20_000,
     tests=5_000,
-    outside=Views(tuple(range(100, 900)), 20_000),
-    teacher=Views(tuple(range(1000, 2000)), 50_000),
+    outside=Views(houses(range(100, 900), "other"), 20_000),
+    teacher=Views(houses(range(1000, 2000)), 50_000),
     teacher_recipe=TeacherRecipe(iterations=40_000, batch=32, lr=1e-3),
     boxes=256,
+    projection=(65_536, 2048, 256),
+    head=(384, 4, 4),
 )
 PRESETS = {preset.name: preset for preset in (TINY, DEMO, PAPER_S)}
+
+
+def _inside(place: Place, record: dict[str, object]) -> bool:
+    """Whether the camera of a frame stands in the part of the house."""
+    room, ring = record["room"], record["ring"]
+    return place.room in (None, room) and (place.rings is None or int(str(ring)) < place.rings)

@@ -1,4 +1,4 @@
-"""The page of an analysis: a table of mIoU in the test house, its figure, and how it was made."""
+"""The page of an analysis: its table, its figure, and how it was made."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ STYLE = """
 .sheet{width:100%;max-width:72rem;min-width:52rem;height:auto;display:block}
 .bar{background:linear-gradient(to right,color-mix(in srgb,var(--c1) 22%,transparent) var(--w),transparent var(--w))}
 """
+BETWEEN = "between floor and ceiling"
 Cells = Mapping[tuple[str, str], Sequence[float]]
 
 
 def cells(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
-    """mIoU by row and column: of each seed its mean over the points that share the cell."""
+    """The values by row and column: of each seed the mean over the points that share the cell."""
     by_seed: dict[tuple[str, str], dict[int, list[float]]] = {}
     for result in results:
         place = by_seed.setdefault((result["row"], result["column"]), {})
-        place.setdefault(result["seed"], []).append(result["mIoU"])
+        place.setdefault(result["seed"], []).append(result["value"])
     return {place: [mean(values) for _, values in sorted(seeds.items())] for place, seeds in by_seed.items()}
 
 
@@ -36,12 +37,16 @@ def text_table(analysis: Analysis, results: Sequence[Mapping[str, Any]]) -> str:
     """The table for a terminal."""
     found = cells(results)
     rows, columns = _names(found)
+    placed = _between(analysis, found, rows, columns)
     lines = [["", *columns], *([row, *(_text(found.get((row, c), ())) for c in columns)] for row in rows)]
+    if placed:
+        more = [BETWEEN, *(f"{placed[row]:.2f}" for row in rows)]
+        lines = [[*line, last] for line, last in zip(lines, more, strict=True)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     shown = "\n".join(
         "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines
     )
-    return f"{analysis.title} mIoU in %, {_seeds(results)}\n{shown}"
+    return f"{analysis.title} {analysis.shows}, {_seeds(results)}\n{shown}"
 
 
 def write_report(folder: str | Path) -> Path:
@@ -65,12 +70,11 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
     results = about["results"]
     found = cells(results)
     rows, columns = _names(found)
-    best = max(found, key=lambda place: mean(found[place]))
-    lead = (
-        f"Highest is <strong>{escape(_name(best))}</strong> with {_text(found[best])} % mIoU ({_seeds(results)})."
-        if found
-        else "There is no result yet."
-    )
+    best = max(found, key=lambda place: mean(found[place]), default=None)
+    lead = "There is no result yet."
+    if best is not None:
+        made = f"{_text(found[best])} ({analysis.shows}, {_seeds(results)})"
+        lead = f"Highest is <strong>{escape(_name(best))}</strong> with {made}."
     if {row for row, _ in found} == {f"trained in {h}" for h in range(len(rows))}:
         own, other = _diagonal(found)
         lead = (
@@ -83,13 +87,13 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
         ("command", " ".join(about["command"])),
         *((k, v) for k, v in about["machine"].items()),
     ]
-    shown = _table(found, rows, columns) + _line(analysis, found, rows, columns)
+    shown = _table(analysis, found, rows, columns) + _line(analysis, found, rows, columns)
     return document(
         analysis.title,
         f"testtime space · {analysis.name} · {about['preset']}",
         lead,
         [
-            ("result", "Result", "mIoU in the test house", shown),
+            ("result", "Result", escape(analysis.shows), shown),
             ("pictures", "Pictures", "What it looks like", pictures),
             ("classes", "Classes", "Class by class", _classes(results)),
             ("made", "Provenance", "How this was made", definitions(made)),
@@ -98,22 +102,42 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
     )
 
 
-def _table(found: Cells, rows: Sequence[str], columns: Sequence[str]) -> str:
-    top = max((mean(v) for v in found.values()), default=1.0) or 1.0
+def _table(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequence[str]) -> str:
+    several = not analysis.shows.endswith("%")  # columns that cannot be compared
+    tops = {
+        column: max((mean(v) for (_, c), v in found.items() if c == column or not several), default=1.0)
+        or 1.0
+        for column in columns
+    }
+    placed = _between(analysis, found, rows, columns)
     body = []
     for row in rows:
         inside = []
         for column in columns:
             values = found.get((row, column), ())
-            width = 0.0 if not values else 100 * mean(values) / top
-            first = bool(values) and math.isclose(mean(values), top)
+            width = 0.0 if not values else 100 * mean(values) / tops[column]
+            first = bool(values) and math.isclose(mean(values), tops[column])
             inside.append(
                 f'<td class="bar{" best" if first else ""}" style="--w:{width:.0f}%">{_text(values)}</td>'
             )
+        inside += [f"<td>{placed[row]:.2f}</td>"] if placed else []
         body.append(f'<tr><th scope="row">{escape(row)}</th>{"".join(inside)}</tr>')
-    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
-    note = '<p class="note">Percent, mean over seeds ± their standard deviation; the bar is the share of the highest.</p>'
-    return table("mIoU", f'<tr><th scope="col"></th>{head}</tr>', body) + note
+    names = [*columns, *([BETWEEN] if placed else [])]
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in names)
+    note = (
+        '<p class="note">Mean over seeds ± their standard deviation; the bar is the share of the highest.</p>'
+    )
+    return table(analysis.shows, f'<tr><th scope="col"></th>{head}</tr>', body) + note
+
+
+def _between(
+    analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequence[str]
+) -> dict[str, float]:
+    """Where each row lies between floor (0) and ceiling (1); empty where there are none, or they do not differ."""
+    if not analysis.ends or not {*analysis.ends} <= {*rows}:
+        return {}
+    low, high = (mean(found[end, columns[0]]) for end in analysis.ends)
+    return {row: (mean(found[row, columns[0]]) - low) / (high - low) for row in rows} if high != low else {}
 
 
 def _line(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequence[str]) -> str:
@@ -132,7 +156,7 @@ def _line(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequen
         series.append(Series(row, xs, [mean(v) for v in values], min(colour, 6), spread))
     told = "; ".join(f"{s.name}: {', '.join(f'{y:.1f}' for y in s.y)}" for s in series)
     return figure(
-        line_chart(series, analysis.title, told, "mIoU, %", x_unit=analysis.unit, height=320),
+        line_chart(series, analysis.title, told, analysis.shows, x_unit=analysis.unit, height=320),
         escape(analysis.title),
     )
 
@@ -140,7 +164,7 @@ def _line(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequen
 def _classes(results: Sequence[Mapping[str, Any]]) -> str:
     """IoU by class of every row, where there are few."""
     rows = list(dict.fromkeys(r["row"] for r in results))
-    if len(rows) > 8 or len({r["column"] for r in results}) > 1:
+    if len(rows) > 8 or len({r["column"] for r in results}) > 1 or any("IoU" not in r for r in results):
         return ""
     names = list(results[0]["IoU"])
     body = []
