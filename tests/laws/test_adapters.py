@@ -21,6 +21,7 @@ from testtime.methods import (
     STAMP,
     TIPI,
     TTT,
+    TTTMAE,
     ActMAD,
     BNAdapt,
     ClusT3,
@@ -60,6 +61,10 @@ TRAIN_MODE = {
 OBSERVING = {
     "null_step": "answers by the statistics of the batch, and looks by the running ones, as its code does"
 }
+APART = {
+    "declared": "its loss goes through the encoder and the decoder alone, a quarter of the patches of each copy; the meter "
+    "counts images that go through the network"
+}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -81,6 +86,7 @@ CASES = [
     Case("TTT", partial(TTT, optimizer=sgd(1e-2)), worlds=EVERYWHERE),
     Case("Tent", Tent, worlds=EVERYWHERE),
     Case("TTTFlow", partial(TTTFlow, passes=1, hidden=16), worlds=EVERYWHERE),
+    Case("TTTMAE", partial(TTTMAE, optimizer=sgd(1e-2), copies=4), APART, ["autoencoder"]),
     Case("TTTPlusPlus", partial(TTTPlusPlus, outputs=8), OBSERVING, EVERYWHERE),
     Case("UniEnt", partial(UniEnt, classes=CLASSES)),
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),

@@ -1,7 +1,6 @@
-"""TTT-MAE: its steps recomputed, an image that begins at the source, what stays frozen, and the laws."""
+"""TTT-MAE: its steps recomputed, an image that begins at the source, what stays frozen."""
 
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +8,6 @@ import torch
 from torch import nn
 
 from testtime import Episodic, Repeat, sgd
-from testtime.laws import WORLDS, Case, parametrize_with_laws
-from testtime.laws.worlds import CLASSES, SIDE, World, classified
 from testtime.methods.ttt_mae import TTTMAE
 from testtime.multitask import Assisted, MultiTaskNet, Segmentation
 from testtime.parts.randomness import generator
@@ -142,39 +139,3 @@ def test_a_multi_task_network_is_answered_by_task():
 def test_what_it_cannot_work_with_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-class Pooled(nn.Module):
-    """A linear classifier on the mean of an encoder's features."""
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(encoder.dim, CLASSES)
-
-    def forward(self, x):
-        return self.head(self.encoder(x).mean(1))
-
-
-def assisted():
-    mae = MaskedAutoencoder(SMALL, (SIDE, SIDE), 2)
-    return Assisted(Pooled(mae.encoder), mae)
-
-
-APART = {
-    "declared": "its loss goes through the encoder and the decoder alone, a quarter of the patches of each copy; the meter "
-    "counts images that go through the network"
-}
-
-
-@pytest.fixture(autouse=True)
-def _world(monkeypatch):
-    monkeypatch.setitem(
-        WORLDS, "autoencoder", World("autoencoder", assisted, classified, nn.functional.cross_entropy)
-    )
-
-
-@parametrize_with_laws(
-    [Case("TTTMAE", partial(TTTMAE, optimizer=sgd(1e-2), copies=4), APART, ["autoencoder"])]
-)
-def test_obeys(check):
-    check()

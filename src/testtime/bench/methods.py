@@ -12,6 +12,8 @@ import testtime.methods
 from testtime.adapter import Adapter
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.saving import list_methods
+from testtime.space.mae import MaskedAutoencoder
+from testtime.space.model import Size
 
 __all__ = ["catalogue", "text"]
 
@@ -28,6 +30,14 @@ def _assisted(norm: nn.Module) -> nn.Module:
     tasks = {"depth": Depth(), "edge": Edges()}
     net = MultiTaskNet(nn.Sequential(nn.Conv2d(3, 4, 3), norm), {t: nn.Conv2d(4, 1, 1) for t in tasks}, tasks)
     return Assisted(net, Synchronizer(tasks, 4, 2, 8, 4, 8, 1, 1, 2))
+
+
+def _autoencoded(norm: nn.Module) -> nn.Module:
+    """The smallest network on the encoder of a masked autoencoder, for the method that needs one."""
+    mae = MaskedAutoencoder(Size(1, 1, 8, 2), (8, 8), 4)
+    return Assisted(
+        nn.Sequential(mae.encoder, nn.Flatten(), nn.Linear(32, 4 * 36), nn.Unflatten(1, (4, 6, 6)), norm), mae
+    )
 
 
 KINDS = {
@@ -98,7 +108,7 @@ def _build(cls: type[Adapter], norm: nn.Module) -> Adapter | None:
     """The method on the smallest network with this layer, or None where it says that it cannot."""
     takes = inspect.signature(cls.__init__).parameters
     arguments: dict[str, Any] = {"classes": 2} if "classes" in takes else {}
-    for network in (_Probe, _assisted):
+    for network in (_Probe, _assisted, _autoencoded):
         try:
             return cls(network(norm), **arguments)
         except ValueError:

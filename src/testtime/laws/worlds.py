@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from testtime.multitask.network import Assisted
 from testtime.multitask.tasks import Depth, Segmentation, Task, total_loss
+from testtime.space.mae import MaskedAutoencoder, PictureEncoder
+from testtime.space.model import Size
 
 __all__ = ["CLASSES", "WORLDS", "Meter", "World"]
 
@@ -141,6 +144,23 @@ class TinyDense(nn.Module):
 
 
 @functools.cache
+class Encoded(nn.Module):
+    """A linear classifier on the mean of the features of a masked autoencoder's encoder."""
+
+    def __init__(self, encoder: PictureEncoder) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.dim, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
+def autoencoded() -> nn.Module:
+    """That classifier beside the autoencoder whose encoder it has; only the classifier has been trained."""
+    mae = MaskedAutoencoder(Size(1, 1, 16, 2), (SIDE, SIDE), 2)
+    return Assisted(Encoded(mae.encoder), mae)
+
+
 def _templates() -> Tensor:
     """One smooth pattern (3, 8, 8) of unit deviation per class, the unknown ones last."""
     rng = torch.Generator().manual_seed(20)
@@ -213,6 +233,7 @@ WORLDS: dict[str, World] = {
         World("groupnorm", lambda: TinyCNN(lambda c: nn.GroupNorm(4, c)), classified, F.cross_entropy),
         World("vit", TinyViT, classified, F.cross_entropy),
         World("dense", TinyDense, dense, partial(total_loss, DENSE_TASKS)),
+        World("autoencoder", autoencoded, classified, F.cross_entropy),
     )
 }
 

@@ -18,6 +18,7 @@ from testtime.methods.tent import Tent
 from testtime.methods.tipi import TIPI
 from testtime.methods.ttt import TTT
 from testtime.methods.ttt_flow import TTTFlow
+from testtime.methods.ttt_mae import TTTMAE
 from testtime.methods.ttt_plus_plus import TTTPlusPlus
 from testtime.methods.unient import UniEnt
 from testtime.methods.unient_plus import UniEntPlus
@@ -32,6 +33,7 @@ __all__ = [
     "STAMP",
     "TIPI",
     "TTT",
+    "TTTMAE",
     "ActMAD",
     "BNAdapt",
     "ClusT3",

@@ -106,7 +106,7 @@ class Preset:
         transfer: of the fine-tuning.
         frames: of the space that is pre-trained on.
         tests: frames of the test space that are judged, seen by other cameras.
-        outside: the houses with labels, of another style than the test space, and how many frames they have.
+        outside: the houses with labels, none of them a test space, and how many frames they have.
         teacher: the houses that the pseudo-labeller knows, how many frames they have, and its training.
         boxes: tokens of a frame's boxes at most.
         components: of the masking, from the streams of tokens.
@@ -202,7 +202,7 @@ TINY = Preset(
     RECIPES["tiny"],
     frames=400,
     tests=100,
-    outside=Views(houses(range(100, 110), "other"), 200),
+    outside=Views(houses(range(100, 110)), 200),
     teacher=Views(houses(range(200, 240)), 800),
     teacher_recipe=TeacherRecipe(iterations=1500, batch=16, lr=2e-3, every=500),
 )
@@ -227,7 +227,7 @@ DEMO = Preset(
     RECIPES["tiny"],
     frames=200,
     tests=60,
-    outside=Views(houses(range(100, 108), "other"), 160),
+    outside=Views(houses(range(100, 108)), 160),
     teacher=Views(houses(range(200, 216)), 320),
     teacher_recipe=TeacherRecipe(iterations=500, batch=16, lr=4e-3, every=250),
 )
@@ -243,7 +243,7 @@ PAPER_S = Preset(
     RECIPES["paper_small"],
     frames=20_000,
     tests=5_000,
-    outside=Views(houses(range(100, 900), "other"), 20_000),
+    outside=Views(houses(range(100, 900)), 20_000),
     teacher=Views(houses(range(1000, 2000)), 50_000),
     teacher_recipe=TeacherRecipe(iterations=40_000, batch=32, lr=1e-3),
     boxes=256,
