@@ -8,6 +8,7 @@ from torch import nn
 
 import testtime
 from testtime import Episodic, ResetEvery, Window, adam, adapt, list_methods, load, save, sgd, state_hash
+from testtime.laws.worlds import autoencoded
 from testtime.methods import PAFKIP, Tent
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.norm import alpha_statistics
@@ -77,7 +78,7 @@ def synchronized() -> nn.Module:
 
 @pytest.mark.parametrize("name", list_methods())
 def test_every_method_can_be_saved_as_it_comes(name: str, tmp_path: Path) -> None:
-    model = synchronized() if name == "s4t" else network()
+    model = {"s4t": synchronized, "ttt-mae": autoencoded}.get(name, network)()
     try:
         adapter = adapt(model, name)
     except ValueError:
