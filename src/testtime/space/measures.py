@@ -83,9 +83,9 @@ def learning_on(lab: Lab, point: Point) -> dict[str, Any]:
     """
     if point.objective != "mae" or not point.frozen:
         raise ValueError(f"{point.name}: TTT-MAE needs TST-MAE, and a head on its frozen encoder")
-    autoencoder, network = lab.pretrained(point), lab.transferred(point)
-    assert isinstance(autoencoder, MaskedAutoencoder)
-    autoencoder.encoder = network.encoder
+    autoencoder: MaskedAutoencoder = lab.pretrained(point)
+    network = lab.transferred(point)
+    autoencoder.add_module("encoder", network.encoder)  # type: ignore[arg-type]
     rate = 1e-2 * COPIES / 256
     adapter = Episodic(Repeat(TTTMAE(Assisted(network, autoencoder), sgd(rate), COPIES), PASSES))
     data = lab.read(lab.preset.test(point.test))

@@ -73,8 +73,8 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
     best = max(found, key=lambda place: mean(found[place]), default=None)
     lead = "There is no result yet."
     if best is not None:
-        made = f"{_text(found[best])} ({analysis.shows}, {_seeds(results)})"
-        lead = f"Highest is <strong>{escape(_name(best))}</strong> with {made}."
+        value = f"{_text(found[best])} ({analysis.shows}, {_seeds(results)})"
+        lead = f"Highest is <strong>{escape(_name(best))}</strong> with {value}."
     if {row for row, _ in found} == {f"trained in {h}" for h in range(len(rows))}:
         own, other = _diagonal(found)
         lead = (
