@@ -47,6 +47,31 @@ def test_bench_runs_an_analysis_and_goes_on(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "speck" / "main" / "results.json").read_bytes() == before
 
 
+def test_bench_takes_encoders_of_others(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="pip install 'testtime[interop]'")
+    config = transformers.ViTConfig(
+        hidden_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=32,
+        patch_size=8,
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor().save_pretrained(tmp_path / "vit")
+    short = Analysis(
+        "main", "Short?", "table 1", lambda preset: [Entry("Scratch", "mIoU", FLOOR)], seeds=(0,)
+    )
+    monkeypatch.setitem(PRESETS, "speck", SPECK)
+    monkeypatch.setitem(ANALYSES, "main", short)
+    name = f"huggingface:{tmp_path / 'vit'}"
+    command = ["space", "bench", "main", "--preset", "speck", "--out", str(tmp_path), "--encoders", name]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "speck" / "main" / "results.json").read_text())["results"]
+    assert [r["row"] for r in results] == ["Scratch", name]
+    assert 0 <= results[1]["mIoU"] <= 100
+
+
 def test_demo_draws_what_the_model_expects(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo.run_demo, "__defaults__", (SPECK, 0, 2, print))
     assert main(["space", "demo", "--out", str(tmp_path), "--jobs", "1"]) == 0

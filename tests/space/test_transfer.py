@@ -17,7 +17,6 @@ from testtime.space.transfer import (
     RECIPES,
     ConvNeXtBlock,
     ConvNeXtHead,
-    HuggingFaceEncoder,
     PatchEncoder,
     Segmenter,
     TransferRecipe,
@@ -355,34 +354,6 @@ def test_evaluation_is_over_all_pixels_of_all_images():
     data.classes = ("dark", "bright")
     with pytest.raises(ValueError, match="the head has 3 classes, halves has 2"):
         evaluate(model, data)
-
-
-@pytest.mark.parametrize("kind", ["ViT", "Dinov2WithRegisters"])
-def test_a_transformer_of_hugging_face_as_it_comes(kind, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="pip install 'testtime[interop]'")
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
-        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
-    )
-    model = getattr(transformers, f"{kind}Model")(config)
-    encoder = HuggingFaceEncoder(model, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)).eval()
-    assert (encoder.dim, encoder.grid, encoder.size, len(encoder.blocks)) == (12, (4, 4), (16, 16), 2)
-    x = torch.rand(2, 3, 16, 16)
-    y = (x - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
-    with torch.no_grad():
-        hidden = model.eval()(pixel_values=y).last_hidden_state
-        assert hidden.shape[1] == {"ViT": 17, "Dinov2WithRegisters": 21}[kind]
-        torch.testing.assert_close(encoder(x), hidden[:, -16:])
-    segmenter = Segmenter(encoder, ConvNeXtHead(12, (4, 4), 3, 8, 2, 1))
-    groups = parameter_groups(segmenter, RECIPE)
-    scales = {name: g["scale"] for g in groups for name in g["names"]}
-    assert set(scales) == {name for name, _ in segmenter.named_parameters()}
-    assert {round(s, 6) for n, s in scales.items() if "embeddings" in n} == {round(0.75**3, 6)}
-    assert {round(s, 6) for n, s in scales.items() if ".0.attention" in n} == {round(0.75**2, 6)}
-    assert {s for n, s in scales.items() if n.startswith(("encoder.model.layernorm", "head"))} == {1.0}
-    transfer(segmenter, Halves(), TransferRecipe(epochs=2, batch=4, drop_path=0.5), tmp_path)
-    with pytest.raises(ValueError, match="expected a vision transformer"):
-        HuggingFaceEncoder(transformers.ResNetModel(transformers.ResNetConfig()), (0, 0, 0), (1, 1, 1))
 
 
 def test_errors_come_before_work_is_lost(tmp_path):

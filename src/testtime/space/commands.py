@@ -75,6 +75,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     bench.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that render (2)")
     bench.add_argument("--seeds", type=int, nargs="+", metavar="N", help="instead of the analysis'")
+    bench.add_argument(
+        "--encoders",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="more rows of mIoU: encoders of others, as huggingface:NAME or timm:NAME",
+    )
     bench.set_defaults(run=_bench)
 
     report = commands.add_parser("report", help="make the page of an analysis")
@@ -147,8 +154,8 @@ def _ingest(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from testtime.space.analyses import ANALYSES
-    from testtime.space.points import Lab
+    from testtime.space.analyses import ANALYSES, Entry
+    from testtime.space.points import Lab, Point
     from testtime.space.presets import PRESETS
     from testtime.space.report import text_table, write_report
 
@@ -164,7 +171,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) / preset.name
     folder = out / analysis.name
     folder.mkdir(parents=True, exist_ok=True)
-    entries = analysis.entries(preset)
+    entries = [
+        *analysis.entries(preset),
+        *(Entry(name, "mIoU", Point(name, "named")) for name in arguments.encoders),
+    ]
     results: list[dict[str, Any]] = []
     for seed in arguments.seeds or analysis.seeds:
         lab = Lab(preset, out, seed, arguments.jobs)

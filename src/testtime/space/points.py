@@ -21,6 +21,7 @@ from torch import nn
 from testtime.data.dense import DenseSet
 from testtime.scenes.sceneset import SceneSet
 from testtime.space.dino import SelfDistilled
+from testtime.space.foreign import named_encoder
 from testtime.space.frames import SpaceFrames
 from testtime.space.loader import Batches, Part
 from testtime.space.mae import MaskedAutoencoder, PictureEncoder
@@ -53,7 +54,8 @@ class Point:
 
     Attributes:
         name: for people.
-        objective: "mm" (TST-MM), "mae" (TST-MAE), "dino" (TST-DINO), or "scratch": no pre-training.
+        objective: "mm" (TST-MM), "mae" (TST-MAE), "dino" (TST-DINO), "scratch" (no pre-training), or "named": the encoder of
+            another library that the point is named after (:func:`testtime.space.foreign.named_encoder`).
         modalities: of TST-MM, the picture's tokens being "rgb"; of "scratch", what the network sees.
         places: that are pre-trained on.
         test: the place that is judged.
@@ -71,7 +73,7 @@ class Point:
     """
 
     name: str
-    objective: Literal["mm", "mae", "dino", "scratch"]
+    objective: Literal["mm", "mae", "dino", "scratch", "named"]
     modalities: tuple[str, ...] = (RGB.name,)
     places: tuple[Place, ...] = ()
     test: Place = Place()  # noqa: RUF009 - a frozen value
@@ -84,7 +86,7 @@ class Point:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        if self.objective != "scratch" and not self.places:
+        if self.objective not in ("scratch", "named") and not self.places:
             raise ValueError(f"{self.name}: a pre-training needs places")
 
 
@@ -185,6 +187,8 @@ class Lab:
     def encoder(self, point: Point) -> Any:
         """The picture encoder of a point, pre-trained."""
         preset = self.preset
+        if point.objective == "named":
+            return named_encoder(point.name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if point.objective == "scratch" and point.modalities == (RGB.name,):
@@ -314,7 +318,17 @@ class Lab:
 
     def _model(self, point: Point) -> str:
         """A name of what pre-training depends on."""
-        known = ("objective", "modalities", "places", "mixin", "effort", "later", "more", "taught")
+        known: tuple[str, ...] = (
+            "objective",
+            "modalities",
+            "places",
+            "mixin",
+            "effort",
+            "later",
+            "more",
+            "taught",
+        )
+        known += ("name",) if point.objective == "named" else ()
         facts = asdict(point)
         return f"{point.objective}-{_digest({k: facts[k] for k in known})}-{self.seed}"
 

@@ -46,7 +46,6 @@ __all__ = [
     "RECIPES",
     "ConvNeXtHead",
     "Encoder",
-    "HuggingFaceEncoder",
     "PatchEncoder",
     "Segmenter",
     "TransferRecipe",
@@ -153,66 +152,6 @@ class PatchEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
-
-
-@final
-class HuggingFaceEncoder(nn.Module):
-    """A vision transformer of Hugging Face transformers (ViT, DeiT, DINOv2, with registers or without) as an encoder.
-
-    Args:
-        model: one whose output has ``last_hidden_state``, and whose configuration ``image_size``, ``patch_size`` and
-            ``num_hidden_layers``; a model with a head is asked for what lies below it.
-        mean, std: what the weights were trained with: ``image_mean`` and ``image_std`` of the model's image processor.
-
-    Tokens before those of the patches (class, distillation, registers) are dropped.
-
-    Raises:
-        ValueError: the model is not of that form.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.model: Any = getattr(model, "base_model", model)
-        config: Any = self.model.config
-        try:
-            side, patch = (
-                (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-                for value in (config.image_size, config.patch_size)
-            )
-            self.dim, layers = int(config.hidden_size), int(config.num_hidden_layers)
-        except AttributeError as error:
-            raise ValueError(
-                f"expected a vision transformer with a size of image and patch, got {type(model).__name__} ({error})"
-            ) from error
-        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
-        if not lists:
-            raise ValueError(f"{type(model).__name__} has no list of {layers} blocks")
-        self.size, self.grid = side, (side[0] // patch[0], side[1] // patch[1])
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self._blocks = [lists[0]]  # in a list, so that it is not registered a second time
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the model."""
-        return self._blocks[0]
-
-    @property
-    def norm(self) -> nn.Module | None:
-        """The final norm, where the model has one by a known name."""
-        for name in ("layernorm", "norm"):
-            found = getattr(self.model, name, None)
-            if isinstance(found, nn.Module):
-                return found
-        return None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (N, h*w, dim) of pictures (N, 3, H, W) in [0, 1]."""
-        hidden = self.model(pixel_values=(images - self.mean) / self.std).last_hidden_state
-        return hidden[:, hidden.shape[1] - self.grid[0] * self.grid[1] :]
 
 
 class ConvNeXtBlock(nn.Module):
