@@ -52,6 +52,29 @@ def test_depth_poses_and_splits(tmp_path):
     assert len(seven_scenes(scene, sequences=[10])) == 2
 
 
+def test_depth_is_seen_through_the_colour_lens(tmp_path):
+    scene = write(tmp_path / "chess")
+    (scene / "camera-intrinsics.txt").write_text("20 0 16\n0 20 16\n0 0 1")
+    rows, columns = np.mgrid[:32, :32]
+    stored = 1000 + 40 * rows + columns
+    Image.fromarray(stored.astype(np.uint16)).save(scene / "seq-01" / "frame-000000.depth.png")
+    seen = seven_scenes(scene, sequences=[1], colour_lens=(10.0, 0.0))[0].labels["depth"][0].numpy()
+    expected = np.full((32, 32), np.nan)  # pixel by pixel, the nearest wins
+    for y, x in np.ndindex(32, 32):
+        v, u = (int(np.rint((c - 16) / 2 + 16)) for c in (y, x))
+        expected[v, u] = np.nanmin([expected[v, u], stored[y, x] / 1000])
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+    assert np.isnan(seen[:7]).all()
+    aside = seven_scenes(scene, sequences=[1], colour_lens=(20.0, 0.2))[0].labels["depth"][0].numpy()
+    for y, x in ((10, 20), (20, 12)):
+        z = stored[y, x] / 1000
+        assert aside[y, x - round(20 * 0.2 / z)] == pytest.approx(z)
+    camera = seven_scenes(scene, sequences=[1], colour_lens=(10.0, 0.0)).camera(0)
+    assert (camera.fx, camera.fy, camera.cx) == (10, 10, 16)
+    with pytest.raises(ValueError, match="in pixels and positive, got -1"):
+        seven_scenes(scene, colour_lens=(-1, 0))
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match="expected the folder seq-01, found none"):
         seven_scenes(tmp_path)

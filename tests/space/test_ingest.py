@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from testtime.data import Camera, DenseSet, Sample
+from testtime.data import Camera, DenseSet, Sample, seven_scenes
 from testtime.errors import DataError
 from testtime.scenes import SceneSet, render_space
 from testtime.space.frames import SpaceFrames
@@ -133,9 +133,13 @@ def test_the_two_lenses_of_the_kinect_are_told_apart():
     root = Path(__file__).parents[2] / ".data" / "7scenes"
     if not root.is_dir():
         pytest.skip("no 7-Scenes beside the checkout")
-    found = alignment(read_space(root).subset(range(0, 60, 4)), "depth")
+    frames = range(0, 60, 4)
+    found = alignment(seven_scenes(root).subset(frames), "depth")
     assert found.best == "scaled by 0.90"
     assert found.best_score > 1.5 * found.score
+    brought = alignment(read_space(root).subset(frames), "depth")  # through the colours' lens
+    assert brought.score > 2 * found.score
+    assert brought.warning == ""
 
 
 def test_depth_of_the_next_frame_is_named(scenes):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,14 +18,20 @@ from testtime.data.fileset import FileSet
 from testtime.data.pixels import colour, levels, metres, names_in
 from testtime.errors import DataError
 
-__all__ = ["seven_scenes"]
+__all__ = ["COLOUR_LENS", "seven_scenes"]
 
 KINECT = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])
-"""The intrinsics that the authors give for 640 x 480."""
+"""The intrinsics that the authors give for 640 x 480: those of the depth lens."""
+COLOUR_LENS = (525.0, 0.025)
+"""A Kinect's colour lens: its focal length in pixels of 640 x 480, and that it stands 25 mm to the right of the depth lens."""
 
 
 def seven_scenes(
-    root: str | Path, split: str | None = None, sequences: Sequence[int] | None = None, depth: bool = True
+    root: str | Path,
+    split: str | None = None,
+    sequences: Sequence[int] | None = None,
+    depth: bool = True,
+    colour_lens: tuple[float, float] | None = None,
 ) -> FileSet:
     """Return one scene of 7-Scenes, from ``seq-<n>/frame-<i>.{color.png,depth.png,pose.txt}``.
 
@@ -36,14 +44,19 @@ def seven_scenes(
         split: "train" or "test" of ``TrainSplit.txt`` and ``TestSplit.txt``; None takes all sequences.
         sequences: the numbers of the sequences to take; None takes all of the split.
         depth: whether to read depth.
+        colour_lens: focal length in pixels, and how far right of the depth lens it stands, in metres (:data:`COLOUR_LENS`):
+            depth and ``camera`` are then those of the colour lens, depth NaN where it does not reach. The files give depth
+            as its own lens saw it; None leaves it so. Both lenses look the same way, and the pose is taken for both.
 
     Raises:
         DataError: files are missing or damaged.
         ImportError: Pillow is not installed.
-        ValueError: there is no such split.
+        ValueError: there is no such split, or the focal length is not positive.
 
     Source: Shotton et al., *Scene Coordinate Regression Forests for Camera Relocalization*, CVPR 2013.
     """
+    if colour_lens is not None and not colour_lens[0] > 0:
+        raise ValueError(f"the focal length of colour_lens is in pixels and positive, got {colour_lens[0]}")
     root = need_folder([Path(root)], "a scene of 7-Scenes")
     there = {int(p.name[4:]): p for p in root.glob("seq-*") if p.is_dir() and p.name[4:].isdigit()}
     numbers = sorted(there)
@@ -66,6 +79,7 @@ def seven_scenes(
         raise DataError(f"{root}: expected frame-*.color.png in the sequences, found none; {AGAIN}")
     matrix = root / "camera-intrinsics.txt"
     k = _matrix(matrix, 3) if matrix.is_file() else KINECT
+    shrink = 1.0 if colour_lens is None else colour_lens[0] / k[0, 0]
 
     def locate(key: str, task: str) -> Path:
         return images[key] if task == "image" else root / f"{key}.depth.png"
@@ -73,14 +87,28 @@ def seven_scenes(
     def camera(key: str) -> Camera:
         height, width = colour(images[key]).shape[-2:]
         pose = from_opencv(_matrix(need_file(root / f"{key}.pose.txt", "the pose of a frame"), 4))
-        return Camera(width, height, k[0, 0], k[1, 1], k[0, 2], k[1, 2], pose)
+        return Camera(width, height, shrink * k[0, 0], shrink * k[1, 1], k[0, 2], k[1, 2], pose)
 
     name = f"7scenes-{root.name}" + (f"-{split}" if split else "")
-    return FileSet(name, images, locate, {"depth": _depth} if depth else {}, camera=camera)
+    lens = None if colour_lens is None else (k, *colour_lens)
+    read = {"depth": partial(_depth, lens=lens)} if depth else {}
+    return FileSet(name, images, locate, read, camera=camera)
 
 
-def _depth(path: Path) -> Tensor:
-    return metres(levels(path), 1e-3, (0, 65535))
+def _depth(path: Path, lens: tuple[NDArray[np.float64], float, float] | None) -> Tensor:
+    """Depth (1, H, W) in metres, as its own lens saw it or as the colours' does: the nearest of what falls on a pixel."""
+    stored = metres(levels(path), 1e-3, (0, 65535))
+    if lens is None:
+        return stored
+    (k, focal, beside), values = lens, stored[0].double().numpy()
+    rows, columns = np.nonzero(np.isfinite(values))
+    z = values[rows, columns]
+    at_y = np.rint(focal * (rows - k[1, 2]) / k[1, 1] + k[1, 2]).astype(np.int64)
+    at_x = np.rint(focal * ((columns - k[0, 2]) / k[0, 0] - beside / z) + k[0, 2]).astype(np.int64)
+    inside = (at_y >= 0) & (at_y < values.shape[0]) & (at_x >= 0) & (at_x < values.shape[1])
+    found = np.full(values.shape, np.inf)
+    np.minimum.at(found, (at_y[inside], at_x[inside]), z[inside])
+    return torch.from_numpy(np.where(np.isfinite(found), found, np.nan)).to(stored)[None]
 
 
 def _matrix(path: Path, size: int) -> NDArray[np.float64]:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from testtime.data.dense import IGNORE, DenseSet, Sample
 from testtime.data.files import need_choice
+from testtime.data.seven_scenes import COLOUR_LENS
 from testtime.errors import DataError, missing_extra
 from testtime.parts.randomness import generator
 from testtime.progress import progress
@@ -184,7 +185,8 @@ def read_space(
             return data.replica(root, tasks, spaces, partial_labels=False)
         return data.taskonomy(root, tasks, buildings=spaces)
     if layout == "7scenes":
-        return data.seven_scenes(root, sequences=None if spaces is None else [int(s) for s in spaces])
+        walks = None if spaces is None else [int(s) for s in spaces]
+        return data.seven_scenes(root, sequences=walks, colour_lens=COLOUR_LENS)
     if layout == "procthor":
         return data.procthor(root, spaces)
     device = layout.partition("-")[2]
