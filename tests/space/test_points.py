@@ -107,6 +107,23 @@ def test_every_measure_of_a_point(folder):
         lab.result(SENSED, "depth R@1")
 
 
+def test_the_pseudo_labeller_is_judged_as_it_is(folder):
+    lab = Lab(SPECK, folder)
+    point = Point("itself", "teacher")
+    x, labels = lab.read(SPECK.test(point.test)).batch(range(3))
+    answer, truth = lab.teacher().classes(x), labels["semseg"]
+    iou = [
+        100 * ((answer == c) & (truth == c)).sum() / ((answer == c) & (truth != 255) | (truth == c)).sum()
+        for c in range(13)
+        if ((truth == c) | ((answer == c) & (truth != 255))).any() and (truth == c).any()
+    ]
+    found = lab.result(point)["IoU"]
+    assert [v for c, v in enumerate(found.values()) if (truth == c).any()] == pytest.approx(
+        [float(v) for v in iou]
+    )
+    assert not list((folder / "transfers").glob("teacher*"))
+
+
 def test_boxes_are_measured(folder):
     pytest.importorskip("pycocotools", reason="pip install 'testtime[space]'")
     assert 0 <= Lab(SPECK, folder).result(SENSED, "AP50")["AP50"] <= 100

@@ -54,8 +54,9 @@ class Point:
 
     Attributes:
         name: for people.
-        objective: "mm" (TST-MM), "mae" (TST-MAE), "dino" (TST-DINO), "scratch" (no pre-training), or "named": the encoder of
-            another library that the point is named after (:func:`testtime.space.foreign.named_encoder`).
+        objective: "mm" (TST-MM), "mae" (TST-MAE), "dino" (TST-DINO), "scratch" (no pre-training), "named": the encoder of
+            another library that the point is named after (:func:`testtime.space.foreign.named_encoder`), or "teacher": the
+            pseudo-labeller's own segmentation, nothing being transferred.
         modalities: of TST-MM, the picture's tokens being "rgb"; of "scratch", what the network sees.
         places: that are pre-trained on.
         test: the place that is judged.
@@ -73,7 +74,7 @@ class Point:
     """
 
     name: str
-    objective: Literal["mm", "mae", "dino", "scratch", "named"]
+    objective: Literal["mm", "mae", "dino", "scratch", "named", "teacher"]
     modalities: tuple[str, ...] = (RGB.name,)
     places: tuple[Place, ...] = ()
     test: Place = Place()  # noqa: RUF009 - a frozen value
@@ -86,7 +87,7 @@ class Point:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        if self.objective not in ("scratch", "named") and not self.places:
+        if self.objective in ("mm", "mae", "dino") and not self.places:
             raise ValueError(f"{self.name}: a pre-training needs places")
 
 

@@ -14,7 +14,7 @@ from testtime.multitask.presets import GROUPS
 from testtime.scenes.disk import Recipe as Space
 from testtime.scenes.disk import make, read_scenes
 from testtime.scenes.sceneset import SceneSet
-from testtime.space.masking import Component, Stream, mixture
+from testtime.space.masking import Component, Stream, mixture, rgb_to_all
 from testtime.space.model import SIZES, Size
 from testtime.space.pretrain import Recipe
 from testtime.space.transfer import RECIPES, TransferRecipe
@@ -200,11 +200,12 @@ TINY = Preset(
         every=500,
     ),
     RECIPES["tiny"],
-    frames=400,
+    frames=1000,
     tests=100,
     outside=Views(houses(range(100, 110)), 200),
     teacher=Views(houses(range(200, 240)), 800),
     teacher_recipe=TeacherRecipe(iterations=1500, batch=16, lr=2e-3, every=500),
+    components=rgb_to_all,
 )
 DEMO = Preset(
     "demo",
@@ -230,6 +231,7 @@ DEMO = Preset(
     outside=Views(houses(range(100, 108)), 160),
     teacher=Views(houses(range(200, 216)), 320),
     teacher_recipe=TeacherRecipe(iterations=500, batch=16, lr=4e-3, every=250),
+    components=rgb_to_all,
 )
 PAPER_S = Preset(
     "paper-S",

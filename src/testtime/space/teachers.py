@@ -64,9 +64,13 @@ class Teacher:
         }
 
     @torch.no_grad()
+    def logits(self, pictures: Tensor) -> Tensor:
+        """The logits of every pixel, (N, C, H, W)."""
+        return self.network(pictures)["semseg"]
+
     def classes(self, pictures: Tensor) -> Tensor:
         """The class of every pixel, (N, H, W) int64."""
-        return self.network(pictures)["semseg"].argmax(1)
+        return self.logits(pictures).argmax(1)
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
@@ -79,8 +83,7 @@ class Teacher:
             import cv2
         except ImportError as error:
             raise missing_extra("opencv-python-headless", "scenes") from error
-        with torch.no_grad():
-            chances, named = self.network(pictures)["semseg"].softmax(1).max(1)
+        chances, named = self.logits(pictures).softmax(1).max(1)
         found = []
         for chance, one in zip(chances, named, strict=True):
             height, width = one.shape
