@@ -11,17 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.laws import WORLDS, Case, parametrize_with_laws
-from testtime.methods import Source, Tent
+from testtime.laws import CLASSES, WORLDS, Case, parametrize_with_laws
+from testtime.methods import EATA, Source, Tent
 from testtime.norm import (
     NormPolicy,
+    UnMixStatistics,
     alpha_statistics,
     batch_statistics,
     ema_statistics,
+    iabn,
     observing,
     robust_statistics,
     running_statistics,
     source_statistics,
+    unmix_tns,
 )
 
 POLICIES = {
@@ -31,13 +34,15 @@ POLICIES = {
     "ema": partial(ema_statistics, decay=0.8),
     "robust": robust_statistics,
     "running": running_statistics,
+    "iabn": partial(iabn, k=1.0),
+    "unmix": partial(unmix_tns, components=4),
 }
 LOOKS = {"alive": "adapts nothing: the policy learns only while it observes"}
 STILL = {"source": {"alive": "adapts nothing"}, "robust": LOOKS, "running": LOOKS}
 TRAINS = {
     "null_step": "what it learns from is normalised as in training (S4T, section 4.1); predict looks with the stored ones"
 }
-OBSERVED = {"robust": TRAINS, "running": TRAINS}
+OBSERVED = {"robust": TRAINS, "running": TRAINS, "iabn": TRAINS}
 CASES = [
     Case(f"Tent-{name}", partial(Tent, norm=norm), OBSERVED.get(name, {}), ["batchnorm"])
     for name, norm in POLICIES.items()
@@ -102,3 +107,16 @@ def test_a_step_that_fails_forgets_its_proposal() -> None:
         adapter(world.stream(1)[0])
     assert all(torch.equal(v, before[k]) for k, v in adapter.state_dict().items())
     assert all(m.proposal is None for m in adapter.modules() if isinstance(m, NormPolicy))
+
+
+def test_unmixed_statistics_go_under_any_method() -> None:
+    world = WORLDS["batchnorm"]
+    eata = EATA(unmix_tns(world.network(), components=4), classes=CLASSES)
+    eata.prepare(world.source())
+    born = {k: v for k, v in eata.state_dict().items() if k.endswith(".mean")}
+    layers = [m for m in eata.model.modules() if isinstance(m, NormPolicy)]
+    assert [type(m) for m in layers] == [UnMixStatistics] * 2
+    assert [eata(x).updated for x in world.stream(2)] == [True, True]
+    assert all(not v.equal(born[k]) for k, v in eata.state_dict().items() if k.endswith(".mean"))
+    eata.reset()
+    assert all(eata.state_dict()[k].equal(v) for k, v in born.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from testtime.norm import (
     alpha_statistics,
     batch_statistics,
     ema_statistics,
+    iabn,
     observing,
     robust_statistics,
     running_statistics,
     source_statistics,
+    unmix_tns,
 )
 
 EPS = 1e-5
@@ -156,6 +159,107 @@ def test_running_is_torchs_own_training_mode(case: Case) -> None:
     close(policies(model)[0].var, torch_own.running_var.numpy())
 
 
+def apart(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance of each instance (N, C)."""
+    flat = x.detach().numpy().reshape(*x.shape[:2], -1)
+    return flat.mean(2), flat.var(2)
+
+
+def expected_each(bn: _BatchNorm, x: Tensor, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+    """Every instance by its own statistics (N, C)."""
+    rows = [expected(bn, x[i : i + 1], mean[i], var[i]) for i in range(len(x))]
+    return np.concatenate(rows)
+
+
+def shrunk(d: np.ndarray, by: np.ndarray) -> np.ndarray:
+    return np.sign(d) * np.maximum(np.abs(d) - by, 0)
+
+
+@pytest.mark.parametrize("k", [0.5, 4.0])
+def test_iabn(case: Case, k: float) -> None:
+    """NOTE, eq. 2 to 6; k = 0.5 corrects most channels, k = 4 few."""
+    bn, one, other = case
+    model, (mean, var) = iabn(nn.Sequential(bn), k=k, momentum=0.2), source(bn)
+    places = one[0, 0].numel()
+
+    def wanted(x: Tensor, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+        if places == 1:
+            return expected(bn, x, mean, var)
+        m_i, v_i = apart(x)
+        v_i = v_i * places / (places - 1)
+        m = mean + shrunk(m_i - mean, k * np.sqrt((var + EPS) / places))
+        v = var + shrunk(v_i - var, k * (var + EPS) * np.sqrt(2 / (places - 1)))
+        return expected_each(bn, x, m, v)
+
+    for x in (one, other):
+        close(model(x), wanted(x, mean, var))
+        advance(model)  # looking moved nothing
+        n, (m_b, v_b) = x.numel() / x.shape[1], moments(x)
+        v_b = v_b * n / (n - 1)
+        with observing(model):
+            close(model(x), wanted(x, m_b, v_b))
+        advance(model)
+        mean, var = 0.8 * mean + 0.2 * m_b, 0.8 * var + 0.2 * v_b
+    close(model(one), wanted(one, mean, var))
+
+
+def test_unmix(case: Case) -> None:
+    """The paper's equations, one instance and one component at a time."""
+    bn, one, other = case
+    model = unmix_tns(nn.Sequential(bn), components=5, temperature=0.3, momentum=0.2, full_batch=8)
+    policy = policies(model)[0]
+    means, variances = policy.mean.numpy().copy(), policy.var.numpy().copy()
+    if one[0, 0].numel() == 1:
+        close(model(one), expected(bn, one, *source(bn)))
+        assert policy.proposal is None
+        return
+    for x in (one, other):
+        (m_i, v_i), rate = apart(x), 1 - 0.8 ** (len(x) / 8)
+        mean, var = np.zeros_like(m_i), np.zeros_like(v_i)
+        moved = [(np.zeros(3), np.zeros(3)) for _ in range(5)]
+        for b in range(len(x)):
+            cos = [m_i[b] @ m / np.linalg.norm(m_i[b]) / np.linalg.norm(m) for m in means]
+            p = np.exp(np.array(cos) / 0.3) / np.exp(np.array(cos) / 0.3).sum()
+            mixed_m = [(1 - p[k]) * means[k] + p[k] * m_i[b] for k in range(5)]
+            mixed_v = [(1 - p[k]) * variances[k] + p[k] * v_i[b] for k in range(5)]
+            mean[b] = np.mean(mixed_m, 0)
+            var[b] = np.mean(mixed_v, 0) + np.mean(np.square(mixed_m), 0) - mean[b] ** 2
+            for k in range(5):
+                moved[k][0][:] += rate / len(x) * p[k] * (m_i[b] - means[k])
+                moved[k][1][:] += rate / len(x) * p[k] * (v_i[b] - variances[k])
+        for _ in range(2):  # a second forward in the same step observes nothing more
+            close(model(x), expected_each(bn, x, mean, var))
+        advance(model)
+        means = means + np.array([m for m, _ in moved])
+        variances = variances + np.array([v for _, v in moved])
+    close(policy.mean, means)
+    close(policy.var, variances)
+
+
+def test_unmix_is_born_as_the_source() -> None:
+    """The mixture of many components has the source's mean and variance, whatever their spread; layers differ."""
+    bn = layer(nn.BatchNorm2d)
+    for alpha in (0.0, 0.3, 1.0):
+        one, two = policies(
+            unmix_tns(nn.Sequential(bn, layer(nn.BatchNorm2d)), components=20000, alpha=alpha)
+        )
+        means, variances = one.mean.numpy(), one.var.numpy()
+        np.testing.assert_allclose(variances, np.tile((1 - alpha) * bn.running_var.numpy(), (20000, 1)))
+        np.testing.assert_allclose(means.mean(0), bn.running_mean.numpy(), atol=0.03)
+        np.testing.assert_allclose(variances.mean(0) + means.var(0), bn.running_var.numpy(), rtol=0.03)
+        assert one.mean.equal(two.mean) == (alpha == 0)
+    (single,) = policies(unmix_tns(nn.Sequential(bn), components=1))
+    close(single.mean[0], bn.running_mean.numpy())
+    close(single.var[0], bn.running_var.numpy())
+
+
+def test_unmix_serves_single_images_and_seeds_differ() -> None:
+    bn, x = layer(nn.BatchNorm2d), torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    model, other = unmix_tns(nn.Sequential(bn)), unmix_tns(nn.Sequential(bn), seed=1)
+    torch.testing.assert_close(torch.cat([model(x[i : i + 1]) for i in range(4)]), model(x))
+    assert not policies(model)[0].mean.equal(policies(other)[0].mean)
+
+
 def policies(model: nn.Module) -> list[NormPolicy]:
     return [m for m in model.modules() if isinstance(m, NormPolicy)]
 
@@ -167,6 +271,8 @@ ALL: dict[str, Callable[[nn.Module], nn.Module]] = {
     "ema": ema_statistics,
     "robust": robust_statistics,
     "running": running_statistics,
+    "iabn": partial(iabn, momentum=0.1),
+    "unmix": unmix_tns,
 }
 
 
@@ -183,7 +289,7 @@ def test_one_value_per_channel_is_normalised_by_the_source(name: str, watch: boo
         torch.testing.assert_close(value, before[key])
 
 
-@pytest.mark.parametrize("name", ["ema", "robust", "running"])
+@pytest.mark.parametrize("name", ["ema", "robust", "running", "iabn"])
 def test_one_value_per_channel_moves_no_statistics(name: str) -> None:
     """Once the statistics have left the source, a batch that has none neither uses the source's nor returns to them."""
     bn, rng = layer(nn.BatchNorm1d), torch.Generator().manual_seed(1)
@@ -196,13 +302,23 @@ def test_one_value_per_channel_moves_no_statistics(name: str) -> None:
         assert np.abs(mean - bn.running_mean.numpy()).min() > 0.05
         y = model(x[:1])
         advance(model)
-    used = source(bn) if name == "running" else (mean, var)  # running, as batch, normalises by the source
+    used = (
+        source(bn) if name in ("running", "iabn") else (mean, var)
+    )  # running, as batch, normalises by the source
     close(y, expected(bn, x[:1], *used))
     close(policy.mean, mean)
     close(policy.var, var)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["iabn", "unmix"])
+def test_of_each_instance_without_scale_and_shift(name: str) -> None:
+    bare, full = layer(nn.BatchNorm2d, affine=False), layer(nn.BatchNorm2d, affine=False)
+    full.weight, full.bias = nn.Parameter(torch.ones(3).double()), nn.Parameter(torch.zeros(3).double())
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(ALL[name](nn.Sequential(bare))(x), ALL[name](nn.Sequential(full))(x))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("iabn", "unmix")])
 def test_without_scale_and_shift(name: str) -> None:
     bn = layer(nn.BatchNorm2d, affine=False)
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -267,6 +383,18 @@ def test_the_model_it_came_from_is_untouched(name: str) -> None:
 def test_weights_lie_between_0_and_1(policy: Callable[..., nn.Module], message: str, weight: float) -> None:
     with pytest.raises(ValueError, match=rf"{message} is the weight .* got {weight}"):
         policy(nn.Sequential(nn.BatchNorm1d(2)), weight)
+
+
+def test_unmix_and_iabn_say_what_they_expect() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"k counts standard errors .* got -1"):
+        iabn(net, k=-1)
+    with pytest.raises(ValueError, match=r"momentum is the weight .* got 1.1"):
+        iabn(net, momentum=1.1)
+    with pytest.raises(ValueError, match=r"alpha and momentum are shares .* got 1.5 and 0.1"):
+        unmix_tns(net, alpha=1.5)
+    with pytest.raises(ValueError, match=r"above 0, got 0, 0.07, 64"):
+        unmix_tns(net, components=0)
 
 
 def test_layers_without_statistics_are_refused() -> None:

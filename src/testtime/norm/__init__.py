@@ -7,6 +7,7 @@ that already follow a policy are left alone, so ``Tent(alpha_statistics(model, 0
 from testtime.norm.alpha import AlphaStatistics, alpha_statistics
 from testtime.norm.batch import BatchStatistics, batch_statistics
 from testtime.norm.ema import EMAStatistics, ema_statistics
+from testtime.norm.instance_aware import InstanceAwareStatistics, iabn
 from testtime.norm.layer import (
     TOP_LAYERS,
     NormPolicy,
@@ -20,21 +21,25 @@ from testtime.norm.layer import (
 from testtime.norm.robust import RobustStatistics, robust_statistics
 from testtime.norm.running import RunningStatistics, running_statistics
 from testtime.norm.source import SourceStatistics, source_statistics
+from testtime.norm.unmix import UnMixStatistics, unmix_tns
 
 __all__ = [
     "TOP_LAYERS",
     "AlphaStatistics",
     "BatchStatistics",
     "EMAStatistics",
+    "InstanceAwareStatistics",
     "NormPolicy",
     "RobustStatistics",
     "RunningStatistics",
     "SourceStatistics",
+    "UnMixStatistics",
     "advance",
     "alpha_statistics",
     "batch_statistics",
     "ema_statistics",
     "has_batch_norm",
+    "iabn",
     "norm_affine",
     "norm_layers",
     "observing",
@@ -42,4 +47,5 @@ __all__ = [
     "running_statistics",
     "source_statistics",
     "swap_policy",
+    "unmix_tns",
 ]

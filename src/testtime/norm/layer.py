@@ -63,11 +63,12 @@ class NormPolicy(Stateful):
     def forward(self, x: Tensor) -> Tensor: ...
 
     def normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """Normalise (N, C, ...) with the statistics (C,), through which gradients flow; then scale and shift.
+        """Normalise (N, C, ...) with the statistics (C,), or (N, C) where each instance has its own; then scale and shift.
 
+        Gradients flow through the statistics.
         The answer has the type of x, also where the statistics are kept in a wider one (autocast).
         """
-        shape = (1, -1) + (1,) * (x.dim() - 2)
+        shape = (-1, x.shape[1]) + (1,) * (x.dim() - 2)
         scale = torch.rsqrt(var + self.layer.eps)
         if self.plain and self.layer.weight is not None:
             scale = scale * self.layer.weight
@@ -99,6 +100,12 @@ class NormPolicy(Stateful):
         # Two passes: torch.var_mean over several dimensions takes several times as long on a CPU.
         mean = x.mean(dim=over, keepdim=True)
         return mean.flatten(), (x - mean).square().mean(dim=over)
+
+    def instance_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (N, C) of each instance over its places, in at least float32."""
+        x = x.to(torch.promote_types(self.source_mean.dtype, torch.float32)).flatten(2)
+        mean = x.mean(dim=2, keepdim=True)
+        return mean.squeeze(2), (x - mean).square().mean(dim=2)
 
     def propose(self, **buffers: Tensor) -> None:
         """Propose the next value of moving buffers; the first proposal of a step counts."""
