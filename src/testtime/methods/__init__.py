@@ -11,6 +11,7 @@ from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
 from testtime.methods.rotta import RoTTA
 from testtime.methods.s4t import S4T
+from testtime.methods.sar import SAR
 from testtime.methods.sotta import SoTTA
 from testtime.methods.source import Source
 from testtime.methods.stamp import STAMP
@@ -30,6 +31,7 @@ __all__ = [
     "OSTTA",
     "PAFKIP",
     "S4T",
+    "SAR",
     "STAMP",
     "TIPI",
     "TTT",

@@ -4,12 +4,13 @@ from testtime.parts.augment import identity, katana, random_crop_flip, simclr
 from testtime.parts.losses import entropy, marginal_entropy, soft_cross_entropy
 from testtime.parts.optimizers import adam, sgd
 from testtime.parts.randomness import generator
-from testtime.parts.sharpness import sharpness_aware_gradients
+from testtime.parts.sharpness import at_worst_point, sharpness_aware_gradients
 from testtime.parts.teacher import Teacher
 
 __all__ = [
     "Teacher",
     "adam",
+    "at_worst_point",
     "entropy",
     "generator",
     "identity",

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-__all__ = ["sharpness_aware_gradients"]
+__all__ = ["at_worst_point", "sharpness_aware_gradients"]
+
+
+@contextmanager
+def at_worst_point(loss: Tensor, parameters: Sequence[Tensor], rho: float = 0.05) -> Iterator[None]:
+    r"""Inside, the parameters stand where the loss is worst within a ball; afterwards they are back, bit for bit.
+
+    .. math:: \theta + \rho\, g / \lVert g \rVert_2, \qquad g = \nabla L(\theta)
+
+    Args:
+        loss: a scalar with its graph, which is used up.
+        parameters: theta; the norm is taken over all of them together.
+        rho: the radius.
+
+    Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, eq. 2.
+    """
+    first = torch.autograd.grad(loss, list(parameters))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(first)))
+    scale = rho / (norm + 1e-12)
+    before = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for p, g in zip(parameters, first, strict=True):
+            p.add_(g * scale)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, b in zip(parameters, before, strict=True):
+                p.copy_(b)
 
 
 def sharpness_aware_gradients(
@@ -27,16 +56,5 @@ def sharpness_aware_gradients(
 
     Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, eq. 2 and 3.
     """
-    first = torch.autograd.grad(loss(), list(parameters))
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(first)))
-    scale = rho / (norm + 1e-12)
-    before = [p.detach().clone() for p in parameters]
-    with torch.no_grad():
-        for p, g in zip(parameters, first, strict=True):
-            p.add_(g * scale)
-    try:
+    with at_worst_point(loss(), parameters, rho):
         return torch.autograd.grad(loss(), list(parameters))
-    finally:
-        with torch.no_grad():
-            for p, b in zip(parameters, before, strict=True):
-                p.copy_(b)
