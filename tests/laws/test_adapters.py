@@ -27,6 +27,7 @@ from testtime.methods import (
     BNAdapt,
     ClusT3,
     CoTTA,
+    DeYO,
     RoTTA,
     SoTTA,
     Source,
@@ -66,6 +67,7 @@ APART = {
     "declared": "its loss goes through the encoder and the decoder alone, a quarter of the patches of each copy; the meter "
     "counts images that go through the network"
 }
+CERTAIN = {"declared": "its second forward is of those alone that are certain (section 4.2)"}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -73,6 +75,7 @@ CASES = [
     Case("BNAdapt", BNAdapt, worlds=["batchnorm", "dense"]),
     Case("ClusT3", partial(ClusT3, passes=1), worlds=EVERYWHERE),
     Case("CoTTA", partial(CoTTA, views=3), DRAWS | UNSURE),
+    Case("DeYO", partial(DeYO, classes=CLASSES), CERTAIN),
     Case("EATA", partial(EATA, classes=CLASSES)),
     Case("ETA", partial(ETA, classes=CLASSES)),
     Case("NCTTT", partial(NCTTT, passes=1), worlds=EVERYWHERE),

@@ -4,6 +4,7 @@ from testtime.methods.actmad import ActMAD
 from testtime.methods.bn_adapt import BNAdapt
 from testtime.methods.clust3 import ClusT3
 from testtime.methods.cotta import CoTTA
+from testtime.methods.deyo import DeYO
 from testtime.methods.eata import EATA
 from testtime.methods.eta import ETA
 from testtime.methods.nc_ttt import NCTTT
@@ -40,6 +41,7 @@ __all__ = [
     "BNAdapt",
     "ClusT3",
     "CoTTA",
+    "DeYO",
     "RoTTA",
     "SoTTA",
     "Source",

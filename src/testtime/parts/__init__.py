@@ -1,6 +1,6 @@
 """Parts that methods are made of: pure functions, and classes that only remember."""
 
-from testtime.parts.augment import identity, katana, random_crop_flip, simclr
+from testtime.parts.augment import identity, katana, random_crop_flip, shuffle_patches, simclr
 from testtime.parts.losses import entropy, marginal_entropy, soft_cross_entropy
 from testtime.parts.optimizers import adam, sgd
 from testtime.parts.randomness import generator
@@ -19,6 +19,7 @@ __all__ = [
     "random_crop_flip",
     "sgd",
     "sharpness_aware_gradients",
+    "shuffle_patches",
     "simclr",
     "soft_cross_entropy",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augmentation", "identity", "katana", "random_crop_flip", "simclr"]
+__all__ = ["Augmentation", "identity", "katana", "random_crop_flip", "shuffle_patches", "simclr"]
 
 
 class Augmentation(Protocol):
@@ -52,6 +52,43 @@ def random_crop_flip(x: Tensor, rng: torch.Generator) -> Tensor:
     # Advanced indices around the channel slice come first: (N, H, W, C). Contiguous, for torch's GroupNorm crashes in the
     # backward of channels-last images on the CPU when the images themselves need no gradient.
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def shuffle_patches(x: Tensor, rng: torch.Generator, side: int = 4) -> Tensor:
+    """Cut each image into ``side`` x ``side`` patches and shuffle them: colours and textures stay, the shape goes.
+
+    An image whose sides are no multiple of ``side`` is scaled down to the next multiple, and back (bilinear).
+
+    Args:
+        x: (N, C, H, W).
+        rng: draws come from here.
+        side: how many patches stand side by side.
+
+    Returns:
+        (N, C, H, W).
+
+    Raises:
+        ValueError: an image is smaller than ``side`` pixels.
+
+    Reference: Lee et al., Entropy is not Enough for Test-Time Adaptation, ICLR 2024.
+
+    >>> x = torch.arange(4.0).view(1, 1, 2, 2)
+    >>> shuffle_patches(x, torch.Generator().manual_seed(0), side=2).flatten().sort().values
+    tensor([0., 1., 2., 3.])
+    """
+    n, _, h, w = x.shape
+    if min(h, w) < side:
+        raise ValueError(
+            f"an image of {h} x {w} pixels has no {side} x {side} patches; expected larger images"
+        )
+    high, wide = h // side, w // side
+    fits = (high * side, wide * side) == (h, w)
+    y = x if fits else F.interpolate(x, (high * side, wide * side), mode="bilinear", align_corners=False)
+    order = torch.rand(n, side * side, generator=rng, device=rng.device).argsort(dim=1).to(x.device)
+    patches = y.unflatten(3, (side, wide)).unflatten(2, (side, high)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    patches = patches[torch.arange(n, device=x.device)[:, None], order].unflatten(1, (side, side))
+    y = patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    return y if fits else F.interpolate(y, (h, w), mode="bilinear", align_corners=False)
 
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, of red, green and blue
