@@ -15,6 +15,7 @@ from testtime.methods import (
     EATA,
     ETA,
     NCTTT,
+    NOTE,
     OSTTA,
     PAFKIP,
     S4T,
@@ -95,6 +96,7 @@ CASES = [
     Case("TTTPlusPlus", partial(TTTPlusPlus, outputs=8), OBSERVING, EVERYWHERE),
     Case("UniEnt", partial(UniEnt, classes=CLASSES)),
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
+    Case("NOTE", partial(NOTE, classes=CLASSES, capacity=16, frequency=16), OBSERVES),
 ]
 
 

@@ -8,6 +8,7 @@ from testtime.methods.deyo import DeYO
 from testtime.methods.eata import EATA
 from testtime.methods.eta import ETA
 from testtime.methods.nc_ttt import NCTTT
+from testtime.methods.note import NOTE
 from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
 from testtime.methods.rotta import RoTTA
@@ -29,6 +30,7 @@ __all__ = [
     "EATA",
     "ETA",
     "NCTTT",
+    "NOTE",
     "OSTTA",
     "PAFKIP",
     "S4T",

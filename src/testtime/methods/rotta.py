@@ -49,8 +49,8 @@ from testtime.adapter import Adapter
 from testtime.norm import advance, has_batch_norm, norm_affine, observing, robust_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
+from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.sharing import Stateful
 
 __all__ = ["CSTU", "RoTTA", "timeliness"]
 
@@ -68,7 +68,7 @@ def timeliness(age: Tensor) -> Tensor:
 
 
 @final
-class CSTU(Stateful):
+class CSTU(ImageMemory):
     """Category-balanced sampling with timeliness and uncertainty: the memory of RoTTA.
 
     Args:
@@ -86,22 +86,16 @@ class CSTU(Stateful):
     Reference: Yuan et al., CVPR 2023.
     """
 
-    images: Tensor
-    label: Tensor
     uncertainty: Tensor
     age: Tensor
-    seen: Tensor
 
     def __init__(
         self, classes: int, capacity: int = 64, lambda_t: float = 1.0, lambda_u: float = 1.0
     ) -> None:
-        super().__init__()
-        self.classes, self.capacity, self.lambda_t, self.lambda_u = classes, capacity, lambda_t, lambda_u
-        self.register_buffer("images", torch.empty(0))
-        self.register_buffer("label", torch.full((capacity,), -1))
+        super().__init__(classes, capacity)
+        self.lambda_t, self.lambda_u = lambda_t, lambda_u
         self.register_buffer("uncertainty", torch.zeros(capacity, dtype=torch.float64))
         self.register_buffer("age", torch.zeros(capacity, dtype=torch.int64))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def add(self, x: Tensor, label: Tensor, uncertainty: Tensor) -> None:
         """Offer images (N, ...) one after the other, with pseudo-labels (N,) and entropies (N,)."""
@@ -115,7 +109,7 @@ class CSTU(Stateful):
         device = self.label.device
         self.label, self.age = torch.from_numpy(labels).to(device), torch.from_numpy(ages).to(device)
         self.uncertainty, self.seen = torch.from_numpy(certain).to(device), self.seen + len(x)
-        self._take(x, origin)
+        self.take(x, origin)
 
     def _place(
         self,
@@ -143,18 +137,6 @@ class CSTU(Stateful):
     def _score(self, age: NDArray[Any], uncertainty: NDArray[np.float64]) -> NDArray[np.float64]:
         timely: NDArray[np.float64] = self.lambda_t / (1 + np.exp(-age / self.capacity))
         return timely + self.lambda_u * uncertainty / math.log(self.classes)
-
-    def _take(self, x: Tensor, origin: NDArray[np.int64]) -> None:
-        if self.images.shape[1:] != x.shape[1:]:
-            if self.images.numel():
-                raise ValueError(
-                    f"the memory holds images of {tuple(self.images.shape[1:])}, and this batch has "
-                    f"{tuple(x.shape[1:])}; resize the images, or reset() the adapter"
-                )
-            self.images = x.new_zeros(self.capacity, *x.shape[1:])
-        places = np.flatnonzero(origin >= 0)
-        rows = x[torch.from_numpy(origin[places]).to(x.device)]
-        self.images[torch.from_numpy(places).to(x.device)] = rows.to(self.images.dtype)
 
     def held(self) -> tuple[Tensor, Tensor]:
         """The images (M, ...) and their ages (M,) in capacities."""

@@ -49,9 +49,9 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.norm import TOP_LAYERS, advance, norm_affine, observing, running_statistics
 from testtime.parts import adam, entropy, generator, sharpness_aware_gradients
+from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
 
 __all__ = ["HUS", "SoTTA", "mean_entropy", "smoothed_entropy"]
 
@@ -68,7 +68,7 @@ def smoothed_entropy(logits: Tensor) -> Tensor:
 
 
 @final
-class HUS(Stateful):
+class HUS(ImageMemory):
     """High-confidence uniform-class sampling: the memory of SoTTA.
 
     Args:
@@ -84,18 +84,11 @@ class HUS(Stateful):
     Reference: Gong et al., NeurIPS 2023.
     """
 
-    images: Tensor
-    label: Tensor
     arrival: Tensor
-    seen: Tensor
 
     def __init__(self, classes: int, capacity: int = 64) -> None:
-        super().__init__()
-        self.classes, self.capacity = classes, capacity
-        self.register_buffer("images", torch.empty(0))
-        self.register_buffer("label", torch.full((capacity,), -1))
+        super().__init__(classes, capacity)
         self.register_buffer("arrival", torch.zeros(capacity, dtype=torch.int64))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def add(self, x: Tensor, label: Tensor, reliable: Tensor, draws: Tensor) -> None:
         """Meet images (N, ...) one after the other, and keep the reliable ones.
@@ -115,7 +108,7 @@ class HUS(Stateful):
         device = self.label.device
         self.label, self.arrival = torch.from_numpy(labels).to(device), torch.from_numpy(arrivals).to(device)
         self.seen = self.seen + len(x)
-        self._take(x, origin)
+        self.take(x, origin)
 
     def _place(
         self, c: int, draws: Sequence[float], labels: NDArray[np.int64], arrivals: NDArray[np.int64]
@@ -131,18 +124,6 @@ class HUS(Stateful):
         places = np.flatnonzero(labels == c)
         places = places[np.argsort(arrivals[places])]
         return int(places[int(draws[1] * places.size)])
-
-    def _take(self, x: Tensor, origin: NDArray[np.int64]) -> None:
-        if self.images.shape[1:] != x.shape[1:]:
-            if self.images.numel():
-                raise ValueError(
-                    f"the memory holds images of {tuple(self.images.shape[1:])}, and this batch has "
-                    f"{tuple(x.shape[1:])}; resize the images, or reset() the adapter"
-                )
-            self.images = x.new_zeros(self.capacity, *x.shape[1:])
-        places = np.flatnonzero(origin >= 0)
-        rows = x[torch.from_numpy(origin[places]).to(x.device)]
-        self.images[torch.from_numpy(places).to(x.device)] = rows.to(self.images.dtype)
 
     def held(self) -> Tensor:
         """The images (M, ...)."""

@@ -1,0 +1,54 @@
+"""What memories of images have in common: places that are free or hold an image and its pseudo-label."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from testtime.sharing import Stateful
+
+__all__ = ["ImageMemory"]
+
+
+class ImageMemory(Stateful):
+    """A fixed number of places for images; a subclass decides who gets one.
+
+    Args:
+        classes: C.
+        capacity: how many images it holds.
+
+    Attributes:
+        images: (capacity, ...) from the first batch on; empty before.
+        label: (capacity,) pseudo-labels; -1 is a free place.
+        seen: images met so far, kept or not.
+    """
+
+    images: Tensor
+    label: Tensor
+    seen: Tensor
+
+    def __init__(self, classes: int, capacity: int = 64) -> None:
+        super().__init__()
+        self.classes, self.capacity = classes, capacity
+        self.register_buffer("images", torch.empty(0))
+        self.register_buffer("label", torch.full((capacity,), -1))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def take(self, x: Tensor, origin: NDArray[np.int64]) -> None:
+        """Copy rows of the batch x (N, ...) to the places whose ``origin`` (capacity,) is not -1 but their number.
+
+        Raises:
+            ValueError: the images have another form than those that are held.
+        """
+        if self.images.shape[1:] != x.shape[1:]:
+            if self.images.numel():
+                raise ValueError(
+                    f"the memory holds images of {tuple(self.images.shape[1:])}, and this batch has "
+                    f"{tuple(x.shape[1:])}; resize the images, or reset() the adapter"
+                )
+            self.images = x.new_zeros(self.capacity, *x.shape[1:])
+        places = np.flatnonzero(origin >= 0)
+        rows = x[torch.from_numpy(origin[places]).to(x.device)]
+        self.images[torch.from_numpy(places).to(x.device)] = rows.to(self.images.dtype)
