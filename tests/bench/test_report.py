@@ -13,7 +13,7 @@ from testtime.bench.grid import run_grid
 from testtime.bench.protocol import Row
 from testtime.bench.protocols import protocol
 from testtime.bench.report import read_run, shares, text_table, write_report
-from testtime.bench.svg import Point, Series, histogram, line_chart, scatter, ticks
+from testtime.bench.svg import Point, Series, dot_chart, histogram, line_chart, scatter, ticks
 
 VOID = {"meta", "br", "link", "hr", "img", "input"}
 
@@ -123,6 +123,15 @@ def test_charts_are_well_formed_and_say_what_they_show() -> None:
     checked(histogram([0.5, 0.5], [0.0, 1.0], "t", "d"))
     assert line_chart([], "t", "d", "%") == ""
     assert scatter([], "t", "d", "x", "y") == ""
+    drawn = dot_chart(
+        [Point("a", 20, 0, 2.0, 1), Point("b & c", 30, 0, 0.0, 1), Point("a", 40, 0, colour=2)], "t", "d", "x"
+    )
+    checked(drawn)
+    places = [float(v) for v in re.findall(r'cx="([\d.]+)"', drawn)]
+    assert places[2] == pytest.approx((places[0] + places[1]) / 2, abs=0.1)  # a: 20 and 40, b & c: 30
+    assert "b &amp; c" in drawn
+    assert drawn.count("whisker") == 1
+    assert dot_chart([Point("a", float("nan"), 0)], "t", "d", "x") == ""
 
 
 def test_a_chart_has_bands_numbers_and_names_where_asked() -> None:

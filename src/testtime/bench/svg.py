@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import count
 
-__all__ = ["Point", "Series", "histogram", "line_chart", "scatter", "ticks"]
+__all__ = ["Point", "Series", "dot_chart", "histogram", "line_chart", "scatter", "ticks"]
 
 _ids = count(1)
 DASHES = ("", "", "7 3", "2 3", "9 3 2 3", "", "5 2")
@@ -190,6 +190,57 @@ def scatter(
         parts.append(
             f'<text class="label {style}" x="{tx:.1f}" y="{ty:.1f}" text-anchor="{anchor}">{escape(p.name)}</text>'
         )
+    return _svg(parts, title, describe, width, height)
+
+
+def dot_chart(
+    points: Sequence[Point], title: str, describe: str, unit: str, width: int = 980, row: int = 28
+) -> str:
+    """A line for each name, its values on it as dots: what has no order, to be compared.
+
+    Args:
+        points: ``x`` is the value and ``spread`` its deviation, ``y`` is not looked at; those of one name share a line, in
+            the order in which names come; NaN is left out.
+        title, describe: for those who do not see it.
+        unit: of the x axis.
+        width, row: of the drawing, and the height of a line.
+    """
+    there = [p for p in points if not math.isnan(p.x)]
+    if not there:
+        return ""
+    names = list(dict.fromkeys(p.name for p in points))
+    left, right, top, bottom = 12 + 7 * min(40, max(map(len, names))), 24, 8, 42
+    low, high = min(p.x - p.spread for p in there), max(p.x + p.spread for p in there)
+    pad = 0.06 * ((high - low) or abs(high) or 1.0)
+    fx, height = _scale(low - pad, high + pad, left, width - right), top + row * len(names) + bottom
+    parts = []
+    for value in ticks(low - pad, high + pad, 8):
+        x = fx(value)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{value:g}</text>'
+        )
+    parts.append(
+        f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(unit)}</text>'
+    )
+    for number, name in enumerate(names):
+        y = top + row * (number + 0.5)
+        parts.append(
+            f'<text class="tick" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
+        own = [p for p in there if p.name == name]
+        for place, p in enumerate(own):
+            style = f"c{p.colour}" if p.colour else "quiet"
+            y = top + row * (number + 0.5 + 0.6 * ((place + 0.5) / len(own) - 0.5))
+            if p.spread > 0:
+                a, b = fx(p.x - p.spread), fx(p.x + p.spread)
+                parts.append(
+                    f'<line class="whisker {style}" x1="{a:.1f}" x2="{b:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                )
+            parts.append(
+                f'<circle class="dot {style}" cx="{fx(p.x):.1f}" cy="{y:.1f}" r="6">'
+                f"<title>{escape(p.name)}: {p.x:.2f}</title></circle>"
+            )
     return _svg(parts, title, describe, width, height)
 
 

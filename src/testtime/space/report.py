@@ -10,8 +10,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from testtime.bench.page import definitions, deviation, document, figure, mean, show, table, write_page
-from testtime.bench.svg import Series, line_chart
+from testtime.bench.page import (
+    definitions,
+    deviation,
+    document,
+    figure,
+    mean,
+    show,
+    table,
+    write_page,
+)
+from testtime.bench.svg import Point as Dot
+from testtime.bench.svg import Series, dot_chart, line_chart
 from testtime.space.analyses import ANALYSES, Analysis
 
 __all__ = ["cells", "text_table", "write_report"]
@@ -87,7 +97,7 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
         ("command", " ".join(about["command"])),
         *((k, v) for k, v in about["machine"].items()),
     ]
-    shown = _table(analysis, found, rows, columns) + _line(analysis, found, rows, columns)
+    shown = _table(analysis, found, rows, columns) + _drawn(analysis, found, rows, columns)
     return document(
         analysis.title,
         f"testtime space · {analysis.name} · {about['preset']}",
@@ -140,11 +150,20 @@ def _between(
     return {row: (mean(found[row, columns[0]]) - low) / (high - low) for row in rows} if high != low else {}
 
 
-def _line(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequence[str]) -> str:
-    """A chart, where the columns are numbers."""
+def _drawn(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequence[str]) -> str:
+    """A line where the columns are numbers, else a dot for each cell; columns of measures of their own apart."""
     numbers = {c: float(c) for c in columns if c.replace(".", "", 1).isdigit()}
-    if not analysis.unit or len(numbers) < 2:
-        return ""
+    if analysis.unit and len(numbers) > 1:
+        return _lines(analysis, found, rows, numbers)
+    if analysis.shows.endswith("%"):
+        shades = {column: min(colour, 6) for colour, column in enumerate(columns, 1)}
+        keys = "".join(f'<span class="c{shades[c]}">● {escape(c)}</span> ' for c in columns)
+        named = f'<div class="legend">{keys}</div>' if len(columns) > 1 else ""
+        return named + _dots(analysis, found, rows, shades, analysis.shows)
+    return "".join(_dots(analysis, found, rows, {column: 1}, column) for column in columns)
+
+
+def _lines(analysis: Analysis, found: Cells, rows: Sequence[str], numbers: Mapping[str, float]) -> str:
     series = []
     for colour, row in enumerate(rows, 1):
         there = [c for c in numbers if (row, c) in found]
@@ -159,6 +178,19 @@ def _line(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequen
         line_chart(series, analysis.title, told, analysis.shows, x_unit=analysis.unit, height=320),
         escape(analysis.title),
     )
+
+
+def _dots(
+    analysis: Analysis, found: Cells, rows: Sequence[str], colours: Mapping[str, int], unit: str
+) -> str:
+    points = [
+        Dot(row, mean(found[row, column]), 0.0, deviation(found[row, column]), colour)
+        for row in rows
+        for column, colour in colours.items()
+        if (row, column) in found
+    ]
+    told = "; ".join(f"{p.name}: {p.x:.1f}" for p in points)
+    return figure(dot_chart(points, analysis.title, told, unit), escape(unit))
 
 
 def _classes(results: Sequence[Mapping[str, Any]]) -> str:
