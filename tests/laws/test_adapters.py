@@ -14,6 +14,7 @@ from testtime.laws.worlds import DENSE_TASKS, ambient
 from testtime.methods import (
     EATA,
     ETA,
+    LAME,
     NCTTT,
     NOTE,
     OSTTA,
@@ -68,7 +69,8 @@ APART = {
     "declared": "its loss goes through the encoder and the decoder alone, a quarter of the patches of each copy; the meter "
     "counts images that go through the network"
 }
-CERTAIN = {"declared": "its second forward is of those alone that are certain (section 4.2)"}
+CERTAIN = {"declared": "its second forward is of those alone whose entropy is low enough"}
+SHARES = {"null_step": "answers with assignments that images of like features share, not with the logits"}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -97,6 +99,7 @@ CASES = [
     Case("UniEnt", partial(UniEnt, classes=CLASSES)),
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
     Case("NOTE", partial(NOTE, classes=CLASSES, capacity=16, frequency=16), OBSERVES),
+    Case("LAME", LAME, SHARES),
 ]
 
 

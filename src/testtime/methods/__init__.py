@@ -7,6 +7,7 @@ from testtime.methods.cotta import CoTTA
 from testtime.methods.deyo import DeYO
 from testtime.methods.eata import EATA
 from testtime.methods.eta import ETA
+from testtime.methods.lame import LAME
 from testtime.methods.nc_ttt import NCTTT
 from testtime.methods.note import NOTE
 from testtime.methods.ostta import OSTTA
@@ -29,6 +30,7 @@ from testtime.methods.unient_plus import UniEntPlus
 __all__ = [
     "EATA",
     "ETA",
+    "LAME",
     "NCTTT",
     "NOTE",
     "OSTTA",

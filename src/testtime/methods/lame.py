@@ -1,0 +1,162 @@
+r"""LAME: leave the model as it is, and let images with like features share their answer.
+
+With the prediction :math:`p_i`, its corrected assignment :math:`z_i` on the simplex, and the affinity :math:`w_{ij}` of the
+normalised features,
+
+.. math::
+    \min_z \; \sum_i \operatorname{KL}(z_i \,\|\, p_i) - \lambda \sum_{i, j} w_{ij}\, z_i^\top z_j,
+    \qquad z_i^{(n+1)} \propto p_i \odot \exp\Big(\lambda \sum_j w_{ij}\, z_j^{(n)}\Big)
+
+where every step of the concave-convex procedure on the right solves the problem with its concave part made linear.
+
+A step:
+    1. predict the batch with the source's statistics, and keep the features that the linear head is given;
+    2. begin at the prediction, and repeat the update until the objective hardly changes: the answer is :math:`\log z`.
+
+Departures:
+    The answer is the logarithm of the assignments, which the softmax of a caller gives back; the paper's are the assignments.
+    The score is the energy of the model's own logits, for that of :math:`\log z` is zero.
+    Written from the paper: the published code, whose licence is non-commercial, was not read. The width of the radial
+    affinity is the mean distance to the ``neighbours``-th of the other images; an image is its own neighbour in the radial
+    and the linear affinity, and not among the nearest.
+    An image alone has no neighbours, and keeps its prediction.
+    The paper's setting: ``LAME(model)`` on batches of 16 from correlated streams. On a shuffled stream neighbours are of other
+    classes, and it fails as published.
+
+Cost: one forward.
+
+Reference: Boudiaf, Mueller, Ben Ayed and Bertinetto, Parameter-free Online Test-time Adaptation, CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from testtime.adapter import Adapter
+from testtime.norm import source_statistics
+from testtime.parts.features import linear_head
+from testtime.parts.taps import tap, watched
+from testtime.prediction import Prediction, energy
+
+__all__ = ["LAME", "affinities", "laplacian_adjusted"]
+
+Affinity = Literal["nearest", "radial", "linear"]
+
+
+def affinities(features: Tensor, affinity: Affinity = "nearest", neighbours: int = 5) -> Tensor:
+    """How much each image listens to each: w (N, N), of features (N, D) of any length.
+
+    Args:
+        features: of the batch.
+        affinity: "nearest" (1 for the ``neighbours`` nearest others), "radial" (a Gaussian of the distance) or "linear" (the
+            cosine).
+        neighbours: k.
+
+    >>> affinities(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), neighbours=1)
+    tensor([[0., 1., 0.],
+            [1., 0., 0.],
+            [0., 1., 0.]])
+    """
+    f = F.normalize(features, dim=1)
+    if affinity == "linear":
+        return f @ f.T
+    w = f.new_zeros(len(f), len(f))
+    k = min(neighbours, len(f) - 1)
+    if k < 1:
+        return w
+    distance = (2 - 2 * f @ f.T).clamp_min(0).sqrt()
+    nearest = distance.clone().fill_diagonal_(torch.inf).topk(k, dim=1, largest=False)
+    if affinity == "nearest":
+        return w.scatter_(1, nearest.indices, 1.0)
+    width = nearest.values[:, -1].mean().clamp_min(torch.finfo(f.dtype).eps)
+    return (-0.5 * (distance / width).square()).exp()
+
+
+def laplacian_adjusted(
+    log_p: Tensor, w: Tensor, weight: float = 1.0, iterations: int = 100, tolerance: float = 1e-8
+) -> Tensor:
+    """The log-assignments (N, C) that the concave-convex procedure ends at.
+
+    Args:
+        log_p: (N, C), of the model.
+        w: (N, N) affinities.
+        weight: lambda.
+        iterations: stop after as many,
+        tolerance: or when the objective changes by less, relative to itself.
+
+    >>> laplacian_adjusted(torch.tensor([[0.6, 0.4], [0.1, 0.9]]).log(), 1 - torch.eye(2)).exp().argmax(1)
+    tensor([1, 1])
+    """
+    log_z, before = log_p, torch.inf
+    for _ in range(iterations):
+        pull = weight * (w @ log_z.exp())
+        log_z = (log_p + pull).log_softmax(dim=1)
+        z = log_z.exp()
+        now = (z * (log_z - log_p) - weight * z * (w @ z)).sum().item()
+        if abs(now - before) <= tolerance * abs(before) and before != torch.inf:
+            break
+        before = now
+    return log_z
+
+
+@final
+class LAME(Adapter):
+    """Leave the model as it is, and let images with like features share their answer.
+
+    Args:
+        model: any classifier that ends in a linear head.
+        affinity: "nearest" (the paper's), "radial" or "linear".
+        neighbours: k.
+        weight: lambda, of the neighbours.
+        iterations, tolerance: when the procedure stops.
+        head: the name of the linear head; the last linear layer unless given.
+        norm: the policy of the BatchNorm layers.
+        seed: unused, for there is no randomness; kept so that every method is built alike.
+
+    Raises:
+        ValueError: the model has no linear head, or neighbours or iterations are below 1.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> y = LAME(net)(torch.rand(8, 3, 8, 8))
+    >>> y.shape, y.updated
+    (torch.Size([8, 2]), False)
+    """
+
+    cost = (1, 0)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        affinity: Affinity = "nearest",
+        neighbours: int = 5,
+        weight: float = 1.0,
+        iterations: int = 100,
+        tolerance: float = 1e-8,
+        head: str | None = None,
+        norm: Callable[[nn.Module], nn.Module] = source_statistics,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(norm(model), seed)
+        if affinity not in ("nearest", "radial", "linear"):
+            raise ValueError(f"affinity is 'nearest', 'radial' or 'linear', got {affinity!r}")
+        if neighbours < 1 or iterations < 1:
+            raise ValueError(f"neighbours and iterations are at least 1, got {neighbours} and {iterations}")
+        self.affinity, self.neighbours, self.weight = affinity, neighbours, weight
+        self.iterations, self.tolerance, self.head, self.norm = iterations, tolerance, head, norm
+        self._taps = [tap(self.model, linear_head(self.model, head)[0], given=True)]
+
+    @torch.no_grad()
+    def step(self, x: Tensor) -> Tensor:
+        logits, (features,) = watched(self.model, self._taps, x)
+        w = affinities(features.double(), self.affinity, self.neighbours)
+        log_p = logits.double().log_softmax(dim=1)
+        log_z = laplacian_adjusted(log_p, w, self.weight, self.iterations, self.tolerance)
+        return Prediction(log_z.to(logits.dtype), score=energy(logits))
+
+    def _look(self, x: Tensor) -> Tensor:
+        return self.step(x)
