@@ -43,7 +43,7 @@ class Analysis:
     Attributes:
         name: of the command.
         title: a question.
-        published: where the paper has it.
+        published: where the paper has it; empty if it has not.
         entries: of a preset.
         seeds: of training; houses stay.
         unit: of the columns, where they are numbers.
@@ -294,7 +294,7 @@ ANALYSES: dict[str, Analysis] = {
         Analysis("ablation", "Which modality matters?", "figure 5", _ablation),
         Analysis("count", "How many modalities?", "figure 6", _count, unit="modalities"),
         Analysis("trade", "More modalities, or more houses?", "figure 4", _trade, unit="more houses"),
-        Analysis("steps", "How long must it be pre-trained?", "not there", _steps, unit="steps"),
+        Analysis("steps", "How long must it be pre-trained?", "", _steps, unit="steps"),
         Analysis("ratio", "How many pictures of the transfer set?", "table 8", _ratio),
         Analysis("mixin", "What do the transfer set's pictures add?", "table 4", _mixin),
         Analysis("untrained", "Must a pseudo-labeller know anything?", "figure 19", _untaught),

@@ -82,6 +82,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="more rows of mIoU: encoders of others, as huggingface:NAME or timm:NAME",
     )
+    bench.add_argument("--device", default="cpu", help="of pre-training and transfer, cpu or cuda (cpu)")
     bench.set_defaults(run=_bench)
 
     report = commands.add_parser("report", help="make the page of an analysis")
@@ -110,9 +111,8 @@ def _list(arguments: argparse.Namespace) -> int:
     print("analyses")
     for analysis in ANALYSES.values():
         points = {replace(e.point, name="") for e in analysis.entries(PRESETS["tiny"])}
-        print(
-            f"  {analysis.name:12} {analysis.title} ({analysis.published} of the paper); {len(points)} points"
-        )
+        where = f" ({analysis.published} of the paper)" if analysis.published else ""
+        print(f"  {analysis.name:12} {analysis.title}{where}; {len(points)} points")
     return 0
 
 
@@ -177,7 +177,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     ]
     results: list[dict[str, Any]] = []
     for seed in arguments.seeds or analysis.seeds:
-        lab = Lab(preset, out, seed, arguments.jobs)
+        lab = Lab(preset, out, seed, arguments.jobs, arguments.device)
         for number, entry in enumerate(entries, 1):
             result = lab.result(entry.point, entry.measure)
             value = result[entry.measure]

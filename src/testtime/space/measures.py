@@ -32,7 +32,7 @@ def segmentation(lab: Lab, point: Point) -> dict[str, Any]:
     """ "mIoU", and "IoU" by class, in percent."""
     data = lab.read(lab.preset.test(point.test))
     if point.objective != "teacher":
-        return evaluate(lab.transferred(point), data)
+        return evaluate(lab.transferred(point), data, device=lab.device)
     meter = MeanIoU(len(data.classes))
     for sample in data:
         meter.update(lab.teacher(point.taught).logits(sample.image[None]), sample.labels["semseg"][None])
@@ -64,7 +64,7 @@ def retrieval(lab: Lab, point: Point) -> dict[str, Any]:
     Raises:
         ValueError: the point's model does not know pictures, depth and features.
     """
-    model = lab.pretrained(point)
+    model = lab.pretrained(point).cpu()
     if not isinstance(model, FourM) or not {"depth", "features"} <= {*point.modalities}:
         raise ValueError(f"{point.name}: retrieval needs TST-MM with depth and features")
     frames = lab.frames(lab.preset.test(point.test), (DEPTH.name,))
@@ -90,8 +90,8 @@ def learning_on(lab: Lab, point: Point) -> dict[str, Any]:
     """
     if point.objective != "mae" or not point.frozen:
         raise ValueError(f"{point.name}: TTT-MAE needs TST-MAE, and a head on its frozen encoder")
-    autoencoder: MaskedAutoencoder = lab.pretrained(point)
-    network = lab.transferred(point)
+    autoencoder: MaskedAutoencoder = lab.pretrained(point).cpu()
+    network = lab.transferred(point).cpu()
     autoencoder.add_module("encoder", network.encoder)  # type: ignore[arg-type]
     rate = 1e-2 * COPIES / 256
     adapter = Episodic(Repeat(TTTMAE(Assisted(network, autoencoder), sgd(rate), COPIES), PASSES))

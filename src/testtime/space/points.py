@@ -273,7 +273,7 @@ class Lab:
         if taught not in self._teachers:
             data = self.read(self.preset.teacher)
             self._teachers[taught] = train_teacher(
-                data, self.folder / "teacher", self.preset.teacher_recipe, trained=taught
+                data, self.folder / "teacher", self.preset.teacher_recipe, trained=taught, device=self.device
             )
         return self._teachers[taught]
 

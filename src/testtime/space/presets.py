@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import final
 
@@ -16,7 +16,7 @@ from testtime.scenes.disk import make, read_scenes
 from testtime.scenes.sceneset import SceneSet
 from testtime.space.masking import Component, Stream, mixture, rgb_to_all
 from testtime.space.model import SIZES, Size
-from testtime.space.pretrain import Recipe
+from testtime.space.pretrain import PAPER, Recipe
 from testtime.space.transfer import RECIPES, TransferRecipe
 
 __all__ = ["MAPPING", "PRESETS", "Place", "Preset", "Views", "houses"]
@@ -241,7 +241,7 @@ PAPER_S = Preset(
     (8, 8, 8, 5, 5),
     20_000,
     8,
-    Recipe(steps=95_367, warmup=9_537),
+    PAPER["S"],
     RECIPES["paper_small"],
     frames=20_000,
     tests=5_000,
@@ -252,7 +252,25 @@ PAPER_S = Preset(
     projection=(65_536, 2048, 256),
     head=(384, 4, 4),
 )
-PRESETS = {preset.name: preset for preset in (TINY, DEMO, PAPER_S)}
+PAPER_B = replace(PAPER_S, name="paper-B", size=SIZES["B"], recipe=PAPER["B"], transfer=RECIPES["paper_base"])
+GPU = replace(
+    PAPER_S,
+    name="gpu",
+    image=(128, 128),
+    recipe=Recipe(steps=10_000, batch=1024, base_lr=2e-4, warmup=500, inputs=32, targets=32),
+    transfer=replace(RECIPES["paper_small"], epochs=40),
+    tokenizer_steps=5_000,
+    levels=(8, 5, 5, 5),
+    crops=4,
+    tests=1_000,
+    outside=Views(houses(range(100, 200)), 4_000),
+    teacher=Views(houses(range(200, 400)), 10_000),
+    teacher_recipe=TeacherRecipe(iterations=10_000, batch=32, lr=1e-3),
+    boxes=64,
+    components=rgb_to_all,
+)
+"""Between tiny and the paper's, for one accelerator; it has not been run."""
+PRESETS = {preset.name: preset for preset in (TINY, DEMO, GPU, PAPER_S, PAPER_B)}
 
 
 def _inside(place: Place, record: dict[str, object]) -> bool:

@@ -92,7 +92,7 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
             f"another ({_seeds(results)}): a difference of {mean(own) - mean(other):+.1f} points."
         )
     made = [
-        ("in the paper", analysis.published),
+        ("in the paper", analysis.published or "not there"),
         ("preset", about["preset"]),
         ("command", " ".join(about["command"])),
         *((k, v) for k, v in about["machine"].items()),

@@ -113,7 +113,13 @@ def borders(named: Tensor) -> Tensor:
 
 
 def train_teacher(
-    data: DenseSet, folder: str | Path, recipe: Recipe, width: int = 16, seed: int = 0, trained: bool = True
+    data: DenseSet,
+    folder: str | Path,
+    recipe: Recipe,
+    width: int = 16,
+    seed: int = 0,
+    trained: bool = True,
+    device: str | torch.device = "cpu",
 ) -> Teacher:
     """A teacher of these labelled houses, trained or (figure 19 of the paper) as it was born.
 
@@ -124,11 +130,12 @@ def train_teacher(
         width: of the ResNet-18.
         seed: of weights and order.
         trained: False leaves the weights random.
+        device: where to train; it answers on the CPU.
     """
     tasks = {"semseg": Segmentation(data.classes)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = multitask_resnet(tasks, 18, width)
     if trained:
-        train(network, data, recipe, folder, seed)
-    return Teacher(network, data.classes)
+        train(network, data, recipe, folder, seed, device)
+    return Teacher(network.cpu(), data.classes)
