@@ -22,6 +22,7 @@ from testtime.methods import (
     S4T,
     SAR,
     STAMP,
+    T3A,
     TIPI,
     TTT,
     TTTMAE,
@@ -71,6 +72,9 @@ APART = {
 }
 CERTAIN = {"declared": "its second forward is of those alone whose entropy is low enough"}
 SHARES = {"null_step": "answers with assignments that images of like features share, not with the logits"}
+PROTOTYPES = {
+    "null_step": "answers with products of features and prototypes, not with the logits of the head"
+}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -100,6 +104,7 @@ CASES = [
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
     Case("NOTE", partial(NOTE, classes=CLASSES, capacity=16, frequency=16), OBSERVES),
     Case("LAME", LAME, SHARES),
+    Case("T3A", T3A, PROTOTYPES),
 ]
 
 

@@ -18,6 +18,7 @@ from testtime.methods.sar import SAR
 from testtime.methods.sotta import SoTTA
 from testtime.methods.source import Source
 from testtime.methods.stamp import STAMP
+from testtime.methods.t3a import T3A
 from testtime.methods.tent import Tent
 from testtime.methods.tipi import TIPI
 from testtime.methods.ttt import TTT
@@ -38,6 +39,7 @@ __all__ = [
     "S4T",
     "SAR",
     "STAMP",
+    "T3A",
     "TIPI",
     "TTT",
     "TTTMAE",

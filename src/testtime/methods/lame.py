@@ -39,8 +39,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.norm import source_statistics
-from testtime.parts.features import linear_head
-from testtime.parts.taps import tap, watched
+from testtime.parts.features import head_tap, with_features
 from testtime.prediction import Prediction, energy
 
 __all__ = ["LAME", "affinities", "laplacian_adjusted"]
@@ -148,11 +147,11 @@ class LAME(Adapter):
             raise ValueError(f"neighbours and iterations are at least 1, got {neighbours} and {iterations}")
         self.affinity, self.neighbours, self.weight = affinity, neighbours, weight
         self.iterations, self.tolerance, self.head, self.norm = iterations, tolerance, head, norm
-        self._taps = [tap(self.model, linear_head(self.model, head)[0], given=True)]
+        self._tap = head_tap(self.model, head)
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
-        logits, (features,) = watched(self.model, self._taps, x)
+        logits, features = with_features(self.model, self._tap, x)
         w = affinities(features.double(), self.affinity, self.neighbours)
         log_p = logits.double().log_softmax(dim=1)
         log_z = laplacian_adjusted(log_p, w, self.weight, self.iterations, self.tolerance)

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from testtime.parts.taps import Tap, tap, watched
 from testtime.sharing import twin
 
-__all__ = ["headless", "linear_head"]
+__all__ = ["head_tap", "headless", "linear_head", "with_features"]
 
 
 def linear_head(model: nn.Module, head: str | None = None) -> tuple[str, nn.Linear]:
@@ -63,3 +64,42 @@ def headless(model: nn.Module, own: Iterable[Tensor] = (), head: str | None = No
         return nn.Identity()
     setattr(tree.get_submodule(parent), leaf, nn.Identity())
     return tree
+
+
+def head_tap(model: nn.Module, head: str | None = None) -> Tap:
+    """A tap on what the linear head of a tree of one's own is given, put in place.
+
+    Args:
+        model: any classifier.
+        head: the name of the head; the last linear layer unless given.
+
+    Raises:
+        ValueError: as :func:`linear_head`.
+    """
+    return tap(model, linear_head(model, head)[0], given=True)
+
+
+def with_features(model: nn.Module, at_head: Tap, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits (N, C) of a batch, and the features (N, D) that the head was given for it, in one forward.
+
+    Args:
+        model: a classifier.
+        at_head: its :func:`head_tap`.
+        x: (N, ...).
+
+    Raises:
+        ValueError: the head is not given one vector for each image.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> logits, features = with_features(net, head_tap(net), torch.rand(5, 3, 2, 2))
+    >>> logits.shape, features.shape
+    (torch.Size([5, 2]), torch.Size([5, 4]))
+    """
+    logits, (features,) = watched(model, [at_head], x)
+    if features.dim() != 2 or len(features) != len(x):
+        raise ValueError(
+            f"expected a linear head that is given one feature vector for each of the {len(x)} images, and it was given "
+            f"{tuple(features.shape)}; name the layer that is: head=..."
+        )
+    return logits, features
