@@ -28,6 +28,8 @@ from torch import Tensor
 
 __all__ = ["Box", "BoxVocabulary", "span_joined", "span_masked"]
 
+DRAWS = 32
+"""How often a sequence is drawn at once, before it is looked at whether one fits."""
 DECAY = 0.9
 """Of the probability to keep a token, as often as more is shown than may be."""
 
@@ -200,12 +202,8 @@ def span_masked(
             f"{len(vocabulary.sentinels)}; give it more, or shorten the sequence"
         )
     keep = float(torch.rand((), generator=generator)) if input_budget else 0.0
-    while True:
-        kept = (torch.rand(len(words), generator=generator) < keep).tolist()
-        shown, target = _divided(words, kept, vocabulary.sentinels)
-        if len(shown) <= input_budget or not input_budget:
-            break
-        keep *= DECAY
+    kept = _kept(len(words), keep, input_budget, generator)
+    shown, target = _divided(words, kept, vocabulary.sentinels)
     begins = [i for i, word in enumerate(target) if word in vocabulary.sentinels]
     if len(target) > target_budget:
         # The last sentinel only says that the sequence ends: no target begins with it if there is another.
@@ -241,6 +239,19 @@ def span_joined(
         [w for p in places for w in (spans.get(p, []) if p in vocabulary.sentinels else [p])],
         dtype=torch.long,
     )
+
+
+def _kept(length: int, keep: float, budget: int, generator: torch.Generator) -> list[bool]:
+    """Which tokens are kept: drawn at a falling probability until they and their sentinels fit, many draws at once."""
+    while keep:
+        chances = keep * DECAY ** torch.arange(DRAWS, dtype=torch.float64)
+        kept = torch.rand(DRAWS, length, generator=generator) < chances[:, None]
+        before = torch.cat([kept.new_ones(DRAWS, 1), kept[:, :-1]], 1)[:, :length]
+        fits = kept.sum(1) + (~kept & before).sum(1) <= budget
+        if fits.any():
+            return kept[int(fits.int().argmax())].tolist()
+        keep = float(chances[-1]) * DECAY
+    return [False] * length
 
 
 def _divided(words: list[int], kept: list[bool], sentinels: range) -> tuple[list[int], list[int]]:
