@@ -27,6 +27,7 @@ from testtime.methods import (
     TTT,
     TTTMAE,
     ActMAD,
+    AdaNPC,
     BNAdapt,
     ClusT3,
     CoTTA,
@@ -75,6 +76,7 @@ SHARES = {"null_step": "answers with assignments that images of like features sh
 PROTOTYPES = {
     "null_step": "answers with products of features and prototypes, not with the logits of the head"
 }
+VOTES = {"null_step": "answers with the vote of remembered features, not with the logits of the head"}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -105,6 +107,7 @@ CASES = [
     Case("NOTE", partial(NOTE, classes=CLASSES, capacity=16, frequency=16), OBSERVES),
     Case("LAME", LAME, SHARES),
     Case("T3A", T3A, PROTOTYPES),
+    Case("AdaNPC", partial(AdaNPC, capacity=64), VOTES),
 ]
 
 

@@ -1,6 +1,7 @@
 """The methods of the field: one paper, one file, one final class."""
 
 from testtime.methods.actmad import ActMAD
+from testtime.methods.adanpc import AdaNPC
 from testtime.methods.bn_adapt import BNAdapt
 from testtime.methods.clust3 import ClusT3
 from testtime.methods.cotta import CoTTA
@@ -44,6 +45,7 @@ __all__ = [
     "TTT",
     "TTTMAE",
     "ActMAD",
+    "AdaNPC",
     "BNAdapt",
     "ClusT3",
     "CoTTA",

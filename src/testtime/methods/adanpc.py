@@ -1,0 +1,196 @@
+r"""AdaNPC: let the nearest remembered features vote, and remember the sure ones of the stream with their answer.
+
+With unit features z, a memory of pairs :math:`(z_j, y_j)`, the set :math:`N_k(z)` of the k nearest to z, and a temperature T,
+
+.. math::
+    p_c(z) = \sum_{j \in N_k(z)} w_j\, [y_j = c], \qquad
+    w = \operatorname{softmax}_{j \in N_k(z)} \big( z^\top z_j / T \big)
+
+A step, after ``prepare(batches)`` has filled the memory with the source:
+    1. take the features of the batch, with the source's statistics;
+    2. let the k nearest of the memory vote on each: the answer is :math:`\log p`;
+    3. put the features whose p reaches the threshold :math:`\beta` into the memory, with their answer as label.
+
+Departures:
+    The paper remembers the source with its labels; ``prepare`` sees none, and remembers what the model answers there.
+    The published memory grows with the stream; here the last ``capacity`` images of the stream are held beside the source.
+    The published code takes a softmax of p, which is a distribution already, before it compares with :math:`\beta`: with ten
+    classes that is never above 0.232, and no image enters. Here p itself is compared.
+    As in that code, p is :math:`10^{-5}` at least. The score is the energy of the model's own logits.
+    k, T and :math:`\beta` were tuned on each data set (k from 1 to 200, T from 0.01 to 0.5); the defaults are this library's.
+
+Cost: one forward; every step compares the batch with all that is remembered. ``prepare`` costs one forward a batch, once.
+
+Reference: Zhang, Wang, Jin, Yuan, Zhang, Wang, Jin and Tan, AdaNPC: Exploring Non-Parametric Classifier for Test-Time
+Adaptation, ICML 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from testtime.adapter import Adapter
+from testtime.norm import source_statistics
+from testtime.parts.branches import images_of
+from testtime.parts.features import head_tap, linear_head, with_features
+from testtime.prediction import Prediction, energy
+from testtime.sharing import Stateful
+
+__all__ = ["AdaNPC", "FeatureMemory", "vote"]
+
+
+def vote(likeness: Tensor, label: Tensor, classes: int, neighbours: int, temperature: float) -> Tensor:
+    """What the nearest vote: p (N, C).
+
+    Args:
+        likeness: (N, M) of each feature to each remembered one.
+        label: (M,) of the remembered ones.
+        classes: C.
+        neighbours: k; all M where there are fewer.
+        temperature: T.
+
+    >>> vote(torch.tensor([[1.0, 1.0, 0.5]]), torch.tensor([0, 1, 1]), 2, 2, 0.1)
+    tensor([[0.5000, 0.5000]])
+    """
+    nearest = likeness.topk(min(neighbours, len(label)), dim=1)
+    weight = (nearest.values / temperature).softmax(dim=1)
+    return weight.new_zeros(len(likeness), classes).scatter_add_(1, label[nearest.indices], weight)
+
+
+@final
+class FeatureMemory(Stateful):
+    """Unit features with labels.
+
+    Args:
+        like: a weight (..., D) of the type of the features.
+        capacity: how many it holds; beyond, the oldest leave.
+
+    Attributes:
+        rows: (capacity, D).
+        label: (capacity,); -1 is a free place.
+        met: how many entered so far.
+    """
+
+    rows: Tensor
+    label: Tensor
+    met: Tensor
+
+    def __init__(self, like: Tensor, capacity: int = 0) -> None:
+        super().__init__()
+        wide = torch.promote_types(like.dtype, torch.float32)
+        self.register_buffer("rows", like.new_zeros(capacity, like.shape[-1], dtype=wide).detach())
+        self.register_buffer("label", torch.full((capacity,), -1, device=like.device))
+        self.register_buffer("met", torch.zeros((), dtype=torch.int64))
+
+    def fill(self, z: Tensor, label: Tensor) -> None:
+        """Hold these features (N, D), and no others."""
+        self.rows, self.label = z.to(self.rows), label.clone()
+        self.met = torch.full_like(self.met, len(z))
+
+    def update(self, z: Tensor, label: Tensor) -> None:
+        """Remember features (N, D), of which the last find room."""
+        capacity = len(self.rows)
+        enter = min(len(z), capacity)
+        if enter:
+            places = (int(self.met) + torch.arange(len(z) - enter, len(z), device=z.device)) % capacity
+            self.rows = self.rows.index_copy(0, places, z[-enter:].to(self.rows))
+            self.label = self.label.index_copy(0, places, label[-enter:])
+        self.met = self.met + len(z)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        held = self.label >= 0
+        return self.rows[held], self.label[held]
+
+
+@final
+class AdaNPC(Adapter):
+    """Let the nearest remembered features vote, and remember the sure ones of the stream with their answer.
+
+    Args:
+        model: any classifier that ends in a linear head.
+        neighbours: k.
+        temperature: T.
+        threshold: beta, of the vote.
+        capacity: images of the stream that are remembered.
+        head: the name of the linear head; the last linear layer unless given.
+        norm: the policy of the BatchNorm layers.
+        seed: unused, for there is no randomness; kept so that every method is built alike.
+
+    Raises:
+        ValueError: the model has no linear head, neighbours is below 1, or temperature is not above 0.
+        RuntimeError: it is called before ``prepare``.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> adanpc = AdaNPC(net, neighbours=5)
+    >>> adanpc.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> adanpc(torch.rand(8, 3, 8, 8)).shape
+    torch.Size([8, 2])
+    """
+
+    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    cost = (1, 0)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        neighbours: int = 50,
+        temperature: float = 0.1,
+        threshold: float = 0.9,
+        capacity: int = 1024,
+        head: str | None = None,
+        norm: Callable[[nn.Module], nn.Module] = source_statistics,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(norm(model), seed)
+        if neighbours < 1 or temperature <= 0:
+            raise ValueError(
+                f"neighbours is at least 1 and temperature above 0, got {neighbours} and {temperature}"
+            )
+        self.neighbours, self.temperature, self.threshold = neighbours, temperature, threshold
+        self.capacity, self.head, self.norm = capacity, head, norm
+        weight = linear_head(self.model, head)[1].weight
+        self.of_source, self.of_stream = FeatureMemory(weight), FeatureMemory(weight, capacity)
+        self.of_source.learned = True
+        self._tap = head_tap(self.model, head)
+
+    @torch.no_grad()
+    def _learn(self, batches: Iterable[Tensor]) -> None:
+        seen = [with_features(self.model, self._tap, x) for x in images_of(batches)]
+        z = torch.cat([z for _, z in seen]).to(self.of_source.rows.dtype)
+        self.of_source.fill(F.normalize(z, dim=1), torch.cat([y.argmax(dim=1) for y, _ in seen]))
+
+    def _vote(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The model's logits (N, C), unit features (N, D) and the memory's vote (N, C) for a batch."""
+        if not len(self.of_source.label):
+            raise RuntimeError(
+                "AdaNPC has not seen its source: call adapter.prepare(batches) with unlabelled source batches first"
+            )
+        logits, z = with_features(self.model, self._tap, x)
+        z = F.normalize(z.to(self.of_source.rows.dtype), dim=1)
+        (rows, label), (more, labels) = self.of_source(), self.of_stream()
+        with torch.autocast(z.device.type, enabled=False):
+            likeness = z @ torch.cat([rows, more]).T
+        label = torch.cat([label, labels])
+        p = vote(likeness, label, logits.shape[1], self.neighbours, self.temperature)
+        return logits, z, p
+
+    def _answer(self, logits: Tensor, p: Tensor, selected: dict[str, Tensor] | None = None) -> Prediction:
+        log_p = (p + 1e-5).clamp_max(1).log().to(logits.dtype)
+        return Prediction(log_p, score=energy(logits), selected=selected)
+
+    def _look(self, x: Tensor) -> Tensor:
+        logits, _, p = self._vote(x)
+        return self._answer(logits, p)
+
+    @torch.no_grad()
+    def step(self, x: Tensor) -> Tensor:
+        logits, z, p = self._vote(x)
+        confidence, label = p.max(dim=1)
+        sure = confidence >= self.threshold
+        self.of_stream.update(z[sure], label[sure])
+        return self._answer(logits, p, {"remembered": sure})
