@@ -34,6 +34,7 @@ def _slug(name: str) -> str:
         "UniEntPlus": "unient+",
         "BNAdapt": "bn-adapt",
         "NCTTT": "nc-ttt",
+        "SHOTIM": "shot-im",
         "TTTMAE": "ttt-mae",
         "TTTPlusPlus": "ttt++",
     }

@@ -13,9 +13,12 @@ from testtime.methods.nc_ttt import NCTTT
 from testtime.methods.note import NOTE
 from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
+from testtime.methods.pl import PL
 from testtime.methods.rotta import RoTTA
+from testtime.methods.rpl import RPL
 from testtime.methods.s4t import S4T
 from testtime.methods.sar import SAR
+from testtime.methods.shot_im import SHOTIM
 from testtime.methods.sotta import SoTTA
 from testtime.methods.source import Source
 from testtime.methods.stamp import STAMP
@@ -37,8 +40,11 @@ __all__ = [
     "NOTE",
     "OSTTA",
     "PAFKIP",
+    "PL",
+    "RPL",
     "S4T",
     "SAR",
+    "SHOTIM",
     "STAMP",
     "T3A",
     "TIPI",
