@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -6,7 +7,7 @@ from testtime.adapter import Adapter, state_hash
 from testtime.laws import CLASSES, WORLDS
 from testtime.methods import EATA, PAFKIP, Tent
 from testtime.parts import sgd
-from testtime.wrap import Episodic, Repeat, ResetEvery, Window, Wrapper
+from testtime.wrap import Episodic, PriorCorrected, Repeat, ResetEvery, Window, Wrapper, smoothed_prior
 
 WORLD = WORLDS["batchnorm"]
 
@@ -191,3 +192,46 @@ def test_a_wrapper_of_ones_own() -> None:
     bare(x)
     assert Twice(tent())(x).equal(bare(x))
     assert isinstance(Twice(tent()), Adapter)
+
+
+def by_hand(z: np.ndarray, of: str) -> np.ndarray:
+    """The correction of ROID in numpy, over the rows that are there."""
+    there = ~np.isnan(z).any(1)
+    p = np.exp(z[there]) / np.exp(z[there]).sum(1, keepdims=True)
+    prior = p.mean(0)
+    smooth = max(1 / len(p), 1 / p.shape[1]) / prior.max()
+    prior = (prior + smooth) / (1 + smooth * p.shape[1])
+    np.testing.assert_allclose(prior.sum(), 1)
+    return z * prior if of == "logits" else z + np.log(prior)
+
+
+@pytest.mark.parametrize("of", ["probabilities", "logits"])
+def test_the_prior_reweights_answers_and_nothing_else(of: str) -> None:
+    corrected, alone = (PriorCorrected(tent(), of), tent())  # type: ignore[arg-type]
+    for x in [*WORLD.stream(3), WORLD.stream(1, size=3)[0], WORLD.stream(1, size=1)[0]]:
+        x[3::5, 0, 0, 0] = torch.nan
+        looked, expected = corrected.predict(x), alone.predict(x)
+        np.testing.assert_allclose(looked.numpy(), by_hand(expected.numpy(), of), rtol=1e-5, atol=1e-6)
+        y, z = corrected(x), alone(x)
+        np.testing.assert_allclose(y.numpy(), by_hand(z.numpy(), of), rtol=1e-5, atol=1e-6)
+        assert y.updated == z.updated
+        assert y.valid.equal(z.valid)
+        assert y.score.nan_to_num().equal(z.score.nan_to_num())
+    assert state_hash(corrected.adapter) == state_hash(alone)
+
+
+def test_the_prior_of_a_small_batch_is_flat() -> None:
+    p = torch.tensor([[0.7, 0.2, 0.1]])
+    one, many = smoothed_prior(p), smoothed_prior(p.expand(1000, 3))
+    assert one.tolist() == pytest.approx([(c + 1 / 0.7) / (1 + 3 / 0.7) for c in (0.7, 0.2, 0.1)])
+    assert many.tolist() == pytest.approx([(c + 1 / 2.1) / (1 + 3 / 2.1) for c in (0.7, 0.2, 0.1)])
+    uniform = torch.full((4, 3), 1 / 3)
+    torch.testing.assert_close(smoothed_prior(uniform), torch.full((3,), 1 / 3))
+
+
+def test_the_prior_is_of_logits() -> None:
+    with pytest.raises(ValueError, match="'probabilities' or 'logits', got 'odds'"):
+        PriorCorrected(tent(), "odds")  # type: ignore[arg-type]
+    dense = WORLDS["dense"]
+    with pytest.raises(TypeError, match=r"logits \(N, C\)"):
+        PriorCorrected(Tent(dense.network()))(dense.stream(1)[0])

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from testtime.parts.optimizers import adam, sgd
     from testtime.prediction import Prediction, TaskPredictions, energy
     from testtime.saving import adapt, list_methods, load, save
-    from testtime.wrap import Episodic, Repeat, ResetEvery, Window
+    from testtime.wrap import Episodic, PriorCorrected, Repeat, ResetEvery, Window
 
 __version__ = "0.1.0"
 
@@ -16,6 +16,7 @@ __all__ = [
     "Adapter",
     "Episodic",
     "Prediction",
+    "PriorCorrected",
     "Repeat",
     "ResetEvery",
     "TaskPredictions",
@@ -35,7 +36,7 @@ _HOMES = {
     "testtime.parts.optimizers": ("adam", "sgd"),
     "testtime.prediction": ("Prediction", "TaskPredictions", "energy"),
     "testtime.saving": ("adapt", "list_methods", "load", "save"),
-    "testtime.wrap": ("Episodic", "Repeat", "ResetEvery", "Window"),
+    "testtime.wrap": ("Episodic", "PriorCorrected", "Repeat", "ResetEvery", "Window"),
 }
 
 

@@ -1,16 +1,17 @@
-"""Wrappers, adapter -> adapter: when to forget, and with whom a single image is predicted."""
+"""Wrappers, adapter -> adapter: when to forget, with whom a single image is predicted, and how often classes are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from testtime.adapter import Adapter
+from testtime.prediction import Prediction
 
-__all__ = ["Episodic", "Repeat", "ResetEvery", "Window", "Wrapper"]
+__all__ = ["Episodic", "PriorCorrected", "Repeat", "ResetEvery", "Window", "Wrapper", "smoothed_prior"]
 
 
 class Wrapper(Adapter):
@@ -124,6 +125,92 @@ class ResetEvery(Wrapper):
         if int(self.clock) % self.every == 0:
             self.adapter.reset()
         return self.adapter(x)
+
+
+def smoothed_prior(p: Tensor) -> Tensor:
+    r"""How often each class is among the predictions, smoothed the more the flatter that is and the smaller the batch.
+
+    .. math:: \bar p = \frac{\hat p + \gamma}{1 + \gamma C}, \qquad \hat p = \tfrac1N \sum_i p_i, \qquad
+        \gamma = \frac{\max(1 / N, 1 / C)}{\max_c \hat p_c}
+
+    Args:
+        p: predictions (N, C), each a distribution.
+
+    Returns:
+        (C,), a distribution.
+
+    Reference: Marsden, Döbler and Yang, Universal Test-Time Adaptation, WACV 2024, section 3.
+
+    >>> smoothed_prior(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor([0.7500, 0.2500])
+    """
+    n, classes = p.shape
+    prior = p.mean(dim=0)
+    gamma = max(1 / n, 1 / classes) / prior.max()
+    return (prior + gamma) / (1 + gamma * classes)
+
+
+@final
+class PriorCorrected(Wrapper):
+    r"""What is frequent in a batch is more likely there: every answer is reweighted by the classes of its batch.
+
+    .. math:: z_i' = z_i + \log \bar p, \qquad \bar p = \text{the smoothed mean prediction of the batch}
+
+    which is Bayes' rule for a source whose classes were equally frequent (:func:`smoothed_prior`).
+
+    A step:
+        1. let the adapter predict and learn the batch;
+        2. estimate how frequent the classes are in it, and reweight its answer; what the adapter learns is not touched.
+
+    Departures: the published code of ROID multiplies the logits, instead of the probabilities, by the prior:
+    ``of="logits"``. It does so with the forward before the update, as most adapters answer. An open-set score stays the
+    adapter's.
+
+    Args:
+        adapter: any that answers logits (N, C).
+        of: what the prior multiplies, "probabilities" or "logits".
+
+    Raises:
+        ValueError: ``of`` is neither.
+        TypeError: the adapter answers several tasks.
+
+    Cost: the adapter's.
+
+    Reference: Marsden, Döbler and Yang, Universal Test-Time Adaptation through Weight Ensembling, Diversity Weighting, and
+    Prior Correction, WACV 2024.
+
+    >>> from torch import nn
+    >>> from testtime.methods import Source
+    >>> net = nn.Linear(2, 2)
+    >>> nn.init.eye_(net.weight).sum().item(), nn.init.zeros_(net.bias).sum().item()
+    (2.0, 0.0)
+    >>> x = torch.tensor([[9.0, 0.0], [9.0, 0.0], [9.0, 0.0], [1.0, 1.1]])  # three of the first class, and a doubtful image
+    >>> Source(net)(x).argmax(1).tolist(), PriorCorrected(Source(net))(x).argmax(1).tolist()
+    ([0, 0, 0, 1], [0, 0, 0, 0])
+    """
+
+    def __init__(self, adapter: Adapter, of: Literal["probabilities", "logits"] = "probabilities") -> None:
+        super().__init__(adapter)
+        if of not in ("probabilities", "logits"):
+            raise ValueError(f"of is 'probabilities' or 'logits', got {of!r}")
+        self.of = of
+
+    def _correct(self, y: Any) -> Prediction:
+        if not isinstance(y, Prediction) or y.dim() != 2:
+            raise TypeError(
+                "the prior of a batch is that of its logits (N, C), and this adapter answers otherwise"
+            )
+        z = y.logits.to(torch.promote_types(y.dtype, torch.float32))
+        if bool(y.valid.any()):
+            prior = smoothed_prior(z[y.valid].softmax(dim=1))
+            z = z * prior if self.of == "logits" else z + prior.log()
+        return Prediction(z.to(y.dtype), score=y.score, valid=y.valid, selected=y.selected, updated=y.updated)
+
+    def _look(self, x: Tensor) -> Tensor:
+        return self._correct(self.adapter.predict(x))
+
+    def step(self, x: Tensor) -> Tensor:
+        return self._correct(self.adapter(x))
 
 
 @final

@@ -10,7 +10,7 @@ from torch import nn
 from testtime.adapter import Adapter
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.methods import EATA, PAFKIP, RoTTA, Tent
-from testtime.wrap import Episodic, Repeat, ResetEvery, Window
+from testtime.wrap import Episodic, PriorCorrected, Repeat, ResetEvery, Window
 
 
 def around(
@@ -19,6 +19,7 @@ def around(
     return lambda model: wrap(method(model))
 
 
+ROTTA = partial(RoTTA, classes=CLASSES, capacity=16, frequency=16)
 PAF = partial(PAFKIP, classes=CLASSES)
 OF_PAF = {
     "order_equivariant": "PAF draws an augmentation for each image, by its place in the batch",
@@ -26,6 +27,7 @@ OF_PAF = {
 }
 COMPANY = {"null_step": "it answers under the statistics of the window, not of the batch"}
 AGAIN = {"one_tick": "each of its steps on a batch observes it (S4T, 40 steps in train mode)"}
+PRIOR = {"null_step": "it reweights every answer by the classes of its batch"}
 EVERY_TWO, WINDOW = partial(ResetEvery, every=2), partial(Window, size=24)
 
 CASES = [
@@ -40,10 +42,13 @@ CASES = [
     Case("ResetEvery-Window-Tent", around(EVERY_TWO, around(WINDOW, Tent)), COMPANY, ["batchnorm"]),
     Case(
         "ResetEvery-RoTTA",
-        around(EVERY_TWO, partial(RoTTA, classes=CLASSES, capacity=16, frequency=16)),
+        around(EVERY_TWO, ROTTA),
         {"null_step": "RoTTA's statistics follow its memory, whatever the learning rate"},
         ["batchnorm"],
     ),
+    Case("PriorCorrected-Tent", around(PriorCorrected, Tent), PRIOR),
+    Case("PriorCorrected-RoTTA", around(partial(PriorCorrected, of="logits"), ROTTA), PRIOR, ["batchnorm"]),
+    Case("PriorCorrected-ResetEvery-PAFKIP", around(PriorCorrected, around(EVERY_TWO, PAF)), OF_PAF | PRIOR, ["batchnorm"]),
 ]  # fmt: skip
 
 
