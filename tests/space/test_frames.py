@@ -101,3 +101,20 @@ def test_sensors_that_are_not_there_are_refused():
             SpaceFrames(Rooms(), ["depth", wrong])
     with pytest.raises(ValueError, match=r"rooms: frame 2 \(room 2\) lacks depth"):
         SpaceFrames(Rooms(), ["depth"])[2]
+
+
+def test_edges_of_a_large_picture_are_a_pixel_wide_where_tokens_are_made():
+    class Large(Rooms):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return Sample(sample.image.repeat_interleave(8, 1).repeat_interleave(8, 2), name=sample.name)
+
+    small = SpaceFrames(Rooms(), ["edge"])[0]["edge"]
+    brought = SpaceFrames(Large(), ["edge"], edge_side=24)[0]["edge"]
+    assert brought.shape == small.shape == (1, 24, 32)
+    assert set(brought.unique().tolist()) == {0.0, 1.0}
+    assert 0.7 < brought.sum() / small.sum() < 1.3
+    whole = SpaceFrames(Large(), ["edge"])
+    assert whole[0]["edge"].shape == (1, 192, 256)
+    assert whole.values(EDGES, (24, 24))[0].max() < 0.5 < brought.max()
+    assert SpaceFrames(Rooms(), ["edge"], edge_side=100)[0]["edge"].shape == (1, 24, 32)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -358,10 +359,8 @@ def test_the_sheet_shows_each_modality_and_what_its_tokens_tell(taken, scenes):
     depth = scenes[0].labels["depth"][:, :, 8:56][:, rows[:, None], rows]
     nearest = np.argmin(truncated(depth[None])[0, 0].numpy())
     assert shown(1, 0, 0).reshape(-1, 3)[nearest].tolist() == [68, 1, 84]
-    edges = scenes.stored("canny", 0)[:, 8:56] / 255
-    small = torch.nn.functional.interpolate(
-        torch.from_numpy(edges)[None, None], (32, 32), mode="bilinear", antialias=True
-    )[0, 0]
+    edges = SpaceFrames(scenes, ["edge"], edge_side=32)[0]["edge"]  # 32 x 43
+    small = F.interpolate(edges[None, :, :, 5:38], (32, 32), mode="bilinear", antialias=True)[0, 0]
     assert np.abs(shown(3, 0, 0) - 255 * small[..., None].numpy()).max() <= 1
 
 

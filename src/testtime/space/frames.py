@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, final, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from testtime.data.dense import DenseSet
@@ -31,6 +32,8 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
         data: pictures with "depth" and "normals".
         sensors: which of "depth", "normals" and "edge" are used beside the picture.
         pseudo: by the name of the modality; any callable, such as a network of other houses.
+        edge_side: a larger picture is brought to this shorter side before its edges are looked for, so that an edge is a pixel
+            wide where tokens are made; None takes it as it is.
 
     Raises:
         ValueError: the data lack a sensor, or a name is no sensor's.
@@ -45,7 +48,11 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
     """
 
     def __init__(
-        self, data: DenseSet, sensors: Sequence[str] = (), pseudo: Mapping[str, PseudoLabeller] | None = None
+        self,
+        data: DenseSet,
+        sensors: Sequence[str] = (),
+        pseudo: Mapping[str, PseudoLabeller] | None = None,
+        edge_side: int | None = None,
     ) -> None:
         wrong = sorted({*sensors} - ({*data.tasks, EDGES.name} & {*SENSORY}))
         if wrong:
@@ -53,6 +60,7 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
                 f"{data.name} senses {', '.join(data.tasks)}; it has no {', '.join(wrong)} to learn from"
             )
         self.data, self.sensors, self.pseudo = data, tuple(sensors), dict(pseudo or {})
+        self.edge_side = edge_side
         self._frame = lru_cache(maxsize=8)(self._made)
 
     def __len__(self) -> int:
@@ -78,8 +86,7 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
         frame: dict[str, Any] = {RGB.name: sample.image}
         for name in self.sensors:
             if name == EDGES.name:
-                picture = (sample.image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-                frame[name] = torch.from_numpy(canny_edges(picture))[None].float()
+                frame[name] = self._edges(sample.image)
                 continue
             if name not in sample.labels:
                 raise ValueError(f"{self.data.name}: frame {index} ({sample.name}) lacks {name}")
@@ -88,6 +95,15 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
             for name, labeller in self.pseudo.items():
                 frame[name] = labeller(sample.image[None])[0]
         return frame
+
+    def _edges(self, image: Tensor) -> Tensor:
+        """Canny's edges of a picture (3, H, W), (1, h, w) of 0 and 1."""
+        shrink = 1.0 if self.edge_side is None else min(1.0, self.edge_side / min(image.shape[-2:]))
+        if shrink < 1:
+            size = [round(shrink * side) for side in image.shape[-2:]]
+            image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+        picture = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        return torch.from_numpy(canny_edges(picture))[None].float()
 
 
 class _Values(Sequence[Tensor]):

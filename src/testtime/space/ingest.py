@@ -579,7 +579,7 @@ def ingest(
     used = (
         [s for s in ("depth", "normals", "edge") if s in sensed.tasks] if sensors is None else list(sensors)
     )
-    frames = SpaceFrames(sensed, used, pseudo)
+    frames = SpaceFrames(sensed, used, pseudo, edge_side=min(high, wide))
     of = {RGB.name: RGB, **{s: SENSORY[s] for s in used}, **{name: modalities[name] for name in pseudo}}
     about = {
         "source": data.name,
