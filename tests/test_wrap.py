@@ -196,6 +196,7 @@ def test_a_wrapper_of_ones_own() -> None:
 
 def by_hand(z: np.ndarray, of: str) -> np.ndarray:
     """The correction of ROID in numpy, over the rows that are there."""
+    z = z.astype(np.float64)
     there = ~np.isnan(z).any(1)
     p = np.exp(z[there]) / np.exp(z[there]).sum(1, keepdims=True)
     prior = p.mean(0)
