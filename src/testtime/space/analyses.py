@@ -201,6 +201,11 @@ def _steps(preset: Preset) -> list[Entry]:
     return found
 
 
+def _frozen(preset: Preset) -> list[Entry]:
+    born = replace(SENSED, name="not pre-trained", effort=0.0)
+    return [Entry(p.name, "mIoU", replace(p, frozen=True)) for p in (born, MAE, SENSED, WHOLE)]
+
+
 def _ratio(preset: Preset) -> list[Entry]:
     shares = {"1/1": 1.0, "1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16}
     return [
@@ -295,6 +300,7 @@ ANALYSES: dict[str, Analysis] = {
         Analysis("count", "How many modalities?", "figure 6", _count, unit="modalities"),
         Analysis("trade", "More modalities, or more houses?", "figure 4", _trade, unit="more houses"),
         Analysis("steps", "How long must it be pre-trained?", "", _steps, unit="steps"),
+        Analysis("frozen", "Is it in the features, with only a head to learn?", "", _frozen),
         Analysis("ratio", "How many pictures of the transfer set?", "table 8", _ratio),
         Analysis("mixin", "What do the transfer set's pictures add?", "table 4", _mixin),
         Analysis("untrained", "Must a pseudo-labeller know anything?", "figure 19", _untaught),
