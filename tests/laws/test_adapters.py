@@ -20,6 +20,7 @@ from testtime.methods import (
     OSTTA,
     PAFKIP,
     PL,
+    RMT,
     RPL,
     S4T,
     SAR,
@@ -80,6 +81,7 @@ PROTOTYPES = {
     "null_step": "answers with products of features and prototypes, not with the logits of the head"
 }
 VOTES = {"null_step": "answers with the vote of remembered features, not with the logits of the head"}
+WARMED = {"null_step": "both models are warmed up on the source before the first batch (section 3.4)"}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -114,6 +116,7 @@ CASES = [
     Case("LAME", LAME, SHARES),
     Case("T3A", T3A, PROTOTYPES),
     Case("AdaNPC", partial(AdaNPC, capacity=64), VOTES),
+    Case("RMT", partial(RMT, outputs=16, replay=64), WARMED),
 ]
 
 

@@ -14,6 +14,7 @@ from testtime.methods.note import NOTE
 from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
 from testtime.methods.pl import PL
+from testtime.methods.rmt import RMT
 from testtime.methods.rotta import RoTTA
 from testtime.methods.rpl import RPL
 from testtime.methods.s4t import S4T
@@ -41,6 +42,7 @@ __all__ = [
     "OSTTA",
     "PAFKIP",
     "PL",
+    "RMT",
     "RPL",
     "S4T",
     "SAR",

@@ -1,0 +1,271 @@
+r"""RMT: a mean teacher with a symmetric loss, held near the source by its prototypes and by replay.
+
+With the teacher :math:`\theta'`, a view :math:`\tilde x_i` of every image, the symmetric cross-entropy
+:math:`S(p, q) = -\tfrac12 \sum_c (q_c \log p_c + p_c \log q_c)`, and unit projections :math:`u_{i1}, u_{i2}, u_{i3}` of
+the features of :math:`x_i`, of :math:`\tilde x_i`, and of the source prototype that is nearest to :math:`x_i` by the cosine,
+
+.. math::
+    L_{SCE} &= \frac{1}{2N} \sum_i S\big(p_\theta(x_i), p_{\theta'}(x_i)\big)
+               + S\big(p_\theta(\tilde x_i), p_{\theta'}(x_i)\big) \\
+    L_{CL} &= -\frac{1}{6N} \sum_{i,v} \sum_{w \ne v}
+        \log \frac{\exp(u_{iv} \cdot u_{iw} / \tau)}{\sum_{(j, k) \ne (i, v)} \exp(u_{iv} \cdot u_{jk} / \tau)} \\
+    L &= L_{SCE} + \lambda_{CL}\, L_{CL} + \lambda_{CE}\, L_{CE}^{source}, \qquad
+    \theta' \leftarrow \beta\, \theta' + (1 - \beta)\, \theta
+
+A step, after ``prepare(batches)`` has taken the prototypes, kept images to replay, and warmed both models up:
+    1. student and teacher predict the batch; the answer is the mean of their logits;
+    2. the student sees a view of every image, and as many source images;
+    3. update all parameters and the projection once on L, then the teacher.
+
+Departures:
+    The source's labels are not seen: prototypes and replay take the source model's own answers for them.
+    The published code replays the whole source; here ``replay`` images of it are held, in the state.
+    The paper's answer is the sum of the two logits: the same classes, at twice the scale.
+    The paper warms up on 50,000 source images; here on ``warm_up`` passes over what ``prepare`` is shown (the rate rising
+    linearly, the loss S between student and teacher). What it left is birth: an instance that was never prepared, and loads
+    a state, resets to the network it was given.
+    The published views change all images alike; here each draws for itself (:func:`testtime.parts.katana`).
+    Published code step by step: ``RMT(model)`` (CIFAR), ``RMT(model, sgd(1e-2))`` (ImageNet), up to these; for DomainNet-126
+    it has no projection (``outputs=None``).
+
+Cost: four forwards, three backwards; without replay three and two. ``prepare`` costs one forward a batch, and with every
+pass two more and a backward.
+
+Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation, CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from testtime.adapter import Adapter
+from testtime.norm import batch_statistics
+from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
+from testtime.parts.augment import Augmentation
+from testtime.parts.branches import images_of
+from testtime.parts.features import head_tap, linear_head, with_features
+from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.randomness import epochs
+from testtime.sharing import Stateful, share
+
+__all__ = ["RMT", "SourceReplay", "attract"]
+
+
+def attract(views: Tensor, temperature: float) -> Tensor:
+    """The contrastive loss of several views: those of one image attract, all others repel. In nats.
+
+    Args:
+        views: (N, V, D), V views of N images, of any length.
+        temperature: tau.
+
+    Returns:
+        a scalar.
+
+    Reference: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020.
+
+    >>> attract(torch.eye(2)[:, None].repeat(1, 2, 1), 1.0)  # log(1 + 2 / e)
+    tensor(0.5514)
+    """
+    n, count, _ = views.shape
+    u = F.normalize(views.flatten(0, 1), dim=1)
+    with torch.autocast(u.device.type, enabled=False):
+        log_p = (u @ u.T / temperature).fill_diagonal_(-torch.inf).log_softmax(dim=1)
+    image = torch.arange(n, device=u.device).repeat_interleave(count)
+    positive = (image[:, None] == image).fill_diagonal_(False)
+    return -log_p[positive].mean()
+
+
+def symmetric(z: Tensor, other: Tensor) -> Tensor:
+    """The symmetric cross-entropy S (N,) of two predictions, from logits."""
+    return (soft_cross_entropy(z, other) + soft_cross_entropy(other, z)) / 2
+
+
+@final
+class SourceReplay(Stateful):
+    """What RMT holds of its source; empty until ``update``.
+
+    Attributes:
+        prototypes: (C, D) mean feature of each class.
+        met: (C,) how many features that were; a class of none has no prototype.
+        images: (M, ...) to replay.
+        label: (M,).
+    """
+
+    learned = True
+    prototypes: Tensor
+    met: Tensor
+    images: Tensor
+    label: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("prototypes", torch.empty(0))
+        self.register_buffer("met", torch.empty(0))
+        self.register_buffer("images", torch.empty(0))
+        self.register_buffer("label", torch.empty(0, dtype=torch.int64))
+
+    def update(self, logits: Tensor, features: Tensor, images: Tensor, kept: Tensor) -> None:
+        """Take the source's logits (M, C), features (M, D) and images, of which the indices ``kept`` are held."""
+        label = logits.argmax(dim=1)
+        ours = F.one_hot(label, logits.shape[1]).to(features)
+        self.met = ours.sum(dim=0)
+        self.prototypes = ours.T @ features / self.met.clamp_min(1)[:, None]
+        self.images, self.label = images[kept].clone(), label[kept]
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """The prototype (N, D) nearest by the cosine to each feature (N, D)."""
+        likeness = F.normalize(features, dim=1) @ F.normalize(self.prototypes, dim=1).T
+        return self.prototypes[likeness.masked_fill(self.met == 0, -torch.inf).argmax(dim=1)]
+
+
+@final
+class RMT(Adapter):
+    """A mean teacher with a symmetric loss, held near the source by its prototypes and by replay.
+
+    Args:
+        model: any classifier that ends in a linear head.
+        optimizer: moves all parameters and the projection; the paper's are ``adam(1e-3)`` (CIFAR) and ``sgd(1e-2)``
+            (ImageNet).
+        lambda_cl: the weight of the contrastive loss.
+        lambda_ce: the weight of the replayed source; 0 holds no source images.
+        temperature: tau.
+        outputs: of the projection; None for none.
+        decay: beta, the weight of the past in the teacher.
+        replay: how many source images are held.
+        warm_up: passes over the source in ``prepare`` before the first batch.
+        augment: makes a view.
+        head: the name of the linear head; the last linear layer unless given.
+        norm: the policy of the BatchNorm layers in both models.
+        seed: of the views, of the replay and of the projection's first weights.
+
+    Raises:
+        ValueError: the model has no linear head, or replay is below 1.
+        RuntimeError: it is called before ``prepare``.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> rmt = RMT(net)
+    >>> rmt.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> rmt(torch.rand(8, 3, 8, 8)).shape
+    torch.Size([8, 2])
+    """
+
+    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    stochastic: ClassVar[bool] = True
+    cost = (4, 3)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
+        lambda_cl: float = 1.0,
+        lambda_ce: float = 1.0,
+        temperature: float = 0.1,
+        outputs: int | None = 128,
+        decay: float = 0.999,
+        replay: int = 2048,
+        warm_up: int = 1,
+        augment: Augmentation = katana,
+        head: str | None = None,
+        norm: Callable[[nn.Module], nn.Module] = batch_statistics,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(norm(model), seed)
+        if replay < 1:
+            raise ValueError(
+                f"replay counts the source images that are held and is at least 1, got {replay}; lambda_ce=0 holds none"
+            )
+        self.optimizer, self.lambda_cl, self.lambda_ce, self.temperature = (
+            optimizer,
+            lambda_cl,
+            lambda_ce,
+            temperature,
+        )
+        self.outputs, self.decay, self.replay, self.warm_up = outputs, decay, replay, warm_up
+        self.augment, self.head, self.norm = augment, head, norm
+        if not lambda_ce:
+            self.cost = (3, 2)
+        self.anchor = share(self.model)
+        network, wide = list(self.model.parameters()), linear_head(self.model, head)[1].in_features
+        self._tap = head_tap(self.model, head)
+        dtype = torch.promote_types(network[0].dtype, torch.float32)
+        # Beside the network, so that the optimizer moves both and the state names both.
+        projector = _projector(wide, outputs, seed).to(network[0].device, dtype)
+        self.model.add_module("projector", projector)
+        self.adapt([*network, *projector.parameters()], optimizer)
+        self.teacher = Teacher(self.model, network, decay)
+        self.of_source = SourceReplay()
+
+    def _learn(self, batches: Iterable[Tensor]) -> None:
+        self._begin()
+        images = [x.clone() if x.is_inference() else x for x in images_of(batches)]
+        with torch.no_grad():
+            seen = [self._see(x) for x in images]
+        every = torch.cat(images)
+        order = torch.randperm(len(every), generator=generator(self.seed, 0, "replay"))
+        kept = order[: self.replay if self.lambda_ce else 0].to(every.device)
+        self.of_source.update(torch.cat([y for y, _ in seen]), torch.cat([z for _, z in seen]), every, kept)
+        assert self._optimizer is not None
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        lessons = images * self.warm_up
+        for i, x in enumerate(lessons, 1):
+            for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * i / len(lessons)
+            loss = symmetric(self.model(x), self.teacher(x)).mean()
+            if not bool(torch.isfinite(loss)):
+                raise ValueError("warming up led to a loss that is not finite; expected finite source images")
+            self.update(loss)
+            self.teacher.update()
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Student, teacher and optimizer as they were before any ``prepare``."""
+        for p, average, first in zip(
+            self.teacher.student, self.teacher.average, self.anchor.parameters(), strict=True
+        ):
+            p.copy_(first)
+            average.copy_(first)
+        for state in self._optimizer.state.values() if self._optimizer else ():
+            for value in state.values():
+                value.zero_()
+
+    def _see(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's logits (N, C), and features (N, D) at least in float32."""
+        logits, z = with_features(self.model, self._tap, x)
+        return logits, z.to(torch.promote_types(z.dtype, torch.float32))
+
+    def _look(self, x: Tensor) -> Tensor:
+        return (self.model(x) + self.teacher(x)) / 2
+
+    def step(self, x: Tensor) -> Tensor:
+        source = self.of_source
+        if not len(source.prototypes):
+            raise RuntimeError(
+                "RMT has not seen its source: call adapter.prepare(batches) with unlabelled source batches first"
+            )
+        (student, z), teacher = self._see(x), self.teacher(x)
+        seen, z_seen = self._see(self.augment(x, generator(self.seed, int(self.clock), "view", x.device)))
+        loss = (symmetric(student, teacher) + symmetric(seen, teacher)).mean() / 2
+        features = torch.stack([source.nearest(z.detach()).to(z), z, z_seen], dim=1)
+        views = self.model.get_submodule("projector")(features)
+        loss = loss + self.lambda_cl * attract(views, self.temperature)
+        if self.lambda_ce:
+            drawn = epochs(len(source.images), len(x), self.seed, int(self.clock))
+            logits = self.model(source.images[drawn])
+            loss = loss + self.lambda_ce * F.cross_entropy(logits, source.label[drawn])
+        self.update(loss)
+        self.teacher.update()
+        return (student + teacher) / 2
+
+
+def _projector(wide: int, outputs: int | None, seed: int) -> nn.Module:
+    """Two linear layers with weights of the seed."""
+    if outputs is None:
+        return nn.Identity()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator(seed, 0, "projector").initial_seed())
+        return nn.Sequential(nn.Linear(wide, outputs), nn.ReLU(), nn.Linear(outputs, outputs))
