@@ -16,6 +16,7 @@ from testtime.streams import (
     correlated,
     corrupted,
     gradual,
+    label_shift,
     mixed,
     open_set,
     published,
@@ -32,6 +33,7 @@ def images(name: str, count: int, size: int = 8, classes: int = 4) -> ImageSet:
 
 
 KNOWN, UNKNOWN = images("known", 40), images("unknown", 7, size=16)
+UNLABELLED = from_arrays("bare", np.zeros((4, 8, 8), np.uint8))
 
 
 def by_image(stream: Stream) -> dict[tuple[str, int, int], torch.Tensor]:
@@ -135,6 +137,36 @@ def test_correlated_has_spells_of_classes_and_loses_no_image() -> None:
     assert changes(1e4) < 0.4  # nearly a quarter each
 
 
+def test_spells_go_through_mixed_domains() -> None:
+    known = images("many", 400)
+    stream = correlated(known, ["fog", "contrast"], batch_size=50, delta=0.01, together=True)
+    assert {(b.domain, b.visit) for b in stream} == {("mixed", 0)}
+    assert Counter(
+        (int(s), int(i)) for b in stream for s, i in zip(b.sources, b.ids, strict=True)
+    ) == Counter((s, i) for s in (0, 1) for i in range(400))
+    shares = [np.bincount(b.y, minlength=4).max() / len(b) for b in stream]
+    assert np.mean(shares) > 0.6
+    assert all(0.2 < (b.sources == 0).mean() < 0.8 for b in stream)
+
+
+@pytest.mark.parametrize(("imbalance", "share"), [(1.0, 0.25), (3.0, 0.5), (27.0, 0.9), (float("inf"), 1.0)])
+def test_every_class_has_its_time(imbalance: float, share: float) -> None:
+    known = images("many", 2000)
+    stream = label_shift(known, [clean(known), "fog"], batch_size=500, imbalance=imbalance, seed=1)
+    assert [b.domain for b in stream] == ["clean"] * 4 + ["fog"] * 4
+    ruling = [np.bincount(b.y, minlength=4) for b in stream]
+    assert np.mean([r.max() / 500 for r in ruling]) == pytest.approx(share, abs=0.03)
+    if share > 0.3:
+        assert sorted(int(r.argmax()) for r in ruling[:4]) == [0, 1, 2, 3]
+        assert [int(r.argmax()) for r in ruling[:4]] != [int(r.argmax()) for r in ruling[4:]]
+    for b in stream:
+        assert np.array_equal(b.y, known.labels[b.ids])
+        counts = Counter(int(i) for i in b.ids)
+        assert max(counts.values()) <= (1 if imbalance == float("inf") else 3)
+    again = label_shift(known, [clean(known), "fog"], batch_size=500, imbalance=imbalance, seed=1)
+    assert same(stream[5], again[5])
+
+
 @pytest.mark.parametrize(
     ("ratio", "size", "expected"),
     [(1.0, 20, (10, 10)), (0.25, 20, (16, 4)), (1.75, 22, (8, 14)), (0.0, 20, (20, 0))],
@@ -203,6 +235,8 @@ def test_published_sets_are_domains_too(tmp_path) -> None:
         (lambda: open_set(continual(KNOWN, ["fog"], batch_size=2), UNKNOWN, 9.0), "known image"),
         (lambda: open_set(continual(KNOWN, ["fog"]), UNKNOWN, -1.0), "at least 0"),
         (lambda: correlated(KNOWN, ["fog"], delta=0.0), "positive"),
+        (lambda: label_shift(KNOWN, ["fog"], imbalance=0.5), "at least 1, got 0.5"),
+        (lambda: label_shift(UNLABELLED, ["fog"]), "a label-shifted stream is ordered by them"),
         (lambda: continual(KNOWN, ["fgo"])[0], "did you mean 'fog'"),
     ],
 )

@@ -9,7 +9,7 @@
 (8, (20, 3, 8, 8), 10)
 """
 
-from testtime.streams.arrivals import LADDER, continual, correlated, gradual, mixed, open_set
+from testtime.streams.arrivals import LADDER, continual, correlated, gradual, label_shift, mixed, open_set
 from testtime.streams.domain import Condition, Domain, clean, corrupted, fingerprint, published
 from testtime.streams.stream import Batch, Plan, Stream
 
@@ -26,6 +26,7 @@ __all__ = [
     "corrupted",
     "fingerprint",
     "gradual",
+    "label_shift",
     "mixed",
     "open_set",
     "published",

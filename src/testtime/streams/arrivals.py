@@ -17,7 +17,7 @@ from testtime.data import ImageSet
 from testtime.streams.domain import Domain, corrupted, number
 from testtime.streams.stream import Plan, Stream
 
-__all__ = ["LADDER", "continual", "correlated", "gradual", "mixed", "open_set"]
+__all__ = ["LADDER", "continual", "correlated", "gradual", "label_shift", "mixed", "open_set"]
 
 Rows = NDArray[np.int64]
 Conditions = Iterable[str | Domain]
@@ -112,6 +112,7 @@ def correlated(
     delta: float = 0.1,
     slots: int | None = None,
     workers: int = 0,
+    together: bool = False,
 ) -> Stream:
     """One domain after the other, and in each the classes come in spells.
 
@@ -122,6 +123,7 @@ def correlated(
         images, corruptions, severity, batch_size, limit, seed, workers: those of `continual`.
         delta: concentration; the smaller, the longer the spells.
         slots: stretches of time per domain; None takes the number of classes.
+        together: the domains are mixed, and the spells go through all of them.
 
     Raises:
         ValueError: delta is not positive, or a domain has no labels.
@@ -132,25 +134,77 @@ def correlated(
         raise ValueError(f"delta is the concentration of a Dirichlet distribution and positive, got {delta}")
     domains = _domains(images, corruptions, severity, seed)
     _positive(batch_size, limit)
+    _labelled(domains, "correlated")
+    orders = [_rows(i, _order(d, limit, seed, f"visit {i}")) for i, d in enumerate(domains)]
+    parts = [(d.name, rows) for d, rows in zip(domains, orders, strict=True)]
+    if together:
+        parts = [("mixed" if len(domains) > 1 else domains[0].name, np.concatenate(orders))]
     visits = []
-    for i, domain in enumerate(domains):
-        if domain.images.labels is None:
-            raise ValueError(
-                f"{domain.images.name} has no labels, and a correlated stream is ordered by them"
-            )
-        order = _order(domain, limit, seed, f"visit {i}")
-        labels = domain.labels(order)
+    for i, (name, rows) in enumerate(parts):
+        labels = _labels(domains, rows)
         rng = np.random.default_rng(number(seed, "correlated", i))
-        stretches: list[list[Rows]] = [[] for _ in range(slots or len(domain.images.classes))]
+        stretches: list[list[Rows]] = [[] for _ in range(slots or len(domains[i].images.classes))]
         for label in np.unique(labels):
-            members = order[labels == label]
+            members = rng.permutation(rows[labels == label]) if together else rows[labels == label]
             share = rng.dirichlet(np.full(len(stretches), delta))
             ends = np.round(np.cumsum(share) * len(members)).astype(int)
             for stretch, part in zip(stretches, np.split(members, ends[:-1]), strict=True):
                 stretch.append(part)
-        visits.append(
-            (domain.name, _rows(i, np.concatenate([rng.permutation(np.concatenate(s)) for s in stretches])))
-        )
+        visits.append((name, np.concatenate([rng.permutation(np.concatenate(s)) for s in stretches])))
+    return Stream(tuple(domains), _cut(visits, batch_size), batch_size, seed, workers)
+
+
+def label_shift(
+    images: ImageSet | None,
+    corruptions: Conditions,
+    severity: int = 5,
+    batch_size: int = 200,
+    limit: int | None = None,
+    seed: int = 0,
+    imbalance: float = 100.0,
+    workers: int = 0,
+) -> Stream:
+    """One domain after the other, and in each every class has a time in which it dominates.
+
+    A domain's time is shared by its classes in a random order. While a class has its share, an image is of it with the
+    probability that makes it ``imbalance`` times as likely as each other class; which image, is drawn from those of the class
+    that were not shown yet, and from all again when they are used up.
+
+    Args:
+        images, corruptions, severity, batch_size, limit, seed, workers: those of `continual`.
+        imbalance: how many times as likely; 1 is no shift, ``math.inf`` one class after the other.
+
+    Raises:
+        ValueError: imbalance is below 1, or a domain has no labels.
+
+    Reference: Niu et al., Towards Stable Test-Time Adaptation in Dynamic Wild World (SAR), ICLR 2023 (online imbalanced label
+    shift, ratios of 1 to 500,000).
+
+    >>> from testtime.data import from_arrays
+    >>> grey = from_arrays("grey", np.full((60, 8, 8), 99, np.uint8), [0, 1, 2] * 20, ("a", "b", "c"))
+    >>> [batch.y.unique().tolist() for batch in label_shift(grey, ["fog"], batch_size=20, imbalance=float("inf"))]
+    [[1], [2], [0]]
+    """
+    if not imbalance >= 1:
+        raise ValueError(f"imbalance says how many times as likely a class is, at least 1, got {imbalance}")
+    domains = _domains(images, corruptions, severity, seed)
+    _positive(batch_size, limit)
+    _labelled(domains, "label-shifted")
+    visits = []
+    for i, domain in enumerate(domains):
+        order = _order(domain, limit, seed, f"visit {i}")
+        labels = domain.labels(order)
+        rng = np.random.default_rng(number(seed, "label shift", i))
+        classes = rng.permutation(np.unique(labels))
+        own = 1.0 if np.isinf(imbalance) else imbalance / (imbalance + len(classes) - 1)
+        time = np.arange(len(order)) * len(classes) // len(order)
+        others = (time + rng.integers(1, max(len(classes), 2), len(order))) % len(classes)
+        drawn = classes[np.where(rng.random(len(order)) < own, time, others)]
+        rows = np.empty(len(order), np.int64)
+        for label in classes:
+            at, members = np.flatnonzero(drawn == label), order[labels == label]
+            rows[at] = members[_cycle(len(members), len(at), number(seed, "label shift", i, label))]
+        visits.append((domain.name, _rows(i, rows)))
     return Stream(tuple(domains), _cut(visits, batch_size), batch_size, seed, workers)
 
 
@@ -213,6 +267,21 @@ def _domains(images: ImageSet | None, corruptions: Conditions, severity: int, se
     if not domains:
         raise ValueError("a stream needs at least one domain, got none")
     return domains
+
+
+def _labelled(domains: Sequence[Domain], how: str) -> None:
+    for domain in domains:
+        if domain.images.labels is None:
+            raise ValueError(f"{domain.images.name} has no labels, and a {how} stream is ordered by them")
+
+
+def _labels(domains: Sequence[Domain], rows: Rows) -> NDArray[np.int64]:
+    """The class of each row (domain, image)."""
+    found = np.empty(len(rows), np.int64)
+    for source in np.unique(rows[:, 0]):
+        at = rows[:, 0] == source
+        found[at] = domains[source].labels(rows[at, 1])
+    return found
 
 
 def _positive(batch_size: int, limit: int | None) -> None:
