@@ -12,6 +12,7 @@ from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.laws.check import CLASSIFICATION
 from testtime.laws.worlds import DENSE_TASKS, ambient
 from testtime.methods import (
+    CMF,
     EATA,
     ETA,
     LAME,
@@ -21,6 +22,7 @@ from testtime.methods import (
     PAFKIP,
     PL,
     RMT,
+    ROID,
     RPL,
     S4T,
     SAR,
@@ -82,12 +84,17 @@ PROTOTYPES = {
 }
 VOTES = {"null_step": "answers with the vote of remembered features, not with the logits of the head"}
 WARMED = {"null_step": "both models are warmed up on the source before the first batch (section 3.4)"}
+DIVERSE = {
+    "declared": "its second forward is of those alone that are diverse enough (diversity weighting)",
+    "null_step": "reweights its answers by how frequent the classes are in the batch (prior correction)",
+}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
     Case("ActMAD", ActMAD, worlds=EVERYWHERE),
     Case("BNAdapt", BNAdapt, worlds=["batchnorm", "dense"]),
     Case("ClusT3", partial(ClusT3, passes=1), worlds=EVERYWHERE),
+    Case("CMF", partial(CMF, classes=CLASSES), DIVERSE),
     Case("CoTTA", partial(CoTTA, views=3), DRAWS | UNSURE),
     Case("DeYO", partial(DeYO, classes=CLASSES), CERTAIN),
     Case("EATA", partial(EATA, classes=CLASSES)),
@@ -96,6 +103,7 @@ CASES = [
     Case("OSTTA", OSTTA),
     Case("PAFKIP", partial(PAFKIP, classes=CLASSES), DRAWS | INTEGRATED),
     Case("PL", PL),
+    Case("ROID", partial(ROID, classes=CLASSES), DIVERSE),
     Case("RoTTA", partial(RoTTA, classes=CLASSES, capacity=16, frequency=16), OBSERVES, ["batchnorm"]),
     Case("RPL", RPL),
     Case("SAR", partial(SAR, classes=CLASSES)),

@@ -4,6 +4,7 @@ from testtime.methods.actmad import ActMAD
 from testtime.methods.adanpc import AdaNPC
 from testtime.methods.bn_adapt import BNAdapt
 from testtime.methods.clust3 import ClusT3
+from testtime.methods.cmf import CMF
 from testtime.methods.cotta import CoTTA
 from testtime.methods.deyo import DeYO
 from testtime.methods.eata import EATA
@@ -15,6 +16,7 @@ from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
 from testtime.methods.pl import PL
 from testtime.methods.rmt import RMT
+from testtime.methods.roid import ROID
 from testtime.methods.rotta import RoTTA
 from testtime.methods.rpl import RPL
 from testtime.methods.s4t import S4T
@@ -34,6 +36,7 @@ from testtime.methods.unient import UniEnt
 from testtime.methods.unient_plus import UniEntPlus
 
 __all__ = [
+    "CMF",
     "EATA",
     "ETA",
     "LAME",
@@ -43,6 +46,7 @@ __all__ = [
     "PAFKIP",
     "PL",
     "RMT",
+    "ROID",
     "RPL",
     "S4T",
     "SAR",

@@ -135,7 +135,13 @@ def _gamma(x: Tensor, power: Tensor) -> Tensor:
 
 
 def _affine(
-    x: Tensor, degrees: Tensor, shift: Tensor, scale: Tensor, flip: Tensor, margin: int = 0
+    x: Tensor,
+    degrees: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    flip: Tensor,
+    margin: int = 0,
+    outside: str = "border",
 ) -> Tensor:
     """Turn, scale, shift (in that order, about the centre) and flip; outside, the edge is repeated.
 
@@ -144,6 +150,7 @@ def _affine(
         degrees, scale, flip: (N,) each; a positive angle turns from the x to the y axis.
         shift: (N, 2), to the right and down, in pixels.
         margin: how many pixels around the image are wanted as well.
+        outside: "border", or "reflection" for the mirror image instead.
 
     Returns:
         (N, C, H + 2 margin, W + 2 margin), bilinear.
@@ -159,7 +166,7 @@ def _affine(
     source_x = cos * across[:, None, :] + sin * down[:, :, None]
     source_y = cos * down[:, :, None] - sin * across[:, None, :]
     grid = torch.stack([source_x * (2 / w), source_y * (2 / h)], dim=-1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
 def _blur(x: Tensor, sigma: Tensor, size: int = 5) -> Tensor:
@@ -172,7 +179,7 @@ def _blur(x: Tensor, sigma: Tensor, size: int = 5) -> Tensor:
     return sum((kernel[i] * x[..., i : i + w] for i in range(1, size)), kernel[0] * x[..., :w])
 
 
-def katana(x: Tensor, rng: torch.Generator) -> Tensor:
+def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
     """The strong augmentation of CoTTA and RoTTA: colours, place, blur and noise, drawn anew for every image.
 
     In this order: clip to [0, 1]; brightness 0.6-1.4, contrast 0.7-1.3, saturation 0.5-1.5, hue +-0.06 of the
@@ -183,6 +190,7 @@ def katana(x: Tensor, rng: torch.Generator) -> Tensor:
     Args:
         x: images (N, C, H, W) in [0, 1]; saturation and hue need three channels.
         rng: draws come from here.
+        clean: neither blur nor noise, and the mirror image outside of the edges, as ROID and CMF use it.
 
     Returns:
         (N, C, H, W).
@@ -201,7 +209,8 @@ def katana(x: Tensor, rng: torch.Generator) -> Tensor:
     y = x.to(dtype).clamp(0, 1)
     order = torch.randperm(5, generator=rng, device=rng.device).tolist()
     draws = torch.rand(n, 11, generator=rng, device=rng.device).to(x.device, dtype)
-    noise = torch.randn(x.shape, generator=rng, device=rng.device).to(x.device, dtype)
+    if not clean:
+        noise = torch.randn(x.shape, generator=rng, device=rng.device).to(x.device, dtype)
 
     def between(column: int, low: float, high: float) -> Tensor:
         return low + (high - low) * draws[:, column]
@@ -217,7 +226,10 @@ def katana(x: Tensor, rng: torch.Generator) -> Tensor:
         change, amount = colours[i]
         y = change(y, amount.view(-1, 1, 1, 1))
     shift = torch.stack([between(6, -w / 8, w / 8), between(7, -h / 8, h / 8)], dim=1).round()
-    y = _affine(y, between(5, -15, 15), shift, between(8, 0.9, 1.1), draws[:, 9] < 0.5, margin=2)
+    degrees, scale, flip = between(5, -15, 15), between(8, 0.9, 1.1), draws[:, 9] < 0.5
+    if clean:
+        return _affine(y, degrees, shift, scale, flip, outside="reflection").clamp(0, 1).to(x.dtype)
+    y = _affine(y, degrees, shift, scale, flip, margin=2)
     y = _blur(y, between(10, 0.001, 0.5))
     return (y + 0.005 * noise).clamp(0, 1).to(x.dtype)
 
