@@ -20,6 +20,7 @@ from testtime.methods import (
     NOTE,
     OSTTA,
     PAFKIP,
+    PETAL,
     PL,
     RMT,
     ROID,
@@ -83,7 +84,7 @@ PROTOTYPES = {
     "null_step": "answers with products of features and prototypes, not with the logits of the head"
 }
 VOTES = {"null_step": "answers with the vote of remembered features, not with the logits of the head"}
-WARMED = {"null_step": "both models are warmed up on the source before the first batch (section 3.4)"}
+WARMED = {"null_step": "both models are warmed up on the source before the first batch"}
 DIVERSE = {
     "declared": "its second forward is of those alone that are diverse enough (diversity weighting)",
     "null_step": "reweights its answers by how frequent the classes are in the batch (prior correction)",
@@ -125,6 +126,7 @@ CASES = [
     Case("T3A", T3A, PROTOTYPES),
     Case("AdaNPC", partial(AdaNPC, capacity=64), VOTES),
     Case("RMT", partial(RMT, outputs=16, replay=64), WARMED),
+    Case("PETAL", partial(PETAL, views=3), DRAWS | UNSURE),
 ]
 
 

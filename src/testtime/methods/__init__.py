@@ -14,6 +14,7 @@ from testtime.methods.nc_ttt import NCTTT
 from testtime.methods.note import NOTE
 from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
+from testtime.methods.petal import PETAL
 from testtime.methods.pl import PL
 from testtime.methods.rmt import RMT
 from testtime.methods.roid import ROID
@@ -44,6 +45,7 @@ __all__ = [
     "NOTE",
     "OSTTA",
     "PAFKIP",
+    "PETAL",
     "PL",
     "RMT",
     "ROID",

@@ -1,0 +1,327 @@
+r"""PETAL: CoTTA as probabilistic inference, with a prior from the source and a restoration by the Fisher information.
+
+With the source's mean :math:`\mu` and diagonal variance :math:`\sigma^2` of the weights (SWAG-diagonal), the teacher
+:math:`\theta'` and its prediction :math:`\tilde y`, which is its mean over V augmented views where the source model's mean
+confidence is below :math:`p_{th}`,
+
+.. math::
+    L &= -\frac1N \sum_i \sum_c \tilde y_{ic} \log p_\theta(c \mid x_i)
+         + \frac\alpha2 \sum_d \frac{(\theta_d - \mu_d)^2}{\sigma_d^2 + 10^{-6}} \\
+    \theta' &\leftarrow \beta\, \theta' + (1 - \beta)\, \theta, \qquad
+    F_d = (\partial L / \partial \theta_d)^2, \qquad
+    \theta_d \leftarrow \mu_d \;\text{ where }\; F_d < \operatorname{quantile}_\delta(F)
+
+A step, after ``prepare(batches)`` has learned the variance, unless the network brings it along:
+    1. the student predicts the batch, the source model says how sure it is, and the teacher answers;
+    2. update weights and biases of all layers once on L, then the teacher;
+    3. return the share :math:`\delta` of the weights that this batch says least about to the source.
+
+Departures:
+    The paper trains the source network on, with labels, and starts from the mean of that path:
+    :func:`swag_diagonal` does so, and gives a network that brings its variance along. For a network that comes alone
+    ``prepare`` lets a copy of it learn its own answers on unlabelled images for ``passes`` passes, and takes the variance of
+    that path; the mean is the network as given.
+    The published variance is a difference of two averages, which rounding may turn negative; here it is not (Welford).
+    The published code computes all views even where it does not use them; this does not. Its views change all images alike;
+    here each draws for itself (:func:`testtime.parts.katana`).
+    The paper's other variant, which returns weights by chance as CoTTA does, is not here.
+    Published code step by step: ``PETAL(swag_diagonal(model, batches))`` (CIFAR-10; ``threshold=0.72`` for CIFAR-100) and
+    ``PETAL(swag_diagonal(model, batches), sgd(1e-2), threshold=0.1, alpha=1e-11, quantile=0.003)`` (ImageNet), up to these.
+
+Cost: two forwards, one more for each view where they are used, one backward. ``prepare`` costs a forward of each batch, and
+with every pass a forward and a backward.
+
+Reference: Brahma and Rai, A Probabilistic Framework for Lifelong Test-Time Adaptation, CVPR 2023; Maddox, Garipov, Izmailov,
+Vetrov and Wilson, A Simple Baseline for Bayesian Uncertainty in Deep Learning, NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from testtime.adapter import Adapter
+from testtime.norm import batch_statistics
+from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
+from testtime.parts.augment import Augmentation
+from testtime.parts.branches import images_of
+from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.source_training import passes_over
+from testtime.sharing import Stateful, share
+
+__all__ = ["PETAL", "DiagonalPrior", "SwagDiagonal", "quantile_of", "swag_diagonal"]
+
+
+@final
+class SwagDiagonal(nn.Module):
+    """A network with the variance of its weights; it answers as the network does.
+
+    Args:
+        network: of mean weights.
+
+    Attributes:
+        variance: (P,) of all its parameters, one after the other, at least in float32.
+    """
+
+    variance: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("variance", torch.zeros_like(_flat(list(network.parameters()))))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x)
+
+
+class _Walk(nn.Module):
+    """A network on its way, the mean of its weights at some points of it, and their squared distance to that."""
+
+    count: Tensor
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        weights = _flat(list(network.parameters()))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros_like(weights))
+        self.register_buffer("spread", torch.zeros_like(weights))
+
+    def note(self) -> None:
+        """Count the weights as they are in (Welford, 1962)."""
+        weights = _flat(list(self.network.parameters()))
+        self.count += 1
+        gap = weights - self.mean
+        self.mean += gap / self.count
+        self.spread += gap * (weights - self.mean)
+
+
+def swag_diagonal(
+    model: nn.Module,
+    batches: Collection[tuple[Tensor, Tensor]],
+    passes: int = 5,
+    rate: float = 8e-4,
+    top_rate: float = 1e-2,
+    file: str | Path | None = None,
+    title: str | None = "SWAG",
+) -> SwagDiagonal:
+    """Train a network on, by SGD, and take mean and variance of its weights after every pass but the first.
+
+    Args:
+        model: trained on the source; it is left as it is.
+        batches: of the source, images (N, C, H, W) and labels (N,); a loader that shuffles is one.
+        passes: how often they are shown; at least 2.
+        rate: the learning rate of the first two passes.
+        top_rate: that of the fifth and all later ones; between them it rises linearly.
+        file: a checkpoint after every pass, from which the same call continues; None for none.
+        title: says how far the training is; None says nothing.
+
+    Returns:
+        the network of mean weights, in evaluation mode, with their variance.
+
+    Raises:
+        ValueError: passes is below 2, a loss is not finite, or the file belongs to another training.
+
+    The published script has momentum 0.9 and weight decay 5e-4, and trains in evaluation mode, as this does: BatchNorm keeps
+    its statistics. Those are of no use to PETAL, which normalises by the batch.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    >>> swag = swag_diagonal(net, [(torch.rand(8, 3, 2, 2), torch.randint(2, (8,)))] * 3, title=None)
+    >>> swag.variance.shape, bool((swag.variance > 0).all())
+    (torch.Size([26]), True)
+    """
+    if passes < 2:
+        raise ValueError(
+            f"passes is at least 2, for the first one is not counted and a variance needs some, got {passes}"
+        )
+    walk = _Walk(copy.deepcopy(model).eval().requires_grad_(True))
+    optimizer = torch.optim.SGD(walk.network.parameters(), rate, momentum=0.9, weight_decay=5e-4)
+    for done in passes_over(
+        batches,
+        passes,
+        walk,
+        optimizer,
+        lambda x, y: F.cross_entropy(walk.network(x), y),
+        lambda i: rate + (top_rate - rate) * min(max((i - 1) / 3, 0), 1),
+        title,
+        None if file is None else Path(file),
+        {"kind": "swag_diagonal", "passes": passes, "rate": rate, "top_rate": top_rate},
+    ):
+        if done:
+            with torch.no_grad():
+                walk.note()
+    swag = SwagDiagonal(walk.network.requires_grad_(False))
+    swag.variance.copy_(walk.spread / walk.count)
+    parameters = list(swag.network.parameters())
+    for p, mean in zip(parameters, walk.mean.split([p.numel() for p in parameters]), strict=True):
+        p.data.copy_(mean.view_as(p))
+    return swag
+
+
+@final
+class DiagonalPrior(Stateful):
+    r"""A Gaussian around the source: half the sum of :math:`(\theta - \mu)^2 / (\sigma^2 + 10^{-6})`.
+
+    Args:
+        parameters: theta.
+        origin: mu, one for each.
+
+    Attributes:
+        variance: (P,), one after the other; empty until it was learned.
+    """
+
+    learned = True
+    variance: Tensor
+
+    def __init__(self, parameters: Sequence[nn.Parameter], origin: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.about, self.origin = list(parameters), list(origin)
+        self.register_buffer("variance", _flat(self.origin).new_zeros(0))
+
+    def forward(self) -> Tensor:
+        """The scalar."""
+        away = _flat(self.about) - _flat(self.origin)
+        return 0.5 * (away.square() / (self.variance + 1e-6)).sum()
+
+
+@final
+class PETAL(Adapter):
+    """CoTTA as probabilistic inference, with a prior from the source and a restoration by the Fisher information.
+
+    Args:
+        model: any classifier; one of :func:`swag_diagonal` needs no ``prepare``.
+        optimizer: moves all weights and biases; the paper's are ``adam(1e-3)`` (CIFAR) and ``sgd(1e-2)`` (ImageNet).
+        views: V, how many random views the teacher averages.
+        threshold: p_th; below this mean confidence of the source the views are used. 0.92 (CIFAR-10), 0.72
+            (CIFAR-100), 0.1 (ImageNet).
+        decay: beta, the weight of the past in the teacher.
+        alpha: the weight of the prior; 1e-9 (CIFAR), 1e-11 (ImageNet).
+        quantile: delta, the share of the weights that return to the source; 0.03 (CIFAR), 0.003 (ImageNet).
+        passes: of ``prepare`` over its batches.
+        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        norm: the policy of the BatchNorm layers in all three models.
+        seed: of the views.
+
+    Raises:
+        ValueError: views is below 1, passes below 2, or quantile not in [0, 1].
+        RuntimeError: it is called before ``prepare``, and the network brings no variance along.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> petal = PETAL(net, views=4)
+    >>> petal.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> petal(torch.rand(8, 3, 8, 8)).shape
+    torch.Size([8, 2])
+    """
+
+    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
+    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    stochastic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
+        views: int = 32,
+        threshold: float = 0.92,
+        decay: float = 0.999,
+        alpha: float = 1e-9,
+        quantile: float = 0.03,
+        passes: int = 5,
+        augment: Augmentation = katana,
+        norm: Callable[[nn.Module], nn.Module] = batch_statistics,
+        seed: int = 0,
+    ) -> None:
+        if views < 1 or passes < 2 or not 0 <= quantile <= 1:
+            raise ValueError(
+                f"expected views >= 1, passes >= 2 and a quantile in [0, 1], got {views}, {passes} and {quantile}"
+            )
+        super().__init__(norm(model), seed)
+        self.optimizer, self.views, self.threshold, self.decay = optimizer, views, threshold, decay
+        self.alpha, self.quantile, self.passes, self.augment = alpha, quantile, passes, augment
+        self.norm, self.cost = norm, (2 + views, 1)
+        self.anchor = share(self.model)
+        names = [n for n, _ in self.model.named_parameters() if n.rsplit(".", 1)[-1] in ("weight", "bias")]
+        self.adapt([self.model.get_parameter(name) for name in names], optimizer)
+        self.teacher = Teacher(self.model, self._adapted, decay)
+        origin = [self.anchor.get_parameter(name) for name in names]
+        self.prior = DiagonalPrior(self._adapted, origin)
+        for swag in self.model.modules():
+            if isinstance(swag, SwagDiagonal):
+                self.prior.variance = self._of_adapted(swag.variance)
+                self.source = "none"  # type: ignore[misc]
+
+    def _of_adapted(self, every: Tensor) -> Tensor:
+        """The entries (P,) of what adapts, of those of all parameters."""
+        ids = {id(p) for p in self._adapted}
+        parameters = list(self.model.parameters())
+        parts = every.split([p.numel() for p in parameters])
+        return torch.cat([part for p, part in zip(parameters, parts, strict=True) if id(p) in ids])
+
+    def _learn(self, batches: Iterable[Tensor]) -> None:
+        images = [x.clone() if x.is_inference() else x for x in images_of(batches)]
+        with torch.no_grad():
+            lessons = [(x, self.anchor(x).argmax(dim=1)) for x in images]
+        self.prior.variance = self._of_adapted(
+            swag_diagonal(self.anchor, lessons, self.passes, title=None).variance
+        )
+
+    @torch.no_grad()
+    def _look(self, x: Tensor) -> Tensor:
+        """The teacher's answer (N, C): a call answers the same."""
+        z = self.anchor(x)
+        wide = torch.promote_types(z.dtype, torch.float32)
+        if bool(z.softmax(dim=1, dtype=wide).amax(dim=1).mean() >= self.threshold):
+            return self.teacher(x)
+        total = torch.zeros_like(z, dtype=wide)
+        for i in range(self.views):
+            view = self.augment(x, generator(self.seed, int(self.clock), f"view {i}", x.device))
+            total += self.teacher(view)
+        return (total / self.views).to(z.dtype)
+
+    def step(self, x: Tensor) -> Tensor:
+        if not len(self.prior.variance):
+            raise RuntimeError(
+                "PETAL does not know the variance of its weights on the source: call adapter.prepare(batches) with "
+                "unlabelled source batches first, or give it the network of swag_diagonal(model, labelled batches)"
+            )
+        student, teacher = self.model(x), self._look(x)
+        loss = soft_cross_entropy(student, teacher).mean() + self.alpha * self.prior()
+        gradients = torch.autograd.grad(loss, self._adapted, materialize_grads=True)
+        self.update(gradients)
+        self.teacher.update()
+        self._return_some([g.square() for g in gradients])
+        return teacher
+
+    @torch.no_grad()
+    def _return_some(self, fisher: Sequence[Tensor]) -> None:
+        """Return the weights of the least information to the source."""
+        least = quantile_of(_flat(fisher), self.quantile)
+        for p, source, f in zip(self._adapted, self.prior.origin, fisher, strict=True):
+            p.copy_(torch.where(f < least, source, p))
+
+
+def quantile_of(values: Tensor, share: float) -> Tensor:
+    """The value (a scalar) below which a share of the values (P,) lies, linear between two of them.
+
+    As :func:`torch.quantile`, which takes no more than 16 million values.
+
+    >>> quantile_of(torch.tensor([4.0, 1.0, 2.0]), 0.25)
+    tensor(1.5000)
+    """
+    place = share * (len(values) - 1)
+    low = int(place)
+    below = values.kthvalue(low + 1).values
+    above = values.kthvalue(min(low + 2, len(values))).values
+    return below + (above - below) * (place - low)
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors]).to(torch.promote_types(tensors[0].dtype, torch.float32))

@@ -1,0 +1,71 @@
+"""Training on the source before deployment, where a method needs it: passes over batches, with a checkpoint after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from testtime import checkpoint
+from testtime.progress import progress
+
+__all__ = ["passes_over"]
+
+
+def passes_over(
+    batches: Collection[tuple[Tensor, Tensor]],
+    passes: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    rate: Callable[[int], float],
+    title: str | None = None,
+    file: Path | None = None,
+    described: Mapping[str, Any] | None = None,
+) -> Iterator[int]:
+    """Train a module, and pause after every pass.
+
+    Args:
+        batches: images and labels, shown in the order they have; a loader that shuffles is one.
+        passes: how often they are shown.
+        module: what is saved; the optimizer's parameters are among its own.
+        optimizer: moves them.
+        loss: of a batch, a scalar.
+        rate: the learning rate of a pass, which are counted from 0.
+        title: says how far the training is; None says nothing.
+        file: a checkpoint after every pass, from which the same call continues; None for none.
+        described: what the checkpoint belongs to, in values of JSON.
+
+    Yields:
+        the number of the pass that is done; what the caller changes in the module before going on is saved.
+
+    Raises:
+        ValueError: the loss is not finite, or the file belongs to another training.
+    """
+    start = 0
+    if file is not None and file.exists():
+        if not checkpoint.belongs(file, described or {}):
+            raise ValueError(f"{file} belongs to another training; choose another file, or delete it")
+        start = checkpoint.load(file, module, optimizer)
+    for done in range(start, passes):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(done)
+        shown = progress(batches, len(batches), f"{title}, pass {done + 1} of {passes}") if title else batches
+        for x, y in shown:
+            with torch.enable_grad():
+                value = loss(x, y)
+                if not bool(torch.isfinite(value)):
+                    raise ValueError(
+                        f"training led to a loss of {value.item()} in pass {done + 1}; expected finite source images, and "
+                        f"a learning rate that fits (it is {rate(done):g})"
+                    )
+                optimizer.zero_grad()
+                value.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        yield done
+        if file is not None:
+            checkpoint.save(file, module, optimizer, done + 1, described or {})
