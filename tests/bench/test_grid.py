@@ -11,7 +11,7 @@ import torch
 from testtime.bench import cell as cell_module
 from testtime.bench.cache import cached, missing
 from testtime.bench.cell import make_stream, read_samples, run_cell
-from testtime.bench.grid import Grid, cells, run_grid
+from testtime.bench.grid import Grid, _batches, cells, run_grid
 from testtime.bench.protocol import Protocol, Row
 from testtime.bench.protocols import protocol
 from testtime.parts import adam
@@ -87,12 +87,12 @@ def test_cells_of_another_version_of_a_method_are_named(tmp_path: Path) -> None:
     assert [path.parent.name in line for line in said if "another version" in line] == [True]
 
 
-@pytest.mark.parametrize("method", ["Tent", "PAFKIP"])
+@pytest.mark.parametrize(("method", "reset"), [("Tent", False), ("PAFKIP", False), ("Tent", True)])
 def test_an_interrupted_cell_goes_on_and_ends_as_if_nothing_had_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, reset: bool
 ) -> None:
     monkeypatch.setattr(cell_module, "CHECKPOINT", 0.0)
-    (plan,) = cells(small(rows=(Row("it", method),)), ".")
+    (plan,) = cells(small(rows=(Row("it", method),), reset=reset), ".")
     run_cell(plan, tmp_path / "whole", tmp_path / "cache")
     seen = []
 
@@ -163,14 +163,33 @@ def test_tables_of_corrupted_images_are_the_images(tmp_path: Path) -> None:
 def test_orders_of_arrival(tmp_path: Path) -> None:
     column = small().columns[0]
     names = {}
-    for order in ("continual", "gradual", "mixed", "correlated"):
+    for order in ("continual", "gradual", "mixed", "correlated", "mixed-correlated", "label-shift"):
         stream = make_stream(small(order=order), column, 0, ".", 10)
         names[order] = list(dict.fromkeys(plan.domain for plan in stream.plans))
-    assert names["continual"] == names["correlated"] == ["fog", "contrast"]
-    assert names["mixed"] == ["mixed"]
+    assert names["continual"] == names["correlated"] == names["label-shift"] == ["fog", "contrast"]
+    assert names["mixed"] == names["mixed-correlated"] == ["mixed"]
     assert names["gradual"][:5] == ["fog-1", "fog-2", "fog-3", "fog-4", "fog"]
     gradual = make_stream(small(order="gradual"), column, 0, ".", 10)
     assert max(plan.visit for plan in gradual.plans) == 17
+
+
+def test_what_returns_is_clean_and_is_counted() -> None:
+    one = small(returns=True)
+    stream = make_stream(one, one.columns[0], 0, ".", 10)
+    assert list(dict.fromkeys(plan.domain for plan in stream.plans)) == ["fog", "contrast", "clean"]
+    assert _batches(cells(one, ".")[0]) == 9
+
+
+def test_a_reset_makes_every_domain_the_first(tmp_path: Path) -> None:
+    rows = tuple(row for row in SMALL.rows if row.label == "TENT")
+    runs = {}
+    for name, reset in (("both", True), ("never", False)):
+        run_grid(small(rows=rows, reset=reset), ".", tmp_path / name, say=quiet)
+        (folder,) = (tmp_path / name / "cells").iterdir()
+        runs[name] = read_samples(folder / "samples").score
+    half = len(runs["both"]) // 2
+    assert np.array_equal(runs["both"][:half], runs["never"][:half])
+    assert not np.array_equal(runs["both"][half:], runs["never"][half:])
 
 
 def test_a_folder_is_added_to_by_the_same_protocol_and_refused_to_others(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from testtime.adapter import Adapter
 from testtime.bench import sets
 from testtime.bench.cache import cached
 from testtime.bench.prequential import Record, prequential
 from testtime.bench.protocol import Column, Protocol, Row, spoken
 from testtime.metrics import Cost, Samples, forgetting, milliseconds, peak_memory, state_bytes, summarise
-from testtime.streams import LADDER, Stream, continual, correlated, mixed, open_set
+from testtime.streams import LADDER, Batch, Stream, clean, continual, correlated, label_shift, mixed, open_set
 
 __all__ = ["Cell", "make_stream", "read_samples", "run_cell"]
 
@@ -37,6 +39,8 @@ ARRIVALS: dict[str, Callable[..., Stream]] = {
     "gradual": continual,  # over the severities of the ladder
     "mixed": mixed,
     "correlated": correlated,
+    "mixed-correlated": partial(correlated, together=True),
+    "label-shift": label_shift,
 }
 
 Precision = Literal["float32", "bfloat16"]
@@ -89,6 +93,8 @@ class Cell:
             "device": self.device,
             "precision": self.precision,
             "facts": dict(self.facts),
+            # What came later is named where it is used, so that what was run before keeps its name.
+            **{name: True for name in ("reset", "returns") if getattr(p, name)},
         }
 
     @property
@@ -112,8 +118,9 @@ def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path,
         for severity in ladder
         for domain in sets.domains(protocol.closed, data, (corruption,), severity)[0]
     ]
+    last = [clean(sets.open_data(protocol.closed, data), made[0].size)] if protocol.returns else []
     arrive = ARRIVALS[protocol.order]
-    stream = arrive(None, made * protocol.rounds, batch_size=column.batch_size, limit=limit, seed=seed)
+    stream = arrive(None, made * protocol.rounds + last, batch_size=column.batch_size, limit=limit, seed=seed)
     if column.open_set is None:
         return stream
     return open_set(stream, sets.open_data(column.open_set, data), column.ratio)
@@ -160,22 +167,23 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
         batches = np.array_split(chosen, max(1, len(chosen) // cell.column.batch_size))
         adapter.prepare([training.batch(b).to(device, memory_format=form) for b in batches])
 
-    def clean() -> Iterator[tuple[Tensor, Tensor]]:
+    def unharmed() -> Iterator[tuple[Tensor, Tensor]]:
         images = sets.open_data(protocol.closed, cell.data)
         order = np.random.default_rng(0).permutation(len(images))[:1000]
         size = stream.domains[0].size
         for part in np.array_split(order, max(1, len(order) // cell.column.batch_size)):
             yield images.batch(part, size).to(device, memory_format=form), images.targets(part)
 
-    before = forgetting(adapter, clean())
+    before = forgetting(adapter, unharmed())
     first = stream[0].x.to(device, memory_format=form)
     with torch.no_grad():
         plain = float(np.median([milliseconds(lambda: model(first), device)[0] for _ in range(5)][1:]))
-    done, parts, lines = _resume(folder, adapter)
+    done, parts, lines = _resume(folder, adapter, protocol.reset)
     counts = [0, 0, 0]
     saved = time.monotonic()
     with Cost(model) as cost, (folder / "batches.jsonl").open("a" if done else "w") as log:
-        for record in prequential(adapter, stream.since(done), device=device, memory_format=form):
+        arriving = _reset_by_visit(adapter, stream, done) if protocol.reset else stream.since(done)
+        for record in prequential(adapter, arriving, device=device, memory_format=form):
             parts.append(record.samples)
             counts[2] += len(record.samples)
             line = _line(record)
@@ -197,7 +205,7 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
         "seed": cell.seed,
         "config": cell.config,
         **summarise(samples, [visits[v] for v in sorted(visits)]),
-        "forgetting": {"before": before, "after": forgetting(adapter, clean())},
+        "forgetting": {"before": before, "after": forgetting(adapter, unharmed())},
         "cost": {
             "declared": list(adapter.cost),
             "forwards": counts[0] / max(counts[2], 1),
@@ -223,6 +231,16 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
     for leftover in ("state.safetensors", "partial"):
         _remove(folder / leftover)
     return result
+
+
+def _reset_by_visit(adapter: Adapter, stream: Stream, start: int) -> Iterator[Batch]:
+    """The batches from number ``start`` on; before the first of each visit the adapter is reset."""
+    before = stream.plans[start - 1].visit if start else None
+    for batch in stream.since(start):
+        if batch.visit != before:
+            adapter.reset()
+        before = batch.visit
+        yield batch
 
 
 def write_samples(folder: Path, samples: Samples) -> None:
@@ -275,7 +293,9 @@ def _checkpoint(folder: Path, adapter: Any, parts: list[Samples], done: int) -> 
     partial.replace(folder / "state.safetensors")
 
 
-def _resume(folder: Path, adapter: Any) -> tuple[int, list[Samples], list[dict[str, Any]]]:
+def _resume(
+    folder: Path, adapter: Any, resets: bool = False
+) -> tuple[int, list[Samples], list[dict[str, Any]]]:
     """Batches done, their answers and their lines; (0, [], []) where there is nothing to go on from."""
     path = folder / "state.safetensors"
     if not path.is_file():
@@ -285,7 +305,10 @@ def _resume(folder: Path, adapter: Any) -> tuple[int, list[Samples], list[dict[s
         samples = read_samples(folder / "partial")
         lines = [json.loads(line) for line in (folder / "batches.jsonl").read_text().splitlines() if line]
         done = int(samples.batch.max()) + 1
-        if "clock" not in state or int(state["clock"]) != done or len(lines) < done:
+        if len(lines) < done:
+            return 0, [], []
+        here = [line["visit"] for line in lines[:done]]
+        if int(state["clock"]) != (here.count(here[-1]) if resets else done):
             return 0, [], []
         adapter.load_state_dict(state)
     except (OSError, ValueError, KeyError, SafetensorError):

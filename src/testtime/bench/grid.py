@@ -34,6 +34,8 @@ SETTINGS = (
     "severity",
     "rounds",
     "order",
+    "reset",
+    "returns",
     "limit",
     "slow_limit",
 )  # of a whole folder
@@ -120,6 +122,8 @@ class Grid:
                 "severity": protocol.severity,
                 "rounds": protocol.rounds,
                 "order": protocol.order,
+                "reset": protocol.reset,
+                "returns": protocol.returns,
                 "limit": protocol.limit,
                 "slow_limit": protocol.slow_limit,
                 "seeds": list(protocol.seeds),
@@ -162,7 +166,7 @@ class Grid:
         if path.is_file():
             before = json.loads(path.read_text())
             for name in SETTINGS:
-                if before.get(name) != about[name]:
+                if (before.get(name) or None) != (about[name] or None):  # earlier versions had fewer
                     raise ValueError(
                         f"{self.folder} holds a run with {name} {before.get(name)}, this one has {about[name]}; "
                         "give it another folder with --out"
@@ -301,7 +305,8 @@ def _batches(cell: Cell) -> int:
     images = cell.protocol.limit or len(sets.open_data(cell.protocol.closed, cell.data))
     known = max(1, round(cell.column.batch_size / (1 + (cell.column.ratio if cell.column.open_set else 0))))
     steps = len(LADDER) if cell.protocol.order == "gradual" else 1
-    return -(-images // known) * len(cell.protocol.corruptions) * cell.protocol.rounds * steps
+    visits = len(cell.protocol.corruptions) * cell.protocol.rounds * steps + cell.protocol.returns
+    return -(-images // known) * visits
 
 
 _ticks: Any = None

@@ -96,7 +96,9 @@ class Protocol:
         corruptions: the domains in their order.
         severity: 1 to 5.
         rounds: how often the domains come (4 rounds of 15 are 60 shifts).
-        order: "continual", "gradual", "mixed" or "correlated"; there is never a reset.
+        order: "continual", "gradual", "mixed", "correlated", "mixed-correlated" or "label-shift".
+        reset: whether the adapter begins every domain as it was born; else there is never a reset.
+        returns: whether the clean images come at last.
         limit: closed-set images for each domain; None is all.
         slow_limit: the same for methods of more than 20 forwards a batch.
         seeds: of order and methods.
@@ -116,6 +118,8 @@ class Protocol:
     severity: int = 5
     rounds: int = 1
     order: str = "continual"
+    reset: bool = False
+    returns: bool = False
     limit: int | None = None
     slow_limit: int | None = None
     seeds: tuple[int, ...] = (0,)

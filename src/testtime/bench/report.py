@@ -183,14 +183,19 @@ def _lead(run: Run) -> str:
         text += f". The model without adaptation has {run.over_columns('Source', run.headline):.1f} %"
     limit = f"{about['limit']:,} known images" if about["limit"] else "all known images"
     domains = len(about["corruptions"]) * about["rounds"]
+    severity = f"of severity {about['severity']}"
     arrival = {
-        "continual": f"of severity {about['severity']}, one after the other",
+        "continual": f"{severity}, one after the other",
         "gradual": "whose severity rises to 5 and falls again",
-        "mixed": f"of severity {about['severity']}, shuffled into one",
-        "correlated": f"of severity {about['severity']}, one after the other, with the classes in spells",
+        "mixed": f"{severity}, shuffled into one",
+        "correlated": f"{severity}, one after the other, with the classes in spells",
+        "mixed-correlated": f"{severity}, shuffled into one, with the classes in spells",
+        "label-shift": f"{severity}, one after the other, in each of which every class dominates for a time",
     }[about["order"]]
+    resets = "a reset before each" if about.get("reset") else "never a reset"
+    arrival += ", and the clean images at last" if about.get("returns") else ""
     seeds = f"{len(about['seeds'])} seed{'s' if len(about['seeds']) > 1 else ''}"
-    return f"{text}. The stream: {domains} domains {arrival}; {limit} in each, never a reset, {seeds}."
+    return f"{text}. The stream: {domains} domains {arrival}; {limit} in each, {resets}, {seeds}."
 
 
 def _main_table(run: Run) -> str:
