@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from testtime.parts.optimizers import adam, sgd
     from testtime.prediction import Prediction, TaskPredictions, energy
     from testtime.saving import adapt, list_methods, load, save
-    from testtime.wrap import Episodic, PriorCorrected, Repeat, ResetEvery, Window
+    from testtime.wrap import Episodic, LabelShift, PriorCorrected, Repeat, ResetEvery, Window
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
     "Episodic",
+    "LabelShift",
     "Prediction",
     "PriorCorrected",
     "Repeat",
@@ -36,7 +37,7 @@ _HOMES = {
     "testtime.parts.optimizers": ("adam", "sgd"),
     "testtime.prediction": ("Prediction", "TaskPredictions", "energy"),
     "testtime.saving": ("adapt", "list_methods", "load", "save"),
-    "testtime.wrap": ("Episodic", "PriorCorrected", "Repeat", "ResetEvery", "Window"),
+    "testtime.wrap": ("Episodic", "LabelShift", "PriorCorrected", "Repeat", "ResetEvery", "Window"),
 }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 
 from testtime.adapter import Adapter
+from testtime.label_shift import shifted_heads, with_label_shift
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.methods import EATA, PAFKIP, RoTTA, Tent
-from testtime.wrap import Episodic, PriorCorrected, Repeat, ResetEvery, Window
+from testtime.wrap import Episodic, LabelShift, PriorCorrected, Repeat, ResetEvery, Window
 
 
 def around(
@@ -27,6 +29,18 @@ OF_PAF = {
 }
 COMPANY = {"null_step": "it answers under the statistics of the window, not of the batch"}
 AGAIN = {"one_tick": "each of its steps on a batch observes it (S4T, 40 steps in train mode)"}
+
+
+def with_lively_head(model: nn.Module) -> nn.Module:
+    """A head that plainly follows the label distribution, as if it had been trained to."""
+    tree = with_label_shift(model, torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1]), hidden=8)
+    (head,) = shifted_heads(tree)
+    rng = torch.Generator().manual_seed(0)
+    head.writing.data.copy_(0.2 * torch.randn(head.writing.shape, generator=rng))
+    return tree
+
+
+FOLLOWS = {"null_step": "its head follows the label distribution, whatever the learning rate"}
 PRIOR = {"null_step": "it reweights every answer by the classes of its batch"}
 EVERY_TWO, WINDOW = partial(ResetEvery, every=2), partial(Window, size=24)
 
@@ -49,6 +63,9 @@ CASES = [
     Case("PriorCorrected-Tent", around(PriorCorrected, Tent), PRIOR),
     Case("PriorCorrected-RoTTA", around(partial(PriorCorrected, of="logits"), ROTTA), PRIOR, ["batchnorm"]),
     Case("PriorCorrected-ResetEvery-PAFKIP", around(PriorCorrected, around(EVERY_TWO, PAF)), OF_PAF | PRIOR, ["batchnorm"]),
+    Case("LabelShift-Tent", around(LabelShift, lambda model: Tent(with_lively_head(model))), FOLLOWS),
+    Case("LabelShift-RoTTA", around(LabelShift, lambda model: ROTTA(with_lively_head(model))), FOLLOWS, ["batchnorm"]),
+    Case("LabelShift-PAFKIP", around(LabelShift, lambda model: PAF(with_lively_head(model))), OF_PAF | FOLLOWS, ["batchnorm"]),
 ]  # fmt: skip
 
 

@@ -16,11 +16,11 @@ A step:
 Departures:
     The answer is the logarithm of the assignments, which the softmax of a caller gives back; the paper's are the assignments.
     The score is the energy of the model's own logits, for that of :math:`\log z` is zero.
-    Written from the paper: the published code, whose licence is non-commercial, was not read. The width of the radial
+    Written from the method as described; the published code, whose licence is non-commercial, was not read. The width of the radial
     affinity is the mean distance to the ``neighbours``-th of the other images; an image is its own neighbour in the radial
     and the linear affinity, and not among the nearest.
     An image alone has no neighbours, and keeps its prediction.
-    The paper's setting: ``LAME(model)`` on batches of 16 from correlated streams. On a shuffled stream neighbours are of other
+    The published setting: ``LAME(model)`` on batches of 16 from correlated streams. On a shuffled stream neighbours are of other
     classes, and it fails as published.
 
 Cost: one forward.
@@ -109,7 +109,7 @@ class LAME(Adapter):
 
     Args:
         model: any classifier that ends in a linear head.
-        affinity: "nearest" (the paper's), "radial" or "linear".
+        affinity: "nearest", "radial" or "linear".
         neighbours: k.
         weight: lambda, of the neighbours.
         iterations, tolerance: when the procedure stops.

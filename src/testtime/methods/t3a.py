@@ -17,7 +17,8 @@ A step:
 
 Departures:
     The published code makes the prototypes unit vectors: ``unit=True``. It finds the class of a weight vector by predicting it,
-    which is its own class in all but degenerate heads; here, as in the paper, it is its own.
+    which is its own class in all but degenerate heads; here it is its own.
+    The mean of the supports is the paper's equation as this library knows it; its text was not at hand to check.
     Published code step by step: ``T3A(model, supports=K, unit=True)``, K one of 1, 5, 20, 50 and 100. Its K = -1, all supports,
     does not work as published (the list of all is overwritten), grows with the stream, and is left out.
 
