@@ -21,6 +21,7 @@ from testtime.methods.roid import ROID
 from testtime.methods.rotta import RoTTA
 from testtime.methods.rpl import RPL
 from testtime.methods.s4t import S4T
+from testtime.methods.santa import SANTA
 from testtime.methods.sar import SAR
 from testtime.methods.shot_im import SHOTIM
 from testtime.methods.sotta import SoTTA
@@ -51,6 +52,7 @@ __all__ = [
     "ROID",
     "RPL",
     "S4T",
+    "SANTA",
     "SAR",
     "SHOTIM",
     "STAMP",

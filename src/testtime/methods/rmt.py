@@ -53,7 +53,7 @@ from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.randomness import epochs
 from testtime.sharing import Stateful, share
 
-__all__ = ["RMT", "SourceReplay", "attract"]
+__all__ = ["RMT", "SourceReplay", "attract", "projector"]
 
 
 def attract(views: Tensor, temperature: float) -> Tensor:
@@ -194,9 +194,9 @@ class RMT(Adapter):
         self._tap = head_tap(self.model, head)
         dtype = torch.promote_types(network[0].dtype, torch.float32)
         # Beside the network, so that the optimizer moves both and the state names both.
-        projector = _projector(wide, outputs, seed).to(network[0].device, dtype)
-        self.model.add_module("projector", projector)
-        self.adapt([*network, *projector.parameters()], optimizer)
+        beside = projector(wide, outputs, seed).to(network[0].device, dtype)
+        self.model.add_module("projector", beside)
+        self.adapt([*network, *beside.parameters()], optimizer)
         self.teacher = Teacher(self.model, network, decay)
         self.of_source = SourceReplay()
 
@@ -262,7 +262,7 @@ class RMT(Adapter):
         return (student + teacher) / 2
 
 
-def _projector(wide: int, outputs: int | None, seed: int) -> nn.Module:
+def projector(wide: int, outputs: int | None, seed: int) -> nn.Module:
     """Two linear layers with weights of the seed."""
     if outputs is None:
         return nn.Identity()
