@@ -51,7 +51,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument("--limit", type=int, metavar="N", help="closed-set images for each domain")
     bench.add_argument("--open-sets", type=_words, metavar="A,B", help="instead of the protocol's")
     bench.add_argument("--batch-size", type=int, metavar="N", help="instead of the protocol's")
-    orders = ("continual", "gradual", "mixed", "correlated")
+    orders = ("continual", "gradual", "mixed", "correlated", "mixed-correlated", "label-shift")
     bench.add_argument("--order", choices=orders, help="how the domains arrive, instead of the protocol's")
     bench.add_argument("--severity", type=int, choices=range(1, 6), help="instead of the protocol's")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import testtime.methods
 from testtime.bench import published
+from testtime.bench.cell import ARRIVALS
 from testtime.bench.protocol import spoken
 from testtime.bench.protocols import PROTOCOLS, protocol, shifted
 from testtime.bench.sets import SETS
@@ -28,7 +29,7 @@ def test_every_protocol_names_what_exists(name: str) -> None:
         takes = inspect.signature(getattr(testtime.methods, row.method).__init__).parameters
         assert set(row.arguments) <= set(takes)
     for column in one.columns:
-        assert column.open_set in SETS
+        assert column.open_set in (None, *SETS)
     for label, by_column in one.published.items():
         assert label in labels
         assert by_column.keys() & {column.name for column in one.columns}
@@ -73,6 +74,18 @@ def test_published_figures_that_the_specification_names() -> None:
         "PAF+KIP": 92.30,
     }
     assert published.LATENCY["PAF+KIP"] / published.LATENCY["TENT"] == pytest.approx(3.46, abs=0.01)
+
+
+def test_the_field_has_every_kind_of_stream() -> None:
+    field = {name.removeprefix("field-"): one for name, one in PROTOCOLS.items() if name.startswith("field-")}
+    assert {one.order for one in field.values()} == set(ARRIVALS)
+    assert field["reset"].reset
+    assert field["forgetting"].returns
+    assert field["single"].columns[0].batch_size == 1
+    assert field["long"].rounds * len(field["long"].corruptions) == 60
+    assert len(field["unmixed"].rows) == 20
+    labels = {row.label for row in field["continual"].rows}
+    assert len(labels) == len(field["continual"].rows) >= 27
 
 
 def test_narrowing() -> None:
