@@ -35,6 +35,7 @@ from testtime.methods import (
     TTT,
     TTTMAE,
     ActMAD,
+    AdaContrast,
     AdaNPC,
     BNAdapt,
     ClusT3,
@@ -90,6 +91,7 @@ DIVERSE = {
     "declared": "its second forward is of those alone that are diverse enough (diversity weighting)",
     "null_step": "reweights its answers by how frequent the classes are in the batch (prior correction)",
 }
+FOLLOWS = {"null_step": "answers by running statistics, which follow the stream whatever the learning rate"}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -129,6 +131,7 @@ CASES = [
     Case("AdaNPC", partial(AdaNPC, capacity=64), VOTES),
     Case("RMT", partial(RMT, outputs=16, replay=64), WARMED),
     Case("PETAL", partial(PETAL, views=3), DRAWS | UNSURE),
+    Case("AdaContrast", partial(AdaContrast, begin=16, capacity=32), DRAWS | FOLLOWS),
 ]
 
 

@@ -1,6 +1,7 @@
 """The methods of the field: one paper, one file, one final class."""
 
 from testtime.methods.actmad import ActMAD
+from testtime.methods.adacontrast import AdaContrast
 from testtime.methods.adanpc import AdaNPC
 from testtime.methods.bn_adapt import BNAdapt
 from testtime.methods.clust3 import ClusT3
@@ -61,6 +62,7 @@ __all__ = [
     "TTT",
     "TTTMAE",
     "ActMAD",
+    "AdaContrast",
     "AdaNPC",
     "BNAdapt",
     "ClusT3",

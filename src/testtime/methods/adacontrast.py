@@ -1,0 +1,238 @@
+r"""AdaContrast: pseudo-labels by the vote of near neighbours, and contrast with those that are labelled otherwise.
+
+With unit features q of one strong view of an image by the student, k of another by the teacher, the keys
+:math:`k_j` of past images with their labels :math:`\hat y_j`, and the label :math:`\hat y` that the mean prediction of the
+K nearest images gives to a weak view,
+
+.. math::
+    L_{cls} &= -\log p_\theta(\hat y \mid x^q), \qquad
+    L_{ctr} = -\log \frac{\exp(q \cdot k / \tau)}
+        {\exp(q \cdot k / \tau) + \sum_{j :\, \hat y_j \ne \hat y} \exp(q \cdot k_j / \tau)} \\
+    L &= \tfrac1N \sum_i \big( L_{cls} + \gamma_{ctr} L_{ctr} \big) - \gamma_{div} H(\bar p), \qquad
+    \theta' \leftarrow \beta\, \theta' + (1 - \beta)\, \theta
+
+where :math:`\bar p` is the mean prediction of the batch's strong views.
+
+A step:
+    1. the student looks at a weak view; its K nearest in the memory vote on the label, once ``begin`` images were met, and
+       before that its own prediction is the label;
+    2. the teacher follows the student, and both look at a strong view each;
+    3. update all parameters once on L;
+    4. the keys with their labels, and the teacher's features and predictions of the weak view, enter the memory, from which
+       the oldest leave;
+    5. the student answers.
+
+Departures:
+    The paper, and its code, go through the test set for several epochs and begin with the neighbours of all of it; this is
+    the online form, as the common benchmark of continual adaptation runs it, with the features that the head is given.
+    There the memory of keys begins with random keys of random labels; here it begins empty. There the labels of the batch
+    replace those of the oldest keys before these are compared, so that old keys are compared under new labels; here keys and
+    labels enter together, after.
+    The published code multiplies the learning rate of bottleneck and head by ten, and decays it by a cosine; this does not.
+    BatchNorm statistics follow the weak views, once per batch and after the answer; there they follow every view.
+    The strong views of the published ImageNet-sized code are also blurred (:func:`testtime.parts.simclr` is CIFAR's).
+    Published code step by step, up to these: ``AdaContrast(model)``.
+
+Cost: five forwards, one backward.
+
+Reference: Chen, Wang, Darrell and Ebrahimi, Contrastive Test-Time Adaptation, CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from testtime.adapter import Adapter
+from testtime.norm import observing, running_statistics
+from testtime.parts import Teacher, generator, marginal_entropy, random_crop_flip, sgd, simclr
+from testtime.parts.augment import Augmentation
+from testtime.parts.features import head_tap, linear_head, with_features
+from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.taps import Tap
+from testtime.sharing import Stateful
+
+__all__ = ["AdaContrast", "NeighbourMemory", "class_contrast"]
+
+
+def class_contrast(
+    q: Tensor, k: Tensor, label: Tensor, keys: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """InfoNCE in which keys of the same label do not repel, in nats.
+
+    Args:
+        q, k: unit vectors (N, D) of two views.
+        label: (N,) of the images.
+        keys: unit vectors (M, D).
+        labels: (M,) of the keys.
+        temperature: tau.
+
+    Returns:
+        a scalar; zero where nothing repels.
+
+    >>> class_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), torch.eye(2), torch.tensor([1, 1]), 1.0)  # log 2, 0
+    tensor(0.3466)
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        repel = (q @ keys.T / temperature).masked_fill(label[:, None] == labels, -torch.inf)
+        attract = (q * k).sum(dim=1, keepdim=True) / temperature
+    likeness = torch.cat([attract, repel], dim=1)
+    return -likeness.log_softmax(dim=1)[:, 0].mean()
+
+
+@final
+class NeighbourMemory(Stateful):
+    """The last images of a stream: a key and a label, a feature and a prediction of each.
+
+    Args:
+        head: the linear layer that the features are given to.
+        capacity: how many images it holds; beyond, the oldest leave.
+
+    Attributes:
+        keys, features: (capacity, D) unit vectors, at least in float32.
+        label: (capacity,); -1 is a free place.
+        probability: (capacity, C).
+        met: images so far.
+    """
+
+    keys: Tensor
+    features: Tensor
+    label: Tensor
+    probability: Tensor
+    met: Tensor
+
+    def __init__(self, head: nn.Linear, capacity: int) -> None:
+        super().__init__()
+        like = torch.promote_types(head.weight.dtype, torch.float32)
+        for name, width in (
+            ("keys", head.in_features),
+            ("features", head.in_features),
+            ("probability", head.out_features),
+        ):
+            self.register_buffer(name, head.weight.new_zeros(capacity, width, dtype=like).detach())
+        self.register_buffer("label", torch.full((capacity,), -1, device=head.weight.device))
+        self.register_buffer("met", torch.zeros((), dtype=torch.int64))
+
+    def vote(self, z: Tensor, neighbours: int) -> Tensor:
+        """The mean prediction (N, C) of those nearest to each unit feature (N, D)."""
+        held = self.label >= 0
+        with torch.autocast(z.device.type, enabled=False):
+            likeness = z @ self.features[held].T
+        nearest = likeness.topk(min(neighbours, likeness.shape[1]), dim=1).indices
+        return self.probability[held][nearest].mean(dim=1)
+
+    def update(self, keys: Tensor, label: Tensor, features: Tensor, probability: Tensor) -> None:
+        """Remember N images, of which the last find room."""
+        capacity, n = len(self.label), len(label)
+        places = (int(self.met) + torch.arange(n, device=label.device))[-capacity:] % capacity
+        for name, new in (
+            ("keys", keys),
+            ("label", label),
+            ("features", features),
+            ("probability", probability),
+        ):
+            old = self.get_buffer(name)
+            self._buffers[name] = old.index_copy(0, places, new[-capacity:].to(old.dtype))
+        self.met = self.met + n
+
+
+@final
+class AdaContrast(Adapter):
+    """Pseudo-labels by the vote of near neighbours, and contrast with those that are labelled otherwise.
+
+    Args:
+        model: any classifier that ends in a linear head.
+        optimizer: moves all parameters.
+        neighbours: K.
+        begin: images that are met before neighbours vote.
+        capacity: images in the memory.
+        temperature: tau.
+        contrast: gamma_ctr, the weight of the contrast.
+        diversity: gamma_div, the weight of the entropy of the mean prediction.
+        decay: beta, the weight of the past in the teacher.
+        weak, strong: make a view.
+        head: the name of the linear head; the last linear layer unless given.
+        norm: the policy of the BatchNorm layers in both models.
+        seed: of the views.
+
+    Raises:
+        ValueError: the model has no linear head, or neighbours, begin or capacity is below 1.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> adacontrast = AdaContrast(net, capacity=64)
+    >>> y = adacontrast(torch.rand(8, 3, 8, 8))
+    >>> y.shape, y.updated
+    (torch.Size([8, 2]), True)
+    """
+
+    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
+    stochastic: ClassVar[bool] = True
+    cost = (5, 1)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = sgd(2e-4, weight_decay=1e-4),  # noqa: B008 - a frozen value
+        neighbours: int = 10,
+        begin: int = 1024,
+        capacity: int = 16384,
+        temperature: float = 0.07,
+        contrast: float = 1.0,
+        diversity: float = 1.0,
+        decay: float = 0.999,
+        weak: Augmentation = random_crop_flip,
+        strong: Augmentation = simclr,
+        head: str | None = None,
+        norm: Callable[[nn.Module], nn.Module] = running_statistics,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(norm(model), seed)
+        if min(neighbours, begin, capacity) < 1:
+            raise ValueError(
+                f"neighbours, begin and capacity count images and are at least 1, got {neighbours}, {begin}, {capacity}"
+            )
+        self.optimizer, self.neighbours, self.begin, self.capacity = optimizer, neighbours, begin, capacity
+        self.temperature, self.contrast, self.diversity, self.decay = temperature, contrast, diversity, decay
+        self.weak, self.strong, self.head, self.norm = weak, strong, head, norm
+        name, linear = linear_head(self.model, head)
+        self._tap = head_tap(self.model, head)
+        self.adapt(self.model.parameters(), optimizer)
+        self.teacher = Teacher(self.model, self._adapted, decay)
+        self._teachers_tap = self.teacher.model.get_submodule(name)
+        self.memory = NeighbourMemory(linear, capacity)
+
+    def _see(self, model: nn.Module, at_head: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, C), and unit features (N, D) at least in float32, of a batch that is learned from."""
+        assert isinstance(at_head, Tap)
+        with observing(model):
+            logits, z = with_features(model, at_head, x)
+        return logits, F.normalize(z.to(self.memory.features.dtype), dim=1)
+
+    def step(self, x: Tensor) -> Tensor:
+        def view(of: str, draw: Augmentation) -> Tensor:
+            return draw(x, generator(self.seed, int(self.clock), of, x.device))
+
+        memory, weak = self.memory, view("weak", self.weak)
+        with torch.no_grad():
+            logits, z = self._see(self.model, self._tap, weak)
+            voted = int(memory.met) >= self.begin
+            label = (memory.vote(z, self.neighbours) if voted else logits).argmax(dim=1)
+            self.teacher.update()
+            _, k = self._see(self.teacher.model, self._teachers_tap, view("key", self.strong))
+        logits, q = self._see(self.model, self._tap, view("query", self.strong))
+        loss = F.cross_entropy(logits, label)
+        loss = loss + self.contrast * class_contrast(q, k, label, *self._held(), temperature=self.temperature)
+        self.update(loss - self.diversity * marginal_entropy(logits))
+        with torch.no_grad():
+            slow, z = self._see(self.teacher.model, self._teachers_tap, weak)
+            memory.update(k, label, z, slow.softmax(dim=1, dtype=z.dtype))
+            return self.model(x)
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        """The keys (M, D) in the memory, and their labels (M,)."""
+        held = self.memory.label >= 0
+        return self.memory.keys[held], self.memory.label[held]
