@@ -5,9 +5,18 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter, state_hash
 from testtime.laws import CLASSES, WORLDS
-from testtime.methods import EATA, PAFKIP, Tent
+from testtime.methods import EATA, PAFKIP, Source, Tent
 from testtime.parts import sgd
-from testtime.wrap import Episodic, PriorCorrected, Repeat, ResetEvery, Window, Wrapper, smoothed_prior
+from testtime.wrap import (
+    Episodic,
+    PriorCorrected,
+    Repeat,
+    ResetEvery,
+    TimeConstrained,
+    Window,
+    Wrapper,
+    smoothed_prior,
+)
 
 WORLD = WORLDS["batchnorm"]
 
@@ -236,3 +245,39 @@ def test_the_prior_is_of_logits() -> None:
     dense = WORLDS["dense"]
     with pytest.raises(TypeError, match=r"logits \(N, C\)"):
         PriorCorrected(Tent(dense.network()))(dense.stream(1)[0])
+
+
+@pytest.mark.parametrize(
+    ("speed", "cost", "delay"), [(1.0, None, 2), (0.5, None, 1), (0.3, None, 0), (1.0, 1.0, 0), (1.0, 3.5, 3)]
+)
+def test_a_slow_adapter_misses_what_arrives_meanwhile(speed: float, cost: float | None, delay: int) -> None:
+    network, stream = WORLD.network(), WORLD.stream(7)
+    adapter = TimeConstrained(Tent(network, sgd(0.1)), Source(network), speed, cost)
+    assert adapter.delay == delay
+    learner, source = Tent(network, sgd(0.1)), Source(network)
+    for t, x in enumerate(stream):
+        y = adapter(x)
+        learns = t % (delay + 1) == 0
+        assert y.updated == learns
+        torch.testing.assert_close(y.logits, (learner(x) if learns else source(x)).logits)
+    assert state_hash(adapter.adapter) == state_hash(learner)
+
+
+def test_without_another_model_the_adapter_answers_as_it_is() -> None:
+    network, stream = WORLD.network(), WORLD.stream(3)
+    adapter, learner = TimeConstrained(Tent(network, sgd(0.1))), Tent(network, sgd(0.1))
+    learner(stream[0])
+    adapter(stream[0])
+    torch.testing.assert_close(adapter(stream[1]).logits, learner.predict(stream[1]).logits)
+    fresh = TimeConstrained(Tent(network, sgd(0.1)))
+    fresh.load_state_dict(adapter.state_dict())  # one of two is missed already
+    assert [fresh(x).updated for x in (stream[2], stream[2])] == [False, True]
+
+
+def test_time_is_declared_with_sense() -> None:
+    network = WORLD.network()
+    with pytest.raises(TypeError, match=r"such as Source\(model\), got"):
+        TimeConstrained(Tent(network), network)  # type: ignore[arg-type]
+    for speed, cost in ((0.0, None), (1.0, -1.0)):
+        with pytest.raises(ValueError, match="speed and cost are positive"):
+            TimeConstrained(Tent(network), speed=speed, cost=cost)

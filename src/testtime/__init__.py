@@ -8,7 +8,15 @@ if TYPE_CHECKING:
     from testtime.parts.optimizers import adam, sgd
     from testtime.prediction import Prediction, TaskPredictions, energy
     from testtime.saving import adapt, list_methods, load, save
-    from testtime.wrap import Episodic, LabelShift, PriorCorrected, Repeat, ResetEvery, Window
+    from testtime.wrap import (
+        Episodic,
+        LabelShift,
+        PriorCorrected,
+        Repeat,
+        ResetEvery,
+        TimeConstrained,
+        Window,
+    )
 
 __version__ = "0.1.0"
 
@@ -21,6 +29,7 @@ __all__ = [
     "Repeat",
     "ResetEvery",
     "TaskPredictions",
+    "TimeConstrained",
     "Window",
     "adam",
     "adapt",
@@ -37,7 +46,15 @@ _HOMES = {
     "testtime.parts.optimizers": ("adam", "sgd"),
     "testtime.prediction": ("Prediction", "TaskPredictions", "energy"),
     "testtime.saving": ("adapt", "list_methods", "load", "save"),
-    "testtime.wrap": ("Episodic", "LabelShift", "PriorCorrected", "Repeat", "ResetEvery", "Window"),
+    "testtime.wrap": (
+        "Episodic",
+        "LabelShift",
+        "PriorCorrected",
+        "Repeat",
+        "ResetEvery",
+        "TimeConstrained",
+        "Window",
+    ),
 }
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from testtime.adapter import Adapter
 from testtime.label_shift import shifted_heads, with_label_shift
 from testtime.laws import CLASSES, Case, parametrize_with_laws
-from testtime.methods import EATA, PAFKIP, RoTTA, Tent
-from testtime.wrap import Episodic, LabelShift, PriorCorrected, Repeat, ResetEvery, Window
+from testtime.methods import EATA, PAFKIP, RoTTA, Source, Tent
+from testtime.wrap import Episodic, LabelShift, PriorCorrected, Repeat, ResetEvery, TimeConstrained, Window
 
 
 def around(
@@ -41,6 +41,7 @@ def with_lively_head(model: nn.Module) -> nn.Module:
 
 
 FOLLOWS = {"null_step": "its head follows the label distribution, whatever the learning rate"}
+MISSED = {"null_step": "what arrives while it learns is answered by another model, under source statistics"}
 PRIOR = {"null_step": "it reweights every answer by the classes of its batch"}
 EVERY_TWO, WINDOW = partial(ResetEvery, every=2), partial(Window, size=24)
 
@@ -60,6 +61,8 @@ CASES = [
         {"null_step": "RoTTA's statistics follow its memory, whatever the learning rate"},
         ["batchnorm"],
     ),
+    Case("TimeConstrained-Tent", lambda model: TimeConstrained(Tent(model), cost=2.0)),
+    Case("TimeConstrained-Tent-Source", lambda model: TimeConstrained(Tent(model), Source(model), cost=2.0), MISSED),
     Case("PriorCorrected-Tent", around(PriorCorrected, Tent), PRIOR),
     Case("PriorCorrected-RoTTA", around(partial(PriorCorrected, of="logits"), ROTTA), PRIOR, ["batchnorm"]),
     Case("PriorCorrected-ResetEvery-PAFKIP", around(PriorCorrected, around(EVERY_TWO, PAF)), OF_PAF | PRIOR, ["batchnorm"]),
