@@ -16,12 +16,12 @@ A step:
 Departures:
     The answer is the logarithm of the assignments, which the softmax of a caller gives back; the paper's are the assignments.
     The score is the energy of the model's own logits, for that of :math:`\log z` is zero.
-    Written from the method as described; the published code, whose licence is non-commercial, was not read. The width of the radial
-    affinity is the mean distance to the ``neighbours``-th of the other images; an image is its own neighbour in the radial
-    and the linear affinity, and not among the nearest.
+    Written from the method as described; the published code, whose licence is non-commercial, was not read. The width of the
+    radial affinity is the mean distance to the ``neighbours``-th of the other images; an image is its own neighbour in the
+    radial and the linear affinity, and not among the nearest.
     An image alone has no neighbours, and keeps its prediction.
-    The published setting: ``LAME(model)`` on batches of 16 from correlated streams. On a shuffled stream neighbours are of other
-    classes, and it fails as published.
+    The published setting: ``LAME(model)`` on batches of 16 from correlated streams. On a shuffled stream neighbours are of
+    other classes, and it fails as published.
 
 Cost: one forward.
 

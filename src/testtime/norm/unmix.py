@@ -18,12 +18,12 @@ over its places, and m the momentum of a batch of :math:`B_{max}`,
 Instance b is normalised by :math:`\mu_b, \sigma_b^2`; at birth their mixture has, on average, the source's mean and variance.
 
 Departures:
-    Written from the authors' description, which gives the statistics and their mixing; the published code, which has no licence,
-    was not read. The form of the birth, of tau and of the momentum is what is reported of that code. That the components move
-    by the very mixing above, m = 0.1, and :math:`B_{max}` = 64, the batch of the paper's streams, are this library's reading.
-    The published layers are said to move in every forward, so that any extra forward counts twice; here they move once per
-    adapted batch. What is one value per channel (a layer after pooling) has no instance statistics: as reported of that code,
-    the source's serve, and nothing moves. Gradients flow through the instance's statistics and through p.
+    Written from the authors' description, which gives the statistics and their mixing; the published code, which has no
+    licence, was not read. The form of the birth, of tau and of the momentum is what is reported of that code. That the
+    components move by the very mixing above, m = 0.1, and :math:`B_{max}` = 64, the batch of the paper's streams, are this
+    library's reading. The published layers are said to move in every forward, so that any extra forward counts twice; here
+    they move once per adapted batch. What is one value per channel (a layer after pooling) has no instance statistics: as
+    reported of that code, the source's serve, and nothing moves. Gradients flow through the instance's statistics and p.
 
 Reference: Tomar, Vray, Thiran and Bozorgtabar, Un-Mixing Test-Time Normalization Statistics: Combatting Label Temporal
 Correlation, ICLR 2024.
