@@ -12,6 +12,7 @@ from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.laws.check import CLASSIFICATION
 from testtime.laws.worlds import DENSE_TASKS, ambient
 from testtime.methods import (
+    CAFA,
     CMF,
     EATA,
     ETA,
@@ -39,6 +40,7 @@ from testtime.methods import (
     AdaNPC,
     BNAdapt,
     ClusT3,
+    Core,
     CoTTA,
     DeYO,
     RoTTA,
@@ -97,8 +99,10 @@ EVERYWHERE = (*CLASSIFICATION, "dense")
 CASES = [
     Case("ActMAD", ActMAD, worlds=EVERYWHERE),
     Case("BNAdapt", BNAdapt, worlds=["batchnorm", "dense"]),
+    Case("CAFA", CAFA),
     Case("ClusT3", partial(ClusT3, passes=1), worlds=EVERYWHERE),
     Case("CMF", partial(CMF, classes=CLASSES), DIVERSE),
+    Case("Core", Core),
     Case("CoTTA", partial(CoTTA, views=3), DRAWS | UNSURE),
     Case("DeYO", partial(DeYO, classes=CLASSES), CERTAIN),
     Case("EATA", partial(EATA, classes=CLASSES)),

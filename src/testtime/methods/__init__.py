@@ -4,8 +4,10 @@ from testtime.methods.actmad import ActMAD
 from testtime.methods.adacontrast import AdaContrast
 from testtime.methods.adanpc import AdaNPC
 from testtime.methods.bn_adapt import BNAdapt
+from testtime.methods.cafa import CAFA
 from testtime.methods.clust3 import ClusT3
 from testtime.methods.cmf import CMF
+from testtime.methods.core import Core
 from testtime.methods.cotta import CoTTA
 from testtime.methods.deyo import DeYO
 from testtime.methods.eata import EATA
@@ -39,6 +41,7 @@ from testtime.methods.unient import UniEnt
 from testtime.methods.unient_plus import UniEntPlus
 
 __all__ = [
+    "CAFA",
     "CMF",
     "EATA",
     "ETA",
@@ -67,6 +70,7 @@ __all__ = [
     "BNAdapt",
     "ClusT3",
     "CoTTA",
+    "Core",
     "DeYO",
     "RoTTA",
     "SoTTA",

@@ -1,6 +1,7 @@
 """Parts that methods are made of: pure functions, and classes that only remember."""
 
 from testtime.parts.augment import identity, katana, random_crop_flip, shuffle_patches, simclr
+from testtime.parts.chains import augmix
 from testtime.parts.losses import entropy, marginal_entropy, soft_cross_entropy
 from testtime.parts.optimizers import adam, sgd
 from testtime.parts.randomness import generator
@@ -11,6 +12,7 @@ __all__ = [
     "Teacher",
     "adam",
     "at_worst_point",
+    "augmix",
     "entropy",
     "generator",
     "identity",
