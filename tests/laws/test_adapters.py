@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from testtime import methods, sgd
+from testtime import adam, methods, sgd
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.laws.check import CLASSIFICATION
 from testtime.laws.worlds import DENSE_TASKS, ambient
@@ -35,6 +35,7 @@ from testtime.methods import (
     TIPI,
     TTT,
     TTTMAE,
+    VDP,
     ActMAD,
     AdaContrast,
     AdaNPC,
@@ -51,6 +52,7 @@ from testtime.methods import (
     TTTPlusPlus,
     UniEnt,
     UniEntPlus,
+    ViDA,
 )
 from testtime.multitask import Assisted, Synchronizer
 
@@ -136,6 +138,8 @@ CASES = [
     Case("RMT", partial(RMT, outputs=16, replay=64), WARMED),
     Case("PETAL", partial(PETAL, views=3), DRAWS | UNSURE),
     Case("AdaContrast", partial(AdaContrast, begin=16, capacity=32), DRAWS | FOLLOWS),
+    Case("VDP", partial(VDP, size=(3, 8, 8), optimizer=adam(1e-2), views=3)),
+    Case("ViDA", partial(ViDA, optimizer=adam(1e-2), high_rank=8, views=3), DRAWS),
 ]
 
 

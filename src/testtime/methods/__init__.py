@@ -39,6 +39,8 @@ from testtime.methods.ttt_mae import TTTMAE
 from testtime.methods.ttt_plus_plus import TTTPlusPlus
 from testtime.methods.unient import UniEnt
 from testtime.methods.unient_plus import UniEntPlus
+from testtime.methods.vdp import VDP
+from testtime.methods.vida import ViDA
 
 __all__ = [
     "CAFA",
@@ -64,6 +66,7 @@ __all__ = [
     "TIPI",
     "TTT",
     "TTTMAE",
+    "VDP",
     "ActMAD",
     "AdaContrast",
     "AdaNPC",
@@ -80,4 +83,5 @@ __all__ = [
     "Tent",
     "UniEnt",
     "UniEntPlus",
+    "ViDA",
 ]
