@@ -44,6 +44,7 @@ from testtime.methods import (
     Core,
     CoTTA,
     DeYO,
+    EcoTTA,
     RoTTA,
     SoTTA,
     Source,
@@ -96,6 +97,9 @@ DIVERSE = {
     "null_step": "reweights its answers by how frequent the classes are in the batch (prior correction)",
 }
 FOLLOWS = {"null_step": "answers by running statistics, which follow the stream whatever the learning rate"}
+META = {
+    "null_step": "its meta networks are trained on the source and normalise by the batch before they adapt"
+}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -140,6 +144,7 @@ CASES = [
     Case("AdaContrast", partial(AdaContrast, begin=16, capacity=32), DRAWS | FOLLOWS),
     Case("VDP", partial(VDP, size=(3, 8, 8), optimizer=adam(1e-2), views=3)),
     Case("ViDA", partial(ViDA, optimizer=adam(1e-2), high_rank=8, views=3), DRAWS),
+    Case("EcoTTA", partial(EcoTTA, passes=2), META, ["batchnorm", "groupnorm"]),
 ]
 
 

@@ -11,6 +11,7 @@ from testtime.methods.core import Core
 from testtime.methods.cotta import CoTTA
 from testtime.methods.deyo import DeYO
 from testtime.methods.eata import EATA
+from testtime.methods.ecotta import EcoTTA
 from testtime.methods.eta import ETA
 from testtime.methods.lame import LAME
 from testtime.methods.nc_ttt import NCTTT
@@ -75,6 +76,7 @@ __all__ = [
     "CoTTA",
     "Core",
     "DeYO",
+    "EcoTTA",
     "RoTTA",
     "SoTTA",
     "Source",
