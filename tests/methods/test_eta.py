@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from testtime.methods import ETA
 from testtime.methods.eta import MeanPrediction, active_entropy
 from testtime.parts import sgd
+from testtime.wrap import ResetEvery
 
 E0 = 0.4 * math.log(5)
 
@@ -70,6 +71,16 @@ def test_equals_the_published_loop_with_layer_norm(layer_net: nn.Module, stream:
     eta = ETA(layer_net, classes=5)
     for x, expected in zip(stream, answers, strict=True):
         torch.testing.assert_close(eta(x).logits, expected, rtol=0, atol=1e-10)
+
+
+def test_rdumb_is_eta_that_begins_anew(net: nn.Module, stream: list[Tensor]) -> None:
+    """RDumb (Press et al., NeurIPS 2023): weights, optimizer and mean prediction, every so many steps; not at the others."""
+    rdumb = ResetEvery(ETA(net, classes=5, d_margin=0.6), 8)
+    expected = [z for begin in (0, 8, 16) for z in published(net, stream[begin : begin + 8], 1e-3, 0.6)[0]]
+    for x, z in zip(stream, expected, strict=True):
+        torch.testing.assert_close(rdumb(x).logits, z, rtol=0, atol=1e-10)
+    assert not published(net, stream, 1e-3, 0.6)[0][8].allclose(expected[8], rtol=0, atol=1e-4)
+    assert ResetEvery(ETA(net, classes=5)).every == 1000
 
 
 def test_equations_in_numpy() -> None:
