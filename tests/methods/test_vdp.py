@@ -10,7 +10,7 @@ import torch
 from small_world import by_batch, jitter, net, stream
 from torch import Tensor
 
-from testtime.methods.vdp import VDP, Sensitivity
+from testtime.methods.vdp import VDP, Prompted, Sensitivity
 from testtime.parts import adam, generator, identity, sgd
 
 SIZE = (3, 8, 8)
@@ -99,8 +99,17 @@ def test_the_network_stays_and_it_begins_as_the_source() -> None:
     ]
 
 
+def test_prompts_are_scaled_to_the_images() -> None:
+    x = stream([4])[0]
+    prompted = Prompted(net(), (3, 16, 16))
+    with torch.no_grad():
+        prompted.specific.copy_(torch.rand(3, 16, 16))
+    small = prompted.specific.unflatten(1, (8, 2)).unflatten(3, (8, 2)).mean((2, 4))
+    torch.testing.assert_close(prompted(x), net()(x + small), rtol=0, atol=1e-12)
+
+
 def test_says_what_it_expects() -> None:
-    with pytest.raises(ValueError, match=r"of size \(3, 32, 32\), and these images of \(3, 8, 8\)"):
-        VDP(net())(stream([4])[0])
+    with pytest.raises(ValueError, match=r"these images of \(3, 8, 8\); expected 1 channels"):
+        VDP(net(), (1, 8, 8))(stream([4])[0])
     with pytest.raises(ValueError, match="at least 1, got 0"):
         VDP(net(), views=0)

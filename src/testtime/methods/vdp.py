@@ -37,6 +37,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.norm import batch_statistics
@@ -54,10 +55,10 @@ class Prompted(nn.Module):
 
     Args:
         network: any classifier.
-        size: (C, H, W) of an image.
+        size: (C, H, W) of the prompts; images of another height and width get them scaled (bilinear).
 
     Raises:
-        ValueError: when called with images of another size.
+        ValueError: when called with images of other channels.
     """
 
     def __init__(self, network: nn.Module, size: tuple[int, int, int]) -> None:
@@ -68,12 +69,16 @@ class Prompted(nn.Module):
         self.agnostic = nn.Parameter(like.new_zeros(size).detach())
 
     def forward(self, x: Tensor) -> Any:
-        if x.shape[1:] != torch.Size(self.size):
+        if x.shape[1] != self.size[0]:
             raise ValueError(
-                f"the prompts are of size {self.size}, and these images of {tuple(x.shape[1:])}; build it with "
-                f"size={tuple(x.shape[1:])}, or resize the images"
+                f"the prompts are of size {self.size}, and these images of {tuple(x.shape[1:])}; "
+                f"expected {self.size[0]} channels"
             )
-        return self.network(x + self.specific + self.agnostic)
+        prompt = self.specific + self.agnostic
+        if prompt.shape[1:] != x.shape[2:]:
+            size = (x.shape[2], x.shape[3])
+            prompt = F.interpolate(prompt[None], size, mode="bilinear", align_corners=False)[0]
+        return self.network(x + prompt)
 
 
 @final
@@ -108,7 +113,7 @@ class VDP(Adapter):
 
     Args:
         model: any classifier.
-        size: (C, H, W) of the images.
+        size: (C, H, W) of the prompts, best that of the images; for others they are scaled.
         optimizer: moves the prompts.
         views: V, how many random views the teacher labels by.
         hold: lambda, how much what is sensitive is held to its average.
@@ -119,7 +124,7 @@ class VDP(Adapter):
         seed: of the views.
 
     Raises:
-        ValueError: views is below 1, or an image is not of that size.
+        ValueError: views is below 1, or an image has other channels.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> vdp = VDP(net, size=(3, 8, 8), views=2)
