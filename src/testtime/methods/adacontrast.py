@@ -23,7 +23,7 @@ A step:
     5. the student answers.
 
 Departures:
-    The paper, and its code, go through the test set for several epochs and begin with the neighbours of all of it; this is
+    The published code goes through the test set for several epochs and begins with the neighbours of all of it; this is
     the online form, as the common benchmark of continual adaptation runs it, with the features that the head is given.
     There the memory of keys begins with random keys of random labels; here it begins empty. There the labels of the batch
     replace those of the oldest keys before these are compared, so that old keys are compared under new labels; here keys and

@@ -16,16 +16,18 @@ A step, after the meta networks were warmed up on the source:
     3. update the meta networks once, and answer with the prediction of 1.
 
 Departures:
-    There is no official code: this was written from the paper's text. What that leaves open, and what was chosen: a group is a
-    named module, by default each child with convolutions of the outermost container that has two or more of these (the stem
-    and the stages of a ResNet); :math:`c_k` has a kernel of 3 on an input that is averaged down to the places of
-    :math:`x_k`; where no image is certain the distance alone is minimised; a channel of one value is not normalised; the
-    meta networks set out from the mean and deviation of :math:`x_k` on the first batch and a tenth of that deviation, so that
-    the network answers nearly as it did.
-    :func:`train_meta` warms up with labels, as the paper does, and gives a network that brings its meta networks along. For
+    There is no official code, and the paper's full text was not at hand: this was written from its abstract, the caption of
+    its overview, and how an unofficial implementation behaves, whose values the defaults are; figures of the paper cannot be
+    claimed. What was chosen: :math:`x_k` is what the frozen group makes of the adapted input; a group is a named module, by
+    default each child with convolutions of the outermost container that has two or more of these (the stem and the stages of
+    a ResNet); :math:`c_k` has a kernel of 3 on an input that is averaged down to the places of :math:`x_k`; where no image is
+    certain the distance alone is minimised; a channel of one value is not normalised; the meta networks set out from the mean
+    and deviation of :math:`x_k` on the first batch and a tenth of that deviation, so that the network answers nearly as it
+    did.
+    :func:`train_meta` warms up on the labelled source, and gives a network that brings its meta networks along. For
     a network that comes alone ``prepare`` does so with the network's own answers to unlabelled images.
-    An unofficial implementation takes two steps and answers with a forward after the first: ``Repeat(EcoTTA(model), 1)`` for
-    the answer, ``Repeat(..., 2)`` for the steps.
+    The unofficial implementation takes two steps and answers with the forward of the second; this takes one. With
+    ``Repeat(EcoTTA(model), times)`` there are more, and the answer is the one after them.
     The paper's claim is memory. No activation inside a group is kept for the gradients of its weights, which are frozen; what
     the backward through it keeps is up to torch, and is measured, not promised.
 
@@ -307,7 +309,7 @@ class EcoTTA(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(5e-3),  # noqa: B008 - a frozen value
-        hold: float = 0.5,
+        hold: float = 0.25,
         margin: float = 0.4,
         passes: int = 10,
         rate: float = 0.05,

@@ -20,8 +20,8 @@ A step, after ``prepare(batches)`` has taken the prototypes, kept images to repl
 Departures:
     The source's labels are not seen: prototypes and replay take the source model's own answers for them.
     The published code replays the whole source; here ``replay`` images of it are held, in the state.
-    The paper's answer is the sum of the two logits: the same classes, at twice the scale.
-    The paper warms up on 50,000 source images; here on ``warm_up`` passes over what ``prepare`` is shown (the rate rising
+    The published answer is the sum of the two logits: the same classes, at twice the scale.
+    The published code warms up on 50,000 source images; this on ``warm_up`` passes over what ``prepare`` is shown (the rate rising
     linearly, the loss S between student and teacher). What it left is birth: an instance that was never prepared, and loads
     a state, resets to the network it was given.
     The published views change all images alike; here each draws for itself (:func:`testtime.parts.katana`).
