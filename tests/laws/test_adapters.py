@@ -17,6 +17,7 @@ from testtime.methods import (
     EATA,
     ETA,
     LAME,
+    MEMO,
     NCTTT,
     NOTE,
     OSTTA,
@@ -56,6 +57,7 @@ from testtime.methods import (
     ViDA,
 )
 from testtime.multitask import Assisted, Synchronizer
+from testtime.parts import random_crop_flip
 
 DRAWS = {"order_equivariant": "draws an augmentation for each image, by its place in the batch"}
 INTEGRATED = {"null_step": "answers with three models, one of them under source statistics (eq. 10, 11)"}
@@ -100,6 +102,7 @@ FOLLOWS = {"null_step": "answers by running statistics, which follow the stream 
 META = {
     "null_step": "its meta networks are trained on the source and normalise by the batch before they adapt"
 }
+ALONE = {"null_step": "answers image by image, each normalised by itself (a single test point)"}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -113,6 +116,7 @@ CASES = [
     Case("DeYO", partial(DeYO, classes=CLASSES), CERTAIN),
     Case("EATA", partial(EATA, classes=CLASSES)),
     Case("ETA", partial(ETA, classes=CLASSES)),
+    Case("MEMO", partial(MEMO, views=2, augment=random_crop_flip), DRAWS | ALONE),
     Case("NCTTT", partial(NCTTT, passes=1), worlds=EVERYWHERE),
     Case("OSTTA", OSTTA),
     Case("PAFKIP", partial(PAFKIP, classes=CLASSES), DRAWS | INTEGRATED),

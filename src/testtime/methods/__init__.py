@@ -14,6 +14,7 @@ from testtime.methods.eata import EATA
 from testtime.methods.ecotta import EcoTTA
 from testtime.methods.eta import ETA
 from testtime.methods.lame import LAME
+from testtime.methods.memo import MEMO
 from testtime.methods.nc_ttt import NCTTT
 from testtime.methods.note import NOTE
 from testtime.methods.ostta import OSTTA
@@ -49,6 +50,7 @@ __all__ = [
     "EATA",
     "ETA",
     "LAME",
+    "MEMO",
     "NCTTT",
     "NOTE",
     "OSTTA",
