@@ -9,7 +9,7 @@ demo: $(VENV)/.ok
 	$(PY) -m testtime demo
 
 test: $(VENV)/.ok
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.ok
 	$(PY) -m ruff check .
