@@ -7,6 +7,7 @@ from testtime.adapter import Adapter, state_hash
 from testtime.laws import CLASSES, WORLDS
 from testtime.methods import EATA, PAFKIP, Source, Tent
 from testtime.parts import sgd
+from testtime.parts.prior import smoothed_prior
 from testtime.wrap import (
     Episodic,
     PriorCorrected,
@@ -15,7 +16,6 @@ from testtime.wrap import (
     TimeConstrained,
     Window,
     Wrapper,
-    smoothed_prior,
 )
 
 WORLD = WORLDS["batchnorm"]

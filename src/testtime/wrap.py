@@ -11,6 +11,7 @@ from torch import Tensor
 
 from testtime.adapter import Adapter
 from testtime.label_shift import shifted_heads
+from testtime.parts.prior import reweighted
 from testtime.prediction import Prediction
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "TimeConstrained",
     "Window",
     "Wrapper",
-    "smoothed_prior",
 ]
 
 
@@ -139,36 +139,13 @@ class ResetEvery(Wrapper):
         return self.adapter(x)
 
 
-def smoothed_prior(p: Tensor) -> Tensor:
-    r"""How often each class is among the predictions, smoothed the more the flatter that is and the smaller the batch.
-
-    .. math:: \bar p = \frac{\hat p + \gamma}{1 + \gamma C}, \qquad \hat p = \tfrac1N \sum_i p_i, \qquad
-        \gamma = \frac{\max(1 / N, 1 / C)}{\max_c \hat p_c}
-
-    Args:
-        p: predictions (N, C), each a distribution.
-
-    Returns:
-        (C,), a distribution.
-
-    Reference: Marsden, Döbler and Yang, Universal Test-Time Adaptation, WACV 2024, section 3.
-
-    >>> smoothed_prior(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-    tensor([0.7500, 0.2500])
-    """
-    n, classes = p.shape
-    prior = p.mean(dim=0)
-    gamma = max(1 / n, 1 / classes) / prior.max()
-    return (prior + gamma) / (1 + gamma * classes)
-
-
 @final
 class PriorCorrected(Wrapper):
     r"""What is frequent in a batch is more likely there: every answer is reweighted by the classes of its batch.
 
     .. math:: z_i' = z_i + \log \bar p, \qquad \bar p = \text{the smoothed mean prediction of the batch}
 
-    which is Bayes' rule for a source whose classes were equally frequent (:func:`smoothed_prior`).
+    which is Bayes' rule for a source whose classes were equally frequent (:func:`testtime.parts.prior.smoothed_prior`).
 
     A step:
         1. let the adapter predict and learn the batch;
@@ -212,11 +189,8 @@ class PriorCorrected(Wrapper):
             raise TypeError(
                 "the prior of a batch is that of its logits (N, C), and this adapter answers otherwise"
             )
-        z = y.logits.to(torch.promote_types(y.dtype, torch.float32))
-        if bool(y.valid.any()):
-            prior = smoothed_prior(z[y.valid].softmax(dim=1))
-            z = z * prior if self.of == "logits" else z + prior.log()
-        return Prediction(z.to(y.dtype), score=y.score, valid=y.valid, selected=y.selected, updated=y.updated)
+        z = reweighted(y.logits, y.valid, self.of)
+        return Prediction(z, score=y.score, valid=y.valid, selected=y.selected, updated=y.updated)
 
     def _look(self, x: Tensor) -> Tensor:
         return self._correct(self.adapter.predict(x))

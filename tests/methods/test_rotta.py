@@ -57,7 +57,7 @@ class Bank:
             for item in kept:
                 item[2] += 1
 
-    def held(self) -> tuple[Tensor, Tensor]:
+    def aged(self) -> tuple[Tensor, Tensor]:
         items = [item for kept in self.lists for item in kept]
         ages = torch.tensor([item[2] for item in items], dtype=torch.float64)
         return torch.stack([item[0] for item in items]), ages / self.capacity
@@ -111,7 +111,7 @@ class Published:
 
     def update(self) -> None:
         self.teacher.train(), self.student.train()
-        images, ages = self.bank.held()
+        images, ages = self.bank.aged()
         with torch.no_grad():
             target = self.teacher(images).softmax(1)
         log_p = self.student(0.8 * images.flip(3)).log_softmax(1)
@@ -167,7 +167,7 @@ def test_the_student_learns_the_augmented_memory() -> None:
         RoTTA(net(), CLASSES, adam(1e-2), capacity=16, frequency=16, augment=a) for a in (identity, watch)
     )
     plain(x), strong(x)
-    assert torch.equal(seen[0], strong.memory.held()[0])
+    assert torch.equal(seen[0], strong.memory.aged()[0])
     assert not torch.equal(plain._adapted[0], strong._adapted[0])
 
 
@@ -187,8 +187,8 @@ def test_memory_equals_the_sequential_lists(
         ours.add(x, label, doubt)
         for row in range(n):
             lists.add(x[row], int(label[row]), float(doubt[row]))
-        images, ages = ours.held()
-        expected, expected_ages = lists.held()
+        images, ages = ours.aged()
+        expected, expected_ages = lists.aged()
         order, expected_order = ages.argsort(), expected_ages.argsort()
         assert torch.equal(images[order], expected[expected_order]), step
         assert torch.equal(ages[order], expected_ages[expected_order])
@@ -199,9 +199,9 @@ def test_memory_equals_the_sequential_lists(
 def test_memory_keeps_copies() -> None:
     bank, x = CSTU(2, 4), torch.rand(4, 3)
     bank.add(x, torch.tensor([0, 1, 0, 1]), torch.zeros(4))
-    before = bank.held()[0].clone()
+    before = bank.aged()[0].clone()
     x.zero_()
-    assert torch.equal(bank.held()[0], before)
+    assert torch.equal(bank.aged()[0], before)
     with pytest.raises(ValueError, match="the memory holds images"):
         bank.add(torch.rand(1, 5), torch.tensor([0]), torch.zeros(1))
 

@@ -109,10 +109,6 @@ class PBRS(ImageMemory):
         places = np.flatnonzero(labels == c)
         return int(places[int(draws[1] * places.size)])
 
-    def held(self) -> Tensor:
-        """The images (M, ...)."""
-        return self.images[self.label >= 0]
-
 
 @final
 class NOTE(Adapter):

@@ -16,7 +16,7 @@ A step:
     2. predict a view of those that count, and update scale and shift of the normalisation layers once on the weighted
        soft likelihood ratio and consistency;
     3. move them a little back to the source, and the mean prediction towards that of the batch. Answer with 1, its
-       probabilities reweighted by how frequent the classes are in the batch (:func:`testtime.wrap.smoothed_prior`).
+       probabilities reweighted by how frequent the classes are in the batch (:func:`testtime.parts.prior.smoothed_prior`).
 
 Departures:
     The published code multiplies the logits, not the probabilities, by the prior (``prior="logits"``).
@@ -50,8 +50,8 @@ from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, entropy, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.prior import reweighted
 from testtime.prediction import Prediction, energy
-from testtime.wrap import smoothed_prior
 
 __all__ = [
     "ROID",
@@ -133,12 +133,8 @@ def universal_loss(logits: Tensor, weight: Tensor, again: Callable[[Tensor], Ten
 def corrected(logits: Tensor, prior: Prior, selected: dict[str, Tensor] | None = None) -> Prediction:
     """The answer of logits (N, C) under the prior of their batch; the open-set score is that of the logits alone."""
     plain = logits.detach()
-    z = plain.to(torch.promote_types(plain.dtype, torch.float32))
-    good = torch.isfinite(z).all(dim=1)
-    if prior != "none" and bool(good.any()):
-        p = smoothed_prior(z[good].softmax(dim=1))
-        z = z * p if prior == "logits" else z + p.log()
-    return Prediction(z.to(plain.dtype), score=energy(plain), selected=selected)
+    z = plain if prior == "none" else reweighted(plain, torch.isfinite(plain).all(dim=1), prior)
+    return Prediction(z, score=energy(plain), selected=selected)
 
 
 def flat(parameters: Sequence[Tensor]) -> Tensor:

@@ -138,7 +138,7 @@ class CSTU(ImageMemory):
         timely: NDArray[np.float64] = self.lambda_t / (1 + np.exp(-age / self.capacity))
         return timely + self.lambda_u * uncertainty / math.log(self.classes)
 
-    def held(self) -> tuple[Tensor, Tensor]:
+    def aged(self) -> tuple[Tensor, Tensor]:
         """The images (M, ...) and their ages (M,) in capacities."""
         taken = self.label >= 0
         dtype = torch.promote_types(self.images.dtype, torch.float32)
@@ -221,7 +221,7 @@ class RoTTA(Adapter):
 
     def _replay(self, start: int) -> None:
         """Learn from the memory once; ``start`` tells the updates of one step apart."""
-        images, age = self.memory.held()
+        images, age = self.memory.aged()
         if self.teacher_observes:
             with observing(self.teacher):
                 teacher = self.teacher(images)

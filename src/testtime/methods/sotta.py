@@ -125,10 +125,6 @@ class HUS(ImageMemory):
         places = places[np.argsort(arrivals[places])]
         return int(places[int(draws[1] * places.size)])
 
-    def held(self) -> Tensor:
-        """The images (M, ...)."""
-        return self.images[self.label >= 0]
-
 
 @final
 class SoTTA(Adapter):

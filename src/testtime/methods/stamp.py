@@ -49,7 +49,6 @@ from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
@@ -57,9 +56,10 @@ from testtime.norm import TOP_LAYERS, batch_statistics, norm_affine
 from testtime.norm.grouped import grouped
 from testtime.parts import entropy, generator, random_crop_flip, sgd, sharpness_aware_gradients
 from testtime.parts.augment import Augmentation
+from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful, share
+from testtime.sharing import share
 
 __all__ = ["RBM", "STAMP", "self_weighted_entropy"]
 
@@ -82,7 +82,7 @@ def self_weighted_entropy(logits: Tensor) -> Tensor:
 
 
 @final
-class RBM(Stateful):
+class RBM(ImageMemory):
     """Reliable class-balanced memory: the memory of STAMP.
 
     Args:
@@ -94,30 +94,24 @@ class RBM(Stateful):
         images: (capacity, ...) from the first batch on; empty before.
         label: (capacity,) pseudo-labels; -1 is a free place.
         arrival: (capacity,) the number of the image among those admitted.
-        admitted: images admitted so far.
+        seen: images admitted so far.
         places: (C,) the average number of places that a class has held lately.
     """
 
-    images: Tensor
-    label: Tensor
     arrival: Tensor
-    admitted: Tensor
     places: Tensor
 
     def __init__(self, classes: int, capacity: int = 64, decay: float = 0.9) -> None:
-        super().__init__()
-        self.classes, self.capacity, self.decay = classes, capacity, decay
-        self.register_buffer("images", torch.empty(0))
-        self.register_buffer("label", torch.full((capacity,), -1))
+        super().__init__(classes, capacity)
+        self.decay = decay
         self.register_buffer("arrival", torch.zeros(capacity, dtype=torch.int64))
-        self.register_buffer("admitted", torch.zeros((), dtype=torch.int64))
         self.register_buffer("places", torch.zeros(classes, dtype=torch.float64))
 
     def add(self, x: Tensor, label: Tensor) -> None:
         """Admit images (N, ...) with pseudo-labels (N,), one after the other."""
         labels, arrivals = (b.cpu().numpy().copy() for b in (self.label, self.arrival))
         places = self.places.double().cpu().numpy().copy()
-        origin, admitted = np.full(self.capacity, -1), int(self.admitted)
+        origin, seen = np.full(self.capacity, -1), int(self.seen)
         for row, c in enumerate(label.tolist()):
             held = np.bincount(labels[labels >= 0], minlength=self.classes)
             places = self.decay * places + (1 - self.decay) * held
@@ -127,28 +121,12 @@ class RBM(Stateful):
             else:
                 crowded = np.flatnonzero(labels == np.where(held > 0, places, -1).argmax())
                 place = int(crowded[arrivals[crowded].argmin()])
-            labels[place], arrivals[place], origin[place] = c, admitted + row, row
+            labels[place], arrivals[place], origin[place] = c, seen + row, row
         device = self.label.device
         self.label, self.arrival = torch.from_numpy(labels).to(device), torch.from_numpy(arrivals).to(device)
         self.places = torch.from_numpy(places).to(self.places)
-        self.admitted = self.admitted + len(x)
-        self._take(x, origin)
-
-    def _take(self, x: Tensor, origin: NDArray[np.int64]) -> None:
-        if self.images.shape[1:] != x.shape[1:]:
-            if self.images.numel():
-                raise ValueError(
-                    f"the memory holds images of {tuple(self.images.shape[1:])}, and this batch has "
-                    f"{tuple(x.shape[1:])}; resize the images, or reset() the adapter"
-                )
-            self.images = x.new_zeros(self.capacity, *x.shape[1:])
-        taken = np.flatnonzero(origin >= 0)
-        rows = x[torch.from_numpy(origin[taken]).to(x.device)]
-        self.images[torch.from_numpy(taken).to(x.device)] = rows.to(self.images.dtype)
-
-    def held(self) -> Tensor:
-        """The images (M, ...)."""
-        return self.images[self.label >= 0]
+        self.seen = self.seen + len(x)
+        self.take(x, origin)
 
 
 @final

@@ -52,3 +52,7 @@ class ImageMemory(Stateful):
         places = np.flatnonzero(origin >= 0)
         rows = x[torch.from_numpy(origin[places]).to(x.device)]
         self.images[torch.from_numpy(places).to(x.device)] = rows.to(self.images.dtype)
+
+    def held(self) -> Tensor:
+        """The images (M, ...)."""
+        return self.images[self.label >= 0]

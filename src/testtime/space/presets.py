@@ -23,7 +23,7 @@ __all__ = ["MAPPING", "PRESETS", "Place", "Preset", "Views", "houses"]
 
 MAPPING = {name: group for group, members in GROUPS.items() for name in members}
 """The class of a scene as the segmentation of a small network has it."""
-SPARE = 24
+CAMERAS_FOR_ONE = 24
 """How many frames of a house are rendered for each that is taken, where only a part of the house is looked from."""
 
 
@@ -142,7 +142,7 @@ class Preset:
             ValueError: too few of a house's cameras stand in the part that is asked for.
         """
         each = views.frames // len(views.places)
-        rendered = each if views.places[0].whole else SPARE * each
+        rendered = each if views.places[0].whole else CAMERAS_FOR_ONE * each
         recipes = [
             Space(p.house, p.style, p.shift, rendered, self.image, views.cameras, p.moved)
             for p in views.places
