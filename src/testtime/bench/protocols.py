@@ -387,7 +387,7 @@ _ALL = (
     ),
 )
 
-# The field: every method that needs no training of its own, under every kind of stream.
+# The field: every method that a pre-trained network and unlabelled images of its source suffice for.
 FIELD = (
     *METHODS,
     Row("PL", "PL"),
@@ -397,13 +397,22 @@ FIELD = (
     Row("DeYO", "DeYO"),
     Row("ROID", "ROID"),
     Row("CMF", "CMF"),
+    Row("SANTA", "SANTA"),
+    Row("Core", "Core"),
+    Row("CAFA", "CAFA"),
     Row("NOTE", "NOTE"),
     Row("LAME", "LAME"),
     Row("T3A", "T3A"),
     Row("AdaNPC", "AdaNPC"),
     Row("RMT", "RMT"),
+    Row("PETAL", "PETAL"),
+    Row("AdaContrast", "AdaContrast"),
+    Row("VDP", "VDP"),
+    Row("ViDA", "ViDA"),
+    Row("EcoTTA", "EcoTTA"),
     Row("TIPI", "TIPI"),
     Row("ActMAD", "ActMAD"),
+    Row("MEMO", "MEMO"),
 )
 UNMIXED = ("BN-adapt", "TENT", "PL", "SHOT-IM", "ETA", "EATA", "SAR", "DeYO", "ROID", "PAF+KIP")
 
