@@ -49,7 +49,9 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument("--methods", type=_words, metavar="A,B", help="some of the protocol's methods")
     bench.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="instead of the protocol's")
     bench.add_argument("--limit", type=int, metavar="N", help="closed-set images for each domain")
-    bench.add_argument("--open-sets", type=_words, metavar="A,B", help="instead of the protocol's")
+    bench.add_argument(
+        "--open-sets", type=_words, metavar="A,B", help="instead of the protocol's; none: no unknown images"
+    )
     bench.add_argument("--batch-size", type=int, metavar="N", help="instead of the protocol's")
     orders = ("continual", "gradual", "mixed", "correlated", "mixed-correlated", "label-shift")
     bench.add_argument("--order", choices=orders, help="how the domains arrive, instead of the protocol's")

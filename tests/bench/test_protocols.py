@@ -78,7 +78,7 @@ def test_published_figures_that_the_specification_names() -> None:
 
 def test_the_field_has_every_kind_of_stream() -> None:
     field = {name.removeprefix("field-"): one for name, one in PROTOCOLS.items() if name.startswith("field-")}
-    assert {one.order for one in field.values()} == set(ARRIVALS)
+    assert {one.order for one in field.values()} == {*ARRIVALS, "wandering"}
     assert field["reset"].reset
     assert field["forgetting"].returns
     assert field["single"].columns[0].batch_size == 1

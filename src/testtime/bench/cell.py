@@ -25,13 +25,27 @@ from testtime.bench import sets
 from testtime.bench.cache import cached
 from testtime.bench.prequential import Record, prequential
 from testtime.bench.protocol import Column, Protocol, Row, spoken
+from testtime.methods import Source
 from testtime.metrics import Cost, Samples, forgetting, milliseconds, peak_memory, state_bytes, summarise
-from testtime.streams import LADDER, Batch, Stream, clean, continual, correlated, label_shift, mixed, open_set
+from testtime.streams import (
+    LADDER,
+    Batch,
+    Stream,
+    Wandering,
+    clean,
+    continual,
+    correlated,
+    label_shift,
+    mixed,
+    open_set,
+)
+from testtime.wrap import TimeConstrained
 
 __all__ = ["Cell", "make_stream", "read_samples", "run_cell"]
 
 SLOW = 20  # forwards a batch; a method above gets the protocol's slow_limit
 SOURCE_IMAGES = 2000  # shown to methods that must see their source
+WANDERING_STEPS = 2  # of a wandering stream, from one severity to the next
 CHECKPOINT = 60.0  # seconds between two saved states
 
 ARRIVALS: dict[str, Callable[..., Stream]] = {
@@ -43,6 +57,7 @@ ARRIVALS: dict[str, Callable[..., Stream]] = {
     "label-shift": label_shift,
 }
 
+LATER = ("target", "pace", "speed")  # what the first protocols had not
 Precision = Literal["float32", "bfloat16"]
 Progress = Callable[[str, int, int], None]  # cell, batches done, batches in all
 
@@ -95,6 +110,7 @@ class Cell:
             "facts": dict(self.facts),
             # What came later is named where it is used, so that what was run before keeps its name.
             **{name: True for name in ("reset", "returns") if getattr(p, name)},
+            **{name: value for name in LATER if (value := getattr(p, name)) is not None},
         }
 
     @property
@@ -111,6 +127,22 @@ def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path,
     The corrupted images are those of one fixed set, as the published sets are; the seed draws their order,
     and which of them where there is a limit.
     """
+    if protocol.order == "wandering":
+        images = sets.open_data(protocol.closed, data)
+        assert protocol.target is not None
+        assert protocol.pace is not None
+        wandering = Wandering(
+            images,
+            sets.difficulty(protocol.closed, protocol.model, data),
+            protocol.target,
+            protocol.pace,
+            column.batch_size,
+            protocol.corruptions,
+            WANDERING_STEPS,
+            seed,
+        )
+        count = (limit or len(images)) * len(protocol.corruptions) * protocol.rounds
+        return _opened(wandering.first(-(-count // column.batch_size)), column, data)
     ladder = LADDER if protocol.order == "gradual" else (protocol.severity,)
     made = [
         domain
@@ -121,6 +153,11 @@ def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path,
     last = [clean(sets.open_data(protocol.closed, data), made[0].size)] if protocol.returns else []
     arrive = ARRIVALS[protocol.order]
     stream = arrive(None, made * protocol.rounds + last, batch_size=column.batch_size, limit=limit, seed=seed)
+    return _opened(stream, column, data)
+
+
+def _opened(stream: Stream, column: Column, data: str | Path) -> Stream:
+    """With the unknown images of a column, if it has any."""
     if column.open_set is None:
         return stream
     return open_set(stream, sets.open_data(column.open_set, data), column.ratio)
@@ -150,9 +187,12 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
     model = model.to(device).to(memory_format=form)  # type: ignore[call-overload]
     classes = len(sets.open_data(protocol.closed, cell.data).classes)
     adapter = cell.row.build(model, classes, cell.seed)
+    slow = adapter.cost[0] > SLOW
+    if protocol.speed is not None:
+        adapter = TimeConstrained(adapter, Source(model), protocol.speed)
     adapter.to(device)
     limit = protocol.limit
-    if protocol.slow_limit is not None and adapter.cost[0] > SLOW:
+    if protocol.slow_limit is not None and slow:
         limit = min(limit or protocol.slow_limit, protocol.slow_limit)
     whole = make_stream(protocol, cell.column, cell.seed, cell.data, protocol.limit)
     stream = make_stream(protocol, cell.column, cell.seed, cell.data, limit)

@@ -38,6 +38,9 @@ SETTINGS = (
     "returns",
     "limit",
     "slow_limit",
+    "target",
+    "pace",
+    "speed",
 )  # of a whole folder
 
 
@@ -126,6 +129,9 @@ class Grid:
                 "returns": protocol.returns,
                 "limit": protocol.limit,
                 "slow_limit": protocol.slow_limit,
+                "target": protocol.target,
+                "pace": protocol.pace,
+                "speed": protocol.speed,
                 "seeds": list(protocol.seeds),
                 "rows": [
                     {

@@ -96,7 +96,11 @@ class Protocol:
         corruptions: the domains in their order.
         severity: 1 to 5.
         rounds: how often the domains come (4 rounds of 15 are 60 shifts).
-        order: "continual", "gradual", "mixed", "correlated", "mixed-correlated" or "label-shift".
+        order: "continual", "gradual", "mixed", "correlated", "mixed-correlated", "label-shift" or "wandering".
+        target, pace: of a wandering stream: the accuracy of the source model that it keeps to, in [0, 1], and the
+            images at each of its pairs of severities. It is as long as the others: ``limit`` for each corruption.
+        speed: how many batches arrive while the source model answers one; a method that is slower misses some, and the
+            source model answers them. None waits for the method.
         reset: whether the adapter begins every domain as it was born; else there is never a reset.
         returns: whether the clean images come at last.
         limit: closed-set images for each domain; None is all.
@@ -118,6 +122,9 @@ class Protocol:
     severity: int = 5
     rounds: int = 1
     order: str = "continual"
+    target: float | None = None
+    pace: int | None = None
+    speed: float | None = None
     reset: bool = False
     returns: bool = False
     limit: int | None = None
@@ -127,6 +134,12 @@ class Protocol:
     latency: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.order == "wandering" and (self.target is None or self.pace is None):
+            raise ValueError(
+                "a wandering stream needs a target and a pace; take the protocol field-wandering"
+            )
 
     def narrowed(
         self,
@@ -139,7 +152,7 @@ class Protocol:
 
         Args:
             methods: row labels or classes, in any spelling of case and hyphens.
-            open_sets: keys of `testtime.bench.sets.SETS`.
+            open_sets: keys of `testtime.bench.sets.SETS`, or "none" for the closed set alone.
             batch_size: of every column.
             changes: other fields.
 
@@ -164,9 +177,11 @@ class Protocol:
 
 def _with_open_set(columns: tuple[Column, ...], name: str) -> list[Column]:
     """The columns of one open set; those of another with the set exchanged where a table has none."""
-    same = [column for column in columns if column.open_set == name]
+    same = [column for column in columns if column.open_set == (None if name == "none" else name)]
     if same:
         return same
+    if name == "none":
+        return [replace(columns[0], name="closed set", open_set=None)]
     settings = {(column.batch_size, column.ratio): column for column in columns}
     if len(settings) == 1:
         return [replace(columns[0], name=name, open_set=name)]

@@ -464,6 +464,22 @@ _STREAMS = (
     ),
     replace(
         _FIELD,
+        name="field-wandering",
+        title="Every method, two corruptions blended and never at rest",
+        order="wandering",
+        target=0.5,
+        pace=50,
+        columns=(Column("closed set", None),),
+    ),
+    replace(
+        _FIELD,
+        name="field-timed",
+        title="Every method, on a stream that is as fast as the source model",
+        speed=1.0,
+        columns=(Column("closed set", None),),
+    ),
+    replace(
+        _FIELD,
         name="field-unmixed",
         title="Un-mixed statistics under ten methods, classes in spells",
         order="correlated",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 from testtime import data
 from testtime.data import ImageSet, sha256_of
 from testtime.errors import DataError
 from testtime.models import Preprocessed, load_model, model_card
-from testtime.streams import Domain, corrupted, fingerprint, published
+from testtime.streams import Difficulty, Domain, corrupted, fingerprint, published
 
-__all__ = ["SETS", "domains", "find_weights", "open_data", "source_images", "source_model"]
+__all__ = ["SETS", "difficulty", "domains", "find_weights", "open_data", "source_images", "source_model"]
 
 
 def _first(*readers: Callable[[Path], ImageSet]) -> Callable[[Path], ImageSet]:
@@ -139,3 +141,15 @@ def source_model(model: str, root: str | Path) -> tuple[Preprocessed, str]:
     """A source model with its weights, and their SHA-256 ("packaged" where they come with the package)."""
     path = find_weights(model, root)
     return load_model(model, path), "packaged" if path is None else sha256_of(path)
+
+
+@functools.lru_cache(maxsize=2)
+def difficulty(name: str, model: str, root: str | Path) -> Difficulty:
+    """How accurate a source model is on blends of two corruptions of a closed set.
+
+    What was measured before comes with the package (``python -m testtime.bench.difficulty`` wrote it); the rest is measured
+    when asked for.
+    """
+    file = resources.files("testtime.bench") / "difficulties" / f"{model}.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    return Difficulty(known, source_model(model, root)[0].eval(), open_data(name, root))

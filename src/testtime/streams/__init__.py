@@ -10,16 +10,20 @@
 """
 
 from testtime.streams.arrivals import LADDER, continual, correlated, gradual, label_shift, mixed, open_set
-from testtime.streams.domain import Condition, Domain, clean, corrupted, fingerprint, published
+from testtime.streams.domain import Blend, Condition, Domain, clean, corrupted, fingerprint, published
 from testtime.streams.stream import Batch, Plan, Stream
+from testtime.streams.wandering import Difficulty, Wandering
 
 __all__ = [
     "LADDER",
     "Batch",
+    "Blend",
     "Condition",
+    "Difficulty",
     "Domain",
     "Plan",
     "Stream",
+    "Wandering",
     "clean",
     "continual",
     "correlated",

@@ -16,9 +16,10 @@ from torch import Tensor
 from testtime.corruptions import corrupt, store_as_jpeg
 from testtime.data import ImageSet
 
-__all__ = ["Condition", "Domain", "clean", "corrupted", "fingerprint", "number", "published"]
+__all__ = ["Blend", "Condition", "Domain", "clean", "corrupted", "fingerprint", "number", "published"]
 
 Size = tuple[int, int]
+SEVERITIES = 6  # from 0, none, to 5
 
 
 def number(*what: object) -> int:
@@ -73,8 +74,60 @@ class Condition:
         return store_as_jpeg(x) if self.jpeg else x
 
 
+@dataclass(frozen=True)
+class Blend:
+    """What happens to an image on its way: one corruption and then another, each at any severity.
+
+    Args:
+        first, second: names of `testtime.corruptions`.
+        severities: theirs, 0 to 5; between two whole ones the picture is mixed from both.
+        constants: "cifar", "imagenet" or "auto" (by the height).
+        frost: folder of the original frost textures, or None for procedural ones.
+        seed: with the image's set and index, all that the random numbers depend on.
+
+    Raises:
+        ValueError: a severity is out of range.
+
+    >>> Blend("fog", "snow", (3.25, 1)).name, Blend("fog", "snow", (0, 0)).name
+    ('fog-3.25+snow-1', 'clean')
+    """
+
+    first: str
+    second: str
+    severities: tuple[float, float]
+    constants: str = "auto"
+    frost: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(0 <= s < SEVERITIES for s in self.severities):
+            raise ValueError(f"severities go from 0 (none) to {SEVERITIES - 1}, got {self.severities}")
+
+    @property
+    def name(self) -> str:
+        """Those that are there and how strong."""
+        here = [
+            f"{n}-{s:g}" for n, s in zip((self.first, self.second), self.severities, strict=True) if s > 0
+        ]
+        return "+".join(here) or "clean"
+
+    def __call__(self, x: Tensor, owner: str, indices: NDArray[np.int64]) -> Tensor:
+        """The images (B, C, H, W) of set ``owner`` under this condition, still in [0, 1]."""
+        seeds = number(self.seed, owner) + torch.from_numpy(indices)
+        for name, severity in zip((self.first, self.second), self.severities, strict=True):
+            low, share = int(severity), severity % 1
+            seen = self._at(x, name, low, seeds)
+            x = seen if share == 0 else torch.lerp(seen, self._at(x, name, low + 1, seeds), share)
+        return x
+
+    def _at(self, x: Tensor, name: str, severity: int, seeds: Tensor) -> Tensor:
+        if severity == 0:
+            return x
+        return corrupt(x, name, severity, seeds=seeds, constants=self.constants, frost=self.frost)  # type: ignore[arg-type]
+
+
 @functools.lru_cache(maxsize=256)
-def fingerprint(condition: Condition) -> str:
+def fingerprint(condition: Condition | Blend) -> str:
     """A hash of what a condition does to two small images: it changes when the corruption's code changes its
     results.
 
@@ -101,7 +154,7 @@ class Domain:
     """
 
     images: ImageSet
-    condition: Condition
+    condition: Condition | Blend
     size: Size | None = None
     ready: bool = False
     known: bool = True
