@@ -12,6 +12,7 @@ from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.laws.check import CLASSIFICATION
 from testtime.laws.worlds import DENSE_TASKS, ambient
 from testtime.methods import (
+    ATLAS,
     CAFA,
     CMF,
     EATA,
@@ -19,6 +20,7 @@ from testtime.methods import (
     LAME,
     MEMO,
     NCTTT,
+    NHL,
     NOTE,
     OSTTA,
     PAFKIP,
@@ -102,6 +104,9 @@ FOLLOWS = {"null_step": "answers by running statistics, which follow the stream 
 META = {
     "null_step": "its meta networks are trained on the source and normalise by the batch before they adapt"
 }
+HEBBIAN = {
+    "null_step": "its first convolution learns by its own responses, without any optimizer (soft Hebbian rule)"
+}
 ALONE = {"null_step": "answers image by image, each normalised by itself (a single test point)"}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
@@ -148,7 +153,9 @@ CASES = [
     Case("AdaContrast", partial(AdaContrast, begin=16, capacity=32), DRAWS | FOLLOWS),
     Case("VDP", partial(VDP, size=(3, 8, 8), optimizer=adam(1e-2), views=3)),
     Case("ViDA", partial(ViDA, optimizer=adam(1e-2), high_rank=8, views=3), DRAWS),
+    Case("NHL", partial(NHL, rate=0.1), HEBBIAN),
     Case("EcoTTA", partial(EcoTTA, passes=2), META, ["batchnorm", "groupnorm"]),
+    Case("ATLAS", partial(ATLAS, classes=CLASSES, tasks=("contrast", "fog"))),
 ]
 
 

@@ -3,6 +3,7 @@
 from testtime.methods.actmad import ActMAD
 from testtime.methods.adacontrast import AdaContrast
 from testtime.methods.adanpc import AdaNPC
+from testtime.methods.atlas import ATLAS
 from testtime.methods.bn_adapt import BNAdapt
 from testtime.methods.cafa import CAFA
 from testtime.methods.clust3 import ClusT3
@@ -16,6 +17,7 @@ from testtime.methods.eta import ETA
 from testtime.methods.lame import LAME
 from testtime.methods.memo import MEMO
 from testtime.methods.nc_ttt import NCTTT
+from testtime.methods.nhl import NHL
 from testtime.methods.note import NOTE
 from testtime.methods.ostta import OSTTA
 from testtime.methods.paf_kip import PAFKIP
@@ -45,6 +47,7 @@ from testtime.methods.vdp import VDP
 from testtime.methods.vida import ViDA
 
 __all__ = [
+    "ATLAS",
     "CAFA",
     "CMF",
     "EATA",
@@ -52,6 +55,7 @@ __all__ = [
     "LAME",
     "MEMO",
     "NCTTT",
+    "NHL",
     "NOTE",
     "OSTTA",
     "PAFKIP",
