@@ -147,7 +147,7 @@ def source_model(model: str, root: str | Path) -> tuple[Preprocessed, str]:
 def difficulty(name: str, model: str, root: str | Path) -> Difficulty:
     """How accurate a source model is on blends of two corruptions of a closed set.
 
-    What was measured before comes with the package (``python -m testtime.bench.difficulty`` wrote it); the rest is measured
+    What was measured before comes with the package (``scripts/measure_difficulty.py`` wrote it); the rest is measured
     when asked for.
     """
     file = resources.files("testtime.bench") / "difficulties" / f"{model}.json"

@@ -100,7 +100,7 @@ class Blend:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not all(0 <= s < SEVERITIES for s in self.severities):
+        if not all(0 <= s <= SEVERITIES - 1 for s in self.severities):
             raise ValueError(f"severities go from 0 (none) to {SEVERITIES - 1}, got {self.severities}")
 
     @property
