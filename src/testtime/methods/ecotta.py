@@ -53,6 +53,7 @@ from testtime.adapter import Adapter
 from testtime.norm import source_statistics
 from testtime.parts import entropy, generator, sgd
 from testtime.parts.branches import images_of
+from testtime.parts.groups import groups_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.prediction import Prediction
@@ -155,29 +156,11 @@ def with_meta(model: nn.Module, layers: Sequence[str] | None = None) -> nn.Modul
         devices=[]
     ):  # a convolution draws its first weights, which the warm-up draws anew
         torch.default_generator.manual_seed(0)
-        for name in _outermost(model) if layers is None else layers:
+        for name in groups_of(model) if layers is None else layers:
             parent, _, leaf = name.rpartition(".")
             owner = model.get_submodule(parent)
             setattr(owner, leaf, MetaGroup(getattr(owner, leaf)))
     return model
-
-
-def _outermost(model: nn.Module) -> list[str]:
-    for prefix, module in model.named_modules():
-        inner = [
-            f"{prefix}.{leaf}".removeprefix(".")
-            for leaf, child in module.named_children()
-            if any(isinstance(m, nn.Conv2d) for m in child.modules())
-        ]
-        if len(inner) > 1:
-            return inner
-    convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    if not convolutions:
-        raise ValueError(
-            "EcoTTA's meta networks stand beside groups of convolutions, and this model has none; expected a convolutional "
-            "network"
-        )
-    return convolutions
 
 
 def _warm_up(
