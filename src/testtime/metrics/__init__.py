@@ -6,6 +6,7 @@ Scores and errors are in percent, except where a metric has a unit of its own.
 from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
 from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
 from testtime.metrics.dense import BCE, RMSE, AveragePrecision, EdgeF, MeanAngle, MeanIoU
+from testtime.metrics.label_free import aetta, diversity, dropout_disagreement
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 from testtime.metrics.summary import Samples, forgetting, summarise
 from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
@@ -21,11 +22,14 @@ __all__ = [
     "MeanIoU",
     "Samples",
     "accuracy",
+    "aetta",
     "auroc",
     "brier",
     "calibration_error",
     "cosine_similarity",
     "delta_ttt",
+    "diversity",
+    "dropout_disagreement",
     "dtw",
     "forgetting",
     "fpr_at",

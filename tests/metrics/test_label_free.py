@@ -1,0 +1,61 @@
+"""Accuracy without labels: AETTA's equations by hand, and that a collapsed model does not pass for a good one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from testtime.metrics import aetta, diversity, dropout_disagreement
+
+
+def test_disagreement_and_spread_by_hand() -> None:
+    torch.manual_seed(0)
+    z, head = torch.randn(30, 6), nn.Linear(6, 4)
+    found, spread = dropout_disagreement(z, head, torch.Generator().manual_seed(3), rate=0.3, passes=5)
+    rng = torch.Generator().manual_seed(3)
+    w, b, x = head.weight.detach().numpy(), head.bias.detach().numpy(), z.numpy().astype(float)
+    plain = (x @ w.T + b).argmax(1)
+    changed, mean = [], np.zeros(4)
+    for _ in range(5):
+        kept = (torch.rand(30, 6, generator=rng) >= 0.3).numpy()
+        logits = x * kept / 0.7 @ w.T + b
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        changed.append(np.mean(logits.argmax(1) != plain))
+        mean += p.mean(0) / 5
+    assert found == pytest.approx(np.mean(changed))
+    assert spread == pytest.approx(-(mean * np.log(mean)).sum() / math.log(4), abs=1e-6)
+
+
+def test_the_estimate_by_hand() -> None:
+    found = aetta([0.3, 0.1, 0.5], [0.9, 0.5, 0.2], classes=5)
+    one = 0.6 * 0.3 + 0.4 * (0.3 / 0.9**3)
+    two = 0.6 * one + 0.4 * min(0.1 / 0.5**3, 0.8)
+    three = 0.6 * two + 0.4 * 0.8  # no worse than chance
+    assert found == pytest.approx([100 * (1 - e) for e in (one, two, three)])
+    assert len(aetta([], [], 5)) == 0
+
+
+def test_a_model_that_says_one_class_is_not_taken_for_a_good_one() -> None:
+    head = nn.Linear(3, 3)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    other, spread = dropout_disagreement(torch.rand(8, 3), head, torch.Generator().manual_seed(0))
+    assert other == 0
+    assert spread < 0.01
+    small = aetta([0.02] * 20, [spread] * 20, 3)[-1]
+    assert small == pytest.approx(100 / 3, abs=0.1)
+
+
+def test_diversity_is_entropy_over_its_most() -> None:
+    assert diversity([3, 3, 3]) == pytest.approx(1)
+    assert diversity([0, 5, 0]) == 0
+    assert diversity([1, 2, 1]) == pytest.approx(-(0.5 * math.log(0.25) + 0.5 * math.log(0.5)) / math.log(3))
+
+
+@pytest.mark.parametrize(("count", "rate"), [(0, 0.4), (3, 0.0), (3, 1.0)])
+def test_what_cannot_be_dropped_is_named(count: int, rate: float) -> None:
+    with pytest.raises(ValueError, match="rate in"):
+        dropout_disagreement(torch.rand(count, 2), nn.Linear(2, 2), torch.Generator(), rate)
