@@ -40,6 +40,29 @@ def test_trains_as_a_plain_loop() -> None:
         torch.testing.assert_close(p, q)
 
 
+def test_groups_learn_at_multiples_of_the_rate_and_lessons_say_more() -> None:
+    batches, net, _ = world()
+    _, plain, _ = world()
+    groups = [{"params": [net.weight]}, {"params": [net.bias], "times": 0.1}]
+    lessons = [(x, y, 2.0) for x, y in batches]
+    for _ in passes_over(
+        lessons,
+        1,
+        net,
+        torch.optim.SGD(groups, 1.0),
+        lambda x, y, times: times * F.cross_entropy(net(x), y),
+        lambda _: 0.1,
+    ):
+        pass
+    for x, y in batches:
+        weight, bias = torch.autograd.grad(2 * F.cross_entropy(plain(x), y), [plain.weight, plain.bias])
+        with torch.no_grad():
+            plain.weight -= 0.1 * weight
+            plain.bias -= 0.01 * bias
+    torch.testing.assert_close(net.weight, plain.weight)
+    torch.testing.assert_close(net.bias, plain.bias)
+
+
 def test_goes_on_where_it_was_left(tmp_path: Path) -> None:
     file, described = tmp_path / "training.safetensors", {"kind": "test"}
     nets = []

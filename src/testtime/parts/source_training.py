@@ -16,11 +16,11 @@ __all__ = ["passes_over"]
 
 
 def passes_over(
-    batches: Collection[tuple[Tensor, Tensor]],
+    batches: Collection[tuple[Any, ...]],
     passes: int,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[..., Tensor],
     rate: Callable[[int], float],
     title: str | None = None,
     file: Path | None = None,
@@ -29,10 +29,10 @@ def passes_over(
     """Train a module, and pause after every pass.
 
     Args:
-        batches: images and labels, shown in the order they have; a loader that shuffles is one.
+        batches: images, labels and what else ``loss`` takes, shown in the order they have; a loader that shuffles is one.
         passes: how often they are shown.
         module: what is saved; the optimizer's parameters are among its own.
-        optimizer: moves them.
+        optimizer: moves them; a group of parameters with an entry ``times`` learns at that multiple of the rate.
         loss: of a batch, a scalar.
         rate: the learning rate of a pass, which are counted from 0.
         title: says how far the training is; None says nothing.
@@ -52,11 +52,11 @@ def passes_over(
         start = checkpoint.load(file, module, optimizer)
     for done in range(start, passes):
         for group in optimizer.param_groups:
-            group["lr"] = rate(done)
+            group["lr"] = rate(done) * group.get("times", 1.0)
         shown = progress(batches, len(batches), f"{title}, pass {done + 1} of {passes}") if title else batches
-        for x, y in shown:
+        for lesson in shown:
             with torch.enable_grad():
-                value = loss(x, y)
+                value = loss(*lesson)
                 if not bool(torch.isfinite(value)):
                     raise ValueError(
                         f"training led to a loss of {value.item()} in pass {done + 1}; expected finite source images, and "
