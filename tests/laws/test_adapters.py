@@ -17,6 +17,7 @@ from testtime.methods import (
     CMF,
     EATA,
     ETA,
+    ITTA,
     LAME,
     MEMO,
     NCTTT,
@@ -107,6 +108,7 @@ META = {
 HEBBIAN = {
     "null_step": "its first convolution learns by its own responses, without any optimizer (soft Hebbian rule)"
 }
+PARTNERS = {"order_equivariant": "draws whose style an image takes on by their places in the batch"}
 ALONE = {"null_step": "answers image by image, each normalised by itself (a single test point)"}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
@@ -154,6 +156,7 @@ CASES = [
     Case("VDP", partial(VDP, size=(3, 8, 8), optimizer=adam(1e-2), views=3)),
     Case("ViDA", partial(ViDA, optimizer=adam(1e-2), high_rank=8, views=3), DRAWS),
     Case("NHL", partial(NHL, rate=0.1), HEBBIAN),
+    Case("ITTA", partial(ITTA, passes=2), PARTNERS, ["batchnorm", "groupnorm"]),
     Case("EcoTTA", partial(EcoTTA, passes=2), META, ["batchnorm", "groupnorm"]),
     Case("ATLAS", partial(ATLAS, classes=CLASSES, tasks=("contrast", "fog"))),
 ]

@@ -14,6 +14,7 @@ from testtime.methods.deyo import DeYO
 from testtime.methods.eata import EATA
 from testtime.methods.ecotta import EcoTTA
 from testtime.methods.eta import ETA
+from testtime.methods.itta import ITTA
 from testtime.methods.lame import LAME
 from testtime.methods.memo import MEMO
 from testtime.methods.nc_ttt import NCTTT
@@ -52,6 +53,7 @@ __all__ = [
     "CMF",
     "EATA",
     "ETA",
+    "ITTA",
     "LAME",
     "MEMO",
     "NCTTT",

@@ -64,9 +64,9 @@ def tap(model: nn.Module, name: str, given: bool = False) -> Tap:
 
 
 @contextmanager
-def tapped(model: nn.Module, names: Iterable[str]) -> Iterator[list[Tap]]:
+def tapped(model: nn.Module, names: Iterable[str], given: bool = False) -> Iterator[list[Tap]]:
     """Taps around these layers of somebody else's model, which are gone again at the end."""
-    taps = [tap(model, name) for name in names]
+    taps = [tap(model, name, given) for name in names]
     try:
         yield taps
     finally:
