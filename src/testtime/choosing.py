@@ -1,0 +1,260 @@
+r"""Which method, when there is no label: candidates run in shadow on one's own stream, and what each gives away about itself.
+
+>>> from testtime.methods import Source, Tent
+>>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+>>> stream = [torch.rand(8, 3, 8, 8) for _ in range(4)]
+>>> seen = {name: list(watch(adapter, stream, Source(net))) for name, adapter in
+...         {"Source": Source(net), "TENT": Tent(net)}.items()}
+>>> recommend(seen).name in seen
+True
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from testtime.adapter import Adapter
+from testtime.metrics import aetta, diversity, dropout_disagreement
+from testtime.parts import generator
+from testtime.parts.features import headless, linear_head
+
+__all__ = ["Advice", "Candidate", "Signs", "judge", "recommend", "watch"]
+
+TIE = 1.0  # percent points of estimated accuracy within which the cheaper is taken
+COLLAPSE = 0.5  # of the diversity of the answers of the most diverse candidate
+
+
+@final
+@dataclass(frozen=True)
+class Signs:
+    """What a candidate gave away on one batch.
+
+    Attributes:
+        answers: (C,) how many images got each class.
+        agreement: share of the images that the source model answers alike.
+        confidence: mean highest probability.
+        disagreement: share of answers that change under dropout before the head; NaN without a linear head.
+        spread: entropy of the mean probabilities under dropout, over log C; NaN without a linear head.
+        milliseconds: of the call.
+        updated: whether the adapter moved its parameters.
+    """
+
+    answers: tuple[int, ...]
+    agreement: float
+    confidence: float
+    disagreement: float
+    spread: float
+    milliseconds: float
+    updated: bool
+
+    @property
+    def images(self) -> int:
+        """How many were answered."""
+        return sum(self.answers)
+
+
+def watch(
+    adapter: Adapter, stream: Iterable[Tensor], source: Adapter, rate: float = 0.4, passes: int = 10
+) -> Iterator[Signs]:
+    """Let a candidate predict and learn, batch after batch, and note its signs; nobody sees its answers.
+
+    Args:
+        adapter: the candidate; prepared, if it needs to be.
+        stream: batches (N, C, H, W) as they arrive, without labels.
+        source: what is in use now, or the model as it was trained: ``Source(model)``.
+        rate, passes: of the dropout, see `testtime.metrics.dropout_disagreement`.
+
+    Raises:
+        ValueError: an image was refused, so that the counts would not be comparable.
+    """
+    for number, x in enumerate(stream):
+        before = time.perf_counter()
+        answer = adapter(x)
+        taken = 1000 * (time.perf_counter() - before)
+        if not bool(answer.valid.all()):
+            raise ValueError(
+                f"batch {number} holds {int((~answer.valid).sum())} images that are not finite; take them out of the stream"
+            )
+        logits = answer.logits.float()
+        said = logits.argmax(dim=1)
+        other, spread = _dropped(adapter, x, generator(0, number, "dropout", x.device), rate, passes)
+        yield Signs(
+            tuple(torch.bincount(said, minlength=logits.shape[1]).tolist()),
+            float((source.predict(x).argmax(dim=1) == said).float().mean()),
+            float(logits.softmax(dim=1).amax(dim=1).mean()),
+            other,
+            spread,
+            taken,
+            bool(answer.updated),
+        )
+
+
+def _dropped(
+    adapter: Adapter, x: Tensor, rng: torch.Generator, rate: float, passes: int
+) -> tuple[float, float]:
+    """Disagreement and spread of the network that a candidate adapts."""
+    network: nn.Module = adapter
+    while isinstance(network, Adapter):
+        network = network.model
+    if not any(isinstance(m, nn.Linear) for m in network.modules()):
+        return float("nan"), float("nan")
+    with torch.no_grad():
+        features = headless(network)(x)
+    return dropout_disagreement(features, linear_head(network)[1], rng, rate, passes)
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """What a stream's signs say of a candidate. Accuracy, agreement, confidence and diversity are in percent.
+
+    Attributes:
+        name: of the candidate.
+        accuracy: estimated (AETTA), mean over the stream's images; NaN where there is no linear head.
+        agreement: with the source model.
+        confidence: and ``confidence_drift``, its change from the first third of the stream to the last.
+        diversity: of the answers in a third of the stream, entropy over log C, the least of the three; and
+            ``diversity_drift``, its change from the first third to the last.
+        milliseconds: of a batch, median.
+        alarms: what speaks against it, in words; empty if nothing does.
+    """
+
+    name: str
+    accuracy: float
+    agreement: float
+    confidence: float
+    confidence_drift: float
+    diversity: float
+    diversity_drift: float
+    milliseconds: float
+    alarms: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Advice:
+    """Which candidate, and why.
+
+    Attributes:
+        name: of the candidate.
+        reasons: sentences.
+        candidates: all of them, the best first, those with alarms last.
+    """
+
+    name: str
+    reasons: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+
+
+def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
+    """Sum up the signs of candidates that were shown the same stream.
+
+    Alarms are raised where the answers of a third of the stream are spread over classes by less than half of what those of the
+    most diverse candidate are in the same third (a stream may hold few classes; they all see the same), and where a candidate
+    refuses to be better than chance by its own estimate.
+
+    Args:
+        seen: by name, what `watch` yielded.
+
+    Raises:
+        ValueError: there is no candidate, one has seen nothing, or they have seen streams of different lengths.
+
+    Reference: for the estimate see `testtime.metrics.aetta`; the alarm is ours.
+    """
+    if not seen or any(not signs for signs in seen.values()):
+        raise ValueError("expected candidates that have seen a stream: watch one first")
+    shown = {name: [one.images for one in signs] for name, signs in seen.items()}
+    if len({tuple(images) for images in shown.values()}) > 1:
+        lengths = ", ".join(f"{name}: {sum(images)} images" for name, images in shown.items())
+        raise ValueError(f"candidates are compared on the same batches, and these were not: {lengths}")
+    thirds = {name: [_diversity(part) for part in _thirds(signs)] for name, signs in seen.items()}
+    most = [max(parts) for parts in zip(*thirds.values(), strict=True)]
+    return tuple(_judged(name, signs, thirds[name], most) for name, signs in seen.items())
+
+
+def recommend(seen: Mapping[str, Sequence[Signs]]) -> Advice:
+    """Choose the candidate of the highest estimated accuracy that no alarm speaks against; of those that tie, the cheapest.
+
+    If alarms speak against all, or none can be estimated, it is the first that was given: give the model that is in use first.
+
+    Args:
+        seen: by name, what `watch` yielded.
+
+    Raises:
+        ValueError: as `judge`.
+    """
+    found = judge(seen)
+    sound = [c for c in found if not c.alarms and not np.isnan(c.accuracy)]
+    ranked = sorted(sound, key=lambda c: -c.accuracy)
+    rest = tuple(c for c in found if c not in ranked)
+    if not ranked:
+        why = (f"Nothing speaks for a change: {_reason(c)}." for c in found)
+        return Advice(found[0].name, tuple(why), found)
+    tied = [c for c in ranked if c.accuracy >= ranked[0].accuracy - TIE]
+    chosen = min(tied, key=lambda c: c.milliseconds)
+    reasons = [
+        f"{chosen.name} is estimated to be right on {chosen.accuracy:.1f} % of the images, with "
+        f"{chosen.milliseconds:.0f} ms a batch; its answers agree with the source model's on {chosen.agreement:.0f} %."
+    ]
+    if chosen is not ranked[0]:
+        reasons.append(
+            f"{ranked[0].name} has the highest estimate, {ranked[0].accuracy:.1f} %, but {len(tied)} candidates are within "
+            f"{TIE:g} point of it, and {chosen.name} is the cheapest of them."
+        )
+    reasons += [f"Not {c.name}: {_reason(c)}." for c in rest]
+    order = (chosen, *(c for c in ranked if c is not chosen), *rest)
+    return Advice(chosen.name, tuple(reasons), order)
+
+
+def _reason(candidate: Candidate) -> str:
+    return "; ".join(candidate.alarms) or "no estimate, it has no linear head that could be watched"
+
+
+def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Sequence[float]) -> Candidate:
+    images = np.array([one.images for one in signs], dtype=float)
+    classes = len(signs[0].answers)
+    guesses = aetta([one.disagreement for one in signs], [one.spread for one in signs], classes)
+    accuracy = float(np.average(guesses, weights=images))
+    confidence = [
+        float(np.average([s.confidence for s in part], weights=[s.images for s in part]))
+        for part in _thirds(signs)
+    ]
+    alarms = []
+    for part, (own, other) in enumerate(zip(spread, most, strict=True), 1):
+        if own < COLLAPSE * other:
+            alarms.append(
+                f"in part {part} of {len(spread)} its answers collapse to few classes (diversity {100 * own:.0f} %, another "
+                f"candidate's {100 * other:.0f} %)"
+            )
+    if accuracy < 150 / classes:
+        alarms.append(f"its own estimate, {accuracy:.0f} %, is near chance")
+    return Candidate(
+        name,
+        accuracy,
+        100 * float(np.average([one.agreement for one in signs], weights=images)),
+        100 * float(np.mean(confidence)),
+        100 * (confidence[-1] - confidence[0]),
+        100 * min(spread),
+        100 * (spread[-1] - spread[0]),
+        float(np.median([one.milliseconds for one in signs])),
+        tuple(alarms),
+    )
+
+
+def _thirds(signs: Sequence[Signs]) -> list[Sequence[Signs]]:
+    """Three parts of the stream, or as many as there are batches."""
+    parts = min(3, len(signs))
+    ends = [round(i * len(signs) / parts) for i in range(parts + 1)]
+    return [signs[a:b] for a, b in pairwise(ends)]
+
+
+def _diversity(signs: Sequence[Signs]) -> float:
+    return diversity(np.sum([one.answers for one in signs], axis=0))

@@ -1,0 +1,144 @@
+"""Choosing without labels: the signs of a batch, alarms, and what is recommended and why."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from testtime.choosing import Signs, judge, recommend, watch
+from testtime.methods import LAME, Source, Tent
+from testtime.metrics import aetta, dropout_disagreement
+from testtime.parts import adam, generator
+from testtime.wrap import ResetEvery
+
+SIGNS = Signs((5, 5, 5, 5), 0.8, 0.7, 0.2, 0.95, 10.0, True)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 4),
+    ).eval()
+
+
+def stream(batches: int = 3, n: int = 16) -> list[Tensor]:
+    return [torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(t)) for t in range(batches)]
+
+
+def test_signs_are_those_of_the_answers() -> None:
+    net, batches = network(), stream()
+    signs = list(watch(Tent(net), batches, Source(net)))
+    tent, source = Tent(net), Source(net)
+    for t, (one, x) in enumerate(zip(signs, batches, strict=True)):
+        y = tent(x)
+        assert one.answers == tuple(np.bincount(y.argmax(1).numpy(), minlength=4))
+        assert one.agreement == pytest.approx(float((source(x).argmax(1) == y.argmax(1)).float().mean()))
+        assert one.confidence == pytest.approx(float(y.softmax(1).amax(1).mean()))
+        assert one.updated
+        (inner,) = tent.model.children()  # the network itself
+        *body, head = inner.children()
+        with torch.no_grad():
+            expected = dropout_disagreement(nn.Sequential(*body)(x), head, generator(0, t, "dropout"))
+        assert (one.disagreement, one.spread) == pytest.approx(expected)
+
+
+def test_watching_changes_nothing_of_the_candidate() -> None:
+    net, batches = network(), stream()
+    watched, alone = Tent(net, adam(0.1)), Tent(net, adam(0.1))
+    list(watch(watched, batches, Source(net)))
+    for x in batches:
+        alone(x)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+
+
+def test_a_wrapped_candidate_is_watched_inside() -> None:
+    net = network()
+    plain, wrapped = (list(watch(a, stream(), Source(net))) for a in (Tent(net), ResetEvery(Tent(net), 100)))
+    assert [s.disagreement for s in plain] == [s.disagreement for s in wrapped]
+
+
+def test_without_a_linear_head_there_is_no_estimate() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (signs,) = watch(Source(net), stream(1), Source(net))
+    assert math.isnan(signs.disagreement)
+    advice = recommend({"Source": [signs], "other": [signs]})
+    assert advice.name == "Source"
+    assert "no linear head" in advice.reasons[0]
+
+
+def test_images_that_are_refused_are_named() -> None:
+    net, x = network(), torch.rand(4, 3, 8, 8)
+    x[1] = float("nan")
+    with pytest.raises(ValueError, match="batch 0 holds 1 images"):
+        list(watch(Source(net), [x], Source(net)))
+
+
+def test_the_estimate_is_weighted_by_images() -> None:
+    small = replace(SIGNS, answers=(1, 1, 1, 1), disagreement=0.6)
+    (one,) = judge({"a": [SIGNS, small]})
+    guesses = aetta([0.2, 0.6], [0.95, 0.95], 4)
+    assert one.accuracy == pytest.approx((20 * guesses[0] + 4 * guesses[1]) / 24)
+    assert one.agreement == pytest.approx(80)
+    assert one.alarms == ()
+
+
+def test_drifts_are_from_the_first_third_to_the_last() -> None:
+    signs = [replace(SIGNS, confidence=0.5 + 0.1 * (t // 2)) for t in range(6)]
+    signs[4:] = [replace(s, answers=(20, 20, 0, 0)) for s in signs[4:]]
+    (one,) = judge(
+        {"a": [replace(s, answers=tuple(2 * n for n in s.answers)) for s in signs[:4]] + signs[4:]}
+    )
+    assert one.confidence_drift == pytest.approx(20)
+    assert (one.diversity, one.diversity_drift) == pytest.approx((50, -50))
+
+
+def test_a_collapse_is_seen_against_the_others_and_not_against_the_stream() -> None:
+    narrow = [replace(SIGNS, answers=(20, 0, 0, 0))] * 3
+    few = [replace(SIGNS, answers=(19, 1, 0, 0))] * 3
+    assert judge({"a": narrow, "b": narrow})[0].alarms == ()  # the stream holds one class
+    one, other = judge({"a": narrow, "b": few})
+    assert "collapse" in one.alarms[0]
+    assert other.alarms == ()
+
+
+def test_the_best_sound_candidate_is_chosen_and_the_cheapest_of_a_tie() -> None:
+    good = replace(SIGNS, disagreement=0.1)
+    near = replace(SIGNS, disagreement=0.105, milliseconds=3.0)
+    collapsed = replace(good, disagreement=0.0, answers=(20, 0, 0, 0))
+    advice = recommend(
+        {"Source": [SIGNS] * 3, "good": [good] * 3, "near": [near] * 3, "bad": [collapsed] * 3}
+    )
+    assert advice.name == "near"
+    assert "good has the highest estimate" in advice.reasons[1]
+    assert any(reason.startswith("Not bad: in part 1 of 3") for reason in advice.reasons)
+    assert [c.name for c in advice.candidates] == ["near", "good", "Source", "bad"]
+
+
+def test_a_method_that_destroys_itself_is_not_chosen() -> None:
+    net = network(3)
+    batches = stream(30)
+    seen = {
+        "Source": list(watch(Source(net), batches, Source(net))),
+        "hot": list(watch(Tent(net, adam(1.0)), batches, Source(net))),
+        "LAME": list(watch(LAME(net), batches, Source(net))),
+    }
+    hot = next(c for c in judge(seen) if c.name == "hot")
+    assert hot.alarms
+    assert recommend(seen).name != "hot"
+
+
+def test_candidates_of_other_streams_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="same batches"):
+        judge({"a": [SIGNS], "b": [SIGNS, SIGNS]})
+    with pytest.raises(ValueError, match="watch one first"):
+        judge({"a": []})
