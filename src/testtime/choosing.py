@@ -12,7 +12,7 @@ True
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
@@ -62,15 +62,21 @@ class Signs:
 
 
 def watch(
-    adapter: Adapter, stream: Iterable[Tensor], source: Adapter, rate: float = 0.4, passes: int = 10
+    adapter: Adapter,
+    stream: Iterable[Tensor],
+    source: Adapter,
+    rate: float = 0.4,
+    passes: int = 10,
+    heard: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Signs]:
-    """Let a candidate predict and learn, batch after batch, and note its signs; nobody sees its answers.
+    """Let a candidate predict and learn, batch after batch, and note its signs; nobody acts on its answers.
 
     Args:
         adapter: the candidate; prepared, if it needs to be.
         stream: batches (N, C, H, W) as they arrive, without labels.
         source: what is in use now, or the model as it was trained: ``Source(model)``.
         rate, passes: of the dropout, see `testtime.metrics.dropout_disagreement`.
+        heard: takes the classes (N,) of each answer, for someone who has labels to judge by.
 
     Raises:
         ValueError: an image was refused, so that the counts would not be comparable.
@@ -85,6 +91,8 @@ def watch(
             )
         logits = answer.logits.float()
         said = logits.argmax(dim=1)
+        if heard is not None:
+            heard(said)
         other, spread = _dropped(adapter, x, generator(0, number, "dropout", x.device), rate, passes)
         yield Signs(
             tuple(torch.bincount(said, minlength=logits.shape[1]).tolist()),

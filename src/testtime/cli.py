@@ -1,11 +1,17 @@
-"""The command line: ``testtime demo``, ``bench``, ``report``, ``methods``, ``scenes``, ``multitask``, ``space``."""
+"""The command line: ``testtime demo``, ``bench``, ``recommend``, ``report``, ``methods``, and three families of commands."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from testtime.bench.protocol import Protocol
 
 __all__ = ["main"]
 
@@ -66,7 +72,24 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument("--out", metavar="DIR", help="folder of the run (runs/PROTOCOL)")
     bench.add_argument("--cache", metavar="DIR", help="folder of corrupted images (cache beside the run)")
     bench.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
+    bench.add_argument(
+        "--no-labels",
+        action="store_true",
+        help="run the methods in shadow and note what they give away without labels; then: testtime recommend",
+    )
+    bench.add_argument(
+        "--images", metavar="DIR", help="with --no-labels: your images, in the order of their names"
+    )
+    bench.add_argument("--model", metavar="NAME", help="with --images: the source model")
+    bench.add_argument("--source", metavar="DIR", help="with --images: unlabelled images of its source")
     bench.set_defaults(run=_bench)
+
+    choose = commands.add_parser("recommend", help="name a method for a stream without labels, with reasons")
+    choose.add_argument("run_folder", metavar="RUN", help="folder of a run of testtime bench --no-labels")
+    choose.add_argument(
+        "--judge", action="store_true", help="beside the estimates the truth, where the stream had labels"
+    )
+    choose.set_defaults(run=_recommend)
 
     report = commands.add_parser("report", help="make the page of a run")
     report.add_argument("run_folder", metavar="RUN", help="folder of the run")
@@ -124,10 +147,16 @@ def _bench(arguments: argparse.Namespace) -> int:
     from testtime.bench.grid import run_grid
     from testtime.bench.protocols import PROTOCOLS, protocol
 
-    if arguments.list or arguments.protocol is None:
+    if arguments.list or (arguments.protocol is None and not arguments.no_labels):
         for one in PROTOCOLS.values():
             print(f"{one.name:24} {one.title}")
         return 0
+    if arguments.images and not arguments.no_labels:
+        raise ValueError("--images are a stream without labels; add --no-labels")
+    if arguments.no_labels and (arguments.protocol is None) == (arguments.images is None):
+        raise ValueError("--no-labels needs a stream: a protocol, or --images DIR and --model NAME")
+    if arguments.images:
+        return _own(arguments)
     changes = {name: getattr(arguments, name) for name in ("seeds", "limit", "order", "severity")}
     chosen = protocol(arguments.protocol).narrowed(
         arguments.methods,
@@ -137,6 +166,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     )
     out = arguments.out or f"runs/{chosen.name}"
     command = ["testtime", *arguments.argv]
+    if arguments.no_labels:
+        return _hidden(arguments, chosen, arguments.out or f"{out}-no-labels", command)
     failures = run_grid(
         chosen,
         arguments.data,
@@ -152,6 +183,76 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(f"failed: {failure}", file=sys.stderr)
     print(out)
     return 1 if failures else 0
+
+
+def _own(arguments: argparse.Namespace) -> int:
+    """Candidates in shadow on a folder of images."""
+    from testtime.bench.protocols import protocol
+    from testtime.bench.shadow import Shadow
+    from testtime.data import image_folder
+    from testtime.models import model_card
+    from testtime.streams import clean, recorded
+
+    if arguments.model is None:
+        raise ValueError("--images need --model NAME, the network that is in use")
+    card = model_card(arguments.model)
+    images = image_folder(arguments.images)
+    source = image_folder(arguments.source) if arguments.source else None
+    stream = recorded(
+        clean(replace(images, labels=None, classes=()), (card.size, card.size)), arguments.batch_size or 200
+    )
+    rows = protocol("field-continual").narrowed(arguments.methods).rows
+    out = arguments.out or "runs/no-labels"
+    shadow = Shadow(
+        rows,
+        card.name,
+        arguments.data,
+        stream,
+        source,
+        arguments.device,
+        arguments.precision,
+        bool(arguments.methods),
+    )
+    about = {"stream": str(arguments.images), "command": ["testtime", *arguments.argv]}
+    shadow.run(out, about, lambda line: print(line, file=sys.stderr, flush=True))
+    print(f"{out}: now run testtime recommend {out}")
+    return 0
+
+
+def _hidden(arguments: argparse.Namespace, chosen: Protocol, out: str, command: list[str]) -> int:
+    """Candidates in shadow on the first column of a protocol, its labels kept from them."""
+    from testtime.bench import sets
+    from testtime.bench.cache import cached
+    from testtime.bench.cell import make_stream
+    from testtime.bench.shadow import Shadow
+
+    column, seed = chosen.columns[0], chosen.seeds[0]
+    stream = make_stream(chosen, column, seed, arguments.data, chosen.limit)
+    stream = cached(stream, Path(arguments.cache or Path(out).parent / "cache"))
+    source = sets.source_images(chosen.closed, arguments.data)
+    shadow = Shadow(
+        chosen.rows,
+        chosen.model,
+        arguments.data,
+        stream,
+        source,
+        arguments.device,
+        arguments.precision,
+        bool(arguments.methods),
+    )
+    about = {"stream": f"{chosen.name}, {column.name}, seed {seed}", "command": command}
+    shadow.run(out, about, lambda line: print(line, file=sys.stderr, flush=True))
+    print(f"{out}: now run testtime recommend {out}")
+    return 0
+
+
+def _recommend(arguments: argparse.Namespace) -> int:
+    from testtime.bench.shadow import advise, advise_text, judged, write_advice
+
+    advice = advise(arguments.run_folder)
+    print(advise_text(advice, judged(arguments.run_folder) if arguments.judge else None))
+    print(f"The page: {write_advice(arguments.run_folder)}")
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

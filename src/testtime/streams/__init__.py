@@ -9,7 +9,16 @@
 (8, (20, 3, 8, 8), 10)
 """
 
-from testtime.streams.arrivals import LADDER, continual, correlated, gradual, label_shift, mixed, open_set
+from testtime.streams.arrivals import (
+    LADDER,
+    continual,
+    correlated,
+    gradual,
+    label_shift,
+    mixed,
+    open_set,
+    recorded,
+)
 from testtime.streams.domain import Blend, Condition, Domain, clean, corrupted, fingerprint, published
 from testtime.streams.stream import Batch, Plan, Stream
 from testtime.streams.wandering import Difficulty, Wandering
@@ -34,4 +43,5 @@ __all__ = [
     "mixed",
     "open_set",
     "published",
+    "recorded",
 ]

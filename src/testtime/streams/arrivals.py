@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testtime.data import ImageSet
-from testtime.streams.domain import Domain, corrupted, number
+from testtime.streams.domain import Domain, clean, corrupted, number
 from testtime.streams.stream import Plan, Stream
 
-__all__ = ["LADDER", "continual", "correlated", "gradual", "label_shift", "mixed", "open_set"]
+__all__ = ["LADDER", "continual", "correlated", "gradual", "label_shift", "mixed", "open_set", "recorded"]
 
 Rows = NDArray[np.int64]
 Conditions = Iterable[str | Domain]
@@ -60,6 +60,28 @@ def continual(
     _positive(batch_size, limit)
     visits = [(d.name, _rows(i, _order(d, limit, seed, f"visit {i}"))) for i, d in enumerate(domains)]
     return Stream(tuple(domains), _cut(visits, batch_size), batch_size, seed, workers)
+
+
+def recorded(images: ImageSet | Domain, batch_size: int = 200, workers: int = 0) -> Stream:
+    """The images as they are and in the order in which they are stored: a stream of one's own.
+
+    Args:
+        images: a set, or a domain of one (``clean(images, size)`` resizes).
+        batch_size: N; the last batch may be smaller.
+        workers: threads that read ahead.
+
+    Raises:
+        ValueError: there are no images, or the batch size is below 1.
+
+    >>> from testtime.data import from_arrays
+    >>> grey = from_arrays("grey", np.full((5, 8, 8), 99, np.uint8))
+    >>> [batch.ids.tolist() for batch in recorded(grey, 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    domain = images if isinstance(images, Domain) else clean(images)
+    _positive(batch_size, len(domain))
+    rows = _rows(0, np.arange(len(domain), dtype=np.int64))
+    return Stream((domain,), _cut([(domain.name, rows)], batch_size), batch_size, 0, workers)
 
 
 def gradual(

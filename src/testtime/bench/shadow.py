@@ -1,0 +1,295 @@
+"""Candidates in shadow on a stream without labels: what each gives away, and which to take."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from testtime.adapter import Adapter
+from testtime.bench import sets
+from testtime.bench.cell import SLOW, SOURCE_IMAGES, Precision, _atomic
+from testtime.bench.page import document, figure, show, table, write_page
+from testtime.bench.protocol import Row
+from testtime.bench.svg import Series, line_chart
+from testtime.choosing import Advice, Signs, recommend, watch
+from testtime.data import ImageSet
+from testtime.methods import Source
+from testtime.metrics import aetta
+from testtime.models import model_card
+from testtime.progress import progress
+from testtime.streams import Stream
+
+__all__ = ["Shadow", "advise", "advise_text", "judged", "read_signs", "write_advice"]
+
+LINES = 6  # candidates whose lines have a colour
+
+
+@final
+@dataclass(frozen=True)
+class Shadow:
+    """A run of candidates on a stream.
+
+    Args:
+        rows: the candidates; the first is what is in use.
+        model: the source model, a key of `testtime.models.MODELS`.
+        data: the folder of its weights.
+        stream: what arrives.
+        source: unlabelled images of the source; methods that need them are left out where there are none.
+        device: "cpu" or "cuda".
+        precision: "bfloat16" runs the networks under autocast.
+        every: also candidates of more than 20 forwards a batch.
+    """
+
+    rows: Sequence[Row]
+    model: str
+    data: str
+    stream: Stream
+    source: ImageSet | None = None
+    device: str = "cpu"
+    precision: Precision = "float32"
+    every: bool = False
+
+    def run(self, out: str | Path, about: dict[str, Any], say: Callable[[str], None] = print) -> None:
+        """Run every candidate that is not finished, one after the other, and write the signs of each as they come.
+
+        Args:
+            out: folder of the run.
+            about: what else ``shadow.json`` is to say.
+            say: takes lines for a person.
+
+        Raises:
+            ValueError: the folder holds another run, or no candidate is left.
+        """
+        folder = Path(out)
+        rows = [row for row in self.rows if self._fits(row, say)]
+        if not rows:
+            raise ValueError("no candidate is left: name others with --methods, or give --source")
+        settings = {
+            "model": self.model,
+            "batches": len(self.stream),
+            "images": self.stream.images,
+            "precision": self.precision,
+            **about,
+        }
+        path = folder / "shadow.json"
+        if path.is_file():
+            before = json.loads(path.read_text())
+            other = [name for name in settings if name != "command" and before.get(name) != settings[name]]
+            if other:
+                raise ValueError(
+                    f"{folder} holds a run with another {', '.join(other)}; give another folder with --out"
+                )
+            labels = before["candidates"]
+        else:
+            labels = []
+        labels += [row.label for row in rows if row.label not in labels]
+        (folder / "signs").mkdir(parents=True, exist_ok=True)
+        _atomic(path, {**settings, "candidates": labels})
+        for row in rows:
+            file = folder / "signs" / f"{row.slug}.jsonl"
+            if file.is_file():
+                say(f"{row.label}: finished already")
+                continue
+            self._one(row, file)
+
+    def _fits(self, row: Row, say: Callable[[str], None]) -> bool:
+        adapter = self._build(row)
+        if adapter.source != "none" and self.source is None:
+            say(f"{row.label}: left out, it must see images of the source; give them with --source")
+            return False
+        if adapter.cost[0] > SLOW and not self.every:
+            say(
+                f"{row.label}: left out, it takes {adapter.cost[0]:g} forwards a batch; name it with --methods"
+            )
+            return False
+        return True
+
+    def _build(self, row: Row) -> Adapter:
+        model, _ = sets.source_model(self.model, self.data)
+        adapter = row.build(model.to(self.device), model_card(self.model).classes, 0)
+        adapter.to(self.device)
+        return adapter
+
+    def _one(self, row: Row, file: Path) -> None:
+        adapter = self._build(row)
+        with torch.autocast(
+            torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"
+        ):
+            if adapter.source != "none":
+                assert self.source is not None
+                chosen = np.random.default_rng(0).permutation(len(self.source))[:SOURCE_IMAGES]
+                parts = np.array_split(chosen, max(1, len(chosen) // self.stream.batch_size))
+                size = self.stream.domains[0].size
+                adapter.prepare([self.source.batch(part, size).to(self.device) for part in parts])
+            plain = Source(sets.source_model(self.model, self.data)[0].to(self.device))
+            labels = [self._labels(t) for t in range(len(self.stream))]
+            right: list[float] = []
+            heard: Callable[[torch.Tensor], None] = lambda said: right.append(  # noqa: E731
+                float((said.cpu().numpy() == labels[len(right)]).sum())
+            )
+            images = (batch.x.to(self.device) for batch in self.stream.prefetch(1))
+            partial = file.with_suffix(".part")
+            with partial.open("w") as lines:
+                seen = watch(adapter, images, plain, heard=heard)
+                for signs in progress(seen, len(self.stream), row.label):
+                    lines.write(json.dumps(asdict(signs)) + "\n")
+                    lines.flush()
+        known = sum(int((one >= 0).sum()) for one in labels)
+        if known:
+            (file.parent.parent / "judged").mkdir(exist_ok=True)
+            _atomic(
+                file.parent.parent / "judged" / f"{row.slug}.json", {"accuracy": 100 * sum(right) / known}
+            )
+        partial.replace(file)
+
+    def _labels(self, index: int) -> np.ndarray:
+        sources, ids = self.stream.plans[index].rows.T
+        found = np.empty(len(ids), np.int64)
+        for source in np.unique(sources):
+            found[sources == source] = self.stream.domains[source].labels(ids[sources == source])
+        return found
+
+
+def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
+    """What the candidates of a run gave away, in the order in which they were given.
+
+    Raises:
+        ValueError: the folder is not that of a run without labels, or no candidate is finished.
+    """
+    path = Path(folder) / "shadow.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not the folder of a run without labels: run testtime bench --no-labels first"
+        )
+    found = {}
+    for label in json.loads(path.read_text())["candidates"]:
+        file = Path(folder) / "signs" / f"{Row(label, '').slug}.jsonl"
+        if file.is_file():
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            found[label] = [Signs(**{**line, "answers": tuple(line["answers"])}) for line in lines]
+    if not found:
+        raise ValueError(f"{folder}: no candidate is finished; the same bench command goes on")
+    return found
+
+
+def judged(folder: str | Path) -> dict[str, float]:
+    """The accuracy of each candidate in percent, where the stream was one with labels; no estimate has seen it."""
+    files = sorted((Path(folder) / "judged").glob("*.json"))
+    by_slug = {file.stem: float(json.loads(file.read_text())["accuracy"]) for file in files}
+    return {label: by_slug[s] for label in read_signs(folder) if (s := Row(label, "").slug) in by_slug}
+
+
+def advise(folder: str | Path) -> Advice:
+    """What a run recommends.
+
+    Raises:
+        ValueError: as `read_signs`.
+    """
+    return recommend(read_signs(folder))
+
+
+def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
+    """The advice for a terminal: a table, the name and the reasons.
+
+    Args:
+        advice: from `advise`.
+        known: the accuracies, for a column that judges the estimates.
+    """
+    head = ["method", "accuracy*", "agreement", "confidence", "drift", "diversity", "drift", "ms", "alarms"]
+    head[2:2] = ["(true)"] if known else []
+    rows = [head]
+    for c in advice.candidates:
+        figures = [c.accuracy, c.agreement, c.confidence, c.confidence_drift, c.diversity, c.diversity_drift]
+        cells = [show(v) for v in figures]
+        if known:
+            cells.insert(1, show(known.get(c.name, math.nan)))
+        rows.append([c.name, *cells, f"{c.milliseconds:.0f}", str(len(c.alarms) or "–")])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if not i else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    lines += ["* estimated without labels (AETTA), in percent", "", f"Take {advice.name}.", *advice.reasons]
+    if known and advice.name in known:
+        best = max(known, key=lambda name: known[name])
+        lines += [
+            "",
+            f"Judged with the labels: the best is {best} with {known[best]:.1f} %, {advice.name} has "
+            f"{known[advice.name]:.1f} %, {known[best] - known[advice.name]:.1f} points less.",
+        ]
+    return "\n".join(lines)
+
+
+def write_advice(folder: str | Path) -> Path:
+    """Write ``recommendation.html``: the estimates over time, and the signs of each candidate."""
+    seen, advice = read_signs(folder), advise(folder)
+    about = json.loads((Path(folder) / "shadow.json").read_text())
+    colours = {c.name: i for i, c in enumerate(advice.candidates[:LINES], 1)}
+    series = []
+    for c in reversed(advice.candidates):
+        signs = seen[c.name]
+        guesses = aetta([s.disagreement for s in signs], [s.spread for s in signs], len(signs[0].answers))
+        series.append(Series(c.name, list(range(len(guesses))), guesses.tolist(), colours.get(c.name, 0)))
+    drawn = line_chart(
+        series, "Estimated accuracy", "the estimate of each candidate after each batch", "%", x_unit="batch"
+    )
+    names = (
+        "method",
+        "estimated accuracy",
+        "agreement",
+        "confidence",
+        "its drift",
+        "diversity",
+        "its drift",
+        "ms",
+    )
+    rows = [
+        f"<tr><th>{escape(c.name)}</th>"
+        + "".join(
+            f"<td>{show(v)}</td>"
+            for v in (
+                c.accuracy,
+                c.agreement,
+                c.confidence,
+                c.confidence_drift,
+                c.diversity,
+                c.diversity_drift,
+                c.milliseconds,
+            )
+        )
+        + f"<td>{escape('; '.join(c.alarms)) or '–'}</td></tr>"
+        for c in advice.candidates
+    ]
+    head = "<tr>" + "".join(f"<th>{name}</th>" for name in (*names, "alarms")) + "</tr>"
+    told = "".join(f"<li>{escape(reason)}</li>" for reason in advice.reasons)
+    content = document(
+        f"Take {advice.name}",
+        f"testtime · {about['images']} images without labels · {about['model']}",
+        f"<ul>{told}</ul>",
+        [
+            (
+                "time",
+                "Time",
+                "Over time",
+                figure(drawn, "Accuracy as it is estimated without labels (AETTA)"),
+            ),
+            (
+                "signs",
+                "Signs",
+                "What each gave away",
+                table("All in percent but the time of a batch", head, rows),
+            ),
+        ],
+    )
+    return write_page(Path(folder) / "recommendation.html", content)
