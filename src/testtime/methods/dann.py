@@ -18,18 +18,20 @@ the source's labels beside it, and what it gives is a network, which adapts no m
 ``Tent(train_dann(...))``, or ``Source(train_dann(...))`` for it alone.
 
 Departures:
+    The paper's full text was not at hand: objective, schedules, momentum and the form of :math:`G_d` are as they are reproduced
+    in public of it; figures of the paper cannot be claimed.
     The network is the caller's, trained already or not, in place of the paper's own: :math:`G_y` is its linear head,
     :math:`G_f` all before. Every layer learns at the same rate.
     :math:`G_d` has two hidden layers of 1024 with ReLU, as the paper's but for MNIST (one of 100), and one output.
     Source and target go through the network as one batch, so that BatchNorm, which the paper's networks do not have, follows
     both together.
-    Images are shown as they come: normalising them is up to the network.
-    Published settings step by step: batches of 64 of each domain; all other arguments as they stand.
+    Images are shown as they come: normalising them is up to the network. How long to train is up to the caller: ``passes``.
+    L_d is the sum of the two domains' means; code that takes one mean over both has half of it.
 
 Cost: one forward and one backward of a source and a target batch a step. The network given back costs what the caller's did.
 
 Reference: Ganin, Ustinova, Ajakan, Germain, Larochelle, Laviolette, Marchand and Lempitsky, Domain-Adversarial Training of
-Neural Networks, JMLR 2016, sections 4.2 and 5.2.
+Neural Networks, JMLR 2016.
 """
 
 from __future__ import annotations

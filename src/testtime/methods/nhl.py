@@ -16,8 +16,8 @@ A step:
 Departures:
     There is no official code, and the paper's full text was not at hand: this was written from its abstract, the caption of its
     overview ("the first convolution layer of the source model is finetuned by Hebbian learning rule and the neuro-modulator is
-    further fine-tuned by the entropy loss before making a prediction"), and the rule of SoftHebb, on which it builds. Figures
-    of the paper cannot be claimed. What was chosen:
+    further fine-tuned by the entropy loss before making a prediction"), and the rule of SoftHebb, which is taken for its soft
+    Hebbian learning. Figures of the paper cannot be claimed. What was chosen:
     The neuro-modulator is a convolution of one pixel that mixes the responses, the identity at birth. A scale and shift of each
     would do nothing, for the BatchNorm behind a first convolution undoes them where it follows the batch.
     Nothing else learns: the scale and shift of the normalisation layers stay, as the abstract names the modulator alone.
