@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from testtime.choosing import Signs, judge, recommend, watch
+from testtime.choosing import Signs, judge, over_time, recommend, watch
 from testtime.methods import LAME, Source, Tent
-from testtime.metrics import aetta, dropout_disagreement
+from testtime.metrics import aetta, dropout_disagreement, mirrored_accuracy
 from testtime.parts import adam, generator
 from testtime.wrap import ResetEvery
 
-SIGNS = Signs((5, 5, 5, 5), 0.8, 0.7, 0.2, 0.95, 10.0, True)
+SIGNS = Signs((5, 5, 5, 5), 0.8, 0.7, 0.2, 0.95, math.nan, 10.0, True)
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -42,6 +42,8 @@ def test_signs_are_those_of_the_answers() -> None:
         assert one.answers == tuple(np.bincount(y.argmax(1).numpy(), minlength=4))
         assert one.agreement == pytest.approx(float((source(x).argmax(1) == y.argmax(1)).float().mean()))
         assert one.confidence == pytest.approx(float(y.softmax(1).amax(1).mean()))
+        mirrored = tent.predict(x.flip(3)).argmax(1)
+        assert one.mirrored == pytest.approx(float((mirrored != y.argmax(1)).float().mean()))
         assert one.updated
         (inner,) = tent.model.children()  # the network itself
         *body, head = inner.children()
@@ -69,7 +71,7 @@ def test_a_wrapped_candidate_is_watched_inside() -> None:
 def test_without_a_linear_head_there_is_no_estimate() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    (signs,) = watch(Source(net), stream(1), Source(net))
+    (signs,) = watch(Source(net), stream(1), Source(net), mirror=False)
     assert math.isnan(signs.disagreement)
     advice = recommend({"Source": [signs], "other": [signs]})
     assert advice.name == "Source"
@@ -87,9 +89,19 @@ def test_the_estimate_is_weighted_by_images() -> None:
     small = replace(SIGNS, answers=(1, 1, 1, 1), disagreement=0.6)
     (one,) = judge({"a": [SIGNS, small]})
     guesses = aetta([0.2, 0.6], [0.95, 0.95], 4)
-    assert one.accuracy == pytest.approx((20 * guesses[0] + 4 * guesses[1]) / 24)
+    assert one.accuracy == one.aetta == pytest.approx((20 * guesses[0] + 4 * guesses[1]) / 24)
     assert one.agreement == pytest.approx(80)
     assert one.alarms == ()
+
+
+def test_mirrored_images_judge_in_stretches_of_ten_images_a_class() -> None:
+    shown = replace(SIGNS, mirrored=0.1)
+    signs = [shown, replace(shown, answers=(20, 0, 0, 0), mirrored=0.3), shown, shown, shown]
+    first, second = mirrored_accuracy(0.2, [25, 5, 5, 5]), mirrored_accuracy(0.1, [15, 15, 15, 15])
+    assert over_time(signs) == ([40, 100], pytest.approx([first, second]))
+    one = judge({"a": signs})[0]
+    assert one.accuracy == pytest.approx((40 * first + 60 * second) / 100)
+    assert one.aetta == pytest.approx(judge({"a": [SIGNS] * 5})[0].accuracy)
 
 
 def test_drifts_are_from_the_first_third_to_the_last() -> None:

@@ -11,6 +11,7 @@ True
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +20,18 @@ from typing import final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.metrics import aetta, diversity, dropout_disagreement
+from testtime.metrics import aetta, diversity, dropout_disagreement, mirrored_accuracy
 from testtime.parts import generator
 from testtime.parts.features import headless, linear_head
 
-__all__ = ["Advice", "Candidate", "Signs", "judge", "recommend", "watch"]
+__all__ = ["Advice", "Candidate", "Signs", "judge", "over_time", "recommend", "watch"]
 
 TIE = 1.0  # percent points of estimated accuracy within which the cheaper is taken
+WINDOW = 10  # images of each class, on average, for which the spread of answers is looked at
 COLLAPSE = 0.5  # of the diversity of the answers of the most diverse candidate
 
 
@@ -43,6 +46,7 @@ class Signs:
         confidence: mean highest probability.
         disagreement: share of answers that change under dropout before the head; NaN without a linear head.
         spread: entropy of the mean probabilities under dropout, over log C; NaN without a linear head.
+        mirrored: share of answers that are others for the mirrored image; NaN where it was not asked for.
         milliseconds: of the call.
         updated: whether the adapter moved its parameters.
     """
@@ -52,6 +56,7 @@ class Signs:
     confidence: float
     disagreement: float
     spread: float
+    mirrored: float
     milliseconds: float
     updated: bool
 
@@ -67,6 +72,7 @@ def watch(
     source: Adapter,
     rate: float = 0.4,
     passes: int = 10,
+    mirror: bool = True,
     heard: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Signs]:
     """Let a candidate predict and learn, batch after batch, and note its signs; nobody acts on its answers.
@@ -76,6 +82,8 @@ def watch(
         stream: batches (N, C, H, W) as they arrive, without labels.
         source: what is in use now, or the model as it was trained: ``Source(model)``.
         rate, passes: of the dropout, see `testtime.metrics.dropout_disagreement`.
+        mirror: whether an image that is mirrored from left to right is still of its class. Photographs are, digits and signs
+            are not.
         heard: takes the classes (N,) of each answer, for someone who has labels to judge by.
 
     Raises:
@@ -100,6 +108,7 @@ def watch(
             float(logits.softmax(dim=1).amax(dim=1).mean()),
             other,
             spread,
+            float((adapter.predict(x.flip(-1)).argmax(dim=1) != said).float().mean()) if mirror else math.nan,
             taken,
             bool(answer.updated),
         )
@@ -126,7 +135,8 @@ class Candidate:
 
     Attributes:
         name: of the candidate.
-        accuracy: estimated (AETTA), mean over the stream's images; NaN where there is no linear head.
+        accuracy: estimated from mirrored images, or by AETTA where they were not asked for; NaN where both are missing.
+        aetta: the estimate of AETTA, mean over the stream's images; NaN where there is no linear head.
         agreement: with the source model.
         confidence: and ``confidence_drift``, its change from the first third of the stream to the last.
         diversity: of the answers in a third of the stream, entropy over log C, the least of the three; and
@@ -137,6 +147,7 @@ class Candidate:
 
     name: str
     accuracy: float
+    aetta: float
     agreement: float
     confidence: float
     confidence_drift: float
@@ -162,6 +173,34 @@ class Advice:
     candidates: tuple[Candidate, ...]
 
 
+def over_time(signs: Sequence[Signs]) -> tuple[list[int], list[float]]:
+    """The estimated accuracy along a stream.
+
+    Args:
+        signs: of one candidate.
+
+    Returns:
+        how many images were seen, and the estimate in percent of those since the last: from mirrored images for each stretch of
+        10 C images at least (C classes), or AETTA's after each batch where they were not asked for.
+    """
+    seen = np.cumsum([one.images for one in signs]).tolist()
+    if any(math.isnan(one.mirrored) for one in signs):
+        return seen, _dropped_out(signs).tolist()
+    ends: list[int] = []
+    found: list[float] = []
+    begin = 0
+    for i, one in enumerate(signs):
+        least = WINDOW * len(one.answers)
+        if i + 1 < len(signs) and min(seen[i] - (ends[-1] if ends else 0), seen[-1] - seen[i]) < least:
+            continue
+        part = signs[begin : i + 1]
+        changed = np.average([s.mirrored for s in part], weights=[s.images for s in part])
+        found.append(mirrored_accuracy(float(changed), np.sum([s.answers for s in part], axis=0)))
+        ends.append(seen[i])
+        begin = i + 1
+    return ends, found
+
+
 def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
     """Sum up the signs of candidates that were shown the same stream.
 
@@ -175,7 +214,7 @@ def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
     Raises:
         ValueError: there is no candidate, one has seen nothing, or they have seen streams of different lengths.
 
-    Reference: for the estimate see `testtime.metrics.aetta`; the alarm is ours.
+    Reference: for the estimates see `testtime.metrics.label_free`; the alarms are ours.
     """
     if not seen or any(not signs for signs in seen.values()):
         raise ValueError("expected candidates that have seen a stream: watch one first")
@@ -229,8 +268,8 @@ def _reason(candidate: Candidate) -> str:
 def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Sequence[float]) -> Candidate:
     images = np.array([one.images for one in signs], dtype=float)
     classes = len(signs[0].answers)
-    guesses = aetta([one.disagreement for one in signs], [one.spread for one in signs], classes)
-    accuracy = float(np.average(guesses, weights=images))
+    ends, guesses = over_time(signs)
+    accuracy = float(np.average(guesses, weights=np.diff(ends, prepend=0)))
     confidence = [
         float(np.average([s.confidence for s in part], weights=[s.images for s in part]))
         for part in _thirds(signs)
@@ -247,6 +286,7 @@ def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Se
     return Candidate(
         name,
         accuracy,
+        float(np.average(_dropped_out(signs), weights=images)),
         100 * float(np.average([one.agreement for one in signs], weights=images)),
         100 * float(np.mean(confidence)),
         100 * (confidence[-1] - confidence[0]),
@@ -255,6 +295,11 @@ def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Se
         float(np.median([one.milliseconds for one in signs])),
         tuple(alarms),
     )
+
+
+def _dropped_out(signs: Sequence[Signs]) -> NDArray[np.float64]:
+    """AETTA after each batch."""
+    return aetta([one.disagreement for one in signs], [one.spread for one in signs], len(signs[0].answers))
 
 
 def _thirds(signs: Sequence[Signs]) -> list[Sequence[Signs]]:

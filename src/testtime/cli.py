@@ -82,6 +82,11 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     )
     bench.add_argument("--model", metavar="NAME", help="with --images: the source model")
     bench.add_argument("--source", metavar="DIR", help="with --images: unlabelled images of its source")
+    bench.add_argument(
+        "--no-mirror",
+        action="store_true",
+        help="with --no-labels: a mirrored image is another one (digits, text, signs)",
+    )
     bench.set_defaults(run=_bench)
 
     choose = commands.add_parser("recommend", help="name a method for a stream without labels, with reasons")
@@ -211,6 +216,7 @@ def _own(arguments: argparse.Namespace) -> int:
         source,
         arguments.device,
         arguments.precision,
+        not arguments.no_mirror,
         bool(arguments.methods),
     )
     about = {"stream": str(arguments.images), "command": ["testtime", *arguments.argv]}
@@ -238,6 +244,7 @@ def _hidden(arguments: argparse.Namespace, chosen: Protocol, out: str, command: 
         source,
         arguments.device,
         arguments.precision,
+        not arguments.no_mirror,
         bool(arguments.methods),
     )
     about = {"stream": f"{chosen.name}, {column.name}, seed {seed}", "command": command}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from testtime.metrics import aetta, diversity, dropout_disagreement
+from testtime.metrics import aetta, diversity, dropout_disagreement, mirrored_accuracy
 
 
 def test_disagreement_and_spread_by_hand() -> None:
@@ -59,3 +59,11 @@ def test_diversity_is_entropy_over_its_most() -> None:
 def test_what_cannot_be_dropped_is_named(count: int, rate: float) -> None:
     with pytest.raises(ValueError, match="rate in"):
         dropout_disagreement(torch.rand(count, 2), nn.Linear(2, 2), torch.Generator(), rate)
+
+
+def test_mirrored_images_by_hand() -> None:
+    spread = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
+    share = (2 + 0.5) / 21
+    assert mirrored_accuracy(0.1, [15, 5]) == pytest.approx(100 * (1 - share / spread**2))
+    assert mirrored_accuracy(0.1, [15, 5], alpha=1) == pytest.approx(100 * (1 - share / spread))
+    assert mirrored_accuracy(0.9, [199, 1]) == pytest.approx(50)  # chance

@@ -19,16 +19,24 @@ from testtime.bench.cell import SLOW, SOURCE_IMAGES, Precision, _atomic
 from testtime.bench.page import document, figure, show, table, write_page
 from testtime.bench.protocol import Row
 from testtime.bench.svg import Series, line_chart
-from testtime.choosing import Advice, Signs, recommend, watch
+from testtime.choosing import Advice, Signs, over_time, recommend, watch
 from testtime.data import ImageSet
 from testtime.methods import Source
-from testtime.metrics import aetta
 from testtime.models import model_card
 from testtime.progress import progress
 from testtime.streams import Stream
 
 __all__ = ["Shadow", "advise", "advise_text", "judged", "read_signs", "write_advice"]
 
+FIGURES = (
+    "accuracy",
+    "aetta",
+    "agreement",
+    "confidence",
+    "confidence_drift",
+    "diversity",
+    "diversity_drift",
+)
 LINES = 6  # candidates whose lines have a colour
 
 
@@ -45,6 +53,7 @@ class Shadow:
         source: unlabelled images of the source; methods that need them are left out where there are none.
         device: "cpu" or "cuda".
         precision: "bfloat16" runs the networks under autocast.
+        mirror: whether a mirrored image is still of its class, see `testtime.choosing.watch`.
         every: also candidates of more than 20 forwards a batch.
     """
 
@@ -55,6 +64,7 @@ class Shadow:
     source: ImageSet | None = None
     device: str = "cpu"
     precision: Precision = "float32"
+    mirror: bool = True
     every: bool = False
 
     def run(self, out: str | Path, about: dict[str, Any], say: Callable[[str], None] = print) -> None:
@@ -77,6 +87,7 @@ class Shadow:
             "batches": len(self.stream),
             "images": self.stream.images,
             "precision": self.precision,
+            "mirror": self.mirror,
             **about,
         }
         path = folder / "shadow.json"
@@ -138,7 +149,7 @@ class Shadow:
             images = (batch.x.to(self.device) for batch in self.stream.prefetch(1))
             partial = file.with_suffix(".part")
             with partial.open("w") as lines:
-                seen = watch(adapter, images, plain, heard=heard)
+                seen = watch(adapter, images, plain, mirror=self.mirror, heard=heard)
                 for signs in progress(seen, len(self.stream), row.label):
                     lines.write(json.dumps(asdict(signs)) + "\n")
                     lines.flush()
@@ -203,11 +214,22 @@ def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
         advice: from `advise`.
         known: the accuracies, for a column that judges the estimates.
     """
-    head = ["method", "accuracy*", "agreement", "confidence", "drift", "diversity", "drift", "ms", "alarms"]
+    head = [
+        "method",
+        "accuracy*",
+        "AETTA",
+        "agreement",
+        "confidence",
+        "drift",
+        "diversity",
+        "drift",
+        "ms",
+        "alarms",
+    ]
     head[2:2] = ["(true)"] if known else []
     rows = [head]
     for c in advice.candidates:
-        figures = [c.accuracy, c.agreement, c.confidence, c.confidence_drift, c.diversity, c.diversity_drift]
+        figures = [getattr(c, name) for name in FIGURES]
         cells = [show(v) for v in figures]
         if known:
             cells.insert(1, show(known.get(c.name, math.nan)))
@@ -220,7 +242,7 @@ def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
         )
         for row in rows
     ]
-    lines += ["* estimated without labels (AETTA), in percent", "", f"Take {advice.name}.", *advice.reasons]
+    lines += ["* estimated without labels, in percent", "", f"Take {advice.name}.", *advice.reasons]
     if known and advice.name in known:
         best = max(known, key=lambda name: known[name])
         lines += [
@@ -239,14 +261,14 @@ def write_advice(folder: str | Path) -> Path:
     series = []
     for c in reversed(advice.candidates):
         signs = seen[c.name]
-        guesses = aetta([s.disagreement for s in signs], [s.spread for s in signs], len(signs[0].answers))
-        series.append(Series(c.name, list(range(len(guesses))), guesses.tolist(), colours.get(c.name, 0)))
+        series.append(Series(c.name, *over_time(signs), colours.get(c.name, 0)))
     drawn = line_chart(
-        series, "Estimated accuracy", "the estimate of each candidate after each batch", "%", x_unit="batch"
+        series, "Estimated accuracy", "the estimate of each candidate along the stream", "%", x_unit="images"
     )
     names = (
         "method",
         "estimated accuracy",
+        "AETTA",
         "agreement",
         "confidence",
         "its drift",
@@ -256,18 +278,7 @@ def write_advice(folder: str | Path) -> Path:
     )
     rows = [
         f"<tr><th>{escape(c.name)}</th>"
-        + "".join(
-            f"<td>{show(v)}</td>"
-            for v in (
-                c.accuracy,
-                c.agreement,
-                c.confidence,
-                c.confidence_drift,
-                c.diversity,
-                c.diversity_drift,
-                c.milliseconds,
-            )
-        )
+        + "".join(f"<td>{show(v)}</td>" for v in (*(getattr(c, name) for name in FIGURES), c.milliseconds))
         + f"<td>{escape('; '.join(c.alarms)) or '–'}</td></tr>"
         for c in advice.candidates
     ]
@@ -282,7 +293,7 @@ def write_advice(folder: str | Path) -> Path:
                 "time",
                 "Time",
                 "Over time",
-                figure(drawn, "Accuracy as it is estimated without labels (AETTA)"),
+                figure(drawn, "Accuracy as it is estimated without labels"),
             ),
             (
                 "signs",

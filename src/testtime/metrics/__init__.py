@@ -6,7 +6,7 @@ Scores and errors are in percent, except where a metric has a unit of its own.
 from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
 from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
 from testtime.metrics.dense import BCE, RMSE, AveragePrecision, EdgeF, MeanAngle, MeanIoU
-from testtime.metrics.label_free import aetta, diversity, dropout_disagreement
+from testtime.metrics.label_free import aetta, diversity, dropout_disagreement, mirrored_accuracy
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 from testtime.metrics.summary import Samples, forgetting, summarise
 from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
@@ -35,6 +35,7 @@ __all__ = [
     "fpr_at",
     "h_score",
     "milliseconds",
+    "mirrored_accuracy",
     "nll",
     "oscr",
     "peak_memory",
