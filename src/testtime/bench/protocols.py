@@ -414,6 +414,26 @@ FIELD = (
     Row("ActMAD", "ActMAD"),
     Row("MEMO", "MEMO"),
 )
+# Candidates for a stream without labels: quick ones, and two that destroy themselves.
+CHOOSING = (
+    "Source",
+    "BN-adapt",
+    "TENT",
+    "ETA",
+    "EATA",
+    "RoTTA",
+    "SoTTA",
+    "UniEnt",
+    "PAF+KIP",
+    "PL",
+    "SHOT-IM",
+    "SAR",
+    "DeYO",
+    "ROID",
+    "NOTE",
+    "LAME",
+    "T3A",
+)
 UNMIXED = ("BN-adapt", "TENT", "PL", "SHOT-IM", "ETA", "EATA", "SAR", "DeYO", "ROID", "PAF+KIP")
 
 _FIELD = Protocol(
@@ -477,6 +497,18 @@ _STREAMS = (
         title="Every method, on a stream that is as fast as the source model",
         speed=1.0,
         columns=(Column("closed set", None),),
+    ),
+    replace(
+        _FIELD,
+        name="field-choosing",
+        title="Candidates for a stream without labels, and two of too high a rate",
+        rows=(
+            *(row for row in _set_for("cifar10", FIELD) if row.label in CHOOSING),
+            Row("TENT, rate 0.03", "Tent", {"optimizer": adam(0.03)}),
+            Row("PL, rate 0.03", "PL", {"optimizer": adam(0.03)}),
+        ),
+        columns=(Column("closed set", None, 100),),
+        limit=100,
     ),
     replace(
         _FIELD,
