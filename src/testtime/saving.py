@@ -33,6 +33,7 @@ def _slug(name: str) -> str:
         "PAFKIP": "paf-kip",
         "UniEntPlus": "unient+",
         "BNAdapt": "bn-adapt",
+        "MetaDMoE": "meta-dmoe",
         "NCTTT": "nc-ttt",
         "SHOTIM": "shot-im",
         "TTTMAE": "ttt-mae",

@@ -49,6 +49,7 @@ from testtime.methods import (
     CoTTA,
     DeYO,
     EcoTTA,
+    MetaDMoE,
     RoTTA,
     SoTTA,
     Source,
@@ -59,6 +60,7 @@ from testtime.methods import (
     UniEntPlus,
     ViDA,
 )
+from testtime.methods.meta_dmoe import train_meta_dmoe
 from testtime.multitask import Assisted, Synchronizer
 from testtime.parts import random_crop_flip
 
@@ -78,6 +80,11 @@ def synchronized(model: nn.Module) -> S4T:
         )
     branch = branch.to(next(model.parameters()).dtype)
     return S4T(Assisted(model, branch), optimizer=sgd(1e-1))
+
+
+def distilling(model: nn.Module) -> MetaDMoE:
+    untrained = train_meta_dmoe(model, {"a": [], "b": []}, 0, 0, 0, title=None)
+    return MetaDMoE(untrained, when="every")
 
 
 TRAIN_MODE = {
@@ -159,6 +166,7 @@ CASES = [
     Case("ITTA", partial(ITTA, passes=2), PARTNERS, ["batchnorm", "groupnorm"]),
     Case("EcoTTA", partial(EcoTTA, passes=2), META, ["batchnorm", "groupnorm"]),
     Case("ATLAS", partial(ATLAS, classes=CLASSES, tasks=("contrast", "fog"))),
+    Case("MetaDMoE", distilling),
 ]
 
 

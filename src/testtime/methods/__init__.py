@@ -17,6 +17,7 @@ from testtime.methods.eta import ETA
 from testtime.methods.itta import ITTA
 from testtime.methods.lame import LAME
 from testtime.methods.memo import MEMO
+from testtime.methods.meta_dmoe import MetaDMoE
 from testtime.methods.nc_ttt import NCTTT
 from testtime.methods.nhl import NHL
 from testtime.methods.note import NOTE
@@ -85,6 +86,7 @@ __all__ = [
     "Core",
     "DeYO",
     "EcoTTA",
+    "MetaDMoE",
     "RoTTA",
     "SoTTA",
     "Source",
