@@ -97,8 +97,12 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     choose.set_defaults(run=_recommend)
 
     report = commands.add_parser("report", help="make the page of a run")
-    report.add_argument("run_folder", metavar="RUN", help="folder of the run")
-    report.add_argument("--out", metavar="FILE", help="the page (report.html in the folder)")
+    report.add_argument(
+        "run_folder", metavar="RUN", nargs="+", help="folder of the run; several are compared"
+    )
+    report.add_argument(
+        "--out", metavar="FILE", help="the page (report.html in the folder, or comparison.html)"
+    )
     report.set_defaults(run=_report)
 
     demo = commands.add_parser("demo", help="the main job on data that comes along, in about a minute")
@@ -263,10 +267,17 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from testtime.bench.compare import compare, comparison_text, write_comparison
     from testtime.bench.report import read_run, text_table, write_report
 
-    page = write_report(arguments.run_folder, arguments.out)
-    print(text_table(read_run(arguments.run_folder)))
+    if len(arguments.run_folder) > 1:
+        found = compare(arguments.run_folder)
+        print(comparison_text(found))
+        print(write_comparison(found, arguments.out or "comparison.html"))
+        return 0
+    (folder,) = arguments.run_folder
+    page = write_report(folder, arguments.out)
+    print(text_table(read_run(folder)))
     print(page)
     return 0
 

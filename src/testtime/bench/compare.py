@@ -1,0 +1,267 @@
+"""Several runs side by side: every method on every stream, what does not beat the source model, and what a simpler one does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import final
+
+from testtime.bench.page import deviation, document, figure, mean, number, show, table, write_page
+from testtime.bench.report import Run, read_run
+from testtime.bench.svg import Point, dot_chart
+
+__all__ = ["Comparison", "Setting", "compare", "comparison_text", "write_comparison"]
+
+MARGIN = 0.5  # points of error that a dearer method has to be better to be worth it
+SOURCE = "Source"
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """A stream of the comparison: a column of a run."""
+
+    name: str
+    run: Run
+    column: str
+
+    @property
+    def known(self) -> bool:
+        """Whether the stream holds known images alone."""
+        columns = {c["name"]: c["open_set"] for c in self.run.about["columns"]}
+        return columns[self.column] is None
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """Methods and streams.
+
+    Attributes:
+        settings: the streams.
+        rows: methods that were run on one of them at least, the best mean error first; those without all streams last.
+    """
+
+    settings: tuple[Setting, ...]
+    rows: tuple[str, ...]
+
+    def values(self, row: str, at: Setting, measure: str = "error") -> list[float]:
+        """A measure of the metrics in a stream, one value for each seed; empty where it was not run."""
+        return at.run.values(row, at.column, measure)
+
+    def error(self, row: str, at: Setting) -> float:
+        """In percent of the known images, the mean over domains and seeds; NaN where it was not run."""
+        return mean(self.values(row, at))
+
+    def forgetting(self, row: str, at: Setting) -> float:
+        """Points of accuracy on clean images that were lost from before the stream to after it."""
+        cells = at.run.cells(row, at.column)
+        return mean([number(c["forgetting"]["before"]) - number(c["forgetting"]["after"]) for c in cells])
+
+    def cost(self, row: str) -> float:
+        """What a step is declared to take: forwards, and two for each backward."""
+        for at in self.settings:
+            for cell in at.run.cells(row, at.column):
+                forwards, backwards = cell["cost"]["declared"]
+                return float(forwards) + 2 * float(backwards)
+        return math.nan
+
+    def time(self, row: str) -> float:
+        """Of a batch, in plain predictions of it, the median over streams and seeds."""
+        times = [c["cost"]["relative"] for at in self.settings for c in at.run.cells(row, at.column)]
+        return float(sorted(times)[len(times) // 2]) if times else math.nan
+
+    def images(self, row: str, at: Setting) -> int:
+        """Known images that were answered."""
+        return sum(int(c["images"]) for c in at.run.cells(row, at.column)[:1])
+
+    def worse_than_source(self) -> dict[str, list[str]]:
+        """By method, the streams on which its error is not below the source model's."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            for at in self.settings:
+                if row != SOURCE and self.error(row, at) >= self.error(SOURCE, at):
+                    found.setdefault(row, []).append(at.name)
+        return found
+
+    def without_benefit(self) -> dict[str, dict[str, str]]:
+        """The methods that some method of lower cost equals on every stream, within half a point of error: by stream, which."""
+        found = {}
+        for row in self.rows:
+            cheaper = [other for other in self.rows if self.cost(other) < self.cost(row)]
+            by_stream: dict[str, str] = {}
+            tried = [at for at in self.settings if not math.isnan(self.error(row, at))]
+            for at in tried:
+                ranked = sorted((self.error(other, at), other) for other in cheaper if self.values(other, at))
+                if ranked and ranked[0][0] <= self.error(row, at) + MARGIN:
+                    by_stream[at.name] = ranked[0][1]
+            if tried and len(by_stream) == len(tried):
+                found[row] = by_stream
+        return found
+
+
+def compare(folders: Sequence[str | Path]) -> Comparison:
+    """Read the runs of several folders: each stream with a known set alone, or with unknown images, is a column.
+
+    Raises:
+        ValueError: one is not the folder of a run, or nothing is finished there.
+    """
+    settings = []
+    for folder in folders:
+        run = read_run(folder)
+        opened = {c["name"]: c["open_set"] for c in run.about["columns"]}
+        short = str(run.about["protocol"]).removeprefix("field-")
+        for column in run.columns:
+            name = short if opened[column] is None else f"{short}, open"
+            settings.append(Setting(name, run, column))
+    names = list(dict.fromkeys(row for at in settings for row in at.run.rows))
+    whole = Comparison(tuple(settings), tuple(names))
+
+    def key(row: str) -> tuple[int, float]:
+        errors = [whole.error(row, at) for at in settings]
+        return sum(math.isnan(e) for e in errors), mean(errors)
+
+    return Comparison(tuple(settings), tuple(sorted(names, key=key)))
+
+
+def comparison_text(found: Comparison) -> str:
+    """Tables in Markdown: error on every stream with its cost, then calibration, forgetting, and what is not worth it."""
+    names = [at.name for at in found.settings]
+    most = {at.name: max(found.images(row, at) for row in found.rows) for at in found.settings}
+    fewer = {row for row in found.rows for at in found.settings if 0 < found.images(row, at) < most[at.name]}
+
+    def told(row: str) -> str:
+        return f"{row}*" if row in fewer else row
+
+    lines = _markdown(
+        ["error in %", *names, "forwards", "backwards", "time"],
+        [
+            [
+                told(row),
+                *(_spread(found.values(row, at)) for at in found.settings),
+                *(_declared(found, row)),
+                show(found.time(row)),
+            ]
+            for row in found.rows
+        ],
+    )
+    lines += [
+        "",
+        "Expected calibration error in %, and the points of accuracy on clean images lost by the end of the stream:",
+        "",
+    ]
+    lines += _markdown(
+        ["", *(f"ECE {name}" for name in names), *(f"lost {name}" for name in names)],
+        [
+            [
+                told(row),
+                *(_spread(found.values(row, at, "ece")) for at in found.settings),
+                *(show(found.forgetting(row, at)) for at in found.settings),
+            ]
+            for row in found.rows
+        ],
+    )
+    if not all(at.known for at in found.settings):
+        opened = [at for at in found.settings if not at.known]
+        lines += ["", "Known and unknown told apart (AUROC), and H, in %:", ""]
+        lines += _markdown(
+            ["", *(f"{m} {at.name}" for at in opened for m in ("AUROC", "H"))],
+            [
+                [
+                    told(row),
+                    *(_spread(found.values(row, at, m)) for at in opened for m in ("auroc", "h_score")),
+                ]
+                for row in found.rows
+            ],
+        )
+    return "\n".join([*lines, "", *_findings(found, fewer, most)])
+
+
+def _findings(found: Comparison, fewer: set[str], most: dict[str, int]) -> list[str]:
+    lines = []
+    if fewer:
+        lines.append("\\* on fewer images of each domain, for its cost.")
+    bad = found.worse_than_source()
+    lines += ["", "Not better than the source model:", ""]
+    lines += [f"- {row}: {', '.join(streams)}" for row, streams in bad.items()] or ["- none"]
+    idle = found.without_benefit()
+    lines += [
+        "",
+        f"No benefit over a cheaper one on any stream tried (within {MARGIN:g} point of error):",
+        "",
+    ]
+    lines += [
+        f"- {row}: " + ", ".join(f"{other} ({stream})" for stream, other in by.items())
+        for row, by in idle.items()
+    ] or ["- none"]
+    return lines
+
+
+def write_comparison(found: Comparison, path: str | Path) -> Path:
+    """Write a page: the errors as dots, one line for each method, and the tables."""
+    colours = {at.name: i % 6 + 1 for i, at in enumerate(found.settings)}
+    points = [
+        Point(row, found.error(row, at), i, deviation(found.values(row, at)), colours[at.name])
+        for row in found.rows
+        for i, at in enumerate(found.settings)
+    ]
+    keys = " ".join(f'<span class="c{colours[at.name]}">● {escape(at.name)}</span>' for at in found.settings)
+    drawn = dot_chart(points, "Error of every method on every stream", "one line for each method", "error, %")
+    names = [at.name for at in found.settings]
+    rows = {row: [_spread(found.values(row, at)) for at in found.settings] for row in found.rows}
+    ece = {row: [_spread(found.values(row, at, "ece")) for at in found.settings] for row in found.rows}
+    errors = _html(
+        "Error in %", [*names, "time"], {row: [*v, show(found.time(row))] for row, v in rows.items()}
+    )
+    bad = "".join(
+        f"<li>{escape(row)}: {escape(', '.join(streams))}</li>"
+        for row, streams in found.worse_than_source().items()
+    )
+    idle = "".join(
+        f"<li>{escape(row)}: {escape(', '.join(f'{o} ({s})' for s, o in by.items()))}</li>"
+        for row, by in found.without_benefit().items()
+    )
+    first = found.rows[0]
+    content = document(
+        "Methods and streams",
+        f"testtime · {len(found.rows)} methods · {len(found.settings)} streams",
+        f"<p>Lowest mean error: <strong>{escape(first)}</strong>, "
+        f"{show(mean([found.error(first, at) for at in found.settings]))} %.</p>",
+        [
+            ("error", "Error", "Error", figure(drawn, keys) + errors),
+            ("ece", "Calibration", "Expected calibration error", _html("ECE in %", names, ece)),
+            ("source", "Source", "Not better than the source model", f"<ul>{bad}</ul>" if bad else ""),
+            ("idle", "No benefit", "No benefit over a cheaper one", f"<ul>{idle}</ul>" if idle else ""),
+        ],
+    )
+    return write_page(Path(path), content)
+
+
+def _declared(found: Comparison, row: str) -> list[str]:
+    for at in found.settings:
+        for cell in at.run.cells(row, at.column):
+            return [f"{value:g}" for value in cell["cost"]["declared"]]
+    return ["–", "–"]
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The mean, with the deviation where there are several seeds."""
+    told = show(mean(values))
+    return f"{told} ± {show(deviation(values))}" if len(values) > 1 else told
+
+
+def _html(caption: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("method", *names))
+    body = [
+        f"<tr><th>{escape(row)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for row, cells in rows.items()
+    ]
+    return table(caption, f"<tr>{head}</tr>", body)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]

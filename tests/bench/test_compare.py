@@ -1,0 +1,109 @@
+"""Runs side by side: the figures are those of the runs, and the findings follow from them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from testtime.bench.compare import compare, comparison_text, write_comparison
+from testtime.cli import main
+
+COST = {"Source": (1, 0), "TENT": (1, 1), "slow": (20, 1), "broken": (2, 1)}
+
+
+def run(
+    folder: Path, protocol: str, errors: dict[str, tuple[float, ...]], open_set: str | None = None
+) -> Path:
+    """A run's folder with what a comparison reads of it."""
+    cells = []
+    for label, values in errors.items():
+        for seed, error in enumerate(values):
+            name = f"{label}-{seed}"
+            (folder / "cells" / name).mkdir(parents=True)
+            result = {
+                "label": label,
+                "column": "a column",
+                "seed": seed,
+                "average": {
+                    "accuracy": 100 - error,
+                    "error": error,
+                    "ece": error / 2,
+                    "auroc": 70.0 if open_set else None,
+                    "h_score": 65.0 if open_set else None,
+                },
+                "forgetting": {"before": 90.0, "after": 88.0},
+                "cost": {"declared": list(COST[label]), "relative": 1.5 * sum(COST[label])},
+                "images": 200 if label == "slow" else 500,
+            }
+            (folder / "cells" / name / "result.json").write_text(json.dumps(result))
+            cells.append(name)
+    about = {
+        "protocol": protocol,
+        "rows": [{"label": label} for label in errors],
+        "columns": [{"name": "a column", "open_set": open_set}],
+        "cells": cells,
+    }
+    (folder / "run.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    return [
+        run(
+            tmp_path / "one",
+            "field-continual",
+            {"Source": (40.0,), "TENT": (30.0, 32.0), "slow": (30.8,), "broken": (40.0,)},
+        ),
+        run(
+            tmp_path / "two", "field-mixed", {"Source": (40.0,), "TENT": (45.0,), "slow": (38.0,)}, "cifar100"
+        ),
+    ]
+
+
+def test_methods_by_mean_error_and_those_without_all_streams_last(two: list[Path]) -> None:
+    found = compare(two)
+    assert [at.name for at in found.settings] == ["continual", "mixed, open"]
+    assert found.rows == ("slow", "TENT", "Source", "broken")
+    one, other = found.settings
+    assert (found.error("TENT", one), found.error("TENT", other)) == (31, 45)
+    assert found.forgetting("slow", one) == 2
+    assert found.cost("slow") == 22
+    assert found.time("TENT") == 3
+    assert found.images("slow", one) == 200
+
+
+def test_what_does_not_beat_source_or_a_cheaper_one(two: list[Path]) -> None:
+    found = compare(two)
+    assert found.worse_than_source() == {"TENT": ["mixed, open"], "broken": ["continual"]}
+    # slow is within half a point of TENT on one stream, but not on the other; TENT is better than Source on one.
+    assert found.without_benefit() == {"broken": {"continual": "TENT"}}
+    assert compare(two[:1]).without_benefit()["slow"] == {"continual": "TENT"}
+
+
+def test_the_tables_as_text(two: list[Path]) -> None:
+    text = comparison_text(compare(two))
+    assert "| TENT | 31.0 ± 1.4 | 45.0 | 1 | 1 | 3.0 |" in text
+    assert "| slow* | 30.8 | 38.0 | 20 | 1 | 31.5 |" in text
+    assert "| broken | 40.0 | – |" in text
+    assert "| TENT | 15.5 ± 0.7 | 22.5 | 2.0 | 2.0 |" in text
+    assert "| AUROC mixed, open | H mixed, open |" in text
+    assert "- TENT: mixed, open" in text
+    assert "- broken: TENT (continual)" in text
+
+
+def test_the_page_and_the_command(
+    two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", *map(str, two), "--out", str(out)]) == 0
+    assert "slow*" in capsys.readouterr().out
+    page = out.read_text()
+    assert "<th>TENT</th><td>31.0 ± 1.4</td><td>45.0</td><td>3.0</td>" in page
+    assert page.count('class="dot') == 7
+    assert write_comparison(compare(two[:1]), out).read_text() != page
+
+
+def test_no_run_is_named(tmp_path: Path, two: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(two[0]), str(tmp_path / "none")]) == 2
+    assert "not the folder of a run" in capsys.readouterr().err
