@@ -378,7 +378,7 @@ class ATLAS(Adapter):
     Args:
         model: any classifier; one of :func:`train_task_vectors` or :func:`with_task_vectors` needs no ``prepare``.
         classes: C.
-        optimizer: moves the coefficients.
+        optimizer: moves the coefficients; the recipe's 1e-3 is for ten passes, and a single one wants more: ``adam(1e-2)``.
         trusted: k, how many images of each class are held as labelled; ``trusted=1`` for ImageNet holds a thousand.
         threshold: omega, from which confidence on a pseudo-label counts; FixMatch's is 0.95.
         weight: lambda_u, of the images that are not trusted; FixMatch's is 1.
