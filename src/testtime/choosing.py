@@ -41,7 +41,8 @@ class Signs:
     """What a candidate gave away on one batch.
 
     Attributes:
-        answers: (C,) how many images got each class.
+        said: (N,) the class of each image.
+        classes: C.
         agreement: share of the images that the source model answers alike.
         confidence: mean highest probability.
         disagreement: share of answers that change under dropout before the head; NaN without a linear head.
@@ -51,7 +52,8 @@ class Signs:
         updated: whether the adapter moved its parameters.
     """
 
-    answers: tuple[int, ...]
+    said: tuple[int, ...]
+    classes: int
     agreement: float
     confidence: float
     disagreement: float
@@ -63,7 +65,12 @@ class Signs:
     @property
     def images(self) -> int:
         """How many were answered."""
-        return sum(self.answers)
+        return len(self.said)
+
+    @property
+    def answers(self) -> NDArray[np.int64]:
+        """(C,) how many images got each class."""
+        return np.bincount(self.said, minlength=self.classes)
 
 
 def watch(
@@ -103,7 +110,8 @@ def watch(
             heard(said)
         other, spread = _dropped(adapter, x, generator(0, number, "dropout", x.device), rate, passes)
         yield Signs(
-            tuple(torch.bincount(said, minlength=logits.shape[1]).tolist()),
+            tuple(said.tolist()),
+            logits.shape[1],
             float((source.predict(x).argmax(dim=1) == said).float().mean()),
             float(logits.softmax(dim=1).amax(dim=1).mean()),
             other,
@@ -190,7 +198,7 @@ def over_time(signs: Sequence[Signs]) -> tuple[list[int], list[float]]:
     found: list[float] = []
     begin = 0
     for i, one in enumerate(signs):
-        least = WINDOW * len(one.answers)
+        least = WINDOW * one.classes
         if i + 1 < len(signs) and min(seen[i] - (ends[-1] if ends else 0), seen[-1] - seen[i]) < least:
             continue
         part = signs[begin : i + 1]
@@ -267,7 +275,7 @@ def _reason(candidate: Candidate) -> str:
 
 def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Sequence[float]) -> Candidate:
     images = np.array([one.images for one in signs], dtype=float)
-    classes = len(signs[0].answers)
+    classes = signs[0].classes
     ends, guesses = over_time(signs)
     accuracy = float(np.average(guesses, weights=np.diff(ends, prepend=0)))
     confidence = [
@@ -299,7 +307,7 @@ def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Se
 
 def _dropped_out(signs: Sequence[Signs]) -> NDArray[np.float64]:
     """AETTA after each batch."""
-    return aetta([one.disagreement for one in signs], [one.spread for one in signs], len(signs[0].answers))
+    return aetta([one.disagreement for one in signs], [one.spread for one in signs], signs[0].classes)
 
 
 def _thirds(signs: Sequence[Signs]) -> list[Sequence[Signs]]:

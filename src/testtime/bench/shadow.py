@@ -185,7 +185,7 @@ def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
         file = Path(folder) / "signs" / f"{Row(label, '').slug}.jsonl"
         if file.is_file():
             lines = [json.loads(line) for line in file.read_text().splitlines()]
-            found[label] = [Signs(**{**line, "answers": tuple(line["answers"])}) for line in lines]
+            found[label] = [Signs(**{**line, "said": tuple(line["said"])}) for line in lines]
     if not found:
         raise ValueError(f"{folder}: no candidate is finished; the same bench command goes on")
     return found
