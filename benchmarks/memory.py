@@ -1,0 +1,90 @@
+"""What a step of each method keeps for its backward pass, in MiB, beside the network's weights: EcoTTA's claim.
+
+Counted are the tensors that autograd saves on one batch, each storage once, without parameters and buffers: the activations,
+which are most of what adapting needs beyond predicting. The peak over the passes of a step is the largest of them.
+
+    python benchmarks/memory.py --data .data                       # the public ResNet-20 of CIFAR-10, batch of 200
+    python benchmarks/memory.py --data .data --methods TENT,EcoTTA --batch-size 64
+
+EcoTTA (Song et al., CVPR 2023) claims up to 86 % less than CoTTA and 80 % less than TENT, as meta networks beside frozen groups
+need the activations of the meta networks alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from testtime.adapter import Adapter
+from testtime.bench import sets
+from testtime.bench.cell import make_stream
+from testtime.bench.protocols import protocol
+
+MIB = 2**20
+
+
+class Kept:
+    """Bytes that are saved for a backward pass, and the most at one time."""
+
+    def __init__(self, own: set[int]) -> None:
+        self.own, self.live, self.most = own, {}, 0
+        self.now = 0
+
+    def pack(self, x: Tensor) -> tuple[Tensor, int]:
+        """Count a storage when it is saved first."""
+        where = x.untyped_storage().data_ptr()
+        if where not in self.own and where not in self.live:
+            self.live[where] = x.untyped_storage().nbytes()
+            self.now += self.live[where]
+            self.most = max(self.most, self.now)
+        return x, where
+
+    def unpack(self, saved: tuple[Tensor, int]) -> Tensor:
+        """When the first is used, the pass is on its way back: the next forward begins at nothing."""
+        self.live, self.now = {}, 0
+        return saved[0]
+
+
+def kept(adapter: Adapter, x: Tensor) -> float:
+    """MiB that the second step on a batch saves at most."""
+    adapter(x)
+    own = {t.untyped_storage().data_ptr() for t in (*adapter.parameters(), *adapter.buffers())} | {
+        x.untyped_storage().data_ptr()
+    }
+    count = Kept(own)
+    with saved_tensors_hooks(count.pack, count.unpack):
+        adapter(x)
+    return count.most / MIB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default=".data", help="folder of data sets and weights (.data)")
+    parser.add_argument("--methods", default="Source,BN-adapt,TENT,EATA,SAR,ROID,CoTTA,PAF+KIP,EcoTTA")
+    parser.add_argument("--batch-size", type=int, default=200)
+    given = parser.parse_args()
+    field = protocol("field-continual").narrowed(given.methods.split(","), batch_size=given.batch_size)
+    stream = make_stream(
+        replace(field, corruptions=field.corruptions[:1]), field.columns[0], 0, given.data, given.batch_size
+    )
+    x = stream[0].x
+    source = sets.source_images(field.closed, given.data)
+    found = {}
+    for row in field.rows:
+        adapter = row.build(sets.source_model(field.model, given.data)[0], 10, 0)
+        if adapter.source != "none":
+            adapter.prepare([source.batch(range(200 * i, 200 * i + 200)) for i in range(3)])
+        found[row.label] = kept(adapter, x)
+    print(f"{'':14}{'MiB':>8}{'/ TENT':>9}")
+    for label, size in found.items():
+        ratio = f"{size / found['TENT']:.2f}" if "TENT" in found else ""
+        print(f"{label:14}{size:8.1f}{ratio:>9}")
+
+
+if __name__ == "__main__":
+    main()
