@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,6 +104,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     report.add_argument(
         "--out", metavar="FILE", help="the page (report.html in the folder, or comparison.html)"
     )
+    report.add_argument("--json", metavar="FILE", help="of a comparison: the figures, for programs")
     report.set_defaults(run=_report)
 
     demo = commands.add_parser("demo", help="the main job on data that comes along, in about a minute")
@@ -267,12 +269,14 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from testtime.bench.compare import compare, comparison_text, write_comparison
+    from testtime.bench.compare import compare, comparison_figures, comparison_text, write_comparison
     from testtime.bench.report import read_run, text_table, write_report
 
     if len(arguments.run_folder) > 1:
         found = compare(arguments.run_folder)
         print(comparison_text(found))
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(comparison_figures(found), indent=1) + "\n")
         print(write_comparison(found, arguments.out or "comparison.html"))
         return 0
     (folder,) = arguments.run_folder
@@ -312,8 +316,6 @@ def _methods(arguments: argparse.Namespace) -> int:
 
     found = catalogue()
     if arguments.json:
-        import json
-
         print(json.dumps(found, indent=1))
     else:
         print(text(found))

@@ -42,6 +42,7 @@ def run(
         "rows": [{"label": label} for label in errors],
         "columns": [{"name": "a column", "open_set": open_set}],
         "cells": cells,
+        **dict.fromkeys(("model", "closed", "order", "limit", "versions", "machine"), "as told"),
     }
     (folder / "run.json").write_text(json.dumps(about))
     return folder
@@ -96,7 +97,11 @@ def test_the_page_and_the_command(
     two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "page.html"
-    assert main(["report", *map(str, two), "--out", str(out)]) == 0
+    figures = tmp_path / "figures.json"
+    assert main(["report", *map(str, two), "--out", str(out), "--json", str(figures)]) == 0
+    kept = json.loads(figures.read_text())
+    assert kept["continual"]["methods"]["TENT"]["error"] == [30, 32]
+    assert kept["mixed, open"]["methods"]["slow"]["auroc"] == [70]
     assert "slow*" in capsys.readouterr().out
     page = out.read_text()
     assert "<th>TENT</th><td>31.0 ± 1.4</td><td>45.0</td><td>3.0</td>" in page

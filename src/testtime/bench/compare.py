@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from testtime.bench.page import deviation, document, figure, mean, number, show, table, write_page
 from testtime.bench.report import Run, read_run
 from testtime.bench.svg import Point, dot_chart
 
-__all__ = ["Comparison", "Setting", "compare", "comparison_text", "write_comparison"]
+__all__ = ["Comparison", "Setting", "compare", "comparison_figures", "comparison_text", "write_comparison"]
 
 MARGIN = 0.5  # points of error that a dearer method has to be better to be worth it
 SOURCE = "Source"
@@ -178,6 +178,31 @@ def comparison_text(found: Comparison) -> str:
             ],
         )
     return "\n".join([*lines, "", *_findings(found, fewer, most)])
+
+
+def comparison_figures(found: Comparison) -> dict[str, Any]:
+    """The same for programs: by stream and method, a value for each seed, and what was run by which command."""
+    streams = {}
+    for at in found.settings:
+        cells = {
+            row: {
+                "error": found.values(row, at),
+                "ece": found.values(row, at, "ece"),
+                "auroc": [None if math.isnan(v) else v for v in found.values(row, at, "auroc")],
+                "lost": found.forgetting(row, at),
+                "images": found.images(row, at),
+                "relative time": [c["cost"]["relative"] for c in at.run.cells(row, at.column)],
+                "cell": [c["folder"].name for c in at.run.cells(row, at.column)],
+            }
+            for row in at.run.rows
+            if at.run.cells(row, at.column)
+        }
+        about = {
+            k: at.run.about[k]
+            for k in ("protocol", "model", "closed", "order", "limit", "versions", "machine")
+        }
+        streams[at.name] = {**about, "methods": cells}
+    return streams
 
 
 def _findings(found: Comparison, fewer: set[str], most: dict[str, int]) -> list[str]:
