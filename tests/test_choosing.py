@@ -100,10 +100,16 @@ def test_mirrored_images_judge_in_stretches_of_ten_images_a_class() -> None:
     shown = replace(SIGNS, mirrored=0.1)
     signs = [shown, replace(shown, said=(0,) * 20, mirrored=0.3), shown, shown, shown]
     first, second = mirrored_accuracy(0.2, [25, 5, 5, 5]), mirrored_accuracy(0.1, [15, 15, 15, 15])
-    assert over_time(signs) == ([40, 100], pytest.approx([first, second]))
+    guesses = aetta([0.2] * 5, [0.95] * 5, 4)
+    assert over_time(signs) == (
+        [40, 100],
+        pytest.approx([first, second]),
+        pytest.approx([guesses[:2].mean(), guesses[2:].mean()]),
+    )
     one = judge({"a": signs})[0]
-    assert one.accuracy == pytest.approx((40 * first + 60 * second) / 100)
-    assert one.aetta == pytest.approx(judge({"a": [SIGNS] * 5})[0].accuracy)
+    assert one.mirrored == pytest.approx((40 * first + 60 * second) / 100)
+    assert one.aetta == pytest.approx(guesses.mean())
+    assert one.accuracy == min(one.mirrored, one.aetta)
 
 
 def test_drifts_are_from_the_first_third_to_the_last() -> None:
@@ -123,17 +129,25 @@ def test_a_collapse_is_seen_against_the_others_and_not_against_the_stream() -> N
     assert other.alarms == ()
 
 
-def test_the_best_sound_candidate_is_chosen_and_the_cheapest_of_a_tie() -> None:
+def test_the_best_sound_candidate_is_chosen_and_a_cheap_one_that_is_near_is_named() -> None:
     good = replace(SIGNS, disagreement=0.1)
     near = replace(SIGNS, disagreement=0.105, milliseconds=3.0)
     collapsed = replace(good, disagreement=0.0, said=(0,) * 20)
     advice = recommend(
-        {"Source": [SIGNS] * 3, "good": [good] * 3, "near": [near] * 3, "bad": [collapsed] * 3}
+        {"Source": [SIGNS] * 3, "near": [near] * 3, "good": [good] * 3, "bad": [collapsed] * 3}
     )
-    assert advice.name == "near"
-    assert "good has the highest estimate" in advice.reasons[1]
+    assert advice.name == "good"
+    assert advice.reasons[1].startswith("near is estimated 0.")
     assert any(reason.startswith("Not bad: in part 1 of 3") for reason in advice.reasons)
-    assert [c.name for c in advice.candidates] == ["near", "good", "Source", "bad"]
+    assert [c.name for c in advice.candidates] == ["good", "near", "Source", "bad"]
+
+
+def test_answers_that_narrow_while_those_of_others_do_not_are_an_alarm() -> None:
+    narrow = [SIGNS, SIGNS, replace(SIGNS, said=(0, 0, 1, 2) * 5)]
+    ones = judge({"a": [SIGNS] * 3, "b": [SIGNS] * 3, "c": narrow})
+    assert [bool(one.alarms) for one in ones] == [False, False, True]
+    assert "its answers narrow" in ones[2].alarms[0]
+    assert all(not one.alarms for one in judge({"a": narrow, "b": narrow, "c": narrow}))  # the stream's doing
 
 
 def test_a_method_that_destroys_itself_is_not_chosen() -> None:

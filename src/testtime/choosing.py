@@ -30,7 +30,8 @@ from testtime.parts.features import headless, linear_head
 
 __all__ = ["Advice", "Candidate", "Signs", "judge", "over_time", "recommend", "watch"]
 
-TIE = 1.0  # percent points of estimated accuracy within which the cheaper is taken
+NEAR = 1.0  # percent points of estimated accuracy within which a cheaper one is named
+NARROWING = 0.1  # of diversity, lost beyond what the median candidate loses
 WINDOW = 10  # images of each class, on average, for which the spread of answers is looked at
 COLLAPSE = 0.5  # of the diversity of the answers of the most diverse candidate
 
@@ -143,8 +144,9 @@ class Candidate:
 
     Attributes:
         name: of the candidate.
-        accuracy: estimated from mirrored images, or by AETTA where they were not asked for; NaN where both are missing.
-        aetta: the estimate of AETTA, mean over the stream's images; NaN where there is no linear head.
+        accuracy: estimated: the lower of the next two where there are both; NaN where there is none.
+        mirrored: the estimate from mirrored images, mean over the stream's; NaN where they were not asked for.
+        aetta: the estimate of AETTA, likewise; NaN where there is no linear head.
         agreement: with the source model.
         confidence: and ``confidence_drift``, its change from the first third of the stream to the last.
         diversity: of the answers in a third of the stream, entropy over log C, the least of the three; and
@@ -155,6 +157,7 @@ class Candidate:
 
     name: str
     accuracy: float
+    mirrored: float
     aetta: float
     agreement: float
     confidence: float
@@ -181,40 +184,44 @@ class Advice:
     candidates: tuple[Candidate, ...]
 
 
-def over_time(signs: Sequence[Signs]) -> tuple[list[int], list[float]]:
+def over_time(signs: Sequence[Signs]) -> tuple[list[int], list[float], list[float]]:
     """The estimated accuracy along a stream.
 
     Args:
         signs: of one candidate.
 
     Returns:
-        how many images were seen, and the estimate in percent of those since the last: from mirrored images for each stretch of
-        10 C images at least (C classes), or AETTA's after each batch where they were not asked for.
+        how many images were seen at the end of each stretch of 10 C images at least (C classes), and two estimates in percent
+        of those since the last: from mirrored images, and AETTA's; NaN where there is none.
     """
     seen = np.cumsum([one.images for one in signs]).tolist()
-    if any(math.isnan(one.mirrored) for one in signs):
-        return seen, _dropped_out(signs).tolist()
+    dropped = aetta([one.disagreement for one in signs], [one.spread for one in signs], signs[0].classes)
     ends: list[int] = []
-    found: list[float] = []
+    found: list[tuple[float, float]] = []
     begin = 0
     for i, one in enumerate(signs):
         least = WINDOW * one.classes
         if i + 1 < len(signs) and min(seen[i] - (ends[-1] if ends else 0), seen[-1] - seen[i]) < least:
             continue
-        part = signs[begin : i + 1]
-        changed = np.average([s.mirrored for s in part], weights=[s.images for s in part])
-        found.append(mirrored_accuracy(float(changed), np.sum([s.answers for s in part], axis=0)))
+        part, images = signs[begin : i + 1], [s.images for s in signs[begin : i + 1]]
+        changed = float(np.average([s.mirrored for s in part], weights=images))
+        mirrored = mirrored_accuracy(changed, np.sum([s.answers for s in part], axis=0))
+        found.append((mirrored, float(np.average(dropped[begin : i + 1], weights=images))))
         ends.append(seen[i])
         begin = i + 1
-    return ends, found
+    return ends, [one for one, _ in found], [other for _, other in found]
 
 
 def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
     """Sum up the signs of candidates that were shown the same stream.
 
-    Alarms are raised where the answers of a third of the stream are spread over classes by less than half of what those of the
-    most diverse candidate are in the same third (a stream may hold few classes; they all see the same), and where a candidate
-    refuses to be better than chance by its own estimate.
+    Each estimate has a weakness that the other has not: a candidate that is wrong in the same way on either side of the mirror
+    passes one, a network whose answers are not the candidate's the other; so the lower one counts.
+
+    Alarms are raised against the other candidates, as a stream may hold few classes and they all see the same: where the
+    answers of a third of the stream are spread over classes by less than half of what those of the most diverse candidate
+    are in the same third; where they narrow from the first third to the last by 10 points (of entropy over log C) more than
+    those of the median candidate; and where the estimate is near chance.
 
     Args:
         seen: by name, what `watch` yielded.
@@ -232,11 +239,12 @@ def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
         raise ValueError(f"candidates are compared on the same batches, and these were not: {lengths}")
     thirds = {name: [_diversity(part) for part in _thirds(signs)] for name, signs in seen.items()}
     most = [max(parts) for parts in zip(*thirds.values(), strict=True)]
-    return tuple(_judged(name, signs, thirds[name], most) for name, signs in seen.items())
+    usual = float(np.median([parts[-1] - parts[0] for parts in thirds.values()]))
+    return tuple(_judged(name, signs, thirds[name], most, usual) for name, signs in seen.items())
 
 
 def recommend(seen: Mapping[str, Sequence[Signs]]) -> Advice:
-    """Choose the candidate of the highest estimated accuracy that no alarm speaks against; of those that tie, the cheapest.
+    """Choose the candidate of the highest estimated accuracy that no alarm speaks against, and name a cheaper one that is near.
 
     If alarms speak against all, or none can be estimated, it is the first that was given: give the model that is in use first.
 
@@ -253,31 +261,33 @@ def recommend(seen: Mapping[str, Sequence[Signs]]) -> Advice:
     if not ranked:
         why = (f"Nothing speaks for a change: {_reason(c)}." for c in found)
         return Advice(found[0].name, tuple(why), found)
-    tied = [c for c in ranked if c.accuracy >= ranked[0].accuracy - TIE]
-    chosen = min(tied, key=lambda c: c.milliseconds)
+    chosen = ranked[0]
+    near = [c for c in ranked if c.accuracy >= chosen.accuracy - NEAR]
+    cheapest = min(near, key=lambda c: c.milliseconds)
     reasons = [
         f"{chosen.name} is estimated to be right on {chosen.accuracy:.1f} % of the images, with "
         f"{chosen.milliseconds:.0f} ms a batch; its answers agree with the source model's on {chosen.agreement:.0f} %."
     ]
-    if chosen is not ranked[0]:
+    if cheapest.milliseconds < chosen.milliseconds / 2:
         reasons.append(
-            f"{ranked[0].name} has the highest estimate, {ranked[0].accuracy:.1f} %, but {len(tied)} candidates are within "
-            f"{TIE:g} point of it, and {chosen.name} is the cheapest of them."
+            f"{cheapest.name} is estimated {chosen.accuracy - cheapest.accuracy:.1f} points lower and takes "
+            f"{cheapest.milliseconds:.0f} ms."
         )
     reasons += [f"Not {c.name}: {_reason(c)}." for c in rest]
-    order = (chosen, *(c for c in ranked if c is not chosen), *rest)
-    return Advice(chosen.name, tuple(reasons), order)
+    return Advice(chosen.name, tuple(reasons), (*ranked, *rest))
 
 
 def _reason(candidate: Candidate) -> str:
     return "; ".join(candidate.alarms) or "no estimate, it has no linear head that could be watched"
 
 
-def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Sequence[float]) -> Candidate:
+def _judged(
+    name: str, signs: Sequence[Signs], spread: Sequence[float], most: Sequence[float], usual: float
+) -> Candidate:
     images = np.array([one.images for one in signs], dtype=float)
-    classes = signs[0].classes
-    ends, guesses = over_time(signs)
-    accuracy = float(np.average(guesses, weights=np.diff(ends, prepend=0)))
+    ends, *estimates = over_time(signs)
+    mirrored, dropped = (float(np.average(one, weights=np.diff(ends, prepend=0))) for one in estimates)
+    accuracy = float(np.fmin(mirrored, dropped))
     confidence = [
         float(np.average([s.confidence for s in part], weights=[s.images for s in part]))
         for part in _thirds(signs)
@@ -289,12 +299,18 @@ def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Se
                 f"in part {part} of {len(spread)} its answers collapse to few classes (diversity {100 * own:.0f} %, another "
                 f"candidate's {100 * other:.0f} %)"
             )
-    if accuracy < 150 / classes:
+    narrowed = spread[-1] - spread[0] - usual
+    if narrowed < -NARROWING:
+        alarms.append(
+            f"its answers narrow and those of others do not (diversity {100 * spread[0]:.0f} %, then {100 * spread[-1]:.0f} %)"
+        )
+    if accuracy < 150 / signs[0].classes:
         alarms.append(f"its own estimate, {accuracy:.0f} %, is near chance")
     return Candidate(
         name,
         accuracy,
-        float(np.average(_dropped_out(signs), weights=images)),
+        mirrored,
+        dropped,
         100 * float(np.average([one.agreement for one in signs], weights=images)),
         100 * float(np.mean(confidence)),
         100 * (confidence[-1] - confidence[0]),
@@ -303,11 +319,6 @@ def _judged(name: str, signs: Sequence[Signs], spread: Sequence[float], most: Se
         float(np.median([one.milliseconds for one in signs])),
         tuple(alarms),
     )
-
-
-def _dropped_out(signs: Sequence[Signs]) -> NDArray[np.float64]:
-    """AETTA after each batch."""
-    return aetta([one.disagreement for one in signs], [one.spread for one in signs], signs[0].classes)
 
 
 def _thirds(signs: Sequence[Signs]) -> list[Sequence[Signs]]:

@@ -28,15 +28,16 @@ from testtime.streams import Stream
 
 __all__ = ["Shadow", "advise", "advise_text", "judged", "read_signs", "write_advice"]
 
-FIGURES = (
-    "accuracy",
-    "aetta",
-    "agreement",
-    "confidence",
-    "confidence_drift",
-    "diversity",
-    "diversity_drift",
-)
+FIGURES = {
+    "accuracy": "estimate",
+    "mirrored": "mirror",
+    "aetta": "AETTA",
+    "agreement": "agreement",
+    "confidence": "confidence",
+    "confidence_drift": "drift",
+    "diversity": "diversity",
+    "diversity_drift": "drift",
+}
 LINES = 6  # candidates whose lines have a colour
 
 
@@ -214,18 +215,7 @@ def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
         advice: from `advise`.
         known: the accuracies, for a column that judges the estimates.
     """
-    head = [
-        "method",
-        "accuracy*",
-        "AETTA",
-        "agreement",
-        "confidence",
-        "drift",
-        "diversity",
-        "drift",
-        "ms",
-        "alarms",
-    ]
+    head = ["method", *FIGURES.values(), "ms", "alarms"]
     head[2:2] = ["(true)"] if known else []
     rows = [head]
     for c in advice.candidates:
@@ -242,7 +232,7 @@ def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
         )
         for row in rows
     ]
-    lines += ["* estimated without labels, in percent", "", f"Take {advice.name}.", *advice.reasons]
+    lines += ["estimated without labels, in percent", "", f"Take {advice.name}.", *advice.reasons]
     if known and advice.name in known:
         best = max(known, key=lambda name: known[name])
         lines += [
@@ -260,21 +250,10 @@ def write_advice(folder: str | Path) -> Path:
     colours = {c.name: i for i, c in enumerate(advice.candidates[:LINES], 1)}
     series = []
     for c in reversed(advice.candidates):
-        signs = seen[c.name]
-        series.append(Series(c.name, *over_time(signs), colours.get(c.name, 0)))
+        ends, mirrored, dropped = over_time(seen[c.name])
+        series.append(Series(c.name, ends, np.fmin(mirrored, dropped).tolist(), colours.get(c.name, 0)))
     drawn = line_chart(
         series, "Estimated accuracy", "the estimate of each candidate along the stream", "%", x_unit="images"
-    )
-    names = (
-        "method",
-        "estimated accuracy",
-        "AETTA",
-        "agreement",
-        "confidence",
-        "its drift",
-        "diversity",
-        "its drift",
-        "ms",
     )
     rows = [
         f"<tr><th>{escape(c.name)}</th>"
@@ -282,7 +261,11 @@ def write_advice(folder: str | Path) -> Path:
         + f"<td>{escape('; '.join(c.alarms)) or '–'}</td></tr>"
         for c in advice.candidates
     ]
-    head = "<tr>" + "".join(f"<th>{name}</th>" for name in (*names, "alarms")) + "</tr>"
+    head = (
+        "<tr>"
+        + "".join(f"<th>{name}</th>" for name in ("method", *FIGURES.values(), "ms", "alarms"))
+        + "</tr>"
+    )
     told = "".join(f"<li>{escape(reason)}</li>" for reason in advice.reasons)
     content = document(
         f"Take {advice.name}",
