@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from testtime.bench.protocol import Protocol
+    from testtime.bench.protocol import Protocol, Row
+    from testtime.data import ImageSet
+    from testtime.streams import Stream
 
 __all__ = ["main"]
 
@@ -175,10 +177,10 @@ def _bench(arguments: argparse.Namespace) -> int:
         arguments.batch_size,
         **{name: value for name, value in changes.items() if value is not None},
     )
+    if arguments.no_labels:
+        return _hidden(arguments, chosen)
     out = arguments.out or f"runs/{chosen.name}"
     command = ["testtime", *arguments.argv]
-    if arguments.no_labels:
-        return _hidden(arguments, chosen, arguments.out or f"{out}-no-labels", command)
     failures = run_grid(
         chosen,
         arguments.data,
@@ -199,7 +201,6 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _own(arguments: argparse.Namespace) -> int:
     """Candidates in shadow on a folder of images."""
     from testtime.bench.protocols import protocol
-    from testtime.bench.shadow import Shadow
     from testtime.data import image_folder
     from testtime.models import model_card
     from testtime.streams import clean, recorded
@@ -207,44 +208,44 @@ def _own(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         raise ValueError("--images need --model NAME, the network that is in use")
     card = model_card(arguments.model)
-    images = image_folder(arguments.images)
+    images = replace(image_folder(arguments.images), labels=None, classes=())
+    stream = recorded(clean(images, (card.size, card.size)), arguments.batch_size or 200)
     source = image_folder(arguments.source) if arguments.source else None
-    stream = recorded(
-        clean(replace(images, labels=None, classes=()), (card.size, card.size)), arguments.batch_size or 200
-    )
     rows = protocol("field-continual").narrowed(arguments.methods).rows
-    out = arguments.out or "runs/no-labels"
-    shadow = Shadow(
-        rows,
-        card.name,
-        arguments.data,
-        stream,
-        source,
-        arguments.device,
-        arguments.precision,
-        not arguments.no_mirror,
-        bool(arguments.methods),
+    return _shadow(
+        arguments, rows, card.name, stream, source, str(arguments.images), arguments.out or "runs/no-labels"
     )
-    about = {"stream": str(arguments.images), "command": ["testtime", *arguments.argv]}
-    shadow.run(out, about, lambda line: print(line, file=sys.stderr, flush=True))
-    print(f"{out}: now run testtime recommend {out}")
-    return 0
 
 
-def _hidden(arguments: argparse.Namespace, chosen: Protocol, out: str, command: list[str]) -> int:
+def _hidden(arguments: argparse.Namespace, chosen: Protocol) -> int:
     """Candidates in shadow on the first column of a protocol, its labels kept from them."""
     from testtime.bench import sets
     from testtime.bench.cache import cached
     from testtime.bench.cell import make_stream
-    from testtime.bench.shadow import Shadow
 
+    out = arguments.out or f"runs/{chosen.name}-no-labels"
     column, seed = chosen.columns[0], chosen.seeds[0]
     stream = make_stream(chosen, column, seed, arguments.data, chosen.limit)
     stream = cached(stream, Path(arguments.cache or Path(out).parent / "cache"))
     source = sets.source_images(chosen.closed, arguments.data)
+    name = f"{chosen.name}, {chosen.order}, {column.name}, seed {seed}"
+    return _shadow(arguments, chosen.rows, chosen.model, stream, source, name, out)
+
+
+def _shadow(
+    arguments: argparse.Namespace,
+    rows: Sequence[Row],
+    model: str,
+    stream: Stream,
+    source: ImageSet | None,
+    name: str,
+    out: str,
+) -> int:
+    from testtime.bench.shadow import Shadow
+
     shadow = Shadow(
-        chosen.rows,
-        chosen.model,
+        rows,
+        model,
         arguments.data,
         stream,
         source,
@@ -253,7 +254,7 @@ def _hidden(arguments: argparse.Namespace, chosen: Protocol, out: str, command: 
         not arguments.no_mirror,
         bool(arguments.methods),
     )
-    about = {"stream": f"{chosen.name}, {column.name}, seed {seed}", "command": command}
+    about = {"stream": name, "command": ["testtime", *arguments.argv]}
     shadow.run(out, about, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{out}: now run testtime recommend {out}")
     return 0
