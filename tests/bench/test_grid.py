@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from testtime.bench import cell as cell_module
+from testtime.bench import sets
 from testtime.bench.cache import cached, missing
 from testtime.bench.cell import make_stream, read_samples, run_cell
 from testtime.bench.grid import Grid, _batches, cells, run_grid
@@ -214,3 +215,41 @@ def test_progress_ends_at_its_total(tmp_path: Path) -> None:
     run_grid(small(), ".", tmp_path / "run", say=said.append)
     assert said[-1].startswith("12/12 batches")
     assert "0:00 left  finished tent" in said[-1]
+
+
+def test_a_stream_that_does_not_wait_is_answered_by_the_source_model_meanwhile(tmp_path: Path) -> None:
+    tent = SMALL.rows[1:]
+    results = {}
+    for name, speed in (("waits", None), ("fast", 1.0)):
+        (cell,) = cells(small(rows=tent, speed=speed), ".")
+        run_cell(cell, tmp_path / name, tmp_path / "cache")
+        lines = (tmp_path / name / "batches.jsonl").read_text().splitlines()
+        results[name] = [json.loads(line)["updated"] for line in lines]
+    assert results["waits"] == [True] * 6
+    assert results["fast"] == [True, False, False, True, False, False]  # a forward and a backward take three
+    (source,) = cells(small(rows=SMALL.rows[:1]), ".")
+    run_cell(source, tmp_path / "source", tmp_path / "cache")
+    fast, plain = (read_samples(tmp_path / name / "samples") for name in ("fast", "source"))
+    missed = np.isin(fast.batch, [1, 2, 4, 5])
+    assert np.array_equal(fast.predicted[missed], plain.predicted[missed])
+
+
+def test_a_wandering_stream_keeps_to_the_accuracy_that_was_asked_for() -> None:
+    one = small(order="wandering", target=0.5, pace=10, columns=(replace(SMALL.columns[0], open_set=None),))
+    column = replace(one.columns[0], batch_size=20)
+    stream = make_stream(one, column, 0, ".", 50)
+    assert len(stream) == 5
+    assert {plan.domain for plan in stream.plans} <= {"fog > contrast", "contrast > fog"}
+    known = sets.difficulty("digits", "digits-cnn", ".").known
+    assert {"clean", "fog-5", "contrast-5", "contrast-3+fog-2"} <= known.keys()
+    assert known["clean"] > 0.9
+    opened = make_stream(one, SMALL.columns[0], 0, ".", 50)
+    assert all(0 < int((batch.y < 0).sum()) < len(batch) for batch in opened)
+    with pytest.raises(ValueError, match="needs a target and a pace"):
+        small(order="wandering")
+
+
+def test_cells_of_before_keep_their_names() -> None:
+    config = cells(small(), ".")[0].config
+    assert not {"target", "pace", "speed", "reset", "returns"} & config.keys()
+    assert cells(small(speed=1.0), ".")[0].config["speed"] == 1.0
