@@ -96,20 +96,23 @@ def test_the_estimate_is_weighted_by_images() -> None:
     assert one.alarms == ()
 
 
-def test_mirrored_images_judge_in_stretches_of_ten_images_a_class() -> None:
+def test_the_estimate_is_the_mean_of_the_mirror_s_and_aetta_s() -> None:
     shown = replace(SIGNS, mirrored=0.1)
-    signs = [shown, replace(shown, said=(0,) * 20, mirrored=0.3), shown, shown, shown]
-    first, second = mirrored_accuracy(0.2, [25, 5, 5, 5]), mirrored_accuracy(0.1, [15, 15, 15, 15])
+    signs = [shown, replace(shown, said=(0,) * 20, mirrored=0.3), shown, shown, shown, shown]
+    (one,) = judge({"a": signs})
+    first, second = mirrored_accuracy(0.2, [25, 5, 5, 5]), mirrored_accuracy(0.1, [10, 10, 10, 10])
+    assert one.mirrored == pytest.approx((first + 2 * second) / 3)
+    assert one.aetta == pytest.approx(aetta([0.2] * 6, [0.95] * 6, 4).mean())
+    assert one.accuracy == pytest.approx((one.mirrored + one.aetta) / 2)
+
+
+def test_what_is_drawn_is_the_estimate_of_stretches_of_ten_images_a_class() -> None:
+    shown = replace(SIGNS, mirrored=0.1)
+    signs = [shown, shown, shown, replace(shown, mirrored=0.3), shown]
     guesses = aetta([0.2] * 5, [0.95] * 5, 4)
-    assert over_time(signs) == (
-        [40, 100],
-        pytest.approx([first, second]),
-        pytest.approx([guesses[:2].mean(), guesses[2:].mean()]),
-    )
-    one = judge({"a": signs})[0]
-    assert one.mirrored == pytest.approx((40 * first + 60 * second) / 100)
-    assert one.aetta == pytest.approx(guesses.mean())
-    assert one.accuracy == min(one.mirrored, one.aetta)
+    first, second = mirrored_accuracy(0.1, [10] * 4), mirrored_accuracy(0.5 / 3, [15] * 4)
+    expected = [(first + guesses[:2].mean()) / 2, (second + guesses[2:].mean()) / 2]
+    assert over_time(signs) == ([40, 100], pytest.approx(expected))
 
 
 def test_drifts_are_from_the_first_third_to_the_last() -> None:

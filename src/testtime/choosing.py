@@ -32,7 +32,7 @@ __all__ = ["Advice", "Candidate", "Signs", "judge", "over_time", "recommend", "w
 
 NEAR = 1.0  # percent points of estimated accuracy within which a cheaper one is named
 NARROWING = 0.1  # of diversity, lost beyond what the median candidate loses
-WINDOW = 10  # images of each class, on average, for which the spread of answers is looked at
+WINDOW = 10  # images of each class, on average, in a stretch that is drawn
 COLLAPSE = 0.5  # of the diversity of the answers of the most diverse candidate
 
 
@@ -144,9 +144,9 @@ class Candidate:
 
     Attributes:
         name: of the candidate.
-        accuracy: estimated: the lower of the next two where there are both; NaN where there is none.
-        mirrored: the estimate from mirrored images, mean over the stream's; NaN where they were not asked for.
-        aetta: the estimate of AETTA, likewise; NaN where there is no linear head.
+        accuracy: estimated: the mean of the next two where there are both; NaN where there is none.
+        mirrored: the estimate from mirrored images, mean over the thirds of the stream; NaN where they were not asked for.
+        aetta: the estimate of AETTA, mean over the stream; NaN where there is no linear head.
         agreement: with the source model.
         confidence: and ``confidence_drift``, its change from the first third of the stream to the last.
         diversity: of the answers in a third of the stream, entropy over log C, the least of the three; and
@@ -184,39 +184,38 @@ class Advice:
     candidates: tuple[Candidate, ...]
 
 
-def over_time(signs: Sequence[Signs]) -> tuple[list[int], list[float], list[float]]:
-    """The estimated accuracy along a stream.
+def over_time(signs: Sequence[Signs]) -> tuple[list[int], list[float]]:
+    """The estimated accuracy along a stream, to be drawn.
 
     Args:
         signs: of one candidate.
 
     Returns:
-        how many images were seen at the end of each stretch of 10 C images at least (C classes), and two estimates in percent
-        of those since the last: from mirrored images, and AETTA's; NaN where there is none.
+        how many images were seen at the end of each stretch of 10 C images at least (C classes), and the estimate in percent of
+        those since the last.
     """
-    seen = np.cumsum([one.images for one in signs]).tolist()
-    dropped = aetta([one.disagreement for one in signs], [one.spread for one in signs], signs[0].classes)
-    ends: list[int] = []
-    found: list[tuple[float, float]] = []
-    begin = 0
-    for i, one in enumerate(signs):
-        least = WINDOW * one.classes
-        if i + 1 < len(signs) and min(seen[i] - (ends[-1] if ends else 0), seen[-1] - seen[i]) < least:
-            continue
-        part, images = signs[begin : i + 1], [s.images for s in signs[begin : i + 1]]
-        changed = float(np.average([s.mirrored for s in part], weights=images))
-        mirrored = mirrored_accuracy(changed, np.sum([s.answers for s in part], axis=0))
-        found.append((mirrored, float(np.average(dropped[begin : i + 1], weights=images))))
-        ends.append(seen[i])
-        begin = i + 1
-    return ends, [one for one, _ in found], [other for _, other in found]
+    parts: list[list[Signs]] = [[]]
+    for one in signs:
+        if sum(s.images for s in parts[-1]) >= WINDOW * one.classes:
+            parts.append([])
+        parts[-1].append(one)
+    if len(parts) > 1 and sum(s.images for s in parts[-1]) < WINDOW * signs[0].classes:
+        last = parts.pop()
+        parts[-1] += last
+    dropped = _dropped_out(signs)
+    ends = np.cumsum([len(part) for part in parts])
+    seen = np.cumsum([sum(s.images for s in part) for part in parts]).tolist()
+    return seen, [
+        _both(_mirrored(part), _mean(dropped[end - len(part) : end], part))
+        for part, end in zip(parts, ends, strict=True)
+    ]
 
 
 def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
     """Sum up the signs of candidates that were shown the same stream.
 
     Each estimate has a weakness that the other has not: a candidate that is wrong in the same way on either side of the mirror
-    passes one, a network whose answers are not the candidate's the other; so the lower one counts.
+    passes one, a network whose answers are not the candidate's the other; so their mean counts.
 
     Alarms are raised against the other candidates, as a stream may hold few classes and they all see the same: where the
     answers of a third of the stream are spread over classes by less than half of what those of the most diverse candidate
@@ -284,14 +283,15 @@ def _reason(candidate: Candidate) -> str:
 def _judged(
     name: str, signs: Sequence[Signs], spread: Sequence[float], most: Sequence[float], usual: float
 ) -> Candidate:
-    images = np.array([one.images for one in signs], dtype=float)
-    ends, *estimates = over_time(signs)
-    mirrored, dropped = (float(np.average(one, weights=np.diff(ends, prepend=0))) for one in estimates)
-    accuracy = float(np.fmin(mirrored, dropped))
-    confidence = [
-        float(np.average([s.confidence for s in part], weights=[s.images for s in part]))
-        for part in _thirds(signs)
-    ]
+    parts = _thirds(signs)
+    mirrored = float(
+        np.average(
+            [_mirrored(part) for part in parts], weights=[sum(s.images for s in part) for part in parts]
+        )
+    )
+    dropped = _mean(_dropped_out(signs), signs)
+    accuracy = _both(mirrored, dropped)
+    confidence = [_mean([s.confidence for s in part], part) for part in parts]
     alarms = []
     for part, (own, other) in enumerate(zip(spread, most, strict=True), 1):
         if own < COLLAPSE * other:
@@ -311,7 +311,7 @@ def _judged(
         accuracy,
         mirrored,
         dropped,
-        100 * float(np.average([one.agreement for one in signs], weights=images)),
+        100 * _mean([one.agreement for one in signs], signs),
         100 * float(np.mean(confidence)),
         100 * (confidence[-1] - confidence[0]),
         100 * min(spread),
@@ -319,6 +319,28 @@ def _judged(
         float(np.median([one.milliseconds for one in signs])),
         tuple(alarms),
     )
+
+
+def _mirrored(signs: Sequence[Signs]) -> float:
+    """The estimate from mirrored images of a part of the stream."""
+    changed = _mean([s.mirrored for s in signs], signs)
+    return mirrored_accuracy(changed, np.sum([s.answers for s in signs], axis=0))
+
+
+def _dropped_out(signs: Sequence[Signs]) -> NDArray[np.float64]:
+    """AETTA after each batch."""
+    return aetta([s.disagreement for s in signs], [s.spread for s in signs], signs[0].classes)
+
+
+def _both(one: float, other: float) -> float:
+    """The mean of those that are there."""
+    there = [value for value in (one, other) if not math.isnan(value)]
+    return sum(there) / len(there) if there else math.nan
+
+
+def _mean(values: Sequence[float] | NDArray[np.float64], signs: Sequence[Signs]) -> float:
+    """Over images."""
+    return float(np.average(values, weights=[s.images for s in signs]))
 
 
 def _thirds(signs: Sequence[Signs]) -> list[Sequence[Signs]]:

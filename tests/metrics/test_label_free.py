@@ -64,6 +64,6 @@ def test_what_cannot_be_dropped_is_named(count: int, rate: float) -> None:
 def test_mirrored_images_by_hand() -> None:
     spread = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
     share = (2 + 0.5) / 21
-    assert mirrored_accuracy(0.1, [15, 5]) == pytest.approx(100 * (1 - share / spread**2))
+    assert mirrored_accuracy(0.1, [15, 5]) == pytest.approx(100 * (1 - share / spread**3))
     assert mirrored_accuracy(0.1, [15, 5], alpha=1) == pytest.approx(100 * (1 - share / spread))
     assert mirrored_accuracy(0.9, [199, 1]) == pytest.approx(50)  # chance

@@ -250,8 +250,8 @@ def write_advice(folder: str | Path) -> Path:
     colours = {c.name: i for i, c in enumerate(advice.candidates[:LINES], 1)}
     series = []
     for c in reversed(advice.candidates):
-        ends, mirrored, dropped = over_time(seen[c.name])
-        series.append(Series(c.name, ends, np.fmin(mirrored, dropped).tolist(), colours.get(c.name, 0)))
+        ends, guesses = over_time(seen[c.name])
+        series.append(Series(c.name, ends, guesses, colours.get(c.name, 0)))
     drawn = line_chart(
         series, "Estimated accuracy", "the estimate of each candidate along the stream", "%", x_unit="images"
     )
