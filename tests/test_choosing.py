@@ -96,14 +96,14 @@ def test_the_estimate_is_weighted_by_images() -> None:
     assert one.alarms == ()
 
 
-def test_the_estimate_is_the_mean_of_the_mirror_s_and_aetta_s() -> None:
+def test_the_estimate_is_two_parts_of_the_mirror_s_and_one_of_aetta_s() -> None:
     shown = replace(SIGNS, mirrored=0.1)
     signs = [shown, replace(shown, said=(0,) * 20, mirrored=0.3), shown, shown, shown, shown]
     (one,) = judge({"a": signs})
     first, second = mirrored_accuracy(0.2, [25, 5, 5, 5]), mirrored_accuracy(0.1, [10, 10, 10, 10])
     assert one.mirrored == pytest.approx((first + 2 * second) / 3)
     assert one.aetta == pytest.approx(aetta([0.2] * 6, [0.95] * 6, 4).mean())
-    assert one.accuracy == pytest.approx((one.mirrored + one.aetta) / 2)
+    assert one.accuracy == pytest.approx((2 * one.mirrored + one.aetta) / 3)
 
 
 def test_what_is_drawn_is_the_estimate_of_stretches_of_ten_images_a_class() -> None:
@@ -111,7 +111,7 @@ def test_what_is_drawn_is_the_estimate_of_stretches_of_ten_images_a_class() -> N
     signs = [shown, shown, shown, replace(shown, mirrored=0.3), shown]
     guesses = aetta([0.2] * 5, [0.95] * 5, 4)
     first, second = mirrored_accuracy(0.1, [10] * 4), mirrored_accuracy(0.5 / 3, [15] * 4)
-    expected = [(first + guesses[:2].mean()) / 2, (second + guesses[2:].mean()) / 2]
+    expected = [(2 * first + guesses[:2].mean()) / 3, (2 * second + guesses[2:].mean()) / 3]
     assert over_time(signs) == ([40, 100], pytest.approx(expected))
 
 

@@ -144,7 +144,7 @@ class Candidate:
 
     Attributes:
         name: of the candidate.
-        accuracy: estimated: the mean of the next two where there are both; NaN where there is none.
+        accuracy: estimated: two parts of the next and one of the one after, where there are both; NaN where there is none.
         mirrored: the estimate from mirrored images, mean over the thirds of the stream; NaN where they were not asked for.
         aetta: the estimate of AETTA, mean over the stream; NaN where there is no linear head.
         agreement: with the source model.
@@ -215,7 +215,7 @@ def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
     """Sum up the signs of candidates that were shown the same stream.
 
     Each estimate has a weakness that the other has not: a candidate that is wrong in the same way on either side of the mirror
-    passes one, a network whose answers are not the candidate's the other; so their mean counts.
+    passes one, a network whose answers are not the candidate's the other; so both count, the mirror's for two thirds.
 
     Alarms are raised against the other candidates, as a stream may hold few classes and they all see the same: where the
     answers of a third of the stream are spread over classes by less than half of what those of the most diverse candidate
@@ -332,10 +332,11 @@ def _dropped_out(signs: Sequence[Signs]) -> NDArray[np.float64]:
     return aetta([s.disagreement for s in signs], [s.spread for s in signs], signs[0].classes)
 
 
-def _both(one: float, other: float) -> float:
-    """The mean of those that are there."""
-    there = [value for value in (one, other) if not math.isnan(value)]
-    return sum(there) / len(there) if there else math.nan
+def _both(mirrored: float, dropped: float) -> float:
+    """Two parts of one estimate and one of the other, or the one that is there."""
+    if math.isnan(mirrored) or math.isnan(dropped):
+        return dropped if math.isnan(mirrored) else mirrored
+    return (2 * mirrored + dropped) / 3
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64], signs: Sequence[Signs]) -> float:
