@@ -256,7 +256,7 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
         f"<p>Lowest mean error: <strong>{escape(first)}</strong>, "
         f"{show(mean([found.error(first, at) for at in found.settings]))} %.</p>",
         [
-            ("error", "Error", "Error", figure(drawn, keys) + errors),
+            ("error", "Error", "Error", figure(drawn, f'<span class="legend">{keys}</span>') + errors),
             ("ece", "Calibration", "Expected calibration error", _html("ECE in %", names, ece)),
             ("source", "Source", "Not better than the source model", f"<ul>{bad}</ul>" if bad else ""),
             ("idle", "No benefit", "No benefit over a cheaper one", f"<ul>{idle}</ul>" if idle else ""),
