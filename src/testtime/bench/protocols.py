@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from testtime.bench import published
 from testtime.bench.protocol import Column, Protocol, Row
-from testtime.norm import alpha_statistics, ema_statistics, iabn, robust_statistics, unmix_tns
+from testtime.norm import alpha_statistics, ema_statistics, iabn, unmix_tns
 from testtime.parts import adam, sgd
 
 __all__ = ["PROTOCOLS", "protocol"]
@@ -392,7 +392,6 @@ FIELD = (
     *METHODS,
     Row("alpha-BN", "BNAdapt", {"norm": alpha_statistics}),
     Row("EMA-BN", "BNAdapt", {"norm": ema_statistics}),
-    Row("RobustBN", "BNAdapt", {"norm": robust_statistics}),
     Row("IABN", "BNAdapt", {"norm": iabn}),
     Row("UnMix-TNS", "BNAdapt", {"norm": unmix_tns}),
     Row("PL", "PL"),
