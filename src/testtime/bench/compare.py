@@ -87,19 +87,23 @@ class Comparison:
                     found.setdefault(row, []).append(at.name)
         return found
 
-    def without_benefit(self) -> dict[str, dict[str, str]]:
-        """The methods that some method of lower cost equals on every stream, within half a point of error: by stream, which."""
+    def without_benefit(self) -> dict[str, str]:
+        """The methods that one method of lower cost equals on every stream they were run on, within half a point of error.
+
+        Returns:
+            by method, the cheapest such; what either must learn before the stream is not counted.
+        """
         found = {}
         for row in self.rows:
-            cheaper = [other for other in self.rows if self.cost(other) < self.cost(row)]
-            by_stream: dict[str, str] = {}
             tried = [at for at in self.settings if not math.isnan(self.error(row, at))]
-            for at in tried:
-                ranked = sorted((self.error(other, at), other) for other in cheaper if self.values(other, at))
-                if ranked and ranked[0][0] <= self.error(row, at) + MARGIN:
-                    by_stream[at.name] = ranked[0][1]
-            if tried and len(by_stream) == len(tried):
-                found[row] = by_stream
+            equals = [
+                other
+                for other in self.rows
+                if self.cost(other) < self.cost(row)
+                and all(self.error(other, at) <= self.error(row, at) + MARGIN for at in tried)
+            ]
+            if tried and equals:
+                found[row] = min(equals, key=self.cost)
         return found
 
 
@@ -215,13 +219,10 @@ def _findings(found: Comparison, fewer: set[str], most: dict[str, int]) -> list[
     idle = found.without_benefit()
     lines += [
         "",
-        f"No benefit over a cheaper one on any stream tried (within {MARGIN:g} point of error):",
+        f"No benefit over a cheaper one, which is as good or better on every stream tried (within {MARGIN:g} point of error):",
         "",
     ]
-    lines += [
-        f"- {row}: " + ", ".join(f"{other} ({stream})" for stream, other in by.items())
-        for row, by in idle.items()
-    ] or ["- none"]
+    lines += [f"- {row}: {other}" for row, other in idle.items()] or ["- none"]
     return lines
 
 
@@ -246,8 +247,7 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
         for row, streams in found.worse_than_source().items()
     )
     idle = "".join(
-        f"<li>{escape(row)}: {escape(', '.join(f'{o} ({s})' for s, o in by.items()))}</li>"
-        for row, by in found.without_benefit().items()
+        f"<li>{escape(row)}: {escape(other)}</li>" for row, other in found.without_benefit().items()
     )
     first = found.rows[0]
     content = document(
