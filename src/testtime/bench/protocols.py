@@ -539,7 +539,14 @@ _STREAMS = (
             for one in (
                 row,
                 replace(
-                    row, label=f"{row.label} + UnMix-TNS", arguments={**row.arguments, "norm": unmix_tns}
+                    row,
+                    label=f"{row.label} + UnMix-TNS",
+                    # The rate is that of its paper beneath other methods.
+                    arguments={
+                        **row.arguments,
+                        "norm": unmix_tns,
+                        **({"optimizer": adam(1e-5)} if row.label != "BN-adapt" else {}),
+                    },
                 ),
             )
         ),
