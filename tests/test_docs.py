@@ -40,3 +40,11 @@ def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_choose_without_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    runpy.run_path(str(ROOT / "examples/choose_without_labels.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "take BN-adapt" in printed or "take TENT\n" in printed
+    assert "- Not TENT, far too fast: " in printed
