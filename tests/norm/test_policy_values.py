@@ -24,6 +24,7 @@ from testtime.norm import (
     source_statistics,
     unmix_tns,
 )
+from testtime.parts import generator
 
 EPS = 1e-5
 
@@ -248,9 +249,21 @@ def test_unmix_is_born_as_the_source() -> None:
         np.testing.assert_allclose(means.mean(0), bn.running_mean.numpy(), atol=0.03)
         np.testing.assert_allclose(variances.mean(0) + means.var(0), bn.running_var.numpy(), rtol=0.03)
         assert one.mean.equal(two.mean) == (alpha == 0)
+    close(policies(unmix_tns(nn.Sequential(bn), components=4))[0].mean.mean(dim=0), bn.running_mean.numpy())
     (single,) = policies(unmix_tns(nn.Sequential(bn), components=1))
     close(single.mean[0], bn.running_mean.numpy())
     close(single.var[0], bn.running_var.numpy())
+
+
+def test_the_published_draw_of_unmix_is_not_centred() -> None:
+    bn = layer(nn.BatchNorm2d)
+    (drawn,) = policies(unmix_tns(nn.Sequential(bn), components=4, centred=False))
+    (centred,) = policies(unmix_tns(nn.Sequential(bn), components=4))
+    noise = torch.randn(4, 3, generator=generator(0, 0, "components"), dtype=torch.float64).numpy()
+    wide = np.sqrt(bn.running_var.numpy() * 0.5 * 4 / 3)
+    close(drawn.mean, bn.running_mean.numpy() + wide * noise)
+    close(centred.mean, bn.running_mean.numpy() + wide * (noise - noise.mean(0)))
+    assert drawn.var.equal(centred.var)
 
 
 def test_unmix_serves_single_images_and_seeds_differ() -> None:
