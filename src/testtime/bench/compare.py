@@ -215,7 +215,7 @@ def _findings(found: Comparison, fewer: set[str], most: dict[str, int]) -> list[
         lines.append("\\* on fewer images of each domain, for its cost.")
     bad = found.worse_than_source()
     lines += ["", "Not better than the source model:", ""]
-    lines += [f"- {row}: {', '.join(streams)}" for row, streams in bad.items()] or ["- none"]
+    lines += [f"- {row}: {'; '.join(streams)}" for row, streams in bad.items()] or ["- none"]
     idle = found.without_benefit()
     lines += [
         "",
@@ -243,7 +243,7 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
         "Error in %", [*names, "time"], {row: [*v, show(found.time(row))] for row, v in rows.items()}
     )
     bad = "".join(
-        f"<li>{escape(row)}: {escape(', '.join(streams))}</li>"
+        f"<li>{escape(row)}: {escape('; '.join(streams))}</li>"
         for row, streams in found.worse_than_source().items()
     )
     idle = "".join(
