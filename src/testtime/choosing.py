@@ -12,8 +12,7 @@ True
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.metrics import aetta, diversity, dropout_disagreement, mirrored_accuracy
+from testtime.metrics import aetta, diversity, dropout_disagreement, milliseconds, mirrored_accuracy
 from testtime.parts import generator
 from testtime.parts.features import headless, linear_head
 
@@ -81,7 +80,6 @@ def watch(
     rate: float = 0.4,
     passes: int = 10,
     mirror: bool = True,
-    heard: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Signs]:
     """Let a candidate predict and learn, batch after batch, and note its signs; nobody acts on its answers.
 
@@ -92,23 +90,18 @@ def watch(
         rate, passes: of the dropout, see `testtime.metrics.dropout_disagreement`.
         mirror: whether an image that is mirrored from left to right is still of its class. Photographs are, digits and signs
             are not.
-        heard: takes the classes (N,) of each answer, for someone who has labels to judge by.
 
     Raises:
         ValueError: an image was refused, so that the counts would not be comparable.
     """
     for number, x in enumerate(stream):
-        before = time.perf_counter()
-        answer = adapter(x)
-        taken = 1000 * (time.perf_counter() - before)
+        taken, answer = milliseconds(lambda x=x: adapter(x), x.device)  # type: ignore[misc]
         if not bool(answer.valid.all()):
             raise ValueError(
                 f"batch {number} holds {int((~answer.valid).sum())} images that are not finite; take them out of the stream"
             )
         logits = answer.logits.float()
         said = logits.argmax(dim=1)
-        if heard is not None:
-            heard(said)
         other, spread = _dropped(adapter, x, generator(0, number, "dropout", x.device), rate, passes)
         yield Signs(
             tuple(said.tolist()),

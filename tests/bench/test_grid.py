@@ -253,3 +253,12 @@ def test_cells_of_before_keep_their_names() -> None:
     config = cells(small(), ".")[0].config
     assert not {"target", "pace", "speed", "reset", "returns"} & config.keys()
     assert cells(small(speed=1.0), ".")[0].config["speed"] == 1.0
+
+
+def test_what_another_process_has_yet_to_begin_stays_in_the_plan(tmp_path: Path) -> None:
+    one, other = small(rows=SMALL.rows[:1]), small(rows=SMALL.rows[1:])
+    grid = Grid(tmp_path / "run")
+    grid.write(one, cells(one, "."), [])
+    grid.write(other, cells(other, "."), [])
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert set(about["cells"]) == {cell.name for cell in (*cells(one, "."), *cells(other, "."))}

@@ -25,6 +25,7 @@ from testtime.bench import sets
 from testtime.bench.cache import cached
 from testtime.bench.prequential import Record, prequential
 from testtime.bench.protocol import Column, Protocol, Row, spoken
+from testtime.data import ImageSet
 from testtime.methods import Source
 from testtime.metrics import Cost, Samples, forgetting, milliseconds, peak_memory, state_bytes, summarise
 from testtime.streams import (
@@ -41,7 +42,7 @@ from testtime.streams import (
 )
 from testtime.wrap import TimeConstrained
 
-__all__ = ["Cell", "make_stream", "read_samples", "run_cell"]
+__all__ = ["Cell", "make_stream", "read_samples", "run_cell", "source_batches"]
 
 SLOW = 20  # forwards a batch; a method above gets the protocol's slow_limit
 SOURCE_IMAGES = 2000  # shown to methods that must see their source
@@ -203,9 +204,8 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
         torch.cuda.reset_peak_memory_stats(device)
     if adapter.source != "none":
         training = sets.source_images(protocol.closed, cell.data)
-        chosen = np.random.default_rng(cell.seed).permutation(len(training))[:SOURCE_IMAGES]
-        batches = np.array_split(chosen, max(1, len(chosen) // cell.column.batch_size))
-        adapter.prepare([training.batch(b).to(device, memory_format=form) for b in batches])
+        batches = source_batches(training, cell.column.batch_size, cell.seed, stream.domains[0].size)
+        adapter.prepare([x.to(device, memory_format=form) for x in batches])
 
     def unharmed() -> Iterator[tuple[Tensor, Tensor]]:
         images = sets.open_data(protocol.closed, cell.data)
@@ -271,6 +271,15 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
     for leftover in ("state.safetensors", "partial"):
         _remove(folder / leftover)
     return result
+
+
+def source_batches(
+    images: ImageSet, batch_size: int, seed: int, size: tuple[int, int] | None
+) -> Iterator[Tensor]:
+    """Batches of some images of the source, for methods that must see it."""
+    chosen = np.random.default_rng(seed).permutation(len(images))[:SOURCE_IMAGES]
+    for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
+        yield images.batch(part, size)
 
 
 def _reset_by_visit(adapter: Adapter, stream: Stream, start: int) -> Iterator[Batch]:

@@ -181,7 +181,7 @@ class Grid:
             about["cells"] += [
                 name
                 for name in before["cells"]
-                if name not in about["cells"] and self._what(name) not in {*again, None}
+                if name not in about["cells"] and self._what(name) not in again
             ]
             for name, key in (("rows", "label"), ("columns", "name")):
                 new = {entry[key] for entry in about[name]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from testtime.adapter import Adapter
 from testtime.bench import sets
-from testtime.bench.cell import SLOW, SOURCE_IMAGES, Precision, _atomic
+from testtime.bench.cell import SLOW, Precision, _atomic, source_batches
 from testtime.bench.page import document, figure, show, table, write_page
 from testtime.bench.protocol import Row
 from testtime.bench.svg import Series, line_chart
@@ -137,37 +137,30 @@ class Shadow:
         ):
             if adapter.source != "none":
                 assert self.source is not None
-                chosen = np.random.default_rng(0).permutation(len(self.source))[:SOURCE_IMAGES]
-                parts = np.array_split(chosen, max(1, len(chosen) // self.stream.batch_size))
-                size = self.stream.domains[0].size
-                adapter.prepare([self.source.batch(part, size).to(self.device) for part in parts])
+                batches = source_batches(self.source, self.stream.batch_size, 0, self.stream.domains[0].size)
+                adapter.prepare([x.to(self.device) for x in batches])
             plain = Source(sets.source_model(self.model, self.data)[0].to(self.device))
-            labels = [self._labels(t) for t in range(len(self.stream))]
-            right: list[float] = []
-            heard: Callable[[torch.Tensor], None] = lambda said: right.append(  # noqa: E731
-                float((said.cpu().numpy() == labels[len(right)]).sum())
-            )
-            images = (batch.x.to(self.device) for batch in self.stream.prefetch(1))
+            labels: list[np.ndarray] = []
+
+            def images() -> Iterator[torch.Tensor]:
+                for batch in self.stream.prefetch(1):
+                    labels.append(batch.y.numpy())
+                    yield batch.x.to(self.device)
+
+            right = known = 0
             partial = file.with_suffix(".part")
             with partial.open("w") as lines:
-                seen = watch(adapter, images, plain, mirror=self.mirror, heard=heard)
+                seen = watch(adapter, images(), plain, mirror=self.mirror)
                 for signs in progress(seen, len(self.stream), row.label):
                     lines.write(json.dumps(asdict(signs)) + "\n")
                     lines.flush()
-        known = sum(int((one >= 0).sum()) for one in labels)
+                    right += int((labels[-1] == signs.said).sum())
+                    known += int((labels[-1] >= 0).sum())
         if known:
-            (file.parent.parent / "judged").mkdir(exist_ok=True)
-            _atomic(
-                file.parent.parent / "judged" / f"{row.slug}.json", {"accuracy": 100 * sum(right) / known}
-            )
+            truth = file.parent.parent / "judged" / f"{row.slug}.json"
+            truth.parent.mkdir(exist_ok=True)
+            _atomic(truth, {"accuracy": 100 * right / known})
         partial.replace(file)
-
-    def _labels(self, index: int) -> np.ndarray:
-        sources, ids = self.stream.plans[index].rows.T
-        found = np.empty(len(ids), np.int64)
-        for source in np.unique(sources):
-            found[sources == source] = self.stream.domains[source].labels(ids[sources == source])
-        return found
 
 
 def read_signs(folder: str | Path) -> dict[str, list[Signs]]:

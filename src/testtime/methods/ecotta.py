@@ -53,7 +53,7 @@ from testtime.adapter import Adapter
 from testtime.norm import source_statistics
 from testtime.parts import entropy, generator, sgd
 from testtime.parts.branches import images_of
-from testtime.parts.groups import groups_of
+from testtime.parts.groups import convolutions_of, groups_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.prediction import Prediction
@@ -93,12 +93,7 @@ class MetaGroup(nn.Module):
 
     def __init__(self, group: nn.Module) -> None:
         super().__init__()
-        convolutions = [m for m in group.modules() if isinstance(m, nn.Conv2d)]
-        if not convolutions:
-            raise ValueError(
-                f"a meta network stands beside a group with convolutions, and this {type(group).__name__} has none; name "
-                "other layers"
-            )
+        convolutions = convolutions_of(group)
         first, last = convolutions[0], convolutions[-1]
         self.group, self.mode, self.watched = group, "adapted", False
         self.gap: Tensor | None = None

@@ -64,7 +64,7 @@ from testtime.norm import observing, source_statistics
 from testtime.parts import adam, generator
 from testtime.parts.branches import images_of
 from testtime.parts.features import head_tap, linear_head, with_features
-from testtime.parts.groups import groups_of
+from testtime.parts.groups import convolutions_of, groups_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.parts.taps import Tap, tapped
@@ -124,12 +124,7 @@ class AdaptiveGroup(nn.Module):
 
     def __init__(self, group: nn.Module) -> None:
         super().__init__()
-        convolutions = [m for m in group.modules() if isinstance(m, nn.Conv2d)]
-        if not convolutions:
-            raise ValueError(
-                f"adaptive parameters stand behind a group with convolutions, and this {type(group).__name__} has none; name "
-                "other layers"
-            )
+        convolutions = convolutions_of(group)
         like = convolutions[-1].weight.detach()
         self.group = group
         self.scale, self.shift = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["groups_of"]
+__all__ = ["convolutions_of", "groups_of"]
 
 
 def groups_of(model: nn.Module) -> list[str]:
@@ -36,3 +36,17 @@ def groups_of(model: nn.Module) -> list[str]:
             "the groups of a network are told by their convolutions, and this model has none; expected a convolutional network"
         )
     return convolutions
+
+
+def convolutions_of(group: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions of a group, in their order.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = [m for m in group.modules() if isinstance(m, nn.Conv2d)]
+    if not found:
+        raise ValueError(
+            f"expected a group with convolutions, and this {type(group).__name__} has none; name other layers"
+        )
+    return found
