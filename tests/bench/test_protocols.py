@@ -104,6 +104,9 @@ def test_narrowing() -> None:
         ("150 textures", 150),
         ("200 textures", 200),
     ]
+    assert [row.label for row in protocol("field-continual").narrowed(["bn-adapt"]).rows] == ["BN-adapt"]
+    assert len(protocol("cifar10-ablation").narrowed(["pafkip"]).rows) == 1
+    assert len(protocol("paper-figure-3").narrowed(["pafkip"]).rows) == 6
     with pytest.raises(ValueError, match="has no method nonsense"):
         table.narrowed(["nonsense"])
 

@@ -151,7 +151,7 @@ class Protocol:
         """The protocol with some of its methods, other open sets, another batch size or other fields.
 
         Args:
-            methods: row labels or classes, in any spelling of case and hyphens.
+            methods: row labels, or classes that are nobody's label, in any spelling of case and hyphens.
             open_sets: keys of `testtime.bench.sets.SETS`, or "none" for the closed set alone.
             batch_size: of every column.
             changes: other fields.
@@ -161,13 +161,15 @@ class Protocol:
         """
         rows, columns = self.rows, self.columns
         if methods:
-            called = [{_plain(row.label), _plain(row.method)} for row in rows]
-            unknown = [m for m in methods if not any(_plain(m) in names for names in called)]
+            labels, classes = ({_plain(getattr(row, what)) for row in rows} for what in ("label", "method"))
+            unknown = [m for m in methods if _plain(m) not in labels | classes]
             if unknown:
                 has = ", ".join(row.slug for row in rows)
                 raise ValueError(f"{self.name} has no method {', '.join(unknown)}; it has {has}")
             wanted = {_plain(m) for m in methods}
-            rows = tuple(row for row, names in zip(rows, called, strict=True) if names & wanted)
+            rows = tuple(
+                row for row in rows if {_plain(row.label), *({_plain(row.method)} - labels)} & wanted
+            )
         if open_sets:
             columns = tuple(column for name in open_sets for column in _with_open_set(columns, name))
         if batch_size:
