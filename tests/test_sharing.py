@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.norm import EMAStatistics, ema_statistics, norm_affine
-from testtime.sharing import Logits, Stateful, share, twin
+from testtime.sharing import Birth, Logits, Stateful, share, twin
 
 
 def network() -> nn.Module:
@@ -115,3 +115,16 @@ def test_outputs_by_task_stay_a_dictionary() -> None:
     y = Logits(Wraps("dict"))(torch.zeros(2))
     assert type(y) is dict
     assert all(isinstance(output, Tensor) for output in y.values())
+
+
+def test_birth_holds_copies_of_what_it_was_told() -> None:
+    birth, weight = Birth(["model.weight", "clock"]), torch.ones(2)
+    assert birth.known() == {}
+    birth.remember({"model.weight": weight, "clock": torch.tensor(3), "other": weight})
+    weight.zero_()
+    assert birth.known()["model.weight"].tolist() == [1, 1]
+    assert int(birth.known()["clock"]) == 3
+    other = Birth(["model.weight", "clock"])
+    for name, value in birth.moving().items():
+        other.restore(name, value)
+    assert {k: v.tolist() for k, v in other.known().items()} == {"model.weight": [1, 1], "clock": 3}

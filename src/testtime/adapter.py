@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from testtime.norm.layer import advance
 from testtime.parts.optimizers import OptimizerFactory, born
 from testtime.prediction import Prediction, TaskPredictions
-from testtime.sharing import Stateful, share
+from testtime.sharing import Birth, Stateful, share
 
 __all__ = ["Adapter", "state_hash"]
 
@@ -70,6 +70,7 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         self._adapted: list[nn.Parameter] = []
         self._optimizer: torch.optim.Optimizer | None = None
         self._birth: dict[str, Tensor] | None = None
+        self.taught: Birth | None = None
         self._updated = False
 
     # What a method says -----------------------------------------------------------------------------------------------
@@ -104,6 +105,10 @@ class Adapter(Stateful, metaclass=_OutsideInference):
             p.data = p.data.clone()
             p.requires_grad_(True)
         self._optimizer = born(optimizer(self._adapted), self._adapted)
+
+    def taught_at_birth(self) -> None:
+        """Declare, last in ``__init__``, that ``prepare`` moves what the adapter is born with: the state then holds it."""
+        self.taught = Birth(self._moving(learned=False))
 
     def update(self, loss: Tensor | Sequence[Tensor | None]) -> None:
         """Move the adapted parameters one step down a scalar loss, or along gradients that are at hand."""
@@ -184,11 +189,13 @@ class Adapter(Stateful, metaclass=_OutsideInference):
             self._learn(source)
             advance(self, accept=False)
         self._birth = None
-        self._born()
+        birth = self._born()
+        if self.taught is not None:
+            self.taught.remember(birth)
 
     def reset(self) -> None:
         """Back to birth: parameters, statistics, memory, optimizer, randomness. What ``prepare`` taught stays."""
-        self._restore(self._born())
+        self._restore({**self._born(), **(self.taught.known() if self.taught else {})})
 
     def state_dict(
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False

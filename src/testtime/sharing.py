@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Logits", "Stateful", "share", "twin"]
+__all__ = ["Birth", "Logits", "Stateful", "share", "twin"]
 
 
 class Stateful(nn.Module):
@@ -28,6 +28,30 @@ class Stateful(nn.Module):
     def restore(self, name: str, value: Tensor) -> None:
         """Give the moving tensor ``name`` a value back; a buffer may have grown meanwhile."""
         self._buffers[name] = value.clone()
+
+
+class Birth(Stateful):
+    """What an adapter was born with, where ``prepare`` moved it: saved with its state, so that a reset finds it anywhere.
+
+    Args:
+        names: of the tensors that move; nothing is known of them until :meth:`remember`.
+    """
+
+    learned = True
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        for name in names:
+            self.register_buffer(name.replace(".", "/"), torch.empty(0))  # a buffer's name has no dots
+
+    def remember(self, birth: Mapping[str, Tensor]) -> None:
+        """Hold a copy of what the tensors are at birth."""
+        for name in self._buffers:
+            self._buffers[name] = birth[name.replace("/", ".")].clone()
+
+    def known(self) -> dict[str, Tensor]:
+        """What is held, by name; empty before any ``prepare``."""
+        return {k.replace("/", "."): v for k, v in self.moving().items() if v.numel()}
 
 
 class Logits(nn.Module):

@@ -61,6 +61,10 @@ class Wrapper(Adapter):
     def _learn(self, batches: Iterable[Tensor]) -> None:
         self.adapter.prepare(batches)
 
+    def reset(self) -> None:
+        super().reset()
+        self.adapter.reset()
+
     def _born(self) -> dict[str, Tensor]:
         self.adapter._born()  # together, so that a state loaded later does not become the inner one's birth
         return super()._born()

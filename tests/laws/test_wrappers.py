@@ -11,7 +11,7 @@ from torch import nn
 from testtime.adapter import Adapter
 from testtime.label_shift import shifted_heads, with_label_shift
 from testtime.laws import CLASSES, Case, parametrize_with_laws
-from testtime.methods import EATA, PAFKIP, RoTTA, Source, Tent
+from testtime.methods import EATA, PAFKIP, EcoTTA, RoTTA, Source, Tent
 from testtime.wrap import Episodic, LabelShift, PriorCorrected, Repeat, ResetEvery, TimeConstrained, Window
 
 
@@ -41,6 +41,7 @@ def with_lively_head(model: nn.Module) -> nn.Module:
 
 
 FOLLOWS = {"null_step": "its head follows the label distribution, whatever the learning rate"}
+META = {"null_step": "meta networks normalise by the batch, whatever they learn"}
 MISSED = {"null_step": "what arrives while it learns is answered by another model, under source statistics"}
 PRIOR = {"null_step": "it reweights every answer by the classes of its batch"}
 EVERY_TWO, WINDOW = partial(ResetEvery, every=2), partial(Window, size=24)
@@ -50,6 +51,7 @@ CASES = [
     Case("Episodic-EATA", around(Episodic, partial(EATA, classes=CLASSES)), worlds=["batchnorm"]),
     Case("ResetEvery-Tent", around(EVERY_TWO, Tent)),
     Case("ResetEvery-PAFKIP", around(EVERY_TWO, PAF), OF_PAF, ["batchnorm"]),
+    Case("ResetEvery-EcoTTA", around(EVERY_TWO, partial(EcoTTA, passes=2)), META, ["batchnorm"]),
     Case("Repeat-Tent", around(partial(Repeat, times=3), Tent), AGAIN),
     Case("Window-Tent", around(WINDOW, Tent), COMPANY),
     Case("Window-Tent-small", around(partial(Window, size=4, every=3), Tent), worlds=["batchnorm"]),

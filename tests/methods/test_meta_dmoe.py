@@ -253,6 +253,11 @@ def test_prepare_takes_corruptions_for_domains() -> None:
         ours(images[0])
     ours.prepare(images)
     before, once = state_hash(ours), ours.state_dict()
+    late = make(net())  # not prepared: the state brings what was taught, and the birth
+    late.load_state_dict(once)
+    late(images[0])
+    late.reset()
+    assert state_hash(late) == before
     assert any(name.startswith("model.network.experts.1.") for name in once)
     ours(images[0])
     ours.prepare(images)  # again: from the network as it came

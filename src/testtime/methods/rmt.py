@@ -22,8 +22,7 @@ Departures:
     The published code replays the whole source; here ``replay`` images of it are held, in the state.
     The published answer is the sum of the two logits: the same classes, at twice the scale.
     The published code warms up on 50,000 source images; this on ``warm_up`` passes over what ``prepare`` is shown (the
-    rate rising linearly, the loss S between student and teacher). What it left is birth: an
-    instance that was never prepared, and loads a state, resets to the network it was given.
+    rate rising linearly, the loss S between student and teacher). What it left is birth, and a part of the state.
     The published views change all images alike; here each draws for itself (:func:`testtime.parts.katana`).
     Published code step by step: ``RMT(model)`` (CIFAR), ``RMT(model, sgd(1e-2))`` (ImageNet), up to these; for DomainNet-126
     it has no projection (``outputs=None``).
@@ -199,6 +198,7 @@ class RMT(Adapter):
         self.adapt([*network, *beside.parameters()], optimizer)
         self.teacher = Teacher(self.model, network, decay)
         self.of_source = SourceReplay()
+        self.taught_at_birth()
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
         self._begin()
