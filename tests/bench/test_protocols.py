@@ -9,11 +9,12 @@ from torch.nn import functional as F
 import testtime.methods
 from testtime.bench import published
 from testtime.bench.cell import ARRIVALS
-from testtime.bench.protocol import spoken
+from testtime.bench.protocol import Row, spoken
 from testtime.bench.protocols import PROTOCOLS, protocol, shifted
 from testtime.bench.sets import SETS
 from testtime.metrics import h_score
 from testtime.models import MODELS
+from testtime.wrap import ResetEvery
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -133,6 +134,17 @@ def test_shifted_views_are_moved_and_not_mirrored() -> None:
         assert len(found) == 1
         moves.update(found)
     assert len(moves) > 8
+
+
+def test_a_row_may_begin_anew() -> None:
+    (row,) = protocol("field-long").narrowed(["rdumb"]).rows
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    adapter = row.build(net, 10, 7)
+    assert isinstance(adapter, ResetEvery)
+    assert (type(adapter.adapter).__name__, adapter.every, adapter.seed) == ("ETA", 1000, 7)
+    assert row.spoken["reset every"] == "1000"
+    assert [r.label for r in protocol("field-long").narrowed(["eta"]).rows] == ["ETA"]
+    assert "reset every" not in Row("ETA", "ETA").spoken
 
 
 def test_arguments_are_told_alike_in_every_process() -> None:

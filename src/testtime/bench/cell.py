@@ -24,7 +24,7 @@ from testtime.adapter import Adapter
 from testtime.bench import sets
 from testtime.bench.cache import cached
 from testtime.bench.prequential import Record, prequential
-from testtime.bench.protocol import Column, Protocol, Row, spoken
+from testtime.bench.protocol import Column, Protocol, Row
 from testtime.data import ImageSet
 from testtime.methods import Source
 from testtime.metrics import Cost, Samples, forgetting, milliseconds, peak_memory, state_bytes, summarise
@@ -95,7 +95,7 @@ class Cell:
             "closed": p.closed,
             "model": p.model,
             "method": self.row.method,
-            "arguments": {k: spoken(v) for k, v in sorted(self.row.arguments.items())},
+            "arguments": self.row.spoken,
             "open_set": c.open_set,
             "batch_size": c.batch_size,
             "ratio": c.ratio,

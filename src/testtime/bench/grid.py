@@ -20,7 +20,7 @@ from testtime import __version__
 from testtime.bench import sets
 from testtime.bench.cache import missing, render
 from testtime.bench.cell import Cell, Precision, _atomic, make_stream, run_cell
-from testtime.bench.protocol import Protocol, spoken
+from testtime.bench.protocol import Protocol
 from testtime.bench.protocols import PROTOCOLS
 from testtime.data import sha256_of
 from testtime.streams import LADDER
@@ -138,7 +138,7 @@ class Grid:
                         "label": row.label,
                         "method": row.method,
                         "available": row.available,
-                        "arguments": {k: spoken(v) for k, v in row.arguments.items()},
+                        "arguments": row.spoken,
                     }
                     for row in protocol.rows
                 ],

@@ -12,6 +12,7 @@ from torch import nn
 from testtime.adapter import Adapter
 from testtime.corruptions import CORRUPTIONS
 from testtime.data import sha256_of
+from testtime.wrap import ResetEvery
 
 __all__ = ["Column", "Figures", "Protocol", "Row"]
 
@@ -26,11 +27,19 @@ class Row:
         label: as the table calls it.
         method: the class in `testtime.methods`.
         arguments: what it is built with beside model, classes and seed; the others are the method's defaults.
+        reset_every: steps after which it begins anew; never unless given.
     """
 
     label: str
     method: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    reset_every: int | None = None
+
+    @property
+    def spoken(self) -> dict[str, str]:
+        """What it differs in from the method's defaults, as text."""
+        said = {name: spoken(value) for name, value in sorted(self.arguments.items())}
+        return said | ({"reset every": str(self.reset_every)} if self.reset_every else {})
 
     @property
     def slug(self) -> str:
@@ -62,7 +71,8 @@ class Row:
         cls = getattr(testtime.methods, self.method)
         takes = inspect.signature(cls.__init__).parameters
         given = {k: v for k, v in {"classes": classes, "seed": seed}.items() if k in takes}
-        return cls(model, **{**given, **self.arguments})
+        adapter: Adapter = cls(model, **{**given, **self.arguments})
+        return ResetEvery(adapter, self.reset_every) if self.reset_every else adapter
 
 
 @dataclass(frozen=True)

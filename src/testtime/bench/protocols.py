@@ -421,6 +421,7 @@ FIELD = (
     Row("TIPI", "TIPI"),
     Row("ActMAD", "ActMAD"),
     Row("MEMO", "MEMO"),
+    Row("RDumb", "ETA", reset_every=1000),
 )
 # Candidates for a stream without labels: quick ones, and two that destroy themselves.
 CHOOSING = (
