@@ -3,7 +3,9 @@
 python examples/choose_without_labels.py
 """
 
-from testtime.choosing import recommend, watch
+import torch
+
+from testtime.choosing import looks, recommend, watch
 from testtime.data import embedded
 from testtime.methods import BNAdapt, Source, Tent
 from testtime.models import load_model
@@ -27,7 +29,7 @@ def main() -> None:
         name: list(watch(adapter, images, Source(model), mirror=False))
         for name, adapter in candidates.items()
     }
-    advice = recommend(seen)
+    advice = recommend(seen, looks(torch.cat(images)))
     for candidate in advice.candidates:
         print(
             f"{candidate.name:20} {candidate.accuracy:5.1f} % estimated, diversity {candidate.diversity:5.1f} %"

@@ -15,23 +15,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from testtime.bench.shadow import judged, read_signs
+from testtime.bench.shadow import judged, read_looks, read_signs
 from testtime.choosing import Candidate, Signs, judge, recommend
 
 SUBSETS, SIZE, COLLAPSE, SOURCE = 200, 6, 0.75, "Source"
 
 
-def rules(rng: np.random.Generator) -> dict[str, Callable[[Mapping[str, list[Signs]]], str]]:
+def rules(
+    rng: np.random.Generator, looks: NDArray[np.float32] | None
+) -> dict[str, Callable[[Mapping[str, list[Signs]]], str]]:
     """By name, from the signs of candidates to one of them."""
 
     def of(key: Callable[[Candidate], float]) -> Callable[[Mapping[str, list[Signs]]], str]:
         return lambda seen: max(judge(seen), key=key).name
 
     return {
-        "testtime recommend": lambda seen: recommend(seen).name,
+        "testtime recommend": lambda seen: recommend(seen, looks).name,
         "AETTA alone": of(lambda c: c.aetta),
-        "mirrors alone": of(lambda c: c.mirrored),
+        "mirrors, whatever it looks like": of(lambda c: c.mirrored),
         "most confident": of(lambda c: c.confidence),
         "nearest to Source": of(lambda c: c.agreement if c.name != SOURCE else -1),
         "Source": lambda seen: SOURCE,
@@ -46,11 +49,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="folders of testtime bench --no-labels")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
-    found: dict[str, list[tuple[float, bool]]] = {name: [] for name in rules(rng)}
+    found: dict[str, list[tuple[float, bool]]] = {name: [] for name in rules(rng, None)}
     print(f"{'stream':28}{'chosen':18}{'':>6}  {'best':18}{'':>6}{'Source':>8}")
     for folder in given.runs:
-        seen, truth = read_signs(folder), judged(folder)
-        chosen, best = recommend(seen).name, max(truth, key=lambda name: truth[name])
+        seen, looks, truth = read_signs(folder), read_looks(folder), judged(folder)
+        chosen, best = recommend(seen, looks).name, max(truth, key=lambda name: truth[name])
         print(
             f"{Path(folder).name:28}{chosen:18}{truth[chosen]:6.1f}  {best:18}{truth[best]:6.1f}{truth[SOURCE]:8.1f}"
         )
@@ -59,14 +62,14 @@ def main() -> None:
             some = [SOURCE, *rng.choice(others, SIZE - 1, replace=False)]
             part = {name: seen[name] for name in some}
             most = max(truth[name] for name in some)
-            for name, rule in rules(rng).items():
+            for name, rule in rules(rng, looks).items():
                 one = rule(part)
                 found[name].append((most - truth[one], truth[one] < COLLAPSE * truth[SOURCE]))
-    print(f"\n{'of six candidates':22}{'within 1 point':>16}{'points lost':>13}{'collapses':>11}")
+    print(f"\n{'of six candidates':34}{'within 1 point':>16}{'points lost':>13}{'collapses':>11}")
     for name, results in found.items():
         lost = np.array([points for points, _ in results])
         collapsed = 100 * np.mean([bad for _, bad in results])
-        print(f"{name:22}{100 * np.mean(lost <= 1):15.0f}%{lost.mean():13.1f}{collapsed:10.1f}%")
+        print(f"{name:34}{100 * np.mean(lost <= 1):15.0f}%{lost.mean():13.1f}{collapsed:10.1f}%")
 
 
 if __name__ == "__main__":

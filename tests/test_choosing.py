@@ -96,23 +96,42 @@ def test_the_estimate_is_weighted_by_images() -> None:
     assert one.alarms == ()
 
 
-def test_the_estimate_is_two_parts_of_the_mirror_s_and_one_of_aetta_s() -> None:
+def test_the_estimate_is_that_of_the_mirror_where_there_is_one() -> None:
     shown = replace(SIGNS, mirrored=0.1)
     signs = [shown, replace(shown, said=(0,) * 20, mirrored=0.3), shown, shown, shown, shown]
     (one,) = judge({"a": signs})
-    first, second = mirrored_accuracy(0.2, [25, 5, 5, 5]), mirrored_accuracy(0.1, [10, 10, 10, 10])
-    assert one.mirrored == pytest.approx((first + 2 * second) / 3)
+    thirds = [[25, 5, 5, 5], [10, 10, 10, 10], [10, 10, 10, 10]]
+    assert one.accuracy == one.mirrored == pytest.approx(mirrored_accuracy(0.8 / 6, thirds))
     assert one.aetta == pytest.approx(aetta([0.2] * 6, [0.95] * 6, 4).mean())
-    assert one.accuracy == pytest.approx((2 * one.mirrored + one.aetta) / 3)
+
+
+def test_one_class_for_all_that_look_alike_counts_against_a_candidate() -> None:
+    at = np.array([0, 1] * 30)  # fog and noise, mixed in every batch
+    looks = np.stack([at, -at], axis=1)
+    right = replace(SIGNS, mirrored=0.1)
+    fooled = replace(SIGNS, said=(2, 3) * 10, mirrored=0.0)  # fog is all 2 to it, noise all 3
+    mixed, blind = judge({"a": [right] * 3, "b": [fooled] * 3}, looks), judge({"b": [fooled] * 3})
+    # said cycles through 0, 1, 2, 3, so that among those that look alike there are two classes
+    assert mixed[0].accuracy == pytest.approx(mirrored_accuracy(0.1, [[15, 0, 15, 0], [0, 15, 0, 15]]))
+    assert mixed[1].accuracy == pytest.approx(25)  # chance
+    assert blind[0].accuracy > 90
+    with pytest.raises(ValueError, match="the looks of the 60 images"):
+        judge({"a": [right] * 3}, looks[1:])
 
 
 def test_what_is_drawn_is_the_estimate_of_stretches_of_ten_images_a_class() -> None:
     shown = replace(SIGNS, mirrored=0.1)
-    signs = [shown, shown, shown, replace(shown, mirrored=0.3), shown]
+    signs = [shown, shown, shown, replace(shown, mirrored=0.3), replace(shown, said=(0, 1) * 10)]
+    looks = np.repeat([[0.0], [1.0]], 50, axis=0)
+    tables = np.array([[13, 13, 12, 12], [17, 17, 8, 8]])  # of the first fifty images, and the last
+    first, second = (
+        mirrored_accuracy(0.1, 0.8 * tables[0]),
+        mirrored_accuracy(0.5 / 3, tables * [[0.2], [1.0]]),
+    )
+    assert over_time(signs, looks) == ([40, 100], pytest.approx([first, second]))
+    dropped = [replace(s, mirrored=math.nan) for s in signs]
     guesses = aetta([0.2] * 5, [0.95] * 5, 4)
-    first, second = mirrored_accuracy(0.1, [10] * 4), mirrored_accuracy(0.5 / 3, [15] * 4)
-    expected = [(2 * first + guesses[:2].mean()) / 3, (2 * second + guesses[2:].mean()) / 3]
-    assert over_time(signs) == ([40, 100], pytest.approx(expected))
+    assert over_time(dropped) == ([40, 100], pytest.approx([guesses[:2].mean(), guesses[2:].mean()]))
 
 
 def test_drifts_are_from_the_first_third_to_the_last() -> None:

@@ -5,7 +5,7 @@ r"""Which method, when there is no label: candidates run in shadow on one's own 
 >>> stream = [torch.rand(8, 3, 8, 8) for _ in range(4)]
 >>> seen = {name: list(watch(adapter, stream, Source(net))) for name, adapter in
 ...         {"Source": Source(net), "TENT": Tent(net)}.items()}
->>> recommend(seen).name in seen
+>>> recommend(seen, looks(torch.cat(stream))).name in seen
 True
 """
 
@@ -19,20 +19,30 @@ from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.metrics import aetta, diversity, dropout_disagreement, milliseconds, mirrored_accuracy
+from testtime.metrics import (
+    aetta,
+    alike,
+    diversity,
+    dropout_disagreement,
+    looks,
+    milliseconds,
+    mirrored_accuracy,
+)
 from testtime.parts import generator
 from testtime.parts.features import headless, linear_head
 
-__all__ = ["Advice", "Candidate", "Signs", "judge", "over_time", "recommend", "watch"]
+__all__ = ["Advice", "Candidate", "Signs", "judge", "looks", "over_time", "recommend", "watch"]
 
 NEAR = 1.0  # percent points of estimated accuracy within which a cheaper one is named
 NARROWING = 0.1  # of diversity, lost beyond what the median candidate loses
 WINDOW = 10  # images of each class, on average, in a stretch that is drawn
 COLLAPSE = 0.5  # of the diversity of the answers of the most diverse candidate
+ALIKE = 5  # images of each class, on average, in a group of those that look alike
+GROUPS = 64  # at most
 
 
 @final
@@ -137,8 +147,8 @@ class Candidate:
 
     Attributes:
         name: of the candidate.
-        accuracy: estimated: two parts of the next and one of the one after, where there are both; NaN where there is none.
-        mirrored: the estimate from mirrored images, mean over the thirds of the stream; NaN where they were not asked for.
+        accuracy: estimated: the next, or the one after where there is none; NaN where there is neither.
+        mirrored: the estimate from mirrored images; NaN where they were not asked for.
         aetta: the estimate of AETTA, mean over the stream; NaN where there is no linear head.
         agreement: with the source model.
         confidence: and ``confidence_drift``, its change from the first third of the stream to the last.
@@ -177,11 +187,12 @@ class Advice:
     candidates: tuple[Candidate, ...]
 
 
-def over_time(signs: Sequence[Signs]) -> tuple[list[int], list[float]]:
+def over_time(signs: Sequence[Signs], looks: ArrayLike | None = None) -> tuple[list[int], list[float]]:
     """The estimated accuracy along a stream, to be drawn.
 
     Args:
         signs: of one candidate.
+        looks: as for `judge`.
 
     Returns:
         how many images were seen at the end of each stretch of 10 C images at least (C classes), and the estimate in percent of
@@ -195,20 +206,22 @@ def over_time(signs: Sequence[Signs]) -> tuple[list[int], list[float]]:
     if len(parts) > 1 and sum(s.images for s in parts[-1]) < WINDOW * signs[0].classes:
         last = parts.pop()
         parts[-1] += last
-    dropped = _dropped_out(signs)
-    ends = np.cumsum([len(part) for part in parts])
-    seen = np.cumsum([sum(s.images for s in part) for part in parts]).tolist()
-    return seen, [
-        _both(_mirrored(part), _mean(dropped[end - len(part) : end], part))
-        for part, end in zip(parts, ends, strict=True)
-    ]
+    dropped, group = _dropped_out(signs), _groups(signs, looks)
+    seen, guesses, batch, image = [], [], 0, 0
+    for part in parts:
+        batches = slice(batch, batch := batch + len(part))
+        images = slice(image, image := image + sum(s.images for s in part))
+        seen.append(image)
+        guesses.append(_either(_mirrored(signs, group, batches, images), _mean(dropped[batches], part)))
+    return seen, guesses
 
 
-def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
+def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -> tuple[Candidate, ...]:
     """Sum up the signs of candidates that were shown the same stream.
 
-    Each estimate has a weakness that the other has not: a candidate that is wrong in the same way on either side of the mirror
-    passes one, a network whose answers are not the candidate's the other; so both count, the mirror's for two thirds.
+    The estimate is that of mirrored images. A candidate that is wrong in the same way on either side of the mirror would
+    pass it; but it says another class in fog than in noise, so that among images that look alike its answers are few, and that
+    counts against it.
 
     Alarms are raised against the other candidates, as a stream may hold few classes and they all see the same: where the
     answers of a third of the stream are spread over classes by less than half of what those of the most diverse candidate
@@ -217,9 +230,12 @@ def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
 
     Args:
         seen: by name, what `watch` yielded.
+        looks: (M, F) what each image of the stream looks like, in its order, from :func:`testtime.metrics.looks`. Without it
+            the images of each third of the stream are taken to look alike, and where domains are mixed the estimates are blind.
 
     Raises:
-        ValueError: there is no candidate, one has seen nothing, or they have seen streams of different lengths.
+        ValueError: there is no candidate, one has seen nothing, they have seen streams of different lengths, or there are
+            not as many looks as images.
 
     Reference: for the estimates see `testtime.metrics.label_free`; the alarms are ours.
     """
@@ -232,21 +248,23 @@ def judge(seen: Mapping[str, Sequence[Signs]]) -> tuple[Candidate, ...]:
     thirds = {name: [_diversity(part) for part in _thirds(signs)] for name, signs in seen.items()}
     most = [max(parts) for parts in zip(*thirds.values(), strict=True)]
     usual = float(np.median([parts[-1] - parts[0] for parts in thirds.values()]))
-    return tuple(_judged(name, signs, thirds[name], most, usual) for name, signs in seen.items())
+    group = _groups(next(iter(seen.values())), looks)
+    return tuple(_judged(name, signs, group, thirds[name], most, usual) for name, signs in seen.items())
 
 
-def recommend(seen: Mapping[str, Sequence[Signs]]) -> Advice:
+def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -> Advice:
     """Choose the candidate of the highest estimated accuracy that no alarm speaks against, and name a cheaper one that is near.
 
     If alarms speak against all, or none can be estimated, it is the first that was given: give the model that is in use first.
 
     Args:
         seen: by name, what `watch` yielded.
+        looks: as for `judge`.
 
     Raises:
         ValueError: as `judge`.
     """
-    found = judge(seen)
+    found = judge(seen, looks)
     sound = [c for c in found if not c.alarms and not np.isnan(c.accuracy)]
     ranked = sorted(sound, key=lambda c: -c.accuracy)
     rest = tuple(c for c in found if c not in ranked)
@@ -274,16 +292,16 @@ def _reason(candidate: Candidate) -> str:
 
 
 def _judged(
-    name: str, signs: Sequence[Signs], spread: Sequence[float], most: Sequence[float], usual: float
+    name: str,
+    signs: Sequence[Signs],
+    group: NDArray[np.int64],
+    spread: Sequence[float],
+    most: Sequence[float],
+    usual: float,
 ) -> Candidate:
     parts = _thirds(signs)
-    mirrored = float(
-        np.average(
-            [_mirrored(part) for part in parts], weights=[sum(s.images for s in part) for part in parts]
-        )
-    )
-    dropped = _mean(_dropped_out(signs), signs)
-    accuracy = _both(mirrored, dropped)
+    mirrored, dropped = _mirrored(signs, group), _mean(_dropped_out(signs), signs)
+    accuracy = _either(mirrored, dropped)
     confidence = [_mean([s.confidence for s in part], part) for part in parts]
     alarms = []
     for part, (own, other) in enumerate(zip(spread, most, strict=True), 1):
@@ -314,10 +332,32 @@ def _judged(
     )
 
 
-def _mirrored(signs: Sequence[Signs]) -> float:
-    """The estimate from mirrored images of a part of the stream."""
-    changed = _mean([s.mirrored for s in signs], signs)
-    return mirrored_accuracy(changed, np.sum([s.answers for s in signs], axis=0))
+def _groups(signs: Sequence[Signs], looks: ArrayLike | None) -> NDArray[np.int64]:
+    """(M,) the group of each image: those that look alike, or that came in the same third."""
+    images = sum(s.images for s in signs)
+    if looks is None:
+        parts = [sum(s.images for s in part) for part in _thirds(signs)]
+        return np.repeat(np.arange(len(parts)), parts)
+    if len(np.asarray(looks)) != images:
+        raise ValueError(
+            f"expected the looks of the {images} images that the candidates have seen, got {len(np.asarray(looks))}"
+        )
+    return alike(looks, min(max(images // (ALIKE * signs[0].classes), 1), GROUPS))
+
+
+def _mirrored(
+    signs: Sequence[Signs],
+    group: NDArray[np.int64],
+    batches: slice = slice(None),
+    images: slice = slice(None),
+) -> float:
+    """The estimate from mirrored images in a part of the stream; how far answers spread in a group is taken from all of it."""
+    said = np.concatenate([np.asarray(s.said, dtype=np.int64) for s in signs])
+    answers = np.zeros((group.max() + 1, signs[0].classes))
+    np.add.at(answers, (group, said), 1)
+    here = np.bincount(group[images], minlength=len(answers)) / np.bincount(group).clip(1)
+    changed = _mean([s.mirrored for s in signs[batches]], signs[batches])
+    return mirrored_accuracy(changed, answers * here[:, None])
 
 
 def _dropped_out(signs: Sequence[Signs]) -> NDArray[np.float64]:
@@ -325,11 +365,8 @@ def _dropped_out(signs: Sequence[Signs]) -> NDArray[np.float64]:
     return aetta([s.disagreement for s in signs], [s.spread for s in signs], signs[0].classes)
 
 
-def _both(mirrored: float, dropped: float) -> float:
-    """Two parts of one estimate and one of the other, or the one that is there."""
-    if math.isnan(mirrored) or math.isnan(dropped):
-        return dropped if math.isnan(mirrored) else mirrored
-    return (2 * mirrored + dropped) / 3
+def _either(mirrored: float, dropped: float) -> float:
+    return dropped if math.isnan(mirrored) else mirrored
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64], signs: Sequence[Signs]) -> float:

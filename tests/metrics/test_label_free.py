@@ -67,3 +67,6 @@ def test_mirrored_images_by_hand() -> None:
     assert mirrored_accuracy(0.1, [15, 5]) == pytest.approx(100 * (1 - share / spread**3))
     assert mirrored_accuracy(0.1, [15, 5], alpha=1) == pytest.approx(100 * (1 - share / spread))
     assert mirrored_accuracy(0.9, [199, 1]) == pytest.approx(50)  # chance
+    groups = (20 * spread + 10 * 1.0) / 30  # weighted by images
+    share = (3 + 0.5) / 31
+    assert mirrored_accuracy(0.1, [[15, 5], [0, 0], [5, 5]]) == pytest.approx(100 * (1 - share / groups**3))

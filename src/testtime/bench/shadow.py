@@ -12,6 +12,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from testtime.adapter import Adapter
 from testtime.bench import sets
@@ -19,14 +20,14 @@ from testtime.bench.cell import SLOW, Precision, _atomic, source_batches
 from testtime.bench.page import document, figure, show, table, write_page
 from testtime.bench.protocol import Row
 from testtime.bench.svg import Series, line_chart
-from testtime.choosing import Advice, Signs, over_time, recommend, watch
+from testtime.choosing import Advice, Signs, looks, over_time, recommend, watch
 from testtime.data import ImageSet
 from testtime.methods import Source
 from testtime.models import model_card
 from testtime.progress import progress
 from testtime.streams import Stream
 
-__all__ = ["Shadow", "advise", "advise_text", "judged", "read_signs", "write_advice"]
+__all__ = ["Shadow", "advise", "advise_text", "judged", "read_looks", "read_signs", "write_advice"]
 
 FIGURES = {
     "accuracy": "estimate",
@@ -38,6 +39,7 @@ FIGURES = {
     "diversity": "diversity",
     "diversity_drift": "drift",
 }
+LOOKS = "looks.npy"
 LINES = 6  # candidates whose lines have a colour
 
 
@@ -105,6 +107,8 @@ class Shadow:
         labels += [row.label for row in rows if row.label not in labels]
         (folder / "signs").mkdir(parents=True, exist_ok=True)
         _atomic(path, {**settings, "candidates": labels})
+        if not (folder / LOOKS).is_file():
+            np.save(folder / LOOKS, np.concatenate([looks(b.x).numpy() for b in self.stream]))
         for row in rows:
             file = folder / "signs" / f"{row.slug}.jsonl"
             if file.is_file():
@@ -185,6 +189,12 @@ def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
     return found
 
 
+def read_looks(folder: str | Path) -> NDArray[np.float32] | None:
+    """What the images of a run look like; None for a run of an earlier version, which the same bench command mends."""
+    path = Path(folder) / LOOKS
+    return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
 def judged(folder: str | Path) -> dict[str, float]:
     """The accuracy of each candidate in percent, where the stream was one with labels; no estimate has seen it."""
     files = sorted((Path(folder) / "judged").glob("*.json"))
@@ -198,7 +208,7 @@ def advise(folder: str | Path) -> Advice:
     Raises:
         ValueError: as `read_signs`.
     """
-    return recommend(read_signs(folder))
+    return recommend(read_signs(folder), read_looks(folder))
 
 
 def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
@@ -238,12 +248,12 @@ def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
 
 def write_advice(folder: str | Path) -> Path:
     """Write ``recommendation.html``: the estimates over time, and the signs of each candidate."""
-    seen, advice = read_signs(folder), advise(folder)
+    seen, alike, advice = read_signs(folder), read_looks(folder), advise(folder)
     about = json.loads((Path(folder) / "shadow.json").read_text())
     colours = {c.name: i for i, c in enumerate(advice.candidates[:LINES], 1)}
     series = []
     for c in reversed(advice.candidates):
-        ends, guesses = over_time(seen[c.name])
+        ends, guesses = over_time(seen[c.name], alike)
         series.append(Series(c.name, ends, guesses, colours.get(c.name, 0)))
     drawn = line_chart(
         series, "Estimated accuracy", "the estimate of each candidate along the stream", "%", x_unit="images"

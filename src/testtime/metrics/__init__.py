@@ -7,6 +7,7 @@ from testtime.metrics.calibration import CalibrationError, brier, calibration_er
 from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
 from testtime.metrics.dense import BCE, RMSE, AveragePrecision, EdgeF, MeanAngle, MeanIoU
 from testtime.metrics.label_free import aetta, diversity, dropout_disagreement, mirrored_accuracy
+from testtime.metrics.looks import alike, looks
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 from testtime.metrics.summary import Samples, forgetting, summarise
 from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
@@ -23,6 +24,7 @@ __all__ = [
     "Samples",
     "accuracy",
     "aetta",
+    "alike",
     "auroc",
     "brier",
     "calibration_error",
@@ -34,6 +36,7 @@ __all__ = [
     "forgetting",
     "fpr_at",
     "h_score",
+    "looks",
     "milliseconds",
     "mirrored_accuracy",
     "nll",

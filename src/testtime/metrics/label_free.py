@@ -7,9 +7,11 @@ whose answer is another one, and H the entropy of the mean probabilities of a ba
 .. math:: \widehat{\mathrm{err}} = \min\bigl(D / H^{\alpha},\; 1 - 1/C\bigr)
 
 Mirroring: the same thought with another disturbance, the image mirrored from left to right, and with the spread H of the
-answers themselves: it needs no network to look into, so that it also judges methods whose answer is not their network's,
+answers themselves: it needs no network to look into, so that it also judges methods whose answer is not their network's.
+The spread is taken among images that look alike, in groups g of shares :math:`w_g` of the stream: a network that sees one class
+in fog and another in noise is as wrong as one that sees one class everywhere, and among all images its answers are spread,
 
-.. math:: \widehat{\mathrm{err}} = \min\bigl(D_{\text{mirror}} / H_{\text{answers}}^\alpha,\; 1 - 1/C\bigr)
+.. math:: \widehat{\mathrm{err}} = \min\Bigl(D_{\text{mirror}} / \bigl(\textstyle\sum_g w_g H_g\bigr)^\alpha,\; 1 - 1/C\Bigr)
 
 with AETTA's exponent, 3. Where a mirrored image is another one (digits, text, traffic signs), AETTA alone is to be used.
 
@@ -118,7 +120,8 @@ def mirrored_accuracy(changed: float, answers: ArrayLike, alpha: float = 3.0) ->
 
     Args:
         changed: share of the answers that are others for the mirrored image, in [0, 1].
-        answers: (C,) how many images got each class; of 10 C images or more, else their spread is that of chance.
+        answers: (G, C) how many images of each group got each class, or (C,) for one group. Groups of less than 5 C images
+            have a narrow spread by chance.
         alpha: how much a narrow spread counts against the model.
 
     >>> round(mirrored_accuracy(0.2, [500, 500]), 1)
@@ -126,6 +129,10 @@ def mirrored_accuracy(changed: float, answers: ArrayLike, alpha: float = 3.0) ->
     >>> mirrored_accuracy(0.0, [1000, 0])  # one class for all never changes its mind
     50.0
     """
-    images = float(np.sum(answers))
+    groups = np.atleast_2d(np.asarray(answers, dtype=float))
+    groups = groups[groups.any(axis=1)]
+    sizes = groups.sum(axis=1)
+    spread = float(np.average([diversity(group) for group in groups], weights=sizes))
+    images = float(sizes.sum())
     share = (changed * images + 0.5) / (images + 1)  # none of few is not never
-    return 100 * (1 - min(share / max(diversity(answers), 1e-6) ** alpha, 1 - 1 / np.size(answers)))
+    return 100 * (1 - min(share / max(spread, 1e-6) ** alpha, 1 - 1 / groups.shape[1]))
