@@ -289,8 +289,8 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         return self
 
 
-def state_hash(adapter: Adapter) -> str:
-    """A hash of the adapter's whole state: equal exactly when a run would go on the same.
+def state_hash(adapter: nn.Module) -> str:
+    """A hash of the adapter's whole state, or of any module's: equal exactly when a run would go on the same.
 
     >>> from testtime.methods import Source
     >>> a = Source(nn.Linear(3, 2))

@@ -102,6 +102,10 @@ def test_goes_on_where_it_was_left(tmp_path: Path) -> None:
                 batches, 4, resumed, optimizer, F.cross_entropy, lambda _: 0.1, None, file, {"kind": "other"}
             )
         )
+    batches, other, optimizer = world()
+    other.bias.data += 1  # of the same shapes: another network
+    with pytest.raises(ValueError, match="belongs to another training"):
+        next(passes_over(batches, 4, other, optimizer, F.cross_entropy, lambda _: 0.1, None, file, described))
 
 
 def test_refuses_what_is_not_finite() -> None:

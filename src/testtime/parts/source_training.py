@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime import checkpoint
+from testtime.adapter import state_hash
 from testtime.progress import progress
 
 __all__ = ["passes_over"]
@@ -37,7 +38,7 @@ def passes_over(
         rate: the learning rate of a pass, which are counted from 0.
         title: says how far the training is; None says nothing.
         file: a checkpoint after every pass, from which the same call continues; None for none.
-        described: what the checkpoint belongs to, in values of JSON.
+        described: what the checkpoint belongs to, in values of JSON; that it began with the same weights is seen to here.
 
     Yields:
         the number of the pass that is done; what the caller changes in the module before going on is saved.
@@ -45,9 +46,9 @@ def passes_over(
     Raises:
         ValueError: the loss is not finite, or the file belongs to another training.
     """
-    start = 0
+    start, facts = 0, {**(described or {}), "began": state_hash(module) if file else ""}
     if file is not None and file.exists():
-        if not checkpoint.belongs(file, described or {}):
+        if not checkpoint.belongs(file, facts):
             raise ValueError(f"{file} belongs to another training; choose another file, or delete it")
         start = checkpoint.load(file, module, optimizer)
     for done in range(start, passes):
@@ -68,4 +69,4 @@ def passes_over(
         optimizer.zero_grad()
         yield done
         if file is not None:
-            checkpoint.save(file, module, optimizer, done + 1, described or {})
+            checkpoint.save(file, module, optimizer, done + 1, facts)
