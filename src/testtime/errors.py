@@ -1,5 +1,7 @@
 """The errors that testtime raises on purpose: each says what was found, what was expected and what to do."""
 
+from typing import Any
+
 
 class TesttimeError(Exception):
     """The base of every error that testtime raises on purpose."""
@@ -26,3 +28,16 @@ def missing_extra(package: str, extra: str) -> ImportError:
     "Pillow is not installed; install it with: pip install 'testtime[images]'"
     """
     return ImportError(f"{package} is not installed; install it with: pip install 'testtime[{extra}]'")
+
+
+def need_pillow() -> Any:
+    """Return the module ``PIL.Image``.
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    try:
+        import PIL.Image
+    except ImportError as error:
+        raise missing_extra("Pillow", "images") from error
+    return PIL.Image

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+from small_house import Changed, small_house
 
-from testtime.data import Camera, DenseSet, Sample, seven_scenes
+from testtime.data import Camera
 from testtime.errors import DataError
-from testtime.scenes import SceneSet, render_space
+from testtime.scenes import SceneSet
+from testtime.space.alignment import alignment
 from testtime.space.frames import SpaceFrames
-from testtime.space.ingest import (
-    Sensed,
-    TokenizerRecipe,
-    alignment,
-    ingest,
-    normal_signs,
-    read_space,
-    summary,
-)
+from testtime.space.ingest import Sensed, TokenizerRecipe, ingest, read_space, summary
 from testtime.space.modalities import EDGES, RGB, boxes, classes, features, truncated
 from testtime.space.sequences import Box, BoxVocabulary
 from testtime.space.shards import Shards
@@ -42,155 +34,7 @@ QUICK = TokenizerRecipe(levels=(8, 6, 5), width=16, steps=20, batch=8)
 
 @pytest.fixture(scope="module")
 def scenes() -> SceneSet:
-    return render_space(seed=3, frames=10, size=(48, 64), tasks=("depth", "normals"))
-
-
-class Changed(DenseSet):
-    """A set with some of its labels, each changed."""
-
-    def __init__(
-        self, data: SceneSet, change: Callable[[Tensor], Tensor] = lambda x: x, only: str = ""
-    ) -> None:
-        self.data, self.change = data, change
-        self.name, self.tasks = "changed", (only,) if only else data.tasks
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.data[index]
-        return replace(sample, labels={t: self.change(sample.labels[t]) for t in self.tasks})
-
-    def camera(self, index: int) -> Camera:
-        return self.data.camera(index)
-
-
-def zoomed(factor: float) -> Callable[[Tensor], Tensor]:
-    def change(value: Tensor) -> Tensor:
-        rows, columns = (
-            ((torch.arange(n) + 0.5 - n / 2) / factor + n / 2).long().clamp(0, n - 1)
-            for n in value.shape[-2:]
-        )
-        return value[:, rows[:, None], columns]
-
-    return change
-
-
-# --- alignment
-
-
-@pytest.mark.parametrize("task", ["depth", "normals"])
-def test_what_lies_right_is_not_warned_of(scenes, task):
-    found = alignment(scenes, task)
-    assert found.warning == ""
-    assert (found.best, found.shift, found.frames) == ("as it is", (0, 0), 10)
-    assert found.score == found.best_score > 0.3
-    for one in range(10):
-        assert alignment(scenes.subset([one]), task).warning == ""
-
-
-@pytest.mark.parametrize("task", ["depth", "normals"])
-@pytest.mark.parametrize(
-    ("change", "best"),
-    [
-        (lambda x: x.roll(2, -1), "shifted by (-2, 0) pixels"),
-        (lambda x: x.roll((-3, 1), (-1, -2)), "shifted by (3, -1) pixels"),
-        (lambda x: x.flip(-1), "mirrored left to right"),
-        (lambda x: x.flip(-2), "turned upside down"),
-        (lambda x: x.flip(-1, -2), "turned by half"),
-        (zoomed(1.25), "scaled by 0.80"),
-        (zoomed(0.8), "scaled by 1.25"),
-    ],
-)
-def test_planted_faults_are_named(scenes, task, change, best):
-    found = alignment(Changed(scenes, change), task)
-    assert found.best == best
-    assert found.best_score > 1.1 * found.score
-    assert best in found.warning
-    assert f"{found.score:.2f}" in found.warning
-    if best.startswith("shifted"):
-        assert str(found.shift) in best
-        right = alignment(scenes, task)
-        assert found.best_score == pytest.approx(right.score, abs=0.06)
-
-
-def test_a_shift_is_found_in_the_noise_of_a_sensor():
-    large = render_space(seed=4, frames=6, size=(120, 160), tasks=("depth",))
-    rng = torch.Generator().manual_seed(0)
-
-    def noisy(value: Tensor) -> Tensor:
-        value = value * (1 + 0.01 * torch.randn(value.shape, generator=rng))
-        return value.where(torch.rand(value.shape, generator=rng) > 0.1, torch.nan)
-
-    assert alignment(Changed(large, noisy), "depth").warning == ""
-    found = alignment(Changed(large, lambda x: noisy(x).roll(5, -1)), "depth")
-    assert found.shift == (-5, 0)
-    assert "shifted by (-5, 0) pixels" in found.warning
-
-
-@pytest.mark.shared
-def test_the_two_lenses_of_the_kinect_are_told_apart():
-    """7-Scenes has depth as the infrared camera sees it, with a focal length of 585 pixels beside 525 of the colours'."""
-    root = Path(__file__).parents[2] / ".data" / "7scenes"
-    if not root.is_dir():
-        pytest.skip("no 7-Scenes beside the checkout")
-    frames = range(0, 60, 4)
-    found = alignment(seven_scenes(root).subset(frames), "depth")
-    assert found.best == "scaled by 0.90"
-    assert found.best_score > 1.5 * found.score
-    brought = alignment(read_space(root).subset(frames), "depth")  # through the colours' lens
-    assert brought.score > 2 * found.score
-    assert brought.warning == ""
-
-
-def test_depth_of_the_next_frame_is_named(scenes):
-    class Late(Changed):
-        def __getitem__(self, index: int) -> Sample:
-            labels = {"depth": self.data[max(0, index - 1)].labels["depth"]}
-            return replace(self.data[index], labels=labels)
-
-    found = alignment(Late(scenes, only="depth"), "depth")
-    assert found.best == "taken from the frame after"
-    assert found.warning
-
-
-def test_depth_of_other_frames_is_warned_of(scenes):
-    noise = lambda x: 1 + torch.rand(x.shape, generator=torch.Generator().manual_seed(int(1e3 * x.nanmean())))  # noqa: E731
-    assert "little in common" in alignment(Changed(scenes, noise), "depth").warning
-    with pytest.raises(ValueError, match="task must be one of depth, normals"):
-        alignment(scenes, "semseg")
-
-
-def test_correlation_of_shifts_is_that_of_the_moved_borders():
-    from testtime.space.ingest import _shifted
-
-    rng = np.random.default_rng(0)
-    a, b = rng.random((14, 15)), rng.random((14, 15))
-    found = _shifted(torch.from_numpy(a), torch.from_numpy(b), 3)
-    for dy, dx in ((0, 0), (2, -1), (-3, 3)):
-        # Borders moved dx right and dy down, compared within the inner part.
-        moved = np.roll(b, (dy, dx), (0, 1))[3:-3, 3:-3]
-        expected = np.corrcoef(a[3:-3, 3:-3].ravel(), moved.ravel())[0, 1]
-        assert float(found[3 + dy, 3 + dx]) == pytest.approx(expected, abs=1e-9)
-
-
-def test_normals_of_another_convention_are_named(scenes):
-    def pairs(signs):
-        turned = torch.tensor(signs).view(3, 1, 1)
-        for i in range(4):
-            labels = scenes[i].labels
-            yield labels["normals"] * turned, normals_of(labels["depth"], scenes.camera(i).k)
-
-    right = normal_signs(pairs((1, 1, 1)))
-    assert right["angle"] < 1
-    assert right["warning"] == ""
-    down = normal_signs(pairs((1, -1, 1)))
-    assert down["signs"] == [1, -1, 1]
-    assert down["best_angle"] == right["angle"]
-    assert "with y turned round" in down["warning"]
-    both = normal_signs(pairs((-1, 1, -1)))
-    assert "with x and z turned round" in both["warning"]
-    assert normal_signs([])["angle"] is None
+    return small_house()
 
 
 # --- sensors

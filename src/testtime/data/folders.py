@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from testtime.data.files import AGAIN, need_choice, need_file, need_folder
 from testtime.data.imageset import ImageSet
-from testtime.errors import DataError, missing_extra
+from testtime.errors import DataError, need_pillow
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -26,10 +26,7 @@ class FileImages:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        try:
-            import PIL.Image  # noqa: F401
-        except ImportError as error:
-            raise missing_extra("Pillow", "images") from error
+        need_pillow()
         self.paths = list(paths)
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from testtime.data.dense import IGNORE
 from testtime.data.files import AGAIN, need_file
 from testtime.data.folders import decoded
-from testtime.errors import DataError, missing_extra
+from testtime.errors import DataError, missing_extra, need_pillow
 
 __all__ = [
     "axes_from_depth",
@@ -47,10 +47,7 @@ def levels(path: Path) -> NDArray[np.int64]:
         DataError: it is missing, damaged, or has several channels.
         ImportError: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise missing_extra("Pillow", "images") from error
+    Image = need_pillow()
     data = need_file(path, "an image of one channel").read_bytes()
     try:
         with Image.open(io.BytesIO(data)) as image:

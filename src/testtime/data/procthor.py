@@ -20,7 +20,7 @@ from testtime.data.dense import IGNORE
 from testtime.data.files import AGAIN, need_file, need_folder
 from testtime.data.fileset import Decode, FileSet
 from testtime.data.pixels import chosen_tasks, class_ids, levels, metres
-from testtime.errors import DataError, missing_extra
+from testtime.errors import DataError, need_pillow
 
 __all__ = ["AgentEvent", "dump_event", "procthor", "procthor_houses", "procthor_records"]
 
@@ -99,10 +99,7 @@ def dump_event(
         ImportError: Pillow is not installed.
         ValueError: there are more classes than fit 8 bits, or a name is a path.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise missing_extra("Pillow", "images") from error
+    Image = need_pillow()
     if len(classes) > IGNORE:
         raise ValueError(f"at most {IGNORE} classes fit 8 bits, got {len(classes)}")
     if "/" in house or "/" in frame:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from testtime.adapter import Adapter
 from testtime.data.dense import IGNORE
-from testtime.errors import missing_extra
+from testtime.errors import need_pillow
 from testtime.multitask.presets import Preset
 from testtime.multitask.results import read_results
 from testtime.multitask.study import Study, source_model
@@ -155,10 +155,9 @@ def sheet(
     Raises:
         ImportError: Pillow is not installed.
     """
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError as error:
-        raise missing_extra("Pillow", "images") from error
+    need_pillow()
+    from PIL import Image, ImageDraw
+
     tone = DARK if dark else LIGHT
     height = round(width * image.shape[-2] / image.shape[-1])
     row = height + NOTE + GAP

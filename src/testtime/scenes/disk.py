@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from testtime.data.files import need_choice, need_file, need_folder
 from testtime.data.folders import decoded
 from testtime.data.pixels import levels
-from testtime.errors import DataError, missing_extra
+from testtime.errors import DataError, need_pillow
 from testtime.progress import progress
 from testtime.scenes.sceneset import MODALITIES, SOURCES, SceneSet, Space, stored
 from testtime.scenes.tracer import BACKENDS, available
@@ -281,7 +281,7 @@ def make(out: str | Path, recipes: Iterable[Recipe], jobs: int = 1) -> list[str]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"two spaces would be called {twice[0]}; give them another seed, style or shift")
-    _pillow()
+    need_pillow()
     todo = {r.name: (r, _missing(root, r)) for r in recipes if not _begin(root, r)}
     total, left = sum(r.frames for r in recipes), sum(len(frames) for _, frames in todo.values())
     # A process that renders a whole space builds its house once; fewer spaces than processes are cut in pieces.
@@ -404,17 +404,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _png(array: NDArray[Any]) -> bytes:
-    image, file = _pillow().fromarray(array), io.BytesIO()
+    image, file = need_pillow().fromarray(array), io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise missing_extra("Pillow", "images") from error
-    return Image
 
 
 def _json(path: Path, line: str | None = None) -> Any:

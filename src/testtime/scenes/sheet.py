@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testtime.data.dense import IGNORE
-from testtime.errors import missing_extra
+from testtime.errors import need_pillow
 from testtime.scenes.disk import read_scenes
 from testtime.scenes.sceneset import SceneSet, View
 
@@ -88,10 +88,9 @@ def contact_sheet(scenes: SceneSet, indices: Sequence[int], width: int = 160) ->
         ImportError: Pillow is not installed.
         ValueError: there is nothing to draw, or the width is below 32.
     """
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError as error:
-        raise missing_extra("Pillow", "images") from error
+    need_pillow()
+    from PIL import Image, ImageDraw
+
     if not indices or width < 32:
         raise ValueError(f"expected frames to draw, 32 pixels wide or more, got {len(indices)} of {width}")
     heights = [

@@ -17,47 +17,42 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.data.dense import IGNORE, DenseSet, Sample
+from testtime.data.dense import DenseSet, Sample
 from testtime.data.files import need_choice
 from testtime.data.seven_scenes import COLOUR_LENS
-from testtime.errors import DataError, missing_extra
+from testtime.errors import DataError, need_pillow
 from testtime.parts.randomness import generator
 from testtime.progress import progress
+from testtime.space.alignment import alignment, depth_range, findings, normal_signs
 from testtime.space.crops import cropped, windows
 from testtime.space.frames import PseudoLabeller, SpaceFrames
-from testtime.space.modalities import DEPTH, NORMALS, RGB, SENSORY, Modality, truncated
-from testtime.space.sequences import Box, BoxVocabulary
-from testtime.space.shards import Shards, write_shards
+from testtime.space.modalities import RGB, SENSORY, Modality
+from testtime.space.sequences import BoxVocabulary
+from testtime.space.shards import write_shards
+from testtime.space.sheet import space_sheet
 from testtime.space.tokenizers import FSQTokenizer, Network, Tokenizer, VQTokenizer, load_tokenizer
 from testtime.space.walkthrough import Walkthrough, is_walkthrough, normals_of, take_apart
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 __all__ = [
     "LAYOUTS",
-    "Alignment",
     "Sensed",
     "TokenizerRecipe",
-    "alignment",
     "ingest",
-    "normal_signs",
     "read_space",
-    "space_sheet",
     "summary",
 ]
 
@@ -73,20 +68,6 @@ LAYOUTS = (
 )
 MEMORY = 2**27
 """Numbers that tokenizers learn from at once, over all modalities: half a GiB."""
-
-SCALES = (0.8, 0.85, 0.9, 0.95, 1 / 0.95, 1 / 0.9, 1 / 0.85, 1.25)
-"""Of the scales that are tried on a modality."""
-
-WORK = 256
-"""Pixels of the longer side at which modalities are compared."""
-
-LEAST = 0.05
-"""The correlation below which picture and modality have nothing to do with each other."""
-
-NEAR, FAR = 0.15, 60.0
-"""Metres between which the median depth of a place is expected."""
-
-RED, RULE = (176, 42, 30), (214, 212, 206)
 
 
 @final
@@ -289,221 +270,6 @@ def _first_lens(data: DenseSet) -> tuple[Any, str]:
     return None, reason
 
 
-@final
-@dataclass(frozen=True)
-class Alignment:
-    """Whether a modality lies on the picture: how its borders and the picture's edges coincide, as it is and otherwise.
-
-    Attributes:
-        modality: its name.
-        frames: how many were looked at.
-        score: mean correlation of picture edges and borders, as they are.
-        best: the change of the modality that would bring the highest score; "as it is" if none does.
-        best_score: with that change.
-        shift: (right, down) in pixels of the frame, of the best shift.
-        warning: what seems wrong, or "".
-    """
-
-    modality: str
-    frames: int
-    score: float
-    best: str
-    best_score: float
-    shift: tuple[int, int]
-    warning: str
-
-    def __str__(self) -> str:
-        if self.warning:
-            return self.warning
-        return (
-            f"{self.modality}: borders meet the picture's edges with correlation {self.score:.2f}; no shift, mirror or scale "
-            "brings more"
-        )
-
-
-def alignment(data: DenseSet, task: str, count: int = 32, reach: float = 0.06) -> Alignment:
-    r"""Look for a constant shift, a mirror, a scale or a lag of one frame between pictures and a modality.
-
-    .. math:: s(g) = \frac1N \sum_i \operatorname{corr}(e(\text{picture}_i), b(g(\text{modality}_i)))
-
-    e is the strength of the picture's edges, b that of the borders in depth (second differences of one over depth, which vanish
-    on planes) or normals, both squashed by :math:`v^2 / (v^2 + (2 \bar v)^2)` against a sensor's noise, and g a change. One
-    that brings a tenth more than none, by more than three standard errors over the frames, is worth a warning; of three
-    frames or less, half as much again.
-
-    Args:
-        data: pictures with the modality.
-        task: "depth" or "normals".
-        count: frames to look at, evenly spread.
-        reach: of the shifts, as a share of the longer side.
-
-    Raises:
-        ValueError: the task is another one.
-    """
-    need_choice(task, ("depth", "normals"), "task")
-    chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist()
-    tables: dict[str, list[float]] = {}
-    shifts: dict[str, tuple[int, int]] = {"as it is": (0, 0)}
-    step = 1.0
-    for i in progress(chosen, len(chosen), f"alignment {task}"):
-        sample = data[i]
-        edges = _edges(sample.image)
-        borders = _borders(sample.labels[task], edges.shape)
-        step = sample.image.shape[-1] / edges.shape[-1]
-        k = max(3, round(reach * max(edges.shape)))
-        table = _shifted(edges, borders, k)
-        for dy, dx in product(range(-k, k + 1), repeat=2):
-            name = f"shifted by ({round(dx * step)}, {round(dy * step)}) pixels" if dx or dy else "as it is"
-            shifts.setdefault(name, (round(dx * step), round(dy * step)))
-            tables.setdefault(name, []).append(float(table[k + dy, k + dx]))
-        changes = {
-            "mirrored left to right": borders.flip(-1),
-            "turned upside down": borders.flip(-2),
-            "turned by half": borders.flip(-1, -2),
-        }
-        for lag, word in ((-1, "taken from the frame before"), (1, "taken from the frame after")):
-            if 0 <= i + lag < len(data) and task in (other := data[i + lag]).labels:
-                changes[word] = _borders(other.labels[task], edges.shape)
-        for name, changed in changes.items():
-            tables.setdefault(name, []).append(_correlation(edges, changed))
-        for scale in SCALES:
-            part, changed = _scaled(edges, borders, scale)
-            tables.setdefault(f"scaled by {scale:.2f}", []).append(_correlation(part, changed))
-    return _judged(task, tables, shifts, step)
-
-
-def _judged(
-    task: str, tables: Mapping[str, list[float]], shifts: Mapping[str, tuple[int, int]], step: float
-) -> Alignment:
-    here = np.array(tables["as it is"])
-    full = {name: np.array(scores) for name, scores in tables.items() if len(scores) >= 0.9 * len(here)}
-    best = max(full, key=lambda name: float(full[name].mean()))
-    score, top = (round(float(full[name].mean()), 4) for name in ("as it is", best))
-    warning = ""
-    if best != "as it is":
-        n = min(len(here), len(full[best]))
-        gain = full[best][:n] - here[:n] if len(full[best]) != len(here) else full[best] - here
-        sure = (
-            float(gain.mean()) > 3 * float(gain.std(ddof=1)) / n**0.5
-            if n > 3
-            else top > max(1.5 * score, 0.3)
-        )
-        if sure and top > max(1.1 * score + 0.01, 2 * LEAST):
-            warning = (
-                f"{task}: borders meet the picture's edges with correlation {score:.2f}, but with {top:.2f} when {best} "
-                f"(mean of {len(here)} frames)"
-            )
-    shift = max(shifts, key=lambda name: float(full[name].mean()) if name in full else -1.0)
-    if not warning and score < LEAST:
-        warning = (
-            f"{task} and picture have little in common: correlation {score:.2f}; are they of the same frames?"
-        )
-    kept, reached = (best, top) if warning else ("as it is", score)
-    return Alignment(task, len(here), score, kept, reached, shifts[shift], warning)
-
-
-def _edges(image: Tensor) -> Tensor:
-    """Strength of a picture's edges, at working size."""
-    shrink = min(1.0, WORK / max(image.shape[-2:]))
-    size = [max(8, round(n * shrink)) for n in image.shape[-2:]]
-    grey = (image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)[None, None]
-    grey = F.interpolate(grey, size, mode="bilinear", antialias=True)[0, 0] if shrink < 1 else grey[0, 0]
-    across = F.pad(grey[:, 2:] - grey[:, :-2], (1, 1))
-    down = F.pad(grey[2:] - grey[:-2], (0, 0, 1, 1))
-    return _squashed((across.square() + down.square()).sqrt())
-
-
-def _borders(value: Tensor, size: Sequence[int]) -> Tensor:
-    """Strength of the borders in depth or normals, at a size."""
-    rows, columns = (
-        ((torch.arange(new) + 0.5) * old / new).long()
-        for new, old in zip(size, value.shape[-2:], strict=True)
-    )
-    planes = value[:, rows[:, None], columns]
-    if len(planes) == 1:
-        planes = 1 / planes.where(planes > 0, torch.nan)
-        planes = planes / planes.nanmean().clamp(min=1e-9)
-        across = planes[:, :, 2:] - 2 * planes[:, :, 1:-1] + planes[:, :, :-2]
-        down = planes[:, 2:] - 2 * planes[:, 1:-1] + planes[:, :-2]
-    else:
-        across, down = planes[:, :, 2:] - planes[:, :, :-2], planes[:, 2:] - planes[:, :-2]
-    strength = F.pad(across.norm(dim=0), (1, 1)).nan_to_num(0.0)
-    return _squashed(strength + F.pad(down.norm(dim=0), (0, 0, 1, 1)).nan_to_num(0.0))
-
-
-def _squashed(strength: Tensor) -> Tensor:
-    """Between 0 and 1: what noise brings everywhere stays near 0. Large frames are averaged over 3 x 3 pixels before."""
-    if max(strength.shape) >= WORK // 2:
-        strength = F.avg_pool2d(strength[None, None], 3, 1, 1)[0, 0]
-    wide = strength.square()
-    return wide / (wide + (2 * strength.mean()).square().clamp(min=1e-12))
-
-
-def _correlation(a: Tensor, b: Tensor) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-9))
-
-
-def _shifted(edges: Tensor, borders: Tensor, k: int) -> Tensor:
-    """The correlation (2k + 1, 2k + 1) of the picture's inner part with borders moved by -k ... k down, and right."""
-    inner = edges[k:-k, k:-k]
-    inner = inner - inner.mean()
-    product_ = F.conv2d(borders[None, None], inner[None, None])[0, 0]
-    size = tuple(inner.shape)
-    mean = F.avg_pool2d(borders[None, None], size, 1)[0, 0]
-    square = F.avg_pool2d(borders.square()[None, None], size, 1)[0, 0]
-    spread = ((square - mean.square()).clamp(min=0) * inner.numel()).sqrt()
-    # Where borders are moved right, what is read lies to the left.
-    return (product_ / (spread * inner.norm()).clamp(min=1e-9)).flip(0, 1)
-
-
-def _scaled(edges: Tensor, borders: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Borders drawn larger or smaller about the middle, and the part of the picture that they then cover."""
-    grid = F.affine_grid(
-        torch.tensor([[[1 / scale, 0, 0], [0, 1 / scale, 0]]]), [1, 1, *borders.shape], align_corners=False
-    )
-    drawn = F.grid_sample(borders[None, None], grid, align_corners=False)[0, 0]
-    top, left = (int(n * max(0.0, 1 - scale) / 2) + 1 for n in borders.shape)
-    return edges[top:-top, left:-left], drawn[top:-top, left:-left]
-
-
-def normal_signs(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """How far sensed normals are from those of the depth, and with which signs of x, y and z they would be nearest.
-
-    Args:
-        pairs: sensed normals (3, H, W), and those that :func:`~testtime.space.walkthrough.normals_of` makes.
-
-    Returns:
-        "angle", the median in degrees; "signs" of the axes with the least median, "best_angle", and "warning".
-    """
-    sensed, made = [], []
-    for a, b in pairs:
-        known = (a.isfinite() & b.isfinite()).all(0)
-        sensed.append(a[:, known][:, ::7])
-        made.append(b[:, known][:, ::7])
-    if not sensed or not sum(s.shape[1] for s in sensed):
-        return {"angle": None, "signs": [1, 1, 1], "best_angle": None, "warning": ""}
-    both = torch.cat(sensed, 1) * torch.cat(made, 1)
-    angles = {
-        signs: float(
-            torch.rad2deg((both * both.new_tensor(signs)[:, None]).sum(0).clamp(-1, 1).acos()).median()
-        )
-        for signs in product((1, -1), repeat=3)
-    }
-    angle, best = angles[1, 1, 1], min(angles, key=lambda signs: angles[signs])
-    warning = ""
-    if angles[best] < 0.7 * angle and angle > 10:
-        turned = " and ".join(axis for axis, sign in zip("xyz", best, strict=True) if sign < 0)
-        warning = (
-            f"normals: a median of {angle:.0f} degrees from those of the depth, but of {angles[best]:.0f} with "
-            f"{turned} turned round; expected x right, y up, z to the viewer"
-        )
-    elif angle > 30:
-        warning = f"normals: a median of {angle:.0f} degrees from those of the depth, whatever their signs"
-    found = {"angle": round(angle, 2), "signs": list(best), "best_angle": round(angles[best], 2)}
-    return {**found, "warning": warning}
-
-
 def ingest(
     source: DenseSet | str | Path,
     out: str | Path,
@@ -555,7 +321,7 @@ def ingest(
         ImportError: Pillow, OpenCV (edges) or vector-quantize-pytorch is not installed.
         ValueError: an argument is out of range, or a pseudo-label has no modality.
     """
-    _pillow()
+    need_pillow()
     out = Path(out)
     high, wide = (size, size) if isinstance(size, int) else size
     recipe = TokenizerRecipe() if recipe is None else recipe
@@ -648,7 +414,7 @@ def summary(report: Mapping[str, Any]) -> str:
                 f"{name:14}{one['vocabulary']:7}{one['used']:7.0%}{one['perplexity']:12.0f}{one['error']:10.4f}"
                 f"{one['constant']:12.4f}  {one['unit']}"
             )
-    lines += _findings(report)
+    lines += findings(report)
     return "\n".join(lines)
 
 
@@ -718,266 +484,13 @@ def _checks(sensed: Sensed, used: Sequence[str]) -> dict[str, dict[str, Any]]:
             found[task] = asdict(alignment(sensed.data, task))
     chosen = np.unique(np.linspace(0, len(sensed) - 1, min(8, len(sensed))).round().astype(int)).tolist()
     if "depth" in used:
-        found["metres"] = _range([sensed.data[i].labels["depth"] for i in chosen])
+        found["metres"] = depth_range([sensed.data[i].labels["depth"] for i in chosen])
     if "depth" in used and sensed.normals == "sensed" and "normals" in used:
         made = ((i, sensed.made_normals(i)) for i in chosen)
         found["normals of depth"] = normal_signs(
             (sensed[i].labels["normals"], one) for i, one in made if one is not None
         )
     return found
-
-
-def _range(depths: Sequence[Tensor]) -> dict[str, Any]:
-    """The median depth, how much of it is known, and whether that can be."""
-    flat = torch.cat([d.flatten() for d in depths])
-    known, median = float(flat.isfinite().float().mean()), float(flat.nanmedian())
-    warning = ""
-    if known < 0.05:
-        warning = f"depth: known at {known:.0%} of the pixels only"
-    elif not NEAR <= median <= FAR:
-        warning = f"depth: a median of {median:.3g} m; is it in metres?"
-    return {"median": round(median, 3) if known else None, "known": round(known, 4), "warning": warning}
-
-
-# --- the contact sheet
-
-
-def space_sheet(
-    frames: SpaceFrames,
-    shards: Shards,
-    tokenizers: Mapping[str, Tokenizer],
-    indices: Sequence[int],
-    report: Mapping[str, Any],
-    boxes: tuple[Modality, BoxVocabulary, int] | None = None,
-    width: int = 150,
-) -> Image:
-    """Draw the middle crop of frames: each modality as it is, and below it as its tokens tell it.
-
-    Args:
-        frames: as they were sensed.
-        shards: of these frames.
-        tokenizers: by stream.
-        indices: which frames.
-        report: of :func:`ingest`.
-        boxes: modality, vocabulary and length, if there are some.
-        width: of a picture in pixels at least; it is the next multiple of the crop's.
-
-    Raises:
-        ImportError: Pillow is not installed.
-    """
-    image_of = _pillow()
-    from PIL import ImageDraw
-
-    from testtime.scenes.sheet import DIM, GAP, INK, PAPER, RAMP
-
-    high, wide = shards.size
-    factor = -(-width // wide)
-    w, h = wide * factor, high * factor
-    columns = [*(t.modality for t in tokenizers.values()), *([boxes[0]] if boxes else [])]
-    side, top, band = 92, 86, 2 * h + 68
-    findings = _findings(report)
-    full = max(620, side + len(columns) * (w + GAP) + GAP)
-    wrapped = [
-        (line, finding.startswith("warning"))
-        for finding in findings
-        for line in textwrap.wrap(finding, max(40, (full - 2 * GAP) // 7), subsequent_indent="    ")
-    ]
-    sheet = image_of.new("RGB", (full, top + band * len(indices) + 18 * len(wrapped) + 58), PAPER)
-    draw = ImageDraw.Draw(sheet)
-
-    def text(x: float, y: float, words: str, colour: tuple[int, int, int] = INK, points: int = 13) -> None:
-        draw.text((x, y), words, colour, _font(points))
-
-    title = (
-        f"{report['source']}: {report['frames']} frames, {report['crops']} crops of {high} x {wide} pixels, "
-        f"a token for each {shards.patch} x {shards.patch}"
-    )
-    text(GAP, 7, title, points=15)
-    for n, modality in enumerate(columns):
-        x, facts = side + n * (w + GAP), report["modalities"][modality.name]
-        text(x, 34, modality.name, points=15)
-        if "perplexity" in facts:
-            text(x, 53, f"perplexity {facts['perplexity']:.0f} of {facts['vocabulary']}", DIM, 12)
-    for n, index in enumerate(indices):
-        y = top + n * band
-        draw.line((GAP, y - 7, full - GAP, y - 7), RULE)
-        text(GAP, y, f"frame {index}   {frames.data[index].name}", DIM, 12)
-        y += 18
-        for line, words in enumerate(("as it is", "as the\ntokens\ntell it")):
-            text(GAP, y + line * (h + 19), words, points=14)
-        for m, modality in enumerate(columns):
-            x = side + m * (w + GAP)
-            pair, notes = _pair(frames[index], modality, shards, tokenizers, index, boxes)
-            for k, (picture, note) in enumerate(zip(pair, notes, strict=True)):
-                smooth = modality.kind == "sequence" or modality.name == RGB.name
-                kind = image_of.Resampling.BICUBIC if smooth else image_of.Resampling.NEAREST
-                at = y + k * (h + 19)
-                sheet.paste(image_of.fromarray(picture).resize((w, h), kind), (x, at))
-                text(x, at + h + 2, note, DIM, 11)
-                if modality.kind == "sequence" and boxes:
-                    _draw_boxes(draw, _boxes(frames[index], shards, index, boxes, k), boxes[1], x, at, w, h)
-    y = top + band * len(indices)
-    for modality in columns:
-        if modality.name == DEPTH.name:
-            ramp = image_of.fromarray(np.repeat(RAMP[None].astype(np.uint8), 12, axis=0))
-            sheet.paste(ramp.resize((120, 12), image_of.Resampling.BILINEAR), (GAP + 84, y + 3))
-            text(GAP, y, "depth: near")
-            text(GAP + 212, y, "far, each frame by itself; black: not known")
-            y += 18
-        if modality.name == NORMALS.name:
-            text(GAP, y, "normals: red to the right, green up, blue to the viewer; black: not known")
-            y += 18
-    y += 8
-    for n, (words, bad) in enumerate(wrapped):
-        text(GAP, y + 18 * n, words, RED if bad else INK)
-    return sheet
-
-
-def _pair(
-    frame: Mapping[str, Any],
-    modality: Modality,
-    shards: Shards,
-    tokenizers: Mapping[str, Tokenizer],
-    index: int,
-    boxes: Any,
-) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """Two pictures (H, W, 3) of a frame's middle crop, as sensed and as told by the tokens, and a note for each."""
-    window = windows(1, 1.0, torch.Generator(), tuple(frame["rgb"].shape[-2:]))[0].tolist()
-    size = shards.size
-    stored = shards.read([index], [0])
-    if modality.kind == "sequence":
-        dim = (stored["rgb"][0].permute(1, 2, 0) // 2 + 64).numpy()
-        both = [_boxes(frame, shards, index, boxes, k) for k in (0, 1)]
-        return [dim, dim], [f"{len(found)} boxes" for found in both]
-    tokenizer = tokenizers[f"tok_{modality.name}"]
-    raw = cropped(
-        frame[modality.name], modality, window, tokenizer.size if modality.kind == "features" else size
-    )
-    with torch.no_grad():
-        ids = stored[f"tok_{modality.name}"].long().to(next(tokenizer.parameters()).device)
-        told = tokenizer.decode(ids)[0].cpu()
-    codes = f"{len(ids.unique())} codes"
-    if modality.kind == "classes":
-        wrong = 100 * float((raw != told)[raw < modality.channels].float().mean())
-        return [_class_colours(v, modality.channels) for v in (raw, told)], [
-            "",
-            f"{codes}, {wrong:.0f} % differ",
-        ]
-    if modality.kind == "features":
-        cosine = float(F.cosine_similarity(_at(raw, told), told, dim=0).mean())
-        return _components(raw, told), ["three main components", f"{codes}, cosine {cosine:.2f}"]
-    seen = modality.normalised(raw[None].float())[0]
-    note = f"{codes}, mse {float((seen - told).square().mean()):.3f}"
-    if modality.normalise == "truncated":
-        known = raw > 0
-        near, far = (float(v) for v in raw[known].aminmax()) if bool(known.any()) else (0.0, 0.0)
-        return _ramp(raw, told), [f"{near:.1f} to {far:.1f} m", note]
-    if modality.normalise == "signed":
-        share = float(raw.isfinite().all(0).float().mean())
-        length = told.norm(dim=0, keepdim=True).clamp(min=1e-6)
-        return [_vectors(raw), _vectors(told / length)], [f"known at {share:.0%} of pixels", note]
-    pictures = [(((v + 1) / 2).clamp(0, 1) * 255).round().to(torch.uint8) for v in (seen, told)]
-    first = f"{float(raw.mean()):.0%} of pixels" if modality.channels == 1 else ""
-    return [p.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy() for p in pictures], [first, note]
-
-
-def _ramp(raw: Tensor, told: Tensor) -> list[NDArray[np.uint8]]:
-    """Depth as colours: what was sensed, and what is told of it after normalisation, from the same near to the same far."""
-    from testtime.scenes.sheet import depth_colours
-
-    known = (raw > 0)[0].numpy()
-    seen = truncated(raw[None].where(raw > 0, torch.nan))[0, 0].numpy()
-    near, far = np.percentile(seen[known], (1, 99)) if known.any() else (-1.0, 1.0)
-    pictures = [depth_colours(np.where(v == 0, 1e-9, v), near, far) for v in (seen, told[0].numpy())]
-    pictures[0][~known] = 0
-    return pictures
-
-
-def _vectors(normals: Tensor) -> NDArray[np.uint8]:
-    colours = ((normals + 1) * 127.5).round().clamp(0, 255)
-    return colours.nan_to_num(0.0).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-
-
-def _class_colours(named: Tensor, count: int) -> NDArray[np.uint8]:
-    from testtime.scenes.sheet import palette
-
-    colours = np.zeros((IGNORE + 1, 3), np.uint8)
-    colours[:count] = palette(count)
-    return colours[named.clamp(0, IGNORE).numpy()]
-
-
-def _at(value: Tensor, like: Tensor) -> Tensor:
-    if value.shape[-2:] == like.shape[-2:]:
-        return value
-    return F.interpolate(value[None], like.shape[-2:], mode="bilinear", antialias=True)[0]
-
-
-def _components(raw: Tensor, told: Tensor) -> list[NDArray[np.uint8]]:
-    """Feature maps as colours: the three main components of the sensed one, for both."""
-    flat = raw.flatten(1).double()
-    mean = flat.mean(1, keepdim=True)
-    _, _, axes = torch.linalg.svd((flat - mean).T, full_matrices=False)
-    axes = axes[:3] * torch.where(axes[:3].sum(1, keepdim=True) < 0, -1.0, 1.0)
-    spread = (axes @ (flat - mean)).std(1, keepdim=True).clamp(min=1e-9)
-    pictures = []
-    for value in (raw, told):
-        place = axes @ (value.flatten(1).double() - mean) / spread
-        colours = F.pad((place * 48 + 128).clamp(0, 255).T, (0, 3 - len(axes)))
-        pictures.append(colours.round().to(torch.uint8).view(*value.shape[-2:], 3).numpy())
-    return pictures
-
-
-def _boxes(frame: Mapping[str, Any], shards: Shards, index: int, boxes: Any, told: int) -> list[Box]:
-    """A frame's boxes in the middle crop, as a network said, or as their tokens tell."""
-    modality, vocabulary, _ = boxes
-    if told:
-        ids = shards.read([index], [0])[modality.name][0]
-        return list(vocabulary.decode(ids[ids >= 0].long()))
-    window = windows(1, 1.0, torch.Generator(), tuple(frame["rgb"].shape[-2:]))[0].tolist()
-    return [
-        b for b in cropped(frame[modality.name], modality, window, shards.size) if b.score >= vocabulary.score
-    ]
-
-
-def _draw_boxes(
-    draw: Any, found: Sequence[Box], vocabulary: BoxVocabulary, x: int, y: int, w: int, h: int
-) -> None:
-    from testtime.scenes.sheet import INK, PAPER, palette
-
-    colours = palette(len(vocabulary.classes) + 3)[3:]
-    for box in sorted(found, key=lambda b: -(b.x1 - b.x0) * (b.y1 - b.y0)):
-        colour = tuple(colours[vocabulary.classes.index(box.name)].tolist())
-        left, above = x + box.x0 * w, y + box.y0 * h
-        right, below = max(left, x + box.x1 * w - 1), max(above, y + box.y1 * h - 1)
-        draw.rectangle((left, above, right, below), outline=colour)
-        if right - left > 24:
-            draw.rectangle(draw.textbbox((left + 2, above), box.name, _font(10)), colour)
-            dark = np.dot(colour, (0.3, 0.59, 0.11)) < 128
-            draw.text((left + 2, above), box.name, PAPER if dark else INK, _font(10))
-
-
-def _findings(report: Mapping[str, Any]) -> list[str]:
-    """What there is to say of the alignment."""
-    lines = [f"warning: {line}" for line in report["warnings"]]
-    for name, one in report["alignment"].items():
-        if one["warning"]:
-            continue
-        if name == "normals of depth":
-            if one["angle"] is not None:
-                lines.append(f"normals: a median of {one['angle']:.1f} degrees from those of the depth")
-        elif name == "metres":
-            lines.append(
-                f"depth: known at {one['known']:.0%} of the pixels, a median of {one['median']:.2f} m"
-            )
-        else:
-            lines.append(str(Alignment(**{**one, "shift": tuple(one["shift"])})))
-    return lines or ["pictures only: there is nothing that could lie beside them"]
-
-
-def _font(points: int) -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(points)
 
 
 # --- files
@@ -1017,11 +530,3 @@ def _write(path: Path, facts: Mapping[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(facts, indent=1) + "\n")
     partial.replace(path)
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise missing_extra("Pillow", "images") from error
-    return Image

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from testtime.data.dense import DenseSet
-from testtime.errors import missing_extra
+from testtime.errors import need_pillow
 from testtime.multitask import Depth, Edges, Normals, Segmentation
 from testtime.multitask.pictures import picture
 from testtime.parts.randomness import generator
@@ -81,10 +81,9 @@ def write_pictures(
     Raises:
         ImportError: Pillow is not installed.
     """
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise missing_extra("Pillow", "images") from error
+    need_pillow()
+    from PIL import Image, ImageDraw, ImageFont
+
     images, labels = data.batch(indices)
     places = model.grid[0] * model.grid[1]
     keys = torch.rand(len(images), places, generator=generator(seed, 0, "pictures"))

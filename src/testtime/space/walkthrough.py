@@ -30,7 +30,7 @@ from testtime.data.cameras import Camera
 from testtime.data.dense import DenseSet, Sample
 from testtime.data.files import need_file, need_folder
 from testtime.data.pixels import levels, metres, numpy_array
-from testtime.errors import DataError, missing_extra
+from testtime.errors import DataError, missing_extra, need_pillow
 from testtime.progress import progress
 
 __all__ = [
@@ -95,7 +95,7 @@ class Walkthrough(DenseSet):
             raise ValueError(
                 f"expected longest >= 8, 0 <= blur < 1 and 0 < fov < 180, got {longest}, {blur} and {fov}"
             )
-        _pillow()
+        need_pillow()
         self.folder = need_folder([Path(folder)], "the pictures of a walk")
         pictures = _pictures(self.folder)
         self.name, self.longest, self.fov = name or self.folder.resolve().name, longest, fov
@@ -440,7 +440,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _picture(path: Path, longest: int) -> tuple[Tensor, tuple[int, int], int]:
     """The picture upright, (3, H, W) in [0, 1]; its height and width as stored but upright; and how it was turned."""
-    image_of = _pillow()
+    image_of = need_pillow()
     from PIL import ImageOps
 
     data = need_file(path, "a picture").read_bytes()
@@ -486,7 +486,7 @@ def _metres(path: Path) -> Tensor:
                 f"{path}: expected metres, found a median of {float(depth.nanmedian()):g}; divide millimetres by 1000"
             )
         return depth
-    with _pillow().open(io.BytesIO(need_file(path, "depth").read_bytes())) as image:
+    with need_pillow().open(io.BytesIO(need_file(path, "depth").read_bytes())) as image:
         if image.mode not in ("I;16", "I;16B", "I"):
             raise DataError(
                 f"{path}: expected 16 bits of millimetres, found mode {image.mode}; a picture of the depth is not the depth"
@@ -534,11 +534,11 @@ def _nearest(depth: Tensor, image: Tensor) -> Tensor:
 
 def _jpeg(pixels: Any, longest: int) -> bytes:
     """A frame (H, W, 3) uint8 as JPEG, no larger than asked for, colours at full resolution."""
-    image, file = _pillow().fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    image, file = need_pillow().fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
     shrink = min(1.0, longest / max(image.size))
     if shrink < 1:
         size = tuple(max(1, round(n * shrink)) for n in image.size)
-        image = image.resize(size, _pillow().Resampling.BILINEAR)
+        image = image.resize(size, need_pillow().Resampling.BILINEAR)
     image.save(file, "JPEG", quality=95, subsampling=0)
     return file.getvalue()
 
@@ -558,11 +558,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise DataError(f"{path}: expected an object of JSON, found a {type(table).__name__}")
     return table
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise missing_extra("Pillow", "images") from error
-    return Image
