@@ -5,7 +5,7 @@ python examples/choose_without_labels.py
 
 import torch
 
-from testtime.choosing import looks, recommend, watch
+from testtime.choosing import looks, recommend, turned, watch
 from testtime.data import embedded
 from testtime.methods import BNAdapt, Source, Tent
 from testtime.models import load_model
@@ -24,9 +24,8 @@ def main() -> None:
     }
     stream = continual(embedded().test, ["fog", "contrast", "gaussian_noise"], batch_size=100, limit=200)
     images = [batch.x for batch in stream]  # the labels stay behind
-    # A mirrored digit is another sign, so that the estimate is AETTA's alone.
-    seen = {
-        name: list(watch(adapter, images, Source(model), mirror=False))
+    seen = {  # a mirrored digit is another sign: digits are turned a little instead
+        name: list(watch(adapter, images, Source(model), disturb=turned))
         for name, adapter in candidates.items()
     }
     advice = recommend(seen, looks(torch.cat(images)))

@@ -34,7 +34,7 @@ def rules(
     return {
         "testtime recommend": lambda seen: recommend(seen, looks).name,
         "AETTA alone": of(lambda c: c.aetta),
-        "mirrors, whatever it looks like": of(lambda c: c.mirrored),
+        "whatever the images look like": lambda seen: recommend(seen).name,
         "most confident": of(lambda c: c.confidence),
         "nearest to Source": of(lambda c: c.agreement if c.name != SOURCE else -1),
         "Source": lambda seen: SOURCE,

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from testtime.choosing import Signs, judge, over_time, recommend, watch
+from testtime.choosing import Signs, judge, mirrored, over_time, recommend, turned, watch
 from testtime.methods import LAME, Source, Tent
-from testtime.metrics import aetta, dropout_disagreement, mirrored_accuracy
+from testtime.metrics import aetta, consistency, dropout_disagreement
 from testtime.parts import adam, generator
 from testtime.wrap import ResetEvery
 
 EVEN = (0, 1, 2, 3) * 5
-SIGNS = Signs(EVEN, 4, 0.8, 0.7, 0.2, 0.95, math.nan, 10.0, True)
+SIGNS = Signs(EVEN, 4, 0.8, 0.7, 0.2, 0.95, 0.1, 10.0, True)
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -44,8 +44,8 @@ def test_signs_are_those_of_the_answers() -> None:
         assert np.array_equal(one.answers, np.bincount(one.said, minlength=4))
         assert one.agreement == pytest.approx(float((source(x).argmax(1) == y.argmax(1)).float().mean()))
         assert one.confidence == pytest.approx(float(y.softmax(1).amax(1).mean()))
-        mirrored = tent.predict(x.flip(3)).argmax(1)
-        assert one.mirrored == pytest.approx(float((mirrored != y.argmax(1)).float().mean()))
+        other = tent.predict(x.flip(3)).argmax(1)
+        assert one.changed == pytest.approx(float((other != y.argmax(1)).float().mean()))
         assert one.updated
         (inner,) = tent.model.children()  # the network itself
         *body, head = inner.children()
@@ -70,14 +70,29 @@ def test_a_wrapped_candidate_is_watched_inside() -> None:
     assert [s.disagreement for s in plain] == [s.disagreement for s in wrapped]
 
 
-def test_without_a_linear_head_there_is_no_estimate() -> None:
+def test_without_a_linear_head_there_is_no_aetta() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    (signs,) = watch(Source(net), stream(1), Source(net), mirror=False)
+    (signs,) = watch(Source(net), stream(1), Source(net), disturb=lambda x: x)
     assert math.isnan(signs.disagreement)
-    advice = recommend({"Source": [signs], "other": [signs]})
-    assert advice.name == "Source"
-    assert "no linear head" in advice.reasons[0]
+    assert signs.changed == 0
+    (one,) = judge({"Source": [signs]})
+    assert math.isnan(one.aetta)
+    assert one.accuracy == pytest.approx(consistency(0.0, signs.answers))
+
+
+def test_images_are_turned_about_their_middle() -> None:
+    x = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(turned(x, 0.0), x, atol=1e-5)
+    assert torch.allclose(turned(x, 180.0), x.flip(2, 3), atol=1e-4)
+    assert mirrored(mirrored(x)).equal(x)
+    # A point on the right goes up when it is turned anticlockwise: by 3 sin(30 degrees) = 1.5 pixels.
+    dot = torch.zeros(1, 1, 9, 9)
+    dot[0, 0, 4, 7] = 1
+    found = turned(dot, 30.0)[0, 0]
+    rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
+    at = [float((found * grid).sum() / found.sum()) for grid in (rows, columns)]
+    assert at == pytest.approx([4 - 1.5, 4 + 3 * math.cos(math.radians(30))], abs=0.2)
 
 
 def test_images_that_are_refused_are_named() -> None:
@@ -88,50 +103,40 @@ def test_images_that_are_refused_are_named() -> None:
 
 
 def test_the_estimate_is_weighted_by_images() -> None:
-    small = replace(SIGNS, said=(0, 1, 2, 3), disagreement=0.6)
+    small = replace(SIGNS, said=(0, 1, 2, 3), disagreement=0.6, changed=0.7)
     (one,) = judge({"a": [SIGNS, small]})
+    assert one.accuracy == pytest.approx(consistency((20 * 0.1 + 4 * 0.7) / 24, [6, 6, 6, 6]))
     guesses = aetta([0.2, 0.6], [0.95, 0.95], 4)
-    assert one.accuracy == one.aetta == pytest.approx((20 * guesses[0] + 4 * guesses[1]) / 24)
+    assert one.aetta == pytest.approx((20 * guesses[0] + 4 * guesses[1]) / 24)
     assert one.agreement == pytest.approx(80)
     assert one.alarms == ()
 
 
-def test_the_estimate_is_that_of_the_mirror_where_there_is_one() -> None:
-    shown = replace(SIGNS, mirrored=0.1)
-    signs = [shown, replace(shown, said=(0,) * 20, mirrored=0.3), shown, shown, shown, shown]
+def test_without_looks_the_thirds_of_the_stream_are_the_groups() -> None:
+    signs = [SIGNS, replace(SIGNS, said=(0,) * 20, changed=0.3), SIGNS, SIGNS, SIGNS, SIGNS]
     (one,) = judge({"a": signs})
-    thirds = [[25, 5, 5, 5], [10, 10, 10, 10], [10, 10, 10, 10]]
-    assert one.accuracy == one.mirrored == pytest.approx(mirrored_accuracy(0.8 / 6, thirds))
-    assert one.aetta == pytest.approx(aetta([0.2] * 6, [0.95] * 6, 4).mean())
+    assert one.accuracy == pytest.approx(consistency(0.8 / 6, [[25, 5, 5, 5], [10] * 4, [10] * 4]))
 
 
 def test_one_class_for_all_that_look_alike_counts_against_a_candidate() -> None:
     at = np.array([0, 1] * 30)  # fog and noise, mixed in every batch
     looks = np.stack([at, -at], axis=1)
-    right = replace(SIGNS, mirrored=0.1)
-    fooled = replace(SIGNS, said=(2, 3) * 10, mirrored=0.0)  # fog is all 2 to it, noise all 3
-    mixed, blind = judge({"a": [right] * 3, "b": [fooled] * 3}, looks), judge({"b": [fooled] * 3})
+    fooled = replace(SIGNS, said=(2, 3) * 10, changed=0.0)  # fog is all 2 to it, noise all 3
+    mixed, blind = judge({"a": [SIGNS] * 3, "b": [fooled] * 3}, looks), judge({"b": [fooled] * 3})
     # said cycles through 0, 1, 2, 3, so that among those that look alike there are two classes
-    assert mixed[0].accuracy == pytest.approx(mirrored_accuracy(0.1, [[15, 0, 15, 0], [0, 15, 0, 15]]))
-    assert mixed[1].accuracy == pytest.approx(25)  # chance
-    assert blind[0].accuracy > 90
+    assert mixed[0].accuracy == pytest.approx(100 * 0.9 * 0.5)
+    assert mixed[1].accuracy == 0
+    assert blind[0].accuracy == pytest.approx(50)
     with pytest.raises(ValueError, match="the looks of the 60 images"):
-        judge({"a": [right] * 3}, looks[1:])
+        judge({"a": [SIGNS] * 3}, looks[1:])
 
 
 def test_what_is_drawn_is_the_estimate_of_stretches_of_ten_images_a_class() -> None:
-    shown = replace(SIGNS, mirrored=0.1)
-    signs = [shown, shown, shown, replace(shown, mirrored=0.3), replace(shown, said=(0, 1) * 10)]
+    signs = [SIGNS, SIGNS, SIGNS, replace(SIGNS, changed=0.3), replace(SIGNS, said=(0, 1) * 10)]
     looks = np.repeat([[0.0], [1.0]], 50, axis=0)
     tables = np.array([[13, 13, 12, 12], [17, 17, 8, 8]])  # of the first fifty images, and the last
-    first, second = (
-        mirrored_accuracy(0.1, 0.8 * tables[0]),
-        mirrored_accuracy(0.5 / 3, tables * [[0.2], [1.0]]),
-    )
+    first, second = consistency(0.1, tables[0]), consistency(0.5 / 3, tables * [[0.2], [1.0]])
     assert over_time(signs, looks) == ([40, 100], pytest.approx([first, second]))
-    dropped = [replace(s, mirrored=math.nan) for s in signs]
-    guesses = aetta([0.2] * 5, [0.95] * 5, 4)
-    assert over_time(dropped) == ([40, 100], pytest.approx([guesses[:2].mean(), guesses[2:].mean()]))
 
 
 def test_drifts_are_from_the_first_third_to_the_last() -> None:
@@ -151,10 +156,16 @@ def test_a_collapse_is_seen_against_the_others_and_not_against_the_stream() -> N
     assert other.alarms == ()
 
 
+def test_answers_as_if_drawn_are_an_alarm() -> None:
+    steady, drawn = judge({"a": [SIGNS] * 3, "b": [replace(SIGNS, changed=0.7)] * 3})
+    assert steady.alarms == ()
+    assert drawn.alarms == ("its answers are others for 70 % of the disturbed images, as if drawn",)
+
+
 def test_the_best_sound_candidate_is_chosen_and_a_cheap_one_that_is_near_is_named() -> None:
-    good = replace(SIGNS, disagreement=0.1)
-    near = replace(SIGNS, disagreement=0.105, milliseconds=3.0)
-    collapsed = replace(good, disagreement=0.0, said=(0,) * 20)
+    good = replace(SIGNS, changed=0.05)
+    near = replace(SIGNS, changed=0.055, milliseconds=3.0)
+    collapsed = replace(good, changed=0.0, said=(0,) * 20)
     advice = recommend(
         {"Source": [SIGNS] * 3, "near": [near] * 3, "good": [good] * 3, "bad": [collapsed] * 3}
     )

@@ -12,7 +12,7 @@ True
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
@@ -21,21 +21,33 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.metrics import (
     aetta,
     alike,
+    consistency,
     diversity,
     dropout_disagreement,
     looks,
     milliseconds,
-    mirrored_accuracy,
 )
 from testtime.parts import generator
 from testtime.parts.features import headless, linear_head
 
-__all__ = ["Advice", "Candidate", "Signs", "judge", "looks", "over_time", "recommend", "watch"]
+__all__ = [
+    "Advice",
+    "Candidate",
+    "Signs",
+    "judge",
+    "looks",
+    "mirrored",
+    "over_time",
+    "recommend",
+    "turned",
+    "watch",
+]
 
 NEAR = 1.0  # percent points of estimated accuracy within which a cheaper one is named
 NARROWING = 0.1  # of diversity, lost beyond what the median candidate loses
@@ -57,7 +69,7 @@ class Signs:
         confidence: mean highest probability.
         disagreement: share of answers that change under dropout before the head; NaN without a linear head.
         spread: entropy of the mean probabilities under dropout, over log C; NaN without a linear head.
-        mirrored: share of answers that are others for the mirrored image; NaN where it was not asked for.
+        changed: share of answers that are others for the disturbed image.
         milliseconds: of the call.
         updated: whether the adapter moved its parameters.
     """
@@ -68,7 +80,7 @@ class Signs:
     confidence: float
     disagreement: float
     spread: float
-    mirrored: float
+    changed: float
     milliseconds: float
     updated: bool
 
@@ -83,13 +95,32 @@ class Signs:
         return np.bincount(self.said, minlength=self.classes)
 
 
+def mirrored(x: Tensor) -> Tensor:
+    """The images mirrored from left to right: for photographs, which then still show the same."""
+    return x.flip(-1)
+
+
+def turned(x: Tensor, degrees: float = 10.0) -> Tensor:
+    """The images turned anticlockwise about their middle, borders continued: for digits, text and signs.
+
+    >>> x = torch.rand(1, 1, 9, 9)
+    >>> bool(torch.allclose(turned(x, 90.0), x.rot90(dims=(2, 3)), atol=1e-5))
+    True
+    """
+    h, w = x.shape[2:]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    where = x.new_tensor([[cos, -sin * h / w, 0.0], [sin * w / h, cos, 0.0]]).expand(len(x), 2, 3)
+    grid = F.affine_grid(where, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
 def watch(
     adapter: Adapter,
     stream: Iterable[Tensor],
     source: Adapter,
     rate: float = 0.4,
     passes: int = 10,
-    mirror: bool = True,
+    disturb: Callable[[Tensor], Tensor] = mirrored,
 ) -> Iterator[Signs]:
     """Let a candidate predict and learn, batch after batch, and note its signs; nobody acts on its answers.
 
@@ -98,8 +129,8 @@ def watch(
         stream: batches (N, C, H, W) as they arrive, without labels.
         source: what is in use now, or the model as it was trained: ``Source(model)``.
         rate, passes: of the dropout, see `testtime.metrics.dropout_disagreement`.
-        mirror: whether an image that is mirrored from left to right is still of its class. Photographs are, digits and signs
-            are not.
+        disturb: what changes images and not their class: :func:`mirrored`, or :func:`turned` where a mirrored image is another
+            one.
 
     Raises:
         ValueError: an image was refused, so that the counts would not be comparable.
@@ -120,7 +151,7 @@ def watch(
             float(logits.softmax(dim=1).amax(dim=1).mean()),
             other,
             spread,
-            float((adapter.predict(x.flip(-1)).argmax(dim=1) != said).float().mean()) if mirror else math.nan,
+            float((adapter.predict(disturb(x)).argmax(dim=1) != said).float().mean()),
             taken,
             bool(answer.updated),
         )
@@ -147,9 +178,8 @@ class Candidate:
 
     Attributes:
         name: of the candidate.
-        accuracy: estimated: the next, or the one after where there is none; NaN where there is neither.
-        mirrored: the estimate from mirrored images; NaN where they were not asked for.
-        aetta: the estimate of AETTA, mean over the stream; NaN where there is no linear head.
+        accuracy: estimated from how consistent the answers are, and how spread (:func:`testtime.metrics.consistency`).
+        aetta: for comparison the estimate of AETTA, mean over the stream; NaN where there is no linear head.
         agreement: with the source model.
         confidence: and ``confidence_drift``, its change from the first third of the stream to the last.
         diversity: of the answers in a third of the stream, entropy over log C, the least of the three; and
@@ -160,7 +190,6 @@ class Candidate:
 
     name: str
     accuracy: float
-    mirrored: float
     aetta: float
     agreement: float
     confidence: float
@@ -206,27 +235,27 @@ def over_time(signs: Sequence[Signs], looks: ArrayLike | None = None) -> tuple[l
     if len(parts) > 1 and sum(s.images for s in parts[-1]) < WINDOW * signs[0].classes:
         last = parts.pop()
         parts[-1] += last
-    dropped, group = _dropped_out(signs), _groups(signs, looks)
-    seen, guesses, batch, image = [], [], 0, 0
+    group = _groups(signs, looks)
+    answers = _answers(signs, group)
+    seen, guesses, image = [], [], 0
     for part in parts:
-        batches = slice(batch, batch := batch + len(part))
         images = slice(image, image := image + sum(s.images for s in part))
+        here = np.bincount(group[images], minlength=len(answers)) / answers.sum(axis=1).clip(1)
         seen.append(image)
-        guesses.append(_either(_mirrored(signs, group, batches, images), _mean(dropped[batches], part)))
+        guesses.append(consistency(_mean([s.changed for s in part], part), answers * here[:, None]))
     return seen, guesses
 
 
 def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -> tuple[Candidate, ...]:
     """Sum up the signs of candidates that were shown the same stream.
 
-    The estimate is that of mirrored images. A candidate that is wrong in the same way on either side of the mirror would
-    pass it; but it says another class in fog than in noise, so that among images that look alike its answers are few, and that
-    counts against it.
+    A candidate that is wrong in the same way about an image and the disturbed one looks consistent; but it says one class in
+    fog and another in noise, so that among images that look alike its answers are few, and that counts against it.
 
     Alarms are raised against the other candidates, as a stream may hold few classes and they all see the same: where the
     answers of a third of the stream are spread over classes by less than half of what those of the most diverse candidate
     are in the same third; where they narrow from the first third to the last by 10 points (of entropy over log C) more than
-    those of the median candidate; and where the estimate is near chance.
+    those of the median candidate; and where disturbed images are answered alike no more often than by chance.
 
     Args:
         seen: by name, what `watch` yielded.
@@ -255,7 +284,7 @@ def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -
 def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -> Advice:
     """Choose the candidate of the highest estimated accuracy that no alarm speaks against, and name a cheaper one that is near.
 
-    If alarms speak against all, or none can be estimated, it is the first that was given: give the model that is in use first.
+    If alarms speak against all, it is the first that was given: give the model that is in use first.
 
     Args:
         seen: by name, what `watch` yielded.
@@ -265,11 +294,10 @@ def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = Non
         ValueError: as `judge`.
     """
     found = judge(seen, looks)
-    sound = [c for c in found if not c.alarms and not np.isnan(c.accuracy)]
-    ranked = sorted(sound, key=lambda c: -c.accuracy)
-    rest = tuple(c for c in found if c not in ranked)
+    ranked = sorted((c for c in found if not c.alarms), key=lambda c: -c.accuracy)
+    rest = tuple(c for c in found if c.alarms)
     if not ranked:
-        why = (f"Nothing speaks for a change: {_reason(c)}." for c in found)
+        why = (f"Nothing speaks for a change to {c.name}: {'; '.join(c.alarms)}." for c in found)
         return Advice(found[0].name, tuple(why), found)
     chosen = ranked[0]
     near = [c for c in ranked if c.accuracy >= chosen.accuracy - NEAR]
@@ -283,12 +311,8 @@ def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = Non
             f"{cheapest.name} is estimated {chosen.accuracy - cheapest.accuracy:.1f} points lower and takes "
             f"{cheapest.milliseconds:.0f} ms."
         )
-    reasons += [f"Not {c.name}: {_reason(c)}." for c in rest]
+    reasons += [f"Not {c.name}: {'; '.join(c.alarms)}." for c in rest]
     return Advice(chosen.name, tuple(reasons), (*ranked, *rest))
-
-
-def _reason(candidate: Candidate) -> str:
-    return "; ".join(candidate.alarms) or "no estimate, it has no linear head that could be watched"
 
 
 def _judged(
@@ -300,8 +324,8 @@ def _judged(
     usual: float,
 ) -> Candidate:
     parts = _thirds(signs)
-    mirrored, dropped = _mirrored(signs, group), _mean(_dropped_out(signs), signs)
-    accuracy = _either(mirrored, dropped)
+    changed = _mean([s.changed for s in signs], signs)
+    dropped = aetta([s.disagreement for s in signs], [s.spread for s in signs], signs[0].classes)
     confidence = [_mean([s.confidence for s in part], part) for part in parts]
     alarms = []
     for part, (own, other) in enumerate(zip(spread, most, strict=True), 1):
@@ -315,13 +339,14 @@ def _judged(
         alarms.append(
             f"its answers narrow and those of others do not (diversity {100 * spread[0]:.0f} %, then {100 * spread[-1]:.0f} %)"
         )
-    if accuracy < 150 / signs[0].classes:
-        alarms.append(f"its own estimate, {accuracy:.0f} %, is near chance")
+    if 1 - changed < 1.5 / signs[0].classes:
+        alarms.append(
+            f"its answers are others for {100 * changed:.0f} % of the disturbed images, as if drawn"
+        )
     return Candidate(
         name,
-        accuracy,
-        mirrored,
-        dropped,
+        consistency(changed, _answers(signs, group)),
+        _mean(dropped, signs),
         100 * _mean([one.agreement for one in signs], signs),
         100 * float(np.mean(confidence)),
         100 * (confidence[-1] - confidence[0]),
@@ -334,39 +359,23 @@ def _judged(
 
 def _groups(signs: Sequence[Signs], looks: ArrayLike | None) -> NDArray[np.int64]:
     """(M,) the group of each image: those that look alike, or that came in the same third."""
-    images = sum(s.images for s in signs)
     if looks is None:
         parts = [sum(s.images for s in part) for part in _thirds(signs)]
         return np.repeat(np.arange(len(parts)), parts)
-    if len(np.asarray(looks)) != images:
+    table, images = np.asarray(looks), sum(s.images for s in signs)
+    if len(table) != images:
         raise ValueError(
-            f"expected the looks of the {images} images that the candidates have seen, got {len(np.asarray(looks))}"
+            f"expected the looks of the {images} images that the candidates have seen, got {len(table)}"
         )
-    return alike(looks, min(max(images // (ALIKE * signs[0].classes), 1), GROUPS))
+    return alike(table, min(max(images // (ALIKE * signs[0].classes), 1), GROUPS))
 
 
-def _mirrored(
-    signs: Sequence[Signs],
-    group: NDArray[np.int64],
-    batches: slice = slice(None),
-    images: slice = slice(None),
-) -> float:
-    """The estimate from mirrored images in a part of the stream; how far answers spread in a group is taken from all of it."""
+def _answers(signs: Sequence[Signs], group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(G, C) how many images of each group got each class."""
     said = np.concatenate([np.asarray(s.said, dtype=np.int64) for s in signs])
-    answers = np.zeros((group.max() + 1, signs[0].classes))
+    answers = np.zeros((int(group.max()) + 1, signs[0].classes))
     np.add.at(answers, (group, said), 1)
-    here = np.bincount(group[images], minlength=len(answers)) / np.bincount(group).clip(1)
-    changed = _mean([s.mirrored for s in signs[batches]], signs[batches])
-    return mirrored_accuracy(changed, answers * here[:, None])
-
-
-def _dropped_out(signs: Sequence[Signs]) -> NDArray[np.float64]:
-    """AETTA after each batch."""
-    return aetta([s.disagreement for s in signs], [s.spread for s in signs], signs[0].classes)
-
-
-def _either(mirrored: float, dropped: float) -> float:
-    return dropped if math.isnan(mirrored) else mirrored
+    return answers
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64], signs: Sequence[Signs]) -> float:

@@ -88,7 +88,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument(
         "--no-mirror",
         action="store_true",
-        help="with --no-labels: a mirrored image is another one (digits, text, signs)",
+        help="with --no-labels: a mirrored image is another one (digits, text, signs); turn it a little instead",
     )
     bench.set_defaults(run=_bench)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from testtime.metrics import aetta, diversity, dropout_disagreement, mirrored_accuracy
+from testtime.metrics import aetta, consistency, diversity, dropout_disagreement
 
 
 def test_disagreement_and_spread_by_hand() -> None:
@@ -61,12 +61,9 @@ def test_what_cannot_be_dropped_is_named(count: int, rate: float) -> None:
         dropout_disagreement(torch.rand(count, 2), nn.Linear(2, 2), torch.Generator(), rate)
 
 
-def test_mirrored_images_by_hand() -> None:
+def test_consistency_by_hand() -> None:
     spread = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
-    share = (2 + 0.5) / 21
-    assert mirrored_accuracy(0.1, [15, 5]) == pytest.approx(100 * (1 - share / spread**3))
-    assert mirrored_accuracy(0.1, [15, 5], alpha=1) == pytest.approx(100 * (1 - share / spread))
-    assert mirrored_accuracy(0.9, [199, 1]) == pytest.approx(50)  # chance
+    assert consistency(0.1, [15, 5]) == pytest.approx(100 * 0.9 * spread)
     groups = (20 * spread + 10 * 1.0) / 30  # weighted by images
-    share = (3 + 0.5) / 31
-    assert mirrored_accuracy(0.1, [[15, 5], [0, 0], [5, 5]]) == pytest.approx(100 * (1 - share / groups**3))
+    assert consistency(0.2, [[15, 5], [0, 0], [5, 5]]) == pytest.approx(100 * 0.8 * groups)
+    assert consistency(0.0, [[9, 0], [0, 9]]) == 0  # a class for each look, however sure

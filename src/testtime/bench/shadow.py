@@ -20,7 +20,7 @@ from testtime.bench.cell import SLOW, Precision, _atomic, source_batches
 from testtime.bench.page import document, figure, show, table, write_page
 from testtime.bench.protocol import Row
 from testtime.bench.svg import Series, line_chart
-from testtime.choosing import Advice, Signs, looks, over_time, recommend, watch
+from testtime.choosing import Advice, Signs, looks, mirrored, over_time, recommend, turned, watch
 from testtime.data import ImageSet
 from testtime.methods import Source
 from testtime.models import model_card
@@ -31,7 +31,6 @@ __all__ = ["Shadow", "advise", "advise_text", "judged", "read_looks", "read_sign
 
 FIGURES = {
     "accuracy": "estimate",
-    "mirrored": "mirror",
     "aetta": "AETTA",
     "agreement": "agreement",
     "confidence": "confidence",
@@ -56,7 +55,7 @@ class Shadow:
         source: unlabelled images of the source; methods that need them are left out where there are none.
         device: "cpu" or "cuda".
         precision: "bfloat16" runs the networks under autocast.
-        mirror: whether a mirrored image is still of its class, see `testtime.choosing.watch`.
+        mirror: whether a mirrored image is still of its class; if not, images are turned instead.
         every: also candidates of more than 20 forwards a batch.
     """
 
@@ -154,7 +153,7 @@ class Shadow:
             right = known = 0
             partial = file.with_suffix(".part")
             with partial.open("w") as lines:
-                seen = watch(adapter, images(), plain, mirror=self.mirror)
+                seen = watch(adapter, images(), plain, disturb=mirrored if self.mirror else turned)
                 for signs in progress(seen, len(self.stream), row.label):
                     lines.write(json.dumps(asdict(signs)) + "\n")
                     lines.flush()

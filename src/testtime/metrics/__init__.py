@@ -6,7 +6,7 @@ Scores and errors are in percent, except where a metric has a unit of its own.
 from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
 from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
 from testtime.metrics.dense import BCE, RMSE, AveragePrecision, EdgeF, MeanAngle, MeanIoU
-from testtime.metrics.label_free import aetta, diversity, dropout_disagreement, mirrored_accuracy
+from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
 from testtime.metrics.looks import alike, looks
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 from testtime.metrics.summary import Samples, forgetting, summarise
@@ -28,6 +28,7 @@ __all__ = [
     "auroc",
     "brier",
     "calibration_error",
+    "consistency",
     "cosine_similarity",
     "delta_ttt",
     "diversity",
@@ -38,7 +39,6 @@ __all__ = [
     "h_score",
     "looks",
     "milliseconds",
-    "mirrored_accuracy",
     "nll",
     "oscr",
     "peak_memory",

@@ -6,17 +6,19 @@ whose answer is another one, and H the entropy of the mean probabilities of a ba
 
 .. math:: \widehat{\mathrm{err}} = \min\bigl(D / H^{\alpha},\; 1 - 1/C\bigr)
 
-Mirroring: the same thought with another disturbance, the image mirrored from left to right, and with the spread H of the
-answers themselves: it needs no network to look into, so that it also judges methods whose answer is not their network's.
-The spread is taken among images that look alike, in groups g of shares :math:`w_g` of the stream: a network that sees one class
-in fog and another in noise is as wrong as one that sees one class everywhere, and among all images its answers are spread,
+Consistency: the same thought with a disturbance of the image, and with the spread of the answers themselves: it needs no
+network to look into, so that it also judges methods whose answer is not their network's. With the share D of answers that
+change, and the spread :math:`H_g` of the answers among images that look alike, in groups g of shares :math:`w_g` of a stream,
 
-.. math:: \widehat{\mathrm{err}} = \min\Bigl(D_{\text{mirror}} / \bigl(\textstyle\sum_g w_g H_g\bigr)^\alpha,\; 1 - 1/C\Bigr)
+.. math:: \widehat{\mathrm{acc}} = (1 - D) \sum_g w_g H_g
 
-with AETTA's exponent, 3. Where a mirrored image is another one (digits, text, traffic signs), AETTA alone is to be used.
+A network that sees one class in fog and another in noise is as wrong as one that sees one class everywhere, and where both are
+mixed only the groups give it away.
 
 Departures from AETTA: the dropout is before the linear head alone (in the published code, within a residual network), so that
 any network with such a head can be watched for one forward.
+
+Consistency, its groups and its product are ours.
 
 Reference: Lee, Chottananurak, Gong and Lee, AETTA: Label-Free Accuracy Estimation for Test-Time Adaptation, CVPR 2024,
 equations 9 to 11.
@@ -33,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["aetta", "diversity", "dropout_disagreement", "mirrored_accuracy"]
+__all__ = ["aetta", "consistency", "diversity", "dropout_disagreement"]
 
 
 @torch.no_grad()
@@ -115,24 +117,20 @@ def aetta(
     return np.array(found)
 
 
-def mirrored_accuracy(changed: float, answers: ArrayLike, alpha: float = 3.0) -> float:
-    """The accuracy in percent that the answers to mirrored images speak for.
+def consistency(changed: float, answers: ArrayLike) -> float:
+    """The accuracy in percent that consistent answers, spread over the classes, speak for.
 
     Args:
-        changed: share of the answers that are others for the mirrored image, in [0, 1].
+        changed: share of the answers that are others for the disturbed image, in [0, 1].
         answers: (G, C) how many images of each group got each class, or (C,) for one group. Groups of less than 5 C images
             have a narrow spread by chance.
-        alpha: how much a narrow spread counts against the model.
 
-    >>> round(mirrored_accuracy(0.2, [500, 500]), 1)
+    >>> consistency(0.2, [500, 500])
     80.0
-    >>> mirrored_accuracy(0.0, [1000, 0])  # one class for all never changes its mind
-    50.0
+    >>> consistency(0.0, [1000, 0])  # one class for all never changes its mind
+    0.0
     """
     groups = np.atleast_2d(np.asarray(answers, dtype=float))
     groups = groups[groups.any(axis=1)]
-    sizes = groups.sum(axis=1)
-    spread = float(np.average([diversity(group) for group in groups], weights=sizes))
-    images = float(sizes.sum())
-    share = (changed * images + 0.5) / (images + 1)  # none of few is not never
-    return 100 * (1 - min(share / max(spread, 1e-6) ** alpha, 1 - 1 / groups.shape[1]))
+    spread = np.average([diversity(group) for group in groups], weights=groups.sum(axis=1))
+    return 100 * (1 - changed) * float(spread)

@@ -2,7 +2,7 @@ r"""What images look like, whatever they show: noise, blur, haze, colour; and wh
 
 The features of an image are the logarithm of its power in bands of spatial frequency and in four directions, that of the noise
 in its colours, the heaviness of the tails of its differences, and the mean, deviation and range of its channels. Images are
-grouped by k-means (k-means++ for the first centres) on the standardised features.
+grouped by k-means (k-means++ for the first centres) on the standardised features; centres are found among 5,000 of them.
 
 Reference: Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, SODA 2007. The features are ours.
 """
@@ -24,6 +24,7 @@ FINE = 0.2  # cycles per pixel, above which a direction is looked at
 SMALLEST = 1e-8  # of a power, below which all are alike
 FAR = 4.0  # standard deviations, beyond which a feature counts as that
 ROUNDS = 50
+SAMPLE = 5000  # images among which the centres are found
 
 
 @torch.no_grad()
@@ -96,17 +97,17 @@ def alike(features: ArrayLike, count: int, seed: int = 0) -> NDArray[np.int64]:
         raise ValueError(f"expected features (M, F) and a count of 1 at least, got {x.shape} and {count}")
     x = np.clip((x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6), -FAR, FAR)
     rng = np.random.default_rng(seed)
-    centres = x[[rng.integers(len(x))]]
-    while len(centres) < count and (far := _distances(x, centres).min(axis=1)).max() > 1e-9:
-        centres = np.concatenate([centres, x[[rng.choice(len(x), p=far / far.sum())]]])
-    group = _distances(x, centres).argmin(axis=1)
+    some = x if len(x) <= SAMPLE else x[rng.choice(len(x), SAMPLE, replace=False)]
+    centres = some[[rng.integers(len(some))]]
+    while len(centres) < count and (far := _distances(some, centres).min(axis=1)).max() > 1e-9:
+        centres = np.concatenate([centres, some[[rng.choice(len(some), p=far / far.sum())]]])
+    group = _distances(some, centres).argmin(axis=1)
     for _ in range(ROUNDS):
-        used = np.unique(group)
-        centres = np.stack([x[group == g].mean(axis=0) for g in used])
-        before, group = group, _distances(x, centres).argmin(axis=1)
+        centres = np.stack([some[group == g].mean(axis=0) for g in np.unique(group)])
+        before, group = group, _distances(some, centres).argmin(axis=1)
         if np.array_equal(before, group):
             break
-    return group
+    return _distances(x, centres).argmin(axis=1)
 
 
 def _distances(x: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
