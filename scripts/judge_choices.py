@@ -24,7 +24,7 @@ SUBSETS, SIZE, COLLAPSE, SOURCE = 200, 6, 0.75, "Source"
 
 
 def rules(
-    rng: np.random.Generator, looks: NDArray[np.float32] | None
+    rng: np.random.Generator, looks: NDArray[np.float32]
 ) -> dict[str, Callable[[Mapping[str, list[Signs]]], str]]:
     """By name, from the signs of candidates to one of them."""
 
@@ -34,7 +34,7 @@ def rules(
     return {
         "testtime recommend": lambda seen: recommend(seen, looks).name,
         "AETTA alone": of(lambda c: c.aetta),
-        "whatever the images look like": lambda seen: recommend(seen).name,
+        "consistency alone": lambda seen: recommend(seen, np.zeros_like(looks)).name,
         "most confident": of(lambda c: c.confidence),
         "nearest to Source": of(lambda c: c.agreement if c.name != SOURCE else -1),
         "Source": lambda seen: SOURCE,
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="folders of testtime bench --no-labels")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
-    found: dict[str, list[tuple[float, bool]]] = {name: [] for name in rules(rng, None)}
+    found: dict[str, list[tuple[float, bool]]] = {name: [] for name in rules(rng, np.empty(0))}
     print(f"{'stream':28}{'chosen':18}{'':>6}  {'best':18}{'':>6}{'Source':>8}")
     for folder in given.runs:
         seen, looks, truth = read_signs(folder), read_looks(folder), judged(folder)

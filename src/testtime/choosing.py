@@ -53,7 +53,7 @@ NEAR = 1.0  # percent points of estimated accuracy within which a cheaper one is
 NARROWING = 0.1  # of diversity, lost beyond what the median candidate loses
 WINDOW = 10  # images of each class, on average, in a stretch that is drawn
 COLLAPSE = 0.5  # of the diversity of the answers of the most diverse candidate
-ALIKE = 5  # images of each class, on average, in a group of those that look alike
+ALIKE = 10  # images of each class, on average, in a group of those that look alike
 GROUPS = 64  # at most
 
 
@@ -178,7 +178,7 @@ class Candidate:
 
     Attributes:
         name: of the candidate.
-        accuracy: estimated from how consistent the answers are, and how spread (:func:`testtime.metrics.consistency`).
+        accuracy: estimated from how consistent the answers are (:func:`testtime.metrics.consistency`).
         aetta: for comparison the estimate of AETTA, mean over the stream; NaN where there is no linear head.
         agreement: with the source model.
         confidence: and ``confidence_drift``, its change from the first third of the stream to the last.
@@ -216,7 +216,7 @@ class Advice:
     candidates: tuple[Candidate, ...]
 
 
-def over_time(signs: Sequence[Signs], looks: ArrayLike | None = None) -> tuple[list[int], list[float]]:
+def over_time(signs: Sequence[Signs], looks: ArrayLike) -> tuple[list[int], list[float]]:
     """The estimated accuracy along a stream, to be drawn.
 
     Args:
@@ -246,11 +246,11 @@ def over_time(signs: Sequence[Signs], looks: ArrayLike | None = None) -> tuple[l
     return seen, guesses
 
 
-def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -> tuple[Candidate, ...]:
+def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike) -> tuple[Candidate, ...]:
     """Sum up the signs of candidates that were shown the same stream.
 
     A candidate that is wrong in the same way about an image and the disturbed one looks consistent; but it says one class in
-    fog and another in noise, so that among images that look alike its answers are few, and that counts against it.
+    fog and another in noise, and that its answers follow what images look like counts against it.
 
     Alarms are raised against the other candidates, as a stream may hold few classes and they all see the same: where the
     answers of a third of the stream are spread over classes by less than half of what those of the most diverse candidate
@@ -259,8 +259,7 @@ def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -
 
     Args:
         seen: by name, what `watch` yielded.
-        looks: (M, F) what each image of the stream looks like, in its order, from :func:`testtime.metrics.looks`. Without it
-            the images of each third of the stream are taken to look alike, and where domains are mixed the estimates are blind.
+        looks: (M, F) what each image of the stream looks like, in its order, from :func:`testtime.metrics.looks`.
 
     Raises:
         ValueError: there is no candidate, one has seen nothing, they have seen streams of different lengths, or there are
@@ -281,7 +280,7 @@ def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -
     return tuple(_judged(name, signs, group, thirds[name], most, usual) for name, signs in seen.items())
 
 
-def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike | None = None) -> Advice:
+def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike) -> Advice:
     """Choose the candidate of the highest estimated accuracy that no alarm speaks against, and name a cheaper one that is near.
 
     If alarms speak against all, it is the first that was given: give the model that is in use first.
@@ -357,11 +356,8 @@ def _judged(
     )
 
 
-def _groups(signs: Sequence[Signs], looks: ArrayLike | None) -> NDArray[np.int64]:
-    """(M,) the group of each image: those that look alike, or that came in the same third."""
-    if looks is None:
-        parts = [sum(s.images for s in part) for part in _thirds(signs)]
-        return np.repeat(np.arange(len(parts)), parts)
+def _groups(signs: Sequence[Signs], looks: ArrayLike) -> NDArray[np.int64]:
+    """(M,) the group of each image: those that look alike."""
     table, images = np.asarray(looks), sum(s.images for s in signs)
     if len(table) != images:
         raise ValueError(

@@ -62,8 +62,16 @@ def test_what_cannot_be_dropped_is_named(count: int, rate: float) -> None:
 
 
 def test_consistency_by_hand() -> None:
-    spread = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
-    assert consistency(0.1, [15, 5]) == pytest.approx(100 * 0.9 * spread)
-    groups = (20 * spread + 10 * 1.0) / 30  # weighted by images
-    assert consistency(0.2, [[15, 5], [0, 0], [5, 5]]) == pytest.approx(100 * 0.8 * groups)
+    groups = np.array([[15, 5], [0, 0], [5, 5]])
+    p = groups / groups.sum()
+    both = p[p > 0]
+    shares, sizes = p.sum(0), p.sum(1)[[0, 2]]
+    entropy = -(shares * np.log(shares)).sum()
+    mutual = entropy - (sizes * np.log(sizes)).sum() + (both * np.log(both)).sum()  # H(y) + H(g) - H(y, g)
+    assert consistency(0.2, groups) == pytest.approx(100 * 0.8 * (1 - mutual / entropy) ** 2)
+    assert consistency(0.1, [[15, 5]]) == pytest.approx(90)  # no group to tell apart
+    assert consistency(0.1, [[15, 5, 0], [15, 5, 0]]) == pytest.approx(
+        90
+    )  # few classes, whatever they look like
     assert consistency(0.0, [[9, 0], [0, 9]]) == 0  # a class for each look, however sure
+    assert consistency(0.0, [[9, 0], [9, 0]]) == 0  # one class says nothing

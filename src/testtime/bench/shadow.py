@@ -188,10 +188,17 @@ def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
     return found
 
 
-def read_looks(folder: str | Path) -> NDArray[np.float32] | None:
-    """What the images of a run look like; None for a run of an earlier version, which the same bench command mends."""
+def read_looks(folder: str | Path) -> NDArray[np.float32]:
+    """What the images of a run look like, in the order of the stream.
+
+    Raises:
+        ValueError: the run began with an earlier version.
+    """
     path = Path(folder) / LOOKS
-    return np.load(path, allow_pickle=False) if path.is_file() else None
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the same bench command writes it, and keeps what is finished")
+    looks: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    return looks
 
 
 def judged(folder: str | Path) -> dict[str, float]:

@@ -6,19 +6,19 @@ whose answer is another one, and H the entropy of the mean probabilities of a ba
 
 .. math:: \widehat{\mathrm{err}} = \min\bigl(D / H^{\alpha},\; 1 - 1/C\bigr)
 
-Consistency: the same thought with a disturbance of the image, and with the spread of the answers themselves: it needs no
-network to look into, so that it also judges methods whose answer is not their network's. With the share D of answers that
-change, and the spread :math:`H_g` of the answers among images that look alike, in groups g of shares :math:`w_g` of a stream,
+Consistency: the same thought with a disturbance of the image, which needs no network to look into, so that it also judges
+methods whose answer is not their network's. A model can be consistently wrong, too: one class in fog, another in noise. What an
+image shows has little to do with how it looks (:mod:`testtime.metrics.looks`), so that a good model's answers y have, either;
+with the share D of answers that change, the groups g of images that look alike, and the mutual information I of both,
 
-.. math:: \widehat{\mathrm{acc}} = (1 - D) \sum_g w_g H_g
+.. math:: \widehat{\mathrm{acc}} = (1 - D) \left(1 - \frac{I(y; g)}{H(y)}\right)^2
 
-A network that sees one class in fog and another in noise is as wrong as one that sees one class everywhere, and where both are
-mixed only the groups give it away.
+It asks for no particular shares of the classes: a stream may hold few of them.
 
 Departures from AETTA: the dropout is before the linear head alone (in the published code, within a residual network), so that
 any network with such a head can be watched for one forward.
 
-Consistency, its groups and its product are ours.
+Consistency is ours.
 
 Reference: Lee, Chottananurak, Gong and Lee, AETTA: Label-Free Accuracy Estimation for Test-Time Adaptation, CVPR 2024,
 equations 9 to 11.
@@ -118,19 +118,24 @@ def aetta(
 
 
 def consistency(changed: float, answers: ArrayLike) -> float:
-    """The accuracy in percent that consistent answers, spread over the classes, speak for.
+    """The accuracy in percent that consistent answers speak for, if they do not follow what images look like.
 
     Args:
         changed: share of the answers that are others for the disturbed image, in [0, 1].
-        answers: (G, C) how many images of each group got each class, or (C,) for one group. Groups of less than 5 C images
-            have a narrow spread by chance.
+        answers: (G, C) how many images of each group got each class. Groups of less than 10 C images seem to differ by chance.
 
-    >>> consistency(0.2, [500, 500])
+    Returns:
+        the estimate; 0 where all answers are one class, which says nothing.
+
+    >>> consistency(0.2, [[500, 500], [500, 500]])
     80.0
-    >>> consistency(0.0, [1000, 0])  # one class for all never changes its mind
+    >>> consistency(0.0, [[1000, 0], [0, 1000]])  # a class for each look
     0.0
     """
     groups = np.atleast_2d(np.asarray(answers, dtype=float))
     groups = groups[groups.any(axis=1)]
-    spread = np.average([diversity(group) for group in groups], weights=groups.sum(axis=1))
-    return 100 * (1 - changed) * float(spread)
+    together = diversity(groups.sum(axis=0))
+    if not together:
+        return 0.0
+    apart = np.average([diversity(group) for group in groups], weights=groups.sum(axis=1))
+    return 100 * (1 - changed) * float(apart / together) ** 2
