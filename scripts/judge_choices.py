@@ -18,27 +18,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testtime.bench.shadow import judged, read_looks, read_signs
-from testtime.choosing import Candidate, Signs, judge, recommend
+from testtime.choosing import Signs, judge, recommend
 
 SUBSETS, SIZE, COLLAPSE, SOURCE = 200, 6, 0.75, "Source"
 
 
 def rules(
-    rng: np.random.Generator, looks: NDArray[np.float32]
-) -> dict[str, Callable[[Mapping[str, list[Signs]]], str]]:
-    """By name, from the signs of candidates to one of them."""
+    seen: Mapping[str, list[Signs]], looks: NDArray[np.float32], rng: np.random.Generator
+) -> dict[str, Callable[[list[str]], str]]:
+    """By name, from the names of some candidates to one of them."""
+    of = {c.name: c for c in judge(seen, looks)}
 
-    def of(key: Callable[[Candidate], float]) -> Callable[[Mapping[str, list[Signs]]], str]:
-        return lambda seen: max(judge(seen), key=key).name
+    def taken(some: list[str], by: NDArray[np.float32]) -> str:
+        return recommend({name: seen[name] for name in some}, by).name
 
     return {
-        "testtime recommend": lambda seen: recommend(seen, looks).name,
-        "AETTA alone": of(lambda c: c.aetta),
-        "consistency alone": lambda seen: recommend(seen, np.zeros_like(looks)).name,
-        "most confident": of(lambda c: c.confidence),
-        "nearest to Source": of(lambda c: c.agreement if c.name != SOURCE else -1),
-        "Source": lambda seen: SOURCE,
-        "at random": lambda seen: list(seen)[rng.integers(len(seen))],
+        "testtime recommend": lambda some: taken(some, looks),
+        "consistency alone": lambda some: taken(some, np.zeros_like(looks)),
+        "AETTA alone": lambda some: max(some, key=lambda name: of[name].aetta),
+        "most confident": lambda some: max(some, key=lambda name: of[name].confidence),
+        "nearest to Source": lambda some: max(set(some) - {SOURCE}, key=lambda name: of[name].agreement),
+        "Source": lambda some: SOURCE,
+        "at random": lambda some: str(rng.choice(some)),
     }
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="folders of testtime bench --no-labels")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
-    found: dict[str, list[tuple[float, bool]]] = {name: [] for name in rules(rng, np.empty(0))}
+    found: dict[str, list[tuple[float, bool]]] = {}
     print(f"{'stream':28}{'chosen':18}{'':>6}  {'best':18}{'':>6}{'Source':>8}")
     for folder in given.runs:
         seen, looks, truth = read_signs(folder), read_looks(folder), judged(folder)
@@ -57,19 +58,19 @@ def main() -> None:
         print(
             f"{Path(folder).name:28}{chosen:18}{truth[chosen]:6.1f}  {best:18}{truth[best]:6.1f}{truth[SOURCE]:8.1f}"
         )
+        choose = rules(seen, looks, rng)
         others = [name for name in seen if name != SOURCE]
         for _ in range(SUBSETS):
-            some = [SOURCE, *rng.choice(others, SIZE - 1, replace=False)]
-            part = {name: seen[name] for name in some}
+            some = [SOURCE, *rng.choice(others, SIZE - 1, replace=False).tolist()]
             most = max(truth[name] for name in some)
-            for name, rule in rules(rng, looks).items():
-                one = rule(part)
-                found[name].append((most - truth[one], truth[one] < COLLAPSE * truth[SOURCE]))
-    print(f"\n{'of six candidates':34}{'within 1 point':>16}{'points lost':>13}{'collapses':>11}")
+            for name, rule in choose.items():
+                one = rule(some)
+                found.setdefault(name, []).append((most - truth[one], truth[one] < COLLAPSE * truth[SOURCE]))
+    print(f"\n{'of six candidates':22}{'within 1 point':>16}{'points lost':>13}{'collapses':>11}")
     for name, results in found.items():
         lost = np.array([points for points, _ in results])
         collapsed = 100 * np.mean([bad for _, bad in results])
-        print(f"{name:34}{100 * np.mean(lost <= 1):15.0f}%{lost.mean():13.1f}{collapsed:10.1f}%")
+        print(f"{name:22}{100 * np.mean(lost <= 1):15.0f}%{lost.mean():13.1f}{collapsed:10.1f}%")
 
 
 if __name__ == "__main__":
