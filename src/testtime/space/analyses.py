@@ -106,6 +106,10 @@ def _spaces(preset: Preset, count: int = 3) -> list[Entry]:
     ]
 
 
+def _features(preset: Preset) -> list[Entry]:
+    return [replace(entry, point=replace(entry.point, frozen=True)) for entry in _spaces(preset)]
+
+
 def _objectives(preset: Preset) -> list[Entry]:
     found = []
     for name, objective, modalities in (
@@ -291,6 +295,7 @@ ANALYSES: dict[str, Analysis] = {
         Analysis("tasks", "Is it so for every task?", "table 1", _tasks, shows="each column its own measure"),
         Analysis("objectives", "Which objective specialises?", "appendix P", _objectives),
         Analysis("spaces", "Does it know its own house best?", "figure 7", _spaces),
+        Analysis("features", "Do frozen features know their own house best?", "", _features),
         Analysis("worth", "How many other houses is one's own worth?", "figure 8", _worth, unit="houses"),
         Analysis(
             "specialise", "What does specialising cost elsewhere?", "figure 9", _specialise, unit="houses"
