@@ -99,15 +99,24 @@ def test_an_adapter_is_two_products_of_matrices() -> None:
     np.testing.assert_allclose(linear(torch.from_numpy(x)).detach().numpy(), expected)
 
 
-def test_beside_a_convolution_it_is_a_convolution_of_small_rank() -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("padding", ["zeros", "reflect"])
+def test_beside_a_convolution_they_are_two_one_after_the_other(groups: int, padding: str) -> None:
     with torch.random.fork_rng():
-        conv = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False).double()
+        torch.manual_seed(0)
+        form = {"stride": 2, "padding": 1, "padding_mode": padding}
+        conv = nn.Conv2d(4, 6, 3, groups=groups, **form).double()
         adapter = DomainAdapter(conv, 1, 2)
         nn.init.normal_(adapter.high_up.weight)
-    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    product = torch.einsum("orab,rikl->oikl", adapter.high_up.weight, adapter.high_down.weight)
-    expected = F.conv2d(x, conv.weight + product, stride=2, padding=1)
+        nn.init.normal_(adapter.low_up.weight)
+        x = torch.rand(2, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    adapter.low, adapter.high = 0.8, 1.2
+    low, high = adapter.low_up(adapter.low_down(x)), adapter.high_up(adapter.high_down(x))
+    expected = conv(x) + 0.8 * low + 1.2 * high
     torch.testing.assert_close(adapter(x), expected)
+    of = (x, conv.weight, *(m.weight for m in (adapter.low_up, adapter.low_down, adapter.high_down)))
+    found = torch.autograd.grad(adapter(x).square().sum(), of)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), of))
 
 
 def test_where_adapters_stand() -> None:
