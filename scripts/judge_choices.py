@@ -5,7 +5,8 @@
 For each stream: what is chosen among all candidates, and how far below the best it is. Then the same among subsets of six that
 hold the source model and five drawn at random, 200 for each stream, beside simpler rules: the source model always, the most
 confident, the one whose answers agree most with the source model's without being it, one at random. A collapse is an accuracy
-of less than three quarters of the source model's.
+of less than three quarters of the source model's. Last, how far the estimates are from the truth, in points, mean over
+candidates and streams.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main() -> None:
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     found: dict[str, list[tuple[float, bool]]] = {}
+    off: dict[str, list[float]] = {"testtime recommend": [], "AETTA": []}
     print(f"{'stream':28}{'chosen':18}{'':>6}  {'best':18}{'':>6}{'Source':>8}")
     for folder in given.runs:
         seen, looks, truth = read_signs(folder), read_looks(folder), judged(folder)
@@ -59,6 +61,9 @@ def main() -> None:
             f"{Path(folder).name:28}{chosen:18}{truth[chosen]:6.1f}  {best:18}{truth[best]:6.1f}{truth[SOURCE]:8.1f}"
         )
         choose = rules(seen, looks, rng)
+        for c in judge(seen, looks):
+            off["testtime recommend"].append(abs(c.accuracy - truth[c.name]))
+            off["AETTA"].append(abs(c.aetta - truth[c.name]))
         others = [name for name in seen if name != SOURCE]
         for _ in range(SUBSETS):
             some = [SOURCE, *rng.choice(others, SIZE - 1, replace=False).tolist()]
@@ -71,6 +76,10 @@ def main() -> None:
         lost = np.array([points for points, _ in results])
         collapsed = 100 * np.mean([bad for _, bad in results])
         print(f"{name:22}{100 * np.mean(lost <= 1):15.0f}%{lost.mean():13.1f}{collapsed:10.1f}%")
+    print(
+        "\npoints off the truth: "
+        + ", ".join(f"{name} {np.nanmean(points):.1f}" for name, points in off.items())
+    )
 
 
 if __name__ == "__main__":
