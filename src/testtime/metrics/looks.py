@@ -35,7 +35,7 @@ def looks(images: Tensor) -> Tensor:
         images: (N, C, H, W) in [0, 1], 4 x 4 pixels or more.
 
     Returns:
-        (N, F); F depends on the size of the images alone.
+        (N, F) on the CPU; F depends on the size of the images alone.
 
     Raises:
         ValueError: the images are smaller, or no batch.
@@ -72,7 +72,7 @@ def looks(images: Tensor) -> Tensor:
             x.flatten(1).amax(dim=1, keepdim=True),
         ],
         dim=1,
-    )
+    ).cpu()
 
 
 def alike(features: ArrayLike, count: int, seed: int = 0) -> NDArray[np.int64]:
