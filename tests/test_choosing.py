@@ -178,6 +178,13 @@ def test_the_best_sound_candidate_is_chosen_and_a_cheap_one_that_is_near_is_name
     assert [c.name for c in advice.candidates] == ["good", "near", "Source", "bad"]
 
 
+def test_a_stream_that_is_too_short_is_told() -> None:
+    short, long = {"a": [SIGNS] * 3}, {"a": [SIGNS] * 4}  # 60 and 80 images of 4 classes
+    assert "60 images are too few" in recommend(short, same(short)).reasons[-1]
+    assert "give 80 or more" in recommend(short, same(short)).reasons[-1]
+    assert len(recommend(long, same(long)).reasons) == 1
+
+
 def test_answers_that_narrow_while_those_of_others_do_not_are_an_alarm() -> None:
     narrow = [SIGNS, SIGNS, replace(SIGNS, said=(0, 0, 1, 2) * 5)]
     ones = judged({"a": [SIGNS] * 3, "b": [SIGNS] * 3, "c": narrow})

@@ -311,6 +311,12 @@ def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike) -> Advice:
             f"{cheapest.milliseconds:.0f} ms."
         )
     reasons += [f"Not {c.name}: {'; '.join(c.alarms)}." for c in rest]
+    one = seen[chosen.name][0]
+    images, enough = sum(s.images for s in seen[chosen.name]), 2 * ALIKE * one.classes
+    if images < enough:
+        reasons.append(
+            f"{images} images are too few to tell whether answers follow what images look like: give {enough} or more."
+        )
     return Advice(chosen.name, tuple(reasons), (*ranked, *rest))
 
 
