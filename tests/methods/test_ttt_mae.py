@@ -13,7 +13,7 @@ from testtime.multitask import Assisted, MultiTaskNet, Segmentation
 from testtime.parts.randomness import generator
 from testtime.space.mae import MaskedAutoencoder
 from testtime.space.model import Size
-from testtime.space.transfer import ConvNeXtHead, Segmenter
+from testtime.space.segmenter import ConvNeXtHead, Segmenter
 
 SMALL = Size(1, 1, 16, 2)
 

@@ -19,7 +19,8 @@ from testtime.space.captioning import (
     train_captioner,
 )
 from testtime.space.modalities import SENSORY
-from testtime.space.transfer import PatchEncoder, TransferRecipe
+from testtime.space.segmenter import PatchEncoder
+from testtime.space.transfer import TransferRecipe
 
 LEFT, RIGHT = "The lamp is to the left of the sofa.", "The lamp is to the right of the sofa."
 DARK = "A room."

@@ -16,7 +16,8 @@ from testtime.space.detection import (
     train_detector,
 )
 from testtime.space.modalities import SENSORY
-from testtime.space.transfer import PatchEncoder, TransferRecipe
+from testtime.space.segmenter import PatchEncoder
+from testtime.space.transfer import TransferRecipe
 
 
 class Bricks(DenseSet):

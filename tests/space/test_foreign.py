@@ -9,7 +9,8 @@ from torch import nn
 
 from testtime.data import DenseSet, Sample
 from testtime.space.foreign import HuggingFaceEncoder, TimmEncoder, named_encoder
-from testtime.space.transfer import ConvNeXtHead, Segmenter, TransferRecipe, parameter_groups, transfer
+from testtime.space.segmenter import ConvNeXtHead, Segmenter
+from testtime.space.transfer import TransferRecipe, parameter_groups, transfer
 
 RECIPE = TransferRecipe(epochs=8, batch=4, lr=3e-3, every=5, drop_path=0.3, scale=(1.0, 1.5))
 

@@ -67,7 +67,7 @@ class TTTMAE(Adapter):
             is below 1.
 
     >>> from testtime import Episodic, Repeat
-    >>> from testtime.space.transfer import ConvNeXtHead, Segmenter
+    >>> from testtime.space.segmenter import ConvNeXtHead, Segmenter
     >>> autoencoder = MaskedAutoencoder("tiny", (32, 32), 8)
     >>> network = Segmenter(autoencoder.encoder, ConvNeXtHead(96, (4, 4), classes=5, width=8, sub=2, depth=1))
     >>> ttt_mae = Episodic(Repeat(TTTMAE(Assisted(network, autoencoder), copies=4), 2))  # the paper's: 128, 20

@@ -29,8 +29,9 @@ from testtime.metrics.captions import CIDErD, SceneGraphF
 from testtime.parts.randomness import epochs, generator
 from testtime.scenes.sceneset import SceneSet
 from testtime.space.model import DecoderBlock, line_embedding
+from testtime.space.segmenter import Encoder
 from testtime.space.transfer import RECIPES as SEGMENTATION
-from testtime.space.transfer import Encoder, TransferRecipe, fit
+from testtime.space.transfer import TransferRecipe, fit
 
 __all__ = [
     "RECIPES",
@@ -103,7 +104,7 @@ class Captioner(nn.Module):
     """Encoder and causal decoder.
 
     Args:
-        encoder: see :class:`~testtime.space.transfer.Encoder`; trained in place.
+        encoder: see :class:`~testtime.space.segmenter.Encoder`; trained in place.
         vocabulary: of the captions.
         dim, depth, heads: of the decoder.
         max_len: words of a caption at most, with begin and end.

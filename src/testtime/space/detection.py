@@ -34,8 +34,9 @@ from testtime.data.dense import DenseSet, sized
 from testtime.metrics.boxes import BoxAP, Boxes
 from testtime.parts.randomness import epochs, generator
 from testtime.scenes.sceneset import SceneSet
+from testtime.space.segmenter import ConvNeXtHead, Encoder
 from testtime.space.transfer import RECIPES as SEGMENTATION
-from testtime.space.transfer import ConvNeXtHead, Encoder, TransferRecipe, fit
+from testtime.space.transfer import TransferRecipe, fit
 
 __all__ = [
     "RECIPES",
@@ -65,9 +66,9 @@ class Detector(nn.Module):
     """Encoder and head.
 
     Args:
-        encoder: see :class:`~testtime.space.transfer.Encoder`; trained in place.
+        encoder: see :class:`~testtime.space.segmenter.Encoder`; trained in place.
         classes: of objects, in the order of labels.
-        width, sub, depth: of the :class:`~testtime.space.transfer.ConvNeXtHead`.
+        width, sub, depth: of the :class:`~testtime.space.segmenter.ConvNeXtHead`.
     """
 
     def __init__(

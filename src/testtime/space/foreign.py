@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.errors import missing_extra
-from testtime.space.transfer import Encoder
+from testtime.space.segmenter import Encoder
 
 __all__ = ["HuggingFaceEncoder", "TimmEncoder", "named_encoder"]
 

@@ -31,10 +31,11 @@ from testtime.space.modalities import DEPTH, EDGES, NORMALS, RGB, SENSORY, Modal
 from testtime.space.model import Encoder, FourM
 from testtime.space.presets import MAPPING, Place, Preset, Views
 from testtime.space.pretrain import pretrain
+from testtime.space.segmenter import ConvNeXtHead, PatchEncoder, Segmenter
 from testtime.space.shards import Shards, write_shards
 from testtime.space.teachers import STRUCTURE, Teacher, train_teacher
 from testtime.space.tokenizers import FSQTokenizer, Tokenizer
-from testtime.space.transfer import ConvNeXtHead, PatchEncoder, Segmenter, TransferRecipe, few, transfer
+from testtime.space.transfer import TransferRecipe, few, transfer
 
 if TYPE_CHECKING:
     from testtime.space.captioning import Captioner

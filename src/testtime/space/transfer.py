@@ -7,14 +7,13 @@ All parameters are fine-tuned, the deeper the faster: with decay :math:`\rho` th
 function of seed and step and of nothing else, so that two encoders are compared on the same images.
 
 Label propagation is the same with :func:`few` labelled images of the test space. The baseline from scratch is the same with a
-:class:`PatchEncoder`, which may also be given all modalities, at transfer and at test.
+:class:`~testtime.space.segmenter.PatchEncoder`, which may also be given all modalities, at transfer and at test.
 
 Departures: drop path lets whole blocks of foreign encoders go, and their two branches apart only where the block is
 :class:`testtime.space.model.Block`. The paper says "flip and crop" without a scale; here enlargement up to 2.
 
 Reference: Singh, Garjani et al., Multimodality as Supervision: Self-Supervised Specialization to the Test Environment via
-Multimodality (TST-MM), table 11; the head is that of MultiMAE (Bachmann et al., ECCV 2022), its blocks those of ConvNeXt (Liu
-et al., CVPR 2022); layer decay as in BEiT (Bao et al., ICLR 2022).
+Multimodality (TST-MM), table 11; layer decay as in BEiT (Bao et al., ICLR 2022).
 """
 
 from __future__ import annotations
@@ -22,14 +21,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, final
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testtime import checkpoint
@@ -39,15 +37,11 @@ from testtime.multitask.training import Recipe as Augmentation
 from testtime.multitask.training import augmented
 from testtime.parts.randomness import epochs, generator
 from testtime.progress import progress
-from testtime.space.modalities import SENSORY, Modality
-from testtime.space.model import Block, grid_embedding
+from testtime.space.model import Block
+from testtime.space.segmenter import Encoder, Images, Segmenter
 
 __all__ = [
     "RECIPES",
-    "ConvNeXtHead",
-    "Encoder",
-    "PatchEncoder",
-    "Segmenter",
     "TransferRecipe",
     "evaluate",
     "few",
@@ -58,181 +52,6 @@ __all__ = [
 ]
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "model.safetensors"
-Images = Tensor | Mapping[str, Tensor]
-
-
-class Encoder(Protocol):
-    """What is transferred: an ``nn.Module`` from pictures (N, 3, H, W) in [0, 1] to features (N, h*w, dim), after its norm.
-
-    Attributes:
-        dim: width of a feature.
-        grid: (h, w), row by row.
-        size: (H, W) of the pictures it takes.
-        blocks: in order; layer decay and drop path go by them.
-
-    An attribute ``norm`` (the final norm) learns at the rate of the head; an attribute ``modalities`` names the inputs of
-    an encoder that takes more than the picture: it is then given a dictionary.
-    """
-
-    @property
-    def dim(self) -> int: ...
-    @property
-    def grid(self) -> tuple[int, int]: ...
-    @property
-    def size(self) -> tuple[int, int]: ...
-    @property
-    def blocks(self) -> nn.ModuleList: ...
-    def __call__(self, images: Any) -> Tensor: ...
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
-    def train(self, mode: bool = True) -> Any: ...
-
-
-@final
-class PatchEncoder(nn.Module):
-    """A plain ViT over patches of one or several modalities, its blocks those of 4M: the baseline that starts from scratch.
-
-    Args:
-        modalities: images whose normalised channels are put one after the other; NaN becomes 0.
-        size: (H, W) in pixels.
-        patch: side of a patch.
-        dim, depth, heads: of the blocks; a multiple of four, and of the heads.
-
-    Raises:
-        ValueError: the patch does not divide the size, or a modality is not an image.
-
-    >>> encoder = PatchEncoder([SENSORY["rgb"], SENSORY["depth"]], (16, 16), 8, dim=12, depth=1, heads=3)
-    >>> encoder({"rgb": torch.rand(2, 3, 16, 16), "depth": torch.rand(2, 1, 16, 16)}).shape
-    torch.Size([2, 4, 12])
-    """
-
-    def __init__(
-        self,
-        modalities: Sequence[Modality] = (SENSORY["rgb"],),
-        size: tuple[int, int] = (224, 224),
-        patch: int = 16,
-        dim: int = 512,
-        depth: int = 8,
-        heads: int = 8,
-    ) -> None:
-        super().__init__()
-        if size[0] % patch or size[1] % patch:
-            raise ValueError(f"a patch of {patch} does not divide a picture of {size[0]} x {size[1]}")
-        wrong = [m.name for m in modalities if m.kind != "image"]
-        if wrong or not modalities:
-            raise ValueError(f"expected modalities of kind image, at least one; {wrong} are none")
-        self.kinds = tuple(modalities)
-        self.modalities = tuple(m.name for m in modalities)
-        self.dim, self.size, self.patch = dim, size, patch
-        self.grid = (size[0] // patch, size[1] // patch)
-        self.patches = nn.Linear(sum(m.channels for m in modalities) * patch * patch, dim, bias=False)
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6, bias=False)
-        self.register_buffer("position", grid_embedding(self.grid, dim), persistent=False)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                for weight in module.weight.chunk(3 if name.endswith("qkv") else 1):
-                    nn.init.xavier_uniform_(weight)
-
-    position: Tensor
-
-    def forward(self, images: Images) -> Tensor:
-        """Features (N, h*w, dim); a tensor is taken for the picture, in [0, 1].
-
-        Raises:
-            ValueError: a modality is missing.
-        """
-        given = {"rgb": images} if isinstance(images, Tensor) else images
-        missing = [name for name in self.modalities if name not in given]
-        if missing:
-            raise ValueError(
-                f"the encoder takes {', '.join(self.modalities)}; {', '.join(missing)} is missing"
-            )
-        x = torch.cat([m.normalised(given[m.name]).nan_to_num(0.0) for m in self.kinds], 1)
-        x = self.patches(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)) + self.position
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
-
-
-class ConvNeXtBlock(nn.Module):
-    """x + W2 GELU(W1 LN(D x)), D a 7 x 7 convolution of each channel by itself, four times as wide inside; on (N, C, H, W)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.fc2(F.gelu(self.fc1(y))).permute(0, 3, 1, 2)
-
-
-@final
-class ConvNeXtHead(nn.Module):
-    """MultiMAE's head: every token becomes ``sub`` x ``sub`` positions, on which a few ConvNeXt blocks work.
-
-    Args:
-        dim: of a token.
-        grid: (h, w) of the tokens.
-        classes: channels of the output.
-        width: channels of a position; linear dim -> sub * sub * width (6144 = 16 * 384 in the paper).
-        sub: positions along a side of a token.
-        depth: ConvNeXt blocks.
-    """
-
-    def __init__(
-        self, dim: int, grid: tuple[int, int], classes: int, width: int = 384, sub: int = 4, depth: int = 4
-    ) -> None:
-        super().__init__()
-        self.grid, self.classes, self.sub, self.width = grid, classes, sub, width
-        self.spread = nn.Linear(dim, sub * sub * width)
-        self.blocks = nn.Sequential(*(ConvNeXtBlock(width) for _ in range(depth)))
-        self.answer = nn.Conv2d(width, classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(cast(Tensor, module.bias))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(N, h*w, dim) to (N, classes, h*sub, w*sub)."""
-        (h, w), sub = self.grid, self.sub
-        x = self.spread(tokens).view(-1, h, w, sub, sub, self.width)
-        x = x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.width, h * sub, w * sub)
-        return self.answer(self.blocks(x))
-
-
-@final
-class Segmenter(nn.Module):
-    """Encoder and head: pictures to logits of their size.
-
-    Args:
-        encoder: see :class:`Encoder`; it is trained in place, so copy it if its weights are needed again.
-        head: as :class:`ConvNeXtHead`, features (N, h*w, dim) to logits at any resolution.
-
-    >>> encoder = PatchEncoder(size=(16, 16), patch=8, dim=12, depth=1, heads=3)
-    >>> Segmenter(encoder, ConvNeXtHead(12, (2, 2), classes=5, width=4))(torch.rand(1, 3, 16, 16)).shape
-    torch.Size([1, 5, 16, 16])
-    """
-
-    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """What the encoder takes, by name."""
-        return getattr(self.encoder, "modalities", ("rgb",))
-
-    def forward(self, images: Images) -> Tensor:
-        """Logits (N, C, H, W), bilinear from those of the head."""
-        logits = self.head(self.encoder(images))
-        return F.interpolate(logits, self.encoder.size, mode="bilinear", align_corners=False)
-
-    def loss(self, images: Images, label: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over the pixels (N, H, W) whose class is known; 0 where there is none."""
-        total = F.cross_entropy(self(images).float(), label, ignore_index=IGNORE, reduction="sum")
-        return total / (label != IGNORE).sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
