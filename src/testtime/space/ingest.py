@@ -35,13 +35,14 @@ from testtime.errors import DataError, need_pillow
 from testtime.parts.randomness import generator
 from testtime.progress import progress
 from testtime.space.alignment import alignment, depth_range, findings, normal_signs
+from testtime.space.autoencoder import Network
 from testtime.space.crops import cropped, windows
 from testtime.space.frames import PseudoLabeller, SpaceFrames
 from testtime.space.modalities import RGB, SENSORY, Modality
 from testtime.space.sequences import BoxVocabulary
 from testtime.space.shards import write_shards
 from testtime.space.sheet import space_sheet
-from testtime.space.tokenizers import FSQTokenizer, Network, Tokenizer, VQTokenizer, load_tokenizer
+from testtime.space.tokenizers import FSQTokenizer, Tokenizer, VQTokenizer, load_tokenizer
 from testtime.space.walkthrough import Walkthrough, is_walkthrough, normals_of, take_apart
 
 if TYPE_CHECKING:
