@@ -1,6 +1,7 @@
 """Runs side by side: the figures are those of the runs, and the findings follow from them."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,22 @@ def test_what_does_not_beat_source_or_a_cheaper_one(two: list[Path]) -> None:
     # slow is within half a point of TENT on one stream, but not on the other; TENT is better than Source on one.
     assert found.without_benefit() == {"broken": "Source"}
     assert compare(two[:1]).without_benefit() == {"broken": "Source", "slow": "TENT"}
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+    errors = {
+        "Source": (32.0, 45.0),
+        "TENT": (30.0, 44.0),
+        "slow": (31.0,),
+    }  # the second seed is the harder one
+    found = compare([run(tmp_path / "one", "field-continual", errors)])
+    (at,) = found.settings
+    assert found.error("TENT", at) == 37
+    assert (found.gap("TENT", "slow", at), found.gap("TENT", "Source", at)) == (-1, -1.5)
+    assert math.isnan(found.gap("TENT", "nobody", at))
+    assert found.rows == ("TENT", "slow", "Source")
+    assert found.worse_than_source() == {}
+    assert found.without_benefit() == {"slow": "TENT"}
 
 
 def test_the_tables_as_text(two: list[Path]) -> None:
