@@ -32,6 +32,7 @@ from torch import nn
 
 from testtime.corruptions import CORRUPTIONS
 from testtime.data import ImageSet
+from testtime.progress import progress
 from testtime.streams.domain import SEVERITIES, Blend, Domain, number
 from testtime.streams.stream import Batch, Plan, Stream
 
@@ -79,10 +80,11 @@ class Difficulty:
 
     def __call__(self, first: str, second: str) -> NDArray[np.float64]:
         """(6, 6): the accuracy at each severity of the first (rows) and of the second (columns)."""
-        found = np.empty((SEVERITIES, SEVERITIES))
-        for s, t in itertools.product(range(SEVERITIES), repeat=2):
-            found[s, t] = self._of(_ordered(first, second, (s, t)))
-        return found
+        every = range(SEVERITIES)
+        blends = [_ordered(first, second, (s, t)) for s in every for t in every]
+        new = sum(blend.name not in self.known for blend in blends)
+        asked = progress(blends, len(blends), f"accuracy on {first} > {second}") if new else blends
+        return np.array([self._of(blend) for blend in asked]).reshape(SEVERITIES, SEVERITIES)
 
     def _of(self, blend: Blend) -> float:
         if blend.name not in self.known:
