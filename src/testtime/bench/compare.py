@@ -290,7 +290,7 @@ def _spread(values: Sequence[float]) -> str:
 def _html(caption: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in ("method", *names))
     body = [
-        f"<tr><th>{escape(row)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        f'<tr><th scope="row">{escape(row)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for row, cells in rows.items()
     ]
     return table(caption, f"<tr>{head}</tr>", body)

@@ -265,14 +265,15 @@ def write_advice(folder: str | Path) -> Path:
         series, "Estimated accuracy", "the estimate of each candidate along the stream", "%", x_unit="images"
     )
     rows = [
-        f"<tr><th>{escape(c.name)}</th>"
+        f'<tr><th scope="row">{escape(c.name)}</th>'
         + "".join(f"<td>{show(v)}</td>" for v in (*(getattr(c, name) for name in FIGURES), c.milliseconds))
-        + f"<td>{escape('; '.join(c.alarms)) or '–'}</td></tr>"
+        + f'<td class="left">{escape("; ".join(c.alarms)) or "–"}</td></tr>'
         for c in advice.candidates
     ]
     head = (
         "<tr>"
-        + "".join(f"<th>{name}</th>" for name in ("method", *FIGURES.values(), "ms", "alarms"))
+        + "".join(f"<th>{name}</th>" for name in ("method", *FIGURES.values(), "ms"))
+        + '<th class="left">alarms</th>'
         + "</tr>"
     )
     told = "".join(f"<li>{escape(reason)}</li>" for reason in advice.reasons)
