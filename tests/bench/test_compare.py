@@ -121,7 +121,7 @@ def test_the_page_and_the_command(
     assert kept["mixed, open"]["methods"]["slow"]["auroc"] == [70]
     assert "slow*" in capsys.readouterr().out
     page = out.read_text()
-    assert "<th>TENT</th><td>31.0 ± 1.4</td><td>45.0</td><td>3.0</td>" in page
+    assert "TENT</th><td>31.0 ± 1.4</td><td>45.0</td><td>3.0</td>" in page
     assert page.count('class="dot') == 7
     assert write_comparison(compare(two[:1]), out).read_text() != page
 
