@@ -1,6 +1,7 @@
 """testtime space: what it prints and writes, on a preset of seconds."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,20 @@ def test_bench_runs_an_analysis_and_goes_on(tmp_path, monkeypatch, capsys):
     before = (tmp_path / "speck" / "main" / "results.json").read_bytes()
     assert main(command) == 0
     assert (tmp_path / "speck" / "main" / "results.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_every_analysis_ends_with_its_table_and_its_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "speck", replace(SPECK, frames=64, tests=12))
+    for name, analysis in ANALYSES.items():
+        command = ["space", "bench", name, "--preset", "speck", "--seeds", "0", "--out", str(tmp_path)]
+        assert main(command) == 0, name
+        assert analysis.title in capsys.readouterr().out
+        folder = tmp_path / "speck" / name
+        values = [r["value"] for r in json.loads((folder / "results.json").read_text())["results"]]
+        assert len(values) == len(analysis.entries(PRESETS["speck"]))
+        assert np.isfinite(values).all(), name
+        assert "<svg" in (folder / "report.html").read_text(), name
 
 
 def test_bench_takes_encoders_of_others(tmp_path, monkeypatch):
