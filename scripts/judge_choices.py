@@ -19,16 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testtime.bench.shadow import judged, read_looks, read_signs
-from testtime.choosing import Signs, judge, recommend
+from testtime.choosing import Candidate, Signs, judge, recommend
 
 SUBSETS, SIZE, COLLAPSE, SOURCE = 200, 6, 0.75, "Source"
 
 
 def rules(
-    seen: Mapping[str, list[Signs]], looks: NDArray[np.float32], rng: np.random.Generator
+    seen: Mapping[str, list[Signs]],
+    looks: NDArray[np.float32],
+    of: Mapping[str, Candidate],
+    rng: np.random.Generator,
 ) -> dict[str, Callable[[list[str]], str]]:
     """By name, from the names of some candidates to one of them."""
-    of = {c.name: c for c in judge(seen, looks)}
 
     def taken(some: list[str], by: NDArray[np.float32]) -> str:
         return recommend({name: seen[name] for name in some}, by).name
@@ -60,8 +62,9 @@ def main() -> None:
         print(
             f"{Path(folder).name:28}{chosen:18}{truth[chosen]:6.1f}  {best:18}{truth[best]:6.1f}{truth[SOURCE]:8.1f}"
         )
-        choose = rules(seen, looks, rng)
-        for c in judge(seen, looks):
+        of = {c.name: c for c in judge(seen, looks)}
+        choose = rules(seen, looks, of, rng)
+        for c in of.values():
             off["testtime recommend"].append(abs(c.accuracy - truth[c.name]))
             off["AETTA"].append(abs(c.aetta - truth[c.name]))
         others = [name for name in seen if name != SOURCE]

@@ -122,6 +122,8 @@ def test_the_page_and_the_command(
     assert "slow*" in capsys.readouterr().out
     page = out.read_text()
     assert "TENT</th><td>31.0 ± 1.4</td><td>45.0</td><td>3.0</td>" in page
+    assert "slow*</th>" in page
+    assert "on fewer images of each domain" in page
     assert page.count('class="dot') == 7
     assert write_comparison(compare(two[:1]), out).read_text() != page
 

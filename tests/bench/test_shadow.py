@@ -87,6 +87,14 @@ def test_a_run_goes_on_and_is_added_to(tmp_path: Path) -> None:
         shadow(stream=stream(10)).run(tmp_path, {"stream": "digits"}, quiet)
 
 
+def test_signs_of_another_version_are_told(tmp_path: Path) -> None:
+    shadow(rows=ROWS[:1]).run(tmp_path, {"stream": "digits"}, quiet)
+    file = tmp_path / "signs" / "source.jsonl"
+    file.write_text(file.read_text().replace('"changed"', '"mirrored"'))
+    with pytest.raises(ValueError, match="was written by another version; delete"):
+        read_signs(tmp_path)
+
+
 def test_what_cannot_run_is_left_out_and_said(tmp_path: Path) -> None:
     said: list[str] = []
     rows = (Row("EATA", "EATA"), Row("CoTTA", "CoTTA"))

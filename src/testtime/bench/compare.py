@@ -17,6 +17,7 @@ __all__ = ["Comparison", "Setting", "compare", "comparison_figures", "comparison
 
 MARGIN = 0.5  # points of error that a dearer method has to be better to be worth it
 SOURCE = "Source"
+FEWER = "* on fewer images of each domain, for its cost."
 
 
 @final
@@ -87,6 +88,13 @@ class Comparison:
         """Known images that were answered."""
         return sum(int(c["images"]) for c in at.run.cells(row, at.column)[:1])
 
+    def marked(self, row: str) -> str:
+        """The method's name, with a star where it saw fewer images of a stream than another method."""
+        for at in self.settings:
+            if 0 < self.images(row, at) < max(self.images(other, at) for other in self.rows):
+                return f"{row}*"
+        return row
+
     def worse_than_source(self) -> dict[str, list[str]]:
         """By method, the streams on which its error is not below the source model's."""
         found: dict[str, list[str]] = {}
@@ -143,17 +151,11 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 def comparison_text(found: Comparison) -> str:
     """Tables in Markdown: error on every stream with its cost, then calibration, forgetting, and what is not worth it."""
     names = [at.name for at in found.settings]
-    most = {at.name: max(found.images(row, at) for row in found.rows) for at in found.settings}
-    fewer = {row for row in found.rows for at in found.settings if 0 < found.images(row, at) < most[at.name]}
-
-    def told(row: str) -> str:
-        return f"{row}*" if row in fewer else row
-
     lines = _markdown(
         ["error in %", *names, "forwards", "backwards", "time"],
         [
             [
-                told(row),
+                found.marked(row),
                 *(_spread(found.values(row, at)) for at in found.settings),
                 *(_declared(found, row)),
                 show(found.time(row)),
@@ -170,7 +172,7 @@ def comparison_text(found: Comparison) -> str:
         ["", *(f"ECE {name}" for name in names), *(f"lost {name}" for name in names)],
         [
             [
-                told(row),
+                found.marked(row),
                 *(_spread(found.values(row, at, "ece")) for at in found.settings),
                 *(show(found.forgetting(row, at)) for at in found.settings),
             ]
@@ -184,13 +186,13 @@ def comparison_text(found: Comparison) -> str:
             ["", *(f"{m} {at.name}" for at in opened for m in ("AUROC", "H"))],
             [
                 [
-                    told(row),
+                    found.marked(row),
                     *(_spread(found.values(row, at, m)) for at in opened for m in ("auroc", "h_score")),
                 ]
                 for row in found.rows
             ],
         )
-    return "\n".join([*lines, "", *_findings(found, fewer, most)])
+    return "\n".join([*lines, "", *_findings(found)])
 
 
 def comparison_figures(found: Comparison) -> dict[str, Any]:
@@ -218,10 +220,10 @@ def comparison_figures(found: Comparison) -> dict[str, Any]:
     return streams
 
 
-def _findings(found: Comparison, fewer: set[str], most: dict[str, int]) -> list[str]:
+def _findings(found: Comparison) -> list[str]:
     lines = []
-    if fewer:
-        lines.append("\\* on fewer images of each domain, for its cost.")
+    if any(found.marked(row) != row for row in found.rows):
+        lines.append(f"\\{FEWER}")
     bad = found.worse_than_source()
     lines += ["", "Not better than the source model:", ""]
     lines += [f"- {row}: {'; '.join(streams)}" for row, streams in bad.items()] or ["- none"]
@@ -239,18 +241,24 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
     """Write a page: the errors as dots, one line for each method, and the tables."""
     colours = {at.name: i % 6 + 1 for i, at in enumerate(found.settings)}
     points = [
-        Point(row, found.error(row, at), i, deviation(found.values(row, at)), colours[at.name])
+        Point(found.marked(row), found.error(row, at), i, deviation(found.values(row, at)), colours[at.name])
         for row in found.rows
         for i, at in enumerate(found.settings)
     ]
     keys = " ".join(f'<span class="c{colours[at.name]}">● {escape(at.name)}</span>' for at in found.settings)
     drawn = dot_chart(points, "Error of every method on every stream", "one line for each method", "error, %")
     names = [at.name for at in found.settings]
-    rows = {row: [_spread(found.values(row, at)) for at in found.settings] for row in found.rows}
-    ece = {row: [_spread(found.values(row, at, "ece")) for at in found.settings] for row in found.rows}
-    errors = _html(
-        "Error in %", [*names, "time"], {row: [*v, show(found.time(row))] for row, v in rows.items()}
-    )
+    rows = {
+        found.marked(row): [*(_spread(found.values(row, at)) for at in found.settings), show(found.time(row))]
+        for row in found.rows
+    }
+    ece = {
+        found.marked(row): [_spread(found.values(row, at, "ece")) for at in found.settings]
+        for row in found.rows
+    }
+    errors = _html("Error in %", [*names, "time"], rows)
+    if any(row.endswith("*") for row in rows):
+        errors += f'<p class="note">{FEWER}</p>'
     bad = "".join(
         f"<li>{escape(row)}: {escape('; '.join(streams))}</li>"
         for row, streams in found.worse_than_source().items()
@@ -262,7 +270,7 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
     content = document(
         "Methods and streams",
         f"testtime · {len(found.rows)} methods · {len(found.settings)} streams",
-        f"<p>Lowest mean error: <strong>{escape(first)}</strong>, "
+        f"<p>Lowest mean error: <strong>{escape(found.marked(first))}</strong>, "
         f"{show(mean([found.error(first, at) for at in found.settings]))} %.</p>",
         [
             ("error", "Error", "Error", figure(drawn, f'<span class="legend">{keys}</span>') + errors),

@@ -107,7 +107,10 @@ class Shadow:
         (folder / "signs").mkdir(parents=True, exist_ok=True)
         _atomic(path, {**settings, "candidates": labels})
         if not (folder / LOOKS).is_file():
-            np.save(folder / LOOKS, np.concatenate([looks(b.x).numpy() for b in self.stream]))
+            batches = progress(self.stream, len(self.stream), "what images look like")
+            partial = folder / f"part-{LOOKS}"
+            np.save(partial, np.concatenate([looks(b.x).numpy() for b in batches]), allow_pickle=False)
+            partial.replace(folder / LOOKS)
         for row in rows:
             file = folder / "signs" / f"{row.slug}.jsonl"
             if file.is_file():
@@ -182,7 +185,12 @@ def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
         file = Path(folder) / "signs" / f"{Row(label, '').slug}.jsonl"
         if file.is_file():
             lines = [json.loads(line) for line in file.read_text().splitlines()]
-            found[label] = [Signs(**{**line, "said": tuple(line["said"])}) for line in lines]
+            try:
+                found[label] = [Signs(**{**line, "said": tuple(line["said"])}) for line in lines]
+            except TypeError as error:
+                raise ValueError(
+                    f"{file} was written by another version; delete {folder} and run testtime bench --no-labels again"
+                ) from error
     if not found:
         raise ValueError(f"{folder}: no candidate is finished; the same bench command goes on")
     return found

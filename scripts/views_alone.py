@@ -1,0 +1,44 @@
+"""What CoTTA's views are worth without its learning: the field's streams at a learning rate of zero.
+
+    python scripts/views_alone.py --data .data continual mixed correlated
+
+The images are those that ``testtime bench field-STREAM --methods cotta`` shows (200 of each corruption, seed 0), in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from testtime.bench import sets
+from testtime.bench.cell import make_stream
+from testtime.bench.protocols import protocol
+from testtime.methods import CoTTA
+from testtime.parts import adam
+from testtime.progress import progress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("streams", nargs="+", help="continual, mixed, correlated, ...")
+    parser.add_argument("--data", default=".data", help="folder of data sets and weights (.data)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in given.streams:
+        field = protocol(f"field-{name}")
+        stream = make_stream(field, field.columns[0], 0, given.data, field.slow_limit)
+        model, _ = sets.source_model(field.model, given.data)
+        cotta = CoTTA(model.to(memory_format=torch.channels_last), adam(0.0))  # type: ignore[call-overload]
+        wrong = 0
+        with torch.autocast("cpu", torch.bfloat16):
+            for batch in progress(stream, len(stream), name):
+                answer = cotta(batch.x.to(memory_format=torch.channels_last)).argmax(dim=1)
+                wrong += int((answer != batch.y).sum())
+        print(f"{name}: error {100 * wrong / stream.images:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
