@@ -17,6 +17,10 @@ class WeightsError(TesttimeError, ValueError):
     """A file of weights is missing, damaged, of a kind that is not read, or of another architecture."""
 
 
+class AdapterWarning(UserWarning):
+    """An adapter runs, and its images, its model or its settings are probably not what was meant."""
+
+
 def missing_extra(package: str, extra: str) -> ImportError:
     """Return the error that names the extra which brings an optional package.
 

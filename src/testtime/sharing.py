@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Birth", "Logits", "Stateful", "share", "twin"]
+from testtime.outputs import Logits
+
+__all__ = ["Birth", "Stateful", "share", "twin"]
 
 
 class Stateful(nn.Module):
@@ -52,38 +53,6 @@ class Birth(Stateful):
     def known(self) -> dict[str, Tensor]:
         """What is held, by name; empty before any ``prepare``."""
         return {k.replace("/", "."): v for k, v in self.moving().items() if v.numel()}
-
-
-class Logits(nn.Module):
-    """A network whose output is its logits, whatever it wraps them in (a Hugging Face ``ModelOutput``, a tuple).
-
-    A dictionary of tensors by task stays what it is.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Any:
-        output = self.network(x)
-        if isinstance(output, Tensor):
-            return output
-        logits = getattr(output, "logits", None)
-        if (
-            logits is None
-            and isinstance(output, Mapping)
-            and all(isinstance(y, Tensor) for y in output.values())
-        ):
-            return dict(output)
-        if logits is None and isinstance(output, tuple | list):
-            logits = output[0]
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"{type(self.network).__name__} returned {type(output).__name__}; expected the logits as a tensor, "
-                "an object with `.logits`, a tuple that starts with them, or a dictionary of tensors by task. "
-                "Wrap the model in a module that does."
-            )
-        return logits
 
 
 def share(model: nn.Module) -> nn.Module:

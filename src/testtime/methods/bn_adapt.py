@@ -30,7 +30,7 @@ Normalization for Robustness under Covariate Shift, 2020.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
@@ -61,6 +61,8 @@ class BNAdapt(Adapter):
     (torch.Size([8, 2]), False)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     cost = (1, 0)
 
     def __init__(

@@ -63,13 +63,14 @@ from torch.nn import functional as F
 from testtime.adapter import Adapter
 from testtime.corruptions import corrupt
 from testtime.norm import observing, source_statistics
+from testtime.outputs import Logits
 from testtime.parts import generator, sgd
 from testtime.parts.branches import images_of
 from testtime.parts.features import head_tap, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.parts.taps import Tap
-from testtime.sharing import Logits, Stateful, share
+from testtime.sharing import Stateful, share
 
 __all__ = ["Aggregator", "Featured", "MetaDMoE", "Mixture", "train_meta_dmoe"]
 

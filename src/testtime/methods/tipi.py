@@ -94,6 +94,8 @@ class TIPI(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     cost = (3, 3)
 

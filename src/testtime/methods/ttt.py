@@ -153,6 +153,8 @@ class TTT(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
     stochastic: ClassVar[bool] = True
     cost = (5, 4)

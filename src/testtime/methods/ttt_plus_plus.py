@@ -245,6 +245,8 @@ class TTTPlusPlus(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
     stochastic: ClassVar[bool] = True
     cost = (3, 3)

@@ -26,6 +26,7 @@ class Preprocessed(nn.Module):
 
     mean: Tensor
     std: Tensor
+    input_range = (0.0, 1.0)
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
