@@ -279,9 +279,11 @@ class Adapter(Stateful, metaclass=_Construction):
                 now = self._born()
                 if taught is not None:
                     taught.remember(now)
-            except BaseException:
+            except BaseException as error:
                 self._birth = birth
                 self._undo(before)
+                if batches.last is not None:
+                    self._explain(error, batches.last)
                 raise
 
     def reset(self) -> None:
@@ -346,8 +348,10 @@ class Adapter(Stateful, metaclass=_Construction):
                 f"{name} works on the logits of a classifier, (N, C), and this model declares several tasks; methods for "
                 "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and Source"
             )
-        if isinstance(self.model, Logits):
-            self.model.contract = Contract(name, getattr(self, "classes", None), self.dense)
+        contract = Contract(name, getattr(self, "classes", None), self.dense)
+        for module in self.modules():
+            if isinstance(module, Logits) and not module.gives_features:
+                module.contract = contract
 
     def _admit(self, x: Any, learn: bool) -> tuple[Tensor, Tensor]:
         """The samples of a batch that may meet the network, and which they are (a mask over the batch)."""

@@ -122,6 +122,7 @@ class Screened:
                 "list: [x]"
             )
         self.source, self.labelled, self.within = source, labelled, within
+        self.last: Tensor | None = None  # the images that were yielded last
 
     def __iter__(self) -> Iterator[Any]:
         batches = kept = 0
@@ -136,6 +137,7 @@ class Screened:
                 continue
             kept += int(good.sum())
             x = x if bool(good.all()) else x[good]
+            self.last = x
             yield x if labels is None else (x, labels[good])
         if not batches:
             raise ValueError("expected batches of source images (N, C, H, W) to learn from, got none")

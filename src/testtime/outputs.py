@@ -111,6 +111,7 @@ class Logits(nn.Module):
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self.views = views
         self.contract: Contract | None = None
+        self.gives_features = False  # whether its head was taken off, so that it has no logits to check
         self.seen = False  # whether an output was looked at for probabilities
 
     def forward(self, x: Tensor) -> Any:

@@ -153,5 +153,8 @@ def test_outputs_that_nobody_declared_are_refused() -> None:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"depth": self.norm(x), "semseg": self.norm(x)}
 
-    with pytest.raises(ValueError, match=r"outputs='depth' \(2, 3, 4, 4\), outputs='semseg' .* declares its outputs by name as `tasks`"):
+    with pytest.raises(
+        ValueError,
+        match=r"outputs='depth' \(2, 3, 4, 4\), outputs='semseg' .* declares its outputs by name as `tasks`",
+    ):
         TIPI(Undeclared())(torch.rand(2, 3, 4, 4))

@@ -11,7 +11,7 @@ from small_world import by_batch, jitter, net, stream
 from torch import Tensor
 
 from testtime.methods.vdp import VDP, Prompted, Sensitivity
-from testtime.parts import adam, generator, identity, sgd
+from testtime.parts import adam, generator, sgd
 
 SIZE = (3, 8, 8)
 
