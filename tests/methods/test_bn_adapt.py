@@ -41,7 +41,12 @@ def by_hand(
         (None, 1.0, False, False),
         (partial(alpha_statistics, alpha=0.1), 0.1, False, False),
         (partial(alpha_statistics, alpha=0.1, unbiased=True), 0.1, False, True),  # alpha-BN
-        (partial(alpha_statistics, alpha=24 / (16 + 24), unbiased=True), 0.6, False, True),  # Bayes-BN, N = 16
+        (
+            partial(alpha_statistics, alpha=24 / (16 + 24), unbiased=True),
+            0.6,
+            False,
+            True,
+        ),  # Bayes-BN, N = 16
         (partial(ema_statistics, decay=0.9), 1 - 0.9, True, False),
         (partial(ema_statistics, decay=0.9, unbiased=True), 1 - 0.9, True, True),
     ],

@@ -22,8 +22,9 @@ A step:
 Departures:
     No code was published. The paper leaves open, and this chooses: batch statistics in f and e (as TENT), the source's
     own in s (``source_statistics``); z from the forward before the update (``output="after"`` forwards the updated f
-    anew, as the order of lines 17-19 of Algorithm 1 can be read: update f, compute z, update e); the crop pads an eighth
-    of the side with zeros; momentum 0.9 for SGD. w and the filters carry no gradient. The mean is over the whole batch (Algorithm 1, line 16).
+    anew, as the order of lines 17-19 of Algorithm 1 can be read: update f, compute z, update e); the crop pads an
+    eighth of the side with zeros; momentum 0.9 for SGD. w and the filters carry no gradient. The mean is over the whole
+    batch (Algorithm 1, line 16).
 
 Cost: three forwards and one backward; the weights exist once, whatever the three models.
 ``batched=True`` runs the three forwards as one pass of three times the batch (for GPUs bound by launches).
