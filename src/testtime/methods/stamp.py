@@ -22,8 +22,8 @@ The answer is :math:`\log \bar p + \log \sum_c \exp \bar z_c` with :math:`\bar z
 Its softmax is :math:`\bar p` and its energy that of :math:`\bar z`; that of :math:`\log \bar p` is always zero.
 
 Departures:
-    The published code carries no licence and was not read; it is followed as it is reported. Four choices of
-    that code, which the paper leaves open, are the defaults: the image is one of its V views
+    The published code carries no licence and was not read; it is followed as it is reported, so step by step
+    only as far as that goes. Four of its choices are the defaults: the image is one of its V views
     (``original=False``: V random views); the count moves once per update (``count="admission"``: before every
     admission); the weights sum to N also while the memory is filling, which scales the loss by :math:`N / |M|`
     (``normalise="held"``: they have mean 1); :math:`\epsilon = 10^{-5}` (``epsilon=0``).
