@@ -66,9 +66,7 @@ class InstanceAwareStatistics(NormPolicy):
             return self.mean, self.var
         if x.numel() == x.shape[1]:  # one value per channel has no statistics
             return self.source_mean, self.source_var
-        n = x.numel() / x.shape[1]
-        mean, var = self.moments(x)
-        var = var * (n / (n - 1))
+        mean, var = self.moments(x, unbiased=True)
         self.propose(mean=self.mean.lerp(mean, self.momentum), var=self.var.lerp(var, self.momentum))
         return mean, var
 

@@ -92,14 +92,16 @@ class NormPolicy(Stateful):
             return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
         return layer(F.batch_norm(x, mean, var, None, None, False, 0.0, layer.eps))
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance (C,) of the batch over all but the channel dimension, in the source's type."""
+    def moments(self, x: Tensor, unbiased: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C,) of the batch over all but the channel dimension, in the source's type."""
         if x.numel() == x.shape[1]:
             return self.source_mean, self.source_var
         x, over = x.to(self.source_mean.dtype), [0, *range(2, x.dim())]
         # Two passes: torch.var_mean over several dimensions takes several times as long on a CPU.
         mean = x.mean(dim=over, keepdim=True)
-        return mean.flatten(), (x - mean).square().mean(dim=over)
+        var = (x - mean).square().mean(dim=over)
+        n = x.numel() / x.shape[1]
+        return mean.flatten(), var * (n / (n - 1)) if unbiased else var
 
     def instance_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (N, C) of each instance over its places, in at least float32."""

@@ -35,9 +35,7 @@ class RunningStatistics(NormPolicy):
         if not self.observing:
             return self.normalise_by(x, self.mean, self.var)
         if self.proposal is None and x.numel() > x.shape[1]:
-            n = x.numel() / x.shape[1]
-            mean, var = self.moments(x.detach())
-            var = var * (n / (n - 1))
+            mean, var = self.moments(x.detach(), unbiased=True)
             self.propose(mean=self.mean.lerp(mean, self.momentum), var=self.var.lerp(var, self.momentum))
         return self.normalise_by_batch(x)
 
