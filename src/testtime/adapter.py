@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from testtime.frozen import Frozen
 from testtime.norm.layer import advance
+from testtime.parts.gradients import explained, gradients, require_gradient
 from testtime.parts.optimizers import OptimizerFactory, born
 from testtime.prediction import Prediction, TaskPredictions
 from testtime.sharing import Birth, Stateful, share
@@ -72,6 +74,7 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         self._birth: dict[str, Tensor] | None = None
         self.taught: Birth | None = None
         self._updated = False
+        self._frozen = Frozen()
 
     # What a method says -----------------------------------------------------------------------------------------------
 
@@ -105,6 +108,8 @@ class Adapter(Stateful, metaclass=_OutsideInference):
             p.data = p.data.clone()
             p.requires_grad_(True)
         self._optimizer = born(optimizer(self._adapted), self._adapted)
+        if not isinstance(self.model, Adapter):
+            self.model.register_forward_hook(require_gradient)
 
     def taught_at_birth(self) -> None:
         """Declare, last in ``__init__``, that ``prepare`` moves what the adapter is born with: the state then holds it."""
@@ -117,7 +122,7 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         if isinstance(loss, Tensor):
             if not math.isfinite(loss.item()):
                 raise _Diverged("loss")
-            loss = torch.autograd.grad(loss, self._adapted, allow_unused=True)
+            loss = gradients(loss, self._adapted)
         present = [g for g in loss if g is not None]
         if not _finite(present):
             raise _Diverged("gradient")
@@ -145,6 +150,7 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         Raises:
             TypeError, ValueError: x is not a batch of floating-point images.
         """
+        self._frozen.check(self)
         x, good = _admit(x)
         before = self.state_dict()
         if len(x) == 0:
@@ -153,7 +159,8 @@ class Adapter(Stateful, metaclass=_OutsideInference):
             x, self._updated = (x.clone() if x.is_inference() else x.detach()), False
             advance(self, accept=False)  # what a look that raised has left
             try:
-                y = _as_prediction(self.step(x))
+                with explained():
+                    y = _as_prediction(self.step(x))
                 if not bool(y.valid.any()):
                     raise _Diverged("answer")
                 advance(self)
@@ -173,6 +180,7 @@ class Adapter(Stateful, metaclass=_OutsideInference):
 
     def predict(self, x: Tensor) -> Any:
         """Predict the batch and learn nothing: the state stays as it is, byte for byte. Takes and returns what a call does."""
+        self._frozen.check(self)
         x, good = _admit(x)
         self._born()
         if len(x) == 0:
@@ -184,11 +192,12 @@ class Adapter(Stateful, metaclass=_OutsideInference):
 
     def prepare(self, source: Iterable[Tensor]) -> None:
         """Show the adapter unlabelled batches (N, C, H, W) of its source before the first batch; then it is born."""
+        self._frozen.check(self)
         self.reset()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), explained():
             self._learn(source)
             advance(self, accept=False)
-        self._birth = None
+        self._birth, self._frozen = None, Frozen()
         birth = self._born()
         if self.taught is not None:
             self.taught.remember(birth)
@@ -321,7 +330,7 @@ def _admit(x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"expected a batch (N, ...), got shape {tuple(x.shape)}; add the batch dimension: x[None]"
         )
-    x = x.contiguous()  # torch's GroupNorm crashes on the CPU in the backward of frozen channels-last images
+    x = x.contiguous()
     good = torch.isfinite(x).flatten(1).all(dim=1)
     return (x, good) if bool(good.all()) else (x[good], good)
 
