@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from testtime.errors import AdapterWarning
+from testtime.frozen import Frozen
 from testtime.gate import Screened, admit, check_batch, declared_range, explain, outside, typical_range
+from testtime.gradients import explained, gradients
 from testtime.norm.layer import NormPolicy, advance
 from testtime.outputs import Contract, Logits, declares_tasks
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
@@ -135,6 +137,7 @@ class Adapter(Stateful, metaclass=_Construction):
         self._birth: dict[str, Tensor] | None = None
         self.taught: Birth | None = None
         self._updated = False
+        self._frozen = Frozen()
         self._lock = _Lock()
         self._range: tuple[float, float] | None = None  # of the inputs, as learned from them
         self._idle = 0  # batches without an update; -1 after the first update, or once it was reported
@@ -185,7 +188,7 @@ class Adapter(Stateful, metaclass=_Construction):
         if isinstance(loss, Tensor):
             if not math.isfinite(loss.item()):
                 raise _Diverged("loss")
-            loss = torch.autograd.grad(loss, self._adapted, allow_unused=True)
+            loss = gradients(loss, self._adapted)
         present = [g for g in loss if g is not None]
         if not _finite(present):
             raise _Diverged("gradient")
@@ -214,6 +217,7 @@ class Adapter(Stateful, metaclass=_Construction):
                 return logits; the message says what to do. The state is as before.
         """
         with self._lock:
+            self._frozen.check(self)
             x, good = self._admit(x, learn=True)
             if len(x) == 0:
                 return self._nothing(x, good)
@@ -222,7 +226,8 @@ class Adapter(Stateful, metaclass=_Construction):
                 x, self._updated = (x.clone() if x.is_inference() else x.detach()), False
                 advance(self, accept=False)  # what a prediction that raised has left
                 try:
-                    y = _as_prediction(self.step(x))
+                    with explained():
+                        y = _as_prediction(self.step(x))
                     if not bool(y.valid.any()):
                         raise _Diverged("answer")
                     if not _finite(_proposed(self)):
@@ -246,6 +251,7 @@ class Adapter(Stateful, metaclass=_Construction):
     def predict(self, x: Tensor) -> Any:
         """Predict the batch and learn nothing: the state stays as it is, byte for byte. Takes and returns what a call does."""
         with self._lock:
+            self._frozen.check(self)
             x, good = self._admit(x, learn=False)
             self._born()
             if len(x) == 0:
@@ -268,14 +274,15 @@ class Adapter(Stateful, metaclass=_Construction):
                 before.
         """
         with self._lock:
+            self._frozen.check(self)
             before, birth, taught = self.state_dict(), self._birth, self.taught
             batches = Screened(source, self.labelled_source, self._range)
             self.reset()
             try:
-                with torch.inference_mode(False), torch.enable_grad():
+                with torch.inference_mode(False), torch.enable_grad(), explained():
                     self._learn(batches)
                     advance(self, accept=False)
-                self._birth, self._range = None, batches.within
+                self._birth, self._frozen, self._range = None, Frozen(), batches.within
                 now = self._born()
                 if taught is not None:
                     taught.remember(now)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from testtime.gradients import require_gradient
+
 __all__ = ["Contract", "Logits", "Outputs"]
 
 Outputs = str | int | Callable[[Any], Tensor]
@@ -116,8 +118,12 @@ class Logits(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         y = self._choose(self.network(x))
-        if self.contract is not None and isinstance(x, Tensor) and isinstance(y, Tensor):
+        if self.contract is None:
+            return y
+        if isinstance(y, Tensor):
             self.contract.check(y, len(x))
+        require_gradient(self.network, y)
+        if isinstance(y, Tensor):
             if not self.seen and len(y):
                 self.seen = True
                 _refuse_probabilities(y)

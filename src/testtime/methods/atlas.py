@@ -44,7 +44,6 @@ Confidence, NeurIPS 2020.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +64,7 @@ from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
+from testtime.sharing import Stateful, duplicate
 
 __all__ = ["ATLAS", "TaskVectors", "fixmatch", "train_task_vectors", "with_task_vectors"]
 
@@ -174,7 +173,7 @@ def with_task_vectors(
     """
     if not fine_tuned:
         raise ValueError("expected at least one fine-tuned network, by the name of its task, got none")
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network = duplicate(model).eval().requires_grad_(False)
     blocks, vectors = _blocks(network, skip), []
     for task, tuned in fine_tuned.items():
         weights = tuned.state_dict() if isinstance(tuned, nn.Module) else tuned
@@ -232,7 +231,7 @@ def train_task_vectors(
     """
     if not tasks:
         raise ValueError("expected at least one task, as labelled batches by its name, got none")
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network = duplicate(model).eval().requires_grad_(False)
     blocks = _blocks(network, skip)
     tree = norm(TaskVectors(network, blocks, list(tasks)))
     vectors = [
@@ -262,7 +261,7 @@ def _fine_tuned(
     described: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """What training changes in the blocks, (P,), of a network that holds its :class:`TaskVectors`; it stays as it is."""
-    tuned = copy.deepcopy(tree).requires_grad_(False)
+    tuned = duplicate(tree).requires_grad_(False)
     part = _of(tuned)
     assert part is not None
     part.scaled = False

@@ -205,8 +205,7 @@ class PAFKIP(Adapter):
         loss, selected = primary_auxiliary_loss(
             adapting, auxiliary, self.tau, self.alpha, self.minimise, self.maximise, decides
         )
-        if loss.requires_grad:
-            self.update(loss)
+        self.update(loss)
         if self.output == "after":
             with torch.no_grad():
                 logits["adapting"] = self.model(view)

@@ -37,7 +37,6 @@ Vetrov and Wilson, A Simple Baseline for Bayesian Uncertainty in Deep Learning, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -53,7 +52,7 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.branches import images_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
-from testtime.sharing import Stateful, share
+from testtime.sharing import Stateful, duplicate, share
 
 __all__ = ["PETAL", "DiagonalPrior", "SwagDiagonal", "quantile_of", "swag_diagonal"]
 
@@ -142,7 +141,7 @@ def swag_diagonal(
         raise ValueError(
             f"passes is at least 2, for the first one is not counted and a variance needs some, got {passes}"
         )
-    walk = _Walk(copy.deepcopy(model).eval().requires_grad_(True))
+    walk = _Walk(duplicate(model).eval().requires_grad_(True))
     optimizer = torch.optim.SGD(walk.network.parameters(), rate, momentum=0.9, weight_decay=5e-4)
     for done in passes_over(
         batches,

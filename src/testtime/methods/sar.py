@@ -133,7 +133,9 @@ class SAR(Adapter):
                     if self.reselect:
                         kept = kept & (h.detach() < self.e0)
                     loss = h[kept].mean()
-                    gradients = torch.autograd.grad(loss, self._adapted) if kept.any() else ()
+                    gradients = (
+                        torch.autograd.grad(loss, self._adapted, materialize_grads=True) if kept.any() else ()
+                    )
         if kept.any():
             self.update(gradients)
             self._recover(loss.detach())

@@ -41,7 +41,6 @@ Adaptation, ICLR 2024.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -57,6 +56,7 @@ from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
+from testtime.sharing import duplicate
 
 __all__ = ["DomainAdapter", "ViDA", "train_vida", "with_adapters"]
 
@@ -201,9 +201,7 @@ def train_vida(
     >>> type(train_vida(net, lessons, high_rank=4, title=None)[1]).__name__
     'DomainAdapter'
     """
-    network = with_adapters(
-        copy.deepcopy(model).eval().requires_grad_(False), low_rank, high_rank, layers, seed
-    )
+    network = with_adapters(duplicate(model).eval().requires_grad_(False), low_rank, high_rank, layers, seed)
     own = [p for p in network.parameters() if p.requires_grad]
     described = {"kind": "train_vida", "ranks": [low_rank, high_rank], "rate": rate, "seed": seed}
     for _ in passes_over(

@@ -32,7 +32,7 @@ class RunningStatistics(NormPolicy):
         self.register_buffer("var", self.source_var.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.observing:
+        if not self.observes():
             return self.normalise_by(x, self.mean, self.var)
         if self.proposal is None and x.numel() > x.shape[1]:
             mean, var = self.moments(x.detach(), unbiased=True)
