@@ -53,12 +53,14 @@ class Adapter(Stateful, metaclass=_OutsideInference):
     Attributes:
         output: whether the answer was computed "before" or "after" this batch's update, or by a "teacher".
         source: what :meth:`prepare` must see before the first batch: "none", "statistics" or "data".
+        labelled_source: whether the source batches may also be pairs (images, labels).
         stochastic: whether a step draws random numbers.
         cost: forwards and backwards of the whole batch per step, at most.
     """
 
     output: ClassVar[Literal["before", "after", "teacher"]] = "before"
     source: ClassVar[Literal["none", "statistics", "data"]] = "none"
+    labelled_source: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     cost: tuple[float, float] = (1, 1)
 
