@@ -30,8 +30,8 @@ Departures:
     Published code step by step, up to the draws: ``RMT(model, replay=n, shuffle=False, ensemble="sum")`` (CIFAR; ImageNet with
     ``sgd(1e-2)``) prepared with labelled batches; for DomainNet-126 it has no projection (``outputs=None``).
 
-Cost: four forwards, three backwards; without replay three and two. ``prepare`` costs one forward a batch, and with every
-pass two more and a backward.
+Cost: four forwards, three backwards; without replay three and two. ``cost`` counts replayed batches of the size of the test
+batch. ``prepare`` costs one forward a batch, and with every pass two more and a backward.
 
 Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation, CVPR 2023.
 """
