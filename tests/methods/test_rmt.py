@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from testtime.methods.rmt import RMT, attract
 from testtime.parts import generator, identity, sgd
 from testtime.parts.randomness import epochs
+from testtime.wrap import ResetEvery
 
 
 def labelled() -> list[tuple[Tensor, Tensor]]:
@@ -138,6 +139,16 @@ def test_labels_replay_order_and_sum_of_the_published_code() -> None:
         assert torch.equal(y.logits, looked.logits)
         np.testing.assert_allclose(y.logits.numpy(), expected.numpy(), rtol=0, atol=1e-9)
     assert (y.logits / 2 - other.logits).abs().max() > 1e-2
+
+
+def test_a_wrapper_passes_the_labels_on() -> None:
+    ours = make(replay=100)
+    wrapped = ResetEvery(ours, 5)
+    assert ours.labelled_source
+    assert wrapped.labelled_source
+    wrapped.prepare(labelled())
+    labels = torch.cat([y for _, y in labelled()])
+    assert ours.of_source.label.bincount().equal(labels.bincount())
 
 
 def test_the_first_images_are_held_in_the_order_of_prepare() -> None:
