@@ -123,10 +123,9 @@ class Logits(nn.Module):
         if isinstance(y, Tensor):
             self.contract.check(y, len(x))
         require_gradient(self.network, y)
-        if isinstance(y, Tensor):
-            if not self.seen and len(y):
-                self.seen = True
-                _refuse_probabilities(y)
+        if isinstance(y, Tensor) and not self.seen and len(y):
+            self.seen = True
+            _refuse_probabilities(y)
         return y
 
     def _choose(self, output: Any) -> Any:

@@ -61,7 +61,7 @@ def features_of(model: nn.Module, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_equals_the_plain_loop(kind: str, weight: float) -> None:
     ours = LAME(net(), kind, neighbours=3, weight=weight)
-    for x in stream([24, 7, 16]):
+    for x in stream([24, 7, 16, 5, 12, 9, 16, 6, 20, 8]):
         f, z = features_of(net(), x)
         expected = published(z, weights(f, kind, 3), weight)
         y = ours(x)

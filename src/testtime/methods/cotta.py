@@ -45,6 +45,7 @@ from testtime.norm.grouped import grouped
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.restoration import restore_at_random
 from testtime.sharing import share
 
 __all__ = ["CoTTA"]
@@ -139,16 +140,5 @@ class CoTTA(Adapter):
             loss = (loss + soft_cross_entropy(teacher, student)) / 2
         self.update(loss.mean())
         self.teacher.update()
-        self._return_some()
+        restore_at_random(self._adapted, self.origin, self.restoration, self.seed, int(self.clock))
         return teacher
-
-    @torch.no_grad()
-    def _return_some(self) -> None:
-        """Return each weight to the source with probability p."""
-        if self.restoration > 0:
-            device = self._adapted[0].device
-            rng = generator(self.seed, int(self.clock), "restoration", device)
-            draws = torch.rand(sum(p.numel() for p in self._adapted), generator=rng, device=device)
-            chosen = draws.lt(self.restoration).split([p.numel() for p in self._adapted])
-            for p, source, mask in zip(self._adapted, self.origin, chosen, strict=True):
-                p.copy_(torch.where(mask.view_as(p), source, p))

@@ -179,7 +179,7 @@ def _blur(x: Tensor, sigma: Tensor, size: int = 5) -> Tensor:
     return sum((kernel[i] * x[..., i : i + w] for i in range(1, size)), kernel[0] * x[..., :w])
 
 
-def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
+def katana(x: Tensor, rng: torch.Generator, clean: bool = False, alike: bool = False) -> Tensor:
     """The strong augmentation of CoTTA and RoTTA: colours, place, blur and noise, drawn anew for every image.
 
     In this order: clip to [0, 1]; brightness 0.6-1.4, contrast 0.7-1.3, saturation 0.5-1.5, hue +-0.06 of the
@@ -191,12 +191,13 @@ def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
         x: images (N, C, H, W) in [0, 1]; saturation and hue need three channels.
         rng: draws come from here.
         clean: neither blur nor noise, and the mirror image outside of the edges, as ROID and CMF use it.
+        alike: whether one draw changes all images of the batch alike, as in the published code; noise differs all the same.
 
     Returns:
         (N, C, H, W).
 
-    The published code draws once per batch, so that all images of a view are changed alike; here each draws
-    for itself. Its shift of 1/16 is one of the image padded to twice its side, hence an eighth.
+    The published code draws once per batch, so that all images of a view are changed alike (``alike=True``); here each
+    draws for itself. Its shift of 1/16 is one of the image padded to twice its side, hence an eighth.
 
     Reference: Cohen and Giryes, KATANA: Simple Post-Training Robustness Using Test Time Augmentations, 2021,
     with the constants of Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022.
@@ -208,7 +209,9 @@ def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = x.to(dtype).clamp(0, 1)
     order = torch.randperm(5, generator=rng, device=rng.device).tolist()
-    draws = torch.rand(n, 11, generator=rng, device=rng.device).to(x.device, dtype)
+    draws = (
+        torch.rand(1 if alike else n, 11, generator=rng, device=rng.device).to(x.device, dtype).expand(n, 11)
+    )
     if not clean:
         noise = torch.randn(x.shape, generator=rng, device=rng.device).to(x.device, dtype)
 
