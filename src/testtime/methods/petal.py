@@ -53,6 +53,7 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.branches import images_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful, share
 
 __all__ = ["PETAL", "DiagonalPrior", "SwagDiagonal", "quantile_of", "swag_diagonal"]
@@ -206,7 +207,7 @@ class PETAL(Adapter):
         alpha: the weight of the prior; 1e-9 (CIFAR), 1e-11 (ImageNet).
         quantile: delta, the share of the weights that return to the source; 0.03 (CIFAR), 0.003 (ImageNet).
         passes: of ``prepare`` over its batches.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         norm: the policy of the BatchNorm layers in all three models.
         seed: of the views.
 
@@ -245,7 +246,8 @@ class PETAL(Adapter):
             )
         super().__init__(norm(model), seed)
         self.optimizer, self.views, self.threshold, self.decay = optimizer, views, threshold, decay
-        self.alpha, self.quantile, self.passes, self.augment = alpha, quantile, passes, augment
+        self.alpha, self.quantile, self.passes = alpha, quantile, passes
+        self.augment = preserving(augment, self.model)
         self.norm, self.cost = norm, (2 + views, 1)
         self.anchor = share(self.model)
         names = [n for n, _ in self.model.named_parameters() if n.rsplit(".", 1)[-1] in ("weight", "bias")]

@@ -50,6 +50,7 @@ from testtime.parts.branches import images_of
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.randomness import epochs
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful, share
 
 __all__ = ["RMT", "SourceReplay", "attract", "projector"]
@@ -137,7 +138,7 @@ class RMT(Adapter):
         decay: beta, the weight of the past in the teacher.
         replay: how many source images are held.
         warm_up: passes over the source in ``prepare`` before the first batch.
-        augment: makes a view.
+        augment: makes a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views, of the replay and of the projection's first weights.
@@ -185,7 +186,8 @@ class RMT(Adapter):
             temperature,
         )
         self.outputs, self.decay, self.replay, self.warm_up = outputs, decay, replay, warm_up
-        self.augment, self.head, self.norm = augment, head, norm
+        self.head, self.norm = head, norm
+        self.augment = preserving(augment, self.model)
         if not lambda_ce:
             self.cost = (3, 2)
         self.anchor = share(self.model)

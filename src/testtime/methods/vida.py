@@ -57,6 +57,7 @@ from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
+from testtime.parts.views import preserving
 
 __all__ = ["DomainAdapter", "ViDA", "train_vida", "with_adapters"]
 
@@ -235,7 +236,7 @@ class ViDA(Adapter):
             in its CIFAR command.
         scale: rho, of the variance; the published code's.
         decay, adapter_decay: the weight of the past in the teacher's network and in its adapters.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         layers: the names of the layers with adapters; None for every linear layer but the head, or every convolution.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views and of the adapters' first weights.
@@ -279,7 +280,8 @@ class ViDA(Adapter):
             low_rank,
             high_rank,
         )
-        self.views, self.threshold, self.scale, self.augment = views, threshold, scale, augment
+        self.views, self.threshold, self.scale = views, threshold, scale
+        self.augment = preserving(augment, self.model)
         self.decay, self.adapter_decay, self.layers, self.norm = decay, adapter_decay, layers, norm
         self.cost = (2 + views, 1)
         if not _adapters(self.model):
