@@ -88,7 +88,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument(
         "--no-mirror",
         action="store_true",
-        help="with --no-labels: a mirrored image is another one (digits, text, signs); turn it a little instead",
+        help="with --no-labels: turn images a little instead of mirroring them, also where the model allows both",
     )
     bench.set_defaults(run=_bench)
 
@@ -251,7 +251,7 @@ def _shadow(
         source,
         arguments.device,
         arguments.precision,
-        not arguments.no_mirror,
+        False if arguments.no_mirror else None,
         bool(arguments.methods),
     )
     about = {"stream": name, "command": ["testtime", *arguments.argv]}

@@ -41,6 +41,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_images_are_mirrored_where_the_model_allows_it(run: Path) -> None:
+    assert not json.loads((run / "shadow.json").read_text())["mirror"]
+    assert shadow(model="cifar10-resnet20-augmix").mirrors
+    assert shadow(mirror=True).mirrors
+    assert not shadow(model="cifar10-resnet20-augmix", mirror=False).mirrors
+
+
 def test_a_run_holds_the_signs_of_every_candidate(run: Path) -> None:
     about = json.loads((run / "shadow.json").read_text())
     assert (about["candidates"], about["batches"], about["images"]) == (["Source", "TENT", "hot"], 6, 60)

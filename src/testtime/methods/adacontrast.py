@@ -54,6 +54,7 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import Tap
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful
 
 __all__ = ["AdaContrast", "NeighbourMemory", "class_contrast"]
@@ -154,7 +155,7 @@ class AdaContrast(Adapter):
         contrast: gamma_ctr, the weight of the contrast.
         diversity: gamma_div, the weight of the entropy of the mean prediction.
         decay: beta, the weight of the past in the teacher.
-        weak, strong: make a view.
+        weak, strong: make a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views.
@@ -197,7 +198,8 @@ class AdaContrast(Adapter):
             )
         self.optimizer, self.neighbours, self.begin, self.capacity = optimizer, neighbours, begin, capacity
         self.temperature, self.contrast, self.diversity, self.decay = temperature, contrast, diversity, decay
-        self.weak, self.strong, self.head, self.norm = weak, strong, head, norm
+        self.head, self.norm = head, norm
+        self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
         name, linear = linear_head(self.model, head)
         self._tap = head_tap(self.model, head)
         self.adapt(self.model.parameters(), optimizer)

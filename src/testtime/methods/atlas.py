@@ -63,6 +63,7 @@ from testtime.parts.branches import images_of
 from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
+from testtime.parts.views import preserving
 from testtime.prediction import Prediction
 from testtime.sharing import Stateful, duplicate
 
@@ -381,7 +382,7 @@ class ATLAS(Adapter):
         trusted: k, how many images of each class are held as labelled; ``trusted=1`` for ImageNet holds a thousand.
         threshold: omega, from which confidence on a pseudo-label counts; FixMatch's is 0.95.
         weight: lambda_u, of the images that are not trusted; FixMatch's is 1.
-        weak, strong: the views; ``testtime.parts.identity`` switches their randomness off.
+        weak, strong: the views, within the model's invariances; ``testtime.parts.identity`` switches their randomness off.
         tasks: the corruptions of the source that ``prepare`` makes task vectors of.
         severity: theirs, 1 to 5.
         passes, rate: of ``prepare`` over its batches, for each task.
@@ -430,7 +431,8 @@ class ATLAS(Adapter):
             network = TaskVectors(network, _blocks(network, skip), tasks)
         super().__init__(network, seed)
         self.classes, self.optimizer, self.trusted, self.threshold = classes, optimizer, trusted, threshold
-        self.weight, self.weak, self.strong, self.tasks = weight, weak, strong, tuple(tasks)
+        self.weight, self.tasks = weight, tuple(tasks)
+        self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
         self.severity, self.passes, self.rate, self.skip, self.norm = severity, passes, rate, skip, norm
         vectors = _of(self.model)
         assert vectors is not None

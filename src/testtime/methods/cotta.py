@@ -46,6 +46,7 @@ from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.restoration import restore_at_random
+from testtime.parts.views import preserving
 from testtime.sharing import share
 
 __all__ = ["CoTTA"]
@@ -65,7 +66,7 @@ class CoTTA(Adapter):
         restoration: p, the chance of a weight to return to the source; 0.01 (CIFAR), 0.001 (ImageNet); 0
             switches it off.
         symmetric: average the cross-entropy with that of the teacher against the student.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         chunk: how many views go through the network at once, each normalised by itself; a divisor of
             ``views``.
             The numbers do not depend on it.
@@ -105,7 +106,8 @@ class CoTTA(Adapter):
             )
         super().__init__(norm(model), seed)
         self.optimizer, self.views, self.threshold, self.decay = optimizer, views, threshold, decay
-        self.restoration, self.symmetric, self.augment = restoration, symmetric, augment
+        self.restoration, self.symmetric = restoration, symmetric
+        self.augment = preserving(augment, self.model)
         self.chunk, self.norm, self.cost = chunk, norm, (2 + views, 1)
         self.anchor = share(self.model)
         moving = {

@@ -40,6 +40,7 @@ from testtime.norm import alpha_statistics, observing
 from testtime.parts import augmix, generator, marginal_entropy, sgd
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 
 __all__ = ["MEMO"]
 
@@ -54,7 +55,8 @@ class MEMO(Adapter):
         views: B, 32 (CIFAR) or 64 (ImageNet).
         episodic: return to the source before each image.
         reset_optimizer: whether the optimizer's state returns to zero with the weights; in the published code it does not.
-        augment: makes the views of an image, given as many copies; ``testtime.parts.identity`` switches randomness off.
+        augment: makes the views of an image, given as many copies, within the model's invariances;
+            ``testtime.parts.identity`` switches randomness off.
         norm: the policy of the BatchNorm layers; alpha is the weight of one image against 16 of the source.
         seed: of the views.
 
@@ -84,13 +86,8 @@ class MEMO(Adapter):
         if views < 1:
             raise ValueError(f"views counts the augmented copies of an image and is at least 1, got {views}")
         super().__init__(norm(model), seed)
-        self.optimizer, self.views, self.episodic, self.augment, self.norm = (
-            optimizer,
-            views,
-            episodic,
-            augment,
-            norm,
-        )
+        self.optimizer, self.views, self.episodic, self.norm = optimizer, views, episodic, norm
+        self.augment = preserving(augment, self.model)
         self.reset_optimizer, self.cost = reset_optimizer, (views + 1, views)
         self.adapt(self.model.parameters(), optimizer)
 

@@ -48,6 +48,7 @@ from testtime.norm.grouped import grouped
 from testtime.parts import Teacher, adam, entropy, generator, random_crop_flip
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 from testtime.prediction import Prediction, energy
 from testtime.sharing import twin
 
@@ -117,7 +118,7 @@ class PAFKIP(Adapter):
         minimise, maximise: how the auxiliary filter joins in on either side: "soft", "hard" or "none" (tables 4 and 5).
         models: which of "source", "adapting", "ema" the answer integrates; ("adapting",) switches KIP off.
         source_statistics: "source" or "batch", the BatchNorm statistics of the source model.
-        augment: the view x~; ``testtime.parts.identity`` switches randomness off.
+        augment: the view x~, within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         output: "before" or "after", whether z takes the logits of f before or after its update; those of e are from before
             its update either way.
         batched: run the three forwards as one.
@@ -164,7 +165,8 @@ class PAFKIP(Adapter):
             minimise,
             maximise,
         )
-        self.models, self.source_statistics, self.augment = tuple(models), source_statistics, augment
+        self.models, self.source_statistics = tuple(models), source_statistics
+        self.augment = preserving(augment, self.model)
         self.batched, self.norm = batched, norm
         self.output = output  # type: ignore[misc]
         self.cost = (3 if output == "before" else 4, 1)

@@ -53,6 +53,7 @@ from testtime.parts.branches import images_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.restoration import restore_at_random
 from testtime.parts.source_training import passes_over
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful, duplicate, share
 
 __all__ = ["PETAL", "DiagonalPrior", "SwagDiagonal", "quantile_of", "swag_diagonal"]
@@ -207,7 +208,7 @@ class PETAL(Adapter):
         quantile: delta, the share of the weights that return to the source; 0.03 (CIFAR), 0.003 (ImageNet).
         restoration: chance of a weight to return to the source, instead of those of the least information; None for those.
         passes: of ``prepare`` over its batches.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         norm: the policy of the BatchNorm layers in all three models.
         seed: of the views.
 
@@ -247,8 +248,8 @@ class PETAL(Adapter):
             )
         super().__init__(norm(model), seed)
         self.optimizer, self.views, self.threshold, self.decay = optimizer, views, threshold, decay
-        self.alpha, self.quantile, self.passes, self.augment = alpha, quantile, passes, augment
-        self.restoration = restoration
+        self.alpha, self.quantile, self.passes, self.restoration = alpha, quantile, passes, restoration
+        self.augment = preserving(augment, self.model)
         self.norm, self.cost = norm, (2 + views, 1)
         self.anchor = share(self.model)
         names = [n for n, _ in self.model.named_parameters() if n.rsplit(".", 1)[-1] in ("weight", "bias")]

@@ -53,6 +53,7 @@ from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.randomness import epochs
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful, share
 
 __all__ = ["RMT", "SourceReplay", "attract", "projector"]
@@ -153,7 +154,7 @@ class RMT(Adapter):
             ``prepare`` are replayed one after the other, of which the first ``replay`` images are held.
         ensemble: whether the answer is the "mean" of the two logits, or their "sum".
         warm_up: passes over the source in ``prepare`` before the first batch.
-        augment: makes a view.
+        augment: makes a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views, of the replay and of the projection's first weights.
@@ -206,8 +207,8 @@ class RMT(Adapter):
             temperature,
         )
         self.outputs, self.decay, self.replay, self.warm_up = outputs, decay, replay, warm_up
-        self.shuffle, self.ensemble = shuffle, ensemble
-        self.augment, self.head, self.norm = augment, head, norm
+        self.shuffle, self.ensemble, self.head, self.norm = shuffle, ensemble, head, norm
+        self.augment = preserving(augment, self.model)
         if not lambda_ce:
             self.cost = (3, 2)
         self.anchor = share(self.model)

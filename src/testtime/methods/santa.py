@@ -48,6 +48,7 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 from testtime.sharing import share
 
 __all__ = ["SANTA"]
@@ -67,7 +68,7 @@ class SANTA(Adapter):
         lambda_ta: the weight of target alignment.
         temperature: tau.
         outputs: of the projection; None for none.
-        augment: makes a view.
+        augment: makes a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views and of the projection's first weights.
@@ -109,7 +110,8 @@ class SANTA(Adapter):
             lambda_ta,
             temperature,
         )
-        self.outputs, self.augment, self.head, self.norm = outputs, augment, head, norm
+        self.outputs, self.head, self.norm = outputs, head, norm
+        self.augment = preserving(augment, self.model)
         self.origin = share(self.model)
         affine, linear = norm_affine(self.model), linear_head(self.model, head)[1]
         self._tap = head_tap(self.model, head)

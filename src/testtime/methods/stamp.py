@@ -63,6 +63,7 @@ from testtime.parts import entropy, generator, random_crop_flip, sgd, sharpness_
 from testtime.parts.augment import Augmentation
 from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 from testtime.prediction import Prediction
 from testtime.sharing import share
 
@@ -172,7 +173,7 @@ class STAMP(Adapter):
         period: of the cosine of the learning rate, in steps: 150, 750 (ImageNet); None keeps the rate.
         score: the open-set score, "energy" of the mean logits or, as in the paper, "entropy" of the mean
             prediction.
-        augment: makes a view; ``testtime.parts.identity`` switches randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         chunk: how many views go through the network at once, each normalised by itself; a divisor of
             ``views``.
             The numbers do not depend on it.
@@ -233,7 +234,8 @@ class STAMP(Adapter):
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.views, self.alpha = classes, optimizer, views, alpha
         self.consistent, self.capacity, self.decay, self.rho = consistent, capacity, decay, rho
-        self.period, self.score, self.augment, self.chunk = period, score, augment, chunk
+        self.period, self.score, self.chunk = period, score, chunk
+        self.augment = preserving(augment, self.model)
         self.original, self.count, self.normalise, self.epsilon = original, count, normalise, epsilon
         self.skip, self.norm, self.cost = tuple(skip), norm, (views + consistent + 2, 2)
         self.origin = share(self.model)

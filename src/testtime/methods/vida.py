@@ -59,6 +59,7 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.restoration import restore_at_random
 from testtime.parts.source_training import passes_over
+from testtime.parts.views import preserving
 from testtime.sharing import duplicate, share
 
 __all__ = ["DomainAdapter", "ViDA", "train_vida", "with_adapters"]
@@ -239,7 +240,7 @@ class ViDA(Adapter):
         allotment: "paper", both weights are set and the views are seen under weights of 1; or "released", the published code:
             the low-rank weight alone is set, and the views are seen under that of the batch before.
         restoration: chance of a weight to return to the source after a step.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         layers: the names of the layers with adapters; None for every linear layer but the head, or every convolution.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views and of the adapters' first weights.
@@ -288,7 +289,8 @@ class ViDA(Adapter):
             low_rank,
             high_rank,
         )
-        self.views, self.threshold, self.scale, self.augment = views, threshold, scale, augment
+        self.views, self.threshold, self.scale = views, threshold, scale
+        self.augment = preserving(augment, self.model)
         self.decay, self.adapter_decay, self.layers, self.norm = decay, adapter_decay, layers, norm
         self.allotment, self.restoration, self.cost = allotment, restoration, (2 + views, 1)
         if not _adapters(self.model):
