@@ -83,6 +83,11 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument(
         "--images", metavar="DIR", help="with --no-labels: your images, in the order of their names"
     )
+    bench.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="with --images: leave out pictures that cannot be read, and name them",
+    )
     bench.add_argument("--model", metavar="NAME", help="with --images: the source model")
     bench.add_argument("--source", metavar="DIR", help="with --images: unlabelled images of its source")
     bench.add_argument(
@@ -201,6 +206,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _own(arguments: argparse.Namespace) -> int:
     """Candidates in shadow on a folder of images."""
     from testtime.bench.protocols import protocol
+    from testtime.bench.sets import size_for
     from testtime.data import image_folder
     from testtime.models import model_card
     from testtime.streams import clean, recorded
@@ -208,13 +214,18 @@ def _own(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         raise ValueError("--images need --model NAME, the network that is in use")
     card = model_card(arguments.model)
-    images = replace(image_folder(arguments.images), labels=None, classes=())
-    stream = recorded(clean(images, (card.size, card.size)), arguments.batch_size or 200)
-    source = image_folder(arguments.source) if arguments.source else None
+    skip = arguments.skip_damaged
+    images = replace(image_folder(arguments.images, skip_damaged=skip), labels=None, classes=())
+    stream = recorded(clean(images, size_for(card.size)), arguments.batch_size or 200)
+    source = image_folder(arguments.source, skip_damaged=skip) if arguments.source else None
     rows = protocol("field-continual").narrowed(arguments.methods).rows
-    return _shadow(
+    code = _shadow(
         arguments, rows, card.name, stream, source, str(arguments.images), arguments.out or "runs/no-labels"
     )
+    for each in (images, source):
+        if each is not None and each.skipped:
+            print(f"{each.name}: left out {len(each.skipped)} damaged pictures: {', '.join(each.skipped)}")
+    return code
 
 
 def _hidden(arguments: argparse.Namespace, chosen: Protocol) -> int:

@@ -131,7 +131,7 @@ def test_wrong_corrupted_files_are_named(corrupted: Path) -> None:
     with pytest.raises(ValueError, match="severity must be 1 to 5, got 6"):
         cifar_c(corrupted, "fog", 6)
     np.save(folder / "labels.npy", np.zeros(9, int))
-    with pytest.raises(DataError, match=r"labels\.npy: expected 10 labels, found \(9,\)"):
+    with pytest.raises(DataError, match=r"labels\.npy: expected 10 labels, .*, found 9"):
         cifar_c(folder, "fog")
     np.save(folder / "fog.npy", np.zeros((10, 3, 32, 32), np.uint8))
     with pytest.raises(DataError, match=r"expected uint8 \(5N, 32, 32, 3\), found uint8 \(10, 3, 32, 32\)"):

@@ -30,7 +30,7 @@ def values(images: object) -> list[int]:
     return [int(images[i].float().mean().round()) for i in range(len(images))]  # type: ignore[index,arg-type]
 
 
-def test_a_class_is_a_folder_in_sorted_order(tmp_path: Path) -> None:
+def test_a_class_is_a_folder_in_natural_order(tmp_path: Path) -> None:
     put(tmp_path / "dog" / "2.png", 20)
     put(tmp_path / "dog" / "10.PNG", 10)
     put(tmp_path / "cat" / "deeper" / "1.png", 5)
@@ -39,7 +39,7 @@ def test_a_class_is_a_folder_in_sorted_order(tmp_path: Path) -> None:
     assert images.classes == ("cat", "dog")
     assert images.labels is not None
     assert images.labels.tolist() == [0, 1, 1]
-    assert values(images) == [5, 10, 20]
+    assert values(images) == [5, 20, 10]
     assert images[0].shape == (3, 4, 6)
 
 

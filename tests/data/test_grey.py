@@ -77,7 +77,7 @@ def test_images_and_labels_have_to_agree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"3 images but labels of shape \(2,\)"):
         mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros((3, 1), np.uint8))))
-    with pytest.raises(DataError, match=r"labels \(N,\), found \(3, 28, 28\), \(3, 1\)"):
+    with pytest.raises(DataError, match=r"labels \(N,\), found \(3, 28, 28\) and \(3, 1\)"):
         mnist(tmp_path)
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from testtime.data.files import AGAIN, need_file
 from testtime.errors import DataError, need_pillow
 
 __all__ = ["SUFFIXES", "files", "folders", "hidden", "images", "inside", "natural", "read_lines"]
@@ -151,9 +152,7 @@ def read_lines(path: Path, what: str) -> list[str]:
     Raises:
         DataError: if the file is missing, empty or no text.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected {what}; give the folder that holds it as root")
-    data = path.read_bytes()
+    data = need_file(path, what).read_bytes()
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -161,7 +160,7 @@ def read_lines(path: Path, what: str) -> list[str]:
         raise DataError(f"{path}: expected {what} as text in UTF-8, found other bytes ({error})") from error
     found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
-        raise DataError(f"{path}: expected {what}, found an empty file; fetch it again from its publisher")
+        raise DataError(f"{path}: expected {what}, found an empty file; {AGAIN}")
     return found
 
 
