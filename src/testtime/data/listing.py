@@ -32,7 +32,7 @@ CLUTTER = {
 }
 """Names, in lower case, that operating systems and tools leave in folders."""
 
-Key = tuple[str | int, ...]
+Key = tuple[tuple[str | int, ...], str]
 
 
 def natural(name: str) -> Key:
@@ -44,7 +44,7 @@ def natural(name: str) -> Key:
     ['2', '10', 'a']
     """
     parts = re.split(r"([0-9]+)", name)  # text and digits alternate, so keys compare text with text
-    return (*(int(part) if at % 2 else part for at, part in enumerate(parts)), name)
+    return tuple(int(part) if at % 2 else part for at, part in enumerate(parts)), name
 
 
 def hidden(name: str) -> bool:
