@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from testtime.bench.protocol import Protocol, Row
@@ -81,7 +81,9 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
         help="run the methods in shadow and note what they give away without labels; then: testtime recommend",
     )
     bench.add_argument(
-        "--images", metavar="DIR", help="with --no-labels: your images, in the order of their names"
+        "--images",
+        metavar="DIR",
+        help="with --no-labels: your images, in the natural order of their names (frame_2 before frame_10)",
     )
     bench.add_argument(
         "--skip-damaged",
@@ -219,12 +221,11 @@ def _own(arguments: argparse.Namespace) -> int:
     stream = recorded(clean(images, size_for(card.size)), arguments.batch_size or 200)
     source = image_folder(arguments.source, skip_damaged=skip) if arguments.source else None
     rows = protocol("field-continual").narrowed(arguments.methods).rows
-    code = _shadow(
-        arguments, rows, card.name, stream, source, str(arguments.images), arguments.out or "runs/no-labels"
-    )
-    for each in (images, source):
-        if each is not None and each.skipped:
-            print(f"{each.name}: left out {len(each.skipped)} damaged pictures: {', '.join(each.skipped)}")
+    skipped = {one.name: list(one.skipped) for one in (images, source) if one is not None and one.skipped}
+    out = arguments.out or "runs/no-labels"
+    code = _shadow(arguments, rows, card.name, stream, source, str(arguments.images), out, skipped)
+    for name, names in skipped.items():
+        print(f"{name}: left out {len(names)} damaged pictures: {', '.join(names)}")
     return code
 
 
@@ -251,6 +252,7 @@ def _shadow(
     source: ImageSet | None,
     name: str,
     out: str,
+    skipped: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     from testtime.bench.shadow import Shadow
 
@@ -265,7 +267,9 @@ def _shadow(
         not arguments.no_mirror,
         bool(arguments.methods),
     )
-    about = {"stream": name, "command": ["testtime", *arguments.argv]}
+    about: dict[str, Any] = {"stream": name, "command": ["testtime", *arguments.argv]}
+    if skipped:
+        about["damaged"] = skipped
     shadow.run(out, about, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{out}: now run testtime recommend {out}")
     return 0

@@ -149,8 +149,8 @@ def test_images_that_are_not_square(name: str) -> None:
     assert torch.isfinite(y).all()
 
 
-def test_auto_takes_the_constants_by_the_height() -> None:
-    small, large = photographs(224, 1)[..., :64, :64], photographs(224, 1)[..., :65, :64]
+def test_auto_takes_the_constants_by_the_smaller_side() -> None:
+    small, large = photographs(224, 1)[..., :64, :64], photographs(224, 1)[..., :65, :65]
     assert torch.equal(corrupt(small, "contrast"), corrupt(small, "contrast", constants="cifar"))
     assert torch.equal(corrupt(large, "contrast"), corrupt(large, "contrast", constants="imagenet"))
     assert not torch.equal(corrupt(large, "contrast"), corrupt(large, "contrast", constants="cifar"))

@@ -20,7 +20,9 @@ from testtime.progress import progress
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 OUTPUTS = 1000  # of a model of ImageNet
-SKIP = "image_folder(..., skip_damaged=True), or testtime bench --images DIR --skip-damaged, leaves such files out"
+SKIP = (
+    "skip_damaged=True of image_folder, or testtime bench --images DIR --skip-damaged, leaves such files out"
+)
 
 
 class FileImages:
@@ -191,7 +193,7 @@ def imagenet_wnids() -> tuple[str, ...]:
     return tuple(Path(__file__).with_name("imagenet_wnids.txt").read_text().split())
 
 
-def imagenet(root: str | Path, split: str = "val") -> ImageSet:
+def imagenet(root: str | Path, split: str = "val", skip_damaged: bool = False) -> ImageSet:
     """Return ImageNet, a part of it, or a set with its classes such as ImageNet-A, -R, -V2 or -Sketch.
 
     The folders are ``<split>/<wnid>/*.JPEG``, or ``<split>/<number>/`` with the numbers of the outputs, as
@@ -201,19 +203,20 @@ def imagenet(root: str | Path, split: str = "val") -> ImageSet:
     Args:
         root: the folder that holds the split, or the split itself.
         split: "val" or "train".
+        skip_damaged: whether to leave out images that cannot be read; see :func:`image_folder`.
 
     Raises:
         DataError: if the images are missing, lie flat as in the published validation archive, or some of the
             folders are classes of ImageNet and others are not.
 
     Departures: the published accuracies on ImageNet-A and -R are over the 200 outputs of their classes; here all
-    1,000 outputs compete.
+    1,000 outputs compete. Images are turned as EXIF says, which most published evaluations do not.
 
     Source: Russakovsky et al., *ImageNet Large Scale Visual Recognition Challenge*, IJCV 2015.
     """
     need_choice(split, ("val", "train"), "split")
     folder = need_folder([Path(root) / split, Path(root)], "ImageNet as one folder for each wnid")
-    return _by_output(image_folder(folder, f"imagenet-{split}"), folder)
+    return _by_output(image_folder(folder, f"imagenet-{split}", skip_damaged=skip_damaged), folder)
 
 
 def _by_output(found: ImageSet, folder: Path) -> ImageSet:
@@ -239,13 +242,14 @@ def _by_output(found: ImageSet, folder: Path) -> ImageSet:
     return replace(found, classes=wnids, labels=np.array(outputs)[found.labels])
 
 
-def imagenet_c(root: str | Path, corruption: str, severity: int = 5) -> ImageSet:
+def imagenet_c(root: str | Path, corruption: str, severity: int = 5, skip_damaged: bool = False) -> ImageSet:
     """Return one corruption of ImageNet-C at one severity, from ``<corruption>/<severity>/<wnid>/*.JPEG``.
 
     Args:
         root: the folder that holds the corruptions, directly or in groups such as ``noise``.
         corruption: such as "gaussian_noise".
         severity: 1 to 5.
+        skip_damaged: whether to leave out images that cannot be read; see :func:`image_folder`.
 
     The labels are those of :func:`imagenet`.
 
@@ -261,7 +265,8 @@ def imagenet_c(root: str | Path, corruption: str, severity: int = 5) -> ImageSet
     roots = [Path(root), Path(root) / "ImageNet-C"]
     groups = [group / tail for place in roots if place.is_dir() for group in folders(place)]
     folder = need_folder([*(place / tail for place in roots), *groups], f"ImageNet-C {tail}")
-    return _by_output(image_folder(folder, f"imagenet-c-{corruption}-{severity}"), folder)
+    name = f"imagenet-c-{corruption}-{severity}"
+    return _by_output(image_folder(folder, name, skip_damaged=skip_damaged), folder)
 
 
 def textures(root: str | Path) -> ImageSet:

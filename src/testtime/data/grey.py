@@ -104,13 +104,16 @@ def fashion_mnist(root: str | Path, split: str = "test", channels: int = 3) -> I
     return _idx_set(Path(root), "fashion_mnist", places, split, FASHION, channels)
 
 
-def notmnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
+def notmnist(
+    root: str | Path, split: str = "test", channels: int = 3, skip_damaged: bool = False
+) -> ImageSet:
     """Return notMNIST, the letters A to J, 28x28.
 
     Args:
         root: the folder of the idx files, or of ``notMNIST_{small,large}/<letter>/*.png``, or one above.
         split: "test" (small) or "train" (large).
         channels: 1 or 3.
+        skip_damaged: whether to leave out images that cannot be read; the published archives hold a few.
 
     Raises:
         DataError: if a file is missing or damaged.
@@ -121,7 +124,7 @@ def notmnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageS
     need_choice(split, SPLITS, "split")
     folder = Path(root) / ("notMNIST_small" if split == "test" else "notMNIST_large")
     if folder.is_dir():
-        return image_folder(folder, f"notmnist-{split}", channels)
+        return image_folder(folder, f"notmnist-{split}", channels, skip_damaged)
     return _idx_set(Path(root), "notmnist", ("notmnist", "notMNIST"), split, LETTERS, channels)
 
 

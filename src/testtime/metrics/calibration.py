@@ -81,7 +81,7 @@ def nll(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     [0.6931, nan]
     """
     logp = _log_softmax(logits)
-    y = class_labels(labels, *logp.shape, "logits")
+    y = class_labels(labels, len(logp), logp.shape[1], "logits")
     return np.where(y < 0, np.nan, -logp[np.arange(len(y)), y])
 
 
@@ -104,7 +104,7 @@ def brier(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     [0.5, nan]
     """
     p = np.exp(_log_softmax(logits))
-    y = class_labels(labels, *p.shape, "logits")
+    y = class_labels(labels, len(p), p.shape[1], "logits")
     p[np.arange(len(y)), y] -= 1
     return np.where(y < 0, np.nan, (p**2).sum(axis=1))
 
