@@ -83,7 +83,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument(
         "--images",
         metavar="DIR",
-        help="with --no-labels: your images, in the natural order of their names (frame_2 before frame_10)",
+        help="with --no-labels: your images, in natural order (frame_2 before frame_10)",
     )
     bench.add_argument(
         "--skip-damaged",
