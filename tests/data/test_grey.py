@@ -142,3 +142,14 @@ def test_damaged_letters_can_be_skipped(tmp_path: Path) -> None:
         Image.new("L", (28, 28), 2).save(tmp_path / "notMNIST_small" / letter / "x.png")
     (tmp_path / "notMNIST_small" / "A" / "empty.png").write_bytes(b"")
     assert notmnist(tmp_path, skip_damaged=True).skipped == ("A/empty.png",)
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ("11 1:0", "labels from 0 to 10"), ("0 1:0", "found 0"), ("1.5 1:0", "integers"), ("1 1:nan", "not finite"),
+])  # fmt: skip
+def test_labels_and_values_of_usps_are_checked(tmp_path: Path, row: str, message: str) -> None:
+    rest = " ".join(f"{i}:0" for i in range(2, 257))
+    text = f"1 1:0 {rest}\n{row} {rest}\n"
+    (tmp_path / "usps.t.bz2").write_bytes(bz2.compress(text.encode()))
+    with pytest.raises(DataError, match=message):
+        usps(tmp_path)

@@ -198,8 +198,13 @@ def _libsvm(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             raise ValueError(f"more than {MOST} bytes")
         rows = [line.split() for line in text.decode("ascii").splitlines()]
         values = np.array([[float(cell.partition(":")[2]) for cell in row[1:]] for row in rows])
-        labels = np.array([int(float(row[0])) - 1 for row in rows], dtype=np.int64)
+        if not np.isfinite(values).all():
+            raise ValueError("a value that is not finite")
         pixels = np.rint((values.reshape(-1, 16, 16) + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
+        digits = np.array([float(row[0]) - 1 for row in rows])
     except (OSError, ValueError, EOFError, IndexError) as error:
         raise DataError(f"{path}: expected rows of a label and 256 values ({error}); {AGAIN}") from error
+    labels = class_labels(digits, len(pixels), len(DIGITS), str(path))
+    if (labels < 0).any():
+        raise DataError(f"{path}: expected labels 1 to 10, found 0; {AGAIN}")
     return pixels, labels
