@@ -306,7 +306,7 @@ def class_labels(values: ArrayLike, count: int, classes: int, name: str) -> NDAr
         )
     if count and not -1 <= labels.min() <= labels.max() < classes:
         raise DataError(
-            f"{name}: labels from {labels.min()} to {labels.max()}, but {classes} classes (-1: unknown)"
+            f"{name}: labels from {labels.min():.0f} to {labels.max():.0f}, but {classes} classes (-1: unknown)"
         )
     return labels.astype(np.int64)
 
