@@ -165,7 +165,7 @@ def test_a_method_that_never_updates_says_so_once() -> None:
 
 UNFIT = {
     "labelled loader": (
-        lambda: DataLoader(TensorDataset(images(), torch.zeros(8)), 4), TypeError, "x for x, _ in loader",
+        lambda: DataLoader(TensorDataset(images(), torch.zeros(8)), 4), TypeError, "x for x, _ in loader|tensor of integers",
     ),
     "uint8": (lambda: [(images() * 255).byte()], TypeError, "uint8: x / 255"),
     "one batch": (lambda: images(), TypeError, "iterable of source batches"),

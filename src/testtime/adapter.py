@@ -20,6 +20,7 @@ from testtime.gradients import explained, gradients
 from testtime.norm.layer import NormPolicy, advance
 from testtime.outputs import Contract, Logits, declares_tasks
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
+from testtime.parts.views import MirrorCheck
 from testtime.prediction import Prediction, TaskPredictions
 from testtime.sharing import Birth, Stateful, share
 
@@ -139,6 +140,7 @@ class Adapter(Stateful, metaclass=_Construction):
         self._updated = False
         self._frozen = Frozen()
         self._lock = _Lock()
+        self._mirror = MirrorCheck()
         self._range: tuple[float, float] | None = None  # of the inputs, as learned from them
         self._idle = 0  # batches without an update; -1 after the first update, or once it was reported
         self._refused = False  # whether a warning has reported a batch without any valid answer
@@ -226,6 +228,7 @@ class Adapter(Stateful, metaclass=_Construction):
                 x, self._updated = (x.clone() if x.is_inference() else x.detach()), False
                 advance(self, accept=False)  # what a prediction that raised has left
                 try:
+                    self._mirror(self, x)
                     with explained():
                         y = _as_prediction(self.step(x))
                     if not bool(y.valid.any()):

@@ -30,6 +30,8 @@ Departures:
     labels enter together, after.
     The published code multiplies the learning rate of bottleneck and head by ten, and decays it by a cosine; this does not.
     BatchNorm statistics follow the weak views, once per batch and after the answer; there they follow every view.
+    The neighbours that vote are at most as many as a class has in the memory on average: of 32 images of 10 classes, ten
+    nearest hold other classes for certain. At the published sizes this changes nothing.
     The strong views of the published ImageNet-sized code are also blurred (:func:`testtime.parts.simclr` is CIFAR's).
     Published code step by step, up to these: ``AdaContrast(model)``.
 
@@ -119,11 +121,12 @@ class NeighbourMemory(Stateful):
         self.register_buffer("met", torch.zeros((), dtype=torch.int64))
 
     def vote(self, z: Tensor, neighbours: int) -> Tensor:
-        """The mean prediction (N, C) of those nearest to each unit feature (N, D)."""
+        """The mean prediction (N, C) of those nearest to each unit feature (N, D), at most a class's share of the memory."""
         held = self.label >= 0
         with torch.autocast(z.device.type, enabled=False):
             likeness = z @ self.features[held].T
-        nearest = likeness.topk(min(neighbours, likeness.shape[1]), dim=1).indices
+        share = max(1, likeness.shape[1] // self.probability.shape[1])
+        nearest = likeness.topk(min(neighbours, share), dim=1).indices
         return self.probability[held][nearest].mean(dim=1)
 
     def update(self, keys: Tensor, label: Tensor, features: Tensor, probability: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from testtime.errors import AdapterWarning
 from testtime.models.views import views_of
 from testtime.norm.batch import BatchStatistics
 from testtime.norm.layer import swap_policy
@@ -128,6 +129,8 @@ class MirrorCheck:
             adapter: holds its network as ``model`` and its augmentations as attributes.
             x: images (N, C, H, W).
         """
+        if not self.open:
+            return
         model = adapter.model
         assert isinstance(model, nn.Module)
         mirrors = any("mirror" in changes_of(value) for value in vars(adapter).values())
@@ -148,5 +151,6 @@ class MirrorCheck:
                 f"confident about, mirroring changes the predicted class of {self.contradictions}. If a mirrored image is "
                 "of another class (digits, text, signs), pass preserves=Views(mirror=False) of testtime.models; "
                 "if it keeps its class, preserves=Views(). A model can declare it itself, as the attribute `views`",
+                AdapterWarning,
                 stacklevel=2,
             )
