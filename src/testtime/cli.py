@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from testtime.bench.protocol import Protocol, Row
@@ -81,7 +81,14 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
         help="run the methods in shadow and note what they give away without labels; then: testtime recommend",
     )
     bench.add_argument(
-        "--images", metavar="DIR", help="with --no-labels: your images, in the order of their names"
+        "--images",
+        metavar="DIR",
+        help="with --no-labels: your images, in natural order (frame_2 before frame_10)",
+    )
+    bench.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="with --images: leave out pictures that cannot be read, and name them",
     )
     bench.add_argument("--model", metavar="NAME", help="with --images: the source model")
     bench.add_argument("--source", metavar="DIR", help="with --images: unlabelled images of its source")
@@ -201,6 +208,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _own(arguments: argparse.Namespace) -> int:
     """Candidates in shadow on a folder of images."""
     from testtime.bench.protocols import protocol
+    from testtime.bench.sets import size_for
     from testtime.data import image_folder
     from testtime.models import model_card
     from testtime.streams import clean, recorded
@@ -208,13 +216,17 @@ def _own(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         raise ValueError("--images need --model NAME, the network that is in use")
     card = model_card(arguments.model)
-    images = replace(image_folder(arguments.images), labels=None, classes=())
-    stream = recorded(clean(images, (card.size, card.size)), arguments.batch_size or 200)
-    source = image_folder(arguments.source) if arguments.source else None
+    skip = arguments.skip_damaged
+    images = replace(image_folder(arguments.images, skip_damaged=skip), labels=None, classes=())
+    stream = recorded(clean(images, size_for(card.size)), arguments.batch_size or 200)
+    source = image_folder(arguments.source, skip_damaged=skip) if arguments.source else None
     rows = protocol("field-continual").narrowed(arguments.methods).rows
-    return _shadow(
-        arguments, rows, card.name, stream, source, str(arguments.images), arguments.out or "runs/no-labels"
-    )
+    skipped = {one.name: list(one.skipped) for one in (images, source) if one is not None and one.skipped}
+    out = arguments.out or "runs/no-labels"
+    code = _shadow(arguments, rows, card.name, stream, source, str(arguments.images), out, skipped)
+    for name, names in skipped.items():
+        print(f"{name}: left out {len(names)} damaged pictures: {', '.join(names)}")
+    return code
 
 
 def _hidden(arguments: argparse.Namespace, chosen: Protocol) -> int:
@@ -240,6 +252,7 @@ def _shadow(
     source: ImageSet | None,
     name: str,
     out: str,
+    skipped: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     from testtime.bench.shadow import Shadow
 
@@ -254,7 +267,9 @@ def _shadow(
         not arguments.no_mirror,
         bool(arguments.methods),
     )
-    about = {"stream": name, "command": ["testtime", *arguments.argv]}
+    about: dict[str, Any] = {"stream": name, "command": ["testtime", *arguments.argv]}
+    if skipped:
+        about["damaged"] = skipped
     shadow.run(out, about, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{out}: now run testtime recommend {out}")
     return 0

@@ -49,3 +49,13 @@ def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ImportError, match=r"pip install 'testtime\[mat\]'"):
         svhn(tmp_path)
+
+
+def test_labels_are_1_to_10(tmp_path: Path) -> None:
+    for wrong in (11, -1):
+        y = np.array([[1], [wrong]], np.int16)
+        savemat(tmp_path / "test_32x32.mat", {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": y})
+        with pytest.raises(
+            DataError, match=r"test_32x32\.mat: (labels from 1 to 11|expected labels 1 to 10, found -1)"
+        ):
+            svhn(tmp_path)

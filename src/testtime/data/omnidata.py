@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from testtime.data.cameras import Camera, rotation
-from testtime.data.files import AGAIN, need_file
+from testtime.data.files import AGAIN, need_file, need_folder
 from testtime.data.fileset import Decode, FileSet
+from testtime.data.listing import files, folders, read_lines
 from testtime.data.pixels import Axes, chosen_tasks, colour, levels, metres, normals_image
 from testtime.errors import DataError
 
@@ -56,8 +57,7 @@ def split_of(path: str | Path, split: str) -> list[str]:
         ValueError: there is no such split.
     """
     path = Path(path)
-    text = need_file(path, "a table of the splits").read_text(encoding="utf-8-sig")
-    rows = list(csv.DictReader(text.splitlines()))
+    rows = list(csv.DictReader(read_lines(path, "a table of the splits")))
     columns = list(rows[0]) if rows else []
     if "id" not in columns or len(columns) < 2:
         raise DataError(f"{path}: expected the columns id, train, val, test, found {columns}; {AGAIN}")
@@ -99,20 +99,21 @@ class Views:
         image = FOLDERS["image"][0]
         self.by_domain = (self.root / image / component).is_dir()
         if self.by_domain:
-            there = {path.name for path in (self.root / image / component).iterdir() if path.is_dir()}
+            there = [path.name for path in folders(self.root / image / component)]
         else:
-            there = {path.parent.name for path in self.root.glob(f"*/{image}") if path.is_dir()}
+            place = need_folder([self.root], "folders of Omnidata")
+            there = [path.name for path in folders(place) if (path / image).is_dir()]
         if not there:
             raise DataError(
                 f"{self.root}: expected {image}/{component}/<name>/ or <name>/{image}/ with images, found neither; "
                 "check the path"
             )
-        asked = sorted(there) if spaces is None else list(spaces)
+        asked = there if spaces is None else list(spaces)
         absent = [space for space in asked if space not in there]
         if absent:
             raise DataError(
                 f"{self.root}: expected images of {', '.join(absent[:5])} ({len(absent)} of {len(asked)} are not "
-                f"here), found {', '.join(sorted(there)[:5])}; fetch them, or leave them out"
+                f"here), found {', '.join(there[:5])}; fetch them, or leave them out"
             )
         self._files: dict[tuple[str, str], tuple[Path, str, str, set[tuple[int, int]]]] = {}
         for space in asked:
@@ -126,7 +127,7 @@ class Views:
             return
         found: set[tuple[int, int]] = set()
         tail = ("", "")
-        for path in folder.iterdir():
+        for path in files(folder):
             match = NAME.fullmatch(path.name)
             if match:
                 found.add((int(match[1]), int(match[2])))

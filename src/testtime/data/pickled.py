@@ -67,6 +67,7 @@ def _from_buffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -
 CALLS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy.core.multiarray.scalar": lambda kind, data: _from_buffer(data, kind, (), "C"),
     "numpy.dtype": lambda code, *_: _Type(str(code)),
     "_codecs.encode": lambda text, _: text.encode("latin-1"),
 }

@@ -1,6 +1,5 @@
 """Decoding of the files that labels lie in: images of 8 and 16 bits, numpy arrays and Matlab matrices."""
 
-import io
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from testtime.data.decoding import decoded, image_bytes, opened
 from testtime.data.dense import IGNORE
 from testtime.data.files import AGAIN, need_file
-from testtime.data.folders import decoded
-from testtime.errors import DataError, missing_extra, need_pillow
+from testtime.data.listing import read_lines
+from testtime.errors import DataError, missing_extra
 
 __all__ = [
     "axes_from_depth",
@@ -32,12 +32,13 @@ Axes = tuple[int, int, int]
 
 
 def colour(path: Path) -> Tensor:
-    """The image as (3, H, W) float32 in [0, 1].
+    """Return an image as (3, H, W) float32 in [0, 1], as stored: labels and cameras refer to stored pixels.
 
     Raises:
         DataError: it is missing, damaged or of more than 8 bits a channel.
     """
-    return torch.from_numpy(decoded(need_file(path, "an image").read_bytes(), 3, path).copy()).float() / 255
+    pixels = decoded(image_bytes(path), 3, path, upright=False)
+    return torch.from_numpy(pixels.copy()).float() / 255
 
 
 def levels(path: Path) -> NDArray[np.int64]:
@@ -47,13 +48,8 @@ def levels(path: Path) -> NDArray[np.int64]:
         DataError: it is missing, damaged, or has several channels.
         ImportError: Pillow is not installed.
     """
-    Image = need_pillow()
-    data = need_file(path, "an image of one channel").read_bytes()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            array = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: expected an image, found a damaged file ({error}); {AGAIN}") from error
+    with opened(image_bytes(path), path) as image:
+        array = np.asarray(image)
     if array.ndim != 2 or array.dtype.kind not in "ui":
         raise DataError(
             f"{path}: expected one channel of whole numbers, found {array.dtype} {array.shape}; "
@@ -134,7 +130,7 @@ def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1)) -> Tensor:
 
 def normals_image(path: Path, axes: Axes = (1, 1, 1)) -> Tensor:
     """Normals (3, H, W) of an image that stores 2p/255 - 1; see :func:`unit_normals`."""
-    pixels = decoded(need_file(path, "an image of normals").read_bytes(), 3, path)
+    pixels = decoded(image_bytes(path), 3, path, upright=False)
     return unit_normals(pixels.transpose(1, 2, 0), axes)
 
 
@@ -173,14 +169,22 @@ def axes_from_depth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Axes:
     return x, y, z
 
 
-def numpy_array(path: Path, what: str) -> NDArray[Any]:
-    """The array of a .npy file; never a pickle.
+def numpy_array(path: Path, what: str, mapped: bool = False) -> NDArray[Any]:
+    """Return the array of a .npy file; never a pickle.
+
+    Args:
+        path: file to read.
+        what: its content, for the message.
+        mapped: whether to return the array memory-mapped and read-only, without reading it.
 
     Raises:
-        DataError: it is missing, damaged, or holds objects.
+        DataError: it is missing, damaged, shorter than its header says, or holds objects.
     """
     try:
-        return np.load(need_file(path, what), allow_pickle=False)
+        array = np.load(need_file(path, what), mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of arrays")
+        return array if mapped else np.array(array)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(
             f"{path}: expected a numpy array of {what}, found otherwise ({error}); {AGAIN}"
@@ -215,16 +219,8 @@ def matlab(path: Path, key: str, structs: bool = False) -> NDArray[Any]:
 
 
 def names_in(path: Path, what: str) -> list[str]:
-    """The lines of a list that are not empty, whatever ends a line.
-
-    Raises:
-        DataError: it is missing or empty.
-    """
-    lines = need_file(path, what).read_text().splitlines()
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise DataError(f"{path}: expected {what}, found an empty file; {AGAIN}")
-    return found
+    """The lines of a list that are not empty; see :func:`testtime.data.listing.read_lines`."""
+    return read_lines(path, what)
 
 
 def chosen_tasks(

@@ -7,7 +7,7 @@ import numpy as np
 
 from testtime.data.files import AGAIN, need_choice, need_file
 from testtime.data.grey import DIGITS
-from testtime.data.imageset import ImageSet, from_arrays
+from testtime.data.imageset import ImageSet, class_labels, from_arrays
 from testtime.errors import DataError, missing_extra
 
 
@@ -45,10 +45,13 @@ def svhn(root: str | Path, split: str = "test") -> ImageSet:
         raise DataError(
             f"{path}: expected X as uint8 (32, 32, 3, N), found {images.dtype} {images.shape}; {AGAIN}"
         )
+    labels = class_labels(labels, images.shape[3], 11, str(path))
+    if (labels < 0).any():
+        raise DataError(f"{path}: expected labels 1 to 10, found {labels.min()}; {AGAIN}")
     return from_arrays(
         f"svhn-{split}",
         images.transpose(3, 0, 1, 2),
-        labels.astype(np.int64) % 10,
+        labels % 10,
         DIGITS,
         channels_last=True,
     )
