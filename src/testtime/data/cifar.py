@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from testtime.data.bounded import numpy_array
 from testtime.data.files import AGAIN, need_choice, need_file, need_folder, need_size
 from testtime.data.imageset import ImageSet, class_labels, from_arrays
 from testtime.data.pickled import read_pickled
-from testtime.data.pixels import numpy_array
 from testtime.errors import DataError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

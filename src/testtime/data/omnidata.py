@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from testtime.data.bounded import read_json
 from testtime.data.cameras import Camera, rotation
-from testtime.data.files import AGAIN, need_file, need_folder
+from testtime.data.files import AGAIN, need_folder
 from testtime.data.fileset import Decode, FileSet
 from testtime.data.listing import files, folders, read_lines
 from testtime.data.pixels import Axes, chosen_tasks, colour, levels, metres, normals_image
@@ -57,13 +57,20 @@ def split_of(path: str | Path, split: str) -> list[str]:
         ValueError: there is no such split.
     """
     path = Path(path)
-    rows = list(csv.DictReader(read_lines(path, "a table of the splits")))
-    columns = list(rows[0]) if rows else []
+    columns, *rows = (
+        [cell.strip() for cell in row] for row in csv.reader(read_lines(path, "a table of the splits"))
+    )
     if "id" not in columns or len(columns) < 2:
         raise DataError(f"{path}: expected the columns id, train, val, test, found {columns}; {AGAIN}")
     if split not in columns or split == "id":
         raise ValueError(f"split must be one of {', '.join(c for c in columns if c != 'id')}; got {split!r}")
-    return [row["id"].strip() for row in rows if (row[split] or "").strip() == "1"]
+    wrong = next((row for row in rows if len(row) != len(columns)), None)
+    if wrong is not None:
+        raise DataError(
+            f"{path}: expected {len(columns)} columns ({', '.join(columns)}), found the line {','.join(wrong)!r}; {AGAIN}"
+        )
+    table = [dict(zip(columns, row, strict=True)) for row in rows]
+    return [row["id"] for row in table if row[split] == "1"]
 
 
 def spaces_of(split: str | None, splits: str | Path | None, spaces: Iterable[str] | None) -> list[str] | None:
@@ -168,9 +175,9 @@ class Views:
         Raises:
             DataError: there is none, or it lacks position, rotation or field of view.
         """
-        path = need_file(self.locate(key, "pose"), "the camera of a view")
+        path = self.locate(key, "pose")
+        info = read_json(path, "the camera of a view")
         try:
-            info = json.loads(path.read_text())
             size = (
                 int(info["resolution"])
                 if "resolution" in info
@@ -179,13 +186,14 @@ class Views:
             focal = size / 2 / math.tan(float(info["field_of_view_rads"]) / 2)
             pose = np.eye(4)
             pose[:3, :3] = _turned(info)
-            pose[:3, 3] = info["camera_location"]
-        except (ValueError, KeyError, TypeError) as error:
+            x, y, z = info["camera_location"]
+            pose[:3, 3] = x, y, z
+            return Camera(size, size, focal, focal, size / 2, size / 2, pose)
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             raise DataError(
                 f"{path}: expected camera_location, camera_rotation_final_quaternion and field_of_view_rads, "
                 f"found otherwise ({error!r}); {AGAIN}"
             ) from error
-        return Camera(size, size, focal, focal, size / 2, size / 2, pose)
 
 
 def sampled(
@@ -223,11 +231,11 @@ def sampled(
 
 
 def _depth(path: Path) -> Tensor:
-    return metres(levels(path), UNIT, (UNKNOWN,))
+    return metres(levels(path, bits=16), UNIT, (UNKNOWN,))
 
 
 def _edges(path: Path, full: float) -> Tensor:
-    return (torch.from_numpy(levels(path)).float() / full).clamp(0, 1)[None]
+    return (torch.from_numpy(levels(path, bits=16)).float() / full).clamp(0, 1)[None]
 
 
 def _turned(info: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
