@@ -17,7 +17,7 @@ from testtime.errors import AdapterWarning
 from testtime.frozen import Frozen
 from testtime.gate import Screened, admit, check_batch, declared_range, explain, outside, typical_range
 from testtime.gradients import explained, gradients
-from testtime.norm.layer import NormPolicy, advance
+from testtime.norm.layer import NormPolicy, advance, policies_of
 from testtime.outputs import Contract, Logits, declares_tasks
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
 from testtime.parts.views import MirrorCheck
@@ -223,25 +223,25 @@ class Adapter(Stateful, metaclass=_Construction):
             x, good = self._admit(x, learn=True)
             if len(x) == 0:
                 return self._nothing(x, good)
-            before = self.state_dict()
+            before, policies = self.state_dict(), policies_of(self)
             with torch.inference_mode(False), torch.enable_grad():
                 x, self._updated = (x.clone() if x.is_inference() else x.detach()), False
-                advance(self, accept=False)  # what a prediction that raised has left
+                advance(policies, accept=False)  # what a prediction that raised has left
                 try:
                     self._mirror(self, x)
                     with explained():
                         y = _as_prediction(self.step(x))
                     if not bool(y.valid.any()):
                         raise _Diverged("answer")
-                    if not _finite(_proposed(self)):
+                    if not _finite(_proposed(policies)):
                         raise _Diverged("statistics")
-                    advance(self)
+                    advance(policies)
                     y.updated = y.updated or self._updated
                 except _Diverged as what:
                     self._undo(before)
                     with torch.no_grad():
                         y = _as_prediction(self._look(x))
-                    advance(self, accept=False)
+                    advance(policies, accept=False)
                     self._report_idle(f"the last {what} was not finite")
                 except BaseException as error:
                     self._undo(before)
@@ -547,9 +547,8 @@ def _finite(tensors: Sequence[Tensor]) -> bool:
     return not tensors or bool(torch.isfinite(torch.stack(torch._foreach_norm(list(tensors)))).all())
 
 
-def _proposed(model: nn.Module) -> list[Tensor]:
-    """The floating-point statistics that the norm policies of the model propose."""
-    policies = [m for m in model.modules() if isinstance(m, NormPolicy) and m.proposal is not None]
+def _proposed(policies: Iterable[NormPolicy]) -> list[Tensor]:
+    """The floating-point statistics that norm policies propose."""
     return [v for m in policies for v in (m.proposal or {}).values() if v.is_floating_point()]
 
 

@@ -270,7 +270,7 @@ def _prepare_is_screened(make: Make, world: World) -> None:
         state_hash(one) == state_hash(other),
         "prepare learns otherwise from batches that hold images with NaN or a pixel of 1e4 beside the good ones",
     )
-    refused = {
+    refused: dict[str, Any] = {
         "uint8 images": [(x * 255).byte() for x in source],
         "no batch": [],
         "a batch in place of batches": source[0],

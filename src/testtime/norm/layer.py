@@ -22,6 +22,7 @@ __all__ = [
     "norm_affine",
     "norm_layers",
     "observing",
+    "policies_of",
     "swap_policy",
 ]
 
@@ -145,20 +146,25 @@ class NormPolicy(Stateful):
             self.proposal = {name: value.detach() for name, value in buffers.items()}
 
 
-def advance(model: nn.Module, *, accept: bool = True) -> None:
+def policies_of(model: nn.Module) -> list[NormPolicy]:
+    """The layers of a tree that follow a policy."""
+    return [m for m in model.modules() if isinstance(m, NormPolicy)]
+
+
+def advance(model: nn.Module | Iterable[NormPolicy], *, accept: bool = True) -> None:
     """Let the statistics of every policy in the model take their proposed value (or forget it)."""
-    for module in model.modules():
-        if isinstance(module, NormPolicy) and module.proposal is not None:
+    for policy in policies_of(model) if isinstance(model, nn.Module) else model:
+        if policy.proposal is not None:
             if accept:
-                for name, value in module.proposal.items():
-                    module.restore(name, value)
-            module.proposal = None
+                for name, value in policy.proposal.items():
+                    policy.restore(name, value)
+            policy.proposal = None
 
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
     """Inside, policies that tell looking from observing (robust, running) observe: they meet a batch to learn from."""
-    policies = [m for m in model.modules() if isinstance(m, NormPolicy)]
+    policies = policies_of(model)
     for m in policies:
         m.observing = True
     try:
