@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from testtime.bench import published
 from testtime.bench.protocol import Column, Protocol, Row
+from testtime.errors import unknown_name
 from testtime.norm import alpha_statistics, ema_statistics, iabn, unmix_tns
 from testtime.parts import adam, sgd
 
@@ -565,5 +566,5 @@ def protocol(name: str) -> Protocol:
         ValueError: there is none; the message lists them.
     """
     if name not in PROTOCOLS:
-        raise ValueError(f"no protocol {name!r}; choose one of: {', '.join(PROTOCOLS)}")
+        raise unknown_name("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]

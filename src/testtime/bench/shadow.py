@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from testtime.adapter import Adapter
 from testtime.bench import sets
-from testtime.bench.cell import SLOW, Precision, _atomic, source_batches
+from testtime.bench.cell import SLOW, _atomic, source_batches
 from testtime.bench.page import document, figure, show, table, write_page
 from testtime.bench.protocol import Row
 from testtime.bench.svg import Series, line_chart
@@ -24,10 +24,20 @@ from testtime.choosing import Advice, Signs, looks, mirrored, over_time, recomme
 from testtime.data import ImageSet
 from testtime.methods import Source
 from testtime.models import model_card
+from testtime.processor import Precision
 from testtime.progress import progress
 from testtime.streams import Stream
 
-__all__ = ["Shadow", "advise", "advise_text", "judged", "read_looks", "read_signs", "write_advice"]
+__all__ = [
+    "Shadow",
+    "advise",
+    "advise_text",
+    "judged",
+    "read_looks",
+    "read_signs",
+    "started_precision",
+    "write_advice",
+]
 
 FIGURES = {
     "accuracy": "estimate",
@@ -167,6 +177,12 @@ class Shadow:
             truth.parent.mkdir(exist_ok=True)
             _atomic(truth, {"accuracy": 100 * right / known})
         partial.replace(file)
+
+
+def started_precision(folder: str | Path) -> Precision | None:
+    """The precision that a run without labels began with; None where there is no run."""
+    path = Path(folder) / "shadow.json"
+    return json.loads(path.read_text())["precision"] if path.is_file() else None
 
 
 def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
