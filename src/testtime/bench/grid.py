@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,7 @@ class Grid:
                     }
                     for row in protocol.rows
                 ],
-                "columns": [
-                    {"name": c.name, "open_set": c.open_set, "batch_size": c.batch_size, "ratio": c.ratio}
-                    for c in protocol.columns
-                ],
+                "columns": [asdict(column) for column in protocol.columns],
                 "published": {label: dict(by) for label, by in protocol.published.items()},
                 "latency": dict(protocol.latency),
                 "facts": facts,

@@ -57,6 +57,7 @@ svg{display:block;max-width:100%;height:auto;overflow:visible;font:12px system-u
 .line.quiet{stroke:var(--quiet);stroke-width:1.1}
 .dot.quiet{fill:var(--quiet)}
 .whisker{stroke-width:1.5}.whisker.quiet{stroke:var(--quiet)}
+.leader{stroke:var(--dim);stroke-width:.8;opacity:.7}
 .line.forward{stroke-width:4!important;stroke:var(--ink)!important;stroke-dasharray:none}
 .some-forward .line:not(.forward){opacity:.25}
 .line.c1,.whisker.c1{stroke:var(--c1)}.label.c1,.dot.c1{fill:var(--c1)}
