@@ -315,10 +315,11 @@ def _shadow(
 
 
 def _recommend(arguments: argparse.Namespace) -> int:
-    from testtime.bench.shadow import advise, advise_text, judged, write_advice
+    from testtime.bench.shadow import advise, advise_text, judged, unfinished, write_advice
 
-    advice = advise(arguments.run_folder)
-    print(advise_text(advice, judged(arguments.run_folder) if arguments.judge else None))
+    folder = arguments.run_folder
+    known = judged(folder) if arguments.judge else None
+    print(advise_text(advise(folder), known, unfinished(folder)))
     print(f"The page: {write_advice(arguments.run_folder)}")
     return 0
 

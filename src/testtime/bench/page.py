@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,9 @@ __all__ = [
     "table",
     "write_page",
 ]
+
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def document(
@@ -91,7 +95,7 @@ def definitions(items: Iterable[tuple[str, object]]) -> str:
     return f"<dl>{told}</dl>"
 
 
-def first_of(values: Mapping[str, float], higher: bool = True, places: int = 1) -> list[str]:
+def first_of(values: Mapping[Name, float], higher: bool = True, places: int = 1) -> list[Name]:
     """The names whose value is the best as it is printed: several where they are equal in print.
 
     Args:

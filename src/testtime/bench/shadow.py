@@ -36,6 +36,7 @@ __all__ = [
     "read_looks",
     "read_signs",
     "started_precision",
+    "unfinished",
     "write_advice",
 ]
 
@@ -241,12 +242,20 @@ def advise(folder: str | Path) -> Advice:
     return recommend(read_signs(folder), read_looks(folder))
 
 
-def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
+def unfinished(folder: str | Path) -> str:
+    """What an advice is limited to, as text, while candidates of the run have no result; else nothing."""
+    names = json.loads((Path(folder) / "shadow.json").read_text())["candidates"]
+    done = len(read_signs(folder))
+    return f", of the {done} of {len(names)} candidates that are finished" if done < len(names) else ""
+
+
+def advise_text(advice: Advice, known: dict[str, float] | None = None, unfinished: str = "") -> str:
     """The advice for a terminal: a table, the name and the reasons.
 
     Args:
         advice: from `advise`.
         known: the accuracies, for a column that judges the estimates.
+        unfinished: text from `unfinished`.
     """
     head = ["method", *FIGURES.values(), "ms", "alarms"]
     head[2:2] = ["(true)"] if known else []
@@ -265,7 +274,8 @@ def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
         )
         for row in rows
     ]
-    lines += ["estimated without labels, in percent", "", f"Take {advice.name}.", *advice.reasons]
+    take = f"Take {advice.name}{unfinished}."
+    lines += ["estimated without labels, in percent", "", take, *advice.reasons]
     if known and advice.name in known:
         best = max(known, key=lambda name: known[name])
         lines += [
@@ -302,7 +312,7 @@ def write_advice(folder: str | Path) -> Path:
     )
     told = "".join(f"<li>{escape(reason)}</li>" for reason in advice.reasons)
     content = document(
-        f"Take {advice.name}",
+        f"Take {advice.name}{unfinished(folder)}",
         f"testtime · {about['images']} images without labels · {about['model']}",
         f"<ul>{told}</ul>",
         [

@@ -206,7 +206,9 @@ def _bench(arguments: argparse.Namespace) -> int:
         *(Entry(name, "mIoU", Point(name, "named")) for name in arguments.encoders),
     ]
     results: list[dict[str, Any]] = []
-    for seed in arguments.seeds or analysis.seeds:
+    seeds = arguments.seeds or analysis.seeds
+    planned = len(seeds) * len(entries)
+    for seed in seeds:
         lab = Lab(preset, out, seed, arguments.jobs, arguments.device)
         for number, entry in enumerate(entries, 1):
             result = lab.result(entry.point, entry.measure)
@@ -215,7 +217,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             print_progress(
                 f"seed {seed}, {number}/{len(entries)}: {entry.point.name}: {entry.measure} {value:.2f}"
             )
-            _write(folder, analysis.name, preset.name, arguments.argv, results)
+            _write(folder, analysis.name, preset.name, arguments.argv, results, planned)
     page = write_report(folder)
     print(text_table(analysis, results))
     print(page)
@@ -240,14 +242,19 @@ def _demo(arguments: argparse.Namespace) -> int:
     )
     folder = Path(arguments.out)
     results = run_demo(folder, seed=arguments.seed, jobs=arguments.jobs, say=print_progress)
-    _write(folder, "main", "demo", arguments.argv, results)
+    _write(folder, "main", "demo", arguments.argv, results, len(results))
     print(text_table(ANALYSES["main"], results))
     print(f"The report, with pictures: {write_report(folder)}")
     return 0
 
 
 def _write(
-    folder: Path, analysis: str, preset: str, argv: Sequence[str], results: Sequence[dict[str, Any]]
+    folder: Path,
+    analysis: str,
+    preset: str,
+    argv: Sequence[str],
+    results: Sequence[dict[str, Any]],
+    planned: int,
 ) -> None:
     import torch
 
@@ -262,6 +269,7 @@ def _write(
         "preset": preset,
         "command": ["testtime", *argv],
         "machine": machine,
+        "planned": planned,
         "results": list(results),
     }
     partial = folder / "results.partial"
