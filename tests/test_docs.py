@@ -29,7 +29,7 @@ def test_your_own_method(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_drifting_stream(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     runpy.run_path(str(ROOT / "examples/drifting_stream.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 18
@@ -43,7 +43,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_choose_without_labels(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     runpy.run_path(str(ROOT / "examples/choose_without_labels.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert "take BN-adapt" in printed or "take TENT\n" in printed

@@ -47,5 +47,5 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ImportError, match=r"pip install 'testtime\[mat\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[mat\]'"):
         svhn(tmp_path)

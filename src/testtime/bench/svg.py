@@ -12,7 +12,7 @@ __all__ = ["Point", "Series", "dot_chart", "histogram", "line_chart", "scatter",
 
 _ids = count(1)
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-LETTER, HIGH = 7.3, 14.0  # width of a letter of a label at most, on average, and the height of its line
+HIGH = 14.0  # of the line of a label
 REACHES = (9.0, 18.0, 30.0, 45.0, 65.0, 90.0)  # distances of a label from its point that are tried
 DASHES = ("", "", "7 3", "2 3", "9 3 2 3", "", "5 2")
 
@@ -141,15 +141,20 @@ def scatter(
     height: int = 380,
     logarithmic: bool = True,
 ) -> str:
-    """Points with names, on an x axis that is logarithmic (in multiples) or plain."""
+    """Points with names, on an x axis that is logarithmic (in multiples) or plain; those with a colour have whiskers."""
     if not points:
         return ""
     xs = [math.log10(max(p.x, 1e-3)) if logarithmic else p.x for p in points]
     ys = [p.y for p in points]
     wide = 1.0 if logarithmic else (max(xs) - min(xs)) or 1.0
     low_x, high_x = min(xs) - 0.08 * wide, max(xs) + 0.2 * wide
-    pad = 0.1 * max(max(ys) - min(ys), 1.0)
-    low, high = min(ys) - pad, max(ys) + pad
+    reach = [p.spread if p.colour else 0.0 for p in points]
+    low, high = (
+        min(y - r for y, r in zip(ys, reach, strict=True)),
+        max(y + r for y, r in zip(ys, reach, strict=True)),
+    )
+    pad = 0.1 * max(high - low, 1.0)
+    low, high = low - pad, high + pad
     left, right, top, bottom = 44, 30, 26, 46
     fx = _scale(low_x, high_x, left, width - right)
     fy = _scale(low, high, height - bottom, top)
@@ -168,12 +173,16 @@ def scatter(
     # A label covers no point, no whisker and no other label; one that finds no place is left out.
     spots = [(fx(at), fy(p.y), p) for p, at in zip(points, xs, strict=True)]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in spots]
-    taken += [(x - 1, fy(p.y + p.spread), x + 1, fy(p.y - p.spread)) for x, _, p in spots if p.spread > 0]
+    taken += [
+        (x - 1, fy(p.y + p.spread), x + 1, fy(p.y - p.spread))
+        for x, _, p in spots
+        if p.spread > 0 and p.colour
+    ]
     frame = (left + 2, top - 6, width - 2, height - bottom)
     labels = []
     for x, y, p in sorted(spots, key=lambda spot: spot[2].colour or math.inf):
         style = f"c{p.colour}" if p.colour else "quiet"
-        if p.spread > 0:
+        if p.spread > 0 and p.colour:
             up, down = fy(p.y + p.spread), fy(p.y - p.spread)
             parts.append(
                 f'<line class="whisker {style}" x1="{x:.1f}" x2="{x:.1f}" y1="{up:.1f}" y2="{down:.1f}"/>'
@@ -182,7 +191,7 @@ def scatter(
             f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if p.colour else 5}">'
             f"<title>{escape(p.name)}: {p.y:.2f} at {p.x:.{1 if logarithmic else 3}f}{'×' * logarithmic}</title></circle>"
         )
-        place = _free(x, y, LETTER * len(p.name), REACHES if p.colour else REACHES[:2], taken, frame)
+        place = _free(x, y, _wide(p.name), REACHES if p.colour else REACHES[:2], taken, frame)
         if place is None:
             continue
         taken.append(place)
@@ -192,7 +201,10 @@ def scatter(
             labels.append(
                 f'<line class="leader {style}" x1="{x:.1f}" y1="{y:.1f}" x2="{near[0]:.1f}" y2="{near[1]:.1f}"/>'
             )
-        labels.append(f'<text class="label {style}" x="{x0:.1f}" y="{y1 - 3:.1f}">{escape(p.name)}</text>')
+        anchor, at = ("start", x0) if x0 >= x else ("end", x1) if x1 <= x else ("middle", (x0 + x1) / 2)
+        labels.append(
+            f'<text class="label {style}" x="{at:.1f}" y="{y1 - 3:.1f}" text-anchor="{anchor}">{escape(p.name)}</text>'
+        )
     parts += labels
     return _svg(parts, title, describe, width, height)
 
@@ -371,6 +383,11 @@ def _apart(
             ceiling -= gap
         placed = moved[::-1]
     return placed
+
+
+def _wide(text: str) -> float:
+    """The width of a label: that of its letters in a wide bold font of this size."""
+    return sum(9.2 if c.isupper() or c in "+=%mw" else 4.5 if c in " '.,-il" else 7.8 for c in text)
 
 
 def _free(

@@ -290,7 +290,8 @@ def _synchrony(results: Results, colours: dict[str, int]) -> str:
         return ""
     return (
         '<p class="note">Whether the tasks reach their best together, against what was gained at the last step. A row whose '
-        f'metrics do not move has no place here.</p><div class="three">{"".join(charts)}</div>'
+        "metrics do not move has no place here. A point without a name has no room for it: the table below names all.</p>"
+        f'<div class="three">{"".join(charts)}</div>'
         f'{_table(results, shown)}<p class="note">{_explained(shown)} '
         "Tasks that only get worse are all best at their first step, and so agree as well as any.</p>"
     )
