@@ -64,9 +64,9 @@ def missing_extra(package: str, extra: str) -> ImportError:
         extra: the extra of testtime that installs it.
 
     >>> str(missing_extra("Pillow", "images"))
-    "Pillow is not installed; install it with: pip install -e '.[images]' (in the folder of testtime's source)"
+    "Pillow is not installed; it comes with testtime[images]: pip install -e '.[images]' in the folder of testtime's source"
     """
-    return ImportError(f"{package} is not installed; install it with: {_install([extra])}")
+    return ImportError(f"{package} is not installed; it comes with {_install([extra])}")
 
 
 def need_packages(**extras: str) -> None:
@@ -78,10 +78,9 @@ def need_packages(**extras: str) -> None:
     Raises:
         ImportError: one or more are not installed.
 
-    >>> need_packages(json="images", no_such_module="scenes", nor_this="mat")
+    >>> need_packages(json="images", no_such="scenes", nor_this="mat")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ImportError: no_such_module, nor_this are not installed; install them with: pip install -e '.[scenes,mat]' (in the \
-folder of testtime's source)
+    ImportError: no_such, nor_this are not installed; they come with testtime[scenes,mat]: pip install -e '.[scenes,mat]' ...
     """
     absent = [module for module in extras if find_spec(module) is None]
     if len(absent) == 1:
@@ -89,7 +88,7 @@ folder of testtime's source)
     if absent:
         names = ", ".join(PACKAGES.get(module, module) for module in absent)
         wanted = list(dict.fromkeys(extras[module] for module in absent))
-        raise ImportError(f"{names} are not installed; install them with: {_install(wanted)}")
+        raise ImportError(f"{names} are not installed; they come with {_install(wanted)}")
 
 
 def need_pillow() -> Any:
@@ -106,4 +105,5 @@ def need_pillow() -> Any:
 
 
 def _install(extras: list[str]) -> str:
-    return f"pip install -e '.[{','.join(extras)}]' (in the folder of testtime's source)"
+    names = ",".join(extras)
+    return f"testtime[{names}]: pip install -e '.[{names}]' in the folder of testtime's source"

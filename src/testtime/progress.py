@@ -73,4 +73,4 @@ def remaining(done: int, total: int, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
     minutes, rest = divmod(round(max(total - done, 0) / rate), 60)
     clock = f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
-    return f", {rate:.3g}/s, {clock} left"
+    return f", {rate:.0f}/s, {clock} left" if rate >= 100 else f", {rate:.3g}/s, {clock} left"

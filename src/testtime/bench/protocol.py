@@ -184,6 +184,12 @@ class Protocol:
             raise unknown_name("order", self.order, ORDERS)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are different whole numbers from 0, at least one; got {self.seeds}")
+        for column in self.columns:
+            if column.open_set is not None and round(column.batch_size / (1 + column.ratio)) < 1:
+                raise ValueError(
+                    f"a batch of {column.batch_size} with {column.ratio:g} unknown for each known image holds no known one; take "
+                    "a larger batch, or no open set"
+                )
         for corruption in self.corruptions:
             if corruption not in CORRUPTIONS + EXTRA:
                 raise unknown_name("corruption", corruption, CORRUPTIONS + EXTRA)

@@ -86,7 +86,8 @@ summary{cursor:pointer;font-weight:600;padding:.3rem 0}
 dl{display:grid;grid-template-columns:minmax(9rem,auto) 1fr;gap:.3rem 1.2rem;font-size:.9rem}
 dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
 code{font-size:.9em}
-@media (max-width:36rem){th[scope=row]{white-space:normal;max-width:8rem}dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}h2{margin-top:2.2rem}}
+@media (max-width:36rem){th[scope=row]{white-space:normal;max-width:8rem}}
+@media (max-width:36rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}h2{margin-top:2.2rem}}
 @media print{nav,.legend{display:none}details{break-inside:avoid}}
 @media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
 """
