@@ -84,7 +84,7 @@ BENCH = "bench digits-open --methods source"
             "--batch-size: expected a whole number",
         ),
         ("bench --no-labels --images . --model digit-cnn", "(did you mean 'digits-cnn'?)"),
-        ("bench --no-labels --images nowhere --model digits-cnn", "no such file or folder: 'nowhere'"),
+        ("bench --no-labels --images nowhere --model digits-cnn", "--images nowhere: no such file or folder"),
         ("demo --limit 0", "--limit: expected a whole number from 1"),
         ("demo --jobs -1", "--jobs: expected a whole number from 1"),
         ("demo --methods tnet", "has no method tnet (did you mean 'tent'?)"),

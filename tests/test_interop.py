@@ -59,7 +59,9 @@ def huggingface(kind: str) -> nn.Module:
 
 def timm_model(name: str) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
+        pytest.skip(
+            "timm is not installed: it needs torchvision, which does not import with every torch for CPUs"
+        )
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in (
         "nms(Tensor dets, Tensor scores, float t) -> Tensor",

@@ -17,7 +17,6 @@ from testtime.options import (
     Parser,
     add_precision,
     device,
-    existing,
     new_file,
     new_folder,
     print_progress,
@@ -100,14 +99,11 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "--images",
-        type=existing,
         metavar="DIR",
         help="with --no-labels: your images, in the order of their names",
     )
     bench.add_argument("--model", metavar="NAME", help="with --images: the source model")
-    bench.add_argument(
-        "--source", type=existing, metavar="DIR", help="with --images: unlabelled images of its source"
-    )
+    bench.add_argument("--source", metavar="DIR", help="with --images: unlabelled images of its source")
     bench.add_argument(
         "--no-mirror",
         action="store_true",
@@ -250,6 +246,9 @@ def _agree(arguments: argparse.Namespace) -> None:
     for name, value in others.items():
         if value is not None:
             raise ValueError(f"--{name} {reason}")
+    for name, path in {"images": a.images, "source": a.source}.items():
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"--{name} {path}: no such file or folder")
 
 
 def _own(arguments: argparse.Namespace) -> int:
@@ -383,9 +382,12 @@ def _methods(arguments: argparse.Namespace) -> int:
 
 def _scenes_make(arguments: argparse.Namespace) -> int:
     from testtime.scenes.disk import Recipe, make
+    from testtime.scenes.tracer import warn_if_slow
 
     tracer = {"gl": {"moderngl": "render-gl"}, "embree": {"embreex": "scenes"}}.get(arguments.backend, {})
     need_packages(PIL="images", cv2="scenes", **tracer)
+    if arguments.backend is None:
+        warn_if_slow(print_progress)
     recipes = [
         Recipe(
             seed,

@@ -187,8 +187,8 @@ class Protocol:
         for column in self.columns:
             if column.open_set is not None and round(column.batch_size / (1 + column.ratio)) < 1:
                 raise ValueError(
-                    f"a batch of {column.batch_size} with {column.ratio:g} unknown for each known image holds no known one; take "
-                    "a larger batch, or no open set"
+                    f"a batch of {column.batch_size} with {column.ratio:g} unknown for each known image holds no known one; "
+                    "take a larger batch, or no open set"
                 )
         for corruption in self.corruptions:
             if corruption not in CORRUPTIONS + EXTRA:

@@ -292,4 +292,7 @@ def _preset(name: str) -> Any:
 
 
 def _need_renderer() -> None:
+    from testtime.scenes.tracer import warn_if_slow
+
     need_packages(PIL="images", cv2="scenes")
+    warn_if_slow(print_progress)

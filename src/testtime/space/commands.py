@@ -278,4 +278,7 @@ def _write(
 
 
 def _need_models() -> None:
+    from testtime.scenes.tracer import warn_if_slow
+
     need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space", pycocotools="space")
+    warn_if_slow(print_progress)
