@@ -104,3 +104,12 @@ def test_every_cell_of_a_run_has_the_same_unit(tmp_path: Path) -> None:
         }
         assert not {"relative", "plain_ms"} & set(result["cost"])
         assert run.relative(result) == result["cost"]["ms"] / one["ms"]["20"]
+
+
+def test_a_device_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
+    from testtime.bench.grid import run_grid
+
+    for device, precision in (("gpu", "float32"), ("cpu", "half")):
+        with pytest.raises(ValueError, match=r"no device 'gpu' here|precision is one of"):
+            run_grid(small(20), ".", tmp_path / "run", device, precision=precision, say=lambda line: None)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

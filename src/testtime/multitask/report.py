@@ -100,7 +100,8 @@ def _lead(results: Results) -> str:
     if results.missing:
         return (
             f"<strong>This study is not finished</strong>: {len(results.missing)} "
-            f"{'cell has' if len(results.missing) == 1 else 'cells have'} no result. No row is called the best before all have one; the same command continues."
+            f"{'cell has' if len(results.missing) == 1 else 'cells have'} no result. No row is called the best before all "
+            "have one; the same command continues."
         )
     ranked = [row for row in results.learners or results.ranked if row != results.base]
     if not ranked:
