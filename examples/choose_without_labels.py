@@ -5,7 +5,7 @@ python examples/choose_without_labels.py
 
 import torch
 
-from testtime.choosing import looks, recommend, turned, watch
+from testtime.choosing import looks, recommend, watch
 from testtime.data import embedded
 from testtime.methods import BNAdapt, Source, Tent
 from testtime.models import load_model
@@ -24,10 +24,8 @@ def main() -> None:
     }
     stream = continual(embedded().test, ["fog", "contrast", "gaussian_noise"], batch_size=100, limit=200)
     images = [batch.x for batch in stream]  # the labels stay behind
-    seen = {  # a mirrored digit is another sign: digits are turned a little instead
-        name: list(watch(adapter, images, Source(model), disturb=turned))
-        for name, adapter in candidates.items()
-    }
+    # The model declares that a mirrored digit is another class: its images are turned a little instead.
+    seen = {name: list(watch(adapter, images, Source(model))) for name, adapter in candidates.items()}
     advice = recommend(seen, looks(torch.cat(images)))
     for candidate in advice.candidates:
         print(

@@ -9,9 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from testtime.choosing import Candidate, Signs, judge, looks, mirrored, over_time, recommend, turned, watch
+from testtime.choosing import (
+    Candidate,
+    Signs,
+    disturbance,
+    judge,
+    looks,
+    mirrored,
+    moved,
+    over_time,
+    recommend,
+    turned,
+    watch,
+)
 from testtime.methods import LAME, Source, Tent
 from testtime.metrics import aetta, consistency, dropout_disagreement
+from testtime.models import Views
 from testtime.parts import adam, generator
 from testtime.wrap import ResetEvery
 
@@ -103,6 +116,21 @@ def test_images_are_turned_about_their_middle() -> None:
     rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
     at = [float((found * grid).sum() / found.sum()) for grid in (rows, columns)]
     assert at == pytest.approx([4 - 1.5, 4 + 3 * math.cos(math.radians(30))], abs=0.2)
+
+
+def test_images_are_disturbed_as_the_model_allows() -> None:
+    net, x = network(), stream(1)[0]
+    kept = {mirrored: {}, turned: {"mirror": False}, moved: {"mirror": False, "turn": False}}
+    assert disturbance(net) is mirrored
+    for change, forbidden in kept.items():
+        net.views = Views(**forbidden)  # type: ignore[assignment]
+        assert disturbance(Source(net)) is change
+        (signs,) = watch(Source(net), [x], Source(net))
+        with torch.no_grad():
+            share = (net(change(x)).argmax(1) != net(x).argmax(1)).float().mean()
+        assert signs.changed == pytest.approx(float(share))
+    wide = torch.arange(48.0).expand(1, 1, 1, 48)
+    assert moved(wide)[0, 0, 0, :6].tolist() == [0, 0, 0, 0, 1, 2]
 
 
 def test_images_that_are_refused_are_named() -> None:

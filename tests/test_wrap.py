@@ -136,7 +136,7 @@ def test_facts_are_those_of_the_adapter_inside() -> None:
     for wrapped in (Episodic(paf), ResetEvery(Episodic(paf), 3), Window(paf, 2)):
         assert wrapped.output == "after"
         assert wrapped.stochastic
-        assert wrapped.cost == (5, 1)
+        assert wrapped.cost == (4, 1)
         assert wrapped.source == "none"
         assert wrapped.seed == 7
     eata = EATA(WORLD.network(), classes=CLASSES)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from testtime.norm.layer import advance
-from testtime.parts.optimizers import OptimizerFactory, born
+from testtime.errors import AdapterWarning
+from testtime.frozen import Frozen
+from testtime.gate import Screened, admit, check_batch, declared_range, explain, outside, typical_range
+from testtime.gradients import explained, gradients
+from testtime.norm.layer import NormPolicy, advance
+from testtime.outputs import Contract, Logits, declares_tasks
+from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
+from testtime.parts.views import MirrorCheck
 from testtime.prediction import Prediction, TaskPredictions
 from testtime.sharing import Birth, Stateful, share
 
@@ -23,42 +31,99 @@ class _Diverged(ArithmeticError):
     """A loss, a gradient, an update or an answer was not finite: the step must not count."""
 
 
-class _OutsideInference(type):
-    """Builds its instances of normal tensors, which gradients can be taken of, also under the caller's inference mode."""
+class _Lock:
+    """A re-entrant lock; a copy of its owner gets one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_Lock], tuple[()]]:
+        return _Lock, ()
+
+
+class _Construction(type):
+    """Construction of an adapter: the keywords that every method takes, and normal tensors under inference mode."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        known = {name: kwargs.pop(name) for name in cls._of_every_method() if name in kwargs}
+        if any(value is not None for value in known.values()):
+            model, *args = [kwargs.pop("model")] if "model" in kwargs else args  # type: ignore[assignment]
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
+            args = (
+                Logits(model, known.get("outputs"), known.get("input_range"), known.get("preserves")),
+                *args,
+            )
+        if "classes" in (bound := inspect.signature(cls).bind_partial(*args, **kwargs).arguments):
+            _check_classes(bound["classes"])
         with torch.inference_mode(False):
-            return super().__call__(*args, **kwargs)
+            adapter = super().__call__(*args, **kwargs)
+            adapter._agree()
+        return adapter
+
+    def _of_every_method(cls) -> list[str]:
+        own = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        return [name for name in OF_EVERY_METHOD if name not in own] if "model" in own else []
 
     @property
     def __signature__(cls) -> inspect.Signature:
         """What the class takes, for ``help`` and for :mod:`testtime.saving`."""
         signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
+        more = [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in cls._of_every_method()
+        ]
+        return signature.replace(parameters=[*list(signature.parameters.values())[1:], *more])
 
 
-class Adapter(Stateful, metaclass=_OutsideInference):
+def _check_classes(classes: Any) -> None:
+    if isinstance(classes, bool) or not isinstance(classes, int):
+        raise TypeError(f"classes is the number of classes, an integer, got {classes!r}")
+    if classes < 2:
+        raise ValueError(f"classes is the number of classes, 2 at least, got {classes}")
+
+
+OF_EVERY_METHOD = ("outputs", "input_range", "preserves")
+PATIENCE = 50  # batches without any update before a warning says so
+
+
+class Adapter(Stateful, metaclass=_Construction):
     """Base of every method: the method is ``__init__``, which holds its parts, and ``step``, the paper's algorithm.
 
     The base owns everything else. A call refuses bad images before the forward, runs ``step`` under gradients whatever
     the caller's grad mode, and commits it or not: what is not finite leaves the state as it was. ``state_dict`` holds
     only what moves (adapted parameters, moving buffers, the optimizer's state, the count of steps), as a value; ``reset``
-    loads the state of birth.
+    loads the state of birth. Calls of one adapter from several threads wait for each other.
 
     Args:
         model: the network as a norm policy returned it; frozen here, in evaluation mode. Frozen weights share their
             memory with the model they came from.
         seed: every random draw is a function of (seed, steps, purpose).
 
+    Every method takes three more keywords, which describe the model (:class:`testtime.outputs.Logits`): ``outputs``, which
+    part of its output the logits are; ``input_range``, the lowest and highest value of its inputs; ``preserves``, which
+    changes of an image preserve its class (:class:`testtime.models.Views`).
+
     Attributes:
         output: whether the answer was computed "before" or "after" this batch's update, or by a "teacher".
         source: what :meth:`prepare` must see before the first batch: "none", "statistics" or "data".
+        labelled_source: whether :meth:`prepare` also takes batches of (images, labels).
+        dense: whether the method works on logits for each pixel, (N, C, H, W).
+        multi_task: whether the method works on the outputs of a multi-task model.
         stochastic: whether a step draws random numbers.
         cost: forwards and backwards of the whole batch per step, at most.
     """
 
     output: ClassVar[Literal["before", "after", "teacher"]] = "before"
     source: ClassVar[Literal["none", "statistics", "data"]] = "none"
+    labelled_source: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
+    multi_task: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     cost: tuple[float, float] = (1, 1)
 
@@ -68,10 +133,17 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         self.seed = seed
         self.clock = torch.zeros((), dtype=torch.int64)  # steps taken; stays on the CPU
         self._adapted: list[nn.Parameter] = []
+        self._masters = MasterWeights([])
         self._optimizer: torch.optim.Optimizer | None = None
         self._birth: dict[str, Tensor] | None = None
         self.taught: Birth | None = None
         self._updated = False
+        self._frozen = Frozen()
+        self._lock = _Lock()
+        self._mirror = MirrorCheck()
+        self._range: tuple[float, float] | None = None  # of the inputs, as learned from them
+        self._idle = 0  # batches without an update; -1 after the first update, or once it was reported
+        self._refused = False  # whether a warning has reported a batch without any valid answer
 
     # What a method says -----------------------------------------------------------------------------------------------
 
@@ -104,7 +176,8 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         for p in self._adapted:
             p.data = p.data.clone()
             p.requires_grad_(True)
-        self._optimizer = born(optimizer(self._adapted), self._adapted)
+        self._masters = MasterWeights(self._adapted)
+        self._optimizer = born(optimizer(self._masters.weights), self._masters.weights)
 
     def taught_at_birth(self) -> None:
         """Declare, last in ``__init__``, that ``prepare`` moves what the adapter is born with: the state then holds it."""
@@ -117,13 +190,12 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         if isinstance(loss, Tensor):
             if not math.isfinite(loss.item()):
                 raise _Diverged("loss")
-            loss = torch.autograd.grad(loss, self._adapted, allow_unused=True)
+            loss = gradients(loss, self._adapted)
         present = [g for g in loss if g is not None]
         if not _finite(present):
             raise _Diverged("gradient")
-        for p, g in zip(self._adapted, loss, strict=True):
-            p.grad = g
-        self._optimizer.step()
+        with self._masters.stepping(loss):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if not _finite([p.detach() for p in self._adapted]):
             raise _Diverged("update")
@@ -143,59 +215,91 @@ class Adapter(Stateful, metaclass=_OutsideInference):
             NaN and not ``valid``, and its neighbours get exactly what they would have got without it.
 
         Raises:
-            TypeError, ValueError: x is not a batch of floating-point images.
+            TypeError, ValueError: x is not a batch of floating-point images, or the model does not take it or does not
+                return logits; the message says what to do. The state is as before.
         """
-        x, good = _admit(x)
-        before = self.state_dict()
-        if len(x) == 0:
-            return self._nothing(x, good)
-        with torch.inference_mode(False), torch.enable_grad():
-            x, self._updated = (x.clone() if x.is_inference() else x.detach()), False
-            advance(self, accept=False)  # what a look that raised has left
-            try:
-                y = _as_prediction(self.step(x))
-                if not bool(y.valid.any()):
-                    raise _Diverged("answer")
-                advance(self)
-                y.updated = y.updated or self._updated
-            except _Diverged:
-                advance(self, accept=False)
-                self.load_state_dict(before)
-                with torch.no_grad():
-                    y = _as_prediction(self._look(x))
-                advance(self, accept=False)
-            except BaseException:
-                advance(self, accept=False)
-                self.load_state_dict(before)
-                raise
-            self.clock += 1
-        return y if good.all() else y.spread(good)
+        with self._lock:
+            self._frozen.check(self)
+            x, good = self._admit(x, learn=True)
+            if len(x) == 0:
+                return self._nothing(x, good)
+            before = self.state_dict()
+            with torch.inference_mode(False), torch.enable_grad():
+                x, self._updated = (x.clone() if x.is_inference() else x.detach()), False
+                advance(self, accept=False)  # what a prediction that raised has left
+                try:
+                    self._mirror(self, x)
+                    with explained():
+                        y = _as_prediction(self.step(x))
+                    if not bool(y.valid.any()):
+                        raise _Diverged("answer")
+                    if not _finite(_proposed(self)):
+                        raise _Diverged("statistics")
+                    advance(self)
+                    y.updated = y.updated or self._updated
+                except _Diverged as what:
+                    self._undo(before)
+                    with torch.no_grad():
+                        y = _as_prediction(self._look(x))
+                    advance(self, accept=False)
+                    self._report_idle(f"the last {what} was not finite")
+                except BaseException as error:
+                    self._undo(before)
+                    self._explain(error, x)
+                    raise
+                self.clock += 1
+            self._report(y)
+            return y if good.all() else y.spread(good)
 
     def predict(self, x: Tensor) -> Any:
         """Predict the batch and learn nothing: the state stays as it is, byte for byte. Takes and returns what a call does."""
-        x, good = _admit(x)
-        self._born()
-        if len(x) == 0:
-            return self._nothing(x, good)
-        with torch.inference_mode(False), torch.no_grad():
-            y = _as_prediction(self._look(x.clone() if x.is_inference() else x))
-            advance(self, accept=False)
-        return y if good.all() else y.spread(good)
+        with self._lock:
+            self._frozen.check(self)
+            x, good = self._admit(x, learn=False)
+            self._born()
+            if len(x) == 0:
+                return self._nothing(x, good)
+            with torch.inference_mode(False), torch.no_grad():
+                y = self._looked(x)
+            return y if good.all() else y.spread(good)
 
-    def prepare(self, source: Iterable[Tensor]) -> None:
-        """Show the adapter unlabelled batches (N, C, H, W) of its source before the first batch; then it is born."""
-        self.reset()
-        with torch.inference_mode(False), torch.enable_grad():
-            self._learn(source)
-            advance(self, accept=False)
-        self._birth = None
-        birth = self._born()
-        if self.taught is not None:
-            self.taught.remember(birth)
+    def prepare(self, source: Iterable[Any]) -> None:
+        """Show the adapter unlabelled batches of its source before the first batch of the stream.
+
+        Batches are checked as those of a call: images that are not finite or out of range are left out.
+
+        Args:
+            source: batches (N, C, H, W); pairs (images, labels) too, where ``labelled_source``.
+
+        Raises:
+            TypeError: a batch is no floating-point tensor.
+            ValueError: there is no batch, none of the images is accepted, or the model does not take them. The state is as
+                before.
+        """
+        with self._lock:
+            self._frozen.check(self)
+            before, birth, taught = self.state_dict(), self._birth, self.taught
+            batches = Screened(source, self.labelled_source, self._range)
+            self.reset()
+            try:
+                with torch.inference_mode(False), torch.enable_grad(), explained():
+                    self._learn(batches)
+                    advance(self, accept=False)
+                self._birth, self._frozen, self._range = None, Frozen(), batches.within
+                now = self._born()
+                if taught is not None:
+                    taught.remember(now)
+            except BaseException as error:
+                self._birth = birth
+                self._undo(before)
+                if batches.last is not None:
+                    self._explain(error, batches.last)
+                raise
 
     def reset(self) -> None:
         """Back to birth: parameters, statistics, memory, optimizer, randomness. What ``prepare`` taught stays."""
-        self._restore({**self._born(), **(self.taught.known() if self.taught else {})})
+        with self._lock:
+            self._restore({**self._born(), **(self.taught.known() if self.taught else {})})
 
     def state_dict(
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
@@ -214,20 +318,152 @@ class Adapter(Stateful, metaclass=_OutsideInference):
         """Continue from a saved state, whatever this adapter has seen.
 
         Raises:
-            ValueError: the state is of another method, model or setting; the message names what differs.
+            ValueError: the state is of another method, model or setting, or holds values that are not finite; the message
+                names what differs. The adapter is then as before.
         """
-        self._born()
+        with self._lock:
+            self._born()
+            before = self.state_dict()
+            try:
+                self._restore(self._checked(state_dict))
+            except BaseException:
+                self._undo(before)
+                raise
+
+    # How the base keeps its promises ----------------------------------------------------------------------------------
+
+    @property
+    def input_range(self) -> tuple[float, float] | None:
+        """Typical range of the inputs: as the model declares it, or as learned from the first images; None if unknown."""
+        return self._range
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        raise TypeError(
+            "an adapter cannot be wrapped in DistributedDataParallel: every rank would adapt by itself and their states "
+            "would differ; run one adapter in one process"
+        )
+
+    def _agree(self) -> None:
+        """Take over what the model declares of its inputs, and tell its outputs what this method expects of them."""
+        self._range = declared_range(self.model)
+        if isinstance(self.model, Adapter):
+            return
+        if "outputs" in type(self)._of_every_method():
+            self.outputs = getattr(self.model, "outputs", None)
+        self.preserves = getattr(self.model, "views", None)
+        name = type(self).__name__
+        if declares_tasks(self.model) and not self.multi_task:
+            raise ValueError(
+                f"{name} works on the logits of a classifier, (N, C), and this model declares several tasks; methods for "
+                "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and Source"
+            )
+        contract = Contract(name, getattr(self, "classes", None), self.dense)
+        for module in self.modules():
+            if isinstance(module, Logits) and not module.gives_features:
+                module.contract = contract
+
+    def _admit(self, x: Any, learn: bool) -> tuple[Tensor, Tensor]:
+        """The samples of a batch that may meet the network, and which they are (a mask over the batch)."""
+        check_batch(x)
+        x, within = x.contiguous(), self._range
+        good = admit(x, within)
+        if within is None and (found := typical_range(x[good])):
+            good &= admit(x, found)
+            if learn:
+                self._range = found
+                if found != (0.0, 1.0):
+                    warnings.warn(
+                        f"the first images lie in about [{found[0]:.3g}, {found[1]:.3g}] and not in [0, 1], where views and "
+                        "corruptions are defined; normalise inside the model (testtime.models.normalised(model, mean, "
+                        "std)), or pass input_range=(lowest, highest)",
+                        AdapterWarning,
+                        stacklevel=4,
+                    )
+        if len(x) and not bool(good.any()) and not isinstance(self.model, Adapter):
+            if not int(self.clock) and bool(torch.isfinite(x).all()):
+                raise ValueError(outside(x, within))
+            self._report_refused(outside(x, within))
+        return (x, good) if bool(good.all()) else (x[good], good)
+
+    def _looked(self, x: Tensor) -> Prediction | TaskPredictions:
+        try:
+            return _as_prediction(self._look(x))
+        except Exception as error:
+            self._explain(error, x)
+            raise
+        finally:
+            advance(self, accept=False)
+
+    def _undo(self, before: Mapping[str, Tensor]) -> None:
+        advance(self, accept=False)
+        self._restore(before)
+
+    def _explain(self, error: BaseException, x: Tensor) -> None:
+        """Raise a ValueError instead where the model itself does not take the batch."""
+        if not isinstance(error, Exception) or isinstance(
+            error, TypeError | ValueError | torch.OutOfMemoryError
+        ):
+            return
+        cause = explain(self.model, x)
+        advance(self, accept=False)
+        if cause is not None:
+            raise cause from error
+
+    def _report(self, y: Prediction | TaskPredictions) -> None:
+        """Warn once when a batch got no valid answer, and once when nothing was ever updated."""
+        if not bool(y.valid.any()):
+            self._report_refused("the model's answers are not finite")
+        if y.updated or self._optimizer is None or self._idle < 0:
+            self._idle = -1
+            return
+        self._report_idle("its filters selected no sample")
+
+    def _report_idle(self, why: str) -> None:
+        if self._idle < 0:
+            return
+        self._idle += 1
+        if self._idle == PATIENCE:
+            self._idle = -1
+            warnings.warn(
+                f"{type(self).__name__} has updated nothing in {PATIENCE} batches ({why}); it answers as the model does. Check "
+                "that the images are as in training (range, size, colours) and that thresholds such as margin= fit",
+                AdapterWarning,
+                stacklevel=4,
+            )
+
+    def _report_refused(self, why: str) -> None:
+        if not self._refused:
+            self._refused = True
+            warnings.warn(
+                f"{type(self).__name__} answered no image of a batch ({why}); such rows are NaN and not valid, and nothing is "
+                "learned from them. This is reported once",
+                AdapterWarning,
+                stacklevel=4,
+            )
+
+    def _checked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A saved state that fits, converted to the types and devices of this adapter.
+
+        Raises:
+            ValueError: names, kinds, shapes or values do not fit.
+        """
         live = self._moving(learned=True)
-        missing, foreign = sorted(live.keys() - state_dict.keys()), sorted(state_dict.keys() - live.keys())
+        missing, foreign = sorted(live.keys() - state.keys()), sorted(state.keys() - live.keys())
         if missing or foreign:
             raise ValueError(
                 f"this state does not belong to this {type(self).__name__}: {len(missing)} entries are missing "
                 f"(first {missing[:3]}), {len(foreign)} are unknown (first {foreign[:3]}); build the adapter with the "
                 "same model and arguments as the one that was saved"
             )
-        self._restore(state_dict)
-
-    # How the base keeps its promises ----------------------------------------------------------------------------------
+        grows = {
+            prefix + name
+            for prefix, m in self._parts(learned=True).items()
+            if not isinstance(m, NormPolicy)
+            for name in m.moving()
+            if name in m._buffers
+        }
+        return {name: _fitting(name, state[name], now, name in grows) for name, now in live.items()}
 
     def train(self, mode: bool = True) -> Adapter:
         """An adapter has one mode: ``train()`` and ``eval()`` change nothing."""
@@ -236,9 +472,11 @@ class Adapter(Stateful, metaclass=_OutsideInference):
     def moving(self) -> dict[str, Tensor]:
         names = {id(p): name for name, p in self.model.named_parameters()} if self._adapted else {}
         live = {"clock": self.clock, **super().moving()}
-        for p in self._adapted:
+        for p, master in zip(self._adapted, self._masters.weights, strict=True):
             live[f"model.{names[id(p)]}"] = p
-            for key, value in (self._optimizer.state[p] if self._optimizer else {}).items():
+            if master is not p:
+                live[f"master.{names[id(p)]}"] = master
+            for key, value in (self._optimizer.state[master] if self._optimizer else {}).items():
                 live[f"optimizer.{names[id(p)]}.{key}"] = value
         return live
 
@@ -276,12 +514,12 @@ class Adapter(Stateful, metaclass=_OutsideInference):
 
     def _nothing(self, x: Tensor, good: Tensor) -> Prediction | TaskPredictions:
         with torch.inference_mode(False), torch.no_grad():
-            one = _as_prediction(self._look(x.new_zeros(1, *x.shape[1:])))
-            advance(self, accept=False)
+            one = self._looked(x.new_zeros(1, *x.shape[1:]))
         return one.at(one.valid & False).spread(good)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
+        self._masters.follow(fn, self._optimizer)
         for state in self._optimizer.state.values() if self._optimizer else ():
             state.update({k: fn(v) if v.dim() else v for k, v in state.items()})
         if self._birth is not None:
@@ -309,21 +547,35 @@ def _finite(tensors: Sequence[Tensor]) -> bool:
     return not tensors or bool(torch.isfinite(torch.stack(torch._foreach_norm(list(tensors)))).all())
 
 
-def _admit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The images that may meet the network, and which they are (a mask over the batch)."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"expected a batch of images as a torch.Tensor (N, C, H, W), got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(
-            f"expected floating-point images, usually in [0, 1], got {x.dtype}; convert them (uint8: x / 255)"
-        )
-    if x.dim() < 2:
+def _proposed(model: nn.Module) -> list[Tensor]:
+    """The floating-point statistics that the norm policies of the model propose."""
+    policies = [m for m in model.modules() if isinstance(m, NormPolicy) and m.proposal is not None]
+    return [v for m in policies for v in (m.proposal or {}).values() if v.is_floating_point()]
+
+
+def _fitting(name: str, value: Any, live: Tensor, grows: bool) -> Tensor:
+    """An entry of a saved state in the type and on the device of the adapter's own.
+
+    Raises:
+        ValueError: it is no tensor, of another kind or shape, or holds NaN or infinity.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} in the saved state is a {type(value).__name__}, expected a tensor")
+    unknown = grows and not (
+        live.numel() and value.numel()
+    )  # a buffer may get its form and type from the first batch
+    if not unknown and (value.is_floating_point(), value.dtype == torch.bool) != (
+        live.is_floating_point(),
+        live.dtype == torch.bool,
+    ):
+        raise ValueError(f"{name} is {live.dtype}, the saved state's {value.dtype}")
+    if not (unknown or value.shape == live.shape or (grows and 0 < value.dim() == live.dim())):
+        raise ValueError(f"{name} has shape {tuple(live.shape)}, the saved state's {tuple(value.shape)}")
+    if value.is_floating_point() and bool(value.isnan().any() if grows else ~value.isfinite().all()):
         raise ValueError(
-            f"expected a batch (N, ...), got shape {tuple(x.shape)}; add the batch dimension: x[None]"
+            f"{name} in the saved state holds NaN or infinity; it is damaged, or was saved after a failure"
         )
-    x = x.contiguous()  # torch's GroupNorm crashes on the CPU in the backward of frozen channels-last images
-    good = torch.isfinite(x).flatten(1).all(dim=1)
-    return (x, good) if bool(good.all()) else (x[good], good)
+    return value.to(live.device) if unknown else value.to(live.device, live.dtype)
 
 
 def _as_prediction(y: Any) -> Prediction | TaskPredictions:

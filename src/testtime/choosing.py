@@ -33,6 +33,7 @@ from testtime.metrics import (
     looks,
     milliseconds,
 )
+from testtime.models.views import Views, views_of
 from testtime.parts import generator
 from testtime.parts.features import headless, linear_head
 
@@ -40,9 +41,11 @@ __all__ = [
     "Advice",
     "Candidate",
     "Signs",
+    "disturbance",
     "judge",
     "looks",
     "mirrored",
+    "moved",
     "over_time",
     "recommend",
     "turned",
@@ -114,13 +117,33 @@ def turned(x: Tensor, degrees: float = 10.0) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
+def moved(x: Tensor) -> Tensor:
+    """The images moved to the right by a sixteenth of their width, borders continued."""
+    by = max(x.shape[-1] // 16, 1)
+    return torch.cat([x[..., :1].expand(*x.shape[:-1], by), x[..., :-by]], dim=-1)
+
+
+def disturbance(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The strongest of :func:`mirrored`, :func:`turned` and :func:`moved` that keeps the class.
+
+    Args:
+        model: declares which changes do (:class:`testtime.models.Views`); otherwise all are taken to.
+
+    >>> from testtime.models import load_model
+    >>> disturbance(load_model("digits-cnn")).__name__
+    'turned'
+    """
+    declared = views_of(model) or Views()
+    return mirrored if declared.mirror else turned if declared.turn else moved
+
+
 def watch(
     adapter: Adapter,
     stream: Iterable[Tensor],
     source: Adapter,
     rate: float = 0.4,
     passes: int = 10,
-    disturb: Callable[[Tensor], Tensor] = mirrored,
+    disturb: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Signs]:
     """Let a candidate predict and learn, batch after batch, and note its signs; nobody acts on its answers.
 
@@ -129,12 +152,13 @@ def watch(
         stream: batches (N, C, H, W) as they arrive, without labels.
         source: what is in use now, or the model as it was trained: ``Source(model)``.
         rate, passes: of the dropout, see `testtime.metrics.dropout_disagreement`.
-        disturb: what changes images and not their class: :func:`mirrored`, or :func:`turned` where a mirrored image is another
-            one.
+        disturb: a change of the images that keeps their class; by default the :func:`disturbance` that fits the candidate's
+            model.
 
     Raises:
         ValueError: an image was refused, so that the counts would not be comparable.
     """
+    disturb = disturb or disturbance(adapter)
     for number, x in enumerate(stream):
         taken, answer = milliseconds(lambda x=x: adapter(x), x.device)  # type: ignore[misc]
         if not bool(answer.valid.all()):

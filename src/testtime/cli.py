@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from testtime import __version__
 from testtime.errors import need_packages
@@ -100,14 +100,19 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument(
         "--images",
         metavar="DIR",
-        help="with --no-labels: your images, in the order of their names",
+        help="with --no-labels: your images, in natural order (frame_2 before frame_10)",
+    )
+    bench.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="with --images: leave out pictures that cannot be read, and name them",
     )
     bench.add_argument("--model", metavar="NAME", help="with --images: the source model")
     bench.add_argument("--source", metavar="DIR", help="with --images: unlabelled images of its source")
     bench.add_argument(
         "--no-mirror",
         action="store_true",
-        help="with --no-labels: a mirrored image is another one (digits, text, signs); turn it a little instead",
+        help="with --no-labels: turn images a little instead of mirroring them, also where the model allows both",
     )
     bench.set_defaults(run=_bench)
 
@@ -240,6 +245,7 @@ def _agree(arguments: argparse.Namespace) -> None:
         reason = "belongs to a protocol and not to --images"
     else:
         others, reason = {"model": a.model, "source": a.source}, "needs --images DIR"
+        others["skip-damaged"] = a.skip_damaged or None
     if not a.no_labels:
         others["no-mirror"] = a.no_mirror or None
         reason = "needs --no-labels" if a.no_mirror else reason
@@ -254,19 +260,24 @@ def _agree(arguments: argparse.Namespace) -> None:
 def _own(arguments: argparse.Namespace) -> int:
     """Candidates in shadow on a folder of images."""
     from testtime.bench.protocols import protocol
+    from testtime.bench.sets import size_for
     from testtime.data import image_folder
     from testtime.models import model_card
     from testtime.streams import clean, recorded
 
     need_packages(PIL="images")
     card = model_card(arguments.model)
-    images = replace(image_folder(arguments.images), labels=None, classes=())
-    stream = recorded(clean(images, (card.size, card.size)), arguments.batch_size or 200)
-    source = image_folder(arguments.source) if arguments.source else None
+    skip = arguments.skip_damaged
+    images = replace(image_folder(arguments.images, skip_damaged=skip), labels=None, classes=())
+    stream = recorded(clean(images, size_for(card.size)), arguments.batch_size or 200)
+    source = image_folder(arguments.source, skip_damaged=skip) if arguments.source else None
     rows = protocol("field-continual").narrowed(arguments.methods).rows
-    return _shadow(
-        arguments, rows, card.name, stream, source, str(arguments.images), arguments.out or "runs/no-labels"
-    )
+    skipped = {one.name: list(one.skipped) for one in (images, source) if one is not None and one.skipped}
+    out = arguments.out or "runs/no-labels"
+    code = _shadow(arguments, rows, card.name, stream, source, str(arguments.images), out, skipped)
+    for name, names in skipped.items():
+        print(f"{name}: left out {len(names)} damaged pictures: {', '.join(names)}")
+    return code
 
 
 def _hidden(arguments: argparse.Namespace, chosen: Protocol) -> int:
@@ -292,6 +303,7 @@ def _shadow(
     source: ImageSet | None,
     name: str,
     out: str,
+    skipped: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     from testtime.bench.shadow import Shadow, started_precision
     from testtime.processor import resolve_precision
@@ -304,10 +316,12 @@ def _shadow(
         source,
         arguments.device,
         resolve_precision(arguments.precision, arguments.device, started_precision(out), print_progress),
-        not arguments.no_mirror,
+        False if arguments.no_mirror else None,
         bool(arguments.methods),
     )
-    about = {"stream": name, "command": ["testtime", *arguments.argv]}
+    about: dict[str, Any] = {"stream": name, "command": ["testtime", *arguments.argv]}
+    if skipped:
+        about["damaged"] = skipped
     shadow.run(new_folder(out), about, print_progress)
     print(f"{out}: now run testtime recommend {out}")
     return 0

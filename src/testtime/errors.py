@@ -29,6 +29,10 @@ class WeightsError(TesttimeError, ValueError):
     """A file of weights is missing, damaged, of a kind that is not read, or of another architecture."""
 
 
+class AdapterWarning(UserWarning):
+    """An adapter runs, and its images, its model or its settings are probably not what was meant."""
+
+
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> ValueError:
     """Return the error for a name that does not exist, with the name that was probably meant.
 

@@ -306,6 +306,8 @@ def train_label_shift(
             f"expected labelled images of the head's {head.out_features} classes; {data.name} has {len(data)} images, "
             f"{'no labels' if data.labels is None else 'labels'} and {len(data.classes)} classes"
         )
+    if (data.labels < 0).any():
+        raise ValueError(f"{data.name} has images with the label -1, unknown; leave them out with subset()")
     described = {
         "recipe": asdict(recipe), "seed": seed, "data": data.digest(), "of": head.of, "prior": head.prior.tolist(),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ def energy(logits: Tensor) -> Tensor:
     .. math:: E(x) = -\log \sum_c \exp z_c(x)
 
     Args:
-        logits: (N, C).
+        logits: (N, C), or (N, C, H, W).
 
     Returns:
-        (N,), at least in float32.
+        (N,), or (N, H, W), at least in float32.
 
     Reference: Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020, eq. 3 (T = 1).
 
@@ -28,14 +29,15 @@ def energy(logits: Tensor) -> Tensor:
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    return -logits.logsumexp(dim=-1)
+    return -logits.logsumexp(dim=1)
 
 
 class Prediction(Tensor):
-    """Logits (N, C) that carry what else the method knows; to every operation they are a plain tensor.
+    """Logits (N, C), or (N, C, H, W), that carry what else the method knows; to every operation they are a plain tensor.
 
     Attributes:
-        score: (N,) open-set score, higher for the unknown; the energy of the logits unless the method has its own.
+        score: (N,) open-set score, or (N, H, W) for logits (N, C, H, W), higher for the unknown; the energy of the logits
+            unless the method has its own.
         valid: (N,) bool; False where the image was refused (NaN, infinity) or could not be answered. The logits of
             such a row are NaN.
         selected: masks (N,) by name, e.g. ``{"minimised": ..., "maximised": ...}``: what the method did with whom.
@@ -73,6 +75,17 @@ class Prediction(Tensor):
 
     def __init__(self, *_: object, **__: object) -> None:
         """All is done in ``__new__``, as a tensor asks for."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prediction:
+        copied = {name: mask.clone() for name, mask in self.selected.items()}
+        memo[id(self)] = y = Prediction(
+            self.logits.clone(),
+            score=self.score.clone(),
+            valid=self.valid.clone(),
+            selected=copied,
+            updated=self.updated,
+        )
+        return y
 
     @property
     def logits(self) -> Tensor:

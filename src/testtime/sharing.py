@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Birth", "Logits", "Stateful", "share", "twin"]
+from testtime.frozen import remember
+from testtime.intake import DetachedCopies, check_model, copy_model
+from testtime.outputs import Logits
+
+__all__ = ["Birth", "Stateful", "duplicate", "share", "twin"]
 
 
 class Stateful(nn.Module):
@@ -28,6 +32,13 @@ class Stateful(nn.Module):
     def restore(self, name: str, value: Tensor) -> None:
         """Give the moving tensor ``name`` a value back; a buffer may have grown meanwhile."""
         self._buffers[name] = value.clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy after any forward, whatever tensors the model keeps of it."""
+        other = memo[id(self)] = type(self).__new__(type(self))
+        with DetachedCopies():
+            other.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return other
 
 
 class Birth(Stateful):
@@ -54,57 +65,30 @@ class Birth(Stateful):
         return {k.replace("/", "."): v for k, v in self.moving().items() if v.numel()}
 
 
-class Logits(nn.Module):
-    """A network whose output is its logits, whatever it wraps them in (a Hugging Face ``ModelOutput``, a tuple).
-
-    A dictionary of tensors by task stays what it is.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Any:
-        output = self.network(x)
-        if isinstance(output, Tensor):
-            return output
-        logits = getattr(output, "logits", None)
-        if (
-            logits is None
-            and isinstance(output, Mapping)
-            and all(isinstance(y, Tensor) for y in output.values())
-        ):
-            return dict(output)
-        if logits is None and isinstance(output, tuple | list):
-            logits = output[0]
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"{type(self.network).__name__} returned {type(output).__name__}; expected the logits as a tensor, "
-                "an object with `.logits`, a tuple that starts with them, or a dictionary of tensors by task. "
-                "Wrap the model in a module that does."
-            )
-        return logits
-
-
 def share(model: nn.Module) -> nn.Module:
     """A second tree of the model in evaluation mode, all frozen, on the memory of the first.
 
     The parameters are new objects over the same storage, so freezing, moving or converting the tree does not touch the
-    model it came from; whoever adapts a parameter copies it first (:meth:`testtime.Adapter.adapt`).
+    model it came from; whoever adapts a parameter copies it first (:meth:`testtime.Adapter.adapt`). They count their
+    writes on their own, so that adapting does not disturb a backward of the caller's; :class:`testtime.frozen.Frozen`
+    sees the caller's writes. Wrappers such as ``DistributedDataParallel`` are removed.
+
+    Raises:
+        TypeError, ValueError: as :func:`testtime.intake.check_model`.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
+    check_model(model)
     with torch.inference_mode(False):
-        memo: dict[int, object] = {}
-        for p in model.parameters():
-            data = p.clone() if p.is_inference() else p.detach()
-            memo[id(p)] = nn.Parameter(data, requires_grad=False)
-        for b in model.buffers():
-            memo[id(b)] = b.clone() if b.is_inference() else b.detach()
-        for module in model.modules():
-            if isinstance(module, Stateful):
-                memo.update({id(b): b.detach().clone() for b in module.moving().values()})
-        tree = copy.deepcopy(model, memo)
+        moving = {id(b) for m in model.modules() if isinstance(m, Stateful) for b in m.moving().values()}
+        memo: dict[int, Any] = {}
+        for t in (*model.parameters(), *model.buffers()):
+            if type(t) not in (Tensor, nn.Parameter) or t.layout != torch.strided:
+                continue  # copied by the rules of its class
+            own = id(t) in moving or t.is_inference()
+            data = t.detach().clone() if own else t.data
+            memo[id(t)] = nn.Parameter(data, requires_grad=False) if isinstance(t, nn.Parameter) else data
+            if not own:
+                remember(memo[id(t)], t)
+        tree = copy_model(model, memo).requires_grad_(False)
     return (tree if isinstance(tree, Logits) else Logits(tree)).eval()
 
 
@@ -115,8 +99,18 @@ def twin(model: nn.Module, own: Iterable[Tensor] = ()) -> nn.Module:
         if isinstance(module, Stateful):
             copied.update(id(b) for b in module.moving().values())
     shared = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in copied}
-    tree = copy.deepcopy(model, dict(shared))
+    tree = copy_model(model, dict(shared))
     for p in tree.parameters():
         if id(p) not in shared:
             p.requires_grad_(False)
     return tree
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A copy of the model with memory of its own, without wrappers, for what is trained on the source.
+
+    Raises:
+        TypeError, ValueError: as :func:`testtime.intake.check_model`.
+    """
+    check_model(model)
+    return copy_model(model)

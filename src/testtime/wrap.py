@@ -29,8 +29,8 @@ __all__ = [
 class Wrapper(Adapter):
     """Base of what tweaks an adapter without knowing its method: it holds one, and is one.
 
-    The facts (``output``, ``source``, ``stochastic``, ``cost``) are the inner adapter's, ``predict`` asks it,
-    ``prepare`` teaches it, and its state is part of the wrapper's. A subclass says ``step``.
+    The facts (``output``, ``source``, ``labelled_source``, ``stochastic``, ``cost``) are the inner adapter's, ``predict``
+    asks it, ``prepare`` teaches it, and its state is part of the wrapper's. A subclass says ``step``.
 
     Args:
         adapter: any adapter, a wrapper too.
@@ -47,6 +47,7 @@ class Wrapper(Adapter):
             )
         super().__init__(adapter, adapter.seed)
         self.output, self.source = adapter.output, adapter.source  # type: ignore[misc]
+        self.labelled_source = adapter.labelled_source  # type: ignore[misc]
         self.stochastic, self.cost = adapter.stochastic, adapter.cost  # type: ignore[misc]
 
     @property

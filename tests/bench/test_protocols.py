@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import testtime.methods
 from testtime.bench import published
 from testtime.bench.cell import ARRIVALS
 from testtime.bench.protocol import Row, spoken
-from testtime.bench.protocols import PROTOCOLS, protocol, shifted
+from testtime.bench.protocols import PROTOCOLS, protocol
 from testtime.bench.sets import SETS
 from testtime.metrics import h_score
 from testtime.models import MODELS
@@ -154,23 +153,6 @@ def test_what_the_paper_ran_on_imagenet() -> None:
     assert {column.batch_size for column in protocol("paper-table-3").columns} == {64}
 
 
-def test_shifted_views_are_moved_and_not_mirrored() -> None:
-    x = torch.rand(20, 2, 8, 8)
-    y = shifted(x, torch.Generator().manual_seed(0))
-    padded = F.pad(x, (2, 2, 2, 2))
-    moves = set()
-    for image in range(20):
-        found = [
-            (i, j)
-            for i in range(5)
-            for j in range(5)
-            if torch.equal(y[image], padded[image, :, i : i + 8, j : j + 8])
-        ]
-        assert len(found) == 1
-        moves.update(found)
-    assert len(moves) > 8
-
-
 def test_a_row_may_begin_anew() -> None:
     (row,) = protocol("field-long").narrowed(["rdumb"]).rows
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(48, 10))
@@ -183,6 +165,6 @@ def test_a_row_may_begin_anew() -> None:
 
 
 def test_arguments_are_told_alike_in_every_process() -> None:
-    told = [spoken(value) for row in PROTOCOLS["digits-open"].rows for value in row.arguments.values()]
-    assert "testtime.bench.protocols.shifted" in told
+    told = [spoken(value) for row in PROTOCOLS["field-continual"].rows for value in row.arguments.values()]
+    assert "testtime.norm.alpha.alpha_statistics" in told
     assert all("0x" not in text for text in told)

@@ -42,6 +42,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_images_are_mirrored_where_the_model_allows_it(run: Path) -> None:
+    assert not json.loads((run / "shadow.json").read_text())["mirror"]
+    assert shadow(model="cifar10-resnet20-augmix").mirrors
+    assert shadow(mirror=True).mirrors
+    assert not shadow(model="cifar10-resnet20-augmix", mirror=False).mirrors
+
+
 def test_a_run_holds_the_signs_of_every_candidate(run: Path) -> None:
     about = json.loads((run / "shadow.json").read_text())
     assert (about["candidates"], about["batches"], about["images"]) == (["Source", "TENT", "hot"], 6, 60)
@@ -145,6 +152,22 @@ def test_a_folder_of_images_from_the_command_line(tmp_path: Path, capsys: pytest
     assert "Take " in printed
     assert "Judged" not in printed  # there were no labels
     assert [s.images for s in read_signs(out)["TENT"]] == [4, 3]
+
+
+def test_damaged_pictures_are_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number in range(3):
+        image.new("RGB", (20, 24), (number,) * 3).save(folder / f"{number}.png")
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:50])
+    base = ["bench", "--no-labels", "--images", str(folder), "--model", "digits-cnn", "--methods", "source"]
+    assert main([*base, "--out", str(tmp_path / "a")]) == 2
+    assert "--skip-damaged" in capsys.readouterr().err
+    assert main([*base, "--out", str(tmp_path / "b"), "--skip-damaged"]) == 0
+    assert "mine: left out 1 damaged pictures: 1.png" in capsys.readouterr().out
+    about = json.loads((tmp_path / "b" / "shadow.json").read_text())
+    assert (about["images"], about["damaged"]) == (2, {"mine": ["1.png"]})
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,8 @@ def test_images_that_are_not_square(name: str) -> None:
     assert torch.isfinite(y).all()
 
 
-def test_auto_takes_the_constants_by_the_height() -> None:
-    small, large = photographs(224, 1)[..., :64, :64], photographs(224, 1)[..., :65, :64]
+def test_auto_takes_the_constants_by_the_smaller_side() -> None:
+    small, large = photographs(224, 1)[..., :64, :64], photographs(224, 1)[..., :65, :65]
     assert torch.equal(corrupt(small, "contrast"), corrupt(small, "contrast", constants="cifar"))
     assert torch.equal(corrupt(large, "contrast"), corrupt(large, "contrast", constants="imagenet"))
     assert not torch.equal(corrupt(large, "contrast"), corrupt(large, "contrast", constants="cifar"))
@@ -223,3 +223,16 @@ def test_the_gpu_gives_the_same_images(name: str) -> None:
     x = photographs(32)
     off = (corrupt(x, name) - corrupt(x.cuda(), name).cpu()).abs() * 255
     assert (off > 0.5).float().mean() < 0.01
+
+
+def test_images_too_small_for_a_corruption_are_refused_or_done() -> None:
+    assert corrupt(torch.rand(1, 3, 1, 30), "pixelate", 5).shape == (1, 3, 1, 30)
+    with pytest.raises(ValueError, match="expected images of more than 10 x 10 pixels"):
+        corrupt(torch.rand(1, 3, 8, 9), "defocus_blur", 5, constants="imagenet")
+
+
+def test_the_constants_of_a_wide_image_are_those_of_its_height_and_the_argument_decides() -> None:
+    wide = photographs(224, 1)[..., :32, :]
+    for image in (wide, wide.mT.contiguous()):
+        assert torch.equal(corrupt(image, "contrast"), corrupt(image, "contrast", constants="cifar"))
+        assert not torch.equal(corrupt(image, "contrast"), corrupt(image, "contrast", constants="imagenet"))

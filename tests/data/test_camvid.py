@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from testtime.data import CAMVID11, IGNORE, camvid
+from testtime.data.camvid import COLOURS
 from testtime.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +48,11 @@ def test_what_is_missing_is_named(tmp_path):
         camvid(tmp_path, "val", "dusk")
     with pytest.raises(ValueError, match="light must be one of day, dusk"):
         camvid(tmp_path, light="night")
+    (tmp_path / "trainannot" / "0016E5_00390.png").unlink()
+    assert [set(s.labels) for s in camvid(tmp_path)] == [{"semseg"}, set()]
     (tmp_path / "valannot" / "0016E5_07959.png").unlink()
-    assert camvid(tmp_path, "val")[0].labels == {}
+    with pytest.raises(DataError, match="none of the 1 samples of camvid-val has its annotation"):
+        camvid(tmp_path, "val")
     Image.new("L", (32, 32), 12).save(tmp_path / "valannot" / "0016E5_07959.png")
     with pytest.raises(DataError, match="expected ids 0 to 10, found 12"):
         camvid(tmp_path, "val")[0]
@@ -72,3 +76,28 @@ def test_the_real_frames():
     assert road[:, 120:].mean() > 0.3 > 0.01 > road[:, :60].mean()  # below
     assert sky[:, :60].mean() > 0.1 > 0.01 > sky[:, 120:].mean()  # above
     assert x.mean() < day.batch(range(0, 577, 36))[0].mean()
+
+
+def test_annotations_as_published(tmp_path):
+    colours = {(128, 128, 128): 0, (192, 0, 128): 1, (64, 128, 192): 8, (192, 0, 192): 10, (0, 0, 0): IGNORE}
+    image = np.array([list(colours)] * 2, np.uint8)
+    for part in ("test", "test_labels"):
+        (tmp_path / part).mkdir()
+    Image.fromarray(image).save(tmp_path / "test" / "0001TP_006690.png")
+    Image.fromarray(image).save(tmp_path / "test_labels" / "0001TP_006690_L.png")
+    for clutter in ("._0001TP_006690.png", "Thumbs.db", ".DS_Store"):
+        (tmp_path / "test" / clutter).write_bytes(b"x")
+    (sample,) = camvid(tmp_path, "test")
+    assert sample.name == "test/0001TP_006690"
+    assert sample.labels["semseg"].tolist() == [list(colours.values())] * 2
+    image[0, 0] = (1, 2, 3)
+    Image.fromarray(image).save(tmp_path / "test_labels" / "0001TP_006690_L.png")
+    with pytest.raises(
+        DataError, match=r"_L\.png: expected class ids, or the colours .* found the colour \[1, 2, 3\]"
+    ):
+        camvid(tmp_path, "test")[0]
+
+
+def test_the_32_colours_are_in_11_classes():
+    colours = [c.strip() for name in CAMVID11 for c in COLOURS[name].split(",")]
+    assert (len(colours), len(set(colours))) == (31, 31)  # and black, which is void

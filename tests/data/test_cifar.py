@@ -131,15 +131,71 @@ def test_wrong_corrupted_files_are_named(corrupted: Path) -> None:
     with pytest.raises(ValueError, match="severity must be 1 to 5, got 6"):
         cifar_c(corrupted, "fog", 6)
     np.save(folder / "labels.npy", np.zeros(9, int))
-    with pytest.raises(DataError, match=r"labels\.npy: expected 10 labels, found \(9,\)"):
+    with pytest.raises(DataError, match=r"labels\.npy: expected 10 labels, .*, found 9"):
         cifar_c(folder, "fog")
     np.save(folder / "fog.npy", np.zeros((10, 3, 32, 32), np.uint8))
     with pytest.raises(DataError, match=r"expected uint8 \(5N, 32, 32, 3\), found uint8 \(10, 3, 32, 32\)"):
         cifar_c(corrupted, "fog")
     whole = (folder / "fog.npy").read_bytes()
     (folder / "fog.npy").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"fog\.npy: expected a \.npy array"):
+    with pytest.raises(DataError, match=r"fog\.npy: expected a numpy array"):
         cifar_c(corrupted, "fog")
     np.save(folder / "fog.npy", np.array([{}], dtype=object))
-    with pytest.raises(DataError, match=r"fog\.npy: expected a \.npy array"):
+    with pytest.raises(DataError, match=r"fog\.npy: expected a numpy array"):
         cifar_c(corrupted, "fog")
+
+
+def test_a_file_of_one_severity_is_read_on_demand_alone(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(10)
+    np.save(tmp_path / "fog.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(DataError, match="five times the same 2, once for each severity, .*one_severity=True"):
+        cifar_c(tmp_path, "fog", 5)
+    for stored in (labels, np.tile(labels, 5)):
+        np.save(tmp_path / "labels.npy", stored)
+        found = cifar_c(tmp_path, "fog", 3, one_severity=True)
+        assert found.labels is not None
+        assert (found.name, found.labels.tolist()) == ("cifar10-c-fog-3", labels.tolist())
+        assert np.array_equal(found[9].numpy(), images[9].transpose(2, 0, 1))
+    with pytest.raises(DataError, match="expected 10 labels, .* found 50"):
+        cifar_c(tmp_path, "fog", 5)
+
+
+@pytest.mark.parametrize(
+    ("images", "remedy"),
+    [
+        (np.zeros((10, 3, 32, 32), np.uint8), r"transpose\(0, 2, 3, 1\)"),
+        (np.zeros((10, 32, 32, 3), np.float32), "round"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "fetch it again"),
+        (np.zeros((10, 32, 32), np.uint8), "fetch it again"),
+    ],
+)
+def test_corrupted_images_of_another_form_are_refused(tmp_path: Path, images: Array, remedy: str) -> None:
+    np.save(tmp_path / "fog.npy", images)
+    np.save(tmp_path / "labels.npy", np.zeros(len(images), int))
+    with pytest.raises(DataError, match=rf"fog\.npy: expected uint8 \(5N, 32, 32, 3\), .*{remedy}"):
+        cifar_c(tmp_path, "fog")
+
+
+@pytest.mark.parametrize("labels", [np.array([7, 0, 9]), [np.int64(7), np.uint8(0), np.int32(9)], (7, 0, 9)])
+def test_labels_of_a_python_batch_may_be_arrays_and_numpy_numbers(tmp_path: Path, labels: Any) -> None:
+    data = pixels(3)
+    python(tmp_path / "test_batch", data, labels=labels)
+    python(tmp_path / "test", data, fine_labels=labels)
+    for images in (cifar10(tmp_path, complete=False), cifar100(tmp_path, complete=False)):
+        assert images.labels is not None
+        assert images.labels.tolist() == [7, 0, 9]
+
+
+def test_labels_of_a_python_batch_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "test_batch"
+    python(path, pixels(2), labels=[0, 10])
+    with pytest.raises(DataError, match="test_batch: labels from 0 to 10, but 10 classes"):
+        cifar10(tmp_path, complete=False)
+    python(path, pixels(2), labels=np.array([0.5, 1.0]))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="expected labels that are integers"):
+        cifar10(tmp_path, complete=False)
+    python(path, pixels(2), coarse_labels=[0, 1])
+    with pytest.raises(DataError, match="no list or array of labels among data, coarse_labels"):
+        cifar10(tmp_path, complete=False)

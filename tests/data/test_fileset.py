@@ -78,3 +78,29 @@ def test_numbers_are_read_as_stored(tmp_path):
     assert torch.equal(depth.nan_to_num(-1), torch.tensor([[[0, 1, -1, 1 / 512]]]))
     with pytest.raises(DataError, match=r"depth of the form \(H, W\), found \(2, 2, 3\)"):
         metres(np.zeros((2, 2, 3)), 1.0)
+
+
+def test_a_task_without_any_label_is_refused_but_not_in_a_subset(tmp_path):
+    found = make(tmp_path)
+    assert found.subset([1])[0].labels == {}
+    for path in tmp_path.glob("*-depth.png"):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"0-depth\.png: no such file, and none of the 3 samples of three has its annotation"
+    ):
+        FileSet(
+            "three",
+            ["0", "1", "2"],
+            lambda key, task: tmp_path / (f"{key}.png" if task == "image" else f"{key}-depth.png"),
+            {"depth": lambda path: metres(levels(path), 0.01)},
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"fx": 0.0}, {"fy": float("nan")}, {"cx": float("inf")}, {"width": 0}, {"height": -1}, {"fx": -5.0}],
+)
+def test_intrinsics_of_no_camera_are_refused(wrong):
+    facts = {"width": 4, "height": 2, "fx": 1.0, "fy": 1.0, "cx": 2.0, "cy": 1.0, "pose": np.eye(4)}
+    with pytest.raises(DataError, match="focal lengths above 0 and finite numbers"):
+        Camera(**{**facts, **wrong})

@@ -10,6 +10,7 @@ from testtime.data import (
     image_folder,
     imagenet,
     imagenet_c,
+    imagenet_wnids,
     omniglot,
     pacs,
     places365,
@@ -26,11 +27,15 @@ def put(path: Path, value: int = 0, size: tuple[int, int] = (4, 6), mode: str = 
     return path
 
 
+def break_(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
 def values(images: object) -> list[int]:
     return [int(images[i].float().mean().round()) for i in range(len(images))]  # type: ignore[index,arg-type]
 
 
-def test_a_class_is_a_folder_in_sorted_order(tmp_path: Path) -> None:
+def test_a_class_is_a_folder_in_natural_order(tmp_path: Path) -> None:
     put(tmp_path / "dog" / "2.png", 20)
     put(tmp_path / "dog" / "10.PNG", 10)
     put(tmp_path / "cat" / "deeper" / "1.png", 5)
@@ -39,7 +44,7 @@ def test_a_class_is_a_folder_in_sorted_order(tmp_path: Path) -> None:
     assert images.classes == ("cat", "dog")
     assert images.labels is not None
     assert images.labels.tolist() == [0, 1, 1]
-    assert values(images) == [5, 10, 20]
+    assert values(images) == [5, 20, 10]
     assert images[0].shape == (3, 4, 6)
 
 
@@ -129,6 +134,104 @@ def test_imagenet_and_its_corrupted_version(tmp_path: Path) -> None:
         imagenet(tmp_path / "flat")
 
 
+def test_images_beside_class_folders_are_left_out_or_refused(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/1.png", "preview.png"):
+        put(tmp_path / name)
+    with pytest.warns(
+        UserWarning, match=r"found 1 images \(preview\.png\) beside the class folders cat, dog"
+    ):
+        images = image_folder(tmp_path)
+    assert images.labels is not None
+    assert (images.classes, images.labels.tolist()) == (("cat", "dog"), [0, 1])
+    put(tmp_path / "other.png")
+    with pytest.raises(
+        DataError, match=r"found 2 images \(other\.png, preview\.png\) beside .*; move the images"
+    ):
+        image_folder(tmp_path)
+
+
+def test_classes_with_numbers_are_in_numeric_order_and_frames_in_that_of_time(tmp_path: Path) -> None:
+    for value, name in enumerate(("2/frame_2.png", "2/frame_10.png", "10/a.png", "100/a.png")):
+        put(tmp_path / name, value)
+    images = image_folder(tmp_path)
+    assert (images.classes, values(images)) == (("2", "10", "100"), [0, 1, 2, 3])
+
+
+def test_hidden_copies_are_no_images(tmp_path: Path) -> None:
+    for name in (
+        "cat/1.png",
+        "cat/.ipynb_checkpoints/1.png",
+        "cat/._1.png",
+        "__MACOSX/1.png",
+        ".git/x/1.png",
+    ):
+        put(tmp_path / name)
+    images = image_folder(tmp_path)
+    assert (images.classes, len(images)) == (("cat",), 1)
+
+
+def test_classes_one_level_deeper_than_expected_are_named(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "train/dog/1.png", "val/cat/1.png"):
+        put(tmp_path / name)
+    with pytest.warns(
+        UserWarning, match=r"the classes are train, val, but .* such as train/cat; .* give .*train as"
+    ):
+        assert image_folder(tmp_path).classes == ("train", "val")
+
+
+def test_damaged_images_are_skipped_and_named_on_demand(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        put(tmp_path / name, 9)
+    break_(tmp_path / "cat" / "1.png")
+    with pytest.raises(
+        DataError, match=r"cat/1\.png: expected an image, .*; skip_damaged=True .*--skip-damaged"
+    ):
+        image_folder(tmp_path)[0]
+    images = image_folder(tmp_path, skip_damaged=True)
+    assert images.labels is not None
+    assert (images.skipped, images.labels.tolist(), values(images)) == (("cat/1.png",), [0, 1], [9, 9])
+    assert images.subset([1]).skipped == images.skipped
+    break_(tmp_path / "dog" / "1.png")
+    with pytest.raises(DataError, match=r"found none in dog \(2 are damaged: cat/1\.png, dog/1\.png\)"):
+        image_folder(tmp_path, skip_damaged=True)
+    put(tmp_path / "flat" / "a.png")
+    break_(tmp_path / "flat" / "a.png")
+    with pytest.raises(DataError, match=r"found none \(1 are damaged: a\.png\)"):
+        image_folder(tmp_path / "flat", skip_damaged=True)
+
+
+WNIDS = {"n02099601": 207, "n03028079": 497, "n07753592": 954}
+
+
+def test_the_wnids_are_those_of_the_outputs() -> None:
+    wnids = imagenet_wnids()
+    assert len(set(wnids)) == 1000
+    assert list(wnids) == sorted(wnids)
+    assert {wnid: wnids.index(wnid) for wnid in WNIDS} == WNIDS
+    assert (wnids[0], wnids[999]) == ("n01440764", "n15075141")  # tench, toilet tissue
+
+
+def test_a_part_of_imagenet_has_the_labels_of_the_outputs(tmp_path: Path) -> None:
+    for wnid in reversed(WNIDS):
+        put(tmp_path / "imagenet-r" / wnid / "a.jpg")
+        put(tmp_path / "ImageNet-C" / "noise" / "shot_noise" / "5" / wnid / "a.JPEG")
+    for images in (imagenet(tmp_path / "imagenet-r"), imagenet_c(tmp_path, "shot_noise")):
+        assert images.labels is not None
+        assert images.labels.tolist() == list(WNIDS.values())
+        assert images.classes == imagenet_wnids()
+    put(tmp_path / "imagenet-r" / "extra" / "a.jpg")
+    with pytest.raises(DataError, match="found also extra; move"):
+        imagenet(tmp_path / "imagenet-r")
+
+
+def test_the_folders_of_imagenet_v2_are_numbers_of_outputs(tmp_path: Path) -> None:
+    for name in ("0", "2", "10", "999"):
+        put(tmp_path / name / "a.jpeg", int(name) % 256)
+    images = imagenet(tmp_path)
+    assert images.labels is not None
+    assert (images.labels.tolist(), values(images)) == ([0, 2, 10, 999], [0, 2, 10, 231])
+
+
 def test_textures(tmp_path: Path) -> None:
     put(tmp_path / "dtd" / "images" / "banded" / "banded_0002.jpg", 7)
     for root in (tmp_path, tmp_path / "dtd"):
@@ -158,6 +261,47 @@ def test_tiny_imagenet_reads_both_layouts(tmp_path: Path) -> None:
         tiny_imagenet(root)
 
 
+@pytest.mark.parametrize("inner", ["", "images/"])
+@pytest.mark.parametrize("left", [True, False])
+def test_tiny_imagenet_sorted_into_class_folders(tmp_path: Path, inner: str, left: bool) -> None:
+    val = tmp_path / "tiny-imagenet-200" / "val"
+    for value, wnid in enumerate(("n01", "n02")):
+        put(val / wnid / f"{inner}val_{value}.JPEG", 10 * value)
+    if left:  # as scripts leave them that move the images
+        (val / "images").mkdir()
+        (val / "val_annotations.txt").write_text("val_0.JPEG\tn01\t0\t0\t62\t57\n")
+    images = tiny_imagenet(tmp_path)
+    assert images.labels is not None
+    assert (images.classes, images.labels.tolist(), values(images)) == (("n01", "n02"), [0, 1], [0, 10])
+    (val / "n03").mkdir()
+    with pytest.raises(DataError, match="found none in class folders n03"):
+        tiny_imagenet(tmp_path)
+
+
+def test_tiny_imagenet_in_part_keeps_the_numbers_of_all_classes(tmp_path: Path) -> None:
+    root = tmp_path / "tiny-imagenet-200"
+    put(root / "val" / "images" / "a.JPEG")
+    (root / "val" / "val_annotations.txt").write_bytes("\ufeffa.JPEG\tn02\t0 \r\n\r\n".encode())
+    (root / "wnids.txt").write_text("n03\nn02\nn01\n")
+    images = tiny_imagenet(tmp_path)
+    assert images.labels is not None
+    assert (images.classes, images.labels.tolist()) == (("n01", "n02", "n03"), [1])
+
+
+def test_lists_do_not_lead_out_of_their_folder(tmp_path: Path) -> None:
+    put(tmp_path / "secret.png")
+    root = tmp_path / "tiny-imagenet-200" / "val"
+    put(root / "images" / "a.JPEG")
+    (root / "val_annotations.txt").write_text("../../../secret.png\tn01\n")
+    with pytest.raises(DataError, match=r"a list names '\.\./\.\./\.\./secret\.png'"):
+        tiny_imagenet(tmp_path)
+    (tmp_path / "val_256").mkdir()
+    for name in (tmp_path / "secret.png", "../secret.png"):
+        (tmp_path / "places365_val.txt").write_text(f"{name} 0\n")
+        with pytest.raises(DataError, match="is no file below this folder"):
+            places365(tmp_path)
+
+
 def test_places365_with_and_without_its_list(tmp_path: Path) -> None:
     for i in (1, 2):
         put(tmp_path / "val_256" / f"Places365_val_0000000{i}.jpg", 100 * i)
@@ -168,7 +312,7 @@ def test_places365_with_and_without_its_list(tmp_path: Path) -> None:
     images = places365(tmp_path)
     assert images.labels is not None
     assert (images.classes, images.labels.tolist(), values(images)) == (("0", "1"), [1, 0], [200, 100])
-    (tmp_path / "categories_places365.txt").write_text("/a/airfield 0\n/a/airplane_cabin 1\n")
+    (tmp_path / "categories_places365.txt").write_text("/a/airplane_cabin 1\n/a/airfield 0\n")
     assert places365(tmp_path).classes == ("/a/airfield", "/a/airplane_cabin")
     (tmp_path / "places365_val.txt").write_text("Places365_val_00000002.jpg one\n")
     with pytest.raises(DataError, match="expected a number after each name"):

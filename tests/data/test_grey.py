@@ -77,7 +77,7 @@ def test_images_and_labels_have_to_agree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"3 images but labels of shape \(2,\)"):
         mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros((3, 1), np.uint8))))
-    with pytest.raises(DataError, match=r"labels \(N,\), found \(3, 28, 28\), \(3, 1\)"):
+    with pytest.raises(DataError, match=r"labels \(N,\), found \(3, 28, 28\) and \(3, 1\)"):
         mnist(tmp_path)
 
 
@@ -100,3 +100,56 @@ def test_usps_from_folders_and_from_libsvm(tmp_path: Path) -> None:
         usps(tmp_path)
     with pytest.raises(DataError, match="USPS: train/<digit>/"):
         usps(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "form", ["{}.idx{}-ubyte", "{0}-idx{1}-ubyte/{0}-idx{1}-ubyte", "{0}.idx{1}-ubyte/{0}.idx{1}-ubyte",
+             "{0}-idx{1}-ubyte/{0}.idx{1}-ubyte"]
+)  # fmt: skip
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_under_the_names_of_mirrors(tmp_path: Path, form: str, packed: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    for stem, dims, array in (("t10k-images", 3, images), ("t10k-labels", 1, np.array([7, 2, 1], np.uint8))):
+        path = tmp_path / (form.format(stem, dims) + (".gz" if packed else ""))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+    found = mnist(tmp_path, channels=1)
+    assert found.labels is not None
+    assert found.labels.tolist() == [7, 2, 1]
+    assert np.array_equal(found[2].numpy()[0], images[2])
+
+
+def test_swapped_idx_files_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros((2, 28, 28), np.uint8)))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros(2, np.uint8)))
+    with pytest.raises(DataError, match=r"found \(2,\) and \(2, 28, 28\) \(the files are swapped\)"):
+        mnist(tmp_path)
+
+
+def test_idx_files_that_claim_or_unpack_to_more_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31)))
+    with pytest.raises(DataError, match="expected 3 sizes of at most"):
+        read_idx(path)
+    path.write_bytes(gzip.compress(idx(np.zeros((2, 2), np.uint8)) + bytes(10**7)))
+    with pytest.raises(DataError, match=r"expected \(2, 2\) values, found more"):
+        read_idx(path)
+
+
+def test_damaged_letters_can_be_skipped(tmp_path: Path) -> None:
+    for letter in "AB":
+        (tmp_path / "notMNIST_small" / letter).mkdir(parents=True)
+        Image.new("L", (28, 28), 2).save(tmp_path / "notMNIST_small" / letter / "x.png")
+    (tmp_path / "notMNIST_small" / "A" / "empty.png").write_bytes(b"")
+    assert notmnist(tmp_path, skip_damaged=True).skipped == ("A/empty.png",)
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ("11 1:0", "labels from 0 to 10"), ("0 1:0", "found 0"), ("1.5 1:0", "integers"), ("1 1:nan", "not finite"),
+])  # fmt: skip
+def test_labels_and_values_of_usps_are_checked(tmp_path: Path, row: str, message: str) -> None:
+    rest = " ".join(f"{i}:0" for i in range(2, 257))
+    text = f"1 1:0 {rest}\n{row} {rest}\n"
+    (tmp_path / "usps.t.bz2").write_bytes(bz2.compress(text.encode()))
+    with pytest.raises(DataError, match=message):
+        usps(tmp_path)

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from testtime.data import ImageSet, from_arrays, resized
+from testtime.data import Crop, ImageSet, from_arrays, resized
 from testtime.data.imageset import with_channels
 from testtime.errors import DataError
 
@@ -112,3 +112,55 @@ def test_wrong_arrays_channels_indices_and_empty_batches_are_refused() -> None:
 
 def test_a_set_is_iterable() -> None:
     assert len(list(small())) == 4
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.7, 1.2], [float("nan"), 0.0], [True, False], ["0", "1"], [0, 1j], [None, 0], [[0], [1]]]
+)
+def test_labels_that_are_no_integers_are_refused(labels: list[object]) -> None:
+    pixels = np.zeros((2, 4, 4), np.uint8)
+    with pytest.raises(DataError, match="expected labels that are integers|labels of shape"):
+        from_arrays("x", pixels, labels, ("a", "b"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [[-2, 0], [0, 2], [0.0, float("inf")], np.array([0, 2**63], np.uint64)])
+def test_labels_of_no_class_are_refused(labels: object) -> None:
+    with pytest.raises(DataError, match=r"but 2 classes \(-1: unknown\)"):
+        from_arrays("x", np.zeros((2, 4, 4), np.uint8), labels, ("a", "b"))  # type: ignore[arg-type]
+
+
+def test_whole_floats_tensors_and_the_unknown_are_labels() -> None:
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    for labels in ([1.0, -1.0, 0.0], torch.tensor([1, -1, 0]), np.array([1, -1, 0], np.int8)):
+        images = from_arrays("x", pixels, labels, ("a", "b"))
+        assert images.targets([0, 1, 2]).tolist() == [1, -1, 0]
+
+
+def test_arrays_of_another_form_are_refused_with_the_remedy() -> None:
+    with pytest.raises(DataError, match="channels_last=True"):
+        from_arrays("x", np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match="channels_last=False"):
+        from_arrays("x", np.zeros((2, 3, 8, 8), np.uint8), channels_last=True)
+    with pytest.raises(DataError, match="by 255"):
+        from_arrays("x", np.zeros((2, 3, 8, 8), np.float32))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 600), (500, 375), (90, 70), (224, 224), (256, 256)])
+def test_a_crop_is_that_of_the_published_preprocessing(height: int, width: int) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = np.asarray(image.fromarray(pixels).resize((width, height)))
+    shorter = min(height, width)
+    wide, tall = int(256 * width / shorter), int(256 * height / shorter)
+    left, top = round((wide - 224) / 2), round((tall - 224) / 2)
+    scaled = image.fromarray(pixels).resize((wide, tall), image.Resampling.BILINEAR)
+    expected = pixels if height == width == 224 else scaled.crop((left, top, left + 224, top + 224))
+    found = from_arrays("x", pixels[None], channels_last=True).batch([0], Crop(224, 256))[0] * 255
+    assert np.abs(found.permute(1, 2, 0).numpy() - np.asarray(expected)).max() <= 1.01  # Pillow rounds twice
+
+
+def test_a_crop_of_a_strip_or_of_nothing_is_refused() -> None:
+    with pytest.raises(DataError, match="at most 50 times as long as wide, found 600 x 2"):
+        Crop(224, 256)(torch.zeros(1, 3, 2, 600))
+    with pytest.raises(ValueError, match="1 <= side <= shorter"):
+        Crop(256, 224)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -199,3 +200,87 @@ def test_axes_that_cannot_be_measured_are_asked_for(tmp_path):
     write(tmp_path, "atrc")
     fixed = nyud(tmp_path, tasks=["normals"], axes=(1, 1, 1))[0].labels["normals"][:, 0, 0]
     np.testing.assert_allclose(fixed, NORMALS[0] * STORED, atol=0.02)
+
+
+def test_lists_and_folders_of_other_systems_are_read(tmp_path):
+    write(tmp_path, "atrc", 2)
+    (tmp_path / "gt_sets" / "val.txt").write_bytes("\ufeff0000\r\n\r\n0007\r\n".encode())
+    for name in ("images", "depth", "normals", "segmentation", "edge"):
+        for clutter in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0000.png", "readme.txt"):
+            (tmp_path / name / clutter).write_bytes(b"x")
+    found = nyud(tmp_path, tasks=["depth", "semseg"])
+    assert (found.name, [s.name for s in found]) == ("nyud-atrc-val", ["0000", "0007"])
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "C:\\secret"])
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    write(tmp_path, "atrc", 1)
+    (tmp_path / "gt_sets" / "val.txt").write_text(f"0000\n{name}\n")
+    with pytest.raises(DataError, match="no file below this folder"):
+        nyud(tmp_path, tasks=["depth"])
+
+
+def test_values_of_another_range_are_refused(tmp_path):
+    write(tmp_path / "a", "mti", 1)
+    path = tmp_path / "a" / "depth" / "0000.npy"
+    npy(path, np.full((SIZE, SIZE), 2000, np.uint16))
+    with pytest.raises(DataError, match=r"0000\.npy: expected metres in floats, found uint16"):
+        nyud(tmp_path / "a", tasks=["depth"])[0]
+    npy(path, np.full((SIZE, SIZE), 2000.0))
+    with pytest.raises(DataError, match="found a median of 2000; divide"):
+        nyud(tmp_path / "a", tasks=["depth"])[0]
+    npy(path, np.zeros(SIZE))
+    with pytest.raises(DataError, match=r"0000\.npy: expected depth of the form \(H, W\)"):
+        nyud(tmp_path / "a", tasks=["depth"])[0]
+    npy(tmp_path / "a" / "edge" / "0000.npy", np.full((SIZE, SIZE), 255.0))
+    with pytest.raises(
+        DataError, match=r"0000\.npy: expected edges \(H, W\) in \[0, 1\], found .* up to 255"
+    ):
+        nyud(tmp_path / "a", tasks=["edge"])[0]
+    place = tmp_path / "b" / "val"
+    npy(place / "image" / "0.npy", np.full((SIZE, SIZE, 3), 255.0))
+    npy(place / "label" / "0.npy", np.full((SIZE, SIZE), np.nan))
+    with pytest.raises(DataError, match=r"floats \(H, W, 3\) in \[0, 1\], found .* up to 255"):
+        nyud(tmp_path / "b")[0]
+    npy(place / "image" / "0.npy", np.zeros((SIZE, SIZE, 3)))
+    with pytest.raises(DataError, match=r"0\.npy: expected classes as whole numbers, found nan"):
+        nyud(tmp_path / "b")[0]
+
+
+def official(root: Path, count: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The authors' file with so many images of 6 x 4 pixels: images, depth and stored classes, as they are in Matlab."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 6, 3, count), np.uint8)
+    depths, stored = rng.random((4, 6, count)).astype(np.float32) + 1, rng.integers(0, 5, (4, 6, count))
+    depths[0, 0] = 0
+    with h5py.File(root / "nyu_depth_v2_labeled.mat", "w", userblock_size=512) as file:
+        file["images"], file["depths"], file["labels"] = images.T, depths.T, stored.astype(np.uint16).T
+    mat(root / "splits.mat", trainNdxs=np.array([[2]]), testNdxs=np.array([[1], [3]]))
+    return images, depths, stored
+
+
+def test_the_release_of_the_authors(tmp_path):
+    images, depths, stored = official(tmp_path)
+    found = nyud(tmp_path)
+    assert (found.name, found.tasks, len(found)) == ("nyud-official-val", ("depth",), 2)
+    assert nyud_layout(tmp_path) == "official"
+    with pytest.raises(DataError, match=r"classMapping40\.mat: no such file; expected the class of 40"):
+        nyud(tmp_path, tasks=["semseg"])
+    mapping = np.array([[40, 3, 1, 40]])
+    mat(tmp_path / "classMapping40.mat", mapClass=mapping)
+    found = nyud(tmp_path)
+    assert (found.tasks, found.classes[2]) == (("semseg", "depth"), "cabinet")
+    sample = found[1]  # the third image
+    assert sample.name == "0003"
+    np.testing.assert_allclose(sample.image.numpy(), images[..., 2].transpose(2, 0, 1) / 255, rtol=1e-6)
+    assert sample.labels["depth"][0, 0, 0].isnan()
+    np.testing.assert_allclose(sample.labels["depth"][0, 1:], depths[1:, :, 2])
+    forty = np.concatenate([[0], mapping[0]])[stored[..., 2]]
+    assert np.array_equal(sample.labels["semseg"], np.where(forty == 0, IGNORE, forty - 1))
+    assert nyud(tmp_path, "train")[0].name == "0002"
+    mat(tmp_path / "classMapping40.mat", mapClass=mapping[:, :2])
+    with pytest.raises(DataError, match="expected classes below 3, found 4"):
+        nyud(tmp_path)[1]
+    mat(tmp_path / "splits.mat", trainNdxs=np.array([[2]]), testNdxs=np.array([[4]]))
+    with pytest.raises(DataError, match=r"splits\.mat: expected indices from 1 to 3"):
+        nyud(tmp_path, tasks=["depth"])

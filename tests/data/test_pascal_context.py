@@ -136,11 +136,16 @@ def test_files_of_other_tasks_need_not_be_there(tmp_path):
     for path in [*(tmp_path / "human_parts").iterdir(), *(tmp_path / "sal_distill").iterdir()]:
         path.unlink()
     (tmp_path / "semseg" / "VOC12" / f"{NAMES[1]}.png").unlink()
-    found = pascal_context(tmp_path, tasks=["semseg", "saliency"])
-    assert [set(s.labels) for s in found] == [{"semseg"}, set(), {"semseg"}]
+    found = pascal_context(tmp_path, tasks=["semseg", "normals"])
+    assert [set(s.labels) for s in found] == [{"semseg", "normals"}, {"normals"}, {"semseg", "normals"}]
+    with pytest.raises(
+        DataError, match="none of the 3 samples of pascal-context-val has its annotation of 'saliency'"
+    ):
+        pascal_context(tmp_path, tasks=["semseg", "saliency"])
     (tmp_path / "sal_distill").rmdir()
+    (tmp_path / "human_parts").rmdir()
     assert "saliency" not in pascal_context(tmp_path).tasks
-    with pytest.raises(DataError, match="expected labels of 'saliency', found those of edge, human_parts"):
+    with pytest.raises(DataError, match="expected labels of 'saliency', found those of edge, normals"):
         pascal_context(tmp_path, tasks=["saliency"])
 
 

@@ -128,3 +128,60 @@ assert read_pickled({str(tmp_path / "batch")!r})["labels"] == [1]
 assert not seen, seen
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+U1 = b"cnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntb"
+
+
+def array_of(state: bytes) -> bytes:
+    """A table with one array of this state, in protocol 0."""
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    return b"(dS'data'\n" + made + state + b"bs."
+
+
+def doubled(step: bytes, times: int) -> bytes:
+    """A value, put under 0, 1, ... and combined with itself that often."""
+    return b"".join(b"q" + bytes([i]) + step.replace(b"?", bytes([i])) for i in range(times))
+
+
+HOSTILE = {
+    "lists in lists": b"\x80\x02}U\x04data" + b"(" * 40 + b"]" + doubled(b"h?l", 40) + b"s.",
+    "tuples in tuples": b"\x80\x02}U\x04data)" + doubled(b"h?\x86", 40) + b"s.",
+    "dicts in dicts": b"\x80\x02}U\x01a}" + doubled(b"}(U\x01ah?U\x01bh?u", 60) + b"s.",
+    "a list in itself": b"\x80\x02}U\x01a]q\x00h\x00as.",
+    "nested tuples as a key": b"\x80\x02}K\x01" + doubled(b"h?\x86", 60) + b"K\x02s.",
+    "nested tuples as a name": b"\x80\x02}U\x01a)" + doubled(b"h?\x86", 60) + b"U\x01b\x93s.",
+    "nested tuples called": b"\x80\x02}U\x01a)" + doubled(b"h?\x86", 60) + b")Rs.",
+    "nested tuples as a type": b"\x80\x02}U\x01acnumpy\ndtype\n)" + doubled(b"h?\x86", 60) + b"K\x00K\x01\x87Rs.",
+    "marks": b"\x80\x02}U\x01a" + b"(" * 100_000 + b"l" * 100_000 + b"s.",
+    "bytes of a number": array_of(b"(I1\n(I1\nt" + U1 + b"I00\nI34359738368\nt"),
+    "bytes of a large number": array_of(b"(I1\n(I1\nt" + U1 + b"I00\nL1180591620717411303424L\nt"),
+    "a shape without bytes": array_of(b"(I1\n(I6000000000\nt" + U1 + b"I00\nS'x'\nt"),
+    "a shape beyond integers": array_of(b"(I1\n(L1180591620717411303424L\nt" + U1 + b"I00\nS'x'\nt"),
+    "a type with a shape": array_of(b"(I1\n(I1\nt" + U1.replace(b"'|'", b"'(9,)'") + b"I00\nS'x'\nt"),
+    "text encoded again and again": (
+        b"\x80\x02}U\x01a(c_codecs\nencode\nq\x01X\x40\x0d\x03\x00" + b"x" * 200_000
+        + b"X\x06\x00\x00\x00latin1\x86q\x020" + b"h\x01h\x02R" * 20_000 + b"ls."
+    ),
+    "a literal longer than the file": b"\x80\x02}U\x01a\x8d" + struct.pack("<Q", 2**62) + b"xs.",
+    "a name as data": b"\x80\x02}U\x01acos\nsystem\ns.",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_is_refused_soon(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "batch").write_bytes(HOSTILE[kind])
+    with pytest.raises(DataError, match="batch: expected a pickled dict"):
+        read_pickled(tmp_path / "batch")
+
+
+def test_parts_that_are_shared_a_few_times_are_read(tmp_path: Path) -> None:
+    shared = ["a long text of many bytes, so that the file is longer than the table"] * 3
+    (tmp_path / "table").write_bytes(pickle.dumps({"x": shared, "y": shared}))
+    assert read_pickled(tmp_path / "table") == {"x": shared, "y": shared}
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="batch: no such file"):
+        read_pickled(tmp_path / "batch")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,3 +121,34 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "h" / "frames.jsonl").write_text("{\n")
     with pytest.raises(DataError, match="dump it again"):
         procthor(tmp_path)
+
+
+@pytest.mark.parametrize("frame", ["../../secret", "/etc/passwd", "a/b", "", 7, None])
+def test_frames_that_leave_the_folder_are_refused(tmp_path, frame):
+    dump_event(tmp_path, "house", "000000", event(), CLASSES)
+    (tmp_path / "house" / "frames.jsonl").write_text(json.dumps({"frame": frame}) + "\n")
+    with pytest.raises(DataError, match=r"house.*(the name of each frame|no file below this folder)"):
+        procthor(tmp_path)
+
+
+def test_damaged_lines_classes_and_depth_of_8_bits_are_named(tmp_path):
+    dump_event(tmp_path, "house", "000000", event(), CLASSES)
+    Image.new("L", (32, 32), 90).save(tmp_path / "house" / "depth" / "000000.png")
+    with pytest.raises(DataError, match=r"000000\.png: expected numbers of 16 bits"):
+        procthor(tmp_path)[0]
+    for line in ("[" * 100_000, "[]", "{"):
+        (tmp_path / "house" / "frames.jsonl").write_text(line)
+        with pytest.raises(DataError, match=r"frames\.jsonl: expected a frame on each line"):
+            procthor(tmp_path)
+    for text in ("{}", "[1]", "[" * 100_000):
+        (tmp_path / "classes.json").write_text(text)
+        with pytest.raises(DataError, match=r"classes\.json: expected"):
+            procthor(tmp_path)
+
+
+def test_a_line_that_expands_too_far_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("testtime.data.procthor"), "LINE", 1000)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write(b" " * 5000)
+    with pytest.raises(DataError, match="a line of more than 1000 bytes"):
+        next(procthor_houses(tmp_path / "a.jsonl.gz"))

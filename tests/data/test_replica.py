@@ -94,3 +94,38 @@ def test_what_is_missing_is_named(tmp_path):
         replica(tmp_path, [], ["room_0"]).camera(0)
     with pytest.raises(IndexError, match="no sample 4, there are 4"):
         replica(tmp_path)[4]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"field_of_view_rads": 0},
+        {"field_of_view_rads": float("nan")},
+        {"camera_location": 5},
+        {"camera_location": [0, 1]},
+        {"camera_location": [0, 1, float("-inf")]},
+        {"camera_rotation_final_quaternion": [0, 0, 0, 0]},
+        {"camera_rotation_final_quaternion": [float("nan"), 0, 0, 1]},
+        {"resolution": 0},
+    ],
+)
+def test_poses_that_are_none_name_their_file(tmp_path, wrong):
+    write(tmp_path, "annotator")
+    path = tmp_path / "room_0" / "point_info" / "point_7_view_0_domain_fixatedpose.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    with pytest.raises(DataError, match=r"point_7_view_0_domain_fixatedpose\.json: expected camera_location"):
+        replica(tmp_path, [], ["room_0"]).camera(0)
+
+
+def test_deep_json_and_depth_of_8_bits_are_refused(tmp_path):
+    write(tmp_path, "annotator")
+    path = tmp_path / "room_0" / "point_info" / "point_7_view_0_domain_fixatedpose.json"
+    path.write_text("[" * 100_000)
+    Image.new("L", (SIZE, SIZE), 90).save(
+        tmp_path / "room_0/depth_zbuffer/point_7_view_0_domain_depth_zbuffer.png"
+    )
+    found = replica(tmp_path, ["depth"], ["room_0"])
+    with pytest.raises(DataError, match=r"fixatedpose\.json: expected the camera of a view as JSON"):
+        found.camera(0)
+    with pytest.raises(DataError, match="expected numbers of 16 bits, found 8 bits"):
+        found[0]

@@ -225,5 +225,35 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(DataError, match="expected w, h, fl_x"):
         scannetpp_frames(tmp_path, SCENE)
     (dslr / "nerfstudio" / "transforms.json").write_text("{")
-    with pytest.raises(DataError, match="expected JSON"):
+    with pytest.raises(DataError, match="the frames of a scene as JSON, found otherwise"):
         scannetpp_frames(tmp_path, SCENE)
+
+
+def test_scenes_that_leave_the_folder_are_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "splits" / "nvs_sem_train.txt").write_text(f"{SCENE}\n../../secret\n")
+    with pytest.raises(DataError, match="no file below this folder"):
+        scannetpp_scenes(tmp_path, "nvs_sem_train")
+    with pytest.raises(DataError, match="no file below this folder"):
+        scannetpp_dslr(tmp_path, ["../splits"])
+
+
+@pytest.mark.parametrize("numbers", ["0 0 0 0 1 2 3", "nan 0 0 1 1 2 3", "1 0 0 0 -inf 2 3", "1 0 0 0 x 2 3"])
+def test_poses_that_are_none_name_their_file_and_line(tmp_path, numbers):
+    write(tmp_path)
+    path = tmp_path / "data" / SCENE / "dslr" / "colmap" / "images.txt"
+    path.write_text(f"1 {numbers} 1 {NAMES[0]}\n")
+    with pytest.raises(
+        DataError, match=rf"images\.txt: expected a quaternion and a position in the line '1 {numbers}"
+    ):
+        scannetpp_cameras(tmp_path, SCENE)
+
+
+def test_frames_of_an_iphone_that_expand_too_far_are_refused(tmp_path):
+    packed = zlib.compress(bytes(2**24))
+    (tmp_path / "depth.bin").write_bytes(struct.pack("<I", len(packed)) + packed)
+    with pytest.raises(DataError, match="expected frames of depth, found damage"):
+        list(iphone_depth(tmp_path / "depth.bin"))
+    (tmp_path / "depth.bin").write_bytes(struct.pack("<I", 2**32 - 1) + packed)
+    with pytest.raises(DataError, match="a frame of 4294967295 bytes ends after"):
+        list(iphone_depth(tmp_path / "depth.bin"))

@@ -111,3 +111,51 @@ def test_a_real_frame_lands_on_the_next_by_depth_pose_and_intrinsics():
         seen = (column >= 0) & (column < there.width) & (row >= 0) & (row < there.height)
         gaps.append(np.nanmedian(np.abs(target[row[seen], column[seen]] - z[seen])))
     assert max(gaps) < 0.015  # metres
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("-inf -inf -inf -inf\n" * 4, r"expected 4 x 4 finite numbers, found \[\[-inf"),
+        ("nan 0 0 0\n" * 4, "expected 4 x 4 finite numbers"),
+        ("1 0 0 0\n" * 3, "expected 4 x 4 numbers"),
+        ("1 0 0 0\n0 1 0 0 7\n0 0 1 0\n0 0 0 1\n", "such as '0 1 0 0 7'"),
+        ("1 0 0 x\n" * 4, "could not convert string to float: 'x'"),
+        ("", "found an empty file"),
+    ],
+)
+def test_poses_that_are_none_name_their_file(tmp_path, text, message):
+    scene = write(tmp_path / "chess")
+    (scene / "seq-01" / "frame-000001.pose.txt").write_text(text)
+    with pytest.raises(DataError, match=rf"frame-000001\.pose\.txt: .*{message}"):
+        seven_scenes(scene).camera(1)
+
+
+def test_intrinsics_that_are_none_and_depth_of_8_bits_are_refused(tmp_path):
+    scene = write(tmp_path / "chess")
+    (scene / "camera-intrinsics.txt").write_text("-5 0 3\n0 6 4\n0 0 1")
+    with pytest.raises(DataError, match="focal lengths above 0"):
+        seven_scenes(scene, depth=False).camera(0)
+    (scene / "camera-intrinsics.txt").unlink()
+    Image.new("L", (32, 32), 200).save(scene / "seq-01" / "frame-000000.depth.png")
+    with pytest.raises(DataError, match=r"000000\.depth\.png: expected numbers of 16 bits, found 8 bits"):
+        seven_scenes(scene)[0]
+
+
+@pytest.mark.parametrize("line", ["sequence", "sequence1 2", "1.5"])
+def test_lines_of_a_split_that_are_no_sequence_name_the_list(tmp_path, line):
+    scene = write(tmp_path / "chess")
+    (scene / "TrainSplit.txt").write_text(f"sequence1\n{line}\n")
+    with pytest.raises(
+        DataError, match=rf"TrainSplit\.txt: expected lines such as 'sequence3', found '{line}'"
+    ):
+        seven_scenes(scene, "train")
+
+
+def test_files_of_other_systems_are_passed_over(tmp_path):
+    scene = write(tmp_path / "chess")
+    (scene / "TrainSplit.txt").write_bytes("\ufeffsequence1\r\n\r\n".encode())
+    for name in ("._frame-000000.color.png", "Thumbs.db"):
+        (scene / "seq-01" / name).write_bytes(b"x")
+    (scene / "seq-xx").mkdir()
+    assert len(seven_scenes(scene, "train")) == 2

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from testtime.data import FORBIDDEN_BUILDINGS, IGNORE, TASKONOMY17, taskonomy
+from testtime.data.omnidata import split_of
 from testtime.errors import DataError
 
 SIZE = 32
@@ -158,3 +159,13 @@ def test_what_is_missing_is_named(tmp_path):
     )
     with pytest.raises(DataError, match="expected ids 1 to 17, found 18"):
         taskonomy(tmp_path, ["semseg"], buildings=["beechwood"])[0]
+
+
+def test_a_split_with_other_columns_names_its_line(tmp_path):
+    path = tmp_path / "splits.csv"
+    path.write_bytes("\ufeffid,train,val,test\r\na,1,0,0\r\n\r\nb,1,0,0\r\n".encode())
+    assert split_of(path, "train") == ["a", "b"]
+    for line in ("c,1,0", "c,1,0,0,1"):
+        path.write_text(f"id,train,val,test\na,1,0,0\n{line}\n")
+        with pytest.raises(DataError, match=rf"splits\.csv: expected 4 columns .* found the line '{line}'"):
+            split_of(path, "train")

@@ -171,6 +171,26 @@ class PaintsOverBadImages(Sound):
         return y
 
 
+class PreparesFromWhatComes(Sound):
+    """Overrides ``prepare``, so that nobody screens its source."""
+
+    broken = "survives_nonfinite"
+    source: ClassVar = "data"
+    level: Tensor
+
+    def __init__(self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = batch_statistics) -> None:
+        super().__init__(model, norm)
+        self.register_buffer("level", torch.zeros(()))
+        self.taught_at_birth()
+
+    def prepare(self, source: Iterable[Tensor]) -> None:
+        batches = [torch.nan_to_num(x) for x in source]
+        super().prepare([torch.cat(batches).clamp(0, 1)])
+
+    def _learn(self, batches: Iterable[Tensor]) -> None:
+        self.level = torch.stack([x.mean() for x in batches]).mean()
+
+
 class CacheOutlivesReset(Sound):
     """From its third step on it caches a threshold; a load drops the cache, a reset forgets to."""
 
@@ -230,6 +250,16 @@ class GoesThroughNumpy(Sound):
     def loss(self, logits: Tensor) -> Tensor:
         keep = torch.from_numpy(logits.detach().numpy().max(axis=1) > -1e9)
         return entropy(logits)[keep].mean()
+
+
+class EpsilonOfFloat32(Sound):
+    """Divides by a number that float16 does not have."""
+
+    broken = "any_precision"
+
+    def loss(self, logits: Tensor) -> Tensor:
+        nothing = torch.zeros((), dtype=logits.dtype)
+        return super().loss(logits) + nothing / (nothing + 1e-8)
 
 
 class CounterOutlivesReset(Sound):

@@ -83,6 +83,49 @@ def test_two_steps_in_plain_torch(net: nn.Module, stream: list[Tensor], source: 
     assert not torch.equal(plain.conv1.weight, net.conv1.weight)
 
 
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("batch_average", [True, False])
+def test_variances_and_averages_of_the_published_code(
+    net: nn.Module, stream: list[Tensor], source: list[Tensor], unbiased: bool, batch_average: bool
+) -> None:
+    """Ten steps in plain torch on statistics of the source from numpy, for each of the four choices."""
+    source = source[:2] if unbiased else source  # one image has no unbiased variance
+    adapter = ActMAD(net, sgd(0.05), unbiased=unbiased, batch_average=batch_average)
+    adapter.prepare(iter(source))
+    plain, known = copy.deepcopy(net), []
+    parts = source if batch_average else [torch.cat(source)]
+    for layer in zip(*(activations(plain, x) for x in parts), strict=True):
+        mean = np.mean([z.detach().numpy().mean(0) for z in layer], 0)
+        var = np.mean([z.detach().numpy().var(0, ddof=int(unbiased)) for z in layer], 0)
+        known.append((torch.from_numpy(mean), torch.from_numpy(var)))
+    optimizer = torch.optim.SGD(plain.parameters(), 0.05, 0.9)
+    for x in stream[5:15]:
+        z = plain(x)
+        loss = sum(
+            0.5 * (a.mean(0) - m).abs().mean() + 0.5 * (a.var(0, unbiased=unbiased) - v).abs().mean()
+            for a, (m, v) in zip(activations(plain, x), known, strict=True)
+        )
+        torch.testing.assert_close(adapter(x).logits, z.detach(), rtol=0, atol=1e-9)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    default = ActMAD(net, sgd(0.05))
+    default.prepare(source)
+    for x in stream[5:15]:
+        other = default(x)
+    same = not unbiased and not batch_average
+    assert ((other.logits - z.detach()).abs().max() > 1e-5) == (not same)
+
+
+def test_a_batch_of_one_source_image_has_no_unbiased_variance(net: nn.Module, source: list[Tensor]) -> None:
+    with_one, without = (ActMAD(net, unbiased=True, batch_average=True) for _ in range(2))
+    with_one.prepare(source)
+    without.prepare(source[:2])
+    assert state_hash(with_one) == state_hash(without)
+    with pytest.raises(ValueError, match="got none of more than one image"):
+        with_one.prepare(source[2:])
+
+
 def test_one_image_matches_its_values_alone(
     net: nn.Module, stream: list[Tensor], source: list[Tensor]
 ) -> None:

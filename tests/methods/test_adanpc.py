@@ -14,20 +14,28 @@ from testtime.methods import AdaNPC
 from testtime.methods.adanpc import FeatureMemory
 
 
+def labelled() -> list[tuple[Tensor, Tensor]]:
+    """Source batches with labels, a few of them other than what the model predicts."""
+    batches = [batch(20, 900 + i) for i in range(3)]
+    return [(x, torch.where(torch.arange(20) % 7 == 0, (y + 1) % CLASSES, y)) for x, y in batches]
+
+
 def source() -> list[Tensor]:
-    return [batch(20, 900 + i)[0] for i in range(3)]
+    return [x for x, _ in labelled()]
 
 
 class Published:
     """One feature at a time against a list that holds the source and the last images of the stream."""
 
-    def __init__(self, k: int, t: float, beta: float, capacity: int) -> None:
+    def __init__(self, k: int, t: float, beta: float, capacity: int | None, code: bool = False) -> None:
+        self.code = code  # true labels, and a softmax of the vote
         self.model, self.k, self.t, self.beta, self.capacity = net(), k, t, beta, capacity
         self.source: list[tuple[np.ndarray, int]] = []
         self.stream: list[tuple[np.ndarray, int]] = []
-        for x in source():
+        for x, y in labelled():
             f, z = self.look(x)
-            self.source += [(f[i] / np.linalg.norm(f[i]), int(z[i].argmax())) for i in range(len(x))]
+            label = y.numpy() if code else z.argmax(1)
+            self.source += [(f[i] / np.linalg.norm(f[i]), int(label[i])) for i in range(len(x))]
         self.refused = self.left = 0
 
     def look(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -46,12 +54,18 @@ class Published:
             total = sum(np.exp(s / self.t) for s, _ in nearest)
             for s, c in nearest:
                 p[i, c] += np.exp(s / self.t) / total
-            if p[i].max() >= self.beta:
+            sure = p[i].max()
+            if self.code:
+                scores = np.minimum(p[i] + 1e-5, 1)
+                sure = (np.exp(scores) / np.exp(scores).sum()).max()
+            if sure >= self.beta:
                 new.append((unit, int(p[i].argmax())))
             else:
                 self.refused += 1
-        self.left += max(0, len(self.stream + new) - self.capacity)
-        self.stream = (self.stream + new)[-self.capacity :]
+        self.stream = self.stream + new
+        if self.capacity is not None:
+            self.left += max(0, len(self.stream) - self.capacity)
+            self.stream = self.stream[-self.capacity :]
         return np.log(np.minimum(p + 1e-5, 1))
 
 
@@ -61,7 +75,7 @@ class Published:
 def test_equals_the_published_loop(k: int, t: float, beta: float, capacity: int) -> None:
     reference, ours = Published(k, t, beta, capacity), AdaNPC(net(), k, t, beta, capacity)
     ours.prepare(source())
-    for x in stream([13, 1, 24, 16, 40]):
+    for x in stream([13, 1, 24, 16, 40, 8, 5, 16, 3, 11]):
         expected, looked = reference.step(x), ours.predict(x)
         y = ours(x)
         assert torch.equal(y.logits, looked.logits)
@@ -72,6 +86,27 @@ def test_equals_the_published_loop(k: int, t: float, beta: float, capacity: int)
     rows, labels = ours.of_stream()
     assert len(rows) == len(reference.stream) == capacity
     assert sorted(labels.tolist()) == sorted(c for _, c in reference.stream)
+
+
+@pytest.mark.parametrize(("beta", "some"), [(0.4, True), (0.9, False)])
+def test_equals_the_published_code(beta: float, some: bool) -> None:
+    """True labels, a softmax of the vote, and a memory without bound."""
+    reference = Published(10, 0.05, beta, None, code=True)
+    ours = AdaNPC(net(), 10, 0.05, beta, capacity=None, softmax=True)
+    ours.prepare(labelled())
+    assert ours.of_source()[1].tolist() == [c for _, c in reference.source]
+    for x in stream([13, 1, 24, 16, 40, 8, 5, 16, 3, 11]):
+        np.testing.assert_allclose(ours(x).logits.numpy(), reference.step(x), rtol=0, atol=1e-10)
+    assert bool(reference.stream) == some
+    assert reference.refused > 0
+    assert ours.of_stream()[1].tolist() == [c for _, c in reference.stream]
+    assert int(ours.of_stream.met) == len(reference.stream)
+    before = state_hash(ours)
+    again = AdaNPC(net(), 10, 0.05, beta, capacity=None, softmax=True)
+    again.load_state_dict(ours.state_dict())
+    assert state_hash(again) == before
+    ours.reset()
+    assert len(ours.of_stream()[1]) == 0
 
 
 def test_a_threshold_on_p_itself_lets_images_in() -> None:
@@ -114,5 +149,7 @@ def test_says_what_it_expects() -> None:
         AdaNPC(net(), 0)
     with pytest.raises(RuntimeError, match=r"call adapter\.prepare\(batches\)"):
         AdaNPC(net())(stream([4])[0])
-    with pytest.raises(TypeError, match="give the images alone"):
+    with pytest.raises(TypeError, match="labels .* as a tensor of integers, got torch.float32"):
         AdaNPC(net()).prepare([(source()[0], torch.zeros(20))])
+    with pytest.raises(TypeError, match="every source batch or with none"):
+        AdaNPC(net()).prepare([labelled()[0], source()[1]])

@@ -11,14 +11,16 @@ from testtime.methods import BNAdapt
 from testtime.norm import alpha_statistics, ema_statistics
 
 
-def by_hand(net: nn.Module, stream: list[Tensor], weight: float, remember: bool) -> list[np.ndarray]:
+def by_hand(
+    net: nn.Module, stream: list[Tensor], weight: float, remember: bool, unbiased: bool
+) -> list[np.ndarray]:
     """Predictions with (1 - weight) * statistics + weight * batch in numpy; the statistics are remembered or the source's."""
     kept = {bn: (bn.running_mean.numpy(), bn.running_var.numpy()) for bn in (net.bn1, net.bn2)}
 
     def normalised(bn: nn.Module, x: Tensor) -> Tensor:
         v = x.detach().numpy()
         mean = (1 - weight) * kept[bn][0] + weight * v.mean((0, 2, 3))
-        var = (1 - weight) * kept[bn][1] + weight * v.var((0, 2, 3))
+        var = (1 - weight) * kept[bn][1] + weight * v.var((0, 2, 3), ddof=int(unbiased))
         if remember:
             kept[bn] = mean, var
         v = (v - mean[:, None, None]) / np.sqrt(var + bn.eps)[:, None, None]
@@ -34,22 +36,30 @@ def by_hand(net: nn.Module, stream: list[Tensor], weight: float, remember: bool)
 
 
 @pytest.mark.parametrize(
-    ("norm", "weight", "remember"),
+    ("norm", "weight", "remember", "unbiased"),
     [
-        (None, 1.0, False),
-        (partial(alpha_statistics, alpha=0.1), 0.1, False),
-        (partial(ema_statistics, decay=0.9), 1 - 0.9, True),
+        (None, 1.0, False, False),
+        (partial(alpha_statistics, alpha=0.1), 0.1, False, False),
+        (partial(alpha_statistics, alpha=0.1, unbiased=True), 0.1, False, True),  # alpha-BN
+        (
+            partial(alpha_statistics, alpha=24 / (16 + 24), unbiased=True),
+            0.6,
+            False,
+            True,
+        ),  # Bayes-BN, N = 16
+        (partial(ema_statistics, decay=0.9), 1 - 0.9, True, False),
+        (partial(ema_statistics, decay=0.9, unbiased=True), 1 - 0.9, True, True),
     ],
 )
 def test_statistics_by_hand(
-    net: nn.Module, stream: list[Tensor], norm, weight: float, remember: bool
+    net: nn.Module, stream: list[Tensor], norm, weight: float, remember: bool, unbiased: bool
 ) -> None:
     adapter = BNAdapt(net) if norm is None else BNAdapt(net, norm=norm)
-    expected = by_hand(net, stream[:5], weight, remember)
-    source = net(stream[4]).detach().numpy()
+    expected = by_hand(net, stream[:12], weight, remember, unbiased)
+    source = net(stream[11]).detach().numpy()
     for x, y in zip(stream, expected, strict=False):
         np.testing.assert_allclose(adapter(x).numpy(), y, atol=1e-10)
-    assert np.abs(expected[4] - source).max() > 0.1  # the statistics matter
+    assert np.abs(expected[11] - source).max() > 0.1  # the statistics matter
 
 
 def test_equals_the_published_loop(net: nn.Module, stream: list[Tensor]) -> None:

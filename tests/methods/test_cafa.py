@@ -13,8 +13,14 @@ from testtime.methods.cafa import ClassGaussians, class_aware_loss
 from testtime.parts import adam, sgd
 
 
+def labelled() -> list[tuple[Tensor, Tensor]]:
+    """Source batches with labels, a few of them other than what the model predicts."""
+    batches = [batch(24, 900 + i) for i in range(4)]
+    return [(x, torch.where(torch.arange(24) % 7 == 0, (y + 1) % CLASSES, y)) for x, y in batches]
+
+
 def source() -> list[Tensor]:
-    return [batch(24, 900 + i)[0] for i in range(4)]
+    return [x for x, _ in labelled()]
 
 
 def gaussians(
@@ -31,17 +37,17 @@ def gaussians(
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_equals_a_plain_loop(norm: str, tied: bool) -> None:
+@pytest.mark.parametrize(("tied", "true_labels"), [(True, False), (False, False), (False, True)])
+def test_equals_a_plain_loop(norm: str, tied: bool, true_labels: bool) -> None:
     ours = CAFA(net(norm), adam(5e-3), ridge=0.05, tied=tied)
-    ours.prepare(source())
+    ours.prepare(labelled() if true_labels else source())
     model = by_batch(net(norm)).requires_grad_(False)
     with torch.no_grad():
         features = torch.cat([model[:-1](x) for x in source()])
-        label = torch.cat([model(x).argmax(1) for x in source()])
+        label = torch.cat([y if true_labels else model(x).argmax(1) for x, y in labelled()])
     means, inverse = map(torch.from_numpy, gaussians(features.numpy(), label.numpy(), 0.05, tied))
     optimizer = torch.optim.Adam([p.requires_grad_(True) for p in norms_of(model)], 5e-3)
-    for x in stream([12, 5, 8, 1, 8]):
+    for x in stream([12, 5, 8, 1, 8, 6, 3, 9, 4, 7]):
         f = model[:-1](x)
         z, losses = model[-1](f), []
         for i in range(len(x)):
@@ -93,7 +99,7 @@ def test_a_class_without_features_is_left_out() -> None:
 
 def test_too_few_features_are_refused_with_advice() -> None:
     learned = ClassGaussians()
-    with pytest.raises(ValueError, match="no class to two of the 3 images"):
+    with pytest.raises(ValueError, match="no class has two of the 3 source images"):
         learned.update(torch.rand(3, 2), torch.tensor([0, 1, 2]), 3, 0.1, False)
     with pytest.raises(ValueError, match=r"5 features of 8 dimensions .* take a larger ridge, or tied=True"):
         learned.update(torch.ones(5, 8), torch.zeros(5, dtype=torch.int64), 3, 0.0, False)

@@ -143,9 +143,9 @@ def test_unprepared_is_an_error_that_helps(net: nn.Module, stream: list[Tensor])
 def test_prepare_needs_good_batches(net: nn.Module, stream: list[Tensor]) -> None:
     with pytest.raises(TypeError, match=r"got tuple; give the images alone"):
         EATA(net, 5).prepare([(stream[0], torch.zeros(24))])
-    with pytest.raises(ValueError, match="got no batch"):
+    with pytest.raises(ValueError, match="expected batches of source images .* got none"):
         EATA(net, 5).prepare([])
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="expected finite source images"):
         EATA(net, 5).prepare([torch.full_like(stream[0], torch.nan)])
 
 

@@ -15,13 +15,13 @@ from testtime.methods import LAME
 from testtime.methods.lame import affinities, laplacian_adjusted
 
 
-def weights(f: np.ndarray, kind: str, k: int) -> np.ndarray:
-    """The affinities one pair at a time."""
+def weights(f: np.ndarray, kind: str, k: int, itself: bool = False) -> np.ndarray:
+    """The affinities one pair at a time; ``itself`` counts an image among its k for the radial width."""
     f = np.array([row / np.linalg.norm(row) for row in f])
     n, w = len(f), np.zeros((len(f), len(f)))
     d = [[float(np.linalg.norm(f[i] - f[j])) for j in range(n)] for i in range(n)]
     others = [sorted((j for j in range(n) if j != i), key=lambda j, i=i: d[i][j]) for i in range(n)]
-    width = np.mean([d[i][others[i][k - 1]] for i in range(n)])
+    width = np.mean([d[i][([i] * itself + others[i])[k - 1]] for i in range(n)])
     for i in range(n):
         for j in range(n):
             if kind == "nearest":
@@ -61,13 +61,21 @@ def features_of(model: nn.Module, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_equals_the_plain_loop(kind: str, weight: float) -> None:
     ours = LAME(net(), kind, neighbours=3, weight=weight)
-    for x in stream([24, 7, 16]):
+    for x in stream([24, 7, 16, 5, 12, 9, 16, 6, 20, 8]):
         f, z = features_of(net(), x)
         expected = published(z, weights(f, kind, 3), weight)
         y = ours(x)
         np.testing.assert_allclose(y.logits.softmax(1).numpy(), expected, rtol=0, atol=1e-9)
         torch.testing.assert_close(y.score, energy(torch.from_numpy(z)), rtol=0, atol=1e-9)
         assert torch.equal(ours.predict(x).logits, y.logits)
+
+
+def test_the_published_radial_width_counts_the_image_itself() -> None:
+    ours = LAME(net(), "radial", neighbours=3 - 1)
+    for x in stream([24, 7, 16] * 4):
+        f, z = features_of(net(), x)
+        expected = published(z, weights(f, "radial", 3, itself=True), 1.0)
+        np.testing.assert_allclose(ours(x).logits.softmax(1).numpy(), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["radial", "linear"])

@@ -46,7 +46,7 @@ def test_equals_the_published_loop(norm: str, episodic: bool) -> None:
     checkpoint = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     ours = MEMO(net(norm), sgd(0.05, momentum=0.0), views=6, episodic=episodic, augment=jitter, seed=3)
-    for clock, x in enumerate(stream([4, 1, 3])):
+    for clock, x in enumerate(stream([4, 1, 3, 1, 2, 1, 1, 2, 1, 1])):
         expected = []
         for i in range(len(x)):
             if episodic:
@@ -59,6 +59,29 @@ def test_equals_the_published_loop(norm: str, episodic: bool) -> None:
             with torch.no_grad():
                 expected.append(model(x[i : i + 1])[0])
         torch.testing.assert_close(ours(x).logits, torch.stack(expected), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_moments_of_an_adaptive_optimizer(reset: bool) -> None:
+    """The published optimizer keeps its moments from image to image (``reset_optimizer=False``)."""
+    model = net("group").requires_grad_(True)
+    checkpoint = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    ours = MEMO(net("group"), adam(1e-2), views=4, reset_optimizer=reset, augment=jitter, seed=3)
+    for clock, x in enumerate(stream([2, 1, 3, 1, 2, 1, 1, 2, 1, 1])):
+        expected = []
+        for i in range(len(x)):
+            model.load_state_dict(checkpoint)
+            if reset:
+                optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+            views = jitter(torch.stack([x[i]] * 4), generator(3, clock, f"image {i}"))
+            optimizer.zero_grad()
+            p = model(views).softmax(1).mean(0)
+            (-(p * p.log()).sum()).backward()
+            optimizer.step()
+            with torch.no_grad():
+                expected.append(model(x[i : i + 1])[0])
+        torch.testing.assert_close(ours(x).logits, torch.stack(expected), rtol=0, atol=1e-8)
 
 
 def test_the_optimizer_is_born_with_the_weights() -> None:

@@ -100,7 +100,7 @@ def test_equals_the_loop(when: str) -> None:
     ours = MetaDMoE(mixture, sgd(0.01, momentum=0.0), when=when)
     assert ours.source == "none"
     assert ours.cost == (5, 1)
-    for i, x in enumerate(stream([16, 5, 1, 16])):
+    for i, x in enumerate(stream([16, 5, 1, 16, 8, 4, 12, 2, 16, 8])):
         if when == "every" or i == 0:
             tokens = [forward(plain(expert), x, net())[1].detach().numpy() for expert in mixture.experts]
             target = aggregated(mixture.aggregator, np.stack(tokens, 1), 4)

@@ -40,7 +40,7 @@ def test_rule_by_hand(bias: bool, padding: int, stride: int) -> None:
 
 def test_equals_the_loop() -> None:
     """The rule, then one step of momentum on the entropy, then the answer."""
-    data, reference = stream([16, 5, 1, 12, 16]), by_batch(net()).requires_grad_(False)
+    data, reference = stream([16, 5, 1, 12, 16, 3, 8, 2, 6, 4]), by_batch(net()).requires_grad_(False)
     w, bias = reference[0].weight.clone(), reference[0].bias
     mixing, shift = torch.eye(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
     velocity = [torch.zeros_like(mixing), torch.zeros_like(shift)]

@@ -11,10 +11,16 @@ from testtime.methods.ostta import confidence_kept
 from testtime.parts import sgd
 
 
+def sides(scores: Tensor) -> Tensor:
+    """Posteriors of a fixed border, in place of a mixture that starts at random."""
+    known = torch.sigmoid(20 * (0.5 - scores.double()))
+    return torch.stack([known, 1 - known], 1)
+
+
 def published(
-    net: nn.Module, stream: list[Tensor], lr: float, alpha: float
+    net: nn.Module, stream: list[Tensor], lr: float, alpha: float, alpha2: float = 0.0, criterion: str = "ent"
 ) -> tuple[list[Tensor], list[list[bool]]]:
-    """The published algorithm as a plain loop, and whom it kept."""
+    """The published algorithm as a plain loop, and whom it kept; also on the losses of UniEnt."""
     net = copy.deepcopy(net).train().requires_grad_(False)
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d):
@@ -31,7 +37,28 @@ def published(
         keep = [bool(p[i, c] >= p_source[i, c]) for i, c in enumerate(label)]
         h = -(p * z.log_softmax(1)).sum(1)
         mean = p.mean(0)
-        loss = h[torch.tensor(keep)].mean() + alpha * (mean * mean.log()).sum()
+        if criterion != "ent":
+            headless = copy.deepcopy(source)
+            headless.fc = nn.Identity()
+            f, w = headless(x), net.fc.weight
+            nearest = [max(float(f[i] @ c / f[i].norm() / c.norm()) for c in w) for i in range(len(x))]
+            scores = [(max(nearest) - s) / (max(nearest) - min(nearest)) for s in nearest]
+            known = sides(torch.tensor(scores, dtype=torch.float64))[:, 0]
+            rows = range(len(x))
+        if criterion == "ent":
+            loss = h[torch.tensor(keep)].mean()
+        elif criterion == "ent_unf":
+            low = [known[i] * h[i] for i in rows if keep[i]]
+            high = [(1 - known[i]) * h[i] for i in rows]
+            loss = sum(low) / len(low) - alpha2 * sum(high) / len(high)
+        else:
+            low = [h[i] for i in rows if keep[i] and known[i] > 0.5]
+            high = [h[i] for i in rows if known[i] < 0.5]
+            loss = sum(low) / len(low)
+            if criterion == "ent_ind_ood":
+                loss = loss - alpha2 * sum(high) / len(high)
+            keep = [k and bool(known[i] > 0.5) for i, k in enumerate(keep)]
+        loss = loss + alpha * (mean * mean.log()).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -53,6 +80,35 @@ def test_equals_the_published_loop(
         y = ostta(x)
         torch.testing.assert_close(y.logits, expected, rtol=0, atol=1e-9)
         assert y.selected["minimised"].tolist() == keep
+
+
+@pytest.mark.parametrize("criterion", ["ent_ind", "ent_ind_ood", "ent_unf"])
+def test_the_losses_of_unient(criterion: str, net: nn.Module, stream: list[Tensor]) -> None:
+    """Splits by the source's features, over 20 batches with known and unknown images."""
+    answers, kept = published(net, stream, 1e-3, 0.4, 0.3, criterion)
+    plain, _ = published(net, stream, 1e-3, 0.4)
+    ostta = OSTTA(net, alpha=(0.4, 0.3), criterion=criterion, mixture=sides, head="fc")
+    for x, expected, keep in zip(stream, answers, kept, strict=True):
+        y = ostta(x)
+        assert y.updated
+        torch.testing.assert_close(y.logits, expected, rtol=0, atol=1e-9)
+        if criterion != "ent_unf":
+            assert y.selected["minimised"].tolist() == keep
+        assert not (y.selected["minimised"] & y.selected["maximised"]).any()
+    assert bool(y.selected["maximised"].any()) == (criterion != "ent_ind")
+    assert (answers[-1] - plain[-1]).abs().max() > 1e-2
+
+
+def test_a_batch_that_does_not_split_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
+    for criterion in ("ent_ind", "ent_ind_ood", "ent_unf"):
+        ostta = OSTTA(net, criterion=criterion, head="fc")
+        before = ostta.state_dict()
+        assert not ostta(stream[0][:1]).updated
+        assert all(v.equal(before[k]) for k, v in ostta.state_dict().items() if k != "clock")
+    with pytest.raises(ValueError, match="criterion is one of ent, ent_ind, .* got 'unient'"):
+        OSTTA(net, criterion="unient")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no torch\.nn\.Linear layer named 'top'"):
+        OSTTA(net, criterion="ent_unf", head="top")
 
 
 def test_kept_in_numpy() -> None:

@@ -97,16 +97,16 @@ def three_copies(
         (loss / len(x)).backward()
         optimizer.step()
         with torch.no_grad():
+            if after:  # lines 17 to 19: update theta, compute z, update the average
+                z, z_ema = adapting(x), ema(x)
+            z = z.detach()
+            m = torch.stack([t.softmax(1).amax(1) for t in (z_source, z, z_ema)])
+            c = 1 / 3 + 0.1 * (m - m.mean(0))
+            answers.append(
+                (c[0, :, None] * z_source + c[1, :, None] * z + c[2, :, None] * z_ema, -z.logsumexp(1))
+            )
             for e, f in zip(ema.parameters(), adapting.parameters(), strict=True):
                 e.mul_(0.99).add_(f, alpha=0.01)
-            if after:
-                z, z_ema = adapting(x), ema(x)
-        z = z.detach()
-        m = torch.stack([t.softmax(1).amax(1) for t in (z_source, z, z_ema)])
-        c = 1 / 3 + 0.1 * (m - m.mean(0))
-        answers.append(
-            (c[0, :, None] * z_source + c[1, :, None] * z + c[2, :, None] * z_ema, -z.logsumexp(1))
-        )
     return answers
 
 

@@ -24,7 +24,10 @@ def source() -> list[tuple[Tensor, Tensor]]:
 class Published:
     """The published step, written anew: three whole models, all views always, a sorted Fisher vector."""
 
-    def __init__(self, swag: SwagDiagonal, threshold: float, alpha: float, share: float) -> None:
+    def __init__(
+        self, swag: SwagDiagonal, threshold: float, alpha: float, share: float, chance: float | None = None
+    ) -> None:
+        self.chance = chance
         self.student, self.teacher, self.anchor = (by_batch(copy.deepcopy(swag.network)) for _ in range(3))
         self.student.requires_grad_(True)
         self.mean = copy.deepcopy(list(self.anchor.parameters()))
@@ -50,21 +53,24 @@ class Published:
             for t, s in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 t.copy_(0.99 * t + 0.01 * s)
             least = np.quantile(np.concatenate([f.numpy().ravel() for f in fisher]), self.share)
-            for p, m, f in zip(self.student.parameters(), self.mean, fisher, strict=True):
-                mask = (f < least).to(p)
+            rng, total = generator(3, clock, "restoration"), sum(p.numel() for p in self.mean)
+            draws = torch.rand(total, generator=rng).split([p.numel() for p in self.mean])
+            for p, m, f, u in zip(self.student.parameters(), self.mean, fisher, draws, strict=True):
+                mask = (f < least if self.chance is None else (u < self.chance).view_as(p)).to(p)
                 self.returned += int(mask.sum())
                 p.copy_(m * mask + p * (1 - mask))
         return answer
 
 
-def test_equals_the_published_loop() -> None:
+@pytest.mark.parametrize("chance", [None, 0.1])
+def test_equals_the_published_loop(chance: float | None) -> None:
+    """The restoration by the Fisher information, and the paper's other one, by chance."""
     swag = swag_diagonal(net(), source(), title=None)
     data = stream([16] * 14)
     data = data[7:] + data[:7]
-    reference = Published(swag, 0.72, 1e-5, 0.2)
-    ours = PETAL(
-        swag, sgd(0.05), views=4, threshold=0.72, decay=0.99, alpha=1e-5, quantile=0.2, augment=jitter, seed=3
-    )
+    reference = Published(swag, 0.72, 1e-5, 0.2, chance)
+    settings = {"decay": 0.99, "alpha": 1e-5, "quantile": 0.2, "restoration": chance}
+    ours = PETAL(swag, sgd(0.05), views=4, threshold=0.72, augment=jitter, seed=3, **settings)
     assert ours.source == "none"
     for clock, x in enumerate(data):
         expected, looked = reference.step(x, clock), ours.predict(x)

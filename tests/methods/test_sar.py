@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ E0 = 0.4 * math.log(5)
 
 
 class Published:
-    """The published algorithm as a plain loop; a return begins everything anew."""
+    """The published algorithm as a plain loop; a return begins everything anew, or the weights alone as published."""
 
-    def __init__(self, net: nn.Module, lr: float, floor: float, reselect: bool = True) -> None:
+    def __init__(
+        self, net: nn.Module, lr: float, floor: float, reselect: bool = True, full: bool = True
+    ) -> None:
+        self.full = full
         self.net = copy.deepcopy(net).train().requires_grad_(False)
         self.affine = []
         for m in self.net.modules():
@@ -66,7 +70,8 @@ class Published:
                 with torch.no_grad():
                     for p, value in zip(self.affine, self.source, strict=True):
                         p.copy_(value)
-                self.optimizer, self.average = torch.optim.SGD(self.affine, self.lr, momentum=0.9), None
+                if self.full:
+                    self.optimizer, self.average = torch.optim.SGD(self.affine, self.lr, momentum=0.9), None
         return z.detach(), set(again)
 
 
@@ -82,6 +87,28 @@ def test_equals_the_published_loop(net: nn.Module, stream: list[Tensor], reselec
         assert y.updated == bool(kept)
     assert 0 < reference.events["returned"] < 20
     assert bool(reference.events["dropped"]) == reselect
+
+
+def test_recovery_of_the_weights_alone_as_published(net: nn.Module, stream: list[Tensor]) -> None:
+    """Average and momentum go on, so that returns follow each other until the average has grown."""
+    plain = Published(net, 1e-2, floor=0.2)
+    reference = Published(net, 1e-2, floor=0.2, full=False)
+    sar, returned = SAR(net, 5, sgd(1e-2), floor=0.2, recovery="weights"), []
+    birth = sar.state_dict()
+    for x in stream:
+        expected, other = reference.step(x)[0], plain.step(x)[0]
+        torch.testing.assert_close(sar(x).logits, expected, rtol=0, atol=1e-10)
+        if reference.average is not None:
+            assert float(sar.average) == pytest.approx(reference.average, abs=1e-12)
+        now = sar.state_dict()
+        returned.append(all(v.equal(birth[k]) for k, v in now.items() if k.startswith("model.")))
+        assert any(v.abs().sum() > 0 for k, v in now.items() if k.startswith("optimizer."))
+    assert sum(returned) == reference.events["returned"] > plain.events["returned"] > 0
+    assert any(a and b for a, b in pairwise(returned))
+    assert not all(returned)
+    assert (expected - other).abs().max() > 1e-6
+    with pytest.raises(ValueError, match="recovery is 'full' or 'weights', got 'none'"):
+        SAR(net, 5, recovery="none")  # type: ignore[arg-type]
 
 
 def test_equals_the_published_loop_with_layer_norm(layer_net: nn.Module, stream: list[Tensor]) -> None:

@@ -16,7 +16,9 @@ from testtime.norm import source_statistics
 from testtime.parts import adam, sgd
 
 
-def published(net: nn.Module, stream: list[Tensor], lr: float, train: bool) -> list[Tensor]:
+def published(
+    net: nn.Module, stream: list[Tensor], lr: float, train: bool, each: float = 0.0, together: float = 0.0
+) -> list[Tensor]:
     """The published algorithm as a plain loop: Adam on everything but ``fc``."""
     net = copy.deepcopy(net).eval()
     for m in net.modules():
@@ -29,7 +31,7 @@ def published(net: nn.Module, stream: list[Tensor], lr: float, train: bool) -> l
         z = net(x)
         p = z.softmax(1)
         mean = p.mean(0)
-        loss = -(p * z.log_softmax(1)).sum(1).mean() + (mean * mean.log()).sum()
+        loss = -(p * torch.log(p + each)).sum(1).mean() + (mean * torch.log(mean + together)).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -44,6 +46,18 @@ def test_equals_the_published_loop(net: nn.Module, stream: list[Tensor], train: 
     for x, expected in zip(stream, answers, strict=True):
         torch.testing.assert_close(shot(x).logits, expected, rtol=0, atol=1e-8)
     assert (answers[-1] - published(net, stream, 0.0, train)[-1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("epsilon", [(0.0, 1e-5), (1e-5, 1e-5), (1e-2, 0.0), (0.0, 1e-2)])
+def test_constants_within_the_logarithms(
+    net: nn.Module, stream: list[Tensor], epsilon: tuple[float, float]
+) -> None:
+    """T3A's and SHOT's codes, and constants large enough to be seen (small ones count by their square)."""
+    shot, exact = SHOTIM(net, adam(1e-3), epsilon=epsilon), SHOTIM(net, adam(1e-3))
+    for x, expected in zip(stream, published(net, stream, 1e-3, True, *epsilon), strict=True):
+        y, other = shot(x).logits, exact(x).logits
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-8)
+    assert ((y - other).abs().max() > 1e-4) == (max(epsilon) > 1e-3)
 
 
 def test_loss_in_numpy(net: nn.Module, stream: list[Tensor], slope: Callable[..., np.ndarray]) -> None:

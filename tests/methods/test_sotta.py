@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ class Published:
 
     def loss(self, images: Tensor) -> Tensor:
         p = self.model(images).softmax(1)
-        return (-p * torch.log(p + 1e-6)).mean()
+        return (-p * torch.log(p + 1e-6)).sum(1).mean()
 
     def update(self, images: Tensor) -> None:
         self.model.train()
@@ -104,7 +106,7 @@ def test_equals_the_published_loop(size: int, norm: str) -> None:
         capacity=16,
         frequency=16,
         threshold=0.6,
-        loss=smoothed_entropy,
+        loss=partial(smoothed_entropy, over_classes="sum"),
         observe_twice=True,
     )
     for clock, x in enumerate(stream([size] * 20)):
@@ -156,9 +158,11 @@ def test_losses_in_numpy() -> None:
     z = np.random.default_rng(0).normal(size=(5, 7))
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     np.testing.assert_allclose(mean_entropy(torch.from_numpy(z)), -(p * np.log(p)).sum(1).mean(), atol=1e-12)
-    np.testing.assert_allclose(
-        smoothed_entropy(torch.from_numpy(z)), -(p * np.log(p + 1e-6)).mean(), atol=1e-12
-    )
+    smooth = -p * np.log(p + 1e-6)
+    np.testing.assert_allclose(smoothed_entropy(torch.from_numpy(z)), smooth.mean(), atol=1e-12)
+    np.testing.assert_allclose(smoothed_entropy(torch.from_numpy(z), "sum"), smooth.sum() / 5, atol=1e-12)
+    with pytest.raises(ValueError, match='"mean" or "sum"'):
+        smoothed_entropy(torch.from_numpy(z), "none")  # type: ignore[arg-type]
 
 
 def test_nothing_confident_means_no_update() -> None:

@@ -1,4 +1,4 @@
-"""STAMP against a plain loop of the algorithm as its docstring says it, and its equations against numpy."""
+"""STAMP against a plain loop of the published behaviour and of its alternatives, and its equations against numpy."""
 
 from __future__ import annotations
 
@@ -20,27 +20,50 @@ from testtime.parts import generator, identity, sgd
 class Bank:
     """The memory as a list of (image, class), oldest first, one image at a time."""
 
-    def __init__(self, classes: int, capacity: int, decay: float = 0.9) -> None:
+    def __init__(self, classes: int, capacity: int, decay: float = 0.9, count: str = "update") -> None:
         self.items: list[tuple[Tensor, int]] = []
         self.average, self.capacity, self.decay, self.evicted = [0.0] * classes, capacity, decay, 0
+        self.count = count
+
+    def held(self) -> list[int]:
+        return [sum(k == j for _, k in self.items) for j in range(len(self.average))]
+
+    def move(self) -> None:
+        self.average = [
+            self.decay * a + (1 - self.decay) * n for a, n in zip(self.average, self.held(), strict=True)
+        ]
 
     def add(self, image: Tensor, c: int) -> None:
-        held = [sum(k == j for _, k in self.items) for j in range(len(self.average))]
-        self.average = [
-            self.decay * a + (1 - self.decay) * n for a, n in zip(self.average, held, strict=True)
-        ]
+        if self.count == "admission":
+            self.move()
         if len(self.items) == self.capacity:
-            crowded = max((j for j, n in enumerate(held) if n), key=lambda j: self.average[j])
+            held = self.held()
+            known = self.average if any(self.average) else held  # nothing was counted yet
+            crowded = max((j for j, n in enumerate(held) if n), key=lambda j: known[j])
             self.items.pop([k for _, k in self.items].index(crowded))
             self.evicted += 1
         self.items.append((image, c))
+
+    def learned(self) -> None:
+        if self.count == "update":
+            self.move()
 
 
 class Plain:
     """The algorithm with a whole second model, torch's own scheduler and a sharpness-aware step by hand."""
 
     def __init__(
-        self, model: nn.Module, capacity: int, views: int, alpha: float, lr: float, period: int
+        self,
+        model: nn.Module,
+        capacity: int,
+        views: int,
+        alpha: float,
+        lr: float,
+        period: int,
+        original: bool = True,
+        count: str = "update",
+        normalise: str = "capacity",
+        epsilon: float = 1e-5,
     ) -> None:
         self.source, self.model = by_batch(copy.deepcopy(model)), by_batch(model)
         self.moving = norms_of(self.model)
@@ -49,16 +72,21 @@ class Plain:
             p.requires_grad_(True)
         self.optimizer = torch.optim.SGD(self.moving, lr, momentum=0.9)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=period)
-        self.bank, self.views, self.alpha = Bank(CLASSES, capacity), views, alpha
-        self.refused = {"entropy": 0, "disagreement": 0}
+        self.bank, self.views, self.alpha = Bank(CLASSES, capacity, count=count), views, alpha
+        self.original, self.normalise, self.epsilon = original, normalise, epsilon
+        self.refused, self.sizes = {"entropy": 0, "disagreement": 0}, set[int]()
+
+    def entropy(self, p: Tensor) -> Tensor:
+        return -(p * torch.log(p + self.epsilon)).sum(1)
 
     def step(self, x: Tensor, clock: int) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            z = torch.stack(
-                [self.model(jitter(x, generator(0, clock, f"view {i}"))) for i in range(self.views)]
-            )
+            views = [jitter(x, generator(0, clock, f"view {i}")) for i in range(self.views)]
+            if self.original:
+                views[0] = x
+            z = torch.stack([self.model(view) for view in views])
             p, origin = z.softmax(2).mean(0), self.source(x).argmax(1)
-        h = -(p * p.log()).sum(1)
+        h = self.entropy(p)
         for i in range(len(x)):
             if h[i] >= self.alpha * math.log(CLASSES):
                 self.refused["entropy"] += 1
@@ -67,15 +95,17 @@ class Plain:
             else:
                 self.bank.add(x[i], int(p[i].argmax()))
         if self.bank.items:
+            self.bank.learned()
+            self.sizes.add(len(self.bank.items))
             self.update(torch.stack([image for image, _ in self.bank.items]))
         self.schedule.step()
         return p, h, -torch.logsumexp(z.mean(0), 1)
 
     def loss(self, images: Tensor) -> Tensor:
-        p = self.model(images).softmax(1)
-        h = -(p * p.log()).sum(1)
+        h = self.entropy(self.model(images).softmax(1))
         w = 1 / torch.exp(h)
-        return (len(h) * w / w.sum() * h).mean()
+        total = self.bank.capacity if self.normalise == "capacity" else len(h)
+        return (total * w / w.sum() * h).mean()
 
     def update(self, images: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -93,20 +123,33 @@ class Plain:
         self.optimizer.step()
 
 
-@pytest.mark.parametrize(("norm", "score"), [("batch", "energy"), ("batch", "entropy"), ("layer", "energy")])
-def test_equals_the_plain_loop(norm: str, score: str) -> None:
-    plain = Plain(net(norm), capacity=12, views=4, alpha=0.9, lr=0.1, period=15)
-    ours = STAMP(
-        net(norm),
-        CLASSES,
-        sgd(0.1),
-        views=4,
-        alpha=0.9,
-        capacity=12,
-        period=15,
-        score=score,  # type: ignore[arg-type]
-        augment=jitter,
-    )
+def same_memory(ours: RBM, plain: Bank) -> None:
+    """The same images with the same labels, oldest first, and the same count."""
+    order = [i for i in ours.arrival.argsort().tolist() if ours.label[i] >= 0]
+    assert ours.label[order].tolist() == [c for _, c in plain.items]
+    if plain.items:
+        assert torch.equal(ours.images[order], torch.stack([image for image, _ in plain.items]))
+    np.testing.assert_allclose(ours.places, plain.average, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("norm", "arguments"),
+    [
+        ("batch", {}),  # the published code
+        ("batch", {"score": "entropy"}),
+        ("layer", {}),
+        ("batch", {"original": False}),
+        ("batch", {"count": "admission"}),
+        ("batch", {"normalise": "held"}),
+        ("batch", {"epsilon": 0.0}),
+        ("layer", {"original": False, "count": "admission", "normalise": "held", "epsilon": 0.0}),
+    ],
+)
+def test_equals_the_published_loop(norm: str, arguments: dict) -> None:
+    score = arguments.get("score", "energy")
+    settings = {"capacity": 24, "views": 4, "alpha": 0.9, "period": 15}
+    plain = Plain(net(norm), lr=0.02, **settings, **{k: v for k, v in arguments.items() if k != "score"})
+    ours = STAMP(net(norm), CLASSES, sgd(0.02), augment=jitter, **settings, **arguments)
     for clock, x in enumerate(stream([13] * 20)):
         p, h, energy = plain.step(x, clock)
         looked, answer = ours.predict(x), ours(x)
@@ -116,14 +159,17 @@ def test_equals_the_plain_loop(norm: str, score: str) -> None:
         torch.testing.assert_close(answer.score, energy if score == "energy" else h, rtol=0, atol=1e-8)
         expected = p.log() - energy[:, None]
         torch.testing.assert_close(answer.logits, expected, rtol=0, atol=1e-8)
+        same_memory(ours.memory, plain.bank)
     assert min(plain.bank.evicted, *plain.refused.values()) > 0, plain.refused
+    assert min(plain.sizes) < max(plain.sizes) == 24  # the memory fills, and is full
     assert min((p - q).abs().max() for p, q in zip(ours._adapted, norms_of(net(norm)), strict=True)) > 1e-3
 
 
+@pytest.mark.parametrize("count", ["update", "admission"])
 @pytest.mark.parametrize(("classes", "capacity", "decay"), [(3, 8, 0.9), (7, 16, 0.0), (40, 16, 0.99)])
-def test_memory_equals_the_sequential_list(classes: int, capacity: int, decay: float) -> None:
+def test_memory_equals_the_sequential_list(classes: int, capacity: int, decay: float, count: str) -> None:
     rng = np.random.default_rng(classes)
-    ours, plain = RBM(classes, capacity, decay), Bank(classes, capacity, decay)
+    ours, plain = RBM(classes, capacity, decay, count), Bank(classes, capacity, decay, count)
     for _ in range(40):
         n = int(rng.integers(0, 20))
         x = torch.from_numpy(rng.random((n, 2)))
@@ -131,19 +177,43 @@ def test_memory_equals_the_sequential_list(classes: int, capacity: int, decay: f
         ours.add(x, label)
         for row in range(n):
             plain.add(x[row], int(label[row]))
-        expected = torch.stack([image for image, _ in plain.items])
-        images = ours.held()
-        assert torch.equal(images[images[:, 0].argsort()], expected[expected[:, 0].argsort()])
-        np.testing.assert_allclose(ours.places, plain.average, atol=1e-12)
+        if n % 3:  # updates follow only some of the batches
+            ours.recount()
+            plain.learned()
+        same_memory(ours, plain)
     assert plain.evicted > 0
 
 
-def test_memory_becomes_balanced() -> None:
-    bank, rng = RBM(4, 32), np.random.default_rng(0)
+def test_the_count_of_two_updates_by_hand() -> None:
+    """Capacity 4 with labels 0, 0, 1, then 1, 1, 2: the third admission evicts by the count of the first update."""
+    by_update, by_admission = RBM(3, 4, 0.5), RBM(3, 4, 0.5, "admission")
+    x = torch.arange(6.0)[:, None]
+    for bank in (by_update, by_admission):
+        bank.add(x[:3], torch.tensor([0, 0, 1]))
+        bank.recount()
+    assert by_update.places.tolist() == [1.0, 0.5, 0.0]  # half of 2, 1, 0
+    assert by_admission.places.tolist() == [
+        1.25,
+        0.0,
+        0.0,
+    ]  # before the first 0, the second 0 and the 1: 0, 0.5, 1.25
+    for bank in (by_update, by_admission):
+        bank.add(x[3:], torch.tensor([1, 1, 2]))
+        bank.recount()
+    assert sorted(by_update.held()[:, 0].tolist()) == [2.0, 3.0, 4.0, 5.0]  # both of class 0 left
+    assert by_update.places.tolist() == [0.5, 1.75, 0.5]
+    assert sorted(by_admission.held()[:, 0].tolist()) == [1.0, 3.0, 4.0, 5.0]  # one of 0, then one of 1
+
+
+@pytest.mark.parametrize("count", ["update", "admission"])
+def test_memory_becomes_balanced(count: str) -> None:
+    bank, rng, held = RBM(4, 32, count=count), np.random.default_rng(0), []
     for _ in range(50):
         label = torch.from_numpy(rng.choice(4, 20, p=[0.7, 0.1, 0.1, 0.1]))
         bank.add(torch.rand(20, 2), label)
-    assert bank.label.bincount().min() >= 5
+        bank.recount()
+        held.append(np.bincount(bank.label[bank.label >= 0], minlength=4))
+    assert np.mean(held[10:], axis=0).min() >= 5  # a tenth of the stream would be 3 places
 
 
 def test_self_weighted_entropy_in_numpy() -> None:
@@ -152,6 +222,10 @@ def test_self_weighted_entropy_in_numpy() -> None:
     h = -(p * np.log(p)).sum(1)
     w = 6 / np.exp(h) / (1 / np.exp(h)).sum()
     np.testing.assert_allclose(self_weighted_entropy(torch.from_numpy(z)), (w * h).mean(), atol=1e-12)
+    h = -(p * np.log(p + 1e-3)).sum(1)
+    w = 64 / np.exp(h) / (1 / np.exp(h)).sum()
+    got = self_weighted_entropy(torch.from_numpy(z), 64, epsilon=1e-3)
+    np.testing.assert_allclose(got, (w * h).mean(), atol=1e-12)
 
 
 def test_weights_carry_gradients() -> None:
@@ -203,7 +277,10 @@ def test_state_is_enough_and_reset_is_birth(norm: str) -> None:
     assert state_hash(a) == born
 
 
-@pytest.mark.parametrize("arguments", [{"views": 0}, {"views": 32, "chunk": 5}, {"score": "margin"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"views": 0}, {"views": 32, "chunk": 5}, {"score": "margin"}, {"count": "batch"}, {"normalise": "64"}],
+)
 def test_refuses_bad_arguments(arguments: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
         STAMP(net(), CLASSES, **arguments)

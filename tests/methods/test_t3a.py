@@ -51,7 +51,7 @@ def doubt(z: np.ndarray) -> float:
 @pytest.mark.parametrize("supports", [1, 5, 100])
 def test_equals_the_published_loop(supports: int, unit: bool) -> None:
     reference, ours = Published(net(), supports), T3A(net(), supports, unit)
-    for x in stream([13, 1, 24, 16, 7]):
+    for x in stream([13, 1, 24, 16, 7, 2, 9, 30, 5, 11, 8, 4]):
         np.testing.assert_allclose(ours(x).logits.numpy(), reference.step(x, unit), rtol=0, atol=1e-10)
     assert (reference.dropped > 0) == (supports < 100)
     assert ours.memory()[1].flatten().tolist() == [len(kept) for kept in reference.lists]

@@ -21,11 +21,18 @@ def lessons() -> list[tuple[Tensor, Tensor]]:
 
 
 class Published:
-    """The published step, written anew on weights by name; both scales are set."""
+    """The published step, written anew on weights by name; both scales are set, unless as released."""
 
     def __init__(
-        self, network: nn.Module, threshold: float, rates: tuple[float, float], decays: tuple[float, float]
+        self,
+        network: nn.Module,
+        threshold: float,
+        rates: tuple[float, float],
+        decays: tuple[float, float],
+        chance: float | None = None,
     ):
+        self.chance, self.low = chance, 1.0  # with a chance as released
+        self.source = [p.detach().clone() for p in network.parameters()]
         self.student, self.teacher = by_batch(copy.deepcopy(network)), by_batch(copy.deepcopy(network))
         self.student.requires_grad_(True)
         named = list(self.student.named_parameters())
@@ -43,14 +50,15 @@ class Published:
                     m.low, m.high = low, high
 
     def step(self, x: Tensor, clock: int) -> Tensor:
-        self.scales(1.0, 1.0)
+        self.scales(self.low if self.chance is not None else 1.0, 1.0)
         with torch.no_grad():
             seen = np.stack(
                 [self.teacher(jitter(x, generator(3, clock, f"view {i}"))).numpy() for i in range(4)]
             )
         u = seen.var(axis=0, ddof=1).mean() * 5
         self.u.append(u)
-        self.scales(*((1 - u, 1 + u) if u >= self.threshold else (1 + u, 1 - u)))
+        self.low, high = (1 - u, 1 + u) if u >= self.threshold else (1 + u, 1 - u)
+        self.scales(self.low, high if self.chance is None else 1.0)
         answer = self.teacher(x).detach()
         loss = -(answer.softmax(1) * self.student(x).log_softmax(1)).sum(1).mean()
         self.optimizer.zero_grad()
@@ -60,12 +68,19 @@ class Published:
             for (n, s), t in zip(self.student.named_parameters(), self.teacher.parameters(), strict=True):
                 d = self.decays["_up" in n or "_down" in n]
                 t.copy_(d * t + (1 - d) * s)
+            if self.chance is not None:
+                total, rng = sum(p.numel() for p in self.source), generator(3, clock, "restoration")
+                draws = torch.rand(total, generator=rng).split([p.numel() for p in self.source])
+                for p, first, u in zip(self.student.parameters(), self.source, draws, strict=True):
+                    mask = (u < self.chance).view_as(p).to(p)
+                    p.copy_(first * mask + p * (1 - mask))
         return answer
 
 
-def test_equals_the_published_loop() -> None:
+@pytest.mark.parametrize("released", [False, True])
+def test_equals_the_published_loop(released: bool) -> None:
     network = train_vida(net(), lessons(), passes=2, rate=1e-2, high_rank=6, title=None)
-    reference = Published(network, 0.235, (0.02, 0.05), (0.9, 0.8))
+    reference = Published(network, 0.235, (0.02, 0.05), (0.9, 0.8), 0.05 if released else None)
     ours = ViDA(
         network,
         sgd(0.02),
@@ -75,6 +90,8 @@ def test_equals_the_published_loop() -> None:
         threshold=0.235,
         decay=0.9,
         adapter_decay=0.8,
+        allotment="released" if released else "paper",
+        restoration=0.05 if released else 0.0,
         augment=jitter,
         seed=3,
     )
@@ -161,3 +178,5 @@ def test_begins_as_the_source() -> None:
     assert isinstance(named.model.get_submodule("network.8"), DomainAdapter)
     with pytest.raises(ValueError, match="at least 2 of them, got 1"):
         ViDA(net(), views=1)
+    with pytest.raises(ValueError, match="allotment is 'paper' or 'released', got 'code'"):
+        ViDA(net(), allotment="code")  # type: ignore[arg-type]

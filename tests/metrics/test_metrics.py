@@ -170,3 +170,23 @@ def test_forgetting_looks_only() -> None:
     before = {k: v.clone() for k, v in adapter.state_dict().items()}
     assert metrics.forgetting(adapter, [(x, y), (x, (y + 1) % 3)]) == 50.0
     assert all(torch.equal(before[k], v) for k, v in adapter.state_dict().items())
+
+
+def test_the_label_minus_1_is_unknown_and_others_are_refused() -> None:
+    logits = np.array([[0.0, 5.0], [5.0, 0.0], [0.0, 0.0]])
+    for metric, value in ((metrics.nll, np.log(2)), (metrics.brier, 0.5)):
+        found = metric(logits, [-1, -1, 1])
+        assert np.isnan(found[:2]).all()
+        assert found[2] == pytest.approx(value)
+        for wrong in ([0, 1, 2], [0, 1, -2], [0, 1, 0.5], [True, False, True], [0, 1]):
+            with pytest.raises(ValueError, match="label"):
+                metric(logits, wrong)
+        with pytest.raises(ValueError, match=r"expected logits \(N, C\)"):
+            metric(logits[0], [0])
+
+
+def test_answers_to_unknown_images_do_not_count() -> None:
+    correct = [1.0, 0.0, np.nan, 1.0]
+    assert metrics.accuracy(correct) == pytest.approx(200 / 3)
+    assert np.isnan(metrics.accuracy([np.nan]))
+    assert metrics.calibration_error([0.5, 0.5, 0.9, 0.5], correct) == pytest.approx(100 / 6)

@@ -63,9 +63,9 @@ def case(request: pytest.FixtureRequest) -> tuple[_BatchNorm, Tensor, Tensor]:
     return layer(kind), one, other
 
 
-def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def moments(x: Tensor, unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
     flat = x.detach().numpy().swapaxes(0, 1).reshape(x.shape[1], -1)
-    return flat.mean(1), flat.var(1)
+    return flat.mean(1), flat.var(1, ddof=int(unbiased))
 
 
 def source(bn: _BatchNorm) -> tuple[np.ndarray, np.ndarray]:
@@ -97,19 +97,21 @@ def test_batch(case: Case) -> None:
     close(batch_statistics(nn.Sequential(bn))(x), expected(bn, x, *moments(x)))
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_alpha(case: Case, alpha: float) -> None:
+def test_alpha(case: Case, alpha: float, unbiased: bool) -> None:
     bn, x, _ = case
-    (m_s, v_s), (m_b, v_b) = source(bn), moments(x)
+    (m_s, v_s), (m_b, v_b) = source(bn), moments(x, unbiased)
     mean, var = (1 - alpha) * m_s + alpha * m_b, (1 - alpha) * v_s + alpha * v_b
-    close(alpha_statistics(nn.Sequential(bn), alpha)(x), expected(bn, x, mean, var))
+    close(alpha_statistics(nn.Sequential(bn), alpha, unbiased)(x), expected(bn, x, mean, var))
 
 
-def test_ema(case: Case) -> None:
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_ema(case: Case, unbiased: bool) -> None:
     bn, one, other = case
-    model, (mean, var) = ema_statistics(nn.Sequential(bn), decay=0.8), source(bn)
+    model, (mean, var) = ema_statistics(nn.Sequential(bn), 0.8, unbiased), source(bn)
     for x in (one, other):
-        m_b, v_b = moments(x)
+        m_b, v_b = moments(x, unbiased)
         mean, var = 0.8 * mean + 0.2 * m_b, 0.8 * var + 0.2 * v_b
         for _ in range(2):  # a second forward in the same step observes nothing more
             close(model(x), expected(bn, x, mean, var))

@@ -102,6 +102,17 @@ def test_katana_is_a_function_of_its_generator() -> None:
     assert (views[0] - views[1]).abs().max() > 0.05  # each image draws for itself
 
 
+@pytest.mark.parametrize("clean", [False, True])
+def test_one_draw_for_all_images_as_published(clean: bool) -> None:
+    """Equal images stay equal but for the noise, and other images do not change the draw."""
+    x = images(4, side=8)
+    views = katana(x[:1].expand(4, -1, -1, -1), generator(0, 1, "view"), clean, alike=True)
+    np.testing.assert_allclose(views.numpy(), views[:1].expand_as(views), atol=0 if clean else 0.06)
+    if clean:
+        expected = torch.cat([katana(one, generator(0, 1, "view"), clean, alike=True) for one in x.split(1)])
+        torch.testing.assert_close(katana(x, generator(0, 1, "view"), clean, alike=True), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_katana_keeps_the_form(dtype: torch.dtype, channels: int) -> None:

@@ -18,6 +18,14 @@ def test_entropy() -> None:
     np.testing.assert_allclose(entropy(Z).numpy(), -(p * np.log(p)).sum(1), rtol=1e-12)
 
 
+def test_constants_within_the_logarithms() -> None:
+    p, mean = softmax(Z), softmax(Z).mean(0)
+    np.testing.assert_allclose(entropy(Z, 0.1).numpy(), -(p * np.log(p + 0.1)).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(
+        marginal_entropy(Z, 0.1).item(), -(mean * np.log(mean + 0.1)).sum(), rtol=1e-12
+    )
+
+
 def test_soft_cross_entropy() -> None:
     got = soft_cross_entropy(Z, T).numpy()
     np.testing.assert_allclose(got, -(softmax(T) * np.log(softmax(Z))).sum(1), rtol=1e-12)

@@ -161,7 +161,7 @@ def test_what_is_half_made_or_damaged_is_told(fake, tmp_path):
     with pytest.raises(DataError, match=r"00001\.png: no such file"):
         read_scenes(root, tasks=["depth"])[1]
     (root / "spaces/default_00004/frames.jsonl").write_text("{")
-    with pytest.raises(DataError, match="expected JSON"):
+    with pytest.raises(DataError, match=r"frames\.jsonl is damaged"):
         read_scenes(root)
     (root / "spaces/default_00004/frames.jsonl").unlink()
     with pytest.raises(DataError, match="half made"):
@@ -209,3 +209,45 @@ def test_show_from_the_command_line(fake, tmp_path, capsys):
     assert Image.open(tmp_path / "sheet.png").size[0] == 6 + 8 * (48 + 6)
     assert main(["scenes", "show", str(tmp_path / "nowhere")]) == 2
     assert "expected spaces that testtime scenes make wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frame", ["../../../secret", "/etc/passwd", "a/../../b", ""])
+def test_frames_that_leave_the_folder_are_refused(fake, tmp_path, frame):
+    make(tmp_path, [SMALL])
+    path = tmp_path / "spaces/default_00004/frames.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["frame"] = frame
+    path.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match=r"frames\.jsonl: .*no file below this folder"):
+        read_scenes(tmp_path)
+
+
+def test_descriptions_and_poses_that_are_none_are_named(fake, tmp_path):
+    make(tmp_path, [SMALL])
+    folder = tmp_path / "spaces/default_00004"
+    lines = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
+    lines[0]["pose"][0][0] = "x"
+    del lines[1]["intrinsics"]
+    (folder / "frames.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = read_scenes(tmp_path)
+    for i in range(2):
+        with pytest.raises(
+            DataError, match=rf"default_00004/0000{i}: expected pose and intrinsics in frames\.jsonl"
+        ):
+            found.camera(i)
+    facts = json.loads((folder / "space.json").read_text())
+    for size in ([8], "x", None, [1, "y"]):
+        facts["recipe"]["size"] = size
+        (folder / "space.json").write_text(json.dumps(facts))
+        with pytest.raises(DataError, match="default_00004 is damaged"):
+            read_scenes(tmp_path)
+    (folder / "space.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"space\.json is damaged"):
+        read_scenes(tmp_path)
+
+
+def test_depth_of_8_bits_is_refused(fake, tmp_path):
+    make(tmp_path, [SMALL])
+    Image.fromarray(np.zeros((10, 12), np.uint8)).save(tmp_path / "depth/default_00004/00000.png")
+    with pytest.raises(DataError, match=r"00000\.png: expected numbers of 16 bits"):
+        read_scenes(tmp_path, tasks=["depth"])[0]

@@ -12,7 +12,15 @@ import pytest
 from testtime.data.cameras import Camera
 from testtime.data.dense import IGNORE
 from testtime.errors import DataError
-from testtime.scenes.meshes import NOTHING, MeshTracer, ScanMesh, rays, read_replica, read_scannetpp
+from testtime.scenes.meshes import (
+    NOTHING,
+    MeshTracer,
+    ScanFrame,
+    ScanMesh,
+    rays,
+    read_replica,
+    read_scannetpp,
+)
 
 pytest.importorskip("trimesh")
 
@@ -278,3 +286,43 @@ def test_where_nothing_is_there_is_no_label(tmp_path):
     corner = MeshTracer(read_replica(scene), "numpy").frame(inside(bent))
     assert corner.depth[0, 0] == 0
     assert corner.instance[-1, -1] == NOTHING
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"element vertex 1000000000000", b"element face 99999999", b"element vertex -1", b"element face x"],
+)
+def test_headers_that_lie_are_refused(tmp_path, line):
+    scene = replica(tmp_path)
+    ply = scene / "habitat/mesh_semantic.ply"
+    whole = ply.read_bytes()
+    old = next(row for row in whole.split(b"\n") if row.startswith(line.rsplit(b" ", 1)[0]))
+    ply.write_bytes(whole.replace(old, line, 1))
+    with pytest.raises(DataError, match=r"mesh_semantic\.ply: expected a ply file"):
+        read_replica(scene)
+    ply.write_bytes(b"ply\nformat ascii 1.0\n" + b"comment x\n" * 200_000)
+    with pytest.raises(DataError, match="its header has no end"):
+        read_replica(scene)
+
+
+def test_large_numbers_of_objects_and_segments_cost_nothing(tmp_path):
+    scene = scannetpp(tmp_path)
+    segments = {"segIndices": [10**15 + i for i in range(24)]}
+    (scene / "scans/segments.json").write_text(json.dumps(segments))
+    groups = [{"objectId": 10**12, "label": "floor", "segments": [10**15 + i for i in range(4)]}]
+    (scene / "scans/segments_anno.json").write_text(json.dumps({"segGroups": groups}))
+    mesh = read_scannetpp(scene)
+    assert mesh.instances[:3].tolist() == [10**12, 10**12, NOTHING]
+    plane = np.zeros((1, 3))
+    instance = np.array([[10**12, NOTHING, 7]])
+    frame = ScanFrame(plane, np.zeros((1, 3, 3)), instance, np.zeros((1, 3, 3), np.uint8), mesh.labels)
+    assert frame.semantic(["wall", "floor"]).tolist() == [[1, 255, 255]]
+
+
+def test_deep_json_is_refused(tmp_path):
+    scene = replica(tmp_path)
+    (scene / "habitat/info_semantic.json").write_text("[" * 100_000)
+    with pytest.raises(
+        DataError, match=r"info_semantic\.json: expected the objects of a Replica scene as JSON"
+    ):
+        read_replica(scene)

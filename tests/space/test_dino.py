@@ -298,7 +298,13 @@ def test_a_broken_run_goes_on_as_if_it_had_not_stopped(tmp_path):
         ({"wide": (0.4, 1.2)}, "in \\(0, 1\\]"),
         ({"temperature": 0.0}, "temperatures are above 0"),
         ({"crops": -1}, "crops is at least 0"),
-        ({"momentum": 1.1}, "momentum and centring"),
+        ({"momentum": 1.1}, "momentum, centring and warmup"),
+        ({"momentum": float("nan")}, "momentum, centring and warmup"),
+        ({"warmup": -0.1}, "momentum, centring and warmup"),
+        ({"temperature": float("nan")}, "temperatures are above 0"),
+        ({"sharpening": (0.04, float("inf"))}, "temperatures are above 0"),
+        ({"narrow": (float("nan"), 0.4)}, "in \\(0, 1\\]"),
+        ({"hidden": 0}, "hidden and bottleneck at least 1"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -241,6 +241,12 @@ def test_joint_training_has_the_same_loss():
         ({"image": (16, 18)}, "does not divide"),
         ({"ratio": 0.99}, "shows 0 of 16"),
         ({"ratio": 0.0}, "shows 16 of 16"),
+        ({"ratio": -0.5}, "above 0 and below 1, got -0.5"),
+        ({"ratio": float("nan")}, "above 0 and below 1, got nan"),
+        ({"patch": 0}, "does not divide"),
+        ({"image": (0, 16)}, "does not divide"),
+        ({"decoder_dim": 0}, "multiples of 4"),
+        ({"decoder_depth": 0}, "depth of at least 1"),
         ({"decoder_dim": 100}, "take a multiple of 32"),
     ],
 )

@@ -127,3 +127,42 @@ def test_the_same_generator_gives_the_same_masks():
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Masking(STREAMS, **arguments)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), -1.0, float("inf"), 1e300])
+@pytest.mark.parametrize("side", ["inputs", "targets"])
+def test_impossible_alphas_are_refused(alpha, side):
+    sides = {"inputs": {"rgb": 1.0}, "targets": {"tok_depth": 1.0}}
+    sides[side] = {"tok_edge": alpha, **sides[side]}
+    with pytest.raises(ValueError, match=r"tok_edge: expected an alpha in \[0, 1e\+09\]"):
+        Component(**sides)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_weights_are_refused(weight):
+    with pytest.raises(ValueError, match="expected a weight above 0"):
+        Component({"rgb": 1.0}, {"tok_depth": 1.0}, weight)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "sound"}, {"length": 0}, {"length": -4}, {"vocabulary": -1}])
+def test_impossible_streams_are_refused(wrong):
+    with pytest.raises(ValueError, match="a: expected a kind of pixels, grid, sequence"):
+        Stream(**{"name": "a", "kind": "grid", "length": 4, "vocabulary": 9, **wrong})
+
+
+def test_mixtures_and_lengths_that_do_not_fit_are_refused():
+    for arguments in ({"streams": [*STREAMS, STREAMS[0]]}, {"streams": STREAMS, "components": []}):
+        with pytest.raises(ValueError, match="streams of different names and a component at least"):
+            Masking(**arguments)
+    masking, rng = Masking(STREAMS), np.random.default_rng(0)
+    for lengths in (np.full((2, 3), 4), np.full(4, 4), np.full((2, 4), -1), np.full((2, 4), 17)):
+        with pytest.raises(ValueError, match=r"expected lengths \(N, 4\) from 0 to \[16, 16, 16, 10\]"):
+            masking.draw(lengths, rng)
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-6, 1e9])
+def test_the_smallest_and_largest_alphas_divide_the_budget(alpha):
+    component = Component(dict.fromkeys(("rgb", "tok_depth"), alpha), {"tok_edge": alpha})
+    mask = Masking(STREAMS, [component], 8, 8).draw(full(20), np.random.default_rng(0))
+    assert (mask.shown_of.sum(1) == 8).all()
+    assert (mask.asked_of[:, 2] == 8).all()

@@ -1,8 +1,10 @@
 """Shards: tokens that are the crops', files that come out the same, whole or not at all."""
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_space import BOXES, PATCH, SIZE, VOCABULARY, WORDS, Levels, frames, shards, streams, tokenizers
 
 from testtime.errors import DataError
@@ -163,3 +165,36 @@ def test_what_cannot_be_made_is_said_before_anything_is(tmp_path):
         write_shards(tmp_path / "c", lacking, tokenizers(), SIZE, PATCH)
     with pytest.raises(DataError, match=r"shards\.json: no such file"):
         Shards(tmp_path / "nowhere")
+
+
+def test_descriptions_and_shards_that_lie_are_refused(tmp_path):
+    shards(tmp_path)
+    path = tmp_path / "shards.json"
+    facts = json.loads(path.read_text())
+    for wrong in (
+        {"size": [8]},
+        {"frames": "x"},
+        {"streams": [{"name": "a"}]},
+        {"streams": [{"name": "a", "kind": "grid", "length": -1}]},
+        {"boxes": {"classes": ["a"], "bins": -1, "sentinels": 2}},
+    ):
+        path.write_text(json.dumps({**facts, **wrong}))
+        with pytest.raises(DataError, match=r"shards\.json is damaged"):
+            Shards(tmp_path)
+    path.write_text(json.dumps({**facts, "frames": 10**15}))
+    with pytest.raises(DataError, match="shards are missing"):
+        Shards(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"shards\.json is damaged"):
+        Shards(tmp_path)
+    path.write_text(json.dumps(facts))
+    first = tmp_path / "shard-00000.safetensors"
+    tensors = load_file(first)
+    save_file({**tensors, "tok_depth": tensors["tok_depth"][:, :, :1].contiguous()}, first)
+    with pytest.raises(
+        DataError, match=r"shard-00000\.safetensors: expected tok_depth of \(4, 3, \d+\), found \(4, 3, 1\)"
+    ):
+        Shards(tmp_path).read([0], [0])
+    first.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"shard-00000\.safetensors is damaged"):
+        Shards(tmp_path).read([0], [0])

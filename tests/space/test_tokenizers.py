@@ -341,7 +341,7 @@ def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch):
         fsq(levels=(2, 3))
     with pytest.raises(ValueError, match=r"expected \(N, 3, 16, 16\), got \(2, 3, 8, 8\)"):
         vq().encode(frames(2, size=8))
-    with pytest.raises(ValueError, match="of integers"):
+    with pytest.raises(ValueError, match="expected whole numbers below 3, got torch.float32"):
         vq(classes("semseg", 3)).encode(frames(2)[:, 0])
     with pytest.raises(ValueError, match=r"expected ids \(N, 4\)"):
         vq().decode(torch.zeros(1, 2, 2, dtype=torch.long))
@@ -350,7 +350,137 @@ def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="no frames"):
         vq().fit(frames(0))
     with pytest.raises(ArithmeticError, match="lower lr"):
-        vq().fit(torch.full((2, 3, 16, 16), torch.inf), 1, 2)
+        fsq().fit(frames(2), 3, 2, lr=1e30)
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     with pytest.raises(ImportError, match=r"testtime\[space\]"):
         vq()
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def spoilt(value: float, channels: int = 3) -> Tensor:
+    x = frames(2, channels)
+    x[0, 0, 0, 0] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("modality", "value", "message"),
+    [
+        (
+            RGB,
+            torch.full((2, 3, 16, 16), 255, dtype=torch.uint8),
+            r"rgb: expected floats in \[0, 1\], got torch.uint8",
+        ),
+        (RGB, torch.zeros(2, 3, 16, 16, dtype=torch.int64), r"rgb: expected floats in \[0, 1\]"),
+        (RGB, 255 * frames(2), r"floats in \[0, 1\], got values from .* divide 8-bit images by 255"),
+        (RGB, frames(2) - 1, r"floats in \[0, 1\], got values"),
+        (RGB, spoilt(NAN), "rgb: expected finite floats .* got NaN in 1 of 1536"),
+        (RGB, spoilt(INF), "rgb: expected finite floats .* got infinity"),
+        (EDGES, 255 * frames(2, 1), r"edge: expected floats in \[0, 1\]"),
+        (NORMALS, 127 * frames(2), r"normals: expected floats in \[-1, 1\]"),
+        (NORMALS, spoilt(-INF), "got infinity"),
+        (DEPTH, spoilt(INF, 1), "depth: expected finite floats, got infinity"),
+        (DEPTH, torch.full((2, 1, 16, 16), 900), "depth: expected floats, got torch.int64"),
+        (
+            classes("c", 5),
+            torch.full((2, 16, 16), 7),
+            "c: expected ids below 5, or 255 where none is known, got 7",
+        ),
+        (classes("c", 5), torch.full((2, 16, 16), -2), "got -2"),
+        (classes("c", 5), torch.zeros(2, 16, 16), "c: expected whole numbers below 5, got torch.float32"),
+    ],
+)
+@pytest.mark.parametrize("make", [vq, fsq])
+def test_values_of_another_type_or_range_are_refused(modality, value, message, make, tmp_path):
+    tokenizer = make(modality)
+    before = {k: v.clone() for k, v in tokenizer.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        tokenizer.encode(value)
+    with pytest.raises(ValueError, match=message):
+        tokenizer.fit(value, steps=2, batch=2, folder=tmp_path)
+    assert all(torch.equal(v, before[k]) for k, v in tokenizer.state_dict().items())
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_that_are_not_finite_are_refused():
+    tokenizer = fsq(features("clip", 8), size=(4, 4), patch=1)
+    for value in (NAN, INF):
+        with pytest.raises(ValueError, match="clip: expected finite floats"):
+            tokenizer.encode(torch.full((1, 8, 4, 4), value))
+
+
+@pytest.mark.parametrize("modality", [EDGES, DEPTH, NORMALS])
+def test_pixels_that_are_not_known_are_the_middle_of_the_range(modality):
+    tokenizer = fsq(modality)
+    x = frames(3, modality.channels)
+    x[0, :, :3, :3] = torch.nan
+    x[1] = torch.nan
+    ids = tokenizer.encode(x)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocabulary
+    assert tokenizer._prepared(x)[1].abs().max() == 0
+    if modality is EDGES:
+        assert torch.equal(ids, tokenizer.encode(x.nan_to_num(0.5)))
+    assert math.isfinite(tokenizer.fit(x, steps=2, batch=3).error)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"batch": 0}, {"every": 0}, {"lr": 0.0}, {"lr": NAN}, {"lr": INF}],
+    ids=str,
+)
+def test_fits_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match="steps, batch and every are at least 1 and lr is above 0"):
+        fsq().fit(frames(2), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (vq, {"codebook": 1}),
+        (vq, {"latent": 0}),
+        (vq, {"depth": -1}),
+        (vq, {"width": 0}),
+        (vq, {"size": (0, 0)}),
+        (vq, {"decay": 1.0}),
+        (vq, {"decay": NAN}),
+        (vq, {"commitment": -1.0}),
+        (vq, {"commitment": INF}),
+        (fsq, {"levels": (4.5, 3)}),
+        (fsq, {"levels": ()}),
+    ],
+)
+def test_tokenizers_that_cannot_be_are_refused(make, wrong):
+    with pytest.raises(ValueError, match="got"):
+        make(**wrong)
+
+
+def test_ids_that_are_no_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match="as whole numbers, got .* torch.float32"):
+        fsq().decode(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"width": 10**9},
+        {"size": 3},
+        {"levels": [2.5]},
+        {"modality": {"name": "x"}},
+        {"modality": 5},
+        {"width": "8"},
+        {"depth": -1},
+    ],
+    ids=str,
+)
+def test_files_of_tokenizers_that_lie_are_refused(tmp_path, wrong):
+    path = tmp_path / "t.safetensors"
+    fsq().save(path)
+    facts = {**fsq()._facts(), **wrong}
+    save_file(load_file(path), path, {"step": "0", "described": json.dumps(facts)})
+    with pytest.raises(WeightsError, match=r"t\.safetensors is not of a tokenizer"):
+        load_tokenizer(path)
+    path.write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=r"t\.safetensors is not of a tokenizer"):
+        load_tokenizer(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from testtime.corruptions import corrupt
-from testtime.data import ImageSet, from_arrays
+from testtime.data import Crop, ImageSet, from_arrays
 from testtime.streams import (
     Batch,
     Stream,
@@ -265,3 +265,31 @@ def test_nothing_is_rendered_before_it_is_asked_for() -> None:
     lazy = ImageSet("lazy", ("a",), np.zeros(10, np.int64), Never())
     stream = continual(None, [corrupted(lazy, "fog", size=(8, 8))], batch_size=4)
     assert len(open_set(stream, lazy)) == 5
+
+
+def test_domains_of_different_classes_are_refused() -> None:
+    pixels = np.zeros((2, 8, 8), np.uint8)
+    sets = [from_arrays(name, pixels, [0, 1], classes) for name, classes in (
+        ("a", ("n02", "n03")), ("b", ("n01", "n02", "n03")), ("c", ("n03", "n02")))]  # fmt: skip
+    with pytest.raises(ValueError, match=r"different classes: fog has 2, frost has 3 \(only in frost: n01\)"):
+        continual(None, [corrupted(sets[0], "fog"), corrupted(sets[1], "frost")])
+    with pytest.raises(ValueError, match=r"fog has 2, clean has 2 \(in another order\)"):
+        mixed(None, [corrupted(sets[0], "fog"), clean(sets[2])])
+    continual(None, [corrupted(sets[0], "fog"), clean(UNLABELLED)])
+    open_set(continual(None, [clean(sets[0])], batch_size=2), sets[1])
+
+
+def test_images_of_the_label_minus_1_are_unknown() -> None:
+    part = from_arrays("part", np.zeros((4, 8, 8), np.uint8), [0, -1, 1, -1], ("a", "b"))
+    assert sorted(next(iter(continual(None, [clean(part)]))).y.tolist()) == [-1, -1, 0, 1]
+
+
+def test_pictures_keep_their_shape_in_a_crop_and_so_do_the_unknown() -> None:
+    picture = np.zeros((1, 300, 600, 3), np.uint8)
+    picture[:, 100:200, 250:350] = 255
+    wide = from_arrays("wide", picture, [0], ("a",), channels_last=True)
+    stream = open_set(continual(None, [clean(wide, Crop(224, 256))], batch_size=2), wide)
+    seen = stream[0].x[:, 0] > 0.5
+    assert seen.shape == (2, 224, 224)
+    for square in seen:
+        assert int(square.any(1).sum()) == int(square.any(0).sum()) == 86  # 100 * 256 / 300

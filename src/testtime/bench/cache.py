@@ -81,5 +81,5 @@ def _path(domain: Domain, ids: NDArray[np.int64], folder: Path) -> Path:
 def _fits(domain: Domain, ids: NDArray[np.int64]) -> bool:
     if not len(ids):
         return False
-    height, width = domain.size or tuple(domain.images[0].shape[-2:])
+    height, width = domain.shape
     return len(ids) * domain.images.channels * height * width <= LARGEST

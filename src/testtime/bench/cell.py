@@ -27,6 +27,7 @@ from testtime.bench.cache import cached
 from testtime.bench.prequential import Record, prequential
 from testtime.bench.protocol import Column, Protocol, Row
 from testtime.data import ImageSet
+from testtime.data.imageset import Size
 from testtime.methods import Source
 from testtime.metrics import Cost, Samples, forgetting, peak_memory, state_bytes, summarise
 from testtime.processor import Precision
@@ -187,7 +188,7 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
     model, _ = sets.source_model(protocol.model, cell.data)
     form = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     model = model.to(device).to(memory_format=form)  # type: ignore[call-overload]
-    classes = len(sets.open_data(protocol.closed, cell.data).classes)
+    classes = sets.class_count(protocol.closed, protocol.model, cell.data)
     adapter = cell.row.build(model, classes, cell.seed)
     slow = adapter.cost[0] > SLOW
     if protocol.speed is not None:
@@ -269,9 +270,7 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
     return result
 
 
-def source_batches(
-    images: ImageSet, batch_size: int, seed: int, size: tuple[int, int] | None
-) -> Iterator[Tensor]:
+def source_batches(images: ImageSet, batch_size: int, seed: int, size: Size | None) -> Iterator[Tensor]:
     """Batches of some images of the source, for methods that must see it."""
     chosen = np.random.default_rng(seed).permutation(len(images))[:SOURCE_IMAGES]
     for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):

@@ -10,12 +10,23 @@ from importlib import resources
 from pathlib import Path
 
 from testtime import data
-from testtime.data import ImageSet, sha256_of
+from testtime.data import Crop, ImageSet, sha256_of
+from testtime.data.imageset import Size
 from testtime.errors import DataError, unknown_name
 from testtime.models import Preprocessed, load_model, model_card
 from testtime.streams import Difficulty, Domain, corrupted, fingerprint, published
 
-__all__ = ["SETS", "difficulty", "domains", "find_weights", "open_data", "source_images", "source_model"]
+__all__ = [
+    "SETS",
+    "class_count",
+    "difficulty",
+    "domains",
+    "find_weights",
+    "open_data",
+    "size_for",
+    "source_images",
+    "source_model",
+]
 
 
 def _first(*readers: Callable[[Path], ImageSet]) -> Callable[[Path], ImageSet]:
@@ -78,6 +89,39 @@ def open_data(name: str, root: str | Path) -> ImageSet:
     return SETS[name](Path(root))
 
 
+def class_count(name: str, model: str, root: str | Path) -> int:
+    """The number of classes of a closed set, which is that of a source model's outputs.
+
+    Args:
+        name: key of `SETS`.
+        model: key of `testtime.models.MODELS`.
+        root: data folder.
+
+    Raises:
+        DataError: if the set has another number of classes than the model has outputs.
+    """
+    classes, outputs = open_data(name, root).classes, model_card(model).classes
+    if len(classes) != outputs:
+        raise DataError(
+            f"{root}: expected {outputs:,} classes of {name}, as many as {model} has outputs, found {len(classes):,} "
+            f"({', '.join(classes[:3])}, ...): their numbers would not be those of the outputs; name the class folders "
+            "of ImageNet by wnids, bring the folders of all classes, or take a model of these classes"
+        )
+    return outputs
+
+
+def size_for(side: int) -> Size:
+    """How pictures of any size are brought to a model's size.
+
+    Models of 224 pixels and more see the middle of a picture whose shorter side is 8/7 of that (256 for 224), as in the
+    published ImageNet-C; smaller ones see all of it, stretched.
+
+    >>> size_for(224), size_for(32)
+    (Crop(side=224, shorter=256), (32, 32))
+    """
+    return Crop(side, side * 8 // 7) if side >= 224 else (side, side)
+
+
 def source_images(name: str, root: str | Path) -> ImageSet:
     """The training images of a closed set, or those of them that are there."""
     if name == "digits":
@@ -99,7 +143,7 @@ def domains(
     A published -C folder below the data folder is used where there is one ("published"); else our corruptions
     make them ("ours-" and a fingerprint of what the corruptions do).
     """
-    size = (224, 224) if name == "imagenet" else None
+    size = size_for(224) if name == "imagenet" else None
     folder = Path(root) / PUBLISHED.get(name, "-")
     if folder.is_dir():
         read = data.imagenet_c if name == "imagenet" else data.cifar_c

@@ -66,7 +66,8 @@ class Shadow:
         source: unlabelled images of the source; methods that need them are left out where there are none.
         device: "cpu" or "cuda".
         precision: "bfloat16" runs the networks under autocast.
-        mirror: whether a mirrored image is still of its class; if not, images are turned instead.
+        mirror: whether a mirrored image is still of its class, by default as the model declares; if not, images are turned
+            instead.
         every: also candidates of more than 20 forwards a batch.
     """
 
@@ -77,7 +78,7 @@ class Shadow:
     source: ImageSet | None = None
     device: str = "cpu"
     precision: Precision = "float32"
-    mirror: bool = True
+    mirror: bool | None = None
     every: bool = False
 
     def run(self, out: str | Path, about: dict[str, Any], say: Callable[[str], None] = print) -> None:
@@ -100,7 +101,7 @@ class Shadow:
             "batches": len(self.stream),
             "images": self.stream.images,
             "precision": self.precision,
-            "mirror": self.mirror,
+            "mirror": self.mirrors,
             **about,
         }
         path = folder / "shadow.json"
@@ -128,6 +129,11 @@ class Shadow:
                 say(f"{row.label}: finished already")
                 continue
             self._one(row, file)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether images are mirrored, otherwise turned."""
+        return model_card(self.model).views.mirror if self.mirror is None else self.mirror
 
     def _fits(self, row: Row, say: Callable[[str], None]) -> bool:
         adapter = self._build(row)
@@ -167,7 +173,7 @@ class Shadow:
             right = known = 0
             partial = file.with_suffix(".part")
             with partial.open("w") as lines:
-                seen = watch(adapter, images(), plain, disturb=mirrored if self.mirror else turned)
+                seen = watch(adapter, images(), plain, disturb=mirrored if self.mirrors else turned)
                 for signs in progress(seen, len(self.stream), row.label):
                     lines.write(json.dumps(asdict(signs)) + "\n")
                     lines.flush()

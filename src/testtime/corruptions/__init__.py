@@ -85,8 +85,8 @@ def corrupt(
         seeds: (N,) integers, one for each image; None counts from 0. The random numbers of an image depend
             on its seed and on `name`, so the severities of an image share them, and any split into batches
             gives the same images.
-        constants: "cifar" (made for 32 x 32), "imagenet" (made for 224 x 224) or "auto": cifar up to a
-            height of 64.
+        constants: "cifar" (made for 32 x 32), "imagenet" (made for 224 x 224) or "auto": cifar where the
+            smaller side has up to 64 pixels.
         frost: folder with the original frost textures (frost1 to frost5, .png or .jpg); None uses
             procedural ones.
         quantise: truncate the result to k / 255, as the published sets are stored; else only clip it to [0,
@@ -130,7 +130,7 @@ def corrupt(
     if not (low >= 0 and high <= 1):
         raise ValueError(f"expected images in [0, 1], got values from {low:g} to {high:g}")
     if constants == "auto":
-        constants = "cifar" if x.shape[2] <= 64 else "imagenet"
+        constants = "cifar" if min(x.shape[2:]) <= 64 else "imagenet"
     function = FUNCTIONS[name]
     if name == "frost":
         function = partial(weather.frost, folder=None if frost is None else Path(frost))

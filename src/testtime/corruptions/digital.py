@@ -157,7 +157,7 @@ def pixelate(x: Tensor, c: float, rng: Rng) -> Tensor:
         rng: not used.
     """
     h, w = x.shape[2:]
-    small_h, small_w = int(h * c), int(w * c)
+    small_h, small_w = max(1, int(h * c)), max(1, int(w * c))
     small = box_down(box_down(x, small_w).mT, small_h).mT
     rows = ((torch.arange(h, device=x.device) + 0.5) * (small_h / h)).long()
     columns = ((torch.arange(w, device=x.device) + 0.5) * (small_w / w)).long()

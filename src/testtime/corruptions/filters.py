@@ -75,6 +75,11 @@ def filter2d(x: Tensor, kernel: Tensor, border: str = "reflect") -> Tensor:
     """
     h, w = x.shape[2:]
     pad = (kernel.shape[1] // 2,) * 2 + (kernel.shape[0] // 2,) * 2
+    if border == "reflect" and (w <= pad[0] or h <= pad[2]):
+        raise ValueError(
+            f"expected images of more than {pad[2]} x {pad[0]} pixels for a filter of {tuple(kernel.shape)}, got {h} x {w}; "
+            'enlarge them, or choose constants="cifar"'
+        )
     padded = F.pad(x, pad, mode=border)
     out = torch.zeros_like(x)
     for i, row in enumerate(kernel.tolist()):

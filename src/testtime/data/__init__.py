@@ -12,6 +12,7 @@ from testtime.data.folders import (
     image_folder,
     imagenet,
     imagenet_c,
+    imagenet_wnids,
     omniglot,
     pacs,
     places365,
@@ -19,7 +20,7 @@ from testtime.data.folders import (
     tiny_imagenet,
 )
 from testtime.data.grey import fashion_mnist, mnist, notmnist, read_idx, usps
-from testtime.data.imageset import ImageSet, from_arrays, resized
+from testtime.data.imageset import Crop, ImageSet, from_arrays, resized
 from testtime.data.nyud import NYUD13, NYUD40, nyud, nyud_layout
 from testtime.data.pascal_context import VOC21, pascal_context
 from testtime.data.pickled import read_pickled
@@ -63,6 +64,7 @@ __all__ = [
     "VOC21",
     "AgentEvent",
     "Camera",
+    "Crop",
     "DenseSet",
     "DslrFrame",
     "Embedded",
@@ -82,6 +84,7 @@ __all__ = [
     "image_folder",
     "imagenet",
     "imagenet_c",
+    "imagenet_wnids",
     "iphone_depth",
     "mnist",
     "notmnist",

@@ -32,7 +32,7 @@ class Camera:
 
     Raises:
         ValueError: the model is unknown, or has another number of parameters.
-        DataError: the pose is not a (4, 4) matrix of numbers.
+        DataError: the pose is not a (4, 4) matrix of finite numbers, or the intrinsics are those of no camera.
     """
 
     width: int
@@ -51,6 +51,12 @@ class Camera:
             raise ValueError(
                 f"expected a camera model and its number of distortion parameters, {known}; "
                 f"got {self.model} ({len(self.distortion)})"
+            )
+        lens = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
+        if not np.isfinite(lens).all() or min(self.fx, self.fy) <= 0 or min(self.width, self.height) < 1:
+            raise DataError(
+                f"expected a size of at least 1 x 1, focal lengths above 0 and finite numbers, found {self.width} x "
+                f"{self.height} and {', '.join(map(str, lens))}"
             )
         pose = np.asarray(self.pose, dtype=np.float64)
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
@@ -96,7 +102,7 @@ def rotation(quaternion: Sequence[float]) -> NDArray[np.float64]:
     [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
     q = np.asarray(quaternion, dtype=np.float64)
-    if q.shape != (4,) or not np.linalg.norm(q) > 0:
+    if q.shape != (4,) or not np.isfinite(q).all() or not np.linalg.norm(q) > 0:
         raise DataError(f"expected a quaternion (w, x, y, z), found {q.tolist()}")
     w, x, y, z = q / np.linalg.norm(q)
     return np.array(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
+from testtime.data.dense import IGNORE
 from testtime.data.files import AGAIN, need_choice, need_folder
 from testtime.data.fileset import FileSet
-from testtime.data.folders import SUFFIXES
-from testtime.data.pixels import class_ids, levels
+from testtime.data.listing import images
+from testtime.data.pixels import class_ids, stored_numbers
 from testtime.errors import DataError
 
 __all__ = ["CAMVID11", "camvid"]
@@ -28,12 +30,31 @@ CAMVID11 = (
     "bicyclist",
 )
 UNLABELLED = 11
+COLOURS = {
+    "sky": "128 128 128",
+    "building": "128 0 0, 64 192 0, 64 0 64, 0 128 64, 192 0 128",  # wall, tunnel, bridge, archway
+    "pole": "192 192 128, 0 0 64",  # traffic cone
+    "road": "128 64 128, 128 0 192, 192 0 64",  # lane markings
+    "pavement": "0 0 192, 64 192 128, 128 128 192",  # parking block, shoulder
+    "tree": "128 128 0, 192 192 0",  # other vegetation
+    "sign": "192 128 128, 128 128 64, 0 64 64",  # text, traffic light
+    "fence": "64 64 128",
+    "car": "64 0 128, 64 128 192, 192 128 192, 192 64 128, 128 64 64",  # van, lorry or bus, train, other
+    "pedestrian": "64 64 0, 192 128 64, 64 0 192, 64 128 64",  # child, pram, animal
+    "bicyclist": "0 128 192, 192 0 192",  # motorcycle
+}
+"""The colours (red, green, blue) of the 32 published classes, by the one of SegNet's 11 that they belong to; black is void."""
 DUSK = "0001TP"
+POWERS = np.array([65536, 256, 1])
 SPLITS = ("train", "val", "test")
+ANNOTATIONS = ("annot", "_labels")
 
 
 def camvid(root: str | Path, split: str = "train", light: str | None = None) -> FileSet:
-    """Return CamVid in the folders of SegNet, ``<split>/`` and ``<split>annot/``; a shift of light is in it.
+    """Return CamVid in the folders ``<split>/`` and ``<split>annot/`` (or ``<split>_labels/``); a shift of light is in it.
+
+    Annotations are those of SegNet, ``<name>.png`` of class ids, or those published, ``<name>_L.png``, in the colours of
+    32 classes, which become SegNet's 11.
 
     701 frames of four drives: 577 by day and 124 of the drive 0001TP, at dusk. A model of the frames by day meets a
     natural shift in those at dusk.
@@ -44,7 +65,7 @@ def camvid(root: str | Path, split: str = "train", light: str | None = None) -> 
         light: "day", "dusk", or None for both.
 
     Raises:
-        DataError: files are missing or damaged, or nothing is left.
+        DataError: files are missing or damaged, no image has an annotation, or nothing is left.
         ImportError: Pillow is not installed.
         ValueError: there is no such split or light.
 
@@ -56,28 +77,43 @@ def camvid(root: str | Path, split: str = "train", light: str | None = None) -> 
         need_choice(light, ("day", "dusk"), "light")
     root = Path(root)
     files: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
     for part in SPLITS if split == "all" else (split,):
         folder = need_folder([root / "CamVid" / part, root / part], f"CamVid's folder {part}")
-        need_folder([folder.with_name(f"{part}annot")], "the labels of CamVid")
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-        files |= {f"{part}/{path.stem}": path for path in found}
+        labels[part] = need_folder(
+            [folder.with_name(f"{part}{end}") for end in ANNOTATIONS], "the labels of CamVid"
+        )
+        files |= {f"{part}/{path.stem}": path for path in images(folder)}
     keys = [k for k in files if light is None or (light == "dusk") == k.split("/")[1].startswith(DUSK)]
     if not keys:
         raise DataError(f"{root}: expected images of CamVid {split} {light or ''}, found none; {AGAIN}")
 
     def locate(key: str, task: str) -> Path:
-        path = files[key]
-        return (
-            path
-            if task == "image"
-            else path.parent.with_name(f"{path.parent.name}annot") / f"{path.stem}.png"
-        )
+        if task == "image":
+            return files[key]
+        part, stem = key.split("/")
+        published = labels[part] / f"{stem}_L.png"
+        return published if published.is_file() else labels[part] / f"{stem}.png"
 
     name = "-".join(["camvid", split, *([light] if light else [])])
     return FileSet(name, keys, locate, {"semseg": _semantics}, CAMVID11)
 
 
 def _semantics(path: Path) -> Tensor:
-    ids = levels(path)
-    ids[ids == UNLABELLED] = 255
+    stored = stored_numbers(path).astype(np.int64)
+    if stored.ndim == 2:
+        stored[stored == UNLABELLED] = IGNORE
+        return class_ids(stored, len(CAMVID11), path)
+    codes = stored[..., :3] @ POWERS
+    ids = np.full(codes.shape, -1)
+    ids[codes == 0] = IGNORE
+    for number, name in enumerate(CAMVID11):
+        for colour in COLOURS[name].split(","):
+            ids[codes == np.array(colour.split(), int) @ POWERS] = number
+    if (ids < 0).any():
+        colour = stored[ids < 0][0, :3].tolist()
+        raise DataError(
+            f"{path}: expected class ids, or the colours of the 32 classes of CamVid, found the colour {colour}; "
+            "use the annotations as published, neither resized nor compressed as JPEG"
+        )
     return class_ids(ids, len(CAMVID11), path)

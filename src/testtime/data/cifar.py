@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from testtime.data.bounded import numpy_array
 from testtime.data.files import AGAIN, need_choice, need_file, need_folder, need_size
-from testtime.data.imageset import ImageSet, from_arrays
+from testtime.data.imageset import ImageSet, class_labels, from_arrays
 from testtime.data.pickled import read_pickled
 from testtime.errors import DataError
 
@@ -25,6 +26,7 @@ CIFAR100_CLASSES = tuple(_FINE.split())
 SPLITS = ("train", "test")
 PIXELS = 3 * 32 * 32
 BATCH = 10_000
+CLASSES = {"labels": len(CIFAR10_CLASSES), "fine_labels": len(CIFAR100_CLASSES)}
 
 
 def cifar10(root: str | Path, split: str = "test", complete: bool = True) -> ImageSet:
@@ -80,7 +82,13 @@ def cifar100(root: str | Path, split: str = "test", complete: bool = True) -> Im
     return _joined(f"cifar100-{split}", [part], CIFAR100_CLASSES)
 
 
-def cifar_c(root: str | Path, corruption: str, severity: int = 5, dataset: str = "cifar10") -> ImageSet:
+def cifar_c(
+    root: str | Path,
+    corruption: str,
+    severity: int = 5,
+    dataset: str = "cifar10",
+    one_severity: bool = False,
+) -> ImageSet:
     """Return one corruption of CIFAR-10-C or CIFAR-100-C at one severity, memory-mapped.
 
     Args:
@@ -88,6 +96,7 @@ def cifar_c(root: str | Path, corruption: str, severity: int = 5, dataset: str =
         corruption: name of the file, such as "gaussian_noise".
         severity: 1 to 5.
         dataset: "cifar10" or "cifar100".
+        one_severity: whether the files hold the images of this severity alone; the published ones hold all five.
 
     Raises:
         DataError: if a file is missing, damaged or of another form.
@@ -103,19 +112,30 @@ def cifar_c(root: str | Path, corruption: str, severity: int = 5, dataset: str =
     )
     folder = need_folder([Path(root) / inner, Path(root)], f"the folder {inner}")
     path = folder / f"{corruption}.npy"
-    images, labels = _array(path), _array(folder / "labels.npy")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or len(images) % 5:
+    images = numpy_array(path, "images of a corrupted CIFAR", mapped=True)
+    labels = numpy_array(folder / "labels.npy", "labels of a corrupted CIFAR")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or not len(images):
+        remedy = "save them as round(255 x) in uint8" if images.dtype.kind == "f" else AGAIN
+        if images.shape[1:] == (3, 32, 32):
+            remedy = "save images.transpose(0, 2, 3, 1)"
         raise DataError(
-            f"{path}: expected uint8 (5N, 32, 32, 3), found {images.dtype} {images.shape}; {AGAIN}"
+            f"{path}: expected uint8 (5N, 32, 32, 3), found {images.dtype} {images.shape}; {remedy}"
         )
-    if labels.shape != (len(images),):
+    labels = class_labels(labels, labels.size, len(classes), str(folder / "labels.npy"))
+    count = len(images) if one_severity else len(images) // 5
+    five = len(labels) == 5 * count and bool((labels.reshape(5, count) == labels[:count]).all())
+    if len(images) != (count if one_severity else 5 * count) or not (
+        five or (one_severity and len(labels) == count)
+    ):
         raise DataError(
-            f"{folder / 'labels.npy'}: expected {len(images)} labels, found {labels.shape}; {AGAIN}"
+            f"{folder / 'labels.npy'}: expected {5 * count} labels, five times the same {count}, once for each severity, "
+            f"found {len(labels)}{'' if five else ' that are not'} for {len(images)} images of {path.name}; "
+            "one_severity=True reads images of one severity alone"
         )
-    one = len(images) // 5
-    part = slice((severity - 1) * one, severity * one)
+    start = 0 if one_severity else (severity - 1) * count
+    part = slice(start, start + count)
     name = f"{dataset}-c-{corruption}-{severity}"
-    return from_arrays(name, images[part], labels[part], classes, channels_last=True)
+    return from_arrays(name, images[part], labels[:count], classes, channels_last=True)
 
 
 def _folder(root: Path, binary: str, python: str, mark: str) -> Path:
@@ -132,7 +152,9 @@ def _binary_batch(path: Path, key: str, labels: int, count: int | None) -> Part:
     """Read records of `labels` label bytes, the last being the one wanted, and 3,072 pixel bytes."""
     records = need_size(path, labels + PIXELS, count)
     rows = np.memmap(path, np.uint8, "r").reshape(records, labels + PIXELS)
-    return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1].astype(np.int64)
+    return rows[:, labels:].reshape(-1, 3, 32, 32), class_labels(
+        rows[:, labels - 1], records, CLASSES[key], str(path)
+    )
 
 
 def _python_batch(path: Path, key: str, labels: int, count: int | None) -> Part:
@@ -140,22 +162,15 @@ def _python_batch(path: Path, key: str, labels: int, count: int | None) -> Part:
     table: dict[str, Any] = read_pickled(path)
     data, y = table.get("data"), table.get(key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (PIXELS,):
-        raise DataError(f"{path}: expected 'data' as uint8 (N, {PIXELS}); {AGAIN}")
-    if not isinstance(y, list) or len(y) != len(data) or (count and len(data) != count):
-        found = f"{len(data)} images and {len(y) if isinstance(y, list) else 'no'} labels"
+        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise DataError(f"{path}: expected 'data' as uint8 (N, {PIXELS}), found {found}; {AGAIN}")
+    if not isinstance(y, list | tuple | np.ndarray) or len(y) != len(data) or (count and len(data) != count):
+        labels_found = len(y) if isinstance(y, list | tuple | np.ndarray) else "no list or array of"
+        found = f"{len(data)} images and {labels_found} labels among {', '.join(map(str, table))}"
         raise DataError(f"{path}: expected {count or 'as many'} images and {key!r}, found {found}; {AGAIN}")
-    return data.reshape(-1, 3, 32, 32), np.array(y, dtype=np.int64)
+    return data.reshape(-1, 3, 32, 32), class_labels(y, len(data), CLASSES[key], str(path))
 
 
 def _joined(name: str, parts: list[Part], classes: tuple[str, ...]) -> ImageSet:
     images = parts[0][0] if len(parts) == 1 else np.concatenate([images for images, _ in parts])
     return from_arrays(name, images, np.concatenate([labels for _, labels in parts]), classes)
-
-
-def _array(path: Path) -> NDArray[Any]:
-    """Memory-map a .npy file."""
-    need_file(path, "an array of a corrupted CIFAR")
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: expected a .npy array, found otherwise ({error}); {AGAIN}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import final
 
@@ -33,6 +34,9 @@ class FileSet(DenseSet):
         classes: the names of the classes of "semseg".
         image: how an image is read.
         camera: where a key was seen from, if the data set says.
+
+    Raises:
+        DataError: no sample at all has its label of a task.
     """
 
     def __init__(
@@ -48,6 +52,12 @@ class FileSet(DenseSet):
         self.name, self.tasks, self.classes = name, tuple(decode), tuple(classes)
         self.keys = list(keys)
         self._locate, self._decode, self._image, self._camera = locate, dict(decode), image, camera
+        for task in self.tasks if self.keys else ():
+            if not any(locate(key, task).is_file() for key in self.keys):
+                raise DataError(
+                    f"{locate(self.keys[0], task)}: no such file, and none of the {len(self)} samples of {name} has its "
+                    f"annotation of {task!r}; put the labels there, or do without this task"
+                )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -83,8 +93,9 @@ class FileSet(DenseSet):
         Raises:
             IndexError: an index is out of range.
         """
-        keys = [self._key(i) for i in indices]
-        return FileSet(self.name, keys, self._locate, self._decode, self.classes, self._image, self._camera)
+        chosen = copy(self)  # of which no sample may have a label
+        chosen.keys = [self._key(i) for i in indices]
+        return chosen
 
     def camera(self, index: int) -> Camera:
         """Return the intrinsics and the pose of one sample.

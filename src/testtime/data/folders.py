@@ -1,22 +1,32 @@
 """Data sets that are folders of image files: the general layout, and the published ones by name."""
 
-import io
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from testtime.data.files import AGAIN, need_choice, need_file, need_folder
+from testtime.data.decoding import decoded, image_bytes
+from testtime.data.files import AGAIN, need_choice, need_folder
 from testtime.data.imageset import ImageSet
+from testtime.data.listing import SUFFIXES, folders, images, inside, read_lines
 from testtime.errors import DataError, need_pillow
+from testtime.progress import progress
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+OUTPUTS = 1000  # of a model of ImageNet
+SKIP = (
+    "skip_damaged=True of image_folder, or testtime bench --images DIR --skip-damaged, leaves such files out"
+)
 
 
 class FileImages:
-    """Image files, decoded when asked for.
+    """Image files, decoded when asked for: upright, 8 bits a channel; see :func:`testtime.data.decoding.decoded`.
 
     Args:
         paths: the files, in order.
@@ -33,115 +43,215 @@ class FileImages:
         return len(self.paths)
 
     def pixels(self, index: int, channels: int) -> NDArray[np.uint8]:
-        return decoded(self.raw(index), channels, self.paths[index])
+        try:
+            return decoded(self.raw(index), channels, self.paths[index])
+        except DataError as error:
+            raise DataError(f"{error}; {SKIP}") from error
 
     def raw(self, index: int) -> bytes:
-        return need_file(self.paths[index], "an image").read_bytes()
+        return image_bytes(self.paths[index])
 
 
-def decoded(encoded: bytes, channels: int, path: Path) -> NDArray[np.uint8]:
-    """Return the pixels of an encoded image, uint8 (channels, H, W).
-
-    Args:
-        encoded: the bytes of a JPEG, PNG or other common image.
-        channels: 1 (grey) or 3 (RGB); an alpha channel is dropped.
-        path: where they came from, for the message.
-
-    Raises:
-        DataError: if the image is damaged or has more than 8 bits a channel.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.mode[0] in "IF":
-                raise DataError(
-                    f"{path}: expected 8 bits a channel, found mode {image.mode}; convert it first"
-                )
-            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: expected an image, found a damaged file ({error}); {AGAIN}") from error
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
-
-
-def image_folder(root: str | Path, name: str | None = None, channels: int = 3) -> ImageSet:
+def image_folder(
+    root: str | Path, name: str | None = None, channels: int = 3, skip_damaged: bool = False
+) -> ImageSet:
     """Return the images of a folder: one class for each folder under it, or no labels where images lie in it.
+
+    Classes and images are in natural order: "2" before "10", frame_2 before frame_10. Hidden files and folders
+    are left out, links are followed. Images are turned as their EXIF orientation says; of an animation the first
+    frame is taken; an alpha channel is dropped. Images beside class folders are left out with a warning if they
+    are fewer than the folders.
 
     Args:
         root: the folder.
-        name: what it is; the folder's name by default.
+        name: name of the set; the folder's name by default.
         channels: 1 or 3.
+        skip_damaged: whether to decode every image once now and to leave out those that cannot be read; the
+            set's ``skipped`` names them.
 
     Raises:
-        DataError: if there is no such folder, it holds no image, or one of its classes holds none.
+        DataError: if there is no such folder, it holds no image, one of its classes holds none, or as many images
+            lie beside the class folders as there are folders.
+        ImportError: if Pillow is not installed.
     """
     folder = need_folder([Path(root)], "a folder of images, or of folders of images")
-    flat = _images(folder)
-    if flat:
-        return ImageSet(name or folder.name, (), None, FileImages(flat), channels)
-    classes = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    return by_class(
-        name or folder.name, {c: _images(folder / c, deep=True) for c in classes}, folder, channels
-    )
+    beside, classes = _by_folder(folder)
+    empty = [path.name for path in folders(folder) if path.name not in classes]
+    title = name or folder.name or folder.resolve().name
+    if not classes:
+        classes, empty = {"": beside}, []
+    elif beside:
+        _leave_out(beside, classes, folder)
+    skipped: list[str] = []
+    if skip_damaged:
+        classes, skipped = _sound(classes, channels, folder)
+    if list(classes) == [""]:
+        if not classes[""]:
+            raise DataError(_no_images(folder, "none", skipped))
+        return ImageSet(title, (), None, FileImages(classes[""]), channels, tuple(skipped))
+    empty += [name for name, paths in classes.items() if not paths]
+    if empty:
+        raise DataError(_no_images(folder, f"none in {', '.join(empty[:5])}", skipped))
+    return replace(labelled(title, classes, channels), skipped=tuple(skipped))
 
 
-def by_class(name: str, files: dict[str, list[Path]], folder: Path, channels: int = 3) -> ImageSet:
-    """Return the set of these files, the classes in the order of the dict.
+def labelled(
+    name: str, files: Mapping[str, Sequence[Path]], channels: int = 3, classes: Sequence[str] | None = None
+) -> ImageSet:
+    """Return the set of these files.
 
     Args:
-        name: what it is.
+        name: name of the set.
         files: for each class, its images.
-        folder: where they were looked for, for the message.
         channels: 1 or 3.
-
-    Raises:
-        DataError: if there is no class, or one has no image.
+        classes: names of all classes, in the order of the labels; those of the files by default.
     """
-    empty = [c for c, paths in files.items() if not paths]
-    if not files or empty:
-        which = f"none in {', '.join(empty[:5])}" if empty else "none"
-        raise DataError(
-            f"{folder}: expected images ({' '.join(sorted(SUFFIXES))}) in class folders, found {which};"
-            " check the path, or unpack the archive again"
+    names = tuple(files if classes is None else classes)
+    number = {each: label for label, each in enumerate(names)}
+    labels = np.repeat([number[each] for each in files], [len(paths) for paths in files.values()])
+    return ImageSet(name, names, labels, FileImages([p for paths in files.values() for p in paths]), channels)
+
+
+def _by_folder(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """The images directly in a folder, and those of each folder below, which may lie deeper."""
+    depth = len(folder.parts)
+    beside: list[Path] = []
+    below: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in images(folder, deep=True):
+        inner = path.parts[depth:]
+        (beside if len(inner) == 1 else below[inner[0]]).append(path)
+    flat = {name for name, paths in below.items() if any(len(path.parts) == depth + 2 for path in paths)}
+    deeper = {
+        name: dict.fromkeys(path.parts[depth + 1] for path in paths)
+        for name, paths in below.items()
+        if name not in flat
+    }
+    group = next((name for name, inner in deeper.items() if len(inner) > 1), None)
+    if group is not None and not flat and not beside:
+        warnings.warn(
+            f"{folder}: the classes are {_some(below)}, but the images lie in folders below, such as "
+            f"{group}/{next(iter(deeper[group]))}; if those are the classes, give {folder / group} as root",
+            stacklevel=3,
         )
-    labels = np.repeat(np.arange(len(files)), [len(paths) for paths in files.values()])
-    paths = [path for group in files.values() for path in group]
-    return ImageSet(name, tuple(files), labels, FileImages(paths), channels)
+    return beside, dict(below)
 
 
-def imagenet(root: str | Path, split: str = "val") -> ImageSet:
-    """Return ImageNet, or a part of it, from ``<split>/<wnid>/*.JPEG``; classes are sorted wnids.
+def _leave_out(beside: Sequence[Path], classes: Mapping[str, object], folder: Path) -> None:
+    found = (
+        f"{folder}: found {len(beside)} images ({_some(p.name for p in beside)}) beside the class folders "
+    )
+    if len(beside) >= len(classes):
+        raise DataError(f"{found}{_some(classes)}; move the images, or the folders, to another place")
+    warnings.warn(f"{found}{_some(classes)}; the images beside the folders are left out", stacklevel=3)
+
+
+def _sound(
+    classes: Mapping[str, Sequence[Path]], channels: int, folder: Path
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """The images that can be decoded, and the names of the others."""
+    skipped: list[str] = []
+
+    def sound(path: Path) -> bool:
+        try:
+            decoded(image_bytes(path), channels, path)
+        except DataError:
+            skipped.append(path.relative_to(folder).as_posix())
+            return False
+        return True
+
+    total = sum(map(len, classes.values()))
+    every = progress(
+        ((name, path) for name, paths in classes.items() for path in paths), total, "reading images"
+    )
+    kept: dict[str, list[Path]] = {name: [] for name in classes}
+    for name, path in every:
+        if sound(path):
+            kept[name].append(path)
+    return kept, skipped
+
+
+def _no_images(folder: Path, found: str, skipped: Sequence[str]) -> str:
+    damaged = f" ({len(skipped)} are damaged: {_some(skipped)})" if skipped else ""
+    return (
+        f"{folder}: expected images ({' '.join(sorted(SUFFIXES))}) in it or in class folders, found {found}{damaged};"
+        " check the path, or unpack the archive again"
+    )
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+@cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """Return the wnids of the 1,000 classes of ImageNet (ILSVRC 2012) in the order of every model's outputs.
+
+    >>> imagenet_wnids().index("n02099601")  # golden retriever
+    207
+    """
+    return tuple(Path(__file__).with_name("imagenet_wnids.txt").read_text().split())
+
+
+def imagenet(root: str | Path, split: str = "val", skip_damaged: bool = False) -> ImageSet:
+    """Return ImageNet, a part of it, or a set with its classes such as ImageNet-A, -R, -V2 or -Sketch.
+
+    The folders are ``<split>/<wnid>/*.JPEG``, or ``<split>/<number>/`` with the numbers of the outputs, as
+    ImageNet-V2 has them. The labels are the outputs of a model of the 1,000 classes, also where some classes have
+    no image. Folders of other names are classes of their own, in natural order.
 
     Args:
         root: the folder that holds the split, or the split itself.
         split: "val" or "train".
+        skip_damaged: whether to leave out images that cannot be read; see :func:`image_folder`.
 
     Raises:
-        DataError: if the images are missing, or lie flat as in the published validation archive.
+        DataError: if the images are missing, lie flat as in the published validation archive, or some of the
+            folders are classes of ImageNet and others are not.
+
+    Departures: the published accuracies on ImageNet-A and -R are over the 200 outputs of their classes; here all
+    1,000 outputs compete. Images are turned as EXIF says, which most published evaluations do not.
 
     Source: Russakovsky et al., *ImageNet Large Scale Visual Recognition Challenge*, IJCV 2015.
     """
     need_choice(split, ("val", "train"), "split")
     folder = need_folder([Path(root) / split, Path(root)], "ImageNet as one folder for each wnid")
-    images = image_folder(folder, f"imagenet-{split}")
-    if images.labels is None:
+    return _by_output(image_folder(folder, f"imagenet-{split}", skip_damaged=skip_damaged), folder)
+
+
+def _by_output(found: ImageSet, folder: Path) -> ImageSet:
+    """The set with the 1,000 outputs as classes, if its folders are named by wnids or by numbers of outputs."""
+    if found.labels is None:
         raise DataError(
             f"{folder}: expected one folder for each wnid, found images without; sort them into folders first"
         )
-    return images
+    wnids = imagenet_wnids()
+    if all(re.fullmatch("[0-9]+", name) and int(name) < OUTPUTS for name in found.classes):
+        outputs = [int(name) for name in found.classes]
+    else:
+        number = {wnid: output for output, wnid in enumerate(wnids)}
+        others = [name for name in found.classes if name not in number]
+        if len(others) == len(found.classes):
+            return found
+        if others:
+            raise DataError(
+                f"{folder}: expected folders named by wnids of ImageNet's 1,000 classes, found also {_some(others)}; "
+                "move these to another place"
+            )
+        outputs = [number[name] for name in found.classes]
+    return replace(found, classes=wnids, labels=np.array(outputs)[found.labels])
 
 
-def imagenet_c(root: str | Path, corruption: str, severity: int = 5) -> ImageSet:
+def imagenet_c(root: str | Path, corruption: str, severity: int = 5, skip_damaged: bool = False) -> ImageSet:
     """Return one corruption of ImageNet-C at one severity, from ``<corruption>/<severity>/<wnid>/*.JPEG``.
 
     Args:
         root: the folder that holds the corruptions, directly or in groups such as ``noise``.
         corruption: such as "gaussian_noise".
         severity: 1 to 5.
+        skip_damaged: whether to leave out images that cannot be read; see :func:`image_folder`.
+
+    The labels are those of :func:`imagenet`.
 
     Raises:
         DataError: if there is no such folder or it holds no images.
@@ -151,11 +261,12 @@ def imagenet_c(root: str | Path, corruption: str, severity: int = 5) -> ImageSet
     """
     if severity not in range(1, 6):
         raise ValueError(f"severity must be 1 to 5, got {severity}")
-    root = Path(root)
     tail = Path(corruption) / str(severity)
-    groups = sorted(path / tail for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    folder = need_folder([root / tail, root / "ImageNet-C" / tail, *groups], f"ImageNet-C {tail}")
-    return image_folder(folder, f"imagenet-c-{corruption}-{severity}")
+    roots = [Path(root), Path(root) / "ImageNet-C"]
+    groups = [group / tail for place in roots if place.is_dir() for group in folders(place)]
+    folder = need_folder([*(place / tail for place in roots), *groups], f"ImageNet-C {tail}")
+    name = f"imagenet-c-{corruption}-{severity}"
+    return _by_output(image_folder(folder, name, skip_damaged=skip_damaged), folder)
 
 
 def textures(root: str | Path) -> ImageSet:
@@ -175,14 +286,15 @@ def textures(root: str | Path) -> ImageSet:
 
 
 def tiny_imagenet(root: str | Path, split: str = "val") -> ImageSet:
-    """Return Tiny ImageNet; classes are sorted wnids.
+    """Return Tiny ImageNet; classes are sorted wnids, those of ``wnids.txt`` if it is there.
 
     Args:
         root: the folder ``tiny-imagenet-200``, or the folder that holds it.
-        split: "train" (``train/<wnid>/images``) or "val" (``val/images`` and ``val/val_annotations.txt``).
+        split: "train" (``train/<wnid>/images``) or "val" (``val/images`` and ``val/val_annotations.txt``, or
+            sorted into ``val/<wnid>``).
 
     Raises:
-        DataError: if files are missing or an annotation names none.
+        DataError: if files are missing, an annotation names none, or it names one outside of the folder.
         ValueError: if there is no such split.
 
     Source: Le and Yang, *Tiny ImageNet Visual Recognition Challenge*, 2015.
@@ -191,14 +303,29 @@ def tiny_imagenet(root: str | Path, split: str = "val") -> ImageSet:
     root = Path(root)
     what = f"Tiny ImageNet's folder {split}"
     folder = need_folder([root / "tiny-imagenet-200" / split, root / split], what)
-    if split == "train":
-        return image_folder(folder, "tiny-imagenet-train")
-    rows = _table(folder / "val_annotations.txt", 2)
-    groups: dict[str, list[Path]] = {wnid: [] for wnid in sorted({row[1] for row in rows})}
-    for row in rows:
-        groups[row[1]].append(folder / "images" / row[0])
-    _all_there((path for paths in groups.values() for path in paths), folder / "val_annotations.txt")
-    return by_class("tiny-imagenet-val", groups, folder)
+    annotations, flat = folder / "val_annotations.txt", folder / "images"
+    by_list = split == "val" and (
+        annotations.is_file() if flat.is_dir() and images(flat) else not _wnid_folders(folder)
+    )
+    groups: dict[str, list[Path]] = defaultdict(list)
+    if by_list:
+        for file, wnid, *_ in _table(annotations, 2):
+            groups[wnid].append(inside(flat, file))
+        _all_there((path for paths in groups.values() for path in paths), annotations)
+    else:
+        for below in _wnid_folders(folder):
+            groups[below.name] = images(below, deep=True)
+        empty = [wnid for wnid, paths in groups.items() if not paths]
+        if empty or not groups:
+            raise DataError(_no_images(folder, f"none in class folders {_some(empty)}".rstrip(), ()))
+    listing = folder.parent / "wnids.txt"
+    wnids = set(groups) | set(read_lines(listing, "the wnids of the classes") if listing.is_file() else ())
+    ordered = {wnid: groups[wnid] for wnid in sorted(groups)}
+    return labelled(f"tiny-imagenet-{split}", ordered, classes=sorted(wnids))
+
+
+def _wnid_folders(folder: Path) -> list[Path]:
+    return [path for path in folders(folder) if path.name != "images"]
 
 
 def places365(root: str | Path) -> ImageSet:
@@ -210,7 +337,7 @@ def places365(root: str | Path) -> ImageSet:
         root: the folder that holds ``val_256``, or the images themselves.
 
     Raises:
-        DataError: if images are missing, or the list names one that is not there.
+        DataError: if images are missing, or the list names one that is not there or not in the folder.
 
     Source: Zhou et al., *Places: A 10 Million Image Database*, TPAMI 2018.
     """
@@ -221,15 +348,15 @@ def places365(root: str | Path) -> ImageSet:
     if listing is None:
         return image_folder(folder, "places365")
     rows = _table(listing, 2)
-    paths = [folder / row[0] for row in rows]
+    paths = [inside(folder, row[0]) for row in rows]
     _all_there(paths, listing)
-    try:
-        labels = np.array([int(row[1]) for row in rows], dtype=np.int64)
-    except ValueError as error:
-        raise DataError(f"{listing}: expected a number after each name ({error}); {AGAIN}") from error
+    labels = _numbers(rows, listing)
     names = listing.with_name("categories_places365.txt")
-    count = int(labels.max()) + 1
-    classes = [row[0] for row in _table(names, 2)] if names.is_file() else [str(i) for i in range(count)]
+    if names.is_file():
+        table = _table(names, 2)
+        classes = [table[at][0] for at in np.argsort(_numbers(table, names), kind="stable")]
+    else:
+        classes = [str(i) for i in range(int(labels.max()) + 1)]
     return ImageSet("places365", tuple(classes), labels, FileImages(paths))
 
 
@@ -268,27 +395,30 @@ def omniglot(root: str | Path, channels: int = 3) -> ImageSet:
     root = Path(root)
     inner = [root / name for name in ("images_background", "images_evaluation", "omniglot")]
     folder = need_folder([*inner, root], "the drawings of Omniglot")
-    if _images(folder):
+    groups: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in images(folder, deep=True):
+        groups[path.parent.relative_to(folder).as_posix()].append(path)
+    if not groups or "." in groups:
         return image_folder(folder, "omniglot", channels)
-    groups: dict[str, list[Path]] = {}
-    for path in _images(folder, deep=True):
-        groups.setdefault(path.parent.relative_to(folder).as_posix(), []).append(path)
-    return by_class("omniglot", groups, folder, channels)
-
-
-def _images(folder: Path, deep: bool = False) -> list[Path]:
-    found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return labelled("omniglot", groups, channels)
 
 
 def _table(path: Path, columns: int) -> list[list[str]]:
-    """Read a text file of white-space separated rows with at least so many columns."""
-    lines = need_file(path, "the list of the images").read_text().splitlines()
-    rows = [line.split() for line in lines if line.strip()]
+    """Read a text file of rows with at least so many columns, separated by tabs or else by white space."""
+    lines = read_lines(path, "the list of the images")
+    rows = [re.split(r"\s*\t\s*", line) if "\t" in line else line.split() for line in lines]
     short = next((i for i, row in enumerate(rows) if len(row) < columns), None)
-    if not rows or short is not None:
-        raise DataError(f"{path}: expected {columns} columns, found fewer in row {(short or 0) + 1}; {AGAIN}")
+    if short is not None:
+        raise DataError(f"{path}: expected {columns} columns, found fewer in row {short + 1}; {AGAIN}")
     return rows
+
+
+def _numbers(rows: Sequence[Sequence[str]], path: Path) -> NDArray[np.int64]:
+    """The numbers in the second column of a list."""
+    try:
+        return np.array([int(row[1]) for row in rows], dtype=np.int64)
+    except ValueError as error:
+        raise DataError(f"{path}: expected a number after each name ({error}); {AGAIN}") from error
 
 
 def _all_there(paths: Iterable[Path], listing: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from testtime.data.files import AGAIN, need_choice, need_folder
 from testtime.data.folders import image_folder
-from testtime.data.imageset import ImageSet, from_arrays
+from testtime.data.imageset import ImageSet, class_labels, from_arrays
 from testtime.errors import DataError
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -30,6 +30,7 @@ FASHION = (
 LETTERS = tuple("ABCDEFGHIJ")
 SPLITS = ("train", "test")
 UNSIGNED_BYTES = 0x08
+MOST = 1 << 30  # values of a file
 
 
 def read_idx(path: str | Path) -> NDArray[np.uint8]:
@@ -45,17 +46,25 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     """
     path = Path(path)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:2] != b"\0\0" or head[2] != UNSIGNED_BYTES or not 1 <= head[3] <= 4:
+                raise DataError(
+                    f"{path}: expected the idx magic number 00 00 08, found {head.hex(' ')}; {AGAIN}"
+                )
+            sizes = file.read(4 * head[3])
+            shape = tuple(int.from_bytes(sizes[at : at + 4], "big") for at in range(0, len(sizes), 4))
+            if len(shape) < head[3] or math.prod(shape) > MOST:
+                raise DataError(
+                    f"{path}: expected {head[3]} sizes of at most {MOST} values, found {shape}; {AGAIN}"
+                )
+            data = file.read(math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected a gzipped idx file, found otherwise ({error}); {AGAIN}") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != UNSIGNED_BYTES or not 1 <= data[3] <= 4:
-        raise DataError(f"{path}: expected the idx magic number 00 00 08, found {data[:4].hex(' ')}; {AGAIN}")
-    start = 4 + 4 * data[3]
-    shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
-    if len(data) - start != math.prod(shape):
-        found = max(0, len(data) - start)
+    if len(data) != math.prod(shape):
+        found = len(data) if len(data) < math.prod(shape) else "more"
         raise DataError(f"{path}: expected {shape} values, found {found}; {AGAIN}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def mnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
@@ -95,13 +104,16 @@ def fashion_mnist(root: str | Path, split: str = "test", channels: int = 3) -> I
     return _idx_set(Path(root), "fashion_mnist", places, split, FASHION, channels)
 
 
-def notmnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
+def notmnist(
+    root: str | Path, split: str = "test", channels: int = 3, skip_damaged: bool = False
+) -> ImageSet:
     """Return notMNIST, the letters A to J, 28x28.
 
     Args:
         root: the folder of the idx files, or of ``notMNIST_{small,large}/<letter>/*.png``, or one above.
         split: "test" (small) or "train" (large).
         channels: 1 or 3.
+        skip_damaged: whether to leave out images that cannot be read; the published archives hold a few.
 
     Raises:
         DataError: if a file is missing or damaged.
@@ -112,7 +124,7 @@ def notmnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageS
     need_choice(split, SPLITS, "split")
     folder = Path(root) / ("notMNIST_small" if split == "test" else "notMNIST_large")
     if folder.is_dir():
-        return image_folder(folder, f"notmnist-{split}", channels)
+        return image_folder(folder, f"notmnist-{split}", channels, skip_damaged)
     return _idx_set(Path(root), "notmnist", ("notmnist", "notMNIST"), split, LETTERS, channels)
 
 
@@ -148,32 +160,51 @@ def _idx_set(
 ) -> ImageSet:
     need_choice(split, SPLITS, "split")
     stem = "train" if split == "train" else "t10k"
-    images = read_idx(_idx_file(root, places, f"{stem}-images-idx3-ubyte"))
-    labels = read_idx(_idx_file(root, places, f"{stem}-labels-idx1-ubyte"))
+    image_file = _idx_file(root, places, f"{stem}-images-idx3-ubyte")
+    label_file = _idx_file(root, places, f"{stem}-labels-idx1-ubyte")
+    images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or labels.ndim != 1:
+        swapped = " (the files are swapped)" if (images.ndim, labels.ndim) == (1, 3) else ""
         raise DataError(
-            f"{root}: expected images (N, H, W) and labels (N,), found {images.shape}, {labels.shape}"
+            f"{image_file}, {label_file}: expected images (N, H, W) and labels (N,), found {images.shape} and "
+            f"{labels.shape}{swapped}; {AGAIN}"
         )
-    return from_arrays(f"{name}-{split}", images, labels.astype(np.int64), classes, channels)
+    numbers = class_labels(labels, len(images), len(classes), str(label_file))
+    return from_arrays(f"{name}-{split}", images, numbers, classes, channels)
 
 
 def _idx_file(root: Path, places: tuple[str, ...], name: str) -> Path:
+    """Find a file under its published name or with a dot before "idx", gzipped or not, or in a folder of its name."""
+    names = [f"{base}{suffix}" for base in (name, name.replace("-idx", ".idx")) for suffix in (".gz", "")]
     for folder in (root, *(root / place for place in places)):
-        for path in (folder / f"{name}.gz", folder / name):
+        for path in (folder / each for each in names):
             if path.is_file():
                 return path
+            inner = [path / each for each in names if (path / each).is_file()] if path.is_dir() else []
+            if inner:
+                return inner[0]
     raise DataError(
-        f"{root / name}[.gz]: no such file; expected an idx file; looked also in {', '.join(places)}"
+        f"{root / name}[.gz]: no such file, nor with a dot before idx; expected an idx file; looked also in "
+        f"{', '.join(places)}; give the folder that holds it as root"
     )
 
 
 def _libsvm(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read rows "label 1:v 2:v ...": labels 1 to 10, values in [-1, 1]."""
     try:
-        rows = [line.split() for line in bz2.decompress(path.read_bytes()).decode("ascii").splitlines()]
+        with bz2.open(path) as file:
+            text = file.read(MOST + 1)
+        if len(text) > MOST:
+            raise ValueError(f"more than {MOST} bytes")
+        rows = [line.split() for line in text.decode("ascii").splitlines()]
         values = np.array([[float(cell.partition(":")[2]) for cell in row[1:]] for row in rows])
-        labels = np.array([int(float(row[0])) - 1 for row in rows], dtype=np.int64)
+        if not np.isfinite(values).all():
+            raise ValueError("a value that is not finite")
         pixels = np.rint((values.reshape(-1, 16, 16) + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
+        digits = np.array([float(row[0]) - 1 for row in rows])
     except (OSError, ValueError, EOFError, IndexError) as error:
         raise DataError(f"{path}: expected rows of a label and 256 values ({error}); {AGAIN}") from error
+    labels = class_labels(digits, len(pixels), len(DIGITS), str(path))
+    if (labels < 0).any():
+        raise DataError(f"{path}: expected labels 1 to 10, found 0; {AGAIN}")
     return pixels, labels

@@ -47,7 +47,14 @@ class ArrayImages:
         elif array.ndim == 4 and channels_last:
             array = array.transpose(0, 3, 1, 2)
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
-            raise DataError(f"expected uint8 images of 1 or 3 channels, found {array.dtype} {array.shape}")
+            remedy = (
+                "multiply images in [0, 1] by 255 and convert them to uint8"
+                if array.dtype.kind == "f"
+                else f"channels_last={not channels_last} reads the channels on the other side"
+            )
+            raise DataError(
+                f"expected uint8 images of 1 or 3 channels, found {array.dtype} {array.shape}; {remedy}"
+            )
         self.array = array
 
     def __len__(self) -> int:
@@ -101,11 +108,12 @@ class ImageSet:
     """A data set: named, with labels if it has any, its images decoded when asked for.
 
     Args:
-        name: what it is, for reports.
-        classes: the names of the classes; empty without labels.
-        labels: (N,) integers in [0, len(classes)), or None.
-        images: the source of the pixels.
+        name: name of the set, for reports.
+        classes: names of the classes; empty without labels.
+        labels: (N,) integers in [0, len(classes)), -1 for an image of no known class; or None.
+        images: source of the pixels.
         channels: 1 or 3; grey images are repeated to 3.
+        skipped: names of the files that were left out because they are damaged.
 
     Raises:
         DataError: if the number of labels is not the number of images or a label is not that of a class.
@@ -120,19 +128,14 @@ class ImageSet:
     labels: NDArray[np.int64] | None
     images: Images
     channels: int = 3
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         if self.labels is None:
             return
-        labels = np.array(self.labels, dtype=np.int64)
-        if labels.shape != (len(self.images),):
-            raise DataError(f"{self.name}: {len(self.images)} images but labels of shape {labels.shape}")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            raise DataError(
-                f"{self.name}: labels from {labels.min()} to {labels.max()}, but {len(self.classes)} classes"
-            )
+        labels = class_labels(self.labels, len(self.images), len(self.classes), self.name)
         labels.setflags(write=False)
         object.__setattr__(self, "labels", labels)
 
@@ -146,12 +149,13 @@ class ImageSet:
         pixels = self.images.pixels(int(index) % len(self), self.channels)
         return torch.from_numpy(np.array(pixels, copy=True, order="C"))
 
-    def batch(self, indices: Iterable[int], size: int | tuple[int, int] | None = None) -> Tensor:
+    def batch(self, indices: Iterable[int], size: "int | Size | None" = None) -> Tensor:
         """Return images as float (B, channels, H, W) in [0, 1].
 
         Args:
             indices: which images, in this order.
-            size: height and width in pixels to resize to, one number for both; None keeps the images' own.
+            size: height and width in pixels to stretch to, one number for both; or a `Crop`, which keeps the
+                shape of what is in the image; None keeps the images' own.
 
         Raises:
             ValueError: if there are no indices, or the images differ in size and no size is given.
@@ -210,17 +214,101 @@ class ImageSet:
         return state.hexdigest()
 
 
-def resized(images: Tensor, size: int | tuple[int, int] | None) -> Tensor:
+@dataclass(frozen=True)
+class Crop:
+    """The middle of an image whose shorter side was scaled: what is in it keeps its shape.
+
+    An image of the wanted size already stays as it is.
+
+    Args:
+        side: height and width of the result, in pixels.
+        shorter: the shorter side of the scaled image, in pixels.
+
+    Raises:
+        ValueError: if shorter is below side, or side below 1.
+
+    >>> Crop(224, 256)(torch.zeros(1, 3, 300, 600)).shape
+    torch.Size([1, 3, 224, 224])
+    """
+
+    side: int
+    shorter: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.side <= self.shorter:
+            raise ValueError(f"expected 1 <= side <= shorter, got side={self.side}, shorter={self.shorter}")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the middle of images, float (B, C, H, W).
+
+        Raises:
+            DataError: if an image is more than `MAX_RATIO` times as long as wide.
+        """
+        height, width = images.shape[-2:]
+        short, long = sorted((height, width))
+        if short == long == self.side:
+            return images
+        if long > MAX_RATIO * short:
+            raise DataError(
+                f"expected images at most {MAX_RATIO} times as long as wide, found {width} x {height}"
+            )
+        tall, wide = int(self.shorter * height / short), int(self.shorter * width / short)
+        top, left = round((tall - self.side) / 2), round((wide - self.side) / 2)
+        return resized(images, (tall, wide))[..., top : top + self.side, left : left + self.side]
+
+
+Size = tuple[int, int] | Crop
+MAX_RATIO = 50
+
+
+def size_of(size: "Size") -> tuple[int, int]:
+    """Return the height and width that images of a size have."""
+    return (size.side, size.side) if isinstance(size, Crop) else size
+
+
+def resized(images: Tensor, size: "int | Size | None") -> Tensor:
     """Return images of the given size: bilinear, with antialiasing where they shrink.
 
     Args:
         images: float (B, C, H, W).
-        size: height and width in pixels, one number for both; None changes nothing.
+        size: height and width in pixels to stretch to, one number for both; or a `Crop`; None changes nothing.
     """
+    if isinstance(size, Crop):
+        return size(images)
     target = (size, size) if isinstance(size, int) else size
     if target is None or tuple(images.shape[-2:]) == tuple(target):
         return images
     return F.interpolate(images, target, mode="bilinear", align_corners=False, antialias=True)
+
+
+def class_labels(values: ArrayLike, count: int, classes: int, name: str) -> NDArray[np.int64]:
+    """Return labels as int64 (N,), after a check that each is the number of a class, or -1 for unknown.
+
+    Args:
+        values: the labels; floats are taken if they are whole numbers.
+        count: N.
+        classes: number of classes.
+        name: name of what is labelled, for the message.
+
+    Raises:
+        DataError: if there are not N labels, they are not whole numbers, or one is that of no class.
+
+    >>> class_labels([1.0, -1.0], 2, 2, "digits")
+    array([ 1, -1])
+    """
+    labels = np.asarray(values)
+    if labels.shape != (count,):
+        raise DataError(f"{name}: {count} images but labels of shape {labels.shape}")
+    if labels.dtype.kind not in "iuf" or (labels.dtype.kind == "f" and (labels != np.floor(labels)).any()):
+        some = ", ".join(map(str, labels[:5].tolist()))
+        raise DataError(
+            f"{name}: expected labels that are integers, numbers of classes, found {labels.dtype} ({some}, ...)"
+        )
+    if count and not -1 <= labels.min() <= labels.max() < classes:
+        raise DataError(
+            f"{name}: labels from {labels.min():.0f} to {labels.max():.0f}, but {classes} classes (-1: unknown)"
+        )
+    return labels.astype(np.int64)
 
 
 def from_arrays(
@@ -236,7 +324,7 @@ def from_arrays(
     Args:
         name: what it is.
         images: uint8, (N, H, W), (N, C, H, W), or (N, H, W, C) with channels_last.
-        labels: (N,) integers, or None.
+        labels: (N,) integers, -1 for an image of no known class; or None.
         classes: the names of the classes.
         channels: 1 or 3.
         channels_last: whether the images are (N, H, W, C).
@@ -244,5 +332,5 @@ def from_arrays(
     Raises:
         DataError: if type, form or labels do not fit.
     """
-    array = None if labels is None else np.asarray(labels, dtype=np.int64)
+    array = None if labels is None else np.asarray(labels)
     return ImageSet(name, tuple(classes), array, ArrayImages(images, channels_last), channels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from testtime.data.bounded import read_json
 from testtime.data.cameras import Camera, rotation
-from testtime.data.files import AGAIN, need_file
+from testtime.data.files import AGAIN, need_folder
 from testtime.data.fileset import Decode, FileSet
+from testtime.data.listing import files, folders, read_lines
 from testtime.data.pixels import Axes, chosen_tasks, colour, levels, metres, normals_image
 from testtime.errors import DataError
 
@@ -56,14 +57,20 @@ def split_of(path: str | Path, split: str) -> list[str]:
         ValueError: there is no such split.
     """
     path = Path(path)
-    text = need_file(path, "a table of the splits").read_text(encoding="utf-8-sig")
-    rows = list(csv.DictReader(text.splitlines()))
-    columns = list(rows[0]) if rows else []
+    columns, *rows = (
+        [cell.strip() for cell in row] for row in csv.reader(read_lines(path, "a table of the splits"))
+    )
     if "id" not in columns or len(columns) < 2:
         raise DataError(f"{path}: expected the columns id, train, val, test, found {columns}; {AGAIN}")
     if split not in columns or split == "id":
         raise ValueError(f"split must be one of {', '.join(c for c in columns if c != 'id')}; got {split!r}")
-    return [row["id"].strip() for row in rows if (row[split] or "").strip() == "1"]
+    wrong = next((row for row in rows if len(row) != len(columns)), None)
+    if wrong is not None:
+        raise DataError(
+            f"{path}: expected {len(columns)} columns ({', '.join(columns)}), found the line {','.join(wrong)!r}; {AGAIN}"
+        )
+    table = [dict(zip(columns, row, strict=True)) for row in rows]
+    return [row["id"] for row in table if row[split] == "1"]
 
 
 def spaces_of(split: str | None, splits: str | Path | None, spaces: Iterable[str] | None) -> list[str] | None:
@@ -99,20 +106,21 @@ class Views:
         image = FOLDERS["image"][0]
         self.by_domain = (self.root / image / component).is_dir()
         if self.by_domain:
-            there = {path.name for path in (self.root / image / component).iterdir() if path.is_dir()}
+            there = [path.name for path in folders(self.root / image / component)]
         else:
-            there = {path.parent.name for path in self.root.glob(f"*/{image}") if path.is_dir()}
+            place = need_folder([self.root], "folders of Omnidata")
+            there = [path.name for path in folders(place) if (path / image).is_dir()]
         if not there:
             raise DataError(
                 f"{self.root}: expected {image}/{component}/<name>/ or <name>/{image}/ with images, found neither; "
                 "check the path"
             )
-        asked = sorted(there) if spaces is None else list(spaces)
+        asked = there if spaces is None else list(spaces)
         absent = [space for space in asked if space not in there]
         if absent:
             raise DataError(
                 f"{self.root}: expected images of {', '.join(absent[:5])} ({len(absent)} of {len(asked)} are not "
-                f"here), found {', '.join(sorted(there)[:5])}; fetch them, or leave them out"
+                f"here), found {', '.join(there[:5])}; fetch them, or leave them out"
             )
         self._files: dict[tuple[str, str], tuple[Path, str, str, set[tuple[int, int]]]] = {}
         for space in asked:
@@ -126,7 +134,7 @@ class Views:
             return
         found: set[tuple[int, int]] = set()
         tail = ("", "")
-        for path in folder.iterdir():
+        for path in files(folder):
             match = NAME.fullmatch(path.name)
             if match:
                 found.add((int(match[1]), int(match[2])))
@@ -167,9 +175,9 @@ class Views:
         Raises:
             DataError: there is none, or it lacks position, rotation or field of view.
         """
-        path = need_file(self.locate(key, "pose"), "the camera of a view")
+        path = self.locate(key, "pose")
+        info = read_json(path, "the camera of a view")
         try:
-            info = json.loads(path.read_text())
             size = (
                 int(info["resolution"])
                 if "resolution" in info
@@ -178,13 +186,14 @@ class Views:
             focal = size / 2 / math.tan(float(info["field_of_view_rads"]) / 2)
             pose = np.eye(4)
             pose[:3, :3] = _turned(info)
-            pose[:3, 3] = info["camera_location"]
-        except (ValueError, KeyError, TypeError) as error:
+            x, y, z = info["camera_location"]
+            pose[:3, 3] = x, y, z
+            return Camera(size, size, focal, focal, size / 2, size / 2, pose)
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             raise DataError(
                 f"{path}: expected camera_location, camera_rotation_final_quaternion and field_of_view_rads, "
                 f"found otherwise ({error!r}); {AGAIN}"
             ) from error
-        return Camera(size, size, focal, focal, size / 2, size / 2, pose)
 
 
 def sampled(
@@ -222,11 +231,11 @@ def sampled(
 
 
 def _depth(path: Path) -> Tensor:
-    return metres(levels(path), UNIT, (UNKNOWN,))
+    return metres(levels(path, bits=16), UNIT, (UNKNOWN,))
 
 
 def _edges(path: Path, full: float) -> Tensor:
-    return (torch.from_numpy(levels(path)).float() / full).clamp(0, 1)[None]
+    return (torch.from_numpy(levels(path, bits=16)).float() / full).clamp(0, 1)[None]
 
 
 def _turned(info: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from testtime.data.files import AGAIN, need_choice, need_folder
 from testtime.data.fileset import Decode, FileSet
+from testtime.data.matlab import matlab, matlab_struct
 from testtime.data.pixels import (
     Axes,
     chosen_tasks,
     class_ids,
+    keys_in,
     levels,
-    matlab,
-    names_in,
     normals_image,
 )
 from testtime.errors import DataError
@@ -89,7 +89,7 @@ def pascal_context(
 
     Raises:
         DataError: files are missing or damaged.
-        ImportError: SciPy (for .mat) or Pillow is not installed.
+        ImportError: Pillow is not installed.
         ValueError: there is no such split or task.
 
     Source: Mottaghi et al., *The Role of Context for Object Detection and Semantic Segmentation in the Wild*, CVPR
@@ -99,7 +99,7 @@ def pascal_context(
     need_choice(split, ("train", "val"), "split")
     root = Path(root)
     folder = need_folder([root / "PASCAL_MT", root], "PASCAL-Context")
-    keys = names_in(folder / "ImageSets" / "Context" / f"{split}.txt", "the names of the split")
+    keys = keys_in(folder / "ImageSets" / "Context" / f"{split}.txt", "the names of the split", folder)
     there = [task for task in TASKS if (folder / FOLDERS[task]).is_dir()]
     chosen = chosen_tasks(tasks, TASKS, there, folder)
 
@@ -168,7 +168,13 @@ def _semantics(path: Path) -> Tensor:
 def _normals(path: Path, axes: Axes, kept: NDArray[Any] | None) -> Tensor:
     normals = normals_image(path, axes)
     if kept is not None:
-        labels = _label_map(path.parents[1] / FOLDERS["edge"] / f"{path.stem}.mat")
+        listing = path.parents[1] / FOLDERS["edge"] / f"{path.stem}.mat"
+        labels = _label_map(listing)
+        if labels.shape != normals.shape[1:]:
+            raise DataError(
+                f"{listing}: expected classes of the size of {path.name}, {tuple(normals.shape[1:])}, "
+                f"found {labels.shape}; {AGAIN}"
+            )
         normals[:, torch.from_numpy(~np.isin(labels, kept))] = torch.nan
     return normals
 
@@ -181,7 +187,7 @@ def _parts(path: Path) -> Tensor | None:
     """Parts of all people of an image; None where no person has any."""
     label: NDArray[np.int64] | None = None
     try:
-        for thing in np.atleast_1d(matlab(path, "anno", structs=True).item().objects):
+        for thing in np.atleast_1d(matlab_struct(path, "anno").objects):
             if int(thing.class_ind) != PERSON:
                 continue
             for part in np.atleast_1d(thing.parts):

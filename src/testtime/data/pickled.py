@@ -3,6 +3,10 @@
 ``pickle.load`` runs what the file says. The published CIFAR batches for Python need nothing of that: they
 hold a dict of lists, strings and arrays. `read_pickled` walks the opcodes as data, knows the few names with
 which numpy writes an array, and refuses the rest.
+
+Time and memory are bounded by the size of the file, although a pickle can refer to one object many times: arrays are
+views of the bytes that are there, text is encoded at most once in all, the keys of dicts are text, and the table may
+not have more items than the file has bytes.
 """
 
 import pickletools
@@ -13,9 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from testtime.data.files import need_file
 from testtime.errors import DataError
 
-MARK = object()
+LARGEST = 2**31
+"""Bytes of a file at most; CIFAR-100, the largest that is published, has 155 MB."""
+OPCODES = 20_000_000
+"""Opcodes of a file at most; CIFAR-100 has 300,000."""
 
 
 class _Name:
@@ -31,34 +39,39 @@ class _Array:
     def __init__(self) -> None:
         self.value: NDArray[Any] | None = None
 
-    def build(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, data = state
-        flat = np.frombuffer(_bytes(data), dtype=_simple(dtype))
+    def build(self, state: Any) -> None:
+        _, shape, kind, fortran, data = state
+        if not isinstance(data, bytes | bytearray) or not isinstance(kind, _Type):
+            raise ValueError(f"an array of {type(kind).__name__} in {type(data).__name__}")
+        flat = np.frombuffer(data, dtype=kind.simple())
         self.value = flat.reshape(shape, order="F" if fortran else "C")
 
 
 class _Type:
     """A dtype under construction; only booleans, integers and floats."""
 
-    def __init__(self, code: str) -> None:
-        self.code = code
+    def __init__(self, code: Any) -> None:
+        self.code = _need_text(code)
         self.order = "|"
 
-    def build(self, state: tuple[Any, ...]) -> None:
-        self.order = str(state[1])
+    def build(self, state: Any) -> None:
+        self.order = _need_text(state[1])
+
+    def simple(self) -> np.dtype[Any]:
+        if self.code[:1] not in ("b", "i", "u", "f") or not self.code[1:].isdigit() or len(self.code) > 3:
+            raise ValueError(f"arrays of {self.code[:20]!r} are not read")
+        if self.order not in ("|", "<", ">", "="):
+            raise ValueError(f"the byte order {self.order[:20]!r} is unknown")
+        return np.dtype(("" if self.order == "|" else self.order) + self.code)
 
 
-def _bytes(data: bytes | str) -> bytes:
-    return data.encode("latin-1") if isinstance(data, str) else bytes(data)
+def _need_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a {type(value).__name__} where text is needed")
+    return value
 
 
-def _simple(kind: _Type) -> np.dtype[Any]:
-    if kind.code[:1] not in ("b", "i", "u", "f") or not kind.code[1:].isdigit():
-        raise ValueError(f"arrays of {kind.code!r} are not read")
-    return np.dtype(("" if kind.order == "|" else kind.order) + kind.code)
-
-
-def _from_buffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> _Array:
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
     made = _Array()
     made.build((1, shape, kind, order == "F", data))
     return made
@@ -67,8 +80,8 @@ def _from_buffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -
 CALLS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.numeric._frombuffer": _from_buffer,
-    "numpy.dtype": lambda code, *_: _Type(str(code)),
-    "_codecs.encode": lambda text, _: text.encode("latin-1"),
+    "numpy.core.multiarray.scalar": lambda kind, data: _from_buffer(data, kind, (), "C"),
+    "numpy.dtype": lambda code, *_: _Type(code),
 }
 
 CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -78,7 +91,6 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
-    "MARK": lambda: MARK,
 }
 _LITERALS = """
 INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
@@ -90,17 +102,27 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
-    """The stack and the memo of the pickle machine, for the opcodes that make plain tables."""
+    """The stack and the memo of the pickle machine, for the opcodes that make plain tables.
 
-    def __init__(self) -> None:
+    Args:
+        size: bytes of the file; as many may be encoded in all, as text is when it becomes the bytes of an array.
+    """
+
+    def __init__(self, size: int) -> None:
         self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under the marks
         self.memo: dict[int, Any] = {}
+        self.left = size
 
     def since_mark(self) -> list[Any]:
-        at = max(i for i, item in enumerate(self.stack) if item is MARK)
-        items = self.stack[at + 1 :]
-        del self.stack[at:]
+        items, self.stack = self.stack, self.below.pop()
         return items
+
+    def encoded(self, text: Any) -> bytes:
+        self.left -= len(_need_text(text))
+        if self.left < 0:
+            raise ValueError("it repeats its text until it is longer than the file")
+        return text.encode("latin-1")
 
     def step(self, code: str, argument: Any) -> None:
         stack = self.stack
@@ -110,6 +132,9 @@ class _Machine:
             stack.append(CONSTANTS[code]())
         elif code in LITERALS:
             stack.append(argument)
+        elif code == "MARK":
+            self.below.append(stack)
+            self.stack = []
         elif code in ("BINPUT", "LONG_BINPUT", "PUT"):
             self.memo[int(argument)] = stack[-1]
         elif code == "MEMOIZE":
@@ -117,55 +142,77 @@ class _Machine:
         elif code in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(self.memo[int(argument)])
         elif code in TUPLES:
-            items = stack[-TUPLES[code] :]
-            stack[-TUPLES[code] :] = [tuple(items)]
+            items = [stack.pop() for _ in range(TUPLES[code])]
+            stack.append(tuple(items[::-1]))
         elif code == "GLOBAL":
             stack.append(_Name(argument.replace(" ", ".")))
         else:
             self.combine(code)
 
     def combine(self, code: str) -> None:
-        stack = self.stack
-        if code in ("TUPLE", "LIST"):
+        if code in ("TUPLE", "LIST", "DICT"):
             items = self.since_mark()
-            stack.append(tuple(items) if code == "TUPLE" else items)
-        elif code == "DICT":
-            items = self.since_mark()
-            stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+            self.stack.append(tuple(items) if code == "TUPLE" else items if code == "LIST" else _table(items))
         elif code in ("APPEND", "APPENDS"):
-            items = self.since_mark() if code == "APPENDS" else [stack.pop()]
-            stack[-1].extend(items)
+            items = self.since_mark() if code == "APPENDS" else [self.stack.pop()]
+            self.top(list).extend(items)
         elif code in ("SETITEM", "SETITEMS"):
-            items = self.since_mark() if code == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            items = self.since_mark() if code == "SETITEMS" else [self.stack.pop() for _ in range(2)][::-1]
+            self.top(dict).update(_table(items))
         elif code == "STACK_GLOBAL":
-            name, module = stack.pop(), stack.pop()
-            stack.append(_Name(f"{module}.{name}"))
+            name, module = _need_text(self.stack.pop()), _need_text(self.stack.pop())
+            self.stack.append(_Name(f"{module}.{name}"))
         elif code == "REDUCE":
-            arguments, name = stack.pop(), stack.pop()
-            if not isinstance(name, _Name) or name.path not in CALLS:
-                raise ValueError(f"it asks to call {getattr(name, 'path', name)!r}")
-            stack.append(CALLS[name.path](*arguments))
+            arguments, name = self.stack.pop(), self.stack.pop()
+            self.stack.append(self.called(name, arguments))
         elif code == "BUILD":
-            state = stack.pop()
-            stack[-1].build(state)
+            state, made = self.stack.pop(), self.stack[-1]
+            if isinstance(made, _Array) and isinstance(state[4], str):
+                state = (*state[:4], self.encoded(state[4]))
+            made.build(state)
         else:
             raise ValueError(f"it holds the opcode {code}")
 
+    def top(self, kind: type) -> Any:
+        if not isinstance(self.stack[-1], kind):
+            raise ValueError(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} is filled")
+        return self.stack[-1]
 
-def _plain(value: Any) -> Any:
-    """Replace arrays under construction by arrays, bytes keys by text."""
-    if isinstance(value, _Array):
-        return value.value
-    if isinstance(value, dict):
-        return {_text(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+    def called(self, name: Any, arguments: Any) -> Any:
+        path = name.path if isinstance(name, _Name) else type(name).__name__
+        if path == "_codecs.encode":
+            text, _ = arguments
+            return self.encoded(text)
+        if path not in CALLS:
+            raise ValueError(f"it asks to call {path[:80]!r}")
+        return CALLS[path](*arguments)
 
 
-def _text(key: Any) -> str:
-    return key.decode("latin-1") if isinstance(key, bytes) else str(key)
+def _table(items: list[Any]) -> dict[str, Any]:
+    """A dict of keys and values in turn; keys are text, so that no file chooses what is hashed."""
+    keys = [key.decode("latin-1") if isinstance(key, bytes) else _need_text(key) for key in items[::2]]
+    return dict(zip(keys, items[1::2], strict=True))
+
+
+class _Plain:
+    """Replace arrays under construction by arrays, for so many items at most."""
+
+    def __init__(self, items: int) -> None:
+        self.left = items
+
+    def __call__(self, value: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("it repeats its parts until they are more than the file has bytes")
+        if isinstance(value, _Array):
+            return value.value
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self(item) for item in value)
+        if isinstance(value, _Name | _Type):
+            raise ValueError(f"it holds a {type(value).__name__.strip('_').lower()} that is no data")
+        return value
 
 
 def read_pickled(path: str | Path) -> dict[str, Any]:
@@ -177,17 +224,23 @@ def read_pickled(path: str | Path) -> dict[str, Any]:
     Raises:
         DataError: if the file is damaged or asks for anything else, such as calling a function.
     """
-    machine = _Machine()
+    path = need_file(Path(path), "a pickled dict of arrays and lists")
     try:
-        for opcode, argument, _ in pickletools.genops(Path(path).read_bytes()):
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise ValueError(f"{size} bytes, where at most {LARGEST} are read")
+        machine = _Machine(size)
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(path.read_bytes())):
             if opcode.name == "STOP":
                 break
+            if count == OPCODES:
+                raise ValueError(f"more than {OPCODES} opcodes")
             machine.step(opcode.name, argument)
         (table,) = machine.stack
         if not isinstance(table, dict):
             raise ValueError(f"it holds a {type(table).__name__}, not a dict")
-        return _plain(table)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return _Plain(size)(table)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path}: expected a pickled dict of arrays and lists, found otherwise ({error}); nothing was"
             " executed; if the file is damaged, fetch it again, or use the binary version of the data set"

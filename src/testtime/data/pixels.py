@@ -1,7 +1,5 @@
-"""Decoding of the files that labels lie in: images of 8 and 16 bits, numpy arrays and Matlab matrices."""
+"""Decoding of the files that labels lie in: images of 8 and 16 bits, depth, normals and class ids."""
 
-import io
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from testtime.data.decoding import decoded, image_bytes, opened
 from testtime.data.dense import IGNORE
-from testtime.data.files import AGAIN, need_file
-from testtime.data.folders import decoded
-from testtime.errors import DataError, missing_extra, need_pillow
+from testtime.data.files import AGAIN
+from testtime.data.listing import inside, read_lines
+from testtime.errors import DataError
 
 __all__ = [
     "axes_from_depth",
     "class_ids",
     "colour",
+    "float_metres",
     "levels",
-    "matlab",
     "metres",
-    "numpy_array",
     "unit_normals",
 ]
 
@@ -32,34 +30,52 @@ Axes = tuple[int, int, int]
 
 
 def colour(path: Path) -> Tensor:
-    """The image as (3, H, W) float32 in [0, 1].
+    """Return an image as (3, H, W) float32 in [0, 1], as stored: labels and cameras refer to stored pixels.
 
     Raises:
         DataError: it is missing, damaged or of more than 8 bits a channel.
     """
-    return torch.from_numpy(decoded(need_file(path, "an image").read_bytes(), 3, path).copy()).float() / 255
+    pixels = decoded(image_bytes(path), 3, path, upright=False)
+    return torch.from_numpy(pixels.copy()).float() / 255
 
 
-def levels(path: Path) -> NDArray[np.int64]:
+def levels(path: Path, bits: int = 8) -> NDArray[np.int64]:
     """The stored numbers of an image of one channel, (H, W): 8 or 16 bits, or the indices of a palette.
 
+    Args:
+        path: file of the image.
+        bits: bits of a number at least: 16 for depth, of which 8 bits hold a picture only.
+
     Raises:
-        DataError: it is missing, damaged, or has several channels.
+        DataError: it is missing, damaged, too large, has several channels, or fewer bits.
         ImportError: Pillow is not installed.
     """
-    Image = need_pillow()
-    data = need_file(path, "an image of one channel").read_bytes()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            array = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: expected an image, found a damaged file ({error}); {AGAIN}") from error
-    if array.ndim != 2 or array.dtype.kind not in "ui":
+    array = stored_numbers(path)
+    if array.ndim != 2:
         raise DataError(
             f"{path}: expected one channel of whole numbers, found {array.dtype} {array.shape}; "
             "a picture of the labels in colours is not the labels"
         )
+    if 8 * array.dtype.itemsize < bits:
+        raise DataError(
+            f"{path}: expected numbers of {bits} bits, found {8 * array.dtype.itemsize} bits; a picture of the depth is "
+            f"not the depth: save it with {bits} bits"
+        )
     return array.astype(np.int64)
+
+
+def stored_numbers(path: Path) -> NDArray[Any]:
+    """The whole numbers of an image as they are stored, (H, W) or (H, W, C).
+
+    Raises:
+        DataError: it is missing, damaged, too large, or stores other numbers.
+        ImportError: Pillow is not installed.
+    """
+    with opened(image_bytes(path), path) as image:
+        array = np.asarray(image)
+    if array.dtype.kind not in "ui":
+        raise DataError(f"{path}: expected whole numbers, found {array.dtype} {array.shape}; {AGAIN}")
+    return array
 
 
 def class_ids(ids: NDArray[Any], count: int, path: Path, first: int = 0) -> Tensor:
@@ -72,11 +88,16 @@ def class_ids(ids: NDArray[Any], count: int, path: Path, first: int = 0) -> Tens
         first: the stored id of class 0; what is below it has no class.
 
     Raises:
-        DataError: an id is that of no class.
+        DataError: an id is that of no class, or no whole number.
     """
-    ids = np.asarray(ids).astype(np.int64)
-    if ids.ndim != 2:
-        raise DataError(f"{path}: expected a class for each pixel (H, W), found {ids.shape}; {AGAIN}")
+    values = np.asarray(ids)
+    if values.ndim != 2:
+        raise DataError(f"{path}: expected a class for each pixel (H, W), found {values.shape}; {AGAIN}")
+    whole = values if values.dtype.kind != "f" else np.rint(values)
+    if not np.array_equal(whole, values):
+        wrong = values[~(whole == values)][0]
+        raise DataError(f"{path}: expected classes as whole numbers, found {wrong}; {AGAIN}")
+    ids = values.astype(np.int64)
     shifted = np.where((ids == IGNORE) | (ids < first), IGNORE, ids - first)
     wrong = shifted[(shifted != IGNORE) & (shifted >= (count or IGNORE))]
     if wrong.size:
@@ -87,13 +108,19 @@ def class_ids(ids: NDArray[Any], count: int, path: Path, first: int = 0) -> Tens
     return torch.from_numpy(shifted)
 
 
-def metres(values: NDArray[Any], unit: float, unknown: Iterable[int] = (0,)) -> Tensor:
+def metres(
+    values: NDArray[Any], unit: float, unknown: Iterable[int] = (0,), path: Path | None = None
+) -> Tensor:
     """Depth (1, H, W) float32 in metres.
 
     Args:
         values: as stored, (H, W), (H, W, 1) or (1, H, W).
         unit: how many metres a stored 1 is.
         unknown: the stored values that mean: not measured. They become NaN, and so does what is not finite.
+        path: where they came from, for the message.
+
+    Raises:
+        DataError: the values are not a plane.
 
     >>> metres(np.array([[0, 512, 65535]]), 1 / 512, (65535,)).tolist()
     [[[0.0, 1.0, nan]]]
@@ -101,13 +128,40 @@ def metres(values: NDArray[Any], unit: float, unknown: Iterable[int] = (0,)) -> 
     values = np.asarray(values)
     plane = values.reshape([n for n in values.shape if n != 1] if values.ndim == 3 else values.shape)
     if plane.ndim != 2:
-        raise DataError(f"expected depth of the form (H, W), found {values.shape}")
+        raise DataError(f"{_from(path)}expected depth of the form (H, W), found {values.shape}")
     depth = plane.astype(np.float32) * np.float32(unit)
     depth[np.isin(plane, list(unknown)) | ~np.isfinite(depth)] = np.nan
     return torch.from_numpy(depth)[None]
 
 
-def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1)) -> Tensor:
+def float_metres(values: NDArray[Any], path: Path) -> Tensor:
+    """Depth (1, H, W) of floats in metres; NaN where nothing was measured: 0, below it, or not finite.
+
+    Args:
+        values: as stored, (H, W), (H, W, 1) or (1, H, W).
+        path: where they came from, for the message.
+
+    Raises:
+        DataError: the values are whole numbers or too large to be metres, or are not a plane.
+    """
+    if values.dtype.kind != "f":
+        raise DataError(
+            f"{path}: expected metres in floats, found {values.dtype}; divide millimetres by 1000"
+        )
+    depth = metres(values, 1.0, path=path)
+    depth = depth.where(depth > 0, torch.nan)
+    if float(depth.nanmedian()) > 500:
+        raise DataError(
+            f"{path}: expected metres, found a median of {float(depth.nanmedian()):g}; divide millimetres by 1000"
+        )
+    return depth
+
+
+def _from(path: Path | None) -> str:
+    return "" if path is None else f"{path}: "
+
+
+def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1), path: Path | None = None) -> Tensor:
     """Normals (3, H, W) float32 of length 1; NaN where the stored vector is none.
 
     A stored vector is none if its length is below 0.5 or above 1.5: zero, the grey 127 and the black 0 of
@@ -116,13 +170,17 @@ def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1)) -> Tensor:
     Args:
         vectors: (H, W, 3); integers are read as 2p/255 - 1.
         axes: the sign of each axis.
+        path: where they came from, for the message.
+
+    Raises:
+        DataError: the values are no vectors of three numbers.
 
     >>> unit_normals(np.array([[[127, 127, 255], [0, 0, 0]]], np.uint8))[:, 0].round(decimals=1).T.tolist()
     [[-0.0, -0.0, 1.0], [nan, nan, nan]]
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 3 or vectors.shape[2] != 3:
-        raise DataError(f"expected normals of the form (H, W, 3), found {vectors.shape}")
+        raise DataError(f"{_from(path)}expected normals of the form (H, W, 3), found {vectors.shape}")
     floats: NDArray[Any] = vectors.astype(np.float32)
     if vectors.dtype.kind in "ui":
         floats = 2 * floats / 255 - 1
@@ -134,8 +192,8 @@ def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1)) -> Tensor:
 
 def normals_image(path: Path, axes: Axes = (1, 1, 1)) -> Tensor:
     """Normals (3, H, W) of an image that stores 2p/255 - 1; see :func:`unit_normals`."""
-    pixels = decoded(need_file(path, "an image of normals").read_bytes(), 3, path)
-    return unit_normals(pixels.transpose(1, 2, 0), axes)
+    pixels = decoded(image_bytes(path), 3, path, upright=False)
+    return unit_normals(pixels.transpose(1, 2, 0), axes, path)
 
 
 def axes_from_depth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Axes:
@@ -173,58 +231,21 @@ def axes_from_depth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Axes:
     return x, y, z
 
 
-def numpy_array(path: Path, what: str) -> NDArray[Any]:
-    """The array of a .npy file; never a pickle.
-
-    Raises:
-        DataError: it is missing, damaged, or holds objects.
-    """
-    try:
-        return np.load(need_file(path, what), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(
-            f"{path}: expected a numpy array of {what}, found otherwise ({error}); {AGAIN}"
-        ) from error
-
-
-def matlab(path: Path, key: str, structs: bool = False) -> NDArray[Any]:
-    """A variable of a Matlab file.
+def keys_in(path: Path, what: str, folder: Path) -> list[str]:
+    """The names of samples in a list.
 
     Args:
-        path: the file.
-        key: the name of the variable.
-        structs: whether it is a struct; then its fields are attributes, and arrays lose dimensions of size 1.
+        path: file of the list, a name on each line.
+        what: its content, for the message.
+        folder: folder that the names have to stay in.
 
     Raises:
-        DataError: the file is missing, damaged, or has no such variable.
-        ImportError: SciPy is not installed.
+        DataError: the list is missing, empty or no text, or a name leads out of the folder.
     """
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError as error:
-        raise missing_extra("SciPy", "mat") from error
-    need_file(path, f"a Matlab file with {key}")
-    try:
-        table = loadmat(path, variable_names=(key,), struct_as_record=not structs, squeeze_me=structs)
-        return np.asarray(table[key])
-    except (MatReadError, ValueError, TypeError, KeyError, OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: expected a Matlab file with {key}, found otherwise ({error}); {AGAIN}"
-        ) from error
-
-
-def names_in(path: Path, what: str) -> list[str]:
-    """The lines of a list that are not empty, whatever ends a line.
-
-    Raises:
-        DataError: it is missing or empty.
-    """
-    lines = need_file(path, what).read_text().splitlines()
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise DataError(f"{path}: expected {what}, found an empty file; {AGAIN}")
-    return found
+    names = read_lines(path, what)
+    for name in names:
+        inside(folder, name)
+    return names
 
 
 def chosen_tasks(

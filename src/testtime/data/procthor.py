@@ -15,16 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from testtime.data.bounded import parsed_json, read_json
 from testtime.data.cameras import Camera
 from testtime.data.dense import IGNORE
 from testtime.data.files import AGAIN, need_file, need_folder
 from testtime.data.fileset import Decode, FileSet
+from testtime.data.listing import folders, inside, read_lines
 from testtime.data.pixels import chosen_tasks, class_ids, levels, metres
 from testtime.errors import DataError, need_pillow
 
 __all__ = ["AgentEvent", "dump_event", "procthor", "procthor_houses", "procthor_records"]
 
 TASKS = ("semseg", "depth")
+LINE = 2**26
+"""Bytes of a house at most; the largest of ProcTHOR-10k has less than a hundredth of it."""
 FOLDERS = {"image": "rgb", "semseg": "semantic", "depth": "depth"}
 
 
@@ -63,11 +67,15 @@ def procthor_houses(path: str | Path) -> Iterator[dict[str, Any]]:
     path = need_file(Path(path), "a house on each line")
     count = 0
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            for line in lines:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            while line := lines.readline(LINE + 1):
+                if len(line) > LINE:
+                    raise ValueError(f"a line of more than {LINE} bytes")
                 if line.strip():
-                    yield _house(json.loads(line))
+                    yield _house(parsed_json(line, path, "a house"))
                     count += 1
+    except DataError:
+        raise
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise DataError(
             f"{path}: expected houses of ProcTHOR as JSON, found otherwise after {count} of them ({error}); {AGAIN}"
@@ -109,7 +117,7 @@ def dump_event(
     listing = Path(root) / "classes.json"
     if not listing.is_file():
         listing.write_text(json.dumps(list(classes)))
-    elif json.loads(listing.read_text()) != list(classes):
+    elif read_json(listing, "the names of the classes", list) != list(classes):
         raise DataError(
             f"{listing}: expected the classes of this call, found others; write to an empty folder"
         )
@@ -139,14 +147,16 @@ def procthor_records(root: str | Path, house: str) -> dict[str, dict[str, Any]]:
     Raises:
         DataError: it is missing or damaged.
     """
-    path = need_file(Path(root) / house / "frames.jsonl", "a frame on each line")
-    try:
-        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        return {record["frame"]: record for record in records}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: expected a frame on each line, found otherwise ({error}); dump it again"
-        ) from error
+    path = Path(root) / house / "frames.jsonl"
+    records = {}
+    for line in read_lines(path, "a frame on each line"):
+        record = parsed_json(line, path, "a frame on each line", advice="dump it again")
+        name = record.get("frame")
+        if not isinstance(name, str) or "/" in name:
+            raise DataError(f"{path}: expected the name of each frame, found {name!r}; dump it again")
+        inside(path.parent, name)
+        records[name] = record
+    return records
 
 
 def procthor(
@@ -167,13 +177,10 @@ def procthor(
         ValueError: there is no such task.
     """
     root = need_folder([Path(root)], "a dump of ProcTHOR")
-    try:
-        classes = json.loads(need_file(root / "classes.json", "the names of the classes").read_text())
-    except ValueError as error:
-        raise DataError(
-            f"{root / 'classes.json'}: expected a list of names, found otherwise ({error})"
-        ) from error
-    there = sorted(path.parent.name for path in root.glob("*/frames.jsonl"))
+    classes = read_json(root / "classes.json", "the names of the classes", list)
+    if not all(isinstance(name, str) for name in classes):
+        raise DataError(f"{root / 'classes.json'}: expected a list of names, found {classes[:5]}")
+    there = [path.name for path in folders(root) if (path / "frames.jsonl").is_file()]
     names = there if houses is None else list(houses)
     records = {house: procthor_records(root, house) for house in names}
     keys = [f"{house}/{frame}" for house in names for frame in sorted(records[house])]
@@ -257,4 +264,4 @@ def _semantics(path: Path, count: int) -> Tensor:
 
 
 def _depth(path: Path) -> Tensor:
-    return metres(levels(path), 1e-3)
+    return metres(levels(path, bits=16), 1e-3)

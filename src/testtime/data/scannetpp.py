@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,17 +10,19 @@ from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import BinaryIO, final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from testtime.data.bounded import read_json
 from testtime.data.cameras import DISTORTION, Camera, from_opencv, rotation
 from testtime.data.files import AGAIN, need_choice, need_file, need_folder
 from testtime.data.fileset import Decode, FileSet
 from testtime.data.imageset import resized
-from testtime.data.pixels import chosen_tasks, class_ids, colour, levels, metres, names_in
+from testtime.data.listing import files, inside, read_lines
+from testtime.data.pixels import chosen_tasks, class_ids, colour, keys_in, levels, metres
 from testtime.errors import DataError
 
 __all__ = [
@@ -72,7 +73,8 @@ def scannetpp_scenes(root: str | Path, split: str) -> list[str]:
     Raises:
         DataError: there is no such list.
     """
-    return names_in(Path(root) / "splits" / f"{split}.txt", "the scenes of the split")
+    path = Path(root) / "splits" / f"{split}.txt"
+    return keys_in(path, "the scenes of the split", Path(root) / "data")
 
 
 def scannetpp_frames(root: str | Path, scene: str) -> list[DslrFrame]:
@@ -82,7 +84,7 @@ def scannetpp_frames(root: str | Path, scene: str) -> list[DslrFrame]:
         DataError: the scene or its transforms.json is missing or damaged.
     """
     path = _scene(root, scene) / "dslr" / "nerfstudio" / "transforms.json"
-    table = _json(path)
+    table = read_json(path, "the frames of a scene")
     try:
         model = str(table.get("camera_model", "OPENCV_FISHEYE"))
         distortion = tuple(float(table[f"k{i}"]) for i in range(1, 5)) if model == "OPENCV_FISHEYE" else ()
@@ -98,7 +100,7 @@ def scannetpp_frames(root: str | Path, scene: str) -> list[DslrFrame]:
                 bad = bool(frame.get("is_bad", False))
                 name = Path(frame["file_path"]).name
                 frames.append(DslrFrame(name, frame.get("mask_path"), part == "test_frames", bad, camera))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path}: expected w, h, fl_x, fl_y, cx, cy, k1 to k4 and frames with file_path and transform_matrix, "
             f"found otherwise ({error!r}); {AGAIN}"
@@ -127,14 +129,15 @@ def scannetpp_cameras(root: str | Path, scene: str, source: str = "dslr") -> dic
             continue
         try:
             numbers = [float(v) for v in row[1:8]]
+            turn = rotation(numbers[:4]).T
+            pose = np.eye(4)
+            pose[:3, :3], pose[:3, 3] = turn, -turn @ np.array(numbers[4:])
+            cameras[Path(row[9]).name] = lenses[row[8]](pose=from_opencv(pose))
         except ValueError as error:
             raise DataError(
-                f"{folder / 'images.txt'}: expected a quaternion and a position ({error}); {AGAIN}"
+                f"{folder / 'images.txt'}: expected a quaternion and a position in the line {' '.join(row)!r} "
+                f"({error}); {AGAIN}"
             ) from error
-        turn = rotation(numbers[:4]).T
-        pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = turn, -turn @ np.array(numbers[4:])
-        cameras[Path(row[9]).name] = lenses[row[8]](pose=from_opencv(pose))
     if not cameras:
         raise DataError(f"{folder / 'images.txt'}: expected the poses of images, found none; {AGAIN}")
     return cameras
@@ -230,7 +233,8 @@ def scannetpp_iphone(
     keys = []
     for scene in scenes:
         folder = _scene(root, scene) / "iphone"
-        found = sorted((folder / "rgb").glob("frame_*.jpg"))
+        found = files(folder / "rgb", [".jpg", ".jpeg"]) if (folder / "rgb").is_dir() else []
+        found = [path for path in found if path.name.startswith("frame_")]
         if not found:
             raise DataError(
                 f"{folder / 'rgb'}: expected frame_000000.jpg and on, found none; take them out of "
@@ -323,14 +327,15 @@ def _deflated(file: BinaryIO) -> Iterator[NDArray[np.float32]]:
 
 
 def _by_frame(file: BinaryIO, path: Path) -> Iterator[NDArray[np.float32]]:
-    pixels = DEPTH_SIZE[0] * DEPTH_SIZE[1]
+    pixels, size = DEPTH_SIZE[0] * DEPTH_SIZE[1], path.stat().st_size
     while head := file.read(4):
         (length,) = struct.unpack("<I", head)
+        if length > size - file.tell():
+            raise ValueError(f"a frame of {length} bytes ends after {size - file.tell()}")
         payload = file.read(length)
-        if len(payload) != length:
-            raise ValueError(f"a frame of {length} bytes ends after {len(payload)}")
         try:
-            values = np.frombuffer(zlib.decompress(payload), "<f4")
+            unpacked = zlib.decompressobj().decompress(payload, 4 * pixels + 1)
+            values = np.frombuffer(unpacked, "<f4")
         except zlib.error:
             values = np.frombuffer(_lz4(payload, 2 * pixels, path), "<u2").astype(np.float32) / 1000
         yield values.reshape(DEPTH_SIZE)
@@ -369,21 +374,11 @@ class _Cameras:
 
 
 def _scene(root: str | Path, scene: str) -> Path:
-    return need_folder([Path(root) / "data" / scene], f"the scene {scene} of ScanNet++")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(need_file(path, "the frames of a scene").read_text())
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: expected JSON, found otherwise ({error}); {AGAIN}") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path}: expected an object, found a {type(table).__name__}; {AGAIN}")
-    return table
+    return need_folder([inside(Path(root) / "data", scene)], f"the scene {scene} of ScanNet++")
 
 
 def _rows(path: Path) -> list[list[str]]:
-    return [line.split() for line in names_in(path, "COLMAP's text model") if not line.startswith("#")]
+    return [line.split() for line in read_lines(path, "COLMAP's text model") if not line.startswith("#")]
 
 
 def _lens(row: Sequence[str], path: Path) -> Callable[..., Camera]:
@@ -413,11 +408,11 @@ def _class_names(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
     listing = root / "metadata" / "semantic_benchmark" / "top100.txt"
     if classes or not listing.is_file():
         return tuple(classes)
-    return tuple(names_in(listing, "the names of the classes"))
+    return tuple(read_lines(listing, "the names of the classes"))
 
 
 def _millimetres(path: Path) -> Tensor:
-    return metres(levels(path), 1e-3)
+    return metres(levels(path, bits=16), 1e-3)
 
 
 def _class_ids(path: Path, count: int) -> Tensor:

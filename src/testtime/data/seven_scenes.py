@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from testtime.data.cameras import Camera, from_opencv
-from testtime.data.files import AGAIN, need_choice, need_file, need_folder
+from testtime.data.files import AGAIN, need_choice, need_folder
 from testtime.data.fileset import FileSet
-from testtime.data.pixels import colour, levels, metres, names_in
+from testtime.data.listing import files, folders, read_lines
+from testtime.data.pixels import colour, levels, metres
 from testtime.errors import DataError
 
 __all__ = ["COLOUR_LENS", "seven_scenes"]
@@ -58,12 +59,11 @@ def seven_scenes(
     if colour_lens is not None and not colour_lens[0] > 0:
         raise ValueError(f"the focal length of colour_lens is in pixels and positive, got {colour_lens[0]}")
     root = need_folder([Path(root)], "a scene of 7-Scenes")
-    there = {int(p.name[4:]): p for p in root.glob("seq-*") if p.is_dir() and p.name[4:].isdigit()}
+    there = {int(p.name[4:]): p for p in folders(root) if re.fullmatch(r"seq-[0-9]+", p.name)}
     numbers = sorted(there)
     if split is not None:
         need_choice(split, ("train", "test"), "split")
-        lines = names_in(root / f"{split.capitalize()}Split.txt", "the sequences of the split")
-        numbers = [int(re.sub(r"\D", "", line)) for line in lines]
+        numbers = _sequences(root / f"{split.capitalize()}Split.txt")
     if sequences is not None:
         numbers = [n for n in sequences if n in numbers or split is None]
     absent = [n for n in numbers if n not in there]
@@ -73,7 +73,8 @@ def seven_scenes(
     images = {
         f"{there[n].name}/{path.name.split('.')[0]}": path
         for n in numbers
-        for path in sorted(there[n].glob("frame-*.color.*"))
+        for path in files(there[n])
+        if re.fullmatch(r"frame-.*\.color\..*", path.name)
     }
     if not images:
         raise DataError(f"{root}: expected frame-*.color.png in the sequences, found none; {AGAIN}")
@@ -86,7 +87,7 @@ def seven_scenes(
 
     def camera(key: str) -> Camera:
         height, width = colour(images[key]).shape[-2:]
-        pose = from_opencv(_matrix(need_file(root / f"{key}.pose.txt", "the pose of a frame"), 4))
+        pose = from_opencv(_matrix(root / f"{key}.pose.txt", 4))
         return Camera(width, height, shrink * k[0, 0], shrink * k[1, 1], k[0, 2], k[1, 2], pose)
 
     name = f"7scenes-{root.name}" + (f"-{split}" if split else "")
@@ -97,7 +98,7 @@ def seven_scenes(
 
 def _depth(path: Path, lens: tuple[NDArray[np.float64], float, float] | None) -> Tensor:
     """Depth (1, H, W) in metres, as its own lens saw it or as the colours' does: the nearest of what falls on a pixel."""
-    stored = metres(levels(path), 1e-3, (0, 65535))
+    stored = metres(levels(path, bits=16), 1e-3, (0, 65535))
     if lens is None:
         return stored
     (k, focal, beside), values = lens, stored[0].double().numpy()
@@ -111,10 +112,29 @@ def _depth(path: Path, lens: tuple[NDArray[np.float64], float, float] | None) ->
     return torch.from_numpy(np.where(np.isfinite(found), found, np.nan)).to(stored)[None]
 
 
+def _sequences(path: Path) -> list[int]:
+    """The numbers of the sequences in a list with lines such as "sequence3"."""
+    numbers = []
+    for line in read_lines(path, "the sequences of the split"):
+        match = re.fullmatch(r"[^0-9]*([0-9]+)[^0-9]*", line)
+        if match is None:
+            raise DataError(f"{path}: expected lines such as 'sequence3', found {line!r}; {AGAIN}")
+        numbers.append(int(match[1]))
+    return numbers
+
+
 def _matrix(path: Path, size: int) -> NDArray[np.float64]:
+    """The matrix in a text file; poses of frames whose tracking was lost have no finite numbers."""
+    rows = [line.split() for line in read_lines(path, f"{size} x {size} numbers")]
     try:
-        return np.array([float(v) for v in path.read_text().split()]).reshape(size, size)
+        found = np.array([float(v) for row in rows for v in row]).reshape(size, size)
     except ValueError as error:
+        wrong = next((f", such as {' '.join(row)!r}" for row in rows if len(row) != size), "")
         raise DataError(
-            f"{path}: expected {size} x {size} numbers, found otherwise ({error}); {AGAIN}"
+            f"{path}: expected {size} x {size} numbers, found otherwise ({error}{wrong}); {AGAIN}"
         ) from error
+    if not np.isfinite(found).all():
+        raise DataError(
+            f"{path}: expected {size} x {size} finite numbers, found {found.tolist()}; leave this frame out"
+        )
+    return found

@@ -1,14 +1,14 @@
 """Street View House Numbers, cropped digits in Matlab files."""
 
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from testtime.data.files import AGAIN, need_choice, need_file
 from testtime.data.grey import DIGITS
-from testtime.data.imageset import ImageSet, from_arrays
-from testtime.errors import DataError, missing_extra
+from testtime.data.imageset import ImageSet, class_labels, from_arrays
+from testtime.data.matlab import matlab
+from testtime.errors import DataError
 
 
 def svhn(root: str | Path, split: str = "test") -> ImageSet:
@@ -20,35 +20,26 @@ def svhn(root: str | Path, split: str = "test") -> ImageSet:
 
     Raises:
         DataError: if the file is missing or damaged.
-        ImportError: if SciPy is not installed.
         ValueError: if there is no such split.
 
     Source: Netzer et al., *Reading Digits in Natural Images*, 2011.
     """
     need_choice(split, ("train", "test", "extra"), "split")
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError as error:
-        raise missing_extra("SciPy", "mat") from error
     name = f"{split}_32x32.mat"
     places = [Path(root) / name, Path(root) / "svhn" / name, Path(root) / "SVHN" / name]
     path = need_file(next((place for place in places if place.is_file()), places[0]), "SVHN's cropped digits")
-    try:
-        table = loadmat(path, variable_names=("X", "y"))
-        images, labels = np.asarray(table["X"]), np.asarray(table["y"]).ravel()
-    except (MatReadError, ValueError, TypeError, KeyError, OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: expected a Matlab file with X and y, found otherwise ({error}); {AGAIN}"
-        ) from error
+    images, labels = matlab(path, "X"), matlab(path, "y").ravel()
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise DataError(
             f"{path}: expected X as uint8 (32, 32, 3, N), found {images.dtype} {images.shape}; {AGAIN}"
         )
+    labels = class_labels(labels, images.shape[3], 11, str(path))
+    if (labels < 0).any():
+        raise DataError(f"{path}: expected labels 1 to 10, found {labels.min()}; {AGAIN}")
     return from_arrays(
         f"svhn-{split}",
         images.transpose(3, 0, 1, 2),
-        labels.astype(np.int64) % 10,
+        labels % 10,
         DIGITS,
         channels_last=True,
     )

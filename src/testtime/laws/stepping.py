@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from testtime.adapter import state_hash
+from testtime.adapter import Adapter, state_hash
 from testtime.laws.trial import (
     Make,
     adapted,
@@ -223,12 +223,13 @@ def any_batch(make: Make, world: World) -> None:
 
 
 def survives_nonfinite(make: Make, world: World) -> None:
-    """Images with NaN or infinity are refused; their neighbours and the state are as without them."""
+    """Images with NaN, infinity or values far out of range are refused, in calls and in ``prepare``, as if they were absent."""
     clean = world.stream(3)
+    _prepare_is_screened(make, world)
     dirty, masks = [], []
     for i, x in enumerate(clean):
         bad = x[:3].clone()
-        bad[0], bad[1, 0, i, i], bad[2, 1] = torch.nan, torch.inf, -torch.inf
+        bad[0], bad[1, 0, i, i], bad[2, 1] = torch.nan, (torch.inf, 1e4, -300.0)[i], -torch.inf
         dirty.append(torch.cat([bad[:1], x[:5], bad[1:2], x[5:], bad[2:]]))
         mask = torch.ones(len(x) + 3, dtype=torch.bool)
         mask[[0, 6, len(x) + 2]] = False
@@ -251,6 +252,40 @@ def survives_nonfinite(make: Make, world: World) -> None:
     require(
         state_hash(one) == state_hash(other), "a batch of NaN changed the state otherwise than an empty batch"
     )
+
+
+def _prepare_is_screened(make: Make, world: World) -> None:
+    """Source batches with bad images teach what the good ones teach; batches that a call refuses are refused."""
+    source = world.source()
+    dirty = [torch.cat([x, x[:2]]) for x in source]
+    for x in dirty:
+        x[-2, 0, 0, 0], x[-1, 1, 1, 1] = torch.nan, 1e4
+    with ambient():
+        one, other = make(world.network()), make(world.network())
+        if one.source == "none":
+            return
+        one.prepare(iter([*dirty, torch.full_like(source[0], torch.inf)]))
+        other.prepare(iter(source))
+    require(
+        state_hash(one) == state_hash(other),
+        "prepare learns otherwise from batches that hold images with NaN or a pixel of 1e4 beside the good ones",
+    )
+    refused = {
+        "uint8 images": [(x * 255).byte() for x in source],
+        "no batch": [],
+        "a batch in place of batches": source[0],
+        "images of NaN alone": [torch.full_like(source[0], torch.nan)],
+    }
+    for what, batches in refused.items():
+        try:
+            with ambient():
+                one.prepare(batches)
+        except (TypeError, ValueError):
+            require(
+                state_hash(one) == state_hash(other), f"prepare refused {what}, yet the state has changed"
+            )
+        else:
+            require(False, f"prepare took {what}")
 
 
 def no_residue(make: Make, world: World) -> None:
@@ -314,18 +349,25 @@ def one_tick(make: Make, world: World) -> None:
 
 
 def any_precision(make: Make, world: World) -> None:
-    """In float64, in bfloat16 and under autocast it runs, stays finite and answers in the model's type."""
-    for dtype in (torch.float64, torch.bfloat16):
+    """In float64, float16, bfloat16 and under autocast it updates, stays finite and answers in the model's type."""
+    learns = any(y.updated for y in answers(born(make, world), world.stream(3)))
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
         network, batches = world.network().to(dtype), [x.to(dtype) for x in world.stream(3)]
         adapter = born(make, world, network)
-        for y in answers(adapter, batches):
+        _finite_state(adapter, f"{dtype}, before the first batch")
+        ys = answers(adapter, batches)
+        for y in ys:
             require(y.dtype == dtype, f"a model in {dtype} is answered in {y.dtype}")
             require(y.valid.all(), f"{dtype}: {int((~y.valid).sum())} answers are not finite")
-        for name, value in adapter.state_dict().items():
-            require(not value.isnan().any(), f"{dtype}: {name} in the state holds NaN")
+        require(not learns or any(y.updated for y in ys), f"{dtype}: it updates nothing, and does in float32")
+        _finite_state(adapter, f"{dtype}")
     adapter = born(make, world)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ys = answers(adapter, world.stream(3))
     require(all(bool(y.valid.all()) for y in ys), "under autocast answers are not finite")
+    _finite_state(adapter, "under autocast")
+
+
+def _finite_state(adapter: Adapter, when: str) -> None:
     for name, value in adapter.state_dict().items():
-        require(not value.isnan().any(), f"under autocast {name} in the state holds NaN")
+        require(not value.isnan().any(), f"{when}: {name} in the state holds NaN")

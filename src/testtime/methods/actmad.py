@@ -15,7 +15,9 @@ A step, after ``prepare(batches)`` has summarised the source once:
 
 Departures:
     The paper writes the L1 norms; the published code, whose learning rates are in use, averages over the elements of a
-    layer and halves, and so does this. Its variance is the unbiased one; here both are the biased ones.
+    layer and halves, and so does this. Its variances are unbiased (``unbiased=True``), and its source statistics are the mean
+    over batches of the statistics of each batch (``batch_average=True``); here variances are biased, and the source statistics
+    are those of all images together.
     The published CIFAR code takes several steps on the stream and reports the best by the labels; nothing here looks at
     labels. The answer is the forward before the update: look with ``predict``, or wrap in ``Repeat``, for the one after it.
     A batch of one image has no variance: its values alone are matched.
@@ -54,6 +56,12 @@ class SourceActivations(Stateful):
 
     Args:
         names: of the layers.
+        unbiased: whether variances are the unbiased ones.
+        batch_average: whether the statistics are the mean over batches of those of each batch, all batches counting alike,
+            instead of those of all images together.
+
+    Attributes:
+        images: number of images seen, or of batches with ``batch_average``.
 
     ``update`` learns from one batch more, calling gives the distance of another batch, a scalar.
     """
@@ -61,8 +69,9 @@ class SourceActivations(Stateful):
     learned = True
     images: Tensor
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], unbiased: bool = False, batch_average: bool = False) -> None:
         super().__init__()
+        self.unbiased, self.batch_average = unbiased, batch_average
         self.keys = [name.replace(".", "/") for name in names]
         self.register_buffer("images", torch.zeros((), dtype=torch.int64))
         for key in self.keys:
@@ -78,26 +87,32 @@ class SourceActivations(Stateful):
         """Merge the moments of a batch into those so far (Chan et al., 1979).
 
         Args:
-            seen: (N, ...) of each layer.
+            seen: (N, ...) of each layer. A single image has no unbiased variance: with ``unbiased`` and
+                ``batch_average`` such a batch is left out.
 
         Raises:
             ValueError: the places differ from those seen before.
         """
-        old, new = int(self.images), len(seen[0])
+        old, new = int(self.images), 1 if self.batch_average else len(seen[0])
+        if self.unbiased and self.batch_average and len(seen[0]) == 1:
+            return
         for key, z in zip(self.keys, seen, strict=True):
-            mean, var = moments(z)
+            mean, var = moments(z, self.unbiased and self.batch_average)
             if old:
                 m, v = self._known(key, mean)
                 share, gap = new / (old + new), mean - m
-                mean, var = m + share * gap, (1 - share) * (v + share * gap.square()) + share * var
+                between = 0 if self.batch_average else share * gap.square()
+                mean, var = m + share * gap, (1 - share) * (v + between) + share * var
             self._buffers[f"{key}/mean"], self._buffers[f"{key}/var"] = mean, var
         self.images = self.images + new
 
     def forward(self, seen: Sequence[Tensor]) -> Tensor:
-        total = []
+        total, n = [], int(self.images)
+        pooled = self.unbiased and not self.batch_average and n > 1  # the buffers hold biased variances
         for key, z in zip(self.keys, seen, strict=True):
-            mean, var = moments(z)
+            mean, var = moments(z, self.unbiased)
             m, v = self._known(key, mean)
+            v = v * (n / (n - 1)) if pooled else v
             total.append((mean - m).abs().mean() / 2)
             if len(z) > 1:
                 total.append((var - v).abs().mean() / 2)
@@ -113,15 +128,15 @@ class SourceActivations(Stateful):
         return mean, var
 
 
-def moments(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over the images of (N, ...), each (...), at least in float32.
+def moments(z: Tensor, unbiased: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the images of (N, ...), each (...), at least in float32; that of one image is 0.
 
     >>> moments(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
     (tensor([2., 2.]), tensor([1., 0.]))
     """
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     mean = z.mean(dim=0)
-    return mean, (z - mean).square().mean(dim=0)
+    return mean, (z - mean).square().sum(dim=0) / max(len(z) - unbiased, 1)
 
 
 @final
@@ -132,6 +147,9 @@ class ActMAD(Adapter):
         model: a classifier or a multi-task network with normalisation layers of any kind.
         optimizer: moves all parameters; the published one is SGD with Nesterov momentum and weight decay, as here.
         skip: parts of dotted names of normalisation layers that are not watched.
+        unbiased: whether variances are the unbiased ones, as in the published code.
+        batch_average: whether the source statistics are the mean over batches of those of each batch, as in the published
+            code, instead of those of all images together.
         norm: the policy of the BatchNorm layers.
         seed: unused, for there is no randomness; kept so that every method is built alike.
 
@@ -147,6 +165,8 @@ class ActMAD(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
 
     def __init__(
@@ -154,11 +174,14 @@ class ActMAD(Adapter):
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(1e-3, weight_decay=5e-4, nesterov=True),  # noqa: B008
         skip: Sequence[str] = (),
+        unbiased: bool = False,
+        batch_average: bool = False,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
         self.optimizer, self.skip, self.norm = optimizer, tuple(skip), norm
+        self.unbiased, self.batch_average = unbiased, batch_average
         # Another method's branch takes no part in a prediction.
         network = next((m.network for m in self.model.modules() if isinstance(m, Assisted)), self.model)
         taps = _tap_norms(network, self.skip)
@@ -168,7 +191,7 @@ class ActMAD(Adapter):
                 "BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm layers"
             )
         self._taps = list(taps.values())
-        self.activations = SourceActivations(taps)
+        self.activations = SourceActivations(taps, unbiased, batch_average)
         self.adapt(network.parameters(), optimizer)
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
@@ -177,7 +200,10 @@ class ActMAD(Adapter):
             x = x.clone() if x.is_inference() else x
             self.activations.update(watched(self.model, self._taps, x)[1])
         if not int(self.activations.images):
-            raise ValueError("expected batches of source images (N, C, H, W) to summarise, got none")
+            raise ValueError(
+                "expected batches of source images (N, C, H, W) to summarise, got none"
+                + (" of more than one image" if self.unbiased and self.batch_average else "")
+            )
 
     def step(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         if not int(self.activations.images):

@@ -30,6 +30,8 @@ Departures:
     labels enter together, after.
     The published code multiplies the learning rate of bottleneck and head by ten, and decays it by a cosine; this does not.
     BatchNorm statistics follow the weak views, once per batch and after the answer; there they follow every view.
+    The neighbours that vote are at most as many as a class has in the memory on average: of 32 images of 10 classes, ten
+    nearest hold other classes for certain. At the published sizes this changes nothing.
     The strong views of the published ImageNet-sized code are also blurred (:func:`testtime.parts.simclr` is CIFAR's).
     Published code step by step, up to these: ``AdaContrast(model)``.
 
@@ -54,6 +56,7 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import Tap
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful
 
 __all__ = ["AdaContrast", "NeighbourMemory", "class_contrast"]
@@ -118,11 +121,12 @@ class NeighbourMemory(Stateful):
         self.register_buffer("met", torch.zeros((), dtype=torch.int64))
 
     def vote(self, z: Tensor, neighbours: int) -> Tensor:
-        """The mean prediction (N, C) of those nearest to each unit feature (N, D)."""
+        """The mean prediction (N, C) of those nearest to each unit feature (N, D), at most a class's share of the memory."""
         held = self.label >= 0
         with torch.autocast(z.device.type, enabled=False):
             likeness = z @ self.features[held].T
-        nearest = likeness.topk(min(neighbours, likeness.shape[1]), dim=1).indices
+        share = max(1, likeness.shape[1] // self.probability.shape[1])
+        nearest = likeness.topk(min(neighbours, share), dim=1).indices
         return self.probability[held][nearest].mean(dim=1)
 
     def update(self, keys: Tensor, label: Tensor, features: Tensor, probability: Tensor) -> None:
@@ -154,7 +158,7 @@ class AdaContrast(Adapter):
         contrast: gamma_ctr, the weight of the contrast.
         diversity: gamma_div, the weight of the entropy of the mean prediction.
         decay: beta, the weight of the past in the teacher.
-        weak, strong: make a view.
+        weak, strong: make a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views.
@@ -197,7 +201,8 @@ class AdaContrast(Adapter):
             )
         self.optimizer, self.neighbours, self.begin, self.capacity = optimizer, neighbours, begin, capacity
         self.temperature, self.contrast, self.diversity, self.decay = temperature, contrast, diversity, decay
-        self.weak, self.strong, self.head, self.norm = weak, strong, head, norm
+        self.head, self.norm = head, norm
+        self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
         name, linear = linear_head(self.model, head)
         self._tap = head_tap(self.model, head)
         self.adapt(self.model.parameters(), optimizer)

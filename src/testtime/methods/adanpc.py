@@ -12,11 +12,15 @@ A step, after ``prepare(batches)`` has filled the memory with the source:
     3. put the features whose p reaches the threshold :math:`\beta` into the memory, with their answer as label.
 
 Departures:
-    The paper remembers the source with its labels; ``prepare`` sees none, and remembers what the model answers there.
-    The published memory grows with the stream; here the last ``capacity`` images of the stream are held beside the source.
-    The published code takes a softmax of p, which is a distribution already, before it compares with :math:`\beta`: with ten
-    classes that is never above 0.232, and no image enters. Here p itself is compared.
+    The paper remembers the source with its labels. ``prepare`` takes them with the images, ``prepare([(images, labels),
+    ...])``; where only images are given, the model's own predictions are remembered as labels.
+    The published memory grows with the stream (``capacity=None``); here the last ``capacity`` images of the stream are held
+    beside the source.
+    The published code takes a softmax of p, which is a distribution already, before it compares with :math:`\beta`
+    (``softmax=True``): with ten classes that is never above 0.232, and no image enters at the usual thresholds. Here p itself
+    is compared.
     As in that code, p is :math:`10^{-5}` at least. The score is the energy of the model's own logits.
+    Published code step by step: ``AdaNPC(model, k, T, beta, capacity=None, softmax=True)`` prepared with labelled batches.
     k, T and :math:`\beta` were tuned on each data set (k from 1 to 200, T from 0.01 to 0.5); the defaults are this library's.
 
 Cost: one forward; every step compares the batch with all that is remembered. ``prepare`` costs one forward a batch, once.
@@ -36,7 +40,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.norm import source_statistics
-from testtime.parts.branches import images_of
+from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.prediction import Prediction, energy
 from testtime.sharing import Stateful
@@ -68,7 +72,7 @@ class FeatureMemory(Stateful):
 
     Args:
         like: a weight (..., D) of the type of the features.
-        capacity: how many it holds; beyond, the oldest leave.
+        capacity: how many it holds; beyond, the oldest leave. None holds all.
 
     Attributes:
         rows: (capacity, D).
@@ -80,8 +84,9 @@ class FeatureMemory(Stateful):
     label: Tensor
     met: Tensor
 
-    def __init__(self, like: Tensor, capacity: int = 0) -> None:
+    def __init__(self, like: Tensor, capacity: int | None = 0) -> None:
         super().__init__()
+        self.bounded, capacity = capacity is not None, capacity or 0
         wide = torch.promote_types(like.dtype, torch.float32)
         self.register_buffer("rows", like.new_zeros(capacity, like.shape[-1], dtype=wide).detach())
         self.register_buffer("label", torch.full((capacity,), -1, device=like.device))
@@ -94,6 +99,9 @@ class FeatureMemory(Stateful):
 
     def update(self, z: Tensor, label: Tensor) -> None:
         """Remember features (N, D), of which the last find room."""
+        if not self.bounded:
+            self.fill(torch.cat([self.rows, z.to(self.rows)]), torch.cat([self.label, label]))
+            return
         capacity = len(self.rows)
         enter = min(len(z), capacity)
         if enter:
@@ -111,12 +119,15 @@ class FeatureMemory(Stateful):
 class AdaNPC(Adapter):
     """Let the nearest remembered features vote, and remember the sure ones of the stream with their answer.
 
+    ``prepare`` takes source batches of images, or pairs of images and labels.
+
     Args:
         model: any classifier that ends in a linear head.
         neighbours: k.
         temperature: T.
         threshold: beta, of the vote.
-        capacity: images of the stream that are remembered.
+        capacity: images of the stream that are remembered; None for all.
+        softmax: whether the threshold is compared with a softmax of the vote, as in the published code.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
         seed: unused, for there is no randomness; kept so that every method is built alike.
@@ -133,6 +144,7 @@ class AdaNPC(Adapter):
     """
 
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    labelled_source: ClassVar[bool] = True
     cost = (1, 0)
 
     def __init__(
@@ -141,7 +153,8 @@ class AdaNPC(Adapter):
         neighbours: int = 50,
         temperature: float = 0.1,
         threshold: float = 0.9,
-        capacity: int = 1024,
+        capacity: int | None = 1024,
+        softmax: bool = False,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
         seed: int = 0,
@@ -152,17 +165,19 @@ class AdaNPC(Adapter):
                 f"neighbours is at least 1 and temperature above 0, got {neighbours} and {temperature}"
             )
         self.neighbours, self.temperature, self.threshold = neighbours, temperature, threshold
-        self.capacity, self.head, self.norm = capacity, head, norm
+        self.capacity, self.softmax, self.head, self.norm = capacity, softmax, head, norm
         weight = linear_head(self.model, head)[1].weight
         self.of_source, self.of_stream = FeatureMemory(weight), FeatureMemory(weight, capacity)
         self.of_source.learned = True
         self._tap = head_tap(self.model, head)
 
     @torch.no_grad()
-    def _learn(self, batches: Iterable[Tensor]) -> None:
-        seen = [with_features(self.model, self._tap, x) for x in images_of(batches)]
+    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+        images, labels = labelled_images_of(batches)
+        seen = [with_features(self.model, self._tap, x) for x in images]
         z = torch.cat([z for _, z in seen]).to(self.of_source.rows.dtype)
-        self.of_source.fill(F.normalize(z, dim=1), torch.cat([y.argmax(dim=1) for y, _ in seen]))
+        label = labels_or_predictions(labels, torch.cat([y for y, _ in seen]))
+        self.of_source.fill(F.normalize(z, dim=1), label)
 
     def _vote(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The model's logits (N, C), unit features (N, D) and the memory's vote (N, C) for a batch."""
@@ -180,8 +195,7 @@ class AdaNPC(Adapter):
         return logits, z, p
 
     def _answer(self, logits: Tensor, p: Tensor, selected: dict[str, Tensor] | None = None) -> Prediction:
-        log_p = (p + 1e-5).clamp_max(1).log().to(logits.dtype)
-        return Prediction(log_p, score=energy(logits), selected=selected)
+        return Prediction(_floored(p).log().to(logits.dtype), score=energy(logits), selected=selected)
 
     def _look(self, x: Tensor) -> Tensor:
         logits, _, p = self._vote(x)
@@ -190,7 +204,11 @@ class AdaNPC(Adapter):
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
         logits, z, p = self._vote(x)
-        confidence, label = p.max(dim=1)
+        confidence, label = (_floored(p).softmax(dim=1) if self.softmax else p).max(dim=1)
         sure = confidence >= self.threshold
         self.of_stream.update(z[sure], label[sure])
         return self._answer(logits, p, {"remembered": sure})
+
+
+def _floored(p: Tensor) -> Tensor:
+    return (p + 1e-5).clamp_max(1)

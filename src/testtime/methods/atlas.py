@@ -44,7 +44,6 @@ Confidence, NeurIPS 2020.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +63,9 @@ from testtime.parts.branches import images_of
 from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
+from testtime.parts.views import preserving
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
+from testtime.sharing import Stateful, duplicate
 
 __all__ = ["ATLAS", "TaskVectors", "fixmatch", "train_task_vectors", "with_task_vectors"]
 
@@ -174,7 +174,7 @@ def with_task_vectors(
     """
     if not fine_tuned:
         raise ValueError("expected at least one fine-tuned network, by the name of its task, got none")
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network = duplicate(model).eval().requires_grad_(False)
     blocks, vectors = _blocks(network, skip), []
     for task, tuned in fine_tuned.items():
         weights = tuned.state_dict() if isinstance(tuned, nn.Module) else tuned
@@ -232,7 +232,7 @@ def train_task_vectors(
     """
     if not tasks:
         raise ValueError("expected at least one task, as labelled batches by its name, got none")
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network = duplicate(model).eval().requires_grad_(False)
     blocks = _blocks(network, skip)
     tree = norm(TaskVectors(network, blocks, list(tasks)))
     vectors = [
@@ -262,7 +262,7 @@ def _fine_tuned(
     described: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """What training changes in the blocks, (P,), of a network that holds its :class:`TaskVectors`; it stays as it is."""
-    tuned = copy.deepcopy(tree).requires_grad_(False)
+    tuned = duplicate(tree).requires_grad_(False)
     part = _of(tuned)
     assert part is not None
     part.scaled = False
@@ -382,7 +382,7 @@ class ATLAS(Adapter):
         trusted: k, how many images of each class are held as labelled; ``trusted=1`` for ImageNet holds a thousand.
         threshold: omega, from which confidence on a pseudo-label counts; FixMatch's is 0.95.
         weight: lambda_u, of the images that are not trusted; FixMatch's is 1.
-        weak, strong: the views; ``testtime.parts.identity`` switches their randomness off.
+        weak, strong: the views, within the model's invariances; ``testtime.parts.identity`` switches their randomness off.
         tasks: the corruptions of the source that ``prepare`` makes task vectors of.
         severity: theirs, 1 to 5.
         passes, rate: of ``prepare`` over its batches, for each task.
@@ -431,7 +431,8 @@ class ATLAS(Adapter):
             network = TaskVectors(network, _blocks(network, skip), tasks)
         super().__init__(network, seed)
         self.classes, self.optimizer, self.trusted, self.threshold = classes, optimizer, trusted, threshold
-        self.weight, self.weak, self.strong, self.tasks = weight, weak, strong, tuple(tasks)
+        self.weight, self.tasks = weight, tuple(tasks)
+        self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
         self.severity, self.passes, self.rate, self.skip, self.norm = severity, passes, rate, skip, norm
         vectors = _of(self.model)
         assert vectors is not None

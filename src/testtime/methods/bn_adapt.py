@@ -12,13 +12,13 @@ A step:
 Departures:
     A single value per channel (one image at a 1x1 layer) has no variance: the source statistics serve it.
     Schneider et al. let alpha be n / (N + n) for n images and a prior worth N of them; here alpha is fixed,
-    so give that value for the batch size in use: ``BNAdapt(model, partial(alpha_statistics, alpha=64 / (16 +
-    64)))``.
+    so give that value for the batch size in use: ``alpha=64 / (16 + 64)`` for batches of 64 and N = 16.
+    Variances are biased unless the policy says ``unbiased=True``.
     Published code step by step: ``BNAdapt(model)`` is the "norm" baseline of TENT and its heirs
-    (``BatchNorm2d`` in train mode without running statistics); ``partial(alpha_statistics, alpha=0.1)`` is
-    alpha-BN; ``partial(ema_statistics, decay=0.9)`` is the moving average that train mode with momentum 0.1
-    keeps, except that each batch takes part in the statistics it is normalised with, and that the variance is
-    the biased one.
+    (``BatchNorm2d`` in train mode without running statistics); ``norm=partial(alpha_statistics, alpha=0.1,
+    unbiased=True)`` is alpha-BN, and Schneider et al.'s BayesianBatchNorm with the alpha above;
+    ``partial(ema_statistics, decay=0.9, unbiased=True)`` keeps the moving average of train mode with momentum
+    0.1, except that each batch takes part in the statistics it is normalised with.
 
 Cost: one forward.
 
@@ -30,7 +30,7 @@ Normalization for Robustness under Covariate Shift, 2020.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
@@ -61,6 +61,8 @@ class BNAdapt(Adapter):
     (torch.Size([8, 2]), False)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     cost = (1, 0)
 
     def __init__(

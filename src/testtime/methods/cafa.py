@@ -18,7 +18,8 @@ Departures:
     within and between classes, that normalisation layers move, and that no weight stands between the two terms; the ratio
     under the logarithm, which needs none, is this reading of it. So are the optimizer and the statistics of the batch, those
     of Tent. Figures of this method are those of this reading, not the paper's.
-    The source's labels are not seen: a feature belongs to the class that the source model gives it.
+    The paper knows the source's labels. ``prepare`` takes them with the images, ``prepare([(images, labels), ...])``; where
+    only images are given, a feature belongs to the class that the source model predicts.
     Few features do not fill a covariance: a share of its mean variance is added to it (``ridge``). ``tied=True`` takes one
     covariance for all classes, which C = 1000 needs to fit in memory. A class of fewer than two features has no Gaussian:
     it is left out, and so are the images of that label.
@@ -39,7 +40,7 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam
-from testtime.parts.branches import images_of
+from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.prediction import Prediction
@@ -92,7 +93,7 @@ class ClassGaussians(Stateful):
         gaps, of = z - mean[label], [label == c for c in range(classes) if known[c]]
         if not of:
             raise ValueError(
-                f"the source model gives no class to two of the {len(z)} images; expected more images of the source"
+                f"no class has two of the {len(z)} source images; expected more images of the source"
             )
         pooled = gaps[known[label]]
         eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
@@ -142,6 +143,8 @@ def class_aware_loss(distance: Tensor, label: Tensor) -> Tensor:
 class CAFA(Adapter):
     """Bring features near the source's Gaussian of their class, and far from those of all others.
 
+    ``prepare`` takes source batches of images, or pairs of images and labels.
+
     Args:
         model: any classifier with normalisation layers that ends in a linear head.
         optimizer: moves gamma and beta.
@@ -164,6 +167,7 @@ class CAFA(Adapter):
     """
 
     source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
+    labelled_source: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -186,11 +190,13 @@ class CAFA(Adapter):
         logits, z = with_features(self.model, self._tap, x)
         return logits, z.to(torch.promote_types(z.dtype, torch.float32))
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+        images, labels = labelled_images_of(batches)
         with torch.no_grad():
-            seen = [self._see(x.clone() if x.is_inference() else x) for x in images_of(batches)]
+            seen = [self._see(x.clone() if x.is_inference() else x) for x in images]
         logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        self.gaussians.update(features, logits.argmax(dim=1), logits.shape[1], self.ridge, self.tied)
+        label = labels_or_predictions(labels, logits)
+        self.gaussians.update(features, label, logits.shape[1], self.ridge, self.tied)
 
     def step(self, x: Tensor) -> Tensor:
         if not len(self.gaussians.mean):

@@ -48,6 +48,7 @@ from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 from testtime.prediction import Prediction
 from testtime.sharing import Stateful
 
@@ -107,7 +108,7 @@ class CMF(Adapter):
         weighting: False weighs all images alike.
         consistency: False leaves the view out.
         prior: what the prior of the batch multiplies, "probabilities" or "logits"; "none" leaves it out.
-        augment: makes the view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes the view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         norm: the policy of the BatchNorm layers.
         seed: of the view.
 
@@ -151,7 +152,8 @@ class CMF(Adapter):
             weighting,
             consistency,
         )
-        self.prior, self.augment, self.norm = prior, augment, norm
+        self.prior, self.norm = prior, norm
+        self.augment = preserving(augment, self.model)
         self.cost = (1 + consistency, 1 + consistency)
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)

@@ -45,6 +45,8 @@ from testtime.norm.grouped import grouped
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.restoration import restore_at_random
+from testtime.parts.views import preserving
 from testtime.sharing import share
 
 __all__ = ["CoTTA"]
@@ -64,7 +66,7 @@ class CoTTA(Adapter):
         restoration: p, the chance of a weight to return to the source; 0.01 (CIFAR), 0.001 (ImageNet); 0
             switches it off.
         symmetric: average the cross-entropy with that of the teacher against the student.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         chunk: how many views go through the network at once, each normalised by itself; a divisor of
             ``views``.
             The numbers do not depend on it.
@@ -104,7 +106,8 @@ class CoTTA(Adapter):
             )
         super().__init__(norm(model), seed)
         self.optimizer, self.views, self.threshold, self.decay = optimizer, views, threshold, decay
-        self.restoration, self.symmetric, self.augment = restoration, symmetric, augment
+        self.restoration, self.symmetric = restoration, symmetric
+        self.augment = preserving(augment, self.model)
         self.chunk, self.norm, self.cost = chunk, norm, (2 + views, 1)
         self.anchor = share(self.model)
         moving = {
@@ -139,16 +142,5 @@ class CoTTA(Adapter):
             loss = (loss + soft_cross_entropy(teacher, student)) / 2
         self.update(loss.mean())
         self.teacher.update()
-        self._return_some()
+        restore_at_random(self._adapted, self.origin, self.restoration, self.seed, int(self.clock))
         return teacher
-
-    @torch.no_grad()
-    def _return_some(self) -> None:
-        """Return each weight to the source with probability p."""
-        if self.restoration > 0:
-            device = self._adapted[0].device
-            rng = generator(self.seed, int(self.clock), "restoration", device)
-            draws = torch.rand(sum(p.numel() for p in self._adapted), generator=rng, device=device)
-            chosen = draws.lt(self.restoration).split([p.numel() for p in self._adapted])
-            for p, source, mask in zip(self._adapted, self.origin, chosen, strict=True):
-                p.copy_(torch.where(mask.view_as(p), source, p))

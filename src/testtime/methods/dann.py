@@ -36,7 +36,6 @@ Neural Networks, JMLR 2016.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -50,6 +49,7 @@ from testtime.parts import generator
 from testtime.parts.features import linear_head, with_features
 from testtime.parts.source_training import passes_over
 from testtime.parts.taps import tapped
+from testtime.sharing import duplicate
 
 __all__ = ["learning_rate", "reversal", "reverse_gradient", "train_dann"]
 
@@ -197,7 +197,7 @@ def train_dann(
     torch.Size([8, 2])
     """
     pairs = _Pairs(source, target)
-    network = copy.deepcopy(model).train().requires_grad_(True)
+    network = duplicate(model).train().requires_grad_(True)
     name, last = linear_head(network, head)
     both = _Adversaries(network, last.in_features, hidden, seed)
     optimizer = torch.optim.SGD(both.parameters(), rate, momentum=0.9)

@@ -39,7 +39,6 @@ Regularization, CVPR 2023.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -57,7 +56,7 @@ from testtime.parts.groups import convolutions_of, groups_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
+from testtime.sharing import Stateful, duplicate
 
 __all__ = ["EcoTTA", "MetaGroup", "train_meta", "with_meta"]
 
@@ -237,7 +236,7 @@ def train_meta(
     >>> type(train_meta(net, lessons, title=None)[2]).__name__
     'MetaGroup'
     """
-    network = with_meta(copy.deepcopy(model).eval().requires_grad_(False), layers)
+    network = with_meta(duplicate(model).eval().requires_grad_(False), layers)
     _warm_up(network, batches, passes, rate, seed, title, None if file is None else Path(file))
     return network.requires_grad_(False)
 

@@ -60,6 +60,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake import DetachedCopies
 from testtime.norm import observing, source_statistics
 from testtime.parts import adam, generator
 from testtime.parts.branches import images_of
@@ -68,7 +69,7 @@ from testtime.parts.groups import convolutions_of, groups_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.parts.taps import Tap, tapped
-from testtime.sharing import Stateful
+from testtime.sharing import Stateful, duplicate
 
 __all__ = [
     "ITTA",
@@ -338,7 +339,7 @@ def train_itta(
     >>> train_itta(net, lessons, title=None).consistency.lessons
     tensor(15)
     """
-    network = copy.deepcopy(model).eval().requires_grad_(True)
+    network = duplicate(model).eval().requires_grad_(True)
     name, last = linear_head(network, head)
     dtype = torch.promote_types(last.weight.dtype, torch.float32)
     both = Consistent(
@@ -439,7 +440,8 @@ class ITTA(Adapter):
         if not self.consistency.learned:
             return
         images = [x.clone() if x.is_inference() else x for x in images_of(batches)]
-        network, at_head = copy.deepcopy((self.model, self._tap))
+        with DetachedCopies():
+            network, at_head = copy.deepcopy((self.model, self._tap))
         network.requires_grad_(True)
         with torch.no_grad():
             lessons = [(x, network(x).argmax(dim=1)) for x in images]

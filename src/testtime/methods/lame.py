@@ -18,7 +18,8 @@ Departures:
     The score is the energy of the model's own logits, for that of :math:`\log z` is zero.
     Written from the method as described; the published code, whose licence is non-commercial, was not read. The width of the
     radial affinity is the mean distance to the ``neighbours``-th of the other images; an image is its own neighbour in the
-    radial and the linear affinity, and not among the nearest.
+    radial and the linear affinity, and not among the nearest. In the published code the image itself is the first of the k
+    of the radial width: ``LAME(model, "radial", neighbours=k - 1)``.
     An image alone has no neighbours, and keeps its prediction.
     The published setting: ``LAME(model)`` on batches of 16 from correlated streams. On a shuffled stream neighbours are of
     other classes, and it fails as published.
@@ -54,7 +55,7 @@ def affinities(features: Tensor, affinity: Affinity = "nearest", neighbours: int
         features: of the batch.
         affinity: "nearest" (1 for the ``neighbours`` nearest others), "radial" (a Gaussian of the distance) or "linear" (the
             cosine).
-        neighbours: k.
+        neighbours: k, a number of other images.
 
     >>> affinities(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), neighbours=1)
     tensor([[0., 1., 0.],
@@ -110,7 +111,7 @@ class LAME(Adapter):
     Args:
         model: any classifier that ends in a linear head.
         affinity: "nearest", "radial" or "linear".
-        neighbours: k.
+        neighbours: k, a number of other images.
         weight: lambda, of the neighbours.
         iterations, tolerance: when the procedure stops.
         head: the name of the linear head; the last linear layer unless given.

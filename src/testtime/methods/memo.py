@@ -10,8 +10,8 @@ A step, for each image of the batch:
     3. predict the image itself: that is the answer.
 
 Departures:
-    The published optimizer is not reset with the weights, so that the moments of an adaptive one leak from image to image;
-    here it is born with them.
+    The published optimizer is not reset with the weights, so that the moments of an adaptive one leak from image to image
+    (``reset_optimizer=False``); here it is reset with them.
     On ImageNet the paper blends the statistics of the source, as worth 16 images, with those of the views, and when
     it answers with those of the one image: the default policy. On CIFAR its network has no BatchNorm.
     The published views start from a random crop of any size on ImageNet, of a padded image on CIFAR; here the latter for
@@ -40,6 +40,7 @@ from testtime.norm import alpha_statistics, observing
 from testtime.parts import augmix, generator, marginal_entropy, sgd
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 
 __all__ = ["MEMO"]
 
@@ -53,7 +54,9 @@ class MEMO(Adapter):
         optimizer: moves all weights; ``sgd(5e-3, momentum=0)`` (CIFAR), ``sgd(2.5e-4, momentum=0)`` (ImageNet).
         views: B, 32 (CIFAR) or 64 (ImageNet).
         episodic: return to the source before each image.
-        augment: makes the views of an image, given as many copies; ``testtime.parts.identity`` switches randomness off.
+        reset_optimizer: whether the optimizer's state returns to zero with the weights; in the published code it does not.
+        augment: makes the views of an image, given as many copies, within the model's invariances;
+            ``testtime.parts.identity`` switches randomness off.
         norm: the policy of the BatchNorm layers; alpha is the weight of one image against 16 of the source.
         seed: of the views.
 
@@ -75,6 +78,7 @@ class MEMO(Adapter):
         optimizer: OptimizerFactory = sgd(5e-3, momentum=0.0),  # noqa: B008 - a frozen value
         views: int = 32,
         episodic: bool = True,
+        reset_optimizer: bool = True,
         augment: Augmentation = augmix,
         norm: Callable[[nn.Module], nn.Module] = partial(alpha_statistics, alpha=1 / 17),  # noqa: B008
         seed: int = 0,
@@ -82,14 +86,9 @@ class MEMO(Adapter):
         if views < 1:
             raise ValueError(f"views counts the augmented copies of an image and is at least 1, got {views}")
         super().__init__(norm(model), seed)
-        self.optimizer, self.views, self.episodic, self.augment, self.norm = (
-            optimizer,
-            views,
-            episodic,
-            augment,
-            norm,
-        )
-        self.cost = (views + 1, views)
+        self.optimizer, self.views, self.episodic, self.norm = optimizer, views, episodic, norm
+        self.augment = preserving(augment, self.model)
+        self.reset_optimizer, self.cost = reset_optimizer, (views + 1, views)
         self.adapt(self.model.parameters(), optimizer)
 
     def step(self, x: Tensor) -> Tensor:
@@ -97,7 +96,8 @@ class MEMO(Adapter):
         for i, image in enumerate(x.split(1)):
             if self.episodic:
                 birth = self._born()
-                self._restore({name: birth[name] for name in self.moving() if name != "clock"})
+                names = [n for n in self.moving() if self.reset_optimizer or not n.startswith("optimizer.")]
+                self._restore({name: birth[name] for name in names if name != "clock"})
             copies = image.expand(self.views, *image.shape[1:])
             views = self.augment(copies, generator(self.seed, int(self.clock), f"image {i}", x.device))
             with observing(self.model):

@@ -49,7 +49,6 @@ Mixture-of-Experts, NeurIPS 2022.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,13 +62,14 @@ from torch.nn import functional as F
 from testtime.adapter import Adapter
 from testtime.corruptions import corrupt
 from testtime.norm import observing, source_statistics
+from testtime.outputs import Logits
 from testtime.parts import generator, sgd
 from testtime.parts.branches import images_of
 from testtime.parts.features import head_tap, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.parts.taps import Tap
-from testtime.sharing import Logits, Stateful, share
+from testtime.sharing import Stateful, duplicate, share
 
 __all__ = ["Aggregator", "Featured", "MetaDMoE", "Mixture", "train_meta_dmoe"]
 
@@ -432,7 +432,7 @@ def train_meta_dmoe(
         )
     if mask not in ("zero", "drop"):
         raise ValueError(f"mask is 'zero' or 'drop', got {mask!r}")
-    networks = [copy.deepcopy(model).eval().requires_grad_(False) for _ in range(1 + len(domains))]
+    networks = [duplicate(model).eval().requires_grad_(False) for _ in range(1 + len(domains))]
     mixture = Mixture(networks[0], networks[1:], list(domains), depth, heads, seed, head)
     tree = _of(norm(mixture))  # on the memory of the mixture, which so is trained too
     assert tree is not None
@@ -512,7 +512,7 @@ class MetaDMoE(Adapter):
         brought = _of(model) is not None
         if not brought:
             model = share(model)
-            model = Mixture(model, [copy.deepcopy(model) for _ in tasks], tasks, depth, heads, seed, head)
+            model = Mixture(model, [duplicate(model) for _ in tasks], tasks, depth, heads, seed, head)
         super().__init__(norm(model), seed)
         self.optimizer, self.when, self.tasks, self.severity = optimizer, when, tuple(tasks), severity
         self.passes, self.rate, self.support, self.mask = passes, rate, support, mask

@@ -30,6 +30,8 @@ Departures:
     Every place of a feature map is a vector of its own. The projection is linear and then standardised, by the batch while
     it is learned and by the source's averages at test time: otherwise a projection to a point would solve the task, and the
     deviations of the noise would have no unit. The values of sigma_s, sigma_o, d and the width of D are this library's.
+    The published file has the opposite sign in the test loss, :math:`-\log \operatorname{sigmoid}(-D(z))`, which leads away
+    from the source if D is trained as above; this follows the formula (``opposite=True``: the file).
     Unless named, the watched layer is the encoder of a multi-task network, or what a classifier's head is given.
     The answer is the forward before the update. BatchNorm follows the batch, which the paper leaves to its code.
 
@@ -171,6 +173,7 @@ class NCTTT(Adapter):
         layer: the name of the layer to watch.
         passes: how often ``prepare`` goes through its batches.
         rate: the learning rate of ``prepare``.
+        opposite: minimise -log sigmoid(-D), the test loss of the published file.
         norm: the policy of the BatchNorm layers.
         seed: of the branch's first weights, and of the noise in ``prepare``.
 
@@ -186,6 +189,8 @@ class NCTTT(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
 
     def __init__(
@@ -199,13 +204,14 @@ class NCTTT(Adapter):
         layer: str | None = None,
         passes: int = 10,
         rate: float = 1e-2,
+        opposite: bool = False,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
         self.optimizer, self.width, self.hidden = optimizer, width, hidden
         self.small, self.large, self.layer = small, large, layer
-        self.passes, self.rate, self.norm = passes, rate, norm
+        self.passes, self.rate, self.opposite, self.norm = passes, rate, opposite, norm
         self.branch, self._taps = joined(
             self.model,
             NoiseDiscriminator,
@@ -224,5 +230,6 @@ class NCTTT(Adapter):
         self.branch.demand("NCTTT")
         with observing(self.model):
             y, (z,) = watched(self.model, self._taps, x)
-        self.update(F.softplus(-self.branch(z)).mean())
+        odds = self.branch(z)
+        self.update(F.softplus(odds if self.opposite else -odds).mean())
         return y

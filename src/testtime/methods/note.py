@@ -17,8 +17,8 @@ A step:
 Departures:
     The paper's source models are trained with instance-aware layers; here they replace the BatchNorm layers of any model.
     The published code predicts image by image; under running statistics one forward gives the same numbers.
-    The published loss is the entropy divided by C, with a smoothed logarithm: ``loss=smoothed_entropy``. Adam is indifferent
-    to the factor, but for its epsilon.
+    The published loss is the entropy divided by C, with a smoothed logarithm: ``loss=smoothed_entropy``
+    (:func:`testtime.methods.sotta.smoothed_entropy`). Adam is indifferent to the factor, but for its epsilon.
     The published code adapts BatchNorm alone; this adapts what else there is of normalisation too.
     Published code step by step: ``NOTE(model, classes, loss=smoothed_entropy)``, up to the draws, on models whose only
     normalisation is BatchNorm.
@@ -120,7 +120,8 @@ class NOTE(Adapter):
         optimizer: moves gamma and beta; the paper's is ``adam(1e-4)``.
         capacity: N, of the memory.
         frequency: how many images between two updates.
-        loss: of the memory's logits, :func:`testtime.methods.sotta.mean_entropy` or the published ``smoothed_entropy`` there.
+        loss: loss of the memory's logits, :func:`testtime.methods.sotta.mean_entropy` or, as published,
+            :func:`testtime.methods.sotta.smoothed_entropy`.
         norm: the policy of the BatchNorm layers; its momentum is the weight of a new memory.
         seed: of who enters and leaves the memory.
 

@@ -4,7 +4,7 @@ With the source's label :math:`\hat y = \arg\max_c p^s_c(x)` and what source and
 
 .. math::
     K &= \{\, i : p_{\hat y}(x_i) \ge p^s_{\hat y}(x_i) \,\} \\
-    L &= \frac{1}{|K|} \sum_{i \in K} H(x_i) - \alpha\, H\Big(\tfrac1N \sum_i p(x_i)\Big)
+    L &= \frac{1}{|K|} \sum_{i \in K} H(x_i) - \alpha_1\, H\Big(\tfrac1N \sum_i p(x_i)\Big)
 
 A step:
     1. predict the batch with the source model and with the adapting one, each normalised by the batch's
@@ -15,17 +15,26 @@ A step:
        entropy of the mean prediction, which keeps the classes balanced. Nobody kept: no update. Answer with
        the adapting model of 1.
 
+With the losses of UniEnt, which split the batch by the features of the source model (:mod:`testtime.methods.unient`) into
+known :math:`I` and unknown :math:`O` with posteriors :math:`\pi`, the first term becomes
+
+.. math::
+    \texttt{ent\_ind}: \operatorname*{mean}_{K \cap I} H(x_i), \qquad
+    \texttt{ent\_ind\_ood}: \operatorname*{mean}_{K \cap I} H(x_i) - \alpha_2 \operatorname*{mean}_{O} H(x_i), \qquad
+    \texttt{ent\_unf}: \operatorname*{mean}_{i \in K} \pi_i H(x_i) - \alpha_2 \operatorname*{mean}_{i} (1 - \pi_i) H(x_i)
+
 Departures:
     The authors published no code; this follows the re-implementation in the code of UniEnt, which compares
     the two models on the same batch, takes the mean over the kept and the mean prediction over all.
     Confidences that are equal up to rounding (all, before the first update) count as kept.
     Every normalisation layer is adapted, not only BatchNorm2d, and dropout stays off. Where nobody is kept
-    that code's loss is NaN; here nothing moves.
+    (or, with the losses of UniEnt, a term has no sample) that code's loss is NaN; here nothing moves.
     That code step by step: ``OSTTA(model, adam(1e-3), alpha)`` (CIFAR, 100 known and 100 unknown images a
     batch), ``OSTTA(model, sgd(1e-3), alpha)`` (ImageNet, 32 and 32), with the best alpha of {1, 0.5, 0.2,
-    0.1}; its default is 0.5.
+    0.1}; its default is 0.5. ``criterion=`` takes that code's names of the losses; the mixture of those of UniEnt
+    starts at the exact best split in two there too, ``mixture=`` as in UniEnt reproduces that code's.
 
-Cost: two forwards, one backward; the weights exist once.
+Cost: two forwards, one backward; the weights exist once. The mixture is fitted on the CPU.
 
 Reference: Lee, Das, Choo and Choi, Towards Open-Set Test-Time Adaptation Utilizing the Wisdom of Crowds in
 Entropy Minimization, ICCV 2023; code: github.com/gaozhengqing/UniEnt, ``ostta.py``.
@@ -34,19 +43,25 @@ Entropy Minimization, ICCV 2023; code: github.com/gaozhengqing/UniEnt, ``ostta.p
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.methods.unient import Mixture, split
 from testtime.norm import batch_statistics, norm_affine
 from testtime.parts import adam, entropy, marginal_entropy
+from testtime.parts.features import head_tap, linear_head, with_features
+from testtime.parts.mixture import two_gaussians
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.taps import Tap
 from testtime.prediction import Prediction
 from testtime.sharing import twin
 
 __all__ = ["OSTTA", "confidence_kept"]
+
+Criterion = Literal["ent", "ent_ind", "ent_ind_ood", "ent_unf"]
 
 
 def confidence_kept(source: Tensor, adapted: Tensor) -> Tensor:
@@ -76,12 +91,18 @@ class OSTTA(Adapter):
     Args:
         model: any classifier with normalisation layers.
         optimizer: moves gamma and beta; ``adam(1e-3)`` (CIFAR), ``sgd(1e-3)`` (ImageNet).
-        alpha: the weight of the entropy of the mean prediction; 0 switches it off.
+        alpha: the weight of the entropy of the mean prediction (alpha_1) and of the unknown (alpha_2); one number is both.
+            0 switches a term off.
+        criterion: "ent", the loss of OSTTA, or one of UniEnt on the samples that are kept: "ent_ind", "ent_ind_ood" (UniEnt)
+            or "ent_unf" (UniEnt+).
+        mixture: fits two components to UniEnt's scores; returns posteriors (N, 2), those of the lower scores first.
+        head: the name of the linear head, which UniEnt's losses need; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
         seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
-        ValueError: the model has no normalisation layer with scale and shift.
+        ValueError: the model has no normalisation layer with scale and shift, there is no such criterion, or it is one of
+            UniEnt and the model has no linear head.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> y = OSTTA(net)(torch.rand(8, 3, 8, 8))
@@ -95,21 +116,49 @@ class OSTTA(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
-        alpha: float = 0.5,
+        alpha: float | tuple[float, float] = 0.5,
+        criterion: Criterion = "ent",
+        mixture: Mixture = two_gaussians,
+        head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
+        if criterion not in get_args(Criterion):
+            raise ValueError(f"criterion is one of {', '.join(get_args(Criterion))}, got {criterion!r}")
         self.optimizer, self.alpha, self.norm = optimizer, alpha, norm
+        self.criterion, self.mixture, self.head = criterion, mixture, head
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)
         self.origin = twin(self.model, own=affine)
+        self._tap: Tap | None = None
+        if criterion != "ent":
+            self.prototypes = linear_head(self.model, head)[1].weight
+            self._tap = head_tap(self.origin, head)
+
+    def _source(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The source model's logits (N, C), and how likely each image is known and unknown, (N, 2)."""
+        if self._tap is None:
+            return self.origin(x), torch.tensor([[1.0, 0.0]], device=x.device).expand(len(x), 2)
+        logits, z = with_features(self.origin, self._tap, x)
+        return logits, split(z, self.prototypes, self.mixture).to(x.device)
 
     def step(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            source = self.origin(x)
+            source, posterior = self._source(x)
         logits = self.model(x)
-        kept = confidence_kept(source, logits.detach())
-        if kept.any():
-            self.update((kept * entropy(logits)).sum() / kept.sum() - self.alpha * marginal_entropy(logits))
-        return Prediction(logits, selected={"minimised": kept})
+        h, kept = entropy(logits), confidence_kept(source, logits.detach())
+        known, unknown = posterior.to(h).unbind(dim=1)
+        low, high = kept & (known > unknown), unknown > known
+        if self.criterion == "ent_unf":
+            enough = bool(kept.any()) and bool((low | high).any())
+            lower, higher = (kept * known * h).sum() / kept.sum(), (unknown * h).mean()
+        else:
+            high = high & (self.criterion == "ent_ind_ood")
+            enough = bool(low.any()) and (self.criterion != "ent_ind_ood" or bool(high.any()))
+            lower, higher = (low * h).sum() / low.sum(), (high * h).sum() / high.sum().clamp_min(1)
+        if enough:
+            alpha1, alpha2 = (self.alpha,) * 2 if isinstance(self.alpha, int | float) else self.alpha
+            self.update(lower - alpha2 * higher - alpha1 * marginal_entropy(logits))
+        sides = {"minimised": low} if self.criterion == "ent" else {"minimised": low, "maximised": high}
+        return Prediction(logits, selected=sides)

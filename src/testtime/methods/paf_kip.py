@@ -16,14 +16,15 @@ A step:
     1. look at the batch with three models: the source on x, the adapting one and its average on the augmented view;
     2. lower the entropy of what the primary filter takes for known, weighted by the average's confidence; raise it
        where both filters see an unknown; leave out what only the primary filter refuses;
-    3. update the scale and shift of the normalisation layers, then the average; answer with the weighted logits, and
-       with the energy of the adapting model as open-set score.
+    3. update the scale and shift of the normalisation layers; answer with the weighted logits, and with the energy of
+       the adapting model as open-set score; then update the average.
 
 Departures:
     No code was published. The paper leaves open, and this chooses: batch statistics in f and e (as TENT), the source's
-    own in s (``source_statistics``); z from the forward before the update (``output="after"`` forwards f and e anew, as
-    the order of lines 17-18 of Algorithm 1 can be read); the crop pads an eighth of the side with zeros; momentum 0.9
-    for SGD. w and the filters carry no gradient. The mean is over the whole batch (Algorithm 1, line 16).
+    own in s (``source_statistics``); z from the forward before the update (``output="after"`` forwards the updated f
+    anew, as the order of lines 17-19 of Algorithm 1 can be read: update f, compute z, update e); the crop pads an
+    eighth of the side with zeros; momentum 0.9 for SGD. w and the filters carry no gradient. The mean is over the whole
+    batch (Algorithm 1, line 16).
 
 Cost: three forwards and one backward; the weights exist once, whatever the three models.
 ``batched=True`` runs the three forwards as one pass of three times the batch (for GPUs bound by launches).
@@ -47,6 +48,7 @@ from testtime.norm.grouped import grouped
 from testtime.parts import Teacher, adam, entropy, generator, random_crop_flip
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 from testtime.prediction import Prediction, energy
 from testtime.sharing import twin
 
@@ -116,8 +118,9 @@ class PAFKIP(Adapter):
         minimise, maximise: how the auxiliary filter joins in on either side: "soft", "hard" or "none" (tables 4 and 5).
         models: which of "source", "adapting", "ema" the answer integrates; ("adapting",) switches KIP off.
         source_statistics: "source" or "batch", the BatchNorm statistics of the source model.
-        augment: the view x~; ``testtime.parts.identity`` switches randomness off.
-        output: "before" or "after", whether z re-uses the forwards before the update.
+        augment: the view x~, within the model's invariances; ``testtime.parts.identity`` switches randomness off.
+        output: "before" or "after", whether z takes the logits of f before or after its update; those of e are from before
+            its update either way.
         batched: run the three forwards as one.
         norm: the policy of the BatchNorm layers in the adapting and the average model.
         seed: of the augmentation.
@@ -162,10 +165,11 @@ class PAFKIP(Adapter):
             minimise,
             maximise,
         )
-        self.models, self.source_statistics, self.augment = tuple(models), source_statistics, augment
+        self.models, self.source_statistics = tuple(models), source_statistics
+        self.augment = preserving(augment, self.model)
         self.batched, self.norm = batched, norm
         self.output = output  # type: ignore[misc]
-        self.cost = (3 if output == "before" else 5, 1)
+        self.cost = (3 if output == "before" else 4, 1)
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)
         self.ema = Teacher(self.model, affine, decay)
@@ -203,10 +207,9 @@ class PAFKIP(Adapter):
         loss, selected = primary_auxiliary_loss(
             adapting, auxiliary, self.tau, self.alpha, self.minimise, self.maximise, decides
         )
-        if loss.requires_grad:
-            self.update(loss)
-        self.ema.update()
+        self.update(loss)
         if self.output == "after":
             with torch.no_grad():
-                logits |= {"adapting": self.model(view), "ema": self.ema(view)}
+                logits["adapting"] = self.model(view)
+        self.ema.update()
         return self._answer(logits, selected)

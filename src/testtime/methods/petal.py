@@ -22,11 +22,11 @@ Departures:
     ``prepare`` lets a copy of it learn its own answers on unlabelled images for ``passes`` passes, and takes the variance of
     that path; the mean is the network as given.
     The published variance is a difference of two averages, which rounding may turn negative; here it is not (Welford).
-    The published code computes all views even where it does not use them; this does not. Its views change all images alike;
-    here each draws for itself (:func:`testtime.parts.katana`).
-    The paper's other variant, which returns weights by chance as CoTTA does, is not here.
-    Published code step by step: ``PETAL(swag_diagonal(model, batches))`` (CIFAR-10; ``threshold=0.72`` for CIFAR-100) and
-    ``PETAL(swag_diagonal(model, batches), sgd(1e-2), threshold=0.1, alpha=1e-11, quantile=0.003)`` (ImageNet), up to these.
+    The published code computes all views even where it does not use them; this does not. Its views change all images alike
+    (``augment=partial(katana, alike=True)``); here each draws for itself.
+    The paper's other variant returns weights by chance, as CoTTA does: ``restoration=0.01``.
+    Published code step by step, up to the draws: ``PETAL(swag_diagonal(model, batches))`` (CIFAR-10; ``threshold=0.72`` for
+    CIFAR-100) and ``PETAL(swag_diagonal(model, batches), sgd(1e-2), threshold=0.1, alpha=1e-11, quantile=0.003)`` (ImageNet).
 
 Cost: two forwards, one more for each view where they are used, one backward. ``prepare`` costs a forward of each batch, and
 with every pass a forward and a backward.
@@ -37,7 +37,6 @@ Vetrov and Wilson, A Simple Baseline for Bayesian Uncertainty in Deep Learning, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -52,8 +51,10 @@ from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.branches import images_of
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.restoration import restore_at_random
 from testtime.parts.source_training import passes_over
-from testtime.sharing import Stateful, share
+from testtime.parts.views import preserving
+from testtime.sharing import Stateful, duplicate, share
 
 __all__ = ["PETAL", "DiagonalPrior", "SwagDiagonal", "quantile_of", "swag_diagonal"]
 
@@ -142,7 +143,7 @@ def swag_diagonal(
         raise ValueError(
             f"passes is at least 2, for the first one is not counted and a variance needs some, got {passes}"
         )
-    walk = _Walk(copy.deepcopy(model).eval().requires_grad_(True))
+    walk = _Walk(duplicate(model).eval().requires_grad_(True))
     optimizer = torch.optim.SGD(walk.network.parameters(), rate, momentum=0.9, weight_decay=5e-4)
     for done in passes_over(
         batches,
@@ -205,8 +206,9 @@ class PETAL(Adapter):
         decay: beta, the weight of the past in the teacher.
         alpha: the weight of the prior; 1e-9 (CIFAR), 1e-11 (ImageNet).
         quantile: delta, the share of the weights that return to the source; 0.03 (CIFAR), 0.003 (ImageNet).
+        restoration: chance of a weight to return to the source, instead of those of the least information; None for those.
         passes: of ``prepare`` over its batches.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         norm: the policy of the BatchNorm layers in all three models.
         seed: of the views.
 
@@ -234,6 +236,7 @@ class PETAL(Adapter):
         decay: float = 0.999,
         alpha: float = 1e-9,
         quantile: float = 0.03,
+        restoration: float | None = None,
         passes: int = 5,
         augment: Augmentation = katana,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
@@ -245,7 +248,8 @@ class PETAL(Adapter):
             )
         super().__init__(norm(model), seed)
         self.optimizer, self.views, self.threshold, self.decay = optimizer, views, threshold, decay
-        self.alpha, self.quantile, self.passes, self.augment = alpha, quantile, passes, augment
+        self.alpha, self.quantile, self.passes, self.restoration = alpha, quantile, passes, restoration
+        self.augment = preserving(augment, self.model)
         self.norm, self.cost = norm, (2 + views, 1)
         self.anchor = share(self.model)
         names = [n for n, _ in self.model.named_parameters() if n.rsplit(".", 1)[-1] in ("weight", "bias")]
@@ -297,7 +301,10 @@ class PETAL(Adapter):
         gradients = torch.autograd.grad(loss, self._adapted, materialize_grads=True)
         self.update(gradients)
         self.teacher.update()
-        self._return_some([g.square() for g in gradients])
+        if self.restoration is None:
+            self._return_some([g.square() for g in gradients])
+        else:
+            restore_at_random(self._adapted, self.prior.origin, self.restoration, self.seed, int(self.clock))
         return teacher
 
     @torch.no_grad()

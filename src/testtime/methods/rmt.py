@@ -18,24 +18,27 @@ A step, after ``prepare(batches)`` has taken the prototypes, kept images to repl
     3. update all parameters and the projection once on L, then the teacher.
 
 Departures:
-    The source's labels are not seen: prototypes and replay take the source model's own answers for them.
-    The published code replays the whole source; here ``replay`` images of it are held, in the state.
-    The published answer is the sum of the two logits: the same classes, at twice the scale.
+    The paper knows the source's labels. ``prepare`` takes them with the images, ``prepare([(images, labels), ...])``; where
+    only images are given, prototypes and replay take the source model's own predictions for labels.
+    The published code replays the whole source, in the batches of its loader; here ``replay`` images of it are held, in the
+    state, and drawn in an order of the seed. ``replay=n, shuffle=False``, with at least as many images as the source has,
+    replays the batches that ``prepare`` was given in their order.
+    The published answer is the sum of the two logits (``ensemble="sum"``): the same classes, at twice the scale.
     The published code warms up on 50,000 source images; this on ``warm_up`` passes over what ``prepare`` is shown (the
     rate rising linearly, the loss S between student and teacher). What it left is birth, and a part of the state.
-    The published views change all images alike; here each draws for itself (:func:`testtime.parts.katana`).
-    Published code step by step: ``RMT(model)`` (CIFAR), ``RMT(model, sgd(1e-2))`` (ImageNet), up to these; for DomainNet-126
-    it has no projection (``outputs=None``).
+    The published views change all images alike (``augment=partial(katana, alike=True)``); here each draws for itself.
+    Published code step by step, up to the draws: ``RMT(model, replay=n, shuffle=False, ensemble="sum")`` (CIFAR; ImageNet with
+    ``sgd(1e-2)``) prepared with labelled batches; for DomainNet-126 it has no projection (``outputs=None``).
 
-Cost: four forwards, three backwards; without replay three and two. ``prepare`` costs one forward a batch, and with every
-pass two more and a backward.
+Cost: four forwards, three backwards; without replay three and two. ``cost`` counts replayed batches of the size of the test
+batch. ``prepare`` costs one forward a batch, and with every pass two more and a backward.
 
 Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation, CVPR 2023.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Literal, final
 
 import torch
@@ -46,10 +49,11 @@ from testtime.adapter import Adapter
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
-from testtime.parts.branches import images_of
+from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.randomness import epochs
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful, share
 
 __all__ = ["RMT", "SourceReplay", "attract", "projector"]
@@ -86,13 +90,14 @@ def symmetric(z: Tensor, other: Tensor) -> Tensor:
 
 @final
 class SourceReplay(Stateful):
-    """What RMT holds of its source; empty until ``update``.
+    """What RMT holds of its source; empty until ``learn`` and ``hold``.
 
     Attributes:
         prototypes: (C, D) mean feature of each class.
         met: (C,) how many features that were; a class of none has no prototype.
         images: (M, ...) to replay.
         label: (M,).
+        batch: (M,) number of the batch that each image to replay came in.
     """
 
     learned = True
@@ -100,6 +105,7 @@ class SourceReplay(Stateful):
     met: Tensor
     images: Tensor
     label: Tensor
+    batch: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,14 +113,20 @@ class SourceReplay(Stateful):
         self.register_buffer("met", torch.empty(0))
         self.register_buffer("images", torch.empty(0))
         self.register_buffer("label", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("batch", torch.empty(0, dtype=torch.int64))
 
-    def update(self, logits: Tensor, features: Tensor, images: Tensor, kept: Tensor) -> None:
-        """Take the source's logits (M, C), features (M, D) and images, of which the indices ``kept`` are held."""
-        label = logits.argmax(dim=1)
-        ours = F.one_hot(label, logits.shape[1]).to(features)
+    def learn(self, label: Tensor, classes: int, features: Tensor) -> None:
+        """Take the labels (M,) and features (M, D) of the source for prototypes of C classes."""
+        ours = F.one_hot(label, classes).to(features)
         self.met = ours.sum(dim=0)
         self.prototypes = ours.T @ features / self.met.clamp_min(1)[:, None]
-        self.images, self.label = images[kept].clone(), label[kept]
+
+    def hold(self, images: Sequence[Tensor], label: Tensor, kept: Tensor) -> None:
+        """Hold the images with the indices ``kept``, of batches with labels (M,), to replay them."""
+        batch = torch.arange(len(images)).repeat_interleave(torch.tensor([len(x) for x in images]))
+        kept = kept.to(label.device)
+        self.images, self.label = torch.cat(list(images))[kept], label[kept]
+        self.batch = batch.to(label.device)[kept]
 
     def nearest(self, features: Tensor) -> Tensor:
         """The prototype (N, D) nearest by the cosine to each feature (N, D)."""
@@ -126,6 +138,8 @@ class SourceReplay(Stateful):
 class RMT(Adapter):
     """A mean teacher with a symmetric loss, held near the source by its prototypes and by replay.
 
+    ``prepare`` takes source batches of images, or pairs of images and labels.
+
     Args:
         model: any classifier that ends in a linear head.
         optimizer: moves all parameters and the projection; the paper's are ``adam(1e-3)`` (CIFAR) and ``sgd(1e-2)``
@@ -136,14 +150,17 @@ class RMT(Adapter):
         outputs: of the projection; None for none.
         decay: beta, the weight of the past in the teacher.
         replay: how many source images are held.
+        shuffle: whether source images are replayed in a random order, as many as a batch has; otherwise the batches of
+            ``prepare`` are replayed one after the other, of which the first ``replay`` images are held.
+        ensemble: whether the answer is the "mean" of the two logits, or their "sum".
         warm_up: passes over the source in ``prepare`` before the first batch.
-        augment: makes a view.
+        augment: makes a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views, of the replay and of the projection's first weights.
 
     Raises:
-        ValueError: the model has no linear head, or replay is below 1.
+        ValueError: the model has no linear head, replay is below 1, or ensemble is neither "mean" nor "sum".
         RuntimeError: it is called before ``prepare``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -154,6 +171,7 @@ class RMT(Adapter):
     """
 
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    labelled_source: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     cost = (4, 3)
 
@@ -167,6 +185,8 @@ class RMT(Adapter):
         outputs: int | None = 128,
         decay: float = 0.999,
         replay: int = 2048,
+        shuffle: bool = True,
+        ensemble: Literal["mean", "sum"] = "mean",
         warm_up: int = 1,
         augment: Augmentation = katana,
         head: str | None = None,
@@ -178,6 +198,8 @@ class RMT(Adapter):
             raise ValueError(
                 f"replay counts the source images that are held and is at least 1, got {replay}; lambda_ce=0 holds none"
             )
+        if ensemble not in ("mean", "sum"):
+            raise ValueError(f"ensemble is 'mean' or 'sum', got {ensemble!r}")
         self.optimizer, self.lambda_cl, self.lambda_ce, self.temperature = (
             optimizer,
             lambda_cl,
@@ -185,7 +207,8 @@ class RMT(Adapter):
             temperature,
         )
         self.outputs, self.decay, self.replay, self.warm_up = outputs, decay, replay, warm_up
-        self.augment, self.head, self.norm = augment, head, norm
+        self.shuffle, self.ensemble, self.head, self.norm = shuffle, ensemble, head, norm
+        self.augment = preserving(augment, self.model)
         if not lambda_ce:
             self.cost = (3, 2)
         self.anchor = share(self.model)
@@ -200,15 +223,19 @@ class RMT(Adapter):
         self.of_source = SourceReplay()
         self.taught_at_birth()
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         self._begin()
-        images = [x.clone() if x.is_inference() else x for x in images_of(batches)]
+        images, labels = labelled_images_of(batches)
+        images = [x.clone() if x.is_inference() else x for x in images]
         with torch.no_grad():
             seen = [self._see(x) for x in images]
-        every = torch.cat(images)
-        order = torch.randperm(len(every), generator=generator(self.seed, 0, "replay"))
-        kept = order[: self.replay if self.lambda_ce else 0].to(every.device)
-        self.of_source.update(torch.cat([y for y, _ in seen]), torch.cat([z for _, z in seen]), every, kept)
+        logits = torch.cat([y for y, _ in seen])
+        label = labels_or_predictions(labels, logits)
+        self.of_source.learn(label, logits.shape[1], torch.cat([z for _, z in seen]))
+        order = torch.arange(len(label))
+        if self.shuffle:
+            order = torch.randperm(len(label), generator=generator(self.seed, 0, "replay"))
+        self.of_source.hold(images, label, order[: self.replay if self.lambda_ce else 0])
         assert self._optimizer is not None
         rates = [group["lr"] for group in self._optimizer.param_groups]
         lessons = images * self.warm_up
@@ -238,8 +265,18 @@ class RMT(Adapter):
         logits, z = with_features(self.model, self._tap, x)
         return logits, z.to(torch.promote_types(z.dtype, torch.float32))
 
+    def _together(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return student + teacher if self.ensemble == "sum" else (student + teacher) / 2
+
     def _look(self, x: Tensor) -> Tensor:
-        return (self.model(x) + self.teacher(x)) / 2
+        return self._together(self.model(x), self.teacher(x))
+
+    def _drawn(self, batch: int) -> Tensor | list[int]:
+        """The indices of the source images to replay in this step."""
+        source, clock = self.of_source, int(self.clock)
+        if self.shuffle:
+            return epochs(len(source.images), batch, self.seed, clock)
+        return (source.batch == clock % (int(source.batch.max()) + 1)).nonzero().flatten()
 
     def step(self, x: Tensor) -> Tensor:
         source = self.of_source
@@ -254,12 +291,12 @@ class RMT(Adapter):
         views = self.model.get_submodule("projector")(features)
         loss = loss + self.lambda_cl * attract(views, self.temperature)
         if self.lambda_ce:
-            drawn = epochs(len(source.images), len(x), self.seed, int(self.clock))
+            drawn = self._drawn(len(x))
             logits = self.model(source.images[drawn])
             loss = loss + self.lambda_ce * F.cross_entropy(logits, source.label[drawn])
         self.update(loss)
         self.teacher.update()
-        return (student + teacher) / 2
+        return self._together(student, teacher)
 
 
 def projector(wide: int, outputs: int | None, seed: int) -> nn.Module:

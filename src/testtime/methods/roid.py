@@ -51,6 +51,7 @@ from testtime.parts import adam, entropy, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.prior import reweighted
+from testtime.parts.views import preserving
 from testtime.prediction import Prediction, energy
 
 __all__ = [
@@ -164,7 +165,7 @@ class ROID(Adapter):
         weighting: False weighs all images alike.
         consistency: False leaves the view out.
         prior: what the prior of the batch multiplies, "probabilities" or "logits"; "none" leaves it out.
-        augment: makes the view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes the view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         norm: the policy of the BatchNorm layers.
         seed: of the view.
 
@@ -205,7 +206,8 @@ class ROID(Adapter):
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.momentum, self.decay = classes, optimizer, momentum, decay
         self.temperature, self.weighting, self.consistency = temperature, weighting, consistency
-        self.prior, self.augment, self.norm = prior, augment, norm
+        self.prior, self.norm = prior, norm
+        self.augment = preserving(augment, self.model)
         self.cost = (1 + consistency, 1 + consistency)
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)

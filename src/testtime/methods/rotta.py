@@ -51,6 +51,7 @@ from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 
 __all__ = ["CSTU", "RoTTA", "timeliness"]
 
@@ -157,7 +158,8 @@ class RoTTA(Adapter):
         frequency: how many images between two updates.
         decay: 1 - nu, the weight of the past in the teacher.
         lambda_t, lambda_u: the weights of age and uncertainty in the memory's score.
-        augment: the strong view that the student learns; ``testtime.parts.identity`` switches randomness off.
+        augment: the strong view that the student learns, within the model's invariances; ``testtime.parts.identity``
+            switches randomness off.
         teacher_observes: the teacher normalises the memory as the student does, and its statistics move; if
             not, its statistics stay at the source.
         norm: the policy of the BatchNorm layers in student and teacher; alpha is the weight of a new batch.
@@ -197,7 +199,8 @@ class RoTTA(Adapter):
                 "none; use a method for LayerNorm and GroupNorm models, such as CoTTA, SoTTA or STAMP"
             )
         self.classes, self.optimizer, self.capacity, self.frequency = classes, optimizer, capacity, frequency
-        self.decay, self.lambda_t, self.lambda_u, self.augment = decay, lambda_t, lambda_u, augment
+        self.decay, self.lambda_t, self.lambda_u = decay, lambda_t, lambda_u
+        self.augment = preserving(augment, self.model)
         self.teacher_observes, self.norm = teacher_observes, norm
         self.cost = (1 + 2 * capacity / frequency, capacity / frequency)
         affine = norm_affine(self.model)

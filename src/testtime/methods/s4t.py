@@ -28,7 +28,7 @@ Reference: Jeong, Cho, Yoon and Yoon, Synchronizing Task Behavior: Aligning Mult
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,7 @@ class S4T(Adapter):
     (torch.Size([4, 1, 32, 32]), True)
     """
 
+    multi_task: ClassVar[bool] = True
     stochastic = True
 
     def __init__(

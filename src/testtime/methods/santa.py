@@ -16,13 +16,15 @@ A step, after ``prepare(batches)`` has taken the prototypes once:
     3. update scale and shift of the normalisation layers, and the projection, once on L.
 
 Departures:
-    The source's labels are not seen: the prototypes take the source model's own answers for them.
+    The paper knows the source's labels. ``prepare`` takes them with the images, ``prepare([(images, labels), ...])``; where
+    only images are given, the prototypes take the source model's own predictions for labels.
     Equation 2 sums both terms; the code of Döbler et al., which tables compare with, takes their mean, and so does this:
     ``lambda_sa=2`` for the equation to the letter. That code was read; the authors' was not.
     Unlike elsewhere the adapting model stands before the logarithm: a sure source is followed, an unsure one hardly.
-    The published views change all images alike; here each draws for itself (:func:`testtime.parts.katana`).
-    That code step by step, up to these: ``SANTA(model)`` (CIFAR, batches of 200), ``SANTA(model, sgd(1e-2,
-    nesterov=True))`` (ImageNet, batches of 64); for DomainNet-126 it has no projection (``outputs=None``).
+    The published views change all images alike (``augment=partial(katana, alike=True)``); here each draws for itself.
+    That code step by step, up to the draws: ``SANTA(model)`` (CIFAR, batches of 200), ``SANTA(model, sgd(1e-2,
+    nesterov=True))`` (ImageNet, batches of 64) prepared with labelled batches; for DomainNet-126 it has no projection
+    (``outputs=None``).
 
 Cost: three forwards, two backwards. ``prepare`` costs one forward a batch, once.
 
@@ -43,9 +45,10 @@ from testtime.methods.rmt import SourceReplay, attract, projector
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
-from testtime.parts.branches import images_of
+from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 from testtime.sharing import share
 
 __all__ = ["SANTA"]
@@ -55,6 +58,8 @@ __all__ = ["SANTA"]
 class SANTA(Adapter):
     """Predictions anchored at the source's, and features that gather around the source's prototypes.
 
+    ``prepare`` takes source batches of images, or pairs of images and labels.
+
     Args:
         model: any classifier with normalisation layers that ends in a linear head.
         optimizer: moves gamma and beta and the projection; ``adam(1e-3)`` (CIFAR), ``sgd(1e-2, nesterov=True)``
@@ -63,7 +68,7 @@ class SANTA(Adapter):
         lambda_ta: the weight of target alignment.
         temperature: tau.
         outputs: of the projection; None for none.
-        augment: makes a view.
+        augment: makes a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views and of the projection's first weights.
@@ -81,6 +86,7 @@ class SANTA(Adapter):
     """
 
     source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
+    labelled_source: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     cost = (3, 2)
 
@@ -104,7 +110,8 @@ class SANTA(Adapter):
             lambda_ta,
             temperature,
         )
-        self.outputs, self.augment, self.head, self.norm = outputs, augment, head, norm
+        self.outputs, self.head, self.norm = outputs, head, norm
+        self.augment = preserving(augment, self.model)
         self.origin = share(self.model)
         affine, linear = norm_affine(self.model), linear_head(self.model, head)[1]
         self._tap = head_tap(self.model, head)
@@ -115,12 +122,12 @@ class SANTA(Adapter):
         self.adapt([*affine, *beside.parameters()] if affine else [], optimizer)
         self.of_source = SourceReplay()
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+        images, labels = labelled_images_of(batches)
         with torch.no_grad():
-            seen = [self._see(x.clone() if x.is_inference() else x) for x in images_of(batches)]
+            seen = [self._see(x.clone() if x.is_inference() else x) for x in images]
         logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
-        self.of_source.update(logits, features, features, nothing)
+        self.of_source.learn(labels_or_predictions(labels, logits), logits.shape[1], features)
 
     def _see(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The adapting model's logits (N, C), and features (N, D) at least in float32."""

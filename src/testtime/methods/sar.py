@@ -19,9 +19,10 @@ A step:
 Departures:
     The second selection, at the worst point, is the published code's; Algorithm 1 of the paper selects once
     (``reselect=False``).
-    The published code resets the weights, but then writes the old average back, so that it resets again at every
-    batch that follows until the average has grown; its reset misses the momentum of the optimizer too. Here both
-    begin anew. Its ``reset_constant`` is ignored in favour of 0.2; ``floor`` is not.
+    The published code resets the weights, but then writes the old average back, so that it resets again after every
+    batch that follows, whether it kept an image or not, until the average has grown; its reset misses the momentum of
+    the optimizer too (``recovery="weights"``). Here both begin anew. Its ``reset_constant`` is ignored in favour of
+    0.2; ``floor`` is not.
     Where nobody is kept, the published loss is NaN or the momentum moves the weights on; here nothing moves.
     The floor is an absolute entropy: for ten classes, whose E_0 is 0.92, the mean entropy of the kept often lies below
     0.2, and then most batches end in a return to the source. ``floor=0`` never returns.
@@ -39,7 +40,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +67,15 @@ class SAR(Adapter):
         floor: e_0, the average entropy in nats below which it returns to the source; 0 switches that off.
         decay: beta, the weight of the past in the average.
         reselect: select again at the worst point.
+        recovery: what returns to the source: "full" for weights, optimizer and average, "weights" for the weights alone,
+            as in the published code.
         skip: parts of names of layers that stay as they are.
         norm: the policy of the BatchNorm layers.
         seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
-        ValueError: the model has no normalisation layer with scale and shift, or ``skip`` leaves none.
+        ValueError: the model has no normalisation layer with scale and shift, ``skip`` leaves none, or ``recovery`` is
+            neither "full" nor "weights".
 
     Attributes:
         average: e, the moving average of the entropy of the kept; it counts once ``begun``.
@@ -96,6 +100,7 @@ class SAR(Adapter):
         floor: float = 0.2,
         decay: float = 0.9,
         reselect: bool = True,
+        recovery: Literal["full", "weights"] = "full",
         skip: Sequence[str] = TOP_LAYERS,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
@@ -108,6 +113,9 @@ class SAR(Adapter):
             rho,
             floor,
         )
+        if recovery not in ("full", "weights"):
+            raise ValueError(f"recovery is 'full' or 'weights', got {recovery!r}")
+        self.recovery = recovery
         self.decay, self.reselect, self.skip, self.norm = decay, reselect, tuple(skip), norm
         affine = norm_affine(self.model, self.skip)
         self.adapt(affine, optimizer)
@@ -133,16 +141,23 @@ class SAR(Adapter):
                     if self.reselect:
                         kept = kept & (h.detach() < self.e0)
                     loss = h[kept].mean()
-                    gradients = torch.autograd.grad(loss, self._adapted) if kept.any() else ()
+                    gradients = (
+                        torch.autograd.grad(loss, self._adapted, materialize_grads=True) if kept.any() else ()
+                    )
         if kept.any():
             self.update(gradients)
-            self._recover(loss.detach())
+            self._count(loss.detach())
+        if self.begun and self.average < self.floor:
+            self._recover()
         return Prediction(logits, selected={"minimised": kept})
 
-    def _recover(self, loss: Tensor) -> None:
-        """Move the average, and return to the source where it is too low to be true."""
+    def _count(self, loss: Tensor) -> None:
+        """Move the average entropy."""
         self.average.copy_(torch.where(self.begun, torch.lerp(loss, self.average, self.decay), loss))
         self.begun.fill_(True)
-        if self.average < self.floor:
-            birth = self._born()
-            self._restore({name: birth[name] for name in self.moving() if name != "clock"})
+
+    def _recover(self) -> None:
+        """Return to the source."""
+        birth, weights = self._born(), self.recovery == "weights"
+        names = [n for n in self.moving() if (n.startswith("model.") if weights else n != "clock")]
+        self._restore({name: birth[name] for name in names})

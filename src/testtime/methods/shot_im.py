@@ -16,11 +16,12 @@ Departures:
     This is the online form in use as a baseline: one step on each batch as it comes. SHOT itself passes over the whole
     target set for many epochs with a falling rate, and adds pseudo-labels from centroids of the features; both need
     the set. Its new bottleneck layer, which learns ten times as fast, is not added either: the model stays as it is.
-    The published codes add 1e-5 within the logarithms, T3A's in the second term alone; here they are exact.
+    The published codes add 1e-5 within the logarithms of both terms (``epsilon=(1e-5, 1e-5)``), T3A's in the second term
+    alone (``epsilon=(0, 1e-5)``); here they are exact.
     SHOT trains with the statistics of the batch and tests with running ones (``norm=running_statistics``, and look with
     ``predict``).
-    Published code step by step, up to that 1e-5: ``SHOTIM(model, adam(5e-5), norm=source_statistics)`` is that of T3A
-    (times 0.1, 1 or 10, on DomainBed); the default optimizer is that of SHOT's backbone.
+    Published code step by step: ``SHOTIM(model, adam(5e-5), epsilon=(0, 1e-5), norm=source_statistics)`` is that of T3A
+    (the rate times 0.1, 1 or 10, on DomainBed); the default optimizer is that of SHOT's backbone.
 
 Cost: one forward, one backward through all weights.
 
@@ -53,6 +54,7 @@ class SHOTIM(Adapter):
         model: any classifier with a linear head.
         optimizer: moves all weights but the head's; SHOT's rate for a backbone is 1e-3.
         diversity: lambda, the weight of the entropy of the mean prediction.
+        epsilon: constants added within the logarithms of the two terms.
         head: the name of the head, or its end; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
         seed: unused, for there is no randomness; kept so that every method is built alike.
@@ -72,12 +74,14 @@ class SHOTIM(Adapter):
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(1e-3, weight_decay=1e-3, nesterov=True),  # noqa: B008 - a frozen value
         diversity: float = 1.0,
+        epsilon: tuple[float, float] = (0.0, 0.0),
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        self.optimizer, self.diversity, self.head, self.norm = optimizer, diversity, head, norm
+        self.optimizer, self.diversity, self.epsilon = optimizer, diversity, epsilon
+        self.head, self.norm = head, norm
         # Another method's branch takes no part in a prediction.
         network = next((m.network for m in self.model.modules() if isinstance(m, Assisted)), self.model)
         hypothesis = {id(p) for p in linear_head(network, head)[1].parameters()}
@@ -87,5 +91,7 @@ class SHOTIM(Adapter):
         with observing(self.model):
             logits = self.model(x)
         if len(x) > 1:
-            self.update(entropy(logits).mean() - self.diversity * marginal_entropy(logits))
+            each, together = self.epsilon
+            loss = entropy(logits, each).mean() - self.diversity * marginal_entropy(logits, together)
+            self.update(loss)
         return logits

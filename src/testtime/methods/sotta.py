@@ -18,13 +18,12 @@ A step:
 
 Departures:
     The published code predicts image by image; under running statistics one forward gives the same numbers.
-    The published loss is the entropy divided by C, with a smoothed logarithm: ``loss=smoothed_entropy``. SAM
-    and Adam are indifferent to the factor, but for the epsilon of Adam.
+    The published loss smooths the logarithm: ``loss=partial(smoothed_entropy, over_classes="sum")``.
     The published statistics move in both forwards of SAM; here once per memory, unless ``observe_twice``.
     As published, the top layers of a ResNet or a ViT stay as they are (``skip``).
     The published code has images wait until ``frequency`` are there; here a batch is answered when it comes.
-    Published code step by step: ``SoTTA(model, classes, loss=smoothed_entropy, observe_twice=True)``, up to
-    the draws; ``threshold=0.66`` (CIFAR-100), ``0.33`` (ImageNet).
+    Published code step by step: ``SoTTA(model, classes, loss=partial(smoothed_entropy, over_classes="sum"),
+    observe_twice=True)``, up to the draws; ``threshold=0.66`` (CIFAR-100), ``0.33`` (ImageNet).
 
 Cost: one forward of the batch; for every ``frequency`` images two forwards and two backwards of the memory.
 ``cost`` counts batches of a multiple of ``frequency``; a smaller one that completes it pays for the memory
@@ -39,7 +38,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -61,10 +60,22 @@ def mean_entropy(logits: Tensor) -> Tensor:
     return entropy(logits).mean()
 
 
-def smoothed_entropy(logits: Tensor) -> Tensor:
-    """The published loss: the mean of ``-p log(p + 1e-6)`` over images and classes alike, a scalar."""
+def smoothed_entropy(logits: Tensor, over_classes: Literal["mean", "sum"] = "mean") -> Tensor:
+    """The losses of two published codes: ``-p log(p + 1e-6)``, averaged over the images, a scalar.
+
+    Args:
+        logits: (N, C).
+        over_classes: "mean", the loss of NOTE's code, or "sum", that of SoTTA's, which is C times as large.
+
+    >>> z = torch.zeros(3, 4)  # the entropy is log 4
+    >>> smoothed_entropy(z), smoothed_entropy(z, "sum")
+    (tensor(0.3466), tensor(1.3863))
+    """
+    if over_classes not in ("mean", "sum"):
+        raise ValueError(f'expected over_classes "mean" or "sum", got {over_classes!r}')
     p = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return -(p * (p + 1e-6).log()).mean()
+    h = -p * (p + 1e-6).log()
+    return h.mean() if over_classes == "mean" else h.sum(dim=1).mean()
 
 
 @final
@@ -138,7 +149,8 @@ class SoTTA(Adapter):
         frequency: how many images between two updates.
         threshold: C_0, 0.99 (CIFAR-10), 0.66 (CIFAR-100), 0.33 (ImageNet).
         rho: the radius of the sharpness-aware step.
-        loss: of the memory's logits, :func:`mean_entropy` or the published :func:`smoothed_entropy`.
+        loss: loss of the memory's logits, :func:`mean_entropy` or, as published, :func:`smoothed_entropy`
+            with the sum over classes.
         observe_twice: move the running statistics in both forwards of an update, as the published code does.
         skip: parts of names of layers that stay as they are.
         norm: the policy of the BatchNorm layers; the momentum is the weight of a new memory.

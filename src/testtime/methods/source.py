@@ -13,7 +13,7 @@ Cost: one forward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
@@ -39,6 +39,8 @@ class Source(Adapter):
     True
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     cost = (1, 0)
 
     def __init__(

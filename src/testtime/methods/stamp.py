@@ -1,30 +1,35 @@
 r"""STAMP: answer with many views, and learn from a stable memory instead of the risky batch.
 
-With views :math:`a_v(x)`, the classes :math:`C`, the source model under batch statistics :math:`s` and the
-memory :math:`M`,
+With views :math:`a_v(x)`, of which the first is the image itself, the classes :math:`C`, the source model under
+batch statistics :math:`s`, the memory :math:`M` and its capacity :math:`N`,
 
 .. math::
     \bar p(x) &= \tfrac1V \sum_v p_\theta(a_v(x)) \\
     x \in M &\Rightarrow H(\bar p(x)) < \alpha \log C \;\wedge\; \arg\max_c \bar p_c(x) = \arg\max_c s_c(x) \\
     L(\theta) &= \tfrac1{|M|} \sum_{x \in M} w(x)\, H(p_\theta(x)), \qquad
-    w(x) = |M|\, \frac{\exp(-H(p_\theta(x)))}{\sum_{x'} \exp(-H(p_\theta(x')))}
+    w(x) = N\, \frac{\exp(-H(p_\theta(x)))}{\sum_{x' \in M} \exp(-H(p_\theta(x')))}, \qquad
+    H(p) = - \sum_c p_c \log(p_c + \epsilon)
 
 A step:
     1. average the probabilities of the views: that is the answer;
     2. offer to the memory the images that are certain and on which the source agrees; when it is full, the
-       oldest image of the class that has lately held the most places makes room;
-    3. take one sharpness-aware step down the self-weighted entropy of the memory (gradients flow through w),
+       oldest image of the class with the highest count makes room;
+    3. count the images of each class in the memory (a moving average over the updates);
+    4. take one sharpness-aware step down the self-weighted entropy of the memory (gradients flow through w),
        with a rate that follows a cosine over ``period`` steps and back.
 
 The answer is :math:`\log \bar p + \log \sum_c \exp \bar z_c` with :math:`\bar z` the mean logits of the views.
 Its softmax is :math:`\bar p` and its energy that of :math:`\bar z`; that of :math:`\log \bar p` is always zero.
 
 Departures:
-    The published code carries no licence and was not read. The paper leaves open, or its words allow, and
-    this chooses: V random crops and flips, the image itself not among them; the count that decides who makes
-    room is an average, with weight ``decay`` of the past, of the places each class holds at every admission;
-    the oldest image goes; an update whenever the memory holds an image; momentum 0.9 for SGD; batch
-    statistics in the memory.
+    The published code carries no licence and was not read; it is followed as it is reported, so step by step
+    only as far as that goes. Four of its choices are the defaults: the image is one of its V views
+    (``original=False``: V random views); the count moves once per update (``count="admission"``: before every
+    admission); the weights sum to N also while the memory is filling, which scales the loss by :math:`N / |M|`
+    (``normalise="held"``: they have mean 1); :math:`\epsilon = 10^{-5}` (``epsilon=0``).
+    The paper leaves open, and this chooses: the views are random crops and flips; of classes with equal counts
+    the first makes room, and before the first count the class that holds the most; the oldest image goes; an
+    update whenever the memory holds an image; momentum 0.9 for SGD; batch statistics in the memory.
     As its code is reported to do, the top layers of a ResNet or a ViT stay as they are (``skip``).
     The paper scores the unknown by the entropy of the averaged prediction (``score="entropy"``). The default
     is the energy, with which open-set tables compare methods.
@@ -58,27 +63,40 @@ from testtime.parts import entropy, generator, random_crop_flip, sgd, sharpness_
 from testtime.parts.augment import Augmentation
 from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 from testtime.prediction import Prediction
 from testtime.sharing import share
 
 __all__ = ["RBM", "STAMP", "self_weighted_entropy"]
 
+Count = Literal["update", "admission"]
 
-def self_weighted_entropy(logits: Tensor) -> Tensor:
-    """Mean entropy in nats, in which an image weighs ``exp(-H)``; the weights have mean 1 and carry
-    gradients.
+
+def self_weighted_entropy(logits: Tensor, total: float | None = None, epsilon: float = 0.0) -> Tensor:
+    """Mean entropy in nats, in which an image weighs ``exp(-H)``; the weights carry gradients.
 
     Args:
         logits: (M, C).
+        total: sum of the weights; M unless given, so that they have mean 1.
+        epsilon: constant inside the logarithm of the entropy.
 
     Returns:
         a scalar.
 
-    >>> self_weighted_entropy(torch.zeros(3, 4))  # log 4
-    tensor(1.3863)
+    >>> self_weighted_entropy(torch.zeros(3, 4)), self_weighted_entropy(torch.zeros(3, 4), total=6)  # log 4
+    (tensor(1.3863), tensor(2.7726))
     """
-    h = entropy(logits)
-    return ((-h).softmax(dim=0) * h).sum()
+    h = _entropy(logits, epsilon)
+    scale = 1.0 if total is None else total / len(h)
+    return scale * ((-h).softmax(dim=0) * h).sum()
+
+
+def _entropy(logits: Tensor, epsilon: float) -> Tensor:
+    """Entropy (N,) with a constant inside the logarithm."""
+    if not epsilon:
+        return entropy(logits)
+    p = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return -(p * (p + epsilon).log()).sum(dim=1)
 
 
 @final
@@ -88,22 +106,23 @@ class RBM(ImageMemory):
     Args:
         classes: C.
         capacity: how many images it holds.
-        decay: the weight of the past in the average number of places that a class holds.
+        decay: weight of the past in the count of each class.
+        count: when the count moves, at every "update" (a call of :meth:`recount`) or before every "admission".
 
     Attributes:
         images: (capacity, ...) from the first batch on; empty before.
         label: (capacity,) pseudo-labels; -1 is a free place.
         arrival: (capacity,) the number of the image among those admitted.
         seen: images admitted so far.
-        places: (C,) the average number of places that a class has held lately.
+        places: (C,) the count: the moving average of the number of places that each class holds.
     """
 
     arrival: Tensor
     places: Tensor
 
-    def __init__(self, classes: int, capacity: int = 64, decay: float = 0.9) -> None:
+    def __init__(self, classes: int, capacity: int = 64, decay: float = 0.9, count: Count = "update") -> None:
         super().__init__(classes, capacity)
-        self.decay = decay
+        self.decay, self.count = decay, count
         self.register_buffer("arrival", torch.zeros(capacity, dtype=torch.int64))
         self.register_buffer("places", torch.zeros(classes, dtype=torch.float64))
 
@@ -114,12 +133,14 @@ class RBM(ImageMemory):
         origin, seen = np.full(self.capacity, -1), int(self.seen)
         for row, c in enumerate(label.tolist()):
             held = np.bincount(labels[labels >= 0], minlength=self.classes)
-            places = self.decay * places + (1 - self.decay) * held
+            if self.count == "admission":
+                places = self.decay * places + (1 - self.decay) * held
             free = np.flatnonzero(labels < 0)
             if free.size:
                 place = int(free[0])
             else:
-                crowded = np.flatnonzero(labels == np.where(held > 0, places, -1).argmax())
+                counted = places if places.any() else held
+                crowded = np.flatnonzero(labels == np.where(held > 0, counted, -1).argmax())
                 place = int(crowded[arrivals[crowded].argmin()])
             labels[place], arrivals[place], origin[place] = c, seen + row, row
         device = self.label.device
@@ -127,6 +148,12 @@ class RBM(ImageMemory):
         self.places = torch.from_numpy(places).to(self.places)
         self.seen = self.seen + len(x)
         self.take(x, origin)
+
+    def recount(self) -> None:
+        """Move the count towards the places held now, where it moves at every update."""
+        if self.count == "update":
+            held = self.label[self.label >= 0].bincount(minlength=self.classes)
+            self.places = self.decay * self.places + (1 - self.decay) * held.to(self.places)
 
 
 @final
@@ -137,7 +164,7 @@ class STAMP(Adapter):
         model: any classifier with normalisation layers.
         classes: C.
         optimizer: moves gamma and beta; the rate is 0.1 (CIFAR-10), 0.05 (CIFAR-100), 0.01 (ImageNet).
-        views: V, how many random views the answer averages.
+        views: V, number of views that the prediction averages.
         alpha: who is certain, as a fraction of log C; 0.25 (CIFAR-10), 0.9 (CIFAR-100), 0.8 (ImageNet).
         consistent: admit only what the source model, under batch statistics, predicts alike; not on ImageNet.
         capacity: of the memory.
@@ -146,16 +173,21 @@ class STAMP(Adapter):
         period: of the cosine of the learning rate, in steps: 150, 750 (ImageNet); None keeps the rate.
         score: the open-set score, "energy" of the mean logits or, as in the paper, "entropy" of the mean
             prediction.
-        augment: makes a view; ``testtime.parts.identity`` switches randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         chunk: how many views go through the network at once, each normalised by itself; a divisor of
             ``views``.
             The numbers do not depend on it.
+        original: make the image itself the first of its views.
+        count: when the memory's count of the classes moves, at every "update" or before every "admission".
+        normalise: sum of the weights in the loss, the "capacity" of the memory or the number of images "held".
+        epsilon: constant inside the logarithm of the entropy.
         skip: parts of names of layers that stay as they are.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views.
 
     Raises:
-        ValueError: ``views`` is not positive, ``chunk`` does not divide it, or there is no such score.
+        ValueError: ``views`` is not positive, ``chunk`` does not divide it, or there is no such ``score``, ``count`` or
+            ``normalise``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> stamp = STAMP(net, classes=2, views=4, alpha=1.1)
@@ -181,6 +213,10 @@ class STAMP(Adapter):
         score: Literal["energy", "entropy"] = "energy",
         augment: Augmentation = random_crop_flip,
         chunk: int = 1,
+        original: bool = True,
+        count: Count = "update",
+        normalise: Literal["capacity", "held"] = "capacity",
+        epsilon: float = 1e-5,
         skip: Sequence[str] = TOP_LAYERS,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
@@ -191,16 +227,22 @@ class STAMP(Adapter):
             )
         if score not in ("energy", "entropy"):
             raise ValueError(f'expected score "energy" or "entropy", got {score!r}')
+        if count not in ("update", "admission"):
+            raise ValueError(f'expected count "update" or "admission", got {count!r}')
+        if normalise not in ("capacity", "held"):
+            raise ValueError(f'expected normalise "capacity" or "held", got {normalise!r}')
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.views, self.alpha = classes, optimizer, views, alpha
         self.consistent, self.capacity, self.decay, self.rho = consistent, capacity, decay, rho
-        self.period, self.score, self.augment, self.chunk = period, score, augment, chunk
+        self.period, self.score, self.chunk = period, score, chunk
+        self.augment = preserving(augment, self.model)
+        self.original, self.count, self.normalise, self.epsilon = original, count, normalise, epsilon
         self.skip, self.norm, self.cost = tuple(skip), norm, (views + consistent + 2, 2)
         self.origin = share(self.model)
         self.adapt(norm_affine(self.model, self.skip), optimizer)
         self.rates = [group["lr"] for group in self._optimizer.param_groups] if self._optimizer else []
         self.crowd = grouped([self.model] * chunk) if chunk > 1 else None
-        self.memory = RBM(classes, capacity, decay)
+        self.memory = RBM(classes, capacity, decay, count)
 
     def _look(self, x: Tensor) -> Prediction:
         return self._answer(*self._averaged(x), x.dtype)
@@ -210,33 +252,40 @@ class STAMP(Adapter):
         """Logarithm of the mean probabilities, and mean logits, over the views; (N, C) each."""
         log_p, z = [], []
         for first in range(0, self.views, self.chunk):
-            names = [f"view {i}" for i in range(first, first + self.chunk)]
-            views = [self.augment(x, generator(self.seed, int(self.clock), v, x.device)) for v in names]
+            views = [self._view(x, i) for i in range(first, first + self.chunk)]
             logits = (self.crowd or self.model)(torch.cat(views)).unflatten(0, (self.chunk, -1))
             z.append(logits.to(torch.promote_types(logits.dtype, torch.float32)))
             log_p.append(z[-1].log_softmax(dim=-1))
         return torch.cat(log_p).logsumexp(dim=0) - math.log(self.views), torch.cat(z).mean(dim=0)
 
+    def _view(self, x: Tensor, i: int) -> Tensor:
+        if self.original and i == 0:
+            return x
+        return self.augment(x, generator(self.seed, int(self.clock), f"view {i}", x.device))
+
     def _answer(self, log_p: Tensor, z: Tensor, dtype: torch.dtype, **selected: Tensor) -> Prediction:
         logits = log_p + z.logsumexp(dim=1, keepdim=True)
-        score = entropy(log_p) if self.score == "entropy" else -z.logsumexp(dim=1)
+        score = _entropy(log_p, self.epsilon) if self.score == "entropy" else -z.logsumexp(dim=1)
         return Prediction(logits.to(dtype), score=score, selected=selected)
 
     def step(self, x: Tensor) -> Tensor:
         log_p, z = self._averaged(x)
-        label, reliable = log_p.argmax(dim=1), entropy(log_p) < self.alpha * math.log(self.classes)
+        label = log_p.argmax(dim=1)
+        reliable = _entropy(log_p, self.epsilon) < self.alpha * math.log(self.classes)
         if self.consistent:
             with torch.no_grad():
                 reliable &= label == self.origin(x).argmax(dim=1)
         self.memory.add(x[reliable], label[reliable])
         images = self.memory.held()
         if len(images):
+            self.memory.recount()
             self._set_rate()
-            self.update(
-                sharpness_aware_gradients(
-                    lambda: self_weighted_entropy(self.model(images)), self._adapted, self.rho
-                )
-            )
+            total = self.capacity if self.normalise == "capacity" else len(images)
+
+            def loss() -> Tensor:
+                return self_weighted_entropy(self.model(images), total, self.epsilon)
+
+            self.update(sharpness_aware_gradients(loss, self._adapted, self.rho))
         return self._answer(log_p, z, x.dtype, reliable=reliable)
 
     def _set_rate(self) -> None:

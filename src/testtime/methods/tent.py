@@ -23,7 +23,7 @@ Reference: Wang, Shelhamer, Liu, Olshausen and Darrell, Tent: Fully Test-Time Ad
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
@@ -53,6 +53,9 @@ class Tent(Adapter):
     >>> logits.shape, logits.updated
     (torch.Size([8, 2]), True)
     """
+
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
 
     def __init__(
         self,

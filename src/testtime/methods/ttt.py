@@ -51,6 +51,7 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.branches import UnsupervisedBranch, images_of, joined, pooled, upstream
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import Tap, tapped, watched
+from testtime.parts.views import preserving
 
 __all__ = ["TTT", "RotationBranch", "turned"]
 
@@ -135,7 +136,8 @@ class TTT(Adapter):
         optimizer: moves the layers up to the watched one; the paper's has neither momentum nor weight decay.
         layer: the name of the layer that gives the shared features, for a network that comes alone; unless named, it is the
             encoder of a multi-task network, or what a classifier's head is given.
-        augment: changes images before they are turned; ``testtime.parts.random_crop_flip`` is the paper's.
+        augment: changes images before they are turned, within the model's invariances; ``testtime.parts.random_crop_flip``
+            is the paper's.
         passes: how often ``prepare`` shows the features of its batches to the branch.
         rate: the learning rate of ``prepare``.
         norm: the policy of the BatchNorm layers.
@@ -153,6 +155,8 @@ class TTT(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
     stochastic: ClassVar[bool] = True
     cost = (5, 4)
@@ -169,7 +173,8 @@ class TTT(Adapter):
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        self.optimizer, self.layer, self.augment = optimizer, layer, augment
+        self.optimizer, self.layer = optimizer, layer
+        self.augment = preserving(augment, self.model)
         self.passes, self.rate, self.norm = passes, rate, norm
         self.stochastic = augment is not identity  # type: ignore[misc]
         self.branch, self._taps = joined(

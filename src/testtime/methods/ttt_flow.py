@@ -221,6 +221,8 @@ class TTTFlow(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
 
     def __init__(

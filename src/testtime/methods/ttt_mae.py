@@ -35,7 +35,7 @@ et al. do (Multimodality as Supervision, table 7).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class TTTMAE(Adapter):
     (torch.Size([1, 5, 32, 32]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     stochastic = True
     cost = (33, 32)
 

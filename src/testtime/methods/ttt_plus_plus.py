@@ -54,6 +54,7 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.branches import UnsupervisedBranch, images_of, joined, pooled, upstream
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import tapped, watched
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful
 
 __all__ = ["ContrastiveBranch", "FeatureQueue", "SourceMoments", "TTTPlusPlus", "contrastive"]
@@ -92,7 +93,7 @@ class ContrastiveBranch(UnsupervisedBranch):
         channels: of the features.
         outputs: of the projection.
         temperature: T.
-        augment: draws a view.
+        augment: draws a view within the model's invariances.
         layer: name of the layer that gives the features.
 
     Called with features (N, C), maps (N, C, h, w) or tokens (N, T, C), it returns projections (N, outputs).
@@ -129,7 +130,8 @@ class ContrastiveBranch(UnsupervisedBranch):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """The contrastive loss of two views, in nats."""
-        views = torch.cat([self.augment(x, generator) for _ in range(2)])
+        augment = preserving(self.augment, network)
+        views = torch.cat([augment(x, generator) for _ in range(2)])
         with tapped(network, self.layers) as taps:
             _, (z,) = watched(network, taps, views)
         return {"contrastive": contrastive(self(z), self.temperature)}
@@ -224,7 +226,7 @@ class TTTPlusPlus(Adapter):
         optimizer: moves the layers up to the watched one; the published CIFAR scripts have ``sgd(0.01)``.
         scale_con, scale_ext, scale_ssh: lambda of the contrastive loss, of the features, and of the projections.
         queue: how many features of past images count in mean and covariance.
-        augment: draws a view.
+        augment: draws a view within the model's invariances.
         layer: the name of the layer that gives the features, for a network that comes alone; unless named, it is the encoder
             of a multi-task network, or what a classifier's head is given.
         outputs, temperature: of the branch of a network that comes alone.
@@ -245,6 +247,8 @@ class TTTPlusPlus(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    dense: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
     stochastic: ClassVar[bool] = True
     cost = (3, 3)
@@ -273,7 +277,8 @@ class TTTPlusPlus(Adapter):
             scale_ext,
             scale_ssh,
         )
-        self.queue, self.augment, self.layer, self.outputs = queue, augment, layer, outputs
+        self.queue, self.layer, self.outputs = queue, layer, outputs
+        self.augment = preserving(augment, self.model)
         self.temperature, self.passes, self.rate, self.norm = temperature, passes, rate, norm
         self.branch, self._taps = joined(
             self.model,

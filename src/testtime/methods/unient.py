@@ -30,7 +30,7 @@ Departures:
 
     Where one side is empty the published loss is NaN; here nothing moves. Every normalisation layer is
     adapted, and dropout stays off. The published code can add its losses to EATA and OSTTA as well; this is
-    the one on TENT.
+    the one on TENT, and ``OSTTA(model, criterion=...)`` those on OSTTA.
 
 Cost: two forwards, one backward; the weights exist once. The mixture is fitted on the CPU.
 

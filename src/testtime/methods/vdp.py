@@ -44,6 +44,7 @@ from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.views import preserving
 from testtime.sharing import Stateful
 
 __all__ = ["VDP", "Prompted", "Sensitivity"]
@@ -119,7 +120,7 @@ class VDP(Adapter):
         hold: lambda, how much what is sensitive is held to its average.
         decay: beta, the weight of the past in the teacher.
         sensitivity_decay: kappa, the weight of the past in the sensitivity.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         norm: the policy of the BatchNorm layers.
         seed: of the views.
 
@@ -153,7 +154,8 @@ class VDP(Adapter):
             raise ValueError(f"views is at least 1, got {views}")
         super().__init__(Prompted(norm(model), size), seed)
         self.size, self.optimizer, self.views, self.hold = size, optimizer, views, hold
-        self.decay, self.sensitivity_decay, self.augment, self.norm = decay, sensitivity_decay, augment, norm
+        self.decay, self.sensitivity_decay, self.norm = decay, sensitivity_decay, norm
+        self.augment = preserving(augment, self.model)
         self.cost = (2 + views, 1)
         prompts = [self.model.get_parameter(f"network.{name}") for name in ("specific", "agnostic")]
         self.adapt(prompts, optimizer)

@@ -19,17 +19,19 @@ Departures:
     The published ``set_scale`` asks a layer for its low-rank scale and only otherwise for its high-rank one; every layer has
     both, so that :math:`\lambda_h` stays 1 there. Here both are set.
     There the views are seen under the weights of the batch before; here under 1, so that nothing carries over.
-    There each weight returns to the source with a chance of 0.01, a part of CoTTA that stayed in the code: not here.
+    ``allotment="released"`` follows the published code in both.
+    There each weight returns to the source with a chance of 0.01, a part of CoTTA that stayed in the code
+    (``restoration=0.01``); here none does.
     The published adapters are trained on the source first: :func:`train_vida` does so. Without it they begin at B = 0, where
     the network answers as it did.
     The published code adapts the linear layers of timm's attention; here it is every linear layer but the head, and for a
     network without, every convolution (its :math:`A` is a convolution of the same form, its :math:`B` one of a single pixel).
     Linear layers inside torch's own attention, whose code goes around them, are left out.
-    The published code runs dropout in the student; this leaves it off. Its views change all images alike; here each draws for
-    itself (:func:`testtime.parts.katana`).
-    Published code step by step, up to these: ``ViDA(train_vida(model, batches))`` (CIFAR-10, batches of 40, images of 384
-    pixels), ``optimizer=adam(3e-4), adapter_rate=1/300`` (CIFAR-100, of 50), ``optimizer=sgd(5e-7), adapter_rate=0.4,
-    adapter_decay=0.8`` (ImageNet, of 50).
+    The published code runs dropout in the student; this leaves it off. Its views change all images alike
+    (``augment=partial(katana, alike=True)``); here each draws for itself.
+    Published code step by step, up to the layers, dropout and the draws: ``ViDA(train_vida(model, batches),
+    allotment="released", restoration=0.01)`` (CIFAR-10, batches of 40, images of 384 pixels), with ``optimizer=adam(3e-4),
+    adapter_rate=1/300`` (CIFAR-100, of 50), ``optimizer=sgd(5e-7), adapter_rate=0.4, adapter_decay=0.8`` (ImageNet, of 50).
 
     By-passes of ungrouped layers are added to the layer's weight before it meets an image, which is the same function.
 
@@ -41,7 +43,6 @@ Adaptation, ICLR 2024.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -56,7 +57,10 @@ from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.restoration import restore_at_random
 from testtime.parts.source_training import passes_over
+from testtime.parts.views import preserving
+from testtime.sharing import duplicate, share
 
 __all__ = ["DomainAdapter", "ViDA", "train_vida", "with_adapters"]
 
@@ -201,9 +205,7 @@ def train_vida(
     >>> type(train_vida(net, lessons, high_rank=4, title=None)[1]).__name__
     'DomainAdapter'
     """
-    network = with_adapters(
-        copy.deepcopy(model).eval().requires_grad_(False), low_rank, high_rank, layers, seed
-    )
+    network = with_adapters(duplicate(model).eval().requires_grad_(False), low_rank, high_rank, layers, seed)
     own = [p for p in network.parameters() if p.requires_grad]
     described = {"kind": "train_vida", "ranks": [low_rank, high_rank], "rate": rate, "seed": seed}
     for _ in passes_over(
@@ -235,13 +237,16 @@ class ViDA(Adapter):
             in its CIFAR command.
         scale: rho, of the variance; the published code's.
         decay, adapter_decay: the weight of the past in the teacher's network and in its adapters.
-        augment: makes a view; ``testtime.parts.identity`` switches its randomness off.
+        allotment: "paper", both weights are set and the views are seen under weights of 1; or "released", the published code:
+            the low-rank weight alone is set, and the views are seen under that of the batch before.
+        restoration: chance of a weight to return to the source after a step.
+        augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         layers: the names of the layers with adapters; None for every linear layer but the head, or every convolution.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views and of the adapters' first weights.
 
     Raises:
-        ValueError: views is below 2, or as :func:`with_adapters`.
+        ValueError: views is below 2, there is no such allotment, or as :func:`with_adapters`.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> vida = ViDA(net, views=2, high_rank=8)
@@ -252,6 +257,7 @@ class ViDA(Adapter):
 
     output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
     stochastic: ClassVar[bool] = True
+    low: Tensor
 
     def __init__(
         self,
@@ -265,6 +271,8 @@ class ViDA(Adapter):
         scale: float = 0.1,
         decay: float = 0.999,
         adapter_decay: float = 0.999,
+        allotment: Literal["paper", "released"] = "paper",
+        restoration: float = 0.0,
         augment: Augmentation = katana,
         layers: Sequence[str] | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
@@ -272,6 +280,8 @@ class ViDA(Adapter):
     ) -> None:
         if views < 2:
             raise ValueError(f"a variance over views needs at least 2 of them, got {views}")
+        if allotment not in ("paper", "released"):
+            raise ValueError(f"allotment is 'paper' or 'released', got {allotment!r}")
         super().__init__(norm(model), seed)
         self.optimizer, self.adapter_rate, self.low_rank, self.high_rank = (
             optimizer,
@@ -279,20 +289,29 @@ class ViDA(Adapter):
             low_rank,
             high_rank,
         )
-        self.views, self.threshold, self.scale, self.augment = views, threshold, scale, augment
+        self.views, self.threshold, self.scale = views, threshold, scale
+        self.augment = preserving(augment, self.model)
         self.decay, self.adapter_decay, self.layers, self.norm = decay, adapter_decay, layers, norm
-        self.cost = (2 + views, 1)
+        self.allotment, self.restoration, self.cost = allotment, restoration, (2 + views, 1)
         if not _adapters(self.model):
             with_adapters(self.model.get_submodule("network"), low_rank, high_rank, layers, seed)
         layers_own = {id(p) for m in _adapters(self.model) for p in m.layer.parameters()}
         own = {id(p) for m in _adapters(self.model) for p in m.parameters()} - layers_own
+        self.anchor = share(self.model) if restoration else None
         self.adapt(self.model.parameters(), lambda ps: _two_rates(optimizer(ps), own, adapter_rate))
         self.teacher = Teacher(self.model, self._adapted, decay)
         self._decays = [adapter_decay if id(p) in own else decay for p in self.teacher.student]
+        if allotment == "released":
+            like = self._adapted[0]
+            wide = torch.promote_types(like.dtype, torch.float32)
+            self.register_buffer(
+                "low", like.new_ones((), dtype=wide).detach()
+            )  # lambda_l of the batch before
 
-    def _allot(self, x: Tensor) -> None:
-        """Set the weights of the adapters by the teacher's views of x."""
-        self._weigh(1.0, 1.0)
+    def _allot(self, x: Tensor) -> float:
+        """Set the weights of the adapters by the teacher's views of x, and give that of low rank."""
+        released = self.allotment == "released"
+        self._weigh(float(self.low) if released else 1.0, 1.0)
         seen = []
         for i in range(self.views):
             view = self.augment(x, generator(self.seed, int(self.clock), f"view {i}", x.device))
@@ -300,7 +319,8 @@ class ViDA(Adapter):
             seen.append(z.to(torch.promote_types(z.dtype, torch.float32)))
         u = self.scale * float(torch.stack(seen).var(dim=0).mean())
         sign = 1 if u >= self.threshold else -1
-        self._weigh(1 - sign * u, 1 + sign * u)
+        self._weigh(1 - sign * u, 1.0 if released else 1 + sign * u)
+        return 1 - sign * u
 
     def _weigh(self, low: float, high: float) -> None:
         for m in (*_adapters(self.model), *_adapters(self.teacher.model)):
@@ -312,13 +332,19 @@ class ViDA(Adapter):
         return self.teacher(x)
 
     def step(self, x: Tensor) -> Any:
-        teacher = self._look(x)
+        low = self._allot(x)
+        teacher = self.teacher(x)
         self.update(soft_cross_entropy(self.model(x), teacher).mean())
         with torch.no_grad():
             for average, p, decay in zip(
                 self.teacher.average, self.teacher.student, self._decays, strict=True
             ):
                 average.lerp_(p, 1 - decay)
+        if self.anchor is not None:
+            source = list(self.anchor.parameters())
+            restore_at_random(self._adapted, source, self.restoration, self.seed, int(self.clock))
+        if self.allotment == "released":
+            self.low.fill_(low)
         return teacher
 
 

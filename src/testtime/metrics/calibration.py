@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from testtime.data.imageset import class_labels
+
 __all__ = ["CalibrationError", "brier", "calibration_error", "nll"]
 
 
@@ -31,11 +33,14 @@ class CalibrationError:
         """Add a batch.
 
         Args:
-            confidence: (N,) highest probability of each image; NaN is left out.
-            correct: (N,) bool.
+            confidence: (N,) highest probability of each image.
+            correct: (N,) bool, or float with NaN for an image of no known class.
+
+        Images where either is NaN are left out.
         """
         p, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-        p, right = p[~np.isnan(p)], right[~np.isnan(p)]
+        seen = ~(np.isnan(p) | np.isnan(right))
+        p, right = p[seen], right[seen]
         bins = len(self.count)
         at = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
         np.add.at(self.count, at, 1)
@@ -64,13 +69,20 @@ def nll(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         logits: (N, C).
-        labels: (N,) integers in [0, C).
+        labels: (N,) integers in [0, C), -1 where the class is not known.
 
-    >>> nll([[0.0, 0.0]], [1]).round(4).tolist()
-    [0.6931]
+    Returns:
+        (N,), NaN where the class is not known; ``np.nanmean`` is the mean over the known.
+
+    Raises:
+        ValueError: if a label is none of these.
+
+    >>> nll([[0.0, 0.0], [0.0, 0.0]], [1, -1]).round(4).tolist()
+    [0.6931, nan]
     """
     logp = _log_softmax(logits)
-    return -logp[np.arange(len(logp)), np.asarray(labels)]
+    y = class_labels(labels, len(logp), logp.shape[1], "logits")
+    return np.where(y < 0, np.nan, -logp[np.arange(len(y)), y])
 
 
 def brier(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
@@ -78,19 +90,28 @@ def brier(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         logits: (N, C).
-        labels: (N,) integers in [0, C).
+        labels: (N,) integers in [0, C), -1 where the class is not known.
+
+    Returns:
+        (N,), NaN where the class is not known; ``np.nanmean`` is the mean over the known.
+
+    Raises:
+        ValueError: if a label is none of these.
 
     Reference: Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
 
-    >>> brier([[0.0, 0.0]], [1]).tolist()
-    [0.5]
+    >>> brier([[0.0, 0.0], [0.0, 0.0]], [1, -1]).tolist()
+    [0.5, nan]
     """
     p = np.exp(_log_softmax(logits))
-    p[np.arange(len(p)), np.asarray(labels)] -= 1
-    return (p**2).sum(axis=1)
+    y = class_labels(labels, len(p), p.shape[1], "logits")
+    p[np.arange(len(y)), y] -= 1
+    return np.where(y < 0, np.nan, (p**2).sum(axis=1))
 
 
 def _log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
     z = np.asarray(logits, dtype=float)
+    if z.ndim != 2:
+        raise ValueError(f"expected logits (N, C), got {z.shape}")
     z = z - z.max(axis=1, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))

@@ -15,12 +15,13 @@ def accuracy(correct: ArrayLike) -> float:
     """Share of right answers in percent; NaN without any.
 
     Args:
-        correct: (N,) bool, known images only.
+        correct: (N,) bool, or float with NaN for an image of no known class, which is left out.
 
     >>> accuracy([True, True, False, True])
     75.0
     """
     right = np.asarray(correct, dtype=float)
+    right = right[~np.isnan(right)]
     return float(100 * right.mean()) if len(right) else float("nan")
 
 

@@ -156,9 +156,9 @@ def forgetting(adapter: Adapter, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
 
     Args:
         adapter: after its run; compare with the same of a fresh one.
-        batches: clean images and labels of the source's test set.
+        batches: clean images and labels of the source's test set; images with the label -1, unknown, do not count.
     """
-    right = [adapter.predict(x).argmax(1).cpu() == y for x, y in batches]
+    right = [(adapter.predict(x).argmax(1).cpu() == y)[y >= 0] for x, y in batches]
     return accuracy(torch.cat(right).numpy())
 
 

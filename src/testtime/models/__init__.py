@@ -1,4 +1,5 @@
-"""Source models and the loading of public checkpoints; the preprocessing travels with the weights.
+"""Source models and the loading of public checkpoints; preprocessing and invariances travel with the
+weights.
 
 Any ``nn.Module`` works in the library; these are a convenience.
 """
@@ -8,6 +9,7 @@ from testtime.models.mobilenet import MobileNet
 from testtime.models.preprocessed import Preprocessed, normalised
 from testtime.models.resnet import ResNet
 from testtime.models.resnet_cifar import ResNetCIFAR, resnet20, resnet32, resnet44, resnet56, resnet110
+from testtime.models.views import Views, views_of
 from testtime.models.weights import load_weights, read_weights
 from testtime.models.wide_resnet import WideResNet
 from testtime.models.zoo import MODELS, ModelCard, build_model, load_model, model_card, source_digits
@@ -20,6 +22,7 @@ __all__ = [
     "Preprocessed",
     "ResNet",
     "ResNetCIFAR",
+    "Views",
     "WideResNet",
     "build_model",
     "load_model",
@@ -33,4 +36,5 @@ __all__ = [
     "resnet56",
     "resnet110",
     "source_digits",
+    "views_of",
 ]

@@ -1,9 +1,11 @@
-"""A model that takes images in [0, 1]: its normalisation travels with it."""
+"""A model that takes images in [0, 1]: its normalisation, and which changes keep a class, travel with it."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from testtime.models.views import Views
 
 
 class Preprocessed(nn.Module):
@@ -13,6 +15,7 @@ class Preprocessed(nn.Module):
         model: the network, kept as ``.model``.
         mean: one value for each channel, in units of images in [0, 1].
         std: one positive value for each channel.
+        views: the changes of an image that keep its class; None if unknown.
 
     Takes (N, C, H, W) images in [0, 1] and returns what the model returns for ``(x - mean) / std``. The mean
     and the standard deviation are buffers (they follow ``.to(device)``) but not part of the state dict.
@@ -26,12 +29,19 @@ class Preprocessed(nn.Module):
 
     mean: Tensor
     std: Tensor
+    input_range = (0.0, 1.0)
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        views: Views | None = None,
+    ) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one length and positive std")
-        self.model = model
+        self.model, self.views = model, views
         for name, values in (("mean", mean), ("std", std)):
             by_channel = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, by_channel, persistent=False)
@@ -40,6 +50,8 @@ class Preprocessed(nn.Module):
         return self.model((x - self.mean) / self.std)
 
 
-def normalised(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Preprocessed:
+def normalised(
+    model: nn.Module, mean: Sequence[float], std: Sequence[float], views: Views | None = None
+) -> Preprocessed:
     """Return the model as one that takes images in [0, 1]; see `Preprocessed`."""
-    return Preprocessed(model, mean, std)
+    return Preprocessed(model, mean, std, views)

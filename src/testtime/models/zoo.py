@@ -14,6 +14,7 @@ from testtime.models.mobilenet import MobileNet
 from testtime.models.preprocessed import Preprocessed
 from testtime.models.resnet import ResNet
 from testtime.models.resnet_cifar import ResNetCIFAR
+from testtime.models.views import Views
 from testtime.models.weights import load_weights
 from testtime.models.wide_resnet import WideResNet
 
@@ -39,6 +40,7 @@ class ModelCard:
         licence: licence of the weights.
         origin: where the weights are published.
         packaged: file name of weights that come with the package, if any.
+        views: the changes of an image that keep its class.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ModelCard:
     licence: str
     origin: str
     packaged: str | None = None
+    views: Views = Views()  # noqa: RUF009 - a frozen value
 
 
 def _resnet_cifar(depth: int, accuracy: float) -> ModelCard:
@@ -119,6 +122,7 @@ _CARDS = [
         "Apache-2.0",
         "scripts/train_source.py digits",
         "digits_cnn.safetensors",
+        Views(mirror=False),
     ),
 ]
 
@@ -143,7 +147,7 @@ def model_card(name: str) -> ModelCard:
 
 
 def build_model(name: str) -> Preprocessed:
-    """Return the architecture of this name with its normalisation and random weights.
+    """Return the architecture of this name with its normalisation, its invariances and random weights.
 
     Args:
         name: a key of `MODELS`.
@@ -152,7 +156,7 @@ def build_model(name: str) -> Preprocessed:
         ValueError: if there is no such model.
     """
     card = model_card(name)
-    return Preprocessed(card.build(), card.mean, card.std)
+    return Preprocessed(card.build(), card.mean, card.std, card.views)
 
 
 def load_model(name: str, path: str | Path | None = None, device: torch.device | str = "cpu") -> Preprocessed:

@@ -55,8 +55,8 @@ class PyramidEncoder(nn.Module):
             WeightsError: the file cannot be read.
             ValueError: the weights are of another depth or width; the message says what differs.
         """
-        state = {k: v for k, v in strip_prefixes(read_weights(path)).items() if not k.startswith("fc.")}
         own = self.backbone.state_dict()
+        state = {k: v for k, v in strip_prefixes(read_weights(path), own).items() if not k.startswith("fc.")}
         missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
         wrong = [k for k in state if k not in own or state[k].shape != own[k].shape]
         if missing or wrong:

@@ -4,7 +4,8 @@ r"""Alpha statistics: a fixed blend of source and batch.
 
 With :math:`\alpha = n / (N + n)` it is the prior of Schneider et al. (NeurIPS 2020, eq. 4); with a fixed
 :math:`\alpha` it is alpha-BN of You et al., Test-time batch statistics calibration for covariate shift, 2021.
-The variance of the batch is the biased one.
+The variance of the batch is the biased one (of the N values divided by N); the published code of alpha-BN and of Schneider et
+al. blends the unbiased one (``unbiased=True``).
 """
 
 from __future__ import annotations
@@ -23,27 +24,28 @@ __all__ = ["AlphaStatistics", "alpha_statistics"]
 class AlphaStatistics(NormPolicy):
     """Normalise with ``(1 - alpha) * source + alpha * batch``; gradients flow through the batch's share."""
 
-    def __init__(self, layer: _BatchNorm, alpha: float = 0.1) -> None:
+    def __init__(self, layer: _BatchNorm, alpha: float = 0.1, unbiased: bool = False) -> None:
         super().__init__(layer)
-        self.alpha = alpha
+        self.alpha, self.unbiased = alpha, unbiased
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, var = self.moments(x)
+        mean, var = self.moments(x, self.unbiased)
         return self.normalise(
             x, self.source_mean.lerp(mean, self.alpha), self.source_var.lerp(var, self.alpha)
         )
 
 
-def alpha_statistics(model: nn.Module, alpha: float = 0.1) -> nn.Module:
+def alpha_statistics(model: nn.Module, alpha: float = 0.1, unbiased: bool = False) -> nn.Module:
     """The model with blended statistics in every BatchNorm layer.
 
     Args:
         model: any module.
         alpha: the weight of the batch, in [0, 1]; 0 is the source model, 1 batch statistics.
+        unbiased: blend the unbiased variance of the batch, as the published code does.
 
     Raises:
         ValueError: alpha outside [0, 1].
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the weight of the batch and lies in [0, 1], got {alpha}")
-    return policy(model, lambda layer: AlphaStatistics(layer, alpha))
+    return policy(model, lambda layer: AlphaStatistics(layer, alpha, unbiased))

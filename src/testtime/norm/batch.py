@@ -8,7 +8,7 @@ Schneider et al., Improving robustness against common corruptions by covariate s
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ __all__ = ["BatchStatistics", "batch_statistics"]
 @final
 class BatchStatistics(NormPolicy):
     """Normalise with the statistics of the batch; a batch of one value per channel uses the source's."""
+
+    needs_source: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalise_by_batch(x)

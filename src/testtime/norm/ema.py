@@ -25,31 +25,32 @@ class EMAStatistics(NormPolicy):
     mean: Tensor
     var: Tensor
 
-    def __init__(self, layer: _BatchNorm, decay: float = 0.9) -> None:
+    def __init__(self, layer: _BatchNorm, decay: float = 0.9, unbiased: bool = False) -> None:
         super().__init__(layer)
-        self.decay = decay
+        self.decay, self.unbiased = decay, unbiased
         self.register_buffer("mean", self.source_mean.clone())
         self.register_buffer("var", self.source_var.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() == x.shape[1]:  # one value per channel says nothing about their spread
             return self.normalise_by(x, self.mean, self.var)
-        mean, var = self.moments(x)
+        mean, var = self.moments(x, self.unbiased)
         mean, var = self.mean.lerp(mean, 1 - self.decay), self.var.lerp(var, 1 - self.decay)
         self.propose(mean=mean, var=var)
         return self.normalise(x, mean, var)
 
 
-def ema_statistics(model: nn.Module, decay: float = 0.9) -> nn.Module:
+def ema_statistics(model: nn.Module, decay: float = 0.9, unbiased: bool = False) -> nn.Module:
     """The model with exponentially averaged statistics in every BatchNorm layer.
 
     Args:
         model: any module.
         decay: the weight of the past, in [0, 1]; 0 is batch statistics, 1 the source model.
+        unbiased: average the unbiased variances of the batches, as torch's train mode does.
 
     Raises:
         ValueError: decay outside [0, 1].
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"decay is the weight of the past and lies in [0, 1], got {decay}")
-    return policy(model, lambda layer: EMAStatistics(layer, decay))
+    return policy(model, lambda layer: EMAStatistics(layer, decay, unbiased))

@@ -62,13 +62,11 @@ class InstanceAwareStatistics(NormPolicy):
 
     def _of_many(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The statistics (C,) that an instance is held against."""
-        if not self.observing:
+        if not self.observes():
             return self.mean, self.var
         if x.numel() == x.shape[1]:  # one value per channel has no statistics
             return self.source_mean, self.source_var
-        n = x.numel() / x.shape[1]
-        mean, var = self.moments(x)
-        var = var * (n / (n - 1))
+        mean, var = self.moments(x, unbiased=True)
         self.propose(mean=self.mean.lerp(mean, self.momentum), var=self.var.lerp(var, self.momentum))
         return mean, var
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,31 +37,51 @@ class NormPolicy(Stateful):
     The wrapped layer keeps its parameters, its source statistics and whatever a subclass does after normalising (an
     activation, say). Statistics that move are buffers; a forward only proposes their next value, and :func:`advance`
     takes the first proposal once per observed batch, however many forwards there were.
+
+    Attributes:
+        needs_source: whether the policy starts from the source's statistics. A layer with ``track_running_stats=False``
+            holds none, and normalises every batch by its own in the source model too.
+        source_mean, source_var: running statistics (C,) of the source; None where the layer holds none.
     """
+
+    needs_source: ClassVar[bool] = True
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__()
         self.layer = layer
         self.observing = False
+        self._observed = False
         self.proposal: dict[str, Tensor] | None = None
         # A subclass may act on its own after normalising: it gets normalised input and unit statistics.
         self.plain = type(layer) in PLAIN
-        if layer.running_mean is None or layer.running_var is None:
+        if self.needs_source and layer.running_mean is None:
             raise ValueError(
-                "this model's BatchNorm layers hold no running statistics (track_running_stats=False), so there are no "
-                "source statistics to start from; pass norm=batch_statistics"
+                f"{type(self).__name__} starts from the running statistics of the source, and this model's BatchNorm layers "
+                "hold none (track_running_stats=False); pass norm=testtime.norm.batch_statistics, which needs none: these "
+                "layers normalise by the batch in the source model too"
             )
         self.register_buffer("source_mean", layer.running_mean, persistent=False)
         self.register_buffer("source_var", layer.running_var, persistent=False)
         if not self.plain:
-            layer.running_mean = torch.zeros_like(layer.running_mean)
-            layer.running_var = torch.ones_like(layer.running_var) - layer.eps
+            like = next((t for t in (layer.running_mean, layer.weight) if t is not None), torch.empty(0))
+            layer.running_mean = like.new_zeros(layer.num_features)
+            layer.running_var = like.new_ones(layer.num_features) - layer.eps
 
     source_mean: Tensor
     source_var: Tensor
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
+
+    def observes(self) -> bool:
+        """Whether this forward meets a batch to learn from: it is :func:`observing`, or repeats a forward that was.
+
+        ``torch.utils.checkpoint`` repeats a forward in the backward, which may have left :func:`observing`.
+        """
+        repeats = torch._C._current_graph_task_id() != -1
+        if torch.is_grad_enabled() and not repeats:
+            self._observed = self.observing
+        return self._observed if repeats else self.observing
 
     def normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """Normalise (N, C, ...) with the statistics (C,), or (N, C) where each instance has its own; then scale and shift.
@@ -77,8 +98,17 @@ class NormPolicy(Stateful):
         return x if self.plain else self.layer(x)
 
     def normalise_by_batch(self, x: Tensor) -> Tensor:
-        """Normalise with the statistics of the batch itself; one value per channel has none: the source's serve."""
+        """Normalise with the statistics of the batch itself; one value per channel has none: the source's serve.
+
+        Raises:
+            ValueError: one value per channel, and the source holds no statistics (torch refuses it too).
+        """
         if x.numel() == x.shape[1]:
+            if self.source_mean is None:
+                raise ValueError(
+                    f"a BatchNorm layer got one value per channel, {tuple(x.shape)}, which has no spread to normalise by, and "
+                    "it holds no running statistics (track_running_stats=False); pass a batch of two images or more"
+                )
             return self.normalise_by(x, self.source_mean, self.source_var)
         layer = self.layer
         if self.plain:
@@ -92,14 +122,16 @@ class NormPolicy(Stateful):
             return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
         return layer(F.batch_norm(x, mean, var, None, None, False, 0.0, layer.eps))
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance (C,) of the batch over all but the channel dimension, in the source's type."""
+    def moments(self, x: Tensor, unbiased: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C,) of the batch over all but the channel dimension, in the source's type."""
         if x.numel() == x.shape[1]:
             return self.source_mean, self.source_var
         x, over = x.to(self.source_mean.dtype), [0, *range(2, x.dim())]
         # Two passes: torch.var_mean over several dimensions takes several times as long on a CPU.
         mean = x.mean(dim=over, keepdim=True)
-        return mean.flatten(), (x - mean).square().mean(dim=over)
+        var = (x - mean).square().mean(dim=over)
+        n = x.numel() / x.shape[1]
+        return mean.flatten(), var * (n / (n - 1)) if unbiased else var
 
     def instance_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (N, C) of each instance over its places, in at least float32."""

@@ -32,12 +32,10 @@ class RunningStatistics(NormPolicy):
         self.register_buffer("var", self.source_var.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.observing:
+        if not self.observes():
             return self.normalise_by(x, self.mean, self.var)
         if self.proposal is None and x.numel() > x.shape[1]:
-            n = x.numel() / x.shape[1]
-            mean, var = self.moments(x.detach())
-            var = var * (n / (n - 1))
+            mean, var = self.moments(x.detach(), unbiased=True)
             self.propose(mean=self.mean.lerp(mean, self.momentum), var=self.var.lerp(var, self.momentum))
         return self.normalise_by_batch(x)
 

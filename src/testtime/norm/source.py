@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
@@ -13,9 +13,13 @@ __all__ = ["SourceStatistics", "source_statistics"]
 
 @final
 class SourceStatistics(NormPolicy):
-    """Normalise with the running statistics of the source model."""
+    """Normalise with the running statistics of the source model; a layer that holds none uses the batch's, as in ``eval()``."""
+
+    needs_source: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.source_mean is None:
+            return self.normalise_by_batch(x)
         return self.normalise_by(x, self.source_mean, self.source_var)
 
 

@@ -28,7 +28,9 @@ Departures:
     components move by the very mixing above, m = 0.1, and :math:`B_{max}` = 64, the batch of the paper's streams, are this
     library's reading. The published layers are said to move in every forward, so that any extra forward counts twice; here
     they move once per adapted batch. What is one value per channel (a layer after pooling) has no instance statistics: as
-    reported of that code, the source's serve, and nothing moves. Gradients flow through the instance's statistics and p.
+    reported of that code, the source's serve, and nothing moves.
+    Gradients flow through the instance's statistics and through p; in the published code none flows through p:
+    ``unmix_tns(model, detach_assignment=True)``.
 
 Reference: Tomar, Vray, Thiran and Bozorgtabar, Un-Mixing Test-Time Normalization Statistics: Combatting Label Temporal
 Correlation, ICLR 2024.
@@ -70,10 +72,12 @@ class UnMixStatistics(NormPolicy):
         momentum: float,
         full_batch: int,
         centred: bool,
+        detach_assignment: bool,
         rng: torch.Generator,
     ) -> None:
         super().__init__(layer)
         self.temperature, self.momentum, self.full_batch = temperature, momentum, full_batch
+        self.detach_assignment = detach_assignment
         noise = torch.randn(components, len(self.source_mean), generator=rng, dtype=torch.float64)
         noise = noise - noise.mean(dim=0) if centred else noise
         wide = self.source_var.double() * (alpha * components / max(components - 1, 1))
@@ -89,6 +93,7 @@ class UnMixStatistics(NormPolicy):
         with torch.autocast(x.device.type, enabled=False):
             likeness = F.normalize(own_mean, dim=1) @ F.normalize(means, dim=1).T
         p = (likeness / self.temperature).softmax(dim=1)[:, :, None]  # (B, K, 1)
+        p = p.detach() if self.detach_assignment else p
         mixed_mean = means + p * (own_mean[:, None] - means)
         mixed_var = variances + p * (own_var[:, None] - variances)
         rate = 1 - (1 - self.momentum) ** (len(x) / self.full_batch)
@@ -109,6 +114,7 @@ def unmix_tns(
     momentum: float = 0.1,
     full_batch: int = 64,
     centred: bool = True,
+    detach_assignment: bool = False,
     seed: int = 0,
 ) -> nn.Module:
     """The model with un-mixed statistics in every BatchNorm layer, as in ``EATA(unmix_tns(model), classes=10)``.
@@ -121,6 +127,7 @@ def unmix_tns(
         momentum: how far the components move for a batch of ``full_batch``, in [0, 1].
         full_batch: images.
         centred: whether the components' means at birth have exactly the source's for their mean; the published have not.
+        detach_assignment: whether p is a constant for gradients, as in the published code.
         seed: of the components' means at birth.
 
     Raises:
@@ -142,6 +149,8 @@ def unmix_tns(
 
     def make(layer: _BatchNorm) -> UnMixStatistics:
         rng = generator(seed, next(number), "components")
-        return UnMixStatistics(layer, components, alpha, temperature, momentum, full_batch, centred, rng)
+        return UnMixStatistics(
+            layer, components, alpha, temperature, momentum, full_batch, centred, detach_assignment, rng
+        )
 
     return policy(model, make)

@@ -23,12 +23,13 @@ def identity(x: Tensor, rng: torch.Generator) -> Tensor:
     return x
 
 
-def random_crop_flip(x: Tensor, rng: torch.Generator) -> Tensor:
+def random_crop_flip(x: Tensor, rng: torch.Generator, mirror: bool = True) -> Tensor:
     """Random crop after zero padding by an eighth of the side (4 pixels of 32), and horizontal flip.
 
     Args:
         x: (N, C, H, W).
         rng: draws come from here.
+        mirror: whether to flip; the crops are the same without.
 
     Returns:
         (N, C, H, W).
@@ -43,7 +44,7 @@ def random_crop_flip(x: Tensor, rng: torch.Generator) -> Tensor:
     def draw(high: int) -> Tensor:
         return torch.randint(high, (n,), generator=rng, device=rng.device).to(x.device)
 
-    top, left, flip = draw(2 * pad_h + 1), draw(2 * pad_w + 1), draw(2).bool()
+    top, left, flip = draw(2 * pad_h + 1), draw(2 * pad_w + 1), draw(2).bool() & mirror
     padded = F.pad(x, (pad_w, pad_w, pad_h, pad_h))
     rows = top[:, None] + torch.arange(h, device=x.device)
     columns = torch.arange(w, device=x.device).expand(n, w)
@@ -130,6 +131,9 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     return (top - chroma * torch.minimum(k, 4 - k).clamp(0, 1)).clamp(0, 1)
 
 
+OF_COLOUR = (_saturation, _hue)
+
+
 def _gamma(x: Tensor, power: Tensor) -> Tensor:
     return x.clamp(1e-8, 1) ** power
 
@@ -179,7 +183,15 @@ def _blur(x: Tensor, sigma: Tensor, size: int = 5) -> Tensor:
     return sum((kernel[i] * x[..., i : i + w] for i in range(1, size)), kernel[0] * x[..., :w])
 
 
-def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
+def katana(
+    x: Tensor,
+    rng: torch.Generator,
+    clean: bool = False,
+    alike: bool = False,
+    mirror: bool = True,
+    turn: bool = True,
+    colour: bool = True,
+) -> Tensor:
     """The strong augmentation of CoTTA and RoTTA: colours, place, blur and noise, drawn anew for every image.
 
     In this order: clip to [0, 1]; brightness 0.6-1.4, contrast 0.7-1.3, saturation 0.5-1.5, hue +-0.06 of the
@@ -191,12 +203,14 @@ def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
         x: images (N, C, H, W) in [0, 1]; saturation and hue need three channels.
         rng: draws come from here.
         clean: neither blur nor noise, and the mirror image outside of the edges, as ROID and CMF use it.
+        alike: whether one draw changes all images of the batch alike, as in the published code; noise differs all the same.
+        mirror, turn, colour: whether to flip, to turn, and to change saturation and hue; the rest is the same without.
 
     Returns:
         (N, C, H, W).
 
-    The published code draws once per batch, so that all images of a view are changed alike; here each draws
-    for itself. Its shift of 1/16 is one of the image padded to twice its side, hence an eighth.
+    The published code draws once per batch, so that all images of a view are changed alike (``alike=True``); here each
+    draws for itself. Its shift of 1/16 is one of the image padded to twice its side, hence an eighth.
 
     Reference: Cohen and Giryes, KATANA: Simple Post-Training Robustness Using Test Time Augmentations, 2021,
     with the constants of Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022.
@@ -208,7 +222,9 @@ def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = x.to(dtype).clamp(0, 1)
     order = torch.randperm(5, generator=rng, device=rng.device).tolist()
-    draws = torch.rand(n, 11, generator=rng, device=rng.device).to(x.device, dtype)
+    draws = (
+        torch.rand(1 if alike else n, 11, generator=rng, device=rng.device).to(x.device, dtype).expand(n, 11)
+    )
     if not clean:
         noise = torch.randn(x.shape, generator=rng, device=rng.device).to(x.device, dtype)
 
@@ -224,9 +240,11 @@ def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
     )
     for i in order:
         change, amount = colours[i]
-        y = change(y, amount.view(-1, 1, 1, 1))
+        if colour or change not in OF_COLOUR:
+            y = change(y, amount.view(-1, 1, 1, 1))
     shift = torch.stack([between(6, -w / 8, w / 8), between(7, -h / 8, h / 8)], dim=1).round()
-    degrees, scale, flip = between(5, -15, 15), between(8, 0.9, 1.1), draws[:, 9] < 0.5
+    degrees, scale = between(5, -15 * turn, 15 * turn), between(8, 0.9, 1.1)
+    flip = (draws[:, 9] < 0.5) & mirror
     if clean:
         return _affine(y, degrees, shift, scale, flip, outside="reflection").clamp(0, 1).to(x.dtype)
     y = _affine(y, degrees, shift, scale, flip, margin=2)
@@ -234,7 +252,7 @@ def katana(x: Tensor, rng: torch.Generator, clean: bool = False) -> Tensor:
     return (y + 0.005 * noise).clamp(0, 1).to(x.dtype)
 
 
-def simclr(x: Tensor, rng: torch.Generator) -> Tensor:
+def simclr(x: Tensor, rng: torch.Generator, mirror: bool = True, colour: bool = True) -> Tensor:
     """The augmentation of contrastive learning: a window, its colours and its mirror image, drawn anew for every image.
 
     In this order: a window of 0.2 to 1 of the area and of 3/4 to 4/3 of the proportions, brought to the size of the image;
@@ -244,6 +262,7 @@ def simclr(x: Tensor, rng: torch.Generator) -> Tensor:
     Args:
         x: images (N, C, H, W) in [0, 1]; saturation and hue need three channels.
         rng: draws come from here.
+        mirror, colour: whether to flip, and to change saturation and hue or turn grey; the rest is the same without.
 
     Returns:
         (N, C, H, W).
@@ -269,7 +288,7 @@ def simclr(x: Tensor, rng: torch.Generator) -> Tensor:
         part = share.sqrt().clamp(max=1)[:, None]
         centres = (2 * torch.arange(size, device=x.device, dtype=dtype) + 1) / size - 1
         axes.append((1 - part) * between(place, -1, 1)[:, None] + part * centres)
-    across = torch.where(draws[:, 4:5] < 0.5, axes[0].flip(1), axes[0])
+    across = torch.where((draws[:, 4:5] < 0.5) & mirror, axes[0].flip(1), axes[0])
     grid = torch.stack([across[:, None, :].expand(n, h, w), axes[1][:, :, None].expand(n, h, w)], dim=-1)
     y = F.grid_sample(y, grid, mode="bilinear", padding_mode="border", align_corners=False)
     colours = (
@@ -281,6 +300,9 @@ def simclr(x: Tensor, rng: torch.Generator) -> Tensor:
     jittered = y
     for i in order:
         change, amount = colours[i]
-        jittered = change(jittered, amount.view(-1, 1, 1, 1))
+        if colour or change not in OF_COLOUR:
+            jittered = change(jittered, amount.view(-1, 1, 1, 1))
     y = torch.where((draws[:, 5] < 0.8).view(-1, 1, 1, 1), jittered, y)
-    return torch.where((draws[:, 10] < 0.2).view(-1, 1, 1, 1), _grey(y).expand_as(y), y).to(x.dtype)
+    return torch.where(((draws[:, 10] < 0.2) & colour).view(-1, 1, 1, 1), _grey(y).expand_as(y), y).to(
+        x.dtype
+    )

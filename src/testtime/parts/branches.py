@@ -20,7 +20,16 @@ from testtime.parts.features import linear_head
 from testtime.parts.randomness import generator
 from testtime.parts.taps import Tap, tap, watched
 
-__all__ = ["UnsupervisedBranch", "images_of", "joined", "pooled", "positions", "upstream"]
+__all__ = [
+    "UnsupervisedBranch",
+    "images_of",
+    "joined",
+    "labelled_images_of",
+    "labels_or_predictions",
+    "pooled",
+    "positions",
+    "upstream",
+]
 
 L = TypeVar("L")
 
@@ -141,6 +150,64 @@ def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
     if not images:
         raise ValueError("expected batches of source images (N, C, H, W) to learn from, got none")
     return images
+
+
+def labelled_images_of(
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+) -> tuple[list[Tensor], Tensor | None]:
+    """The source batches of a method that can use labels, held so that they can be shown again.
+
+    Args:
+        batches: images (N, ...), or pairs of images and labels (N,).
+
+    Returns:
+        the images by batch, and the labels (M,) of all of them; None where none were given.
+
+    Raises:
+        TypeError: a batch is neither, labels are not integers, or only some batches have labels.
+        ValueError: there is no batch, or labels and images of a batch differ in number.
+
+    >>> images, labels = labelled_images_of([(torch.rand(2, 3), torch.tensor([0, 1])), (torch.rand(1, 3), torch.tensor([1]))])
+    >>> len(images), labels
+    (2, tensor([0, 1, 1]))
+    """
+    held = list(batches)
+    pairs = [isinstance(b, tuple | list) and len(b) == 2 for b in held]
+    if not any(pairs):
+        return images_of(held), None  # type: ignore[arg-type]
+    if not all(pairs):
+        raise TypeError("expected labels with every source batch or with none, got batches of both kinds")
+    images, labels = images_of(x for x, _ in held), [y for _, y in held]
+    for x, y in zip(images, labels, strict=True):
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+            raise TypeError(f"expected source labels (N,) as a tensor of integers, got {got}")
+        if y.shape != x.shape[:1]:
+            raise ValueError(
+                f"expected one label for each of the {len(x)} source images, got labels of shape {tuple(y.shape)}"
+            )
+    return images, torch.cat([y.detach().clone().long() for y in labels])
+
+
+def labels_or_predictions(labels: Tensor | None, logits: Tensor) -> Tensor:
+    """The labels (M,) of source images; the classes that the model predicts where there are no labels.
+
+    Args:
+        labels: (M,) or None.
+        logits: (M, C) of the model.
+
+    Raises:
+        ValueError: a label is not a class of the model.
+    """
+    if labels is None:
+        return logits.argmax(dim=1)
+    classes = logits.shape[1]
+    if bool(((labels < 0) | (labels >= classes)).any()):
+        raise ValueError(
+            f"expected source labels from 0 to {classes - 1}, the classes of the model, got labels from "
+            f"{int(labels.min())} to {int(labels.max())}; leave out images of other classes"
+        )
+    return labels.to(logits.device)
 
 
 def joined(

@@ -96,7 +96,18 @@ CHANGES: tuple[Change, ...] = (
 )
 
 
-def augmix(x: Tensor, rng: torch.Generator, chains: int = 3, longest: int = 3) -> Tensor:
+OF_COLOUR = (_autocontrast, _equalize, _solarize)  # each channel for itself
+
+
+def augmix(
+    x: Tensor,
+    rng: torch.Generator,
+    chains: int = 3,
+    longest: int = 3,
+    mirror: bool = True,
+    turn: bool = True,
+    colour: bool = True,
+) -> Tensor:
     """Random crop and flip, then AugMix at severity 1, drawn anew for every image.
 
     Each of ``chains`` applies one to ``longest`` changes: autocontrast, equalise, posterise to four bits, solarise, turn
@@ -108,6 +119,8 @@ def augmix(x: Tensor, rng: torch.Generator, chains: int = 3, longest: int = 3) -
         rng: draws come from here.
         chains: how many.
         longest: how many changes a chain has at most.
+        mirror, turn, colour: whether to flip, to turn, and to change channels one by one (autocontrast, equalise, solarise);
+            a change that is left out of a chain is not replaced, the rest is the same.
 
     Returns:
         (N, C, H, W).
@@ -122,7 +135,8 @@ def augmix(x: Tensor, rng: torch.Generator, chains: int = 3, longest: int = 3) -
     n, dtype = len(x), torch.promote_types(x.dtype, torch.float32)
     draws = torch.rand(n, chains, 2 + 3 * longest, generator=rng, device=rng.device).to(x.device, dtype)
     blend = torch.rand(n, generator=rng, device=rng.device).to(x.device, dtype).view(-1, 1, 1, 1)
-    origin = random_crop_flip(x.to(dtype).clamp(0, 1), rng)
+    origin = random_crop_flip(x.to(dtype).clamp(0, 1), rng, mirror)
+    forbidden = (() if turn else (_rotate,)) + (() if colour else OF_COLOUR)
     weight = -(1 - draws[..., 0]).log()  # exponential draws, normalised, are Dirichlet
     weight = weight / weight.sum(dim=1, keepdim=True)
     length = 1 + (draws[..., 1] * longest).long()
@@ -134,7 +148,7 @@ def augmix(x: Tensor, rng: torch.Generator, chains: int = 3, longest: int = 3) -
             chosen = (kind * len(CHANGES)).long().masked_fill(length[:, chain] <= link, -1)
             for k, change in enumerate(CHANGES):
                 rows = (chosen == k).nonzero().flatten()
-                if len(rows):
+                if len(rows) and change not in forbidden:
                     sign = torch.where(side[rows] < 0.5, -1.0, 1.0).to(dtype)
                     y[rows] = change(y[rows], 0.1 + 0.9 * level[rows], sign)
         mixed += weight[:, chain].view(-1, 1, 1, 1) * y

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from testtime.outputs import Logits
 from testtime.parts.taps import Tap, tap, watched
 from testtime.sharing import twin
 
@@ -63,6 +64,8 @@ def headless(model: nn.Module, own: Iterable[Tensor] = (), head: str | None = No
     if not leaf:
         return nn.Identity()
     setattr(tree.get_submodule(parent), leaf, nn.Identity())
+    if isinstance(tree, Logits):
+        tree.gives_features = True
     return tree
 
 

@@ -12,13 +12,14 @@ def _full(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Tensor, epsilon: float = 0.0) -> Tensor:
     r"""Shannon entropy of the prediction, in nats.
 
     .. math:: H(x) = -\sum_c p_c(x) \log p_c(x), \qquad p = \operatorname{softmax}(z)
 
     Args:
         logits: (N, C).
+        epsilon: constant added to p within the logarithm.
 
     Returns:
         (N,), between 0 and log C.
@@ -27,7 +28,8 @@ def entropy(logits: Tensor) -> Tensor:
     tensor([1.3863])
     """
     log_p = _full(logits).log_softmax(dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1)
+    p = log_p.exp()
+    return -(p * ((p + epsilon).log() if epsilon else log_p)).sum(dim=1)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
@@ -49,13 +51,14 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return -(_full(teacher).softmax(dim=1) * _full(student).log_softmax(dim=1)).sum(dim=1)
 
 
-def marginal_entropy(logits: Tensor) -> Tensor:
+def marginal_entropy(logits: Tensor, epsilon: float = 0.0) -> Tensor:
     r"""Entropy of the mean prediction of the batch, in nats: high when the batch is spread over the classes.
 
     .. math:: H(\bar p) = -\sum_c \bar p_c \log \bar p_c, \qquad \bar p = \tfrac1N \sum_i \operatorname{softmax}(z_i)
 
     Args:
         logits: (N, C).
+        epsilon: constant added to the mean prediction within the logarithm.
 
     Returns:
         a scalar.
@@ -64,4 +67,4 @@ def marginal_entropy(logits: Tensor) -> Tensor:
     tensor(0.6931)
     """
     p = _full(logits).softmax(dim=1).mean(dim=0)
-    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum()
+    return -(p * (p + epsilon).clamp_min(torch.finfo(p.dtype).tiny).log()).sum()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OptimizerFactory", "adam", "born", "sgd"]
+__all__ = ["MasterWeights", "OptimizerFactory", "adam", "born", "sgd"]
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class OptimizerFactory(Protocol):
@@ -60,18 +63,26 @@ class sgd:
 
 
 def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Bring the optimizer's state into being before its first step, all zero, so that it can be saved and restored.
+    """Create the optimizer's state before its first step, all zero, so that it can be saved and restored.
+
+    The parameters keep their values, whatever the optimizer makes of a gradient of zero.
 
     Raises:
         TypeError: the optimizer keeps something other than tensors per parameter.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates, values = (
+        [group["lr"] for group in optimizer.param_groups],
+        [p.detach().clone() for p in parameters],
+    )
     for group in optimizer.param_groups:
         group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
     for p in parameters:
         p.grad = torch.zeros_like(p)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for p, value in zip(parameters, values, strict=True):
+            p.copy_(value)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     for state in optimizer.state.values():
@@ -86,3 +97,53 @@ def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torc
                     "tensor; use testtime.adam, testtime.sgd or an optimizer of torch.optim"
                 )
     return optimizer
+
+
+class MasterWeights:
+    """The weights that an optimizer moves: the parameters themselves, and float32 copies of those in half precision.
+
+    A step of 1e-3 is lost in bfloat16, and Adam's 1e-8 is 0 in float16. Where a parameter was changed otherwise than by
+    the optimizer, its copy takes the new value.
+
+    Args:
+        parameters: what adapts.
+
+    >>> p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    >>> masters = MasterWeights([p])
+    >>> for _ in range(8):
+    ...     with masters.stepping([torch.ones_like(p)]):
+    ...         torch.optim.SGD(masters.weights, lr=1e-3).step()
+    >>> p, masters.weights[0]
+    (Parameter containing:
+    tensor([0.9922, 0.9922], dtype=torch.bfloat16, requires_grad=True), Parameter containing:
+    tensor([0.9920, 0.9920], requires_grad=True))
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.weights = [nn.Parameter(p.detach().float()) if p.dtype in HALF else p for p in parameters]
+
+    @contextmanager
+    def stepping(self, gradients: Sequence[Tensor | None]) -> Iterator[None]:
+        """Inside, the weights have the gradients; afterwards, the parameters follow the weights."""
+        pairs = list(zip(self.parameters, self.weights, strict=True))
+        for (p, w), g in zip(pairs, gradients, strict=True):
+            w.grad = g if g is None else g.to(w.dtype)
+            if w is not p:
+                w.data = torch.where(w.data.to(p.dtype) == p.data, w.data, p.data.to(w.dtype))
+        yield
+        for p, w in pairs:
+            if w is not p:
+                p.data.copy_(w.data)
+
+    def follow(self, convert: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+        """Move to a device or type together with the parameters; what became half precision gets a copy."""
+        for i, (p, w) in enumerate(zip(self.parameters, self.weights, strict=True)):
+            if w is not p:
+                moved = convert(w.data)
+                w.data = moved.float() if moved.dtype in HALF else moved
+            elif p.dtype in HALF and optimizer is not None:
+                self.weights[i] = master = nn.Parameter(p.detach().float())
+                optimizer.state[master] = optimizer.state.pop(p, {})
+                for group in optimizer.param_groups:
+                    group["params"] = [master if q is p else q for q in group["params"]]

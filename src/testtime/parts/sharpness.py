@@ -24,7 +24,7 @@ def at_worst_point(loss: Tensor, parameters: Sequence[Tensor], rho: float = 0.05
 
     Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, eq. 2.
     """
-    first = torch.autograd.grad(loss, list(parameters))
+    first = torch.autograd.grad(loss, list(parameters), materialize_grads=True)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(first)))
     scale = rho / (norm + 1e-12)
     before = [p.detach().clone() for p in parameters]
@@ -57,4 +57,4 @@ def sharpness_aware_gradients(
     Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, eq. 2 and 3.
     """
     with at_worst_point(loss(), parameters, rho):
-        return torch.autograd.grad(loss(), list(parameters))
+        return torch.autograd.grad(loss(), list(parameters), materialize_grads=True)

@@ -39,10 +39,12 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from testtime.data.decoding import decoded, image_bytes
 from testtime.data.files import need_choice, need_file, need_folder
-from testtime.data.folders import decoded
+from testtime.data.listing import folders, inside
 from testtime.data.pixels import levels
 from testtime.errors import DataError, need_pillow
+from testtime.files import damaged, read_json, read_lines
 from testtime.progress import progress
 from testtime.scenes.sceneset import MODALITIES, SOURCES, SceneSet, Space, stored
 from testtime.scenes.tracer import BACKENDS, available
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "make", "read_scenes", "record", "render_space"]
 
+AGAIN = "delete the space and make it again: testtime scenes make goes on with what is missing"
 CHUNK = 8  # frames that a process renders before it reports
 PACKAGES = {"embree": "embreex", "gl": "moderngl"}  # where a backend is not called as its package
 
@@ -215,7 +218,7 @@ def read_scenes(
         ImportError: Pillow is not installed.
     """
     folder = need_folder([Path(root) / "spaces"], "spaces that testtime scenes make wrote")
-    there = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    there = [p.name for p in folders(folder)]
     wanted = there if spaces is None else list(spaces)
     if not wanted:
         raise DataError(
@@ -230,27 +233,41 @@ def read_scenes(
 
 def _read_space(root: Path, name: str, keep: bool) -> Space:
     folder = root / "spaces" / name
-    facts = _json(need_file(folder / "space.json", "what a space was made from"))
+    facts = read_json(need_file(folder / "space.json", "what a space was made from"), AGAIN)
     if not (folder / "frames.jsonl").is_file():
         raise DataError(
             f"{folder}: expected a finished space, found one that is half made; "
             "run the same testtime scenes make again: it goes on from there"
         )
-    records = [_json(folder / "frames.jsonl", line) for line in (folder / "frames.jsonl").open()]
-    try:
-        size = tuple(facts["recipe"]["size"])
+    path = folder / "frames.jsonl"
+    records = read_lines(path, AGAIN)
+    with damaged(folder, AGAIN):
+        height, width = (int(n) for n in facts["recipe"]["size"])
         names = [str(line["frame"]) for line in records]
-        return Space(facts, records, partial(_read, root, name, size, names), keep)
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{folder}: expected the description of a space, found none of {error}") from error
+        for frame in names:
+            _check_name(path, root / "rgb" / name, frame)
+        return Space(facts, records, partial(_read, root, name, (height, width), names), keep)
+
+
+def _check_name(path: Path, folder: Path, frame: str) -> None:
+    """Refuse the name of a frame that leads out of its folder.
+
+    Raises:
+        DataError: it does; the message names the list.
+    """
+    try:
+        inside(folder, frame)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _read(root: Path, space: str, size: tuple[int, ...], names: Sequence[str], modality: str, i: int) -> Any:
     path = root / modality / space / f"{names[i]}.png"
     if modality in ("rgb", "normal"):
-        array = decoded(need_file(path, "an image").read_bytes(), 3, path).transpose(1, 2, 0)
+        array = decoded(image_bytes(path), 3, path, upright=False).transpose(1, 2, 0)
     else:
-        array = levels(path).astype(MODALITIES[modality])
+        kind = MODALITIES[modality]
+        array = levels(path, bits=8 * kind.itemsize).astype(kind)
     if array.shape[:2] != size:
         raise DataError(
             f"{path}: expected the {size[0]} x {size[1]} pixels of {space}, found {array.shape[:2]}; "
@@ -356,7 +373,7 @@ def _begin(root: Path, recipe: Recipe) -> bool:
     if not path.exists():
         _write(path, (json.dumps(facts, indent=1) + "\n").encode())
         return False
-    there = _json(path)
+    there = read_json(path, AGAIN)
     for part in ("recipe",) if finished else facts:
         if there.get(part) != facts[part]:
             raise DataError(
@@ -407,15 +424,6 @@ def _png(array: NDArray[Any]) -> bytes:
     image, file = need_pillow().fromarray(array), io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
-
-
-def _json(path: Path, line: str | None = None) -> Any:
-    try:
-        return json.loads(path.read_text() if line is None else line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected JSON, found a damaged file ({error}); delete the space and make it again"
-        ) from error
 
 
 def _version(package: str) -> str:

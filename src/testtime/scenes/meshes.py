@@ -6,7 +6,7 @@ cameras that took them, and the scan needs no rasteriser and no GPU.
 
 from __future__ import annotations
 
-import json
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from testtime.data.bounded import read_json
 from testtime.data.cameras import Camera
 from testtime.data.dense import IGNORE, Sample
 from testtime.data.files import AGAIN, need_file
@@ -26,6 +27,8 @@ __all__ = ["MeshTracer", "ScanFrame", "ScanMesh", "rays", "read_replica", "read_
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+PLY_LINE, PLY_HEADER = 4096, 2**20
+"""Bytes of a line and of the header of a ply file at most."""
 NOTHING = -1
 """The instance of a face that belongs to no object, and of a pixel that shows nothing."""
 
@@ -95,11 +98,9 @@ class ScanFrame:
         if len(classes) > IGNORE:
             raise ValueError(f"expected at most {IGNORE} classes, got {len(classes)}; choose some")
         numbers = {name: i for i, name in enumerate(classes)}
-        table = np.full(max(self.labels, default=0) + 2, IGNORE, np.int64)
-        for instance, name in self.labels.items():
-            table[instance + 1] = numbers.get(name, IGNORE)
-        known = np.where(self.instance < len(table) - 1, self.instance, NOTHING)
-        return table[known + 1]
+        seen, at = np.unique(self.instance, return_inverse=True)
+        table = np.array([numbers.get(self.labels.get(int(i), ""), IGNORE) for i in seen], np.int64)
+        return table[at].reshape(self.instance.shape)
 
     def sample(
         self, classes: Sequence[str], image: NDArray[np.uint8] | None = None, name: str = ""
@@ -267,7 +268,7 @@ def read_replica(scene: str | Path) -> ScanMesh:
     path = need_file(
         folder / "mesh_semantic.ply", "the mesh of a Replica scene, with an object for each face"
     )
-    info = _json(need_file(folder / "info_semantic.json", "the objects of a Replica scene"))
+    info = read_json(folder / "info_semantic.json", "the objects of a Replica scene")
     vertices, colours, corners, face = _ply(path)
     if "object_id" not in face:
         raise DataError(
@@ -304,13 +305,16 @@ def read_scannetpp(scene: str | Path) -> ScanMesh:
     """
     folder = Path(scene) / "scans" if (Path(scene) / "scans").is_dir() else Path(scene)
     path = need_file(folder / "mesh_aligned_0.05_semantic.ply", "the mesh of a ScanNet++ scene")
-    segments = _json(need_file(folder / "segments.json", "the segment of each vertex"))
-    groups = _json(need_file(folder / "segments_anno.json", "the objects of a ScanNet++ scene"))
+    segments = read_json(folder / "segments.json", "the segment of each vertex")
+    groups = read_json(folder / "segments_anno.json", "the objects of a ScanNet++ scene")
     vertices, colours, corners, _ = _ply(path)
     try:
         segment = np.asarray(segments["segIndices"], dtype=np.int64)
-        objects = [(int(g["objectId"]), str(g["label"]), g["segments"]) for g in groups["segGroups"]]
-    except (KeyError, TypeError, ValueError) as error:
+        objects = [
+            (int(g["objectId"]), str(g["label"]), np.unique(np.asarray(g["segments"], dtype=np.int64)))
+            for g in groups["segGroups"]
+        ]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{folder}: expected segIndices and segGroups, found none of {error}; {AGAIN}"
         ) from error
@@ -319,18 +323,13 @@ def read_scannetpp(scene: str | Path) -> ScanMesh:
             f"{folder / 'segments.json'}: expected a segment for each of the {len(vertices)} vertices, "
             f"found {len(segment)}; it is of another mesh"
         )
-    count = np.bincount(segment)
-    held = [
-        (
-            parts := np.unique(np.asarray(ids, dtype=np.int64)),
-            int(count[parts[parts < len(count)]].sum()),
-            number,
-        )
-        for number, _, ids in objects
-    ]
-    owner = np.full(len(count), NOTHING, np.int64)
-    for parts, _, number in sorted(held, key=lambda h: (-h[1], h[2])):  # the smallest comes last, and stays
-        owner[parts[parts < len(count)]] = number
+    there, segment, count = np.unique(segment, return_inverse=True, return_counts=True)
+    held = [(np.flatnonzero(np.isin(there, ids)), number) for number, _, ids in objects]
+    owner = np.full(len(there), NOTHING, np.int64)
+    for parts, number in sorted(
+        held, key=lambda h: (-count[h[0]].sum(), h[1])
+    ):  # the smallest comes last, and stays
+        owner[parts] = number
     vertex = owner[segment]
     triangles, _ = _triangles(corners)
     a, b, c = (np.sort(vertex[triangles], axis=1)[:, i] for i in range(3))
@@ -355,6 +354,7 @@ def _ply(path: Path) -> tuple[Floats, NDArray[np.uint8] | None, Ints, dict[str, 
     except ImportError as error:
         raise missing_extra("trimesh", "scenes") from error
     try:
+        _check_ply(path)
         with path.open("rb") as file:
             raw = load_ply(file)["metadata"]["_ply_raw"]
         vertex, face = raw["vertex"]["data"], raw["face"]["data"]
@@ -369,12 +369,47 @@ def _ply(path: Path) -> tuple[Floats, NDArray[np.uint8] | None, Ints, dict[str, 
             raise ValueError(f"faces of the form {corners.shape}")
         rest = {name: np.asarray(face[name]).reshape(-1) for name in names if name != key}
         colours = _colours(vertex)
-    except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError, EOFError) as error:
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        OverflowError,
+        struct.error,
+    ) as error:
         raise DataError(
             f"{path}: expected a ply file whose faces have all three or all four corners, found otherwise "
             f"({error}); {AGAIN}"
         ) from error
     return vertices, colours, corners.astype(np.int64), rest
+
+
+def _check_ply(path: Path) -> None:
+    """Compare how many elements the header of a ply file declares with the size of the file.
+
+    Raises:
+        ValueError: there is no such header, or the file is too short for it.
+    """
+    needed = count = 0
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(PLY_LINE), b""):
+            words = line.split()
+            if words[:1] == [b"element"]:
+                count = int(words[2])
+                if count < 0:
+                    raise ValueError(f"{count} elements")
+            elif words[:1] == [b"property"]:
+                needed += count  # a byte at least
+            elif words == [b"end_header"]:
+                left = path.stat().st_size - file.tell()
+                if needed > left:
+                    raise ValueError(f"its elements need {needed} bytes at least, and {left} are there")
+                return
+            if file.tell() > PLY_HEADER:
+                break
+    raise ValueError("its header has no end")
 
 
 def _colours(vertex: Any) -> NDArray[np.uint8] | None:
@@ -386,10 +421,3 @@ def _colours(vertex: Any) -> NDArray[np.uint8] | None:
 
 def _scene_name(folder: Path) -> str:
     return folder.resolve().parent.name if folder.name in ("habitat", "scans") else folder.resolve().name
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected JSON, found a damaged file ({error}); {AGAIN}") from error

@@ -181,11 +181,21 @@ class SceneSet(DenseSet):
         return self.spaces[space].frame(modality, row)
 
     def camera(self, index: int) -> Camera:
-        """Intrinsics and pose of one frame."""
+        """Intrinsics and pose of one frame.
+
+        Raises:
+            DataError: the frame has none, or they are no finite numbers.
+        """
         space, row = self._place(index)
         (height, width), record = self.spaces[space].size, self.spaces[space].records[row]
-        (fx, _, cx), (_, fy, cy), _ = record["intrinsics"]
-        return Camera(width, height, fx, fy, cx, cy, np.asarray(record["pose"], dtype=np.float64))
+        try:
+            (fx, _, cx), (_, fy, cy), _ = record["intrinsics"]
+            return Camera(width, height, fx, fy, cx, cy, np.asarray(record["pose"], dtype=np.float64))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.title(index)}: expected pose and intrinsics in frames.jsonl, found otherwise ({error}); "
+                "make the space again"
+            ) from error
 
     def view(self, index: int) -> View:
         """What is known of one frame besides its labels."""

@@ -176,10 +176,17 @@ class SelfDistilled(nn.Module):
             raise ValueError(
                 f"wide and narrow are ranges of shares of the area, in (0, 1], got {wide} and {narrow}"
             )
-        if min(temperature, *sharpening) <= 0 or not (0 <= momentum <= 1 and 0 <= centring <= 1):
-            raise ValueError("temperatures are above 0, momentum and centring in [0, 1]")
-        if crops < 0 or outputs < 2:
-            raise ValueError(f"crops is at least 0 and outputs at least 2, got {crops} and {outputs}")
+        if not all(0 < t < math.inf for t in (temperature, *sharpening)):
+            raise ValueError(f"temperatures are above 0, got {temperature} and {sharpening}")
+        if not (0 <= momentum <= 1 and 0 <= centring <= 1 and 0 <= warmup <= 1):
+            raise ValueError(
+                f"momentum, centring and warmup are in [0, 1], got {momentum}, {centring} and {warmup}"
+            )
+        if crops < 0 or outputs < 2 or min(hidden, bottleneck) < 1:
+            raise ValueError(
+                f"crops is at least 0, outputs at least 2, hidden and bottleneck at least 1, got {crops}, {outputs}, "
+                f"{hidden} and {bottleneck}"
+            )
         self.image, self.local, self.crops = image, local, crops
         self.wide, self.narrow = wide, narrow
         self.temperature, self.sharpening, self.warmup = temperature, sharpening, warmup

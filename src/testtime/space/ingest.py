@@ -32,6 +32,7 @@ from testtime.data.dense import DenseSet, Sample
 from testtime.data.files import need_choice
 from testtime.data.seven_scenes import COLOUR_LENS
 from testtime.errors import DataError, need_pillow
+from testtime.files import read_json
 from testtime.parts.randomness import generator
 from testtime.progress import progress
 from testtime.space.alignment import alignment, depth_range, findings, normal_signs
@@ -67,6 +68,7 @@ LAYOUTS = (
     "7scenes",
     "procthor",
 )
+AGAIN = "delete it and run the same testtime space ingest command again"
 MEMORY = 2**27
 """Numbers that tokenizers learn from at once, over all modalities: half a GiB."""
 
@@ -93,6 +95,13 @@ class TokenizerRecipe:
     steps: int = 400
     batch: int = 32
     lr: float = 3e-3
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("fsq", "vq") or min(self.steps, self.batch) < 1 or not 0 < self.lr < math.inf:
+            raise ValueError(
+                f"expected the kind fsq or vq, steps and batch of at least 1 and lr above 0, got {self.kind!r}, "
+                f"{self.steps}, {self.batch} and {self.lr}"
+            )
 
     def made(self, modality: Modality, size: tuple[int, int], patch: int, seed: int) -> Tokenizer:
         """A new tokenizer of a modality; a feature map's grid is that of the patches."""
@@ -452,7 +461,7 @@ def _tokenizers(
             _write(folder / "report.json", asdict(told))
             say(str(told))
         found[f"tok_{name}"] = load_tokenizer(folder / "tokenizer.safetensors").to(device)
-        reports[name] = json.loads((folder / "report.json").read_text())
+        reports[name] = read_json(folder / "report.json", AGAIN)
     return found, reports
 
 
@@ -501,7 +510,7 @@ def _asked(out: Path, about: Mapping[str, Any]) -> None:
     """Note what was asked for; refuse a folder in which something else was."""
     path = out / "ingest.json"
     if path.is_file():
-        there = json.loads(path.read_text())
+        there = read_json(path, AGAIN)
         differ = sorted(key for key in {*there, *about} if there.get(key) != about.get(key))
         if differ:
             shown = "; ".join(f"{k}: {there.get(k)} there, {about.get(k)} asked" for k in differ[:3])
@@ -521,7 +530,7 @@ def _digest(data: DenseSet) -> str:
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if not path.is_file():
         _write(path, make())
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = read_json(path, AGAIN)
     return found
 
 

@@ -6,6 +6,7 @@ used ``repeat`` times in a row, each time with another crop and mask, and mixed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -65,7 +66,7 @@ class Batches(Dataset[Batch]):
     def __init__(
         self, parts: Sequence[Part], masking: Masking, batch: int, seed: int = 0, repeat: int = 4
     ) -> None:
-        if not parts or min(p.share for p in parts) <= 0:
+        if not parts or not all(0 < p.share < math.inf for p in parts):
             raise ValueError("expected parts, each with a share above 0")
         if batch < 1 or repeat < 1:
             raise ValueError(f"batch and repeat are at least 1, got {batch} and {repeat}")

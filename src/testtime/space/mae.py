@@ -72,7 +72,7 @@ class PictureEncoder(nn.Module):
             if size not in SIZES:
                 raise ValueError(f"no size {size!r}; there are {', '.join(SIZES)}")
             size = SIZES[size]
-        if image[0] % patch or image[1] % patch:
+        if patch < 1 or min(image) < patch or image[0] % patch or image[1] % patch:
             raise ValueError(f"a patch of {patch} does not divide a picture of {image[0]} x {image[1]}")
         self.dim, self.size, self.patch = size.dim, image, patch
         self.grid = (image[0] // patch, image[1] // patch)
@@ -184,6 +184,10 @@ class MaskedAutoencoder(Branch):
         self.encoder = PictureEncoder(size, image, patch)
         self.ratio, self.norm_pixels, self.seed = ratio, norm_pixels, seed
         places = self.encoder.grid[0] * self.encoder.grid[1]
+        if not 0 <= ratio <= 1:
+            raise ValueError(
+                f"ratio is the share of the patches that are hidden, above 0 and below 1, got {ratio}"
+            )
         self.visible = int(places * (1 - ratio))
         if not 0 < self.visible < places:
             raise ValueError(
@@ -192,6 +196,10 @@ class MaskedAutoencoder(Branch):
         sizes = SIZES[size] if isinstance(size, str) else size
         dim = min(512, sizes.dim) if decoder_dim is None else decoder_dim
         depth = min(8, sizes.decoder) if decoder_depth is None else decoder_depth
+        if dim < 4 or dim % 4 or depth < 1:
+            raise ValueError(
+                f"the decoder has a width in multiples of 4 and a depth of at least 1, got {dim} and {depth}"
+            )
         heads = max(1, dim // 32)
         if dim % heads:
             raise ValueError(f"heads of 32 channels do not divide a decoder of {dim}; take a multiple of 32")

@@ -15,15 +15,19 @@ mixture :func:`mixture` has but for the components made for captions, which test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Component", "Mask", "Masking", "Stream", "mixture", "rgb_to_all"]
 
+LARGEST = 1e9
+"""The largest alpha; shares are equal long before, and near the largest float they are no numbers."""
+Kind = Literal["pixels", "grid", "sequence"]
 Flags = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
@@ -39,12 +43,22 @@ class Stream:
             "sequence".
         length: tokens at most.
         vocabulary: ids are below it; 0 for pixels.
+
+    Raises:
+        ValueError: there is no such kind, or the length or the vocabulary is negative.
     """
 
     name: str
-    kind: Literal["pixels", "grid", "sequence"]
+    kind: Kind
     length: int
     vocabulary: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or self.length < 1 or self.vocabulary < 0:
+            raise ValueError(
+                f"{self.name}: expected a kind of {', '.join(get_args(Kind))}, a length of at least 1 and a vocabulary of at "
+                f"least 0, got {self.kind!r}, {self.length} and {self.vocabulary}"
+            )
 
 
 @final
@@ -55,11 +69,21 @@ class Component:
     Attributes:
         inputs, targets: alpha of the Dirichlet by stream; a stream that is not named, or has 0, is never drawn.
         weight: how often the component is drawn, relative to the others.
+
+    Raises:
+        ValueError: an alpha is not in [0, 1e9], or the weight is not a number above 0.
     """
 
     inputs: Mapping[str, float]
     targets: Mapping[str, float]
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, alpha in (*self.inputs.items(), *self.targets.items()):
+            if not 0 <= alpha <= LARGEST:
+                raise ValueError(f"{name}: expected an alpha in [0, {LARGEST:g}], got {alpha}")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"expected a weight above 0, got {self.weight}")
 
 
 def mixture(
@@ -118,7 +142,8 @@ class Masking:
         inputs, targets: the budgets of tokens shown and asked for, per sample.
 
     Raises:
-        ValueError: no stream can be asked for, a component names an unknown stream or asks for pixels, or a budget is below 1.
+        ValueError: two streams have one name, there is no component, no stream can be asked for, a component names an unknown
+            stream or asks for pixels, or a budget is below 1.
 
     >>> streams = [Stream("rgb", "pixels", 16), Stream("tok_depth", "grid", 16, 240)]
     >>> mask = Masking(streams, inputs=8, targets=4).draw(np.full((3, 2), 16), np.random.default_rng(0))
@@ -138,6 +163,11 @@ class Masking:
         if inputs < 1 or targets < 1:
             raise ValueError(f"the budgets are at least 1 token, got {inputs} and {targets}")
         names = [s.name for s in self.streams]
+        if len(set(names)) < len(names) or not self.components:
+            raise ValueError(
+                f"expected streams of different names and a component at least, got the streams {', '.join(names)} and "
+                f"{len(self.components)} components"
+            )
         pixels = {s.name for s in self.streams if s.kind == "pixels"}
         for component in self.components:
             unknown = sorted({*component.inputs, *component.targets} - set(names))
@@ -169,7 +199,20 @@ class Masking:
         Args:
             lengths: (N, streams), the tokens that each sample has of each stream; 0 where it lacks the modality.
             rng: all randomness comes from it.
+
+        Raises:
+            ValueError: the lengths have another form, or are longer than the streams.
         """
+        most = np.array([s.length for s in self.streams])
+        if (
+            lengths.ndim != 2
+            or lengths.shape[1] != len(most)
+            or (lengths < 0).any()
+            or (lengths > most).any()
+        ):
+            raise ValueError(
+                f"expected lengths (N, {len(most)}) from 0 to {most.tolist()}, got {lengths.shape}: {lengths.tolist()[:2]}"
+            )
         n, streams = lengths.shape
         shown, asked = np.zeros((n, streams), np.int64), np.zeros((n, streams), np.int64)
         chosen = np.asarray(rng.choice(len(self.components), size=n, p=self._chance))

@@ -6,12 +6,15 @@ modality says what form the tensor has, how it is mirrored, and how it is brough
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
 from torch import Tensor
+
+from testtime.data.dense import IGNORE
 
 __all__ = [
     "DEPTH",
@@ -27,6 +30,8 @@ __all__ = [
     "features",
 ]
 
+SLACK = 1e-3
+"""How far beyond its range a value may lie, by rounding and resizing."""
 Kind = Literal["image", "classes", "features", "sequence"]
 
 
@@ -41,9 +46,9 @@ class Modality:
             "features" (channels, h, w) float32 on a grid of its own, as a network gives them; "sequence" (length,) int64, ids
             below ``channels``, the vocabulary.
         channels: see ``kind``.
-        normalise: how an image is brought to the range of tokens: "unit" ([0, 1] to [-1, 1]), "signed" (already in [-1, 1];
-            NaN becomes 0), "truncated" (per image: less the mean and over the deviation of its middle 80 %, as 4M treats
-            depth), or "none".
+        normalise: how an image is brought to the range of tokens: "unit" ([0, 1] to [-1, 1]) and "signed" (already in
+            [-1, 1]), of both NaN, which is not known, to 0; "truncated" (per image: less the mean and over the deviation of
+            its middle 80 %, as 4M treats depth), or "none".
         signs: of the channels in a mirror image: a normal map's x changes its sign.
     """
 
@@ -66,10 +71,63 @@ class Modality:
             value = value * value.new_tensor(self.signs).view(-1, 1, 1)
         return value
 
+    def check(self, value: Tensor) -> None:
+        """Check raw values of frames, one or a batch: their type, their range, and whether they are finite.
+
+        NaN is a pixel that is not known; only maps have such pixels (depth, normals, edges), pictures and features do not.
+
+        Args:
+            value: as the kind says, with or without a batch in front.
+
+        Raises:
+            ValueError: the values are none of this modality.
+
+        >>> RGB.check(torch.full((3, 8, 8), 255, dtype=torch.uint8))
+        Traceback (most recent call last):
+        ...
+        ValueError: rgb: expected floats in [0, 1], got torch.uint8; divide 8-bit images by 255
+        """
+        if self.kind in ("classes", "sequence"):
+            self._check_ids(value)
+            return
+        bounds = {"unit": (0.0, 1.0), "signed": (-1.0, 1.0)}.get(self.normalise)
+        expected = "floats" if bounds is None else f"floats in [{bounds[0]:g}, {bounds[1]:g}]"
+        if not value.is_floating_point() and not (value.dtype == torch.bool and self.normalise == "unit"):
+            advice = "divide 8-bit images by 255" if self.normalise == "unit" else "convert them first"
+            raise ValueError(f"{self.name}: expected {expected}, got {value.dtype}; {advice}")
+        known = value[~value.isnan()].float() if value.is_floating_point() else value.float()
+        may_lack = self.kind == "image" and (self.channels == 1 or self.normalise == "signed")
+        if known.numel() < value.numel() and not may_lack:
+            raise ValueError(
+                f"{self.name}: expected finite {expected}, got NaN in {value.numel() - known.numel()} of {value.numel()} "
+                "values; leave such frames out"
+            )
+        if not known.numel():
+            return
+        low, high = known.min().item(), known.max().item()
+        if low == -math.inf or high == math.inf:
+            raise ValueError(
+                f"{self.name}: expected finite {expected}, got infinity; mark what is not known as NaN"
+            )
+        if bounds is not None and not (bounds[0] - SLACK <= low and high <= bounds[1] + SLACK):
+            raise ValueError(
+                f"{self.name}: expected {expected}, got values from {low:g} to {high:g}; divide 8-bit images by 255"
+            )
+
+    def _check_ids(self, value: Tensor) -> None:
+        if value.is_floating_point() or value.is_complex():
+            raise ValueError(f"{self.name}: expected whole numbers below {self.channels}, got {value.dtype}")
+        unknown = (value == IGNORE) | (value == -1)
+        wrong = value[((value < 0) | (value >= self.channels)) & ~unknown]
+        if wrong.numel():
+            raise ValueError(
+                f"{self.name}: expected ids below {self.channels}, or {IGNORE} where none is known, got {int(wrong[0])}"
+            )
+
     def normalised(self, value: Tensor) -> Tensor:
         """Images (N, C, H, W) in the range that tokenizers and networks see; other kinds come back as they are."""
         if self.normalise == "unit":
-            return value * 2 - 1
+            return (value * 2 - 1).nan_to_num(0.0)
         if self.normalise == "signed":
             return value.nan_to_num(0.0)
         if self.normalise == "truncated":
@@ -103,7 +161,7 @@ NORMALS = Modality("normals", "image", 3, "signed", (-1, 1, 1))
 """Unit vectors, x right, y up, z to the viewer; NaN where there is none."""
 
 EDGES = Modality("edge", "image", 1, "unit")
-"""Canny edges of the picture, 0 or 1."""
+"""Canny edges of the picture, 0 or 1; NaN where they are not known."""
 
 OBJECT_EDGES = Modality("object_edge", "image", 1, "unit")
 """Where one object ends and another begins, by the word of a network (SAM edges in the paper)."""

@@ -168,8 +168,13 @@ class FourM(nn.Module):
             if size not in SIZES:
                 raise ValueError(f"no size {size!r}; there are {', '.join(SIZES)}")
             size = SIZES[size]
-        if image[0] % patch or image[1] % patch:
+        if patch < 1 or min(image) < patch or image[0] % patch or image[1] % patch:
             raise ValueError(f"a patch of {patch} does not divide a picture of {image[0]} x {image[1]}")
+        if len({s.name for s in self.streams}) < len(self.streams) or not self.streams:
+            raise ValueError(f"expected streams of different names, got {[s.name for s in self.streams]}")
+        empty = [s.name for s in self.streams if s.kind != "pixels" and not s.vocabulary]
+        if empty:
+            raise ValueError(f"{', '.join(empty)}: expected a vocabulary of at least 1, got 0")
         self.size, self.image, self.patch, self.dim = size, image, patch, size.dim
         self.grid = (image[0] // patch, image[1] // patch)
         places = self.grid[0] * self.grid[1]

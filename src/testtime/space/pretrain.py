@@ -67,6 +67,16 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.every < 1:
             raise ValueError("steps, batch and every are at least 1")
+        if self.inputs < 1 or self.targets < 1 or self.warmup < 0:
+            raise ValueError(
+                f"budgets are at least 1 and warmup at least 0, got {self.inputs}, {self.targets} and {self.warmup}"
+            )
+        if not 0 < self.base_lr < math.inf or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"base_lr is above 0 and betas in [0, 1), got {self.base_lr} and {self.betas}")
+        if not 0 <= self.weight_decay < math.inf or not 0 <= self.clip < math.inf:
+            raise ValueError(f"weight_decay and clip are at least 0, got {self.weight_decay} and {self.clip}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
         if self.accumulate < 1 or self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} is not divided by accumulate={self.accumulate}")
 

@@ -29,11 +29,13 @@ from typing import Any, final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from testtime.data.files import need_file
 from testtime.errors import DataError
+from testtime.files import damaged, read_json
 from testtime.parts.randomness import generator
 from testtime.progress import progress
 from testtime.space.crops import cropped, windows
@@ -85,6 +87,11 @@ def write_shards(
     folder = Path(folder)
     if len(frames) == 0:
         raise ValueError("there are no frames to tokenise")
+    if crops < 1 or batch < 1 or not 0 < smallest <= 1 or patch < 1 or size[0] % patch or size[1] % patch:
+        raise ValueError(
+            f"expected crops and batch of at least 1, smallest in (0, 1] and a size in multiples of patch, got {crops}, "
+            f"{batch}, {smallest}, {tuple(size)} and {patch}"
+        )
     for name, tokenizer in tokenizers.items():
         if tokenizer.modality.kind != "features" and tokenizer.size != tuple(size):
             raise ValueError(f"the tokenizer of {name} is for {tokenizer.size}, the crops are {tuple(size)}")
@@ -111,7 +118,7 @@ def write_shards(
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(about, indent=1) + "\n")
         partial.replace(path)
-    elif json.loads(path.read_text()) != json.loads(json.dumps(about)):
+    elif read_json(path, f"delete {folder} and make the shards again") != json.loads(json.dumps(about)):
         raise DataError(
             f"{folder} holds shards of other frames or tokenizers; choose another folder, or delete it"
         )
@@ -177,21 +184,30 @@ class Shards:
         vocabulary: of the boxes, or None.
 
     Raises:
-        DataError: the folder holds none, or some are missing.
+        DataError: the folder holds none, some are missing, or a file is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        about = json.loads(
-            need_file(self.folder / "shards.json", "what the shards were made from").read_text()
-        )
+        path = need_file(self.folder / "shards.json", "what the shards were made from")
+        again = f"delete {self.folder} and make the shards again"
+        about = read_json(path, again)
         self.about: dict[str, Any] = about
-        self.streams = tuple(Stream(**s) for s in about["streams"])
-        self.size, self.patch, self.crops = tuple(about["size"]), about["patch"], about["crops"]
-        self.vocabulary = None
-        if about["boxes"]:
-            facts = about["boxes"]
-            self.vocabulary = BoxVocabulary(facts["classes"], facts["bins"], facts["sentinels"])
+        with damaged(path, again):
+            self.streams = tuple(Stream(**s) for s in about["streams"])
+            height, width = (int(n) for n in about["size"])
+            self.size, self.patch, self.crops = (height, width), int(about["patch"]), int(about["crops"])
+            self.vocabulary = None
+            if about["boxes"]:
+                facts = about["boxes"]
+                self.vocabulary = BoxVocabulary(facts["classes"], facts["bins"], facts["sentinels"])
+            count = int(about["frames"])
+        there = sum(1 for _ in self.folder.glob("shard-*.safetensors"))
+        needed = -(-count // FRAMES)
+        if count < 1 or needed > there:
+            raise DataError(
+                f"{self.folder}: {max(1, needed) - there} shards are missing; run the same command again, it goes on from there"
+            )
         missing = [i for i in range(-(-len(self) // FRAMES)) if not _file(self.folder, i).exists()]
         if missing:
             raise DataError(
@@ -215,7 +231,7 @@ class Shards:
         found: dict[str, Tensor] = {}
         for group in groups if len(indices) else []:
             path = _file(self.folder, int(files[group[0]]))
-            shard = _shard(str(path), path.stat().st_mtime_ns)
+            shard = self._checked(path, int(files[group[0]]))
             at, k, to = (
                 torch.from_numpy(v[group]) for v in (rows, np.asarray(crops, int), np.arange(len(rows)))
             )
@@ -226,11 +242,26 @@ class Shards:
                 found[stream.name][to] = picked
         return found
 
+    def _checked(self, path: Path, number: int) -> dict[str, Tensor]:
+        """The tensors of a shard, of the forms that ``shards.json`` promises."""
+        shard = _shard(str(path), path.stat().st_mtime_ns)
+        count = min(FRAMES, len(self) - number * FRAMES)
+        for stream in self.streams:
+            form = (3, *self.size) if stream.kind == "pixels" else (stream.length,)
+            found = shard.get(stream.name)
+            if found is None or found.shape != (count, self.crops, *form):
+                raise DataError(
+                    f"{path}: expected {stream.name} of {(count, self.crops, *form)}, found "
+                    f"{'none' if found is None else tuple(found.shape)}; delete it and make the shards again"
+                )
+        return shard
+
 
 @lru_cache(maxsize=512)
 def _shard(path: str, changed: int) -> dict[str, Tensor]:
     """The tensors of a file, mapped into memory; ``changed`` is its time, so that one that is made anew is read anew."""
-    return load_file(path)
+    with damaged(path, "delete it and run the same command again", (SafetensorError,)):
+        return load_file(path)
 
 
 def _digest(tokenizer: Tokenizer) -> str:

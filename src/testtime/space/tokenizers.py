@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from testtime import checkpoint
@@ -49,6 +50,8 @@ __all__ = [
     "perplexity",
 ]
 
+LARGEST = 2**17
+"""Width, codes, classes and pixels of a side of a tokenizer that is read from a file, at most."""
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "tokenizer.safetensors"
 
 Frames = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
@@ -135,10 +138,14 @@ class Tokenizer(nn.Module, ABC):
             raise ValueError(
                 f"a place of the feature map {modality.name} is a token: expected patch=1, got {patch}"
             )
-        if patch < 1 or size[0] % patch or size[1] % patch:
+        if patch < 1 or min(size) < patch or size[0] % patch or size[1] % patch:
             raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
-        if width % 8:
+        if width < 8 or width % 8:
             raise ValueError(f"width is a multiple of 8, got {width}")
+        if depth < 0 or latent < 1 or vocabulary < 2:
+            raise ValueError(
+                f"expected depth >= 0, a latent of at least 1 and 2 codes or more, got {depth}, {latent} and {vocabulary}"
+            )
         if network not in ("convolution", "transformer"):
             raise ValueError(f"network is 'convolution' or 'transformer', got {network!r}")
         self.modality, self.size, self.patch = modality, (size[0], size[1]), patch
@@ -174,7 +181,7 @@ class Tokenizer(nn.Module, ABC):
             value: images (N, C, H, W), classes (N, H, W), or feature maps (N, C, any, any).
 
         Raises:
-            ValueError: the value has another form.
+            ValueError: the value has another form, type or range, or is not finite where it has to be.
         """
         return self._quantised(self._latents(self._prepared(value)), learning=False)[1].flatten(1).long()
 
@@ -189,8 +196,10 @@ class Tokenizer(nn.Module, ABC):
         Raises:
             ValueError: another number of ids, or an id that the vocabulary lacks.
         """
-        if ids.dim() != 2 or ids.shape[1] != math.prod(self.grid):
-            raise ValueError(f"expected ids (N, {math.prod(self.grid)}), got {tuple(ids.shape)}")
+        if ids.dim() != 2 or ids.shape[1] != math.prod(self.grid) or ids.is_floating_point():
+            raise ValueError(
+                f"expected ids (N, {math.prod(self.grid)}) as whole numbers, got {tuple(ids.shape)} {ids.dtype}"
+            )
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary):
             raise ValueError(
                 f"ids are in 0 ... {self.vocabulary - 1}, got {int(ids.min())} ... {int(ids.max())}"
@@ -233,11 +242,18 @@ class Tokenizer(nn.Module, ABC):
             the report of these frames.
 
         Raises:
-            ValueError: no frames, or the folder holds a checkpoint of other arguments.
+            ValueError: no frames, frames of another form, type or range, an argument out of range, or the folder holds a
+                checkpoint of other arguments.
             ArithmeticError: the loss is not finite.
         """
         if not callable(frames) and len(frames) == 0:
             raise ValueError(f"{self.modality.name}: no frames to learn from")
+        if min(steps, batch, every) < 1 or not 0 < lr < math.inf:
+            raise ValueError(
+                f"steps, batch and every are at least 1 and lr is above 0, got {steps}, {batch}, {every} and {lr}"
+            )
+        if isinstance(frames, Tensor):
+            self.modality.check(frames)
         facts = {**self._facts(), "steps": steps, "batch": batch, "lr": lr, "fit_seed": seed}
         facts["frames"] = None if callable(frames) else len(frames)
         unfinished, weights = (
@@ -334,8 +350,9 @@ class Tokenizer(nn.Module, ABC):
         """A batch of raw values as network and loss see it."""
         kind, channels = self.modality.kind, self.modality.channels
         value = value.to(next(self.parameters()).device)
+        self.modality.check(value)
         if kind == "classes":
-            if value.dim() != 3 or value.shape[1:] != self.size or value.is_floating_point():
+            if value.dim() != 3 or value.shape[1:] != self.size:
                 raise ValueError(
                     f"{self.modality.name}: expected classes (N, {self.size[0]}, {self.size[1]}) of integers, got "
                     f"{tuple(value.shape)} {value.dtype}"
@@ -444,6 +461,8 @@ class VQTokenizer(Tokenizer):
         commitment: float = 1.0,
         seed: int = 0,
     ) -> None:
+        if not 0 <= decay < 1 or not 0 <= commitment < math.inf:
+            raise ValueError(f"decay is in [0, 1) and commitment at least 0, got {decay} and {commitment}")
         super().__init__(modality, size, patch, codebook, latent, width, depth, network, seed)
         self.arguments |= {"codebook": codebook, "latent": latent, "decay": decay, "commitment": commitment}
         with _randomness(seed, 0, "codebook"):
@@ -513,8 +532,8 @@ class FSQTokenizer(Tokenizer):
         network: Network = "convolution",
         seed: int = 0,
     ) -> None:
-        if not levels or min(levels) < 3:
-            raise ValueError(f"levels are at least 3 each, got {list(levels)}")
+        if not levels or not all(isinstance(level, int) and level >= 3 for level in levels):
+            raise ValueError(f"levels are whole numbers of at least 3 each, got {list(levels)}")
         super().__init__(modality, size, patch, math.prod(levels), len(levels), width, depth, network, seed)
         self.arguments["levels"] = list(levels)
         self.quantizer = _package().FSQ(list(levels))
@@ -538,17 +557,26 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected a tokenizer's safetensors file")
-    facts = checkpoint.described_in(path)
     try:
+        facts = checkpoint.described_in(path)
         kind, modality = facts["kind"], dict(facts["modality"])
         own = ("codebook", "latent", "decay", "commitment") if kind == "vq" else ("levels",)
         names = ("size", "patch", "width", "depth", "network", "seed", *own)
         arguments = {name: facts[name] for name in names}
+        arguments |= {"size": tuple(arguments["size"])}
+        of = Modality(**{**modality, "signs": tuple(modality["signs"])})
+        large = [
+            name
+            for name in ("width", "depth", "latent", "codebook")
+            if not 0 <= arguments.get(name, 0) <= LARGEST
+        ]
+        if large or of.channels > LARGEST or max(arguments["size"]) > LARGEST:
+            raise ValueError(f"a size above {LARGEST}")
+        tokenizer = (VQTokenizer if kind == "vq" else FSQTokenizer)(of, **arguments)
     except KeyError as error:
         raise WeightsError(f"{path} is not of a tokenizer: its metadata lack {error}") from error
-    arguments |= {"size": tuple(arguments["size"])}
-    of = Modality(**{**modality, "signs": tuple(modality["signs"])})
-    tokenizer = (VQTokenizer if kind == "vq" else FSQTokenizer)(of, **arguments)
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path} is not of a tokenizer: {error}") from error
     checkpoint.load(path, tokenizer)
     return tokenizer.eval()
 

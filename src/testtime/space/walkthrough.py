@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -26,10 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from testtime.data.bounded import numpy_array, read_json
 from testtime.data.cameras import Camera
+from testtime.data.decoding import MAX_PIXELS, image_bytes, opened
 from testtime.data.dense import DenseSet, Sample
 from testtime.data.files import need_file, need_folder
-from testtime.data.pixels import levels, metres, numpy_array
+from testtime.data.listing import SUFFIXES, files, images
+from testtime.data.pixels import float_metres, levels, metres
 from testtime.errors import DataError, missing_extra, need_pillow
 from testtime.progress import progress
 
@@ -44,7 +46,6 @@ __all__ = [
 ]
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 PLACES = (".", "rgb", "images", "color")
 ORIENTATION = 0x0112
 """The tag of Exif that says how a picture is to be turned."""
@@ -188,8 +189,8 @@ class Walkthrough(DenseSet):
     def _sharpness(self) -> list[float]:
         """Of every frame: as the video's extraction found it, or looked at now."""
         note = self.folder / "video.json"
-        known = _json(note).get("frames", {}) if note.is_file() else {}
-        if all(key in known for key in self.keys):
+        known = read_json(note, "the frames of a video").get("frames", {}) if note.is_file() else {}
+        if isinstance(known, dict) and all(isinstance(known.get(key), int | float) for key in self.keys):
             return [float(known[key]) for key in self.keys]
         found = progress(self.keys, len(self.keys), f"sharpness {self.name}")
         return [sharpness(_picture(self._pictures[key], self.longest)[0]) for key in found]
@@ -201,7 +202,7 @@ class Walkthrough(DenseSet):
         if asked is None and not folder.is_dir():
             return {}
         need_folder([folder], "the depth of the pictures")
-        there = {p.stem: p for suffix in (".png", ".npy") for p in sorted(folder.glob(f"*{suffix}"))}
+        there = {p.stem: p for suffix in (".png", ".npy") for p in files(folder, [suffix])}
         absent = [key for key in self.keys if key not in there]
         if absent:
             raise DataError(
@@ -262,7 +263,7 @@ def take_apart(
     }
     note = folder / "video.json"
     if note.is_file():
-        there = _json(note)
+        there = read_json(note, "the frames of a video")
         if there.get("asked") != asked:
             raise DataError(
                 f"{folder}: expected frames of {asked}, found those of {there.get('asked')}; give another folder, or delete it"
@@ -274,6 +275,11 @@ def take_apart(
         if not stream.isOpened():
             raise DataError(
                 f"{video}: expected a video, found a file that OpenCV cannot open; convert it to mp4"
+            )
+        size_of = stream.get(cv2.CAP_PROP_FRAME_WIDTH) * stream.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        if size_of > MAX_PIXELS:
+            raise DataError(
+                f"{video}: expected frames of at most {MAX_PIXELS} pixels, found {size_of:.0f}; scale it down"
             )
         rate = stream.get(cv2.CAP_PROP_FPS)
         if every is None and not 0 < rate < 1000:
@@ -414,25 +420,18 @@ def _in_order(folder: Path) -> Iterator[Path]:
     """The pictures of the first place that has some, numbers in names counted as numbers."""
     for place in PLACES:
         inner = folder / place
-        if inner.is_dir():
-            found = [
-                p for p in inner.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")
-            ]
-            if found:
-                yield from sorted(found, key=lambda p: [_number(part) for part in re.split(r"(\d+)", p.name)])
-                return
-
-
-def _number(part: str) -> tuple[int, str]:
-    return (int(part), "") if part.isdigit() else (-1, part.lower())
+        found = images(inner) if inner.is_dir() else []
+        if found:
+            yield from found
+            return
 
 
 def _pictures(folder: Path) -> list[Path]:
     found = list(_in_order(folder))
     if not found:
-        others = sorted({p.suffix for p in folder.iterdir() if p.is_file()} - {""})
+        others = sorted({p.suffix for p in files(folder)} - {""})
         raise DataError(
-            f"{folder}: expected pictures ({', '.join(PICTURES)}) in it or in {', '.join(PLACES[1:])}, found "
+            f"{folder}: expected pictures ({', '.join(sorted(SUFFIXES))}) in it or in {', '.join(PLACES[1:])}, found "
             f"{'files of ' + ', '.join(others) if others else 'none'}; export them as JPEG"
         )
     return found
@@ -440,33 +439,25 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _picture(path: Path, longest: int) -> tuple[Tensor, tuple[int, int], int]:
     """The picture upright, (3, H, W) in [0, 1]; its height and width as stored but upright; and how it was turned."""
-    image_of = need_pillow()
+    Resampling = need_pillow().Resampling
     from PIL import ImageOps
 
-    data = need_file(path, "a picture").read_bytes()
-    try:
-        with image_of.open(io.BytesIO(data)) as image:
-            if image.mode[0] in "IF":
-                raise DataError(
-                    f"{path}: expected 8 bits a channel, found mode {image.mode}; is it depth? Put it in depth/"
-                )
-            turn = int(image.getexif().get(ORIENTATION, 1))
-            width, height = image.size
-            shrink = min(1.0, longest / max(width, height))
-            if shrink < 1:
-                image.draft("RGB", (math.ceil(width * shrink), math.ceil(height * shrink)))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, image_of.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: expected a picture, found a damaged file ({error}); take it out of the folder"
-        ) from error
+    with opened(image_bytes(path), path) as image:
+        if image.mode[0] in "IF":
+            raise DataError(
+                f"{path}: expected 8 bits a channel, found mode {image.mode}; is it depth? Put it in depth/"
+            )
+        turn = int(image.getexif().get(ORIENTATION, 1))
+        width, height = image.size
+        shrink = min(1.0, longest / max(width, height))
+        if shrink < 1:
+            image.draft("RGB", (math.ceil(width * shrink), math.ceil(height * shrink)))
+        upright = ImageOps.exif_transpose(image).convert("RGB")
     if turn in TURNS:
         width, height = height, width
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     if upright.size != size:
-        upright = upright.resize(size, image_of.Resampling.BILINEAR)
+        upright = upright.resize(size, Resampling.BILINEAR)
     pixels = torch.from_numpy(np.asarray(upright).copy()).permute(2, 0, 1)
     return pixels.contiguous().float() / 255, (height, width), turn
 
@@ -474,24 +465,8 @@ def _picture(path: Path, longest: int) -> tuple[Tensor, tuple[int, int], int]:
 def _metres(path: Path) -> Tensor:
     """Depth (1, H, W) of one of the two kinds of file."""
     if path.suffix == ".npy":
-        array = numpy_array(path, "depth in metres")
-        if array.dtype.kind != "f":
-            raise DataError(
-                f"{path}: expected metres in floats, found {array.dtype}; divide millimetres by 1000"
-            )
-        depth = metres(array, 1.0)
-        depth = depth.where(depth > 0, torch.nan)
-        if float(depth.nanmedian()) > 500:
-            raise DataError(
-                f"{path}: expected metres, found a median of {float(depth.nanmedian()):g}; divide millimetres by 1000"
-            )
-        return depth
-    with need_pillow().open(io.BytesIO(need_file(path, "depth").read_bytes())) as image:
-        if image.mode not in ("I;16", "I;16B", "I"):
-            raise DataError(
-                f"{path}: expected 16 bits of millimetres, found mode {image.mode}; a picture of the depth is not the depth"
-            )
-    return metres(levels(path), 1e-3, (0, 65535))
+        return float_metres(numpy_array(path, "depth in metres"), path)
+    return metres(levels(path, bits=16), 1e-3, (0, 65535))
 
 
 def _lens(
@@ -500,22 +475,30 @@ def _lens(
     """fx, fy, cx, cy, and (height, width) of the picture that they are of, if that is said."""
     where, of = "intrinsics", None
     note, beside = folder / "video.json", folder / "intrinsics.json"
-    if note.is_file() and "size" in (told := _json(note)):
-        of = int(told["size"][0]), int(told["size"][1])
+    if note.is_file() and "size" in (told := read_json(note, "the frames of a video")):
+        of = _size(note, told["size"])
     if given is None:
         if not beside.is_file():
             return None
         given = beside
     if isinstance(given, str | Path):
-        table, where = _json(Path(given)), str(given)
-        given = [table.get(key) for key in ("fx", "fy", "cx", "cy")]  # type: ignore[misc]
+        table, where = read_json(Path(given), "the intrinsics"), str(given)
+        given = [table.get(key) for key in ("fx", "fy", "cx", "cy")]
         if "width" in table and "height" in table:
-            of = int(table["height"]), int(table["width"])
-    numbers = [float(v) if isinstance(v, int | float) else math.nan for v in given]
+            of = _size(Path(where), [table["height"], table["width"]])
+    numbers = [float(v) if isinstance(v, int | float) and abs(v) < 1e9 else math.nan for v in given]
     if len(numbers) != 4 or not all(math.isfinite(v) and v > 0 for v in numbers):
         raise DataError(f"{where}: expected fx, fy, cx, cy in pixels, all above 0, found {list(given)}")
     fx, fy, cx, cy = numbers
     return fx, fy, cx, cy, of
+
+
+def _size(path: Path, found: Any) -> tuple[int, int]:
+    """Height and width that a file says."""
+    match found:
+        case [int(height), int(width)] if 0 < height < 1e6 and 0 < width < 1e6:
+            return height, width
+    raise DataError(f"{path}: expected a height and a width in pixels, found {str(found)[:80]}")
 
 
 def _alike(depth: Tensor, image: Tensor) -> bool:
@@ -548,13 +531,3 @@ def _write(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     partial.write_bytes(data)
     partial.replace(path)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(need_file(path, "an object of JSON").read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected JSON, found a damaged file ({error})") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path}: expected an object of JSON, found a {type(table).__name__}")
-    return table

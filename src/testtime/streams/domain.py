@@ -15,10 +15,10 @@ from torch import Tensor
 
 from testtime.corruptions import corrupt, store_as_jpeg
 from testtime.data import ImageSet
+from testtime.data.imageset import Size, size_of
 
 __all__ = ["Blend", "Condition", "Domain", "clean", "corrupted", "fingerprint", "number", "published"]
 
-Size = tuple[int, int]
 SEVERITIES = 6  # from 0, none, to 5
 
 
@@ -39,7 +39,7 @@ class Condition:
     Args:
         corruption: a name of `testtime.corruptions`, or "" for none.
         severity: 1 to 5; 0 for none.
-        constants: of the corruption: "cifar", "imagenet" or "auto" (by the height).
+        constants: of the corruption: "cifar", "imagenet" or "auto" (by the smaller side).
         jpeg: whether the image is stored as JPEG of quality 85 at last, as ImageNet-C is.
         frost: folder of the original frost textures, or None for procedural ones.
         seed: with the image's set and index, all that the random numbers depend on.
@@ -81,7 +81,7 @@ class Blend:
     Args:
         first, second: names of `testtime.corruptions`.
         severities: theirs, 0 to 5; between two whole ones the picture is mixed from both.
-        constants: "cifar", "imagenet" or "auto" (by the height).
+        constants: "cifar", "imagenet" or "auto" (by the smaller side).
         frost: folder of the original frost textures, or None for procedural ones.
         seed: with the image's set and index, all that the random numbers depend on.
 
@@ -146,7 +146,7 @@ class Domain:
     Args:
         images: the set; already under its condition when ``ready``.
         condition: what happens to them, and to unknown images that are mixed in.
-        size: height and width in pixels; None keeps the images' own.
+        size: height and width in pixels to stretch the images to, or a `testtime.data.Crop`; None keeps the images' own.
         ready: the images are stored corrupted (a published -C set): only the unknown ones still need it.
         known: whether the labels count; an open set's do not.
         table: images that were rendered before: the row of each index, -1 where there is none, and uint8
@@ -178,6 +178,14 @@ class Domain:
             x = self.condition(x, self.images.name, indices)
         return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the rendered images; those of the first one where no size is given."""
+        if self.size is not None:
+            return size_of(self.size)
+        height, width = self.images[0].shape[-2:]
+        return height, width
+
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """The class of each image (B,), -1 where it is unknown."""
         if not self.known or self.images.labels is None:
@@ -185,9 +193,8 @@ class Domain:
         return self.images.labels[indices]
 
     def of_unknown(self, unknown: ImageSet) -> Domain:
-        """The domain of other images, resized to these images' size and under the same condition."""
-        size = self.size or tuple(self.images[0].shape[-2:])
-        return Domain(unknown, self.condition, (size[0], size[1]), known=False)
+        """The domain of other images, brought to these images' size in the same way and under the same condition."""
+        return Domain(unknown, self.condition, self.size or self.shape, known=False)
 
     def seeded(self, seed: int) -> Domain:
         """The same domain with other random numbers."""

@@ -62,6 +62,9 @@ class Stream:
         batch_size: the size of a full batch.
         seed: what the order was drawn with.
         workers: threads that render ahead when the stream is iterated; the stream is the same for any number.
+
+    Raises:
+        ValueError: if the labels of two domains are numbers of different classes.
     """
 
     domains: tuple[Domain, ...]
@@ -69,6 +72,11 @@ class Stream:
     batch_size: int
     seed: int = 0
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        labelled = [d for d in self.domains if d.known and d.images.labels is not None]
+        for domain in labelled[1:]:
+            _same_classes(labelled[0], domain)
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -127,3 +135,20 @@ class Stream:
     def prefetch(self, workers: int) -> Stream:
         """The same stream, rendered ahead by this many threads."""
         return replace(self, workers=workers)
+
+
+def _same_classes(first: Domain, other: Domain) -> None:
+    """Raise ValueError if a label does not mean the same class in both domains."""
+    here, there = first.images.classes, other.images.classes
+    if here == there:
+        return
+    only = [[name for name in one if name not in set(two)] for one, two in ((here, there), (there, here))]
+    differ = "; ".join(
+        f"only in {domain.name}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for domain, names in zip((first, other), only, strict=True)
+        if names
+    )
+    raise ValueError(
+        f"the domains have different classes: {first.name} has {len(here)}, {other.name} has {len(there)} "
+        f"({differ or 'in another order'}); give every domain the same class folders"
+    )

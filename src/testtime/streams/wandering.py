@@ -96,7 +96,8 @@ class Difficulty:
             domain = Domain(self.images, blend)
             with torch.no_grad():
                 answer = self.model(domain.render(self._chosen).float().div_(255)).argmax(dim=1).numpy()
-            self.known[blend.name] = round(float((answer == domain.labels(self._chosen)).mean()), 4)
+            labels = domain.labels(self._chosen)
+            self.known[blend.name] = round(float((answer == labels)[labels >= 0].mean()), 4)
             self._store()
         return self.known[blend.name]
 

@@ -1,0 +1,82 @@
+"""Frozen weights share their memory with the caller's model: whether that model has changed since."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = ["Frozen", "remember"]
+
+Original = tuple["weakref.ref[Tensor]", int]
+# For a tensor of a tree: the caller's tensor, whose memory it shares, and the version that one had.
+_ORIGINALS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def remember(shared: Tensor, original: Tensor) -> None:
+    """Note that a new tensor was made on the memory of another.
+
+    Args:
+        shared: the new tensor.
+        original: the other; where that one in turn shares the memory of a third, it is the third that counts.
+    """
+    known: Original | None = _ORIGINALS.get(original)
+    if known is None or not _same_memory(original, known[0]()):
+        known = weakref.ref(original), original._version
+    _ORIGINALS[shared] = known
+
+
+def _same_memory(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.device == other.device and one.data_ptr() == other.data_ptr()
+
+
+class Frozen:
+    """The watch of an adapter over the weights that it shares with the model it was built on.
+
+    torch counts the writes to every tensor (``Tensor._version``): optimizers, ``load_state_dict``, in-place operations and
+    BatchNorm in training mode (``num_batches_tracked``) are counted; writes through ``Tensor.data`` are not, and are not
+    seen. A model that was moved to another device, or deleted, shares nothing and may change.
+
+    >>> from testtime.sharing import share
+    >>> model = nn.Linear(2, 2)
+    >>> tree, frozen = share(model), Frozen()
+    >>> frozen.check(tree)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> frozen.check(tree)
+    Traceback (most recent call last):
+    ...
+    ValueError: network.weight of the model that this Logits was built on has changed since (by training, ...
+    """
+
+    def __init__(self) -> None:
+        self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int]] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+        return Frozen()  # a copy has memory of its own
+
+    def check(self, owner: nn.Module) -> None:
+        """Compare the model that an adapter was built on with what it was then.
+
+        Args:
+            owner: the adapter, always the same one.
+
+        Raises:
+            ValueError: a tensor was written to whose memory the adapter shares.
+        """
+        if self._watched is None:
+            tensors = [*owner.named_parameters(), *owner.named_buffers()]
+            found = [(name, t, _ORIGINALS.get(t)) for name, t in tensors]
+            self._watched = [(name, weakref.ref(t), *known) for name, t, known in found if known is not None]
+        for name, own, original, version in self._watched:
+            source = original()
+            if source is None or source._version == version:
+                continue
+            tensor = own()
+            if tensor is not None and _same_memory(tensor, source):
+                raise ValueError(
+                    f"{name} of the model that this {type(owner).__name__} was built on has changed since (by training, "
+                    "load_state_dict, or a forward in training mode), and the adapter shares its frozen weights with that "
+                    "model; build a new adapter on the changed model, or build adapters on copy.deepcopy(model)"
+                )
