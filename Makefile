@@ -1,9 +1,14 @@
 # Two commands do everything: `make demo` and `make test`.
 export OMP_WAIT_POLICY ?= PASSIVE
-PYTHON   ?= python3
 VENV     ?= .venv
 PIP_ARGS ?= -c constraints.txt
+ifeq ($(OS),Windows_NT)
+PYTHON   ?= python
+PY = $(VENV)/Scripts/python
+else
+PYTHON   ?= python3
 PY = $(VENV)/bin/python
+endif
 
 demo: $(VENV)/.ok
 	$(PY) -m testtime demo
@@ -21,7 +26,7 @@ slow: $(VENV)/.ok
 
 $(VENV)/.ok: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q $(PIP_ARGS) -e '.[dev]'
-	touch $@
+	$(PY) -m pip install -q $(PIP_ARGS) -e ".[dev]"
+	$(PY) -c "import pathlib; pathlib.Path('$@').touch()"
 
 .PHONY: demo test check slow

@@ -1,6 +1,6 @@
 """A stream that drifts and holds unknown images: predict, refuse, adapt, save, go on.
 
-python examples/drifting_stream.py          # needs the extra: pip install 'testtime[demo]'
+python examples/drifting_stream.py          # needs the extra: pip install -e '.[demo]'
 """
 
 import tempfile

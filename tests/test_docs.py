@@ -24,7 +24,7 @@ def the_ten_lines() -> str:
 def test_the_ten_lines_of_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     monkeypatch.chdir(tmp_path)
     exec(compile(the_ten_lines(), "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
@@ -38,7 +38,7 @@ def test_the_ten_lines_of_the_readme(
 def test_the_ten_lines_are_more_accurate_than_the_shipped_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     monkeypatch.chdir(tmp_path)
     test, model = embedded().test, load_model("digits-cnn")
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()
@@ -70,7 +70,7 @@ def test_your_own_method(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_drifting_stream(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     runpy.run_path(str(ROOT / "examples/drifting_stream.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 18
@@ -84,7 +84,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_choose_without_labels(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     runpy.run_path(str(ROOT / "examples/choose_without_labels.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert "take BN-adapt" in printed or "take TENT\n" in printed

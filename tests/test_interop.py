@@ -1,6 +1,6 @@
 """Models of other libraries as they come; each test is skipped where its library is not installed.
 
-    pip install 'testtime[interop]'     # transformers
+    pip install -e '.[interop]'     # transformers
 timm needs torchvision; where that cannot be imported on a CPU-only torch, two missing operator schemas are all it lacks.
 """
 
@@ -38,7 +38,7 @@ def test_a_subclass_of_batch_norm_keeps_what_it_adds() -> None:
 
 
 def huggingface(kind: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="pip install 'testtime[interop]'")
+    transformers = pytest.importorskip("transformers", reason="pip install -e '.[interop]'")
     torch.manual_seed(0)
     if kind == "resnet":
         config = transformers.ResNetConfig(
@@ -59,7 +59,9 @@ def huggingface(kind: str) -> nn.Module:
 
 def timm_model(name: str) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
+        pytest.skip(
+            "timm is not installed: it needs torchvision, which does not import with every torch for CPUs"
+        )
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in (
         "nms(Tensor dets, Tensor scores, float t) -> Tensor",

@@ -11,6 +11,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from testtime import __version__
+from testtime.errors import need_packages
+from testtime.options import (
+    Parser,
+    add_precision,
+    device,
+    new_file,
+    new_folder,
+    print_progress,
+    seeds,
+    size,
+    whole,
+    words,
+)
+
 if TYPE_CHECKING:
     from testtime.bench.protocol import Protocol, Row
     from testtime.data import ImageSet
@@ -18,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+DATA = ".data"  # the folder of data sets and weights
 FAMILIES = {
     "multitask": "several dense tasks adapted together: list, train, bench, analyse, report, demo",
     "space": "a model pre-trained in the place it will work in: list, ingest, bench, report, demo",
@@ -31,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; None takes those of the process.
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console may lack the letters of a table
     arguments = _parser(given[:1]).parse_args(given)
     arguments.argv = given
     try:
@@ -47,34 +66,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; the commands of a family are there only if it is the first word."""
-    parser = argparse.ArgumentParser(prog="testtime", description=__doc__)
+    parser = Parser(prog="testtime", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"testtime {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     bench = commands.add_parser("bench", help="run a protocol x methods x seeds grid")
     bench.add_argument("protocol", nargs="?", help="a name; --list shows them")
     bench.add_argument("--list", action="store_true", help="list the protocols and leave")
+    bench.add_argument("--data", metavar="DIR", help="folder of data sets and weights (.data)")
+    bench.add_argument("--methods", type=words, metavar="A,B", help="some of the protocol's methods")
+    bench.add_argument("--seeds", type=seeds, metavar="0,1,2", help="instead of the protocol's")
+    bench.add_argument("--limit", type=whole(), metavar="N", help="closed-set images for each domain")
     bench.add_argument(
-        "--data", default=".data", metavar="DIR", help="folder of data sets and weights (.data)"
+        "--open-sets", type=words, metavar="A,B", help="instead of the protocol's; none: no unknown images"
     )
-    bench.add_argument("--methods", type=_words, metavar="A,B", help="some of the protocol's methods")
-    bench.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="instead of the protocol's")
-    bench.add_argument("--limit", type=int, metavar="N", help="closed-set images for each domain")
-    bench.add_argument(
-        "--open-sets", type=_words, metavar="A,B", help="instead of the protocol's; none: no unknown images"
-    )
-    bench.add_argument("--batch-size", type=int, metavar="N", help="instead of the protocol's")
+    bench.add_argument("--batch-size", type=whole(), metavar="N", help="instead of the protocol's")
     orders = ("continual", "gradual", "mixed", "correlated", "mixed-correlated", "label-shift")
     bench.add_argument("--order", choices=orders, help="how the domains arrive, instead of the protocol's")
-    bench.add_argument("--severity", type=int, choices=range(1, 6), help="instead of the protocol's")
-    bench.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     bench.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="bfloat16: networks under autocast, about twice as fast where the processor knows it",
+        "--severity", type=whole(), choices=range(1, 6), metavar="1-5", help="instead of the protocol's"
     )
-    bench.add_argument("--out", metavar="DIR", help="folder of the run (runs/PROTOCOL)")
-    bench.add_argument("--cache", metavar="DIR", help="folder of corrupted images (cache beside the run)")
-    bench.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
+    bench.add_argument("--device", type=device, default="cpu", help="cpu or cuda (cpu)")
+    add_precision(bench)
+    bench.add_argument("--out", type=new_folder, metavar="DIR", help="folder of the run (runs/PROTOCOL)")
+    bench.add_argument(
+        "--cache", type=new_folder, metavar="DIR", help="folder of corrupted images (cache beside the run)"
+    )
+    bench.add_argument("--jobs", type=whole(), default=1, metavar="N", help="processes (1)")
     bench.add_argument(
         "--no-labels",
         action="store_true",
@@ -111,16 +128,23 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
         "run_folder", metavar="RUN", nargs="+", help="folder of the run; several are compared"
     )
     report.add_argument(
-        "--out", metavar="FILE", help="the page (report.html in the folder, or comparison.html)"
+        "--out",
+        type=new_file,
+        metavar="FILE",
+        help="the page (report.html in the folder, or comparison.html)",
     )
-    report.add_argument("--json", metavar="FILE", help="of a comparison: the figures, for programs")
+    report.add_argument(
+        "--json", type=new_file, metavar="FILE", help="of a comparison: the figures, for programs"
+    )
     report.set_defaults(run=_report)
 
     demo = commands.add_parser("demo", help="the main job on data that comes along, in about a minute")
-    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="folder of the run (runs/demo)")
-    demo.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
-    demo.add_argument("--limit", type=int, metavar="N", help="known images for each domain")
-    demo.add_argument("--methods", type=_words, metavar="A,B", help="some of the methods")
+    demo.add_argument(
+        "--out", type=new_folder, default="runs/demo", metavar="DIR", help="folder of the run (runs/demo)"
+    )
+    demo.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes (2)")
+    demo.add_argument("--limit", type=whole(), metavar="N", help="known images for each domain")
+    demo.add_argument("--methods", type=words, metavar="A,B", help="some of the methods")
     demo.set_defaults(run=_demo)
 
     methods = commands.add_parser("methods", help="list the methods with what they need")
@@ -132,32 +156,32 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     make = steps.add_parser(
         "make", help="render houses into files; the same command goes on where it was left"
     )
-    make.add_argument("--out", required=True, metavar="DIR", help="folder of the spaces")
-    make.add_argument("--spaces", type=int, default=30, metavar="N", help="houses (30)")
-    make.add_argument("--frames", type=int, default=40, metavar="N", help="views of each house (40)")
-    make.add_argument("--size", type=_size, default=(64, 64), metavar="N|HxW", help="pixels (64)")
+    make.add_argument("--out", type=new_folder, required=True, metavar="DIR", help="folder of the spaces")
+    make.add_argument("--spaces", type=whole(), default=30, metavar="N", help="houses (30)")
+    make.add_argument("--frames", type=whole(), default=40, metavar="N", help="views of each house (40)")
+    make.add_argument("--size", type=size, default=(64, 64), metavar="N|HxW", help="pixels (64)")
     make.add_argument("--style", default="default", help="the prior of furniture and layout (default)")
     make.add_argument("--shift", metavar="NAME", help="a shift of domain; the labels stay exact")
     make.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="first house; the next ones follow (0)"
+        "--seed", type=whole(0), default=0, metavar="N", help="first house; the next ones follow (0)"
     )
     make.add_argument(
-        "--camera-seed", type=int, default=0, metavar="N", help="other views of the same houses"
+        "--camera-seed", type=whole(0), default=0, metavar="N", help="other views of the same houses"
     )
-    make.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
-    make.add_argument("--moved", type=int, metavar="N", help="small objects elsewhere, the same cameras")
+    make.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes (2)")
+    make.add_argument("--moved", type=whole(0), metavar="N", help="small objects elsewhere, the same cameras")
     make.add_argument("--backend", metavar="NAME", help="embree, numpy or gl (embree where it is installed)")
     make.set_defaults(run=_scenes_make)
     show = steps.add_parser("show", help="draw a contact sheet of all modalities")
     show.add_argument("root", metavar="DIR", help="folder of the spaces")
-    show.add_argument("--spaces", type=_words, metavar="A,B", help="some of the spaces")
-    show.add_argument("--frames", type=int, default=4, metavar="N", help="rows (4)")
-    show.add_argument("--width", type=int, default=160, metavar="N", help="pixels of a picture (160)")
-    show.add_argument("--out", metavar="FILE", help="the sheet (sheet.png in the folder)")
+    show.add_argument("--spaces", type=words, metavar="A,B", help="some of the spaces")
+    show.add_argument("--frames", type=whole(), default=4, metavar="N", help="rows (4)")
+    show.add_argument("--width", type=whole(32), default=160, metavar="N", help="pixels of a picture (160)")
+    show.add_argument("--out", type=new_file, metavar="FILE", help="the sheet (sheet.png in the folder)")
     show.set_defaults(run=_scenes_show)
 
-    for name, told in FAMILIES.items():
-        family = commands.add_parser(name, help=told)
+    for name, about in FAMILIES.items():
+        family = commands.add_parser(name, help=about)
         if name in first:
             import_module(f"testtime.{name}.commands").add(family)
     return parser
@@ -166,15 +190,13 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
 def _bench(arguments: argparse.Namespace) -> int:
     from testtime.bench.grid import run_grid
     from testtime.bench.protocols import PROTOCOLS, protocol
+    from testtime.bench.sets import EMBEDDED
 
     if arguments.list or (arguments.protocol is None and not arguments.no_labels):
         for one in PROTOCOLS.values():
             print(f"{one.name:24} {one.title}")
         return 0
-    if arguments.images and not arguments.no_labels:
-        raise ValueError("--images are a stream without labels; add --no-labels")
-    if arguments.no_labels and (arguments.protocol is None) == (arguments.images is None):
-        raise ValueError("--no-labels needs a stream: a protocol, or --images DIR and --model NAME")
+    _agree(arguments)
     if arguments.images:
         return _own(arguments)
     changes = {name: getattr(arguments, name) for name in ("seeds", "limit", "order", "severity")}
@@ -184,25 +206,55 @@ def _bench(arguments: argparse.Namespace) -> int:
         arguments.batch_size,
         **{name: value for name, value in changes.items() if value is not None},
     )
+    if chosen.closed in EMBEDDED or any(column.open_set in EMBEDDED for column in chosen.columns):
+        need_packages(sklearn="demo", PIL="images")
     if arguments.no_labels:
         return _hidden(arguments, chosen)
-    out = arguments.out or f"runs/{chosen.name}"
-    command = ["testtime", *arguments.argv]
+    out = new_folder(arguments.out or f"runs/{chosen.name}")
     failures = run_grid(
         chosen,
-        arguments.data,
+        arguments.data or DATA,
         out,
         arguments.device,
         arguments.jobs,
         arguments.cache,
-        command,
-        lambda line: print(line, file=sys.stderr, flush=True),
+        ["testtime", *arguments.argv],
+        print_progress,
         arguments.precision,
     )
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     print(out)
     return 1 if failures else 0
+
+
+def _agree(arguments: argparse.Namespace) -> None:
+    """Refuse options of a bench that do not go together, or name a folder that does not exist."""
+    a = arguments
+    if a.data is not None and not Path(a.data).is_dir():
+        raise ValueError(f"--data {a.data}: no such folder; expected the folder of data sets and weights")
+    if a.images and not a.no_labels:
+        raise ValueError("--images are a stream without labels; add --no-labels")
+    if a.no_labels and (a.protocol is None) == (a.images is None):
+        raise ValueError("--no-labels needs a stream: a protocol, or --images DIR and --model NAME")
+    if a.images and a.model is None:
+        raise ValueError("--images need --model NAME, the network that is in use")
+    if a.images:
+        others = {"seeds": a.seeds, "limit": a.limit, "open-sets": a.open_sets, "order": a.order}
+        others |= {"severity": a.severity, "cache": a.cache}
+        reason = "belongs to a protocol and not to --images"
+    else:
+        others, reason = {"model": a.model, "source": a.source}, "needs --images DIR"
+        others["skip-damaged"] = a.skip_damaged or None
+    if not a.no_labels:
+        others["no-mirror"] = a.no_mirror or None
+        reason = "needs --no-labels" if a.no_mirror else reason
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"--{name} {reason}")
+    for name, path in {"images": a.images, "source": a.source}.items():
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"--{name} {path}: no such file or folder")
 
 
 def _own(arguments: argparse.Namespace) -> int:
@@ -213,8 +265,7 @@ def _own(arguments: argparse.Namespace) -> int:
     from testtime.models import model_card
     from testtime.streams import clean, recorded
 
-    if arguments.model is None:
-        raise ValueError("--images need --model NAME, the network that is in use")
+    need_packages(PIL="images")
     card = model_card(arguments.model)
     skip = arguments.skip_damaged
     images = replace(image_folder(arguments.images, skip_damaged=skip), labels=None, classes=())
@@ -237,9 +288,9 @@ def _hidden(arguments: argparse.Namespace, chosen: Protocol) -> int:
 
     out = arguments.out or f"runs/{chosen.name}-no-labels"
     column, seed = chosen.columns[0], chosen.seeds[0]
-    stream = make_stream(chosen, column, seed, arguments.data, chosen.limit)
+    stream = make_stream(chosen, column, seed, arguments.data or DATA, chosen.limit)
     stream = cached(stream, Path(arguments.cache or Path(out).parent / "cache"))
-    source = sets.source_images(chosen.closed, arguments.data)
+    source = sets.source_images(chosen.closed, arguments.data or DATA)
     name = f"{chosen.name}, {chosen.order}, {column.name}, seed {seed}"
     return _shadow(arguments, chosen.rows, chosen.model, stream, source, name, out)
 
@@ -254,32 +305,34 @@ def _shadow(
     out: str,
     skipped: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
-    from testtime.bench.shadow import Shadow
+    from testtime.bench.shadow import Shadow, started_precision
+    from testtime.processor import resolve_precision
 
     shadow = Shadow(
         rows,
         model,
-        arguments.data,
+        arguments.data or DATA,
         stream,
         source,
         arguments.device,
-        arguments.precision,
+        resolve_precision(arguments.precision, arguments.device, started_precision(out), print_progress),
         False if arguments.no_mirror else None,
         bool(arguments.methods),
     )
     about: dict[str, Any] = {"stream": name, "command": ["testtime", *arguments.argv]}
     if skipped:
         about["damaged"] = skipped
-    shadow.run(out, about, lambda line: print(line, file=sys.stderr, flush=True))
+    shadow.run(new_folder(out), about, print_progress)
     print(f"{out}: now run testtime recommend {out}")
     return 0
 
 
 def _recommend(arguments: argparse.Namespace) -> int:
-    from testtime.bench.shadow import advise, advise_text, judged, write_advice
+    from testtime.bench.shadow import advise, advise_text, judged, unfinished, write_advice
 
-    advice = advise(arguments.run_folder)
-    print(advise_text(advice, judged(arguments.run_folder) if arguments.judge else None))
+    folder = arguments.run_folder
+    known = judged(folder) if arguments.judge else None
+    print(advise_text(advise(folder), known, unfinished(folder)))
     print(f"The page: {write_advice(arguments.run_folder)}")
     return 0
 
@@ -295,6 +348,8 @@ def _report(arguments: argparse.Namespace) -> int:
             Path(arguments.json).write_text(json.dumps(comparison_figures(found), indent=1) + "\n")
         print(write_comparison(found, arguments.out or "comparison.html"))
         return 0
+    if arguments.json:
+        raise ValueError("--json holds the figures of a comparison; name two or more runs")
     (folder,) = arguments.run_folder
     page = write_report(folder, arguments.out)
     print(text_table(read_run(folder)))
@@ -307,17 +362,18 @@ def _demo(arguments: argparse.Namespace) -> int:
     from testtime.bench.protocols import protocol
     from testtime.bench.report import read_run, text_table, write_report
 
+    need_packages(sklearn="demo", PIL="images")
     chosen = protocol("digits-open").narrowed(arguments.methods)
     if arguments.limit is not None:
         chosen = chosen.narrowed(limit=arguments.limit, slow_limit=arguments.limit)
     print("Handwritten digits under 15 corruptions, photographs among them: who adapts, and who is fooled?")
     failures = run_grid(
         chosen,
-        ".data",
+        DATA,
         arguments.out,
         jobs=arguments.jobs,
         command=["testtime", *arguments.argv],
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=print_progress,
     )
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -340,9 +396,12 @@ def _methods(arguments: argparse.Namespace) -> int:
 
 def _scenes_make(arguments: argparse.Namespace) -> int:
     from testtime.scenes.disk import Recipe, make
+    from testtime.scenes.tracer import warn_if_slow
 
-    if arguments.spaces < 1:
-        raise ValueError(f"--spaces: expected 1 or more, got {arguments.spaces}")
+    tracer = {"gl": {"moderngl": "render-gl"}, "embree": {"embreex": "scenes"}}.get(arguments.backend, {})
+    need_packages(PIL="images", cv2="scenes", **tracer)
+    if arguments.backend is None:
+        warn_if_slow(print_progress)
     recipes = [
         Recipe(
             seed,
@@ -364,23 +423,6 @@ def _scenes_make(arguments: argparse.Namespace) -> int:
 def _scenes_show(arguments: argparse.Namespace) -> int:
     from testtime.scenes.sheet import write_sheet
 
+    need_packages(PIL="images")
     print(write_sheet(arguments.root, arguments.out, arguments.spaces, arguments.frames, arguments.width))
     return 0
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in _words(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise argparse.ArgumentTypeError(f"expected pixels as 64 or 48x64 (height x width), got {text!r}")
-    return int(sides[0]), int(sides[-1])

@@ -1,6 +1,18 @@
 """The errors that testtime raises on purpose: each says what was found, what was expected and what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
+
+# The names of packages that are not called as their modules.
+PACKAGES = {
+    "PIL": "Pillow",
+    "cv2": "opencv-python-headless",
+    "lightning_fabric": "lightning-fabric",
+    "sklearn": "scikit-learn",
+    "vector_quantize_pytorch": "vector-quantize-pytorch",
+}
 
 
 class TesttimeError(Exception):
@@ -21,6 +33,33 @@ class AdapterWarning(UserWarning):
     """An adapter runs, and its images, its model or its settings are probably not what was meant."""
 
 
+def unknown_name(kind: str, name: str, names: Iterable[str]) -> ValueError:
+    """Return the error for a name that does not exist, with the name that was probably meant.
+
+    Args:
+        kind: what the name stands for, for the message.
+        name: the name that was given.
+        names: the names that exist.
+
+    >>> print(unknown_name("method", "tnet", ["tent", "eata"]))
+    no method 'tnet' (did you mean 'tent'?); there are tent, eata
+    """
+    known = list(names)
+    return ValueError(f"no {kind} {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return " (did you mean 'tent'?)", or nothing if no name is similar.
+
+    Args:
+        name: the name that was given.
+        names: the names that exist.
+    """
+    plain = {known.lower(): known for known in names}
+    near = get_close_matches(name.lower(), plain, 1)
+    return f" (did you mean {plain[near[0]]!r}?)" if near else ""
+
+
 def missing_extra(package: str, extra: str) -> ImportError:
     """Return the error that names the extra which brings an optional package.
 
@@ -29,9 +68,31 @@ def missing_extra(package: str, extra: str) -> ImportError:
         extra: the extra of testtime that installs it.
 
     >>> str(missing_extra("Pillow", "images"))
-    "Pillow is not installed; install it with: pip install 'testtime[images]'"
+    "Pillow is not installed; it comes with testtime[images]: pip install -e '.[images]' in the folder of testtime's source"
     """
-    return ImportError(f"{package} is not installed; install it with: pip install 'testtime[{extra}]'")
+    return ImportError(f"{package} is not installed; it comes with {_install([extra])}")
+
+
+def need_packages(**extras: str) -> None:
+    """Raise one error that names every missing package with the extras that install them.
+
+    Args:
+        extras: names of modules, each with the extra of testtime that installs it.
+
+    Raises:
+        ImportError: one or more are not installed.
+
+    >>> need_packages(json="images", no_such="scenes", nor_this="mat")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ImportError: no_such, nor_this are not installed; they come with testtime[scenes,mat]: pip install -e '.[scenes,mat]' ...
+    """
+    absent = [module for module in extras if find_spec(module) is None]
+    if len(absent) == 1:
+        raise missing_extra(PACKAGES.get(absent[0], absent[0]), extras[absent[0]])
+    if absent:
+        names = ", ".join(PACKAGES.get(module, module) for module in absent)
+        wanted = list(dict.fromkeys(extras[module] for module in absent))
+        raise ImportError(f"{names} are not installed; they come with {_install(wanted)}")
 
 
 def need_pillow() -> Any:
@@ -45,3 +106,8 @@ def need_pillow() -> Any:
     except ImportError as error:
         raise missing_extra("Pillow", "images") from error
     return PIL.Image
+
+
+def _install(extras: list[str]) -> str:
+    names = ",".join(extras)
+    return f"testtime[{names}]: pip install -e '.[{names}]' in the folder of testtime's source"

@@ -20,6 +20,7 @@ import testtime.methods
 import testtime.norm
 import testtime.wrap
 from testtime.adapter import Adapter
+from testtime.errors import did_you_mean
 
 __all__ = ["adapt", "list_methods", "load", "save"]
 
@@ -74,7 +75,8 @@ def adapt(model: nn.Module, method: str = "paf-kip", **arguments: Any) -> Adapte
     cls = known.get(method.lower().replace("-", "").replace("_", ""))
     if cls is None:
         raise ValueError(
-            f"there is no method {method!r}; testtime.list_methods() has {', '.join(list_methods())}"
+            f"there is no method {method!r}{did_you_mean(method, known)}; testtime.list_methods() has "
+            f"{', '.join(list_methods())}"
         )
     try:
         inspect.signature(cls).bind(model, **arguments)

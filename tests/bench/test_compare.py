@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
-from testtime.bench.compare import compare, comparison_text, write_comparison
+from testtime.bench.compare import compare, comparison_figures, comparison_text, write_comparison
 from testtime.cli import main
 
 COST = {"Source": (1, 0), "TENT": (1, 1), "slow": (20, 1), "broken": (2, 1)}
@@ -131,3 +132,25 @@ def test_the_page_and_the_command(
 def test_no_run_is_named(tmp_path: Path, two: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(two[0]), str(tmp_path / "none")]) == 2
     assert "not the folder of a run" in capsys.readouterr().err
+
+
+def lead(folders: list[Path], out: Path) -> str:
+    html = write_comparison(compare(folders), out / "comparison.html").read_text()
+    return re.sub("<[^>]*>", "", re.search('<p class="lead">(.*?)</p>', html)[1])  # type: ignore[index]
+
+
+def test_the_lead_names_the_lowest_mean_error_ties_and_what_is_not_finished(
+    two: list[Path], tmp_path: Path
+) -> None:
+    assert lead(two, tmp_path) == "Lowest mean error: slow*, 34.4 %."
+    tie = run(tmp_path / "tie", "field-mixed", {"Source": (40.0,), "TENT": (37.8,), "slow": (38.0,)})
+    assert lead([two[0], tie], tmp_path) == "Lowest mean error (equal in print): TENT and slow*, 34.4 %."
+    about = json.loads((tie / "run.json").read_text())
+    (tie / "run.json").write_text(json.dumps({**about, "cells": [*about["cells"], "one more"]}))
+    assert lead([two[0], tie], tmp_path) == f"Not finished: {tie}. No method is called the best before."
+
+
+def test_figures_for_programs_are_strict_json(two: list[Path]) -> None:
+    figures = comparison_figures(compare(two))
+    text = json.dumps(figures, allow_nan=False)
+    assert json.loads(text)["continual"]["methods"]["TENT"]["auroc"] == [None, None]

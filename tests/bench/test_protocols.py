@@ -1,6 +1,7 @@
 """Protocols: the published figures, and that every one can be built."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,40 @@ def test_narrowing() -> None:
     assert len(protocol("paper-figure-3").narrowed(["pafkip"]).rows) == 6
     with pytest.raises(ValueError, match="has no method nonsense"):
         table.narrowed(["nonsense"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "a batch holds at least 1 image, got batch_size 0"),
+        ({"batch_size": 1}, "a batch of 1 with 1 unknown for each known image holds no known one"),
+        ({"limit": 0}, "limit is a whole number from 1, got 0"),
+        ({"limit": -3}, "limit is a whole number from 1, got -3"),
+        ({"slow_limit": 0}, "slow_limit is a whole number from 1"),
+        ({"rounds": 0}, "rounds is a whole number from 1"),
+        ({"severity": 9}, "severity is a whole number from 1 to 5, got 9"),
+        ({"order": "mixd"}, r"no order 'mixd' \(did you mean 'mixed'\?\)"),
+        ({"order": "wandering"}, "needs a target and a pace"),
+        ({"seeds": ()}, "seeds are different whole numbers from 0, at least one"),
+        ({"seeds": (1, 1)}, "seeds are different"),
+        ({"seeds": (-1,)}, "seeds are different whole numbers from 0"),
+        ({"corruptions": ("fogg",)}, r"no corruption 'fogg' \(did you mean 'fog'\?\)"),
+        ({"methods": []}, "is empty"),
+        ({"open_sets": []}, "is empty"),
+        ({"open_sets": ["photograph"]}, r"no data set 'photograph' \(did you mean 'photographs'\?\)"),
+        ({"methods": ["tnet"]}, r"has no method tnet \(did you mean 'tent'\?\); it has source"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        protocol("digits-open").narrowed(**changes)
+
+
+def test_a_setting_may_be_closed_with_single_images() -> None:
+    (column,) = protocol("digits-open").narrowed(open_sets=["none"], batch_size=1).columns
+    assert (column.open_set, column.batch_size) == (None, 1)
+    (column,) = protocol("field-single").narrowed(open_sets=["svhn"], batch_size=10).columns
+    assert (column.open_set, column.batch_size) == ("svhn", 10)
 
 
 def test_what_the_paper_ran_on_imagenet() -> None:

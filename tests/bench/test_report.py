@@ -11,8 +11,8 @@ import pytest
 
 from testtime.bench.grid import run_grid
 from testtime.bench.protocol import Row
-from testtime.bench.protocols import protocol
-from testtime.bench.report import read_run, shares, text_table, write_report
+from testtime.bench.protocols import PROTOCOLS, protocol
+from testtime.bench.report import Run, page, read_run, shares, text_table, write_report
 from testtime.bench.svg import Point, Series, dot_chart, histogram, line_chart, scatter, ticks
 
 VOID = {"meta", "br", "link", "hr", "img", "input"}
@@ -99,6 +99,206 @@ def test_the_text_table(run_folder: Path) -> None:
     assert [line.split()[0] for line in lines[2:]] == ["Source", "TENT", "PAF+KIP"]
     run = read_run(run_folder)
     assert lines[2].split()[1] == f"{np.mean(run.values('Source', 'Photographs', 'accuracy')):.1f}"
+
+
+def changed(run: Run, averages: dict[str, dict[str, float]] | None = None, **about: object) -> Run:
+    """The run with other facts, and other averages by method."""
+    results = tuple(
+        {**result, "average": {**result["average"], **(averages or {}).get(result["label"], {})}}
+        for result in run.results
+    )
+    return Run(run.folder, {**run.about, **about}, results)
+
+
+def text_of(run: Run, element: str) -> str:
+    found = re.search(element, page(run), re.DOTALL)
+    assert found
+    return re.sub(r"<[^>]*>", "", found[1])
+
+
+LEAD = r'<p class="lead">(.*?)</p>'
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_has_a_page_with_its_stream(run_folder: Path, name: str) -> None:
+    one, run = PROTOCOLS[name], read_run(run_folder)
+    column = {**run.about["columns"][0], "open_set": one.columns[0].open_set}
+    facts = {
+        key: getattr(one, key) for key in ("order", "rounds", "reset", "returns", "speed", "target", "pace")
+    }
+    lead = text_of(changed(run, protocol=name, title=one.title, columns=[column], **facts), LEAD)
+    arrival = {
+        "continual": "2 corruptions of severity 5, one after the other",
+        "gradual": "2 corruptions, one after the other, whose severity rises from 1 to 5 and falls again",
+        "mixed": "2 corruptions of severity 5, shuffled into one",
+        "correlated": "2 corruptions of severity 5, one after the other, the images of a class in succession",
+        "mixed-correlated": "2 corruptions of severity 5, shuffled into one, the images of a class in succession",
+        "label-shift": "in each of which every class dominates for a time",
+        "wandering": "blends of two of 2 corruptions whose severities change all the time, such that the source model is "
+        "right in about 50 %",
+    }[one.order]
+    if one.rounds == 1:
+        assert arrival in lead
+    else:
+        assert "2 corruptions of severity 5, 4 times over, one after the other" in lead
+    assert ("a reset before each domain" if one.reset else "never a reset") in lead
+    assert ("the clean images at last" in lead) == one.returns
+    assert ("too slow for" in lead) == (one.speed is not None)
+    assert ("1 unknown for each known one" in lead) == (one.columns[0].open_set is not None)
+    assert ("in all" in lead) == (one.order in ("mixed", "mixed-correlated", "wandering"))
+    assert "30 known images in" in lead  # those of this run, whatever the protocol has
+    html = page(changed(run, protocol=name, title=one.title, columns=[column], **facts))
+    assert ("the state is reset at each" in html) == (one.reset and one.order == "continual")
+    assert "darker" not in html
+
+
+def test_the_title_is_the_protocols_only_if_the_run_is(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    assert text_of(run, "<h1>(.*?)</h1>") == "digits-open, changed"
+    lead = text_of(run, LEAD)
+    assert (
+        "Changed from the protocol digits-open: limit 30 instead of 250; 2 of 15 corruptions; seeds 0, 1 instead of 0; "
+        "3 of 13 methods; batches of 20 instead of batches of 100."
+    ) in lead
+    known = PROTOCOLS["digits-open"]
+    whole = {
+        "corruptions": list(known.corruptions),
+        "rows": [{"label": row.label, "method": row.method, "arguments": {}} for row in known.rows],
+        "columns": [{**run.about["columns"][0], "batch_size": 100}],
+    }
+    assert (
+        text_of(changed(run, **whole), "<h1>(.*?)</h1>") == known.title
+    )  # images and seeds are no part of it
+    own = changed(run, protocol="my own", title="Mine")
+    assert text_of(own, "<h1>(.*?)</h1>") == "Mine"
+    assert "Changed from" not in text_of(own, LEAD)
+    notes = changed(run, columns=[{**run.about["columns"][0], "note": "A <remark>."}])
+    assert "A &lt;remark&gt;." in page(notes)
+
+
+def test_no_note_of_a_protocol_counts_images() -> None:
+    for one in PROTOCOLS.values():
+        for text in (one.note, one.title, *(column.note for column in one.columns)):
+            assert not re.search(r"images for each|[0-9,]+ (closed-set )?images", text), (one.name, text)
+        assert "published" not in one.note or one.published or "as published" in one.note
+
+
+def test_a_tie_is_not_called_a_win(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    tie = {"TENT": {"h_score": 78.24}, "PAF+KIP": {"h_score": 78.16}, "Source": {"h_score": 60.0}}
+    lead = text_of(changed(run, tie), LEAD)
+    assert lead.startswith("TENT and PAF+KIP share the highest H-score, 78.2 %; next is Source with 60.0 %.")
+    html = page(changed(run, tie))
+    assert html.count('<tr class="first">') == 2
+    for row in ("TENT", "PAF+KIP"):
+        assert re.search(rf'<th scope="row">{re.escape(row)}</th>.*?<td class="h best">78.2', html)
+    same = changed(run, {name: {"h_score": 70.0} for name in ("TENT", "PAF+KIP", "Source")})
+    assert text_of(same, LEAD).startswith(
+        "Source, TENT and PAF+KIP: H-score 70.0 %, no difference between them."
+    )
+    won = changed(run, {**tie, "TENT": {"h_score": 78.31}})
+    assert text_of(won, LEAD).startswith("TENT has the highest H-score, 78.3 %; next is PAF+KIP with 78.2 %.")
+
+
+def test_settings_are_won_where_they_are_won_alone(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    values = {"a": (70.0, 70.0, 60.0), "b": (80.0, 70.04, 60.0), "c": (80.04, 60.0, None)}
+    column = run.about["columns"][0]
+    results = []
+    for row, by_column in zip(("Source", "TENT", "PAF+KIP"), zip(*values.values(), strict=True), strict=True):
+        for name, value in zip(values, by_column, strict=True):
+            if value is not None:
+                model = next(r for r in run.results if r["label"] == row)
+                results.append({**model, "column": name, "average": {**model["average"], "h_score": value}})
+    several = Run(
+        run.folder,
+        {**run.about, "columns": [{**column, "name": n} for n in values], "cells": list("12345678")},
+        tuple(results),
+    )
+    assert several.values("Source", "c", "h_score") == [80.04]
+    lead = text_of(several, LEAD)
+    # a: Source and TENT are equal in print; b: Source alone; c: Source alone.
+    assert lead.startswith(
+        "Source has the highest H-score, 76.7 % on average, and is first in 2 of 3 settings and one of the first in 1;"
+    )
+    table = page(several)
+    assert table.index("mean H") < table.index('<th colspan="3" scope="colgroup">a</th>')
+
+
+def test_an_unfinished_run_says_so_first_and_names_no_winner(run_folder: Path) -> None:
+    whole = read_run(run_folder)
+    run = Run(whole.folder, whole.about, whole.results[:-1])
+    lead = text_of(run, LEAD)
+    assert lead.startswith("This run is not finished: 5 of 6 cells have a result.")
+    assert "highest" not in lead
+    html = page(run)
+    assert "best" not in re.sub(
+        r"<style>.*?</style>", "", html.split("<main>")[1].split('id="made"')[0]
+    ).replace("Bold is the best", "x")
+    assert '<tr class="first">' not in html
+    assert text_table(run).splitlines()[-1] == "Not finished: 5 of 6 cells have a result."
+    assert "Not finished" not in text_table(whole)
+
+
+def test_images_for_each_domain_are_those_of_the_cells(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    results = tuple({**r, "images": 20} if r["label"] == "PAF+KIP" else r for r in run.results)
+    lead = text_of(Run(run.folder, run.about, results), LEAD)
+    assert "30 known images in each (10 for PAF+KIP)" in lead
+    assert "<sup>†</sup>" in page(Run(run.folder, run.about, results))
+    assert "<sup>†</sup>" not in page(run)
+
+
+def test_times_of_an_earlier_version_have_a_note(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    assert "An earlier version ran cells" not in page(run)
+    (one,) = run.about["baselines"]
+    assert f"A plain forward of 20 images in {one['ms']['20']:.3g} ms is the unit" in page(run)
+    old = tuple({**r, "cost": {**r["cost"], "plain_ms": 2.0, "relative": 1234.5}} for r in run.results)
+    html = page(Run(run.folder, {k: v for k, v in run.about.items() if k != "baselines"}, old))
+    assert "An earlier version ran cells of this page" in html
+    assert "<td>1234.5×</td>" in html
+
+
+def test_a_page_without_what_was_not_measured(run_folder: Path) -> None:
+    run = read_run(run_folder)
+    nothing = tuple({**r, "cost": {**r["cost"], "peak_memory": None}} for r in run.results)
+    bare = {**run.about, "baselines": []}
+    html = page(Run(run.folder, bare, tuple({**r, "folder": Path("nowhere")} for r in nothing)))
+    checked(html)
+    assert "<td>–×</td>" in html
+    assert html.count("<td>–</td></tr>") >= 3  # the peak of each method
+    assert "do not lie beside these results" in html
+
+
+def test_labels_of_a_scatter_cover_nothing() -> None:
+    crowd = [
+        Point(f"a long name {i}", 300 + 3 * (i % 4), 8 + 0.1 * i, 2.0, i + 1 if i < 6 else 0)
+        for i in range(14)
+    ]
+    drawn = scatter(crowd, "t", "d", "x", "y", width=330, height=300, logarithmic=False)
+    checked(drawn)
+    boxes = []
+    for x, y, anchor, name in re.findall(
+        r'<text class="label[^"]*" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', drawn
+    ):
+        long = 6.5 * len(name)
+        left = float(x) - {"start": 0, "middle": long / 2, "end": long}[anchor]
+        boxes.append((left, float(y) - 10, left + long, float(y) + 2))
+    assert 3 <= len(boxes) < 14  # those without room are left out
+    dots = [
+        (float(x) - 5, float(y) - 5, float(x) + 5, float(y) + 5)
+        for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    ]
+    assert len(dots) == 14
+    for i, a in enumerate(boxes):
+        assert a[0] > 40
+        assert a[2] < 330
+        for b in boxes[:i] + dots:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    heights = [float(v) for v in re.findall(r'class="whisker[^>]*y[12]="([\d.]+)"', drawn)]
+    assert len(heights) == 6  # of the points with a colour
+    assert all(0 < v < 254 for v in heights)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Candidates in shadow: the run, its files, that it goes on, that labels stay out of it, and the advice."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +123,19 @@ def test_the_one_that_destroys_itself_is_not_taken(run: Path) -> None:
     page = write_advice(run).read_text()
     assert f"<h1>Take {advice.name}</h1>" in page
     assert page.count('<tr><th scope="row">') == len(advice.candidates)
+
+
+def test_an_advice_before_all_are_finished_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    assert main(["recommend", str(out)]) == 0
+    assert "that are finished" not in capsys.readouterr().out
+    (out / "signs" / "hot.jsonl").unlink()
+    assert main(["recommend", str(out)]) == 0
+    assert ", of the 2 of 3 candidates that are finished." in capsys.readouterr().out
+    assert ", of the 2 of 3 candidates that are finished</h1>" in (out / "recommendation.html").read_text()
 
 
 def test_a_folder_of_images_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

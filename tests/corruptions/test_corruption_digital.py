@@ -122,9 +122,9 @@ def test_without_pillow_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
     x = photographs(32, 1)
     monkeypatch.setattr(builtins, "__import__", no_pillow)
-    with pytest.raises(ImportError, match=r"pip install 'testtime\[images\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[images\]'"):
         corrupt(x, "jpeg_compression")
-    with pytest.raises(ImportError, match=r"pip install 'testtime\[images\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[images\]'"):
         corrupt(x, "frost", frost="nowhere")
 
 

@@ -104,7 +104,7 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
 def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=r"pip install 'testtime\[images\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[images\]'"):
         image_folder(tmp_path)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from testtime.metrics.boxes import BoxAP, Boxes
 
-pytest.importorskip("pycocotools", reason="pip install 'testtime[space]'")
+pytest.importorskip("pycocotools", reason="pip install -e '.[space]'")
 
 
 def found(*rows):

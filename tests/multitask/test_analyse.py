@@ -13,8 +13,8 @@ from testtime.multitask.presets import PRESETS, Domain
 from testtime.multitask.protocol import Protocol
 from testtime.multitask.studies import RATIOS, STUDIES
 
-pytest.importorskip("PIL", reason="pip install 'testtime[images]'")
-pytest.importorskip("embreex", reason="pip install 'testtime[scenes]'")
+pytest.importorskip("PIL", reason="pip install -e '.[images]'")
+pytest.importorskip("embreex", reason="pip install -e '.[scenes]'")
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,62 @@ def test_a_control_that_wins_is_said_to_win(tmp_path: Path) -> None:
     assert "reaches +7.2 %, and learning adds nothing to that." in html
 
 
+def lead_of(folder: Path) -> str:
+    html = write_report(folder).read_text()
+    return re.sub(r"<[^>]*>", "", re.search(r'<p class="lead">(.*?)</p>', html)[1])  # type: ignore[index]
+
+
+def test_a_study_that_is_not_finished_says_so_first_and_names_no_winner(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "run", seeds=(0, 1))
+    (folder / "cells" / "tent--target--1.json").unlink()
+    lead = lead_of(folder)
+    assert lead.startswith("This study is not finished: 1 cell has no result.")
+    assert "highest" not in lead
+    html = write_report(folder).read_text().partition("<main>")[2].partition('id="rates"')[0]
+    assert not re.search(r'class="[^"]*best', html)
+    assert 'class="first' not in html
+    assert "Without a result: TENT, target, seed 1." in html
+
+
+def test_seeds_and_domains_that_were_asked_for_count_as_missing(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "run", rows=("Base", "TENT"), seeds=(0,))
+    about = json.loads((folder / "study.json").read_text())
+    houses = about["domains"]["target"]
+    about |= {"seeds": [0, 1], "domains": {**about["domains"], "night": houses}}
+    (folder / "study.json").write_text(json.dumps(about))
+    assert read_results(folder).missing == [
+        f"{row}, {domain}, seed {seed}"
+        for row in ("Base", "TENT")
+        for domain in ("target", "night")
+        for seed in (0, 1)
+        if (domain, seed) != ("target", 0)
+    ]
+    del about["seeds"], about["domains"]["night"]  # an earlier version did not write the seeds
+    (folder / "study.json").write_text(json.dumps(about))
+    assert read_results(folder).missing == []
+
+
+def test_rows_that_are_equal_in_print_share_the_first_place(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "run", seeds=(0,))
+    cell = json.loads((folder / "cells" / "s4t--target--0.json").read_text())
+    twin = {**cell, "row": "TENT", "source": "plain"}
+    twin["values"] = {task: [v * 1.00001 for v in series] for task, series in cell["values"].items()}
+    (folder / "cells" / "tent--target--0.json").write_text(json.dumps(twin))
+    lead = lead_of(folder)
+    assert lead.startswith("Of the rows that learn, ")
+    assert re.match(
+        r"Of the rows that learn, (TENT and S4T|S4T and TENT) share the highest ΔTTT after step 40", lead
+    )
+    assert "next" not in lead
+
+
+def test_the_columns_of_the_conclusion_come_first(tmp_path: Path) -> None:
+    html = write_report(write_study(tmp_path / "run")).read_text()
+    heads = re.findall(r'<th scope="col"><abbr[^>]*>([^<]+)</abbr>', html.partition('id="steps"')[0])
+    assert heads[:2] == ["Δ last", "Δ beyond"]
+    assert sorted(heads[2:]) == sorted(["segmentation", "depth", "normals", "edges", "Δ oracle", "Δ own"])
+
+
 def test_several_domains_have_a_chart_and_tables_of_their_own(tmp_path: Path) -> None:
     html = write_report(write_study(tmp_path / "run", domains=("noise 0", "noise 0.4"))).read_text()
     found = checked(html)

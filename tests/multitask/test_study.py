@@ -15,8 +15,8 @@ from testtime.multitask.protocol import Protocol
 from testtime.multitask.studies import BASE, OURS, STUDIES
 from testtime.multitask.study import Row, Study, read_cells, run_study, slug
 
-pytest.importorskip("PIL", reason="pip install 'testtime[images]'")
-pytest.importorskip("embreex", reason="pip install 'testtime[scenes]'")
+pytest.importorskip("PIL", reason="pip install -e '.[images]'")
+pytest.importorskip("embreex", reason="pip install -e '.[scenes]'")
 
 SHORT = Protocol(steps=2, batch=4)
 

@@ -201,7 +201,7 @@ def test_errors_come_before_work_is_lost(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_every_batch_and_agree(tmp_path):
-    pytest.importorskip("lightning_fabric", reason="pip install 'testtime[train]'")
+    pytest.importorskip("lightning_fabric", reason="pip install -e '.[train]'")
     script = f"""
 import sys
 from pathlib import Path

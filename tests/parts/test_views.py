@@ -229,7 +229,7 @@ def test_a_declaration_silences_the_check() -> None:
 
 @pytest.mark.parametrize("corruption", ["frost", "contrast"])
 def test_undeclared_digits_are_warned_of_and_nothing_of_the_adapter_changes(corruption: str) -> None:
-    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     model = load_model("digits-cnn")
     model.views = None
     x = corrupt(embedded().test.batch(range(0, 896, 2)), corruption)

@@ -31,7 +31,7 @@ NEAR_AND_FAR = np.array(
 @pytest.fixture(scope="module")
 def context():
     """Skips where OpenGL cannot draw, and says why."""
-    pytest.importorskip("moderngl", reason="pip install 'testtime[render-gl]'")
+    pytest.importorskip("moderngl", reason="pip install -e '.[render-gl]'")
     try:
         gl.driver()
     except OSError as error:

@@ -16,8 +16,8 @@ from testtime.scenes import CLASSES, Renderer, generate_house
 from testtime.scenes.captions import caption
 from testtime.scenes.disk import Recipe, make, read_scenes, render_space
 
-pytest.importorskip("cv2", reason="pip install 'testtime[scenes]'")
-pytest.importorskip("embreex", reason="pip install 'testtime[scenes]'")
+pytest.importorskip("cv2", reason="pip install -e '.[scenes]'")
+pytest.importorskip("embreex", reason="pip install -e '.[scenes]'")
 
 SIZE = (16, 16)
 

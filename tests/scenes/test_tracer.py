@@ -1,9 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 
-from testtime.scenes import Camera, generate_house
+from testtime.cli import main
+from testtime.scenes import Camera, Renderer, generate_house
 from testtime.scenes.cameras import rays as rays_of
-from testtime.scenes.tracer import tracer
+from testtime.scenes.tracer import NumpyTracer, available, tracer
 
 TRIANGLE = np.array([[[0, 0, 5], [2, 0, 5], [0, 2, 5]]], np.float32)
 
@@ -75,3 +78,31 @@ def test_an_unknown_backend_and_a_missing_package(monkeypatch):
     with pytest.raises(ImportError, match=r"embreex is not installed.*testtime\[scenes\]"):
         tracer(TRIANGLE, "embree")
     assert type(tracer(TRIANGLE)).__name__ == "NumpyTracer"
+
+
+def test_numpy_takes_over_where_embree_is_absent(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cv2")
+    pytest.importorskip("PIL")
+    monkeypatch.setitem(sys.modules, "embreex", None)
+    assert available() == "numpy"
+    assert type(Renderer(generate_house(1)).tracer) is NumpyTracer
+    out = tmp_path / "spaces"
+    make = [
+        "scenes",
+        "make",
+        "--out",
+        str(out),
+        "--spaces",
+        "1",
+        "--frames",
+        "1",
+        "--size",
+        "8",
+        "--jobs",
+        "1",
+    ]
+    assert main(make) == 0
+    assert "Embree is not installed: the numpy tracer renders" in capsys.readouterr().err
+    assert len(list(out.glob("rgb/*/*.png"))) == 1
+    assert main([*make, "--backend", "embree"]) == 2
+    assert "embreex is not installed; it comes with testtime[scenes]" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_boxes_lie_around_their_positions_and_peaks_are_found():
 
 
 def test_it_learns_to_find_what_it_did_not_see(tmp_path):
-    pytest.importorskip("pycocotools", reason="pip install 'testtime[space]'")
+    pytest.importorskip("pycocotools", reason="pip install -e '.[space]'")
     data, model, state = Bricks(48), detector(width=16), torch.get_rng_state()
     recipe = TransferRecipe(epochs=40, batch=8, lr=1e-2, layer_decay=1.0, drop_path=0, scale=(1.0, 1.0))
     train_detector(model, data, data.boxes, recipe, tmp_path)

@@ -31,7 +31,7 @@ class Halves(DenseSet):
 
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2WithRegisters"])
 def test_a_transformer_of_hugging_face_as_it_comes(kind, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="pip install 'testtime[interop]'")
+    transformers = pytest.importorskip("transformers", reason="pip install -e '.[interop]'")
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(
         hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
@@ -109,7 +109,7 @@ def test_by_name(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_hugging_face_is_a_name(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="pip install 'testtime[interop]'")
+    transformers = pytest.importorskip("transformers", reason="pip install -e '.[interop]'")
     config = transformers.ViTConfig(
         hidden_size=12,
         num_hidden_layers=2,

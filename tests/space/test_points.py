@@ -11,9 +11,9 @@ from testtime.space.measures import family_of
 from testtime.space.points import ALL, SENSORS, Lab, Point
 from testtime.space.presets import PRESETS, Place, Views, houses
 
-pytest.importorskip("PIL", reason="pip install 'testtime[images]'")
-pytest.importorskip("embreex", reason="pip install 'testtime[scenes]'")
-pytest.importorskip("vector_quantize_pytorch", reason="pip install 'testtime[space]'")
+pytest.importorskip("PIL", reason="pip install -e '.[images]'")
+pytest.importorskip("embreex", reason="pip install -e '.[scenes]'")
+pytest.importorskip("vector_quantize_pytorch", reason="pip install -e '.[space]'")
 
 HOME = houses((0,))
 SENSED = Point("sensory", "mm", SENSORS, HOME)
@@ -125,7 +125,7 @@ def test_the_pseudo_labeller_is_judged_as_it_is(folder):
 
 
 def test_boxes_are_measured(folder):
-    pytest.importorskip("pycocotools", reason="pip install 'testtime[space]'")
+    pytest.importorskip("pycocotools", reason="pip install -e '.[space]'")
     assert 0 <= Lab(SPECK, folder).result(SENSED, "AP50")["AP50"] <= 100
 
 

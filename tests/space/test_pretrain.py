@@ -340,7 +340,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(space, tmp_path
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(space, tmp_path):
-    pytest.importorskip("lightning_fabric", reason="pip install 'testtime[train]'")
+    pytest.importorskip("lightning_fabric", reason="pip install -e '.[train]'")
     recipe = replace(RECIPE, steps=12, accumulate=2, every=5, base_lr=1e-2)
     pretrain(model(space), batches(space, recipe), recipe, tmp_path / "one")
     script = f"""

@@ -18,8 +18,8 @@ from testtime.space.model import FourM
 from testtime.space.pictures import hidden
 from testtime.space.presets import PRESETS
 
-pytest.importorskip("embreex", reason="pip install 'testtime[scenes]'")
-pytest.importorskip("vector_quantize_pytorch", reason="pip install 'testtime[space]'")
+pytest.importorskip("embreex", reason="pip install -e '.[scenes]'")
+pytest.importorskip("vector_quantize_pytorch", reason="pip install -e '.[space]'")
 
 
 def test_list_names_presets_and_analyses(capsys):
@@ -63,7 +63,7 @@ def test_every_analysis_ends_with_its_table_and_its_page(tmp_path, monkeypatch, 
 
 
 def test_bench_takes_encoders_of_others(tmp_path, monkeypatch):
-    transformers = pytest.importorskip("transformers", reason="pip install 'testtime[interop]'")
+    transformers = pytest.importorskip("transformers", reason="pip install -e '.[interop]'")
     config = transformers.ViTConfig(
         hidden_size=12,
         num_hidden_layers=1,

@@ -114,3 +114,22 @@ def test_floor_and_ceiling_place_the_others(tmp_path):
 def test_columns_of_their_own_measure_have_bars_of_their_own(tmp_path):
     text = write_report(write(tmp_path / "tasks", "tasks", lambda i, e: 2.0 if i % 4 else 40.0)).read_text()
     assert text.count('class="bar best"') == 16
+
+
+def test_an_analysis_that_is_not_finished_says_so_first(tmp_path):
+    folder = write(tmp_path / "main", "main", lambda i, e: 20.0 + 5 * i)
+    about = json.loads((folder / "results.json").read_text())
+    count = len(about["results"])
+    (folder / "results.json").write_text(json.dumps({**about, "planned": count}))
+    assert "Highest is" in write_report(folder).read_text()
+    (folder / "results.json").write_text(json.dumps({**about, "planned": count + 3}))
+    text = write_report(folder).read_text()
+    assert f"This analysis is not finished</strong>: {count} of {count + 3} points have a result" in text
+    assert "Highest" not in text
+    assert 'class="bar best"' not in text
+
+
+def test_rows_that_are_equal_in_print_are_all_the_highest(tmp_path):
+    text = write_report(write(tmp_path / "main", "main", lambda i, e: 20.0 + 0.001 * i)).read_text()
+    assert "Highest are <strong>" in text
+    assert text.count('class="bar best"') == len({e.row for e in ANALYSES["main"].entries(PRESETS["tiny"])})

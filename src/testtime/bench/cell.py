@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ from torch import Tensor
 
 from testtime.adapter import Adapter
 from testtime.bench import sets
+from testtime.bench.baseline import machine_state
 from testtime.bench.cache import cached
 from testtime.bench.prequential import Record, prequential
 from testtime.bench.protocol import Column, Protocol, Row
 from testtime.data import ImageSet
 from testtime.data.imageset import Size
 from testtime.methods import Source
-from testtime.metrics import Cost, Samples, forgetting, milliseconds, peak_memory, state_bytes, summarise
+from testtime.metrics import Cost, Samples, forgetting, peak_memory, state_bytes, summarise
+from testtime.processor import Precision
 from testtime.streams import (
     LADDER,
     Batch,
@@ -60,7 +62,6 @@ ARRIVALS: dict[str, Callable[..., Stream]] = {
 }
 
 LATER = ("target", "pace", "speed")  # what the first protocols had not
-Precision = Literal["float32", "bfloat16"]
 Progress = Callable[[str, int, int], None]  # cell, batches done, batches in all
 
 
@@ -216,9 +217,6 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
             yield images.batch(part, size).to(device, memory_format=form), images.targets(part)
 
     before = forgetting(adapter, unharmed())
-    first = stream[0].x.to(device, memory_format=form)
-    with torch.no_grad():
-        plain = float(np.median([milliseconds(lambda: model(first), device)[0] for _ in range(5)][1:]))
     done, parts, lines = _resume(folder, adapter, protocol.reset)
     counts = [0, 0, 0]
     saved = time.monotonic()
@@ -252,8 +250,6 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
             "forwards": counts[0] / max(counts[2], 1),
             "backwards": counts[1] / max(counts[2], 1),
             "ms": float(np.median(taken)),
-            "plain_ms": plain,
-            "relative": float(np.median(taken)) / plain,
             "peak_memory": peak_memory(device),
             "state_bytes": state_bytes(adapter.state_dict()),
         },
@@ -265,7 +261,7 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
         "seconds": sum(taken) / 1000,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
+        "state": machine_state(cell.device, cell.precision, torch.get_num_threads()),
     }
     write_samples(folder / "samples", samples)
     _atomic(folder / "result.json", result)

@@ -9,7 +9,18 @@ from html import escape
 from pathlib import Path
 from typing import Any, final
 
-from testtime.bench.page import deviation, document, figure, mean, number, show, table, write_page
+from testtime.bench.page import (
+    deviation,
+    document,
+    figure,
+    first_of,
+    listed,
+    mean,
+    number,
+    show,
+    table,
+    write_page,
+)
 from testtime.bench.report import Run, read_run
 from testtime.bench.svg import Point, dot_chart
 
@@ -81,8 +92,9 @@ class Comparison:
 
     def time(self, row: str) -> float:
         """Of a batch, in plain predictions of it, the median over streams and seeds."""
-        times = [c["cost"]["relative"] for at in self.settings for c in at.run.cells(row, at.column)]
-        return float(sorted(times)[len(times) // 2]) if times else math.nan
+        times = [at.run.relative(c) for at in self.settings for c in at.run.cells(row, at.column)]
+        known = sorted(time for time in times if not math.isnan(time))
+        return known[len(known) // 2] if known else math.nan
 
     def images(self, row: str, at: Setting) -> int:
         """Known images that were answered."""
@@ -201,12 +213,12 @@ def comparison_figures(found: Comparison) -> dict[str, Any]:
     for at in found.settings:
         cells = {
             row: {
-                "error": found.values(row, at),
-                "ece": found.values(row, at, "ece"),
-                "auroc": [None if math.isnan(v) else v for v in found.values(row, at, "auroc")],
-                "lost": found.forgetting(row, at),
+                "error": _known(found.values(row, at)),
+                "ece": _known(found.values(row, at, "ece")),
+                "auroc": _known(found.values(row, at, "auroc")),
+                "lost": _known([found.forgetting(row, at)])[0],
                 "images": found.images(row, at),
-                "relative time": [c["cost"]["relative"] for c in at.run.cells(row, at.column)],
+                "relative time": _known([at.run.relative(c) for c in at.run.cells(row, at.column)]),
                 "cell": [c["folder"].name for c in at.run.cells(row, at.column)],
             }
             for row in at.run.rows
@@ -218,6 +230,11 @@ def comparison_figures(found: Comparison) -> dict[str, Any]:
         }
         streams[at.name] = {**about, "methods": cells}
     return streams
+
+
+def _known(values: Sequence[float]) -> list[float | None]:
+    """The values, None for NaN, which JSON does not have."""
+    return [None if math.isnan(v) else v for v in values]
 
 
 def _findings(found: Comparison) -> list[str]:
@@ -266,12 +283,10 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
     idle = "".join(
         f"<li>{escape(row)}: {escape(other)}</li>" for row, other in found.without_benefit().items()
     )
-    first = found.rows[0]
     content = document(
         "Methods and streams",
         f"testtime · {len(found.rows)} methods · {len(found.settings)} streams",
-        f"<p>Lowest mean error: <strong>{escape(found.marked(first))}</strong>, "
-        f"{show(mean([found.error(first, at) for at in found.settings]))} %.</p>",
+        _lead(found),
         [
             ("error", "Error", "Error", figure(drawn, f'<span class="legend">{keys}</span>') + errors),
             ("ece", "Calibration", "Expected calibration error", _html("ECE in %", names, ece)),
@@ -280,6 +295,22 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
         ],
     )
     return write_page(Path(path), content)
+
+
+def _lead(found: Comparison) -> str:
+    """The method of the lowest mean error over all streams; none while a run is not finished."""
+    unfinished = list(dict.fromkeys(str(at.run.folder) for at in found.settings if at.run.unfinished))
+    if unfinished:
+        return f"<strong>Not finished</strong>: {escape(listed(unfinished))}. No method is called the best before."
+    # One that was not run on every stream has no mean (NaN).
+    errors = {
+        row: sum(found.error(row, at) for at in found.settings) / len(found.settings) for row in found.rows
+    }
+    best = first_of(errors, higher=False)
+    if not best:
+        return "No method was run on every stream."
+    names = listed([f"<strong>{escape(found.marked(row))}</strong>" for row in best])
+    return f"Lowest mean error{' (equal in print)' if len(best) > 1 else ''}: {names}, {show(errors[best[0]])} %."
 
 
 def _declared(found: Comparison, row: str) -> list[str]:

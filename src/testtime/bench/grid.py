@@ -13,16 +13,22 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from testtime import __version__
 from testtime.bench import sets
+from testtime.bench.baseline import measure_baseline
 from testtime.bench.cache import missing, render
-from testtime.bench.cell import Cell, Precision, _atomic, make_stream, run_cell
+from testtime.bench.cell import Cell, _atomic, make_stream, run_cell
 from testtime.bench.protocol import Protocol
 from testtime.bench.protocols import PROTOCOLS
 from testtime.data import sha256_of
+from testtime.processor import Precision, PrecisionChoice, need_device, resolve_precision
+from testtime.progress import remaining
 from testtime.streams import LADDER
 from testtime.workers import start_worker
 
@@ -106,7 +112,6 @@ class Grid:
             ValueError: the folder holds a run of another protocol or with other settings.
         """
         import numpy
-        import torch
 
         facts: dict[str, str] = {}
         for cell in plan:
@@ -142,13 +147,12 @@ class Grid:
                     }
                     for row in protocol.rows
                 ],
-                "columns": [
-                    {"name": c.name, "open_set": c.open_set, "batch_size": c.batch_size, "ratio": c.ratio}
-                    for c in protocol.columns
-                ],
+                "columns": [asdict(column) for column in protocol.columns],
                 "published": {label: dict(by) for label, by in protocol.published.items()},
                 "latency": dict(protocol.latency),
                 "facts": facts,
+                "precision": plan[0].precision if plan else "float32",
+                "baselines": [],
                 "cells": [cell.name for cell in plan],
                 "command": command,
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -193,7 +197,22 @@ class Grid:
             about["facts"] = {**before["facts"], **about["facts"]}
             about["published"] = {**before["published"], **about["published"]}
             about["started"] = before["started"]
+            about["baselines"] = before.get("baselines", [])
         _atomic(path, about)
+
+    def precision(self) -> Precision | None:
+        """The precision that the run in this folder began with; None where there is none."""
+        path = self.folder / "run.json"
+        about = json.loads(path.read_text()) if path.is_file() else {}
+        cells = self.folder.glob("cells/*/cell.json")  # an earlier version wrote it there alone
+        return about.get("precision") or next((json.loads(c.read_text())["precision"] for c in cells), None)
+
+    def measure(self, protocol: Protocol, data: str, device: str, precision: Precision, threads: int) -> None:
+        """Add the plain forward of this machine to ``run.json``, if it is not there."""
+        path = self.folder / "run.json"
+        about = json.loads(path.read_text())
+        found = measure_baseline(about["baselines"], protocol, data, device, precision, threads)
+        _atomic(path, {**about, "baselines": found})
 
     def _what(self, name: str) -> tuple[str, str, int] | None:
         """Method, setting and seed of a cell that was begun in this folder."""
@@ -213,7 +232,7 @@ def run_grid(
     cache: str | Path | None = None,
     command: list[str] | None = None,
     say: Callable[[str], None] = print,
-    precision: Precision = "float32",
+    precision: PrecisionChoice = "float32",
 ) -> list[str]:
     """Run every cell that is not finished.
 
@@ -226,12 +245,18 @@ def run_grid(
         cache: folder of corrupted images; None is ``cache`` beside the run.
         command: the command line, for the record.
         say: takes lines for a person.
-        precision: of the networks' forwards and backwards.
+        precision: precision of the networks' forwards and backwards; "auto" keeps that of an earlier run in the folder,
+            see :func:`testtime.processor.resolve_precision`.
 
     Returns:
         what went wrong, a line for each failed cell; the others are finished.
+
+    Raises:
+        ValueError: there is no such device, or the folder holds another run; nothing is written.
+        DataError: a data set or the weights are not there; nothing is written.
     """
     grid = Grid(out)
+    precision = resolve_precision(precision, need_device(device), grid.precision(), say)
     plan = cells(protocol, data, device, precision)
     absent = [row.label for row in protocol.rows if not row.available]
     if absent:
@@ -247,6 +272,7 @@ def run_grid(
         )
     if not todo:
         return []
+    grid.measure(protocol, data, device, precision, 1 if jobs > 1 else torch.get_num_threads())
     tables = Path(cache) if cache is not None else Path(out).parent / "cache"
     totals = {cell.name: _batches(cell) for cell in todo}
     failures: list[str] = []
@@ -320,8 +346,6 @@ _ticks: Any = None
 
 def _start(ticks: Any) -> None:
     global _ticks
-    import torch
-
     start_worker()
     torch.set_num_threads(1)
     _ticks = ticks
@@ -380,27 +404,23 @@ class _Plain:
         self.say(f"{self.line()}  finished {name}")
 
     def line(self) -> str:
-        spent = time.monotonic() - self.began
-        rate = self.done / spent if spent > 0 else 0.0
-        left = max(self.total - self.done, 0) / rate if rate > 0 else 0.0
-        return f"{self.done}/{self.total} batches, {rate:.1f} a second, {_clock(left)} left"
+        return f"{self.done}/{self.total} batches{remaining(self.done, self.total, time.monotonic() - self.began)}"
 
 
 class _Rich:
     """Progress as a bar, for people."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         self.plain = _Plain(lambda line: None)
-        self.task = self.bar.add_task("starting", total=0, rate="")
+        self.task = self.bar.add_task("starting", total=0, left="")
 
     def start(self, name: str, total: int) -> None:
         self.plain.start(name, total)
@@ -408,13 +428,13 @@ class _Rich:
 
     def tick(self, name: str, done: int, total: int) -> None:
         self.plain.tick(name, done, total)
-        rate = self.plain.done / max(time.monotonic() - self.plain.began, 1e-9)
+        left = remaining(self.plain.done, self.plain.total, time.monotonic() - self.plain.began)
         self.bar.update(
             self.task,
             completed=self.plain.done,
             total=self.plain.total,
             description=name,
-            rate=f"{rate:.1f} batches/s",
+            left=left.removeprefix(", "),
         )
 
     def end(self, name: str) -> None:
@@ -434,8 +454,3 @@ def _bar(say: Callable[[str], None]) -> Iterator[_Plain | _Rich]:
                 yield rich
             return
     yield _Plain(say)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

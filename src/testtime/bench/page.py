@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +17,9 @@ __all__ = [
     "deviation",
     "document",
     "figure",
+    "first_of",
     "legend",
+    "listed",
     "mean",
     "number",
     "section",
@@ -24,6 +27,9 @@ __all__ = [
     "table",
     "write_page",
 ]
+
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def document(
@@ -87,6 +93,31 @@ def definitions(items: Iterable[tuple[str, object]]) -> str:
     """A list of names and what belongs to them, as text."""
     told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in items)
     return f"<dl>{told}</dl>"
+
+
+def first_of(values: Mapping[Name, float], higher: bool = True, places: int = 1) -> list[Name]:
+    """The names whose value is the best as it is printed: several where they are equal in print.
+
+    Args:
+        values: values by name; NaN is never the best.
+        higher: whether a higher value is better.
+        places: decimals that are printed.
+
+    >>> first_of({"a": 78.24, "b": 78.16, "c": 70.0}), first_of({"a": 1.0, "b": 2.0}, higher=False)
+    (['a', 'b'], ['a'])
+    """
+    seen = {name: round(value, places) for name, value in values.items() if not math.isnan(value)}
+    best = (max if higher else min)(seen.values(), default=None)
+    return [name for name, value in seen.items() if value == best]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a phrase.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def write_page(path: Path, content: str) -> Path:

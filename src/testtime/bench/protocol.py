@@ -10,9 +10,21 @@ from typing import Any
 from torch import nn
 
 from testtime.adapter import Adapter
-from testtime.corruptions import CORRUPTIONS
+from testtime.bench.sets import SETS
+from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data import sha256_of
+from testtime.errors import did_you_mean, unknown_name
 from testtime.wrap import ResetEvery
+
+ORDERS = (
+    "continual",
+    "gradual",
+    "mixed",
+    "correlated",
+    "mixed-correlated",
+    "label-shift",
+    "wandering",
+)
 
 __all__ = ["Column", "Figures", "Protocol", "Row"]
 
@@ -84,12 +96,23 @@ class Column:
         open_set: a key of `testtime.bench.sets.SETS`, or None for a closed set alone.
         batch_size: known and unknown together.
         ratio: unknown for each known.
+        note: remark on the results in this setting, for the report.
+
+    Raises:
+        ValueError: a batch without images, or a ratio that is not above 0.
     """
 
     name: str
     open_set: str | None
     batch_size: int = 200
     ratio: float = 1.0
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"a batch holds at least 1 image, got batch_size {self.batch_size}")
+        if not self.ratio > 0:
+            raise ValueError(f"ratio is a number above 0, got {self.ratio}; leave out the open set for none")
 
 
 @dataclass(frozen=True)
@@ -146,6 +169,30 @@ class Protocol:
     note: str = ""
 
     def __post_init__(self) -> None:
+        counts = {
+            "limit": self.limit,
+            "slow_limit": self.slow_limit,
+            "rounds": self.rounds,
+            "pace": self.pace,
+        }
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is a whole number from 1, got {value}")
+        if self.severity not in range(1, 6):
+            raise ValueError(f"severity is a whole number from 1 to 5, got {self.severity}")
+        if self.order not in ORDERS:
+            raise unknown_name("order", self.order, ORDERS)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds are different whole numbers from 0, at least one; got {self.seeds}")
+        for column in self.columns:
+            if column.open_set is not None and round(column.batch_size / (1 + column.ratio)) < 1:
+                raise ValueError(
+                    f"a batch of {column.batch_size} with {column.ratio:g} unknown for each known image holds no known one; "
+                    "take a larger batch, or no open set"
+                )
+        for corruption in self.corruptions:
+            if corruption not in CORRUPTIONS + EXTRA:
+                raise unknown_name("corruption", corruption, CORRUPTIONS + EXTRA)
         if self.order == "wandering" and (self.target is None or self.pace is None):
             raise ValueError(
                 "a wandering stream needs a target and a pace; take the protocol field-wandering"
@@ -167,22 +214,32 @@ class Protocol:
             changes: other fields.
 
         Raises:
-            ValueError: it has no such method.
+            ValueError: it has no such method, there is no such open set, or a value is out of its range.
         """
         rows, columns = self.rows, self.columns
-        if methods:
+        if methods == [] or open_sets == []:
+            raise ValueError(
+                "the list of methods or open sets is empty; leave it out to take the protocol's own"
+            )
+        if methods is not None:
             labels, classes = ({_plain(getattr(row, what)) for row in rows} for what in ("label", "method"))
             unknown = [m for m in methods if _plain(m) not in labels | classes]
             if unknown:
-                has = ", ".join(row.slug for row in rows)
-                raise ValueError(f"{self.name} has no method {', '.join(unknown)}; it has {has}")
+                has = [row.slug for row in rows]
+                meant = did_you_mean(unknown[0], has)
+                raise ValueError(
+                    f"{self.name} has no method {', '.join(unknown)}{meant}; it has {', '.join(has)}"
+                )
             wanted = {_plain(m) for m in methods}
             rows = tuple(
                 row for row in rows if {_plain(row.label), *({_plain(row.method)} - labels)} & wanted
             )
-        if open_sets:
+        if open_sets is not None:
+            for name in open_sets:
+                if name != "none" and name not in SETS:
+                    raise unknown_name("data set", name, ["none", *SETS])
             columns = tuple(column for name in open_sets for column in _with_open_set(columns, name))
-        if batch_size:
+        if batch_size is not None:
             columns = tuple(replace(column, batch_size=batch_size) for column in columns)
         return replace(self, rows=rows, columns=columns, **changes)
 
@@ -193,11 +250,11 @@ def _with_open_set(columns: tuple[Column, ...], name: str) -> list[Column]:
     if same:
         return same
     if name == "none":
-        return [replace(columns[0], name="closed set", open_set=None)]
+        return [replace(columns[0], name="closed set", open_set=None, note="")]
     settings = {(column.batch_size, column.ratio): column for column in columns}
     if len(settings) == 1:
-        return [replace(columns[0], name=name, open_set=name)]
-    return [replace(c, name=f"{c.name} {name}", open_set=name) for c in settings.values()]
+        return [replace(columns[0], name=name, open_set=name, note="")]
+    return [replace(c, name=f"{c.name} {name}", open_set=name, note="") for c in settings.values()]
 
 
 def spoken(value: object) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from testtime.bench.baseline import plain_milliseconds
 from testtime.bench.cell import read_samples
 from testtime.bench.page import (
     definitions,
     deviation,
     document,
     figure,
+    first_of,
     legend,
+    listed,
     mean,
     number,
     show,
     table,
     write_page,
 )
+from testtime.bench.protocols import PROTOCOLS
 from testtime.bench.svg import Point, Series, histogram, line_chart, scatter
 
 __all__ = ["Run", "read_run", "text_table", "write_report"]
@@ -86,6 +90,67 @@ class Run:
         return sorted(self.rows, key=lambda row: -number(self.over_columns(row, measure), -1.0))
 
     @property
+    def unfinished(self) -> int:
+        """How many cells of the run have no result yet."""
+        return len(self.about["cells"]) - len(self.results)
+
+    def relative(self, cell: dict[str, Any]) -> float:
+        """The time of a batch in plain forwards; NaN if none was measured on the machine of the cell."""
+        if "relative" in cell["cost"]:  # an earlier version measured a plain forward in every cell
+            return number(cell["cost"]["relative"])
+        return number(cell["cost"]["ms"]) / plain_milliseconds(self.about.get("baselines", []), cell)
+
+    def per_domain(self, row: str) -> float:
+        """Known images of a domain, the mean over settings and seeds."""
+        cells = [cell for column in self.columns for cell in self.cells(row, column)]
+        return mean([cell["images"] / len(cell["domains"]) for cell in cells])
+
+    @property
+    def changes(self) -> list[str]:
+        """In what the run differs from the protocol of its name, as text; nothing where there is no such protocol."""
+        known = PROTOCOLS.get(self.about["protocol"])
+        if known is None:
+            return []
+        found = []
+        for name in ("order", "severity", "rounds", "limit"):
+            here, there = self.about[name], getattr(known, name)
+            if here != there:
+                found.append(
+                    f"{name} {'all' if here is None else here} instead of {'all' if there is None else there}"
+                )
+        if len(self.about["corruptions"]) < len(known.corruptions):
+            found.append(f"{len(self.about['corruptions'])} of {len(known.corruptions)} corruptions")
+        here, there = [list(map(str, seeds)) for seeds in (self.about["seeds"], known.seeds)]
+        if here != there:
+            found.append(f"seeds {', '.join(here)} instead of {', '.join(there)}")
+        rows = {row["label"] for row in self.about["rows"]}
+        if missing := [row.label for row in known.rows if row.available and row.label not in rows]:
+            found.append(
+                f"without {listed(missing)}"
+                if len(missing) < 6
+                else f"{len(rows)} of {len(known.rows)} methods"
+            )
+        here, there = self.about["columns"], [asdict(column) for column in known.columns]
+        for key, form in (
+            ("name", "{}"),
+            ("batch_size", "batches of {}"),
+            ("ratio", "{:g} unknown for each known"),
+        ):
+            ours, theirs = [
+                list(dict.fromkeys(form.format(c[key]) for c in columns)) for columns in (here, there)
+            ]
+            if ours != theirs:
+                found.append(f"{listed(ours)} instead of {listed(theirs)}")
+                break
+        return found
+
+    @property
+    def title(self) -> str:
+        """The title of the protocol, if the run is that protocol in all but the number of images and seeds."""
+        other = [change for change in self.changes if not change.startswith(("limit ", "seeds "))]
+        return f"{self.about['protocol']}, changed" if other else str(self.about["title"])
+
+    @property
     def headline(self) -> str:
         """The measure that ranks: "h_score", or "accuracy" without an open set."""
         whole = [self.over_columns(row, "h_score") for row in self.rows]
@@ -137,7 +202,7 @@ def page(run: Run) -> str:
     """The whole page."""
     colours = highlights(run)
     return document(
-        run.about["title"],
+        run.title,
         f"testtime · {run.about['protocol']}",
         _lead(run),
         [
@@ -165,37 +230,121 @@ def highlights(run: Run) -> dict[str, int]:
     return {name: number for number, name in enumerate(names, 1)}
 
 
+ARRIVAL = {
+    "continual": "{corruptions} of severity {severity}{times}, one after the other",
+    "gradual": "{corruptions}{times}, one after the other, whose severity rises from 1 to 5 and falls again",
+    "mixed": "{corruptions} of severity {severity}{times}, shuffled into one",
+    "correlated": "{corruptions} of severity {severity}{times}, one after the other, the images of a class in succession",
+    "mixed-correlated": "{corruptions} of severity {severity}{times}, shuffled into one, the images of a class in succession",
+    "label-shift": "{corruptions} of severity {severity}{times}, one after the other, in each of which every class "
+    "dominates for a time",
+    "wandering": "blends of two of {corruptions} whose severities change all the time, such that the source model is "
+    "right in about {target} %",
+}
+JOINED = ("mixed", "mixed-correlated", "wandering")  # orders without one domain after the other
+
+
 def _lead(run: Run) -> str:
-    about, best = run.about, run.ranked
-    measure = "H-score" if run.headline == "h_score" else "accuracy"
-    value = run.over_columns(best[0], run.headline)
-    wins = sum(
-        best[0] == max(run.rows, key=lambda row: number(mean(run.values(row, column, run.headline)), -1.0))
-        for column in run.columns
+    parts = [_unfinished(run) if run.unfinished else _winner(run), f"The stream: {_stream(run)}."]
+    if run.changes:
+        parts.append(
+            f"Changed from the protocol {escape(run.about['protocol'])}: {escape('; '.join(run.changes))}."
+        )
+    return " ".join(parts)
+
+
+def _unfinished(run: Run) -> str:
+    command = escape(" ".join(run.about["command"]))
+    again = f"; <code>{command}</code> continues it" if command else ""
+    return (
+        f"<strong>This run is not finished</strong>: {len(run.results)} of {len(run.about['cells'])} cells have a result"
+        f"{again}. No method is called the best before all have one."
     )
-    text = f"<strong>{escape(best[0])}</strong> has the highest {measure}, {value:.1f} %"
-    if len(run.columns) > 1:
-        text += f" on average, and is first in {wins} of {len(run.columns)} settings"
+
+
+def _winner(run: Run) -> str:
+    measure = "H-score" if run.headline == "h_score" else "accuracy"
+    values = {row: run.over_columns(row, run.headline) for row in run.rows}
+    best = first_of(values)
+    others = {row: value for row, value in values.items() if row not in best}
+    value = values[best[0]]
+    settings = [
+        c
+        for c in run.columns
+        if any(not math.isnan(v) for r in run.rows for v in run.values(r, c, run.headline))
+    ]
+    several = len(settings) > 1
+    average = " on average" if several else ""
+    if not others:
+        text = f"{_names(run, best)}: {measure} {show(value)} %{average}"
+        return text + (", no difference between them." if len(best) > 1 else ".")
     if len(best) > 1:
-        second = run.over_columns(best[1], run.headline)
-        text += f"; next is {escape(best[1])} with {second:.1f} %"
-    if "Source" in run.rows and "Source" not in best[:2]:
-        text += f". The model without adaptation has {run.over_columns('Source', run.headline):.1f} %"
-    limit = f"{about['limit']:,} known images" if about["limit"] else "all known images"
-    domains = len(about["corruptions"]) * about["rounds"]
-    severity = f"of severity {about['severity']}"
-    arrival = {
-        "continual": f"{severity}, one after the other",
-        "gradual": "whose severity rises to 5 and falls again",
-        "mixed": f"{severity}, shuffled into one",
-        "correlated": f"{severity}, one after the other, with the classes in spells",
-        "mixed-correlated": f"{severity}, shuffled into one, with the classes in spells",
-        "label-shift": f"{severity}, one after the other, in each of which every class dominates for a time",
-    }[about["order"]]
-    resets = "a reset before each" if about.get("reset") else "never a reset"
-    arrival += ", and the clean images at last" if about.get("returns") else ""
-    seeds = f"{len(about['seeds'])} seed{'s' if len(about['seeds']) > 1 else ''}"
-    return f"{text}. The stream: {domains} domains {arrival}; {limit} in each, {resets}, {seeds}."
+        text = f"{_names(run, best)} share the highest {measure}, {show(value)} %{average}"
+    else:
+        text = f"{_names(run, best)} has the highest {measure}, {show(value)} %{average}"
+        firsts = [
+            first_of({row: mean(run.values(row, column, run.headline)) for row in run.rows})
+            for column in settings
+        ]
+        alone, shared = (
+            sum(best[0] in first and (len(first) > 1) == tie for first in firsts) for tie in (False, True)
+        )
+        if several:
+            text += f", and is first in {alone} of {len(settings)} settings"
+            text += f" and one of the first in {shared}" if shared else ""
+    second = first_of(others)
+    text += (
+        f"; next {'are' if len(second) > 1 else 'is'} {_names(run, second)} with {show(others[second[0]])} %"
+    )
+    if "Source" in others and "Source" not in second:
+        text += f". The model without adaptation has {show(others['Source'])} %"
+    return f"{text}."
+
+
+def _names(run: Run, rows: Sequence[str]) -> str:
+    return listed(
+        [f"<strong>{escape(row)}</strong>{'<sup>†</sup>' if _fewer(run, row) else ''}" for row in rows]
+    )
+
+
+def _fewer(run: Run, row: str) -> bool:
+    """Whether a method saw fewer images of a domain than another."""
+    return run.per_domain(row) < max(run.per_domain(other) for other in run.rows)
+
+
+def _stream(run: Run) -> str:
+    """What arrived, from what the results say."""
+    about = run.about
+    kinds, rounds = len(about["corruptions"]), about.get("rounds") or 1
+    words = {
+        "corruptions": f"{kinds} corruption{'s' * (kinds != 1)}",
+        "severity": about["severity"],
+        "times": f", {rounds} times over" if rounds > 1 else "",
+        "target": show(100 * number(about.get("target")), 0),
+    }
+    parts = [ARRIVAL[about["order"]].format(**words)]
+    if about.get("returns"):
+        parts[0] += ", and the clean images at last"
+    if about.get("speed"):
+        parts.append("the source model answers the batches that a method is too slow for")
+    whole = "in all" if about["order"] in JOINED else "in each"
+    counts: dict[str, list[str]] = {}
+    for row in run.rows:
+        counts.setdefault(f"{run.per_domain(row):,.0f}", []).append(row)
+    most = max(counts, key=lambda count: len(counts[count]))
+    fewer = [f"{count} for {escape(listed(rows))}" for count, rows in counts.items() if count != most]
+    parts.append(f"{most} known images {whole}{f' ({listed(fewer)})' if fewer else ''}")
+    shown = [column for column in about["columns"] if column["name"] in run.columns]
+    opened = [column for column in shown if column["open_set"] is not None]
+    if opened:
+        ratios = sorted({column["ratio"] for column in opened})
+        where = f" in {escape(listed([c['name'] for c in opened]))}" if len(opened) < len(shown) else ""
+        parts.append(f"{listed([f'{ratio:g}' for ratio in ratios])} unknown for each known one{where}")
+    sizes = {column["batch_size"] for column in shown}
+    parts.append(f"batches of {min(sizes)}" + (f" to {max(sizes)}" if len(sizes) > 1 else ""))
+    parts.append("a reset before each domain" if about.get("reset") else "never a reset")
+    parts.append(f"{len(about['seeds'])} seed{'s' * (len(about['seeds']) != 1)}")
+    return "; ".join(parts)
 
 
 def _main_table(run: Run) -> str:
@@ -204,47 +353,48 @@ def _main_table(run: Run) -> str:
     if not open_set:
         measures = measures[:1]
     several = len(run.columns) > 1 and open_set
-    head = "".join(f'<th colspan="{len(measures)}" scope="colgroup">{escape(c)}</th>' for c in run.columns)
-    head += '<th rowspan="2" scope="col">mean H</th>' if several else ""
+    head = '<th rowspan="2" scope="col">mean H</th>' if several else ""
+    head += "".join(f'<th colspan="{len(measures)}" scope="colgroup">{escape(c)}</th>' for c in run.columns)
     sub = "".join(f'<th scope="col">{name}</th>' for _ in run.columns for _, name in measures)
     best = {
-        (column, measure): max(
-            (number(mean(run.values(row, column, measure)), -1.0) for row in run.rows), default=0.0
-        )
+        (column, measure): _best(run, {row: mean(run.values(row, column, measure)) for row in run.rows})
         for column in run.columns
         for measure, _ in measures
     }
-    top = max((run.over_columns(row, "h_score") for row in run.rows), default=0.0)
+    top = _best(run, {row: run.over_columns(row, "h_score") for row in run.rows})
+    leading = _best(run, {row: run.over_columns(row, run.headline) for row in run.rows})
     published = run.about["published"]
-    body, marked = [], False
+    body = []
     for row in run.rows:
-        slow = any(cell["limit"] != run.about["limit"] for c in run.columns for cell in run.cells(row, c))
-        marked |= slow
-        cells = [f'<th scope="row">{escape(row)}{"<sup>†</sup>" if slow else ""}</th>']
+        cells = [f'<th scope="row">{escape(row)}{"<sup>†</sup>" if _fewer(run, row) else ""}</th>']
+        if several:
+            style = "h best" if row in top else "h"
+            cells.append(f'<td class="{style}">{show(run.over_columns(row, "h_score"))}</td>')
         for column in run.columns:
             figures = published.get(row, {}).get(column, [None] * 3)
             for (measure, _), told in zip(measures, figures, strict=False):
                 values = run.values(row, column, measure)
-                first = mean(values) >= best[column, measure] - 0.005
+                first = row in best[column, measure]
                 cells.append(_cell(values, told, first, "h" if measure == "h_score" else ""))
-        if several:
-            value = run.over_columns(row, "h_score")
-            style = "h best" if value >= top - 0.005 else "h"
-            cells.append(f'<td class="{style}">{show(value)}</td>')
-        style = ' class="first"' if row == run.ranked[0] else ""
+        style = ' class="first"' if row in leading else ""
         body.append(f"<tr{style}>{''.join(cells)}</tr>")
-    notes = ["Percent, averaged over the domains; ± is the standard deviation over seeds; bold is the best."]
+    notes = ["Percent, averaged over the domains; ± is the standard deviation over seeds."]
+    if not run.unfinished:
+        notes.append("Bold is the best, or what is equal to it in print.")
     if open_set:
         notes.append(
             "ACC: right answers to known images. AUROC: how well the open-set score tells known from unknown. "
             "H: the harmonic mean of the two averages."
         )
     if any(published.values()):
-        notes.append(f"The smaller figure below is the published one ({escape(run.about['source'])}).")
-    if marked:
+        changed = ", for the protocol without the changes of this run" if run.changes else ""
+        notes.append(
+            f"The smaller figure below is the published one ({escape(run.about['source'])}){changed}."
+        )
+    if any(_fewer(run, row) for row in run.rows):
         notes.append("† fewer images for each domain, for it costs more than 20 forwards a batch.")
-    if run.about["note"]:
-        notes.append(escape(run.about["note"]))
+    shown = [column.get("note") for column in run.about["columns"] if column["name"] in run.columns]
+    notes += [escape(note) for note in (run.about["note"], *shown) if note]
     absent = [row["label"] for row in run.about["rows"] if row["label"] not in run.rows]
     if absent:
         notes.append(f"Not finished: {escape(', '.join(absent))}.")
@@ -258,10 +408,22 @@ def _main_table(run: Run) -> str:
     )
 
 
+def _best(run: Run, values: Mapping[str, float], higher: bool = True, places: int = 1) -> list[str]:
+    """The rows to be set in bold: none before the run is finished, none where all are equal."""
+    best = first_of(values, higher, places)
+    return [] if run.unfinished or len(best) == len(values) > 1 else best
+
+
 def _over_time(run: Run, colours: dict[str, int]) -> str:
+    shifts = (
+        ""
+        if run.about["order"] in JOINED
+        else " Dashed lines mark the shifts from one domain to the next; the state is "
+        + ("reset at each." if run.about.get("reset") else "never reset.")
+    )
     parts = [
-        '<p class="note">Each line is a moving average over five batches and all seeds. Dashed lines mark the shifts '
-        "from one domain to the next; the state is never reset. Press a name to bring its line forward.</p>",
+        f'<p class="note">Each line is a moving average over five batches and all seeds.{shifts} Press a name to bring its '
+        "line forward.</p>",
         legend(run.ranked, colours),
     ]
     names = (
@@ -351,7 +513,7 @@ def _histograms(run: Run) -> str:
         figures = []
         for row in run.ranked:
             cells = run.cells(row, column)
-            if not cells:
+            if not cells or not (cells[0]["folder"] / "samples").is_dir():
                 continue
             samples = read_samples(cells[0]["folder"] / "samples")
             known, unknown = shares(samples.score[samples.known], samples.score[~samples.known])
@@ -369,6 +531,8 @@ def _histograms(run: Run) -> str:
         grid = f'<div class="grid-of">{"".join(figures)}</div>'
         is_open = " open" if place == 0 else ""
         parts.append(f"<details{is_open}><summary>{escape(column)}, with AUROC</summary>{grid}</details>")
+    if "<svg" not in "".join(parts):
+        return '<p class="note">The scores of the images (<code>samples</code>) do not lie beside these results.</p>'
     return "".join(parts)
 
 
@@ -392,7 +556,10 @@ def shares(
 
 def _costs(run: Run, colours: dict[str, int]) -> str:
     latency = run.about.get("latency", {})
-    times = {row: _cost(run, row, "relative") for row in run.rows}
+    times = {
+        row: mean([run.relative(cell) for column in run.columns for cell in run.cells(row, column)])
+        for row in run.rows
+    }
     tent = times.get("TENT", float("nan"))
     points = [
         Point(
@@ -405,7 +572,7 @@ def _costs(run: Run, colours: dict[str, int]) -> str:
             colours.get(row, 0),
         )
         for row in run.rows
-        if not math.isnan(run.over_columns(row, run.headline))
+        if not math.isnan(run.over_columns(row, run.headline)) and not math.isnan(times[row])
     ]
     name = "H-score" if run.headline == "h_score" else "accuracy"
     chart = scatter(
@@ -426,9 +593,10 @@ def _costs(run: Run, colours: dict[str, int]) -> str:
         declared = cells[0]["cost"]["declared"]
         rows.append(
             f'<tr><th scope="row">{escape(row)}</th><td>{cost["forwards"]:.2f}</td><td>{cost["backwards"]:.2f}</td>'
-            f"<td>{declared[0]:g} + {declared[1]:g}</td><td>{cost['ms']:.0f}</td><td>{times[row]:.1f}×</td>"
+            f"<td>{declared[0]:g} + {declared[1]:g}</td><td>{show(cost['ms'], 0 if cost['ms'] > 20 else 1)}</td>"
+            f"<td>{show(times[row])}×</td>"
             f"<td>{show(times[row] / tent, 1)}</td>{told}<td>{cost['state_bytes'] / 1024:,.0f}</td>"
-            f"<td>{cost['peak_memory'] / 2**20:,.0f}</td></tr>"
+            f"<td>{show(cost['peak_memory'] / 2**20, 0)}</td></tr>"
         )
     head = "".join(
         f'<th scope="col">{name}</th>'
@@ -445,12 +613,26 @@ def _costs(run: Run, colours: dict[str, int]) -> str:
             "peak, MiB",
         )
     )
-    jobs = "The times are medians of a run that may have shared its processor; they compare methods, not machines. "
+    notes = [
+        "Forwards and backwards are counted, in batches through the whole network.",
+        "The times are medians of a run that may have shared its processor; they compare methods, not machines.",
+        *(
+            f"A plain forward of {listed([f'{count} images in {ms:.3g} ms' for count, ms in one['ms'].items()])} is the unit: "
+            f"measured once, on {escape(one['processor'])}, {one['threads']} thread{'s' * (one['threads'] != 1)}, "
+            f"{one['precision']}, under a load of {'unknown size' if one['load'] is None else one['load']}."
+            for one in run.about.get("baselines", [])
+        ),
+        "State is what a checkpoint of the adapter holds. The peak is that of the process; – where the system does not tell.",
+    ]
+    if any("relative" in cell["cost"] for cell in run.results):
+        notes.append(
+            "An earlier version ran cells of this page: the plain forward that their times are divided by was measured in "
+            "each of them, and differs between them."
+        )
     return (
         figure(chart, f"{name} against time: upper left is better")
         + table("Cost by method", f"<tr>{head}</tr>", rows)
-        + f'<p class="note">Forwards and backwards are counted, in batches through the whole network. {jobs}'
-        "State is what a checkpoint of the adapter holds. The peak is that of the process.</p>"
+        + f'<p class="note">{" ".join(notes)}</p>'
     )
 
 
@@ -487,17 +669,16 @@ def _domains(run: Run) -> str:
         is_open = " open" if place == 0 else ""
         parts.append(f"<details{is_open}><summary>{escape(column)}</summary>{shown}</details>")
     name = "H-score" if measure == "h_score" else "Accuracy"
-    return f'<p class="note">{name} in percent, mean over seeds; darker is better.</p>{"".join(parts)}'
+    return f'<p class="note">{name} in percent, mean over seeds; the stronger the colour, the better.</p>{"".join(parts)}'
 
 
 def _more(run: Run) -> str:
     keys = [key for key in SHOWN if not all(math.isnan(run.over_columns(row, key)) for row in run.rows)]
     head = "".join(f'<th scope="col"><abbr title="{SHOWN[k][1]}">{SHOWN[k][0]}</abbr></th>' for k in keys)
     head += '<th scope="col">clean before</th><th scope="col">clean after</th>'
+    places = {key: 2 if key in ("nll", "brier") else 1 for key in keys}
     best = {
-        key: (max if SHOWN[key][2] else min)(
-            value for row in run.rows if not math.isnan(value := run.over_columns(row, key))
-        )
+        key: _best(run, {r: run.over_columns(r, key) for r in run.rows}, SHOWN[key][2], places[key])
         for key in keys
     }
     body = []
@@ -506,9 +687,8 @@ def _more(run: Run) -> str:
         figures = ""
         for key in keys:
             value = run.over_columns(row, key)
-            places = 2 if key in ("nll", "brier") else 1
-            style = ' class="best"' if abs(value - best[key]) < 0.5 * 10**-places else ""
-            figures += f"<td{style}>{show(value, places)}</td>"
+            style = ' class="best"' if row in best[key] else ""
+            figures += f"<td{style}>{show(value, places[key])}</td>"
         for when in ("before", "after"):
             figures += f"<td>{show(mean([number(cell['forgetting'][when]) for cell in cells]))}</td>"
         body.append(f'<tr><th scope="row">{escape(row)}</th>{figures}</tr>')
@@ -522,14 +702,16 @@ def _more(run: Run) -> str:
 
 def _provenance(run: Run) -> str:
     about = run.about
+    severity = "" if about["order"] in ("gradual", "wandering") else f", severity {about['severity']}"
     items = [
         ("protocol", about["protocol"]),
         ("source of the published figures", about["source"] or "–"),
         ("closed set", about["closed"]),
         ("model", about["model"]),
-        ("stream", f"{about['order']}, severity {about['severity']}, {', '.join(about['corruptions'])}"),
+        ("stream", f"{about['order']}{severity}, {', '.join(about['corruptions'])}"),
         ("seeds", ", ".join(map(str, about["seeds"]))),
         ("command", " ".join(about["command"]) or "–"),
+        ("precision", about.get("precision") or run.results[0]["config"]["precision"]),
         ("started", about["started"]),
         ("versions", ", ".join(f"{name} {value}" for name, value in about["versions"].items())),
         ("machine", ", ".join(f"{name} {value}" for name, value in about["machine"].items())),
@@ -560,6 +742,8 @@ def text_table(run: Run) -> str:
             acc, auc, both = (mean(run.values(row, column, m)) for m in ("accuracy", "auroc", "h_score"))
             line += f"{show(acc):>10}{show(auc):>7}{show(both):>7}"
         lines.append(line)
+    if run.unfinished:
+        lines.append(f"Not finished: {len(run.results)} of {len(run.about['cells'])} cells have a result.")
     return "\n".join(lines)
 
 
@@ -617,7 +801,8 @@ def _cell(values: Sequence[float], published: float | None, best: bool, style: s
 
 
 def _cost(run: Run, row: str, key: str) -> float:
-    return float(np.median([cell["cost"][key] for column in run.columns for cell in run.cells(row, column)]))
+    cells = [cell for column in run.columns for cell in run.cells(row, column)]
+    return float(np.median([number(cell["cost"][key]) for cell in cells]))
 
 
 def _seeds(run: Run, row: str) -> range:

@@ -12,7 +12,7 @@ from pathlib import Path
 from testtime import data
 from testtime.data import Crop, ImageSet, sha256_of
 from testtime.data.imageset import Size
-from testtime.errors import DataError
+from testtime.errors import DataError, unknown_name
 from testtime.models import Preprocessed, load_model, model_card
 from testtime.streams import Difficulty, Domain, corrupted, fingerprint, published
 
@@ -85,7 +85,7 @@ def open_data(name: str, root: str | Path) -> ImageSet:
         DataError: it is not there; the message names the file.
     """
     if name not in SETS:
-        raise ValueError(f"no data set {name!r}; choose one of: {', '.join(SETS)}")
+        raise unknown_name("data set", name, SETS)
     return SETS[name](Path(root))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from testtime.adapter import Adapter
 from testtime.bench import sets
-from testtime.bench.cell import SLOW, Precision, _atomic, source_batches
+from testtime.bench.cell import SLOW, _atomic, source_batches
 from testtime.bench.page import document, figure, show, table, write_page
 from testtime.bench.protocol import Row
 from testtime.bench.svg import Series, line_chart
@@ -24,10 +24,21 @@ from testtime.choosing import Advice, Signs, looks, mirrored, over_time, recomme
 from testtime.data import ImageSet
 from testtime.methods import Source
 from testtime.models import model_card
+from testtime.processor import Precision
 from testtime.progress import progress
 from testtime.streams import Stream
 
-__all__ = ["Shadow", "advise", "advise_text", "judged", "read_looks", "read_signs", "write_advice"]
+__all__ = [
+    "Shadow",
+    "advise",
+    "advise_text",
+    "judged",
+    "read_looks",
+    "read_signs",
+    "started_precision",
+    "unfinished",
+    "write_advice",
+]
 
 FIGURES = {
     "accuracy": "estimate",
@@ -175,6 +186,12 @@ class Shadow:
         partial.replace(file)
 
 
+def started_precision(folder: str | Path) -> Precision | None:
+    """The precision that a run without labels began with; None where there is no run."""
+    path = Path(folder) / "shadow.json"
+    return json.loads(path.read_text())["precision"] if path.is_file() else None
+
+
 def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
     """What the candidates of a run gave away, in the order in which they were given.
 
@@ -231,12 +248,20 @@ def advise(folder: str | Path) -> Advice:
     return recommend(read_signs(folder), read_looks(folder))
 
 
-def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
+def unfinished(folder: str | Path) -> str:
+    """What an advice is limited to, as text, while candidates of the run have no result; else nothing."""
+    names = json.loads((Path(folder) / "shadow.json").read_text())["candidates"]
+    done = len(read_signs(folder))
+    return f", of the {done} of {len(names)} candidates that are finished" if done < len(names) else ""
+
+
+def advise_text(advice: Advice, known: dict[str, float] | None = None, unfinished: str = "") -> str:
     """The advice for a terminal: a table, the name and the reasons.
 
     Args:
         advice: from `advise`.
         known: the accuracies, for a column that judges the estimates.
+        unfinished: text from `unfinished`.
     """
     head = ["method", *FIGURES.values(), "ms", "alarms"]
     head[2:2] = ["(true)"] if known else []
@@ -255,7 +280,8 @@ def advise_text(advice: Advice, known: dict[str, float] | None = None) -> str:
         )
         for row in rows
     ]
-    lines += ["estimated without labels, in percent", "", f"Take {advice.name}.", *advice.reasons]
+    take = f"Take {advice.name}{unfinished}."
+    lines += ["estimated without labels, in percent", "", take, *advice.reasons]
     if known and advice.name in known:
         best = max(known, key=lambda name: known[name])
         lines += [
@@ -292,7 +318,7 @@ def write_advice(folder: str | Path) -> Path:
     )
     told = "".join(f"<li>{escape(reason)}</li>" for reason in advice.reasons)
     content = document(
-        f"Take {advice.name}",
+        f"Take {advice.name}{unfinished(folder)}",
         f"testtime · {about['images']} images without labels · {about['model']}",
         f"<ul>{told}</ul>",
         [

@@ -57,6 +57,7 @@ svg{display:block;max-width:100%;height:auto;overflow:visible;font:12px system-u
 .line.quiet{stroke:var(--quiet);stroke-width:1.1}
 .dot.quiet{fill:var(--quiet)}
 .whisker{stroke-width:1.5}.whisker.quiet{stroke:var(--quiet)}
+.leader{stroke:var(--dim);stroke-width:.8;opacity:.7}
 .line.forward{stroke-width:4!important;stroke:var(--ink)!important;stroke-dasharray:none}
 .some-forward .line:not(.forward){opacity:.25}
 .line.c1,.whisker.c1{stroke:var(--c1)}.label.c1,.dot.c1{fill:var(--c1)}
@@ -85,6 +86,7 @@ summary{cursor:pointer;font-weight:600;padding:.3rem 0}
 dl{display:grid;grid-template-columns:minmax(9rem,auto) 1fr;gap:.3rem 1.2rem;font-size:.9rem}
 dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
 code{font-size:.9em}
+@media (max-width:36rem){th[scope=row]{white-space:normal;max-width:8rem}}
 @media (max-width:36rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}h2{margin-top:2.2rem}}
 @media print{nav,.legend{display:none}details{break-inside:avoid}}
 @media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}

@@ -11,6 +11,9 @@ from itertools import count
 __all__ = ["Point", "Series", "dot_chart", "histogram", "line_chart", "scatter", "ticks"]
 
 _ids = count(1)
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+HIGH = 14.0  # of the line of a label
+REACHES = (9.0, 18.0, 30.0, 45.0, 65.0, 90.0)  # distances of a label from its point that are tried
 DASHES = ("", "", "7 3", "2 3", "9 3 2 3", "", "5 2")
 
 
@@ -138,15 +141,20 @@ def scatter(
     height: int = 380,
     logarithmic: bool = True,
 ) -> str:
-    """Points with names, on an x axis that is logarithmic (in multiples) or plain."""
+    """Points with names, on an x axis that is logarithmic (in multiples) or plain; those with a colour have whiskers."""
     if not points:
         return ""
     xs = [math.log10(max(p.x, 1e-3)) if logarithmic else p.x for p in points]
     ys = [p.y for p in points]
     wide = 1.0 if logarithmic else (max(xs) - min(xs)) or 1.0
     low_x, high_x = min(xs) - 0.08 * wide, max(xs) + 0.2 * wide
-    pad = 0.1 * max(max(ys) - min(ys), 1.0)
-    low, high = min(ys) - pad, max(ys) + pad
+    reach = [p.spread if p.colour else 0.0 for p in points]
+    low, high = (
+        min(y - r for y, r in zip(ys, reach, strict=True)),
+        max(y + r for y, r in zip(ys, reach, strict=True)),
+    )
+    pad = 0.1 * max(high - low, 1.0)
+    low, high = low - pad, high + pad
     left, right, top, bottom = 44, 30, 26, 46
     fx = _scale(low_x, high_x, left, width - right)
     fy = _scale(low, high, height - bottom, top)
@@ -162,11 +170,19 @@ def scatter(
     parts.append(
         f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_unit)}</text>'
     )
-    taken = [(fx(at) - 6, fy(p.y) + 4, 12.0) for p, at in zip(points, xs, strict=True)]
-    for p, at in sorted(zip(points, xs, strict=True), key=lambda pair: -pair[0].colour):
-        x, y = fx(at), fy(p.y)
+    # A label covers no point, no whisker and no other label; one that finds no place is left out.
+    spots = [(fx(at), fy(p.y), p) for p, at in zip(points, xs, strict=True)]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in spots]
+    taken += [
+        (x - 1, fy(p.y + p.spread), x + 1, fy(p.y - p.spread))
+        for x, _, p in spots
+        if p.spread > 0 and p.colour
+    ]
+    frame = (left + 2, top - 6, width - 2, height - bottom)
+    labels = []
+    for x, y, p in sorted(spots, key=lambda spot: spot[2].colour or math.inf):
         style = f"c{p.colour}" if p.colour else "quiet"
-        if p.spread > 0:
+        if p.spread > 0 and p.colour:
             up, down = fy(p.y + p.spread), fy(p.y - p.spread)
             parts.append(
                 f'<line class="whisker {style}" x1="{x:.1f}" x2="{x:.1f}" y1="{up:.1f}" y2="{down:.1f}"/>'
@@ -175,21 +191,21 @@ def scatter(
             f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if p.colour else 5}">'
             f"<title>{escape(p.name)}: {p.y:.2f} at {p.x:.{1 if logarithmic else 3}f}{'×' * logarithmic}</title></circle>"
         )
-        length = 7.2 * len(p.name)
-        places = [(x + 10, y + 4, "start"), (x + 10, y + 18, "start"), (x + 10, y - 10, "start")]
-        places += [
-            (x - 10 - length, y + 4, "end"),
-            (x - 10 - length, y + 18, "end"),
-            (x - 10 - length, y - 10, "end"),
-        ]
-        inside = [q for q in places if q[0] >= 0 and q[0] + length <= width] or places
-        free = (q for q in inside if not _hits(q[0], q[1], length, taken))
-        tx, ty, anchor = next(free, inside[0])
-        taken.append((tx, ty, length))
-        tx = tx + length if anchor == "end" else tx
-        parts.append(
-            f'<text class="label {style}" x="{tx:.1f}" y="{ty:.1f}" text-anchor="{anchor}">{escape(p.name)}</text>'
+        place = _free(x, y, _wide(p.name), REACHES if p.colour else REACHES[:2], taken, frame)
+        if place is None:
+            continue
+        taken.append(place)
+        x0, y0, x1, y1 = place
+        near = min(max(x, x0), x1), min(max(y, y0), y1)
+        if math.dist((x, y), near) > REACHES[1]:
+            labels.append(
+                f'<line class="leader {style}" x1="{x:.1f}" y1="{y:.1f}" x2="{near[0]:.1f}" y2="{near[1]:.1f}"/>'
+            )
+        anchor, at = ("start", x0) if x0 >= x else ("end", x1) if x1 <= x else ("middle", (x0 + x1) / 2)
+        labels.append(
+            f'<text class="label {style}" x="{at:.1f}" y="{y1 - 3:.1f}" text-anchor="{anchor}">{escape(p.name)}</text>'
         )
+    parts += labels
     return _svg(parts, title, describe, width, height)
 
 
@@ -369,5 +385,34 @@ def _apart(
     return placed
 
 
-def _hits(x: float, y: float, length: float, taken: Sequence[tuple[float, float, float]]) -> bool:
-    return any(x < ox + ol and ox < x + length and abs(y - oy) < 13 for ox, oy, ol in taken)
+def _wide(text: str) -> float:
+    """The width of a label: that of its letters in a wide bold font of this size."""
+    return sum(9.2 if c.isupper() or c in "+=%mw" else 4.5 if c in " '.,-il" else 7.8 for c in text)
+
+
+def _free(
+    x: float, y: float, length: float, reaches: Sequence[float], taken: Sequence[Box], frame: Box
+) -> Box | None:
+    """The nearest place around a point for a label, inside the frame and over nothing that is taken; None if there is none."""
+    for reach in reaches:
+        across = 0.7 * reach
+        for dx, dy in (
+            (reach, 0.0),
+            (-reach, 0.0),
+            (across, across),
+            (across, -across),
+            (-across, across),
+            (-across, -across),
+            (0.0, reach + HIGH / 2),
+            (0.0, -reach - HIGH / 2),
+        ):
+            start = x + dx if dx > 0 else x + dx - length if dx < 0 else x - length / 2
+            box = (start, y + dy - HIGH / 2, start + length, y + dy + HIGH / 2)
+            inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+            if inside and not any(_meet(box, other) for other in taken):
+                return box
+    return None
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from testtime.corruptions import CORRUPTIONS, EXTRA, corrupt
+from testtime.errors import need_packages
 
 CELL = 128
 LABEL = 128
@@ -19,11 +20,10 @@ SEVERITIES = (1, 3, 5)
 
 def photographs() -> list[Tensor]:
     """The three columns of the sheet, (1, 3, H, W) each: a temple and a flower at 224, the temple at 32."""
-    try:
-        from PIL import Image
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise ImportError("the sheet needs photographs: pip install 'testtime[demo]'") from error
+    need_packages(PIL="demo", sklearn="demo")
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
     columns = []
     for name, left, size in (("china.jpg", 130, 224), ("flower.jpg", 150, 224), ("china.jpg", 130, 32)):
         photo = Image.fromarray(load_sample_image(name)).crop((left, 20, left + 400, 420))

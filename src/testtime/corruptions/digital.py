@@ -17,6 +17,7 @@ from torch import Tensor
 
 from testtime.corruptions import filters
 from testtime.corruptions.rng import Rng
+from testtime.errors import need_pillow
 
 __all__ = [
     "CIFAR",
@@ -190,10 +191,9 @@ def store_as_jpeg(x: Tensor, quality: int = 85) -> Tensor:
     >>> store_as_jpeg(torch.full((1, 3, 8, 8), 102 / 255)).mul(255).unique()
     tensor([102.])
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("JPEG needs Pillow: pip install 'testtime[images]'") from error
+    need_pillow()
+    from PIL import Image
+
     pixels = (filters.to_8_bits(x.float()) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     out = np.empty_like(pixels)
     for source, target in zip(pixels, out, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from testtime.corruptions import filters
 from testtime.corruptions.rng import Rng
+from testtime.errors import need_pillow
 
 __all__ = ["frost_textures", "ice", "plasma"]
 
@@ -138,10 +139,9 @@ def frost_textures(folder: Path | None = None) -> tuple[Tensor, ...]:
     """
     if folder is None:
         return tuple(ice(which) for which in range(len(WINDOWS)))
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading textures needs Pillow: pip install 'testtime[images]'") from error
+    need_pillow()
+    from PIL import Image
+
     textures = []
     for number in range(1, 6):
         files = [folder / f"frost{number}{ending}" for ending in (".png", ".jpg")]

@@ -4,7 +4,7 @@ remedy."""
 from collections.abc import Iterable
 from pathlib import Path
 
-from testtime.errors import DataError
+from testtime.errors import DataError, did_you_mean
 
 AGAIN = "fetch it again from its publisher"
 
@@ -73,5 +73,6 @@ def need_choice(value: str, choices: Iterable[str], what: str) -> str:
     """
     known = list(choices)
     if value not in known:
-        raise ValueError(f"{what} must be one of {', '.join(known)}; got {value!r}")
+        meant = did_you_mean(value, known)
+        raise ValueError(f"{what} must be one of {', '.join(known)}; got {value!r}{meant}")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -67,13 +68,21 @@ def milliseconds(call: Callable[[], object], device: torch.device | str = "cpu")
     return 1000 * (time.perf_counter() - start), result
 
 
-def peak_memory(device: torch.device | str = "cpu") -> int:
-    """The most memory used so far, in bytes: of the device's tensors, or of the whole process on a CPU."""
+def peak_memory(device: torch.device | str = "cpu") -> int | None:
+    """Return the most memory used so far, in bytes: of the device's tensors, or of the whole process on a CPU.
+
+    Args:
+        device: device of the tensors.
+
+    Returns:
+        None on a CPU under Windows, where Python's standard library does not measure it.
+    """
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    import resource
-    import sys
-
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from testtime.errors import unknown_name
 from testtime.models.digits import DigitsCNN
 from testtime.models.mobilenet import MobileNet
 from testtime.models.preprocessed import Preprocessed
@@ -141,7 +142,7 @@ def model_card(name: str) -> ModelCard:
     91.73
     """
     if name not in MODELS:
-        raise ValueError(f"no model {name!r}; choose one of: {', '.join(MODELS)}")
+        raise unknown_name("model", name, MODELS)
     return MODELS[name]
 
 

@@ -9,6 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from testtime.errors import did_you_mean, missing_extra, need_packages, unknown_name
+from testtime.options import (
+    Once,
+    add_precision,
+    device,
+    new_file,
+    new_folder,
+    print_progress,
+    seeds,
+    whole,
+)
+
 __all__ = ["add"]
 
 PROGRESS = "it says how far it is, and the same command goes on where it was left"
@@ -27,33 +39,52 @@ def add(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--data", metavar="DIR", help="spaces of testtime scenes make (rendered as the preset says)"
     )
-    train.add_argument("--out", required=True, metavar="DIR", help="folder of checkpoint, losses and weights")
     train.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of order, augmentation and masks (0)"
+        "--out",
+        type=new_folder,
+        required=True,
+        metavar="DIR",
+        help="folder of checkpoint, losses and weights",
     )
-    train.add_argument("--iterations", type=int, metavar="N", help="instead of the preset's")
-    train.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    train.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(float32)")
     train.add_argument(
-        "--devices", type=int, metavar="N", help="share each batch among N processes (needs testtime[train])"
+        "--seed", type=whole(0), default=0, metavar="N", help="of order, augmentation and masks (0)"
     )
-    train.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that render (2)")
+    train.add_argument("--iterations", type=whole(), metavar="N", help="instead of the preset's")
+    train.add_argument("--device", type=device, default="cpu", help="cpu or cuda (cpu)")
+    add_precision(train)
+    train.add_argument(
+        "--devices",
+        type=whole(),
+        metavar="N",
+        help="share each batch among N processes (needs the extra train)",
+    )
+    train.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes that render (2)")
     train.set_defaults(run=_train)
 
     bench = commands.add_parser("bench", help=f"run a study and make its page; {PROGRESS}")
     bench.add_argument("study", nargs="?", help="a name; testtime multitask list shows them")
     bench.add_argument("--preset", default="tiny", help="size of the experiment (tiny)")
     bench.add_argument(
-        "--out", default="runs/multitask", metavar="DIR", help="folder of all studies (runs/multitask)"
+        "--out",
+        type=new_folder,
+        default="runs/multitask",
+        metavar="DIR",
+        help="folder of all studies (runs/multitask)",
     )
-    bench.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
-    bench.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="instead of the study's")
-    bench.add_argument("--rows", nargs="+", metavar="ROW", help="some of the study's; its base is always run")
+    bench.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes (2)")
+    bench.add_argument("--seeds", type=seeds, metavar="0,1,2", help="instead of the study's")
+    bench.add_argument(
+        "--rows",
+        nargs="+",
+        action=Once,
+        metavar="ROW",
+        help="some of the study's; its base is always run",
+    )
     bench.set_defaults(run=_bench)
 
     report = commands.add_parser("report", help="make the page of a study and print its table")
     report.add_argument("run_folder", metavar="RUN", help="folder of the study's results")
-    report.add_argument("--out", metavar="FILE", help="the page (report.html in the folder)")
+    report.add_argument("--out", type=new_file, metavar="FILE", help="the page (report.html in the folder)")
     report.set_defaults(run=_report)
 
     analyse = commands.add_parser(
@@ -66,18 +97,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     analyse.add_argument("--preset", default="tiny", help="size of the experiment (tiny)")
     analyse.add_argument(
-        "--out", default="runs/multitask", metavar="DIR", help="folder of all studies (runs/multitask)"
+        "--out",
+        type=new_folder,
+        default="runs/multitask",
+        metavar="DIR",
+        help="folder of all studies (runs/multitask)",
     )
-    analyse.add_argument("--seed", type=int, default=0, metavar="N", help="of the networks (0)")
-    analyse.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
+    analyse.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the networks (0)")
+    analyse.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes (2)")
     analyse.set_defaults(run=_analyse)
 
     demo = commands.add_parser("demo", help="train, shift, adapt and look, in a few minutes")
     demo.add_argument(
-        "--out", default="runs/multitask-demo", metavar="DIR", help="folder (runs/multitask-demo)"
+        "--out",
+        type=new_folder,
+        default="runs/multitask-demo",
+        metavar="DIR",
+        help="folder (runs/multitask-demo)",
     )
-    demo.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    demo.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that render (2)")
+    demo.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(0)")
+    demo.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes that render (2)")
     demo.set_defaults(run=_demo)
 
 
@@ -104,14 +143,22 @@ def _list(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     import torch
 
-    from testtime.multitask.training import train
+    from testtime.multitask.training import started_precision, train
+    from testtime.processor import resolve_precision
 
     preset = _preset(arguments.preset)
-    changes: dict[str, Any] = {"precision": arguments.precision}
+    _need_renderer()
+    if arguments.data is not None and not Path(arguments.data).is_dir():
+        raise ValueError(f"--data {arguments.data}: no such folder; testtime scenes make makes one")
+    changes: dict[str, Any] = {
+        "precision": resolve_precision(
+            arguments.precision, arguments.device, started_precision(arguments.out), print_progress
+        )
+    }
     if arguments.iterations is not None:
         changes["iterations"] = arguments.iterations
     recipe = replace(preset.recipe, **changes)
-    fabric = _fabric(arguments) if arguments.devices is not None else None
+    fabric = _fabric(arguments, recipe.precision) if arguments.devices is not None else None
     if fabric is None or fabric.global_rank == 0:
         data = _source(arguments, preset)
     if fabric is not None:
@@ -140,19 +187,16 @@ def _source(arguments: argparse.Namespace, preset: Any) -> Any:
     return relabelled(read_scenes(arguments.data), classes, tuple(GROUPS))
 
 
-def _fabric(arguments: argparse.Namespace) -> Any:
+def _fabric(arguments: argparse.Namespace, precision: str) -> Any:
     try:
         from lightning_fabric import Fabric
     except ImportError as error:
-        from testtime.errors import missing_extra
-
         raise missing_extra("lightning-fabric", "train") from error
-    precision: Any = "bf16-mixed" if arguments.precision == "bfloat16" else "32-true"
     fabric = Fabric(
         accelerator=arguments.device.partition(":")[0],
         devices=arguments.devices,
         strategy="ddp" if arguments.devices > 1 else "auto",
-        precision=precision,
+        precision="bf16-mixed" if precision == "bfloat16" else "32-true",
     )
     fabric.launch()
     return fabric
@@ -168,7 +212,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.study is None:
         return _list(arguments)
     if arguments.study not in STUDIES:
-        raise ValueError(f"no study {arguments.study!r}; there are {', '.join(STUDIES)}")
+        raise unknown_name("study", arguments.study, STUDIES)
     study, preset = STUDIES[arguments.study], _preset(arguments.preset)
     rows = None
     if arguments.rows is not None:
@@ -176,16 +220,18 @@ def _bench(arguments: argparse.Namespace) -> int:
         unknown = [row for row in arguments.rows if row.lower() not in names]
         if unknown:
             raise ValueError(
-                f"{study.name} has no row {', '.join(unknown)}; its rows are {', '.join(names.values())}"
+                f"{study.name} has no row {', '.join(unknown)}{did_you_mean(unknown[0], names.values())}; its rows are "
+                f"{', '.join(names.values())}"
             )
         rows = [names[row.lower()] for row in arguments.rows]
+    _need_renderer()
     folder = Path(arguments.out) / study.name
     _same_preset(folder, preset.name)
-    failures = run_study(study, preset, folder, arguments.jobs, arguments.seeds, rows, _say)
+    failures = run_study(study, preset, folder, arguments.jobs, arguments.seeds, rows, print_progress)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     write_command(folder, arguments.argv)
-    _say("pictures")
+    print_progress("pictures")
     draw_study(study, preset, folder)
     page = write_report(folder)
     print(text_table(read_results(folder)))
@@ -207,8 +253,9 @@ def _analyse(arguments: argparse.Namespace) -> int:
     from testtime.multitask.analyse import analyse
 
     preset = _preset(arguments.preset)
+    _need_renderer()
     where = Path(arguments.out), arguments.seed, arguments.jobs
-    print(analyse(arguments.analysis, preset, *where, argv=arguments.argv, say=_say))
+    print(analyse(arguments.analysis, preset, *where, argv=arguments.argv, say=print_progress))
     return 0
 
 
@@ -216,11 +263,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     from testtime.multitask.demo import run_demo
     from testtime.multitask.results import read_results, text_table, write_command
 
+    _need_renderer()
     print(
         "Four tasks, learned in houses of one style, met in another style and in dim light: what does adapting change?"
     )
     write_command(arguments.out, arguments.argv)
-    page = run_demo(arguments.out, seed=arguments.seed, jobs=arguments.jobs, say=_say)
+    page = run_demo(arguments.out, seed=arguments.seed, jobs=arguments.jobs, say=print_progress)
     print(text_table(read_results(arguments.out)))
     print(f"The report, with pictures of every task: {page}")
     return 0
@@ -239,20 +287,12 @@ def _preset(name: str) -> Any:
     from testtime.multitask.presets import PRESETS
 
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise unknown_name("preset", name, PRESETS)
     return PRESETS[name]
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _need_renderer() -> None:
+    from testtime.scenes.tracer import warn_if_slow
 
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in _words(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+    need_packages(PIL="images", cv2="scenes")
+    warn_if_slow(print_progress)

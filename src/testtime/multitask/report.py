@@ -17,7 +17,9 @@ from testtime.bench.page import (
     deviation,
     document,
     figure,
+    first_of,
     legend,
+    listed,
     mean,
     show,
     table,
@@ -95,16 +97,28 @@ def highlights(results: Results) -> dict[str, int]:
 
 
 def _lead(results: Results) -> str:
+    if results.missing:
+        return (
+            f"<strong>This study is not finished</strong>: {len(results.missing)} "
+            f"{'cell has' if len(results.missing) == 1 else 'cells have'} no result. No row is called the best before all "
+            "have one; the same command continues."
+        )
     ranked = [row for row in results.learners or results.ranked if row != results.base]
     if not ranked:
         return "Only the base row is there so far."
-    best = ranked[0]
+    gains = {row: results.mean(row, lambda o: o.last) for row in ranked}
+    first = first_of(gains)
+    best = first[0]
     step = results.outcomes[0].curve.steps[-1]
     seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"
     over = f", {len(results.domains)} domains" if len(results.domains) > 1 else ""
-    after = f"; next is {escape(ranked[1])} with {_gain(results, ranked[1])}" if len(ranked) > 1 else ""
+    second = first_of({row: gain for row, gain in gains.items() if row not in first})
+    after = f"; next {'are' if len(second) > 1 else 'is'} {escape(listed(second))} with " if second else ""
+    after += _gain(results, second[0]) if second else ""
+    names = listed([f"<strong>{escape(row)}</strong>" for row in first])
+    verb = "share" if len(first) > 1 else "has"
     sentences = [
-        f"Of the rows that learn, <strong>{escape(best)}</strong> has the highest Δ<sub>TTT</sub> after step {step}: "
+        f"Of the rows that learn, {names} {verb} the highest Δ<sub>TTT</sub> after step {step}: "
         f"{_gain(results, best)} ({seeds}{over}){after}"
     ]
     whole, part = (results.mean(best, value) for value in (lambda o: o.last, lambda o: o.control))
@@ -119,16 +133,18 @@ def _lead(results: Results) -> str:
             f"{_signed(part)} %, {explains}"
         )
     beyond = {row: results.mean(row, lambda o: o.beyond) for row in ranked}
-    most = max(beyond, key=lambda row: _finite(beyond[row]))
-    if most != best and beyond[most] > 0:
+    most = first_of(beyond)
+    if most and not {*most} & {*first} and round(beyond[most[0]], 1) > 0:
+        gain = "gains" if len(most) == 1 else "gain"
         sentences.append(
-            f"Over the control on its own network {escape(most)} gains most, {_signed(beyond[most])} points"
+            f"Over the control on its own network {escape(listed(most))} {gain} most, {_signed(beyond[most[0]])} points"
         )
-    chosen = max(ranked, key=lambda row: _finite(results.mean(row, lambda o: o.oracle)))
-    if chosen != best:
+    oracle = {row: results.mean(row, lambda o: o.oracle) for row in ranked}
+    chosen = first_of(oracle)
+    if chosen and not {*chosen} & {*first}:
         sentences.append(
-            f"With the step chosen by the test labels, {escape(chosen)} would be first "
-            f"({_signed(results.mean(chosen, lambda o: o.oracle))} %); nobody has those labels in the field"
+            f"With the step chosen by the test labels, {escape(listed(chosen))} would be first "
+            f"({_signed(oracle[chosen[0]])} %); nobody has those labels in the field"
         )
     return ". ".join(sentences) + "."
 
@@ -141,19 +157,20 @@ def _tables(results: Results) -> str:
             opened = " open" if place == 0 else ""
             content = f"<details{opened}><summary>{escape(domain)}</summary>{content}</details>"
         parts.append(content)
-    told = _explained(_headline(results)[len(results.tasks) :])
+    told = _explained([c for c in _headline(results) if c.head.startswith("Δ")])
     notes = [
-        f"Mean over seeds, ± their standard deviation; the tasks' metrics at the last step; bold is the best. {told} "
-        "Rows in italics are controls, which learn nothing."
+        "Mean over seeds, ± their standard deviation; the tasks' metrics at the last step"
+        f"{'' if results.missing else '; bold is the best'}. {told} Rows in italics are controls, which learn nothing."
     ]
     if results.missing:
-        notes.append(f"Not there yet: {escape('; '.join(results.missing))}.")
+        notes.append(f"Without a result: {escape('; '.join(results.missing))}.")
     return "".join([*parts, f'<p class="note">{" ".join(notes)}</p>', _published(results)])
 
 
 def _headline(results: Results) -> list[Column]:
-    """The columns of the main table: the tasks, and Delta_TTT three times."""
-    return [c for c in columns(results) if c.head not in (*SYNCHRONY, "size", "time")]
+    """The columns of the main table: first those that carry the conclusion, then the tasks, then the other Delta_TTT."""
+    shown = {c.head: c for c in columns(results) if c.head not in (*SYNCHRONY, "size", "time")}
+    return [shown.pop("Δ last"), shown.pop("Δ beyond"), *shown.values()]
 
 
 def _explained(shown: Sequence[Column]) -> str:
@@ -180,13 +197,16 @@ def _table(results: Results, shown: Sequence[Column], domain: str | None = None)
             style = f' class="{" ".join(classes)}"' if classes else ""
             spread = f'<span class="dim"> {spread}</span>' if spread else ""
             cells.append(f"<td{style}>{average}{spread}</td>")
-        kinds = [("first", row == results.ranked[0]), ("control", row in results.controls)]
+        kinds = [
+            ("first", row == results.ranked[0] and not results.missing),
+            ("control", row in results.controls),
+        ]
         kind = " ".join(name for name, there in kinds if there)
         body.append(
             f'<tr{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}><th scope="row">{escape(row)}</th>{"".join(cells)}</tr>'
         )
     return table(
-        f"{shown[0].head} and others on {domain or 'all domains'}",
+        f"{', '.join(c.head for c in shown)} on {domain or 'all domains'}",
         f'<tr><th scope="col">row</th>{head}</tr>',
         body,
     )
@@ -271,7 +291,8 @@ def _synchrony(results: Results, colours: dict[str, int]) -> str:
         return ""
     return (
         '<p class="note">Whether the tasks reach their best together, against what was gained at the last step. A row whose '
-        f'metrics do not move has no place here.</p><div class="three">{"".join(charts)}</div>'
+        "metrics do not move has no place here. A point without a name has no room for it: the table below names all.</p>"
+        f'<div class="three">{"".join(charts)}</div>'
         f'{_table(results, shown)}<p class="note">{_explained(shown)} '
         "Tasks that only get worse are all best at their first step, and so agree as well as any.</p>"
     )
@@ -506,7 +527,3 @@ def _facts(facts: dict[str, object]) -> str:
 
 def _signed(value: float) -> str:
     return show(value) if math.isnan(value) or round(value, 1) <= 0 else f"+{value:.1f}"
-
-
-def _finite(value: float) -> float:
-    return -math.inf if math.isnan(value) else value

@@ -30,6 +30,7 @@ TASKS = {
     "edge": ("edges", Edges.metric),
 }
 CONTROL = "BN only"
+TRAINED_ON = ("source", "validation")  # domains of a study that are no targets
 
 
 @dataclass(frozen=True)
@@ -195,13 +196,14 @@ class Results:
 
     @property
     def missing(self) -> list[str]:
-        """The cells that were asked for and are not there, in words."""
+        """The cells that were asked for and have no result, in words."""
         there = {(o.row, o.domain, o.seed) for o in self.outcomes}
         return [
             f"{row}, {domain}, seed {seed}"
             for row in self.about["rows"]
-            for domain in self.domains
-            for seed in self.seeds
+            for domain in self.about["domains"]
+            if domain not in TRAINED_ON
+            for seed in sorted({*self.seeds, *self.about.get("seeds", [])})
             if (row, domain, seed) not in there
         ]
 
@@ -237,7 +239,12 @@ class Column:
         return average, f"±{spread:.{self.places}f}" if spread > 0 else ""
 
     def best(self, results: Results, domain: str | None = None) -> str:
-        """The written mean of the best row, to be set in bold; empty if there is no better, or all are alike."""
+        """The written mean of the best row, to be set in bold.
+
+        Empty if neither direction is better, if all rows are alike, or if a cell is missing.
+        """
+        if results.missing:
+            return ""
         found = {row: results.mean(row, self.value, domain) for row in results.rows}
         known = {row: v for row, v in found.items() if not math.isnan(v)}
         if not self.better or not known:

@@ -141,6 +141,8 @@ def run_study(
         for domain in study.domains
         for row in wanted
     ]
+    before = folder / "study.json"
+    earlier = json.loads(before.read_text()).get("seeds", []) if before.is_file() else []
     about = {
         "study": study.name,
         "title": study.title,
@@ -148,6 +150,7 @@ def run_study(
         "rows": [
             r.name for r in study.rows if r in wanted or any((folder / "cells").glob(f"{slug(r.name)}--*"))
         ],
+        "seeds": sorted({*earlier, *(cell.seed for cell in cells)}),
         "protocol": asdict(study.protocol),
         "preset": preset.name,
         "domains": {name: asdict(preset.domain(name)) for name in ("source", "validation", *study.domains)},

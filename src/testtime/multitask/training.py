@@ -28,7 +28,16 @@ from testtime.parts.randomness import epochs, generator
 from testtime.parts.taps import tapped, watched
 from testtime.progress import progress
 
-__all__ = ["AutomaticWeights", "Joint", "Recipe", "augmented", "batches", "load_trained", "train"]
+__all__ = [
+    "AutomaticWeights",
+    "Joint",
+    "Recipe",
+    "augmented",
+    "batches",
+    "load_trained",
+    "started_precision",
+    "train",
+]
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "model.safetensors"
 LEARNED = "weights."
@@ -289,6 +298,15 @@ def _window(
 
     labels = {name: cut(p, torch.nan if p.is_floating_point() else 255) for name, p in sample.labels.items()}
     return cut(sample.image, 0), labels
+
+
+def started_precision(folder: str | Path) -> Literal["float32", "bfloat16"] | None:
+    """Return the precision of the training that began in a folder; None where there is none."""
+    for name in (CHECKPOINT, WEIGHTS):
+        if (path := Path(folder) / name).exists():
+            precision: Literal["float32", "bfloat16"] = checkpoint.described_in(path)["recipe"]["precision"]
+            return precision
+    return None
 
 
 def load_trained(model: nn.Module, folder: str | Path) -> nn.Module:

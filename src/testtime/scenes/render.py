@@ -127,7 +127,7 @@ class Renderer:
         ValueError: there is no such backend.
     """
 
-    def __init__(self, house: House, backend: str | None = "embree", smooth: bool = True) -> None:
+    def __init__(self, house: House, backend: str | None = None, smooth: bool = True) -> None:
         self.house, self.backend, self.smooth = house, backend, smooth
         self.mesh = house.mesh
         self.tracer = tracer(self.mesh.triangles, backend)

@@ -21,7 +21,17 @@ from testtime.scenes.geometry import Array
 if TYPE_CHECKING:
     from testtime.scenes.cameras import Camera
 
-__all__ = ["BACKENDS", "EmbreeTracer", "Hits", "NumpyTracer", "RayTracer", "Tracer", "available", "tracer"]
+__all__ = [
+    "BACKENDS",
+    "EmbreeTracer",
+    "Hits",
+    "NumpyTracer",
+    "RayTracer",
+    "Tracer",
+    "available",
+    "tracer",
+    "warn_if_slow",
+]
 
 SHORT = 1 - 1e-4
 """A ray to a light ends just before it, as a fraction of the way."""
@@ -216,6 +226,18 @@ BACKENDS: dict[str, Callable[[], Tracer]] = {"embree": EmbreeTracer, "numpy": Nu
 def available() -> str:
     """The name of the tracer to take: Embree, or numpy where it is not installed. OpenGL has to be asked for."""
     return "embree" if find_spec("embreex") is not None else "numpy"
+
+
+def warn_if_slow(say: Callable[[str], None]) -> None:
+    """Say that the numpy tracer renders, where Embree is not installed.
+
+    Args:
+        say: function that receives the line.
+    """
+    if available() == "numpy":
+        say(
+            "Embree is not installed: the numpy tracer renders, some 50 times slower; scenes make --backend gl is faster"
+        )
 
 
 def tracer(triangles: Array, backend: str | None = None) -> Tracer:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from testtime.errors import need_packages, unknown_name
+from testtime.options import Once, above, device, existing, new_folder, print_progress, share, whole
 
 __all__ = ["add"]
 
@@ -28,61 +30,83 @@ def add(parser: argparse.ArgumentParser) -> None:
         "source", metavar="PATH", help="scenes, a public layout, a folder of pictures, or a video"
     )
     ingest.add_argument(
-        "--out", required=True, metavar="DIR", help="folder of tokenizers, shards, report and sheet"
+        "--out",
+        type=new_folder,
+        required=True,
+        metavar="DIR",
+        help="folder of tokenizers, shards, report and sheet",
     )
     ingest.add_argument("--layout", metavar="NAME", help="of the source, where it is not found out")
-    ingest.add_argument("--spaces", nargs="+", metavar="NAME", help="some of the source's")
+    ingest.add_argument("--spaces", nargs="+", action=Once, metavar="NAME", help="some of the source's")
     ingest.add_argument(
-        "--sensors", nargs="+", metavar="NAME", help="of depth, normals, edge; those that are there"
+        "--sensors",
+        nargs="+",
+        action=Once,
+        choices=("depth", "normals", "edge"),
+        metavar="NAME",
+        help="of depth, normals, edge; those that are there",
     )
-    ingest.add_argument("--size", type=int, default=64, metavar="N", help="pixels of a crop's side (64)")
-    ingest.add_argument("--patch", type=int, default=8, metavar="N", help="pixels of a token's side (8)")
-    ingest.add_argument("--crops", type=int, default=4, metavar="N", help="of each frame (4)")
-    ingest.add_argument("--limit", type=int, metavar="N", help="frames at most, evenly spread")
+    ingest.add_argument("--size", type=whole(), default=64, metavar="N", help="pixels of a crop's side (64)")
+    ingest.add_argument("--patch", type=whole(), default=8, metavar="N", help="pixels of a token's side (8)")
+    ingest.add_argument("--crops", type=whole(), default=4, metavar="N", help="of each frame (4)")
+    ingest.add_argument("--limit", type=whole(), metavar="N", help="frames at most, evenly spread")
     ingest.add_argument("--tokenizer", choices=("fsq", "vq"), default="fsq", help="(fsq)")
     ingest.add_argument(
-        "--levels", type=int, nargs="+", default=[8, 5, 5, 5], metavar="N", help="of fsq (8 5 5 5)"
+        "--levels", type=whole(2), nargs="+", default=[8, 5, 5, 5], metavar="N", help="of fsq (8 5 5 5)"
     )
-    ingest.add_argument("--codebook", type=int, default=512, metavar="N", help="of vq (512)")
+    ingest.add_argument("--codebook", type=whole(), default=512, metavar="N", help="of vq (512)")
     ingest.add_argument(
-        "--steps", type=int, default=400, metavar="N", help="of each tokenizer's training (400)"
-    )
-    ingest.add_argument("--depth", metavar="DIR", help="of a walk-through: its depth, if it lies elsewhere")
-    ingest.add_argument("--intrinsics", metavar="FILE", help="of a walk-through: fx, fy, cx, cy as JSON")
-    ingest.add_argument(
-        "--fov", type=float, metavar="DEGREES", help="of a walk-through: horizontal, instead of intrinsics"
-    )
-    ingest.add_argument("--fps", type=float, default=2.0, help="frames taken from a second of a video (2)")
-    ingest.add_argument(
-        "--every", type=int, metavar="N", help="every N-th frame of a video, instead of --fps"
+        "--steps", type=whole(), default=400, metavar="N", help="of each tokenizer's training (400)"
     )
     ingest.add_argument(
-        "--blur", type=float, default=0.5, help="leave out frames below this share of sharpness (0.5)"
+        "--depth", type=existing, metavar="DIR", help="of a walk-through: its depth, if it lies elsewhere"
     )
     ingest.add_argument(
-        "--longest", type=int, default=512, metavar="N", help="pixels of a frame's longer side (512)"
+        "--intrinsics", type=existing, metavar="FILE", help="of a walk-through: fx, fy, cx, cy as JSON"
     )
-    ingest.add_argument("--rows", type=int, default=4, metavar="N", help="frames on the sheet (4)")
-    ingest.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    ingest.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    ingest.add_argument(
+        "--fov", type=above, metavar="DEGREES", help="of a walk-through: horizontal, instead of intrinsics"
+    )
+    ingest.add_argument("--fps", type=above, default=2.0, help="frames taken from a second of a video (2)")
+    ingest.add_argument(
+        "--every", type=whole(), metavar="N", help="every N-th frame of a video, instead of --fps"
+    )
+    ingest.add_argument(
+        "--blur", type=share, default=0.5, help="leave out frames below this share of sharpness (0.5)"
+    )
+    ingest.add_argument(
+        "--longest", type=whole(), default=512, metavar="N", help="pixels of a frame's longer side (512)"
+    )
+    ingest.add_argument("--rows", type=whole(), default=4, metavar="N", help="frames on the sheet (4)")
+    ingest.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(0)")
+    ingest.add_argument("--device", type=device, default="cpu", help="cpu or cuda (cpu)")
     ingest.set_defaults(run=_ingest)
 
     bench = commands.add_parser("bench", help=f"run an analysis and make its page; {PROGRESS}")
     bench.add_argument("analysis", nargs="?", help="a name; testtime space list shows them")
     bench.add_argument("--preset", default="tiny", help="size of the experiment (tiny)")
     bench.add_argument(
-        "--out", default="runs/space", metavar="DIR", help="folder of all analyses (runs/space)"
+        "--out",
+        type=new_folder,
+        default="runs/space",
+        metavar="DIR",
+        help="folder of all analyses (runs/space)",
     )
-    bench.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that render (2)")
-    bench.add_argument("--seeds", type=int, nargs="+", metavar="N", help="instead of the analysis'")
+    bench.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes that render (2)")
+    bench.add_argument(
+        "--seeds", type=whole(0), nargs="+", action=Once, metavar="N", help="instead of the analysis'"
+    )
     bench.add_argument(
         "--encoders",
         nargs="+",
+        action=Once,
         default=[],
         metavar="NAME",
         help="more rows of mIoU: encoders of others, as huggingface:NAME or timm:NAME",
     )
-    bench.add_argument("--device", default="cpu", help="of pre-training and transfer, cpu or cuda (cpu)")
+    bench.add_argument(
+        "--device", type=device, default="cpu", help="of pre-training and transfer, cpu or cuda (cpu)"
+    )
     bench.set_defaults(run=_bench)
 
     report = commands.add_parser("report", help="make the page of an analysis")
@@ -92,9 +116,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     demo = commands.add_parser(
         "demo", help="one house end to end: render, tokenise, pre-train, transfer, judge, draw"
     )
-    demo.add_argument("--out", default="runs/space-demo", metavar="DIR", help="folder (runs/space-demo)")
-    demo.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    demo.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that render (2)")
+    demo.add_argument(
+        "--out", type=new_folder, default="runs/space-demo", metavar="DIR", help="folder (runs/space-demo)"
+    )
+    demo.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(0)")
+    demo.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes that render (2)")
     demo.set_defaults(run=_demo)
 
 
@@ -120,6 +146,9 @@ def _ingest(arguments: argparse.Namespace) -> int:
     from testtime.space.ingest import TokenizerRecipe, ingest, read_space, summary
 
     a, out = arguments, Path(arguments.out)
+    need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space")
+    if a.size % a.patch:
+        raise ValueError(f"--size {a.size} is not a multiple of --patch {a.patch}")
     data = read_space(
         a.source,
         a.layout,
@@ -146,7 +175,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
         rows=a.rows,
         limit=a.limit,
         device=a.device,
-        say=_say,
+        say=print_progress,
     )
     print(summary(found))
     print(out / "sheet.png")
@@ -166,7 +195,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         (arguments.preset, PRESETS, "preset"),
     ):
         if name not in there:
-            raise ValueError(f"no {kind} {name!r}; there are {', '.join(there)}")
+            raise unknown_name(kind, name, there)
+    _need_models()
     analysis, preset = ANALYSES[arguments.analysis], PRESETS[arguments.preset]
     out = Path(arguments.out) / preset.name
     folder = out / analysis.name
@@ -176,14 +206,18 @@ def _bench(arguments: argparse.Namespace) -> int:
         *(Entry(name, "mIoU", Point(name, "named")) for name in arguments.encoders),
     ]
     results: list[dict[str, Any]] = []
-    for seed in arguments.seeds or analysis.seeds:
+    seeds = arguments.seeds or analysis.seeds
+    planned = len(seeds) * len(entries)
+    for seed in seeds:
         lab = Lab(preset, out, seed, arguments.jobs, arguments.device)
         for number, entry in enumerate(entries, 1):
             result = lab.result(entry.point, entry.measure)
             value = result[entry.measure]
             results.append({**result, "row": entry.row, "column": entry.column, "value": value})
-            _say(f"seed {seed}, {number}/{len(entries)}: {entry.point.name}: {entry.measure} {value:.2f}")
-            _write(folder, analysis.name, preset.name, arguments.argv, results)
+            print_progress(
+                f"seed {seed}, {number}/{len(entries)}: {entry.point.name}: {entry.measure} {value:.2f}"
+            )
+            _write(folder, analysis.name, preset.name, arguments.argv, results, planned)
     page = write_report(folder)
     print(text_table(analysis, results))
     print(page)
@@ -202,19 +236,25 @@ def _demo(arguments: argparse.Namespace) -> int:
     from testtime.space.demo import run_demo
     from testtime.space.report import text_table, write_report
 
+    _need_models()
     print(
         "A small model learns a house from its sensors, without labels. What is that worth when labels come from elsewhere?"
     )
     folder = Path(arguments.out)
-    results = run_demo(folder, seed=arguments.seed, jobs=arguments.jobs, say=_say)
-    _write(folder, "main", "demo", arguments.argv, results)
+    results = run_demo(folder, seed=arguments.seed, jobs=arguments.jobs, say=print_progress)
+    _write(folder, "main", "demo", arguments.argv, results, len(results))
     print(text_table(ANALYSES["main"], results))
     print(f"The report, with pictures: {write_report(folder)}")
     return 0
 
 
 def _write(
-    folder: Path, analysis: str, preset: str, argv: Sequence[str], results: Sequence[dict[str, Any]]
+    folder: Path,
+    analysis: str,
+    preset: str,
+    argv: Sequence[str],
+    results: Sequence[dict[str, Any]],
+    planned: int,
 ) -> None:
     import torch
 
@@ -229,6 +269,7 @@ def _write(
         "preset": preset,
         "command": ["testtime", *argv],
         "machine": machine,
+        "planned": planned,
         "results": list(results),
     }
     partial = folder / "results.partial"
@@ -236,5 +277,8 @@ def _write(
     partial.replace(folder / "results.json")
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _need_models() -> None:
+    from testtime.scenes.tracer import warn_if_slow
+
+    need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space", pycocotools="space")
+    warn_if_slow(print_progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +14,8 @@ from testtime.bench.page import (
     deviation,
     document,
     figure,
+    first_of,
+    listed,
     mean,
     show,
     table,
@@ -80,12 +81,19 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
     results = about["results"]
     found = cells(results)
     rows, columns = _names(found)
-    best = max(found, key=lambda place: mean(found[place]), default=None)
+    best = first_of({place: mean(values) for place, values in found.items()})
+    finished = len(results) >= about.get("planned", len(results))
     lead = "There is no result yet."
-    if best is not None:
-        value = f"{_text(found[best])} ({analysis.shows}, {_seeds(results)})"
-        lead = f"Highest is <strong>{escape(_name(best))}</strong> with {value}."
-    if {row for row, _ in found} == {f"trained in {h}" for h in range(len(rows))}:
+    if best:
+        names = listed([f"<strong>{escape(_name(place))}</strong>" for place in best])
+        value = f"{_text(found[best[0]])} ({analysis.shows}, {_seeds(results)})"
+        lead = f"Highest {'is' if len(best) == 1 else 'are'} {names} with {value}."
+    if not finished:
+        lead = (
+            f"<strong>This analysis is not finished</strong>: {len(results)} of {about['planned']} points have a result. None "
+            "is called the best before all have one; the same command continues."
+        )
+    elif {row for row, _ in found} == {f"trained in {h}" for h in range(len(rows))}:
         own, other = _diagonal(found)
         lead = (
             f"A model is worth {show(mean(own))} % mIoU in the house it was pre-trained in and {show(mean(other))} % in "
@@ -97,7 +105,7 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
         ("command", " ".join(about["command"])),
         *((k, v) for k, v in about["machine"].items()),
     ]
-    shown = _table(analysis, found, rows, columns) + _drawn(analysis, found, rows, columns)
+    shown = _table(analysis, found, rows, columns, finished) + _drawn(analysis, found, rows, columns)
     return document(
         analysis.title,
         f"testtime space · {analysis.name} · {about['preset']}",
@@ -112,7 +120,9 @@ def page(analysis: Analysis, about: Mapping[str, Any], pictures: str = "") -> st
     )
 
 
-def _table(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequence[str]) -> str:
+def _table(
+    analysis: Analysis, found: Cells, rows: Sequence[str], columns: Sequence[str], finished: bool = True
+) -> str:
     several = not analysis.shows.endswith("%")  # columns that cannot be compared
     tops = {
         column: max((mean(v) for (_, c), v in found.items() if c == column or not several), default=1.0)
@@ -126,7 +136,7 @@ def _table(analysis: Analysis, found: Cells, rows: Sequence[str], columns: Seque
         for column in columns:
             values = found.get((row, column), ())
             width = 0.0 if not values else 100 * mean(values) / tops[column]
-            first = bool(values) and math.isclose(mean(values), tops[column])
+            first = finished and bool(values) and show(mean(values)) == show(tops[column])
             inside.append(
                 f'<td class="bar{" best" if first else ""}" style="--w:{width:.0f}%">{_text(values)}</td>'
             )

@@ -1,0 +1,35 @@
+"""Progress as lines: counts at once, an estimate only when it means something."""
+
+import pytest
+
+from testtime import progress as module
+from testtime.progress import progress, remaining
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "text"),
+    [
+        (0, 60.0, ""),
+        (1, 4.9, ""),
+        (2, 0.1, ""),
+        (1, 5.0, ", 0.2/s, 0:45 left"),
+        (3, 0.3, ", 10/s, 0:01 left"),
+        (3, 0.001, ", 3000/s, 0:00 left"),
+        (10, 1.0, ", 10/s, 0:00 left"),
+    ],
+)
+def test_an_estimate_after_three_units_or_five_seconds(done: int, seconds: float, text: str) -> None:
+    assert remaining(done, 10, seconds) == text
+
+
+def test_lines_count_what_was_done_before_and_estimate_by_what_was_done_now(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    assert list(progress("abc", 13, "letters", done=4, every=0.0)) == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines() == [
+        "letters: 5/13",
+        "letters: 6/13",
+        "letters: 7/13, 1/s, 0:06 left",
+    ]
