@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
-from testtime.methods import ETA, MEMO, PAFKIP, ROID, SAR, STAMP, T3A, CoTTA, RoTTA, SoTTA, Tent
+from testtime.methods import ETA, MEMO, PAFKIP, ROID, SAR, SHOTIM, STAMP, T3A, CoTTA, RoTTA, SoTTA, Tent
 from testtime.parts import identity, random_crop_flip
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash can only be survived in a fork")
@@ -32,10 +32,17 @@ class Own(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight, self.norm = nn.Parameter(torch.ones(channels)), nn.LayerNorm(1)
+        self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x, 1, self.weight, None)
+
+
+class Turned(nn.Module):
+    """A layer that gives a tensor of other strides than it got."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return LAYOUTS["turned"](x)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -126,16 +133,12 @@ def test_every_layout_is_survived_by_every_kind_of_method(method: str) -> None:
     assert survives(lambda: try_layouts(METHODS[method], ["GroupNorm"], (2,))) == ""
 
 
-def test_a_norm_of_ones_own_is_survived() -> None:
+def test_a_norm_of_ones_own_is_survived_and_strides_made_inside() -> None:
     def work() -> None:
-        for side in (1, 8):
-            model = nn.Sequential(
-                Own(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.LayerNorm(4)
-            )
-            model[0].weight.data.uniform_()
-            adapter = CoTTA(model, views=2, augment=identity)
-            for layout in LAYOUTS.values():
-                adapter(layout(torch.rand(4, 3, side, side)))
+        for norm in (Own(3), nn.GroupNorm(1, 3)):
+            model = nn.Sequential(Turned(), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+            for side in (1, 8):
+                assert SHOTIM(model)(torch.rand(4, 3, side, side)).updated
 
     assert survives(work) == ""
 
