@@ -86,7 +86,7 @@ def need_packages(**extras: str) -> None:
     Traceback (most recent call last):
     ImportError: no_such, nor_this are not installed; they come with testtime[scenes,mat]: pip install -e '.[scenes,mat]' ...
     """
-    absent = [module for module in extras if find_spec(module) is None]
+    absent = [module for module in extras if not _installed(module)]
     if len(absent) == 1:
         raise missing_extra(PACKAGES.get(absent[0], absent[0]), extras[absent[0]])
     if absent:
@@ -111,3 +111,10 @@ def need_pillow() -> Any:
 def _install(extras: list[str]) -> str:
     names = ",".join(extras)
     return f"testtime[{names}]: pip install -e '.[{names}]' in the folder of testtime's source"
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # it was imported, and its import left no specification
+        return True
