@@ -16,6 +16,7 @@ import testtime
 from testtime.adapter import state_hash
 from testtime.corruptions import corrupt
 from testtime.data import embedded
+from testtime.errors import AdapterWarning
 from testtime.methods import PAFKIP, CoTTA, RoTTA, Tent
 from testtime.models import Views, load_model
 from testtime.parts import augmix, chains, identity, katana, random_crop_flip, simclr
@@ -132,7 +133,8 @@ def test_keywords_that_were_given_and_own_functions_stay() -> None:
 
 def test_an_adapter_is_saved_with_its_views(tmp_path: Path) -> None:
     model, x = load_model("digits-cnn"), torch.rand(8, 3, 32, 32, generator=rng())
-    for number, make in enumerate((partial(PAFKIP, classes=10), partial(CoTTA, views=2))):
+    strict = Views(mirror=False, turn=False)
+    for number, make in enumerate((partial(PAFKIP, classes=10), partial(CoTTA, views=2, preserves=strict))):
         adapter = make(model)
         assert adapter.augment.keywords["mirror"] is False
         adapter(x)
@@ -172,6 +174,7 @@ def warnings_of(check: MirrorCheck, adapter: nn.Module, batches: list[Tensor]) -
         warnings.simplefilter("always")
         for x in batches:
             check(adapter, x)
+    assert all(w.category is AdapterWarning for w in caught)
     return [str(w.message) for w in caught]
 
 
@@ -240,3 +243,22 @@ def test_undeclared_digits_are_warned_of_and_nothing_of_the_adapter_changes(corr
         assert state_hash(adapter) == before
         assert torch.get_rng_state().equal(ambient)
     assert warnings_of(MirrorCheck(), Tent(model), [x]) == []
+
+
+def test_a_call_of_an_adapter_warns_once_and_not_where_the_model_declares() -> None:
+    pytest.importorskip("sklearn", reason="pip install 'testtime[demo]'")
+    x = embedded().test.batch(range(448))
+    model = load_model("digits-cnn")
+
+    def told(adapter: nn.Module) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for batch in x.split(64):
+                adapter(batch)
+        return [str(w.message) for w in caught]
+
+    assert told(PAFKIP(model, classes=10)) == []
+    model.views = None
+    assert told(PAFKIP(model, classes=10, preserves=Views())) == []
+    (message,) = told(PAFKIP(model, classes=10))
+    assert message.startswith("PAFKIP learns from mirrored views")

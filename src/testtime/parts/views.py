@@ -69,10 +69,8 @@ def preserving(augment: Augmentation, model: nn.Module) -> Augmentation:
 
 
 CONFIDENT = 0.9
-KEPT, CHANGED = (
-    0.2,
-    0.45,
-)  # shares of contradictions: at most, where a mirrored image keeps its class; at least, where not
+KEPT = 0.2  # share of contradictions, at most, where a mirrored image keeps its class
+CHANGED = 0.45  # share of contradictions, at least, where it does not
 ERROR = 1e-3  # probability of a warning at a share of KEPT, and of none at a share of CHANGED
 LIMIT = 1000  # images after which no more are looked at
 
