@@ -50,8 +50,7 @@ def random_crop_flip(x: Tensor, rng: torch.Generator, mirror: bool = True) -> Te
     columns = torch.arange(w, device=x.device).expand(n, w)
     columns = torch.where(flip[:, None], columns.flip(1), columns) + left[:, None]
     image = torch.arange(n, device=x.device)[:, None, None]
-    # Advanced indices around the channel slice come first: (N, H, W, C). Contiguous, for torch's GroupNorm crashes in the
-    # backward of channels-last images on the CPU when the images themselves need no gradient.
+    # Advanced indices around the channel slice come first: (N, H, W, C).
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
