@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from testtime.adapter import state_hash
 from testtime.errors import AdapterWarning
 from testtime.gate import admit, typical_range
-from testtime.methods import EATA, PAFKIP, RMT, ActMAD, BNAdapt, RoTTA, Source, Tent
+from testtime.methods import EATA, PAFKIP, RMT, ROID, STAMP, ActMAD, BNAdapt, CoTTA, DeYO, RoTTA, Source, Tent
 from testtime.models import load_model
 from testtime.wrap import Episodic
 
@@ -273,3 +273,25 @@ def test_an_adapter_is_not_wrapped_for_data_parallel_training(tmp_path: Any) -> 
             nn.parallel.DistributedDataParallel(Tent(network()))
     finally:
         torch.distributed.destroy_process_group()
+
+
+# methods that need images ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make", [CoTTA, lambda m: PAFKIP(m, 4), lambda m: DeYO(m, 4), lambda m: STAMP(m, 4), lambda m: ROID(m, 4)]
+)
+def test_methods_that_change_images_say_so_on_tables_and_single_images(make: Any) -> None:
+    table = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 4)).eval()
+    with pytest.raises(
+        ValueError, match=r"takes batches \(N, C, H, W\), got shape \(6, 5\).*such as Tent or EATA"
+    ):
+        make(table)(torch.rand(6, 5))
+    with pytest.raises(ValueError, match=r"x\[None\]"):
+        make(network())(images()[0])
+
+
+def test_own_views_of_tables_are_taken() -> None:
+    table = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 4)).eval()
+    adapter = PAFKIP(table, 4, augment=lambda x, rng: x + 0.1 * torch.randn(x.shape, generator=rng))
+    assert adapter(torch.rand(6, 5)).valid.all()

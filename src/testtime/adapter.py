@@ -20,7 +20,7 @@ from testtime.gradients import explained, gradients
 from testtime.norm.layer import NormPolicy, advance, policies_of
 from testtime.outputs import Contract, Logits, declares_tasks
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
-from testtime.parts.views import MirrorCheck
+from testtime.parts.views import MirrorCheck, changes_of
 from testtime.prediction import Prediction, TaskPredictions
 from testtime.sharing import Birth, Stateful, share
 
@@ -113,6 +113,7 @@ class Adapter(Stateful, metaclass=_Construction):
         output: whether the answer was computed "before" or "after" this batch's update, or by a "teacher".
         source: what :meth:`prepare` must see before the first batch: "none", "statistics" or "data".
         labelled_source: whether :meth:`prepare` also takes batches of (images, labels).
+        images_only: whether the method takes nothing but images (N, C, H, W); so does one that makes views of them.
         dense: whether the method works on logits for each pixel, (N, C, H, W).
         multi_task: whether the method works on the outputs of a multi-task model.
         stochastic: whether a step draws random numbers.
@@ -122,6 +123,7 @@ class Adapter(Stateful, metaclass=_Construction):
     output: ClassVar[Literal["before", "after", "teacher"]] = "before"
     source: ClassVar[Literal["none", "statistics", "data"]] = "none"
     labelled_source: ClassVar[bool] = False
+    images_only: ClassVar[bool] = False
     dense: ClassVar[bool] = False
     multi_task: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
@@ -366,6 +368,12 @@ class Adapter(Stateful, metaclass=_Construction):
     def _admit(self, x: Any, learn: bool) -> tuple[Tensor, Tensor]:
         """The samples of a batch that may meet the network, and which they are (a mask over the batch)."""
         check_batch(x)
+        if x.dim() != 4 and (self.images_only or any(changes_of(v) for v in vars(self).values())):
+            raise ValueError(
+                f"{type(self).__name__} changes images or makes views of them and takes batches (N, C, H, W), got shape "
+                f"{tuple(x.shape)}; add the batch dimension of one image: x[None]; for sequences and tables pass augment= a "
+                "function of your own where the method has it, or use a method without views, such as Tent or EATA"
+            )
         x, within = x.contiguous(), self._range
         good = admit(x, within)
         if within is None and (found := typical_range(x[good])):

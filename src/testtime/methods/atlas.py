@@ -402,6 +402,7 @@ class ATLAS(Adapter):
     (torch.Size([8, 2]), True, torch.Size([2, 4]))
     """
 
+    images_only: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
     stochastic: ClassVar[bool] = True
     cost = (5, 2)

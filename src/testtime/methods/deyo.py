@@ -94,6 +94,7 @@ class DeYO(Adapter):
     (True, tensor(8))
     """
 
+    images_only: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     cost = (2, 1)
 

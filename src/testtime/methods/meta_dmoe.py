@@ -482,6 +482,7 @@ class MetaDMoE(Adapter):
     [True, False, False]
     """
 
+    images_only: ClassVar[bool] = True
     output: ClassVar[Literal["before", "after", "teacher"]] = "after"
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"
     distilled: Tensor

@@ -155,6 +155,7 @@ class TTT(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    images_only: ClassVar[bool] = True
     dense: ClassVar[bool] = True
     multi_task: ClassVar[bool] = True
     source: ClassVar[Literal["none", "statistics", "data"]] = "data"

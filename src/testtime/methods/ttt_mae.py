@@ -76,6 +76,7 @@ class TTTMAE(Adapter):
     (torch.Size([1, 5, 32, 32]), True)
     """
 
+    images_only: ClassVar[bool] = True
     dense: ClassVar[bool] = True
     multi_task: ClassVar[bool] = True
     stochastic = True

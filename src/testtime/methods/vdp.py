@@ -134,6 +134,7 @@ class VDP(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    images_only: ClassVar[bool] = True
     output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
     stochastic: ClassVar[bool] = True
 
