@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -200,6 +200,26 @@ def test_a_copy_of_an_answer_is_a_value() -> None:
     assert {k: v.tolist() for k, v in z[0].selected.items()} == {k: v.tolist() for k, v in y.selected.items()}
     y[0] = 7
     assert not z[0].logits.equal(y.logits)
+
+
+def test_outputs_by_task_stay_a_dictionary_where_tasks_are_declared() -> None:
+    class Dense(nn.Module):
+        tasks: ClassVar = {"depth": None, "edge": None}
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"depth": x, "edge": x}
+
+    y = Logits(Dense())(X)
+    assert type(y) is dict
+    assert list(y) == ["depth", "edge"]
+
+
+def test_a_named_tuple_with_logits_is_taken() -> None:
+    class Named(NamedTuple):
+        features: Tensor
+        logits: Tensor
+
+    assert Tent(Net(lambda f, z, d: Named(f, z)))(X).equal(EXPECTED)
 
 
 def test_the_wrapper_alone_checks_nothing() -> None:

@@ -1,8 +1,6 @@
-from typing import NamedTuple
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from testtime.norm import EMAStatistics, ema_statistics, norm_affine
 from testtime.sharing import Birth, Logits, Stateful, share, twin
@@ -84,37 +82,6 @@ def test_moving_is_what_is_persistent_and_there() -> None:
     counter.restore("count", value)
     value.zero_()
     assert counter.count.item() == 3
-
-
-class Output(NamedTuple):
-    logits: Tensor
-    features: Tensor
-
-
-class Wraps(nn.Module):
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-
-    def forward(self, x: Tensor) -> object:
-        plain = {"tuple": (x + 1, x), "named": Output(x + 1, x), "tensor": x + 1}
-        return {**plain, "dict": {"depth": x, "edge": x}, "list": [None]}[self.how]
-
-
-@pytest.mark.parametrize("how", ["tuple", "named", "tensor"])
-def test_logits_unwraps(how: str) -> None:
-    assert Logits(Wraps(how))(torch.zeros(2)).tolist() == [1, 1]
-
-
-def test_logits_says_what_it_cannot_unwrap() -> None:
-    with pytest.raises(TypeError, match="Wraps returned list; expected the logits as a tensor"):
-        Logits(Wraps("list"))(torch.zeros(2))
-
-
-def test_outputs_by_task_stay_a_dictionary() -> None:
-    y = Logits(Wraps("dict"))(torch.zeros(2))
-    assert type(y) is dict
-    assert all(isinstance(output, Tensor) for output in y.values())
 
 
 def test_birth_holds_copies_of_what_it_was_told() -> None:
