@@ -82,7 +82,7 @@ class _Construction(type):
 
 
 def _check_classes(classes: Any) -> None:
-    if isinstance(classes, bool) or not isinstance(classes, int):
+    if isinstance(classes, bool) or not hasattr(classes, "__index__"):
         raise TypeError(f"classes is the number of classes, an integer, got {classes!r}")
     if classes < 2:
         raise ValueError(f"classes is the number of classes, 2 at least, got {classes}")
