@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from testtime.bench.page import (
 )
 from testtime.bench.protocols import PROTOCOLS
 from testtime.bench.svg import Point, Series, histogram, line_chart, scatter
+from testtime.files import check_shape, damaged, read_json
 
 __all__ = ["Run", "read_run", "text_table", "write_report"]
 
@@ -43,6 +43,37 @@ SHOWN = {
     "nll": ("NLL", "negative log likelihood of the known, nats", False),
     "brier": ("Brier", "squared error of the probabilities on the known, 0 to 2", False),
 }
+TEXT, NUMBER = (str, type(None)), (float, type(None))
+# What has to be in run.json and result.json to be read, and to be drawn; what later versions added may be missing.
+RUN = {"protocol": str, "cells": [str], "rows": [{"label": str}], "columns": [{"name": str}]}
+RESULT = {
+    "label": str,
+    "column": str,
+    "seed": int,
+    "average": {"accuracy": NUMBER},
+    "cost": {"declared": [float]},
+}
+DRAWN_RUN = {
+    **dict.fromkeys(("title", "closed", "model", "order", "started"), str),
+    **dict.fromkeys(("source", "note"), TEXT),
+    **dict.fromkeys(("severity", "rounds"), int),
+    **{key: [str] for key in ("command", "corruptions")},
+    **dict.fromkeys(("facts", "versions", "machine"), dict),
+    "limit": NUMBER,
+    "seeds": [int],
+    "rows": [{"method": str, "arguments": dict}],
+    "published": dict,
+}
+DRAWN_RESULT = {
+    "limit": NUMBER,
+    "average": dict.fromkeys(("auroc", "h_score"), NUMBER),
+    "domains": [{"domain": str}],
+    "time": {**{key: [NUMBER] for key in ("accuracy", "auroc", "h_score")}, "visit": [int]},
+    "filters": {"all": dict, "time": dict},
+    "forgetting": {"before": NUMBER, "after": NUMBER},
+    "cost": {"forwards": float, "backwards": float, "ms": float},
+}
+AGAIN = "run the same testtime bench command again"
 
 
 @dataclass(frozen=True)
@@ -167,12 +198,13 @@ def read_run(folder: str | Path) -> Run:
     path = folder / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime bench makes one")
-    about = json.loads(path.read_text())
+    about = read_json(path, f"delete it and {AGAIN}", RUN)
     results = []
     for name in about["cells"]:
         file = folder / "cells" / name / "result.json"
         if file.is_file():
-            results.append({**json.loads(file.read_text()), "folder": file.parent})
+            found = read_json(file, f"delete its folder and {AGAIN}", RESULT)
+            results.append({**found, "folder": file.parent})
     if not results:
         raise ValueError(
             f"{folder}: no cell is finished yet; run testtime bench again, it goes on from there"
@@ -194,6 +226,11 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
         ValueError: the folder is not that of a run, or nothing is finished.
     """
     run = read_run(folder)
+    with damaged(run.folder / "run.json", f"delete it and {AGAIN}"):
+        check_shape(run.about, DRAWN_RUN)
+    for result in run.results:
+        with damaged(result["folder"] / "result.json", f"delete its folder and {AGAIN}"):
+            check_shape(result, DRAWN_RESULT)
     target = Path(path) if path is not None else run.folder / "report.html"
     return write_page(target, page(run))
 
