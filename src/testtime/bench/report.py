@@ -44,34 +44,29 @@ SHOWN = {
     "brier": ("Brier", "squared error of the probabilities on the known, 0 to 2", False),
 }
 TEXT, NUMBER = (str, type(None)), (float, type(None))
-# What has to be in run.json and result.json to be read, and to be drawn; what later versions added may be missing.
-RUN = {"protocol": str, "cells": [str], "rows": [{"label": str}], "columns": [{"name": str}]}
-RESULT = {
-    "label": str,
-    "column": str,
-    "seed": int,
-    "average": {"accuracy": NUMBER},
-    "cost": {"declared": [float]},
-}
-DRAWN_RUN = {
-    **dict.fromkeys(("title", "closed", "model", "order", "started"), str),
+# What the page needs of run.json and of result.json; what later versions added may be missing.
+RUN = {
+    **dict.fromkeys(("protocol", "title", "closed", "model", "order", "started"), str),
     **dict.fromkeys(("source", "note"), TEXT),
     **dict.fromkeys(("severity", "rounds"), int),
     **{key: [str] for key in ("command", "corruptions")},
     **dict.fromkeys(("facts", "versions", "machine"), dict),
     "limit": NUMBER,
     "seeds": [int],
-    "rows": [{"method": str, "arguments": dict}],
+    "rows": [{"label": str, "method": str, "arguments": dict}],
+    "columns": [{"name": str}],
     "published": dict,
 }
-DRAWN_RESULT = {
+RESULT = {
+    **dict.fromkeys(("label", "column"), str),
+    "seed": int,
     "limit": NUMBER,
-    "average": dict.fromkeys(("auroc", "h_score"), NUMBER),
+    "average": dict.fromkeys(("accuracy", "auroc", "h_score"), NUMBER),
     "domains": [{"domain": str}],
     "time": {**{key: [NUMBER] for key in ("accuracy", "auroc", "h_score")}, "visit": [int]},
     "filters": {"all": dict, "time": dict},
     "forgetting": {"before": NUMBER, "after": NUMBER},
-    "cost": {"forwards": float, "backwards": float, "ms": float},
+    "cost": {"declared": [float], "forwards": float, "backwards": float, "ms": float},
 }
 AGAIN = "run the same testtime bench command again"
 
@@ -89,6 +84,18 @@ class Run:
     folder: Path
     about: dict[str, Any]
     results: tuple[dict[str, Any], ...]
+
+    def check(self, about: Any, result: Any) -> None:
+        """Compare ``run.json`` and every ``result.json`` with shapes, see :func:`testtime.files.check_shape`.
+
+        Raises:
+            DataError: one has another shape; the message names the file.
+        """
+        with damaged(self.folder / "run.json", f"delete it and {AGAIN}"):
+            check_shape(self.about, about)
+        for found in self.results:
+            with damaged(found["folder"] / "result.json", f"delete its folder and {AGAIN}"):
+                check_shape(found, result)
 
     @property
     def rows(self) -> list[str]:
@@ -198,12 +205,12 @@ def read_run(folder: str | Path) -> Run:
     path = folder / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime bench makes one")
-    about = read_json(path, f"delete it and {AGAIN}", RUN)
+    about = read_json(path, f"delete it and {AGAIN}", {"cells": [str]})
     results = []
     for name in about["cells"]:
         file = folder / "cells" / name / "result.json"
         if file.is_file():
-            found = read_json(file, f"delete its folder and {AGAIN}", RESULT)
+            found = read_json(file, f"delete its folder and {AGAIN}", {"label": str})
             results.append({**found, "folder": file.parent})
     if not results:
         raise ValueError(
@@ -226,11 +233,7 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
         ValueError: the folder is not that of a run, or nothing is finished.
     """
     run = read_run(folder)
-    with damaged(run.folder / "run.json", f"delete it and {AGAIN}"):
-        check_shape(run.about, DRAWN_RUN)
-    for result in run.results:
-        with damaged(result["folder"] / "result.json", f"delete its folder and {AGAIN}"):
-            check_shape(result, DRAWN_RESULT)
+    run.check(RUN, RESULT)
     target = Path(path) if path is not None else run.folder / "report.html"
     return write_page(target, page(run))
 
