@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from testtime import checkpoint
+from testtime import checkpoint, files
+from testtime.errors import DataError
 
 DESCRIBED = {"recipe": {"lr": 0.1, "betas": (0.9, 0.95)}, "seed": 0, "only": None}
 
@@ -86,7 +87,9 @@ def test_what_is_in_the_file(tmp_path):
     )  # an optimizer that has not begun has no state
     with safe_open(path, "pt") as file:
         assert set(file.keys()) == {f"model.{name}" for name in net.state_dict()}
-        assert file.metadata() == {"step": "0", "described": json.dumps(DESCRIBED)}
+        metadata = file.metadata()
+    assert len(metadata.pop("sha256")) == 64
+    assert metadata == {"step": "0", "described": json.dumps(DESCRIBED)}
     assert "scratch" not in net.state_dict()
     adam = optimizer_of(net)
     trained(net, adam, 0, 2)
@@ -134,12 +137,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     checkpoint.save(path, net, None, 1, {})
     before = path.read_bytes()
 
-    def killed(tensors, where, metadata):
-        where.write_bytes(b"half of a file")
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", killed)
+        patch.setattr(files.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(path, net, None, 2, {})
     assert path.read_bytes() == before
@@ -155,3 +157,17 @@ def test_it_belongs_to_what_was_described(tmp_path):
     assert checkpoint.belongs(tmp_path / "c", lists)  # in JSON a tuple is a list
     assert not checkpoint.belongs(tmp_path / "c", {**DESCRIBED, "seed": 1})
     assert not checkpoint.belongs(tmp_path / "c", {k: v for k, v in DESCRIBED.items() if k != "only"})
+
+
+def test_a_damaged_file_is_refused_and_changes_nothing(tmp_path):
+    path, net = tmp_path / "c", Net()
+    checkpoint.save(path, Net(seed=1), None, 1, DESCRIBED)
+    content, before = path.read_bytes(), net.first.weight.clone()
+    for damage in (b"", content[:9], content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b"\xff" * 99):
+        path.write_bytes(damage)
+        with pytest.raises(DataError, match="c is damaged .*; delete it and run the same command again"):
+            checkpoint.load(path, net)
+        assert torch.equal(net.first.weight, before)
+    path.write_bytes(content[:100])
+    with pytest.raises(DataError, match="c is damaged"):
+        checkpoint.described_in(path)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.errors import AdapterWarning
+from testtime.fingerprint import Fingerprint, fingerprint
 from testtime.frozen import Frozen
 from testtime.gate import Screened, admit, check_batch, declared_range, explain, outside, typical_range
 from testtime.gradients import explained, gradients
@@ -48,9 +49,14 @@ class _Lock:
 
 
 class _Construction(type):
-    """Construction of an adapter: the keywords that every method takes, and normal tensors under inference mode."""
+    """Construction of an adapter: the keywords that every method takes, and normal tensors under inference mode.
+
+    The fingerprint of the model that the caller gave is kept for :mod:`testtime.saving`.
+    """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(cls).bind_partial(*args, **kwargs).arguments.values()
+        source = next((value for value in given if isinstance(value, nn.Module)), None)
         known = {name: kwargs.pop(name) for name in cls._of_every_method() if name in kwargs}
         if any(value is not None for value in known.values()):
             model, *args = [kwargs.pop("model")] if "model" in kwargs else args  # type: ignore[assignment]
@@ -65,6 +71,8 @@ class _Construction(type):
         with torch.inference_mode(False):
             adapter = super().__call__(*args, **kwargs)
             adapter._agree()
+        source = adapter.model if source is None else source
+        adapter.fingerprint = source.fingerprint if isinstance(source, Adapter) else fingerprint(source)
         return adapter
 
     def _of_every_method(cls) -> list[str]:
@@ -78,7 +86,9 @@ class _Construction(type):
         more = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in cls._of_every_method()
         ]
-        return signature.replace(parameters=[*list(signature.parameters.values())[1:], *more])
+        own = list(signature.parameters.values())[1:]
+        rest = [p for p in own if p.kind is p.VAR_KEYWORD]
+        return signature.replace(parameters=[*own[: len(own) - len(rest)], *more, *rest])
 
 
 def _check_classes(classes: Any) -> None:
@@ -118,7 +128,10 @@ class Adapter(Stateful, metaclass=_Construction):
         multi_task: whether the method works on the outputs of a multi-task model.
         stochastic: whether a step draws random numbers.
         cost: forwards and backwards of the whole batch per step, at most.
+        fingerprint: of the source model, as it was when the adapter was built.
     """
+
+    fingerprint: Fingerprint
 
     output: ClassVar[Literal["before", "after", "teacher"]] = "before"
     source: ClassVar[Literal["none", "statistics", "data"]] = "none"

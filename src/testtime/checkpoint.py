@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from testtime.errors import WeightsError
+from testtime.files import check_shape, damaged, parse_json, read_tensors, sweep, write_tensors
 
 __all__ = ["belongs", "described_in", "load", "save"]
+
+AGAIN = "delete it and run the same command again"
 
 
 def save(
@@ -46,9 +48,8 @@ def save(
     # Copies, because safetensors refuses tensors that share memory.
     found = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(found, partial, {"step": str(step), "described": json.dumps(described)})
-    partial.replace(path)
+    sweep(path.parent)
+    write_tensors(path, found, {"step": str(step), "described": json.dumps(described)})
 
 
 def load(
@@ -67,10 +68,11 @@ def load(
 
     Raises:
         WeightsError: the file is of a model with other names or shapes; nothing was changed.
+        DataError: the file is damaged; nothing was changed.
     """
-    with safe_open(path, framework="pt") as file:
-        found: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        step = int(file.metadata()["step"])
+    found, metadata = read_tensors(path, AGAIN)
+    with damaged(path, AGAIN):
+        step = int(metadata["step"])
     own = model.state_dict()
     saved = {k.removeprefix("model."): v for k, v in found.items() if k.startswith("model.")}
     differ = sorted(
@@ -96,9 +98,15 @@ def load(
 
 
 def described_in(path: Path) -> dict[str, Any]:
-    """What a file says that it belongs to; nothing, if it is not of this module."""
-    with safe_open(path, framework="pt") as file:
-        found: dict[str, Any] = json.loads((file.metadata() or {}).get("described", "{}"))
+    """What a file says that it belongs to; nothing, if it is not of this module.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with damaged(path, AGAIN, (SafetensorError,)):
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, Any] = parse_json((file.metadata() or {}).get("described", "{}"), finite=False)
+        check_shape(found, dict)
     return found
 
 

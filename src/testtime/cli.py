@@ -25,6 +25,7 @@ from testtime.options import (
     whole,
     words,
 )
+from testtime.workers import Terminated, terminable
 
 if TYPE_CHECKING:
     from testtime.bench.protocol import Protocol, Row
@@ -43,6 +44,8 @@ FAMILIES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 when cells of a run failed, 2 for a mistake of the user's.
 
+    An interrupted command returns 130, one that SIGTERM ended 143, as shells expect it.
+
     Args:
         argv: the arguments without the program's name; None takes those of the process.
     """
@@ -50,13 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console may lack the letters of a table
-    arguments = _parser(given[:1]).parse_args(given)
-    arguments.argv = given
     try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
+        with terminable():
+            arguments = _parser(given[:1]).parse_args(given)
+            arguments.argv = given
+            return int(arguments.run(arguments))
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     except BrokenPipeError:
         return 0
     except (ValueError, ImportError, OSError) as error:
@@ -340,12 +344,13 @@ def _recommend(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from testtime.bench.compare import compare, comparison_figures, comparison_text, write_comparison
     from testtime.bench.report import read_run, text_table, write_report
+    from testtime.files import write_json
 
     if len(arguments.run_folder) > 1:
         found = compare(arguments.run_folder)
         print(comparison_text(found))
         if arguments.json:
-            Path(arguments.json).write_text(json.dumps(comparison_figures(found), indent=1) + "\n")
+            write_json(arguments.json, comparison_figures(found))
         print(write_comparison(found, arguments.out or "comparison.html"))
         return 0
     if arguments.json:

@@ -1,31 +1,85 @@
-"""Names, and folders: build an adapter by name, list what there is, save one and load it again."""
+"""Names and folders: build an adapter by name, list the methods, save an adapter and load it again.
+
+A folder holds ``adapter.safetensors``, which :func:`load` reads, and ``adapter.json``, a copy of its description for people.
+The description names classes and functions; nothing that it names is imported. Only the registered parts of this library
+and what the caller of :func:`load` passes are ever called.
+"""
 
 from __future__ import annotations
 
 import functools
-import importlib
+import hashlib
 import inspect
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 import testtime.methods
-import testtime.norm
 import testtime.wrap
 from testtime.adapter import Adapter
-from testtime.errors import did_you_mean
+from testtime.errors import DataError, did_you_mean
+from testtime.files import (
+    check_shape,
+    damaged,
+    parse_json,
+    read_json,
+    read_tensors,
+    sweep,
+    write_bytes,
+    write_tensors,
+)
+from testtime.fingerprint import Fingerprint, fingerprint
+from testtime.methods.sotta import mean_entropy, smoothed_entropy
+from testtime.models.views import Views
+from testtime.norm import (
+    alpha_statistics,
+    batch_statistics,
+    ema_statistics,
+    iabn,
+    robust_statistics,
+    running_statistics,
+    source_statistics,
+    unmix_tns,
+)
+from testtime.parts import (
+    adam,
+    augmix,
+    identity,
+    katana,
+    random_crop_flip,
+    sgd,
+    shuffle_patches,
+    simclr,
+)
+from testtime.parts.mixture import two_gaussians
 
 __all__ = ["adapt", "list_methods", "load", "save"]
 
-CONFIGURATION, STATE = "adapter.json", "adapter.safetensors"
-FORMAT = 1
+DESCRIPTION, STATE = "adapter.json", "adapter.safetensors"
+FORMAT = 2
+AGAIN = "save the adapter again"
+
+# The functions that a saved state may name, by kind of argument: nothing else of the library is called by a file.
+NORMS = (
+    *(alpha_statistics, batch_statistics, ema_statistics, iabn),
+    *(robust_statistics, running_statistics, source_statistics, unmix_tns),
+)
+AUGMENTATIONS = (augmix, identity, katana, random_crop_flip, shuffle_patches, simclr)
+OPTIMIZERS = (adam, sgd)
+LOSSES = (mean_entropy, smoothed_entropy)
+MIXTURES = (two_gaussians,)
+FACTS = (Views,)
+PARTS: dict[str, Callable[..., Any]] = {
+    f"{part.__module__}:{part.__name__}": part
+    for part in (*NORMS, *AUGMENTATIONS, *OPTIMIZERS, *LOSSES, *MIXTURES, *FACTS)
+}
 
 
 def _slug(name: str) -> str:
@@ -56,27 +110,27 @@ def list_methods() -> list[str]:
     return sorted(_methods())
 
 
-def adapt(model: nn.Module, method: str = "paf-kip", **arguments: Any) -> Adapter:
-    """Wrap a model in a method, by name.
+def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments: Any) -> Adapter:
+    """Wrap a model in a method.
 
     Args:
         model: any classifier; timm and Hugging Face models work as they come.
-        method: one of :func:`list_methods`; case, "-" and "_" do not matter.
+        method: a name of :func:`list_methods` (case, "-" and "_" do not matter), or a class, your own too.
         arguments: those of the method's class, e.g. ``classes=10``.
 
     Raises:
         ValueError: no such method, or the method does not take these arguments; the message lists what there is.
+        TypeError: the method is neither a name nor a class of adapters.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
-    >>> type(adapt(net, "tent")).__name__
-    'Tent'
+    >>> type(adapt(net, "tent")).__name__, type(adapt(net, testtime.methods.Tent)).__name__
+    ('Tent', 'Tent')
     """
-    known = {name.replace("-", ""): cls for name, cls in _methods().items()}
-    cls = known.get(method.lower().replace("-", "").replace("_", ""))
-    if cls is None:
-        raise ValueError(
-            f"there is no method {method!r}{did_you_mean(method, known)}; testtime.list_methods() has "
-            f"{', '.join(list_methods())}"
+    cls = _named(method) if isinstance(method, str) else method
+    if not (isinstance(cls, type) and issubclass(cls, Adapter)):
+        raise TypeError(
+            f"expected the name of a method or its class, got {method!r}; for example testtime.adapt(model, 'tent') or "
+            "testtime.adapt(model, testtime.methods.Tent)"
         )
     try:
         inspect.signature(cls).bind(model, **arguments)
@@ -86,118 +140,340 @@ def adapt(model: nn.Module, method: str = "paf-kip", **arguments: Any) -> Adapte
     return cls(model, **arguments)
 
 
-def save(adapter: Adapter, folder: str | Path) -> None:
-    """Write the adapter to a folder: ``adapter.json`` (which method, which arguments) and ``adapter.safetensors``.
+def _named(method: str) -> type[Adapter]:
+    def bare(name: str) -> str:
+        return name.lower().replace("-", "").replace("_", "")
 
-    The model itself is not saved; only what moves is. Both files appear whole or not at all.
+    known = {bare(name): cls for name, cls in _methods().items()}
+    if bare(method) not in known:
+        guess = did_you_mean(method.replace("_", "-"), _methods())
+        raise ValueError(
+            f"there is no method {method!r}{guess}; testtime.list_methods() has {', '.join(list_methods())}"
+        )
+    return known[bare(method)]
+
+
+def save(adapter: Adapter, folder: str | Path) -> None:
+    """Write the adapter to a folder: its class, its arguments, its state and the fingerprint of its source model.
+
+    The model itself is not saved; only what moves is. A process that is killed while it saves leaves the adapter that was
+    there before, or the new one. Only the owner may read the files.
+
+    Args:
+        adapter: of a class of this library or of your own; your class keeps each argument as an attribute of its name, or
+            of another name that its class attribute ``kept_as`` gives.
+        folder: made if it is missing.
 
     Raises:
-        ValueError: an argument that is a function of your own, which a file cannot hold; the message names it.
+        ValueError: an argument cannot be written to a file; the message names it.
+        OSError: the disk is full or read-only.
     """
     folder = Path(folder)
+    description = {"format": FORMAT, "model": asdict(adapter.fingerprint), **_describe(adapter)}
+    text = json.dumps(description, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    configuration = {"format": FORMAT, **_describe(adapter)}
-    state = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
-    for name, write in (
-        (STATE, lambda path: save_file(state, path)),
-        (CONFIGURATION, lambda path: path.write_text(json.dumps(configuration, indent=2) + "\n")),
-    ):
-        partial = folder / f".{name}.partial"
-        write(partial)
-        partial.replace(folder / name)
+    sweep(folder)
+    write_tensors(folder / STATE, adapter.state_dict(), {"testtime": text}, private=True)
+    copied = {
+        "about": f"a copy for people; testtime.load reads {STATE}",
+        **description,
+        "sha256": _sha256(text),
+    }
+    write_bytes(folder / DESCRIPTION, (json.dumps(copied, indent=2) + "\n").encode(), private=True)
 
 
-def load(folder: str | Path, model: nn.Module) -> Adapter:
+def load(
+    folder: str | Path,
+    model: nn.Module,
+    classes: Iterable[type[Adapter]] | Mapping[str, type[Adapter]] = (),
+    functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
+) -> Adapter:
     """Build the adapter that :func:`save` wrote, on the same source model, and continue where it was.
+
+    Args:
+        folder: a folder written by :func:`save`.
+        model: the source model with the weights that the adapter was built on.
+        classes: your own classes of adapters that the folder may name, as a list or by name.
+        functions: your own functions that it may name (norm policies, augmentations, losses, optimizer factories).
 
     Raises:
         FileNotFoundError: the folder holds no saved adapter.
-        ValueError: a file is damaged, or the state does not fit the model.
+        ValueError: a file is damaged, or names a class or function that was not passed; or the state belongs to another
+            source model.
     """
     folder = Path(folder)
-    for name in (CONFIGURATION, STATE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} is missing; expected a folder written by testtime.save(adapter, ...)"
-            )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
+    if not (folder / STATE).is_file():
+        raise FileNotFoundError(
+            f"{folder / STATE} is missing; expected a folder written by testtime.save(adapter, ...)"
+        )
+    state, metadata = read_tensors(folder / STATE, AGAIN)
+    source = folder / (STATE if "testtime" in metadata else DESCRIPTION)
+    description = _description(folder, metadata)
+    own = _Own(folder, _by_name(classes, "classes"), _by_name(functions, "functions"))
+    with damaged(source, AGAIN):
+        builder = _builder(description, own)
+        saved = None
+        if description["format"] != 1:
+            check_shape(description, {"model": dict.fromkeys(("architecture", "weights"), str)})
+            saved = Fingerprint(**description["model"])
+    if saved is None:
+        warnings.warn(
+            f"{folder} was saved by an earlier version, without a fingerprint of its source model: whether the weights of "
+            "this model are those it belongs to is not checked; save it again",
+            stacklevel=2,
+        )
+    else:
+        _same_model(folder, saved, model.fingerprint if isinstance(model, Adapter) else fingerprint(model))
     try:
-        configuration = json.loads((folder / CONFIGURATION).read_text())
-        if configuration["format"] != FORMAT:
-            raise ValueError(
-                f"{folder / CONFIGURATION} has format {configuration['format']}, this reads {FORMAT}"
-            )
-        adapter = _build(configuration, model)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder / CONFIGURATION} is damaged ({error!r}); save the adapter again"
-        ) from error
-    try:
-        with safe_open(folder / STATE, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{folder / STATE} is damaged ({error}); save the adapter again") from error
+        adapter = builder(model)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise DataError(f"{source} does not describe an adapter of this model ({error}); {AGAIN}") from error
+    _to_dtype(adapter, state)
     adapter.load_state_dict(state)
     return adapter
 
 
+def _description(folder: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The description in the state's file, or in ``adapter.json`` where the first format has it."""
+    copy = folder / DESCRIPTION
+    if "testtime" not in metadata:
+        if not copy.is_file():
+            raise FileNotFoundError(
+                f"{copy} is missing; expected a folder written by testtime.save(adapter, ...)"
+            )
+        found: dict[str, Any] = read_json(copy, AGAIN, finite=False)
+        if found.get("format") != 1:
+            raise DataError(f"{folder / STATE} is damaged (it has no description); {AGAIN}")
+        return found
+    with damaged(folder / STATE, AGAIN):
+        if "sha256" not in metadata:
+            raise ValueError("it has no checksum")
+        description: dict[str, Any] = parse_json(metadata["testtime"])
+        number = description["format"]
+    if number != FORMAT:
+        raise DataError(
+            f"{folder / STATE} has format {number}, this version reads 1 and {FORMAT}; update testtime"
+        )
+    advice = f"it is a copy of what {STATE} holds: delete it to load the adapter as it was saved"
+    there = read_json(copy, advice, finite=False) if copy.is_file() else {"format": 1}
+    content = {key: value for key, value in there.items() if key not in ("about", "sha256")}
+    # A kill between the two files leaves an older copy, which is whole.
+    if there.get("format") != 1 and there.get("sha256") != _sha256(json.dumps(content)):
+        raise DataError(
+            f"{copy} was edited; {advice}, or build one with other arguments by testtime.adapt(...)"
+        )
+    return description
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _same_model(folder: Path, saved: Fingerprint, given: Fingerprint) -> None:
+    if saved.architecture != given.architecture:
+        raise ValueError(
+            f"the state in {folder} belongs to a source model of another architecture: {saved.parameters} parameters and "
+            f"{saved.outputs} outputs there, {given.parameters} parameters and {given.outputs} outputs here; give the model "
+            "that the adapter was built on, or build a new adapter on this one"
+        )
+    if saved.weights != given.weights:
+        raise ValueError(
+            f"the state in {folder} belongs to another source model: the architecture is the same, the weights (or their "
+            "dtype) are others; load the weights that the adapter was built on, or build a new adapter on this model"
+        )
+
+
+def _to_dtype(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
+    """Move the adapter to the dtype in which the saved one was."""
+
+    def dtypes(tensors: Mapping[str, Tensor]) -> set[Any]:
+        return {value.dtype for value in tensors.values() if value.is_floating_point() and value.dim()}
+
+    saved = dtypes(state)
+    if len(saved) == 1 and saved != dtypes(adapter.state_dict()):
+        adapter.to(saved.pop())
+
+
+# What a file says of an adapter -----------------------------------------------------------------------------------------
+
+
 def _describe(adapter: Adapter) -> dict[str, Any]:
-    parameters = list(inspect.signature(type(adapter)).parameters)[1:]
+    cls = type(adapter)
+    kept = getattr(cls, "kept_as", {})
+    arguments = {}
+    for name, parameter in list(inspect.signature(cls).parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(
+                f"{cls.__name__} takes {parameter}, which cannot be saved; name every argument in __init__"
+            )
+        try:
+            value = getattr(adapter, kept.get(name, name))
+        except AttributeError:
+            raise ValueError(
+                f"{cls.__name__} has no attribute {name!r}, so its argument of this name cannot be saved; write "
+                f"self.{name} = {name} in __init__"
+            ) from None
+        arguments[name] = _encode(f"{cls.__name__}.{name}", value, adapter)
+    home = next(
+        (m.__name__ for m in (testtime.methods, testtime.wrap) if getattr(m, cls.__name__, None) is cls), None
+    )
     described: dict[str, Any] = {
-        "class": type(adapter).__name__,
-        "arguments": {name: _encode(name, getattr(adapter, name)) for name in parameters},
+        "class": cls.__name__,
+        "module": home or cls.__module__,
+        "arguments": arguments,
     }
     if isinstance(adapter, testtime.wrap.Wrapper):
         described["inner"] = _describe(adapter.adapter)
     return described
 
 
-def _build(described: dict[str, Any], model: nn.Module) -> Adapter:
-    inner = described.get("inner")
-    home = testtime.wrap if inner else testtime.methods
-    if described["class"] not in home.__all__:
-        raise ValueError(
-            f"there is no class {described['class']!r} in {home.__name__}; was it saved by a newer version?"
-        )
-    arguments = {name: _decode(value) for name, value in described["arguments"].items()}
-    return getattr(home, described["class"])(_build(inner, model) if inner else model, **arguments)
-
-
-def _function(name: str) -> Callable[..., Any]:
-    """The function or class of this library that goes by a saved name, ``module:name``."""
-    module, _, attribute = name.partition(":")
-    if not module.startswith("testtime."):
-        raise KeyError(f"{name} is not one of testtime's own functions")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def _encode(name: str, value: Any) -> Any:
+def _encode(name: str, value: Any, adapter: Adapter) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_encode(name, item) for item in value]
+        return [_encode(name, item, adapter) for item in value]
+    if isinstance(value, Adapter):
+        if value.fingerprint != adapter.fingerprint:
+            raise ValueError(
+                f"{name} is an adapter of another source model, which a file cannot hold; keep state_dict()"
+            )
+        return {"adapter": _describe(value)}
     if isinstance(value, functools.partial) and not value.args:
-        return {"function": _encode(name, value.func)["function"], "with": value.keywords}
-    values = asdict(value) if is_dataclass(value) and not isinstance(value, type) else None
-    kind = value if values is None else type(value)
-    module, known = getattr(kind, "__module__", None) or "", getattr(kind, "__name__", "")
-    if module.startswith("testtime.") and getattr(sys.modules.get(module), known, None) is kind:
-        return {"function": f"{module}:{known}", **({} if values is None else {"with": values})}
-    raise ValueError(
-        f"{name}={value!r} is not one of testtime's own functions, so a file cannot hold it; "
-        "keep state_dict() and build the adapter in code, or pass a function of testtime.norm or testtime.parts"
+        function, keywords = value.func, value.keywords
+    elif is_dataclass(value) and not isinstance(value, type):
+        function, keywords = type(value), {f: getattr(value, f) for f in value.__dataclass_fields__}
+    else:
+        function, keywords = value, None
+    known = getattr(function, "__name__", "<lambda>")  # an object that can be called has none
+    if not callable(function) or known == "<lambda>":
+        raise ValueError(
+            f"{name}={value!r} cannot be written to a file: expected a number, a text, a function with a name, a dataclass "
+            "or functools.partial with keywords; or keep state_dict() and build the adapter in code"
+        )
+    described = {"function": f"{function.__module__}:{known}"}
+    if keywords is None:
+        return described
+    if described["function"] in PARTS:
+        _check_keywords(function, keywords)
+    options = {key: _encode(f"{name}.{key}", item, adapter) for key, item in keywords.items()}
+    return {**described, "with": options}
+
+
+# What a file may ask for ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The classes and functions that the caller of :func:`load` passed, by name."""
+
+    folder: Path
+    classes: dict[str, Any]
+    functions: dict[str, Any]
+
+    def find(self, name: str, module: str, kind: str) -> Any:
+        given = getattr(self, kind)
+        found = given.get(f"{module}:{name}", given.get(name))
+        if found is None:
+            raise DataError(
+                f"{self.folder} names {module}.{name}, which is not one of the parts that a saved state may name; if it is "
+                f"your own, pass it: testtime.load(folder, model, {kind}=[{name}])"
+            )
+        return found
+
+
+def _by_name(given: Any, what: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    pairs = given.items() if isinstance(given, Mapping) else [(one.__name__, one) for one in given]
+    for name, one in pairs:
+        if found.setdefault(name, one) is not one:
+            raise ValueError(
+                f"two of {what} have the name {name!r}; pass a dictionary of 'module:name' to each"
+            )
+        if not callable(one) or (
+            what == "classes" and not (isinstance(one, type) and issubclass(one, Adapter))
+        ):
+            raise TypeError(
+                f"{what}: expected {'subclasses of Adapter' if what == 'classes' else 'functions'}, got {one!r}"
+            )
+    return found
+
+
+def _builder(described: Mapping[str, Any], own: _Own) -> Callable[[nn.Module], Adapter]:
+    """What builds the adapter on a model. Everything that the description names is checked before anything is called."""
+    inner = _builder(described["inner"], own) if "inner" in described else None
+    name, module = (
+        described["class"],
+        described.get("module"),
+    )  # the first format has no modules, and no own classes
+    home = {m.__name__: m for m in (testtime.methods, testtime.wrap)}.get(
+        module or ("testtime.wrap" if inner else "testtime.methods")
     )
+    if home is None:
+        cls = own.find(name, str(module), "classes")
+    elif name in home.__all__:
+        cls = getattr(home, name)
+    else:
+        raise DataError(
+            f"there is no class {name!r} in {home.__name__}; was {own.folder} saved by a newer version?"
+        )
+    arguments = {key: _decode(value, own) for key, value in described["arguments"].items()}
+    inspect.signature(cls).bind(None, **arguments)
+
+    def build(model: nn.Module) -> Adapter:
+        ready = {k: v.build(model) if isinstance(v, _Beside) else v for k, v in arguments.items()}
+        made: Adapter = cls(inner(model) if inner else model, **ready)
+        return made
+
+    return build
 
 
-def _decode(value: Any) -> Any:
+@dataclass(frozen=True)
+class _Beside:
+    """An argument that is an adapter of the same model."""
+
+    build: Callable[[nn.Module], Adapter]
+
+
+def _decode(value: Any, own: _Own) -> Any:
     if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
+        return tuple(_decode(item, own) for item in value)
     if not isinstance(value, dict):
         return value
-    function, keywords = _function(value["function"]), value.get("with")
-    if keywords is None:
+    if value.keys() == {"float"}:
+        return float(value["float"])
+    if value.keys() == {"adapter"}:
+        return _Beside(_builder(value["adapter"], own))
+    if not {"function"} <= value.keys() <= {"function", "with"}:
+        raise ValueError(f"an argument with the keys {', '.join(map(repr, value))}")
+    module, _, name = value["function"].partition(":")
+    function = PARTS.get(value["function"]) or own.find(name, module, "functions")
+    if "with" not in value:
         return function
-    return (
-        function(**keywords)
-        if inspect.isclass(function) and is_dataclass(function)
-        else functools.partial(function, **keywords)
-    )
+    keywords = {key: _decode(item, own) for key, item in value["with"].items()}
+    if value["function"] in PARTS:
+        _check_keywords(function, keywords)
+    else:
+        inspect.signature(function).bind_partial(**keywords)
+    if inspect.isclass(function) and is_dataclass(function):
+        return function(**keywords)
+    return functools.partial(function, **keywords)
+
+
+def _check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a registered part takes these keywords, with values of the type of its defaults."""
+    parameters = inspect.signature(function).parameters
+    takes = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    for name, value in keywords.items():
+        if name not in takes:
+            raise ValueError(
+                f"{function.__name__} has no option {name!r}; it has {', '.join(takes) or 'none'}"
+            )
+        kind = type(takes[name])
+        plain = value.item() if isinstance(value, np.generic) else value
+        if type(plain) is not kind and (kind, type(plain)) != (float, int):
+            raise ValueError(f"{function.__name__}: expected {name} of type {kind.__name__}, got {value!r}")

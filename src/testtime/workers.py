@@ -1,4 +1,8 @@
-"""Worker processes that end with their parent, so that nothing writes into the folder of a run that was killed."""
+"""Worker processes that end with their parent, and runs that end in good order when they are interrupted.
+
+A worker never hears an interruption itself: its parent does, and ends it. So nothing writes into the folder of a run that
+was stopped, and no worker prints a traceback.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,83 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from types import FrameType
+from typing import Any
 
-__all__ = ["start_worker"]
+__all__ = ["Terminated", "interrupts_held", "start_worker", "terminable", "worker_pool"]
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
 
 
 def start_worker() -> None:
-    """To be called first in a worker: an interruption is the parent's to hear, and its end is the worker's end."""
+    """Make a worker ignore interruptions and end with its parent; to be called first in the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+@contextmanager
+def worker_pool(
+    jobs: int, start: Callable[..., None] = start_worker, arguments: tuple[Any, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """Open a pool of spawned processes. When the block raises, they are ended at once and what waits is dropped.
+
+    Args:
+        jobs: number of processes.
+        start: called first in each process; it calls :func:`start_worker`.
+        arguments: those of ``start``.
+    """
+    resource_tracker.ensure_running()  # it would open the signal mask while the first worker is made
+    pool = _Pool(jobs, multiprocessing.get_context("spawn"), start, arguments)
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold interruptions back until the block ends; processes that are made in it never get any."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raise :class:`Terminated` in the block when SIGTERM arrives, so that workers are ended and partial files removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+class _Pool(ProcessPoolExecutor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with interrupts_held():  # this is where processes are made
+            return super().submit(fn, *args, **kwargs)
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -351,6 +351,9 @@ class TimeConstrained(Wrapper):
     [True, False, False, True, False]
     """
 
+    kept_as: ClassVar = {
+        "cost": "taken"
+    }  # for testtime.save: the attribute that holds an argument of another name
     busy: Tensor
 
     def __init__(

@@ -1,7 +1,11 @@
 """A grid of cells: what it writes, that it goes on where it stopped, that one failure does not end the others."""
 
 import json
-from dataclasses import replace
+import os
+import shutil
+import signal
+import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +15,14 @@ import torch
 from testtime.bench import cell as cell_module
 from testtime.bench import sets
 from testtime.bench.cache import cached, missing
-from testtime.bench.cell import make_stream, read_samples, run_cell
-from testtime.bench.grid import Grid, _batches, cells, run_grid
+from testtime.bench.cell import Cell, make_stream, read_samples, run_cell
+from testtime.bench.grid import Grid, _batches, _one, cells, run_grid
 from testtime.bench.protocol import Protocol, Row
 from testtime.bench.protocols import protocol
+from testtime.bench.report import write_report
+from testtime.files import write_lines
+from testtime.methods import Tent
+from testtime.metrics import Samples
 from testtime.parts import adam
 
 pytest.importorskip("sklearn")
@@ -120,6 +128,172 @@ def test_a_damaged_checkpoint_means_a_new_start(tmp_path: Path) -> None:
     (tmp_path / "cell" / "state.safetensors").write_bytes(b"not what it should be")
     result = run_cell(plan, tmp_path / "cell", tmp_path / "cache")
     assert result["batches"] == 6
+
+
+Stop = type("Stop", (BaseException,), {})
+
+
+def stopped(plan: Cell, folder: Path, cache: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a cell with a checkpoint after each batch, and stop it after so many batches."""
+
+    def stop(name: str, done: int, total: int) -> None:
+        if done == after + 1:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_module, "CHECKPOINT", 0.0)
+        with pytest.raises(Stop):
+            run_cell(plan, folder, cache, stop)
+
+
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [("partial/score.npy", 0), ("partial/batch.npy", 200), ("state.safetensors", 60), ("batches.jsonl", 99)],
+)
+def test_a_cell_with_a_damaged_checkpoint_starts_again_and_says_so(
+    name: str, keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plan,) = cells(small(rows=SMALL.rows[1:]), ".")
+    folder = tmp_path / plan.name
+    stopped(plan, folder, tmp_path / "cache", 3, monkeypatch)
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:keep])
+    said: list[str] = []
+    result = run_cell(plan, folder, tmp_path / "cache", None, said.append)
+    assert [plan.name in line and "starts again" in line and path.name in line for line in said] == [True]
+    assert (result["batches"], result["images"]) == (6, 60)
+    assert (result["cost"]["forwards"], result["cost"]["backwards"]) == (1, 1)
+    assert len((folder / "batches.jsonl").read_text().splitlines()) == 6
+
+
+def test_answers_that_came_after_the_state_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the answers of a checkpoint and its state leaves the older state."""
+    (plan,) = cells(small(rows=SMALL.rows[1:]), ".")
+    stopped(plan, tmp_path / "cell", tmp_path / "cache", 2, monkeypatch)
+    state = (tmp_path / "cell" / "state.safetensors").read_bytes()
+    stopped(plan, tmp_path / "cell", tmp_path / "cache", 4, monkeypatch)
+    (tmp_path / "cell" / "state.safetensors").write_bytes(state)
+    with (tmp_path / "cell" / "batches.jsonl").open("a") as log:
+        log.write('{"batch": 5, "vi')
+    seen: list[int] = []
+    said: list[str] = []
+    run_cell(
+        plan, tmp_path / "cell", tmp_path / "cache", lambda name, done, total: seen.append(done), said.append
+    )
+    assert (seen, said) == ([3, 4, 5, 6], [])
+    run_cell(plan, tmp_path / "whole", tmp_path / "cache")
+    a, b = (read_samples(tmp_path / name / "samples") for name in ("whole", "cell"))
+    assert np.array_equal(a.score, b.score)
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_cost_does_not_depend_on_interruptions(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plan,) = cells(small(rows=SMALL.rows[1:]), ".")
+    whole = run_cell(plan, tmp_path / "whole", tmp_path / "cache")["cost"]
+    stopped(plan, tmp_path / "cut", tmp_path / "cache", after, monkeypatch)
+    cut = run_cell(plan, tmp_path / "cut", tmp_path / "cache")["cost"]
+    for name in ("declared", "forwards", "backwards", "state_bytes"):
+        assert whole[name] == cut[name]
+    assert whole["forwards"] == 1
+
+
+def killed_in_checkpoints(folder: Path, kills: int) -> set[int]:
+    """Kill a process that does nothing but write checkpoints; each has to leave one that can be used."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    adapter, x = Tent(net), torch.rand(2, 3, 4, 4)
+    columns = [f.name for f in fields(Samples) if f.name != "selected"]
+    lines = write_lines(folder / "batches.jsonl", [{"visit": 0}] * 2000).read_text().splitlines()
+    rng, found = np.random.default_rng(0), set()
+    for _ in range(kills):
+        (folder / "state.safetensors").unlink(missing_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            parts: list[Samples] = []
+            adapter.reset()
+            for i in range(len(lines)):
+                adapter(x)
+                full = {name: np.full(2, i, np.int32) for name in columns}
+                parts.append(Samples(**full, selected={"kept": np.ones(2, bool)}))
+                used = {"forwards": 2 * i + 2, "backwards": 0, "peak_memory": 1}
+                cell_module._checkpoint(folder, adapter, parts, i + 1, used)
+            os._exit(0)
+        while not (folder / "state.safetensors").exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        progress = cell_module._read_checkpoint(folder, adapter, False)
+        assert progress.used["forwards"] == 2 * progress.done
+        assert progress.parts[0].score.tolist() == [i for i in range(progress.done) for _ in range(2)]
+        found.add(progress.done)
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_a_kill_in_a_checkpoint_leaves_one_that_can_be_used(tmp_path: Path) -> None:
+    assert len(killed_in_checkpoints(tmp_path / "cell", 15)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_many_kills_in_checkpoints_leave_one_that_can_be_used(tmp_path: Path) -> None:
+    killed_in_checkpoints(tmp_path / "cell", 400)
+
+
+def test_an_error_is_written_even_where_there_is_no_folder(tmp_path: Path) -> None:
+    (plan,) = cells(small(rows=SMALL.rows[1:]), ".", "no-such-device")
+    (failure,) = _one(plan, tmp_path / "a" / "b", tmp_path / "cache", lambda *_: None, quiet)
+    assert "no-such-device" in (tmp_path / "a" / "b" / "error.txt").read_text()
+    assert failure.endswith(f"(see {tmp_path / 'a' / 'b' / 'error.txt'})")
+    (tmp_path / "file").write_text("")
+    (failure,) = _one(plan, tmp_path / "file", tmp_path / "cache", lambda *_: None, quiet)
+    assert "error.txt could not be written" in failure
+
+
+DAMAGE = ["", "{", "[]", "3", "null", '{"cells": 3}', "[" * 10_000, '{"rows": NaN}', "\x00\x01"]
+
+
+@pytest.mark.parametrize("text", DAMAGE)
+def test_damaged_runs_name_the_file_and_what_to_do(text: str, tmp_path: Path) -> None:
+    shutil.copytree(_finished_run(tmp_path.parent), tmp_path / "run")
+    out = tmp_path / "run"
+    (result,) = out.glob("cells/*/result.json")
+    for path in (result, out / "run.json"):
+        whole = path.read_bytes()
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"{path.name} is damaged .*; delete .*again"):
+            write_report(out)
+        path.write_bytes(whole)
+    path.write_text(text)
+    with pytest.raises(ValueError, match="run\\.json|holds a run with"):
+        run_grid(small(rows=SMALL.rows[:1]), ".", out, say=quiet)
+    path.write_bytes(whole)
+    if "{" not in text or "NaN" in text or text == "{":
+        result.write_text(text)
+        with pytest.raises(ValueError, match=r"result\.json is damaged"):
+            run_grid(small(rows=SMALL.rows[:1]), ".", out, say=quiet)
+
+
+def _finished_run(folder: Path) -> Path:
+    out = folder / "finished-run"
+    if not (out / "run.json").is_file():
+        assert run_grid(small(rows=SMALL.rows[:1]), ".", out, cache=folder / "cache", say=quiet) == []
+    return out
+
+
+def test_a_damaged_table_of_images_is_made_again(tmp_path: Path) -> None:
+    (plan,) = cells(small(rows=SMALL.rows[:1]), ".")
+    run_cell(plan, tmp_path / "a", tmp_path / "cache")
+    for place, path in enumerate(sorted((tmp_path / "cache").iterdir())):
+        path.write_bytes(path.read_bytes()[: 200 * place])
+    run_cell(plan, tmp_path / "b", tmp_path / "cache")
+    a, b = (read_samples(tmp_path / name / "samples") for name in ("a", "b"))
+    assert np.array_equal(a.score, b.score)
 
 
 def test_a_method_that_fails_does_not_end_the_others(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -22,11 +23,14 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(
     not PROC.is_dir(), reason="reads the processes from /proc, which this system does not have"
 )
-def test_killed_workers_end_and_the_run_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "testtime", "bench", "digits-open", "--methods", "tent,paf-kip,cotta"]
+@pytest.mark.parametrize(
+    ("ending", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_killed_workers_end_and_the_run_goes_on(ending: signal.Signals, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "testtime", "bench", "digits-open", "--methods", "tent,paf-kip"]
     command += ["--limit", "100", "--seeds", "0", "--jobs", "2", "--out", str(tmp_path / "run")]
     command += ["--cache", str(tmp_path / "cache")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not any(p.stat().st_size for p in tmp_path.glob("run/cells/*/batches.jsonl")):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -34,8 +38,12 @@ def test_killed_workers_end_and_the_run_goes_on(tmp_path: Path) -> None:
         time.sleep(0.05)
     children = [int(c) for c in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert len(children) >= 2
-    process.kill()
-    process.wait()
+    process.send_signal(ending)
+    assert process.wait(timeout=60) == code
+    assert process.stderr is not None
+    errors = process.stderr.read().decode()
+    assert "Traceback" not in errors
+    assert ("interrupted; the same command goes on from here" in errors) == (code > 0)
     deadline = time.monotonic() + 20
     while any(alive(child) for child in children):
         assert time.monotonic() < deadline, f"processes outlived the run: {[c for c in children if alive(c)]}"
@@ -43,5 +51,5 @@ def test_killed_workers_end_and_the_run_goes_on(tmp_path: Path) -> None:
     finished = len(list(tmp_path.glob("run/cells/*/result.json")))
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     results = [json.loads(p.read_text()) for p in tmp_path.glob("run/cells/*/result.json")]
-    assert finished < len(results) == 3
+    assert finished < len(results) == 2
     assert {r["images"] for r in results} == {1500}

@@ -59,6 +59,16 @@ def test_a_run_holds_the_signs_of_every_candidate(run: Path) -> None:
     assert all(s.updated for s in seen["TENT"])
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', "[" * 10_000, "\x00"])
+def test_damaged_files_are_named(text: str, tmp_path: Path, run: Path) -> None:
+    for name in ("shadow.json", "signs/tent.jsonl", "looks.npy", "judged/tent.json"):
+        folder = tmp_path / name.replace("/", "-")
+        shutil.copytree(run, folder)
+        (folder / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}.* is damaged .*; .*delete it"):
+            judged(folder), advise(folder)
+
+
 def test_the_truth_is_kept_apart_and_right(run: Path) -> None:
     model, _ = sets.source_model("digits-cnn", ".")
     right = [float((model(b.x).argmax(1) == b.y).float().sum()) for b in stream()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from written_study import HIGHER, START, values, write_study
 
-from testtime.multitask.results import columns, read_results, text_table, write_command
+from testtime.multitask.results import _curve, columns, read_results, text_table, write_command
 
 
 def gain(metrics: dict[str, float], base: dict[str, float]) -> float:
@@ -35,6 +35,30 @@ def test_delta_is_against_the_base_of_the_same_seed_and_domain(tmp_path: Path) -
     assert results.ranked[0] == "S4T"
     assert results.ranked[-1] == "Base"
     assert results.controls == ["BN only", "S4T's network, BN only"]
+
+
+DAMAGE = ["", "{", "[]", '{"row": 3}', "[" * 10_000, "\x00"]
+
+
+@pytest.mark.parametrize("text", DAMAGE)
+@pytest.mark.parametrize("name", ["study.json", "rate-s4t.json", "cells/s4t--target--0.json"])
+def test_damaged_files_are_named(name: str, text: str, tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "run")
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*; delete it and run the same command again"):
+        read_results(folder)
+
+
+def test_values_that_do_not_fit_are_named_and_missing_ones_are_nan(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "run")
+    path = folder / "cells" / "s4t--target--0.json"
+    cell = json.loads(path.read_text())
+    for series in (3, ["1"], [1.0]):
+        path.write_text(json.dumps({**cell, "values": {**cell["values"], "depth": series}}))
+        with pytest.raises(ValueError, match=r"s4t--target--0\.json is damaged .*depth"):
+            read_results(folder)
+    cell["values"]["depth"][1] = None
+    assert math.isnan(_curve(cell).values["depth"][1])
 
 
 def test_own_is_against_the_rows_own_start(tmp_path: Path) -> None:

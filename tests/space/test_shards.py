@@ -1,6 +1,7 @@
 """Shards: tokens that are the crops', files that come out the same, whole or not at all."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ def test_after_a_kill_the_same_call_goes_on_and_makes_nothing_twice(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["shard-00000.safetensors", "shards.json"]
     with pytest.raises(DataError, match="2 shards are missing; run the same command again"):
         Shards(folder)
-    (folder / "shard-00001.partial").write_bytes(b"half of a file")
+    (folder / ".shard-00001.safetensors.0123.part").write_bytes(b"half of a file")
+    os.utime(folder / ".shard-00001.safetensors.0123.part", (0, 0))
     before = (folder / "shard-00000.safetensors").stat().st_mtime_ns
 
     class Rest(list):

@@ -45,6 +45,23 @@ def test_points_that_share_a_cell_are_averaged_by_seed():
     assert found["houses never seen", "1"] == [2.5, 3.5]  # points 1 to 4
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"analysis": 3}',
+        "[" * 10_000,
+        '{"analysis": "none", "preset": "", "command": [], "machine": {}, "results": []}',
+    ],
+)
+def test_damaged_results_are_named(text, tmp_path):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json is damaged .*; delete it and run the same"):
+        write_report(tmp_path)
+
+
 def test_the_page_of_the_main_table(tmp_path):
     text = write_report(write(tmp_path / "main", "main", lambda i, e: 20.0 + 5 * i)).read_text()
     assert (

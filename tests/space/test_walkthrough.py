@@ -247,7 +247,7 @@ def test_a_killed_extraction_goes_on_and_ends_the_same(video, tmp_path, monkeypa
 
     def killed(path: Path, data: bytes) -> None:
         count[0] += 1
-        if count[0] > 5:
+        if count[0] > 4:  # the note is no picture
             raise KeyboardInterrupt
         write(path, data)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from testtime.errors import DataError
+from testtime.files import read_array, write_array
 from testtime.streams import Domain, Stream, fingerprint
 
 __all__ = ["cached", "missing", "render"]
@@ -19,7 +20,7 @@ BLOCK = 250  # images rendered at once
 
 
 def cached(stream: Stream, folder: Path, whole: Stream | None = None) -> Stream:
-    """The stream with its images on disk, memory-mapped; those that are not there yet are rendered.
+    """The stream with its images on disk, memory-mapped; tables that are missing or damaged are rendered.
 
     Args:
         stream: what will run.
@@ -33,11 +34,14 @@ def cached(stream: Stream, folder: Path, whole: Stream | None = None) -> Stream:
             domains.append(domain)
             continue
         path = _path(domain, ids, folder)
-        if not path.exists():
+        try:
+            table = read_array(path, "", mapped=True)
+        except (FileNotFoundError, DataError):
             render(source, index, folder)
+            table = read_array(path, f"delete {folder}", mapped=True)
         rows = np.full(len(domain), -1, np.int64)
         rows[ids] = np.arange(len(ids))
-        domains.append(replace(domain, table=(rows, np.load(path, mmap_mode="r", allow_pickle=False))))
+        domains.append(replace(domain, table=(rows, table)))
     return replace(stream, domains=tuple(domains))
 
 
@@ -55,11 +59,7 @@ def render(stream: Stream, index: int, folder: Path) -> None:
     domain, ids = stream.domains[index], _needed(stream)[index]
     path = _path(domain, ids, folder)
     blocks = [domain.render(ids[i : i + BLOCK]).numpy() for i in range(0, len(ids), BLOCK)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    with partial.open("wb") as file:
-        np.save(file, np.concatenate(blocks), allow_pickle=False)
-    partial.replace(path)
+    write_array(path, np.concatenate(blocks))
 
 
 def _needed(stream: Stream) -> list[NDArray[np.int64]]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from testtime.adapter import Adapter
@@ -28,6 +25,18 @@ from testtime.bench.prequential import Record, prequential
 from testtime.bench.protocol import Column, Protocol, Row
 from testtime.data import ImageSet
 from testtime.data.imageset import Size
+from testtime.files import (
+    damaged,
+    parse_json,
+    read_array,
+    read_lines,
+    read_tensors,
+    sweep,
+    write_array,
+    write_json,
+    write_lines,
+    write_tensors,
+)
 from testtime.methods import Source
 from testtime.metrics import Cost, Samples, forgetting, peak_memory, state_bytes, summarise
 from testtime.processor import Precision
@@ -51,6 +60,7 @@ SLOW = 20  # forwards a batch; a method above gets the protocol's slow_limit
 SOURCE_IMAGES = 2000  # shown to methods that must see their source
 WANDERING_STEPS = 2  # of a wandering stream, from one severity to the next
 CHECKPOINT = 60.0  # seconds between two saved states
+STATE, LINES = "state.safetensors", "batches.jsonl"
 
 ARRIVALS: dict[str, Callable[..., Stream]] = {
     "continual": continual,
@@ -166,16 +176,32 @@ def _opened(stream: Stream, column: Column, data: str | Path) -> Stream:
     return open_set(stream, sets.open_data(column.open_set, data), column.ratio)
 
 
-def run_cell(cell: Cell, folder: Path, cache: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Run a cell in its precision, see :func:`_run`."""
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    cache: Path,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run a cell in its precision, see :func:`_run`.
+
+    Args:
+        cell: what to run.
+        folder: folder of the cell.
+        cache: folder of corrupted images.
+        progress: called after each batch.
+        say: takes lines for a person, such as that a checkpoint is damaged.
+    """
     lower = torch.autocast(
         torch.device(cell.device).type, torch.bfloat16, enabled=cell.precision == "bfloat16"
     )
     with lower:
-        return _run(cell, folder, cache, progress)
+        return _run(cell, folder, cache, progress, say)
 
 
-def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> dict[str, Any]:
+def _run(
+    cell: Cell, folder: Path, cache: Path, progress: Progress | None, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Run a cell and write its folder; ``result.json`` comes last, whole or not at all.
 
     A cell that was interrupted goes on from the adapter's last saved state.
@@ -184,6 +210,7 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
         the content of ``result.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     protocol, device = cell.protocol, torch.device(cell.device)
     model, _ = sets.source_model(protocol.model, cell.data)
     form = torch.channels_last if device.type == "cpu" else torch.contiguous_format
@@ -200,7 +227,7 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
     whole = make_stream(protocol, cell.column, cell.seed, cell.data, protocol.limit)
     stream = make_stream(protocol, cell.column, cell.seed, cell.data, limit)
     stream = cached(stream, cache, whole).prefetch(1)
-    _atomic(folder / "cell.json", {"label": cell.row.label, "column": cell.column.name, **cell.config})
+    write_json(folder / "cell.json", {"label": cell.row.label, "column": cell.column.name, **cell.config})
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -217,14 +244,22 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
             yield images.batch(part, size).to(device, memory_format=form), images.targets(part)
 
     before = forgetting(adapter, unharmed())
-    done, parts, lines = _resume(folder, adapter, protocol.reset)
-    counts = [0, 0, 0]
+    before_it = _resume(folder, adapter, protocol.reset, say)
+    done, parts, lines = before_it.done, before_it.parts, before_it.lines
     saved = time.monotonic()
-    with Cost(model) as cost, (folder / "batches.jsonl").open("a" if done else "w") as log:
+
+    def used() -> dict[str, int]:
+        """What the cell has used so far, in this process and in those that were interrupted."""
+        forwards, backwards = (
+            before_it.used[name] + getattr(cost, name) for name in ("forwards", "backwards")
+        )
+        peak = max(before_it.used["peak_memory"], peak_memory(device) or 0)
+        return {"forwards": forwards, "backwards": backwards, "peak_memory": peak}
+
+    with Cost(model) as cost, (folder / LINES).open("a" if done else "w") as log:
         arriving = _reset_by_visit(adapter, stream, done) if protocol.reset else stream.since(done)
         for record in prequential(adapter, arriving, device=device, memory_format=form):
             parts.append(record.samples)
-            counts[2] += len(record.samples)
             line = _line(record)
             lines.append(line)
             log.write(json.dumps(line) + "\n")
@@ -232,9 +267,9 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
             if progress is not None:
                 progress(cell.name, record.index + 1, len(stream))
             if time.monotonic() - saved > CHECKPOINT:
-                _checkpoint(folder, adapter, parts, record.index + 1)
+                _checkpoint(folder, adapter, parts, record.index + 1, used())
                 saved = time.monotonic()
-    counts[:2] = cost.forwards, cost.backwards
+    total = used()
     samples = Samples.join(parts)
     visits = {plan.visit: plan.domain for plan in stream.plans}
     taken = [line["ms"] for line in lines]
@@ -247,10 +282,10 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
         "forgetting": {"before": before, "after": forgetting(adapter, unharmed())},
         "cost": {
             "declared": list(adapter.cost),
-            "forwards": counts[0] / max(counts[2], 1),
-            "backwards": counts[1] / max(counts[2], 1),
+            "forwards": total["forwards"] / max(len(samples), 1),
+            "backwards": total["backwards"] / max(len(samples), 1),
             "ms": float(np.median(taken)),
-            "peak_memory": peak_memory(device),
+            "peak_memory": total["peak_memory"] or None,
             "state_bytes": state_bytes(adapter.state_dict()),
         },
         "code": cell.row.code,
@@ -264,8 +299,8 @@ def _run(cell: Cell, folder: Path, cache: Path, progress: Progress | None) -> di
         "state": machine_state(cell.device, cell.precision, torch.get_num_threads()),
     }
     write_samples(folder / "samples", samples)
-    _atomic(folder / "result.json", result)
-    for leftover in ("state.safetensors", "partial"):
+    write_json(folder / "result.json", result)
+    for leftover in (STATE, "partial"):
         _remove(folder / leftover)
     return result
 
@@ -287,27 +322,40 @@ def _reset_by_visit(adapter: Adapter, stream: Stream, start: int) -> Iterator[Ba
         yield batch
 
 
-def write_samples(folder: Path, samples: Samples) -> None:
-    """One ``.npy`` for each column, one for each mask."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_samples(folder: Path, samples: Samples, durable: bool = True) -> None:
+    """Write one ``.npy`` for each column and for each mask; ``durable`` as in :func:`testtime.files.replacing`."""
     for f in fields(samples):
         if f.name != "selected":
-            np.save(folder / f"{f.name}.npy", getattr(samples, f.name), allow_pickle=False)
+            write_array(folder / f"{f.name}.npy", getattr(samples, f.name), durable=durable)
     for name, mask in samples.selected.items():
-        np.save(folder / f"selected-{name}.npy", mask, allow_pickle=False)
+        write_array(folder / f"selected-{name}.npy", mask, durable=durable)
 
 
-def read_samples(folder: Path) -> Samples:
-    """What `write_samples` wrote."""
-    columns = {
-        f.name: np.load(folder / f"{f.name}.npy", allow_pickle=False)
-        for f in fields(Samples)
-        if f.name != "selected"
-    }
-    masks = {
-        path.stem.removeprefix("selected-"): np.load(path, allow_pickle=False)
-        for path in sorted(folder.glob("selected-*.npy"))
-    }
+def read_samples(folder: Path, count: int | None = None) -> Samples:
+    """Read what `write_samples` wrote.
+
+    Args:
+        folder: of the files.
+        count: number of images to read; None is all.
+
+    Raises:
+        FileNotFoundError: a column is missing.
+        DataError: a file is damaged.
+    """
+    advice = "delete the cell's folder and run the same command again"
+    with damaged(folder, advice):
+        columns = {
+            f.name: read_array(folder / f"{f.name}.npy", advice)[:count]
+            for f in fields(Samples)
+            if f.name != "selected"
+        }
+        masks = {
+            path.stem.removeprefix("selected-"): read_array(path, advice)[:count]
+            for path in sorted(folder.glob("selected-*.npy"))
+        }
+        lengths = sorted({len(column) for column in (*columns.values(), *masks.values())})
+        if len(lengths) > 1:
+            raise ValueError(f"columns of {lengths[0]} and of {lengths[-1]} images")
     return Samples(**columns, selected=masks)
 
 
@@ -329,53 +377,68 @@ def _line(record: Record) -> dict[str, Any]:
     }
 
 
-def _checkpoint(folder: Path, adapter: Any, parts: list[Samples], done: int) -> None:
-    write_samples(folder / "partial", Samples.join(parts))
-    partial = folder / "state.part"
-    state = {name: value.contiguous() for name, value in adapter.state_dict().items()}
-    save_file(state, partial, metadata={"done": str(done)})
-    partial.replace(folder / "state.safetensors")
+def _checkpoint(
+    folder: Path, adapter: Adapter, parts: list[Samples], done: int, used: dict[str, int]
+) -> None:
+    """Write the answers so far, and then the state that says how many of them count.
+
+    A process that is killed in between leaves the older state; the answers that came later do not count with it.
+    """
+    samples = Samples.join(parts)
+    write_samples(folder / "partial", samples, durable=False)
+    facts = {"done": done, "images": len(samples), "used": used}
+    write_tensors(folder / STATE, adapter.state_dict(), {"testtime": json.dumps(facts)})
 
 
-def _resume(
-    folder: Path, adapter: Any, resets: bool = False
-) -> tuple[int, list[Samples], list[dict[str, Any]]]:
-    """Batches done, their answers and their lines; (0, [], []) where there is nothing to go on from."""
-    path = folder / "state.safetensors"
-    if not path.is_file():
-        return 0, [], []
+@dataclass
+class _Progress:
+    """What of a cell is done.
+
+    Attributes:
+        done: batches.
+        parts: their answers.
+        lines: their lines in ``batches.jsonl``.
+        used: images that went forward and backward, and the peak of memory (0 where it is not measured).
+    """
+
+    done: int = 0
+    parts: list[Samples] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    used: dict[str, int] = field(default_factory=lambda: {"forwards": 0, "backwards": 0, "peak_memory": 0})
+
+
+def _resume(folder: Path, adapter: Adapter, resets: bool, say: Callable[[str], None]) -> _Progress:
+    """Go on from the last checkpoint, or from nothing where there is none that can be used."""
+    if not (folder / STATE).is_file():
+        return _Progress()
     try:
-        state = load_file(path)
-        samples = read_samples(folder / "partial")
-        lines = [json.loads(line) for line in (folder / "batches.jsonl").read_text().splitlines() if line]
-        done = int(samples.batch.max()) + 1
-        if len(lines) < done:
-            return 0, [], []
-        here = [line["visit"] for line in lines[:done]]
-        if int(state["clock"]) != (here.count(here[-1]) if resets else done):
-            return 0, [], []
-        adapter.load_state_dict(state)
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return 0, [], []
-    (folder / "batches.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:done]))
-    return done, [samples], lines[:done]
+        found = _read_checkpoint(folder, adapter, resets)
+    except (OSError, ValueError) as error:
+        say(f"{folder.name} starts again, its checkpoint cannot be used: {error}")
+        _remove(folder / STATE)
+        return _Progress()
+    write_lines(folder / LINES, found.lines)
+    return found
 
 
-def _atomic(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(_strict(content), indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def _strict(value: Any) -> Any:
-    """The same in types that JSON has: no NaN, no numpy numbers."""
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
+def _read_checkpoint(folder: Path, adapter: Adapter, resets: bool) -> _Progress:
+    advice = "the cell starts again"
+    state, metadata = read_tensors(folder / STATE, advice)
+    with damaged(folder / STATE, advice):
+        facts = parse_json(metadata["testtime"])
+        done, images = int(facts["done"]), int(facts["images"])
+        used = {name: int(facts["used"][name]) for name in _Progress().used}
+        clock = int(state["clock"])
+    samples = read_samples(folder / "partial", images)
+    lines = read_lines(folder / LINES, advice, torn=True)[:done]
+    with damaged(folder / LINES, advice):
+        here = [line["visit"] for line in lines]
+        if (len(samples), len(lines)) != (images, done) or int(samples.batch.max()) + 1 != done:
+            raise ValueError(f"{len(samples)} answers and {len(lines)} lines of {images} and {done}")
+        if clock != (here.count(here[-1]) if resets else done):
+            raise ValueError(f"a state after {clock} steps")
+    adapter.load_state_dict(state)
+    return _Progress(done, [samples], lines, used)
 
 
 def _remove(path: Path) -> None:

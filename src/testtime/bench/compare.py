@@ -136,6 +136,21 @@ class Comparison:
         return found
 
 
+RUN = {
+    "protocol": str,
+    "rows": [{"label": str}],
+    "columns": [{"name": str, "open_set": (str, type(None))}],
+}
+RESULT = {
+    "column": str,
+    "seed": int,
+    "images": int,
+    "average": dict.fromkeys(("accuracy", "error"), (float, type(None))),
+    "forgetting": dict.fromkeys(("before", "after"), (float, type(None))),
+    "cost": {"declared": [float]},
+}
+
+
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Read the runs of several folders: each stream with a known set alone, or with unknown images, is a column.
 
@@ -145,6 +160,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     settings = []
     for folder in folders:
         run = read_run(folder)
+        run.check(RUN, RESULT)
         opened = {c["name"]: c["open_set"] for c in run.about["columns"]}
         short = str(run.about["protocol"]).removeprefix("field-")
         for column in run.columns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import platform
@@ -23,16 +22,22 @@ from testtime import __version__
 from testtime.bench import sets
 from testtime.bench.baseline import measure_baseline
 from testtime.bench.cache import missing, render
-from testtime.bench.cell import Cell, _atomic, make_stream, run_cell
+from testtime.bench.cell import Cell, make_stream, run_cell
 from testtime.bench.protocol import Protocol
 from testtime.bench.protocols import PROTOCOLS
 from testtime.data import sha256_of
+from testtime.files import damaged, read_json, write_json, write_text
 from testtime.processor import Precision, PrecisionChoice, need_device, resolve_precision
 from testtime.progress import remaining
 from testtime.streams import LADDER
-from testtime.workers import start_worker
+from testtime.workers import start_worker, worker_pool
 
 __all__ = ["Grid", "cells", "run_grid"]
+
+AGAIN = "delete its folder and run the same testtime bench command again: it runs the cell again"
+DAMAGED = (
+    "delete it and run the same testtime bench command again: it writes it anew, and keeps what is finished"
+)
 
 SETTINGS = (
     "protocol",
@@ -102,7 +107,7 @@ class Grid:
 
     def outdated(self, cell: Cell) -> bool:
         """Whether the file of the cell's method has changed since it finished."""
-        result = json.loads((self.of(cell) / "result.json").read_text())
+        result = read_json(self.of(cell) / "result.json", AGAIN)
         return bool(result.get("code", "") != cell.row.code)
 
     def write(self, protocol: Protocol, plan: list[Cell], command: list[str]) -> None:
@@ -174,53 +179,59 @@ class Grid:
         """Write ``run.json`` with what an earlier run of the same settings left in this folder."""
         path = self.folder / "run.json"
         if path.is_file():
-            before = json.loads(path.read_text())
+            before = read_json(path, DAMAGED)
             for name in SETTINGS:
                 if (before.get(name) or None) != (about[name] or None):  # earlier versions had fewer
                     raise ValueError(
                         f"{self.folder} holds a run with {name} {before.get(name)}, this one has {about[name]}; "
                         "give it another folder with --out"
                     )
-            again = {(cell.row.label, cell.column.name, cell.seed) for cell in plan}
-            about["cells"] += [
-                name
-                for name in before["cells"]
-                if name not in about["cells"] and self._what(name) not in again
-            ]
-            for name, key in (("rows", "label"), ("columns", "name")):
-                new = {entry[key] for entry in about[name]}
-                about[name] += [entry for entry in before[name] if entry[key] not in new]
-                known = getattr(PROTOCOLS.get(about["protocol"]), name, ())
-                order = [getattr(entry, key) for entry in known]
-                about[name].sort(key=lambda e, k=key, o=order: o.index(e[k]) if e[k] in o else len(o))
-            about["seeds"] = sorted({*before["seeds"], *about["seeds"]})
-            about["facts"] = {**before["facts"], **about["facts"]}
-            about["published"] = {**before["published"], **about["published"]}
-            about["started"] = before["started"]
-            about["baselines"] = before.get("baselines", [])
-        _atomic(path, about)
+            with damaged(path, DAMAGED):
+                self._join(plan, about, before)
+        write_json(path, about)
+
+    def _join(self, plan: list[Cell], about: dict[str, Any], before: dict[str, Any]) -> None:
+        """Add to a description what an earlier one says."""
+        again = {(cell.row.label, cell.column.name, cell.seed) for cell in plan}
+        about["cells"] += [
+            name for name in before["cells"] if name not in about["cells"] and self._what(name) not in again
+        ]
+        for name, key in (("rows", "label"), ("columns", "name")):
+            new = {entry[key] for entry in about[name]}
+            about[name] += [entry for entry in before[name] if entry[key] not in new]
+            known = getattr(PROTOCOLS.get(about["protocol"]), name, ())
+            order = [getattr(entry, key) for entry in known]
+            about[name].sort(key=lambda e, k=key, o=order: o.index(e[k]) if e[k] in o else len(o))
+        about["seeds"] = sorted({*before["seeds"], *about["seeds"]})
+        about["facts"] = {**before["facts"], **about["facts"]}
+        about["published"] = {**before["published"], **about["published"]}
+        about["started"] = before["started"]
+        about["baselines"] = before.get("baselines", [])
 
     def precision(self) -> Precision | None:
         """The precision that the run in this folder began with; None where there is none."""
         path = self.folder / "run.json"
-        about = json.loads(path.read_text()) if path.is_file() else {}
+        about = read_json(path, DAMAGED) if path.is_file() else {}
         cells = self.folder.glob("cells/*/cell.json")  # an earlier version wrote it there alone
-        return about.get("precision") or next((json.loads(c.read_text())["precision"] for c in cells), None)
+        found = (read_json(cell, AGAIN, {"precision": str})["precision"] for cell in cells)
+        precision: Precision | None = about.get("precision") or next(found, None)
+        return precision
 
     def measure(self, protocol: Protocol, data: str, device: str, precision: Precision, threads: int) -> None:
         """Add the plain forward of this machine to ``run.json``, if it is not there."""
         path = self.folder / "run.json"
-        about = json.loads(path.read_text())
+        about = read_json(path, DAMAGED, {"baselines": [dict]})
         found = measure_baseline(about["baselines"], protocol, data, device, precision, threads)
-        _atomic(path, {**about, "baselines": found})
+        write_json(path, {**about, "baselines": found})
 
     def _what(self, name: str) -> tuple[str, str, int] | None:
         """Method, setting and seed of a cell that was begun in this folder."""
         path = self.folder / "cells" / name / "cell.json"
         if not path.is_file():
             return None
-        cell = json.loads(path.read_text())
-        return cell["label"], cell["column"], cell["seed"]
+        with damaged(path, AGAIN):
+            cell = read_json(path, AGAIN)
+            return cell["label"], cell["column"], cell["seed"]
 
 
 def run_grid(
@@ -281,31 +292,24 @@ def run_grid(
             bar.start(name, total)
         if jobs <= 1:
             for cell in todo:
-                failures += _one(cell, grid.of(cell), tables, bar.tick)
+                failures += _one(cell, grid.of(cell), tables, bar.tick, say)
                 bar.end(cell.name)
             return failures
-        context = multiprocessing.get_context("spawn")
-        ticks = context.Queue()
-        with ProcessPoolExecutor(jobs, context, _start, (ticks,)) as pool:
-            try:
-                _render_all(todo, tables, pool, bar, say)
-                waiting: set[Future[list[str]]] = set()
-                names = {}
-                for cell in todo:
-                    future = pool.submit(_in_pool, cell, grid.of(cell), tables)
-                    names[future] = cell.name
-                    waiting.add(future)
-                while waiting:
-                    finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                    _drain(ticks, bar)
-                    for future in finished:
-                        failures += future.result()
-                        bar.end(names[future])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in list(pool._processes.values()):
-                    process.terminate()
-                raise
+        messages = multiprocessing.get_context("spawn").Queue()
+        with worker_pool(jobs, _start, (messages,)) as pool:
+            _render_all(todo, tables, pool, bar, say)
+            waiting: set[Future[list[str]]] = set()
+            names = {}
+            for cell in todo:
+                future = pool.submit(_in_pool, cell, grid.of(cell), tables)
+                names[future] = cell.name
+                waiting.add(future)
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                _drain(messages, bar, say)
+                for future in finished:
+                    failures += future.result()
+                    bar.end(names[future])
     return failures
 
 
@@ -341,36 +345,51 @@ def _batches(cell: Cell) -> int:
     return -(-images // known) * visits
 
 
-_ticks: Any = None
+_messages: Any = None  # of a worker: lines and ticks for the parent
 
 
-def _start(ticks: Any) -> None:
-    global _ticks
+def _start(messages: Any) -> None:
+    global _messages
     start_worker()
     torch.set_num_threads(1)
-    _ticks = ticks
+    _messages = messages
 
 
 def _in_pool(cell: Cell, folder: Path, tables: Path) -> list[str]:
-    return _one(cell, folder, tables, lambda *tick: _ticks.put(tick))
+    return _one(cell, folder, tables, lambda *tick: _messages.put(tick), _messages.put)
 
 
-def _one(cell: Cell, folder: Path, tables: Path, tick: Callable[[str, int, int], None]) -> list[str]:
+def _one(
+    cell: Cell,
+    folder: Path,
+    tables: Path,
+    tick: Callable[[str, int, int], None],
+    say: Callable[[str], None],
+) -> list[str]:
+    path = folder / "error.txt"
     try:
-        run_cell(cell, folder, tables, tick)
+        run_cell(cell, folder, tables, tick, say)
     except Exception as error:  # noqa: BLE001 - one method must not end the run of the others; it is reported
-        (folder / "error.txt").write_text(traceback.format_exc())
-        return [f"{cell.name}: {type(error).__name__}: {error} (see {folder / 'error.txt'})"]
-    (folder / "error.txt").unlink(missing_ok=True)
+        see = f"see {path}"
+        try:
+            write_text(path, traceback.format_exc())
+        except OSError as problem:
+            see = f"{path} could not be written: {problem}"
+        return [f"{cell.name}: {type(error).__name__}: {error} ({see})"]
+    path.unlink(missing_ok=True)
     return []
 
 
-def _drain(ticks: Any, bar: Any) -> None:
+def _drain(messages: Any, bar: Any, say: Callable[[str], None]) -> None:
     while True:
         try:
-            bar.tick(*ticks.get_nowait())
+            message = messages.get_nowait()
         except queue.Empty:
             return
+        if isinstance(message, str):
+            say(message)
+        else:
+            bar.tick(*message)
 
 
 class _Plain:

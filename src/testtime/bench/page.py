@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from testtime.bench.style import SCRIPT, STYLE
+from testtime.files import write_text
 
 __all__ = [
     "definitions",
@@ -122,10 +123,7 @@ def listed(names: Sequence[str]) -> str:
 
 def write_page(path: Path, content: str) -> Path:
     """Write a page whole or not at all."""
-    partial = path.with_suffix(".part")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_text(path, content)
 
 
 def number(value: float | None, otherwise: float = float("nan")) -> float:

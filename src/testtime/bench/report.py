@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from testtime.bench.page import (
 )
 from testtime.bench.protocols import PROTOCOLS
 from testtime.bench.svg import Point, Series, histogram, line_chart, scatter
+from testtime.files import check_shape, damaged, read_json
 
 __all__ = ["Run", "read_run", "text_table", "write_report"]
 
@@ -43,6 +43,32 @@ SHOWN = {
     "nll": ("NLL", "negative log likelihood of the known, nats", False),
     "brier": ("Brier", "squared error of the probabilities on the known, 0 to 2", False),
 }
+TEXT, NUMBER = (str, type(None)), (float, type(None))
+# What the page needs of run.json and of result.json; what later versions added may be missing.
+RUN = {
+    **dict.fromkeys(("protocol", "title", "closed", "model", "order", "started"), str),
+    **dict.fromkeys(("source", "note"), TEXT),
+    **dict.fromkeys(("severity", "rounds"), int),
+    **{key: [str] for key in ("command", "corruptions")},
+    **dict.fromkeys(("facts", "versions", "machine"), dict),
+    "limit": NUMBER,
+    "seeds": [int],
+    "rows": [{"label": str, "method": str, "arguments": dict}],
+    "columns": [{"name": str}],
+    "published": dict,
+}
+RESULT = {
+    **dict.fromkeys(("label", "column"), str),
+    "seed": int,
+    "limit": NUMBER,
+    "average": dict.fromkeys(("accuracy", "auroc", "h_score"), NUMBER),
+    "domains": [{"domain": str}],
+    "time": {**{key: [NUMBER] for key in ("accuracy", "auroc", "h_score")}, "visit": [int]},
+    "filters": {"all": dict, "time": dict},
+    "forgetting": {"before": NUMBER, "after": NUMBER},
+    "cost": {"declared": [float], "forwards": float, "backwards": float, "ms": float},
+}
+AGAIN = "run the same testtime bench command again"
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,18 @@ class Run:
     folder: Path
     about: dict[str, Any]
     results: tuple[dict[str, Any], ...]
+
+    def check(self, about: Any, result: Any) -> None:
+        """Compare ``run.json`` and every ``result.json`` with shapes, see :func:`testtime.files.check_shape`.
+
+        Raises:
+            DataError: one has another shape; the message names the file.
+        """
+        with damaged(self.folder / "run.json", f"delete it and {AGAIN}"):
+            check_shape(self.about, about)
+        for found in self.results:
+            with damaged(found["folder"] / "result.json", f"delete its folder and {AGAIN}"):
+                check_shape(found, result)
 
     @property
     def rows(self) -> list[str]:
@@ -167,12 +205,13 @@ def read_run(folder: str | Path) -> Run:
     path = folder / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime bench makes one")
-    about = json.loads(path.read_text())
+    about = read_json(path, f"delete it and {AGAIN}", {"cells": [str]})
     results = []
     for name in about["cells"]:
         file = folder / "cells" / name / "result.json"
         if file.is_file():
-            results.append({**json.loads(file.read_text()), "folder": file.parent})
+            found = read_json(file, f"delete its folder and {AGAIN}", {"label": str})
+            results.append({**found, "folder": file.parent})
     if not results:
         raise ValueError(
             f"{folder}: no cell is finished yet; run testtime bench again, it goes on from there"
@@ -194,6 +233,7 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
         ValueError: the folder is not that of a run, or nothing is finished.
     """
     run = read_run(folder)
+    run.check(RUN, RESULT)
     target = Path(path) if path is not None else run.folder / "report.html"
     return write_page(target, page(run))
 

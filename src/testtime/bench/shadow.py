@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,12 +15,13 @@ from numpy.typing import NDArray
 
 from testtime.adapter import Adapter
 from testtime.bench import sets
-from testtime.bench.cell import SLOW, _atomic, source_batches
+from testtime.bench.cell import SLOW, source_batches
 from testtime.bench.page import document, figure, show, table, write_page
 from testtime.bench.protocol import Row
 from testtime.bench.svg import Series, line_chart
 from testtime.choosing import Advice, Signs, looks, mirrored, over_time, recommend, turned, watch
 from testtime.data import ImageSet
+from testtime.files import damaged, read_array, read_json, read_lines, write_array, write_json, write_lines
 from testtime.methods import Source
 from testtime.models import model_card
 from testtime.processor import Precision
@@ -50,6 +50,7 @@ FIGURES = {
     "diversity_drift": "drift",
 }
 LOOKS = "looks.npy"
+AGAIN = "delete it and run the same testtime bench command again: it keeps the candidates that are finished"
 LINES = 6  # candidates whose lines have a colour
 
 
@@ -106,23 +107,21 @@ class Shadow:
         }
         path = folder / "shadow.json"
         if path.is_file():
-            before = json.loads(path.read_text())
+            before = read_json(path, AGAIN)
             other = [name for name in settings if name != "command" and before.get(name) != settings[name]]
             if other:
                 raise ValueError(
                     f"{folder} holds a run with another {', '.join(other)}; give another folder with --out"
                 )
-            labels = before["candidates"]
+            with damaged(path, AGAIN):
+                labels = [str(label) for label in before["candidates"]]
         else:
             labels = []
         labels += [row.label for row in rows if row.label not in labels]
-        (folder / "signs").mkdir(parents=True, exist_ok=True)
-        _atomic(path, {**settings, "candidates": labels})
+        write_json(path, {**settings, "candidates": labels})
         if not (folder / LOOKS).is_file():
             batches = progress(self.stream, len(self.stream), "what images look like")
-            partial = folder / f"part-{LOOKS}"
-            np.save(partial, np.concatenate([looks(b.x).numpy() for b in batches]), allow_pickle=False)
-            partial.replace(folder / LOOKS)
+            write_array(folder / LOOKS, np.concatenate([looks(b.x).numpy() for b in batches]))
         for row in rows:
             file = folder / "signs" / f"{row.slug}.jsonl"
             if file.is_file():
@@ -171,25 +170,25 @@ class Shadow:
                     yield batch.x.to(self.device)
 
             right = known = 0
-            partial = file.with_suffix(".part")
-            with partial.open("w") as lines:
-                seen = watch(adapter, images(), plain, disturb=mirrored if self.mirrors else turned)
-                for signs in progress(seen, len(self.stream), row.label):
-                    lines.write(json.dumps(asdict(signs)) + "\n")
-                    lines.flush()
-                    right += int((labels[-1] == signs.said).sum())
-                    known += int((labels[-1] >= 0).sum())
+            lines = []
+            seen = watch(adapter, images(), plain, disturb=mirrored if self.mirrors else turned)
+            for signs in progress(seen, len(self.stream), row.label):
+                lines.append(asdict(signs))
+                right += int((labels[-1] == signs.said).sum())
+                known += int((labels[-1] >= 0).sum())
         if known:
             truth = file.parent.parent / "judged" / f"{row.slug}.json"
-            truth.parent.mkdir(exist_ok=True)
-            _atomic(truth, {"accuracy": 100 * right / known})
-        partial.replace(file)
+            write_json(truth, {"accuracy": 100 * right / known})
+        write_lines(file, lines)
 
 
 def started_precision(folder: str | Path) -> Precision | None:
     """The precision that a run without labels began with; None where there is no run."""
     path = Path(folder) / "shadow.json"
-    return json.loads(path.read_text())["precision"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    precision: Precision = read_json(path, AGAIN, {"precision": str})["precision"]
+    return precision
 
 
 def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
@@ -204,16 +203,17 @@ def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
             f"{folder} is not the folder of a run without labels: run testtime bench --no-labels first"
         )
     found = {}
-    for label in json.loads(path.read_text())["candidates"]:
+    for label in read_json(path, AGAIN, {"candidates": [str]})["candidates"]:
         file = Path(folder) / "signs" / f"{Row(label, '').slug}.jsonl"
         if file.is_file():
-            lines = [json.loads(line) for line in file.read_text().splitlines()]
-            try:
+            again = (
+                "or was written by another version; delete it and run the same testtime bench command again"
+            )
+            with damaged(file, again):
+                lines = read_lines(file, again)
                 found[label] = [Signs(**{**line, "said": tuple(line["said"])}) for line in lines]
-            except TypeError as error:
-                raise ValueError(
-                    f"{file} was written by another version; delete {folder} and run testtime bench --no-labels again"
-                ) from error
+                if not lines:
+                    raise ValueError("it is empty")
     if not found:
         raise ValueError(f"{folder}: no candidate is finished; the same bench command goes on")
     return found
@@ -228,14 +228,17 @@ def read_looks(folder: str | Path) -> NDArray[np.float32]:
     path = Path(folder) / LOOKS
     if not path.is_file():
         raise ValueError(f"{path} is missing; the same bench command writes it, and keeps what is finished")
-    looks: NDArray[np.float32] = np.load(path, allow_pickle=False)
-    return looks
+    return read_array(path, "delete it and run the same testtime bench command again")
 
 
 def judged(folder: str | Path) -> dict[str, float]:
     """The accuracy of each candidate in percent, where the stream was one with labels; no estimate has seen it."""
     files = sorted((Path(folder) / "judged").glob("*.json"))
-    by_slug = {file.stem: float(json.loads(file.read_text())["accuracy"]) for file in files}
+    by_slug = {}
+    for file in files:
+        again = f"delete it and signs/{file.stem}.jsonl, and run the same testtime bench command again"
+        with damaged(file, again):
+            by_slug[file.stem] = float(read_json(file, again)["accuracy"])
     return {label: by_slug[s] for label in read_signs(folder) if (s := Row(label, "").slug) in by_slug}
 
 
@@ -250,7 +253,7 @@ def advise(folder: str | Path) -> Advice:
 
 def unfinished(folder: str | Path) -> str:
     """What an advice is limited to, as text, while candidates of the run have no result; else nothing."""
-    names = json.loads((Path(folder) / "shadow.json").read_text())["candidates"]
+    names = read_json(Path(folder) / "shadow.json", AGAIN, {"candidates": [str]})["candidates"]
     done = len(read_signs(folder))
     return f", of the {done} of {len(names)} candidates that are finished" if done < len(names) else ""
 
@@ -295,7 +298,7 @@ def advise_text(advice: Advice, known: dict[str, float] | None = None, unfinishe
 def write_advice(folder: str | Path) -> Path:
     """Write ``recommendation.html``: the estimates over time, and the signs of each candidate."""
     seen, alike, advice = read_signs(folder), read_looks(folder), advise(folder)
-    about = json.loads((Path(folder) / "shadow.json").read_text())
+    about = read_json(Path(folder) / "shadow.json", AGAIN)
     colours = {c.name: i for i, c in enumerate(advice.candidates[:LINES], 1)}
     series = []
     for c in reversed(advice.candidates):

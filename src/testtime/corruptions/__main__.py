@@ -11,6 +11,7 @@ from torch import Tensor
 
 from testtime.corruptions import CORRUPTIONS, EXTRA, corrupt
 from testtime.errors import need_packages
+from testtime.files import write_image
 
 CELL = 128
 LABEL = 128
@@ -54,8 +55,7 @@ def draw(out: Path, frost: Path | None) -> None:
                 pixels = (y[0] * 255).round().byte().permute(1, 2, 0).numpy()
                 how = Image.Resampling.NEAREST if x.shape[2] < CELL else Image.Resampling.LANCZOS
                 sheet.paste(Image.fromarray(pixels).resize((CELL - 2, CELL - 2), how), (left, top))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out, quality=82)  # PNG takes no notice of the quality
+    write_image(out, sheet, quality=82)  # PNG takes no notice of the quality
 
 
 def main() -> None:

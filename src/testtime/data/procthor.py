@@ -23,6 +23,7 @@ from testtime.data.fileset import Decode, FileSet
 from testtime.data.listing import folders, inside, read_lines
 from testtime.data.pixels import chosen_tasks, class_ids, levels, metres
 from testtime.errors import DataError, need_pillow
+from testtime.files import write_image, write_json
 
 __all__ = ["AgentEvent", "dump_event", "procthor", "procthor_houses", "procthor_records"]
 
@@ -116,7 +117,7 @@ def dump_event(
     place.mkdir(parents=True, exist_ok=True)
     listing = Path(root) / "classes.json"
     if not listing.is_file():
-        listing.write_text(json.dumps(list(classes)))
+        write_json(listing, list(classes), indent=None)
     elif read_json(listing, "the names of the classes", list) != list(classes):
         raise DataError(
             f"{listing}: expected the classes of this call, found others; write to an empty folder"
@@ -134,8 +135,7 @@ def dump_event(
             f"expected an event of AI2-THOR, found one that lacks {error}; see AgentEvent"
         ) from error
     for domain, plane in planes.items():
-        (place / domain).mkdir(exist_ok=True)
-        Image.fromarray(plane).save(place / domain / f"{frame}.png")
+        write_image(place / domain / f"{frame}.png", Image.fromarray(plane))
     with (place / "frames.jsonl").open("a") as lines:
         lines.write(json.dumps(record) + "\n")
     return record

@@ -24,6 +24,7 @@ from testtime.data.imageset import resized
 from testtime.data.listing import files, inside, read_lines
 from testtime.data.pixels import chosen_tasks, class_ids, colour, keys_in, levels, metres
 from testtime.errors import DataError
+from testtime.files import write_image
 
 __all__ = [
     "DslrFrame",
@@ -303,11 +304,10 @@ def unpack_iphone_depth(root: str | Path, scene: str, every: int = 1) -> int:
     from PIL import Image
 
     folder = _scene(root, scene) / "iphone"
-    (folder / "depth").mkdir(exist_ok=True)
     count = 0
     for i, frame in islice(enumerate(iphone_depth(folder / "depth.bin")), 0, None, every):
         millimetres = np.rint(np.nan_to_num(frame) * 1000).clip(0, 65535).astype(np.uint16)
-        Image.fromarray(millimetres).save(folder / "depth" / f"frame_{i:06d}.png")
+        write_image(folder / "depth" / f"frame_{i:06d}.png", Image.fromarray(millimetres))
         count += 1
     return count
 

@@ -27,10 +27,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from testtime.errors import WeightsError
+from testtime.files import write_tensors
 
 PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
 EMA = (
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loaded = _loaded(options.source)
         found = tensors_of(loaded, options.key)
         tensors = {name: _whole(name, value) for name, value in found.items()}
-        save_file(tensors, options.target)
+        write_tensors(options.target, tensors)
     except (OSError, WeightsError) as error:
         print(f"{options.source}: {error}", file=sys.stderr)
         return 1

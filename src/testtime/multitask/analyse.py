@@ -7,7 +7,6 @@ which the paper does not have, whether every method moves the encoder where labe
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.bench.page import definitions, deviation, document, figure, mean, show, table, write_page
 from testtime.bench.svg import Series, line_chart
+from testtime.files import write_json
 from testtime.multitask.analysis import affinity, affinity_gap, direction, masked_losses
 from testtime.multitask.presets import Preset
 from testtime.multitask.protocol import loaded
@@ -71,9 +71,7 @@ def analyse(
     where = Path(folder) / f"analyse-{name}"
     where.mkdir(parents=True, exist_ok=True)
     result, page = ANALYSES[name](preset, Path(folder), seed, jobs, say)
-    (where / "result.json").write_text(
-        json.dumps({"preset": preset.name, "seed": seed, **result}, indent=1) + "\n"
-    )
+    write_json(where / "result.json", {"preset": preset.name, "seed": seed, **result})
     write_command(where, argv)
     return write_page(where / "report.html", page)
 

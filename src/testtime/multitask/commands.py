@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from testtime.errors import did_you_mean, missing_extra, need_packages, unknown_name
+from testtime.files import read_json
 from testtime.options import (
     Once,
     add_precision,
@@ -276,8 +276,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _same_preset(folder: Path, preset: str) -> None:
     """Cells of two presets do not belong into one table."""
+    from testtime.multitask.study import AGAIN, CELL
+
     path = next(folder.glob("cells/*.json"), None)
-    if path is not None and (there := json.loads(path.read_text())["preset"]) != preset:
+    if path is not None and (there := read_json(path, AGAIN, CELL, finite=False)["preset"]) != preset:
         raise ValueError(
             f"{folder} holds results of the preset {there!r}; choose another --out for {preset!r}"
         )

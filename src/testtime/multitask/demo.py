@@ -6,24 +6,23 @@ it is and beside the control that only estimates the BatchNorm statistics again.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
+from testtime.files import read_json, write_json
 from testtime.methods import S4T, Source
 from testtime.multitask.network import Assisted
 from testtime.multitask.pictures import MOMENTS, Strip, moments, write_pictures
 from testtime.multitask.presets import Domain, Preset
 from testtime.multitask.protocol import Protocol, follow
 from testtime.multitask.report import write_report
-from testtime.multitask.study import Cell
+from testtime.multitask.study import AGAIN, RATE, Cell
 from testtime.multitask.training import Recipe, train
 from testtime.parts.optimizers import sgd
 
@@ -98,7 +97,7 @@ def run_demo(
         say(f"{row}: {steps} steps on {protocol.batch} images, measured on {len(target)}")
         begin = time.monotonic()
         curve = follow(adapter, target, preset.tasks, protocol)
-        _write(
+        write_json(
             path,
             {
                 **asdict(cell),
@@ -120,7 +119,7 @@ def run_demo(
         "preset": preset.name,
         "domains": {name: asdict(preset.domain(name)) for name in data},
     }
-    _write(folder / "study.json", about)
+    write_json(folder / "study.json", about)
     if not (folder / "pictures" / "pictures.json").exists():
         say("pictures")
         _draw(folder, preset, target, adapters, protocol)
@@ -156,8 +155,8 @@ def _chosen(
             )
             tried[rate] = curve.gains(curve.at(0))[-1]
         best = max(tried, key=tried.__getitem__)
-        _write(path, {"rate": best, "tried": {str(k): v for k, v in tried.items()}})
-    return float(json.loads(path.read_text())["rate"])
+        write_json(path, {"rate": best, "tried": {str(k): v for k, v in tried.items()}})
+    return float(read_json(path, AGAIN, RATE, finite=False)["rate"])
 
 
 def _draw(
@@ -181,9 +180,3 @@ def _draw(
         f"Images that {OURS} adapted to, before it, during it and after it; at the right the control, which learns nothing. "
         "The figure below an answer is its metric on this image alone.",
     )
-
-
-def _write(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from torch import Tensor
 from testtime.adapter import Adapter
 from testtime.data.dense import IGNORE
 from testtime.errors import need_pillow
+from testtime.files import read_json, write_image, write_json
 from testtime.multitask.presets import Preset
 from testtime.multitask.results import read_results
-from testtime.multitask.study import Study, source_model
+from testtime.multitask.study import AGAIN, Study, source_model
 from testtime.multitask.tasks import Segmentation, Task, Tasks
 from testtime.scenes.sheet import depth_colours, palette
 
@@ -225,11 +225,11 @@ def write_pictures(
         for tone in ("light", "dark"):
             path = where / f"{place}-{tone}.png"
             own = {name: y[i].cpu() for name, y in labels.items()}
-            sheet(tasks, x[i].cpu(), own, strips, i, dark=tone == "dark").save(path, optimize=True)
+            write_image(path, sheet(tasks, x[i].cpu(), own, strips, i, dark=tone == "dark"), optimize=True)
             written.append(path)
             names[tone] = path.name
         listed.append({**names, "caption": f"Image {i + 1} of the batch"})
-    (where / "pictures.json").write_text(json.dumps({"about": about, "sheets": listed}, indent=1) + "\n")
+    write_json(where / "pictures.json", {"about": about, "sheets": listed})
     return written
 
 
@@ -256,7 +256,7 @@ def draw_study(study: Study, preset: Preset, folder: str | Path) -> list[Path]:
         "The figure below an answer is its metric on this image alone."
     )
     drawn = folder / "pictures" / "pictures.json"
-    if drawn.exists() and json.loads(drawn.read_text())["about"] == about:
+    if drawn.exists() and read_json(drawn, AGAIN).get("about") == about:
         return []
     target = preset.domain(domain).read(folder.parent)
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from testtime.bench.page import (
     write_page,
 )
 from testtime.bench.svg import Point, Series, line_chart, scatter
+from testtime.files import read_json
 from testtime.multitask import published
 from testtime.multitask.results import TASKS, Column, Outcome, Results, columns, read_results
 
@@ -372,7 +372,8 @@ def _pictures(results: Results) -> str:
     path = results.folder / "pictures" / "pictures.json"
     if not path.is_file():
         return ""
-    about = json.loads(path.read_text())
+    shape = {"about": str, "sheets": [{"caption": str, "light": str, "dark": str}]}
+    about = read_json(path, "delete it and run the same testtime multitask command again", shape)
     figures = []
     for one in about["sheets"]:
         light, dark = (_embedded(path.parent / one[tone]) for tone in ("light", "dark"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -16,9 +15,10 @@ import torch
 
 from testtime import __version__
 from testtime.bench.page import deviation, mean, show
+from testtime.files import read_json, slug, write_json
 from testtime.metrics.synchronisation import cosine_similarity, dtw, step_variance
 from testtime.multitask.protocol import Curve
-from testtime.multitask.study import read_cells, slug
+from testtime.multitask.study import AGAIN, RATE, read_cells
 from testtime.multitask.tasks import Depth, Edges, Normals, Segmentation
 
 __all__ = ["Column", "Outcome", "Results", "columns", "read_results", "text_table", "write_command"]
@@ -325,6 +325,14 @@ def columns(results: Results) -> list[Column]:
     ]
 
 
+STUDY = {
+    **dict.fromkeys(("study", "title", "published", "preset"), str),
+    "rows": [str],
+    "protocol": dict,
+    "domains": dict,
+}
+
+
 def read_results(folder: str | Path) -> Results:
     """Read the folder of a study and judge its cells.
 
@@ -337,7 +345,7 @@ def read_results(folder: str | Path) -> Results:
             f"{folder} is not the folder of a finished study: it has no study.json; testtime multitask bench makes one, "
             "and goes on where it was left"
         )
-    about = json.loads((folder / "study.json").read_text())
+    about = read_json(folder / "study.json", AGAIN, STUDY)
     cells = read_cells(folder)
     base = about["rows"][0]
     outcomes = []
@@ -371,13 +379,13 @@ def read_results(folder: str | Path) -> Results:
             "again, it goes on from there"
         )
     rates = {
-        row: _rates(json.loads(path.read_text()))
+        row: _rates(read_json(path, AGAIN, RATE, finite=False))
         for row in about["rows"]
         for path in [folder / f"rate-{slug(row)}.json"]
         if path.is_file()
     }
     path = folder / "command.json"
-    command = json.loads(path.read_text()) if path.is_file() else {}
+    command = read_json(path, AGAIN) if path.is_file() else {}
     return Results(folder, about, tuple(outcomes), rates, command)
 
 
@@ -397,9 +405,7 @@ def write_command(folder: str | Path, argv: Sequence[str]) -> None:
             "cores": os.cpu_count(),
         },
     }
-    path = Path(folder) / "command.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    write_json(Path(folder) / "command.json", about)
 
 
 def text_table(results: Results) -> str:
@@ -446,7 +452,8 @@ def _rates(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curve(cell: dict[str, Any]) -> Curve:
-    return Curve(cell["steps"], cell["values"], cell["higher_is_better"])
+    values = {task: [math.nan if v is None else v for v in found] for task, found in cell["values"].items()}
+    return Curve(cell["steps"], values, cell["higher_is_better"])
 
 
 def _or(value: float, otherwise: float) -> float:

@@ -6,11 +6,9 @@ training. Learning rates are chosen on a *validation* shift of unseen source hou
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,13 +19,14 @@ from torch import nn
 
 from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
+from testtime.files import check_shape, damaged, read_json, slug, write_json
 from testtime.methods import Source
 from testtime.multitask.network import MultiTaskNet
 from testtime.multitask.presets import PRESETS, Preset
 from testtime.multitask.protocol import RELEASED, Protocol, follow
 from testtime.multitask.training import load_trained, train
 from testtime.progress import progress
-from testtime.workers import start_worker
+from testtime.workers import start_worker, worker_pool
 
 __all__ = [
     "Cell",
@@ -42,6 +41,17 @@ __all__ = [
     "source_model",
     "train_sources",
 ]
+
+AGAIN = "delete it and run the same command again"
+CELL = {
+    **dict.fromkeys(("row", "domain", "preset"), str),
+    "seed": int,
+    "steps": [int],
+    "values": dict,
+    "higher_is_better": dict,
+    **dict.fromkeys(("rate", "parameters", "seconds"), (float, type(None))),
+}
+RATE = {"rate": float, "tried": dict}
 
 PREPARED = 512
 """Source images, at most, that an adapter is shown before the first batch."""
@@ -142,7 +152,7 @@ def run_study(
         for row in wanted
     ]
     before = folder / "study.json"
-    earlier = json.loads(before.read_text()).get("seeds", []) if before.is_file() else []
+    earlier = read_json(before, AGAIN).get("seeds", []) if before.is_file() else []
     about = {
         "study": study.name,
         "title": study.title,
@@ -155,7 +165,7 @@ def run_study(
         "preset": preset.name,
         "domains": {name: asdict(preset.domain(name)) for name in ("source", "validation", *study.domains)},
     }
-    _write(folder / "study.json", about)
+    write_json(folder / "study.json", about)
     for domain in ("source", "validation", *study.domains):
         say(f"data: {domain}")
         preset.domain(domain).prepare(folder.parent, jobs)
@@ -184,12 +194,21 @@ def read_cells(folder: str | Path) -> dict[tuple[str, str, int], dict[str, Any]]
 
     Raises:
         FileNotFoundError: there are none.
+        DataError: a file is damaged.
     """
     files = sorted((Path(folder) / "cells").glob("*.json"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no cells; run the study first: testtime multitask bench")
-    found = [json.loads(f.read_text()) for f in files]
-    return {(c["row"], c["domain"], c["seed"]): c for c in found}
+    found = {}
+    for file in files:
+        cell = read_json(file, AGAIN, CELL, finite=False)
+        with damaged(file, AGAIN):
+            for task, series in cell["values"].items():
+                check_shape(series, [(float, type(None))], task)
+                if len(series) != len(cell["steps"]) or task not in cell["higher_is_better"]:
+                    raise ValueError(f"the values of {task} do not fit the steps")
+        found[cell["row"], cell["domain"], cell["seed"]] = cell
+    return found
 
 
 def source_model(
@@ -216,7 +235,7 @@ def _train(study_name: str, name: str, seed: int, preset_name: str, folder: Path
     begin = time.monotonic()
     model = source_model(study, name, seed, preset, folder, fresh=True)
     train(model, _data(preset, "source", folder), preset.recipe, where, seed)
-    _write(where / "about.json", {"seconds": time.monotonic() - begin, "parameters": _count(model)})
+    write_json(where / "about.json", {"seconds": time.monotonic() - begin, "parameters": _count(model)})
 
 
 def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> None:
@@ -242,7 +261,7 @@ def _choose(study_name: str, row_name: str, preset_name: str, folder: Path) -> N
     if not held:
         raise ArithmeticError(f"{row.name} diverges at every rate of {row.rates}; add lower ones to its row")
     best = max(held, key=held.__getitem__)
-    _write(_rate_file(row, folder), {"rate": best, "tried": {str(k): v for k, v in tried.items()}})
+    write_json(_rate_file(row, folder), {"rate": best, "tried": {str(k): v for k, v in tried.items()}})
 
 
 def _run(cell: Cell, folder: Path) -> None:
@@ -264,7 +283,7 @@ def _run(cell: Cell, folder: Path) -> None:
         "parameters": _count(model),
         "seconds": time.monotonic() - begin,
     }
-    _write(folder / "cells" / cell.file, result)
+    write_json(folder / "cells" / cell.file, result)
 
 
 def chosen_rate(row: Row, preset: Preset, folder: Path, study: Study) -> float:
@@ -277,7 +296,7 @@ def chosen_rate(row: Row, preset: Preset, folder: Path, study: Study) -> float:
 def _rate(row: Row, folder: Path) -> float:
     if len(row.rates) == 1:
         return row.rates[0]
-    return float(json.loads(_rate_file(row, folder).read_text())["rate"])
+    return float(read_json(_rate_file(row, folder), AGAIN, RATE, finite=False)["rate"])
 
 
 def _rate_file(row: Row, folder: Path) -> Path:
@@ -314,17 +333,6 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def slug(name: str) -> str:
-    """A name as part of a file's name."""
-    return "".join(c if c.isalnum() or c in "+-." else "_" for c in name.lower())
-
-
-def _write(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
-
-
 def _all(work: Callable[..., None], todo: Sequence[tuple[Any, ...]], jobs: int, title: str) -> list[str]:
     """Do all of it, in processes if there are several; what raises is reported, and the rest goes on."""
     failures: list[str] = []
@@ -332,14 +340,10 @@ def _all(work: Callable[..., None], todo: Sequence[tuple[Any, ...]], jobs: int, 
         for arguments in progress(todo, len(todo), title):
             _attempt(failures, arguments, lambda arguments=arguments: work(*arguments))  # type: ignore[misc]
         return failures
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start) as pool:
+    with worker_pool(jobs, _start) as pool:
         futures = {pool.submit(work, *arguments): arguments for arguments in todo}
-        try:
-            for future in progress(as_completed(futures), len(todo), title):
-                _attempt(failures, futures[future], future.result)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in progress(as_completed(futures), len(todo), title):
+            _attempt(failures, futures[future], future.result)
     return failures
 
 

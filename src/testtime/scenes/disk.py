@@ -26,10 +26,8 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -44,11 +42,11 @@ from testtime.data.files import need_choice, need_file, need_folder
 from testtime.data.listing import folders, inside
 from testtime.data.pixels import levels
 from testtime.errors import DataError, need_pillow
-from testtime.files import damaged, read_json, read_lines
+from testtime.files import damaged, read_json, read_lines, write_bytes
 from testtime.progress import progress
 from testtime.scenes.sceneset import MODALITIES, SOURCES, SceneSet, Space, stored
 from testtime.scenes.tracer import BACKENDS, available
-from testtime.workers import start_worker
+from testtime.workers import worker_pool
 
 if TYPE_CHECKING:
     from testtime.scenes import Frame, House, Renderer
@@ -324,17 +322,12 @@ def _work(root: Path, chunks: Sequence[tuple[Recipe, Sequence[int]]], jobs: int)
                 _write_frame(root, recipe, i)
                 yield recipe.name, i
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(chunks)), context, start_worker) as pool:
+    with worker_pool(min(jobs, len(chunks))) as pool:
         futures = {pool.submit(_write_frames, root, r, rows): (r, rows) for r, rows in chunks}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                recipe, rows = futures[future]
-                yield from ((recipe.name, i) for i in rows)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in as_completed(futures):
+            future.result()
+            recipe, rows = futures[future]
+            yield from ((recipe.name, i) for i in rows)
 
 
 def _write_frames(root: Path, recipe: Recipe, rows: Sequence[int]) -> None:
@@ -409,12 +402,8 @@ def _line(line: Mapping[str, Any]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial_path.write_bytes(data)
     try:
-        partial_path.replace(path)
+        write_bytes(path, data, durable=False)
     except FileNotFoundError:
         if not path.is_file():  # else another process finished the space, and swept
             raise

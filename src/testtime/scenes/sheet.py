@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from testtime.data.dense import IGNORE
 from testtime.errors import need_pillow
+from testtime.files import write_image
 from testtime.scenes.disk import read_scenes
 from testtime.scenes.sceneset import SceneSet, View
 
@@ -158,7 +159,7 @@ def write_sheet(
     rows = np.unique(np.linspace(0, len(scenes) - 1, max(frames, 0)).round().astype(int)).tolist()
     path = Path(out) if out is not None else Path(root) / "sheet.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(scenes, rows, width).save(path)
+    write_image(path, contact_sheet(scenes, rows, width))
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from testtime.errors import need_packages, unknown_name
+from testtime.files import write_json
 from testtime.options import Once, above, device, existing, new_folder, print_progress, share, whole
 
 __all__ = ["add"]
@@ -272,9 +272,7 @@ def _write(
         "planned": planned,
         "results": list(results),
     }
-    partial = folder / "results.partial"
-    partial.write_text(json.dumps(about, indent=1) + "\n")
-    partial.replace(folder / "results.json")
+    write_json(folder / "results.json", about)
 
 
 def _need_models() -> None:

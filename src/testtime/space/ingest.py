@@ -15,7 +15,6 @@ call goes on where it was left.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,7 +31,7 @@ from testtime.data.dense import DenseSet, Sample
 from testtime.data.files import need_choice
 from testtime.data.seven_scenes import COLOUR_LENS
 from testtime.errors import DataError, need_pillow
-from testtime.files import read_json
+from testtime.files import read_json, write_image, write_json
 from testtime.parts.randomness import generator
 from testtime.progress import progress
 from testtime.space.alignment import alignment, depth_range, findings, normal_signs
@@ -404,10 +403,8 @@ def ingest(
     shown = np.unique(np.linspace(0, len(data) - 1, max(1, rows)).round().astype(int)).tolist()
     say("contact sheet")
     sheet = space_sheet(frames, shards, tokenizers, shown, report, boxes)
-    partial = out / ".sheet.png.part"
-    sheet.save(partial, "PNG")
-    partial.replace(out / "sheet.png")
-    _write(out / "report.json", report)
+    write_image(out / "sheet.png", sheet)
+    write_json(out / "report.json", report)
     return report
 
 
@@ -458,7 +455,7 @@ def _tokenizers(
             say(f"tokenizer of {name}")
             learned = fresh[name].to(device)
             told = learned.fit(values.pop(name), recipe.steps, recipe.batch, recipe.lr, seed, folder)
-            _write(folder / "report.json", asdict(told))
+            write_json(folder / "report.json", asdict(told))
             say(str(told))
         found[f"tok_{name}"] = load_tokenizer(folder / "tokenizer.safetensors").to(device)
         reports[name] = read_json(folder / "report.json", AGAIN)
@@ -516,7 +513,7 @@ def _asked(out: Path, about: Mapping[str, Any]) -> None:
             shown = "; ".join(f"{k}: {there.get(k)} there, {about.get(k)} asked" for k in differ[:3])
             raise DataError(f"{out} holds something else ({shown}); give another folder, or delete it")
         return
-    _write(path, about)
+    write_json(path, about)
 
 
 def _digest(data: DenseSet) -> str:
@@ -529,14 +526,6 @@ def _digest(data: DenseSet) -> str:
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if not path.is_file():
-        _write(path, make())
+        write_json(path, make())
     found: dict[str, Any] = read_json(path, AGAIN)
     return found
-
-
-def _write(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write JSON; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1) + "\n")
-    partial.replace(path)

@@ -23,7 +23,7 @@ from testtime.space.masking import Ints, Masking, Stream
 from testtime.space.model import Batch
 from testtime.space.sequences import span_masked
 from testtime.space.shards import Shards
-from testtime.workers import start_worker
+from testtime.workers import interrupts_held, start_worker
 
 __all__ = ["Batches", "Part", "loader"]
 
@@ -165,17 +165,17 @@ def loader(batches: Batches, start: int, steps: int, workers: int = 0) -> Iterat
     """The batches from step ``start`` to ``steps``, compact, made ahead by other processes if there are workers."""
     if workers == 0:
         return (batches.compact(step) for step in range(start, steps))
-    found: Iterator[Batch] = iter(
-        DataLoader(
-            _Compact(batches),
-            batch_size=None,
-            sampler=range(start, steps),
-            num_workers=workers,
-            prefetch_factor=4,
-            worker_init_fn=_begin,
-            generator=torch.Generator(),
-        )
+    made = DataLoader(
+        _Compact(batches),
+        batch_size=None,
+        sampler=range(start, steps),
+        num_workers=workers,
+        prefetch_factor=4,
+        worker_init_fn=_begin,
+        generator=torch.Generator(),
     )
+    with interrupts_held():
+        found: Iterator[Batch] = iter(made)
     return found
 
 

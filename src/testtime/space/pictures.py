@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from testtime.data.dense import DenseSet
 from testtime.errors import need_pillow
+from testtime.files import write_image, write_json
 from testtime.multitask import Depth, Edges, Normals, Segmentation
 from testtime.multitask.pictures import picture
 from testtime.parts.randomness import generator
@@ -120,12 +120,12 @@ def write_pictures(
                     Image.fromarray(one).resize((width, height), kind), (left, HEAD + row * (height + GAP))
                 )
         path = where / f"{tone}.png"
-        sheet.save(path, optimize=True)
+        write_image(path, sheet, optimize=True)
         written.append(path)
     about = (
         f"Frames of the test house from cameras that were not trained on. Shown {share:.0%} of the picture's patches, the "
         "model expects the rest of the picture and what each sensor would say; right of the label, segmentations of the "
         "whole picture."
     )
-    (where / "pictures.json").write_text(json.dumps({"about": about}) + "\n")
+    write_json(where / "pictures.json", {"about": about})
     return written

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from testtime.data.dense import DenseSet
+from testtime.files import read_json, write_json
 from testtime.scenes.sceneset import SceneSet
 from testtime.space.dino import SelfDistilled
 from testtime.space.foreign import named_encoder
@@ -127,13 +128,10 @@ class Lab:
             self.folder / "points" / f"{self._transfer(point)}-{family}-in-{_digest(asdict(point.test))}.json"
         )
         if path.exists():
-            return {**json.loads(path.read_text()), "name": point.name}
+            return {**read_json(path, "delete it and run the same command again"), "name": point.name}
         begin = time.monotonic()
         result = {**asdict(point), "seed": self.seed, **how(self, point), "seconds": time.monotonic() - begin}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(path)
+        write_json(path, result)
         return result
 
     def scenes(self, views: Views) -> SceneSet:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime import checkpoint
+from testtime.files import damaged, read_lines, write_lines
 from testtime.progress import progress
 from testtime.space.loader import Batches, loader
 from testtime.space.masking import Masking
@@ -275,15 +276,6 @@ def _masking(masking: Masking) -> dict[str, Any]:
 
 def _keep(path: Path, start: int) -> None:
     """Keep the lines of a run up to a step; what a killed run wrote after its checkpoint is written again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = 0
-    for line in lines:
-        try:
-            if json.loads(line)["step"] >= start:
-                break
-        except json.JSONDecodeError:  # it was killed while it wrote
-            break
-        kept += 1
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(lines[:kept]))
-    partial.replace(path)
+    lines = read_lines(path, "delete it", torn=True) if path.exists() else []
+    with damaged(path, "delete it and run the same command again"):
+        write_lines(path, [line for line in lines if line["step"] < start])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -23,6 +22,7 @@ from testtime.bench.page import (
 )
 from testtime.bench.svg import Point as Dot
 from testtime.bench.svg import Series, dot_chart, line_chart
+from testtime.files import damaged, read_json
 from testtime.space.analyses import ANALYSES, Analysis
 
 __all__ = ["cells", "text_table", "write_report"]
@@ -32,6 +32,13 @@ STYLE = """
 .bar{background:linear-gradient(to right,color-mix(in srgb,var(--c1) 22%,transparent) var(--w),transparent var(--w))}
 """
 BETWEEN = "between floor and ceiling"
+AGAIN = "delete it and run the same testtime space command again"
+RESULTS = {
+    **dict.fromkeys(("analysis", "preset"), str),
+    "command": [str],
+    "machine": dict,
+    "results": [{"row": str, "column": str, "value": (float, type(None)), "seed": int}],
+}
 Cells = Mapping[tuple[str, str], Sequence[float]]
 
 
@@ -71,8 +78,9 @@ def write_report(folder: str | Path) -> Path:
         raise ValueError(
             f"{folder} holds no results.json; testtime space bench makes one, and goes on where it was left"
         )
-    about = json.loads((folder / "results.json").read_text())
-    analysis = ANALYSES[about["analysis"]]
+    about = read_json(folder / "results.json", AGAIN, RESULTS)
+    with damaged(folder / "results.json", AGAIN):
+        analysis = ANALYSES[about["analysis"]]
     return write_page(folder / "report.html", page(analysis, about, _pictures(folder / "pictures")))
 
 
@@ -223,7 +231,7 @@ def _classes(results: Sequence[Mapping[str, Any]]) -> str:
 def _pictures(folder: Path) -> str:
     if not (folder / "pictures.json").is_file():
         return ""
-    about = json.loads((folder / "pictures.json").read_text())["about"]
+    about = read_json(folder / "pictures.json", AGAIN, {"about": str})["about"]
     light, dark = (
         f"data:image/png;base64,{base64.b64encode((folder / f'{tone}.png').read_bytes()).decode()}"
         for tone in ("light", "dark")

@@ -30,12 +30,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from testtime.data.files import need_file
 from testtime.errors import DataError
-from testtime.files import damaged, read_json
+from testtime.files import damaged, read_json, sweep, write_json, write_tensors
 from testtime.parts.randomness import generator
 from testtime.progress import progress
 from testtime.space.crops import cropped, windows
@@ -113,11 +113,10 @@ def write_shards(
         "made_from": dict(made_from or {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     path = folder / "shards.json"
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(about, indent=1) + "\n")
-        partial.replace(path)
+        write_json(path, about)
     elif read_json(path, f"delete {folder} and make the shards again") != json.loads(json.dumps(about)):
         raise DataError(
             f"{folder} holds shards of other frames or tokenizers; choose another folder, or delete it"
@@ -167,10 +166,7 @@ def _write(
         tensors[name] = torch.cat(parts).to(torch.int32).unflatten(0, (n, crops))
     if boxes is not None:
         tensors[boxes[0].name] = torch.stack(words).to(torch.int32).unflatten(0, (n, crops))
-    path = _file(folder, start // FRAMES)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
-    partial.replace(path)
+    write_tensors(_file(folder, start // FRAMES), tensors)
 
 
 @final

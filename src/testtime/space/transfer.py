@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from testtime import checkpoint
 from testtime.data.dense import IGNORE, DenseSet, collate, sized
+from testtime.files import damaged, read_lines, write_lines
 from testtime.metrics.dense import MeanIoU
 from testtime.multitask.training import Recipe as Augmentation
 from testtime.multitask.training import augmented
@@ -289,8 +290,8 @@ def fit(
                 value.backward()
             optimizer.step()
             if step % 10 == 0 or step + 1 == steps:
-                lines.append(json.dumps({"step": step, "loss": value.item()}))
-                (folder / "losses.jsonl").write_text("\n".join(lines) + "\n")
+                lines.append({"step": step, "loss": value.item()})
+                write_lines(folder / "losses.jsonl", lines)
             if (step + 1) % recipe.every == 0 and step + 1 < steps:
                 checkpoint.save(folder / CHECKPOINT, model, optimizer, step + 1, described)
     finally:
@@ -419,10 +420,11 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _kept(path: Path, start: int) -> list[str]:
+def _kept(path: Path, start: int) -> list[dict[str, Any]]:
     """The lines of the steps before this one: a killed run has written some that will be made again."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [line for line in lines if json.loads(line)["step"] < start]
+    lines = read_lines(path, "delete it", torn=True) if path.is_file() else []
+    with damaged(path, "delete it and run the same command again"):
+        return [line for line in lines if line["step"] < start]
 
 
 def _own(path: Path, described: Mapping[str, Any]) -> Path:

@@ -11,9 +11,7 @@ how sharp each frame is. Frames appear whole or not at all, and a killed work go
 from __future__ import annotations
 
 import io
-import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -33,6 +31,7 @@ from testtime.data.files import need_file, need_folder
 from testtime.data.listing import SUFFIXES, files, images
 from testtime.data.pixels import float_metres, levels, metres
 from testtime.errors import DataError, missing_extra, need_pillow
+from testtime.files import write_bytes, write_json
 from testtime.progress import progress
 
 __all__ = [
@@ -285,7 +284,7 @@ def take_apart(
         if every is None and not 0 < rate < 1000:
             raise ValueError(f"{video} does not say how many frames a second has; give every=, such as 15")
         folder.mkdir(parents=True, exist_ok=True)
-        _write(note, json.dumps({"asked": asked}).encode())
+        write_json(note, {"asked": asked}, indent=None)
         count = max(0, int(stream.get(cv2.CAP_PROP_FRAME_COUNT)))
         share = 1 / every if every is not None else min(1.0, fps / rate)
         found: dict[str, float] = {}
@@ -310,7 +309,7 @@ def take_apart(
             f"{video}: only {number + 1} of {count} frames could be read; is it damaged?", stacklevel=2
         )
     facts = {"asked": asked, "size": size, "seen": number + 1, "said": count, "frames": found}
-    _write(note, json.dumps(facts).encode())
+    write_json(note, facts, indent=None)
     return folder
 
 
@@ -527,7 +526,4 @@ def _jpeg(pixels: Any, longest: int) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_bytes(data)
-    partial.replace(path)
+    write_bytes(path, data, durable=False)

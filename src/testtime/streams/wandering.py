@@ -18,8 +18,6 @@ adaptation, NeurIPS 2023, section 3 (CCC).
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from torch import nn
 
 from testtime.corruptions import CORRUPTIONS
 from testtime.data import ImageSet
+from testtime.files import read_json, write_json
 from testtime.progress import progress
 from testtime.streams.domain import SEVERITIES, Blend, Domain, number
 from testtime.streams.stream import Batch, Plan, Stream
@@ -73,7 +72,11 @@ class Difficulty:
             raise ValueError("a difficulty is measured on images with labels; give images=")
         self.model, self.images = model, images
         self.file = None if file is None else Path(file)
-        stored = json.loads(self.file.read_text()) if self.file is not None and self.file.is_file() else {}
+        stored = (
+            read_json(self.file, "delete it: it is measured again")
+            if self.file and self.file.is_file()
+            else {}
+        )
         self.known: dict[str, float] = {**stored, **(known or {})}
         size = 0 if images is None else len(images)
         self._chosen = np.random.default_rng(number(seed, "difficulty")).permutation(size)[:count]
@@ -103,9 +106,7 @@ class Difficulty:
 
     def _store(self) -> None:
         if self.file is not None:
-            partial = self.file.with_suffix(f".{os.getpid()}.part")
-            partial.write_text(json.dumps(self.known, indent=0, sort_keys=True) + "\n")
-            partial.replace(self.file)
+            write_json(self.file, self.known, indent=0, sort_keys=True)
 
 
 def path(accuracies: NDArray[np.float64], target: float, steps: int = 4) -> tuple[tuple[float, float], ...]:

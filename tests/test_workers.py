@@ -1,0 +1,106 @@
+"""Pools that end at once and quietly, whenever the interruption comes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from testtime.workers import Terminated, interrupts_held, terminable, worker_pool
+
+SCRIPT = """
+import os, sys, time
+from testtime.workers import Terminated, terminable, worker_pool
+
+def main():
+    try:
+        with terminable(), worker_pool(2) as pool:
+            futures = [pool.submit(os.getpid), *(pool.submit(time.sleep, 60) for _ in range(4))]
+            print("begun", flush=True)
+            print(futures[0].result(), flush=True)
+            for future in futures:
+                future.result()
+    except KeyboardInterrupt as stop:
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals to a group of processes")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, None])
+def test_an_interrupted_pool_ends_at_once_and_says_nothing(
+    tmp_path: Path, number: int, code: int, delay: float | None
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    worker = int(process.stdout.readline()) if delay is None else None
+    time.sleep(delay or 0)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.terminate()
+    errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors) == (code, "")
+    assert worker is None or not alive(worker)
+
+
+def test_work_is_done_and_errors_come_through() -> None:
+    with worker_pool(1) as pool:
+        assert pool.submit(pow, 2, 10).result() == 1024
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(divmod, 1, 0).result()
+
+
+def test_interruptions_wait_for_the_end_of_the_block() -> None:
+    done = []
+
+    def interrupted() -> None:
+        with interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(1)
+        done.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == [1]
+
+
+def test_termination_is_an_interruption_and_the_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), terminable():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    found = []
+
+    def elsewhere() -> None:
+        with terminable():
+            found.append("ran")
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == ["ran"]
