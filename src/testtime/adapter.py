@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
-import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -13,8 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from testtime.construction import Construction, Lock
 from testtime.errors import AdapterWarning
-from testtime.fingerprint import Fingerprint, fingerprint
+from testtime.fingerprint import Fingerprint
 from testtime.frozen import Frozen
 from testtime.gate import Screened, admit, check_batch, declared_range, explain, outside, typical_range
 from testtime.gradients import explained, gradients
@@ -32,77 +31,10 @@ class _Diverged(ArithmeticError):
     """A loss, a gradient, an update or an answer was not finite: the step must not count."""
 
 
-class _Lock:
-    """A re-entrant lock; a copy of its owner gets one of its own."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[type[_Lock], tuple[()]]:
-        return _Lock, ()
-
-
-class _Construction(type):
-    """Construction of an adapter: the keywords that every method takes, and normal tensors under inference mode.
-
-    The fingerprint of the model that the caller gave is kept for :mod:`testtime.saving`.
-    """
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(cls).bind_partial(*args, **kwargs).arguments.values()
-        source = next((value for value in given if isinstance(value, nn.Module)), None)
-        known = {name: kwargs.pop(name) for name in cls._of_every_method() if name in kwargs}
-        if any(value is not None for value in known.values()):
-            model, *args = [kwargs.pop("model")] if "model" in kwargs else args  # type: ignore[assignment]
-            if not isinstance(model, nn.Module):
-                raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
-            args = (
-                Logits(model, known.get("outputs"), known.get("input_range"), known.get("preserves")),
-                *args,
-            )
-        if "classes" in (bound := inspect.signature(cls).bind_partial(*args, **kwargs).arguments):
-            _check_classes(bound["classes"])
-        with torch.inference_mode(False):
-            adapter = super().__call__(*args, **kwargs)
-            adapter._agree()
-        source = adapter.model if source is None else source
-        adapter.fingerprint = source.fingerprint if isinstance(source, Adapter) else fingerprint(source)
-        return adapter
-
-    def _of_every_method(cls) -> list[str]:
-        own = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-        return [name for name in OF_EVERY_METHOD if name not in own] if "model" in own else []
-
-    @property
-    def __signature__(cls) -> inspect.Signature:
-        """What the class takes, for ``help`` and for :mod:`testtime.saving`."""
-        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-        more = [
-            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in cls._of_every_method()
-        ]
-        own = list(signature.parameters.values())[1:]
-        rest = [p for p in own if p.kind is p.VAR_KEYWORD]
-        return signature.replace(parameters=[*own[: len(own) - len(rest)], *more, *rest])
-
-
-def _check_classes(classes: Any) -> None:
-    if isinstance(classes, bool) or not hasattr(classes, "__index__"):
-        raise TypeError(f"classes is the number of classes, an integer, got {classes!r}")
-    if classes < 2:
-        raise ValueError(f"classes is the number of classes, 2 at least, got {classes}")
-
-
-OF_EVERY_METHOD = ("outputs", "input_range", "preserves")
 PATIENCE = 50  # batches without any update before a warning says so
 
 
-class Adapter(Stateful, metaclass=_Construction):
+class Adapter(Stateful, metaclass=Construction):
     """Base of every method: the method is ``__init__``, which holds its parts, and ``step``, the paper's algorithm.
 
     The base owns everything else. A call refuses bad images before the forward, runs ``step`` under gradients whatever
@@ -154,7 +86,7 @@ class Adapter(Stateful, metaclass=_Construction):
         self.taught: Birth | None = None
         self._updated = False
         self._frozen = Frozen()
-        self._lock = _Lock()
+        self._lock = Lock()
         self._mirror = MirrorCheck()
         self._range: tuple[float, float] | None = None  # of the inputs, as learned from them
         self._idle = 0  # batches without an update; -1 after the first update, or once it was reported
@@ -364,7 +296,7 @@ class Adapter(Stateful, metaclass=_Construction):
         self._range = declared_range(self.model)
         if isinstance(self.model, Adapter):
             return
-        if "outputs" in type(self)._of_every_method():
+        if "outputs" in type(self).of_every_method():
             self.outputs = getattr(self.model, "outputs", None)
         self.preserves = getattr(self.model, "views", None)
         name = type(self).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def multitask_resnet(tasks: Tasks, depth: int = 50, width: int = 64) -> MultiTas
     return MultiTaskNet(encoder, heads, tasks)
 
 
-class Branch(Stateful):
+class Branch(Stateful, ABC):
     """What test-time training adds to a network: a module with a task of its own, learned together with the network's.
 
     Attributes:

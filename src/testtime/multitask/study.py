@@ -216,7 +216,6 @@ def source_model(
 ) -> nn.Module:
     """The trained source model of a row (or an untrained one), from the folder's neighbours."""
     row = next(r for r in study.rows if r.source == name)
-    torch.manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = row.model(preset.network(), preset)

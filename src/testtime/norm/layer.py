@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -32,7 +32,7 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TOP_LAYERS = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm")
 
 
-class NormPolicy(Stateful):
+class NormPolicy(Stateful, ABC):
     """A BatchNorm layer whose statistics follow a policy.
 
     The wrapped layer keeps its parameters, its source statistics and whatever a subclass does after normalising (an

@@ -1,0 +1,84 @@
+"""How adapters are constructed: the keywords of every method, and the lock of an instance."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+
+from testtime.fingerprint import fingerprint
+from testtime.outputs import Logits
+
+__all__ = ["Construction", "Lock"]
+
+OF_EVERY_METHOD = ("outputs", "input_range", "preserves")
+
+
+class Lock:
+    """A re-entrant lock; a copy of its owner gets one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
+        return Lock, ()
+
+
+class Construction(type):
+    """Construction of an adapter: the keywords that every method takes, and normal tensors under inference mode.
+
+    The fingerprint of the model that the caller gave is kept for :mod:`testtime.saving`.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(cls).bind_partial(*args, **kwargs).arguments.values()
+        source = next((value for value in given if isinstance(value, nn.Module)), None)
+        known = {name: kwargs.pop(name) for name in cls.of_every_method() if name in kwargs}
+        if any(value is not None for value in known.values()):
+            model, *args = [kwargs.pop("model")] if "model" in kwargs else args  # type: ignore[assignment]
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
+            args = (
+                Logits(model, known.get("outputs"), known.get("input_range"), known.get("preserves")),
+                *args,
+            )
+        if "classes" in (bound := inspect.signature(cls).bind_partial(*args, **kwargs).arguments):
+            check_classes(bound["classes"])
+        with torch.inference_mode(False):
+            adapter = super().__call__(*args, **kwargs)
+            adapter._agree()
+        source = adapter.model if source is None else source
+        adapter.fingerprint = getattr(source, "fingerprint", None) or fingerprint(source)
+        return adapter
+
+    def of_every_method(cls) -> list[str]:
+        """The keywords that describe the model, as far as the class has no argument of that name."""
+        own = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        return [name for name in OF_EVERY_METHOD if name not in own] if "model" in own else []
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What the class takes, for ``help`` and for :mod:`testtime.saving`."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        more = [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in cls.of_every_method()
+        ]
+        own = list(signature.parameters.values())[1:]
+        rest = [p for p in own if p.kind is p.VAR_KEYWORD]
+        return signature.replace(parameters=[*own[: len(own) - len(rest)], *more, *rest])
+
+
+def check_classes(classes: Any) -> None:
+    if isinstance(classes, bool) or not hasattr(classes, "__index__"):
+        raise TypeError(f"classes is the number of classes, an integer, got {classes!r}")
+    if classes < 2:
+        raise ValueError(f"classes is the number of classes, 2 at least, got {classes}")
