@@ -30,7 +30,7 @@ def test_the_ten_lines_of_the_readme(
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 5
     assert all(line.startswith("True ") for line in printed)
-    assert (tmp_path / "runs/adapter/adapter.safetensors").stat().st_size < 8000
+    assert (tmp_path / "runs/adapter/adapter.safetensors").stat().st_size < 8500
 
 
 @pytest.mark.slow
