@@ -131,6 +131,10 @@ def test_images_are_disturbed_as_the_model_allows() -> None:
         assert signs.changed == pytest.approx(float(share))
     wide = torch.arange(48.0).expand(1, 1, 1, 48)
     assert moved(wide)[0, 0, 0, :6].tolist() == [0, 0, 0, 0, 1, 2]
+    net.views = Views(mirror=False, turn=False, shift=1 / 24)  # type: ignore[assignment]
+    assert disturbance(net)(wide)[0, 0, 0, :6].tolist() == [0, 0, 0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"8 pixels cannot be moved by 0.04.*watch\(..., disturb=change\)"):
+        list(watch(Source(net), [x], Source(net)))
 
 
 def test_images_that_are_refused_are_named() -> None:

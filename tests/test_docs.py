@@ -14,6 +14,7 @@ from testtime.data import embedded
 from testtime.models import load_model
 
 ROOT = Path(__file__).parents[1]
+RUNS = 3
 
 
 def the_ten_lines() -> str:
@@ -38,30 +39,33 @@ def test_the_ten_lines_of_the_readme(
 def test_the_ten_lines_are_more_accurate_than_the_shipped_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On average over three runs, each with its order of the images and its seed: corrupted by 10 points, and clean they lose less than one."""
     pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     monkeypatch.chdir(tmp_path)
     test, model = embedded().test, load_model("digits-cnn")
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()
-    images, labels = test.batch(order), test.targets(order)
+    images, labels = test.batch(range(len(test))), test.targets(range(len(test)))
     code = the_ten_lines().replace("range(160)", f"range({len(test)})")
     code = code.replace("y = adapter(x)", "y = adapter(x); predicted.append(y.argmax(1))")
-    shipped, ours = {}, {}
+    gain = {}
     for name in ("clean", *CORRUPTIONS):
         x = images if name == "clean" else corrupt(images, name)
-        monkeypatch.setattr("testtime.corruptions.corrupt", lambda images, _, x=x: x)
-        predicted: list[torch.Tensor] = []
-        exec(compile(code, "README.md", "exec"), {"predicted": predicted})
         with torch.no_grad():
-            answers = {
-                "shipped": torch.cat([model(b).argmax(1) for b in x.split(32)]),
-                "ours": torch.cat(predicted),
-            }
-        shipped[name], ours[name] = (100 * float((y == labels).float().mean()) for y in answers.values())
-        print(f"{name:18} shipped {shipped[name]:5.1f}  adapted {ours[name]:5.1f}")
-    assert ours.pop("clean") > shipped.pop("clean") - 1
-    means = [sum(accuracy.values()) / len(CORRUPTIONS) for accuracy in (shipped, ours)]
-    print(f"{'mean':18} shipped {means[0]:5.1f}  adapted {means[1]:5.1f}")
-    assert means == pytest.approx([76.0, 84.0], abs=1)
+            shipped = 100 * float((model(x).argmax(1) == labels).float().mean())
+        ours = []
+        for run in range(RUNS):
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(run))
+            monkeypatch.setattr("testtime.corruptions.corrupt", lambda images, _, x=x[order]: x)
+            predicted: list[torch.Tensor] = []
+            seeded = code.replace("classes=10)", f"classes=10, seed={run})")
+            exec(compile(seeded, "README.md", "exec"), {"predicted": predicted})
+            ours.append(100 * float((torch.cat(predicted) == labels[order]).float().mean()))
+        gain[name] = [accuracy - shipped for accuracy in ours]
+        print(f"{name:18} shipped {shipped:5.2f}  adapted {' '.join(f'{accuracy:5.2f}' for accuracy in ours)}")
+    clean = gain.pop("clean")
+    corrupted = [sum(runs) / len(CORRUPTIONS) for runs in zip(*gain.values(), strict=True)]
+    print("gain: clean", *(f"{g:5.2f}" for g in clean), " corrupted", *(f"{g:5.2f}" for g in corrupted))
+    assert sum(clean) / RUNS > -1
+    assert sum(corrupted) / RUNS > 10
 
 
 def test_your_own_method(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import final
 
@@ -35,6 +36,7 @@ from testtime.metrics import (
 )
 from testtime.models.views import Views, views_of
 from testtime.parts import generator
+from testtime.parts.augment import SHIFT
 from testtime.parts.features import headless, linear_head
 
 __all__ = [
@@ -117,9 +119,22 @@ def turned(x: Tensor, degrees: float = 10.0) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def moved(x: Tensor) -> Tensor:
-    """The images moved to the right by a sixteenth of their width, borders continued."""
-    by = max(x.shape[-1] // 16, 1)
+def moved(x: Tensor, shift: float = 1 / 2) -> Tensor:
+    """The images moved to the right by a sixteenth of their width, at least a pixel, borders continued.
+
+    Args:
+        x: images (N, C, H, W).
+        shift: largest shift that keeps the class, as a share of the side.
+
+    Raises:
+        ValueError: that is less than a pixel.
+    """
+    by = min(max(x.shape[-1] // 16, 1), int(x.shape[-1] * shift))
+    if by < 1:
+        raise ValueError(
+            f"images of {x.shape[-1]} pixels cannot be moved by {shift:g} of their width at most, and the model forbids to "
+            "mirror or turn them; pass a change that keeps their class: watch(..., disturb=change)"
+        )
     return torch.cat([x[..., :1].expand(*x.shape[:-1], by), x[..., :-by]], dim=-1)
 
 
@@ -134,7 +149,9 @@ def disturbance(model: nn.Module) -> Callable[[Tensor], Tensor]:
     'turned'
     """
     declared = views_of(model) or Views()
-    return mirrored if declared.mirror else turned if declared.turn else moved
+    if declared.mirror or declared.turn:
+        return mirrored if declared.mirror else turned
+    return partial(moved, shift=declared.shift) if declared.shift < SHIFT else moved
 
 
 def watch(

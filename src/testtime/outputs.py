@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.gradients import require_gradient
+from testtime.models.views import Views, checked
 
 __all__ = ["Contract", "Logits", "Outputs"]
 
@@ -85,7 +86,7 @@ class Logits(nn.Module):
         views: which changes of an image preserve its class (:class:`testtime.models.Views`).
 
     Raises:
-        TypeError, ValueError: outputs or input_range is not one of these.
+        TypeError, ValueError: outputs, input_range or views is not one of these.
 
     >>> class Two(nn.Module):
     ...     def forward(self, x):
@@ -99,7 +100,7 @@ class Logits(nn.Module):
         network: nn.Module,
         outputs: Outputs | None = None,
         input_range: tuple[float, float] | None = None,
-        views: Any = None,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
         if outputs is not None and not isinstance(outputs, str | int) and not callable(outputs):
@@ -111,7 +112,7 @@ class Logits(nn.Module):
         self.network = network
         self.outputs = outputs
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
-        self.views = views
+        self.views = checked(views, "preserves")  # the keyword of every method
         self.contract: Contract | None = None
         self.gives_features = False  # whether its head was taken off, so that it has no logits to check
         self.seen = False  # whether an output was looked at for probabilities

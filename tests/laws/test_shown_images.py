@@ -1,6 +1,8 @@
-"""What a method shows the network, where the model declares that mirroring, turning or colours change a class."""
+"""What a method shows the network, where the model declares that mirroring, turning, colours or shifts change a class."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ CHANGES = {
         ("mirror", "turn", "colour"),
     ),
 }
+WINDOWED = ("ATLAS", "AdaContrast", "TTTPlusPlus")  # show windows of an image, which `shift` leaves as they are
 DESTROYED = ("DeYO",)  # shows images whose patches are shuffled, so that their class is lost
 TURNED = ("TTT",)  # shows images turned by quarters, which it learns to tell apart
 SEEN = [case for case in CASES if case.name not in (*DESTROYED, *TURNED)]
@@ -36,6 +39,18 @@ def images(n: int, seed: int) -> Tensor:
     scale = 0.8 + 0.2 * torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
     colour = torch.tensor([1.0, 0.4, 0.4]).view(3, 1, 1)
     return scale * colour * torch.linspace(0.2, 0.7, 8).expand(8, 8)
+
+
+def columns(n: int, seed: int) -> Tensor:
+    """(n, 3, 8, 8): dark, with a bright column in the middle."""
+    x = 0.1 + 0.05 * torch.rand(n, 1, 1, 8, generator=torch.Generator().manual_seed(seed))
+    x[..., 4] += 0.5
+    return x.expand(n, 3, 8, 8).contiguous()
+
+
+def furthest(seen: list[Tensor]) -> int:
+    """By how many pixels the bright column is away from the middle, at most."""
+    return int((torch.cat(seen).mean(dim=(1, 2)).argmax(dim=1) - 4).abs().max())
 
 
 def watched(network: nn.Module) -> list[Tensor]:
@@ -66,8 +81,10 @@ def changes(seen: list[Tensor]) -> tuple[str, ...]:
     return tuple(name for name, is_there in found.items() if is_there)
 
 
-def run(case: Case, declared: Views) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The changes of what the network is shown by ``prepare``, and by calls and ``predict``."""
+def run(
+    case: Case, declared: Views, images: Callable[[int, int], Tensor] = images
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the network is shown by ``prepare``, and by calls and ``predict``."""
     world = WORLDS[case.worlds[0]]
     network = world.network()
     network.views = declared  # type: ignore[assignment]
@@ -80,26 +97,35 @@ def run(case: Case, declared: Views) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for i in range(3):
         adapter(images(16, i))
         adapter.predict(images(16, 3))
-    return changes(prepared), changes(seen)
+    return prepared, seen
 
 
 @pytest.mark.parametrize("case", SEEN, ids=lambda case: case.name)
 def test_a_method_shows_no_change_that_the_model_forbids(case: Case) -> None:
     prepared, called = run(case, Views(mirror=False, turn=False, colour=False))
-    assert called == ()
-    assert "mirror" not in prepared
+    assert changes(called) == ()
+    assert "mirror" not in changes(prepared)
 
 
 @pytest.mark.parametrize("case", SEEN, ids=lambda case: case.name)
 def test_a_method_shows_its_views_where_all_changes_are_allowed(case: Case) -> None:
-    assert run(case, Views())[1] == CHANGES.get(case.name, ())
+    assert changes(run(case, Views())[1]) == CHANGES.get(case.name, ())
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in SEEN if case.name not in WINDOWED], ids=lambda case: case.name
+)
+def test_a_method_shifts_no_image_further_than_the_model_allows(case: Case) -> None:
+    kept = {"mirror": False, "turn": False, "colour": False}
+    assert furthest(run(case, Views(**kept, shift=0), columns)[1]) == 0
+    assert furthest(run(case, Views(**kept), columns)[1]) == (1 if case.name in CHANGES else 0)
 
 
 def test_a_change_is_forbidden_alone() -> None:
     for name in ("mirror", "turn", "colour"):
         case = next(case for case in CASES if case.name == "CoTTA")
-        assert name not in run(case, Views(**{name: False}))[1]
-        assert len(run(case, Views(**{name: False}))[1]) == 2
+        left = {"mirror", "turn", "colour"} - {name}
+        assert set(changes(run(case, Views(**{name: False}))[1])) == left
 
 
 def test_the_crops_that_ttt_turns_are_not_mirrored() -> None:

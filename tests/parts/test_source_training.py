@@ -112,3 +112,71 @@ def test_refuses_what_is_not_finite() -> None:
     batches, net, optimizer = world()
     with pytest.raises(ValueError, match="loss of nan in pass 1"):
         next(passes_over(batches, 1, net, optimizer, lambda x, y: net(x).sum() * torch.nan, lambda _: 0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_half_precision_learns_what_float32_does(dtype: torch.dtype, kind: type[torch.optim.Optimizer]) -> None:
+    """Twenty passes of a rate whose single steps are lost in the weights' last digit."""
+    rate, nets = {torch.optim.AdamW: 1e-4, torch.optim.SGD: 1e-3}[kind], []
+    for half in (False, True):
+        batches, net, _ = world()
+        for p in net.parameters():
+            p.data = p.data.to(dtype).float()
+        net = net.to(dtype) if half else net
+        began = net.weight.detach().float().clone()
+        lessons = [(x.to(net.weight), y) for x, y in batches]
+        for _ in passes_over(
+            lessons,
+            20,
+            net,
+            kind(net.parameters(), lr=rate),
+            lambda x, y, n=net: F.cross_entropy(n(x), y),
+            lambda _: rate,
+        ):
+            pass
+        nets.append((net.weight.detach().float() - began, net))
+    (wide, _), (narrow, net) = nets
+    assert net.weight.dtype == dtype
+    assert all(p.grad is None for p in net.parameters())
+    last_digit = torch.finfo(dtype).eps * net.weight.detach().float().abs()
+    assert wide.abs().max() > 2e-3
+    assert ((narrow - wide).abs() <= 0.6 * last_digit + 0.05 * wide.abs() + 1e-5).all()
+
+
+def test_half_precision_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    file, nets = tmp_path / "training.safetensors", []
+    for stops in ([6], [3, 6]):
+        for stop in stops:
+            batches, net, _ = world()
+            net = net.bfloat16()
+            optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+            for _ in passes_over(
+                [(x.bfloat16(), y) for x, y in batches],
+                stop,
+                net,
+                optimizer,
+                lambda x, y, n=net: F.cross_entropy(n(x), y),
+                lambda _: 1e-4,
+                None,
+                file if len(stops) > 1 else None,
+            ):
+                pass
+        nets.append((net, optimizer.param_groups[0]["params"]))
+    (net, masters), (resumed, again) = nets
+    assert [p.dtype for p in again] == [torch.float32] * 2
+    assert resumed.weight.equal(net.weight)
+    for p, q in zip(masters, again, strict=True):
+        assert p.equal(q)
+
+
+def test_refuses_gradients_that_are_not_finite_and_moves_nothing() -> None:
+    batches, net, optimizer = world()
+    before = net.weight.detach().clone()
+    training = passes_over(
+        batches, 1, net, optimizer, lambda x, y: (net(x) * 0).sum().abs().sqrt() + net.bias.sum(), lambda _: 0.1
+    )
+    with pytest.raises(ValueError, match="led to gradients that are not finite in pass 1; .*it is 0.1"):
+        next(training)
+    assert net.weight.equal(before)
+    assert net.weight.grad is None

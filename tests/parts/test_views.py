@@ -31,9 +31,9 @@ def images(n: int = 40, h: int = 16, w: int = 16) -> Tensor:
     return torch.rand(n, 3, h, w, generator=rng(9))
 
 
-def declaring(**changes: bool) -> nn.Module:
+def declaring(**changes: float) -> nn.Module:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
-    model.views = Views(**changes)  # type: ignore[assignment]
+    model.views = Views(**changes)  # type: ignore[assignment,arg-type]
     return model
 
 
@@ -103,6 +103,49 @@ def test_augmix_leaves_out_the_changes_and_replaces_none(monkeypatch: pytest.Mon
     assert without == {name: 0 if name in gone else count for name, count in every.items()}
 
 
+@pytest.mark.parametrize("view", [random_crop_flip, katana, partial(katana, clean=True), augmix])
+def test_an_eighth_is_the_shift_of_each_view_and_others_are_refused(view: Callable[..., Tensor]) -> None:
+    x = images(h=24, w=20)
+    assert view(x, rng()).equal(view(x, rng(), shift=1 / 8))
+    assert not view(x, rng()).equal(view(x, rng(), shift=1 / 16))
+    for shift in (-0.1, 0.6, math.nan):
+        with pytest.raises(ValueError, match="shift is a share of the side, between 0 and 1/2"):
+            view(x, rng(), shift=shift)
+
+
+@pytest.mark.parametrize(("shift", "down", "across"), [(0, 0, 0), (1 / 16, 1, 2), (1 / 8, 2, 5), (0.3, 6, 12)])
+def test_a_crop_is_shifted_as_far_as_it_may(shift: float, down: int, across: int) -> None:
+    """A bright pixel in the middle of 20 x 40 pixels is found in every place within reach, and nowhere else."""
+    x = torch.zeros(2000, 1, 20, 40)
+    x[:, :, 10, 20] = 1
+    _, _, rows, columns = random_crop_flip(x, rng(), mirror=False, shift=shift).nonzero().T
+    assert sorted(set(rows.tolist())) == [*range(10 - down, 10 + down + 1)]
+    assert sorted(set(columns.tolist())) == [*range(20 - across, 20 + across + 1)]
+
+
+@pytest.mark.parametrize(("shift", "most"), [(0, 0), (1 / 16, 2), (1 / 8, 4)])
+def test_katana_shifts_by_whole_pixels_as_far_as_it_may(shift: float, most: int) -> None:
+    x = torch.zeros(400, 1, 33, 33)
+    x[..., 16] = 1
+    view = katana(x, rng(), clean=True, mirror=False, turn=False, shift=shift)
+    places = view.mean(dim=(1, 2)).argmax(dim=1) - 16
+    assert sorted(set(places.tolist())) == [*range(-most, most + 1)]
+
+
+def test_augmix_shifts_within_the_crop_where_less_is_allowed_than_an_eighth() -> None:
+    x = torch.zeros(300, 1, 60, 60)
+    x[..., 30] = 1
+    keeps = partial(augmix, mirror=False, turn=False, colour=False)
+
+    def furthest(shift: float) -> int:
+        lit = (keeps(x, rng(), shift=shift)[:, 0, 30] > 0.05).nonzero()[:, 1] - 30
+        return int(lit.abs().max())
+
+    assert furthest(0) == 0
+    assert furthest(1 / 20) == 3
+    assert furthest(1 / 8) > 7
+
+
 def test_what_is_left_out_is_what_the_model_forbids() -> None:
     strict = declaring(mirror=False, turn=False, colour=False)
     expected = {
@@ -120,6 +163,19 @@ def test_what_is_left_out_is_what_the_model_forbids() -> None:
     assert preserving(random_crop_flip, declaring(turn=False, colour=False)) is random_crop_flip
 
 
+def test_a_view_shifts_no_further_than_the_model_declares() -> None:
+    narrow = declaring(shift=1 / 16)
+    for view in (random_crop_flip, katana, augmix):
+        assert preserving(view, narrow).keywords == {"shift": 1 / 16}  # type: ignore[attr-defined]
+        assert preserving(partial(view, shift=0.2), narrow).keywords == {"shift": 0.2}  # type: ignore[attr-defined]
+        assert preserving(view, declaring(shift=1 / 4)) is view
+    assert preserving(simclr, narrow) is simclr
+    both = preserving(random_crop_flip, declaring(mirror=False, shift=0))
+    assert both.keywords == {"mirror": False, "shift": 0}  # type: ignore[attr-defined]
+    x = images()
+    assert both(x, rng()).equal(x)
+
+
 def test_keywords_that_were_given_and_own_functions_stay() -> None:
     strict = declaring(mirror=False, turn=False)
     own = lambda x, rng: x.flip(-1)  # noqa: E731
@@ -133,7 +189,7 @@ def test_keywords_that_were_given_and_own_functions_stay() -> None:
 
 def test_an_adapter_is_saved_with_its_views(tmp_path: Path) -> None:
     model, x = load_model("digits-cnn"), torch.rand(8, 3, 32, 32, generator=rng())
-    strict = Views(mirror=False, turn=False)
+    strict = Views(mirror=False, turn=False, shift=1 / 32)
     for number, make in enumerate((partial(PAFKIP, classes=10), partial(CoTTA, views=2, preserves=strict))):
         adapter = make(model)
         assert adapter.augment.keywords["mirror"] is False

@@ -131,7 +131,8 @@ def swag_diagonal(
     Raises:
         ValueError: passes is below 2, a loss is not finite, or the file belongs to another training.
 
-    The published script has momentum 0.9 and weight decay 5e-4, and trains in evaluation mode, as this does: BatchNorm keeps
+    A network in half precision is trained as a float32 copy: its weights move by less than their last digit. The
+    published script has momentum 0.9 and weight decay 5e-4, and trains in evaluation mode, as this does: BatchNorm keeps
     its statistics. Those are of no use to PETAL, which normalises by the batch.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -143,14 +144,14 @@ def swag_diagonal(
         raise ValueError(
             f"passes is at least 2, for the first one is not counted and a variance needs some, got {passes}"
         )
-    walk = _Walk(duplicate(model).eval().requires_grad_(True))
+    walk = _Walk(duplicate(model)._apply(_wide).eval().requires_grad_(True))
     optimizer = torch.optim.SGD(walk.network.parameters(), rate, momentum=0.9, weight_decay=5e-4)
     for done in passes_over(
         batches,
         passes,
         walk,
         optimizer,
-        lambda x, y: F.cross_entropy(walk.network(x), y),
+        lambda x, y: F.cross_entropy(walk.network(_wide(x)), y),
         lambda i: rate + (top_rate - rate) * min(max((i - 1) / 3, 0), 1),
         title,
         None if file is None else Path(file),
@@ -159,7 +160,7 @@ def swag_diagonal(
         if done:
             with torch.no_grad():
                 walk.note()
-    swag = SwagDiagonal(walk.network.requires_grad_(False))
+    swag = SwagDiagonal(duplicate(model).eval().requires_grad_(False))
     swag.variance.copy_(walk.spread / walk.count)
     parameters = list(swag.network.parameters())
     for p, mean in zip(parameters, walk.mean.split([p.numel() for p in parameters]), strict=True):
@@ -330,5 +331,10 @@ def quantile_of(values: Tensor, share: float) -> Tensor:
     return below + (above - below) * (place - low)
 
 
+def _wide(x: Tensor) -> Tensor:
+    """The tensor, in float32 where it is in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.flatten() for t in tensors]).to(torch.promote_types(tensors[0].dtype, torch.float32))
+    return _wide(torch.cat([t.flatten() for t in tensors]))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from testtime.models.views import Views
+from testtime.models.views import Views, checked
 
 
 class Preprocessed(nn.Module):
@@ -21,6 +21,7 @@ class Preprocessed(nn.Module):
     and the standard deviation are buffers (they follow ``.to(device)``) but not part of the state dict.
 
     Raises:
+        TypeError: views is neither Views nor None.
         ValueError: if mean and std differ in length or a std is not positive.
 
     >>> Preprocessed(nn.Identity(), [0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
@@ -41,7 +42,7 @@ class Preprocessed(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one length and positive std")
-        self.model, self.views = model, views
+        self.model, self.views = model, checked(views, "views")
         for name, values in (("mean", mean), ("std", std)):
             by_channel = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, by_channel, persistent=False)

@@ -122,7 +122,7 @@ _CARDS = [
         "Apache-2.0",
         "scripts/train_source.py digits",
         "digits_cnn.safetensors",
-        Views(mirror=False),
+        Views(mirror=False, shift=1 / 16),
     ),
 ]
 

@@ -23,23 +23,38 @@ def identity(x: Tensor, rng: torch.Generator) -> Tensor:
     return x
 
 
-def random_crop_flip(x: Tensor, rng: torch.Generator, mirror: bool = True) -> Tensor:
+SHIFT = 1 / 8  # of the side: 4 pixels of 32
+
+
+def _within_half(shift: float) -> float:
+    if not 0 <= shift <= 1 / 2:
+        raise ValueError(f"shift is a share of the side, between 0 and 1/2; got {shift!r}")
+    return float(shift)
+
+
+def random_crop_flip(
+    x: Tensor, rng: torch.Generator, mirror: bool = True, shift: float = SHIFT
+) -> Tensor:
     """Random crop after zero padding by an eighth of the side (4 pixels of 32), and horizontal flip.
 
     Args:
         x: (N, C, H, W).
         rng: draws come from here.
         mirror: whether to flip; the crops are the same without.
+        shift: padding on each side as a share of the side, rounded down to whole pixels.
 
     Returns:
         (N, C, H, W).
+
+    Raises:
+        ValueError: shift is not between 0 and 1/2.
 
     >>> x = torch.arange(16.0).view(1, 1, 4, 4)
     >>> random_crop_flip(x, torch.Generator().manual_seed(0)).shape
     torch.Size([1, 1, 4, 4])
     """
     n, _, h, w = x.shape
-    pad_h, pad_w = h // 8, w // 8
+    pad_h, pad_w = (int(side * _within_half(shift) + 1e-9) for side in (h, w))
 
     def draw(high: int) -> Tensor:
         return torch.randint(high, (n,), generator=rng, device=rng.device).to(x.device)
@@ -190,6 +205,7 @@ def katana(
     mirror: bool = True,
     turn: bool = True,
     colour: bool = True,
+    shift: float = SHIFT,
 ) -> Tensor:
     """The strong augmentation of CoTTA and RoTTA: colours, place, blur and noise, drawn anew for every image.
 
@@ -204,9 +220,13 @@ def katana(
         clean: neither blur nor noise, and the mirror image outside of the edges, as ROID and CMF use it.
         alike: whether one draw changes all images of the batch alike, as in the published code; noise differs all the same.
         mirror, turn, colour: whether to flip, to turn, and to change saturation and hue; the rest is the same without.
+        shift: largest shift as a share of the side; the draw is rounded to whole pixels.
 
     Returns:
         (N, C, H, W).
+
+    Raises:
+        ValueError: shift is not between 0 and 1/2.
 
     The published code draws once per batch, so that all images of a view are changed alike (``alike=True``); here each
     draws for itself. Its shift of 1/16 is one of the image padded to twice its side, hence an eighth.
@@ -218,6 +238,7 @@ def katana(
     torch.Size([2, 3, 8, 8])
     """
     n, _, h, w = x.shape
+    across, down = (side * _within_half(shift) for side in (w, h))
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = x.to(dtype).clamp(0, 1)
     order = torch.randperm(5, generator=rng, device=rng.device).tolist()
@@ -241,12 +262,12 @@ def katana(
         change, amount = colours[i]
         if colour or change not in OF_COLOUR:
             y = change(y, amount.view(-1, 1, 1, 1))
-    shift = torch.stack([between(6, -w / 8, w / 8), between(7, -h / 8, h / 8)], dim=1).round()
+    pixels = torch.stack([between(6, -across, across), between(7, -down, down)], dim=1).round()
     degrees, scale = between(5, -15 * turn, 15 * turn), between(8, 0.9, 1.1)
     flip = (draws[:, 9] < 0.5) & mirror
     if clean:
-        return _affine(y, degrees, shift, scale, flip, outside="reflection").clamp(0, 1).to(x.dtype)
-    y = _affine(y, degrees, shift, scale, flip, margin=2)
+        return _affine(y, degrees, pixels, scale, flip, outside="reflection").clamp(0, 1).to(x.dtype)
+    y = _affine(y, degrees, pixels, scale, flip, margin=2)
     y = _blur(y, between(10, 0.001, 0.5))
     return (y + 0.005 * noise).clamp(0, 1).to(x.dtype)
 

@@ -17,6 +17,7 @@ from testtime.multitask.network import Assisted, Branch
 from testtime.multitask.tasks import tasks_of
 from testtime.norm.layer import observing
 from testtime.parts.features import linear_head
+from testtime.parts.optimizers import Descent
 from testtime.parts.randomness import generator
 from testtime.parts.taps import Tap, tap, watched
 
@@ -87,7 +88,7 @@ class UnsupervisedBranch(Branch):
         rate: float,
         seed: int,
     ) -> None:
-        """Learn from scratch by Adam.
+        """Learn from scratch by Adam; a branch in half precision is trained as a float32 copy.
 
         Args:
             lessons: of any kind, shown one by one.
@@ -95,24 +96,16 @@ class UnsupervisedBranch(Branch):
             passes, rate, seed: as for :meth:`teach`.
 
         Raises:
-            ValueError: the loss is not finite.
+            ValueError: the loss or a gradient is not finite.
         """
         with _seeded(seed):
             for module in reversed(list(self.modules())):  # what is inside first
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
-        optimizer = torch.optim.Adam(self.requires_grad_(True).parameters(), rate)
+        descent = Descent(torch.optim.Adam(self.requires_grad_(True).parameters(), rate))
         for step, lesson in enumerate([*lessons] * passes):
             value = loss(lesson, generator(seed, step, "source"))
-            if not bool(torch.isfinite(value)):
-                raise ValueError(
-                    f"teaching {type(self).__name__} led to a loss of {value.item()} at step {step}; expected finite "
-                    f"source images, and a learning rate that fits (it is {rate})"
-                )
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-        optimizer.zero_grad()
+            descent.step(value, f"teaching {type(self).__name__}", f"at step {step}")
         self.requires_grad_(False)
         self.taught.fill_(True)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from testtime.parts.augment import random_crop_flip
+from testtime.parts.augment import SHIFT, random_crop_flip
 
 __all__ = ["augmix"]
 
@@ -97,6 +97,7 @@ CHANGES: tuple[Change, ...] = (
 
 
 OF_COLOUR = (_autocontrast, _equalize, _solarize)  # each channel for itself
+OF_PLACE = (_translate_x, _translate_y)
 
 
 def augmix(
@@ -107,6 +108,7 @@ def augmix(
     mirror: bool = True,
     turn: bool = True,
     colour: bool = True,
+    shift: float = SHIFT,
 ) -> Tensor:
     """Random crop and flip, then AugMix at severity 1, drawn anew for every image.
 
@@ -121,9 +123,14 @@ def augmix(
         longest: how many changes a chain has at most.
         mirror, turn, colour: whether to flip, to turn, and to change channels one by one (autocontrast, equalise, solarise);
             a change that is left out of a chain is not replaced, the rest is the same.
+        shift: largest shift of the crop as a share of the side; the chains' own shifts are left out where it is smaller
+            than an eighth.
 
     Returns:
         (N, C, H, W).
+
+    Raises:
+        ValueError: shift is not between 0 and 1/2.
 
     The published code changes bytes; here only equalising counts in bytes. Outside of an image that was moved it is grey.
 
@@ -135,8 +142,9 @@ def augmix(
     n, dtype = len(x), torch.promote_types(x.dtype, torch.float32)
     draws = torch.rand(n, chains, 2 + 3 * longest, generator=rng, device=rng.device).to(x.device, dtype)
     blend = torch.rand(n, generator=rng, device=rng.device).to(x.device, dtype).view(-1, 1, 1, 1)
-    origin = random_crop_flip(x.to(dtype).clamp(0, 1), rng, mirror)
+    origin = random_crop_flip(x.to(dtype).clamp(0, 1), rng, mirror, shift)
     forbidden = (() if turn else (_rotate,)) + (() if colour else OF_COLOUR)
+    forbidden += () if shift >= SHIFT else OF_PLACE
     weight = -(1 - draws[..., 0]).log()  # exponential draws, normalised, are Dirichlet
     weight = weight / weight.sum(dim=1, keepdim=True)
     length = 1 + (draws[..., 1] * longest).long()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from testtime import checkpoint
 from testtime.adapter import state_hash
+from testtime.parts.optimizers import Descent
 from testtime.progress import progress
 
 __all__ = ["passes_over"]
@@ -27,7 +28,7 @@ def passes_over(
     file: Path | None = None,
     described: Mapping[str, Any] | None = None,
 ) -> Iterator[int]:
-    """Train a module, and pause after every pass.
+    """Train a module, and pause after every pass; parameters in half precision are trained as float32 copies.
 
     Args:
         batches: images, labels and what else ``loss`` takes, shown in the order they have; a loader that shuffles is one.
@@ -44,13 +45,15 @@ def passes_over(
         the number of the pass that is done; what the caller changes in the module before going on is saved.
 
     Raises:
-        ValueError: the loss is not finite, or the file belongs to another training.
+        ValueError: the loss or a gradient is not finite, or the file belongs to another training.
     """
+    descent = Descent(optimizer)
+    kept = descent.kept(module)
     start, facts = 0, {**(described or {}), "began": state_hash(module) if file else ""}
     if file is not None and file.exists():
         if not checkpoint.belongs(file, facts):
             raise ValueError(f"{file} belongs to another training; choose another file, or delete it")
-        start = checkpoint.load(file, module, optimizer)
+        start = checkpoint.load(file, kept, optimizer)
     for done in range(start, passes):
         for group in optimizer.param_groups:
             group["lr"] = rate(done) * group.get("times", 1.0)
@@ -58,15 +61,7 @@ def passes_over(
         for lesson in shown:
             with torch.enable_grad():
                 value = loss(*lesson)
-                if not bool(torch.isfinite(value)):
-                    raise ValueError(
-                        f"training led to a loss of {value.item()} in pass {done + 1}; expected finite source images, and "
-                        f"a learning rate that fits (it is {rate(done):g})"
-                    )
-                optimizer.zero_grad()
-                value.backward()
-            optimizer.step()
-        optimizer.zero_grad()
+            descent.step(value, when=f"in pass {done + 1}")
         yield done
         if file is not None:
-            checkpoint.save(file, module, optimizer, done + 1, facts)
+            checkpoint.save(file, kept, optimizer, done + 1, facts)

@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from inspect import isfunction
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from testtime.errors import AdapterWarning
-from testtime.models.views import views_of
+from testtime.models.views import Views, views_of
 from testtime.norm.batch import BatchStatistics
 from testtime.norm.layer import swap_policy
-from testtime.parts.augment import Augmentation, katana, random_crop_flip, simclr
+from testtime.parts.augment import SHIFT, Augmentation, katana, random_crop_flip, simclr
 from testtime.parts.chains import augmix
 from testtime.sharing import twin
 
@@ -29,6 +29,8 @@ CHANGES: dict[Augmentation, tuple[str, ...]] = {
     simclr: ("mirror", "colour"),
 }
 """The changes of each augmentation of the library, each with a keyword of its name that leaves it out."""
+SHIFTED: tuple[Augmentation, ...] = (augmix, katana, random_crop_flip)
+"""The augmentations that shift an image by an eighth of its side at most, or by their keyword ``shift``."""
 
 
 def changes_of(augment: object) -> tuple[str, ...]:
@@ -40,14 +42,18 @@ def changes_of(augment: object) -> tuple[str, ...]:
     >>> changes_of(simclr), changes_of(partial(simclr, mirror=False)), changes_of(abs)
     (('mirror', 'colour'), ('colour',), ())
     """
-    given = augment.keywords if isinstance(augment, partial) else {}
-    function = augment.func if isinstance(augment, partial) else augment
+    function, given = _parts(augment)
     changes = CHANGES.get(function, ()) if isfunction(function) else ()
     return tuple(name for name in changes if given.get(name, True))
 
 
+def _parts(augment: Any) -> tuple[Any, dict[str, Any]]:
+    """A function and the keywords that it is called with."""
+    return (augment.func, augment.keywords) if isinstance(augment, partial) else (augment, {})
+
+
 def preserving(augment: Augmentation, model: nn.Module) -> Augmentation:
-    """The augmentation without the changes that the model declares to change a class.
+    """The augmentation without the changes, and with the shift, that keep a class as the model declares it.
 
     Args:
         augment: of the library, or a ``functools.partial`` of one; a keyword that was given stays as it is, and a function of
@@ -60,12 +66,14 @@ def preserving(augment: Augmentation, model: nn.Module) -> Augmentation:
     >>> preserving(simclr, nn.Linear(3, 2)) is simclr
     True
     """
-    declared = views_of(model)
-    forbidden = declared.forbidden if declared else ()
-    given = augment.keywords if isinstance(augment, partial) else {}
-    left_out = {name: False for name in changes_of(augment) if name in forbidden and name not in given}
-    function: Callable[..., Tensor] = augment
-    return partial(function, **left_out) if left_out else augment
+    declared = views_of(model) or Views()
+    function, given = _parts(augment)
+    kept: dict[str, Any] = {name: False for name in changes_of(augment) if name in declared.forbidden}
+    if function in SHIFTED and declared.shift < SHIFT:
+        kept["shift"] = declared.shift
+    kept = {name: value for name, value in kept.items() if name not in given}
+    view: Callable[..., Tensor] = augment
+    return partial(view, **kept) if kept else augment
 
 
 CONFIDENT = 0.9
