@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter, state_hash
+from testtime.methods import RoTTA
 from testtime.norm import EMAStatistics, ema_statistics, norm_affine
 from testtime.parts import adam, sgd
 from testtime.parts.optimizers import OptimizerFactory
@@ -284,3 +286,36 @@ def test_details_of_an_answer_are_kept() -> None:
             return Prediction(self.model(x), score=torch.arange(float(len(x))))
 
     assert Says(network())(images(3)).score.tolist() == [0, 1, 2]
+
+
+WRONG_STATES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "nothing": (lambda s: None, "expected a state as state_dict"),
+    "meta": (lambda s: {k: v.to("meta") for k, v in s.items()}, "expected dense values"),
+    "sparse": (lambda s: {k: v.to_sparse() for k, v in s.items()}, "expected dense values"),
+    "a negative variance": (lambda s: {**s, "model.network.1.var": -s["model.network.1.var"]}, "negative"),
+    "negative steps": (lambda s: {k: v - 9 if k.endswith("step") else v for k, v in s.items()}, "negative"),
+    "too large": (
+        lambda s: {k: v * 1e300 if v.is_floating_point() else v for k, v in doubled(s).items()},
+        "NaN or inf",
+    ),
+    "fewer images": (lambda s: {**s, "memory.images": s["memory.images"][:3]}, "8 places, the saved state 3"),
+    "fewer labels": (lambda s: {**s, "memory.label": s["memory.label"][:3]}, "memory.label has shape"),
+}
+
+
+def doubled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
+
+
+@pytest.mark.parametrize("kind", WRONG_STATES)
+def test_a_state_that_can_lead_nowhere_is_refused(kind: str) -> None:
+    change, message = WRONG_STATES[kind]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    rotta, x = RoTTA(net, classes=5, capacity=8, frequency=8), torch.rand(8, 3, 8, 8)
+    rotta(x)
+    before = state_hash(rotta)
+    with pytest.raises((TypeError, ValueError), match=message):
+        rotta.load_state_dict(change(rotta.state_dict()))
+    assert state_hash(rotta) == before
+    rotta.load_state_dict(doubled(rotta.state_dict()))
+    assert state_hash(rotta) == before

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
+from testtime.adapter import state_hash
 from testtime.frozen import Frozen
 from testtime.methods import T3A, Source, Tent
 from testtime.norm import ema_statistics
@@ -158,3 +160,35 @@ def test_sparse_and_integer_buffers_are_taken() -> None:
     model.index.add_(1)
     with pytest.raises(ValueError, match="index of the model"):
         adapter(X)
+
+
+class Counts(nn.Module):
+    """Counts its forwards in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        y: torch.Tensor = self.net(x)
+        return y
+
+
+def test_a_model_that_writes_into_its_buffers_is_refused() -> None:
+    adapter = Tent(Counts())
+    before = state_hash(adapter)
+    with pytest.raises(
+        ValueError, match=r"writes into its buffer model\.network\.calls .* only if self\.training"
+    ):
+        adapter(X)
+    assert state_hash(adapter) == before
+
+
+def test_an_adapter_can_be_pickled_after_a_call() -> None:
+    adapter = Tent(network())
+    adapter(X)
+    other = pickle.loads(pickle.dumps(adapter))
+    assert other(X).equal(adapter(X))
+    assert state_hash(other) == state_hash(adapter)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import state_hash
 from testtime.intake import check_model, copy_model, standard_strides, unwrapped
-from testtime.methods import PAFKIP, Source, Tent
+from testtime.methods import MEMO, PAFKIP, Source, Tent
 from testtime.methods.ecotta import train_meta
 from testtime.norm import norm_layers
 from testtime.sharing import duplicate, share
@@ -300,3 +300,63 @@ def test_standard_strides(shape: tuple[int, ...]) -> None:
 def test_copies_of_copies_keep_one_hook_on_group_norm() -> None:
     tree = copy_model(share(share(network(lambda c: nn.GroupNorm(2, c)))))
     assert [len(m._forward_pre_hooks) for m in tree.modules() if isinstance(m, nn.GroupNorm)] == [1]
+
+
+class Hooked(nn.Module):
+    """Adds what a hook kept of the first convolution."""
+
+    def __init__(self, bound: bool) -> None:
+        super().__init__()
+        self.net, self.kept = network(), {}
+        closure = lambda module, x, y: self.kept.update(y=y)  # noqa: E731
+        self.net[0].register_forward_hook(self.keep if bound else closure)
+
+    def keep(self, module: nn.Module, x: Any, y: Tensor) -> None:
+        self.kept["y"] = y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x)
+        return y + self.kept["y"].mean()
+
+
+def test_a_hook_in_the_closure_of_the_model_is_refused_and_a_method_is_copied() -> None:
+    model = Hooked(bound=False)
+    model(X + 1)  # what a copy would use for ever
+    with pytest.raises(TypeError, match=r"the hook .* refers to this very model.*self\.hook"):
+        Source(model)
+    model = Hooked(bound=True)
+    model(X + 1)
+    assert Source(model)(X).logits.equal(model.eval()(X).detach())
+    logged: list[Tensor] = []
+    net = network()
+    net[0].register_forward_hook(lambda module, x, y: logged.append(y))  # the caller's own list
+    assert Tent(net)(X).updated
+    assert logged
+
+
+def test_a_forward_of_other_arguments_is_refused() -> None:
+    class Keyword(nn.Module):
+        def forward(self, *, pixels: Tensor) -> Tensor:
+            return pixels
+
+    with pytest.raises(TypeError, match=r"Keyword.forward .* forward\(self, x\)"):
+        Source(Keyword())
+
+
+def test_a_model_of_a_fixed_batch_size_is_named() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.net(x.view(len(X), *X.shape[1:]))
+            return y
+
+    with pytest.raises(ValueError, match=r"does not take a batch of shape \(1, 3, 8, 8\)"):
+        MEMO(Fixed())(X)
+
+
+def test_an_adapter_is_no_model() -> None:
+    with pytest.raises(TypeError, match=r"Tent adapts a model, got an adapter \(Source\)"):
+        Tent(Source(network()))

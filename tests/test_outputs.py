@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import testtime
+from testtime.errors import AdapterWarning
 from testtime.laws.worlds import WORLDS
 from testtime.methods import EATA, PAFKIP, CoTTA, RoTTA, Source, Tent
 from testtime.outputs import Logits
@@ -224,3 +226,50 @@ def test_a_named_tuple_with_logits_is_taken() -> None:
 
 def test_the_wrapper_alone_checks_nothing() -> None:
     assert Logits(nn.Identity())(torch.rand(3)).shape == (3,)
+
+
+class Centred(nn.Module):
+    """Subtracts the mean in place, as written in many preprocessing steps."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.net, self.in_place = Net(lambda f, z, d: z), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x.sub_(0.5) if self.in_place else x - 0.5)
+        return y
+
+
+@pytest.mark.parametrize("make", [Tent, Source, CoTTA, lambda m: PAFKIP(m, classes=4)])
+def test_a_model_that_writes_into_its_input_gets_a_copy(make: Callable[..., Any]) -> None:
+    x = X.clone()
+    adapter, expected = make(Centred(True)), make(Centred(False))
+    for _ in range(2):
+        assert adapter(x).equal(expected(x))
+    assert adapter.predict(x).equal(expected.predict(x))
+    assert x.equal(X)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [(lambda z: z.log_softmax(1), "log-probabilities"), (lambda z: (3 * z).sigmoid(), "those of a sigmoid")],
+)
+def test_outputs_of_a_last_activation_are_warned_of_once(form: Any, message: str) -> None:
+    tent = Tent(Net(lambda f, z, d: form(z)))
+    with pytest.warns(AdapterWarning, match=message):
+        tent(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tent(X)
+
+
+def test_sparse_logits_are_refused() -> None:
+    with pytest.raises(TypeError, match="layout torch.sparse_coo; return a dense tensor"):
+        Source(Net(lambda f, z, d: z.to_sparse()))(X)
+
+
+def test_logits_of_a_subclass_of_tensor_are_taken() -> None:
+    class Own(Tensor):
+        pass
+
+    assert Tent(Net(lambda f, z, d: z.as_subclass(Own)))(X).equal(EXPECTED)

@@ -577,3 +577,30 @@ def test_a_kill_leaves_the_older_adapter_or_the_newer(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_many_kills_leave_the_older_adapter_or_the_newer(tmp_path: Path) -> None:
     killed_while_saving(tmp_path, 1000)
+
+
+@pytest.mark.parametrize("method", ["tent", "rotta", "lame", "cotta"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_adapter_that_was_converted_goes_on_where_it_was(
+    method: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    keywords = {"classes": 5, "capacity": 8, "frequency": 8} if method == "rotta" else {}
+    x = torch.rand(8, 3, 8, 8)
+
+    def made() -> Adapter:
+        return adapt(net, method, **keywords)
+
+    adapter = made()
+    adapter(x)
+    adapter.to(dtype)
+    assert adapter(x.to(dtype)).valid.all()
+    save(adapter, tmp_path)
+    loaded = load(tmp_path, net)
+    assert state_hash(loaded) == state_hash(adapter)
+    assert loaded(x.to(dtype)).equal(adapter(x.to(dtype)))
+    adapter.reset()
+    assert state_hash(adapter) == state_hash(made().to(dtype))
+    back = adapter.float()
+    assert back(x).valid.all()
+    assert back.state_dict().keys() == made().state_dict().keys()

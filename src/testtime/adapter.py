@@ -19,10 +19,10 @@ from testtime.gate import Screened, admit, check_batch, declared_range, explain,
 from testtime.gradients import explained, gradients
 from testtime.norm.layer import NormPolicy, advance, policies_of
 from testtime.outputs import Contract, Logits, declares_tasks
-from testtime.parts.optimizers import MasterWeights, OptimizerFactory, at_least_float32, born
+from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
 from testtime.parts.views import MirrorCheck, changes_of
 from testtime.prediction import Prediction, TaskPredictions
-from testtime.sharing import Birth, Stateful, share
+from testtime.sharing import Birth, Stateful, at_least_float32, share
 
 __all__ = ["Adapter", "state_hash"]
 
@@ -480,10 +480,11 @@ class Adapter(Stateful, metaclass=Construction):
         for state in self._optimizer.state.values() if self._optimizer else ():
             state.update({k: at_least_float32(v, fn) for k, v in state.items()})
         if self._birth is not None:
-            self._birth = {k: fn(v) if v.dim() else v for k, v in self._birth.items()}
-            for name in self.moving():  # the float32 copies of what became half precision
-                if name.startswith("master.") and name not in self._birth:
-                    self._birth[name] = self._birth[name.replace("master.", "model.", 1)].float()
+            live = self._moving(learned=False)
+            born = {k: v.to(live[k].device, live[k].dtype) for k, v in self._birth.items() if k in live}
+            for k in live.keys() - born.keys():  # the float32 copies of what became half precision
+                born[k] = born[k.replace("master.", "model.", 1)].float()
+            self._birth = born
         return self
 
 
@@ -521,7 +522,9 @@ def _fitting(name: str, value: Any, live: Tensor, grows: bool) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} in the saved state is a {type(value).__name__}, expected a tensor")
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
-        raise ValueError(f"{name} in the saved state is a {value.layout} tensor on {value.device}, expected dense values")
+        raise ValueError(
+            f"{name} in the saved state is a {value.layout} tensor on {value.device}, expected dense values"
+        )
     unknown = grows and not (
         live.numel() and value.numel()
     )  # a buffer may get its form and type from the first batch

@@ -53,6 +53,11 @@ class Construction(type):
             )
         if "classes" in (bound := inspect.signature(cls).bind_partial(*args, **kwargs).arguments):
             check_classes(bound["classes"])
+        if isinstance(type(source), Construction) and "model" in inspect.signature(cls.__init__).parameters:  # type: ignore[misc]
+            raise TypeError(
+                f"{cls.__name__} adapts a model, got an adapter ({type(source).__name__}); pass the model in it, "
+                "or wrap the adapter (testtime.wrap)"
+            )
         with torch.inference_mode(False):
             adapter = super().__call__(*args, **kwargs)
             adapter._agree()

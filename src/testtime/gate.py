@@ -166,8 +166,12 @@ def explain(model: nn.Module, x: Tensor) -> ValueError | None:
     """Find out whether a call failed because the model itself does not take the batch.
 
     Returns:
-        the error to raise instead, or None where the model takes the batch.
+        the error to raise instead, or None where the model takes the batch, and a batch of one sample of it.
     """
+    return _refusal(model, x) or (_refusal(model, x[:1]) if len(x) > 1 else None)
+
+
+def _refusal(model: nn.Module, x: Tensor) -> ValueError | None:
     with torch.no_grad():
         try:
             model(x)

@@ -65,6 +65,7 @@ def check_model(model: object) -> None:
         )
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
+    _check_forward(unwrapped(model))
     inside = _own_objects(model)
     for name, module in model.named_modules():
         where = f"{name!r} of this model" if name else WHOLE
@@ -108,6 +109,19 @@ def _check_kind(module: nn.Module, where: str, inside: set[int]) -> None:
             f"{where} is a quantized {type(module).__name__}, which no gradient passes; pass the float model from before "
             "the quantization"
         )
+
+
+def _check_forward(model: nn.Module) -> None:
+    """Refuse a forward that does not take a batch as its one argument."""
+    try:
+        inspect.signature(model.forward).bind(None)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(model).__name__}.forward cannot be called with a batch as its only argument ({error}); write a "
+            "torch.nn.Module around the model whose forward(self, x) passes the batch on"
+        ) from None
+    except ValueError:  # a builtin without a signature
+        return
 
 
 def _own_objects(model: nn.Module) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import torch
@@ -13,7 +13,32 @@ from testtime.frozen import remember
 from testtime.intake import DetachedCopies, check_model, copy_model
 from testtime.outputs import Logits
 
-__all__ = ["Birth", "Stateful", "duplicate", "share", "twin"]
+__all__ = ["AtLeastFloat32", "Birth", "Stateful", "at_least_float32", "duplicate", "share", "twin"]
+
+
+def at_least_float32(value: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
+    """A tensor moved to a device or type, in float32 where that type is half precision.
+
+    Args:
+        value: the tensor; a scalar, such as the count of steps of an optimizer, is not moved.
+        convert: the move.
+    """
+    if not value.dim():
+        return value
+    moved = convert(value)
+    return value.to(moved.device, torch.float32) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+
+class AtLeastFloat32(nn.Module):
+    """Layers beside a model that learn on features in float32: ``half()`` of the adapter leaves them in float32.
+
+    >>> class Head(AtLeastFloat32, nn.Linear): ...
+    >>> Head(2, 2).half().weight.dtype
+    torch.float32
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(lambda value: at_least_float32(value, fn), recurse)
 
 
 class Stateful(nn.Module):
@@ -45,7 +70,7 @@ class Stateful(nn.Module):
         return other
 
 
-class Birth(Stateful):
+class Birth(AtLeastFloat32, Stateful):
     """What an adapter was born with, where ``prepare`` moved it: saved with its state, so that a reset finds it anywhere.
 
     Args:

@@ -69,7 +69,7 @@ from testtime.parts.features import head_tap, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.source_training import passes_over
 from testtime.parts.taps import Tap
-from testtime.sharing import Stateful, duplicate, share
+from testtime.sharing import AtLeastFloat32, Stateful, duplicate, share
 
 __all__ = ["Aggregator", "Featured", "MetaDMoE", "Mixture", "train_meta_dmoe"]
 
@@ -113,7 +113,7 @@ class Featured(nn.Module):
 
 
 @final
-class Aggregator(nn.Module):
+class Aggregator(AtLeastFloat32):
     """A transformer over what the experts say of an image.
 
     Args:

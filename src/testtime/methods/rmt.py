@@ -54,7 +54,7 @@ from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.randomness import epochs
 from testtime.parts.views import preserving
-from testtime.sharing import Stateful, share
+from testtime.sharing import AtLeastFloat32, Stateful, share
 
 __all__ = ["RMT", "SourceReplay", "attract", "projector"]
 
@@ -130,9 +130,9 @@ class SourceReplay(Stateful):
 
     def nearest(self, features: Tensor) -> Tensor:
         """The prototype (N, D) nearest by the cosine to each feature (N, D)."""
-        features = features.to(self.prototypes.dtype)
-        likeness = F.normalize(features, dim=1) @ F.normalize(self.prototypes, dim=1).T
-        return self.prototypes[likeness.masked_fill(self.met == 0, -torch.inf).argmax(dim=1)]
+        prototypes = self.prototypes.to(features.dtype)
+        likeness = F.normalize(features, dim=1) @ F.normalize(prototypes, dim=1).T
+        return prototypes[likeness.masked_fill(self.met == 0, -torch.inf).argmax(dim=1)]
 
 
 @final
@@ -300,10 +300,14 @@ class RMT(Adapter):
         return self._together(student, teacher)
 
 
+class Projector(AtLeastFloat32, nn.Sequential):
+    """Layers on the features, at least in float32."""
+
+
 def projector(wide: int, outputs: int | None, seed: int) -> nn.Module:
     """Two linear layers with weights of the seed."""
     if outputs is None:
         return nn.Identity()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, 0, "projector").initial_seed())
-        return nn.Sequential(nn.Linear(wide, outputs), nn.ReLU(), nn.Linear(outputs, outputs))
+        return Projector(nn.Linear(wide, outputs), nn.ReLU(), nn.Linear(outputs, outputs))

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from testtime.sharing import at_least_float32
+
 __all__ = ["Descent", "MasterWeights", "OptimizerFactory", "adam", "born", "sgd"]
 
 HALF = (torch.float16, torch.bfloat16)
@@ -75,7 +77,9 @@ def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torc
     """
     advice = "use testtime.parts.adam, testtime.parts.sgd or functools.partial(torch.optim.AdamW, lr=1e-3)"
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer= made a {type(optimizer).__name__}, expected a torch.optim.Optimizer; {advice}")
+        raise TypeError(
+            f"optimizer= made a {type(optimizer).__name__}, expected a torch.optim.Optimizer; {advice}"
+        )
     values = [p.detach().clone() for p in parameters]
     for p in parameters:
         p.grad = torch.zeros_like(p)
@@ -83,7 +87,9 @@ def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torc
     try:
         optimizer.step()
     except (TypeError, RuntimeError) as error:
-        raise TypeError(f"{type(optimizer).__name__} takes no step with dense gradients alone ({error}); {advice}") from error
+        raise TypeError(
+            f"{type(optimizer).__name__} takes no step with dense gradients alone ({error}); {advice}"
+        ) from error
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for p, value in zip(parameters, values, strict=True):
@@ -150,27 +156,18 @@ class MasterWeights:
                 p.data.copy_(w.data)
 
     def follow(self, convert: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer | None) -> None:
-        """Move to a device or type together with the parameters; what became half precision gets a copy."""
+        """Move to a device or type together with the parameters; only what is in half precision has a copy."""
         for i, (p, w) in enumerate(zip(self.parameters, self.weights, strict=True)):
             if w is not p:
-                moved = convert(w.data)
-                w.data = moved.float() if moved.dtype in HALF else moved
-            elif p.dtype in HALF and optimizer is not None:
+                w.data = at_least_float32(w.data, convert)
+            if (p.dtype in HALF) == (w is not p):
+                continue
+            if p.dtype in HALF:
                 self.weights[i] = nn.Parameter(p.detach().float())
-                _replace(optimizer, p, self.weights[i])
-
-
-def at_least_float32(value: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
-    """The state of an optimizer moved to a device or type; where that is half precision, it stays in its own.
-
-    Args:
-        value: an entry of the state; a scalar, such as a count of steps, is not moved.
-        convert: the move.
-    """
-    if not value.dim():
-        return value
-    moved = convert(value)
-    return value.to(moved.device) if moved.dtype in HALF else moved
+            else:
+                self.weights[i], p.data = p, w.data
+            if optimizer is not None:
+                _replace(optimizer, w, self.weights[i])
 
 
 def _replace(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor) -> None:
