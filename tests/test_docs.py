@@ -60,7 +60,9 @@ def test_the_ten_lines_are_more_accurate_than_the_shipped_model(
             exec(compile(seeded, "README.md", "exec"), {"predicted": predicted})
             ours.append(100 * float((torch.cat(predicted) == labels[order]).float().mean()))
         gain[name] = [accuracy - shipped for accuracy in ours]
-        print(f"{name:18} shipped {shipped:5.2f}  adapted {' '.join(f'{accuracy:5.2f}' for accuracy in ours)}")
+        print(
+            f"{name:18} shipped {shipped:5.2f}  adapted {' '.join(f'{accuracy:5.2f}' for accuracy in ours)}"
+        )
     clean = gain.pop("clean")
     corrupted = [sum(runs) / len(CORRUPTIONS) for runs in zip(*gain.values(), strict=True)]
     print("gain: clean", *(f"{g:5.2f}" for g in clean), " corrupted", *(f"{g:5.2f}" for g in corrupted))
