@@ -39,7 +39,7 @@ def test_the_ten_lines_of_the_readme(
 def test_the_ten_lines_are_more_accurate_than_the_shipped_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mean of three runs with their own order and seed: 10 points more when corrupted, at most 1 point less when clean."""
+    """Over three runs (order of the images, seed): 9 points better under corruption, less than one worse on clean images."""
     pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     monkeypatch.chdir(tmp_path)
     test, model = embedded().test, load_model("digits-cnn")
@@ -67,7 +67,7 @@ def test_the_ten_lines_are_more_accurate_than_the_shipped_model(
     corrupted = [sum(runs) / len(CORRUPTIONS) for runs in zip(*gain.values(), strict=True)]
     print("gain: clean", *(f"{g:5.2f}" for g in clean), " corrupted", *(f"{g:5.2f}" for g in corrupted))
     assert sum(clean) / RUNS > -1
-    assert sum(corrupted) / RUNS > 10
+    assert sum(corrupted) / RUNS > 9
 
 
 def test_your_own_method(capsys: pytest.CaptureFixture[str]) -> None:
