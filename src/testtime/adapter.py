@@ -521,7 +521,9 @@ def _fitting(name: str, value: Any, live: Tensor, grows: bool) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} in the saved state is a {type(value).__name__}, expected a tensor")
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
-        raise ValueError(f"{name} in the saved state is a {value.layout} tensor on {value.device}, expected dense values")
+        raise ValueError(
+            f"{name} in the saved state is a {value.layout} tensor on {value.device}, expected dense values"
+        )
     unknown = grows and not (
         live.numel() and value.numel()
     )  # a buffer may get its form and type from the first batch

@@ -51,7 +51,9 @@ class Frozen:
 
     def __init__(self) -> None:
         # name, tensor, the caller's tensor, its version; for a buffer its own version too
-        self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int, int | None]] | None = None
+        self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int, int | None]] | None = (
+            None
+        )
 
     def __reduce__(self) -> tuple[type[Frozen], tuple[()]]:
         return Frozen, ()  # a copy has memory of its own
@@ -69,7 +71,9 @@ class Frozen:
             tensors = [(name, p, None) for name, p in owner.named_parameters()]
             tensors += [(name, b, b._version) for name, b in owner.named_buffers() if not b.is_inference()]
             found = [(name, t, _ORIGINALS.get(t), moves) for name, t, moves in tensors]
-            self._watched = [(name, weakref.ref(t), *known, moves) for name, t, known, moves in found if known]
+            self._watched = [
+                (name, weakref.ref(t), *known, moves) for name, t, known, moves in found if known
+            ]
         for name, own, original, version, unmoved in self._watched:
             tensor, source = own(), original()
             if unmoved is not None and tensor is not None and tensor._version != unmoved:

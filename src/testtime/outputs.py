@@ -48,7 +48,9 @@ class Contract:
         """
         form, expected = tuple(y.shape), "(N, C) or (N, C, H, W)" if self.dense else "(N, C)"
         if y.layout != torch.strided:
-            raise TypeError(f"the model returned logits of layout {y.layout}; return a dense tensor: y.to_dense()")
+            raise TypeError(
+                f"the model returned logits of layout {y.layout}; return a dense tensor: y.to_dense()"
+            )
         if not y.is_floating_point():
             raise TypeError(
                 f"the model returned {y.dtype}; {self.method} expects logits {expected}, floating-point"
@@ -120,7 +122,9 @@ class Logits(nn.Module):
         self.contract: Contract | None = None
         self.gives_features = False  # whether its head was taken off, so that it has no logits to check
         self.seen = False  # whether an output was looked at for probabilities
-        self.writes: bool | None = None  # whether the network writes into its input; None before the first batch
+        self.writes: bool | None = (
+            None  # whether the network writes into its input; None before the first batch
+        )
 
     def forward(self, x: Tensor) -> Any:
         y = self._choose(self._run(x))

@@ -66,7 +66,12 @@ __all__ = ["adapt", "list_methods", "load", "save"]
 DESCRIPTION, STATE = "adapter.json", "adapter.safetensors"
 FORMAT = 2
 AGAIN = "save the adapter again"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 # The functions that a saved state may name, by kind of argument: nothing else of the library is called by a file.
 NORMS = (

@@ -75,7 +75,9 @@ def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torc
     """
     advice = "use testtime.parts.adam, testtime.parts.sgd or functools.partial(torch.optim.AdamW, lr=1e-3)"
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer= made a {type(optimizer).__name__}, expected a torch.optim.Optimizer; {advice}")
+        raise TypeError(
+            f"optimizer= made a {type(optimizer).__name__}, expected a torch.optim.Optimizer; {advice}"
+        )
     values = [p.detach().clone() for p in parameters]
     for p in parameters:
         p.grad = torch.zeros_like(p)
@@ -83,7 +85,9 @@ def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torc
     try:
         optimizer.step()
     except (TypeError, RuntimeError) as error:
-        raise TypeError(f"{type(optimizer).__name__} takes no step with dense gradients alone ({error}); {advice}") from error
+        raise TypeError(
+            f"{type(optimizer).__name__} takes no step with dense gradients alone ({error}); {advice}"
+        ) from error
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for p, value in zip(parameters, values, strict=True):
