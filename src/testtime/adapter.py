@@ -19,7 +19,7 @@ from testtime.gate import Screened, admit, check_batch, declared_range, explain,
 from testtime.gradients import explained, gradients
 from testtime.norm.layer import NormPolicy, advance, policies_of
 from testtime.outputs import Contract, Logits, declares_tasks
-from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
+from testtime.parts.optimizers import MasterWeights, OptimizerFactory, at_least_float32, born
 from testtime.parts.views import MirrorCheck, changes_of
 from testtime.prediction import Prediction, TaskPredictions
 from testtime.sharing import Birth, Stateful, share
@@ -31,6 +31,7 @@ class _Diverged(ArithmeticError):
     """A loss, a gradient, an update or an answer was not finite: the step must not count."""
 
 
+NEVER_NEGATIVE = ("clock", "step", "var", "exp_avg_sq", "max_exp_avg_sq", "square_avg")  # entries of a state
 PATIENCE = 50  # batches without any update before a warning says so
 
 
@@ -178,6 +179,7 @@ class Adapter(Stateful, metaclass=Construction):
                     self._mirror(self, x)
                     with explained():
                         y = _as_prediction(self.step(x))
+                    self._frozen.check(self)  # the model's own forward may write into a buffer
                     if not bool(y.valid.any()):
                         raise _Diverged("answer")
                     if not _finite(_proposed(policies)):
@@ -401,8 +403,10 @@ class Adapter(Stateful, metaclass=Construction):
         Raises:
             ValueError: names, kinds, shapes or values do not fit.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"expected a state as state_dict() returns it, got {type(state).__name__}")
         live = self._moving(learned=True)
-        missing, foreign = sorted(live.keys() - state.keys()), sorted(state.keys() - live.keys())
+        missing, foreign = sorted(live.keys() - state.keys()), sorted(map(str, state.keys() - live.keys()))
         if missing or foreign:
             raise ValueError(
                 f"this state does not belong to this {type(self).__name__}: {len(missing)} entries are missing "
@@ -414,7 +418,7 @@ class Adapter(Stateful, metaclass=Construction):
             for prefix, m in self._parts(learned=True).items()
             if not isinstance(m, NormPolicy)
             for name in m.moving()
-            if name in m._buffers
+            if name in m._buffers and m.grows(name)
         }
         return {name: _fitting(name, state[name], now, name in grows) for name, now in live.items()}
 
@@ -474,9 +478,12 @@ class Adapter(Stateful, metaclass=Construction):
         super()._apply(fn, recurse)
         self._masters.follow(fn, self._optimizer)
         for state in self._optimizer.state.values() if self._optimizer else ():
-            state.update({k: fn(v) if v.dim() else v for k, v in state.items()})
+            state.update({k: at_least_float32(v, fn) for k, v in state.items()})
         if self._birth is not None:
             self._birth = {k: fn(v) if v.dim() else v for k, v in self._birth.items()}
+            for name in self.moving():  # the float32 copies of what became half precision
+                if name.startswith("master.") and name not in self._birth:
+                    self._birth[name] = self._birth[name.replace("master.", "model.", 1)].float()
         return self
 
 
@@ -513,6 +520,10 @@ def _fitting(name: str, value: Any, live: Tensor, grows: bool) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} in the saved state is a {type(value).__name__}, expected a tensor")
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise ValueError(
+            f"{name} in the saved state is a {value.layout} tensor on {value.device}, expected dense values"
+        )
     unknown = grows and not (
         live.numel() and value.numel()
     )  # a buffer may get its form and type from the first batch
@@ -523,11 +534,14 @@ def _fitting(name: str, value: Any, live: Tensor, grows: bool) -> Tensor:
         raise ValueError(f"{name} is {live.dtype}, the saved state's {value.dtype}")
     if not (unknown or value.shape == live.shape or (grows and 0 < value.dim() == live.dim())):
         raise ValueError(f"{name} has shape {tuple(live.shape)}, the saved state's {tuple(value.shape)}")
-    if value.is_floating_point() and bool(value.isnan().any() if grows else ~value.isfinite().all()):
+    fits = value.to(live.device) if unknown else value.to(live.device, live.dtype)
+    if fits.is_floating_point() and bool(fits.isnan().any() if grows else ~fits.isfinite().all()):
         raise ValueError(
             f"{name} in the saved state holds NaN or infinity; it is damaged, or was saved after a failure"
         )
-    return value.to(live.device) if unknown else value.to(live.device, live.dtype)
+    if name.rpartition(".")[2] in NEVER_NEGATIVE and bool((fits < 0).any()):
+        raise ValueError(f"{name} in the saved state is negative, which it can never be; it is damaged")
+    return fits
 
 
 def _as_prediction(y: Any) -> Prediction | TaskPredictions:

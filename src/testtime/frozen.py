@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -51,10 +50,13 @@ class Frozen:
     """
 
     def __init__(self) -> None:
-        self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int]] | None = None
+        # name, tensor, the caller's tensor, its version; for a buffer its own version too
+        self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int, int | None]] | None = (
+            None
+        )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
-        return Frozen()  # a copy has memory of its own
+    def __reduce__(self) -> tuple[type[Frozen], tuple[()]]:
+        return Frozen, ()  # a copy has memory of its own
 
     def check(self, owner: nn.Module) -> None:
         """Compare the model that an adapter was built on with what it was then.
@@ -63,17 +65,27 @@ class Frozen:
             owner: the adapter, always the same one.
 
         Raises:
-            ValueError: a tensor was written to whose memory the adapter shares.
+            ValueError: a tensor was written to whose memory the adapter shares, by the caller or by the model's own forward.
         """
         if self._watched is None:
-            tensors = [*owner.named_parameters(), *owner.named_buffers()]
-            found = [(name, t, _ORIGINALS.get(t)) for name, t in tensors]
-            self._watched = [(name, weakref.ref(t), *known) for name, t, known in found if known is not None]
-        for name, own, original, version in self._watched:
-            source = original()
+            tensors: list[tuple[str, Tensor, int | None]] = [
+                (name, p, None) for name, p in owner.named_parameters()
+            ]
+            tensors += [(name, b, b._version) for name, b in owner.named_buffers() if not b.is_inference()]
+            found = [(name, t, _ORIGINALS.get(t), moves) for name, t, moves in tensors]
+            self._watched = [
+                (name, weakref.ref(t), *known, moves) for name, t, known, moves in found if known
+            ]
+        for name, own, original, version, unmoved in self._watched:
+            tensor, source = own(), original()
+            if unmoved is not None and tensor is not None and tensor._version != unmoved:
+                raise ValueError(
+                    f"the model of this {type(owner).__name__} writes into its buffer {name} while it predicts in evaluation "
+                    "mode: this changes the model that the adapter was built on, and a reset cannot take it back; write to "
+                    "it only if self.training (observers of a quantization: model.apply(disable_observer))"
+                )
             if source is None or source._version == version:
                 continue
-            tensor = own()
             if tensor is not None and _same_memory(tensor, source):
                 raise ValueError(
                     f"{name} of the model that this {type(owner).__name__} was built on has changed since (by training, "

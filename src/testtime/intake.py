@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from types import FunctionType
@@ -64,15 +65,16 @@ def check_model(model: object) -> None:
         )
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
+    inside = _own_objects(model)
     for name, module in model.named_modules():
         where = f"{name!r} of this model" if name else WHOLE
-        _check_kind(module, where)
+        _check_kind(module, where, inside)
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for leaf, tensor in tensors:
             _check_tensor(tensor, f"{name}.{leaf}".removeprefix("."))
 
 
-def _check_kind(module: nn.Module, where: str) -> None:
+def _check_kind(module: nn.Module, where: str, inside: set[int]) -> None:
     kinds = _kinds(module)
     if isinstance(module, torch.jit.ScriptModule):
         if where == WHOLE or module.state_dict():
@@ -84,6 +86,12 @@ def _check_kind(module: nn.Module, where: str) -> None:
         raise TypeError(
             f"the forward of {where} was replaced by a function, which would call this very model from every copy; bind it "
             "with types.MethodType(function, module), or write a torch.nn.Module around the model"
+        )
+    elif hook := _hook_on_the_model(module, inside):
+        raise TypeError(
+            f"the hook {hook} of {where} is a function that refers to this very model, and the hook of a copy would write to "
+            "and read from the model and not from the copy; make it a method, which is copied with its module "
+            "(register_forward_hook(self.hook)), or remove it before building the adapter"
         )
     elif EXPORTED & kinds or ("GraphModule" in kinds and _is_flat(module)):
         raise TypeError(
@@ -100,6 +108,24 @@ def _check_kind(module: nn.Module, where: str) -> None:
             f"{where} is a quantized {type(module).__name__}, which no gradient passes; pass the float model from before "
             "the quantization"
         )
+
+
+def _own_objects(model: nn.Module) -> set[int]:
+    """The ids of the model's modules and of the lists and dictionaries that they keep."""
+    kept = {id(v) for m in model.modules() for v in vars(m).values() if isinstance(v, dict | list)}
+    return kept | {id(m) for m in model.modules()}
+
+
+def _hook_on_the_model(module: nn.Module, inside: set[int]) -> str | None:
+    """The name of a hook that is a function with one of these objects in its closure."""
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        if not isinstance(hook, FunctionType):
+            continue
+        for cell in hook.__closure__ or ():
+            with contextlib.suppress(ValueError):  # an empty cell
+                if id(cell.cell_contents) in inside:
+                    return hook.__qualname__
+    return None
 
 
 def _is_compiled(module: nn.Module) -> bool:

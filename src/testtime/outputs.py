@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from testtime.errors import AdapterWarning
 from testtime.gradients import require_gradient
 from testtime.models.views import Views, checked
 
@@ -40,11 +42,15 @@ class Contract:
             n: number of samples that the model was given.
 
         Raises:
-            TypeError: y is not floating-point.
+            TypeError: y is not dense and floating-point.
             ValueError: y is not (N, C), or (N, C, H, W) where the method works on pixels; one class; another number of
                 classes than ``classes``.
         """
         form, expected = tuple(y.shape), "(N, C) or (N, C, H, W)" if self.dense else "(N, C)"
+        if y.layout != torch.strided:
+            raise TypeError(
+                f"the model returned logits of layout {y.layout}; return a dense tensor: y.to_dense()"
+            )
         if not y.is_floating_point():
             raise TypeError(
                 f"the model returned {y.dtype}; {self.method} expects logits {expected}, floating-point"
@@ -116,9 +122,12 @@ class Logits(nn.Module):
         self.contract: Contract | None = None
         self.gives_features = False  # whether its head was taken off, so that it has no logits to check
         self.seen = False  # whether an output was looked at for probabilities
+        self.writes: bool | None = (
+            None  # whether the network writes into its input; None before the first batch
+        )
 
     def forward(self, x: Tensor) -> Any:
-        y = self._choose(self.network(x))
+        y = self._choose(self._run(x))
         if self.contract is None:
             return y
         if isinstance(y, Tensor):
@@ -127,14 +136,25 @@ class Logits(nn.Module):
         if isinstance(y, Tensor) and not self.seen and len(y):
             self.seen = True
             _refuse_probabilities(y)
+            _warn_of_bounded(y)
         return y
+
+    def _run(self, x: Any) -> Any:
+        """The network's output; a network that writes into its input, as ``x.sub_(mean)`` does, gets a copy each time."""
+        if self.writes is False or not isinstance(x, Tensor) or torch.is_inference_mode_enabled():
+            return self.network(x)
+        given = x.clone()
+        version = given._version
+        output = self.network(given)
+        self.writes = given._version != version
+        return output
 
     def _choose(self, output: Any) -> Any:
         parts = _parts(output)
         if self.outputs is not None:
             return _chosen(output, self.outputs, parts)
         if isinstance(output, Tensor):
-            return output
+            return output if type(output) is Tensor else output.as_subclass(Tensor)
         logits = getattr(output, "logits", None)
         if isinstance(logits, Tensor):
             return logits
@@ -208,4 +228,24 @@ def _refuse_probabilities(y: Tensor) -> None:
         raise ValueError(
             "the model returned probabilities (every row is positive and sums to 1); expected logits: leave out its last "
             "softmax, or choose what stands before it with outputs="
+        )
+
+
+def _warn_of_bounded(y: Tensor) -> None:
+    """Warn of log-probabilities, whose energy is the same for all images, and of the output of a sigmoid."""
+    z = y.detach().float()
+    if bool((z <= 0).all()) and bool(z.logsumexp(dim=1).abs().amax() < (1e-2 if y.dtype in HALF else 1e-4)):
+        warnings.warn(
+            "the model returned log-probabilities: classes and entropies are right, but the energy of every image is 0, so "
+            "that `score` tells nothing; leave out the last log_softmax, or choose what stands before it with outputs=",
+            AdapterWarning,
+            stacklevel=2,
+        )
+    elif bool((z > 0).all()) and bool((z < 1).all()):
+        warnings.warn(
+            f"all outputs of the model lie between 0 and 1 ({float(z.min()):.3g} to {float(z.max()):.3g}), as those of a "
+            "sigmoid; they are taken for logits, whose softmax is then almost uniform: leave out the last sigmoid, or choose "
+            "what stands before it with outputs=",
+            AdapterWarning,
+            stacklevel=2,
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 import testtime.methods
@@ -65,6 +66,12 @@ __all__ = ["adapt", "list_methods", "load", "save"]
 DESCRIPTION, STATE = "adapter.json", "adapter.safetensors"
 FORMAT = 2
 AGAIN = "save the adapter again"
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 # The functions that a saved state may name, by kind of argument: nothing else of the library is called by a file.
 NORMS = (
@@ -170,6 +177,7 @@ def save(adapter: Adapter, folder: str | Path) -> None:
     """
     folder = Path(folder)
     description = {"format": FORMAT, "model": asdict(adapter.fingerprint), **_describe(adapter)}
+    description["dtype"] = _dtype(adapter)
     text = json.dumps(description, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
@@ -230,7 +238,7 @@ def load(
         adapter = builder(model)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise DataError(f"{source} does not describe an adapter of this model ({error}); {AGAIN}") from error
-    _to_dtype(adapter, state)
+    _to_dtype(adapter, description.get("dtype"), state)
     adapter.load_state_dict(state)
     return adapter
 
@@ -285,15 +293,19 @@ def _same_model(folder: Path, saved: Fingerprint, given: Fingerprint) -> None:
         )
 
 
-def _to_dtype(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
-    """Move the adapter to the dtype in which the saved one was."""
+def _dtype(adapter: Adapter) -> str | None:
+    """The type of the adapter's weights by its name in torch; None without any."""
+    found = next((p.dtype for p in adapter.parameters() if p.is_floating_point()), None)
+    return next((name for name, dtype in DTYPES.items() if dtype == found), None)
 
-    def dtypes(tensors: Mapping[str, Tensor]) -> set[Any]:
-        return {value.dtype for value in tensors.values() if value.is_floating_point() and value.dim()}
 
-    saved = dtypes(state)
-    if len(saved) == 1 and saved != dtypes(adapter.state_dict()):
-        adapter.to(saved.pop())
+def _to_dtype(adapter: Adapter, saved: str | None, state: Mapping[str, Tensor]) -> None:
+    """Move the adapter to the dtype in which the saved one was; earlier versions did not write it down."""
+    if saved is None:
+        types = {value.dtype for value in state.values() if value.is_floating_point() and value.dim()}
+        saved = next((name for name, dtype in DTYPES.items() if types == {dtype}), None)
+    if saved in DTYPES and saved != _dtype(adapter):
+        adapter.to(DTYPES[saved])
 
 
 # What a file says of an adapter -----------------------------------------------------------------------------------------

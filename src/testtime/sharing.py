@@ -29,6 +29,10 @@ class Stateful(nn.Module):
         constant = self._non_persistent_buffers_set
         return {k: v for k, v in self._buffers.items() if v is not None and k not in constant}
 
+    def grows(self, name: str) -> bool:
+        """Whether the moving buffer ``name`` may change its shape, as a memory without a fixed size does."""
+        return True
+
     def restore(self, name: str, value: Tensor) -> None:
         """Give the moving tensor ``name`` a value back; a buffer may have grown meanwhile."""
         self._buffers[name] = value.clone()

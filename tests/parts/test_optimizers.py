@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +95,31 @@ def test_factories_are_values() -> None:
     assert hash(sgd(0.1)) == hash(sgd(0.1))
     with pytest.raises(AttributeError):
         adam(1e-3).lr = 2.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        partial(torch.optim.Rprop, lr=0.1),
+        partial(torch.optim.NAdam, lr=0.1),
+        partial(torch.optim.ASGD, lr=0.1, lambd=0.5, t0=0),
+        partial(torch.optim.Adagrad, lr=0.1, initial_accumulator_value=1.0),
+    ],
+    ids=lambda factory: factory.func.__name__,
+)
+def test_state_that_does_not_begin_at_zero_is_kept(factory: partial[torch.optim.Optimizer]) -> None:
+    test_born_changes_neither_the_parameters_nor_the_path(factory)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (torch.optim.LBFGS, "LBFGS takes no step with dense gradients alone"),
+        (torch.optim.SparseAdam, "SparseAdam takes no step with dense gradients alone"),
+        (lambda parameters: parameters, r"optimizer= made a list, expected a torch.optim.Optimizer"),
+    ],
+)
+def test_what_takes_no_plain_step_is_refused(make: Any, message: str) -> None:
+    p = nn.Parameter(torch.ones(1))
+    with pytest.raises(TypeError, match=message):
+        born(make([p]), [p])

@@ -189,7 +189,7 @@ class AdaNPC(Adapter):
         z = F.normalize(z.to(self.of_source.rows.dtype), dim=1)
         (rows, label), (more, labels) = self.of_source(), self.of_stream()
         with torch.autocast(z.device.type, enabled=False):
-            likeness = z @ torch.cat([rows, more]).T
+            likeness = z @ torch.cat([rows, more.to(rows.dtype)]).T
         label = torch.cat([label, labels])
         p = vote(likeness, label, logits.shape[1], self.neighbours, self.temperature)
         return logits, z, p

@@ -340,8 +340,8 @@ class TrustedMemory(ImageMemory):
         if logits.shape[1] != self.classes:
             raise ValueError(f"the model answers with {logits.shape[1]} classes, expected {self.classes}")
         confidence, label = logits.softmax(dim=1, dtype=torch.float32).max(dim=1)
-        sure, of = confidence.cpu().numpy(), label.cpu().numpy()
-        held = np.where(self.label.cpu().numpy() < 0, -1, self.confidence.cpu().numpy())
+        sure, of = confidence.double().cpu().numpy(), label.cpu().numpy()
+        held = np.where(self.label.cpu().numpy() < 0, -1, self.confidence.double().cpu().numpy())
         origin = np.full(self.capacity, -1)
         for c in np.unique(of):
             places = np.arange(c * self.each, (c + 1) * self.each)

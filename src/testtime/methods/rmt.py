@@ -130,6 +130,7 @@ class SourceReplay(Stateful):
 
     def nearest(self, features: Tensor) -> Tensor:
         """The prototype (N, D) nearest by the cosine to each feature (N, D)."""
+        features = features.to(self.prototypes.dtype)
         likeness = F.normalize(features, dim=1) @ F.normalize(self.prototypes, dim=1).T
         return self.prototypes[likeness.masked_fill(self.met == 0, -torch.inf).argmax(dim=1)]
 

@@ -100,7 +100,9 @@ class CSTU(ImageMemory):
 
     def add(self, x: Tensor, label: Tensor, uncertainty: Tensor) -> None:
         """Offer images (N, ...) one after the other, with pseudo-labels (N,) and entropies (N,)."""
-        labels, certain, ages = (b.cpu().numpy().copy() for b in (self.label, self.uncertainty, self.age))
+        labels, certain, ages = (
+            b.cpu().numpy().copy() for b in (self.label, self.uncertainty.double(), self.age)
+        )
         origin = np.full(self.capacity, -1)  # the row of the batch that each place takes
         for row, (c, u) in enumerate(zip(label.tolist(), uncertainty.tolist(), strict=True)):
             place = self._place(c, u, labels, certain, ages)
@@ -109,7 +111,8 @@ class CSTU(ImageMemory):
             ages += 1
         device = self.label.device
         self.label, self.age = torch.from_numpy(labels).to(device), torch.from_numpy(ages).to(device)
-        self.uncertainty, self.seen = torch.from_numpy(certain).to(device), self.seen + len(x)
+        self.uncertainty = torch.from_numpy(certain).to(self.uncertainty)
+        self.seen = self.seen + len(x)
         self.take(x, origin)
 
     def _place(

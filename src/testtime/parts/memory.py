@@ -36,6 +36,16 @@ class ImageMemory(Stateful):
         self.register_buffer("label", torch.full((capacity,), -1))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
+    def grows(self, name: str) -> bool:
+        """Only the images take their form from the first batch."""
+        return name == "images"
+
+    def restore(self, name: str, value: Tensor) -> None:
+        """Give a moving tensor its value back."""
+        if name == "images" and len(value) not in (0, self.capacity):
+            raise ValueError(f"the memory has {self.capacity} places, the saved state {len(value)} images")
+        super().restore(name, value)
+
     def take(self, x: Tensor, origin: NDArray[np.int64]) -> None:
         """Copy rows of the batch x (N, ...) to the places whose ``origin`` (capacity,) is not -1 but their number.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -63,40 +64,56 @@ class sgd:
 
 
 def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Create the optimizer's state before its first step, all zero, so that it can be saved and restored.
+    """Create the optimizer's state before its first step, so that it can be saved and restored.
 
-    The parameters keep their values, whatever the optimizer makes of a gradient of zero.
+    The parameters keep their values, whatever the optimizer makes of a gradient of zero. Entries begin as the optimizer
+    makes them (the step sizes of Rprop, the accumulators of Adagrad); those that only its step makes are zero.
 
     Raises:
-        TypeError: the optimizer keeps something other than tensors per parameter.
+        TypeError: this is no optimizer, its step needs a closure or sparse gradients, or it keeps something other than
+            tensors per parameter.
     """
-    rates, values = (
-        [group["lr"] for group in optimizer.param_groups],
-        [p.detach().clone() for p in parameters],
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+    advice = "use testtime.parts.adam, testtime.parts.sgd or functools.partial(torch.optim.AdamW, lr=1e-3)"
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer= made a {type(optimizer).__name__}, expected a torch.optim.Optimizer; {advice}"
+        )
+    values = [p.detach().clone() for p in parameters]
     for p in parameters:
         p.grad = torch.zeros_like(p)
-    optimizer.step()
+    first = _first_state(optimizer)
+    try:
+        optimizer.step()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"{type(optimizer).__name__} takes no step with dense gradients alone ({error}); {advice}"
+        ) from error
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for p, value in zip(parameters, values, strict=True):
             p.copy_(value)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    for state in optimizer.state.values():
+    for p, state in optimizer.state.items():
         for name, value in list(state.items()):
             if value is None:
                 del state[name]
             elif isinstance(value, Tensor):
-                value.zero_()
+                state[name] = first.get((p, name), torch.zeros_like(value))
             else:
                 raise TypeError(
                     f"{type(optimizer).__name__} keeps {name!r} as {type(value).__name__}, which cannot be saved as a "
-                    "tensor; use testtime.adam, testtime.sgd or an optimizer of torch.optim"
+                    f"tensor; {advice}"
                 )
     return optimizer
+
+
+def _first_state(optimizer: Any) -> dict[tuple[Tensor, str], Tensor]:
+    """The state as the optimizer makes it before a step: in its constructor, or in ``_init_group`` of torch's own."""
+    if hasattr(optimizer, "_init_group"):
+        for group in optimizer.param_groups:
+            lists = len(inspect.signature(optimizer._init_group).parameters) - 1
+            optimizer._init_group(group, *([] for _ in range(lists)))
+    entries = [(p, name, value) for p, state in optimizer.state.items() for name, value in state.items()]
+    return {(p, name): value.clone() for p, name, value in entries if isinstance(value, Tensor)}
 
 
 class MasterWeights:
@@ -145,6 +162,19 @@ class MasterWeights:
             elif p.dtype in HALF and optimizer is not None:
                 self.weights[i] = nn.Parameter(p.detach().float())
                 _replace(optimizer, p, self.weights[i])
+
+
+def at_least_float32(value: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
+    """The state of an optimizer moved to a device or type; where that is half precision, it stays in its own.
+
+    Args:
+        value: an entry of the state; a scalar, such as a count of steps, is not moved.
+        convert: the move.
+    """
+    if not value.dim():
+        return value
+    moved = convert(value)
+    return value.to(moved.device) if moved.dtype in HALF else moved
 
 
 def _replace(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor) -> None:
