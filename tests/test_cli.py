@@ -76,6 +76,8 @@ BENCH = "bench digits-open --methods source"
         (f"{BENCH} --open-sets moon", "no data set 'moon'"),
         (f"{BENCH} --data nowhere", "--data nowhere: no such folder"),
         (f"{BENCH} --no-mirror", "--no-mirror needs --no-labels"),
+        (f"{BENCH} --no-labels --jobs 2", "--no-labels is one stream in one process"),
+        (f"{BENCH} --no-labels --seeds 0,1", "--no-labels is one stream in one process"),
         (f"{BENCH} --model digits-cnn", "--model needs --images DIR"),
         ("bench --no-labels --images .", "--images need --model NAME"),
         ("bench --no-labels --images . --model digits-cnn --limit 3", "--limit belongs to a protocol"),

@@ -39,7 +39,7 @@ def test_the_ten_lines_of_the_readme(
 def test_the_ten_lines_are_more_accurate_than_the_shipped_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On average over three runs, each with its order of the images and its seed: corrupted by 10 points, and clean they lose less than one."""
+    """Over three runs (order of the images, seed): 9 points better under corruption, less than one worse on clean images."""
     pytest.importorskip("sklearn", reason="pip install -e '.[demo]'")
     monkeypatch.chdir(tmp_path)
     test, model = embedded().test, load_model("digits-cnn")
@@ -60,12 +60,14 @@ def test_the_ten_lines_are_more_accurate_than_the_shipped_model(
             exec(compile(seeded, "README.md", "exec"), {"predicted": predicted})
             ours.append(100 * float((torch.cat(predicted) == labels[order]).float().mean()))
         gain[name] = [accuracy - shipped for accuracy in ours]
-        print(f"{name:18} shipped {shipped:5.2f}  adapted {' '.join(f'{accuracy:5.2f}' for accuracy in ours)}")
+        print(
+            f"{name:18} shipped {shipped:5.2f}  adapted {' '.join(f'{accuracy:5.2f}' for accuracy in ours)}"
+        )
     clean = gain.pop("clean")
     corrupted = [sum(runs) / len(CORRUPTIONS) for runs in zip(*gain.values(), strict=True)]
     print("gain: clean", *(f"{g:5.2f}" for g in clean), " corrupted", *(f"{g:5.2f}" for g in corrupted))
     assert sum(clean) / RUNS > -1
-    assert sum(corrupted) / RUNS > 10
+    assert sum(corrupted) / RUNS > 9
 
 
 def test_your_own_method(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,3 +85,14 @@ def test_an_error_is_one_line_with_the_name_that_was_meant(capsys: pytest.Captur
             parser.parse_args(arguments)
         assert left.value.code == 2
         assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize("convert", [new_folder, new_file])
+def test_a_folder_that_is_closed_to_the_user_is_refused(
+    convert: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        options.os, "access", lambda path, mode: Path(path) != tmp_path
+    )  # root may write anywhere
+    with pytest.raises(argparse.ArgumentTypeError, match="is read-only for this user; choose another folder"):
+        convert(str(tmp_path / "run"))

@@ -250,6 +250,8 @@ def _agree(arguments: argparse.Namespace) -> None:
     else:
         others, reason = {"model": a.model, "source": a.source}, "needs --images DIR"
         others["skip-damaged"] = a.skip_damaged or None
+    if a.no_labels and (a.jobs > 1 or len(a.seeds or ()) > 1):
+        raise ValueError("--no-labels is one stream in one process; give one --seeds and no --jobs")
     if not a.no_labels:
         others["no-mirror"] = a.no_mirror or None
         reason = "needs --no-labels" if a.no_mirror else reason

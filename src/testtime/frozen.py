@@ -68,8 +68,9 @@ class Frozen:
             ValueError: a tensor was written to whose memory the adapter shares, by the caller or by the model's own forward.
         """
         if self._watched is None:
-            tensors: list[tuple[str, Tensor, int | None]] = []
-            tensors += [(name, p, None) for name, p in owner.named_parameters()]
+            tensors: list[tuple[str, Tensor, int | None]] = [
+                (name, p, None) for name, p in owner.named_parameters()
+            ]
             tensors += [(name, b, b._version) for name, b in owner.named_buffers() if not b.is_inference()]
             found = [(name, t, _ORIGINALS.get(t), moves) for name, t, moves in tensors]
             self._watched = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -176,13 +177,14 @@ def existing(text: str) -> str:
 
 
 def new_folder(text: str) -> str:
-    """Check the path of a folder that may be made: nothing on the way to it is a file."""
+    """Check the path of a folder that may be made or filled: nothing on the way to it is a file, or closed."""
     if not text:
         raise argparse.ArgumentTypeError("expected a folder, got an empty name")
     path = Path(text)
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise argparse.ArgumentTypeError(f"{part} is a file; expected a folder, or a name that is free")
+    _need_writable(next((part for part in (path, *path.parents) if part.is_dir()), Path()))
     return text
 
 
@@ -193,7 +195,13 @@ def new_file(text: str) -> str:
         raise argparse.ArgumentTypeError(f"expected the name of a file, got {text!r}")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path.parent} is no folder; make it first, or choose another")
+    _need_writable(path.parent)
     return text
+
+
+def _need_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{folder} is read-only for this user; choose another folder")
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

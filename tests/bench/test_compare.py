@@ -154,3 +154,24 @@ def test_figures_for_programs_are_strict_json(two: list[Path]) -> None:
     figures = comparison_figures(compare(two))
     text = json.dumps(figures, allow_nan=False)
     assert json.loads(text)["continual"]["methods"]["TENT"]["auroc"] == [None, None]
+
+
+def test_streams_of_one_protocol_keep_their_own_columns(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path / name, "field-mixed", {"Source": (error,)})
+        for name, error in (("a", 40.0), ("b", 10.0))
+    ]
+    found = compare(runs)
+    names = [f"mixed (a column, {folder})" for folder in runs]
+    assert [at.name for at in found.settings] == names
+    figures = comparison_figures(found)
+    assert [figures[name]["methods"]["Source"]["error"] for name in names] == [[40.0], [10.0]]
+    with pytest.raises(ValueError, match="expected each run once"):
+        compare([runs[0], tmp_path / "b" / ".." / "a"])
+
+
+def test_the_text_names_runs_that_are_not_finished(two: list[Path]) -> None:
+    assert not comparison_text(compare(two)).startswith("Not finished")
+    about = json.loads((two[1] / "run.json").read_text())
+    (two[1] / "run.json").write_text(json.dumps({**about, "cells": [*about["cells"], "one more"]}))
+    assert comparison_text(compare(two)).startswith(f"Not finished: {two[1]}.\n\n| error in %")

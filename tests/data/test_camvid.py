@@ -101,3 +101,10 @@ def test_annotations_as_published(tmp_path):
 def test_the_32_colours_are_in_11_classes():
     colours = [c.strip() for name in CAMVID11 for c in COLOURS[name].split(",")]
     assert (len(colours), len(set(colours))) == (31, 31)  # and black, which is void
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "train" / "0001TP_006690.jpg")
+    with pytest.raises(DataError, match="expected one picture of each name, found also 0001TP_006690.jpg"):
+        camvid(tmp_path)

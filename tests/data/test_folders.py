@@ -319,6 +319,52 @@ def test_places365_with_and_without_its_list(tmp_path: Path) -> None:
         places365(tmp_path)
 
 
+@pytest.mark.parametrize(("rows", "names", "message"), [
+    ("a.jpg 2000000000", None, "expected classes 0 to 364, found 2000000000"),
+    ("a.jpg 99999999999999999999", None, "expected a number after each name"),
+    ("a.jpg 0\na.jpg 1", None, "expected each image once, found a.jpg more than once"),
+    ("a.jpg 1", "/a/x 1\n/b/y 2", "expected each number from 0 to 1 once"),
+    ("a.jpg 1", "/a/x 0\n/b/y 0\n/b/z 2", "expected each number from 0 to 2 once"),
+])  # fmt: skip
+def test_lists_of_wrong_numbers_are_refused(
+    tmp_path: Path, rows: str, names: str | None, message: str
+) -> None:
+    put(tmp_path / "val_256" / "a.jpg")
+    (tmp_path / "places365_val.txt").write_text(rows)
+    if names is not None:
+        (tmp_path / "categories_places365.txt").write_text(names)
+    with pytest.raises(DataError, match=message):
+        places365(tmp_path)
+
+
+def test_images_that_a_list_does_not_name_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put(tmp_path / "val" / "images" / f"{name}.JPEG")
+    (tmp_path / "val" / "val_annotations.txt").write_text("b.JPEG\tn01\n")
+    with pytest.warns(UserWarning, match=r"left out 1 images that it does not name: a\.JPEG"):
+        assert len(tiny_imagenet(tmp_path)) == 1
+
+
+def test_images_beside_the_class_folders_of_tiny_imagenet_are_named(tmp_path: Path) -> None:
+    for wnid in ("n01", "n02"):
+        put(tmp_path / "val" / wnid / "a.JPEG")
+    put(tmp_path / "val" / "images" / "left.JPEG")
+    with pytest.warns(UserWarning, match=r"found 1 images \(left\.JPEG\) beside the class folders n01, n02"):
+        assert tiny_imagenet(tmp_path).classes == ("n01", "n02")
+    put(tmp_path / "val" / "preview.JPEG")
+    with pytest.raises(DataError, match="found 2 images"):
+        tiny_imagenet(tmp_path)
+
+
+def test_numbers_beyond_the_outputs_of_imagenet_are_refused(tmp_path: Path) -> None:
+    for number in ("1", "1000"):
+        put(tmp_path / number / "a.JPEG")
+    with pytest.raises(
+        DataError, match="expected folders named by the numbers of outputs, 0 to 999, found 1000"
+    ):
+        imagenet(tmp_path)
+
+
 def test_pacs(tmp_path: Path) -> None:
     put(tmp_path / "PACS" / "sketch" / "dog" / "1.jpg", 30)
     assert pacs(tmp_path, "sketch").name == "pacs-sketch"
@@ -335,3 +381,32 @@ def test_omniglot_has_a_class_for_each_character_or_none(tmp_path: Path) -> None
     assert images[1].shape == (1, 4, 6)
     put(tmp_path / "flat" / "omniglot" / "1.png")
     assert omniglot(tmp_path / "flat").labels is None
+
+
+@pytest.mark.parametrize("stray", ["preview.png", "Greek/preview.png"])
+def test_an_image_beside_the_characters_of_omniglot_makes_no_class(tmp_path: Path, stray: str) -> None:
+    for character in ("character01", "character02"):
+        put(tmp_path / "Greek" / character / "1.png")
+    put(tmp_path / stray)
+    with pytest.warns(
+        UserWarning, match=r"found 1 images \(preview\.png\) beside the class folders Greek/char"
+    ):
+        images = omniglot(tmp_path)
+    assert images.classes == ("Greek/character01", "Greek/character02")
+
+
+def test_classes_two_levels_deeper_than_expected_are_named(tmp_path: Path) -> None:
+    for name in ("n01", "n02"):
+        put(tmp_path / "noise" / "fog" / name / "1.png")
+    with pytest.warns(UserWarning, match=r"such as noise/fog/n01; .* give .*noise.fog as root"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_class_folder_that_is_a_link_to_nothing_moves_no_labels(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "1.png")
+    put(tmp_path / "c" / "1.png")
+    (tmp_path / "b").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"b: a link to .*nowhere, which does not exist"):
+        image_folder(tmp_path)

@@ -145,7 +145,7 @@ def test_damaged_letters_can_be_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("row", "message"), [
-    ("11 1:0", "labels from 0 to 10"), ("0 1:0", "found 0"), ("1.5 1:0", "integers"), ("1 1:nan", "not finite"),
+    ("11 1:0", "labels from 0 to 10"), ("0 1:0", "found 0"), ("1.5 1:0", "integers"), ("1 1:nan", "outside of"),
 ])  # fmt: skip
 def test_labels_and_values_of_usps_are_checked(tmp_path: Path, row: str, message: str) -> None:
     rest = " ".join(f"{i}:0" for i in range(2, 257))
@@ -153,3 +153,21 @@ def test_labels_and_values_of_usps_are_checked(tmp_path: Path, row: str, message
     (tmp_path / "usps.t.bz2").write_bytes(bz2.compress(text.encode()))
     with pytest.raises(DataError, match=message):
         usps(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("places", "value"), [(range(256, 0, -1), 0), (range(2, 258), 0), (range(1, 257), 255)]
+)
+def test_pixels_of_usps_in_another_order_or_range_are_refused(
+    tmp_path: Path, places: range, value: int
+) -> None:
+    text = "1 " + " ".join(f"{place}:{value}" for place in places)
+    (tmp_path / "usps.t.bz2").write_bytes(bz2.compress(text.encode()))
+    with pytest.raises(DataError, match="expected rows of a label and 256 values"):
+        usps(tmp_path)
+
+
+def test_empty_lines_of_usps_do_not_count(tmp_path: Path) -> None:
+    text = "3 " + " ".join(f"{place}:1" for place in range(1, 257)) + "\n\n"
+    (tmp_path / "usps.t.bz2").write_bytes(bz2.compress(text.encode()))
+    assert usps(tmp_path).targets([0]).tolist() == [2]

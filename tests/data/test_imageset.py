@@ -164,3 +164,10 @@ def test_a_crop_of_a_strip_or_of_nothing_is_refused() -> None:
         Crop(224, 256)(torch.zeros(1, 3, 2, 600))
     with pytest.raises(ValueError, match="1 <= side <= shorter"):
         Crop(256, 224)
+
+
+def test_images_in_lists_and_tensors_are_checked_as_arrays_are() -> None:
+    with pytest.raises(DataError, match="expected uint8 images of 1 or 3 channels, found int64"):
+        from_arrays("list", [[[0, 1], [2, 3]]])  # type: ignore[arg-type]
+    images = from_arrays("tensor", torch.full((1, 2, 2), 7, dtype=torch.uint8))  # type: ignore[arg-type]
+    assert images[0].tolist() == [[[7, 7], [7, 7]]] * 3

@@ -152,3 +152,9 @@ def test_a_line_that_expands_too_far_is_refused(tmp_path, monkeypatch):
         file.write(b" " * 5000)
     with pytest.raises(DataError, match="a line of more than 1000 bytes"):
         next(procthor_houses(tmp_path / "a.jsonl.gz"))
+
+
+def test_frames_come_in_natural_order(tmp_path):
+    for frame in ("10", "9", "1"):
+        dump_event(tmp_path, "house", frame, event(), CLASSES)
+    assert procthor(tmp_path).keys == ["house/1", "house/9", "house/10"]

@@ -169,3 +169,15 @@ def test_a_split_with_other_columns_names_its_line(tmp_path):
         path.write_text(f"id,train,val,test\na,1,0,0\n{line}\n")
         with pytest.raises(DataError, match=rf"splits\.csv: expected 4 columns .* found the line '{line}'"):
             split_of(path, "train")
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ("b1,yes", "expected 0 or 1 in the column train, found 'yes' of b1"),
+    ("b1,1.0", "found '1.0' of b1"),
+    (f'"{"x" * 200_000}",1', "expected a table of the splits, found otherwise"),
+])  # fmt: skip
+def test_tables_of_splits_with_other_values_are_refused(tmp_path: Path, rows: str, message: str) -> None:
+    table = tmp_path / "split.csv"
+    table.write_text(f"id,train\n{rows}\n")
+    with pytest.raises(DataError, match=message):
+        split_of(table, "train")

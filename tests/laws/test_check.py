@@ -4,7 +4,7 @@ import pytest
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.laws import LAWS, WORLDS, check_adapter
+from testtime.laws import LAWS, WORLDS, Case, check_adapter, parametrize_with_laws
 from testtime.methods import Source, Tent
 
 HERE = ["batchnorm"]
@@ -68,3 +68,18 @@ def test_the_worlds_keep_their_networks_to_themselves() -> None:
     next(one.parameters()).data.zero_()
     assert next(other.parameters()).abs().sum() > 0
     assert one.meter is not other.meter
+
+
+def test_laws_in_turn_try_every_world_and_excused_laws_all() -> None:
+    cases = [Case(name, Tent, {"alive": "a reason"}) for name in ("one", "two")]
+    tried = {p.id: p.values[0].args[2] for p in parametrize_with_laws(cases, rotate=True).args[1]}
+    assert len(tried) == 2 * len(LAWS)
+    assert tried["one-alive"] == ("batchnorm", "groupnorm", "vit")
+    assert {tuple(w) for name, w in tried.items() if "alive" not in name} == {
+        ("batchnorm",),
+        ("groupnorm",),
+        ("vit",),
+    }
+    assert tried["one-label_blind"] != tried["two-label_blind"]
+    whole = {p.id: p.values[0].args[2] for p in parametrize_with_laws(cases).args[1]}
+    assert set(map(tuple, whole.values())) == {("batchnorm", "groupnorm", "vit")}

@@ -383,5 +383,11 @@ def test_every_law_has_a_bug() -> None:
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_is_caught_by_its_law(bug: Any) -> None:
+    assert set(broken_laws(bug, worlds=["batchnorm"], laws=[bug.broken])) == {bug.broken}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_is_caught_by_its_law_alone(bug: Any) -> None:
     assert set(broken_laws(bug, worlds=["batchnorm"])) == {bug.broken}

@@ -28,7 +28,11 @@ CHANGES = {
         ("mirror", "turn", "colour"),
     ),
 }
-WINDOWED = ("ATLAS", "AdaContrast", "TTTPlusPlus")  # show windows of an image, which `shift` leaves as they are
+WINDOWED = (
+    "ATLAS",
+    "AdaContrast",
+    "TTTPlusPlus",
+)  # show windows of an image, which `shift` leaves as they are
 DESTROYED = ("DeYO",)  # shows images whose patches are shuffled, so that their class is lost
 TURNED = ("TTT",)  # shows images turned by quarters, which it learns to tell apart
 SEEN = [case for case in CASES if case.name not in (*DESTROYED, *TURNED)]

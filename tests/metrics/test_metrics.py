@@ -1,5 +1,7 @@
 """Metrics against definitions written out in numpy."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from testtime import metrics
 from testtime.adapter import Adapter
+from testtime.methods import Source
 from testtime.metrics import Cost, Samples, summarise
 
 RNG = np.random.default_rng(0)
@@ -190,3 +193,32 @@ def test_answers_to_unknown_images_do_not_count() -> None:
     assert metrics.accuracy(correct) == pytest.approx(200 / 3)
     assert np.isnan(metrics.accuracy([np.nan]))
     assert metrics.calibration_error([0.5, 0.5, 0.9, 0.5], correct) == pytest.approx(100 / 6)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: metrics.accuracy([3, 5, 1]), "compare predictions with labels first"),
+    (lambda: metrics.accuracy([-1, 1]), "got -1"),
+    (lambda: metrics.oscr([0.0, 1.0], [2.0], [3, 1]), "got 3"),
+    (lambda: metrics.oscr([0.0, 1.0], [2.0], [True]), "an answer for each of the 2 known images"),
+    (lambda: metrics.auroc([[0.0, 1.0]], [[2.0, 3.0]]), r"a score for each image \(N,\), got \(1, 2\)"),
+    (lambda: metrics.fpr_at([[0.0, 1.0]], [2.0]), "a score for each image"),
+    (lambda: metrics.fpr_at([0.0, 1.0], [2.0], accepted=0.0), "accepted is a share above 0"),
+    (lambda: metrics.fpr_at([0.0, 1.0], [2.0], accepted=95), "accepted is a share above 0"),
+    (lambda: metrics.h_score(-5.0, 50.0), "expected percent from 0 to 100"),
+    (lambda: metrics.calibration_error([90.0], [True]), r"probabilities in \[0, 1\], got 90"),
+    (lambda: metrics.calibration_error([0.9], [7]), "got 7"),
+    (lambda: metrics.calibration_error([0.9, 0.5], [True]), "a confidence for each answer"),
+    (lambda: metrics.calibration_error([0.9], [True], bins=0), "bins must be at least 1"),
+    (lambda: metrics.MeanIoU(2).update(torch.zeros(1, 2, 1, 1), torch.full((1, 1, 1), 0.5)), "integers"),
+    (lambda: metrics.MeanIoU(2).update(torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1).bool()), "integers"),
+])  # fmt: skip
+def test_values_that_a_metric_does_not_take_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("labels", [[[0], [1]], [0.5, 1.0], [True, False], [7, 0], [-2, 0], [0]])
+def test_forgetting_refuses_labels_that_are_no_classes(labels: list[object]) -> None:
+    adapter = Source(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
+    with pytest.raises(ValueError, match="labels"):
+        metrics.forgetting(adapter, [(torch.zeros(2, 3, 2, 2), torch.tensor(labels))])

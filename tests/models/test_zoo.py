@@ -30,7 +30,7 @@ def test_robustbench_networks_take_their_own_normalisation() -> None:
 
 
 def test_the_names_are_told() -> None:
-    with pytest.raises(ValueError, match="choose one of: cifar10-resnet20"):
+    with pytest.raises(ValueError, match="did you mean 'cifar10-resnet20'.*; there are cifar10-resnet20, "):
         load_model("resnet-20")
 
 

@@ -68,6 +68,8 @@ def test_it_asks_for_a_synchronizer():
 class Labelled(Adapter):
     """Goes down (or up) the labelled loss itself, of one task."""
 
+    multi_task = True
+
     def __init__(self, model, rate):
         super().__init__(model)
         self.adapt(list(_network(self.model).encoder.parameters()), sgd(rate, 0.0))

@@ -116,7 +116,9 @@ def test_refuses_what_is_not_finite() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_half_precision_learns_what_float32_does(dtype: torch.dtype, kind: type[torch.optim.Optimizer]) -> None:
+def test_half_precision_learns_what_float32_does(
+    dtype: torch.dtype, kind: type[torch.optim.Optimizer]
+) -> None:
     """Twenty passes of a rate whose single steps are lost in the weights' last digit."""
     rate, nets = {torch.optim.AdamW: 1e-4, torch.optim.SGD: 1e-3}[kind], []
     for half in (False, True):
@@ -174,7 +176,12 @@ def test_refuses_gradients_that_are_not_finite_and_moves_nothing() -> None:
     batches, net, optimizer = world()
     before = net.weight.detach().clone()
     training = passes_over(
-        batches, 1, net, optimizer, lambda x, y: (net(x) * 0).sum().abs().sqrt() + net.bias.sum(), lambda _: 0.1
+        batches,
+        1,
+        net,
+        optimizer,
+        lambda x, y: (net(x) * 0).sum().abs().sqrt() + net.bias.sum(),
+        lambda _: 0.1,
     )
     with pytest.raises(ValueError, match="led to gradients that are not finite in pass 1; .*it is 0.1"):
         next(training)

@@ -113,7 +113,9 @@ def test_an_eighth_is_the_shift_of_each_view_and_others_are_refused(view: Callab
             view(x, rng(), shift=shift)
 
 
-@pytest.mark.parametrize(("shift", "down", "across"), [(0, 0, 0), (1 / 16, 1, 2), (1 / 8, 2, 5), (0.3, 6, 12)])
+@pytest.mark.parametrize(
+    ("shift", "down", "across"), [(0, 0, 0), (1 / 16, 1, 2), (1 / 8, 2, 5), (0.3, 6, 12)]
+)
 def test_a_crop_is_shifted_as_far_as_it_may(shift: float, down: int, across: int) -> None:
     """A bright pixel in the middle of 20 x 40 pixels is found in every place within reach, and nowhere else."""
     x = torch.zeros(2000, 1, 20, 40)

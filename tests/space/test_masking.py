@@ -115,7 +115,8 @@ def test_the_same_generator_gives_the_same_masks():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"inputs": 0}, "at least 1 token"),
+        ({"inputs": 0}, "whole numbers of tokens from 1"),
+        ({"targets": 1.5}, "whole numbers of tokens from 1"),
         ({"components": [Component({"rgb": 1.0}, {"rgb": 1.0})]}, "pixels are shown and never asked for"),
         (
             {"components": [Component({"sound": 1.0}, {"tok_depth": 1.0})]},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, final
@@ -154,10 +155,15 @@ RESULT = {
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Read the runs of several folders: each stream with a known set alone, or with unknown images, is a column.
 
+    Streams of one protocol are told apart by their columns and folders.
+
     Raises:
-        ValueError: one is not the folder of a run, or nothing is finished there.
+        ValueError: one is not the folder of a run, nothing is finished there, or it is named twice.
     """
     settings = []
+    places = [Path(folder).resolve() for folder in folders]
+    if len(set(places)) < len(places):
+        raise ValueError(f"expected each run once, got {', '.join(map(str, folders))}")
     for folder in folders:
         run = read_run(folder)
         run.check(RUN, RESULT)
@@ -166,6 +172,11 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         for column in run.columns:
             name = short if opened[column] is None else f"{short}, open"
             settings.append(Setting(name, run, column))
+    alike = Counter(at.name for at in settings)
+    settings = [
+        replace(at, name=f"{at.name} ({at.column}, {at.run.folder})") if alike[at.name] > 1 else at
+        for at in settings
+    ]
     names = list(dict.fromkeys(row for at in settings for row in at.run.rows))
     whole = Comparison(tuple(settings), tuple(names))
 
@@ -179,7 +190,9 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 def comparison_text(found: Comparison) -> str:
     """Tables in Markdown: error on every stream with its cost, then calibration, forgetting, and what is not worth it."""
     names = [at.name for at in found.settings]
-    lines = _markdown(
+    unfinished = _unfinished(found)
+    lines = [f"Not finished: {listed(unfinished)}.", ""] if unfinished else []
+    lines += _markdown(
         ["error in %", *names, "forwards", "backwards", "time"],
         [
             [
@@ -313,9 +326,14 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
     return write_page(Path(path), content)
 
 
+def _unfinished(found: Comparison) -> list[str]:
+    """The folders of the runs of which not all cells have a result."""
+    return list(dict.fromkeys(str(at.run.folder) for at in found.settings if at.run.unfinished))
+
+
 def _lead(found: Comparison) -> str:
     """The method of the lowest mean error over all streams; none while a run is not finished."""
-    unfinished = list(dict.fromkeys(str(at.run.folder) for at in found.settings if at.run.unfinished))
+    unfinished = _unfinished(found)
     if unfinished:
         return f"<strong>Not finished</strong>: {escape(listed(unfinished))}. No method is called the best before."
     # One that was not run on every stream has no mean (NaN).

@@ -10,7 +10,7 @@ from torch import Tensor
 from testtime.data.dense import IGNORE
 from testtime.data.files import AGAIN, need_choice, need_folder
 from testtime.data.fileset import FileSet
-from testtime.data.listing import images
+from testtime.data.listing import by_key, images
 from testtime.data.pixels import class_ids, stored_numbers
 from testtime.errors import DataError
 
@@ -83,7 +83,7 @@ def camvid(root: str | Path, split: str = "train", light: str | None = None) -> 
         labels[part] = need_folder(
             [folder.with_name(f"{part}{end}") for end in ANNOTATIONS], "the labels of CamVid"
         )
-        files |= {f"{part}/{path.stem}": path for path in images(folder)}
+        files |= {f"{part}/{stem}": path for stem, path in by_key(images(folder), lambda p: p.stem).items()}
     keys = [k for k in files if light is None or (light == "dusk") == k.split("/")[1].startswith(DUSK)]
     if not keys:
         raise DataError(f"{root}: expected images of CamVid {split} {light or ''}, found none; {AGAIN}")

@@ -2,11 +2,11 @@
 
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from testtime.progress import progress
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 OUTPUTS = 1000  # of a model of ImageNet
+PLACES = 365  # classes of Places365
 SKIP = (
     "skip_damaged=True of image_folder, or testtime bench --images DIR --skip-damaged, leaves such files out"
 )
@@ -121,16 +122,12 @@ def _by_folder(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
         inner = path.parts[depth:]
         (beside if len(inner) == 1 else below[inner[0]]).append(path)
     flat = {name for name, paths in below.items() if any(len(path.parts) == depth + 2 for path in paths)}
-    deeper = {
-        name: dict.fromkeys(path.parts[depth + 1] for path in paths)
-        for name, paths in below.items()
-        if name not in flat
-    }
-    group = next((name for name, inner in deeper.items() if len(inner) > 1), None)
+    parents = [list(dict.fromkeys(path.parent for path in paths)) for paths in below.values()]
+    group = next((inner for inner in parents if len(inner) > 1), None)
     if group is not None and not flat and not beside:
         warnings.warn(
             f"{folder}: the classes are {_some(below)}, but the images lie in folders below, such as "
-            f"{group}/{next(iter(deeper[group]))}; if those are the classes, give {folder / group} as root",
+            f"{group[0].relative_to(folder).as_posix()}; if those are the classes, give {group[0].parent} as root",
             stacklevel=3,
         )
     return beside, dict(below)
@@ -226,8 +223,13 @@ def _by_output(found: ImageSet, folder: Path) -> ImageSet:
             f"{folder}: expected one folder for each wnid, found images without; sort them into folders first"
         )
     wnids = imagenet_wnids()
-    if all(re.fullmatch("[0-9]+", name) and int(name) < OUTPUTS for name in found.classes):
+    if all(re.fullmatch("[0-9]{1,9}", name) for name in found.classes):
         outputs = [int(name) for name in found.classes]
+        if max(outputs) >= OUTPUTS:
+            raise DataError(
+                f"{folder}: expected folders named by the numbers of outputs, 0 to {OUTPUTS - 1}, found {max(outputs)}; "
+                "rename them, to the wnids for example"
+            )
     else:
         number = {wnid: output for output, wnid in enumerate(wnids)}
         others = [name for name in found.classes if name not in number]
@@ -309,15 +311,18 @@ def tiny_imagenet(root: str | Path, split: str = "val") -> ImageSet:
     )
     groups: dict[str, list[Path]] = defaultdict(list)
     if by_list:
-        for file, wnid, *_ in _table(annotations, 2):
-            groups[wnid].append(inside(flat, file))
-        _all_there((path for paths in groups.values() for path in paths), annotations)
+        rows = _table(annotations, 2)
+        for path, (_, wnid, *_) in zip(_listed(rows, flat, annotations), rows, strict=True):
+            groups[wnid].append(path)
     else:
-        for below in _wnid_folders(folder):
-            groups[below.name] = images(below, deep=True)
+        beside, found = _by_folder(folder)
+        groups = defaultdict(list, {path.name: found.get(path.name, []) for path in _wnid_folders(folder)})
         empty = [wnid for wnid, paths in groups.items() if not paths]
         if empty or not groups:
             raise DataError(_no_images(folder, f"none in class folders {_some(empty)}".rstrip(), ()))
+        beside += found.get("images", [])
+        if beside:
+            _leave_out(beside, groups, folder)
     listing = folder.parent / "wnids.txt"
     wnids = set(groups) | set(read_lines(listing, "the wnids of the classes") if listing.is_file() else ())
     ordered = {wnid: groups[wnid] for wnid in sorted(groups)}
@@ -348,14 +353,18 @@ def places365(root: str | Path) -> ImageSet:
     if listing is None:
         return image_folder(folder, "places365")
     rows = _table(listing, 2)
-    paths = [inside(folder, row[0]) for row in rows]
-    _all_there(paths, listing)
+    paths = _listed(rows, folder, listing)
     labels = _numbers(rows, listing)
     names = listing.with_name("categories_places365.txt")
     if names.is_file():
         table = _table(names, 2)
-        classes = [table[at][0] for at in np.argsort(_numbers(table, names), kind="stable")]
+        numbers = _numbers(table, names)
+        if not np.array_equal(np.sort(numbers), np.arange(len(table))):
+            raise DataError(f"{names}: expected each number from 0 to {len(table) - 1} once; {AGAIN}")
+        classes = [table[at][0] for at in np.argsort(numbers)]
     else:
+        if labels.max() >= PLACES:
+            raise DataError(f"{listing}: expected classes 0 to {PLACES - 1}, found {labels.max()}; {AGAIN}")
         classes = [str(i) for i in range(int(labels.max()) + 1)]
     return ImageSet("places365", tuple(classes), labels, FileImages(paths))
 
@@ -398,8 +407,12 @@ def omniglot(root: str | Path, channels: int = 3) -> ImageSet:
     groups: defaultdict[str, list[Path]] = defaultdict(list)
     for path in images(folder, deep=True):
         groups[path.parent.relative_to(folder).as_posix()].append(path)
-    if not groups or "." in groups:
+    if set(groups) <= {"."}:
         return image_folder(folder, "omniglot", channels)
+    above = {str(parent) for name in groups for parent in PurePosixPath(name).parents}
+    beside = [path for name in above & set(groups) for path in groups.pop(name)]
+    if beside:
+        _leave_out(beside, groups, folder)
     return labelled("omniglot", groups, channels)
 
 
@@ -417,11 +430,25 @@ def _numbers(rows: Sequence[Sequence[str]], path: Path) -> NDArray[np.int64]:
     """The numbers in the second column of a list."""
     try:
         return np.array([int(row[1]) for row in rows], dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{path}: expected a number after each name ({error}); {AGAIN}") from error
 
 
-def _all_there(paths: Iterable[Path], listing: Path) -> None:
+def _listed(rows: Sequence[Sequence[str]], folder: Path, listing: Path) -> list[Path]:
+    """The images that a list names in its first column; a warning names those that it lacks."""
+    paths = [inside(folder, row[0]) for row in rows]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
         raise DataError(f"{missing}: no such file, but {listing} names it; unpack the archive again")
+    named = set(paths)
+    if len(named) < len(paths):
+        twice = next(name for name, count in Counter(row[0] for row in rows).items() if count > 1)
+        raise DataError(
+            f"{listing}: expected each image once, found {twice} more than once; correct the list"
+        )
+    others = [path.name for path in images(folder) if path not in named]
+    if others:
+        warnings.warn(
+            f"{listing}: left out {len(others)} images that it does not name: {_some(others)}", stacklevel=3
+        )
+    return paths

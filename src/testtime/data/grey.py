@@ -29,6 +29,7 @@ FASHION = (
 )
 LETTERS = tuple("ABCDEFGHIJ")
 SPLITS = ("train", "test")
+PLACES = [str(place) for place in range(1, 257)]  # of the pixels in a row of LIBSVM's USPS
 UNSIGNED_BYTES = 0x08
 MOST = 1 << 30  # values of a file
 
@@ -169,6 +170,8 @@ def _idx_set(
             f"{image_file}, {label_file}: expected images (N, H, W) and labels (N,), found {images.shape} and "
             f"{labels.shape}{swapped}; {AGAIN}"
         )
+    if not images.size:
+        raise DataError(f"{image_file}: expected images, found {images.shape}; {AGAIN}")
     numbers = class_labels(labels, len(images), len(classes), str(label_file))
     return from_arrays(f"{name}-{split}", images, numbers, classes, channels)
 
@@ -196,10 +199,13 @@ def _libsvm(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             text = file.read(MOST + 1)
         if len(text) > MOST:
             raise ValueError(f"more than {MOST} bytes")
-        rows = [line.split() for line in text.decode("ascii").splitlines()]
-        values = np.array([[float(cell.partition(":")[2]) for cell in row[1:]] for row in rows])
-        if not np.isfinite(values).all():
-            raise ValueError("a value that is not finite")
+        rows = [line.split() for line in text.decode("ascii").splitlines() if line.strip()]
+        cells = [[cell.partition(":") for cell in row[1:]] for row in rows]
+        if not rows or any([at for at, _, _ in row] != PLACES for row in cells):
+            raise ValueError("a row whose values are not numbered 1 to 256")
+        values = np.array([[float(value) for _, _, value in row] for row in cells])
+        if not (np.abs(values) <= 1.001).all():
+            raise ValueError("a value outside of [-1, 1]")
         pixels = np.rint((values.reshape(-1, 16, 16) + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
         digits = np.array([float(row[0]) - 1 for row in rows])
     except (OSError, ValueError, EOFError, IndexError) as error:

@@ -42,6 +42,7 @@ class ArrayImages:
     """
 
     def __init__(self, array: NDArray[np.uint8], channels_last: bool = False) -> None:
+        array = np.asanyarray(array)
         if array.ndim == 3:
             array = array[:, None]
         elif array.ndim == 4 and channels_last:

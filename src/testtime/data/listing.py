@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from testtime.data.files import AGAIN, need_file
 from testtime.errors import DataError, need_pillow
 
-__all__ = ["SUFFIXES", "files", "folders", "hidden", "images", "inside", "natural", "read_lines"]
+__all__ = ["SUFFIXES", "by_key", "files", "folders", "hidden", "images", "inside", "natural", "read_lines"]
 
 _ALWAYS = "png apng jpg jpeg jpe jfif webp bmp dib tif tiff ppm pgm pbm pnm gif"
 _SOMETIMES = "avif heic heif hif jp2 j2k jxl tga svg dng cr2 cr3 nef arw raf rw2"
@@ -82,7 +82,7 @@ def folders(folder: Path) -> list[Path]:
         folder: folder to list.
 
     Raises:
-        DataError: if there is no such folder.
+        DataError: if there is no such folder, or one is a link to a folder that does not exist.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; check the path")
@@ -140,6 +140,26 @@ def inside(root: Path, name: str) -> Path:
     return root / name
 
 
+def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]:
+    """Return files by the keys of samples, in their order.
+
+    Args:
+        paths: the files.
+        key: the key of a file.
+
+    Raises:
+        DataError: if two files have one key, as ``1.png`` and ``1.jpg`` have by their stems.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(key(path), path)
+        if other is not path:
+            raise DataError(
+                f"{path}: expected one picture of each name, found also {other.name}; keep one of them"
+            )
+    return found
+
+
 def read_lines(path: Path, what: str) -> list[str]:
     """Return the lines of a text file, without empty ones and without white space at their ends.
 
@@ -166,7 +186,20 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not hidden(e.name)), key=lambda e: natural(e.name))
+        found = sorted((e for e in entries if not hidden(e.name)), key=lambda e: natural(e.name))
+    for (
+        entry
+    ) in found:  # without a suffix it may have been a folder, whose absence would move the labels of others
+        if entry.is_symlink() and not os.path.splitext(entry.name)[1]:
+            _need_target(Path(entry.path))
+    return found
+
+
+def _need_target(link: Path) -> None:
+    if not link.exists():
+        raise DataError(
+            f"{link}: a link to {os.readlink(link)}, which does not exist; restore that file, or remove the link"
+        )
 
 
 def _walk(
@@ -180,12 +213,10 @@ def _walk(
             if deep and real not in above:
                 yield from _walk(path, suffixes, deep, (*above, real))
         elif suffixes is None or path.suffix.lower() in suffixes:
+            if entry.is_symlink():
+                _need_target(path)
             if entry.is_file():
                 yield path
-            elif entry.is_symlink() and not path.exists():
-                raise DataError(
-                    f"{path}: a link to {os.readlink(path)}, which does not exist; restore that file, or remove the link"
-                )
 
 
 def _registered() -> set[str]:

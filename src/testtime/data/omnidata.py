@@ -57,9 +57,14 @@ def split_of(path: str | Path, split: str) -> list[str]:
         ValueError: there is no such split.
     """
     path = Path(path)
-    columns, *rows = (
-        [cell.strip() for cell in row] for row in csv.reader(read_lines(path, "a table of the splits"))
-    )
+    try:
+        columns, *rows = (
+            [cell.strip() for cell in row] for row in csv.reader(read_lines(path, "a table of the splits"))
+        )
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: expected a table of the splits, found otherwise ({error}); {AGAIN}"
+        ) from error
     if "id" not in columns or len(columns) < 2:
         raise DataError(f"{path}: expected the columns id, train, val, test, found {columns}; {AGAIN}")
     if split not in columns or split == "id":
@@ -70,6 +75,11 @@ def split_of(path: str | Path, split: str) -> list[str]:
             f"{path}: expected {len(columns)} columns ({', '.join(columns)}), found the line {','.join(wrong)!r}; {AGAIN}"
         )
     table = [dict(zip(columns, row, strict=True)) for row in rows]
+    strange = next((row for row in table if row[split] not in ("0", "1")), None)
+    if strange is not None:
+        raise DataError(
+            f"{path}: expected 0 or 1 in the column {split}, found {strange[split]!r} of {strange['id']}; {AGAIN}"
+        )
     return [row["id"] for row in table if row[split] == "1"]
 
 

@@ -20,7 +20,7 @@ from testtime.data.cameras import Camera
 from testtime.data.dense import IGNORE
 from testtime.data.files import AGAIN, need_file, need_folder
 from testtime.data.fileset import Decode, FileSet
-from testtime.data.listing import folders, inside, read_lines
+from testtime.data.listing import folders, inside, natural, read_lines
 from testtime.data.pixels import chosen_tasks, class_ids, levels, metres
 from testtime.errors import DataError, need_pillow
 from testtime.files import write_image, write_json
@@ -183,7 +183,7 @@ def procthor(
     there = [path.name for path in folders(root) if (path / "frames.jsonl").is_file()]
     names = there if houses is None else list(houses)
     records = {house: procthor_records(root, house) for house in names}
-    keys = [f"{house}/{frame}" for house in names for frame in sorted(records[house])]
+    keys = [f"{house}/{frame}" for house in names for frame in sorted(records[house], key=natural)]
     if not keys:
         raise DataError(f"{root}: expected houses with frames.jsonl, found none; write them with dump_event")
     found = {task for task in TASKS if any((root / house / FOLDERS[task]).is_dir() for house in names)}

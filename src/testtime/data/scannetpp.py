@@ -21,7 +21,7 @@ from testtime.data.cameras import DISTORTION, Camera, from_opencv, rotation
 from testtime.data.files import AGAIN, need_choice, need_file, need_folder
 from testtime.data.fileset import Decode, FileSet
 from testtime.data.imageset import resized
-from testtime.data.listing import files, inside, read_lines
+from testtime.data.listing import files, inside, natural, read_lines
 from testtime.data.pixels import chosen_tasks, class_ids, colour, keys_in, levels, metres
 from testtime.errors import DataError
 from testtime.files import write_image
@@ -106,7 +106,7 @@ def scannetpp_frames(root: str | Path, scene: str) -> list[DslrFrame]:
             f"{path}: expected w, h, fl_x, fl_y, cx, cy, k1 to k4 and frames with file_path and transform_matrix, "
             f"found otherwise ({error!r}); {AGAIN}"
         ) from error
-    return sorted(frames, key=lambda frame: frame.name)
+    return sorted(frames, key=lambda frame: natural(frame.name))
 
 
 def scannetpp_cameras(root: str | Path, scene: str, source: str = "dslr") -> dict[str, Camera]:

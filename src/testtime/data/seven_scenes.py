@@ -15,7 +15,7 @@ from torch import Tensor
 from testtime.data.cameras import Camera, from_opencv
 from testtime.data.files import AGAIN, need_choice, need_folder
 from testtime.data.fileset import FileSet
-from testtime.data.listing import files, folders, read_lines
+from testtime.data.listing import by_key, files, folders, read_lines
 from testtime.data.pixels import colour, levels, metres
 from testtime.errors import DataError
 
@@ -70,12 +70,10 @@ def seven_scenes(
     if absent or not numbers:
         found = ", ".join(path.name for path in there.values()) or "none"
         raise DataError(f"{root}: expected the folder seq-{(absent or [1])[0]:02d}, found {found}; {AGAIN}")
-    images = {
-        f"{there[n].name}/{path.name.split('.')[0]}": path
-        for n in numbers
-        for path in files(there[n])
-        if re.fullmatch(r"frame-.*\.color\..*", path.name)
-    }
+    colours = [
+        path for n in numbers for path in files(there[n]) if re.fullmatch(r"frame-.*\.color\..*", path.name)
+    ]
+    images = by_key(colours, lambda path: f"{path.parent.name}/{path.name.split('.')[0]}")
     if not images:
         raise DataError(f"{root}: expected frame-*.color.png in the sequences, found none; {AGAIN}")
     matrix = root / "camera-intrinsics.txt"

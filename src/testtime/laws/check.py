@@ -131,8 +131,13 @@ class Case:
     worlds: Sequence[str] = CLASSIFICATION
 
 
-def parametrize_with_laws(cases: Iterable[Case]) -> pytest.MarkDecorator:
+def parametrize_with_laws(cases: Iterable[Case], rotate: bool = False) -> pytest.MarkDecorator:
     """A pytest decorator: one test per case and law, for a function that calls the ``check`` it is given.
+
+    Args:
+        cases: adapters to try.
+        rotate: try each law in one of the case's worlds, in turn, instead of in all of them: a third of the time. Excused
+            laws are tried in all, for an excuse may be true of one world alone.
 
     >>> from testtime.methods import Tent
     >>> @parametrize_with_laws([Case("Tent", Tent)])
@@ -142,10 +147,12 @@ def parametrize_with_laws(cases: Iterable[Case]) -> pytest.MarkDecorator:
     import pytest
 
     checks = []
-    for case in cases:
+    for i, case in enumerate(cases):
         _known("law", case.excuses, LAWS)
-        for name in LAWS:
-            check = partial(check_adapter, case.make, case.excuses, case.worlds, [name])
+        for j, name in enumerate(LAWS):
+            one = rotate and name not in case.excuses
+            worlds = [case.worlds[(i + j) % len(case.worlds)]] if one else case.worlds
+            check = partial(check_adapter, case.make, case.excuses, worlds, [name])
             checks.append(pytest.param(check, id=f"{case.name}-{name}"))
     return pytest.mark.parametrize("check", checks)
 

@@ -159,7 +159,7 @@ class ActMAD(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> actmad = ActMAD(net)
-    >>> actmad.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> actmad.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> y = actmad(torch.rand(8, 3, 8, 8))
     >>> y.shape, y.updated
     (torch.Size([8, 2]), True)

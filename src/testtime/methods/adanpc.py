@@ -138,7 +138,7 @@ class AdaNPC(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> adanpc = AdaNPC(net, neighbours=5)
-    >>> adanpc.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> adanpc.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> adanpc(torch.rand(8, 3, 8, 8)).shape
     torch.Size([8, 2])
     """

@@ -160,7 +160,7 @@ class CAFA(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> cafa = CAFA(net)
-    >>> cafa.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> cafa.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> y = cafa(torch.rand(8, 3, 8, 8))
     >>> y.shape, list(y.selected)
     (torch.Size([8, 2]), ['minimised'])

@@ -125,7 +125,7 @@ class ClusT3(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> clust3 = ClusT3(net, layers=("1",))
-    >>> clust3.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> clust3.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> y = clust3(torch.rand(8, 3, 8, 8))
     >>> y.shape, y.updated
     (torch.Size([8, 2]), True)

@@ -137,7 +137,7 @@ class EATA(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> eata = EATA(net, classes=2)
-    >>> eata.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> eata.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> eata(torch.rand(8, 3, 8, 8)).shape
     torch.Size([8, 2])
     """

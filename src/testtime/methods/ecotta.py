@@ -274,7 +274,7 @@ class EcoTTA(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> ecotta = EcoTTA(net)
-    >>> ecotta.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> ecotta.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> y = ecotta(torch.rand(8, 3, 8, 8))
     >>> y.shape, y.updated
     (torch.Size([8, 2]), True)

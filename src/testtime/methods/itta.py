@@ -394,7 +394,7 @@ class ITTA(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> itta = ITTA(net)
-    >>> itta.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> itta.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> y = itta(torch.rand(8, 3, 8, 8))
     >>> y.shape, y.updated
     (torch.Size([8, 2]), True)

@@ -166,7 +166,7 @@ class RMT(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> rmt = RMT(net)
-    >>> rmt.prepare(torch.rand(4, 8, 3, 8, 8))  # four unlabelled batches of the source
+    >>> rmt.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> rmt(torch.rand(8, 3, 8, 8)).shape
     torch.Size([8, 2])
     """

@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from testtime.data.imageset import class_labels
+from testtime.metrics.open_set import answers
+
+ROUNDING = 1e-3  # of probabilities in low precision
 
 __all__ = ["CalibrationError", "brier", "calibration_error", "nll"]
 
@@ -18,6 +21,9 @@ class CalibrationError:
     Args:
         bins: number of bins over (0, 1]; a confidence on an edge belongs to the bin below.
 
+    Raises:
+        ValueError: if there is no bin.
+
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3 (15 bins).
 
     >>> error = CalibrationError()
@@ -27,6 +33,8 @@ class CalibrationError:
     """
 
     def __init__(self, bins: int = 15) -> None:
+        if bins < 1:
+            raise ValueError(f"bins must be at least 1, got {bins}")
         self.count, self.confidence, self.correct = np.zeros((3, bins))
 
     def update(self, confidence: ArrayLike, correct: ArrayLike) -> None:
@@ -37,8 +45,16 @@ class CalibrationError:
             correct: (N,) bool, or float with NaN for an image of no known class.
 
         Images where either is NaN are left out.
+
+        Raises:
+            ValueError: if a confidence is no probability, or there is not one for each answer.
         """
-        p, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+        p, right = np.asarray(confidence, dtype=float), answers(correct)
+        if p.shape != right.shape:
+            raise ValueError(f"expected a confidence for each answer, got {p.shape} and {right.shape}")
+        wrong = p[(p < 0) | (p > 1 + ROUNDING)]
+        if wrong.size:
+            raise ValueError(f"expected confidences that are probabilities in [0, 1], got {wrong[0]:g}")
         seen = ~(np.isnan(p) | np.isnan(right))
         p, right = p[seen], right[seen]
         bins = len(self.count)

@@ -67,6 +67,8 @@ class MeanIoU:
                 f"expected output (N, {self.classes}, H, W) and label (N, H, W), "
                 f"got {tuple(output.shape)} and {tuple(label.shape)}"
             )
+        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+            raise ValueError(f"expected labels that are integers, numbers of classes, got {label.dtype}")
         known = label != self.ignore
         _finite(output.isfinite().all(1)[known])
         truth, answer = label[known].long().cpu(), output.argmax(1)[known].cpu()

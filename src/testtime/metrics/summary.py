@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from testtime.adapter import Adapter
+from testtime.data.imageset import class_labels
 from testtime.metrics.calibration import calibration_error
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 
@@ -157,9 +158,16 @@ def forgetting(adapter: Adapter, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
     Args:
         adapter: after its run; compare with the same of a fresh one.
         batches: clean images and labels of the source's test set; images with the label -1, unknown, do not count.
+
+    Raises:
+        ValueError: if labels are not the numbers of classes, one for each image.
     """
-    right = [(adapter.predict(x).argmax(1).cpu() == y)[y >= 0] for x, y in batches]
-    return accuracy(torch.cat(right).numpy())
+    right = [np.zeros(0)]
+    for x, labels in batches:
+        logits = adapter.predict(x)
+        y = class_labels(labels, len(x), logits.shape[1], "a batch")
+        right.append((logits.argmax(1).cpu().numpy() == y)[y >= 0])
+    return accuracy(np.concatenate(right))
 
 
 def _mean(values: NDArray[np.floating]) -> float:

@@ -86,7 +86,7 @@ def views_of(model: nn.Module) -> Views | None:
 
     >>> from testtime.models import load_model
     >>> views_of(nn.Sequential(load_model("digits-cnn")))
-    Views(mirror=False, turn=True, colour=True)
+    Views(mirror=False, turn=True, colour=True, shift=0.0625)
     >>> views_of(nn.Linear(3, 2)) is None
     True
     """

@@ -32,9 +32,7 @@ def _within_half(shift: float) -> float:
     return float(shift)
 
 
-def random_crop_flip(
-    x: Tensor, rng: torch.Generator, mirror: bool = True, shift: float = SHIFT
-) -> Tensor:
+def random_crop_flip(x: Tensor, rng: torch.Generator, mirror: bool = True, shift: float = SHIFT) -> Tensor:
     """Random crop after zero padding by an eighth of the side (4 pixels of 32), and horizontal flip.
 
     Args:

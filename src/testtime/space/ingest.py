@@ -29,6 +29,7 @@ from torch import Tensor
 
 from testtime.data.dense import DenseSet, Sample
 from testtime.data.files import need_choice
+from testtime.data.listing import folders
 from testtime.data.seven_scenes import COLOUR_LENS
 from testtime.errors import DataError, need_pillow
 from testtime.files import read_json, write_image, write_json
@@ -180,7 +181,7 @@ def read_space(
     if layout == "procthor":
         return data.procthor(root, spaces)
     device = layout.partition("-")[2]
-    names = spaces or sorted(p.parent.name for p in (root / "data").glob(f"*/{device}"))
+    names = spaces or [p.name for p in folders(root / "data") if (p / device).is_dir()]
     reader = data.scannetpp_iphone if device == "iphone" else data.scannetpp_dslr
     return reader(root, names)
 

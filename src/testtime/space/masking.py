@@ -160,8 +160,8 @@ class Masking:
     ) -> None:
         self.streams = tuple(streams)
         self.components = tuple(mixture(streams) if components is None else components)
-        if inputs < 1 or targets < 1:
-            raise ValueError(f"the budgets are at least 1 token, got {inputs} and {targets}")
+        if min(inputs, targets) < 1 or not all(isinstance(n, int | np.integer) for n in (inputs, targets)):
+            raise ValueError(f"the budgets are whole numbers of tokens from 1, got {inputs} and {targets}")
         names = [s.name for s in self.streams]
         if len(set(names)) < len(names) or not self.components:
             raise ValueError(

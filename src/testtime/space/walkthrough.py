@@ -28,7 +28,7 @@ from testtime.data.cameras import Camera
 from testtime.data.decoding import MAX_PIXELS, image_bytes, opened
 from testtime.data.dense import DenseSet, Sample
 from testtime.data.files import need_file, need_folder
-from testtime.data.listing import SUFFIXES, files, images
+from testtime.data.listing import SUFFIXES, by_key, files, images
 from testtime.data.pixels import float_metres, levels, metres
 from testtime.errors import DataError, missing_extra, need_pillow
 from testtime.files import write_bytes, write_json
@@ -97,17 +97,10 @@ class Walkthrough(DenseSet):
             )
         need_pillow()
         self.folder = need_folder([Path(folder)], "the pictures of a walk")
-        pictures = _pictures(self.folder)
         self.name, self.longest, self.fov = name or self.folder.resolve().name, longest, fov
-        self._pictures = {path.stem: path for path in pictures}
+        self._pictures = by_key(_pictures(self.folder), lambda path: path.stem)
         # A frame and its camera are asked for one after the other.
         self._seen = lru_cache(maxsize=4)(lambda key: _picture(self._pictures[key], longest))
-        if len(self._pictures) < len(pictures):
-            twice = next(p for p in pictures if self._pictures[p.stem] != p)
-            raise DataError(
-                f"{twice}: expected one picture of each name, found also {self._pictures[twice.stem].name}; "
-                "keep one of them"
-            )
         self.keys = list(self._pictures)
         if blur:
             self.keys = [self.keys[i] for i in sharp(self._sharpness(), blur)]
