@@ -33,6 +33,7 @@ from testtime import (
     sgd,
     state_hash,
 )
+from testtime.errors import DataError
 from testtime.files import read_tensors, write_tensors
 from testtime.fingerprint import fingerprint
 from testtime.laws.worlds import autoencoded
@@ -604,3 +605,20 @@ def test_an_adapter_that_was_converted_goes_on_where_it_was(
     back = adapter.float()
     assert back(x).valid.all()
     assert back.state_dict().keys() == made().state_dict().keys()
+
+
+def test_what_is_no_adapter_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="expected an adapter, .* got Linear"):
+        save(nn.Linear(2, 2), tmp_path / "new")  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_dtype_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    save(Tent(net), tmp_path)
+    tensors, metadata = read_tensors(tmp_path / "adapter.safetensors")
+    described = json.loads(metadata["testtime"]) | {"dtype": ["float16"]}
+    write_tensors(tmp_path / "adapter.safetensors", tensors, {"testtime": json.dumps(described)})
+    (tmp_path / "adapter.json").unlink()
+    with pytest.raises(DataError, match="the dtype"):
+        load(tmp_path, net)

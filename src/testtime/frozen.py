@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -71,11 +72,14 @@ class Frozen:
             tensors: list[tuple[str, Tensor, int | None]] = [
                 (name, p, None) for name, p in owner.named_parameters()
             ]
-            tensors += [(name, b, b._version) for name, b in owner.named_buffers() if not b.is_inference()]
-            found = [(name, t, _ORIGINALS.get(t), moves) for name, t, moves in tensors]
-            self._watched = [
-                (name, weakref.ref(t), *known, moves) for name, t, known, moves in found if known
+            moves: list[Any] = [m for m in owner.modules() if hasattr(m, "moving")]  # sharing.Stateful
+            moving = {id(t) for m in moves for t in m.moving().values()}
+            constant = [
+                (n, b) for n, b in owner.named_buffers() if id(b) not in moving and not b.is_inference()
             ]
+            tensors += [(name, b, b._version) for name, b in constant]
+            found = [(name, t, _ORIGINALS.get(t), own) for name, t, own in tensors]
+            self._watched = [(name, weakref.ref(t), *known, own) for name, t, known, own in found if known]
         for name, own, original, version, unmoved in self._watched:
             tensor, source = own(), original()
             if unmoved is not None and tensor is not None and tensor._version != unmoved:

@@ -173,8 +173,13 @@ def save(adapter: Adapter, folder: str | Path) -> None:
 
     Raises:
         ValueError: an argument cannot be written to a file; the message names it.
+        TypeError: this is no adapter.
         OSError: the disk is full or read-only.
     """
+    if not isinstance(adapter, Adapter):
+        raise TypeError(
+            f"expected an adapter, as testtime.adapt(model) builds it, got {type(adapter).__name__}"
+        )
     folder = Path(folder)
     description = {"format": FORMAT, "model": asdict(adapter.fingerprint), **_describe(adapter)}
     description["dtype"] = _dtype(adapter)
@@ -226,6 +231,8 @@ def load(
         if description["format"] != 1:
             check_shape(description, {"model": dict.fromkeys(("architecture", "weights"), str)})
             saved = Fingerprint(**description["model"])
+        if (dtype := description.get("dtype")) is not None and dtype not in tuple(DTYPES):
+            raise ValueError(f"the dtype {dtype!r}")
     if saved is None:
         warnings.warn(
             f"{folder} was saved by an earlier version, without a fingerprint of its source model: whether the weights of "
@@ -238,7 +245,7 @@ def load(
         adapter = builder(model)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise DataError(f"{source} does not describe an adapter of this model ({error}); {AGAIN}") from error
-    _to_dtype(adapter, description.get("dtype"), state)
+    _to_dtype(adapter, dtype, state)
     adapter.load_state_dict(state)
     return adapter
 
