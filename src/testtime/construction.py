@@ -33,6 +33,20 @@ class Lock:
         return Lock, ()
 
 
+def _described(
+    model: nn.Module, outputs: Any = None, input_range: Any = None, preserves: Any = None
+) -> Logits:
+    """The model with what the keywords of every method declare; a tree that has its logits already keeps its names."""
+    if not isinstance(model, Logits):
+        return Logits(model, outputs, input_range, preserves)
+    return Logits(
+        model.network,
+        model.outputs if outputs is None else outputs,
+        model.input_range if input_range is None else input_range,
+        model.views if preserves is None else preserves,
+    )
+
+
 class Construction(type):
     """Construction of an adapter: the keywords that every method takes, and normal tensors under inference mode.
 
@@ -47,10 +61,7 @@ class Construction(type):
             model, *args = [kwargs.pop("model")] if "model" in kwargs else args  # type: ignore[assignment]
             if not isinstance(model, nn.Module):
                 raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
-            args = (
-                Logits(model, known.get("outputs"), known.get("input_range"), known.get("preserves")),
-                *args,
-            )
+            args = (_described(model, **known), *args)
         if "classes" in (bound := inspect.signature(cls).bind_partial(*args, **kwargs).arguments):
             check_classes(bound["classes"])
         if isinstance(type(source), Construction) and "model" in inspect.signature(cls.__init__).parameters:  # type: ignore[misc]

@@ -91,7 +91,7 @@ def test_a_look_that_raises_leaves_no_trace(net: nn.Module, stream: list[Tensor]
     adapter, fresh = BNAdapt(net, norm=ema_statistics), BNAdapt(net, norm=ema_statistics)
     broken = adapter.model.network.fc
     adapter.model.network.fc = nn.Linear(3, 5).double()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="mat1 and mat2 shapes cannot be multiplied"):
         adapter.predict(5 * stream[0])  # after the statistics of both layers were proposed
     adapter.model.network.fc = broken
     adapter(stream[1])

@@ -81,7 +81,9 @@ def adapter():
     with torch.no_grad():
         first.weight.fill_(1 / 3)
         first.bias.zero_()
-    return Counting(MultiTaskNet(first, {"level": nn.Identity()}, TASKS))
+    net = MultiTaskNet(first, {"level": nn.Identity()}, TASKS)
+    net.input_range = (0.0, 8.0)
+    return Counting(net)
 
 
 def test_the_released_protocol_adapts_to_the_first_batch_and_measures_all():
