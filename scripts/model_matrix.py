@@ -1,7 +1,7 @@
 """Which kinds of model work under which methods: every pair is tried, and docs/models.md says what happened.
 
     python scripts/model_matrix.py            # writes docs/models.md
-    python scripts/model_matrix.py --kinds "weight_norm (former)" DataParallel --out /tmp/some.md
+    python scripts/model_matrix.py --kinds "weight_norm (former)" DataParallel --out some.md
 
 A pair works when the adapter is built (and prepared, where the method wants that), answers two batches with valid logits of
 the model's shape, has updated itself if the method learns, and leaves the model that it was built on as it was. Every pair

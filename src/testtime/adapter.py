@@ -61,7 +61,7 @@ class Adapter(Stateful, metaclass=Construction):
         multi_task: whether the method works on the outputs of a multi-task model.
         stochastic: whether a step draws random numbers.
         cost: forwards and backwards of the whole batch per step, at most.
-        fingerprint: of the source model, as it was when the adapter was built.
+        fingerprint: fingerprint of the source model when the adapter was built.
     """
 
     fingerprint: Fingerprint

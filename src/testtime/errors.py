@@ -37,7 +37,7 @@ def unknown_name(kind: str, name: str, names: Iterable[str]) -> ValueError:
     """Return the error for a name that does not exist, with the name that was probably meant.
 
     Args:
-        kind: what the name stands for, for the message.
+        kind: kind of thing that is named, for the message.
         name: the name that was given.
         names: the names that exist.
 

@@ -204,7 +204,7 @@ def read_json(path: str | Path, advice: str, shape: Any = dict, *, finite: bool 
 
     Args:
         path: the file.
-        advice: what to do if it is damaged, as the end of a sentence: "delete it and run the same command again".
+        advice: advice about a damaged file, as the end of a sentence: "delete it and run the same command again".
         shape: its type or shape, see :func:`check_shape`.
         finite: whether ``NaN`` and ``Infinity``, which are not JSON, are refused; otherwise they are read as numbers.
 
@@ -225,7 +225,7 @@ def read_lines(path: str | Path, advice: str, *, torn: bool = False) -> list[dic
 
     Args:
         path: the file.
-        advice: as in :func:`read_json`.
+        advice: advice of :func:`read_json`.
         torn: whether a line that cannot be read ends the file, as a killed process leaves it; otherwise it is an error.
 
     Raises:
@@ -288,7 +288,7 @@ def check_shape(value: Any, shape: Any, name: str = "") -> None:
     Args:
         value: the value.
         shape: a type, a tuple of types, ``[shape of every item]``, or ``{key: shape}`` of the keys that are needed.
-        name: where the value is, for the message.
+        name: place of the value, for the message.
 
     Raises:
         TypeError: it has another; the message names the place.
@@ -319,7 +319,7 @@ def read_array(path: str | Path, advice: str, *, mapped: bool = False) -> NDArra
 
     Args:
         path: the file.
-        advice: as in :func:`read_json`.
+        advice: advice of :func:`read_json`.
         mapped: whether the array stays on the disk, mapped into memory.
 
     Raises:
@@ -350,7 +350,7 @@ def damaged(
 
     Args:
         path: the file, for the message.
-        advice: what to do, as the end of a sentence.
+        advice: advice, as the end of a sentence.
         also: exceptions of the format's reader, beside those of looking up and converting values.
 
     >>> with damaged("run.json", "delete it"):

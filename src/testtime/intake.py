@@ -197,7 +197,7 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
 
     Args:
         model: any module that :func:`check_model` accepts.
-        memo: what stands for which object of the model, by ``id``, as in ``copy.deepcopy``; it is filled further.
+        memo: substitutes for objects of the model, by ``id``, as in ``copy.deepcopy``; it is filled further.
 
     Raises:
         TypeError: the model holds something that cannot be copied.

@@ -186,7 +186,7 @@ def run_cell(
     """Run a cell in its precision, see :func:`_run`.
 
     Args:
-        cell: what to run.
+        cell: the cell to run.
         folder: folder of the cell.
         cache: folder of corrupted images.
         progress: called after each batch.
@@ -335,7 +335,7 @@ def read_samples(folder: Path, count: int | None = None) -> Samples:
     """Read what `write_samples` wrote.
 
     Args:
-        folder: of the files.
+        folder: folder of the files.
         count: number of images to read; None is all.
 
     Raises:

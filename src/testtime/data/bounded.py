@@ -48,7 +48,7 @@ def read_json(path: Path, what: str, kind: type = dict, advice: str = AGAIN) -> 
         path: file to read.
         what: its content, for the message.
         kind: expected type of the value: dict or list.
-        advice: what to do about a damaged file, for the message.
+        advice: advice about a damaged file, for the message.
 
     Raises:
         DataError: the file is missing, damaged, nested too deeply, or holds another kind of value.

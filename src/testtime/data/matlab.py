@@ -204,7 +204,7 @@ def _matrix(body: memoryview, order: str, depth: int) -> Any:
     Args:
         body: the matrix without its tag.
         order: byte order, "<" or ">".
-        depth: how many levels may follow.
+        depth: number of levels that may follow.
     """
     if not depth:
         raise ValueError(f"cells and structs in each other, more than {DEPTH} deep")

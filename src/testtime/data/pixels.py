@@ -84,7 +84,7 @@ def class_ids(ids: NDArray[Any], count: int, path: Path, first: int = 0) -> Tens
     Args:
         ids: as stored, (H, W).
         count: how many classes there are; 0 if that is not known.
-        path: where they came from, for the message.
+        path: their file, for the message.
         first: the stored id of class 0; what is below it has no class.
 
     Raises:
@@ -114,10 +114,10 @@ def metres(
     """Depth (1, H, W) float32 in metres.
 
     Args:
-        values: as stored, (H, W), (H, W, 1) or (1, H, W).
+        values: stored values, (H, W), (H, W, 1) or (1, H, W).
         unit: how many metres a stored 1 is.
         unknown: the stored values that mean: not measured. They become NaN, and so does what is not finite.
-        path: where they came from, for the message.
+        path: their file, for the message.
 
     Raises:
         DataError: the values are not a plane.
@@ -138,8 +138,8 @@ def float_metres(values: NDArray[Any], path: Path) -> Tensor:
     """Depth (1, H, W) of floats in metres; NaN where nothing was measured: 0, below it, or not finite.
 
     Args:
-        values: as stored, (H, W), (H, W, 1) or (1, H, W).
-        path: where they came from, for the message.
+        values: stored values, (H, W), (H, W, 1) or (1, H, W).
+        path: their file, for the message.
 
     Raises:
         DataError: the values are whole numbers or too large to be metres, or are not a plane.
@@ -170,7 +170,7 @@ def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1), path: Path | Non
     Args:
         vectors: (H, W, 3); integers are read as 2p/255 - 1.
         axes: the sign of each axis.
-        path: where they came from, for the message.
+        path: their file, for the message.
 
     Raises:
         DataError: the values are no vectors of three numbers.

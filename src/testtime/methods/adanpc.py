@@ -72,7 +72,7 @@ class FeatureMemory(Stateful):
 
     Args:
         like: a weight (..., D) of the type of the features.
-        capacity: how many it holds; beyond, the oldest leave. None holds all.
+        capacity: number of rows; beyond it the oldest are removed. None keeps all.
 
     Attributes:
         rows: (capacity, D).

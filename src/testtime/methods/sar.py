@@ -67,7 +67,7 @@ class SAR(Adapter):
         floor: e_0, the average entropy in nats below which it returns to the source; 0 switches that off.
         decay: beta, the weight of the past in the average.
         reselect: select again at the worst point.
-        recovery: what returns to the source: "full" for weights, optimizer and average, "weights" for the weights alone,
+        recovery: parts that return to the source: "full" for weights, optimizer and average, "weights" for the weights alone,
             as in the published code.
         skip: parts of names of layers that stay as they are.
         norm: the policy of the BatchNorm layers.

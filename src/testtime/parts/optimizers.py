@@ -125,7 +125,7 @@ class MasterWeights:
     the optimizer, its copy takes the new value.
 
     Args:
-        parameters: what adapts.
+        parameters: adapted parameters.
 
     >>> p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     >>> masters = MasterWeights([p])

@@ -77,7 +77,7 @@ class Modality:
         NaN is a pixel that is not known; only maps have such pixels (depth, normals, edges), pictures and features do not.
 
         Args:
-            value: as the kind says, with or without a batch in front.
+            value: values of the kind, with or without a batch dimension in front.
 
         Raises:
             ValueError: the values are none of this modality.

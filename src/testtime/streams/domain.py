@@ -39,7 +39,7 @@ class Condition:
     Args:
         corruption: a name of `testtime.corruptions`, or "" for none.
         severity: 1 to 5; 0 for none.
-        constants: of the corruption: "cifar", "imagenet" or "auto" (by the smaller side).
+        constants: constants of the corruption: "cifar", "imagenet" or "auto" (by the smaller side).
         jpeg: whether the image is stored as JPEG of quality 85 at last, as ImageNet-C is.
         frost: folder of the original frost textures, or None for procedural ones.
         seed: with the image's set and index, all that the random numbers depend on.
