@@ -167,8 +167,8 @@ def save(adapter: Adapter, folder: str | Path) -> None:
     there before, or the new one. Only the owner may read the files.
 
     Args:
-        adapter: instance of a class of this library or of your own; your class keeps each argument as an attribute of its name, or
-            of another name that its class attribute ``kept_as`` gives.
+        adapter: instance of a class of this library or of your own; your class keeps each argument as an attribute of its
+            name, or of another name that its class attribute ``kept_as`` gives.
         folder: made if it is missing.
 
     Raises:

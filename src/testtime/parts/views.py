@@ -56,7 +56,7 @@ def preserving(augment: Augmentation, model: nn.Module) -> Augmentation:
     """The augmentation without the changes, and with the shift, that keep a class as the model declares it.
 
     Args:
-        augment: augmentation of the library, or a ``functools.partial`` of one; a keyword that was given stays as it is, and a function of
+        augment: library augmentation, or a ``functools.partial`` of one; a keyword that was given stays as it is, and a function of
             the user's own is returned as it is.
         model: a model; where none of its modules declares :class:`~testtime.models.Views`, nothing is left out.
 
