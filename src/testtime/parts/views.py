@@ -56,8 +56,8 @@ def preserving(augment: Augmentation, model: nn.Module) -> Augmentation:
     """The augmentation without the changes, and with the shift, that keep a class as the model declares it.
 
     Args:
-        augment: library augmentation, or a ``functools.partial`` of one; a keyword that was given stays as it is, and a function of
-            the user's own is returned as it is.
+        augment: library augmentation, or a ``functools.partial`` of one; a keyword that was given stays as it is, and a
+            function of the user's own is returned as it is.
         model: a model; where none of its modules declares :class:`~testtime.models.Views`, nothing is left out.
 
     >>> from testtime.models import load_model
