@@ -9,9 +9,7 @@ S4T does where Taskonomy is the source.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -24,9 +22,9 @@ from testtime.data.dense import DenseSet, Sample, collate, sized
 from testtime.models.assisted import Assisted, Branch
 from testtime.parts.randomness import epochs, generator
 from testtime.parts.taps import tapped, watched
-from testtime.progress import progress
 from testtime.tasks import Task, tasks_of
 from testtime.training import checkpoint
+from testtime.training.loop import Plan, Training, folder_files
 
 __all__ = [
     "AutomaticWeights",
@@ -39,9 +37,8 @@ __all__ = [
     "train",
 ]
 
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "model.safetensors"
 LEARNED = "weights."
-"""How the names of learned task weights begin, which a network does without after training."""
+"""Prefix of the names of learned task weights, which are not needed after training."""
 
 
 @dataclass(frozen=True)
@@ -154,89 +151,56 @@ def train(
     seed: int = 0,
     device: str | torch.device = "cpu",
     fabric: Any = None,
-    say: Callable[[dict[str, float]], None] | None = None,
 ) -> nn.Module:
     """Train a multi-task network, and its branch if it has one, on labelled source data.
 
-    The folder holds a checkpoint, from which the same call continues as if it had never stopped (the order of the data is
-    a function of seed and step), a line of losses for every hundredth step (``losses.jsonl``), and at the end the weights.
+    The folder holds a checkpoint, from which the same call continues, the log (``losses.jsonl``, every hundredth step) and at
+    the end the weights, which the same call loads; see :class:`testtime.training.loop.Training`.
 
     Args:
         model: a :class:`MultiTaskNet` or :class:`Assisted`; trained in place.
         data: samples with labels of all or some of the tasks.
-        recipe: how.
-        folder: where checkpoint, losses and weights are written.
-        seed: of order, augmentation and masks.
-        device: where to train; not used with ``fabric``.
-        fabric: a launched ``lightning.fabric.Fabric`` for several devices or nodes; every process takes its share of each
+        recipe: recipe of the training.
+        folder: folder of checkpoint, log and weights.
+        seed: random seed of order, augmentation and masks.
+        device: device of the training; not used with ``fabric``.
+        fabric: launched ``lightning.fabric.Fabric`` for several devices or nodes; every process takes its share of each
             batch, which must be divisible among them.
-        say: is told the losses of every hundredth step.
 
     Returns:
         the model, in evaluation mode.
 
     Raises:
-        ValueError: the model declares no tasks, the data are empty, or the folder holds the checkpoint of another recipe.
-        ArithmeticError: the loss is not finite; the checkpoint of the last good step is kept.
+        ValueError: the model declares no tasks, the data are empty, or the folder belongs to another training.
+        NonFiniteError: a loss, a gradient or a weight is not finite; the last checkpoint is kept.
     """
     if len(data) == 0:
         raise ValueError(f"{data.name} has no samples to train on")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     described = {"recipe": asdict(recipe), "seed": seed, "data": data.name, "samples": len(data)}
     joint = Joint(model, recipe.weighting).train()
-    if (folder / WEIGHTS).exists() and checkpoint.belongs(folder / WEIGHTS, described):
-        checkpoint.load(folder / WEIGHTS, joint, optional=LEARNED)
-        return model.eval()
-    rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    ranks = 1 if fabric is None else fabric.world_size
     if recipe.batch % ranks:
         raise ValueError(f"a batch of {recipe.batch} cannot be shared by {ranks} processes")
     joint.to(device if fabric is None else fabric.device)
     optimizer = torch.optim.Adam(joint.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    start = 0
-    if (folder / CHECKPOINT).exists():
-        if not checkpoint.belongs(folder / CHECKPOINT, described):
-            raise ValueError(
-                f"{folder / CHECKPOINT} belongs to another recipe, seed or data; choose another folder, or delete it"
-            )
-        start = checkpoint.load(folder / CHECKPOINT, joint, optimizer)
-    wrapped: Any = joint
-    optimizing: Any = optimizer
-    if fabric is not None:
-        wrapped, optimizing = fabric.setup(joint, optimizer)
-    where = next(joint.parameters()).device
-    cast: Any = (
-        torch.autocast(where.type, torch.bfloat16)
-        if recipe.precision == "bfloat16" and fabric is None
-        else nullcontext()
+    plan = Plan(
+        recipe.iterations,
+        lambda step: (1 - step / recipe.iterations) ** 0.9,
+        recipe.precision,
+        save_every=recipe.every,
     )
-    steps = range(start, recipe.iterations)
-    with torch.enable_grad():
-        for step in (
-            progress(steps, recipe.iterations, f"training {folder.name}", start) if rank == 0 else steps
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * (1 - step / recipe.iterations) ** 0.9
-            x, labels = batches(data, joint.tasks, recipe, seed, step, rank, ranks)
-            x, labels = x.to(where), {name: y.to(where) for name, y in labels.items()}
-            optimizing.zero_grad(set_to_none=True)
-            with cast:
-                loss, parts = wrapped(x, labels, generator(seed, step, f"branch/{rank}"))
-            if not bool(torch.isfinite(loss)):
-                raise ArithmeticError(f"step {step}: the loss is {loss.item()}; lower lr (it is {recipe.lr})")
-            loss.backward() if fabric is None else fabric.backward(loss)
-            optimizing.step()
-            if rank == 0 and (step % 100 == 0 or step + 1 == recipe.iterations):
-                line = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in parts.items()}}
-                with (folder / "losses.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                if say is not None:
-                    say(line)
-            if rank == 0 and (step + 1) % recipe.every == 0 and step + 1 < recipe.iterations:
-                checkpoint.save(folder / CHECKPOINT, joint, optimizer, step + 1, described)
-    if rank == 0:
-        checkpoint.save(folder / WEIGHTS, joint, None, recipe.iterations, described)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+    title = f"training {Path(folder).name}"
+    training = Training(joint, optimizer, plan, title, folder_files(folder), described, seed, fabric)
+    where = next(joint.parameters()).device
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rank = training.rank
+        x, labels = batches(data, joint.tasks, recipe, seed, step, rank, ranks)
+        x, labels = x.to(where), {name: y.to(where) for name, y in labels.items()}
+        total, parts = training.module(x, labels, generator(seed, step, f"branch/{rank}"))
+        return {"loss": total, **parts}
+
+    training.run(loss)
     return model.eval()
 
 
@@ -302,8 +266,9 @@ def _window(
 
 def started_precision(folder: str | Path) -> Literal["float32", "bfloat16"] | None:
     """Return the precision of the training that began in a folder; None where there is none."""
-    for name in (CHECKPOINT, WEIGHTS):
-        if (path := Path(folder) / name).exists():
+    files = folder_files(folder)
+    for path in (files.checkpoint, files.weights):
+        if path is not None and path.exists():
             precision: Literal["float32", "bfloat16"] = checkpoint.described_in(path)["recipe"]["precision"]
             return precision
     return None
@@ -316,7 +281,7 @@ def load_trained(model: nn.Module, folder: str | Path) -> nn.Module:
         FileNotFoundError: the folder holds no weights.
         ValueError: the weights are of another model; names are compared, so that no task takes another's place.
     """
-    path = Path(folder) / WEIGHTS
+    path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; expected a folder in which testtime.multitask.train has ended"

@@ -36,7 +36,6 @@ Reference: Park, Yang, Choo and Yun, Label Shift Adapter for Test-Time Adaptatio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -49,8 +48,8 @@ from testtime.data.imageset import ImageSet
 from testtime.intake.sharing import Stateful, share
 from testtime.parts.features import linear_head
 from testtime.parts.randomness import epochs, generator
-from testtime.progress import progress
 from testtime.training import checkpoint
+from testtime.training.loop import Plan, Training, folder_files
 
 __all__ = [
     "ShiftRecipe",
@@ -62,7 +61,7 @@ __all__ = [
     "with_label_shift",
 ]
 
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "label_shift.safetensors"
+WEIGHTS = "label_shift.safetensors"
 LEAST = 1e-4
 """The least frequency that counts, so that a class that was never met does not weigh infinitely."""
 
@@ -277,30 +276,28 @@ def train_label_shift(
     folder: str | Path,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    say: Callable[[dict[str, float]], None] | None = None,
 ) -> nn.Module:
-    """Teach the head of a model to follow label distributions, on labelled source images; all else stays.
+    """Train the head of a model to follow label distributions, on labelled source images; all else is frozen.
 
-    The folder holds a checkpoint, from which the same call continues as if it had never stopped, and at the end the weights of
-    the head, which the same call then loads.
+    The folder holds a checkpoint, from which the same call continues, the log (``losses.jsonl``, every hundredth step) and at
+    the end the weights of the head, which the same call loads; see :class:`testtime.training.loop.Training`.
 
     Args:
-        model: what :func:`with_label_shift` made; trained in place.
-        data: labelled source images, of the head's classes.
-        recipe: how.
-        folder: where checkpoint and weights are written.
-        seed: of order and distributions.
-        device: where to train.
-        say: is told the loss of every hundredth step.
+        model: model made by :func:`with_label_shift`; trained in place.
+        data: labelled source images of the head's classes.
+        recipe: recipe of the training.
+        folder: folder of checkpoint, log and weights.
+        seed: random seed of the order and of the distributions.
+        device: device of the training.
 
     Returns:
         the model, in evaluation mode, on the device.
 
     Raises:
-        ValueError: the model has no such head, the data no labels of its classes, or the folder holds another training.
-        ArithmeticError: the loss is not finite; the checkpoint of the last good step is kept.
+        ValueError: the model has no such head, the data no labels of its classes, or the folder belongs to another training.
+        NonFiniteError: a loss, a gradient or a weight is not finite; the last checkpoint is kept.
     """
-    head, folder = _head(model), Path(folder)
+    head = _head(model)
     if data.labels is None or len(data) == 0 or len(data.classes) != head.out_features:
         raise ValueError(
             f"expected labelled images of the head's {head.out_features} classes; {data.name} has {len(data)} images, "
@@ -311,47 +308,30 @@ def train_label_shift(
     described = {
         "recipe": asdict(recipe), "seed": seed, "data": data.digest(), "of": head.of, "prior": head.prior.tolist(),
     }  # fmt: skip
-    if (folder / WEIGHTS).exists() and checkpoint.belongs(folder / WEIGHTS, described):
-        return load_label_shift(model, folder).to(device)
     model.to(device)
-    optimizer = torch.optim.Adam(head.learnable, lr=recipe.lr)
-    start = 0
-    if (folder / CHECKPOINT).exists():
-        if not checkpoint.belongs(folder / CHECKPOINT, described):
-            raise ValueError(
-                f"{folder / CHECKPOINT} belongs to another recipe, seed, head or data; choose another folder, or delete it"
-            )
-        start = checkpoint.load(folder / CHECKPOINT, head, optimizer)
-    for p in head.learnable:
-        p.requires_grad_(True)
+    plan = Plan(recipe.iterations, save_every=recipe.every)
+    files, title = folder_files(folder, WEIGHTS), f"training {Path(folder).name}"
+    training = Training(
+        head, torch.optim.Adam(head.learnable, lr=recipe.lr), plan, title, files, described, seed
+    )
+
+    def loss(step: int) -> dict[str, Tensor]:
+        indices = epochs(len(data), recipe.batch, seed, step)
+        head.distribution = drawn_distribution(head, generator(seed, step, "distribution"))
+        logits = model(data.batch(indices).to(device))
+        label = torch.as_tensor(data.targets(indices)).to(device)
+        return {"loss": adjusted_loss(logits, label, head.prior, head.distribution, recipe.tau)}
+
     try:
-        steps = range(start, recipe.iterations)
-        for step in progress(steps, recipe.iterations, f"training {folder.name}", start):
-            indices = epochs(len(data), recipe.batch, seed, step)
-            distribution = drawn_distribution(head, generator(seed, step, "distribution"))
-            head.distribution = distribution
-            with torch.enable_grad():
-                logits = model(data.batch(indices).to(device))
-                label = torch.as_tensor(data.targets(indices)).to(device)
-                loss = adjusted_loss(logits, label, head.prior, distribution, recipe.tau)
-                if not bool(torch.isfinite(loss)):
-                    raise ArithmeticError(
-                        f"step {step}: the loss is {loss.item()}; lower lr (it is {recipe.lr})"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-            optimizer.step()
-            if say is not None and (step % 100 == 0 or step + 1 == recipe.iterations):
-                say({"step": step, "loss": loss.item()})
-            if (step + 1) % recipe.every == 0 and step + 1 < recipe.iterations:
-                checkpoint.save(folder / CHECKPOINT, head, optimizer, step + 1, described)
+        for p in head.learnable:
+            p.requires_grad_(True)
+        for _ in training.iterate(loss):
+            head.distribution = head.prior.clone()  # a checkpoint holds that of the source
     finally:
         head.distribution = head.prior.clone()
         for p in head.learnable:
             p.requires_grad_(False)
             p.grad = None
-    checkpoint.save(folder / WEIGHTS, head, None, recipe.iterations, described)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
     return model.eval()
 
 

@@ -218,7 +218,7 @@ def train_captioner(
     Raises:
         ValueError: another number of captions than pictures, one that is too long, a recipe that cuts, or the folder belongs
             to another run.
-        ArithmeticError: the loss is not finite.
+        NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     if len(captions) != len(data):
         raise ValueError(f"{data.name} has {len(data)} pictures, but there are {len(captions)} captions")

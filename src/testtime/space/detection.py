@@ -209,7 +209,7 @@ def train_detector(
     Raises:
         ValueError: another number of boxes than pictures, a recipe that cuts, a label that is no class, or the folder belongs
             to another run.
-        ArithmeticError: the loss is not finite.
+        NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     if len(boxes) != len(data):
         raise ValueError(f"{data.name} has {len(data)} pictures, but there are boxes of {len(boxes)}")
