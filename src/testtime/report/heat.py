@@ -51,7 +51,7 @@ def heat_map(
         return None
     top = high if high is not None else max(map(abs, known)) if diverging else max(known)
     bottom = 0.0 if diverging else min(known) if low is None else low
-    cells = [
+    cells: list[dict[str, Any]] = [
         {
             "column": j,
             "row": i,

@@ -171,7 +171,9 @@ def _ends(
 ) -> list[dict[str, Any]]:
     """The names at the ends of the lines, moved apart."""
     low, high = values
-    found = [{"t": s.name, "y": _last(s), "c": colour(s.colour), "bold": True} for s in series if s.colour]
+    found: list[dict[str, Any]] = [
+        {"t": s.name, "y": _last(s), "c": colour(s.colour), "bold": True} for s in series if s.colour
+    ]
     found += [{"t": r.name, "y": r.y, "c": COLOURS["ink"], "bold": False} for r in references]
     found = [end for end in found if math.isfinite(end["y"])]
     wanted = [height * (high - end["y"]) / (high - low) for end in found]

@@ -103,7 +103,7 @@ def scatter(
         order = [(i, math.inf if known[i].colour else QUIET_REACH) for i in ranked]
         frame = (-2.0, -6.0, width + 8.0, height - 2.0)
         labels = place_labels(spots, [p.name for p in known], order, whiskers, frame, size.font)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "x": p.x,
                 "y": p.y,
@@ -221,7 +221,7 @@ def _rows(
         place, tint = {"x": across, "y": up}, {"color": alt.Color("c:N", scale=None)}
         lanes = {setting: (i + 0.5) / len(settings) - 0.5 for i, setting in enumerate(settings)}
         usable = row - 8 if len(settings) > 1 else 0
-        rows = []
+        rows: list[dict[str, Any]] = []
         for p in known:
             middle = names.index(p.name) * high_row + high_row - row / 2
             at = middle + usable * lanes[p.setting, p.colour]
