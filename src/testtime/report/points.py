@@ -78,78 +78,61 @@ def scatter(
 
     def draw(size: Size) -> dict[str, Any]:
         alt, width = altair(), size.width - 56
-        values = log_ticks(first, last) if logarithmic else ()
-        axis = x_axis(x, size, suffix=suffix, values=values, grid=True)
+        axis = x_axis(x, size, suffix=suffix, values=log_ticks(first, last) if logarithmic else (), grid=True)
         place = {
             "x": alt.X("x:Q", scale=scale(first, last, logarithmic), axis=axis),
             "y": alt.Y("y:Q", scale=scale(low, high), axis=y_axis(y, height)),
         }
-        tint = {"color": alt.Color("c:N", scale=None)}
         change = math.log if logarithmic else float
-        spots = [
-            (
-                width * (change(p.x) - change(first)) / (change(last) - change(first)),
-                height * (high - p.y) / (high - low),
-            )
-            for p in known
-        ]
-        per_unit = height / (high - low)
+        across, up = width / (change(last) - change(first)), height / (high - low)
+        spots = [(across * (change(p.x) - change(first)), up * (high - p.y)) for p in known]
         whiskers = [
-            (a - 1, b - r * per_unit, a + 1, b + r * per_unit)
-            for (a, b), r in zip(spots, reach, strict=True)
-            if r
+            (a - 1, b - r * up, a + 1, b + r * up) for (a, b), r in zip(spots, reach, strict=True) if r
         ]
         ranked = sorted(range(len(known)), key=lambda i: known[i].colour or math.inf)
         order = [(i, math.inf if known[i].colour else QUIET_REACH) for i in ranked]
         frame = (-2.0, -6.0, width + 8.0, height - 2.0)
         labels = place_labels(spots, [p.name for p in known], order, whiskers, frame, size.font)
-        rows: list[dict[str, Any]] = [
-            {
-                "x": p.x,
-                "y": p.y,
-                "lo": p.y - r,
-                "hi": p.y + r,
-                "c": colour(p.colour),
-                "r": 70 if p.colour else 45,
-                "name": _figures(p, suffix),
-            }
-            for p, r in zip(known, reach, strict=True)
-        ]
         layers = Layers()
-        lines = [
-            {"px": spots[one.index][0], "py": spots[one.index][1], "qx": one.leader[0], "qy": one.leader[1]}
+        leaders = [
+            dict(zip(("px", "py", "px2", "py2"), (*spots[one.index], *one.leader), strict=True))
             for one in labels
             if one.leader
         ]
-        pixels = {"x": alt.X("px:Q", scale=None), "y": alt.Y("py:Q", scale=None)}
-        other = {"x2": alt.X2("qx:Q"), "y2": alt.Y2("qy:Q")}
-        layers.add("rule", lines, {**pixels, **other}, color=COLOURS["dim"], strokeWidth=0.8, opacity=0.7)
-        error = [{"x": r["x"], "y": r["lo"], "y2": r["hi"], "c": r["c"]} for r in rows if r["lo"] < r["hi"]]
-        layers.add("rule", error, {**place, **tint, "y2": "y2:Q"}, strokeWidth=1.6)
-        rows.sort(key=lambda r: r["c"] != colour(0))
-        if len(rows) > NAMED:
-            rows = [{key: value for key, value in row.items() if key != "name"} for row in rows]
-        sized = {"size": alt.Size("r:Q", scale=None)}
-        layers.add(
-            "circle", rows, {**place, **tint, **sized}, opacity=1, stroke=COLOURS["paper"], strokeWidth=1
-        )
-        for bold in (False, True):
+        layers.add("rule", leaders, color=COLOURS["dim"], strokeWidth=0.8, opacity=0.7)
+        behind = ranked[::-1]
+        errors = [
+            {
+                "x": known[i].x,
+                "y": known[i].y - reach[i],
+                "y2": known[i].y + reach[i],
+                "c": colour(known[i].colour),
+            }
+            for i in behind
+            if reach[i]
+        ]
+        layers.add("rule", errors, place, strokeWidth=1.6)
+        dots = [_dot(known[i], suffix, named=len(known) <= NAMED) for i in behind]
+        layers.add("circle", dots, place, opacity=1, stroke=COLOURS["paper"], strokeWidth=1)
+        for weight in ("normal", "bold"):
             texts = [
                 {"px": one.x, "py": one.y, "t": p.name, "c": colour(p.colour) if p.colour else COLOURS["dim"]}
                 for one in labels
-                if bool((p := known[one.index]).colour) is bold
+                if ("bold" if (p := known[one.index]).colour else "normal") == weight
             ]
-            style = {"align": "left", "baseline": "middle", "fontWeight": "bold" if bold else "normal"}
-            layers.add("text", texts, {**pixels, **tint, "text": "t:N"}, **style)
+            layers.add("text", texts, align="left", baseline="middle", fontWeight=weight)
         return layers.specification(size, width, height)
 
     told = description or "; ".join(f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known)
     return Chart(title, told, drawn(draw, small))
 
 
-def _figures(point: Point, suffix: str) -> str:
+def _dot(point: Point, suffix: str, named: bool) -> dict[str, object]:
+    """The mark of a point, with its figures."""
+    found = {"x": point.x, "y": point.y, "c": colour(point.colour), "size": 70 if point.colour else 45}
     spread = f" ±{show(point.spread, 2)}" if point.spread > 0 else ""
-    return f"{point.name}: {show(point.y, 2)}{spread} at {show(point.x, 2)}{suffix}"
+    name = f"{point.name}: {show(point.y, 2)}{spread} at {show(point.x, 2)}{suffix}"
+    return found | ({"name": name} if named else {})
 
 
 def dot_chart(
@@ -207,85 +190,75 @@ def _rows(
     )
     low, high = padded([*ends, 0.0] if bars else ends, 0.05)
     low = 0.0 if bars and min(ends) >= 0 else low
-    row = max(24, (13 if bars else 9) * len(settings) + 8)
+    several = len(settings) > 1
+    row = max(26, (15 if bars else 11) * len(settings) + 8)
 
     def draw(size: Size) -> dict[str, Any]:
         alt = altair()
         longest = max(text_width(name, size.font) for name in names)
         above = size.narrow and longest > 0.36 * size.width
-        high_row = row + (16 if above else 0)
-        width, height = size.width - (16 if above else longest + 22), high_row * len(names)
+        step = row + (18 if above else 0)
+        beside = {"labelAlign": "left", "labelPadding": 0, "labelOffset": -row / 2 - 6} if above else {}
+        labels = alt.Axis(
+            title=None,
+            grid=not bars,
+            labelColor=COLOURS["ink"],
+            labelFontSize=size.font,
+            labelLimit=0,
+            **beside,
+        )
+        inner = 0.25 if not above else 22 / step
+        rows = alt.Y(
+            "row:N", sort=names, scale=alt.Scale(paddingInner=inner, paddingOuter=inner / 2), axis=labels
+        )
+        axis = x_axis(x, size, grid=True)
+        place = {"x": alt.X("x:Q", scale=scale(low, high), axis=axis), "y": rows}
+        if several:
+            order = [setting for setting, _ in settings]
+            place["yOffset"] = alt.YOffset("setting:N", sort=order, scale=alt.Scale(paddingOuter=0.1))
         layers = Layers()
-        across = alt.X("x:Q", scale=scale(low, high), axis=x_axis(x, size, grid=True))
-        up = alt.Y("y:Q", scale=scale(height, 0), axis=None)
-        place, tint = {"x": across, "y": up}, {"color": alt.Color("c:N", scale=None)}
-        lanes = {setting: (i + 0.5) / len(settings) - 0.5 for i, setting in enumerate(settings)}
-        usable = row - 8 if len(settings) > 1 else 0
-        rows: list[dict[str, Any]] = []
-        for p in known:
-            middle = names.index(p.name) * high_row + high_row - row / 2
-            at = middle + usable * lanes[p.setting, p.colour]
-            told = ", ".join(filter(None, (p.name, p.setting)))
-            spread = f" ±{show(p.spread, 2)}" if p.spread > 0 else ""
-            printed = f", published {show(p.published, 2)}" if p.published is not None else ""
-            thick = (usable / len(settings) - 1 if len(settings) > 1 else row - 10) / 2
-            rows.append(
-                {
-                    "x": p.x,
-                    "y": at,
-                    "lo": p.x - p.spread,
-                    "hi": p.x + p.spread,
-                    "c": colour(p.colour),
-                    "top": at - thick,
-                    "low": at + thick,
-                    "zero": 0.0,
-                    "p": p.published,
-                    "name": f"{told}: {show(p.x, 2)}{spread}{printed}",
-                }
-            )
         if reference is not None:
-            layers.add("rule", [{"x": reference}], {"x": across}, color=COLOURS["ink"], strokeDash=[2, 3])
-        error = [{"x": r["lo"], "x2": r["hi"], "y": r["y"], "c": r["c"]} for r in rows if r["lo"] < r["hi"]]
+            layers.add("rule", [{"x": reference}], {"x": place["x"]}, color=COLOURS["ink"], strokeDash=[2, 3])
+        marks: list[dict[str, Any]] = [
+            {"row": p.name, "setting": p.setting, "x": p.x, "c": colour(p.colour), "name": _told(p)}
+            for p in known
+        ]
+        errors = [
+            {**mark, "x": p.x - p.spread, "x2": p.x + p.spread}
+            for p, mark in zip(known, marks, strict=True)
+            if p.spread > 0
+        ]
         if bars:
-            box = {
-                "x": alt.X("zero:Q", scale=scale(low, high), axis=x_axis(x, size, grid=True)),
-                "x2": "x:Q",
-                "y": alt.Y("top:Q", scale=scale(height, 0), axis=None),
-                "y2": "low:Q",
-            }
-            layers.add("rect", rows, {**box, **tint}, opacity=0.85)
-            layers.add("rule", error, {**place, "x2": "x2:Q"}, color=COLOURS["ink"], strokeWidth=1.2)
-        else:
-            layers.add("rule", error, {**place, **tint, "x2": "x2:Q"}, strokeWidth=1.6)
-            layers.add(
-                "circle", rows, {**place, **tint}, size=64, opacity=1, stroke=COLOURS["paper"], strokeWidth=1
-            )
-        printed_rows = [
-            {"x": r["p"], "y": r["y"], "c": r["c"] if not bars else COLOURS["ink"]}
-            for r in rows
-            if r["p"] is not None
+            layers.add("bar", [{**mark, "x2": 0.0} for mark in marks], place, opacity=0.85)
+            errors = [{**error, "c": COLOURS["ink"]} for error in errors]
+        layers.add("rule", errors, place, strokeWidth=1.5)
+        if not bars:
+            layers.add("circle", marks, place, size=64, opacity=1, stroke=COLOURS["paper"], strokeWidth=1)
+        printed = [
+            {**mark, "x": p.published}
+            for p, mark in zip(known, marks, strict=True)
+            if p.published is not None
         ]
         layers.add(
             "point",
-            printed_rows,
-            {**place, "stroke": alt.Stroke("c:N", scale=None)},
+            printed,
+            place,
             shape="diamond",
-            size=60,
+            size=56,
             fill=COLOURS["paper"],
             strokeWidth=1.4,
             opacity=1,
         )
-        texts = [
-            {"py": i * high_row + (10 if above else high_row / 2), "t": name} for i, name in enumerate(names)
-        ]
-        spot = {"x": alt.value(0 if above else -10), "y": alt.Y("py:Q", scale=None), "text": "t:N"}
-        layers.add(
-            "text", texts, spot, align="left" if above else "right", baseline="middle", color=COLOURS["ink"]
-        )
-        return layers.specification(size, width, height)
+        width = size.width - (16 if above else longest + 24)
+        return layers.specification(size, width, alt.Step(step, **{"for": "position"}))
 
-    told = description or "; ".join(
-        f"{', '.join(filter(None, (p.name, p.setting)))}: {show(p.x, 2)}" for p in known
-    )
-    keys = tuple((setting, number) for setting, number in settings if setting)
+    told = description or "; ".join(map(_told, known))
+    keys = tuple((setting, f"k{number}") for setting, number in settings if setting)
     return Chart(title, told, drawn(draw, small), keys if len(keys) > 1 else (), keyed=True)
+
+
+def _told(point: Point) -> str:
+    """The figures of a value in words."""
+    spread = f" ±{show(point.spread, 2)}" if point.spread > 0 else ""
+    printed = f", published {show(point.published, 2)}" if point.published is not None else ""
+    return f"{', '.join(filter(None, (point.name, point.setting)))}: {show(point.x, 2)}{spread}{printed}"

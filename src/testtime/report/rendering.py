@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from itertools import count
@@ -10,8 +11,7 @@ from typing import Any
 
 from testtime.errors import need_packages
 from testtime.files import write_text
-from testtime.report.blocks import Block, Page
-from testtime.report.drawing import Chart
+from testtime.report.blocks import Block, Figure, Page
 from testtime.report.markup import Markup, plain
 
 __all__ = ["page_html", "write_page"]
@@ -27,15 +27,18 @@ def page_html(page: Page) -> str:
     ids = [section.id for section in page.sections]
     if twice := {name for name in ids if ids.count(name) > 1}:
         raise ValueError(f"expected a different id for each section, got {', '.join(sorted(twice))} twice")
-    lead = [page.lead] if isinstance(page.lead, str | Markup) else list(page.lead)
+    lead = [page.lead] if isinstance(page.lead, str | Markup) else page.lead
+    sections = [(section, blocks) for section in page.sections if (blocks := _shown(section.blocks))]
     numbers = count(1)
-
-    def draw(chart: Chart) -> Markup:
-        return Markup(chart.svg(next(numbers)))
-
     template = _environment().get_template("page.html")
-    shown = [section for section in page.sections if section.blocks]
-    return str(template.render(page=page, lead=[b for b in lead if b], sections=shown, draw=draw))
+    return str(
+        template.render(
+            page=page,
+            lead=_shown(lead),
+            sections=sections,
+            draw=lambda chart: Markup(chart.svg(next(numbers))),
+        )
+    )
 
 
 def write_page(path: str | Path, page: Page) -> Path:
@@ -43,8 +46,11 @@ def write_page(path: str | Path, page: Page) -> Path:
     return write_text(path, page_html(page))
 
 
-def _kind(block: Block) -> str:
-    return "paragraph" if isinstance(block, str | Markup) else block.kind
+def _shown(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks without empty texts and figures without a chart."""
+    return [
+        block for block in blocks if block != "" and not (isinstance(block, Figure) and block.chart is None)
+    ]
 
 
 @cache
@@ -62,9 +68,8 @@ def _environment() -> Any:
     )
     for name in ("style.css", "script.js"):
         found.globals[name.partition(".")[0]] = Markup((folder / name).read_text(encoding="utf-8"))
-    found.filters |= {
-        "kind": _kind,
-        "plain": plain,
-        "shown": lambda value: value if isinstance(value, Markup) else str(value),
-    }
+    found.filters["kind"] = lambda block: getattr(block, "kind", "paragraph")
+    found.filters["plain"] = plain
+    found.filters["shown"] = lambda value: value if isinstance(value, Markup) else str(value)
+    found.filters["there"] = _shown
     return found
