@@ -10,7 +10,7 @@ A page is a tree of frozen dataclasses. Every string in it is escaped; elements 
   :class:`Grid` (small multiples), :class:`Legend`, :class:`Picture`, :class:`Details`, :class:`Table`.
 - **Tables**: ``Table(caption, columns, rows)`` of :class:`Column`, :class:`Row` and :class:`Cell`: number formats, the best
   of a column in bold (not in a tie), spread, published number, heat and bars, sorting and filtering.
-- **Charts**: :func:`line_chart`, :func:`scatter`, :func:`dot_chart`, :func:`bar_chart`, :func:`heat_map` and
+- **Charts**: :func:`line_chart`, :func:`scatter`, :func:`row_chart`, :func:`heat_map` and
   :func:`share_chart` return a :class:`Chart`, or None where there is nothing to draw; a figure without a
   chart is left out. Colours are numbers, 1 to 6 and 0 for grey: :func:`colours` hands them out.
 - **Words**: :func:`show`, :func:`signed` and :func:`first_of`.
@@ -73,7 +73,7 @@ from testtime.report.markup import (
     sub,
     sup,
 )
-from testtime.report.points import Point, bar_chart, dot_chart, scatter
+from testtime.report.points import Point, row_chart, scatter
 from testtime.report.rendering import page_html, write_page
 from testtime.report.table import Cell, Column, Row, Table
 from testtime.report.words import colours, first_of, show, signed
@@ -91,6 +91,17 @@ __all__ = [
     "Legend",
 ]
 __all__ += ["Markup", "Note", "Page", "Picture", "Point", "Reference", "Row", "Section", "Series", "Table"]
-__all__ += ["Text", "bar_chart", "code", "colours", "dim", "dot_chart", "emphasis", "first_of", "heat_map"]
-__all__ += ["join", "line_chart", "link", "listed", "page_html", "phrase", "scatter", "share_chart", "show"]
+__all__ += ["Text", "code", "colours", "dim", "emphasis", "first_of", "heat_map"]
+__all__ += [
+    "join",
+    "line_chart",
+    "link",
+    "listed",
+    "page_html",
+    "phrase",
+    "row_chart",
+    "scatter",
+    "share_chart",
+    "show",
+]
 __all__ += ["signed", "strong", "sub", "sup", "write_page"]

@@ -49,7 +49,7 @@ class Size:
     narrow: bool
 
 
-WIDE = Size(960, 13, False)
+WIDE = Size(1040, 13, False)
 NARROW = Size(358, 12, True)
 SMALL = Size(358, 12, True)
 

@@ -106,7 +106,7 @@ def line_chart(
 
     told = description or "; ".join(f"{s.name}: {show(_last(s), 2)}" for s in series)
     keys = [(s.name, f"k{s.colour}") for s in series if s.colour] + [(r.name, "ink") for r in references]
-    return Chart(title, told, drawn(draw, small), () if small or len(keys) < 2 else tuple(keys))
+    return Chart(title, told, drawn(draw, small), () if small or len(series) < 2 else tuple(keys))
 
 
 def _steps(series: Series) -> list[tuple[float, float, float]]:
