@@ -5,7 +5,8 @@ A page is a tree of frozen dataclasses. Every string in it is escaped; elements 
 :func:`listed`. A paragraph is a string.
 
 - **Page**: ``Page(title, kicker, lead, sections, unfinished)``, ``Section(id, short, heading, blocks)``; sections without
-  blocks are left out, so that a builder may return an empty list. :func:`write_page` writes it, :func:`page_html` returns it.
+  blocks are left out, so that a builder may return an empty list. :func:`write_page` writes it, :func:`page_html` returns it;
+  :func:`write_chart` writes a chart as an SVG file.
 - **Blocks**: text, :class:`Note`, :class:`Bullets`, :class:`Definitions`, :class:`Figure` (chart and caption),
   :class:`Grid` (small multiples), :class:`Legend`, :class:`Picture`, :class:`Details`, :class:`Table`.
 - **Tables**: ``Table(caption, columns, rows)`` of :class:`Column`, :class:`Row` and :class:`Cell`: number formats, the best
@@ -74,7 +75,7 @@ from testtime.report.markup import (
     sup,
 )
 from testtime.report.points import Point, row_chart, scatter
-from testtime.report.rendering import page_html, write_page
+from testtime.report.rendering import page_html, write_chart, write_page
 from testtime.report.table import Cell, Column, Row, Table
 from testtime.report.words import colours, first_of, show, signed
 
@@ -104,4 +105,4 @@ __all__ += [
     "share_chart",
     "show",
 ]
-__all__ += ["signed", "strong", "sub", "sup", "write_page"]
+__all__ += ["signed", "strong", "sub", "sup", "write_chart", "write_page"]

@@ -168,7 +168,8 @@ class Page:
         kicker: a line above the title: where this page belongs.
         lead: what was found, as a paragraph or as blocks.
         sections: sections.
-        unfinished: what is missing of a run that is not finished; it stands before everything else. Empty for a whole run.
+        unfinished: what is missing of a run that is not finished; it stands before everything else, after the words "Not
+            finished.". Empty for a whole run.
     """
 
     title: str

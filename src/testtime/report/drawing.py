@@ -90,11 +90,7 @@ class Chart:
         )
 
     def file(self, style: str) -> str:
-        """Return the first drawing as an SVG file of its own.
-
-        Args:
-            style: CSS of the page's colours, see :func:`testtime.report.rendering.write_chart`.
-        """
+        """Return the wide drawing as an SVG file of its own, with the CSS that defines its colours."""
         content, width, height = self.drawings[0]
         svg = self._element(f"<style>{style}</style>{content}", width, height, "c", "chart")
         return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)

@@ -122,7 +122,8 @@ def _add_lines(
     ordered = sorted(series, key=lambda s: -s.colour if s.colour else -math.inf)
     for s in ordered:
         if s.colour and any(d > 0 for _, _, d in _steps(s)):
-            band = [{"x": a, "y": b - d, "y2": b + d} for a, b, d in _steps(s)]
+            there = {a: (b - d, b + d) for a, b, d in _steps(s)}
+            band = [dict(zip(("x", "y", "y2"), (a, *there.get(a, (None, None))), strict=True)) for a in s.x]
             layers.add("area", band, place, color=colour(s.colour), opacity=0.14)
     quiet: list[dict[str, object]] = []
     for s in ordered:

@@ -67,9 +67,10 @@ def scatter(
         small: whether it is drawn once, to stand beside others.
     """
     known = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y) and (p.x > 0 or not logarithmic)]
-    known.sort(key=lambda p: p.colour or math.inf)
     if not known:
         return None
+    told = description or "; ".join(f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known)
+    known.sort(key=lambda p: p.colour or math.inf)
     low, high = padded([e for p in known for e in (p.y - _reach(p), p.y + _reach(p))], 0.1)
     if logarithmic:
         first, last = min(p.x for p in known) / 1.25, max(p.x for p in known) * 1.6
@@ -117,7 +118,6 @@ def scatter(
             layers.add("text", [text], align="left", baseline="middle", fontWeight=weight)
         return layers.specification(size, width, height)
 
-    told = description or "; ".join(f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known)
     return Chart(title, told, drawn(draw, small))
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from testtime.errors import need_packages
 from testtime.files import write_text
-from testtime.report.blocks import Block, Figure, Page
+from testtime.report.blocks import Block, Details, Figure, Grid, Page
+from testtime.report.drawing import Chart
 from testtime.report.markup import Markup, plain
 
-__all__ = ["page_html", "write_page"]
+__all__ = ["page_html", "write_chart", "write_page"]
 
 
 def page_html(page: Page) -> str:
@@ -46,11 +47,23 @@ def write_page(path: str | Path, page: Page) -> Path:
     return write_text(path, page_html(page))
 
 
+def write_chart(path: str | Path, chart: Chart) -> Path:
+    """Write a chart as an SVG file that follows light and dark, such as the picture of a README; return its path."""
+    colours, _, _ = _template("style.css").partition("*{")
+    return write_text(
+        path, chart.file(f"{colours}svg{{background:var(--paper);font-family:system-ui,sans-serif}}")
+    )
+
+
 def _shown(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks without empty texts and figures without a chart."""
-    return [
-        block for block in blocks if block != "" and not (isinstance(block, Figure) and block.chart is None)
-    ]
+    """The blocks without empty texts, figures without a chart, and groups in which nothing is left."""
+
+    def there(block: Block) -> bool:
+        if isinstance(block, Grid | Details):
+            return bool(_shown(block.blocks))
+        return block.chart is not None if isinstance(block, Figure) else block != ""
+
+    return [block for block in blocks if there(block)]
 
 
 @cache
@@ -58,18 +71,22 @@ def _environment() -> Any:
     need_packages(jinja2="report")
     import jinja2
 
-    folder = resources.files("testtime.report") / "templates"
     found = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("style.css", "script.js"):
-        found.globals[name.partition(".")[0]] = Markup((folder / name).read_text(encoding="utf-8"))
+    found.globals |= {
+        name: Markup(_template(f"{name}.{kind}")) for name, kind in (("style", "css"), ("script", "js"))
+    }
     found.filters["kind"] = lambda block: getattr(block, "kind", "paragraph")
     found.filters["plain"] = plain
     found.filters["shown"] = lambda value: value if isinstance(value, Markup) else str(value)
     found.filters["there"] = _shown
     return found
+
+
+def _template(name: str) -> str:
+    return (resources.files("testtime.report") / "templates" / name).read_text(encoding="utf-8")
