@@ -90,7 +90,7 @@ def test_references_marks_and_ends() -> None:
     assert chart.keys == (("low", "k1"), ("lower", "k2"), ("published", "ink"))
 
 
-def test_stretches_of_many_points_have_no_tooltip_for_each() -> None:
+def test_lines_of_many_points_have_no_tooltip_for_each() -> None:
     chart = line_chart([Series("a", range(3000), [float(i % 50) for i in range(3000)], 1)], title="t", y="y")
     assert list(named(chart)) == []
     _, (points,) = lines(chart)["a"]

@@ -84,7 +84,9 @@ def heat_map(
             "x": alt.X(
                 "column:O", axis=_axis(columns, orient="top", title=across or None, **turned), scale=gap
             ),
-            "y": alt.Y("row:O", axis=_axis(rows, title=down or None, labelLimit=beside + 8), scale=gap),
+            "y": alt.Y(
+                "row:O", axis=_axis(rows, title=down or None, labelLimit=beside, minExtent=beside), scale=gap
+            ),
         }
         layers = Layers()
         shown = cells if len(cells) <= MANY else [{k: v for k, v in c.items() if k != "name"} for c in cells]

@@ -211,7 +211,12 @@ def row_chart(
 def _names(names: Sequence[str], size: Size, row: float, above: bool, grid: bool) -> Any:
     """The axis of the rows' names, which stand beside the rows, or above them where there is no room."""
     alt = altair()
-    place = {"labelAlign": "left", "labelPadding": 0, "labelOffset": -row / 2 - 6} if above else {}
+    longest = max(text_width(name, size.font) for name in names)
+    place = (
+        {"labelAlign": "left", "labelPadding": 0, "labelOffset": -row / 2 - 6}
+        if above
+        else {"minExtent": longest + 8}
+    )
     style = {"labelColor": COLOURS["ink"], "labelFontSize": size.font, "labelLimit": 0}
     gap = 22 / (row + 18) if above else 0.25
     bands = alt.Scale(paddingInner=gap, paddingOuter=gap / 2)
