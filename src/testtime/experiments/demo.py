@@ -16,7 +16,6 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 
-from testtime.checkpoint import load, save
 from testtime.data import embedded, sha256_of
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
@@ -27,6 +26,7 @@ from testtime.experiments.store import Workspace
 from testtime.experiments.table import Column, Row, Table
 from testtime.models.digits import DigitsCNN
 from testtime.streams import continual
+from testtime.training.checkpoint import load, save
 
 __all__ = ["DIGITS", "Digits", "adapt_to_digits", "train_on_digits"]
 
