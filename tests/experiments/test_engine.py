@@ -32,7 +32,7 @@ def test_cells_have_the_values_of_their_needs_and_the_table_reads_them(tmp_path:
         "one": {0: 1.5, 1: 21.5},
         "two": {0: 2.5, 1: 22.5},
     }
-    assert table.best(table.columns[0]) == ("two",)
+    assert table.best(table.columns[0]) == "two"
     assert run.other("rate 1") == {"rate": 10.5}
     assert run.missing == []
     assert run.request.seeds == (0, 1)
@@ -61,7 +61,7 @@ def test_the_folder_of_a_run_is_enough_without_its_store(tmp_path: Path) -> None
     (table,) = Toy().tables(read_run(tmp_path / "run"))
     assert table.values["three", "value"] == {1: 23.5}
     assert read_run(tmp_path / "run").missing == ["three, all, seed 0"]
-    assert table.best(table.columns[0]) == ()
+    assert table.best(table.columns[0]) is None
 
 
 def test_rows_and_seeds_are_added_and_other_settings_are_refused(tmp_path: Path) -> None:
