@@ -19,7 +19,6 @@ Perturbations*, ICLR 2019.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from testtime.corruptions import blur, digital, noise, weather
 from testtime.corruptions.digital import store_as_jpeg
 from testtime.corruptions.filters import to_8_bits
 from testtime.corruptions.rng import Rng
+from testtime.errors import did_you_mean
 
 __all__ = ["CONSTANTS", "CORRUPTIONS", "EXTRA", "corrupt", "store_as_jpeg"]
 
@@ -114,9 +114,9 @@ def corrupt(
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"expected images of shape (N, 3, H, W), got {tuple(x.shape)}")
     if name not in FUNCTIONS:
-        close = difflib.get_close_matches(name, FUNCTIONS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown corruption {name!r}{hint}; there are {', '.join(CORRUPTIONS + EXTRA)}")
+        raise ValueError(
+            f"unknown corruption {name!r}{did_you_mean(name, FUNCTIONS)}; there are {', '.join(CORRUPTIONS + EXTRA)}"
+        )
     if severity not in (1, 2, 3, 4, 5):
         raise ValueError(f"expected a severity of 1, 2, 3, 4 or 5, got {severity!r}")
     if constants not in ("auto", "cifar", "imagenet"):

@@ -5,7 +5,8 @@ Scores and errors are in percent, except where a metric has a unit of its own.
 
 from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
 from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
-from testtime.metrics.dense import BCE, RMSE, AveragePrecision, EdgeF, MeanAngle, MeanIoU
+from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
+from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
 from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
 from testtime.metrics.looks import alike, looks
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
