@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.adapter import Adapter
 from testtime.data.imageset import class_labels
 from testtime.metrics.calibration import calibration_error
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
@@ -19,6 +19,14 @@ from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 __all__ = ["Samples", "forgetting", "summarise"]
 
 MEASURES = ("accuracy", "error", "auroc", "h_score", "fpr95", "oscr", "ece", "nll", "brier")
+
+
+class Predictor(Protocol):
+    """A model that predicts without adapting, such as :class:`testtime.Adapter`."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the logits (N, C) of images (N, C, H, W)."""
+        ...
 
 
 @dataclass(eq=False)
@@ -152,15 +160,16 @@ def summarise(samples: Samples, domains: list[str]) -> dict[str, object]:
 
 
 @torch.no_grad()
-def forgetting(adapter: Adapter, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Accuracy in percent that the adapter has on its source domain now; it looks only, and learns nothing.
+def forgetting(adapter: Predictor, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the accuracy of an adapter on its source domain in percent; the adapter predicts and does not adapt.
 
     Args:
-        adapter: after its run; compare with the same of a fresh one.
-        batches: clean images and labels of the source's test set; images with the label -1, unknown, do not count.
+        adapter: adapter after its run; the difference to the value of a new adapter is what it has forgotten.
+        batches: clean images (N, C, H, W) and labels (N,) of the source's test set; images with the label -1, unknown, do
+            not count.
 
     Raises:
-        ValueError: if labels are not the numbers of classes, one for each image.
+        ValueError: the labels are not integers in [0, C) or -1, one for each image.
     """
     right = [np.zeros(0)]
     for x, labels in batches:
