@@ -1,8 +1,8 @@
-"""Metrics with an answer per pixel, as meters: show them batches, then ask for the value.
+"""Metrics of dense predictions: ``update`` adds a batch, ``value`` returns the metric over all batches.
 
-Labels are those of :class:`testtime.data.Sample` in a batch, and what a label ignores is never counted. A meter has no
-reset; make a new one. ``value()`` is NaN when nothing was measured, and an output that is not finite where its label is
-known is an error rather than a gap: a model that diverged must not look as if it had not been asked.
+Labels follow :class:`testtime.data.Sample`, as batches; ignored pixels do not count. A metric has no reset; create a new one.
+``value()`` is NaN if nothing was measured. An output that is not finite where its label is known is an error and not a
+missing value, so that the divergence of a model is not hidden.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Flags = NDArray[np.bool_]
 
 
 class MeanIoU:
-    r"""Mean intersection over union in percent, counted over all pixels of all batches.
+    r"""Mean intersection over union in percent, over all pixels of all batches.
 
     .. math:: \frac{100}{|K|} \sum_{k \in K} \frac{TP_k}{TP_k + FP_k + FN_k}
 
     Args:
-        classes: C, the channels of the output.
-        ignore: the label of a pixel whose class is not known.
-        absent: what becomes of a class that no label showed. "skip" leaves it out of K; "zero" keeps it with 0, as the
+        classes: number of classes C, the channels of the output.
+        ignore: label of a pixel of unknown class.
+        absent: treatment of a class without labelled pixels. "skip" leaves it out of K; "zero" counts it as 0, as the
             released code of S4T does, so that the same predictions score lower on a set that lacks a class.
 
     The published figures of S4T are over the 6 or 7 classes that two sets share, without the background; they are not
-    those of the usual benchmarks of the same sets.
+    comparable with the usual benchmarks on these sets.
 
     >>> meter = MeanIoU(2)
     >>> meter.update(torch.tensor([[[[9.0, 9, 0, 0]], [[0.0, 0, 9, 9]]]]), torch.tensor([[[0, 1, 1, 255]]]))
@@ -52,11 +52,11 @@ class MeanIoU:
         """Add a batch.
 
         Args:
-            output: (N, C, H, W), logits or probabilities; the highest is the answer.
-            label: (N, H, W), integers.
+            output: logits or probabilities, (N, C, H, W); the class with the highest is the prediction.
+            label: class indices, (N, H, W) integers.
 
         Raises:
-            ValueError: the shapes do not belong together, or a label is neither a class nor ignored.
+            ValueError: the shapes do not match, or a label is neither a class nor ignored.
         """
         expected = (label.shape[0], self.classes, *label.shape[1:])
         if label.dim() != 3 or tuple(output.shape) != expected:
@@ -79,13 +79,13 @@ class MeanIoU:
 
     @property
     def by_class(self) -> Floats:
-        """(C,) percent; NaN for a class that no label showed."""
+        """IoU of each class in percent, (C,); NaN for a class without labelled pixels."""
         hit, seen = np.diag(self.confusion), self.confusion.sum(1)
         union = seen + self.confusion.sum(0) - hit
         return np.where(seen > 0, 100 * hit / np.maximum(union, 1), np.nan)
 
     def value(self) -> float:
-        """Percent, higher is better."""
+        """Return the mean IoU in percent, higher is better."""
         seen = self.by_class
         if np.isnan(seen).all():
             return float("nan")
@@ -98,15 +98,15 @@ class RMSE:
     .. math:: \sqrt{\tfrac1n \sum_p (a(y_p) - d_p)^2}
 
     Args:
-        align: the a above. "none": the output as it is. "median": each image's output is scaled by the ratio of the
-            medians of label and output over its known pixels (Zhou et al., Unsupervised Learning of Depth and
-            Ego-Motion from Video, CVPR 2017); an output whose median is not positive has no such scale and stays as it is.
-            "lsq" (legacy): one scale and shift for all known pixels of a *batch* by least squares, as in the released code
-            of S4T, for depth and (on ``output.sigmoid()``) for edges.
+        align: alignment a of the output. "none": the output is unchanged. "median": each image's output is scaled by the
+            ratio of the medians of label and output over its known pixels (Zhou et al., Unsupervised Learning of Depth and
+            Ego-Motion from Video, CVPR 2017); an output whose median is not positive is unchanged. "lsq" (legacy): one
+            scale and shift for all known pixels of a *batch* by least squares, as in the released code of S4T, for depth and
+            (on ``output.sigmoid()``) for edges.
 
-    With "lsq" the value cannot exceed the deviation of the labels within their batches, whatever the model answers: a
-    constant reaches it. The edge column of S4T's table 1, 0.1440 to 0.1444, is the deviation of a binary map with 2.1 %
-    edges. The value also depends on how the images were batched. Use it to reproduce, not to conclude.
+    With "lsq" the value cannot exceed the standard deviation of the labels within their batches, whatever the model
+    predicts: a constant reaches it. The edge column of S4T's table 1, 0.1440 to 0.1444, is the standard deviation of a
+    binary map with 2.1 % edges. The value also depends on the batches. Use it only to reproduce published figures.
 
     >>> label = torch.tensor([[[[1.0, 2.0, float("nan")]]]])
     >>> for align in ("none", "median", "lsq"):
@@ -128,8 +128,8 @@ class RMSE:
         """Add a batch.
 
         Args:
-            output: (N, C, H, W); C is 1 for depth.
-            label: the same shape, NaN where it is not known.
+            output: predictions, (N, C, H, W); C is 1 for depth.
+            label: true values, (N, C, H, W), NaN where unknown.
 
         Raises:
             ValueError: the shapes differ, or the output is not finite where the label is known.
@@ -150,7 +150,7 @@ class RMSE:
         self.count += len(y)
 
     def value(self) -> float:
-        """In the unit of the label, lower is better."""
+        """Return the RMSE in the unit of the label, lower is better."""
         return (self.squares / self.count) ** 0.5 if self.count else float("nan")
 
 
@@ -160,8 +160,8 @@ class MeanAngle:
     .. math:: \tfrac1n \sum_p 2 \, \mathrm{atan2}(\|a_p - b_p\|, \|a_p + b_p\|)
 
     with both of unit length (Kahan): exact near 0 and 180 degrees, where the arc cosine of the inner product is not. The
-    output need not be of unit length; a zero vector points nowhere and counts 90. The mean is over pixels and not over
-    images, so an image with few known pixels weighs little (the released code of S4T does the same).
+    output need not be of unit length; a zero vector has no direction and counts as 90 degrees. The mean is over pixels and
+    not over images, so an image with few known pixels has little weight (as in the released code of S4T).
 
     >>> meter = MeanAngle()
     >>> meter.update(torch.tensor([[3.0, 0, 0]])[..., None, None], torch.tensor([[0.0, 1, 0]])[..., None, None])
@@ -176,8 +176,8 @@ class MeanAngle:
         """Add a batch.
 
         Args:
-            output: (N, 3, H, W).
-            label: (N, 3, H, W), NaN where it is not known; a pixel is known where all three are.
+            output: predicted vectors, (N, 3, H, W).
+            label: true vectors, (N, 3, H, W), NaN where unknown; a pixel is known where all three components are.
 
         Raises:
             ValueError: the shapes differ, or the output is not finite where the label is known.
@@ -189,12 +189,12 @@ class MeanAngle:
         self.count += len(a)
 
     def value(self) -> float:
-        """Degrees, lower is better."""
+        """Return the mean angle in degrees, lower is better."""
         return self.degrees / self.count if self.count else float("nan")
 
 
 def _unit(v: Floats) -> Floats:
-    """Unit vectors along the last axis; zero stays zero."""
+    """Normalise vectors along the last axis; zero stays zero."""
     length = np.linalg.norm(v, axis=-1, keepdims=True)
     return v / np.where(length > 0, length, 1)
 
@@ -202,7 +202,17 @@ def _unit(v: Floats) -> Floats:
 def paired(
     output: Tensor, label: Tensor, whole: bool = False, unit: bool = False
 ) -> tuple[Floats, Floats, Flags]:
-    """Output and label in double precision, and where the label is known (in all channels, if ``whole``)."""
+    """Return output and label (N, C, H, W) in double precision, and a mask of the known values.
+
+    Args:
+        output: predictions, (N, C, H, W).
+        label: labels, (N, C, H, W), NaN where unknown.
+        whole: whether a pixel is known only where all its channels are; the mask is then (N, H, W).
+        unit: whether the labels have to be in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ, a label is out of range, or the output is not finite where the label is known.
+    """
     if output.dim() != 4 or output.shape != label.shape:
         raise ValueError(
             f"expected output and label of one shape (N, C, H, W), got {tuple(output.shape)} "

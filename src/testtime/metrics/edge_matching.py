@@ -16,15 +16,15 @@ __all__ = ["grow_matching", "ridges", "thinned", "untied"]
 
 
 def grow_matching(found: NDArray[np.intp], edges: Flags, reach: float) -> Flags:
-    """Which of the found pixels make the largest one-to-one matching grow, in the order in which they join.
+    """Return which found pixels increase the size of the largest one-to-one matching, if they are added in this order.
 
     Args:
-        found: flat places in the image, no two the same.
-        edges: (H, W), the pixels to be matched.
-        reach: the largest distance of a pair, in pixels.
+        found: flat indices of the found pixels in the image, (N,), without duplicates.
+        edges: mask of the pixels to be matched, (H, W).
+        reach: largest distance of a pair, in pixels.
 
     Returns:
-        as many flags as places; the first n hold as many True as the largest matching of the first n has pairs.
+        A flag for each found pixel, (N,); the number of True among the first n is the size of their largest matching.
 
     >>> grow_matching(np.array([0, 2, 4]), np.array([[False, True, False, True, False]]), 1).tolist()
     [True, True, False]
@@ -38,7 +38,7 @@ def grow_matching(found: NDArray[np.intp], edges: Flags, reach: float) -> Flags:
     rows, columns = np.divmod(found, edges.shape[1])
     places: list[int] = ((rows + margin) * width + columns + margin).tolist()
 
-    # An edge pixel is open until a search shows that it can bring no further pair.
+    # An edge pixel is open until a search shows that it cannot give a further pair.
     is_open = bytearray(np.pad(edges, margin).tobytes())
     holder: dict[int, int] = {}
     held: dict[int, int] = {}
@@ -59,7 +59,7 @@ def grow_matching(found: NDArray[np.intp], edges: Flags, reach: float) -> Flags:
             if end >= 0:
                 break
         if end < 0:
-            # All that was reached is held by pixels that reach nothing else: no path will ever pass here.
+            # All reached edge pixels are matched to pixels that reach no others: no augmenting path can pass here.
             for edge in reached:
                 is_open[edge] = 0
             continue
@@ -74,14 +74,13 @@ def grow_matching(found: NDArray[np.intp], edges: Flags, reach: float) -> Flags:
 
 
 def thinned(mask: Flags, height: Floats) -> Flags:
-    """The lines of one pixel that a mask thins to: pixels leave from the lowest up, unless they hold two parts together
-    or end a line.
+    """Thin a mask to lines of one pixel: pixels are removed in ascending order, unless they connect two parts or end a line.
 
-    Any part of the result that is cut off by a threshold of the height is as thin.
+    Every part of the result above a threshold of the height is as thin.
 
     Args:
-        mask: (H, W).
-        height: (H, W), best without ties.
+        mask: mask to thin, (H, W).
+        height: order of the removal, (H, W), preferably without ties.
 
     Reference: Pudney, Distance-Ordered Homotopic Thinning, CVIU 1998, with this height for the distance.
 
@@ -120,7 +119,7 @@ def thinned(mask: Flags, height: Floats) -> Flags:
 
 
 def _removable(around: tuple[int, ...]) -> bool:
-    """Whether a pixel with these neighbours, clockwise from above, neither joins two parts nor ends a line.
+    """Return whether a pixel with these neighbours, clockwise from above, neither connects two parts nor ends a line.
 
     The two tests are those of Guo and Hall, Parallel Thinning with Two-Subiteration Algorithms, CACM 1989.
     """
@@ -137,7 +136,7 @@ REMOVABLE = frozenset(around for around in product((0, 1), repeat=8) if _removab
 
 
 def ridges(p: Tensor) -> Flags:
-    """Where probabilities (N, H, W) are not lower than either neighbour across their ridge."""
+    """Return where probabilities (N, H, W) are not lower than either neighbour across their ridge."""
     height, width = p.shape[-2:]
     if min(height, width) < 2:
         return np.ones(tuple(p.shape), dtype=bool)
@@ -157,13 +156,13 @@ def ridges(p: Tensor) -> Flags:
 
 
 def untied(p: Tensor) -> Tensor:
-    """Maps (N, H, W) in which equal heights are told apart by what lies around them, and then by their place."""
+    """Return maps (N, H, W) in which ties are broken by the neighbourhood, and then by the position."""
     ramp = torch.linspace(0, 1e-8, p.shape[-2] * p.shape[-1], dtype=p.dtype).view(p.shape[-2:])
     return p + 1e-4 * _blurred(p) + ramp
 
 
 def _blurred(p: Tensor) -> Tensor:
-    """Maps (N, H, W) under a Gaussian of one pixel, the border repeated."""
+    """Blur maps (N, H, W) with a Gaussian of one pixel, with a repeated border."""
     kernel = torch.exp(-(torch.arange(-3, 4, dtype=p.dtype) ** 2) / 2)
     kernel = kernel / kernel.sum()
     wide = F.pad(p[:, None], (3, 3, 3, 3), mode="replicate")

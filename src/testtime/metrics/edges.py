@@ -1,4 +1,4 @@
-"""Metrics of edge maps as meters: cross-entropy, average precision, and the F-measure of the Berkeley benchmark."""
+"""Metrics of edge maps: cross-entropy, average precision, and the F-measure of the Berkeley benchmark."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["BCE", "AveragePrecision", "EdgeF"]
 
 
 class BCE:
-    r"""Mean binary cross-entropy of edges in nats, over all known pixels; no pixel weighs more than another.
+    r"""Mean binary cross-entropy of edges in nats over all known pixels, without weights.
 
     .. math:: -\tfrac1n \sum_p t_p \log \sigma(y_p) + (1 - t_p) \log(1 - \sigma(y_p))
 
-    Cheap and proper, but it judges calibration too: a model trained with a high weight on edges (HED) pays for the shift
-    that the weight asked of it.
+    A proper score that is cheap to compute. It also measures calibration: a model trained with a high weight of edges (HED)
+    scores worse because of the shift of its probabilities.
 
     >>> meter = BCE()
     >>> meter.update(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, 0.0]]]]))
@@ -36,11 +36,11 @@ class BCE:
         """Add a batch.
 
         Args:
-            output: (N, 1, H, W) logits.
-            label: (N, 1, H, W) in [0, 1], NaN where it is not known.
+            output: logits, (N, 1, H, W).
+            label: edges, (N, 1, H, W) in [0, 1], NaN where unknown.
 
         Raises:
-            ValueError: the shapes differ, a label leaves [0, 1], or the output is not finite where the label is known.
+            ValueError: the shapes differ, a label is not in [0, 1], or the output is not finite where the label is known.
         """
         answer, truth, known = paired(output, label, unit=True)
         y, t = answer[known], truth[known]
@@ -48,19 +48,19 @@ class BCE:
         self.count += len(y)
 
     def value(self) -> float:
-        """Nats, lower is better."""
+        """Return the cross-entropy in nats, lower is better."""
         return self.nats / self.count if self.count else float("nan")
 
 
 class AveragePrecision:
-    r"""Average precision of edge pixels in percent: how well edges are ranked above the rest, pixel for pixel.
+    r"""Average precision of edge pixels in percent: the ranking of edge pixels above other pixels.
 
     .. math:: 100 \sum_k (R_k - R_{k-1}) \, P_k
 
-    over thresholds of the logit from the highest down, in steps of 0.01 between -15 and 15 (what lies beyond counts as
-    the end; equal bins are ties and enter together). An edge is a pixel whose label is at least a half. There is no
-    tolerance: an edge found one pixel aside is a miss and a false alarm, which :class:`EdgeF` forgives. The worst that
-    chance can do is the share of edge pixels.
+    over descending thresholds of the logit in steps of 0.01 between -15 and 15 (logits are clipped to this range; those in
+    one bin are ties). An edge is a pixel whose label is at least a half. There is no spatial tolerance: an edge found one
+    pixel aside is a false negative and a false positive, unlike in :class:`EdgeF`. A random ranking reaches the share of edge
+    pixels.
 
     >>> meter = AveragePrecision()
     >>> meter.update(torch.tensor([[[[3.0, 2.0, 1.0]]]]), torch.tensor([[[[1.0, 0.0, 1.0]]]]))
@@ -74,7 +74,7 @@ class AveragePrecision:
         self.histogram = np.zeros((2, round(2 * self.LIMIT / self.STEP) + 1), dtype=np.int64)
 
     def update(self, output: Tensor, label: Tensor) -> None:
-        """Add a batch; arguments and errors are those of :meth:`BCE.update`."""
+        """Add a batch, with the arguments and errors of :meth:`BCE.update`."""
         answer, truth, known = paired(output, label, unit=True)
         place = np.rint((answer[known].clip(-self.LIMIT, self.LIMIT) + self.LIMIT) / self.STEP).astype(int)
         edge = truth[known] >= 0.5
@@ -82,43 +82,43 @@ class AveragePrecision:
             self.histogram[row] += np.bincount(here, minlength=self.histogram.shape[1])
 
     def value(self) -> float:
-        """Percent, higher is better; NaN before the first edge."""
+        """Return the average precision in percent, higher is better; NaN without an edge."""
         rest, edges = self.histogram[:, ::-1].cumsum(1)
         return _area(edges, edges + rest, edges[-1])
 
 
 class EdgeF:
-    r"""F-measure of thinned edges that are matched one to one within a tolerance, as in the Berkeley benchmark.
+    r"""F-measure of thinned edges matched one to one within a tolerance, as in the Berkeley benchmark.
 
     .. math:: F(t) = \frac{2 P R}{P + R}, \quad P = \frac{m(t)}{\text{found}(t)}, \quad R = \frac{m(t)}{\text{edges}}
 
-    with m(t) the largest number of pairs of a found pixel and an edge pixel that lie within the tolerance, no pixel being
-    in two pairs. Three figures in percent: ``value()`` is ODS, the best F over one threshold for all images; ``ois`` lets
-    each image choose its own; ``ap`` is :math:`\sum_k (R_k - R_{k-1}) P_k` over the thresholds.
+    with m(t) the size of the largest one-to-one matching of found pixels and edge pixels within the tolerance. Three metrics
+    in percent: ``value()`` is ODS, the best F with one threshold for all images; ``ois`` is F with the best threshold of each
+    image; ``ap`` is :math:`\sum_k (R_k - R_{k-1}) P_k` over the thresholds.
 
     Args:
-        thresholds: how many, evenly within (0, 1): k / (K + 1); or the thresholds themselves, rising. A pixel is found
-            where its probability reaches the threshold.
-        tolerance: as a share of the image's diagonal; 0.0075 is Berkeley's. It is never less than one pixel, which it
-            would be below an image of 94 x 94.
-        thin_labels: whether to thin the labels to lines of one pixel too. Labels that mark both sides of an edge, as those
-            computed for PASCAL-Context do, could not be recalled by thin edges otherwise; the benchmark takes its drawn
-            labels as they are.
+        thresholds: number K of evenly spaced thresholds k / (K + 1) in (0, 1), or the ascending thresholds themselves. A
+            pixel is found if its probability is at least the threshold.
+        tolerance: largest distance of a matched pair as a share of the image's diagonal, but at least one pixel (which
+            applies below 94 x 94 pixels); the default is that of the Berkeley benchmark.
+        thin_labels: whether the labels are thinned to lines of one pixel too. Otherwise thin edges could not recall labels
+            that mark both sides of an edge, as those computed for PASCAL-Context do; the benchmark does not thin its drawn
+            labels.
 
-    What is found is thinned twice. A pixel stays if neither neighbour across the ridge is higher (interpolated one pixel
-    away, along the main curvature of the map blurred by one pixel; on a plateau the middle is higher), and what is left
-    is thinned to lines of one pixel (:func:`thinned`), the least probable pixels leaving first.
+    Predicted edges are thinned twice: first by non-maximum suppression (a pixel is kept if neither neighbour across the ridge
+    is higher, interpolated one pixel away along the main curvature of the map blurred by one pixel; on a plateau the middle
+    is higher), then to lines of one pixel (:func:`~testtime.metrics.edge_matching.thinned`), the least probable pixels first.
 
-    The matching is exact, and one pass answers all thresholds: what is found at a lower threshold contains what is found
-    at a higher one, so pixels join from the most probable down, each looking for an augmenting path, and a pixel that
-    finds none never will (the rank of a transversal matroid). The benchmark minimises a sum of distances in which an
-    unmatched pixel costs a hundred tolerances; the number of pairs is the same unless one more pair needs a path of a
-    hundred shifts.
+    The matching is exact, and one pass covers all thresholds: pixels found at a threshold include those found at a higher
+    one, so pixels are added in descending order of probability, each with a search for an augmenting path, and a pixel
+    without such a path never gets one (the rank of a transversal matroid). The benchmark minimises a sum of distances in which
+    an unmatched pixel costs a hundred tolerances; the number of pairs is the same unless a further pair needs an augmenting
+    path of a hundred shifts.
 
-    Departures from the benchmark's code: one annotator; thinned once and not at every threshold; F at the thresholds,
-    without interpolation between them; ``ap`` is a sum of steps, where the benchmark interpolates and leaves out what is
-    left of the lowest recall it met; the curvature is that of the Hessian.
-    An edge is a pixel whose label is at least a half; what is found where no label is known does not count. Where edges
+    Departures from the benchmark's code: one annotator; thinning once and not at every threshold; F at the thresholds,
+    without interpolation between them; ``ap`` is a sum of steps, where the benchmark interpolates and omits recalls below
+    the lowest measured one; the curvature is that of the Hessian.
+    An edge is a pixel whose label is at least a half; pixels found where the label is unknown do not count. Where edges
     are dense and the tolerance is wide, noise scores well.
 
     Cost: for all thresholds on one core about 3 ms for an image of 64 x 64, 12 ms for 128 x 128, up to 2 s for 480 x 480
@@ -144,13 +144,13 @@ class EdgeF:
         if not len(self.thresholds) or (np.diff(self.thresholds) <= 0).any():
             raise ValueError("thresholds must be at least one, and rising")
         self.tolerance, self.thin_labels = tolerance, thin_labels
-        # By threshold: pairs and found pixels; in all: edge pixels. The same at each image's best threshold.
+        # Pairs and found pixels by threshold, and all edge pixels; then pairs and found pixels at each image's best threshold.
         self.pairs, self.found = np.zeros((2, len(self.thresholds)), dtype=np.int64)
         self.edges = 0
         self.best_pairs, self.best_found = 0, 0
 
     def update(self, output: Tensor, label: Tensor) -> None:
-        """Add a batch; arguments and errors are those of :meth:`BCE.update`."""
+        """Add a batch, with the arguments and errors of :meth:`BCE.update`."""
         answer, truth, known = paired(output, label, unit=True)
         p = torch.from_numpy(np.nan_to_num(answer[:, 0])).sigmoid()
         drawn = torch.from_numpy(np.nan_to_num(truth[:, 0]))
@@ -176,19 +176,19 @@ class EdgeF:
             self.best_found += int(count[best])
 
     def curve(self) -> tuple[Floats, Floats, Floats]:
-        """Threshold, precision and recall, each (K,), from 0 to 1; a precision is 0 where nothing was found."""
+        """Return thresholds, precisions and recalls, each (K,), in [0, 1]; a precision is 0 where nothing was found."""
         precision = self.pairs / np.maximum(self.found, 1)
         recall = self.pairs / self.edges if self.edges else np.full(len(self.pairs), np.nan)
         return self.thresholds, precision, recall
 
     @property
     def ods(self) -> float:
-        """Percent at the best threshold for all images."""
+        """F in percent at the best threshold for all images."""
         return float(100 * _f(self.pairs, self.found, self.edges).max()) if self.edges else float("nan")
 
     @property
     def ois(self) -> float:
-        """Percent when every image chooses its threshold."""
+        """F in percent at the best threshold of each image."""
         best = _f(np.array([self.best_pairs]), np.array([self.best_found]), self.edges)
         return float(100 * best[0]) if self.edges else float("nan")
 
@@ -198,17 +198,17 @@ class EdgeF:
         return _area(self.pairs[::-1], self.found[::-1], self.edges)
 
     def value(self) -> float:
-        """ODS in percent, higher is better; NaN before the first edge."""
+        """Return ODS in percent, higher is better; NaN without an edge."""
         return self.ods
 
 
 def _f(pairs: NDArray[np.int64], found: NDArray[np.int64], edges: int) -> Floats:
-    """F from counts: 2PR / (P + R) is twice the pairs over all that could have been in one."""
+    """Return F = 2PR / (P + R) from counts: twice the pairs over the sum of found and edge pixels."""
     return 2 * pairs / np.maximum(found + edges, 1)
 
 
 def _area(hits: NDArray[np.int64], found: NDArray[np.int64], edges: int) -> float:
-    """Percent: precision summed over steps of recall, the thresholds falling."""
+    """Return the sum of precisions over steps of recall in percent, for descending thresholds."""
     if not edges:
         return float("nan")
     steps = np.diff(hits, prepend=0) / edges
