@@ -5,11 +5,11 @@ python examples/choose_without_labels.py
 
 import torch
 
-from testtime.choosing import looks, recommend, watch
 from testtime.data import embedded
 from testtime.methods import BNAdapt, Source, Tent
 from testtime.models import load_model
 from testtime.parts import adam
+from testtime.selection import looks, recommend, watch
 from testtime.streams import continual
 
 

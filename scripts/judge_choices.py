@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testtime.bench.shadow import judged, read_looks, read_signs
-from testtime.choosing import Candidate, Signs, judge, recommend
+from testtime.selection import Candidate, Signs, judge, recommend
 
 SUBSETS, SIZE, COLLAPSE, SOURCE = 200, 6, 0.75, "Source"
 

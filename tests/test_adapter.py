@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter, state_hash
+from testtime.intake.sharing import Stateful
 from testtime.methods import RoTTA
 from testtime.norm import EMAStatistics, ema_statistics, norm_affine
 from testtime.parts import adam, sgd
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
 
 
 def network() -> nn.Module:

@@ -35,10 +35,10 @@ from testtime import (
 )
 from testtime.errors import DataError
 from testtime.files import read_tensors, write_tensors
-from testtime.fingerprint import fingerprint
+from testtime.intake.fingerprint import fingerprint
+from testtime.intake.views import Views
 from testtime.laws.worlds import autoencoded
 from testtime.methods import PAFKIP, Tent
-from testtime.models.views import Views
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.norm import alpha_statistics, batch_statistics, norm_affine
 from testtime.parts import entropy, identity, katana

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from testtime import moved
+
 if TYPE_CHECKING:
     from testtime.adapter import Adapter, state_hash
     from testtime.parts.optimizers import adam, sgd
@@ -64,3 +66,6 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(home), name)
     raise AttributeError(f"module 'testtime' has no attribute {name!r}")
+
+
+moved.install()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,16 +12,16 @@ from torch import Tensor, nn
 
 from testtime.construction import Construction, Lock
 from testtime.errors import AdapterWarning
-from testtime.fingerprint import Fingerprint
-from testtime.frozen import Frozen
 from testtime.gate import Screened, admit, check_batch, declared_range, explain, outside, typical_range
-from testtime.gradients import explained, gradients
+from testtime.intake.fingerprint import Fingerprint, state_hash
+from testtime.intake.frozen import Frozen
+from testtime.intake.gradients import explained, gradients
+from testtime.intake.outputs import Contract, Logits, declares_tasks
+from testtime.intake.sharing import Birth, Stateful, at_least_float32, share
 from testtime.norm.layer import NormPolicy, advance, policies_of
-from testtime.outputs import Contract, Logits, declares_tasks
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
 from testtime.parts.views import MirrorCheck, changes_of
 from testtime.prediction import Prediction, TaskPredictions
-from testtime.sharing import Birth, Stateful, at_least_float32, share
 
 __all__ = ["Adapter", "state_hash"]
 
@@ -48,8 +47,8 @@ class Adapter(Stateful, metaclass=Construction):
             memory with the model they came from.
         seed: every random draw is a function of (seed, steps, purpose).
 
-    Every method takes three more keywords, which describe the model (:class:`testtime.outputs.Logits`): ``outputs``, which
-    part of its output the logits are; ``input_range``, the lowest and highest value of its inputs; ``preserves``, which
+    Every method takes three more keywords, which describe the model (:class:`testtime.intake.outputs.Logits`): ``outputs``,
+    which part of its output the logits are; ``input_range``, the lowest and highest value of its inputs; ``preserves``, which
     changes of an image preserve its class (:class:`testtime.models.Views`).
 
     Attributes:
@@ -486,22 +485,6 @@ class Adapter(Stateful, metaclass=Construction):
                 born[k] = born[k.replace("master.", "model.", 1)].float()
             self._birth = born
         return self
-
-
-def state_hash(adapter: nn.Module) -> str:
-    """A hash of the adapter's whole state, or of any module's: equal exactly when a run would go on the same.
-
-    >>> from testtime.methods import Source
-    >>> a = Source(nn.Linear(3, 2))
-    >>> before = state_hash(a); a.reset(); state_hash(a) == before
-    True
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(adapter.state_dict().items()):
-        flat = value.contiguous().cpu().reshape(-1)
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _finite(tensors: Sequence[Tensor]) -> bool:

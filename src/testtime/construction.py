@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from testtime.fingerprint import fingerprint
-from testtime.outputs import Logits
+from testtime.intake.fingerprint import fingerprint
+from testtime.intake.outputs import Logits
 
 __all__ = ["Construction", "Lock"]
 

@@ -36,9 +36,10 @@ from testtime.files import (
     write_bytes,
     write_tensors,
 )
-from testtime.fingerprint import Fingerprint, fingerprint
+from testtime.intake.fingerprint import Fingerprint, fingerprint
+from testtime.intake.views import Views
 from testtime.methods.sotta import mean_entropy, smoothed_entropy
-from testtime.models.views import Views
+from testtime.moved import current_name
 from testtime.norm import (
     alpha_statistics,
     batch_statistics,
@@ -470,11 +471,12 @@ def _decode(value: Any, own: _Own) -> Any:
     if not {"function"} <= value.keys() <= {"function", "with"}:
         raise ValueError(f"an argument with the keys {', '.join(map(repr, value))}")
     module, _, name = value["function"].partition(":")
-    function = PARTS.get(value["function"]) or own.find(name, module, "functions")
+    part = PARTS.get(f"{current_name(module)}:{name}")
+    function = part or own.find(name, module, "functions")
     if "with" not in value:
         return function
     keywords = {key: _decode(item, own) for key, item in value["with"].items()}
-    if value["function"] in PARTS:
+    if part is not None:
         _check_keywords(function, keywords)
     else:
         inspect.signature(function).bind_partial(**keywords)

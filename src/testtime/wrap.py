@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from testtime.adapter import Adapter
-from testtime.label_shift import shifted_heads
 from testtime.parts.prior import reweighted
 from testtime.prediction import Prediction
+from testtime.source.label_shift import shifted_heads
 
 __all__ = [
     "Episodic",
@@ -215,8 +215,8 @@ class LabelShift(Wrapper):
         2. move :math:`\pi` towards the mean answer; the batches that follow meet the head for that.
 
     Args:
-        adapter: any, around a model with a :class:`testtime.label_shift.ShiftedHead` (there: how it is made and learned, what
-            is the paper's, and what is not).
+        adapter: any, around a model with a :class:`testtime.source.label_shift.ShiftedHead` (there: how it is made and
+            learned, what is the paper's, and what is not).
         decay: rho, the weight of the past; its default is this library's.
 
     Raises:
@@ -229,7 +229,7 @@ class LabelShift(Wrapper):
     2023.
 
     >>> from torch import nn
-    >>> from testtime.label_shift import with_label_shift
+    >>> from testtime.source.label_shift import with_label_shift
     >>> from testtime.methods import Tent
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> adapter = LabelShift(Tent(with_label_shift(net, torch.tensor([0.9, 0.1]))))
@@ -244,7 +244,7 @@ class LabelShift(Wrapper):
         if not shifted_heads(self.adapter):
             raise ValueError(
                 "this adapter's model has no head that follows a label distribution; build it by "
-                "testtime.label_shift.with_label_shift(model, prior)"
+                "testtime.source.label_shift.with_label_shift(model, prior)"
             )
         self.decay = decay
 

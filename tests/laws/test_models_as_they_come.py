@@ -13,7 +13,7 @@ from test_adapters import CASES
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter, state_hash
-from testtime.frozen import Frozen
+from testtime.intake.frozen import Frozen
 from testtime.laws import WORLDS
 from testtime.laws.check import Case
 from testtime.laws.worlds import ambient

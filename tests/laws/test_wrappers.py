@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from testtime.adapter import Adapter
-from testtime.label_shift import shifted_heads, with_label_shift
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.methods import EATA, PAFKIP, EcoTTA, RoTTA, Source, Tent
+from testtime.source.label_shift import shifted_heads, with_label_shift
 from testtime.wrap import Episodic, LabelShift, PriorCorrected, Repeat, ResetEvery, TimeConstrained, Window
 
 

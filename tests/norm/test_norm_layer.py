@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from testtime.intake.sharing import share, twin
 from testtime.norm import (
     AlphaStatistics,
     BatchStatistics,
@@ -21,7 +22,6 @@ from testtime.norm import (
     swap_policy,
 )
 from testtime.norm.grouped import grouped
-from testtime.sharing import share, twin
 
 
 class MyNorm(nn.LayerNorm):

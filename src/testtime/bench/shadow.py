@@ -19,13 +19,13 @@ from testtime.bench.cell import SLOW, source_batches
 from testtime.bench.page import document, figure, show, table, write_page
 from testtime.bench.protocol import Row
 from testtime.bench.svg import Series, line_chart
-from testtime.choosing import Advice, Signs, looks, mirrored, over_time, recommend, turned, watch
 from testtime.data import ImageSet
 from testtime.files import damaged, read_array, read_json, read_lines, write_array, write_json, write_lines
 from testtime.methods import Source
 from testtime.models import model_card
 from testtime.processor import Precision
 from testtime.progress import progress
+from testtime.selection import Advice, Signs, looks, mirrored, over_time, recommend, turned, watch
 from testtime.streams import Stream
 
 __all__ = [

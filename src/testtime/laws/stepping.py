@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter, state_hash
+from testtime.intake.sharing import Stateful
 from testtime.laws.trial import (
     Make,
     adapted,
@@ -29,7 +30,6 @@ from testtime.laws.worlds import World, ambient
 from testtime.methods.source import Source
 from testtime.norm import EMAStatistics, ema_statistics
 from testtime.prediction import Prediction, TaskPredictions
-from testtime.sharing import Stateful
 
 __all__ = [
     "alive",

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from testtime.errors import AdapterWarning
 from testtime.models import Views
-from testtime.multitask.network import Assisted
-from testtime.multitask.tasks import Depth, Segmentation, Task, total_loss
+from testtime.models.assisted import Assisted
 from testtime.space.mae import MaskedAutoencoder, PictureEncoder
 from testtime.space.model import Size
+from testtime.tasks import Depth, Segmentation, Task, total_loss
 
 __all__ = ["CLASSES", "WORLDS", "Meter", "World"]
 

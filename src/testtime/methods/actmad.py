@@ -39,13 +39,13 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.multitask.network import Assisted
+from testtime.intake.sharing import Stateful
+from testtime.models.assisted import Assisted
 from testtime.norm import NormPolicy, observing, source_statistics
 from testtime.norm.layer import KINDS
 from testtime.parts import sgd
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import Tap, watched
-from testtime.sharing import Stateful
 
 __all__ = ["ActMAD", "SourceActivations"]
 

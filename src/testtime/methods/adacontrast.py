@@ -50,6 +50,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.norm import observing, running_statistics
 from testtime.parts import Teacher, generator, marginal_entropy, random_crop_flip, sgd, simclr
 from testtime.parts.augment import Augmentation
@@ -57,7 +58,6 @@ from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import Tap
 from testtime.parts.views import preserving
-from testtime.sharing import Stateful
 
 __all__ = ["AdaContrast", "NeighbourMemory", "class_contrast"]
 

@@ -39,11 +39,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.norm import source_statistics
-from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.prediction import Prediction, energy
-from testtime.sharing import Stateful
+from testtime.source.branches import labelled_images_of, labels_or_predictions
 
 __all__ = ["AdaNPC", "FeatureMemory", "vote"]
 

@@ -56,16 +56,16 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.corruptions import corrupt
+from testtime.intake.sharing import Stateful, duplicate
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam, generator, random_crop_flip, simclr
 from testtime.parts.augment import Augmentation
-from testtime.parts.branches import images_of
 from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.source_training import passes_over
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful, duplicate
+from testtime.source.branches import images_of
+from testtime.source.passes import passes_over
 
 __all__ = ["ATLAS", "TaskVectors", "fixmatch", "train_task_vectors", "with_task_vectors"]
 

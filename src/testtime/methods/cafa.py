@@ -38,13 +38,13 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam
-from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
+from testtime.source.branches import labelled_images_of, labels_or_predictions
 
 __all__ = ["CAFA", "ClassGaussians", "class_aware_loss"]
 

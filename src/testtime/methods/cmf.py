@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.methods.roid import Prior, corrected, diversity_certainty, ensemble, flat, universal_loss
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana
@@ -50,7 +51,6 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
 
 __all__ = ["CMF", "MomentumFilter"]
 

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import share
 from testtime.norm import batch_statistics
 from testtime.norm.grouped import grouped
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
@@ -47,7 +48,6 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.restoration import restore_at_random
 from testtime.parts.views import preserving
-from testtime.sharing import share
 
 __all__ = ["CoTTA"]
 

@@ -45,11 +45,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from testtime.intake.sharing import duplicate
 from testtime.parts import generator
 from testtime.parts.features import linear_head, with_features
-from testtime.parts.source_training import passes_over
 from testtime.parts.taps import tapped
-from testtime.sharing import duplicate
+from testtime.source.passes import passes_over
 
 __all__ = ["learning_rate", "reversal", "reverse_gradient", "train_dann"]
 

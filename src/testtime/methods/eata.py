@@ -43,12 +43,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.methods.eta import MeanPrediction, active_entropy
 from testtime.norm import batch_statistics, norm_affine
 from testtime.parts import adam
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
 
 __all__ = ["EATA", "FisherAnchor"]
 

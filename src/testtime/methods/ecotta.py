@@ -49,14 +49,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful, duplicate
 from testtime.norm import source_statistics
 from testtime.parts import entropy, generator, sgd
-from testtime.parts.branches import images_of
 from testtime.parts.groups import convolutions_of, groups_of
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.source_training import passes_over
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful, duplicate
+from testtime.source.branches import images_of
+from testtime.source.passes import passes_over
 
 __all__ = ["EcoTTA", "MetaGroup", "train_meta", "with_meta"]
 

@@ -43,11 +43,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.norm import batch_statistics, norm_affine
 from testtime.parts import adam, entropy
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.prediction import Prediction
-from testtime.sharing import Stateful
 
 __all__ = ["ETA", "MeanPrediction", "active_entropy"]
 

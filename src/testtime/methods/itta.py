@@ -60,16 +60,16 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
-from testtime.intake import DetachedCopies
+from testtime.intake.model import DetachedCopies
+from testtime.intake.sharing import Stateful, duplicate
 from testtime.norm import observing, source_statistics
 from testtime.parts import adam, generator
-from testtime.parts.branches import images_of
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.groups import convolutions_of, groups_of
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.source_training import passes_over
 from testtime.parts.taps import Tap, tapped
-from testtime.sharing import Stateful, duplicate
+from testtime.source.branches import images_of
+from testtime.source.passes import passes_over
 
 __all__ = [
     "ITTA",

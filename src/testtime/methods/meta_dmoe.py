@@ -61,15 +61,15 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.corruptions import corrupt
+from testtime.intake.outputs import Logits
+from testtime.intake.sharing import AtLeastFloat32, Stateful, duplicate, share
 from testtime.norm import observing, source_statistics
-from testtime.outputs import Logits
 from testtime.parts import generator, sgd
-from testtime.parts.branches import images_of
 from testtime.parts.features import head_tap, with_features
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.source_training import passes_over
 from testtime.parts.taps import Tap
-from testtime.sharing import AtLeastFloat32, Stateful, duplicate, share
+from testtime.source.branches import images_of
+from testtime.source.passes import passes_over
 
 __all__ = ["Aggregator", "Featured", "MetaDMoE", "Mixture", "train_meta_dmoe"]
 

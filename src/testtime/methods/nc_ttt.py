@@ -54,9 +54,9 @@ from torch.nn import functional as F
 from testtime.adapter import Adapter
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam
-from testtime.parts.branches import UnsupervisedBranch, joined, positions, upstream
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import watched
+from testtime.source.branches import UnsupervisedBranch, joined, positions, upstream
 
 __all__ = ["NCTTT", "NoiseDiscriminator", "in_distribution"]
 

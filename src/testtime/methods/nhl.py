@@ -44,10 +44,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam, entropy
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.sharing import Stateful
 
 __all__ = ["NHL", "NeuroModulated", "soft_hebbian"]
 

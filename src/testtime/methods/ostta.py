@@ -49,6 +49,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import twin
 from testtime.methods.unient import Mixture, split
 from testtime.norm import batch_statistics, norm_affine
 from testtime.parts import adam, entropy, marginal_entropy
@@ -57,7 +58,6 @@ from testtime.parts.mixture import two_gaussians
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import Tap
 from testtime.prediction import Prediction
-from testtime.sharing import twin
 
 __all__ = ["OSTTA", "confidence_kept"]
 

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import twin
 from testtime.norm import SourceStatistics, batch_statistics, norm_affine, swap_policy
 from testtime.norm.grouped import grouped
 from testtime.parts import Teacher, adam, entropy, generator, random_crop_flip
@@ -50,7 +51,6 @@ from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction, energy
-from testtime.sharing import twin
 
 __all__ = ["PAFKIP", "knowledge_integrated", "primary_auxiliary_loss"]
 

@@ -46,15 +46,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful, duplicate, share
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
-from testtime.parts.branches import images_of
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.restoration import restore_at_random
-from testtime.parts.source_training import passes_over
 from testtime.parts.views import preserving
-from testtime.sharing import Stateful, duplicate, share
+from testtime.source.branches import images_of
+from testtime.source.passes import passes_over
 
 __all__ = ["PETAL", "DiagonalPrior", "SwagDiagonal", "quantile_of", "swag_diagonal"]
 

@@ -46,15 +46,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import AtLeastFloat32, Stateful, share
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
-from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.randomness import epochs
 from testtime.parts.views import preserving
-from testtime.sharing import AtLeastFloat32, Stateful, share
+from testtime.source.branches import labelled_images_of, labels_or_predictions
 
 __all__ = ["RMT", "SourceReplay", "attract", "projector"]
 

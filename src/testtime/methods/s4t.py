@@ -34,13 +34,13 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.multitask.network import Assisted
-from testtime.multitask.synchronizer import Synchronizer
-from testtime.multitask.tasks import Reconstruction
+from testtime.models.assisted import Assisted
+from testtime.models.synchronizer import Synchronizer
 from testtime.norm import observing, running_statistics
 from testtime.parts.optimizers import OptimizerFactory, sgd
 from testtime.parts.randomness import generator
 from testtime.parts.taps import tap, watched
+from testtime.tasks import Reconstruction
 
 __all__ = ["S4T"]
 

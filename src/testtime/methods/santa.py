@@ -41,15 +41,15 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import share
 from testtime.methods.rmt import SourceReplay, attract, projector
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
-from testtime.parts.branches import labelled_images_of, labels_or_predictions
 from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
-from testtime.sharing import share
+from testtime.source.branches import labelled_images_of, labels_or_predictions
 
 __all__ = ["SANTA"]
 

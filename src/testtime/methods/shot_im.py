@@ -37,7 +37,7 @@ from typing import final
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.multitask.network import Assisted
+from testtime.models.assisted import Assisted
 from testtime.norm import batch_statistics, observing
 from testtime.parts import entropy, marginal_entropy, sgd
 from testtime.parts.features import linear_head

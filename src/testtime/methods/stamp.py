@@ -57,6 +57,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import share
 from testtime.norm import TOP_LAYERS, batch_statistics, norm_affine
 from testtime.norm.grouped import grouped
 from testtime.parts import entropy, generator, random_crop_flip, sgd, sharpness_aware_gradients
@@ -65,7 +66,6 @@ from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction
-from testtime.sharing import share
 
 __all__ = ["RBM", "STAMP", "self_weighted_entropy"]
 

@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.norm import source_statistics
 from testtime.parts import entropy
 from testtime.parts.features import head_tap, linear_head, with_features
-from testtime.sharing import Stateful
 
 __all__ = ["T3A", "Supports"]
 

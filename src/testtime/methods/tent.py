@@ -28,10 +28,10 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.multitask.tasks import class_logits, tasks_of
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, entropy
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.tasks import class_logits, tasks_of
 
 __all__ = ["Tent"]
 

@@ -47,10 +47,10 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.multitask.tasks import class_logits, tasks_of
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, entropy, generator
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.tasks import class_logits, tasks_of
 
 __all__ = ["TIPI", "divergence"]
 

@@ -48,10 +48,10 @@ from testtime.adapter import Adapter
 from testtime.norm import observing, source_statistics
 from testtime.parts import generator, identity, sgd
 from testtime.parts.augment import Augmentation
-from testtime.parts.branches import UnsupervisedBranch, images_of, joined, pooled, upstream
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import Tap, tapped, watched
 from testtime.parts.views import preserving
+from testtime.source.branches import UnsupervisedBranch, images_of, joined, pooled, upstream
 
 __all__ = ["TTT", "RotationBranch", "turned"]
 

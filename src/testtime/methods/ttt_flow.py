@@ -48,9 +48,9 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.norm import batch_statistics, observing
 from testtime.parts import sgd
-from testtime.parts.branches import UnsupervisedBranch, joined, positions, upstream
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import watched
+from testtime.source.branches import UnsupervisedBranch, joined, positions, upstream
 
 __all__ = ["Coupling", "Flow", "TTTFlow"]
 

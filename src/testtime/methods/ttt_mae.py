@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.multitask.network import Assisted
+from testtime.models.assisted import Assisted
 from testtime.norm import observing, source_statistics
 from testtime.parts.optimizers import OptimizerFactory, sgd
 from testtime.parts.randomness import generator

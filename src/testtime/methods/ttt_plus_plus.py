@@ -48,14 +48,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.norm import observing, running_statistics
 from testtime.parts import generator, sgd, simclr
 from testtime.parts.augment import Augmentation
-from testtime.parts.branches import UnsupervisedBranch, images_of, joined, pooled, upstream
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import tapped, watched
 from testtime.parts.views import preserving
-from testtime.sharing import Stateful
+from testtime.source.branches import UnsupervisedBranch, images_of, joined, pooled, upstream
 
 __all__ = ["ContrastiveBranch", "FeatureQueue", "SourceMoments", "TTTPlusPlus", "contrastive"]
 

@@ -40,12 +40,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.sharing import Stateful
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
-from testtime.sharing import Stateful
 
 __all__ = ["VDP", "Prompted", "Sensitivity"]
 

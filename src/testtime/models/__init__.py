@@ -4,12 +4,12 @@ weights.
 Any ``nn.Module`` works in the library; these are a convenience.
 """
 
+from testtime.intake.views import Views, views_of
 from testtime.models.digits import DigitsCNN
 from testtime.models.mobilenet import MobileNet
 from testtime.models.preprocessed import Preprocessed, normalised
 from testtime.models.resnet import ResNet
 from testtime.models.resnet_cifar import ResNetCIFAR, resnet20, resnet32, resnet44, resnet56, resnet110
-from testtime.models.views import Views, views_of
 from testtime.models.weights import load_weights, read_weights
 from testtime.models.wide_resnet import WideResNet
 from testtime.models.zoo import MODELS, ModelCard, build_model, load_model, model_card, source_digits

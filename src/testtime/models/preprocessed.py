@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from testtime.models.views import Views, checked
+from testtime.intake.views import Views, checked
 
 
 class Preprocessed(nn.Module):

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from testtime.errors import unknown_name
+from testtime.intake.views import Views
 from testtime.models.digits import DigitsCNN
 from testtime.models.mobilenet import MobileNet
 from testtime.models.preprocessed import Preprocessed
 from testtime.models.resnet import ResNet
 from testtime.models.resnet_cifar import ResNetCIFAR
-from testtime.models.views import Views
 from testtime.models.weights import load_weights
 from testtime.models.wide_resnet import WideResNet
 

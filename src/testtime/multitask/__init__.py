@@ -1,8 +1,10 @@
 """Multi-task models and their test-time training: tasks by name, heads on one encoder, branches, protocols."""
 
-from testtime.multitask.network import Assisted, Branch, MultiTaskNet, PyramidEncoder, multitask_resnet
-from testtime.multitask.synchronizer import Synchronizer
-from testtime.multitask.tasks import (
+from testtime.models.assisted import Assisted, Branch
+from testtime.models.multitask import MultiTaskNet, PyramidEncoder, multitask_resnet
+from testtime.models.synchronizer import Synchronizer
+from testtime.multitask.training import Recipe, load_trained, train
+from testtime.tasks import (
     Depth,
     Edges,
     Normals,
@@ -13,7 +15,6 @@ from testtime.multitask.tasks import (
     tasks_of,
     total_loss,
 )
-from testtime.multitask.training import Recipe, load_trained, train
 
 __all__ = [
     "Assisted",

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
-from testtime.multitask.network import Assisted, MultiTaskNet
+from testtime.models.assisted import Assisted
+from testtime.models.multitask import MultiTaskNet
+from testtime.models.synchronizer import Synchronizer
 from testtime.multitask.protocol import loaded
-from testtime.multitask.synchronizer import Synchronizer
-from testtime.multitask.tasks import Tasks
 from testtime.parts.randomness import generator
 from testtime.parts.taps import tapped, watched
+from testtime.tasks import Tasks
 
 __all__ = ["affinity", "affinity_gap", "direction", "masked_losses"]
 

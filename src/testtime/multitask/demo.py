@@ -17,7 +17,7 @@ from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
 from testtime.files import read_json, write_json
 from testtime.methods import S4T, Source
-from testtime.multitask.network import Assisted
+from testtime.models.assisted import Assisted
 from testtime.multitask.pictures import MOMENTS, Strip, moments, write_pictures
 from testtime.multitask.presets import Domain, Preset
 from testtime.multitask.protocol import Protocol, follow

@@ -20,8 +20,8 @@ from testtime.files import read_json, write_image, write_json
 from testtime.multitask.presets import Preset
 from testtime.multitask.results import read_results
 from testtime.multitask.study import AGAIN, Study, source_model
-from testtime.multitask.tasks import Segmentation, Task, Tasks
 from testtime.scenes.sheet import depth_colours, palette
+from testtime.tasks import Segmentation, Task, Tasks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,7 +109,7 @@ def picture(task: Task, label: Tensor, reach: tuple[float, float] = (0.0, 1.0)) 
         label: in the convention of :class:`testtime.data.Sample`.
         reach: nearest and farthest depth of the scale, in metres.
 
-    >>> from testtime.multitask.tasks import Edges
+    >>> from testtime.tasks import Edges
     >>> picture(Edges(), torch.tensor([[[1.0, 0.0, torch.nan]]]))[0].tolist()
     [[255, 255, 255], [0, 0, 0], [128, 128, 128]]
     """

@@ -11,11 +11,12 @@ import torch
 
 from testtime.data.dense import DenseSet, Sample
 from testtime.data.shared_classes import relabelled
-from testtime.multitask.network import Assisted, MultiTaskNet, multitask_resnet
-from testtime.multitask.synchronizer import Synchronizer
-from testtime.multitask.tasks import Depth, Edges, Normals, Segmentation, Task, Tasks
+from testtime.models.assisted import Assisted
+from testtime.models.multitask import MultiTaskNet, multitask_resnet
+from testtime.models.synchronizer import Synchronizer
 from testtime.multitask.training import Recipe
 from testtime.parts.randomness import generator
+from testtime.tasks import Depth, Edges, Normals, Segmentation, Task, Tasks
 
 __all__ = ["GROUPS", "NOISE", "PRESETS", "Domain", "Noisy", "Preset"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
 from testtime.metrics.synchronisation import delta_ttt
-from testtime.multitask.tasks import Meter, Tasks
+from testtime.tasks import Meter, Tasks
 
 __all__ = ["PAPER", "RELEASED", "Curve", "Protocol", "evaluate", "follow", "gain"]
 

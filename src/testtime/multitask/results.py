@@ -19,7 +19,7 @@ from testtime.files import read_json, slug, write_json
 from testtime.metrics.synchronisation import cosine_similarity, dtw, step_variance
 from testtime.multitask.protocol import Curve
 from testtime.multitask.study import AGAIN, RATE, read_cells
-from testtime.multitask.tasks import Depth, Edges, Normals, Segmentation
+from testtime.tasks import Depth, Edges, Normals, Segmentation
 
 __all__ = ["Column", "Outcome", "Results", "columns", "read_results", "text_table", "write_command"]
 

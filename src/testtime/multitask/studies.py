@@ -18,11 +18,12 @@ from testtime.methods.clust3 import Projectors
 from testtime.methods.nc_ttt import NoiseDiscriminator
 from testtime.methods.ttt import RotationBranch
 from testtime.methods.ttt_plus_plus import ContrastiveBranch
-from testtime.multitask.network import Assisted, Branch, MultiTaskNet
+from testtime.models.assisted import Assisted, Branch
+from testtime.models.multitask import MultiTaskNet
+from testtime.models.synchronizer import legacy_order
 from testtime.multitask.presets import NOISE, Preset
 from testtime.multitask.protocol import Protocol
 from testtime.multitask.study import Row, Study
-from testtime.multitask.synchronizer import legacy_order
 from testtime.norm import running_statistics, source_statistics
 from testtime.parts.optimizers import adam, sgd
 

@@ -21,7 +21,7 @@ from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
 from testtime.files import check_shape, damaged, read_json, slug, write_json
 from testtime.methods import Source
-from testtime.multitask.network import MultiTaskNet
+from testtime.models.multitask import MultiTaskNet
 from testtime.multitask.presets import PRESETS, Preset
 from testtime.multitask.protocol import RELEASED, Protocol, follow
 from testtime.multitask.training import load_trained, train

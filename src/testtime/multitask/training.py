@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testtime import checkpoint
 from testtime.data.dense import DenseSet, Sample, collate, sized
-from testtime.multitask.network import Assisted, Branch
-from testtime.multitask.tasks import Task, tasks_of
+from testtime.models.assisted import Assisted, Branch
 from testtime.parts.randomness import epochs, generator
 from testtime.parts.taps import tapped, watched
 from testtime.progress import progress
+from testtime.tasks import Task, tasks_of
+from testtime.training import checkpoint
 
 __all__ = [
     "AutomaticWeights",

@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from testtime.intake.sharing import twin
 from testtime.norm.layer import KINDS, NormPolicy
-from testtime.sharing import twin
 
 __all__ = ["Grouped", "grouped"]
 

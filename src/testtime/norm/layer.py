@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from testtime.sharing import Stateful, share
+from testtime.intake.sharing import Stateful, share
 
 __all__ = [
     "TOP_LAYERS",

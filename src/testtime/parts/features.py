@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from testtime.outputs import Logits
+from testtime.intake.outputs import Logits
+from testtime.intake.sharing import twin
 from testtime.parts.taps import Tap, tap, watched
-from testtime.sharing import twin
 
 __all__ = ["head_tap", "headless", "linear_head", "with_features"]
 
@@ -47,7 +47,7 @@ def headless(model: nn.Module, own: Iterable[Tensor] = (), head: str | None = No
 
     Args:
         model: any classifier.
-        own: tensors that the twin copies instead of sharing them, as in :func:`testtime.sharing.twin`.
+        own: tensors that the twin copies instead of sharing them, as in :func:`testtime.intake.sharing.twin`.
         head: the name of the head; the last linear layer unless given.
 
     Raises:

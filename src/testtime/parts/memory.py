@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.sharing import Stateful
+from testtime.intake.sharing import Stateful
 
 __all__ = ["ImageMemory"]
 

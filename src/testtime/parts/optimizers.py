@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from testtime.sharing import at_least_float32
+from testtime.intake.sharing import at_least_float32
 
 __all__ = ["Descent", "MasterWeights", "OptimizerFactory", "adam", "born", "sgd"]
 

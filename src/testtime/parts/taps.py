@@ -41,7 +41,7 @@ def tap(model: nn.Module, name: str, given: bool = False) -> Tap:
     """Put a tap around a layer of the tree, in place.
 
     Args:
-        model: a tree of one's own (:func:`testtime.sharing.share`).
+        model: a tree of one's own (:func:`testtime.intake.sharing.share`).
         name: the dotted name of the layer, or its end (``"layer2"``), in which case the first of that name is meant.
         given: keep the layer's input instead of its output.
 

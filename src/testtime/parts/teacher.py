@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from testtime.sharing import Stateful, twin
+from testtime.intake.sharing import Stateful, twin
 
 __all__ = ["Teacher"]
 

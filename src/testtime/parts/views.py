@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from testtime.errors import AdapterWarning
-from testtime.models.views import Views, views_of
+from testtime.intake.sharing import twin
+from testtime.intake.views import Views, views_of
 from testtime.norm.batch import BatchStatistics
 from testtime.norm.layer import swap_policy
 from testtime.parts.augment import SHIFT, Augmentation, katana, random_crop_flip, simclr
 from testtime.parts.chains import augmix
-from testtime.sharing import twin
 
 __all__ = ["MirrorCheck", "changes_of", "contradicted", "preserving"]
 

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testtime.multitask.network import Branch
+from testtime.models.assisted import Branch
 from testtime.parts.randomness import generator
 from testtime.space.model import SIZES, Batch, Block, Size, grid_embedding
 

@@ -9,7 +9,7 @@ import torch
 
 from testtime.methods.ttt_mae import TTTMAE
 from testtime.metrics.dense import MeanIoU
-from testtime.multitask.network import Assisted
+from testtime.models.assisted import Assisted
 from testtime.parts.optimizers import sgd
 from testtime.progress import progress
 from testtime.space.mae import MaskedAutoencoder

@@ -23,12 +23,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from testtime import checkpoint
 from testtime.files import damaged, read_lines, write_lines
 from testtime.progress import progress
 from testtime.space.loader import Batches, loader
 from testtime.space.masking import Masking
 from testtime.space.model import Batch
+from testtime.training import checkpoint
 
 __all__ = ["PAPER", "Recipe", "pretrain"]
 

@@ -32,13 +32,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from testtime import checkpoint
 from testtime.data.dense import IGNORE
 from testtime.errors import WeightsError, missing_extra
 from testtime.parts.randomness import epochs, generator
 from testtime.progress import progress
 from testtime.space.autoencoder import Network, decoder, encoder
 from testtime.space.modalities import Modality
+from testtime.training import checkpoint
 
 __all__ = [
     "FSQTokenizer",

@@ -30,7 +30,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from testtime import checkpoint
 from testtime.data.dense import IGNORE, DenseSet, collate, sized
 from testtime.files import damaged, read_lines, write_lines
 from testtime.metrics.dense import MeanIoU
@@ -40,6 +39,7 @@ from testtime.parts.randomness import epochs, generator
 from testtime.progress import progress
 from testtime.space.model import Block
 from testtime.space.segmenter import Encoder, Images, Segmenter
+from testtime.training import checkpoint
 
 __all__ = [
     "RECIPES",

@@ -1,0 +1,98 @@
+"""Frozen weights share their memory with the caller's model: whether that model has changed since."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = ["Frozen", "remember"]
+
+Original = tuple["weakref.ref[Tensor]", int]
+# For a tensor of a tree: the caller's tensor, whose memory it shares, and the version that one had.
+_ORIGINALS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def remember(shared: Tensor, original: Tensor) -> None:
+    """Note that a new tensor was made on the memory of another.
+
+    Args:
+        shared: the new tensor.
+        original: the other; where that one in turn shares the memory of a third, it is the third that counts.
+    """
+    known: Original | None = _ORIGINALS.get(original)
+    if known is None or not _same_memory(original, known[0]()):
+        known = weakref.ref(original), original._version
+    _ORIGINALS[shared] = known
+
+
+def _same_memory(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.device == other.device and one.data_ptr() == other.data_ptr()
+
+
+class Frozen:
+    """The watch of an adapter over the weights that it shares with the model it was built on.
+
+    torch counts the writes to every tensor (``Tensor._version``): optimizers, ``load_state_dict``, in-place operations and
+    BatchNorm in training mode (``num_batches_tracked``) are counted; writes through ``Tensor.data`` are not, and are not
+    seen. A model that was moved to another device, or deleted, shares nothing and may change.
+
+    >>> from testtime.intake.sharing import share
+    >>> model = nn.Linear(2, 2)
+    >>> tree, frozen = share(model), Frozen()
+    >>> frozen.check(tree)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> frozen.check(tree)
+    Traceback (most recent call last):
+    ...
+    ValueError: network.weight of the model that this Logits was built on has changed since (by training, ...
+    """
+
+    def __init__(self) -> None:
+        # name, tensor, the caller's tensor, its version; for a buffer its own version too
+        self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int, int | None]] | None = (
+            None
+        )
+
+    def __reduce__(self) -> tuple[type[Frozen], tuple[()]]:
+        return Frozen, ()  # a copy has memory of its own
+
+    def check(self, owner: nn.Module) -> None:
+        """Compare the model that an adapter was built on with what it was then.
+
+        Args:
+            owner: the adapter, always the same one.
+
+        Raises:
+            ValueError: a tensor was written to whose memory the adapter shares, by the caller or by the model's own forward.
+        """
+        if self._watched is None:
+            tensors: list[tuple[str, Tensor, int | None]] = [
+                (name, p, None) for name, p in owner.named_parameters()
+            ]
+            moves: list[Any] = [m for m in owner.modules() if hasattr(m, "moving")]  # sharing.Stateful
+            moving = {id(t) for m in moves for t in m.moving().values()}
+            constant = [
+                (n, b) for n, b in owner.named_buffers() if id(b) not in moving and not b.is_inference()
+            ]
+            tensors += [(name, b, b._version) for name, b in constant]
+            found = [(name, t, _ORIGINALS.get(t), own) for name, t, own in tensors]
+            self._watched = [(name, weakref.ref(t), *known, own) for name, t, known, own in found if known]
+        for name, own, original, version, unmoved in self._watched:
+            tensor, source = own(), original()
+            if unmoved is not None and tensor is not None and tensor._version != unmoved:
+                raise ValueError(
+                    f"the model of this {type(owner).__name__} writes into its buffer {name} while it predicts in evaluation "
+                    "mode: this changes the model that the adapter was built on, and a reset cannot take it back; write to "
+                    "it only if self.training (observers of a quantization: model.apply(disable_observer))"
+                )
+            if source is None or source._version == version:
+                continue
+            if tensor is not None and _same_memory(tensor, source):
+                raise ValueError(
+                    f"{name} of the model that this {type(owner).__name__} was built on has changed since (by training, "
+                    "load_state_dict, or a forward in training mode), and the adapter shares its frozen weights with that "
+                    "model; build a new adapter on the changed model, or build adapters on copy.deepcopy(model)"
+                )

@@ -1,0 +1,1 @@
+"""Training: checkpoints, and the loop that is resumed exactly."""

@@ -1,0 +1,49 @@
+"""Modules that have moved are found by their former names, with a warning."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from testtime import moved
+
+
+@pytest.mark.parametrize("old", sorted(moved.MODULES))
+def test_a_former_module_name_gives_the_same_objects_and_warns(old):
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {moved.MODULES[old]}"):
+        former = importlib.import_module(old)
+    new = importlib.import_module(moved.MODULES[old])
+    assert former.__all__ == list(new.__all__)
+    assert all(getattr(former, name) is getattr(new, name) for name in new.__all__)
+
+
+def test_no_module_lies_under_a_former_name():
+    for old in moved.MODULES:
+        sys.modules.pop(old, None)
+        with pytest.warns(DeprecationWarning, match="is now"):
+            assert importlib.import_module(old).__doc__.startswith("The former name")
+
+
+def test_from_imports_of_former_names_work_in_a_new_process():
+    code = (
+        "from testtime.choosing import recommend; from testtime.multitask.tasks import Depth; "
+        "print(recommend.__module__, Depth.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["testtime.selection", "testtime.tasks"]
+
+
+def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
+    import testtime.errors as errors
+
+    get = moved.renamed("testtime.errors", {"FormerError": "DataError", "Moved": "testtime.tasks:Depth"})
+    with pytest.warns(
+        DeprecationWarning, match=r"testtime.errors.FormerError is now testtime.errors.DataError"
+    ):
+        assert get("FormerError") is errors.DataError
+    with pytest.warns(DeprecationWarning, match=r"now testtime.tasks.Depth"):
+        assert get("Moved") is importlib.import_module("testtime.tasks").Depth
+    with pytest.raises(AttributeError, match="has no attribute 'other'"):
+        get("other")
