@@ -77,7 +77,7 @@ def logits(p: Tensor) -> Tensor:
     return p.double().clamp(1e-9, 1 - 1e-9).logit()
 
 
-def test_found_edges_of_known_precision_and_recall():
+def test_precision_and_recall_of_lines():
     # Two lines of four are found, one of them a pixel aside, and a third where there is none.
     label, found = lines(32, [3, 10, 17, 24]), lines(32, [3, 11, 29])
     meter = fed(EdgeF(), logits(found), label)
@@ -142,7 +142,7 @@ def test_labels_on_both_sides_of_an_edge_are_one_line():
     assert fed(EdgeF(thin_labels=False), answer, wide).value() == pytest.approx(100 * 2 / 3)
 
 
-def test_what_is_found_where_nothing_is_known_does_not_count():
+def test_edges_found_in_unknown_pixels_do_not_count():
     label, p = lines(32, [5]), lines(32, [5, 20])
     assert fed(EdgeF(), logits(p), label).value() == pytest.approx(100 * 2 / 3)
     label[..., 16:] = NAN
@@ -151,7 +151,7 @@ def test_what_is_found_where_nothing_is_known_does_not_count():
     assert fed(EdgeF(), logits(torch.cat([p, p])), torch.cat([label, unknown])).value() == 100
 
 
-def test_an_image_without_edges_can_only_raise_false_alarms():
+def test_an_image_without_edges_can_only_give_false_positives():
     label = torch.cat([lines(32, [5]), lines(32, [])])
     meter = fed(EdgeF([0.5]), logits(torch.cat([lines(32, [5]), lines(32, [5])])), label)
     assert meter.value() == pytest.approx(100 * 2 / 3)
@@ -159,7 +159,7 @@ def test_an_image_without_edges_can_only_raise_false_alarms():
     assert fed(EdgeF(), logits(lines(32, [])), lines(32, [5])).value() == 0
 
 
-def test_thresholds_must_rise():
+def test_thresholds_must_ascend():
     for wrong in ([], [0.5, 0.5], 0):
         with pytest.raises(ValueError, match="rising"):
             EdgeF(wrong)

@@ -12,6 +12,7 @@ from testtime.metrics.label_free import aetta, consistency, diversity, dropout_d
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 from testtime.metrics.summary import Samples, forgetting, summarise
 from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
+from testtime.moved import renamed
 
 __all__ = [
     "BCE",
@@ -47,3 +48,5 @@ __all__ = [
     "step_variance",
     "summarise",
 ]
+
+__getattr__ = renamed(__name__, {"alike": "appearance_clusters", "looks": "appearance_features"})

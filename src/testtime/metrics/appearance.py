@@ -18,7 +18,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from testtime.moved import renamed
+
 __all__ = ["appearance_clusters", "appearance_features"]
+
+__getattr__ = renamed(__name__, {"alike": "appearance_clusters", "looks": "appearance_features"})
 
 BANDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1.0)  # cycles per pixel
 FINE = 0.2  # cycles per pixel, above which the power counts by direction

@@ -15,8 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from testtime.data.dense import IGNORE
+from testtime.moved import renamed
 
 __all__ = ["RMSE", "MeanAngle", "MeanIoU"]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "BCE": "testtime.metrics.edges:BCE",
+        "AveragePrecision": "testtime.metrics.edges:AveragePrecision",
+        "EdgeF": "testtime.metrics.edges:EdgeF",
+        "joined": "testtime.metrics.edge_matching:grow_matching",
+        "thinned": "testtime.metrics.edge_matching:thinned",
+    },
+)
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
