@@ -56,6 +56,10 @@ def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
         ("testtime.metrics:looks", "testtime.metrics:appearance_features"),
         ("testtime.metrics.appearance:alike", "testtime.metrics:appearance_clusters"),
         ("testtime.metrics.dense:EdgeF", "testtime.metrics.edges:EdgeF"),
+        ("testtime.streams:LADDER", "testtime.streams:GRADUAL_SEVERITIES"),
+        ("testtime.streams:Wandering", "testtime.streams:CCCStream"),
+        ("testtime.streams.ccc:path", "testtime.streams.ccc:severity_path"),
+        ("testtime.streams.domain:number", "testtime.streams.domain:derive_seed"),
         ("testtime.selection:looks", "testtime.metrics:appearance_features"),
     ],
 )

@@ -36,6 +36,8 @@ MODULES = {
     "testtime.parts.source_training": "testtime.source.passes",
     "testtime.sharing": "testtime.intake.sharing",
     "testtime.space.commands": "testtime.cli.space",
+    "testtime.streams.arrivals": "testtime.streams.orders",
+    "testtime.streams.wandering": "testtime.streams.ccc",
 }
 """New module of every module that has moved."""
 
