@@ -16,9 +16,9 @@ from testtime.parts import adam, generator
 from testtime.selection import (
     Candidate,
     Signs,
+    appearance_features,
     disturbance,
     judge,
-    looks,
     mirrored,
     moved,
     over_time,
@@ -237,7 +237,7 @@ def test_a_method_that_destroys_itself_is_not_chosen() -> None:
     }
     hot = next(c for c in judged(seen) if c.name == "hot")
     assert hot.alarms
-    assert recommend(seen, looks(torch.cat(batches))).name != "hot"
+    assert recommend(seen, appearance_features(torch.cat(batches))).name != "hot"
 
 
 def test_candidates_of_other_streams_are_not_compared() -> None:

@@ -5,7 +5,7 @@ r"""Which method, when there is no label: candidates run in shadow on one's own 
 >>> stream = [torch.rand(8, 3, 8, 8) for _ in range(4)]
 >>> seen = {name: list(watch(adapter, stream, Source(net))) for name, adapter in
 ...         {"Source": Source(net), "TENT": Tent(net)}.items()}
->>> recommend(seen, looks(torch.cat(stream))).name in seen
+>>> recommend(seen, appearance_features(torch.cat(stream))).name in seen
 True
 """
 
@@ -28,13 +28,14 @@ from testtime.adapter import Adapter
 from testtime.intake.views import Views, views_of
 from testtime.metrics import (
     aetta,
-    alike,
+    appearance_clusters,
+    appearance_features,
     consistency,
     diversity,
     dropout_disagreement,
-    looks,
     milliseconds,
 )
+from testtime.moved import renamed
 from testtime.parts import generator
 from testtime.parts.augment import SHIFT
 from testtime.parts.features import headless, linear_head
@@ -43,9 +44,9 @@ __all__ = [
     "Advice",
     "Candidate",
     "Signs",
+    "appearance_features",
     "disturbance",
     "judge",
-    "looks",
     "mirrored",
     "moved",
     "over_time",
@@ -53,6 +54,8 @@ __all__ = [
     "turned",
     "watch",
 ]
+
+__getattr__ = renamed(__name__, {"looks": "appearance_features"})
 
 NEAR = 1.0  # percent points of estimated accuracy within which a cheaper one is named
 NARROWING = 0.1  # of diversity, lost beyond what the median candidate loses
@@ -300,7 +303,8 @@ def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike) -> tuple[Candid
 
     Args:
         seen: by name, what `watch` yielded.
-        looks: (M, F) what each image of the stream looks like, in its order, from :func:`testtime.metrics.looks`.
+        looks: features of the appearance of the stream's images, (M, F), in its order, from
+            :func:`testtime.metrics.appearance_features`.
 
     Raises:
         ValueError: there is no candidate, one has seen nothing, they have seen streams of different lengths, or there are
@@ -410,7 +414,7 @@ def _groups(signs: Sequence[Signs], looks: ArrayLike) -> NDArray[np.int64]:
         raise ValueError(
             f"expected the looks of the {images} images that the candidates have seen, got {len(table)}"
         )
-    return alike(table, min(max(images // (ALIKE * signs[0].classes), 1), GROUPS))
+    return appearance_clusters(table, min(max(images // (ALIKE * signs[0].classes), 1), GROUPS))
 
 
 def _answers(signs: Sequence[Signs], group: NDArray[np.int64]) -> NDArray[np.float64]:

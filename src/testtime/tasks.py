@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testtime.data.dense import IGNORE
-from testtime.metrics.dense import RMSE, AveragePrecision, MeanAngle, MeanIoU
+from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
+from testtime.metrics.edges import AveragePrecision
 
 __all__ = [
     "Depth",

@@ -25,7 +25,16 @@ from testtime.methods import Source
 from testtime.models import model_card
 from testtime.processor import Precision
 from testtime.progress import progress
-from testtime.selection import Advice, Signs, looks, mirrored, over_time, recommend, turned, watch
+from testtime.selection import (
+    Advice,
+    Signs,
+    appearance_features,
+    mirrored,
+    over_time,
+    recommend,
+    turned,
+    watch,
+)
 from testtime.streams import Stream
 
 __all__ = [
@@ -121,7 +130,7 @@ class Shadow:
         write_json(path, {**settings, "candidates": labels})
         if not (folder / LOOKS).is_file():
             batches = progress(self.stream, len(self.stream), "what images look like")
-            write_array(folder / LOOKS, np.concatenate([looks(b.x).numpy() for b in batches]))
+            write_array(folder / LOOKS, np.concatenate([appearance_features(b.x).numpy() for b in batches]))
         for row in rows:
             file = folder / "signs" / f"{row.slug}.jsonl"
             if file.is_file():
