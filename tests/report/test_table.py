@@ -21,7 +21,7 @@ def bold(values: list[object], column: Column, **options: object) -> list[int]:
     [
         ([1.0, 3.0, 2.0], "higher", 1, [1]),
         ([1.0, 3.0, 2.0], "lower", 1, [0]),
-        ([1.0, 3.0, 2.0], "neither", 1, []),
+        ([1.0, 3.0, 2.0], None, 1, []),
         ([78.24, 78.16, 70.0], "higher", 1, []),  # equal in print
         ([78.24, 78.16, 70.0], "higher", 2, [0]),
         ([5.0, 5.0, 5.0], "higher", 1, []),
@@ -31,7 +31,7 @@ def bold(values: list[object], column: Column, **options: object) -> list[int]:
     ],
 )
 def test_the_best_is_bold_and_a_tie_is_not(
-    values: list[object], better: str, places: int, first: list[int]
+    values: list[object], better: str | None, places: int, first: list[int]
 ) -> None:
     assert bold(values, Column("x", better=better, places=places)) == first  # type: ignore[arg-type]
 

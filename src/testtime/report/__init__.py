@@ -14,7 +14,7 @@ A page is a tree of frozen dataclasses. Every string in it is escaped; elements 
 - **Charts**: :func:`line_chart`, :func:`scatter`, :func:`row_chart`, :func:`heat_map` and
   :func:`share_chart` return a :class:`Chart`, or None where there is nothing to draw; a figure without a
   chart is left out. Colours are numbers, 1 to 6 and 0 for grey: :func:`colours` hands them out.
-- **Words**: :func:`show`, :func:`signed` and :func:`first_of`.
+- **Words**: :func:`show`, :func:`signed`, :func:`first_of`, :func:`mean` and :func:`deviation`.
 
 Altair describes the charts and vl-convert renders them as SVG without a browser; both are imported when the first chart is
 drawn. They were chosen over matplotlib, whose SVG is several times larger and carries its fonts as outlines, and over
@@ -77,7 +77,7 @@ from testtime.report.markup import (
 from testtime.report.points import Point, row_chart, scatter
 from testtime.report.rendering import page_html, write_chart, write_page
 from testtime.report.table import Cell, Column, Row, Table
-from testtime.report.words import colours, first_of, show, signed
+from testtime.report.words import colours, deviation, first_of, mean, show, signed
 
 __all__ = [
     "Block",
@@ -92,17 +92,6 @@ __all__ = [
     "Legend",
 ]
 __all__ += ["Markup", "Note", "Page", "Picture", "Point", "Reference", "Row", "Section", "Series", "Table"]
-__all__ += ["Text", "code", "colours", "dim", "emphasis", "first_of", "heat_map"]
-__all__ += [
-    "join",
-    "line_chart",
-    "link",
-    "listed",
-    "page_html",
-    "phrase",
-    "row_chart",
-    "scatter",
-    "share_chart",
-    "show",
-]
-__all__ += ["signed", "strong", "sub", "sup", "write_chart", "write_page"]
+__all__ += ["Text", "code", "colours", "deviation", "dim", "emphasis", "first_of", "heat_map", "join"]
+__all__ += ["line_chart", "link", "listed", "mean", "page_html", "phrase", "row_chart", "scatter"]
+__all__ += ["share_chart", "show", "signed", "strong", "sub", "sup", "write_chart", "write_page"]

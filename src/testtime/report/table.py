@@ -24,7 +24,7 @@ class Column:
         unit: unit, below the name.
         group: name above it and its neighbours of the same group.
         places: decimals of its numbers; None prints as many as a number has.
-        better: which numbers are better; the best one is bold, unless another is equal to it in print.
+        better: which numbers are better, if either; the best one is bold, unless another is equal to it in print.
         explain: what it is, shown where the name is pointed at.
         signed: whether numbers above zero have a sign.
         shade: "heat" colours a cell the stronger the larger its number is, "bar" draws a bar behind it.
@@ -36,7 +36,7 @@ class Column:
     unit: Text = ""
     group: Text = ""
     places: int | None = 1
-    better: Literal["higher", "lower", "neither"] = "neither"
+    better: Literal["higher", "lower"] | None = None
     explain: str = ""
     signed: bool = False
     shade: Literal["", "heat", "bar"] = ""
@@ -170,7 +170,7 @@ class Table:
         """The index of the best cell; None for a tie in print, for a single one, and where neither direction is better."""
         pairs = enumerate(zip(self.rows, cells, strict=True))
         values = {i: c.number for i, (row, c) in pairs if row.role != "ceiling" and not math.isnan(c.number)}
-        if not self.best or column.better == "neither" or len(values) < 2:
+        if not self.best or column.better is None or len(values) < 2:
             return None
         first = first_of(values, column.better == "higher", column.places)
         return first[0] if len(first) == 1 else None

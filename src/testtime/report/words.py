@@ -1,12 +1,13 @@
-"""Numbers in words, what is best in print, and who gets which colour."""
+"""Numbers in words, what is best in print, which colour a name has, and the mean and deviation that are printed."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["colours", "first_of", "show", "signed"]
+__all__ = ["colours", "deviation", "first_of", "mean", "show", "signed"]
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -65,3 +66,19 @@ def colours(names: Sequence[str], others: Sequence[str] = ()) -> dict[str, int]:
     """
     chosen = {name: number for number, name in enumerate(list(dict.fromkeys(names))[:6], 1)}
     return chosen | {name: 0 for name in (*names, *others) if name not in chosen}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN.
+
+    >>> mean([1.0, 3.0, float("nan")])
+    2.0
+    """
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation (n - 1) of the values that are not NaN; 0 for a single one."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.stdev(known) if len(known) > 1 else 0.0
