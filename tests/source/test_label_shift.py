@@ -273,7 +273,7 @@ def test_says_what_it_expects(tailed: tuple[ImageSet, nn.Module], tmp_path: Path
         LabelShift(Source(net))
     with pytest.raises(ValueError, match="decay is the weight of the past"):
         LabelShift(Source(shifted(tailed)), 1.5)
-    with pytest.raises(ValueError, match="one head that follows a label distribution, got 0"):
+    with pytest.raises(ValueError, match="one head that depends on a label distribution, got 0"):
         train_label_shift(net, data, RECIPE, tmp_path)
     with pytest.raises(ValueError, match="at least 1"):
         ShiftRecipe(iterations=0)

@@ -1,4 +1,4 @@
-r"""Joint training on the source: the tasks' losses and the branch's, with checkpoints that continue exactly.
+r"""Joint training on the source: the losses of the tasks and of the branch, with checkpoints that continue exactly.
 
 .. math:: L = \sum_i w_i L_i(y_i, \hat y_i) + L_{branch}
     \qquad\text{or}\qquad \sum_i \tfrac{1}{2 s_i^2} L_i + \log(1 + s_i^2)
@@ -43,17 +43,17 @@ LEARNED = "weights."
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """Recipe of joint training.
 
     Attributes:
-        iterations: steps of the optimizer.
+        iterations: number of steps of the optimizer.
         batch: images per step.
-        size: (H, W) of the images, None for the samples' own.
-        lr: of Adam, at the first step; it falls as (1 - t/T)^0.9.
-        weight_decay: of Adam (L2).
-        weighting: "fixed" (each task's ``weight``) or "automatic" (learned).
-        flip: mirror half of the images; the x of a normal changes its sign.
-        scale: range of a random enlargement, after which a window of the image's size is cut out; depth is divided by it.
+        size: (H, W) of the images; None for the size of the samples.
+        lr: learning rate of Adam at the first step; it falls as (1 - t/T)^0.9.
+        weight_decay: weight decay of Adam (L2).
+        weighting: "fixed" (the ``weight`` of each task) or "automatic" (learned).
+        flip: whether half of the images are mirrored; the x component of normals changes its sign.
+        scale: range of a random enlargement, after which a window of the image's size is cropped; depth is divided by it.
         photometric: strength of random changes of brightness, contrast and saturation; 0 for none.
         precision: "float32" or "bfloat16" (autocast).
         every: steps between two checkpoints.
@@ -80,7 +80,10 @@ class Recipe:
 
 @final
 class AutomaticWeights(nn.Module):
-    r"""Learned weights of the tasks: :math:`\sum_i \frac{1}{2 s_i^2} L_i + \log(1 + s_i^2)`, every s born as 1.
+    r"""Learned weights of the tasks: :math:`\sum_i \frac{1}{2 s_i^2} L_i + \log(1 + s_i^2)`; every s is 1 at first.
+
+    Args:
+        tasks: names of the tasks.
 
     >>> AutomaticWeights(["depth"])({"depth": torch.tensor(2.0)}).item() == 1 + torch.tensor(2.0).log().item()
     True
@@ -97,7 +100,15 @@ class AutomaticWeights(nn.Module):
 
 @final
 class Joint(nn.Module):
-    """The whole objective as one module, so that a launcher can wrap it: images and labels to a scalar."""
+    """The whole objective as one module, so that a launcher can wrap it: images and labels to a scalar.
+
+    Args:
+        model: network that declares its tasks, alone or in an :class:`Assisted`.
+        weighting: "fixed" or "automatic", as in :class:`Recipe`.
+
+    Raises:
+        ValueError: the model declares no tasks.
+    """
 
     def __init__(self, model: nn.Module, weighting: Literal["fixed", "automatic"] = "fixed") -> None:
         super().__init__()
@@ -116,13 +127,19 @@ class Joint(nn.Module):
 
     @property
     def branch(self) -> Branch | None:
-        """What test-time training adds, if the network has it."""
+        """The branch that test-time training adds, or None."""
         return self.model.branch if isinstance(self.model, Assisted) else None
 
     def forward(
         self, x: Tensor, labels: Mapping[str, Tensor], rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts by name (detached)."""
+        """Return the loss, and its parts by name (detached).
+
+        Args:
+            x: images (N, 3, H, W).
+            labels: labels of some or all tasks by name.
+            rng: generator of the branch.
+        """
         known = {name: task for name, task in self.tasks.items() if name in labels}
         with tapped(self.network, () if self.branch is None else self.branch.layers) as taps:
             outputs, seen = watched(self.network, taps, x)
@@ -213,7 +230,17 @@ def batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The augmented batch of a step (or a process's share of it): images (N, 3, H, W) and labels, a function of the seed."""
+    """Return the augmented batch of a step, or a process's share of it: images (N, 3, H, W) and labels.
+
+    Args:
+        data: samples with labels.
+        tasks: tasks by name.
+        recipe: recipe of the training.
+        seed: random seed of the order and the augmentations.
+        step: number of the step.
+        rank: index of the process.
+        ranks: number of processes.
+    """
     rng = generator(seed, step, "batch")
     samples = []
     for i in epochs(len(data), recipe.batch, seed, step):
@@ -224,7 +251,13 @@ def batches(
 
 
 def augmented(sample: Sample, recipe: Recipe, rng: torch.Generator) -> Sample:
-    """The sample flipped, enlarged and cut, and its colours changed, at random."""
+    """Return a sample that is mirrored, enlarged and cropped, and whose colours are changed, at random.
+
+    Args:
+        sample: image and labels.
+        recipe: recipe with the strengths.
+        rng: generator of the augmentation.
+    """
     chance, zoom, top, left, *colour = torch.rand(7, generator=rng).tolist()
     image, labels = sample.image, dict(sample.labels)
     low, high = recipe.scale
@@ -252,7 +285,15 @@ def augmented(sample: Sample, recipe: Recipe, rng: torch.Generator) -> Sample:
 def _window(
     sample: Sample, height: int, width: int, top: float, left: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A window of this size somewhere in the sample; where the sample is smaller, black and ignored around it."""
+    """Crop a window; where the sample is smaller, the rest is black and ignored.
+
+    Args:
+        sample: image and labels.
+        height: height of the window.
+        width: width of the window.
+        top: vertical position in [0, 1).
+        left: horizontal position in [0, 1).
+    """
     h, w = sample.image.shape[-2:]
     pad = (0, max(0, width - w), 0, max(0, height - h))
     y, x = int(top * (max(h, height) - height + 1)), int(left * (max(w, width) - width + 1))
@@ -265,7 +306,11 @@ def _window(
 
 
 def started_precision(folder: str | Path) -> Literal["float32", "bfloat16"] | None:
-    """Return the precision of the training that began in a folder; None where there is none."""
+    """Return the precision of the training that was started in a folder; None if there is none.
+
+    Args:
+        folder: folder of :func:`train`.
+    """
     files = folder_files(folder)
     for path in (files.checkpoint, files.weights):
         if path is not None and path.exists():
@@ -275,11 +320,18 @@ def started_precision(folder: str | Path) -> Literal["float32", "bfloat16"] | No
 
 
 def load_trained(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Give a model the weights that :func:`train` wrote into a folder.
+    """Load the weights that :func:`train` wrote into a folder.
+
+    Args:
+        model: model with the architecture of the trained one.
+        folder: folder of :func:`train`.
+
+    Returns:
+        the model, in evaluation mode.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
-        ValueError: the weights are of another model; names are compared, so that no task takes another's place.
+        ValueError: the weights are of another model.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
