@@ -52,7 +52,9 @@ def test_two_nodes_give_the_results_of_local_processes_and_a_killed_worker_is_re
 
 def test_a_failed_unit_and_an_unknown_function_are_reported(cluster: Any, tmp_path: Path) -> None:
     with Ray(cluster.address) as backend:
-        summary = run_experiment(Toy(bad=None), ASKED, tmp_path / "run", backend=backend, say=lambda line: None)
+        summary = run_experiment(
+            Toy(bad=None), ASKED, tmp_path / "run", backend=backend, say=lambda line: None
+        )
     assert summary.failed == {f"bad {seed}": "ArithmeticError: it diverges" for seed in (0, 1)}
     assert len(summary.done) == 10
 
@@ -70,8 +72,12 @@ def test_the_units_of_a_node_that_goes_are_done_by_another(cluster: Any, tmp_pat
     with Ray(cluster.address) as backend:
         assert backend.slots == 3
         thread.start()
-        summary = run_experiment(Toy(), replace(ASKED, seeds=(0, 1, 2)), tmp_path / "run", None, backend, (), lines.append)
+        summary = run_experiment(
+            Toy(), replace(ASKED, seeds=(0, 1, 2)), tmp_path / "run", None, backend, (), lines.append
+        )
     thread.join()
     assert (summary.exit_code, len(summary.done), lines) == (0, 15, [])
-    finished = Counter(event["address"] for event in events(tmp_path / "store") if event["event"] == "finished")
+    finished = Counter(
+        event["address"] for event in events(tmp_path / "store") if event["event"] == "finished"
+    )
     assert (len(finished), set(finished.values())) == (15, {1})

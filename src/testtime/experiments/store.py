@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -19,9 +18,10 @@ import numpy as np
 
 from testtime.experiments.claims import claimed
 from testtime.experiments.provenance import SCHEMA, provenance
+from testtime.experiments.registry import resolve
 from testtime.files import damaged, read_json, sweep, write_json
 
-__all__ = ["Made", "Outcome", "Store", "Workspace", "execute", "read_result", "resolve"]
+__all__ = ["Made", "Outcome", "Store", "Workspace", "execute", "read_result"]
 
 AGAIN = "delete it and give the same command again: it makes it again"
 RESULT = {"schema": int, "unit": {"address": str, "name": str, "code": dict}, "result": dict, "made": dict}
@@ -191,28 +191,12 @@ def _attempt(store: Store, described: Mapping[str, Any], report: Callable[[float
         if found is None:
             raise FileNotFoundError(f"{store.folder(address)}: the needed unit {name!r} has no result there")
         needs[name] = Made(found["result"], store.folder(address))
-    made = provenance((), parameters.get("device", "cpu"), parameters.get("precision", "float32"))
+    made = provenance([], parameters.get("device", "cpu"), parameters.get("precision", "float32"))
     with _own_randomness(described["address"]):
         work = Workspace(parameters, described["places"], needs, folder, cache, report)
         result = resolve(described["kind"])(work)
     unit = {name: value for name, value in described.items() if name != "places"}
     return {"schema": SCHEMA, "unit": unit, "result": result, "made": made}
-
-
-def resolve(path: str) -> Any:
-    """Return what an import path "package.module:name" names.
-
-    Raises:
-        ImportError: there is no such module or name.
-    """
-    module, _, name = path.partition(":")
-    try:
-        found: Any = import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise ImportError(f"{path}: {error}; expected an import path as package.module:name") from error
-    return found
 
 
 class _Noted:
