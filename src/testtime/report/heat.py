@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from testtime.report.axes import quoted
 from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
 from testtime.report.labels import text_width
 from testtime.report.words import show
@@ -104,5 +104,5 @@ def heat_map(
 
 
 def _axis(names: Sequence[str], **options: Any) -> Any:
-    text = f"{json.dumps(list(names))}[datum.value]"
+    text = f"{quoted(list(names))}[datum.value]"
     return altair().Axis(grid=False, labelExpr=text, labelOverlap=False, **options)
