@@ -47,7 +47,7 @@ def test_a_second_call_does_nothing_and_another_run_shares_the_store(tmp_path: P
     assert lines == ["8 of 8 units are finished already"]
     other = run_experiment(Toy(), replace(ASKED, seeds=(1, 2)), tmp_path / "other", say=silent)
     assert Counter(event["event"] for event in events(tmp_path / "store")) == {"started": 15, "finished": 15}
-    assert len(other.done) == 10
+    assert sorted(other.done) == sorted(f"{name} 2" for name in ("source", "rate", "base", "one", "two"))
     assert read_run(tmp_path / "other").missing == []
 
 
@@ -109,7 +109,7 @@ def test_a_result_of_another_version_is_reported_and_made_again_when_asked(tmp_p
     lines: list[str] = []
     changed = run_experiment(Toy(), version("2"), tmp_path / "new", say=lines.append)
     assert changed.outdated == ["one 0"]
-    assert "made with another version of the code, kept as it is; --again makes it again: one 0" in lines
+    assert "made with another version of the code and kept; --again makes them again: one 0" in lines
     assert read_run(tmp_path / "new").outdated == ["one 0"]
     assert read_run(tmp_path / "new").notes == ["Made with another version of the code: one 0."]
     again = run_experiment(Toy(), version("2"), tmp_path / "new", say=silent, again=True)

@@ -10,7 +10,19 @@ from typing import Any
 
 import torch
 
-from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit, Workspace
+from testtime.experiments import (
+    Cell,
+    Column,
+    Experiment,
+    Listed,
+    Plan,
+    Request,
+    Row,
+    Run,
+    Table,
+    Unit,
+    Workspace,
+)
 
 HERE = "toy_family"
 
@@ -97,3 +109,6 @@ def events(store: Path) -> list[dict[str, Any]]:
     import json
 
     return [json.loads(line) for path in store.glob("logs/*.jsonl") for line in path.read_text().splitlines()]
+
+
+LISTED = [Listed("toy", "Numbers", f"{HERE}:toy")]
