@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import combinations, pairwise
 from typing import Any
@@ -135,6 +136,18 @@ def test_labels_of_a_scatter_cover_no_label_and_no_point(which: int) -> None:
         assert not [d for d in dots if box[0] < d[0] < box[2] and box[1] < d[1] < box[3]], name
     # Each point that has no label still has its figures.
     assert len(dots) == len(points)
+
+
+def test_thousands_of_points_are_drawn_in_seconds() -> None:
+    points = [Point(f"p{i}", i % 71, (i * i) % 89) for i in range(2999)]
+    points.append(Point("far", 100.0, 10.0, 0, 1))
+    begin = time.perf_counter()
+    chart = scatter(points, title="t", x="x", y="y")
+    assert time.perf_counter() - begin < 30
+    assert len([e for e, _, _ in elements(chart) if e.tag == "path"]) == 3000
+    assert "far" in texts(chart)
+    assert chart is not None
+    assert sum(len(drawing[0]) for drawing in chart.drawings) < 1_000_000
 
 
 @pytest.mark.parametrize("bars", [False, True])
