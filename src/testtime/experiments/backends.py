@@ -25,6 +25,9 @@ LOST: Outcome = {"state": "lost"}
 class Backend(ABC):
     """Executes units. It is a context, at whose end nothing runs on."""
 
+    together = False
+    """Whether a process that is killed takes the units of others with it."""
+
     @property
     @abstractmethod
     def slots(self) -> int:
@@ -66,6 +69,8 @@ class Processes(Backend):
     Args:
         jobs: number of processes.
     """
+
+    together = True
 
     def __init__(self, jobs: int) -> None:
         self._jobs, self._stack = jobs, ExitStack()

@@ -166,12 +166,16 @@ class _Schedule:
     def _submit(self) -> None:
         """Start what is ready, as far as there is room; a unit that runs alone waits until nothing else runs."""
         ready = [u for u in self.waiting.values() if all(n.address in self.there for n in u.needs.values())]
-        for unit in sorted(ready, key=lambda unit: not unit.alone):
-            full = len(self.running) >= self.backend.slots or any(u.alone for u in self.running.values())
-            if full or (unit.alone and self.running):
+        for unit in sorted(ready, key=lambda unit: not self._alone(unit)):
+            full = len(self.running) >= self.backend.slots or any(map(self._alone, self.running.values()))
+            if full or (self._alone(unit) and self.running):
                 return
             self.running[unit.address] = self.waiting.pop(unit.address)
             self.backend.submit(unit.described(), str(self.store.root), self.again)
+
+    def _alone(self, unit: Unit) -> bool:
+        """Whether it runs alone: as it declares, or as its process was killed, so that it takes no other with it again."""
+        return unit.alone or (self.backend.together and unit.address in self.attempts)
 
     def _show(self, meter: Meter) -> None:
         busy = {**self.running, **{address: unit for address, (unit, _) in self.elsewhere.items()}}

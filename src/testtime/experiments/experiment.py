@@ -82,7 +82,7 @@ class Unit:
         """Return the unit in values of JSON, from which any process can execute it."""
         return {
             **{name: getattr(self, name) for name in ("address", "kind", "name")},
-            "parameters": dict(self.parameters),
+            "parameters": json.loads(json.dumps(dict(self.parameters))),
             "needs": {name: unit.address for name, unit in self.needs.items()},
             "code": self.versions,
             "places": {name: str(Path(place).absolute()) for name, place in self.places.items()},
@@ -267,13 +267,16 @@ class Experiment(ABC):
                 raise unknown_name(f"setting of {self.name}", name, self.settings)
 
     def chosen_rows(self, rows: Sequence[Row], request: Request) -> list[Row]:
-        """Return those of the rows that the request names, in any case and spelling, and the base rows with them.
+        """Return those of the rows that the request names, in any spelling, the base rows, and one for each own method.
+
+        The row of an own method has the import path or entry point as ``about["method"]``.
 
         Raises:
             ValueError: there is no row of this name.
         """
+        own = [Row(name.rpartition(":")[2], about={"method": name}) for name in request.methods]
         if request.rows is None:
-            return list(rows)
+            return [*rows, *own]
         known = {_bare(row.label): row.label for row in rows}
         for name in request.rows:
             if _bare(name) not in known:
@@ -281,7 +284,7 @@ class Experiment(ABC):
                 labels = ", ".join(known.values())
                 raise ValueError(f"{self.name} has no row {name!r}{meant}; its rows are {labels}")
         wanted = {_bare(name) for name in request.rows}
-        return [row for row in rows if _bare(row.label) in wanted or row.role == "base"]
+        return [*(row for row in rows if _bare(row.label) in wanted or row.role == "base"), *own]
 
 
 def _bare(label: str) -> str:

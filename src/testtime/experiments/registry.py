@@ -6,10 +6,12 @@ of adapters) and ``testtime.data`` (a function of a folder that returns a data s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testtime.errors import did_you_mean, unknown_name
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "Listed",
+    "code_of",
     "find_experiment",
     "find_method",
     "find_reader",
@@ -105,6 +108,13 @@ def find_method(name: str) -> type[Adapter]:
     if not (isinstance(found, type) and issubclass(found, Adapter)):
         raise ValueError(f"{name}: expected a class of testtime.Adapter, got {found!r}")
     return found
+
+
+def code_of(*parts: Any) -> dict[str, str]:
+    """Return the SHA-256 of the files of classes or functions by their names, for the code of a unit."""
+    from testtime.data import sha256_of
+
+    return {part.__qualname__: sha256_of(Path(inspect.getfile(part))) for part in parts}
 
 
 def find_reader(name: str) -> Callable[..., Any] | None:

@@ -127,12 +127,15 @@ class Run:
         """Return the finished cells.
 
         Args:
-            read: function that turns the result of a unit into what the functions of the columns take.
+            read: function that turns the result of a unit into what the functions of the columns take; under "made" the
+                result has the provenance of the unit: versions, machine, threads, seconds.
         """
         return [
-            Record(cell["row"], cell["column"], cell["seed"], read(dict(found["result"])), cell["about"])
-            for cell in self.about["cells"]
-            if (found := self.results.get(cell["unit"])) is not None
+            Record(
+                c["row"], c["column"], c["seed"], read({**found["result"], "made": found["made"]}), c["about"]
+            )
+            for c in self.about["cells"]
+            if (found := self.results.get(c["unit"])) is not None
         ]
 
     def other(self, name: str) -> Mapping[str, Any] | None:

@@ -161,15 +161,15 @@ def execute(
         begin = time.monotonic()
         try:
             content = _attempt(store, described, report or _Noted(folder / "progress"))
+            content["made"]["seconds"] = round(time.monotonic() - begin, 3)
+            if not own.held():
+                return {"state": "elsewhere", "token": ""}
+            write_json(folder / "result.json", content)
         except Exception as error:  # noqa: BLE001 - one unit must not end the run of the others; it is reported
             text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
             write_json(folder / "error.json", {"error": text, "traceback": trace, "token": own.token})
             store.log("failed", described, error=text)
             return {"state": "failed", "error": text, "traceback": trace}
-        if not own.held():
-            return {"state": "elsewhere", "token": ""}
-        content["made"]["seconds"] = round(time.monotonic() - begin, 3)
-        write_json(folder / "result.json", content)
         store.log("finished", described, seconds=content["made"]["seconds"])
         for name in ("error.json", "progress"):
             (folder / name).unlink(missing_ok=True)
