@@ -52,6 +52,9 @@ def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
 @pytest.mark.parametrize(
     ("former", "present"),
     [
+        ("testtime.data.omnidata:sampled", "testtime.data.omnidata:view_set"),
+        ("testtime.data.omnidata:spaces_of", "testtime.data.omnidata:select_spaces"),
+        ("testtime.data.omnidata:split_of", "testtime.data.omnidata:read_split"),
         ("testtime.metrics:alike", "testtime.metrics:appearance_clusters"),
         ("testtime.metrics:looks", "testtime.metrics:appearance_features"),
         ("testtime.metrics.appearance:alike", "testtime.metrics:appearance_clusters"),
