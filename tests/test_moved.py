@@ -63,6 +63,10 @@ def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
         ("testtime.streams:Wandering", "testtime.streams:CCCStream"),
         ("testtime.streams.ccc:path", "testtime.streams.ccc:severity_path"),
         ("testtime.streams.domain:number", "testtime.streams.domain:derive_seed"),
+        ("testtime.scenes.cameras:look", "testtime.scenes.cameras:camera_pose"),
+        ("testtime.scenes.furnish:small_things", "testtime.scenes.furnish:small_objects"),
+        ("testtime.scenes.shifts:named", "testtime.scenes.shifts:resolve_shift"),
+        ("testtime.scenes.tracer:available", "testtime.scenes.tracer:default_backend"),
         ("testtime.selection:looks", "testtime.metrics:appearance_features"),
     ],
 )

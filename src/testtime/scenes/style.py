@@ -1,7 +1,7 @@
-"""A style: what the furniture of one house has in common, drawn once per house from a prior.
+"""Styles: common materials, proportions and forms of the furniture of one house, drawn from a prior.
 
-Two chairs of a house are alike, and chairs of two houses are not: a style fixes materials, proportions and the look
-of every class. Priors differ in what houses they make likely; :data:`STYLES` names them.
+Models of one class are similar within a house and differ between houses, because a style determines the materials and the
+proportions of every class. :data:`STYLES` contains the priors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Colour = tuple[float, float, float]
 
 
 def generator(seed: int, *purpose: object) -> np.random.Generator:
-    """A fresh generator for one purpose; the global one is never touched.
+    """Return a random generator for one purpose, independent of the global one.
 
     >>> generator(3, "plan").integers(1000) == generator(3, "plan").integers(1000)
     np.True_
@@ -35,20 +35,20 @@ def generator(seed: int, *purpose: object) -> np.random.Generator:
 @final
 @dataclass(frozen=True)
 class Prior:
-    """What styles are drawn from. Colours are sRGB in hexadecimal; each list is drawn from uniformly.
+    """The prior of styles. Colours are sRGB in hexadecimal and drawn uniformly from their palettes.
 
     Attributes:
         walls, floors, woods, fabrics, bedding, curtains, rugs, metals, lacquers, small: palettes.
-        wall_patterns, floor_patterns, fabric_patterns, bedding_patterns, rug_patterns: of :data:`PATTERNS`.
-        painted: how often furniture is lacquered instead of wooden.
-        width, depth, height: factors on the size of furniture.
-        ceiling: height of the rooms, in metres.
-        clutter: factor on the number of small objects.
-        leg: the form of legs: square, round or runners.
-        light: colour temperature of lamps, in kelvin.
-        power: of the lamps, as a factor.
-        sky: the two colours outside the windows, sky and ground.
-        jitter: how far a colour strays from its palette, in sRGB.
+        wall_patterns, floor_patterns, fabric_patterns, bedding_patterns, rug_patterns: names of :data:`PATTERNS`.
+        painted: probability of lacquered instead of wooden furniture.
+        width, depth, height: ranges of the factors of the size of furniture.
+        ceiling: range of the height of the rooms, in metres.
+        clutter: factor of the number of small objects.
+        leg: forms of legs: square, round or runner.
+        light: range of the colour temperature of lamps, in kelvin.
+        power: range of the factor of the lamps' intensity.
+        sky: colours of sky and ground outside of the windows.
+        jitter: standard deviation of colours around those of their palette, in sRGB.
     """
 
     walls: Colours
@@ -159,7 +159,7 @@ MINIMAL = Prior(
 )
 
 STYLES: Mapping[str, Prior] = {"default": DEFAULT, "other": OTHER, "minimal": MINIMAL}
-"""The priors by name: "default" is wood, beige and daylight; "other" is colourful, patterned, lacquered, cluttered
+"""Priors by name: "default" is wood, beige and daylight; "other" is colourful, patterned, lacquered, cluttered
 and of other proportions, under warm light; "minimal" is bright, grey and sparse."""
 
 ACCENTS = 8
@@ -200,17 +200,17 @@ MATERIALS = (
     *(f"accent{i}" for i in range(ACCENTS)),
     *(f"picture{i}" for i in range(PICTURES)),
 )
-"""The names of a style's materials; every style has all, in this order, so that one house can wear another's."""
+"""Names of the materials; every style has all, in this order, so that a house can have the materials of another style."""
 
 
 @final
 @dataclass(frozen=True)
 class Style:
-    """The style of one house.
+    """The style of one house, drawn from a prior.
 
     Args:
-        seed: of the house.
-        name: of the prior.
+        seed: random seed of the house.
+        name: name of the prior.
 
     Raises:
         ValueError: there is no prior of this name.
@@ -226,12 +226,12 @@ class Style:
         object.__setattr__(self, "prior", STYLES[self.name])
 
     def draw(self, *purpose: object) -> np.random.Generator:
-        """A generator for one purpose in this house."""
+        """Return a random generator for one purpose in this house."""
         return generator(self.seed, self.name, *purpose)
 
     @cached_property
     def proportions(self) -> tuple[float, float, float]:
-        """Factors on the width, depth and height of furniture."""
+        """Factors of the width, depth and height of furniture."""
         rng, prior = self.draw("proportions"), self.prior
         return (
             float(rng.uniform(*prior.width)),
@@ -241,17 +241,17 @@ class Style:
 
     @cached_property
     def leg(self) -> str:
-        """The form of legs."""
+        """Form of legs."""
         return self.prior.leg[int(self.draw("leg").integers(len(self.prior.leg)))]
 
     @staticmethod
     def material(name: str) -> int:
-        """The number of a material; see :data:`MATERIALS`."""
+        """Return the index of a material in :data:`MATERIALS`."""
         return _NUMBERS[name]
 
     @cached_property
     def materials(self) -> tuple[Material, ...]:
-        """The materials of the house, in the order of :data:`MATERIALS`."""
+        """Materials of the house, in the order of :data:`MATERIALS`."""
         draw = _Draw(self.draw("materials"), self.prior)
         made = _walls_and_floors(draw)
         made |= _fixtures(draw)

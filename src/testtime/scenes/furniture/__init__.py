@@ -1,7 +1,7 @@
-"""The classes of a house, and the furniture among them: parametric models made of boxes and turned shapes.
+"""The classes of a house, and parametric models of its furniture.
 
-A model stands on z = 0, is centred at x = y = 0 and faces +y; its back, at the lowest y, goes to the wall. Every builder
-takes a style and a generator, so that the same style always gives the same model.
+A model stands on z = 0, is centred at x = y = 0 and faces +y; its back, at the lowest y, is for the wall. Every builder takes a
+style and a random generator; its model depends on them alone.
 """
 
 from __future__ import annotations
@@ -57,11 +57,16 @@ MODELS: dict[str, Callable[[Style, np.random.Generator], Model]] = {
     "vase": small.vase,
     "box": small.carton,
 }
-"""The builders by name; several may build one class."""
+"""Builders of models by name; several builders can build models of one class."""
 
 
 def build(name: str, style: Style, variant: int = 0) -> Model:
-    """The model of this name in a style; equal arguments give equal triangles.
+    """Build a model; equal arguments give equal triangles.
+
+    Args:
+        name: name of the model, a key of :data:`MODELS`.
+        style: style of the house.
+        variant: index of the variant.
 
     Raises:
         ValueError: there is no model of this name.
@@ -72,7 +77,12 @@ def build(name: str, style: Style, variant: int = 0) -> Model:
 
 
 def stretched(model: Model, width: float, depth: float, height: float) -> Model:
-    """A model brought to another size, without surfaces."""
+    """Scale a model to another size, without its surfaces.
+
+    Args:
+        model: model to scale.
+        width, depth, height: size of the result, in metres.
+    """
     factors = np.array([width, depth, height]) / np.array(model.size)
     mesh, normals = model.mesh, model.mesh.normals / factors
     normals = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)

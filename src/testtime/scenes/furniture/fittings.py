@@ -75,7 +75,7 @@ def table_lamp(style: Style, rng: np.random.Generator) -> Model:
 
 
 def ceiling_lamp(style: Style, rng: np.random.Generator) -> Model:
-    """Hangs from the ceiling: its highest point is the ceiling."""
+    """Build a ceiling lamp, whose highest point is at the ceiling."""
     m = style.material
     kind = int(rng.integers(3))
     if kind == 0:
@@ -161,7 +161,7 @@ def bath_rug(style: Style, rng: np.random.Generator) -> Model:
 
 
 def curtain(style: Style, rng: np.random.Generator) -> Model:
-    """One panel, as wide and as high as one: it is stretched to its window."""
+    """Build a panel of 1 x 1 m, which is scaled to its window."""
     return assembled("curtain", [wave((0, 0, 0), 1.0, 1.0, 0.09, 3.5, style.material("curtain"), 22)])
 
 

@@ -1,4 +1,4 @@
-"""The classes of a house, and the parts that furniture is assembled from."""
+"""The classes of a house, models of furniture, and parts that several models share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STRUCTURE = ("wall", "floor", "ceiling", "window", "door")
 """Classes that belong to the house itself."""
 
 SMALL = ("pillow", "book", "mug", "bottle", "vase", "box")
-"""Classes that lie on others and can be moved."""
+"""Classes of small objects that lie on others and can be moved."""
 
 CLASSES = (
     *STRUCTURE,
@@ -36,11 +36,11 @@ CLASSES = (
     *("toilet", "bathtub", "lamp", "plant", "rug", "curtain", "picture", "mirror"),
     *SMALL,
 )
-"""The names of the classes; a label is an index into them."""
+"""Names of the classes; a label is an index into them."""
 
 
 def label_of(name: str) -> int:
-    """The label of a class.
+    """Return the label of a class.
 
     >>> label_of("wall"), CLASSES[label_of("mug")]
     (0, 'mug')
@@ -51,13 +51,13 @@ def label_of(name: str) -> int:
 @final
 @dataclass(frozen=True)
 class Surface:
-    """A rectangle on which small things may lie, in the model's coordinates.
+    """A rectangle for small objects, in the coordinates of the model.
 
     Attributes:
-        low, high: corners (x, y).
-        height: above the floor, in metres.
-        room: free height above it, in metres.
-        takes: the classes that may lie there.
+        low, high: corners (x, y), in metres.
+        height: height above the floor, in metres.
+        room: free height above the surface, in metres.
+        takes: names of the classes that may lie there.
     """
 
     low: tuple[float, float]
@@ -73,10 +73,10 @@ class Model:
     """A piece of furniture.
 
     Attributes:
-        name: its class.
-        mesh: its triangles.
-        surfaces: where small things may lie.
-        lift: how far above the floor it hangs, in metres; its mesh starts at z = 0 all the same.
+        name: name of the class.
+        mesh: triangles of the model, from z = 0 on.
+        surfaces: surfaces for small objects.
+        lift: height of the lowest point above the floor, in metres, for objects that hang.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Model:
 
 
 def assembled(name: str, parts: Sequence[Mesh], surfaces: Sequence[Surface] = (), lift: float = 0.0) -> Model:
-    """Centre the parts in x and y, and stand them on the floor."""
+    """Assemble a model from parts, centred in x and y and with its lowest point at z = 0."""
     mesh = joined(parts)
     low, high = mesh.bounds
     dx, dy = (-(low + high) / 2)[:2]
@@ -110,7 +110,7 @@ def assembled(name: str, parts: Sequence[Mesh], surfaces: Sequence[Surface] = ()
 def legs(
     style: Style, low: Sequence[float], high: Sequence[float], thick: float, material: int
 ) -> list[Mesh]:
-    """Four legs, or two runners, under a rectangle: ``low`` and ``high`` are (x, y, z)."""
+    """Return four legs, or two runners, of a box between the corners ``low`` and ``high`` (x, y, z)."""
     (x0, y0, z0), (x1, y1, z1) = low, high
     if style.leg == "runner":
         t = thick * 0.7
@@ -135,7 +135,7 @@ def legs(
 def fronts(
     x0: float, x1: float, y: float, z0: float, z1: float, columns: int, rows: int, material: int, handle: int
 ) -> list[Mesh]:
-    """Doors or drawers on the face y of a body, each with a handle."""
+    """Return doors or drawers with handles on the face y of a cabinet."""
     parts, gap = [], 0.006
     for c in range(columns):
         for r in range(rows):

@@ -19,7 +19,7 @@ def pillow(style: Style, rng: np.random.Generator) -> Model:
 
 
 def book(style: Style, rng: np.random.Generator) -> Model:
-    """A pile of books."""
+    """Build a pile of books."""
     m, parts, z = style.material, [], 0.0
     for _ in range(int(rng.integers(1, 5))):
         w, d, t = rng.uniform(0.14, 0.2), rng.uniform(0.2, 0.28), rng.uniform(0.02, 0.045)

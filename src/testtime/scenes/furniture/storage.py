@@ -25,7 +25,7 @@ def nightstand(style: Style, rng: np.random.Generator) -> Model:
 
 
 def sideboard(style: Style, rng: np.random.Generator) -> Model:
-    """A low cabinet, on which a television or a vase stands."""
+    """Build a low cabinet for a television or a vase."""
     m, (fw, fd, fh) = style.material, style.proportions
     w, d, h = rng.uniform(1.25, 1.7) * fw**0.5, 0.42 * fd**0.5, rng.uniform(0.42, 0.62) * fh**0.7
     parts = [
@@ -48,7 +48,7 @@ def dresser(style: Style, rng: np.random.Generator) -> Model:
 
 
 def counter(style: Style, rng: np.random.Generator) -> Model:
-    """A kitchen unit, 60 cm wide, with a worktop."""
+    """Build a kitchen unit, 60 cm wide, with a worktop."""
     m = style.material
     rows = 1 if rng.random() < 0.5 else 3
     parts = [
@@ -87,7 +87,7 @@ def wardrobe(style: Style, rng: np.random.Generator) -> Model:
 
 
 def shelf(style: Style, rng: np.random.Generator) -> Model:
-    """A bookcase, open to the front, with books of its own."""
+    """Build a bookcase with rows of books."""
     m, (fw, _, fh) = style.material, style.proportions
     w, d, h, t = rng.uniform(0.75, 1.1) * fw**0.5, 0.3, min(rng.uniform(1.4, 2.0) * fh, 2.15), 0.025
     boards, wood = round(h / 0.36), m("wood")

@@ -12,7 +12,7 @@ __all__ = ["coffee_table", "desk", "table"]
 
 
 def table(style: Style, rng: np.random.Generator) -> Model:
-    """A dining table."""
+    """Build a dining table."""
     m, (fw, fd, fh) = style.material, style.proportions
     top, thick, wood = 0.75 * fh**0.4, rng.uniform(0.025, 0.05), m("wood")
     if rng.random() < 0.25:
