@@ -47,7 +47,7 @@ class Adapter(AdapterState, metaclass=Construction):
 
     Attributes:
         output: whether the answer was computed "before" or "after" this batch's update, or by a "teacher".
-        source: what :meth:`prepare` must see before the first batch: "none", "statistics" or "data".
+        source: requirement on :meth:`prepare` before the first batch: "none", "statistics" or "data".
         labelled_source: whether :meth:`prepare` also takes batches of (images, labels).
         images_only: whether the method takes nothing but images (N, C, H, W); so does one that makes views of them.
         dense: whether the method works on logits for each pixel, (N, C, H, W).

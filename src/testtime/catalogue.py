@@ -86,7 +86,7 @@ def text(methods: list[dict[str, Any]]) -> str:
     """The catalogue for a terminal.
 
     Args:
-        methods: what `catalogue` returned.
+        methods: result of :func:`catalogue`.
     """
     width = max(len(m["name"]) for m in methods)
     lines = [f"{'method':<{width}}  forwards  backwards  source      answers  random  norm layers"]

@@ -216,7 +216,7 @@ def explain(model: nn.Module, x: Tensor, error: BaseException) -> ValueError | N
     Args:
         model: the network.
         x: the batch.
-        error: what the call raised; a TypeError, a ValueError and a lack of memory say enough themselves.
+        error: exception of the call; a TypeError, a ValueError and a lack of memory are passed on as they are.
 
     Returns:
         the error to raise instead, or None where the model takes the batch, and a batch of one sample of it.

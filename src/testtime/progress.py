@@ -18,9 +18,9 @@ class Meter:
     """Shows on standard error how far a work is; a context.
 
     Args:
-        title: what is worked on.
+        title: name of the work.
         total: size of the whole work, in units of any kind.
-        done: how much of it was done before (a resumed work).
+        done: amount that was done before, where the work is resumed.
         every: seconds between two lines where there is no terminal.
     """
 
@@ -47,7 +47,7 @@ class Meter:
 
         Args:
             done: size of what is done, that of earlier runs not included.
-            note: what is being worked on.
+            note: name of the current item.
         """
         now = time.monotonic()
         counts = f"{self.before + done:.6g}/{self.total:.6g}"
@@ -70,8 +70,8 @@ def progress(items: Iterable[T], total: int, title: str, done: int = 0, every: f
     Args:
         items: the rest of the work.
         total: number of items of the whole work.
-        title: what is worked on.
-        done: how many of them were done before (a resumed work).
+        title: name of the work.
+        done: number that was done before, where the work is resumed.
         every: seconds between two lines where there is no terminal.
 
     >>> list(progress("abc", 3, "letters"))
