@@ -67,6 +67,7 @@ def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
         ("testtime.scenes.furnish:small_things", "testtime.scenes.furnish:small_objects"),
         ("testtime.scenes.shifts:named", "testtime.scenes.shifts:resolve_shift"),
         ("testtime.scenes.tracer:available", "testtime.scenes.tracer:default_backend"),
+        ("testtime.space.walkthrough:take_apart", "testtime.space.walkthrough:extract_frames"),
         ("testtime.selection:looks", "testtime.metrics:appearance_features"),
     ],
 )
