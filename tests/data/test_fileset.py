@@ -40,7 +40,7 @@ def test_samples_have_the_labels_whose_files_exist(tmp_path):
     x, labels = found.batch(range(3))
     assert (x.shape, labels["depth"].shape) == ((3, 3, 2, 4), (3, 1, 2, 4))
     (tmp_path / "2.png").unlink()
-    assert len(found) == 3  # nothing is read before it is asked for
+    assert len(found) == 3  # no file is read yet
     with pytest.raises(DataError, match=r"2\.png: no such file; expected an image"):
         found[2]
 

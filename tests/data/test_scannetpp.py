@@ -40,7 +40,7 @@ def colmap(folder: Path, camera: str, names: tuple[str, ...]) -> None:
     folder.mkdir(parents=True)
     (folder / "cameras.txt").write_text(f"# Camera list\n#   CAMERA_ID, MODEL, ...\n1 {camera}\n")
     rows = ["# Image list"]
-    for i, name in enumerate(names):  # a quarter turn about x: the camera looks along the world's y
+    for i, name in enumerate(names):  # a quarter turn about x: the viewing direction is the world's y
         rows += [
             f"{i + 1} {HALF} {HALF} 0 0 {i} 2 3 1 {name}",
             "1.0 2.0 -1 3.0 4.0 -1 5.0 6.0 7" if i else "",

@@ -92,7 +92,9 @@ def test_both_layouts_hold_the_same_labels(tmp_path, layout):
     assert (TASKONOMY17[13 - 1], TASKONOMY17[3 - 1]) == ("sink", "chair")
     camera = found.camera(0)
     assert (camera.fx, camera.cx, camera.width) == (pytest.approx(SIZE), SIZE / 2, SIZE)
-    np.testing.assert_allclose(camera.pose[:3, :3] @ [0, 0, -1], [-1, 0, 0], atol=1e-12)  # looks along -x
+    np.testing.assert_allclose(
+        camera.pose[:3, :3] @ [0, 0, -1], [-1, 0, 0], atol=1e-12
+    )  # the viewing direction is -x
     np.testing.assert_allclose(camera.pose[:3, :3] @ [0, 1, 0], [0, 0, 1], atol=1e-12)  # upright
     assert camera.pose[:3, 3].tolist() == [1, 2, 3]
 

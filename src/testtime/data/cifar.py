@@ -38,8 +38,8 @@ def cifar10(root: str | Path, split: str = "test", complete: bool = True) -> Ima
         complete: whether every batch with its 10,000 images is required; otherwise the existing batches are read.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
@@ -65,8 +65,8 @@ def cifar100(root: str | Path, split: str = "test", complete: bool = True) -> Im
         complete: whether all images are required; otherwise any number of whole images is read.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
@@ -98,8 +98,8 @@ def cifar_c(
         one_severity: whether the files contain the images of this severity alone; the published files contain all five.
 
     Raises:
-        DataError: if a file is missing, damaged or in another format.
-        ValueError: if severity or dataset is out of range.
+        DataError: a file is missing, damaged or in another format.
+        ValueError: severity or dataset is out of range.
 
     Source: Hendrycks and Dietterich, *Benchmarking Neural Network Robustness*, ICLR 2019.
     """

@@ -51,7 +51,7 @@ def image_bytes(path: Path) -> bytes:
         path: file to read.
 
     Raises:
-        DataError: if it is missing or larger than `MAX_BYTES`.
+        DataError: the file is missing or larger than `MAX_BYTES`.
     """
     size = need_file(path, "an image").stat().st_size
     if size > MAX_BYTES:
@@ -70,8 +70,8 @@ def opened(encoded: bytes, path: Path) -> Iterator[Any]:
         path: path of the file, for the message.
 
     Raises:
-        DataError: if the image has more than `MAX_PIXELS` pixels, or is damaged.
-        ImportError: if Pillow is not installed.
+        DataError: the image has more than `MAX_PIXELS` pixels, or is damaged.
+        ImportError: Pillow is not installed.
     """
     Image = need_pillow()
     from PIL import UnidentifiedImageError
@@ -108,8 +108,8 @@ def decoded(encoded: bytes, channels: int, path: Path, upright: bool = True) -> 
         upright: whether the EXIF orientation is applied; otherwise the pixels are returned as stored.
 
     Raises:
-        DataError: if the image is damaged, has more than 8 bits per channel or more than `MAX_PIXELS` pixels.
-        ImportError: if Pillow is not installed.
+        DataError: the image is damaged, has more than 8 bits per channel or more than `MAX_PIXELS` pixels.
+        ImportError: Pillow is not installed.
     """
     with opened(encoded, path) as image:
         deep = f"mode {image.mode}" if image.mode[0] in "IF" else _bits(image.format, image, encoded)

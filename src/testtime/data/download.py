@@ -46,8 +46,8 @@ def download(
         attempts: number of attempts.
 
     Raises:
-        DataError: if the server cannot be reached or fails, or the checksum differs.
-        ValueError: if the address is not http or https.
+        DataError: the server cannot be reached or fails, or the checksum differs.
+        ValueError: the address is not http or https.
     """
     path = Path(path)
     if not url.startswith(("http://", "https://")):

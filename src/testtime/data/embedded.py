@@ -35,7 +35,7 @@ def embedded(channels: int = 3) -> Embedded:
     The unknown images are 1,102 patches of 64x64, cut every 20 pixels from two photographs and averaged to 32x32.
 
     Raises:
-        ImportError: if scikit-learn or Pillow is not installed.
+        ImportError: scikit-learn or Pillow is not installed.
 
     Source: Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI 1998.
     """

@@ -16,7 +16,7 @@ def need_file(path: Path, what: str) -> Path:
         what: description of its content, for the message.
 
     Raises:
-        DataError: if there is no such file.
+        DataError: there is no such file.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected {what}; give the folder that holds it as root")
@@ -31,7 +31,7 @@ def need_folder(candidates: Iterable[Path], what: str) -> Path:
         what: description of its content, for the message.
 
     Raises:
-        DataError: if none exists.
+        DataError: none of the folders exists.
     """
     tried = list(candidates)
     for path in tried:
@@ -50,7 +50,7 @@ def need_size(path: Path, record: int, count: int | None) -> int:
         count: expected number of records; None for any number but zero.
 
     Raises:
-        DataError: if the size of the file differs.
+        DataError: the size of the file differs.
     """
     size = path.stat().st_size
     wanted = f"{count} records of {record} bytes" if count else f"a multiple of {record} bytes"
@@ -68,7 +68,7 @@ def need_choice(value: str, choices: Iterable[str], what: str) -> str:
         what: name of the argument, for the message.
 
     Raises:
-        ValueError: if it is not one of them.
+        ValueError: the value is not one of them.
     """
     known = list(choices)
     if value not in known:

@@ -33,7 +33,7 @@ class FileImages:
         paths: paths of the files, in order.
 
     Raises:
-        ImportError: if Pillow is not installed.
+        ImportError: Pillow is not installed.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -70,9 +70,9 @@ def image_folder(
             ``skipped`` names them.
 
     Raises:
-        DataError: if there is no such folder, it has no image, one of its classes has none, or there are at least as many
+        DataError: there is no such folder, it has no image, one of its classes has none, or there are at least as many
             images beside the class folders as folders.
-        ImportError: if Pillow is not installed.
+        ImportError: Pillow is not installed.
     """
     folder = need_folder([Path(root)], "a folder of images, or of folders of images")
     beside, classes = _by_folder(folder)
@@ -202,7 +202,7 @@ def imagenet(root: str | Path, split: str = "val", skip_damaged: bool = False) -
         skip_damaged: whether images that cannot be read are left out; see :func:`image_folder`.
 
     Raises:
-        DataError: if the images are missing, are not in folders (as in the published validation archive), or only some of
+        DataError: the images are missing, are not in folders (as in the published validation archive), or only some of
             the folders are classes of ImageNet.
 
     Departures: the published accuracies on ImageNet-A and -R use the 200 outputs of their classes; here all 1,000 outputs
@@ -255,8 +255,8 @@ def imagenet_c(root: str | Path, corruption: str, severity: int = 5, skip_damage
     The labels are those of :func:`imagenet`.
 
     Raises:
-        DataError: if there is no such folder or it has no images.
-        ValueError: if severity is not 1 to 5.
+        DataError: there is no such folder or it has no images.
+        ValueError: severity is not 1 to 5.
 
     Source: Hendrycks and Dietterich, *Benchmarking Neural Network Robustness*, ICLR 2019.
     """
@@ -277,7 +277,7 @@ def textures(root: str | Path) -> ImageSet:
         root: folder ``dtd``, or the folder that contains it.
 
     Raises:
-        DataError: if the images are missing.
+        DataError: the images are missing.
 
     Source: Cimpoi et al., *Describing Textures in the Wild*, CVPR 2014.
     """
@@ -295,8 +295,8 @@ def tiny_imagenet(root: str | Path, split: str = "val") -> ImageSet:
             or ``val/<wnid>``).
 
     Raises:
-        DataError: if files are missing, or an annotation names a missing file or one outside of the folder.
-        ValueError: if there is no such split.
+        DataError: files are missing, or an annotation names a missing file or one outside of the folder.
+        ValueError: there is no such split.
 
     Source: Le and Yang, *Tiny ImageNet Visual Recognition Challenge*, 2015.
     """
@@ -341,7 +341,7 @@ def places365(root: str | Path) -> ImageSet:
         root: folder that contains ``val_256``, or the folder of the images.
 
     Raises:
-        DataError: if images are missing, or the list names one that does not exist or is not in the folder.
+        DataError: images are missing, or the list names one that does not exist or is not in the folder.
 
     Source: Zhou et al., *Places: A 10 Million Image Database*, TPAMI 2018.
     """
@@ -376,8 +376,8 @@ def pacs(root: str | Path, domain: str) -> ImageSet:
         domain: name of the domain: "art_painting", "cartoon", "photo" or "sketch".
 
     Raises:
-        DataError: if the images are missing.
-        ValueError: if there is no such domain.
+        DataError: the images are missing.
+        ValueError: there is no such domain.
 
     Source: Li et al., *Deeper, Broader and Artier Domain Generalization*, ICCV 2017.
     """
@@ -395,7 +395,7 @@ def omniglot(root: str | Path, channels: int = 3) -> ImageSet:
         channels: number of channels, 1 or 3.
 
     Raises:
-        DataError: if the images are missing.
+        DataError: the images are missing.
 
     Source: Lake et al., *Human-level concept learning*, Science 2015. Pixels are not inverted (the original has black ink on
     white).

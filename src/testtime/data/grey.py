@@ -41,7 +41,7 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
         path: path of the file, such as ``t10k-images-idx3-ubyte.gz``.
 
     Raises:
-        DataError: if the magic number, the type or the size is wrong.
+        DataError: the magic number, the type or the size is wrong.
 
     Source: LeCun's page of MNIST: 0, 0, type, number of dimensions, the sizes as big-endian integers, the values.
     """
@@ -77,8 +77,8 @@ def mnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
         channels: number of channels, 1 or 3.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: LeCun et al., *Gradient-based learning applied to document recognition*, 1998.
     """
@@ -94,8 +94,8 @@ def fashion_mnist(root: str | Path, split: str = "test", channels: int = 3) -> I
         channels: number of channels, 1 or 3.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Xiao et al., *Fashion-MNIST*, 2017.
     """
@@ -115,8 +115,8 @@ def notmnist(
         skip_damaged: whether images that cannot be read are left out; the published archives contain a few.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Bulatov, *notMNIST dataset*, 2011.
     """
@@ -137,8 +137,8 @@ def usps(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
         channels: number of channels, 1 or 3.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Hull, *A database for handwritten text recognition research*, TPAMI 1994.
     """

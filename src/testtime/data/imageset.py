@@ -37,7 +37,7 @@ class ArrayImages:
         channels_last: whether the array is (N, H, W, C).
 
     Raises:
-        DataError: if the array has another dtype or shape.
+        DataError: the array has another dtype or shape.
     """
 
     def __init__(self, array: NDArray[np.uint8], channels_last: bool = False) -> None:
@@ -116,7 +116,7 @@ class ImageSet:
         skipped: names of the files that were left out because they are damaged.
 
     Raises:
-        DataError: if the number of labels differs from the number of images, or a label is not a class index.
+        DataError: the number of labels differs from the number of images, or a label is not a class index.
 
     >>> digits = from_arrays("two", np.zeros((2, 4, 4), np.uint8), [0, 1], ("a", "b"))
     >>> len(digits), tuple(digits[0].shape), digits.batch([0, 1], size=2).shape
@@ -162,7 +162,7 @@ class ImageSet:
                 size of the images.
 
         Raises:
-            ValueError: if there are no indices, or the images differ in size and no size is given.
+            ValueError: there are no indices, or the images differ in size and no size is given.
         """
         images = [self[int(index)] for index in indices]
         if not images:
@@ -180,7 +180,7 @@ class ImageSet:
             indices: indices of the images, in this order.
 
         Raises:
-            ValueError: if the set has no labels.
+            ValueError: the set has no labels.
         """
         if self.labels is None:
             raise ValueError(f"{self.name} has no labels")
@@ -193,7 +193,7 @@ class ImageSet:
             indices: indices of the images.
 
         Raises:
-            IndexError: if an index is out of range.
+            IndexError: an index is out of range.
         """
         chosen = np.fromiter(indices, dtype=np.int64)
         if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
@@ -228,7 +228,7 @@ class Crop:
         shorter: shorter side of the scaled image, in pixels.
 
     Raises:
-        ValueError: if shorter is below side, or side below 1.
+        ValueError: shorter is below side, or side below 1.
 
     >>> Crop(224, 256)(torch.zeros(1, 3, 300, 600)).shape
     torch.Size([1, 3, 224, 224])
@@ -245,7 +245,7 @@ class Crop:
         """Scale and crop images, float (B, C, H, W).
 
         Raises:
-            DataError: if the aspect ratio of an image is above `MAX_RATIO`.
+            DataError: the aspect ratio of an image is above `MAX_RATIO`.
         """
         height, width = images.shape[-2:]
         short, long = sorted((height, width))
@@ -294,7 +294,7 @@ def class_labels(values: ArrayLike, count: int, classes: int, name: str) -> NDAr
         name: name of the data set or file, for the message.
 
     Raises:
-        DataError: if the number of labels differs from N, or a label is not an integer in [-1, classes).
+        DataError: the number of labels differs from N, or a label is not an integer in [-1, classes).
 
     >>> class_labels([1.0, -1.0], 2, 2, "digits")
     array([ 1, -1])
@@ -333,7 +333,7 @@ def from_arrays(
         channels_last: whether the images are (N, H, W, C).
 
     Raises:
-        DataError: if the dtype, the shape or the labels are not valid.
+        DataError: the dtype, the shape or the labels are not valid.
     """
     array = None if labels is None else np.asarray(labels)
     return ImageSet(name, tuple(classes), array, ArrayImages(images, channels_last), channels)

@@ -68,7 +68,7 @@ def files(folder: Path, suffixes: Collection[str] | None = None, deep: bool = Fa
         deep: whether subfolders are listed too, without hidden folders; links are followed.
 
     Raises:
-        DataError: if there is no such folder, or a file is a broken link.
+        DataError: there is no such folder, or a file is a broken link.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; check the path")
@@ -82,7 +82,7 @@ def folders(folder: Path) -> list[Path]:
         folder: path of the folder.
 
     Raises:
-        DataError: if there is no such folder, or a subfolder is a broken link.
+        DataError: there is no such folder, or a subfolder is a broken link.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; check the path")
@@ -99,8 +99,8 @@ def images(folder: Path, deep: bool = False) -> list[Path]:
         deep: whether subfolders are listed too.
 
     Raises:
-        DataError: if there is no such folder, or an image is a broken link.
-        ImportError: if Pillow is not installed.
+        DataError: there is no such folder, or an image is a broken link.
+        ImportError: Pillow is not installed.
     """
     readable = SUFFIXES | (OTHERS & _registered())
     found = files(folder, SUFFIXES | OTHERS, deep)
@@ -126,7 +126,7 @@ def inside(root: Path, name: str) -> Path:
         name: name in the list, with slashes.
 
     Raises:
-        DataError: if the name is empty, absolute or refers to a path outside of the folder.
+        DataError: the name is empty, absolute or refers to a path outside of the folder.
 
     >>> inside(Path("data"), "n01/a.png").as_posix()
     'data/n01/a.png'
@@ -148,7 +148,7 @@ def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]
         key: function from a file to the key of its sample.
 
     Raises:
-        DataError: if two files have the same key, such as ``1.png`` and ``1.jpg`` with their stems as keys.
+        DataError: two files have the same key, such as ``1.png`` and ``1.jpg`` with their stems as keys.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -170,7 +170,7 @@ def read_lines(path: Path, what: str) -> list[str]:
         what: description of its content, for the message.
 
     Raises:
-        DataError: if the file is missing, empty or not text.
+        DataError: the file is missing, empty or not text.
     """
     data = need_file(path, what).read_bytes()
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))

@@ -223,7 +223,7 @@ def read_pickled(path: str | Path) -> dict[str, Any]:
         path: path of a pickle of protocol 0 to 5 with a dict of numbers, strings, lists and numeric arrays.
 
     Raises:
-        DataError: if the file is damaged or contains other objects, such as calls of functions.
+        DataError: the file is damaged or contains other objects, such as calls of functions.
     """
     path = need_file(Path(path), "a pickled dict of arrays and lists")
     try:

@@ -19,8 +19,8 @@ def svhn(root: str | Path, split: str = "test") -> ImageSet:
         split: name of the split: "train", "test" or "extra".
 
     Raises:
-        DataError: if the file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: the file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Netzer et al., *Reading Digits in Natural Images*, 2011.
     """

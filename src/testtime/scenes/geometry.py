@@ -171,7 +171,7 @@ def lathe(
     centre: Sequence[float] = (0, 0, 0),
     segments: int = 12,
 ) -> Mesh:
-    """A profile turned about the vertical axis, smooth but for the profile's sharp turns.
+    """Create a surface of revolution about the vertical axis, with edges at sharp turns of its profile.
 
     Args:
         profile: points (radius, height) of the outside from bottom to top, in metres; a radius of 0 closes the surface.
@@ -217,7 +217,7 @@ def cylinder(
     top: float | None = None,
     segments: int = 12,
 ) -> Mesh:
-    """A closed cylinder that stands on ``centre``; with ``top``, a cone cut off at that radius."""
+    """Create a closed cylinder with its base at ``centre``, or a truncated cone with the upper radius ``top``."""
     top = radius if top is None else top
     return lathe([(0, 0), (radius, 0), (top, height), (0, height)], material, centre, segments)
 
