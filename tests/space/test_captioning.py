@@ -203,7 +203,7 @@ def test_captions_of_scenes_are_those_of_their_records():
 
 def test_errors_come_before_work_is_lost(tmp_path):
     data = Lamps()
-    with pytest.raises(ValueError, match="9 pictures, but there are 8 captions"):
+    with pytest.raises(ValueError, match="9 images, but there are 8 captions"):
         train_captioner(captioner(), data, data.captions[:8], RECIPE, tmp_path)
     with pytest.raises(ValueError, match="scale"):
         train_captioner(captioner(), data, data.captions, TransferRecipe(), tmp_path)
