@@ -24,6 +24,7 @@ MODULES = {
     "testtime.frozen": "testtime.intake.frozen",
     "testtime.gradients": "testtime.intake.gradients",
     "testtime.label_shift": "testtime.source.label_shift",
+    "testtime.methods.dann": "testtime.source.dann",
     "testtime.models.views": "testtime.intake.views",
     "testtime.multitask.commands": "testtime.cli.multitask",
     "testtime.multitask.network": "testtime.models.multitask",
