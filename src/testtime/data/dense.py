@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from testtime.data.imageset import resized
+from testtime.labels import IGNORE
 
 __all__ = ["IGNORE", "DenseSet", "Sample", "blank", "collate", "sized"]
-
-IGNORE = 255
-"""The class of a pixel whose class is not known."""
 
 CLASS_TASKS = frozenset({"semseg", "human_parts"})
 """The tasks whose label is a class for each pixel, (H, W) int64."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.data.dense import IGNORE
+from testtime.labels import IGNORE
 
 __all__ = ["BCE", "RMSE", "AveragePrecision", "EdgeF", "MeanAngle", "MeanIoU"]
 
