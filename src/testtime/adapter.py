@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from testtime.construction import Construction, Lock
 from testtime.errors import AdapterWarning
+from testtime.facts import Facts
 from testtime.gate import Screened, admit, check_batch, declared_range, explain, outside, typical_range
 from testtime.intake.fingerprint import Fingerprint, state_hash
 from testtime.intake.frozen import Frozen
@@ -34,7 +35,7 @@ NEVER_NEGATIVE = ("clock", "step", "var", "exp_avg_sq", "max_exp_avg_sq", "squar
 PATIENCE = 50  # batches without any update before a warning says so
 
 
-class Adapter(Stateful, metaclass=Construction):
+class Adapter(Facts, Stateful, metaclass=Construction):
     """Base of every method: the method is ``__init__``, which holds its parts, and ``step``, the paper's algorithm.
 
     The base owns everything else. A call refuses bad images before the forward, runs ``step`` under gradients whatever
@@ -52,27 +53,10 @@ class Adapter(Stateful, metaclass=Construction):
     changes of an image preserve its class (:class:`testtime.models.Views`).
 
     Attributes:
-        output: whether the answer was computed "before" or "after" this batch's update, or by a "teacher".
-        source: what :meth:`prepare` must see before the first batch: "none", "statistics" or "data".
-        labelled_source: whether :meth:`prepare` also takes batches of (images, labels).
-        images_only: whether the method takes nothing but images (N, C, H, W); so does one that makes views of them.
-        dense: whether the method works on logits for each pixel, (N, C, H, W).
-        multi_task: whether the method works on the outputs of a multi-task model.
-        stochastic: whether a step draws random numbers.
-        cost: forwards and backwards of the whole batch per step, at most.
         fingerprint: fingerprint of the source model when the adapter was built.
     """
 
     fingerprint: Fingerprint
-
-    output: ClassVar[Literal["before", "after", "teacher"]] = "before"
-    source: ClassVar[Literal["none", "statistics", "data"]] = "none"
-    labelled_source: ClassVar[bool] = False
-    images_only: ClassVar[bool] = False
-    dense: ClassVar[bool] = False
-    multi_task: ClassVar[bool] = False
-    stochastic: ClassVar[bool] = False
-    cost: tuple[float, float] = (1, 1)
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         super().__init__()
@@ -301,12 +285,13 @@ class Adapter(Stateful, metaclass=Construction):
             self.outputs = getattr(self.model, "outputs", None)
         self.preserves = getattr(self.model, "views", None)
         name = type(self).__name__
-        if declares_tasks(self.model) and not self.multi_task:
+        if declares_tasks(self.model) and "classifier" in self.needs:
             raise ValueError(
                 f"{name} works on the logits of a classifier, (N, C), and this model declares several tasks; methods for "
-                "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and Source"
+                "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, TTTMAE, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and "
+                "Source"
             )
-        contract = Contract(name, getattr(self, "classes", None), self.dense)
+        contract = Contract(name, getattr(self, "classes", None), "classifier" not in self.needs)
         for module in self.modules():
             if isinstance(module, Logits) and not module.gives_features:
                 module.contract = contract
@@ -314,7 +299,7 @@ class Adapter(Stateful, metaclass=Construction):
     def _admit(self, x: Any, learn: bool) -> tuple[Tensor, Tensor]:
         """The samples of a batch that may meet the network, and which they are (a mask over the batch)."""
         check_batch(x)
-        if x.dim() != 4 and (self.images_only or any(changes_of(v) for v in vars(self).values())):
+        if x.dim() != 4 and ("images" in self.needs or any(changes_of(v) for v in vars(self).values())):
             raise ValueError(
                 f"{type(self).__name__} changes images or makes views of them and takes batches (N, C, H, W), got shape "
                 f"{tuple(x.shape)}; add the batch dimension of one image: x[None]; for sequences and tables pass augment= a "

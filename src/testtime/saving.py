@@ -38,6 +38,7 @@ from testtime.files import (
 )
 from testtime.intake.fingerprint import Fingerprint, fingerprint
 from testtime.intake.views import Views
+from testtime.methods import METHODS
 from testtime.methods.sotta import mean_entropy, smoothed_entropy
 from testtime.moved import current_name
 from testtime.norm import (
@@ -90,32 +91,13 @@ PARTS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _slug(name: str) -> str:
-    """The name people write: ``PAFKIP`` is "paf-kip", ``UniEntPlus`` is "unient+"."""
-    spoken = {
-        "PAFKIP": "paf-kip",
-        "UniEntPlus": "unient+",
-        "BNAdapt": "bn-adapt",
-        "MetaDMoE": "meta-dmoe",
-        "NCTTT": "nc-ttt",
-        "SHOTIM": "shot-im",
-        "TTTMAE": "ttt-mae",
-        "TTTPlusPlus": "ttt++",
-    }
-    return spoken.get(name, name.lower())
-
-
-def _methods() -> dict[str, type[Adapter]]:
-    return {_slug(name): getattr(testtime.methods, name) for name in testtime.methods.__all__}
-
-
 def list_methods() -> list[str]:
     """The names that :func:`adapt` takes.
 
     >>> "paf-kip" in list_methods()
     True
     """
-    return sorted(_methods())
+    return sorted(method.name for method in METHODS.values())
 
 
 def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments: Any) -> Adapter:
@@ -123,7 +105,8 @@ def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments
 
     Args:
         model: any classifier; timm and Hugging Face models work as they come.
-        method: a name of :func:`list_methods` (case, "-" and "_" do not matter), or a class, your own too.
+        method: name of :func:`list_methods` or of a class of :mod:`testtime.methods` (case, "-" and "_" do not matter), or a
+            class, your own too.
         arguments: those of the method's class, e.g. ``classes=10``.
 
     Raises:
@@ -152,13 +135,14 @@ def _named(method: str) -> type[Adapter]:
     def bare(name: str) -> str:
         return name.lower().replace("-", "").replace("_", "")
 
-    known = {bare(name): cls for name, cls in _methods().items()}
+    known = {bare(name): cls for cls, entry in METHODS.items() for name in (entry.name, cls)}
     if bare(method) not in known:
-        guess = did_you_mean(method.replace("_", "-"), _methods())
+        guess = did_you_mean(method.replace("_", "-"), list_methods())
         raise ValueError(
             f"there is no method {method!r}{guess}; testtime.list_methods() has {', '.join(list_methods())}"
         )
-    return known[bare(method)]
+    found: type[Adapter] = getattr(testtime.methods, known[bare(method)])
+    return found
 
 
 def save(adapter: Adapter, folder: str | Path) -> None:

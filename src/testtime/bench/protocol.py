@@ -14,6 +14,7 @@ from testtime.bench.sets import SETS
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data import sha256_of
 from testtime.errors import did_you_mean, unknown_name
+from testtime.methods import METHODS
 from testtime.wrap import ResetEvery
 
 ORDERS = (
@@ -65,9 +66,7 @@ class Row:
     @property
     def available(self) -> bool:
         """Whether this version of the library has the method."""
-        import testtime.methods
-
-        return self.method in testtime.methods.__all__
+        return self.method in METHODS
 
     @property
     def code(self) -> str:
@@ -274,9 +273,9 @@ def _plain(label: str) -> str:
 
 
 def slug(label: str) -> str:
-    """A label as a word of small letters, digits, "+", "." and "-"."""
-    spoken = {"UniEntPlus": "unient+", "PAFKIP": "paf-kip", "PAF+KIP": "paf-kip", "BNAdapt": "bn-adapt"}
-    if label in spoken:
-        return spoken[label]
+    """Turn a label into a word of small letters, digits, "+", "." and "-"; that of a method is the method's name."""
+    names = {other: entry.name for cls, entry in METHODS.items() for other in (cls, entry.label)}
+    if label in names:
+        return names[label]
     kept = "".join(c if c.isalnum() or c in "+.=" else "-" for c in label.lower())
     return "-".join(part for part in kept.split("-") if part)

@@ -33,7 +33,7 @@ Test-Time-Training, CVPR 2023.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -165,9 +165,14 @@ class ActMAD(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
+    name, label = "actmad", "ActMAD"
+    needs = ("norm",)
+    venue = "CVPR 2023"
+    paper = (
+        "Mirza, Jané Soneira, Lin, Kozinski, Possegger and Bischof, ActMAD: Activation Matching to Align "
+        "Distributions for Test-Time-Training"
+    )
+    source = "statistics"
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ Reference: Chen, Wang, Darrell and Ebrahimi, Contrastive Test-Time Adaptation, C
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -173,8 +173,12 @@ class AdaContrast(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
-    stochastic: ClassVar[bool] = True
+    name, label = "adacontrast", "AdaContrast"
+    needs = ("classifier", "linear head", "views")
+    venue = "CVPR 2022"
+    paper = "Chen, Wang, Darrell and Ebrahimi, Contrastive Test-Time Adaptation"
+    output = "after"
+    stochastic = True
     cost = (5, 1)
 
     def __init__(

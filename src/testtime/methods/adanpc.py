@@ -32,7 +32,7 @@ Adaptation, ICML 2023.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -143,8 +143,15 @@ class AdaNPC(Adapter):
     torch.Size([8, 2])
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    labelled_source: ClassVar[bool] = True
+    name, label = "adanpc", "AdaNPC"
+    needs = ("classifier", "linear head")
+    venue = "ICML 2023"
+    paper = (
+        "Zhang, Wang, Jin, Yuan, Zhang, Wang, Jin and Tan, AdaNPC: Exploring Non-Parametric Classifier for "
+        "Test-Time Adaptation"
+    )
+    source = "data"
+    labelled_source = True
     cost = (1, 0)
 
     def __init__(

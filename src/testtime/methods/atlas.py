@@ -47,7 +47,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.corruptions import corrupt
+from testtime.facts import SourceData
 from testtime.intake.sharing import Stateful, duplicate
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam, generator, random_crop_flip, simclr
@@ -402,9 +403,15 @@ class ATLAS(Adapter):
     (torch.Size([8, 2]), True, torch.Size([2, 4]))
     """
 
-    images_only: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "atlas", "aTLAS"
+    needs = ("classifier", "images")
+    venue = "NeurIPS 2024"
+    paper = (
+        "Zhang, Albert, Rodriguez-Opazo, van den Hengel and Abbasnejad, Knowledge Composition using Task "
+        "Vectors with Learned Anisotropic Scaling"
+    )
+    source: SourceData = "data"
+    stochastic = True
     cost = (5, 2)
 
     def __init__(
@@ -439,7 +446,7 @@ class ATLAS(Adapter):
         assert vectors is not None
         self.vectors, self.memory = vectors, TrustedMemory(classes, trusted)
         if brought is not None:
-            self.source = "none"  # type: ignore[misc]
+            self.source = "none"
         self.adapt([vectors.coefficients], optimizer)
 
     def _learn(self, batches: Iterable[Tensor]) -> None:

@@ -30,7 +30,7 @@ Normalization for Robustness under Covariate Shift, 2020.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
@@ -61,8 +61,13 @@ class BNAdapt(Adapter):
     (torch.Size([8, 2]), False)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
+    name, label = "bn-adapt", "BN-adapt"
+    needs = ("BatchNorm",)
+    venue = "NeurIPS 2020"
+    paper = (
+        "Schneider, Rusak, Eck, Bringmann, Brendel and Bethge, Improving robustness against common "
+        "corruptions by covariate shift adaptation"
+    )
     cost = (1, 0)
 
     def __init__(

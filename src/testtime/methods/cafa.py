@@ -32,7 +32,7 @@ Reference: Jung, Lee, Kim, Shaban, Boots and Choo, CAFA: Class-Aware Feature Ali
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -166,8 +166,14 @@ class CAFA(Adapter):
     (torch.Size([8, 2]), ['minimised'])
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
-    labelled_source: ClassVar[bool] = True
+    name, label = "cafa", "CAFA"
+    needs = ("classifier", "norm", "linear head")
+    venue = "ICCV 2023"
+    paper = (
+        "Jung, Lee, Kim, Shaban, Boots and Choo, CAFA: Class-Aware Feature Alignment for Test-Time Adaptation"
+    )
+    source = "statistics"
+    labelled_source = True
 
     def __init__(
         self,

@@ -36,12 +36,13 @@ Test-Time Training, ICCV 2023.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam, entropy, marginal_entropy
 from testtime.parts.optimizers import OptimizerFactory
@@ -131,9 +132,14 @@ class ClusT3(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "clust3", "ClusT3"
+    needs = ("linear head",)
+    venue = "ICCV 2023"
+    paper = (
+        "Vargas Hakim, Osowiechi, Noori, Cheraghalikhani, Bahri, Ben Ayed and Desrosiers, ClusT3: "
+        "Information Invariant Test-Time Training"
+    )
+    source: SourceData = "data"
 
     def __init__(
         self,
@@ -153,7 +159,7 @@ class ClusT3(Adapter):
         self.branch, self._taps = joined(
             self.model, Projectors, layers, lambda widths: Projectors(widths, clusters, projectors), seed
         )
-        self.source = "data" if self.branch.learned else "none"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "none"
         self.adapt(upstream(self.model, self._taps), optimizer)
 
     def _learn(self, batches: Iterable[Tensor]) -> None:

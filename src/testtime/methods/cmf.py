@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,13 @@ class CMF(Adapter):
     (torch.Size([8, 2]), True, ['minimised'])
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "cmf", "CMF"
+    needs = ("classifier", "norm", "views")
+    venue = "ICLR 2024"
+    paper = "Lee and Chang, Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation"
+    stochastic = True
+    cost = (2, 2)
+
     average: Tensor
 
     def __init__(

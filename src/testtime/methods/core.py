@@ -82,6 +82,11 @@ class Core(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    name, label = "core", "Core"
+    needs = ("classifier", "norm")
+    venue = "2021"
+    paper = "You, Li and Zhao, Test-time Batch Statistics Calibration for Covariate Shift"
+
     def __init__(
         self,
         model: nn.Module,

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,13 @@ class EATA(Adapter):
     torch.Size([8, 2])
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "eata", "EATA"
+    needs = ("classifier", "norm")
+    venue = "ICML 2022"
+    paper = (
+        "Niu, Wu, Zhang, Chen, Zheng, Zhao and Tan, Efficient Test-Time Model Adaptation without Forgetting"
+    )
+    source = "data"
 
     def __init__(
         self,

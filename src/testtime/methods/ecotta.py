@@ -42,13 +42,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.intake.sharing import Stateful, duplicate
 from testtime.norm import source_statistics
 from testtime.parts import entropy, generator, sgd
@@ -280,7 +281,14 @@ class EcoTTA(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "ecotta", "EcoTTA"
+    needs = ("classifier", "convolution")
+    venue = "CVPR 2023"
+    paper = (
+        "Song, Lee, Kweon and Choi, EcoTTA: Memory-Efficient Continual Test-time Adaptation via Self- "
+        "distilled Regularization"
+    )
+    source: SourceData = "data"
 
     def __init__(
         self,
@@ -299,7 +307,7 @@ class EcoTTA(Adapter):
         self.rate, self.layers, self.norm = rate, layers, norm
         self.warmth = Warmth(bool(_groups(self.model)))
         if self.warmth.done:
-            self.source = "none"  # type: ignore[misc]
+            self.source = "none"
         else:
             with_meta(self.model.get_submodule("network"), layers)
         self.adapt([p for g in _groups(self.model) for p in g.meta()], optimizer)

@@ -132,6 +132,13 @@ class ETA(Adapter):
     (True, tensor(8))
     """
 
+    name, label = "eta", "ETA"
+    needs = ("classifier", "norm")
+    venue = "ICML 2022"
+    paper = (
+        "Niu, Wu, Zhang, Chen, Zheng, Zhao and Tan, Efficient Test-Time Model Adaptation without Forgetting"
+    )
+
     def __init__(
         self,
         model: nn.Module,

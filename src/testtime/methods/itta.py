@@ -52,7 +52,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.intake.model import DetachedCopies
 from testtime.intake.sharing import Stateful, duplicate
 from testtime.norm import observing, source_statistics
@@ -400,9 +401,13 @@ class ITTA(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "itta", "ITTA"
+    needs = ("classifier", "convolution", "linear head")
+    venue = "CVPR 2023"
+    paper = "Chen, Zhang, Song, Shan and Liu, Improved Test-Time Adaptation for Domain Generalization"
+    output = "after"
+    source: SourceData = "data"
+    stochastic = True
     cost = (3, 2)
 
     def __init__(
@@ -427,7 +432,7 @@ class ITTA(Adapter):
         last = linear_head(home, head)[1]
         if brought:
             self.consistency = brought[-1].consistency
-            self.source = "none"  # type: ignore[misc]
+            self.source = "none"
         else:
             dtype = torch.promote_types(last.weight.dtype, torch.float32)
             fresh = LearnedConsistency(last.in_features, depth, seed).to(last.weight.device, dtype)

@@ -127,6 +127,10 @@ class LAME(Adapter):
     (torch.Size([8, 2]), False)
     """
 
+    name, label = "lame", "LAME"
+    needs = ("classifier", "linear head")
+    venue = "CVPR 2022"
+    paper = "Boudiaf, Mueller, Ben Ayed and Bertinetto, Parameter-free Online Test-time Adaptation"
     cost = (1, 0)
 
     def __init__(

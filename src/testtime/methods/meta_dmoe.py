@@ -53,7 +53,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.corruptions import corrupt
+from testtime.facts import SourceData
 from testtime.intake.outputs import Logits
 from testtime.intake.sharing import AtLeastFloat32, Stateful, duplicate, share
 from testtime.norm import observing, source_statistics
@@ -482,9 +483,17 @@ class MetaDMoE(Adapter):
     [True, False, False]
     """
 
-    images_only: ClassVar[bool] = True
-    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "meta-dmoe", "Meta-DMoE"
+    needs = ("classifier", "linear head", "images")
+    venue = "NeurIPS 2022"
+    paper = (
+        "Zhong, Chi, Gu, Wang, Yu and Tang, Meta-DMoE: Adapting to Domain Shift by Meta-Distillation from "
+        "Mixture-of-Experts"
+    )
+    output = "after"
+    source: SourceData = "data"
+    cost = (6, 1)
+
     distilled: Tensor
 
     def __init__(
@@ -523,7 +532,7 @@ class MetaDMoE(Adapter):
         self.mixture, self.cost = mixture, (2 + len(mixture.experts), 1)
         self.register_buffer("distilled", torch.zeros((), dtype=torch.bool))
         if brought:
-            self.source = "none"  # type: ignore[misc]
+            self.source = "none"
         else:
             mixture.learned = True
             for p in mixture.student.last().parameters():

@@ -45,13 +45,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam
 from testtime.parts.optimizers import OptimizerFactory
@@ -189,9 +190,14 @@ class NCTTT(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "nc-ttt", "NC-TTT"
+    needs = ("linear head",)
+    venue = "CVPR 2024"
+    paper = (
+        "Osowiechi, Vargas Hakim, Noori, Cheraghalikhani, Bahri, Yazdanpanah, Ben Ayed and Desrosiers, NC- "
+        "TTT: A Noise Contrastive Approach for Test-Time Training"
+    )
+    source: SourceData = "data"
 
     def __init__(
         self,
@@ -219,7 +225,7 @@ class NCTTT(Adapter):
             lambda channels: NoiseDiscriminator(channels[0], width, hidden, small, large),
             seed,
         )
-        self.source = "data" if self.branch.learned else "none"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "none"
         self.adapt(upstream(self.model, self._taps), optimizer)
 
     def _learn(self, batches: Iterable[Tensor]) -> None:

@@ -36,7 +36,7 @@ Winner-Take-All Networks, Neuromorphic Computing and Engineering 2022.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,14 @@ class NHL(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
+    name, label = "nhl", "NHL"
+    needs = ("classifier", "convolution")
+    venue = "CVPR 2023"
+    paper = (
+        "Tang, Zhang, Xu, Chen, Cheng, Leng, Guo and He, Neuro-Modulated Hebbian Learning for Fully Test- "
+        "Time Adaptation"
+    )
+    output = "after"
     cost = (2, 1)
 
     def __init__(

@@ -110,6 +110,14 @@ class OSTTA(Adapter):
     (True, tensor(8))
     """
 
+    name, label = "ostta", "OSTTA"
+    needs = ("classifier", "norm")
+    venue = "ICCV 2023"
+    paper = (
+        "Lee, Das, Choo and Choi, Towards Open-Set Test-Time Adaptation Utilizing the Wisdom of Crowds in "
+        "Entropy Minimization"
+    )
+    code = "github.com/gaozhengqing/UniEnt"
     cost = (2, 1)
 
     def __init__(

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,15 @@ class PAFKIP(Adapter):
     (torch.Size([8, 2]), torch.Size([8]), ['maximised', 'minimised'])
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "paf-kip", "PAF+KIP"
+    needs = ("classifier", "norm", "views")
+    venue = "BMVC 2025"
+    paper = (
+        "Lee, Lee and Lee, Stabilizing Open-Set Test-Time Adaptation via Primary-Auxiliary Filtering and "
+        "Knowledge-Integrated Prediction"
+    )
+    stochastic = True
+    cost = (3, 1)
 
     def __init__(
         self,
@@ -168,7 +176,7 @@ class PAFKIP(Adapter):
         self.models, self.source_statistics = tuple(models), source_statistics
         self.augment = preserving(augment, self.model)
         self.batched, self.norm = batched, norm
-        self.output = output  # type: ignore[misc]
+        self.output = output
         self.cost = (3 if output == "before" else 4, 1)
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)

@@ -39,13 +39,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.intake.sharing import Stateful, duplicate, share
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
@@ -224,9 +225,14 @@ class PETAL(Adapter):
     torch.Size([8, 2])
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "petal", "PETAL"
+    needs = ("classifier", "views")
+    venue = "CVPR 2023"
+    paper = "Brahma and Rai, A Probabilistic Framework for Lifelong Test-Time Adaptation"
+    output = "teacher"
+    source: SourceData = "data"
+    stochastic = True
+    cost = (34, 1)
 
     def __init__(
         self,
@@ -261,7 +267,7 @@ class PETAL(Adapter):
         for swag in self.model.modules():
             if isinstance(swag, SwagDiagonal):
                 self.prior.variance = self._of_adapted(swag.variance)
-                self.source = "none"  # type: ignore[misc]
+                self.source = "none"
 
     def _of_adapted(self, every: Tensor) -> Tensor:
         """The entries (P,) of what adapts, of those of all parameters."""

@@ -60,6 +60,13 @@ class PL(Adapter):
     (True, tensor(8))
     """
 
+    name, label = "pl", "PL"
+    needs = ("classifier", "norm")
+    venue = "ICML 2013 Workshop"
+    paper = (
+        "Lee, Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks"
+    )
+
     def __init__(
         self,
         model: nn.Module,

@@ -39,7 +39,7 @@ Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Grad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -171,9 +171,13 @@ class RMT(Adapter):
     torch.Size([8, 2])
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    labelled_source: ClassVar[bool] = True
-    stochastic: ClassVar[bool] = True
+    name, label = "rmt", "RMT"
+    needs = ("classifier", "linear head", "views")
+    venue = "CVPR 2023"
+    paper = "Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation"
+    source = "data"
+    labelled_source = True
+    stochastic = True
     cost = (4, 3)
 
     def __init__(

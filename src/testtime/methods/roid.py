@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +182,16 @@ class ROID(Adapter):
     (torch.Size([8, 2]), True, ['minimised'])
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "roid", "ROID"
+    needs = ("classifier", "norm", "views")
+    venue = "WACV 2024"
+    paper = (
+        "Marsden, Döbler and Yang, Universal Test-Time Adaptation through Weight Ensembling, Diversity "
+        "Weighting, and Prior Correction"
+    )
+    stochastic = True
+    cost = (2, 2)
+
     average: Tensor
     anchor: Tensor
 

@@ -76,6 +76,14 @@ class RPL(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    name, label = "rpl", "RPL"
+    needs = ("classifier", "norm")
+    venue = "TMLR 2022"
+    paper = (
+        "Rusak, Schneider, Pachitariu, Eck, Gehler, Bringmann, Brendel and Bethge, If your data "
+        "distribution shifts, use self-learning"
+    )
+
     def __init__(
         self,
         model: nn.Module,

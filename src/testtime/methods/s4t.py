@@ -28,7 +28,7 @@ Reference: Jeong, Cho, Yoon and Yoon, Synchronizing Task Behavior: Aligning Mult
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,10 @@ class S4T(Adapter):
     (torch.Size([4, 1, 32, 32]), True)
     """
 
-    multi_task: ClassVar[bool] = True
+    name, label = "s4t", "S4T"
+    needs = ("branch",)
+    venue = "ICCV 2025"
+    paper = "Jeong, Cho, Yoon and Yoon, Synchronizing Task Behavior: Aligning Multiple Tasks during Test-Time Training"
     stochastic = True
 
     def __init__(

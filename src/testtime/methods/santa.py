@@ -35,7 +35,7 @@ Adaptation, TMLR 2023; code: github.com/mariodoebler/test-time-adaptation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -85,9 +85,17 @@ class SANTA(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
-    labelled_source: ClassVar[bool] = True
-    stochastic: ClassVar[bool] = True
+    name, label = "santa", "SANTA"
+    needs = ("classifier", "norm", "linear head", "views")
+    venue = "TMLR 2023"
+    paper = (
+        "Chakrabarty, Sreenivas and Biswas, SANTA: Source Anchoring Network and Target Alignment for "
+        "Continual Test Time Adaptation"
+    )
+    code = "github.com/mariodoebler/test-time-adaptation"
+    source = "statistics"
+    labelled_source = True
+    stochastic = True
     cost = (3, 2)
 
     def __init__(

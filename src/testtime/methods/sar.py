@@ -86,7 +86,14 @@ class SAR(Adapter):
     (True, tensor(8))
     """
 
+    name, label = "sar", "SAR"
+    needs = ("classifier", "norm")
+    venue = "ICLR 2023"
+    paper = (
+        "Niu, Wu, Zhang, Wen, Chen, Zhao and Tan, Towards Stable Test-Time Adaptation in Dynamic Wild World"
+    )
     cost = (2, 2)
+
     average: Tensor
     begun: Tensor
 

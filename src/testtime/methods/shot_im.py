@@ -69,6 +69,14 @@ class SHOTIM(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    name, label = "shot-im", "SHOT-IM"
+    needs = ("classifier", "linear head")
+    venue = "ICML 2020"
+    paper = (
+        "Liang, Hu and Feng, Do We Really Need to Access the Source Data? Source Hypothesis Transfer for "
+        "Unsupervised Domain Adaptation"
+    )
+
     def __init__(
         self,
         model: nn.Module,

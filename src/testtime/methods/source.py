@@ -13,7 +13,7 @@ Cost: one forward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
@@ -39,8 +39,8 @@ class Source(Adapter):
     True
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
+    name, label = "source", "Source"
+    needs = ()
     cost = (1, 0)
 
     def __init__(

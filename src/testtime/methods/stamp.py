@@ -50,7 +50,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -196,7 +196,12 @@ class STAMP(Adapter):
     (torch.Size([8, 2]), torch.Size([8]), ['reliable'])
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "stamp", "STAMP"
+    needs = ("classifier", "norm", "views")
+    venue = "ECCV 2024"
+    paper = "Yu, Sheng, He and Liang, STAMP: Outlier-Aware Test-Time Adaptation with Stable Memory Replay"
+    stochastic = True
+    cost = (35, 2)
 
     def __init__(
         self,

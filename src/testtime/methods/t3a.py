@@ -116,6 +116,12 @@ class T3A(Adapter):
     (torch.Size([8, 2]), False)
     """
 
+    name, label = "t3a", "T3A"
+    needs = ("classifier", "linear head")
+    venue = "NeurIPS 2021"
+    paper = (
+        "Iwasawa and Matsuo, Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization"
+    )
     cost = (1, 0)
 
     def __init__(

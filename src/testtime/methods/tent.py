@@ -23,7 +23,7 @@ Reference: Wang, Shelhamer, Liu, Olshausen and Darrell, Tent: Fully Test-Time Ad
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
@@ -54,8 +54,11 @@ class Tent(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
+    name, label = "tent", "TENT"
+    needs = ("norm",)
+    venue = "ICLR 2021"
+    paper = "Wang, Shelhamer, Liu, Olshausen and Darrell, Tent: Fully Test-Time Adaptation by Entropy Minimization"
+    code = "github.com/DequanWang/tent"
 
     def __init__(
         self,

@@ -38,13 +38,14 @@ Rotations, ICLR 2018.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.norm import observing, source_statistics
 from testtime.parts import generator, identity, sgd
 from testtime.parts.augment import Augmentation
@@ -155,11 +156,15 @@ class TTT(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    images_only: ClassVar[bool] = True
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "ttt", "TTT"
+    needs = ("linear head", "images")
+    venue = "ICML 2020"
+    paper = (
+        "Sun, Wang, Liu, Miller, Efros and Hardt, Test-Time Training with Self-Supervision for "
+        "Generalization under Distribution Shifts"
+    )
+    source: SourceData = "data"
+    stochastic = True
     cost = (5, 4)
 
     def __init__(
@@ -177,7 +182,7 @@ class TTT(Adapter):
         self.optimizer, self.layer = optimizer, layer
         self.augment = preserving(augment, self.model)
         self.passes, self.rate, self.norm = passes, rate, norm
-        self.stochastic = augment is not identity  # type: ignore[misc]
+        self.stochastic = augment is not identity
         self.branch, self._taps = joined(
             self.model,
             RotationBranch,
@@ -185,7 +190,7 @@ class TTT(Adapter):
             lambda widths: RotationBranch(widths[0]),
             seed,
         )
-        self.source = "data" if self.branch.learned else "none"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "none"
         branch = [] if self.branch.learned else self.branch.parameters()
         self.adapt([*upstream(self.model, self._taps), *branch], optimizer)
 

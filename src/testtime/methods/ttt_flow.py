@@ -40,12 +40,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.norm import batch_statistics, observing
 from testtime.parts import sgd
 from testtime.parts.optimizers import OptimizerFactory
@@ -221,9 +222,14 @@ class TTTFlow(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "tttflow", "TTTFlow"
+    needs = ("linear head",)
+    venue = "WACV 2023"
+    paper = (
+        "Osowiechi, Vargas Hakim, Noori, Cheraghalikhani, Ben Ayed and Desrosiers, TTTFlow: Unsupervised "
+        "Test-Time Training with Normalizing Flow"
+    )
+    source: SourceData = "data"
 
     def __init__(
         self,
@@ -247,7 +253,7 @@ class TTTFlow(Adapter):
             lambda channels: Flow(channels[0], couplings, hidden),
             seed,
         )
-        self.source = "data" if self.branch.learned else "none"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "none"
         self.adapt(upstream(self.model, self._taps), optimizer)
 
     def _learn(self, batches: Iterable[Tensor]) -> None:

@@ -35,7 +35,7 @@ et al. do (Multimodality as Supervision, table 7).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +76,10 @@ class TTTMAE(Adapter):
     (torch.Size([1, 5, 32, 32]), True)
     """
 
-    images_only: ClassVar[bool] = True
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
+    name, label = "ttt-mae", "TTT-MAE"
+    needs = ("branch", "images")
+    venue = "NeurIPS 2022"
+    paper = "Gandelsman, Sun, Chen and Efros, Test-Time Training with Masked Autoencoders"
     stochastic = True
     cost = (33, 32)
 

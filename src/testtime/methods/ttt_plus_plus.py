@@ -41,13 +41,14 @@ Representations, ICML 2020; Sun and Saenko, Deep CORAL, 2016.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.intake.sharing import Stateful
 from testtime.norm import observing, running_statistics
 from testtime.parts import generator, sgd, simclr
@@ -247,10 +248,15 @@ class TTTPlusPlus(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "ttt++", "TTT++"
+    needs = ("linear head", "views")
+    venue = "NeurIPS 2021"
+    paper = (
+        "Liu, Kothari, van Delft, Bellot-Gurlet, Mordan and Alahi, TTT++: When Does Self-Supervised Test- "
+        "Time Training Fail or Thrive?"
+    )
+    source: SourceData = "data"
+    stochastic = True
     cost = (3, 3)
 
     def __init__(
@@ -287,7 +293,7 @@ class TTTPlusPlus(Adapter):
             lambda widths: ContrastiveBranch(widths[0], outputs, temperature),
             seed,
         )
-        self.source = "data" if self.branch.learned else "statistics"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "statistics"
         self.adapt(upstream(self.model, self._taps), optimizer)
         inner, outer = self.branch.inner.weight, self.branch.outer.weight
         self.features, self.feature_queue = SourceMoments(), FeatureQueue(queue, inner)

@@ -71,6 +71,11 @@ class UniEntPlus(Adapter):
     (True, ['maximised', 'minimised'])
     """
 
+    name, label = "unient+", "UniEnt+"
+    needs = ("classifier", "norm", "linear head")
+    venue = "CVPR 2024"
+    paper = "Gao, Zhang and Liu, Unified Entropy Optimization for Open-Set Test-Time Adaptation"
+    code = "github.com/gaozhengqing/UniEnt"
     cost = (2, 1)
 
     def __init__(

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -255,8 +255,17 @@ class ViDA(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
-    stochastic: ClassVar[bool] = True
+    name, label = "vida", "ViDA"
+    needs = ("classifier", "views")
+    venue = "ICLR 2024"
+    paper = (
+        "Liu, Yang, Jia, Zhang, Guo, Xue and Zhang, ViDA: Homeostatic Visual Domain Adapter for Continual "
+        "Test Time Adaptation"
+    )
+    output = "teacher"
+    stochastic = True
+    cost = (12, 1)
+
     low: Tensor
 
     def __init__(
