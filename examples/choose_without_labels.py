@@ -9,7 +9,7 @@ from testtime.data import embedded
 from testtime.methods import BNAdapt, Source, Tent
 from testtime.models import load_model
 from testtime.parts import adam
-from testtime.selection import looks, recommend, watch
+from testtime.selection import appearance_features, monitor, recommend
 from testtime.streams import continual
 
 
@@ -25,8 +25,8 @@ def main() -> None:
     stream = continual(embedded().test, ["fog", "contrast", "gaussian_noise"], batch_size=100, limit=200)
     images = [batch.x for batch in stream]  # the labels stay behind
     # The model declares that a mirrored digit is another class: its images are turned a little instead.
-    seen = {name: list(watch(adapter, images, Source(model))) for name, adapter in candidates.items()}
-    advice = recommend(seen, looks(torch.cat(images)))
+    seen = {name: list(monitor(adapter, images, Source(model))) for name, adapter in candidates.items()}
+    advice = recommend(seen, appearance_features(torch.cat(images)))
     for candidate in advice.candidates:
         print(
             f"{candidate.name:20} {candidate.accuracy:5.1f} % estimated, diversity {candidate.diversity:5.1f} %"

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testtime.bench.shadow import judged, read_looks, read_signs
-from testtime.selection import Candidate, Signs, judge, recommend
+from testtime.selection import Candidate, Diagnostics, judge, recommend
 
 SUBSETS, SIZE, COLLAPSE, SOURCE = 200, 6, 0.75, "Source"
 
 
 def rules(
-    seen: Mapping[str, list[Signs]],
+    seen: Mapping[str, list[Diagnostics]],
     looks: NDArray[np.float32],
     of: Mapping[str, Candidate],
     rng: np.random.Generator,

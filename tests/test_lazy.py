@@ -12,7 +12,14 @@ import testtime
 from testtime import methods
 from testtime.lazy import lazily
 
-PACKAGES = ["testtime", "testtime.methods", "testtime.models", "testtime.norm", "testtime.parts"]
+PACKAGES = [
+    "testtime",
+    "testtime.methods",
+    "testtime.metrics",
+    "testtime.models",
+    "testtime.norm",
+    "testtime.parts",
+]
 FOREIGN = (
     "data",
     "scenes",

@@ -47,3 +47,26 @@ def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
         assert get("Moved") is importlib.import_module("testtime.tasks").Depth
     with pytest.raises(AttributeError, match="has no attribute 'other'"):
         get("other")
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("testtime.metrics:alike", "testtime.metrics:appearance_clusters"),
+        ("testtime.metrics:looks", "testtime.metrics:appearance_features"),
+        ("testtime.metrics.appearance:alike", "testtime.metrics:appearance_clusters"),
+        ("testtime.metrics.dense:EdgeF", "testtime.metrics.edges:EdgeF"),
+        ("testtime.streams:LADDER", "testtime.streams:GRADUAL_SEVERITIES"),
+        ("testtime.streams:Wandering", "testtime.streams:CCCStream"),
+        ("testtime.streams.ccc:path", "testtime.streams.ccc:severity_path"),
+        ("testtime.streams.domain:number", "testtime.streams.domain:derive_seed"),
+        ("testtime.selection:looks", "testtime.metrics:appearance_features"),
+    ],
+)
+def test_former_names_of_functions_and_classes_warn(former, present):
+    (old_module, old), (new_module, new) = (name.split(":") for name in (former, present))
+    home = importlib.import_module(old_module)
+    vars(home).pop(old, None)  # the module of this name, where another test has imported it
+    with pytest.warns(DeprecationWarning, match=f"{former.replace(':', '.')} is now"):
+        found = getattr(home, old)
+    assert found is getattr(importlib.import_module(new_module), new)

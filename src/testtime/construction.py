@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from testtime.gate import declared_range
 from testtime.intake.fingerprint import fingerprint
-from testtime.intake.outputs import Logits
+from testtime.intake.outputs import Contract, Logits, declares_tasks
 
 __all__ = ["Construction", "Lock"]
 
@@ -71,7 +72,7 @@ class Construction(type):
             )
         with torch.inference_mode(False):
             adapter = super().__call__(*args, **kwargs)
-            adapter._agree()
+            _agree(adapter)
         source = adapter.model if source is None else source
         adapter.fingerprint = getattr(source, "fingerprint", None) or fingerprint(source)
         return adapter
@@ -91,6 +92,31 @@ class Construction(type):
         own = list(signature.parameters.values())[1:]
         rest = [p for p in own if p.kind is p.VAR_KEYWORD]
         return signature.replace(parameters=[*own[: len(own) - len(rest)], *more, *rest])
+
+
+def _agree(adapter: Any) -> None:
+    """Adopt what the model declares of its inputs, and state to its outputs what the method expects of them.
+
+    Raises:
+        ValueError: the model declares several tasks, and the method works on one classifier.
+    """
+    model, cls, name = adapter.model, type(adapter), type(adapter).__name__
+    adapter._gate.within = declared_range(model)
+    if isinstance(type(model), Construction):
+        return
+    if "outputs" in cls.of_every_method():
+        adapter.outputs = getattr(model, "outputs", None)
+    adapter.preserves = getattr(model, "views", None)
+    if declares_tasks(model) and "classifier" in adapter.needs:
+        raise ValueError(
+            f"{name} works on the logits of a classifier, (N, C), and this model declares several tasks; methods for "
+            "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, TTTMAE, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and "
+            "Source"
+        )
+    contract = Contract(name, getattr(adapter, "classes", None), "classifier" not in adapter.needs)
+    for module in adapter.modules():
+        if isinstance(module, Logits) and not module.gives_features:
+            module.contract = contract
 
 
 def check_classes(classes: Any) -> None:

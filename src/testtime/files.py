@@ -13,11 +13,11 @@ import math
 import os
 import secrets
 import time
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from tokenize import TokenError
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "array_header",
     "check_shape",
     "damaged",
     "parse_json",
@@ -56,6 +57,10 @@ INTERPRETING: tuple[type[Exception], ...] = (
     AttributeError,
     OverflowError,
 )
+ARRAY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 STALE = 3600.0  # seconds after which a partial file belongs to a process that was killed
 
 
@@ -326,20 +331,48 @@ def read_array(path: str | Path, advice: str, *, mapped: bool = False) -> NDArra
         FileNotFoundError: there is no such file.
         DataError: it is truncated, or no array of plain numbers.
     """
-    with damaged(path, advice, (EOFError, tokenize.TokenError)), open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, _, dtype = header[version](file)
-        if dtype.hasobject:
-            raise ValueError("it holds objects of Python")
-        count = math.prod(shape)
-        size = file.tell() + count * dtype.itemsize
-        if os.fstat(file.fileno()).st_size != size:
-            raise ValueError(f"expected {size} bytes, found {os.fstat(file.fileno()).st_size}")
-        if mapped and count:
+    with damaged(path, advice, (EOFError,)), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        needed = array_header(file, size)[-1]
+        if file.tell() + needed != size:
+            raise ValueError(f"expected {file.tell() + needed} bytes, found {size}")
+        if mapped and needed:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         file.seek(0)
         return np.load(file, allow_pickle=False)
+
+
+def array_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Read the header of a ``.npy`` file and compare it with the size of the file.
+
+    Args:
+        file: the open file, at its beginning; it is left at the beginning of the data.
+        size: size of the file in bytes.
+
+    Returns:
+        Shape, whether the order of the data is that of Fortran, dtype, and size of the data in bytes.
+
+    Raises:
+        ValueError: the header is damaged, its dtype is not numeric, or the file is shorter than it declares.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ARRAY_HEADERS:
+        raise ValueError(f"version {version} of the format, where numbers need (1, 0) or (2, 0)")
+    try:
+        shape, fortran, dtype = ARRAY_HEADERS[version](file)
+    except (
+        SyntaxError,
+        TokenError,
+        TypeError,
+        MemoryError,
+    ) as error:  # MemoryError: too deep for Python's parser
+        raise ValueError(f"its header is no description of an array ({error})") from error
+    if dtype.kind not in "biufc" or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"expected numbers, found {dtype} {shape}")
+    needed, left = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if needed > left:
+        raise ValueError(f"{dtype} {shape} needs {needed} bytes, and {left} are there")
+    return shape, fortran, dtype, needed
 
 
 @contextmanager

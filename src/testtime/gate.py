@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Screened", "admit", "check_batch", "declared_range", "explain", "outside", "typical_range"]
+from testtime.errors import AdapterWarning
+
+__all__ = [
+    "Gate",
+    "Screened",
+    "admit",
+    "check_batch",
+    "declared_range",
+    "explain",
+    "outside",
+    "typical_range",
+]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Range = tuple[float, float]
@@ -99,6 +111,42 @@ def outside(x: Tensor, within: Range | None) -> str:
     )
 
 
+class Gate:
+    """The check of the batches of one adapter: which samples may meet the network.
+
+    Attributes:
+        within: range of the inputs as declared, or as estimated from the first images; None if unknown.
+    """
+
+    def __init__(self) -> None:
+        self.within: Range | None = None
+
+    def admit(self, x: Tensor, learn: bool) -> Tensor:
+        """Find the samples that are finite and in range.
+
+        Args:
+            x: batch (N, ...) that :func:`check_batch` lets pass.
+            learn: whether a range that was unknown is kept, with a warning where it is not [0, 1].
+
+        Returns:
+            (N,) bool.
+        """
+        good = admit(x, self.within)
+        if self.within is None and (found := typical_range(x[good])):
+            good &= admit(x, found)
+            if learn:
+                self.within = found
+            if learn and found != (0.0, 1.0):
+                warnings.warn(
+                    f"the first images lie in about [{found[0]:.3g}, {found[1]:.3g}] and not in [0, 1], where views and "
+                    "corruptions are defined; normalise inside the model (testtime.models.normalised(model, mean, "
+                    "std)), or pass input_range=(lowest, highest)",
+                    AdapterWarning,
+                    stacklevel=5,
+                )
+        return good
+
+
 class Screened:
     """The source batches of ``prepare``, checked as those of a call, without the samples that are not accepted.
 
@@ -162,12 +210,19 @@ class Screened:
         return x, labels
 
 
-def explain(model: nn.Module, x: Tensor) -> ValueError | None:
+def explain(model: nn.Module, x: Tensor, error: BaseException) -> ValueError | None:
     """Find out whether a call failed because the model itself does not take the batch.
+
+    Args:
+        model: the network.
+        x: the batch.
+        error: exception of the call; a TypeError, a ValueError and a lack of memory are passed on as they are.
 
     Returns:
         the error to raise instead, or None where the model takes the batch, and a batch of one sample of it.
     """
+    if not isinstance(error, Exception) or isinstance(error, TypeError | ValueError | torch.OutOfMemoryError):
+        return None
     return _refusal(model, x) or (_refusal(model, x[:1]) if len(x) > 1 else None)
 
 

@@ -25,6 +25,7 @@ MODULES = {
     "testtime.gradients": "testtime.intake.gradients",
     "testtime.label_shift": "testtime.source.label_shift",
     "testtime.methods.dann": "testtime.source.dann",
+    "testtime.metrics.looks": "testtime.metrics.appearance",
     "testtime.models.views": "testtime.intake.views",
     "testtime.multitask.commands": "testtime.cli.multitask",
     "testtime.multitask.network": "testtime.models.multitask",
@@ -36,6 +37,8 @@ MODULES = {
     "testtime.parts.source_training": "testtime.source.passes",
     "testtime.sharing": "testtime.intake.sharing",
     "testtime.space.commands": "testtime.cli.space",
+    "testtime.streams.arrivals": "testtime.streams.orders",
+    "testtime.streams.wandering": "testtime.streams.ccc",
 }
 """New module of every module that has moved."""
 

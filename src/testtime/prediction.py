@@ -1,4 +1,4 @@
-"""What an adapter answers: the logits, and what the method has to say about them."""
+"""The prediction of an adapter: the logits, and what the method knows about them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Prediction", "TaskPredictions", "energy"]
+__all__ = ["Prediction", "TaskPredictions", "as_prediction", "energy"]
 
 
 def energy(logits: Tensor) -> Tensor:
@@ -158,6 +158,13 @@ class TaskPredictions(dict[str, Tensor]):
             selected={name: change(mask, False) for name, mask in self.selected.items()},
             updated=self.updated,
         )
+
+
+def as_prediction(y: Any) -> Prediction | TaskPredictions:
+    """Return logits as a :class:`Prediction`, a dictionary of outputs as :class:`TaskPredictions`."""
+    if isinstance(y, Prediction | TaskPredictions):
+        return y
+    return TaskPredictions(y) if isinstance(y, Mapping) else Prediction(y)
 
 
 def _fill(values: Tensor, rows: Tensor, nothing: float | bool) -> Tensor:

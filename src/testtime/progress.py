@@ -5,59 +5,85 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
-__all__ = ["progress", "remaining"]
+__all__ = ["Meter", "progress", "remaining"]
 
 UNITS, SECONDS = 3, 5.0  # of work, before an estimate is shown: until then it says nothing about the rest
 
 T = TypeVar("T")
 
 
+class Meter:
+    """Shows on standard error how far a work is; a context.
+
+    Args:
+        title: name of the work.
+        total: size of the whole work, in units of any kind.
+        done: amount that was done before, where the work is resumed.
+        every: seconds between two lines where there is no terminal.
+    """
+
+    def __init__(self, title: str, total: float, done: float = 0, every: float = 10.0) -> None:
+        self.title, self.total, self.before, self.every = title, total, done, every
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        self._begin = self._shown = time.monotonic()
+        if sys.stderr.isatty():
+            try:
+                from rich.console import Console
+                from rich.progress import BarColumn, Progress, TextColumn
+            except ImportError:
+                return self
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.before, text="")
+        return self
+
+    def update(self, done: float, note: str = "") -> None:
+        """Show that so much of the work is done.
+
+        Args:
+            done: size of what is done, that of earlier runs not included.
+            note: name of the current item.
+        """
+        now = time.monotonic()
+        counts = f"{self.before + done:.6g}/{self.total:.6g}"
+        left = remaining(done, self.total - self.before, now - self._begin)
+        note = f"  {note}" if note else ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.before + done, text=f"{counts}{left}{note}")
+        elif now - self._shown >= self.every:
+            print(f"{self.title}: {counts}{left}{note}", file=sys.stderr, flush=True)
+            self._shown = now
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
 def progress(items: Iterable[T], total: int, title: str, done: int = 0, every: float = 10.0) -> Iterator[T]:
-    """Pass the items on, and say on standard error how far the work is.
+    """Pass the items on, and show on standard error how far the work is.
 
     Args:
         items: the rest of the work.
-        total: how many items the whole work has.
-        title: what is worked on.
-        done: how many of them were done before (a resumed work).
+        total: number of items of the whole work.
+        title: name of the work.
+        done: number that was done before, where the work is resumed.
         every: seconds between two lines where there is no terminal.
 
     >>> list(progress("abc", 3, "letters"))
     ['a', 'b', 'c']
     """
-    if sys.stderr.isatty():
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        except ImportError:
-            pass
-        else:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            with Progress(*columns, console=Console(stderr=True)) as bar:
-                task, begin = bar.add_task(title, total=total, completed=done, left=""), time.monotonic()
-                for i, item in enumerate(items, 1):
-                    yield item
-                    left = remaining(i, total - done, time.monotonic() - begin)
-                    bar.update(task, advance=1, left=left.removeprefix(", "))
-            return
-    begin = said = time.monotonic()
-    for i, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - said >= every:
-            left = remaining(i, total - done, now - begin)
-            print(f"{title}: {done + i}/{total}{left}", file=sys.stderr, flush=True)
-            said = now
+    with Meter(title, total, done, every) as meter:
+        for i, item in enumerate(items, 1):
+            yield item
+            meter.update(i)
 
 
-def remaining(done: int, total: int, seconds: float) -> str:
+def remaining(done: float, total: float, seconds: float) -> str:
     """Return the rate and the remaining time as text; nothing before three units or five seconds of work.
 
     Args:

@@ -1,11 +1,11 @@
-r"""Which method, when there is no label: candidates run in shadow on one's own stream, and what each gives away about itself.
+r"""Selection of a method without labels: candidates run in shadow on the user's stream, and label-free diagnostics rank them.
 
 >>> from testtime.methods import Source, Tent
 >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
 >>> stream = [torch.rand(8, 3, 8, 8) for _ in range(4)]
->>> seen = {name: list(watch(adapter, stream, Source(net))) for name, adapter in
+>>> seen = {name: list(monitor(adapter, stream, Source(net))) for name, adapter in
 ...         {"Source": Source(net), "TENT": Tent(net)}.items()}
->>> recommend(seen, looks(torch.cat(stream))).name in seen
+>>> recommend(seen, appearance_features(torch.cat(stream))).name in seen
 True
 """
 
@@ -28,13 +28,14 @@ from testtime.adapter import Adapter
 from testtime.intake.views import Views, views_of
 from testtime.metrics import (
     aetta,
-    alike,
+    appearance_clusters,
+    appearance_features,
     consistency,
     diversity,
     dropout_disagreement,
-    looks,
     milliseconds,
 )
+from testtime.moved import renamed
 from testtime.parts import generator
 from testtime.parts.augment import SHIFT
 from testtime.parts.features import headless, linear_head
@@ -42,17 +43,21 @@ from testtime.parts.features import headless, linear_head
 __all__ = [
     "Advice",
     "Candidate",
-    "Signs",
+    "Diagnostics",
+    "appearance_features",
     "disturbance",
     "judge",
-    "looks",
     "mirrored",
+    "monitor",
     "moved",
     "over_time",
     "recommend",
     "turned",
-    "watch",
 ]
+
+__getattr__ = renamed(
+    __name__, {"Signs": "Diagnostics", "looks": "testtime.metrics:appearance_features", "watch": "monitor"}
+)
 
 NEAR = 1.0  # percent points of estimated accuracy within which a cheaper one is named
 NARROWING = 0.1  # of diversity, lost beyond what the median candidate loses
@@ -64,22 +69,22 @@ GROUPS = 64  # at most
 
 @final
 @dataclass(frozen=True)
-class Signs:
-    """What a candidate gave away on one batch.
+class Diagnostics:
+    """Label-free diagnostics of a candidate on one batch.
 
     Attributes:
-        said: (N,) the class of each image.
+        predicted: (N,) predicted class of each image.
         classes: C.
-        agreement: share of the images that the source model answers alike.
+        agreement: share of the images for which the source model predicts the same class.
         confidence: mean highest probability.
-        disagreement: share of answers that change under dropout before the head; NaN without a linear head.
+        disagreement: share of predictions that change under dropout before the head; NaN without a linear head.
         spread: entropy of the mean probabilities under dropout, over log C; NaN without a linear head.
-        changed: share of answers that are others for the disturbed image.
-        milliseconds: of the call.
+        changed: share of predictions that change when the image is disturbed.
+        milliseconds: duration of the call.
         updated: whether the adapter moved its parameters.
     """
 
-    said: tuple[int, ...]
+    predicted: tuple[int, ...]
     classes: int
     agreement: float
     confidence: float
@@ -91,22 +96,22 @@ class Signs:
 
     @property
     def images(self) -> int:
-        """How many were answered."""
-        return len(self.said)
+        """Number of images."""
+        return len(self.predicted)
 
     @property
-    def answers(self) -> NDArray[np.int64]:
-        """(C,) how many images got each class."""
-        return np.bincount(self.said, minlength=self.classes)
+    def counts(self) -> NDArray[np.int64]:
+        """Number of images predicted as each class, (C,)."""
+        return np.bincount(self.predicted, minlength=self.classes)
 
 
 def mirrored(x: Tensor) -> Tensor:
-    """The images mirrored from left to right: for photographs, which then still show the same."""
+    """Mirror images (N, C, H, W) from left to right, which keeps the class of photographs."""
     return x.flip(-1)
 
 
 def turned(x: Tensor, degrees: float = 10.0) -> Tensor:
-    """The images turned anticlockwise about their middle, borders continued: for digits, text and signs.
+    """Rotate images (N, C, H, W) anticlockwise about their centre, borders replicated: for digits, text and signs.
 
     >>> x = torch.rand(1, 1, 9, 9)
     >>> bool(torch.allclose(turned(x, 90.0), x.rot90(dims=(2, 3)), atol=1e-5))
@@ -120,7 +125,7 @@ def turned(x: Tensor, degrees: float = 10.0) -> Tensor:
 
 
 def moved(x: Tensor, shift: float = 1 / 2) -> Tensor:
-    """The images moved to the right by a sixteenth of their width, at least a pixel, borders continued.
+    """Shift images to the right by a sixteenth of their width, at least a pixel, borders replicated.
 
     Args:
         x: images (N, C, H, W).
@@ -133,16 +138,17 @@ def moved(x: Tensor, shift: float = 1 / 2) -> Tensor:
     if by < 1:
         raise ValueError(
             f"images of {x.shape[-1]} pixels cannot be moved by {shift:g} of their width at most, and the model forbids to "
-            "mirror or turn them; pass a change that keeps their class: watch(..., disturb=change)"
+            "mirror or turn them; pass a change that keeps their class: monitor(..., disturb=change)"
         )
     return torch.cat([x[..., :1].expand(*x.shape[:-1], by), x[..., :-by]], dim=-1)
 
 
 def disturbance(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The strongest of :func:`mirrored`, :func:`turned` and :func:`moved` that keeps the class.
+    """Return the strongest of :func:`mirrored`, :func:`turned` and :func:`moved` that keeps the class.
 
     Args:
-        model: declares which changes do (:class:`testtime.models.Views`); otherwise all are taken to.
+        model: source model, which may declare the changes that keep the class (:class:`testtime.models.Views`); all do
+            otherwise.
 
     >>> from testtime.models import load_model
     >>> disturbance(load_model("digits-cnn")).__name__
@@ -154,22 +160,22 @@ def disturbance(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return partial(moved, shift=declared.shift) if declared.shift < SHIFT else moved
 
 
-def watch(
+def monitor(
     adapter: Adapter,
     stream: Iterable[Tensor],
     source: Adapter,
     rate: float = 0.4,
     passes: int = 10,
     disturb: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[Signs]:
-    """Let a candidate predict and learn, batch after batch, and note its signs; nobody acts on its answers.
+) -> Iterator[Diagnostics]:
+    """Run a candidate in shadow and yield its diagnostics, batch by batch.
 
     Args:
-        adapter: the candidate; prepared, if it needs to be.
-        stream: batches (N, C, H, W) as they arrive, without labels.
-        source: what is in use now, or the model as it was trained: ``Source(model)``.
-        rate, passes: of the dropout, see `testtime.metrics.dropout_disagreement`.
-        disturb: a change of the images that keeps their class; by default the :func:`disturbance` that fits the candidate's
+        adapter: candidate; prepared, if its method needs that.
+        stream: unlabelled batches (N, C, H, W) in their order.
+        source: adapter in use now, or the model as it was trained: ``Source(model)``.
+        rate, passes: rate and number of passes of the dropout, see `testtime.metrics.dropout_disagreement`.
+        disturb: change of the images that keeps their class; by default the :func:`disturbance` that fits the candidate's
             model.
 
     Raises:
@@ -183,16 +189,16 @@ def watch(
                 f"batch {number} holds {int((~answer.valid).sum())} images that are not finite; take them out of the stream"
             )
         logits = answer.logits.float()
-        said = logits.argmax(dim=1)
+        predicted = logits.argmax(dim=1)
         other, spread = _dropped(adapter, x, generator(0, number, "dropout", x.device), rate, passes)
-        yield Signs(
-            tuple(said.tolist()),
+        yield Diagnostics(
+            tuple(predicted.tolist()),
             logits.shape[1],
-            float((source.predict(x).argmax(dim=1) == said).float().mean()),
+            float((source.predict(x).argmax(dim=1) == predicted).float().mean()),
             float(logits.softmax(dim=1).amax(dim=1).mean()),
             other,
             spread,
-            float((adapter.predict(disturb(x)).argmax(dim=1) != said).float().mean()),
+            float((adapter.predict(disturb(x)).argmax(dim=1) != predicted).float().mean()),
             taken,
             bool(answer.updated),
         )
@@ -215,18 +221,19 @@ def _dropped(
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """What a stream's signs say of a candidate. Accuracy, agreement, confidence and diversity are in percent.
+    """Summary of a candidate's diagnostics over a stream. Accuracy, agreement, confidence and diversity are in percent.
 
     Attributes:
-        name: of the candidate.
-        accuracy: estimated from how consistent the answers are (:func:`testtime.metrics.consistency`).
-        aetta: for comparison the estimate of AETTA, mean over the stream; NaN where there is no linear head.
-        agreement: with the source model.
-        confidence: and ``confidence_drift``, its change from the first third of the stream to the last.
-        diversity: of the answers in a third of the stream, entropy over log C, the least of the three; and
-            ``diversity_drift``, its change from the first third to the last.
-        milliseconds: of a batch, median.
-        alarms: what speaks against it, in words; empty if nothing does.
+        name: name of the candidate.
+        accuracy: estimate from the consistency of the predictions (:func:`testtime.metrics.consistency`).
+        aetta: estimate of AETTA for comparison, mean over the stream; NaN without a linear head.
+        agreement: share of the images for which the source model predicts the same class.
+        confidence: mean highest probability.
+        confidence_drift: change of the confidence from the first third of the stream to the last.
+        diversity: least diversity of the predictions in a third of the stream, entropy over log C.
+        diversity_drift: change of the diversity from the first third of the stream to the last.
+        milliseconds: median duration of a batch.
+        alarms: reasons against the candidate; empty without any.
     """
 
     name: str
@@ -244,12 +251,12 @@ class Candidate:
 @final
 @dataclass(frozen=True)
 class Advice:
-    """Which candidate, and why.
+    """The recommended candidate with the reasons.
 
     Attributes:
-        name: of the candidate.
-        reasons: sentences.
-        candidates: all of them, the best first, those with alarms last.
+        name: name of the candidate.
+        reasons: sentences for people.
+        candidates: all candidates, the best first, those with alarms last.
     """
 
     name: str
@@ -257,27 +264,27 @@ class Advice:
     candidates: tuple[Candidate, ...]
 
 
-def over_time(signs: Sequence[Signs], looks: ArrayLike) -> tuple[list[int], list[float]]:
-    """The estimated accuracy along a stream, to be drawn.
+def over_time(diagnostics: Sequence[Diagnostics], appearance: ArrayLike) -> tuple[list[int], list[float]]:
+    """Estimate the accuracy of a candidate along a stream.
 
     Args:
-        signs: of one candidate.
-        looks: as for `judge`.
+        diagnostics: diagnostics of one candidate.
+        appearance: (M, F) features of the images, see :func:`judge`.
 
     Returns:
-        how many images were seen at the end of each stretch of 10 C images at least (C classes), and the estimate in percent of
-        those since the last.
+        number of images at the end of each stretch of at least 10 C images (C classes), and the estimate of that stretch in
+        percent.
     """
-    parts: list[list[Signs]] = [[]]
-    for one in signs:
+    parts: list[list[Diagnostics]] = [[]]
+    for one in diagnostics:
         if sum(s.images for s in parts[-1]) >= WINDOW * one.classes:
             parts.append([])
         parts[-1].append(one)
-    if len(parts) > 1 and sum(s.images for s in parts[-1]) < WINDOW * signs[0].classes:
+    if len(parts) > 1 and sum(s.images for s in parts[-1]) < WINDOW * diagnostics[0].classes:
         last = parts.pop()
         parts[-1] += last
-    group = _groups(signs, looks)
-    answers = _answers(signs, group)
+    group = _groups(diagnostics, appearance)
+    answers = _answers(diagnostics, group)
     seen, guesses, image = [], [], 0
     for part in parts:
         images = slice(image, image := image + sum(s.images for s in part))
@@ -287,53 +294,56 @@ def over_time(signs: Sequence[Signs], looks: ArrayLike) -> tuple[list[int], list
     return seen, guesses
 
 
-def judge(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike) -> tuple[Candidate, ...]:
-    """Sum up the signs of candidates that were shown the same stream.
+def judge(seen: Mapping[str, Sequence[Diagnostics]], appearance: ArrayLike) -> tuple[Candidate, ...]:
+    """Summarise the diagnostics of candidates on the same stream.
 
-    A candidate that is wrong in the same way about an image and the disturbed one looks consistent; but it says one class in
-    fog and another in noise, and that its answers follow what images look like counts against it.
+    A candidate that is wrong in the same way about an image and the disturbed one is consistent; but it predicts one class in
+    fog and another in noise, and a dependence of its predictions on the appearance of the images counts against it.
 
     Alarms are raised against the other candidates, as a stream may hold few classes and they all see the same: where the
-    answers of a third of the stream are spread over classes by less than half of what those of the most diverse candidate
-    are in the same third; where they narrow from the first third to the last by 10 points (of entropy over log C) more than
-    those of the median candidate; and where disturbed images are answered alike no more often than by chance.
+    predictions of a third of the stream are spread over classes by less than half of what those of the most diverse
+    candidate are in the same third; where they narrow from the first third to the last by 10 points (of entropy over log C)
+    more than those of the median candidate; and where disturbed images are predicted alike no more often than by chance.
 
     Args:
-        seen: by name, what `watch` yielded.
-        looks: (M, F) what each image of the stream looks like, in its order, from :func:`testtime.metrics.looks`.
+        seen: diagnostics that :func:`monitor` yielded, by name of the candidate.
+        appearance: features of the appearance of the stream's images, (M, F), in its order, from
+            :func:`testtime.metrics.appearance_features`.
 
     Raises:
-        ValueError: there is no candidate, one has seen nothing, they have seen streams of different lengths, or there are
-            not as many looks as images.
+        ValueError: there is no candidate, one has processed nothing, streams differ in length, or there are not as many
+            rows of features as images.
 
     Reference: for the estimates see `testtime.metrics.label_free`; the alarms are ours.
     """
-    if not seen or any(not signs for signs in seen.values()):
-        raise ValueError("expected candidates that have seen a stream: watch one first")
-    shown = {name: [one.images for one in signs] for name, signs in seen.items()}
+    if not seen or any(not diagnostics for diagnostics in seen.values()):
+        raise ValueError("expected candidates with diagnostics of a stream: run monitor() on one first")
+    shown = {name: [one.images for one in diagnostics] for name, diagnostics in seen.items()}
     if len({tuple(images) for images in shown.values()}) > 1:
         lengths = ", ".join(f"{name}: {sum(images)} images" for name, images in shown.items())
         raise ValueError(f"candidates are compared on the same batches, and these were not: {lengths}")
-    thirds = {name: [_diversity(part) for part in _thirds(signs)] for name, signs in seen.items()}
+    thirds = {name: [_diversity(part) for part in _thirds(diagnostics)] for name, diagnostics in seen.items()}
     most = [max(parts) for parts in zip(*thirds.values(), strict=True)]
     usual = float(np.median([parts[-1] - parts[0] for parts in thirds.values()]))
-    group = _groups(next(iter(seen.values())), looks)
-    return tuple(_judged(name, signs, group, thirds[name], most, usual) for name, signs in seen.items())
+    group = _groups(next(iter(seen.values())), appearance)
+    return tuple(
+        _judged(name, diagnostics, group, thirds[name], most, usual) for name, diagnostics in seen.items()
+    )
 
 
-def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike) -> Advice:
-    """Choose the candidate of the highest estimated accuracy that no alarm speaks against, and name a cheaper one that is near.
+def recommend(seen: Mapping[str, Sequence[Diagnostics]], appearance: ArrayLike) -> Advice:
+    """Recommend the candidate without alarms of the highest estimated accuracy, and name a cheaper one that is near.
 
-    If alarms speak against all, it is the first that was given: give the model that is in use first.
+    If all have alarms, it is the first that was given: give the model that is in use first.
 
     Args:
-        seen: by name, what `watch` yielded.
-        looks: as for `judge`.
+        seen: diagnostics that :func:`monitor` yielded, by name of the candidate.
+        appearance: (M, F) features of the images, see :func:`judge`.
 
     Raises:
-        ValueError: as `judge`.
+        ValueError: the diagnostics do not fit together, see :func:`judge`.
     """
-    found = judge(seen, looks)
+    found = judge(seen, appearance)
     ranked = sorted((c for c in found if not c.alarms), key=lambda c: -c.accuracy)
     rest = tuple(c for c in found if c.alarms)
     if not ranked:
@@ -344,7 +354,7 @@ def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike) -> Advice:
     cheapest = min(near, key=lambda c: c.milliseconds)
     reasons = [
         f"{chosen.name} is estimated to be right on {chosen.accuracy:.1f} % of the images, with "
-        f"{chosen.milliseconds:.0f} ms a batch; its answers agree with the source model's on {chosen.agreement:.0f} %."
+        f"{chosen.milliseconds:.0f} ms a batch; its predictions agree with the source model's on {chosen.agreement:.0f} %."
     ]
     if cheapest.milliseconds < chosen.milliseconds / 2:
         reasons.append(
@@ -356,82 +366,85 @@ def recommend(seen: Mapping[str, Sequence[Signs]], looks: ArrayLike) -> Advice:
     images, enough = sum(s.images for s in seen[chosen.name]), 2 * ALIKE * one.classes
     if images < enough:
         reasons.append(
-            f"{images} images are too few to tell whether answers follow what images look like: give {enough} or more."
+            f"{images} images are too few to tell whether predictions follow the appearance of images: give {enough} or more."
         )
     return Advice(chosen.name, tuple(reasons), (*ranked, *rest))
 
 
 def _judged(
     name: str,
-    signs: Sequence[Signs],
+    diagnostics: Sequence[Diagnostics],
     group: NDArray[np.int64],
     spread: Sequence[float],
     most: Sequence[float],
     usual: float,
 ) -> Candidate:
-    parts = _thirds(signs)
-    changed = _mean([s.changed for s in signs], signs)
-    dropped = aetta([s.disagreement for s in signs], [s.spread for s in signs], signs[0].classes)
+    parts = _thirds(diagnostics)
+    changed = _mean([s.changed for s in diagnostics], diagnostics)
+    dropped = aetta(
+        [s.disagreement for s in diagnostics], [s.spread for s in diagnostics], diagnostics[0].classes
+    )
     confidence = [_mean([s.confidence for s in part], part) for part in parts]
     alarms = []
     for part, (own, other) in enumerate(zip(spread, most, strict=True), 1):
         if own < COLLAPSE * other:
             alarms.append(
-                f"in part {part} of {len(spread)} its answers collapse to few classes (diversity {100 * own:.0f} %, another "
-                f"candidate's {100 * other:.0f} %)"
+                f"in part {part} of {len(spread)} its predictions collapse to few classes (diversity {100 * own:.0f} %, "
+                f"another candidate's {100 * other:.0f} %)"
             )
     narrowed = spread[-1] - spread[0] - usual
     if narrowed < -NARROWING:
         alarms.append(
-            f"its answers narrow and those of others do not (diversity {100 * spread[0]:.0f} %, then {100 * spread[-1]:.0f} %)"
+            "its predictions narrow and those of others do not "
+            f"(diversity {100 * spread[0]:.0f} %, then {100 * spread[-1]:.0f} %)"
         )
-    if 1 - changed < 1.5 / signs[0].classes:
+    if 1 - changed < 1.5 / diagnostics[0].classes:
         alarms.append(
-            f"its answers are others for {100 * changed:.0f} % of the disturbed images, as if drawn"
+            f"its predictions change for {100 * changed:.0f} % of the disturbed images, as random ones would"
         )
     return Candidate(
         name,
-        consistency(changed, _answers(signs, group)),
-        _mean(dropped, signs),
-        100 * _mean([one.agreement for one in signs], signs),
+        consistency(changed, _answers(diagnostics, group)),
+        _mean(dropped, diagnostics),
+        100 * _mean([one.agreement for one in diagnostics], diagnostics),
         100 * float(np.mean(confidence)),
         100 * (confidence[-1] - confidence[0]),
         100 * min(spread),
         100 * (spread[-1] - spread[0]),
-        float(np.median([one.milliseconds for one in signs])),
+        float(np.median([one.milliseconds for one in diagnostics])),
         tuple(alarms),
     )
 
 
-def _groups(signs: Sequence[Signs], looks: ArrayLike) -> NDArray[np.int64]:
-    """(M,) the group of each image: those that look alike."""
-    table, images = np.asarray(looks), sum(s.images for s in signs)
+def _groups(diagnostics: Sequence[Diagnostics], appearance: ArrayLike) -> NDArray[np.int64]:
+    """Group of each image (M,), by appearance."""
+    table, images = np.asarray(appearance), sum(s.images for s in diagnostics)
     if len(table) != images:
         raise ValueError(
-            f"expected the looks of the {images} images that the candidates have seen, got {len(table)}"
+            f"expected features of the appearance of {images} images, as many as were predicted, got {len(table)}"
         )
-    return alike(table, min(max(images // (ALIKE * signs[0].classes), 1), GROUPS))
+    return appearance_clusters(table, min(max(images // (ALIKE * diagnostics[0].classes), 1), GROUPS))
 
 
-def _answers(signs: Sequence[Signs], group: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(G, C) how many images of each group got each class."""
-    said = np.concatenate([np.asarray(s.said, dtype=np.int64) for s in signs])
-    answers = np.zeros((int(group.max()) + 1, signs[0].classes))
-    np.add.at(answers, (group, said), 1)
+def _answers(diagnostics: Sequence[Diagnostics], group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Number of images of each group that were predicted as each class, (G, C)."""
+    predicted = np.concatenate([np.asarray(s.predicted, dtype=np.int64) for s in diagnostics])
+    answers = np.zeros((int(group.max()) + 1, diagnostics[0].classes))
+    np.add.at(answers, (group, predicted), 1)
     return answers
 
 
-def _mean(values: Sequence[float] | NDArray[np.float64], signs: Sequence[Signs]) -> float:
-    """Over images."""
-    return float(np.average(values, weights=[s.images for s in signs]))
+def _mean(values: Sequence[float] | NDArray[np.float64], diagnostics: Sequence[Diagnostics]) -> float:
+    """Mean over images."""
+    return float(np.average(values, weights=[s.images for s in diagnostics]))
 
 
-def _thirds(signs: Sequence[Signs]) -> list[Sequence[Signs]]:
+def _thirds(diagnostics: Sequence[Diagnostics]) -> list[Sequence[Diagnostics]]:
     """Three parts of the stream, or as many as there are batches."""
-    parts = min(3, len(signs))
-    ends = [round(i * len(signs) / parts) for i in range(parts + 1)]
-    return [signs[a:b] for a, b in pairwise(ends)]
+    parts = min(3, len(diagnostics))
+    ends = [round(i * len(diagnostics) / parts) for i in range(parts + 1)]
+    return [diagnostics[a:b] for a, b in pairwise(ends)]
 
 
-def _diversity(signs: Sequence[Signs]) -> float:
-    return diversity(np.sum([one.answers for one in signs], axis=0))
+def _diversity(diagnostics: Sequence[Diagnostics]) -> float:
+    return diversity(np.sum([one.counts for one in diagnostics], axis=0))

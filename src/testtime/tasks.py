@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testtime.labels import IGNORE
-from testtime.metrics.dense import RMSE, AveragePrecision, MeanAngle, MeanIoU
+from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
+from testtime.metrics.edges import AveragePrecision
 
 __all__ = [
     "Depth",
@@ -47,8 +48,8 @@ class Task(ABC):
     Attributes:
         name: the key of its output and its label.
         weight: the weight of its loss in the sum over tasks.
-        kind: what its output is, for methods that treat classes and regressions differently.
-        metric: what :meth:`meter` measures, with its unit.
+        kind: kind of its output, for methods that treat classes and regressions differently.
+        metric: metric of :meth:`meter`, with its unit.
         higher_is_better: the direction of the metric.
     """
 
@@ -70,7 +71,7 @@ class Task(ABC):
 
         Args:
             output: (N, channels, H, W), as the head puts it out.
-            label: as :class:`testtime.data.Sample` says, in a batch.
+            label: labels of a batch in the form of :class:`testtime.data.Sample`.
         """
 
     @abstractmethod
@@ -144,7 +145,8 @@ class Depth(Task):
     """Depth in metres: L1; RMSE, without any alignment unless asked for.
 
     Args:
-        align: of the RMSE: "none", "median", or "lsq", the released code's, which cannot exceed the label's deviation.
+        align: alignment of the RMSE: "none", "median", or "lsq", the released code's, which cannot exceed the label's
+            deviation.
     """
 
     name: str = "depth"

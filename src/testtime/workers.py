@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -32,17 +32,25 @@ def start_worker() -> None:
 
 @contextmanager
 def worker_pool(
-    jobs: int, start: Callable[..., None] = start_worker, arguments: tuple[Any, ...] = ()
+    jobs: int,
+    start: Callable[..., None] = start_worker,
+    arguments: tuple[Any, ...] = (),
+    preload: Sequence[str] = (),
 ) -> Iterator[ProcessPoolExecutor]:
-    """Open a pool of spawned processes. When the block raises, they are ended at once and what waits is dropped.
+    """Open a pool of new processes. When the block raises, they are ended at once and what waits is dropped.
 
     Args:
         jobs: number of processes.
         start: called first in each process; it calls :func:`start_worker`.
         arguments: those of ``start``.
+        preload: modules that a server of processes imports once and its processes share, where the system can fork.
     """
     resource_tracker.ensure_running()  # it would open the signal mask while the first worker is made
-    pool = _Pool(jobs, multiprocessing.get_context("spawn"), start, arguments)
+    method = "forkserver" if preload and "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(list(preload))
+    pool = _Pool(jobs, context, start, arguments)
     try:
         yield pool
     except BaseException:

@@ -36,7 +36,7 @@ class Wrapper(Adapter):
         adapter: any adapter, a wrapper too.
 
     Raises:
-        TypeError: what is wrapped is not an adapter.
+        TypeError: the wrapped object is not an adapter.
     """
 
     def __init__(self, adapter: Adapter) -> None:
@@ -84,7 +84,7 @@ class Episodic(Wrapper):
     ``predict`` looks with what the last batch left.
 
     Args:
-        adapter: what is reset.
+        adapter: adapter that is reset.
 
     Cost: the adapter's.
 
@@ -115,7 +115,7 @@ class ResetEvery(Wrapper):
         2. let it predict and learn the batch.
 
     Args:
-        adapter: what is reset.
+        adapter: adapter that is reset.
         every: T, in steps; the paper's is 1000.
 
     Raises:
@@ -162,7 +162,7 @@ class PriorCorrected(Wrapper):
 
     Args:
         adapter: any that answers logits (N, C).
-        of: what the prior multiplies, "probabilities" or "logits".
+        of: quantity that the prior multiplies, "probabilities" or "logits".
 
     Raises:
         ValueError: ``of`` is neither.
@@ -278,7 +278,7 @@ class Repeat(Wrapper):
     ``Episodic(Repeat(adapter, 40))`` begins every batch at the source, ``Repeat(adapter, 40)`` goes on from the last.
 
     Args:
-        adapter: what learns; one call is one step of its optimizer.
+        adapter: adapter that learns; one call is one step of its optimizer.
         times: steps on a batch.
 
     Raises:
@@ -405,8 +405,8 @@ class Window(Wrapper):
         3. answer the rows of the new images, and remember the last ``size`` images.
 
     Args:
-        adapter: what predicts and learns; batch statistics and losses are those of the window.
-        size: of the window, in images.
+        adapter: adapter that predicts and learns; batch statistics and losses are those of the window.
+        size: number of images in the window.
         every: new images between two adaptations; ``size`` unless given.
 
     Raises:

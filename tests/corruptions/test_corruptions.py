@@ -54,7 +54,7 @@ def test_names_are_in_the_published_order() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_an_image_never_sees_its_batch(name: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     x = photographs(32)
     seeds = torch.tensor([5, -3, 2**40, 7, 5, 0])
     together = corrupt(x, name, 4, seeds=seeds)
@@ -134,7 +134,7 @@ def test_the_change_grows_with_severity(name: str, constants: str) -> None:
 
 @pytest.mark.parametrize("constants", ["cifar", "imagenet"])
 @pytest.mark.parametrize("name", ["spatter", "saturate", "elastic_transform", "snow"])
-def test_the_strongest_changes_more_than_nothing(name: str, constants: str) -> None:
+def test_every_severity_changes_the_image(name: str, constants: str) -> None:
     x = photographs(32, 6) if constants == "cifar" else photographs(224, 2)
     change = changes(x, name, constants)
     assert min(change) > 0.003

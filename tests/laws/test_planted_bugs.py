@@ -181,7 +181,7 @@ class PreparesFromWhatComes(Sound):
     def __init__(self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = batch_statistics) -> None:
         super().__init__(model, norm)
         self.register_buffer("level", torch.zeros(()))
-        self.taught_at_birth()
+        self.remember_birth()
 
     def prepare(self, source: Iterable[Tensor]) -> None:
         batches = [torch.nan_to_num(x) for x in source]

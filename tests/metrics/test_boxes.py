@@ -115,7 +115,7 @@ def test_boxes_are_mirrored_and_scaled():
     assert boxes.mirrored(10).labels.tolist() == [3]
 
 
-def test_what_is_wrong_is_said(monkeypatch):
+def test_wrong_boxes_are_refused(monkeypatch):
     one = Boxes.of([(0, 0, 1, 1, 0)])
     meter = BoxAP(["a"])
     with pytest.raises(ValueError, match="each of 1 images"):

@@ -1,4 +1,4 @@
-"""CIDEr-D against an independent computation and values by hand; what a template caption states."""
+"""CIDEr-D against an independent computation and values by hand; scene graphs of template captions."""
 
 import math
 
@@ -96,7 +96,7 @@ def test_a_scene_graph_by_hand():
     assert scene_graph("mug mug the . with a . <unk> two") == frozenset()
 
 
-def test_opposites_state_the_same():
+def test_opposite_relations_give_the_same_tuples():
     assert scene_graph("The a is behind the b.") == scene_graph("The b is in front of the a.")
     assert scene_graph("The a is to the left of the b.") == scene_graph("The b is to the right of the a.")
     assert scene_graph("The a is behind the b.") != scene_graph("The a is in front of the b.")
@@ -113,7 +113,7 @@ def test_the_f_score_is_that_of_the_tuples():
     assert meter.value() == pytest.approx(np.mean([200 / 3, 100, 0, 100]))
 
 
-def test_every_sentence_of_rendered_captions_is_read():
+def test_every_sentence_of_rendered_captions_is_parsed():
     from testtime.scenes.captions import Thing, describe
 
     table = Thing(1, "table", 20, 50, 900, 2.5, "kitchen")

@@ -1,4 +1,4 @@
-"""Accuracy without labels: AETTA's equations by hand, and that a collapsed model does not pass for a good one."""
+"""Estimates of accuracy without labels: AETTA's equations by hand, and a low estimate for a collapsed model."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_the_estimate_by_hand() -> None:
     assert len(aetta([], [], 5)) == 0
 
 
-def test_a_model_that_says_one_class_is_not_taken_for_a_good_one() -> None:
+def test_a_model_that_predicts_one_class_gets_a_low_estimate() -> None:
     head = nn.Linear(3, 3)
     with torch.no_grad():
         head.weight.zero_()
@@ -49,14 +49,14 @@ def test_a_model_that_says_one_class_is_not_taken_for_a_good_one() -> None:
     assert small == pytest.approx(100 / 3, abs=0.1)
 
 
-def test_diversity_is_entropy_over_its_most() -> None:
+def test_diversity_is_entropy_over_its_maximum() -> None:
     assert diversity([3, 3, 3]) == pytest.approx(1)
     assert diversity([0, 5, 0]) == 0
     assert diversity([1, 2, 1]) == pytest.approx(-(0.5 * math.log(0.25) + 0.5 * math.log(0.5)) / math.log(3))
 
 
 @pytest.mark.parametrize(("count", "rate"), [(0, 0.4), (3, 0.0), (3, 1.0)])
-def test_what_cannot_be_dropped_is_named(count: int, rate: float) -> None:
+def test_missing_features_and_wrong_rates_are_refused(count: int, rate: float) -> None:
     with pytest.raises(ValueError, match="rate in"):
         dropout_disagreement(torch.rand(count, 2), nn.Linear(2, 2), torch.Generator(), rate)
 

@@ -22,7 +22,7 @@ def scores(ties: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_auroc_is_the_chance_of_the_right_order(ties: bool) -> None:
+def test_auroc_is_the_probability_of_the_right_order(ties: bool) -> None:
     known, unknown = scores(ties)
     pairs = [(k < u) + 0.5 * (k == u) for k in known for u in unknown]
     assert metrics.auroc(known, unknown) == pytest.approx(100 * np.mean(pairs))
@@ -123,7 +123,7 @@ def test_summary_averages_over_domains_and_takes_h_of_the_averages() -> None:
     assert figures["filters"]["time"]["known_maximised"][0] == pytest.approx(100 * taken[first].mean())
 
 
-def test_a_refused_image_counts_as_unknown_and_as_wrong() -> None:
+def test_a_rejected_image_counts_as_unknown_and_as_wrong() -> None:
     s = samples()
     s.score[0], s.predicted[0] = np.nan, -1
     filled = s.score.copy()
@@ -135,7 +135,7 @@ def test_a_refused_image_counts_as_unknown_and_as_wrong() -> None:
 
 
 class Twice(Adapter):
-    """Two forwards, one backward."""
+    """An adapter with two forward passes and one backward pass."""
 
     cost = (2, 1)
 
@@ -152,7 +152,7 @@ class Twice(Adapter):
 
 
 class Net(nn.Sequential):
-    """A type of its own, for the counter."""
+    """A type that only this test counts."""
 
 
 def test_cost_counts_every_pass_through_copies_of_the_network() -> None:
@@ -165,7 +165,7 @@ def test_cost_counts_every_pass_through_copies_of_the_network() -> None:
     assert (cost.forwards, cost.backwards) == (30, 15)
 
 
-def test_forgetting_looks_only() -> None:
+def test_forgetting_leaves_the_adapter_unchanged() -> None:
     net = Net(nn.Flatten(), nn.Linear(12, 3))
     adapter = Twice(net)
     x = torch.rand(8, 3, 2, 2)

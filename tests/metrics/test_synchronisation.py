@@ -128,7 +128,7 @@ def test_dtw_is_its_recurrence_averaged_over_pairs(scale):
     assert dtw(table, base_of(table), BETTER, scale) == pytest.approx(expected)
 
 
-def test_a_constant_course_is_flat_in_every_scale():
+def test_a_constant_curve_is_flat_in_every_scale():
     table = {"a": [0.1, 0.1, 0.1], "b": [0.3, 0.3, 0.3]}
     for scale in ("gain", "minmax", "zscore"):
         assert dtw(table, base_of(table), UP, scale) == pytest.approx(0, abs=1e-12)
@@ -166,14 +166,14 @@ def test_improving_together_is_similar_whatever_the_direction():
     assert cosine_similarity(table, {"semseg": True, "depth": True}, "pointwise_mean") == -1
 
 
-def test_a_task_that_stands_still_agrees_with_nothing():
+def test_a_constant_task_has_similarity_0():
     still = {"a": [1, 2, 3], "b": [5, 5, 5]}
     for mode in ("trajectory", "pointwise_mean", "paper_sum"):
         assert cosine_similarity(still, UP, mode) == 0
     assert cosine_similarity({"a": [1, 2, 3], "b": [5, 5, 6]}, UP, "paper_sum") == 1
 
 
-def test_gaps_are_errors_and_absent_tasks_have_no_part():
+def test_missing_steps_are_errors_and_absent_tasks_do_not_count():
     nan = float("nan")
     table = {"a": [1.0, 2.0, 3.0], "b": [1.0, 3.0, 2.0], "c": [nan] * 3}
     better = {**UP, "c": False}
@@ -191,7 +191,7 @@ def test_gaps_are_errors_and_absent_tasks_have_no_part():
             call()
 
 
-def test_bad_calls_are_told_what_was_expected():
+def test_wrong_calls_are_refused():
     table = {"a": [1.0, 2.0], "b": [1.0, 2.0]}
     with pytest.raises(ValueError, match="needs the metrics before"):
         dtw(table, None, UP)

@@ -1,4 +1,4 @@
-"""Streams: who arrives when, under which condition, and that nothing but the seed decides it."""
+"""Streams: order and condition of the images, which depend on the seed alone."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ from testtime.streams import (
     open_set,
     published,
 )
-from testtime.streams.domain import number
+from testtime.streams.domain import derive_seed
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -37,7 +37,7 @@ UNLABELLED = from_arrays("bare", np.zeros((4, 8, 8), np.uint8))
 
 
 def by_image(stream: Stream) -> dict[tuple[str, int, int], torch.Tensor]:
-    """Every image that arrived, by visit, domain number and index."""
+    """Every image of a stream, by visit, index of the domain and index of the image."""
     found = {}
     for batch in stream:
         for row in range(len(batch)):
@@ -69,7 +69,7 @@ def test_continual_shows_every_image_once_per_domain_with_its_label() -> None:
 
 def test_images_are_the_corruption_of_the_clean_ones() -> None:
     batch = continual(KNOWN, ["gaussian_noise"], severity=3, batch_size=5, seed=11)[2]
-    seeds = number(11, "known") + torch.from_numpy(batch.ids)
+    seeds = derive_seed(11, "known") + torch.from_numpy(batch.ids)
     expected = corrupt(KNOWN.batch(batch.ids), "gaussian_noise", 3, seeds=seeds)
     assert batch.domain == "gaussian_noise-3"
     assert torch.equal(batch.x, expected)
@@ -92,7 +92,7 @@ def test_workers_do_not_change_the_stream(workers: int) -> None:
     assert all(same(a, b) for a, b in zip(list(stream)[3:], ahead.since(3), strict=True))
 
 
-def test_the_seed_decides_and_nothing_else() -> None:
+def test_the_order_depends_on_the_seed_alone() -> None:
     one, again, other = (continual(KNOWN, ["shot_noise"], batch_size=8, seed=s) for s in (1, 1, 2))
     torch.manual_seed(99)
     assert all(same(a, b) for a, b in zip(one, again, strict=True))
@@ -109,7 +109,7 @@ def test_limit_takes_a_prefix_of_the_same_order() -> None:
         assert head.tolist() == order[:15].tolist()
 
 
-def test_gradual_climbs_and_descends() -> None:
+def test_gradual_severities_increase_and_decrease() -> None:
     names = [b.domain for b in gradual(KNOWN, ["fog"], batch_size=40)]
     assert names == ["fog-1", "fog-2", "fog-3", "fog-4", "fog", "fog-4", "fog-3", "fog-2", "fog-1"]
 
@@ -122,7 +122,7 @@ def test_mixed_holds_all_domains_in_one_visit() -> None:
     assert all(0 < (b.sources == 0).sum() < 20 for b in stream)
 
 
-def test_correlated_has_spells_of_classes_and_loses_no_image() -> None:
+def test_correlated_classes_follow_each_other_and_no_image_is_lost() -> None:
     known = images("many", 400, size=4)
 
     def changes(delta: float) -> float:
@@ -137,7 +137,7 @@ def test_correlated_has_spells_of_classes_and_loses_no_image() -> None:
     assert changes(1e4) < 0.4  # nearly a quarter each
 
 
-def test_spells_go_through_mixed_domains() -> None:
+def test_classes_are_correlated_across_mixed_domains() -> None:
     known = images("many", 400)
     stream = correlated(known, ["fog", "contrast"], batch_size=50, delta=0.01, together=True)
     assert {(b.domain, b.visit) for b in stream} == {("mixed", 0)}
@@ -150,15 +150,15 @@ def test_spells_go_through_mixed_domains() -> None:
 
 
 @pytest.mark.parametrize(("imbalance", "share"), [(1.0, 0.25), (3.0, 0.5), (27.0, 0.9), (float("inf"), 1.0)])
-def test_every_class_has_its_time(imbalance: float, share: float) -> None:
+def test_every_class_dominates_a_period(imbalance: float, share: float) -> None:
     known = images("many", 2000)
     stream = label_shift(known, [clean(known), "fog"], batch_size=500, imbalance=imbalance, seed=1)
     assert [b.domain for b in stream] == ["clean"] * 4 + ["fog"] * 4
-    ruling = [np.bincount(b.y, minlength=4) for b in stream]
-    assert np.mean([r.max() / 500 for r in ruling]) == pytest.approx(share, abs=0.03)
+    counted = [np.bincount(b.y, minlength=4) for b in stream]
+    assert np.mean([r.max() / 500 for r in counted]) == pytest.approx(share, abs=0.03)
     if share > 0.3:
-        assert sorted(int(r.argmax()) for r in ruling[:4]) == [0, 1, 2, 3]
-        assert [int(r.argmax()) for r in ruling[:4]] != [int(r.argmax()) for r in ruling[4:]]
+        assert sorted(int(r.argmax()) for r in counted[:4]) == [0, 1, 2, 3]
+        assert [int(r.argmax()) for r in counted[:4]] != [int(r.argmax()) for r in counted[4:]]
     for b in stream:
         assert np.array_equal(b.y, known.labels[b.ids])
         counts = Counter(int(i) for i in b.ids)
@@ -176,10 +176,10 @@ def test_open_set_ratio(ratio: float, size: int, expected: tuple[int, int]) -> N
     first = stream[0]
     assert (int((first.y >= 0).sum()), int((first.y < 0).sum())) == expected
     known = [i for b in stream for i, y in zip(b.ids, b.y, strict=True) if y >= 0]
-    assert sorted(int(i) for i in known) == list(range(40))  # every known image still arrives once
+    assert sorted(int(i) for i in known) == list(range(40))  # every known image once
 
 
-def test_unknown_images_are_resized_corrupted_alike_and_come_again_evenly() -> None:
+def test_unknown_images_are_resized_corrupted_and_repeated_evenly() -> None:
     stream = open_set(continual(KNOWN, ["shot_noise"], batch_size=20, seed=4), UNKNOWN)
     ids = np.concatenate([b.ids[b.y.numpy() < 0] for b in stream])
     assert len(ids) == 40
@@ -188,7 +188,7 @@ def test_unknown_images_are_resized_corrupted_alike_and_come_again_evenly() -> N
     row = int(np.flatnonzero(batch.y.numpy() < 0)[0])
     image = int(batch.ids[row])
     small = UNKNOWN.batch([image], 8)
-    expected = corrupt(small, "shot_noise", 5, seeds=[number(4, "unknown") + image])[0]
+    expected = corrupt(small, "shot_noise", 5, seeds=[derive_seed(4, "unknown") + image])[0]
     assert torch.equal(batch.x[row], expected)
 
 
@@ -221,7 +221,10 @@ def test_published_sets_are_domains_too(tmp_path) -> None:
     assert torch.allclose(batch.x[row], stored)
     other = int(np.flatnonzero(batch.y.numpy() < 0)[0])
     expected = corrupt(
-        UNKNOWN.batch([batch.ids[other]], 32), "fog", 2, seeds=[number(0, "unknown") + int(batch.ids[other])]
+        UNKNOWN.batch([batch.ids[other]], 32),
+        "fog",
+        2,
+        seeds=[derive_seed(0, "unknown") + int(batch.ids[other])],
     )
     assert torch.equal(batch.x[other], expected[0])
 
@@ -240,7 +243,7 @@ def test_published_sets_are_domains_too(tmp_path) -> None:
         (lambda: continual(KNOWN, ["fgo"])[0], "did you mean 'fog'"),
     ],
 )
-def test_mistakes_are_named(make, message: str) -> None:
+def test_wrong_arguments_are_refused(make, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         make()
 
@@ -251,16 +254,16 @@ def test_domains_of_other_sizes_are_refused() -> None:
         stream[0]
 
 
-def test_nothing_is_rendered_before_it_is_asked_for() -> None:
+def test_images_are_rendered_on_demand() -> None:
     class Never:
         def __len__(self) -> int:
             return 10
 
         def pixels(self, index: int, channels: int) -> np.ndarray:
-            raise AssertionError("looked")
+            raise AssertionError("an image was read")
 
         def raw(self, index: int) -> bytes:
-            raise AssertionError("looked")
+            raise AssertionError("an image was read")
 
     lazy = ImageSet("lazy", ("a",), np.zeros(10, np.int64), Never())
     stream = continual(None, [corrupted(lazy, "fog", size=(8, 8))], batch_size=4)

@@ -41,10 +41,10 @@ from testtime.methods import Source
 from testtime.metrics import Cost, Samples, forgetting, peak_memory, state_bytes, summarise
 from testtime.processor import Precision
 from testtime.streams import (
-    LADDER,
+    GRADUAL_SEVERITIES,
     Batch,
+    CCCStream,
     Stream,
-    Wandering,
     clean,
     continual,
     correlated,
@@ -64,7 +64,7 @@ STATE, LINES = "state.safetensors", "batches.jsonl"
 
 ARRIVALS: dict[str, Callable[..., Stream]] = {
     "continual": continual,
-    "gradual": continual,  # over the severities of the ladder
+    "gradual": continual,  # with GRADUAL_SEVERITIES
     "mixed": mixed,
     "correlated": correlated,
     "mixed-correlated": partial(correlated, together=True),
@@ -144,7 +144,7 @@ def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path,
         images = sets.open_data(protocol.closed, data)
         assert protocol.target is not None
         assert protocol.pace is not None
-        wandering = Wandering(
+        ccc = CCCStream(
             images,
             sets.difficulty(protocol.closed, protocol.model, data),
             protocol.target,
@@ -155,12 +155,12 @@ def make_stream(protocol: Protocol, column: Column, seed: int, data: str | Path,
             seed,
         )
         count = (limit or len(images)) * len(protocol.corruptions) * protocol.rounds
-        return _opened(wandering.first(-(-count // column.batch_size)), column, data)
-    ladder = LADDER if protocol.order == "gradual" else (protocol.severity,)
+        return _opened(ccc.first(-(-count // column.batch_size)), column, data)
+    severities = GRADUAL_SEVERITIES if protocol.order == "gradual" else (protocol.severity,)
     made = [
         domain
         for corruption in protocol.corruptions
-        for severity in ladder
+        for severity in severities
         for domain in sets.domains(protocol.closed, data, (corruption,), severity)[0]
     ]
     last = [clean(sets.open_data(protocol.closed, data), made[0].size)] if protocol.returns else []

@@ -29,7 +29,7 @@ from testtime.data import sha256_of
 from testtime.files import damaged, read_json, write_json, write_text
 from testtime.processor import Precision, PrecisionChoice, need_device, resolve_precision
 from testtime.progress import remaining
-from testtime.streams import LADDER
+from testtime.streams import GRADUAL_SEVERITIES
 from testtime.workers import start_worker, worker_pool
 
 __all__ = ["Grid", "cells", "run_grid"]
@@ -340,7 +340,7 @@ def _render_in_pool(cell: Cell, index: int, tables: Path) -> None:
 def _batches(cell: Cell) -> int:
     images = cell.protocol.limit or len(sets.open_data(cell.protocol.closed, cell.data))
     known = max(1, round(cell.column.batch_size / (1 + (cell.column.ratio if cell.column.open_set else 0))))
-    steps = len(LADDER) if cell.protocol.order == "gradual" else 1
+    steps = len(GRADUAL_SEVERITIES) if cell.protocol.order == "gradual" else 1
     visits = len(cell.protocol.corruptions) * cell.protocol.rounds * steps + cell.protocol.returns
     return -(-images // known) * visits
 

@@ -25,7 +25,16 @@ from testtime.methods import Source
 from testtime.models import model_card
 from testtime.processor import Precision
 from testtime.progress import progress
-from testtime.selection import Advice, Signs, looks, mirrored, over_time, recommend, turned, watch
+from testtime.selection import (
+    Advice,
+    Diagnostics,
+    appearance_features,
+    mirrored,
+    monitor,
+    over_time,
+    recommend,
+    turned,
+)
 from testtime.streams import Stream
 
 __all__ = [
@@ -121,7 +130,7 @@ class Shadow:
         write_json(path, {**settings, "candidates": labels})
         if not (folder / LOOKS).is_file():
             batches = progress(self.stream, len(self.stream), "what images look like")
-            write_array(folder / LOOKS, np.concatenate([looks(b.x).numpy() for b in batches]))
+            write_array(folder / LOOKS, np.concatenate([appearance_features(b.x).numpy() for b in batches]))
         for row in rows:
             file = folder / "signs" / f"{row.slug}.jsonl"
             if file.is_file():
@@ -171,10 +180,10 @@ class Shadow:
 
             right = known = 0
             lines = []
-            seen = watch(adapter, images(), plain, disturb=mirrored if self.mirrors else turned)
+            seen = monitor(adapter, images(), plain, disturb=mirrored if self.mirrors else turned)
             for signs in progress(seen, len(self.stream), row.label):
                 lines.append(asdict(signs))
-                right += int((labels[-1] == signs.said).sum())
+                right += int((labels[-1] == signs.predicted).sum())
                 known += int((labels[-1] >= 0).sum())
         if known:
             truth = file.parent.parent / "judged" / f"{row.slug}.json"
@@ -191,7 +200,7 @@ def started_precision(folder: str | Path) -> Precision | None:
     return precision
 
 
-def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
+def read_signs(folder: str | Path) -> dict[str, list[Diagnostics]]:
     """What the candidates of a run gave away, in the order in which they were given.
 
     Raises:
@@ -211,12 +220,18 @@ def read_signs(folder: str | Path) -> dict[str, list[Signs]]:
             )
             with damaged(file, again):
                 lines = read_lines(file, again)
-                found[label] = [Signs(**{**line, "said": tuple(line["said"])}) for line in lines]
+                found[label] = [_diagnostics(line) for line in lines]
                 if not lines:
                     raise ValueError("it is empty")
     if not found:
         raise ValueError(f"{folder}: no candidate is finished; the same bench command goes on")
     return found
+
+
+def _diagnostics(line: dict[str, Any]) -> Diagnostics:
+    """A line of a candidate's file; earlier versions called the predicted classes "said"."""
+    predicted = line.pop("predicted", None) or line.pop("said")
+    return Diagnostics(**line, predicted=tuple(predicted))
 
 
 def read_looks(folder: str | Path) -> NDArray[np.float32]:
@@ -333,7 +348,7 @@ def write_advice(folder: str | Path) -> Path:
             ),
             (
                 "signs",
-                "Signs",
+                "Diagnostics",
                 "What each gave away",
                 table("All in percent but the time of a batch", head, rows),
             ),

@@ -1,9 +1,8 @@
-r"""The common corruptions of images: 15 + 4 kinds, 5 severities, with the constants of CIFAR-10-C and of
-ImageNet-C.
+r"""The common corruptions of images: 15 + 4 kinds, 5 severities, with the constants of CIFAR-10-C and of ImageNet-C.
 
 .. math:: x' = Q_8\bigl(f_{name}(x;\, c_{severity},\, \epsilon_{seed})\bigr)
 
-Image i draws its random numbers from (seed i, name) alone: never from its batch, its severity or its device.
+The random numbers of image i depend on (seed i, name) alone: never on its batch, its severity or its device.
 
 >>> import torch
 >>> x = torch.full((2, 3, 32, 32), 0.5)
@@ -20,7 +19,6 @@ Perturbations*, ICLR 2019.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +31,7 @@ from testtime.corruptions import blur, digital, noise, weather
 from testtime.corruptions.digital import store_as_jpeg
 from testtime.corruptions.filters import to_8_bits
 from testtime.corruptions.rng import Rng
+from testtime.errors import did_you_mean
 
 __all__ = ["CONSTANTS", "CORRUPTIONS", "EXTRA", "corrupt", "store_as_jpeg"]
 
@@ -76,35 +75,33 @@ def corrupt(
     frost: str | Path | None = None,
     quantise: bool = True,
 ) -> Tensor:
-    """Corrupt a batch of images as CIFAR-10-C or ImageNet-C were.
+    """Corrupt a batch of images with the functions and constants of CIFAR-10-C or ImageNet-C.
 
     Args:
         x: (N, 3, H, W) floating-point images in [0, 1].
         name: one of `CORRUPTIONS` or `EXTRA`.
-        severity: 1 (mild) to 5 (strong).
-        seeds: (N,) integers, one for each image; None counts from 0. The random numbers of an image depend
-            on its seed and on `name`, so the severities of an image share them, and any split into batches
-            gives the same images.
-        constants: "cifar" (made for 32 x 32), "imagenet" (made for 224 x 224) or "auto": cifar where the
-            smaller side has up to 64 pixels.
-        frost: folder with the original frost textures (frost1 to frost5, .png or .jpg); None uses
-            procedural ones.
-        quantise: truncate the result to k / 255, as the published sets are stored; else only clip it to [0,
-            1].
+        severity: severity of the corruption, 1 (mild) to 5 (strong).
+        seeds: random seeds of the images, (N,) integers; None counts from 0. The random numbers of an image depend on its
+            seed and on `name`, so the severities of an image share them, and any split into batches gives the same images.
+        constants: constants of the corruption: "cifar" (for 32 x 32 pixels), "imagenet" (for 224 x 224) or "auto": "cifar"
+            where the smaller side has up to 64 pixels.
+        frost: folder with the original frost textures (frost1 to frost5, .png or .jpg); None uses procedural ones.
+        quantise: whether to truncate the result to k / 255, as the published sets are stored; otherwise it is only clipped
+            to [0, 1].
 
     Returns:
-        Images like `x`: form, type, device; values in [0, 1].
+        Images with the shape, dtype and device of `x`, values in [0, 1].
 
     Raises:
         TypeError: `x` is not a floating-point tensor, or `seeds` are not integers.
-        ValueError: wrong shape or values of `x`, unknown name, severity, or constants, or another number of
-            seeds than images.
+        ValueError: wrong shape or values of `x`, unknown name, severity, or constants, or a number of seeds that differs
+            from the number of images.
         FileNotFoundError: a frost texture is missing.
-        ImportError: JPEG or frost from a folder without Pillow (the extra ``images``).
+        ImportError: Pillow (the extra ``images``) is not installed, for JPEG or frost from a folder.
 
-    Departures from the published code: its ImageMagick, OpenCV, scikit-image and scipy calls are rewritten
-    on tensors with the same conventions, random numbers are other numbers, and each corruption's docstring
-    names what else differs. ImageNet-C is furthermore stored as JPEG: `store_as_jpeg`.
+    Departures from the published code: its calls of ImageMagick, OpenCV, scikit-image and scipy are rewritten on tensors
+    with the same conventions, the random numbers differ, and each corruption's docstring names further differences.
+    ImageNet-C is also stored as JPEG: `store_as_jpeg`.
 
     Reference: Hendrycks & Dietterich, ICLR 2019 (see the module).
 
@@ -117,9 +114,9 @@ def corrupt(
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"expected images of shape (N, 3, H, W), got {tuple(x.shape)}")
     if name not in FUNCTIONS:
-        close = difflib.get_close_matches(name, FUNCTIONS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown corruption {name!r}{hint}; there are {', '.join(CORRUPTIONS + EXTRA)}")
+        raise ValueError(
+            f"unknown corruption {name!r}{did_you_mean(name, FUNCTIONS)}; there are {', '.join(CORRUPTIONS + EXTRA)}"
+        )
     if severity not in (1, 2, 3, 4, 5):
         raise ValueError(f"expected a severity of 1, 2, 3, 4 or 5, got {severity!r}")
     if constants not in ("auto", "cifar", "imagenet"):
@@ -141,7 +138,16 @@ def corrupt(
 
 
 def check_seeds(seeds: Tensor | Sequence[int] | None, count: int) -> Tensor:
-    """Return (count,) int64 seeds, or say what is wrong with them."""
+    """Return seeds (count,) as int64.
+
+    Args:
+        seeds: integers (count,); None counts from 0.
+        count: number of images.
+
+    Raises:
+        TypeError: the seeds are not integers.
+        ValueError: their number differs from the number of images.
+    """
     seeds = torch.arange(count) if seeds is None else torch.as_tensor(seeds)
     if seeds.is_floating_point() or seeds.is_complex() or seeds.dtype == torch.bool:
         raise TypeError(f"expected integer seeds, got {seeds.dtype}")

@@ -20,7 +20,7 @@ SEVERITIES = (1, 3, 5)
 
 
 def photographs() -> list[Tensor]:
-    """The three columns of the sheet, (1, 3, H, W) each: a temple and a flower at 224, the temple at 32."""
+    """Return the images of the three columns, (1, 3, H, W) each: a temple and a flower at 224 pixels, the temple at 32."""
     need_packages(PIL="demo", sklearn="demo")
     from PIL import Image
     from sklearn.datasets import load_sample_image
@@ -34,7 +34,12 @@ def photographs() -> list[Tensor]:
 
 
 def draw(out: Path, frost: Path | None) -> None:
-    """Draw the sheet: one row for each corruption, three severities of each photograph."""
+    """Draw the sheet: a row for each corruption, three severities of each photograph.
+
+    Args:
+        out: path of the picture.
+        frost: folder with the original frost textures; None uses procedural ones.
+    """
     columns = photographs()
     from PIL import Image, ImageDraw
 

@@ -37,7 +37,7 @@ IMAGENET = {
 
 
 def disk(radius: float, sigma: float) -> Tensor:
-    """A flat disk of sum 1 with edges softened by a small Gaussian, (k, k), without its empty border."""
+    """Return a flat disk of sum 1 with edges blurred by a small Gaussian, (k, k), without its empty border."""
     reach = max(8, math.ceil(radius))
     line = torch.arange(-reach, reach + 1, dtype=torch.float64)
     inside = (line[:, None] ** 2 + line**2 <= radius**2).double()
@@ -50,32 +50,32 @@ def disk(radius: float, sigma: float) -> Tensor:
 
 
 def defocus_blur(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
-    """Put the image out of focus: correlate it with a disk.
+    """Correlate the image with a disk, the blur of a lens out of focus.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: radius of the disk and sigma of its soft edge, in pixels.
+        c: radius of the disk and sigma of its blurred edge, in pixels.
         rng: not used.
 
-    Departures: none. The disks of radius 8 and 10 fill their window, whose border is mirrored when the edge
-    is softened: as published, their sum is 1.013 and 1.011.
+    Departures: none. The disks of radius 8 and 10 fill their window, whose border is mirrored when the edge is blurred: as
+    published, their sum is 1.013 and 1.011.
     """
     return filters.filter2d(x, disk(*c))
 
 
 def scatter_source(down: Tensor, across: Tensor, reach: int) -> Tensor:
-    """Where each pixel comes from after one pass of local copies.
+    """Return the source of each pixel after one pass of local copies.
 
-    The pass visits the pixels from the last to the first, and each takes what then stands at its own
-    displacement. So a pixel that points at one visited before it takes what that one took: a chain,
-    followed here by doubling the jump.
+    The pass visits the pixels from the last to the first and copies to each the current value at its displacement. The
+    source of a pixel that points at an earlier visited one is that pixel's source; these chains are resolved by pointer
+    doubling.
 
     Args:
-        down, across: (N, H, W) displacements in -reach..reach - 1.
-        reach: pixels this close to the border stay (the last row and column of the visit is size - reach).
+        down, across: displacements of the pixels, (N, H, W), in -reach..reach - 1.
+        reach: width of the border whose pixels are unchanged (the last row and column visited is size - reach).
 
     Returns:
-        (N, H * W) int64: the index of the source pixel.
+        Index of the source pixel, (N, H * W) int64.
     """
     h, w = down.shape[1:]
     place = torch.arange(h * w, device=down.device)
@@ -92,16 +92,16 @@ def scatter_source(down: Tensor, across: Tensor, reach: int) -> Tensor:
 
 
 def glass_blur(x: Tensor, c: tuple[float, int, int], rng: Rng) -> Tensor:
-    """Look through frosted glass: blur, displace the pixels locally, blur again.
+    """Blur the image, displace its pixels locally and blur it again, as frosted glass does.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: sigma in pixels, largest displacement in pixels, passes.
+        c: sigma in pixels, largest displacement in pixels, number of passes.
         rng: one sequence of random numbers for each image.
 
-    Departures: none known. The published code means to swap two pixels, but assigns through views of one
-    array, so that the second assignment does nothing and pixels are copied; the published sets hold the
-    copies, and so do we.
+    Departures: none known. The published code is meant to swap two pixels, but assigns through views of one array, so that
+    the second assignment has no effect and pixels are copied; the published sets were made with these copies, and this
+    function copies too.
     """
     sigma, reach, passes = c
     pixels = filters.to_8_bits(filters.gaussian_blur(x, sigma)).flatten(2)
@@ -113,7 +113,7 @@ def glass_blur(x: Tensor, c: tuple[float, int, int], rng: Rng) -> Tensor:
 
 
 def motion_blur(x: Tensor, c: tuple[int, float], rng: Rng) -> Tensor:
-    """Move the camera: smear each image along its own angle, uniform in -45..45 degrees.
+    """Blur each image along its own direction, uniform in -45..45 degrees, as a moving camera does.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
@@ -127,12 +127,11 @@ def motion_blur(x: Tensor, c: tuple[int, float], rng: Rng) -> Tensor:
 
 
 def zoom_blur(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
-    """Move towards the scene: the mean of the image and of its enlargements.
+    """Average the image and its enlargements, as a camera does that moves towards the scene.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: end and step of the zoom factors, which start at 1 (`numpy.arange`, which reaches the end here by
-            rounding).
+        c: end and step of the zoom factors, which start at 1 (`numpy.arange`, which reaches the end here by rounding).
         rng: not used.
     """
     factors = np.arange(1, *c).tolist()
@@ -143,7 +142,7 @@ def zoom_blur(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, c: float, rng: Rng) -> Tensor:
-    """Blur with a Gaussian of standard deviation c pixels, cut at four.
+    """Blur with a Gaussian of standard deviation c pixels, truncated at four standard deviations.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].

@@ -62,12 +62,11 @@ IMAGENET = {
 
 
 def brightness(x: Tensor, c: float, rng: Rng) -> Tensor:
-    r"""Raise the value of HSV by c: :math:`x\,v' / v` with :math:`v = \max_{rgb} x` and :math:`v' = \min(v
-    + c, 1)`.
+    r"""Raise the value of HSV by c: :math:`x\,v' / v` with :math:`v = \max_{rgb} x` and :math:`v' = \min(v + c, 1)`.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: added to the value.
+        c: increment of the value.
         rng: not used.
     """
     value = x.amax(1, keepdim=True)
@@ -99,7 +98,7 @@ def contrast(x: Tensor, c: float, rng: Rng) -> Tensor:
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: contrast that is left.
+        c: remaining fraction of the contrast.
         rng: not used.
     """
     mean = x.mean((2, 3), keepdim=True)
@@ -107,16 +106,16 @@ def contrast(x: Tensor, c: float, rng: Rng) -> Tensor:
 
 
 def elastic_transform(x: Tensor, c: tuple[float, float, float], rng: Rng) -> Tensor:
-    """Stretch: a random affine map, then a smooth random displacement of every pixel.
+    """Apply a random affine map, then a smooth random displacement of every pixel.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: strength of the displacement, its smoothness (sigma), and the largest shift of the three points
-            that fix the affine map; all in pixels, whatever the size of the image.
+        c: strength of the displacement, its smoothness (sigma), and the largest shift of the three points that define the
+            affine map; all in pixels, whatever the size of the image.
         rng: one sequence of random numbers for each image.
 
-    Departures: the affine map reads between pixels exactly, where OpenCV rounds positions to 1/32 of a
-    pixel; in an image that is not square the three points lie around its centre.
+    Departures: the affine map interpolates at exact positions, where OpenCV rounds them to 1/32 of a pixel; in an image that
+    is not square the three points lie around its centre.
     """
     strength, sigma, shift = c
     h, w = x.shape[2:]
@@ -136,8 +135,7 @@ def elastic_transform(x: Tensor, c: tuple[float, float, float], rng: Rng) -> Ten
 
 
 def box_down(x: Tensor, size: int) -> Tensor:
-    """Shrink the last dimension to `size` by the mean of whole pixels, rounded to 8 bits, as Pillow's BOX
-    does."""
+    """Shrink the last dimension to `size` by averaging whole pixels, rounded to 8 bits, as Pillow's BOX filter does."""
     length = x.shape[-1]
     scale = length / size
     centre = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * scale
@@ -148,8 +146,7 @@ def box_down(x: Tensor, size: int) -> Tensor:
 
 
 def pixelate(x: Tensor, c: float, rng: Rng) -> Tensor:
-    """Shrink the image to a fraction c of its size by box averaging, and enlarge it again by repeating
-    pixels.
+    """Shrink the image to a fraction c of its size by box averaging, and enlarge it again by repeating pixels.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
@@ -165,28 +162,28 @@ def pixelate(x: Tensor, c: float, rng: Rng) -> Tensor:
 
 
 def jpeg_compression(x: Tensor, c: int, rng: Rng) -> Tensor:
-    """Compress as JPEG of quality c and decompress.
+    """Compress the image as JPEG of quality c and decompress it.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: quality as Pillow counts it, 1..95.
+        c: quality of the JPEG on Pillow's scale, 1 to 95.
         rng: not used.
 
     Raises:
-        ImportError: without Pillow.
+        ImportError: Pillow is not installed.
     """
     return store_as_jpeg(x, c)
 
 
 def store_as_jpeg(x: Tensor, quality: int = 85) -> Tensor:
-    """Return the images as they come back from JPEG files, as those of ImageNet-C do (quality 85).
+    """Compress images as JPEG and decompress them; those of ImageNet-C are stored with quality 85.
 
     Args:
-        x: (N, 3, H, W) floating-point images in [0, 1], read as 8-bit images (truncated).
-        quality: as Pillow counts it, 1..95.
+        x: (N, 3, H, W) floating-point images in [0, 1], truncated to 8 bits.
+        quality: quality of the JPEG on Pillow's scale, 1 to 95.
 
     Raises:
-        ImportError: without Pillow.
+        ImportError: Pillow is not installed.
 
     >>> store_as_jpeg(torch.full((1, 3, 8, 8), 102 / 255)).mul(255).unique()
     tensor([102.])

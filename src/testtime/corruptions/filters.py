@@ -1,5 +1,4 @@
-"""Image operators that several corruptions share, each with the conventions of the library the published
-sets were made with."""
+"""Image operators of several corruptions, with the conventions of the libraries that made the published sets."""
 
 from __future__ import annotations
 
@@ -25,10 +24,9 @@ __all__ = [
 
 
 def to_8_bits(x: Tensor) -> Tensor:
-    """Truncate values in [0, 1] to k / 255, as ``np.uint8(255 * x)`` does; 8-bit values stay as they are.
+    """Truncate values in [0, 1] to k / 255, as ``np.uint8(255 * x)`` does; 8-bit values are unchanged.
 
-    The published code computes in double precision; here a value within 0.001 of the next integer counts as
-    that integer.
+    The published code computes in double precision; here a value within 0.001 of the next integer counts as that integer.
 
     >>> to_8_bits(torch.tensor([0.0, 0.5, 1.0])).mul(255)
     tensor([  0., 127., 255.])
@@ -37,14 +35,13 @@ def to_8_bits(x: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, 1, H, W), the luma of ITU-R BT.601."""
+    """Return the luma (N, 1, H, W) of images (N, 3, H, W) by ITU-R BT.601."""
     return 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
 
 
 @lru_cache(maxsize=64)
 def gaussian_matrix(size: int, sigma: float, mode: str, truncate: float) -> Tensor:
-    """(size, size): the matrix that blurs a line of `size` values; float64 summed, so that any radius and
-    border are exact."""
+    """Return the matrix (size, size) that blurs a line of `size` values, summed in float64 for any radius and border."""
     radius = int(truncate * sigma + 0.5)
     offset = torch.arange(-radius, radius + 1)
     weight = (
@@ -62,16 +59,16 @@ def gaussian_matrix(size: int, sigma: float, mode: str, truncate: float) -> Tens
 
 
 def gaussian_blur(x: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
-    """Blur the last two dimensions with a Gaussian cut at `truncate` sigmas, the border as scipy's `mode`."""
+    """Blur the last two dimensions with a Gaussian truncated at `truncate` sigmas; `mode` is the border mode of scipy."""
     rows = gaussian_matrix(x.shape[-2], sigma, mode, truncate).to(x.device)
     columns = gaussian_matrix(x.shape[-1], sigma, mode, truncate).to(x.device)
     return rows @ x @ columns.T
 
 
 def filter2d(x: Tensor, kernel: Tensor, border: str = "reflect") -> Tensor:
-    """Correlate every channel of (N, C, H, W) with an odd (k, l) kernel, tap by tap, whatever the batch.
+    """Correlate every channel of (N, C, H, W) with an odd (k, l) kernel, tap by tap: an image's result ignores its batch.
 
-    The border mirrors about the centre of its pixel ("reflect", OpenCV's 101) or repeats it ("replicate").
+    The border is mirrored about the centre of its pixel ("reflect", OpenCV's 101) or repeated ("replicate").
     """
     h, w = x.shape[2:]
     pad = (kernel.shape[1] // 2,) * 2 + (kernel.shape[0] // 2,) * 2
@@ -90,8 +87,7 @@ def filter2d(x: Tensor, kernel: Tensor, border: str = "reflect") -> Tensor:
 
 
 def clipped_zoom(x: Tensor, factor: float) -> Tensor:
-    """Enlarge the centre of (N, C, H, W) by `factor` >= 1, corners on corners and linear between, at the
-    same size."""
+    """Enlarge the centre of (N, C, H, W) by `factor` >= 1 to the same size, bilinear with aligned corners."""
     h, w = x.shape[-2:]
     ch, cw = math.ceil(h / factor), math.ceil(w / factor)
     top, left = (h - ch) // 2, (w - cw) // 2
@@ -103,16 +99,16 @@ def clipped_zoom(x: Tensor, factor: float) -> Tensor:
 
 
 def motion_blur(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
-    r"""Smear each image one way along its own angle and truncate to 8 bits, as ImageMagick does.
+    r"""Blur each image one-sidedly along its own direction and truncate it to 8 bits, as ImageMagick does.
 
     :math:`y(p) = \sum_{i=0}^{2r} w_i\, x(p + \mathrm{round}(i\,(\cos\theta, \sin\theta)))` with
     :math:`w_i \propto \exp(-i^2 / 2 \sigma^2)` and the border repeated.
 
     Args:
         x: (N, C, H, W) images in [0, 1].
-        radius: r, in pixels.
-        sigma: of the weights, in pixels.
-        angle: (N,) of the direction, in degrees clockwise from the x axis.
+        radius: radius r of the blur, in pixels.
+        sigma: standard deviation of the weights, in pixels.
+        angle: direction of the blur of each image, (N,), in degrees clockwise from the x axis.
     """
     h, w = x.shape[-2:]
     step = torch.arange(2 * radius + 1, dtype=torch.float64)
@@ -132,10 +128,9 @@ def motion_blur(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
 
 
 def affine_grid_sample(x: Tensor, across: Tensor, down: Tensor, mirror_pixel: bool) -> Tensor:
-    """Read (N, C, H, W) at (N, H, W) pixel coordinates, linear between pixels.
+    """Interpolate (N, C, H, W) bilinearly at pixel coordinates (N, H, W).
 
-    The border mirrors about the centre of the outer pixel (OpenCV's 101) or about its outer edge (scipy's
-    "reflect").
+    The border is mirrored about the centre of the outer pixel (OpenCV's 101) or about its outer edge (scipy's "reflect").
     """
     h, w = x.shape[-2:]
     if mirror_pixel:
@@ -146,7 +141,7 @@ def affine_grid_sample(x: Tensor, across: Tensor, down: Tensor, mirror_pixel: bo
 
 
 def neighbours(x: Tensor) -> dict[tuple[int, int], Tensor]:
-    """(N, 1, H, W) shifted by each of the eight steps (down, across); outside is 0."""
+    """Return (N, 1, H, W) shifted by each of the eight steps (down, across); values outside are 0."""
     h, w = x.shape[-2:]
     padded = F.pad(x, (1, 1, 1, 1))
     steps = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
@@ -154,12 +149,11 @@ def neighbours(x: Tensor) -> dict[tuple[int, int], Tensor]:
 
 
 def canny(x: Tensor, low: float, high: float) -> Tensor:
-    """Edges of 8-bit grey images: Sobel, thinning across the edge, and weak edges kept where they join
-    strong ones.
+    """Find edges of 8-bit grey images: Sobel, non-maximum suppression, and hysteresis.
 
     Args:
-        x: (N, 1, H, W) with values 0..255.
-        low, high: thresholds on |gx| + |gy|.
+        x: images (N, 1, H, W) with values 0..255.
+        low, high: thresholds of |gx| + |gy| for weak and strong edges.
 
     Returns:
         (N, 1, H, W) bool.
@@ -189,10 +183,10 @@ def canny(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def distance_to(mask: Tensor, limit: float) -> Tensor:
-    """(N, 1, H, W): length of the shortest path from every pixel to one of a bool mask, at most `limit`.
+    """Return the length of the shortest path from every pixel to one of a bool mask, (N, 1, H, W), at most `limit`.
 
-    A path is made of steps to the side (1), across a corner (1.4) and as a knight (2.1969): it comes within
-    2 % of the Euclidean distance; the lengths are multiples of 2^-16, as OpenCV's fixed point holds them.
+    A path consists of steps to the side (1), across a corner (1.4) and as a knight (2.1969); its length is within 2 % of the
+    Euclidean distance. The lengths are multiples of 2^-16, as in OpenCV's fixed-point arithmetic.
     Reference: Borgefors, *Distance transformations in digital images*, CVGIP 1986.
     """
     h, w = mask.shape[-2:]
@@ -215,8 +209,7 @@ def distance_to(mask: Tensor, limit: float) -> Tensor:
 
 
 def equalise(x: Tensor) -> Tensor:
-    """Equalise the histogram of each (N, 1, H, W) image of integers 0..255, as OpenCV does: the darkest
-    level becomes 0."""
+    """Equalise the histogram of each image (N, 1, H, W) of integers 0..255 as OpenCV does: the darkest level becomes 0."""
     levels = x.flatten(1).long()
     count = torch.zeros(len(x), 256, device=x.device)
     count.scatter_add_(1, levels, torch.ones_like(levels, dtype=count.dtype))

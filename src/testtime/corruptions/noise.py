@@ -45,26 +45,24 @@ def gaussian_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
 
 @lru_cache(maxsize=16)
 def poisson_cdf(c: float) -> Tensor:
-    """(256, K) float64: row v is the distribution function of a Poisson variable of mean c v / 255 at
-    0..K-1."""
+    """Return (256, K) float64: row v is the distribution function of a Poisson variable of mean c v / 255 at 0..K-1."""
     mean = torch.arange(256, dtype=torch.float64)[:, None] * (c / 255)
     most = torch.arange(1, int(c + 8 * c**0.5 + 20), dtype=torch.float64)
     return torch.special.gammaincc(most, mean).clamp(max=1)
 
 
 def shot_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
-    r"""Count photons: :math:`k / c`, :math:`k \sim \mathrm{Poisson}(c\,x)`.
+    r"""Replace each value by a count of photons: :math:`k / c`, :math:`k \sim \mathrm{Poisson}(c\,x)`.
 
-    Sampled by inverting the distribution function of each of the 256 levels, one uniform number for each
-    value. Levels v and functions F_v lie end to end as v + F_v(k), which is one sorted sequence, so that
-    one binary search inverts them all.
+    The count is sampled by inverting the distribution function F_v of its level v, with one uniform number for each value.
+    The functions are concatenated as v + F_v(k), a sorted sequence, so that one binary search inverts all 256.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
         c: photons at full intensity.
         rng: one sequence of random numbers for each image.
 
-    Departures: the mean is that of the nearest 8-bit level (the published code only meets 8-bit images).
+    Departures: the mean is that of the nearest 8-bit level (the published code takes 8-bit images only).
     """
     level = (x * 255).round().double()
     cdf = poisson_cdf(c).to(x.device)
@@ -74,7 +72,7 @@ def shot_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
 
 
 def impulse_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
-    """Replace a fraction c of the values by 0 or 1, as often by one as by the other, each channel for itself.
+    """Replace a fraction c of the values by 0 or 1 with equal probability, independently in each channel.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
@@ -86,8 +84,7 @@ def impulse_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
 
 
 def speckle_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
-    r"""Add noise that grows with the signal: :math:`x + x\,c\,\epsilon`, :math:`\epsilon \sim
-    \mathcal{N}(0, 1)`.
+    r"""Add noise proportional to the signal: :math:`x + x\,c\,\epsilon`, :math:`\epsilon \sim \mathcal{N}(0, 1)`.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].

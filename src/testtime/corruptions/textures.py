@@ -1,4 +1,4 @@
-"""Textures for the weather: plasma fractals for fog, ice for frost."""
+"""Procedural textures of the weather: plasma fractals for fog, ice for frost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testtime.errors import need_pillow
 
 __all__ = ["frost_textures", "ice", "plasma"]
 
-# Five frosted windows: colour, contrast, crystals, their size in pixels, needles of each, share of cloud.
+# Five frosted windows: colour, contrast, number of crystals, their size in pixels, needles of each, share of plasma noise.
 WINDOWS = (
     ((0.32, 0.57, 0.64), 0.08, 150, 70, 2, 0.5),
     ((0.79, 0.81, 0.84), 0.09, 260, 75, 2, 0.2),
@@ -27,15 +27,15 @@ WINDOWS = (
 
 
 def plasma(size: int, decay: float, rng: Rng) -> Tensor:
-    """Height maps by the diamond-square algorithm on a torus.
+    """Draw height maps by the diamond-square algorithm on a torus.
 
     Args:
-        size: side, a power of two.
-        decay: the noise is divided by its square at each halving of the step; small is rough.
+        size: side of a map, a power of two.
+        decay: factor whose square divides the noise at each halving of the step; small values give rough maps.
         rng: one sequence of random numbers for each map.
 
     Returns:
-        (N, size, size) in [0, 1], both reached.
+        (N, size, size) in [0, 1]; the minimum of each map is 0, its maximum 1.
 
     Reference: Fournier, Fussell & Carpenter, *Computer rendering of stochastic models*, CACM 1982.
     """
@@ -62,15 +62,15 @@ def plasma(size: int, decay: float, rng: Rng) -> Tensor:
 def paint_feather(
     relief: Tensor, light: Tensor, rough: Tensor, start: Tensor, angle: float, length: float, tone: float
 ) -> None:
-    """Paint one feather of ice in place where it is highest: a roof along its spine, with barbs.
+    """Draw one feather of ice in place, a ridge along a spine with barbs, where it is higher than what is there.
 
     Args:
-        relief, light: (H, W) height and brightness of the pane so far.
-        rough: (H, W) noise of deviation 1 that bends and breaks the barbs.
-        start: (2,) foot of the feather as (down, across), in pixels.
-        angle: of the spine, in radians.
-        length: of the spine, in pixels.
-        tone: 0..1, lifts and brightens the feather.
+        relief, light: height and brightness of the texture so far, (H, W); changed in place.
+        rough: noise of standard deviation 1 that distorts the barbs, (H, W).
+        start: foot of the feather as (row, column), (2,), in pixels.
+        angle: angle of the spine, in radians.
+        length: length of the spine, in pixels.
+        tone: increase of height and brightness of the feather, 0 to 1.
     """
     h, w = relief.shape
     top, left = (int(v - length) for v in start.tolist())
@@ -93,14 +93,14 @@ def paint_feather(
 
 
 def ice(which: int, height: int = 360, width: int = 480) -> Tensor:
-    """Draw a frosted window: feathers of ice with barbs at 60 degrees, lit from one side, over a cloudy pane.
+    """Draw a frosted window: feathers of ice with barbs at 60 degrees, lit from one side, over plasma noise.
 
     Args:
-        which: 0..4, one of five windows with the colours and the contrast of the original textures.
-        height, width: in pixels.
+        which: index of the window, 0 to 4; the five have the colours and contrast of the original textures.
+        height, width: size of the texture, in pixels.
 
     Returns:
-        (3, height, width) float32 in [0, 1], in 8 bits; the same numbers at every call.
+        (3, height, width) float32, multiples of 1 / 255 in [0, 1]; the same values at every call.
     """
     colour, contrast, crystals, size, needles, cloud = WINDOWS[which]
     rng = Rng(torch.tensor([which]), "ice")
@@ -122,16 +122,16 @@ def ice(which: int, height: int = 360, width: int = 480) -> Tensor:
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Mean 0, deviation 1."""
+    """Scale values to mean 0 and standard deviation 1."""
     return (x - x.mean()) / x.std()
 
 
 @lru_cache(maxsize=4)
 def frost_textures(folder: Path | None = None) -> tuple[Tensor, ...]:
-    """Return the five textures that frost draws from, each (3, H, W) in [0, 1].
+    """Return the five textures of frost, each (3, H, W) in [0, 1].
 
     Args:
-        folder: holds ``frost1`` to ``frost5`` as .png or .jpg; None draws them (`ice`).
+        folder: folder with ``frost1`` to ``frost5`` as .png or .jpg; None draws them (`ice`).
 
     Raises:
         FileNotFoundError: a texture is missing.

@@ -63,15 +63,14 @@ MUD = (63 / 255, 42 / 255, 20 / 255)
 
 
 def snow(x: Tensor, c: tuple[float, float, float, float, int, float, float], rng: Rng) -> Tensor:
-    r"""Let it snow: whiten the image, then add a layer of smeared flakes and the same layer turned by half
-    a turn.
+    r"""Whiten the image, then add a layer of motion-blurred flakes and the same layer rotated by 180 degrees.
 
     With flakes S and the luma g: :math:`w\,x + (1 - w) \max(x, 1.5\,g + 0.5) + S + \mathrm{rot}_{180} S`.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: mean and deviation of the noise that becomes flakes, its zoom, its threshold, radius and sigma of
-            the smear in pixels, and the weight w.
+        c: mean and deviation of the noise that becomes flakes, its zoom, its threshold, radius and sigma of the motion
+            blur in pixels, and the weight w.
         rng: one sequence of random numbers for each image.
 
     Departures: none.
@@ -85,17 +84,17 @@ def snow(x: Tensor, c: tuple[float, float, float, float, int, float, float], rng
 
 
 def frost(x: Tensor, c: tuple[float, float, float], rng: Rng, folder: Path | None = None) -> Tensor:
-    """Cover the lens with ice: a weighted sum of the image and of a random crop of one of five textures.
+    """Return a weighted sum of the image and of a random crop of one of five textures of ice.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: weight of the image, weight of the ice, scale of the texture.
+        c: weight of the image, weight of the texture, scale of the texture.
         rng: one sequence of random numbers for each image.
-        folder: holds the original textures, ``frost1`` to ``frost5`` as .png or .jpg; None draws procedural
-            ones (`textures.ice`).
+        folder: folder with the original textures, ``frost1`` to ``frost5`` as .png or .jpg; None uses procedural ones
+            (`textures.ice`).
 
-    Departures: procedural textures by default; a texture smaller than the image is enlarged. As published,
-    the sixth texture is never drawn.
+    Departures: procedural textures by default; a texture smaller than the image is enlarged. As in the published code, the
+    sixth texture is never used.
     """
     h, w = x.shape[2:]
     textures = []
@@ -124,8 +123,7 @@ def fog(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
         c: density a, and the decay of the roughness of the fractal.
         rng: one sequence of random numbers for each image.
 
-    Departures: the fractal has the side of the next power of two (256 for 224, as published), so that any
-    size works.
+    Departures: the side of the fractal is the next power of two (256 for 224, as published), so that any size works.
     """
     h, w = x.shape[2:]
     size = 2 ** (max(h, w) - 1).bit_length()
@@ -135,8 +133,7 @@ def fog(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
 
 
 def water_map(liquid: Tensor) -> Tensor:
-    """(N, 1, H, W) drops with values 0..1 -> how bright each pixel of water shines, 0..1: thicker and lit
-    away from edges."""
+    """Return the brightness of water, (N, 1, H, W) in [0, 1], from drops (N, 1, H, W) in [0, 1]: it grows away from edges."""
     liquid = (filters.to_8_bits(liquid) * 255).round()
     depth = filters.distance_to(filters.canny(liquid, 50, 150), 20)
     box = torch.ones(3, 3)
@@ -148,15 +145,15 @@ def water_map(liquid: Tensor) -> Tensor:
 
 
 def spatter(x: Tensor, c: tuple[float, float, float, float, float, int], rng: Rng) -> Tensor:
-    """Splash the lens: with water at severities 1 to 3, with mud at 4 and 5.
+    """Add drops on the lens: of water at severities 1 to 3, of mud at 4 and 5.
 
     Args:
         x: (N, 3, H, W) images in [0, 1].
-        c: mean and deviation of the noise that becomes drops, its blur in pixels, its threshold, the
-            strength of the water or the blur of the mud in pixels, and whether it is mud.
+        c: mean and deviation of the noise that becomes drops, its blur in pixels, its threshold, the strength of the
+            water or the blur of the mud in pixels, and whether it is mud.
         rng: one sequence of random numbers for each image.
 
-    Departures: none, but that an image without a drop stays as it is.
+    Departures: an image without a drop is unchanged.
     """
     mean, deviation, sigma, threshold, strength, mud = c
     liquid = filters.gaussian_blur(mean + deviation * rng.normal(1, *x.shape[2:]), sigma)

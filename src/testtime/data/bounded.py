@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import math
 import zipfile
 import zlib
 from pathlib import Path
-from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from testtime.data.files import AGAIN, need_file
 from testtime.errors import DataError
-from testtime.files import parse_json
+from testtime.files import array_header, parse_json
 
 __all__ = [
     "decompressed",
@@ -35,10 +33,6 @@ SMALL = 2**26
 """Bytes that every archive may expand to, however well it compresses: 64 MiB."""
 RATIO = 100
 """How many times the size of the archive its content may have beyond that; weights and images stay below 10."""
-HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 def read_json(path: Path, what: str, kind: type = dict, advice: str = AGAIN) -> Any:
@@ -87,7 +81,7 @@ def numpy_array(path: Path, what: str, mapped: bool = False) -> NDArray[Any]:
         with path.open("rb") as file:
             if not mapped:
                 return _array(file, path.stat().st_size)
-            _header(file, path.stat().st_size)
+            array_header(file, path.stat().st_size)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, RecursionError) as error:
         raise DataError(
@@ -160,31 +154,9 @@ def expansion(path: Path) -> int:
     return max(SMALL, RATIO * path.stat().st_size)
 
 
-def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether columns come first, dtype and bytes of the array in a .npy file of so many bytes."""
-    version = np.lib.format.read_magic(file)
-    if version not in HEADERS:
-        raise ValueError(f"version {version} of the format, where numbers need (1, 0) or (2, 0)")
-    try:
-        shape, fortran, dtype = HEADERS[version](file)
-    except (
-        SyntaxError,
-        TokenError,
-        TypeError,
-        MemoryError,
-    ) as error:  # MemoryError: too deep for Python's parser
-        raise ValueError(f"its header is no description of an array ({error})") from error
-    if dtype.kind not in "biufc" or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"expected numbers, found {dtype} {shape}")
-    needed, left = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if needed > left:
-        raise ValueError(f"{dtype} {shape} needs {needed} bytes, and {left} are there")
-    return shape, fortran, dtype, needed
-
-
 def _array(file: IO[bytes], size: int) -> NDArray[Any]:
     """The array of a .npy file of so many bytes."""
-    shape, fortran, dtype, needed = _header(file, size)
+    shape, fortran, dtype, needed = array_header(file, size)
     data = bytearray(needed)
     if file.readinto(data) != needed:  # type: ignore[attr-defined]
         raise EOFError(f"the data of {dtype} {shape} end early")

@@ -74,7 +74,7 @@ class Birth(AtLeastFloat32, Stateful):
     """What an adapter was born with, where ``prepare`` moved it: saved with its state, so that a reset finds it anywhere.
 
     Args:
-        names: of the tensors that move; nothing is known of them until :meth:`remember`.
+        names: names of the tensors that move; they have no values until :meth:`remember`.
     """
 
     learned = True
@@ -103,7 +103,7 @@ def share(model: nn.Module) -> nn.Module:
     sees the caller's writes. Wrappers such as ``DistributedDataParallel`` are removed.
 
     Raises:
-        TypeError, ValueError: as :func:`testtime.intake.model.check_model`.
+        TypeError, ValueError: the model is refused by :func:`testtime.intake.model.check_model`.
     """
     check_model(model)
     with torch.inference_mode(False):
@@ -139,7 +139,7 @@ def duplicate(model: nn.Module) -> nn.Module:
     """A copy of the model with memory of its own, without wrappers, for what is trained on the source.
 
     Raises:
-        TypeError, ValueError: as :func:`testtime.intake.model.check_model`.
+        TypeError, ValueError: the model is refused by :func:`testtime.intake.model.check_model`.
     """
     check_model(model)
     return copy_model(model)

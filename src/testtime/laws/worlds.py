@@ -205,10 +205,10 @@ class World:
     """A network that knows its task, what it learned from, and a stream that drifts.
 
     Attributes:
-        name: what ``check_adapter(worlds=...)`` calls it.
+        name: name in ``check_adapter(worlds=...)``.
         make: builds the untrained network.
         task: draws n images and what is true of them, which only training sees.
-        loss: of the network's output against that truth.
+        loss: loss of the network's output against that truth.
     """
 
     name: str

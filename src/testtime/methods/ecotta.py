@@ -312,7 +312,7 @@ class EcoTTA(Adapter):
             with_meta(self.model.get_submodule("network"), layers)
         self.adapt([p for g in _groups(self.model) for p in g.meta()], optimizer)
         if not self.warmth.done:
-            self.taught_at_birth()
+            self.remember_birth()
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
         images = [x.clone() if x.is_inference() else x for x in images_of(batches)]

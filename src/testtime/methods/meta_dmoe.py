@@ -540,7 +540,7 @@ class MetaDMoE(Adapter):
         self.adapt(mixture.student.encoder().values(), optimizer)
         self._origin = [p.detach().clone() for p in mixture.student.parameters()] if not brought else []
         if not brought:
-            self.taught_at_birth()
+            self.remember_birth()
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
         if not self.mixture.learned:

@@ -142,7 +142,7 @@ class NOTE(Adapter):
         "Correlation"
     )
     stochastic = True
-    cost = (2, 1)
+    cost: tuple[float, float] = (2, 1)
 
     def __init__(
         self,

@@ -226,7 +226,7 @@ class RMT(Adapter):
         self.adapt([*network, *beside.parameters()], optimizer)
         self.teacher = Teacher(self.model, network, decay)
         self.of_source = SourceReplay()
-        self.taught_at_birth()
+        self.remember_birth()
 
     def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         self._begin()

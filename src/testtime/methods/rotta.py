@@ -183,7 +183,7 @@ class RoTTA(Adapter):
     paper = "Yuan, Xie and Li, Robust Test-Time Adaptation in Dynamic Scenarios"
     output = "teacher"
     stochastic = True
-    cost = (3, 1)
+    cost: tuple[float, float] = (3, 1)
 
     def __init__(
         self,

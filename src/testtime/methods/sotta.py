@@ -168,7 +168,7 @@ class SoTTA(Adapter):
     venue = "NeurIPS 2023"
     paper = "Gong, Kim, Lee, Chottananurak and Lee, SoTTA: Robust Test-Time Adaptation on Noisy Data Streams"
     stochastic = True
-    cost = (3, 2)
+    cost: tuple[float, float] = (3, 2)
 
     def __init__(
         self,

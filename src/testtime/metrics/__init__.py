@@ -1,16 +1,22 @@
-"""What is measured: closed set, open set, calibration, forgetting, dense tasks, their synchronisation, cost.
+"""Metrics: closed set, open set, calibration, forgetting, accuracy without labels, dense tasks, their synchronisation, cost.
 
-Scores and errors are in percent, except where a metric has a unit of its own.
+Scores and errors are in percent, except where the docstring of a metric names its unit.
 """
 
-from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
-from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
-from testtime.metrics.dense import BCE, RMSE, AveragePrecision, EdgeF, MeanAngle, MeanIoU
-from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
-from testtime.metrics.looks import alike, looks
-from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
-from testtime.metrics.summary import Samples, forgetting, summarise
-from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
+from typing import TYPE_CHECKING
+
+from testtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from testtime.metrics.appearance import appearance_clusters, appearance_features
+    from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
+    from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
+    from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
+    from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
+    from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
+    from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
+    from testtime.metrics.summary import Samples, forgetting, summarise
+    from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
 
 __all__ = [
     "BCE",
@@ -24,7 +30,8 @@ __all__ = [
     "Samples",
     "accuracy",
     "aetta",
-    "alike",
+    "appearance_clusters",
+    "appearance_features",
     "auroc",
     "brier",
     "calibration_error",
@@ -37,7 +44,6 @@ __all__ = [
     "forgetting",
     "fpr_at",
     "h_score",
-    "looks",
     "milliseconds",
     "nll",
     "oscr",
@@ -46,3 +52,19 @@ __all__ = [
     "step_variance",
     "summarise",
 ]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "appearance": "appearance_clusters appearance_features",
+        "calibration": "CalibrationError brier calibration_error nll",
+        "cost": "Cost milliseconds peak_memory state_bytes",
+        "dense": "RMSE MeanAngle MeanIoU",
+        "edges": "BCE AveragePrecision EdgeF",
+        "label_free": "aetta consistency diversity dropout_disagreement",
+        "open_set": "accuracy auroc fpr_at h_score oscr",
+        "summary": "Samples forgetting summarise",
+        "synchronisation": "cosine_similarity delta_ttt dtw step_variance",
+    },
+    {"alike": "appearance_clusters", "looks": "appearance_features"},
+)

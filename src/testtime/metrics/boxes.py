@@ -1,4 +1,4 @@
-"""Average precision of boxes as COCO counts it, computed by pycocotools."""
+"""Average precision of boxes by the definition of COCO, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["BoxAP", "Boxes"]
 @final
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """The boxes of an image.
+    """Boxes of an image, true or predicted.
 
     Attributes:
-        corners: (n, 4) float32, x0, y0, x1, y1 in pixels, x1 and y1 the first that are outside.
-        labels: (n,) int64.
-        scores: (n,) float32 of boxes that were found, higher is surer; ones for those that are true.
+        corners: corners x0, y0, x1, y1, (n, 4) float32, in pixels; x1 and y1 are exclusive.
+        labels: class indices, (n,) int64.
+        scores: confidences of predicted boxes, (n,) float32, higher is more confident; ones for true boxes.
 
     Raises:
-        ValueError: the lengths differ, or a box is of no size.
+        ValueError: the lengths differ, or a box has no area.
     """
 
     corners: Tensor
@@ -47,7 +47,7 @@ class Boxes:
 
     @classmethod
     def of(cls, boxes: Sequence[tuple[float, float, float, float, int]]) -> Boxes:
-        """True boxes from x0, y0, x1, y1 and label.
+        """Return true boxes from tuples of x0, y0, x1, y1 and label.
 
         >>> Boxes.of([(0, 0, 4, 8, 2)]).corners
         tensor([[0., 0., 4., 8.]])
@@ -59,24 +59,24 @@ class Boxes:
         return len(self.labels)
 
     def mirrored(self, width: float) -> Boxes:
-        """Where they are in the mirror image of a picture so wide."""
+        """Return the boxes in the horizontally flipped image, whose width is in pixels."""
         x0, y0, x1, y1 = self.corners.unbind(1)
         return Boxes(torch.stack([width - x1, y0, width - x0, y1], 1), self.labels, self.scores)
 
     def scaled(self, x: float, y: float) -> Boxes:
-        """Where they are in a picture so many times as wide and as high."""
+        """Return the boxes in the image resized by the factors x of its width and y of its height."""
         return Boxes(self.corners * self.corners.new_tensor([x, y, x, y]), self.labels, self.scores)
 
 
 @final
 class BoxAP:
-    """COCO's mean average precision in percent: the area under precision over recall, interpolated at 101 recalls.
+    """Mean average precision of COCO in percent: the area under precision over recall, interpolated at 101 recalls.
 
-    Mean over classes that have a true box, and, where not said otherwise, over thresholds of IoU from 0.5 to 0.95 in steps of
-    0.05. At most 100 boxes an image count, the surest.
+    The mean is over classes that have a true box and, if no threshold is given, over thresholds of IoU from 0.5 to 0.95 in
+    steps of 0.05. Of each image, the 100 boxes with the highest scores count.
 
     Args:
-        classes: names, in the order of labels.
+        classes: names of the classes, in the order of the labels.
 
     Raises:
         ImportError: pycocotools is not installed.
@@ -91,10 +91,14 @@ class BoxAP:
         self._precision = np.zeros(0)
 
     def update(self, found: Sequence[Boxes], true: Sequence[Boxes]) -> None:
-        """Add images.
+        """Add the predicted and the true boxes of images.
+
+        Args:
+            found: predicted boxes of each image.
+            true: true boxes of each image.
 
         Raises:
-            ValueError: the lists differ in length, a label is no class, or a box or score is not finite.
+            ValueError: the lists differ in length, a label is not in [0, len(classes)), or a box or score is not finite.
         """
         if len(found) != len(true):
             raise ValueError(f"expected true boxes of each of {len(found)} images, got {len(true)}")
@@ -108,11 +112,11 @@ class BoxAP:
         self.true += true
 
     def value(self) -> float:
-        """AP at IoU 0.5 to 0.95, percent; NaN when no true box was shown."""
+        """Return AP at IoU 0.5 to 0.95 in percent; NaN without a true box."""
         return self._mean(self.precision)
 
     def at(self, iou: float) -> float:
-        """AP at one threshold of IoU, one of 0.5, 0.55 ... 0.95."""
+        """Return AP in percent at one threshold of IoU: 0.5, 0.55 ... 0.95."""
         index = round((iou - 0.5) / 0.05)
         if not 0 <= index < 10 or abs(0.5 + 0.05 * index - iou) > 1e-9:
             raise ValueError(f"thresholds are 0.5, 0.55 ... 0.95, not {iou}")
@@ -120,12 +124,12 @@ class BoxAP:
 
     @property
     def by_class(self) -> dict[str, float]:
-        """AP at IoU 0.5 to 0.95 of each class; NaN for one without a true box."""
+        """AP at IoU 0.5 to 0.95 of each class in percent; NaN for a class without a true box."""
         return {name: self._mean(self.precision[..., i]) for i, name in enumerate(self.classes)}
 
     @property
     def precision(self) -> Any:
-        """(10, 101, C) from 0 to 1: thresholds of IoU, recalls, classes; -1 for a class without a true box."""
+        """Precision (10, 101, C) in [0, 1] by threshold of IoU, recall and class; -1 for a class without a true box."""
         if self._shown != len(self.true):
             self._precision, self._shown = self._evaluated(), len(self.true)
         return self._precision
@@ -139,7 +143,7 @@ class BoxAP:
         if not any(map(len, self.true)):
             return np.full((10, 101, len(self.classes)), -1.0)
         coco, evaluation = _pycocotools()
-        with redirect_stdout(io.StringIO()):  # it tells of its progress
+        with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             true, found = coco(), coco()
             for api, several in ((true, self.true), (found, self.found)):
                 api.dataset = {

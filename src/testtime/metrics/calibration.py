@@ -1,4 +1,4 @@
-"""Whether a model's confidence can be believed."""
+"""Calibration of a classifier's confidences: expected calibration error, negative log likelihood, Brier score."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from numpy.typing import ArrayLike, NDArray
 from testtime.labels import class_labels
 from testtime.metrics.open_set import answers
 
-ROUNDING = 1e-3  # of probabilities in low precision
+ROUNDING = 1e-3  # rounding error of probabilities in low precision
 
 __all__ = ["CalibrationError", "brier", "calibration_error", "nll"]
 
 
 class CalibrationError:
-    r"""Expected calibration error in percent, in bins of equal width, batch after batch.
+    r"""Expected calibration error in percent, in bins of equal width, accumulated over batches.
 
     .. math:: 100 \sum_b \frac{n_b}{n} \, | \mathrm{acc}_b - \mathrm{conf}_b |
 
     Args:
-        bins: number of bins over (0, 1]; a confidence on an edge belongs to the bin below.
+        bins: number of bins of (0, 1]; a confidence on an edge belongs to the bin below.
 
     Raises:
-        ValueError: if there is no bin.
+        ValueError: the number of bins is below 1.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3 (15 bins).
 
@@ -41,13 +41,13 @@ class CalibrationError:
         """Add a batch.
 
         Args:
-            confidence: (N,) highest probability of each image.
-            correct: (N,) bool, or float with NaN for an image of no known class.
+            confidence: highest probability of each image, (N,).
+            correct: whether each prediction is correct, (N,) bool, or float with NaN for an image of unknown class.
 
-        Images where either is NaN are left out.
+        Images whose confidence or correctness is NaN do not count.
 
         Raises:
-            ValueError: if a confidence is no probability, or there is not one for each answer.
+            ValueError: a confidence is not in [0, 1], or the shapes differ.
         """
         p, right = np.asarray(confidence, dtype=float), answers(correct)
         if p.shape != right.shape:
@@ -64,13 +64,13 @@ class CalibrationError:
         np.add.at(self.correct, at, right)
 
     def compute(self) -> float:
-        """Percent; NaN before the first image."""
+        """Return the error in percent; NaN before the first image."""
         total = self.count.sum()
         return float(100 * np.abs(self.correct - self.confidence).sum() / total) if total else float("nan")
 
 
 def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error of one array, in percent; see `CalibrationError`.
+    """Return the expected calibration error of one array in percent; see `CalibrationError`.
 
     >>> calibration_error([1.0, 1.0], [True, True])
     0.0
@@ -81,17 +81,17 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15)
 
 
 def nll(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    r"""Negative log likelihood of the true class in nats, :math:`-\log p_y`, by image.
+    r"""Return the negative log likelihood of the true class of each image in nats, :math:`-\log p_y`.
 
     Args:
-        logits: (N, C).
-        labels: (N,) integers in [0, C), -1 where the class is not known.
+        logits: logits of the classifier, (N, C).
+        labels: class indices, (N,) integers in [0, C), -1 where the class is unknown.
 
     Returns:
-        (N,), NaN where the class is not known; ``np.nanmean`` is the mean over the known.
+        (N,), NaN where the class is unknown; ``np.nanmean`` is the mean over the known classes.
 
     Raises:
-        ValueError: if a label is none of these.
+        ValueError: a label is not in [-1, C).
 
     >>> nll([[0.0, 0.0], [0.0, 0.0]], [1, -1]).round(4).tolist()
     [0.6931, nan]
@@ -102,17 +102,17 @@ def nll(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
 
 
 def brier(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    r"""Brier score :math:`\sum_c (p_c - [c = y])^2`, from 0 (sure and right) to 2 (sure and wrong), by image.
+    r"""Return the Brier score of each image, :math:`\sum_c (p_c - [c = y])^2`, from 0 (best) to 2 (confident and wrong).
 
     Args:
-        logits: (N, C).
-        labels: (N,) integers in [0, C), -1 where the class is not known.
+        logits: logits of the classifier, (N, C).
+        labels: class indices, (N,) integers in [0, C), -1 where the class is unknown.
 
     Returns:
-        (N,), NaN where the class is not known; ``np.nanmean`` is the mean over the known.
+        (N,), NaN where the class is unknown; ``np.nanmean`` is the mean over the known classes.
 
     Raises:
-        ValueError: if a label is none of these.
+        ValueError: a label is not in [-1, C).
 
     Reference: Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
 

@@ -1,4 +1,4 @@
-"""Metrics of captions, as meters: CIDEr-D, and an F-score of scene graphs for captions in the form of rendered scenes."""
+"""Metrics of captions: CIDEr-D, and an F-score of scene graphs for captions in the form of rendered scenes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Gram = tuple[str, ...]
 
 
 def words(caption: str) -> list[str]:
-    """Lower case, without punctuation.
+    """Split a caption into words in lower case, without punctuation.
 
     >>> words("A TV is on the table. Two mugs, too!")
     ['a', 'tv', 'is', 'on', 'the', 'table', 'two', 'mugs', 'too']
@@ -27,18 +27,18 @@ def words(caption: str) -> list[str]:
 
 
 class CIDErD:
-    r"""How much a caption says what people said of the same image and not of others (Vedantam et al., CVPR 2015).
+    r"""CIDEr-D: consensus of a caption with the references of its image, weighted by tf-idf (Vedantam et al., CVPR 2015).
 
     .. math:: \frac{10}{4} \sum_{n=1}^{4} \frac1m \sum_{j=1}^m e^{-(l(c) - l(s_j))^2 / 2\sigma^2}
         \frac{\min(g_n(c), g_n(s_j)) \cdot g_n(s_j)}{\|g_n(c)\| \|g_n(s_j)\|}
 
-    with g the counts of n-grams of words, each times the logarithm of N over the number of the N images some reference of
-    which has it; l counts words. The idf is that of all references shown to this meter, so the value belongs to a set of images
-    and not to one: over one image it is 0. No stemming, as in the released code.
+    with g the counts of n-grams of words, each times the logarithm of N over the number of images, out of N, of which a
+    reference has the n-gram; l counts words. The idf is that of all references added so far, so the value depends on the set
+    of images: over one image it is 0. Words are not stemmed, as in the released code.
 
     Args:
-        n: the longest n-gram.
-        sigma: of the penalty on length, in words.
+        n: largest number of words of an n-gram.
+        sigma: standard deviation of the length penalty, in words.
 
     >>> meter = CIDErD()
     >>> meter.update(["a red mug on a table", "a dog"], [["a red mug on a table"], ["two cats on a sofa"]])
@@ -52,7 +52,11 @@ class CIDErD:
         self.references: list[list[str]] = []
 
     def update(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Add images: for each a caption, and one or more references.
+        """Add images.
+
+        Args:
+            answers: predicted caption of each image.
+            references: one or more references of each image.
 
         Raises:
             ValueError: the lists differ in length, or an image has no reference.
@@ -62,7 +66,7 @@ class CIDErD:
 
     @property
     def by_image(self) -> Floats:
-        """(N,) from 0 to 10."""
+        """Score of each image, (N,), in [0, 10]."""
         references = [[self._counts(r) for r in several] for several in self.references]
         seen = Counter(gram for several in references for gram in {g for counts in several for g in counts})
         idf = {gram: float(np.log(len(references)) - np.log(count)) for gram, count in seen.items()}
@@ -75,7 +79,7 @@ class CIDErD:
         )
 
     def value(self) -> float:
-        """From 0 to 10, higher is better; tables often print it times 100. NaN when no image was shown."""
+        """Return the mean score in [0, 10], higher is better (tables often print it times 100); NaN without images."""
         return float(self.by_image.mean()) if self.answers else float("nan")
 
     def _counts(self, caption: str) -> Counter[Gram]:
@@ -85,7 +89,7 @@ class CIDErD:
     def _similarity(
         self, answer: Counter[Gram], truth: Counter[Gram], idf: dict[Gram, float], images: int
     ) -> float:
-        # An n-gram of no reference counts as one of a single image's.
+        # An n-gram that is in no reference gets the idf of one that is in the references of a single image.
         a = {g: count * idf.get(g, float(np.log(images))) for g, count in answer.items()}
         b = {g: count * idf[g] for g, count in truth.items()}
         dots, squares_a, squares_b, lengths = (np.zeros(self.n) for _ in range(4))
@@ -103,11 +107,11 @@ class CIDErD:
 
 
 class SceneGraphF:
-    """F-score of what a caption states against what its references state, in percent; the mean over images.
+    """F-score of the statements of a caption against those of its references, in percent; the mean over images.
 
-    What is stated are the tuples of :func:`scene_graph`. A stand-in for SPICE (Anderson et al., ECCV 2016), whose parser needs
-    Java: the same score over tuples, but read by rules from the sentences that :mod:`testtime.scenes` writes, without
-    synonyms. Captions of another form state nothing here.
+    The statements are the tuples of :func:`scene_graph`. A stand-in for SPICE (Anderson et al., ECCV 2016), whose parser needs
+    Java: the score over tuples is the same, but they are parsed by rules from the sentences that :mod:`testtime.scenes`
+    generates, without synonyms. Captions of another form have no statements.
 
     >>> meter = SceneGraphF()
     >>> meter.update(["A kitchen with two mugs."], [["A kitchen with a mug."]])
@@ -121,17 +125,17 @@ class SceneGraphF:
     def update(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add images; see :meth:`CIDErD.update`."""
         for answer, several in zip(_matched(answers, references), references, strict=True):
-            said, true = scene_graph(answer), frozenset().union(*map(scene_graph, several))
-            both = len(said) + len(true)
-            self.scores.append(200 * len(said & true) / both if both else 100.0)
+            predicted, true = scene_graph(answer), frozenset().union(*map(scene_graph, several))
+            total = len(predicted) + len(true)
+            self.scores.append(200 * len(predicted & true) / total if total else 100.0)
 
     @property
     def by_image(self) -> Floats:
-        """(N,) percent; 100 where neither caption states anything."""
+        """Score of each image in percent, (N,); 100 where neither caption has a statement."""
         return np.array(self.scores, dtype=np.float64)
 
     def value(self) -> float:
-        """Percent, higher is better; NaN when no image was shown."""
+        """Return the mean score in percent, higher is better; NaN without images."""
         return float(self.by_image.mean()) if self.scores else float("nan")
 
 
@@ -143,11 +147,11 @@ BESIDE = re.compile(
 
 
 def scene_graph(caption: str) -> frozenset[Gram]:
-    """What a caption in the form of :func:`testtime.scenes.captions.describe` states, as tuples.
+    """Parse a caption in the form of :func:`testtime.scenes.captions.describe` into tuples.
 
     A room or an object is (name,); its number, where above one, (name, "two"); relations are (object, "in", room),
-    (object, "on", object), (object, "left of", object), (object, "behind", object). "Right of" and "in front of" are read as
-    their opposites the other way round. Sentences of another form state nothing.
+    (object, "on", object), (object, "left of", object), (object, "behind", object). "Right of" and "in front of" become their
+    inverses with the objects exchanged. Sentences of another form give no tuples.
 
     >>> sorted(scene_graph("A den with a TV and two mugs. The TV is to the right of the sofa."))
     [('den',), ('mug',), ('mug', 'in', 'den'), ('mug', 'two'), ('sofa', 'left of', 'tv'), ('tv',), ('tv', 'in', 'den')]
@@ -171,7 +175,7 @@ def scene_graph(caption: str) -> frozenset[Gram]:
 
 
 def _listed(text: str) -> Iterable[tuple[str, str]]:
-    """Names and numbers of "a table, two mugs and 13 boxes"."""
+    """Yield the names and numbers in a list such as "a table, two mugs and 13 boxes"."""
     for phrase in re.split(r"\s*,\s*|\s+and\s+", text):
         number, _, name = phrase.strip().partition(" ")
         if name and number in ("a", "an"):
@@ -181,7 +185,7 @@ def _listed(text: str) -> Iterable[tuple[str, str]]:
 
 
 def _singular(name: str) -> str:
-    """The name of one.
+    """Return the singular of a noun.
 
     >>> [_singular(n) for n in ("boxes", "vases", "shelves", "benches", "tvs", "bodies", "mugs")]
     ['box', 'vase', 'shelf', 'bench', 'tv', 'body', 'mug']

@@ -1,4 +1,4 @@
-"""What a method costs: forwards and backwards of the network, time, memory, state."""
+"""Cost of a method: forward and backward passes of the network, time, memory, size of the state."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Cost", "milliseconds", "peak_memory", "state_bytes"]
 
 
 class Cost:
-    """Count how many images went forward and backward through networks of one type, while it is open.
+    """Context manager that counts the images in forward and backward passes of networks of one type.
 
-    Every copy of the network counts (a teacher, a source model, a twin), whoever calls it. The hook is global
-    and leaves with the block.
+    Passes of every copy of the network count (a teacher, a source model), whatever code calls it. The hook is global and is
+    removed when the block ends.
 
     Args:
-        network: the source model, or its type.
+        network: source model, or its type.
 
     Attributes:
-        forwards: images that went forward; divide by the images that arrived for forwards per batch.
-        backwards: images through whose output a gradient came back.
+        forwards: number of images in forward passes; divided by the images of the stream, the forward passes per batch.
+        backwards: number of images whose output received a gradient.
 
     >>> net = nn.Sequential(nn.Linear(2, 2))
     >>> with Cost(net) as cost:
@@ -60,7 +60,12 @@ class Cost:
 
 
 def milliseconds(call: Callable[[], object], device: torch.device | str = "cpu") -> tuple[float, Any]:
-    """How long a call takes, to the end of what it started on the device, and what it returned."""
+    """Return the duration of a call in milliseconds, including the work it started on the device, and its result.
+
+    Args:
+        call: function without arguments.
+        device: device to synchronise with.
+    """
     _wait(device)
     start = time.perf_counter()
     result = call()
@@ -69,7 +74,7 @@ def milliseconds(call: Callable[[], object], device: torch.device | str = "cpu")
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int | None:
-    """Return the most memory used so far, in bytes: of the device's tensors, or of the whole process on a CPU.
+    """Return the peak of the memory used so far in bytes: of the device's tensors, or of the whole process on a CPU.
 
     Args:
         device: device of the tensors.
@@ -88,7 +93,7 @@ def peak_memory(device: torch.device | str = "cpu") -> int | None:
 
 
 def state_bytes(state: dict[str, Tensor]) -> int:
-    """Bytes of the tensors of a state dict.
+    """Return the size of the tensors of a state dict in bytes.
 
     >>> state_bytes({"a": torch.zeros(3), "b": torch.zeros((), dtype=torch.int64)})
     20

@@ -1,24 +1,25 @@
-r"""How right a classifier is, guessed without a label.
+r"""Estimates of a classifier's accuracy without labels: AETTA and consistency.
 
-AETTA: where the answer changes as parts of the features are dropped, it is likely to be wrong; and the more so, the fewer
-classes the answers are spread over, since a collapsed model agrees with itself. With the share D of (image, dropout) pairs
-whose answer is another one, and H the entropy of the mean probabilities of a batch over :math:`\log C`,
+AETTA: a prediction that changes under dropout of the features is likely to be wrong. The estimate grows as the predictions
+concentrate on few classes, because a collapsed model agrees with itself. With the share D of (image, dropout) pairs whose
+prediction differs, and H the entropy of the mean probabilities of a batch over :math:`\log C`,
 
 .. math:: \widehat{\mathrm{err}} = \min\bigl(D / H^{\alpha},\; 1 - 1/C\bigr)
 
-Consistency: the same thought with a disturbance of the image, which needs no network to look into, so that it also judges
-methods whose answer is not their network's. A model can be consistently wrong, too: one class in fog, another in noise. What an
-image shows has little to do with how it looks (:mod:`testtime.metrics.looks`), so that a good model's answers y have, either;
-with the share D of answers that change, the groups g of images that look alike, and the mutual information I of both,
+Consistency: the predictions are compared under a perturbation of the image instead. No access to the network is needed, so
+that it also applies to methods whose prediction is not that of their network. A model can also be consistently wrong: one
+class in fog, another in noise. The class of an image depends little on its appearance (:mod:`testtime.metrics.appearance`),
+and so do the predictions y of a good model; with the share D of predictions that change, the clusters g of images of similar
+appearance, and the mutual information I of predictions and clusters,
 
 .. math:: \widehat{\mathrm{acc}} = (1 - D) \left(1 - \frac{I(y; g)}{H(y)}\right)^2
 
-It asks for no particular shares of the classes: a stream may hold few of them.
+It assumes nothing about the shares of the classes: a stream may contain few of them.
 
-Departures from AETTA: the dropout is before the linear head alone (in the published code, within a residual network), so that
-any network with such a head can be watched for one forward.
+Departures from AETTA: the dropout is applied before the linear head alone (in the published code, within a residual network),
+so that any network with such a head can be monitored at the cost of one forward pass.
 
-Consistency is ours.
+Consistency is original to this library.
 
 Reference: Lee, Chottananurak, Gong and Lee, AETTA: Label-Free Accuracy Estimation for Test-Time Adaptation, CVPR 2024,
 equations 9 to 11.
@@ -42,17 +43,17 @@ __all__ = ["aetta", "consistency", "diversity", "dropout_disagreement"]
 def dropout_disagreement(
     features: Tensor, head: nn.Linear, rng: torch.Generator, rate: float = 0.4, passes: int = 10
 ) -> tuple[float, float]:
-    """How often the answer changes under dropout, and over how many classes the answers are spread.
+    """Return the disagreement of predictions under dropout, and the diversity of the predicted classes.
 
     Args:
-        features: (N, D) that the head reads.
-        head: from features to logits (N, C).
-        rng: on the device of the features; draws come from here.
-        rate: of features that are dropped, in (0, 1); the paper's for CIFAR-10.
-        passes: number of draws.
+        features: input of the head, (N, D).
+        head: linear layer from features to logits (N, C).
+        rng: random generator of the dropout, on the device of the features.
+        rate: dropout rate, in (0, 1); the default is that of the paper for CIFAR-10.
+        passes: number of dropout masks.
 
     Returns:
-        D in [0, 1], and H in [0, 1].
+        The disagreement D in [0, 1] and the normalised entropy H in [0, 1].
 
     Raises:
         ValueError: there are no features, or the rate is out of range.
@@ -76,10 +77,10 @@ def dropout_disagreement(
 
 
 def diversity(shares: ArrayLike) -> float:
-    """Entropy of the shares of C classes over log C: 1 for equal shares, 0 for one class alone.
+    """Return the entropy of the shares of C classes over log C: 1 for equal shares, 0 for a single class.
 
     Args:
-        shares: (C,) not negative, at least one positive; counts will do.
+        shares: shares or counts of the classes, (C,), not negative and at least one positive.
 
     >>> diversity([1, 1, 0, 0])
     0.5
@@ -96,14 +97,14 @@ def aetta(
     alpha: float = 3.0,
     memory: float = 0.6,
 ) -> NDArray[np.float64]:
-    """The estimated accuracy in percent after each batch.
+    """Return the estimated accuracy in percent after each batch.
 
     Args:
-        disagreements: (T,) D of each batch.
-        spreads: (T,) H of each batch.
-        classes: C.
-        alpha: how much a narrow spread counts against the model.
-        memory: what is kept of the estimate before; the first is D itself, as in the published code.
+        disagreements: disagreement D of each batch, (T,).
+        spreads: normalised entropy H of each batch, (T,).
+        classes: number of classes C.
+        alpha: exponent of the normalised entropy.
+        memory: weight of the previous estimate; the first estimate is D itself, as in the published code.
 
     >>> aetta([0.2, 0.2], [1.0, 0.5], 10).round(1)
     array([80., 52.])
@@ -118,18 +119,19 @@ def aetta(
 
 
 def consistency(changed: float, answers: ArrayLike) -> float:
-    """The accuracy in percent that consistent answers speak for, if they do not follow what images look like.
+    """Return the accuracy in percent estimated from consistent predictions that do not depend on the images' appearance.
 
     Args:
-        changed: share of the answers that are others for the disturbed image, in [0, 1].
-        answers: (G, C) how many images of each group got each class. Groups of less than 10 C images seem to differ by chance.
+        changed: share of the predictions that change under the perturbation, in [0, 1].
+        answers: number of images of each cluster that were predicted as each class, (G, C). Clusters of fewer than 10 C images
+            differ by chance.
 
     Returns:
-        the estimate; 0 where all answers are one class, which says nothing.
+        The estimate; 0 if all predictions are one class, which is not informative.
 
     >>> consistency(0.2, [[500, 500], [500, 500]])
     80.0
-    >>> consistency(0.0, [[1000, 0], [0, 1000]])  # a class for each look
+    >>> consistency(0.0, [[1000, 0], [0, 1000]])  # a class for each appearance
     0.0
     """
     groups = np.atleast_2d(np.asarray(answers, dtype=float))

@@ -1,6 +1,6 @@
-"""How well known and unknown are told apart, and how well both tasks are done at once. All in percent.
+"""Metrics of open-set recognition: separation of known and unknown images, and accuracy on the known. All in percent.
 
-A score is higher for the unknown. Every function takes numpy arrays and breaks ties by halves.
+An open-set score is higher for unknown images. Every function takes numpy arrays; ties count one half.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ __all__ = ["accuracy", "auroc", "fpr_at", "h_score", "oscr"]
 
 
 def accuracy(correct: ArrayLike) -> float:
-    """Share of right answers in percent; NaN without any.
+    """Return the share of correct predictions in percent; NaN without any.
 
     Args:
-        correct: (N,) bool, or float with NaN for an image of no known class, which is left out.
+        correct: whether each prediction is correct, (N,) bool, or float with NaN for an image of unknown class, which does not
+            count.
 
     Raises:
-        ValueError: if it holds other numbers, such as labels.
+        ValueError: other numbers, such as labels, are given.
 
     >>> accuracy([True, True, False, True])
     75.0
@@ -29,16 +30,16 @@ def accuracy(correct: ArrayLike) -> float:
 
 
 def auroc(known: ArrayLike, unknown: ArrayLike) -> float:
-    r"""Area under the ROC curve in percent: the chance that an unknown image scores above a known one.
+    r"""Return the area under the ROC curve in percent: the probability that an unknown image scores above a known one.
 
     .. math:: 100 \, \big( P(s_k < s_u) + \tfrac12 P(s_k = s_u) \big)
 
     Args:
-        known: (N,) scores of known images.
-        unknown: (M,) scores of unknown images.
+        known: scores of known images, (N,).
+        unknown: scores of unknown images, (M,).
 
     Returns:
-        percent; NaN if either is empty or holds NaN.
+        AUROC in percent; NaN if either array is empty or contains NaN.
 
     >>> auroc([0.0, 1.0], [1.0, 2.0])
     87.5
@@ -47,20 +48,20 @@ def auroc(known: ArrayLike, unknown: ArrayLike) -> float:
 
 
 def oscr(known: ArrayLike, unknown: ArrayLike, correct: ArrayLike) -> float:
-    r"""Open-set classification rate in percent: area under right answers to known against accepted unknown.
+    r"""Return the open-set classification rate in percent: area under correct known against accepted unknown images.
 
     .. math:: 100 \, \big( P(\text{right}, s_k < s_u) + \tfrac12 P(\text{right}, s_k = s_u) \big)
 
     Args:
-        known: (N,) scores of known images.
-        unknown: (M,) scores of unknown images.
-        correct: (N,) bool, whether the known image got its class.
+        known: scores of known images, (N,).
+        unknown: scores of unknown images, (M,).
+        correct: whether the prediction of each known image is correct, (N,) bool.
 
     Returns:
-        percent; NaN if either set is empty or a score is NaN.
+        OSCR in percent; NaN if either array is empty or contains NaN.
 
     Raises:
-        ValueError: if scores are not (N,), or there is no answer for each known image.
+        ValueError: scores are not one-dimensional, or `correct` differs in length from `known`.
 
     Reference: Dhamija, Günther and Boult, Reducing Network Agnostophobia, NeurIPS 2018, figure 3.
 
@@ -78,19 +79,18 @@ def oscr(known: ArrayLike, unknown: ArrayLike, correct: ArrayLike) -> float:
 
 
 def fpr_at(known: ArrayLike, unknown: ArrayLike, accepted: float = 0.95) -> float:
-    """Share of unknown images let in, in percent, at the lowest threshold that lets in this share of the
-    known.
+    """Return the share of accepted unknown images in percent at the lowest threshold that accepts a share of the known.
 
     Args:
-        known: (N,) scores of known images.
-        unknown: (M,) scores of unknown images.
-        accepted: the share of the known that must be let in (score at most the threshold), above 0 and at most 1.
+        known: scores of known images, (N,).
+        unknown: scores of unknown images, (M,).
+        accepted: least share of the known images that are accepted (score at most the threshold), in (0, 1].
 
     Returns:
-        percent, lower is better; NaN if either is empty or holds NaN.
+        FPR in percent, lower is better; NaN if either array is empty or contains NaN.
 
     Raises:
-        ValueError: if scores are not (N,), or the share is out of range.
+        ValueError: scores are not one-dimensional, or the share is out of range.
 
     >>> fpr_at([0.0, 1.0, 2.0, 3.0], [2.5, 3.0, 9.0, 9.0], accepted=0.75)
     0.0
@@ -105,12 +105,12 @@ def fpr_at(known: ArrayLike, unknown: ArrayLike, accepted: float = 0.95) -> floa
 
 
 def h_score(accuracy: float, auroc: float) -> float:
-    """Harmonic mean of accuracy and AUROC, in percent as they are.
+    """Return the harmonic mean of accuracy and AUROC, all in percent.
 
-    The paper's tables take it of the averages over domains: Source, 81.73 and 77.89, is 79.76.
+    The tables of PAF-KIP report that of the averages over domains: 79.76 for Source, from 81.73 and 77.89.
 
     Raises:
-        ValueError: if either is no percentage.
+        ValueError: either is not in [0, 100].
 
     >>> round(h_score(81.73, 77.89), 2)
     79.76
@@ -122,10 +122,10 @@ def h_score(accuracy: float, auroc: float) -> float:
 
 
 def answers(correct: ArrayLike) -> NDArray[np.float64]:
-    """Return whether each answer is right as 1, 0 or NaN.
+    """Return whether each prediction is correct as 1, 0 or NaN.
 
     Raises:
-        ValueError: if it holds other numbers, such as labels.
+        ValueError: other numbers, such as labels, are given.
     """
     right = np.asarray(correct, dtype=float)
     wrong = right[~(np.isnan(right) | (right == 0) | (right == 1))]

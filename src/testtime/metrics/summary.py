@@ -1,17 +1,17 @@
-"""From the answers to single images to the figures of a table: per domain, over time, and over domains."""
+"""Metrics of a run from its predictions of single images: per domain, over time, and averaged over domains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.adapter import Adapter
 from testtime.labels import class_labels
 from testtime.metrics.calibration import calibration_error
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
@@ -21,19 +21,28 @@ __all__ = ["Samples", "forgetting", "summarise"]
 MEASURES = ("accuracy", "error", "auroc", "h_score", "fpr95", "oscr", "ece", "nll", "brier")
 
 
+class Predictor(Protocol):
+    """A model that predicts without adapting, such as :class:`testtime.Adapter`."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the logits (N, C) of images (N, C, H, W)."""
+        ...
+
+
 @dataclass(eq=False)
 class Samples:
-    """What is known of every image that arrived, one entry each, in the order of arrival.
+    """Results of every image of a stream, one entry each, in the order of the stream.
 
     Attributes:
-        batch: number of the batch.
-        visit: number of the stretch in one domain.
-        label: the class, -1 where unknown.
-        predicted: the class answered, -1 where the image was refused.
-        score: open-set score, higher for the unknown; NaN where refused.
-        confidence: highest probability.
-        nll: nats, and ``brier``, both NaN for the unknown.
-        selected: by name, the masks of what the method did with whom.
+        batch: index of the batch, (N,).
+        visit: index of the visit, an uninterrupted sequence of batches of one domain, (N,).
+        label: class index, (N,), -1 for an unknown class.
+        predicted: predicted class, (N,), -1 where the image was rejected.
+        score: open-set score, (N,), higher for unknown images; NaN where rejected.
+        confidence: highest probability, (N,).
+        nll: negative log likelihood in nats, (N,), NaN for an unknown class.
+        brier: Brier score, (N,), NaN for an unknown class.
+        selected: masks (N,) of the images that each filter of the method selected, by name.
     """
 
     batch: NDArray[np.int32]
@@ -48,25 +57,25 @@ class Samples:
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """(N,) whether the image is of a known class."""
+        """Whether each image is of a known class, (N,)."""
         return self.label >= 0
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """(N,) whether the known image got its class."""
+        """Whether each image is of a known class and was predicted as it, (N,)."""
         return self.known & (self.label == self.predicted)
 
     def __len__(self) -> int:
         return len(self.label)
 
     def at(self, rows: NDArray[np.bool_]) -> Samples:
-        """Some of the images, by a mask."""
+        """Return the images that a mask (N,) selects."""
         columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "selected"}
         return Samples(**columns, selected={name: mask[rows] for name, mask in self.selected.items()})
 
     @classmethod
     def join(cls, parts: Iterable[Samples]) -> Samples:
-        """The images of several batches; a mask that some batches lack is False there."""
+        """Concatenate the images of several parts; a mask that a part lacks is False there."""
         whole = list(parts)
         names = dict.fromkeys(name for part in whole for name in part.selected)
         columns = {
@@ -82,10 +91,10 @@ class Samples:
 
 
 def measures(samples: Samples) -> dict[str, float]:
-    """Every measure of a set of images: percent, except NLL (nats) and Brier (0 to 2)."""
+    """Compute all metrics of a set of images, in percent, except NLL (nats) and Brier score (0 to 2)."""
     known, correct = samples.known, samples.correct
     seen, other = samples.score[known], samples.score[~known]
-    # An image that the method refused is as unknown as can be.
+    # A rejected image has the highest score.
     seen, other = np.nan_to_num(seen, nan=np.inf), np.nan_to_num(other, nan=np.inf)
     right = accuracy(correct[known])
     area = auroc(seen, other)
@@ -103,9 +112,9 @@ def measures(samples: Samples) -> dict[str, float]:
 
 
 def filters(samples: Samples) -> dict[str, float]:
-    """What the method's filters did, in percent: by mask, the share of known and of unknown images it took.
+    """Return the shares of known and of unknown images that each filter of the method selected, in percent.
 
-    ``known_maximised`` is the figure 1 of PAF-KIP: known images that were wrongly pushed towards uncertainty.
+    ``known_maximised`` is shown in figure 1 of PAF-KIP: known images whose entropy was wrongly maximised.
     """
     known = samples.known
     shares = {}
@@ -116,17 +125,16 @@ def filters(samples: Samples) -> dict[str, float]:
 
 
 def summarise(samples: Samples, domains: list[str]) -> dict[str, object]:
-    """The figures of a run.
+    """Summarise a run.
 
     Args:
-        samples: all images.
-        domains: the name of each visit.
+        samples: results of all images.
+        domains: name of the domain of each visit.
 
     Returns:
-        ``average``: every measure averaged over the visits, each weighing the same, as the published tables
-            do; the
-        H-score is the harmonic mean of the averages. ``domains``: the measures of each visit. ``time``: those
-        of each batch. ``filters``: what the filters did, in all and by visit.
+        ``average``: every metric averaged over the visits with equal weights, as in the published tables; the H-score is the
+        harmonic mean of the averages. ``domains``: the metrics of each visit. ``time``: those of each batch. ``filters``: the
+        shares of :func:`filters`, over all images and by batch.
     """
     visits = [samples.at(samples.visit == visit) for visit in range(len(domains))]
     by_domain = [{"domain": name, **measures(part)} for name, part in zip(domains, visits, strict=True)]
@@ -152,15 +160,16 @@ def summarise(samples: Samples, domains: list[str]) -> dict[str, object]:
 
 
 @torch.no_grad()
-def forgetting(adapter: Adapter, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Accuracy in percent that the adapter has on its source domain now; it looks only, and learns nothing.
+def forgetting(adapter: Predictor, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the accuracy of an adapter on its source domain in percent; the adapter predicts and does not adapt.
 
     Args:
-        adapter: after its run; compare with the same of a fresh one.
-        batches: clean images and labels of the source's test set; images with the label -1, unknown, do not count.
+        adapter: adapter after its run; the difference to the value of a new adapter is what it has forgotten.
+        batches: clean images (N, C, H, W) and labels (N,) of the source's test set; images with the label -1, unknown, do
+            not count.
 
     Raises:
-        ValueError: if labels are not the numbers of classes, one for each image.
+        ValueError: the labels are not integers in [0, C) or -1, one for each image.
     """
     right = [np.zeros(0)]
     for x, labels in batches:

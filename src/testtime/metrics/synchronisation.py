@@ -1,13 +1,12 @@
-r"""Whether the tasks of a multi-task model improve together while it adapts: :math:`\Delta_{TTT}` and three measures of S4T.
+r"""Synchronisation of the tasks of a multi-task model during adaptation: :math:`\Delta_{TTT}` and three metrics of S4T.
 
-A *table* holds one metric per task and recorded step, :math:`y_i^{(\tau)}`: a mapping from the task to its series, or an
-array (steps, tasks). Its first row is step 0, the model before it adapted, as a
-:class:`testtime.multitask.protocol.Curve` has it; ``include_zero`` says whether that row counts. The paper counts steps
-1 to T. Directions come as a mapping by task, or as a sequence in the order of the columns. With :math:`l_i = 1` where
-lower is better, :math:`o_i = (-1)^{l_i}` orients a metric so that higher is better.
+A *table* contains one metric per task and recorded step, :math:`y_i^{(\tau)}`: a mapping from the task to its series, or an
+array (steps, tasks). Its first row is step 0, the model before adaptation; ``include_zero`` states whether that row counts.
+The paper counts steps 1 to T. Directions are a mapping by task, or a sequence in the order of the columns. With
+:math:`l_i = 1` where lower is better, :math:`o_i = (-1)^{l_i}` orients a metric so that higher is better.
 
-A task that was never measured (NaN at every step) has no part. A metric that is missing or infinite here and there is an
-error: leaving the step out would hide that a method diverged.
+A task that was never measured (NaN at every step) does not count. A metric that is missing or infinite at single steps is an
+error: omitting the step would hide that a method diverged.
 
 Reference: Jeong, Cho, Yoon and Yoon, Synchronizing Task Behavior: Aligning Multiple Tasks during Test-Time Training, ICCV
 2025, section 4.1 and appendix B.
@@ -31,21 +30,21 @@ Directions = Mapping[str, bool] | Sequence[bool]
 
 
 def delta_ttt(metrics: Values, base: Values, higher_is_better: Directions) -> float:
-    r"""The mean relative gain over tasks in percent.
+    r"""Return the mean relative gain over tasks in percent.
 
     .. math:: \Delta_{TTT} = \frac{100}{n} \sum_i (-1)^{l_i} \frac{M_i - B_i}{B_i}
 
     Args:
-        metrics: of the adapted model, by task.
-        base: of the same model (the same seed) before it adapted.
-        higher_is_better: by task.
+        metrics: metrics of the adapted model, by task.
+        base: metrics of the same model (the same seed) before adaptation, by task.
+        higher_is_better: direction of the metric, by task.
 
     Returns:
-        percent; a task whose metric cannot move (the edge RMSE of S4T's tables) pulls it towards 0.
+        The gain in percent; a task whose metric cannot change (the edge RMSE of S4T's tables) reduces it.
 
     Raises:
         ValueError: the tasks differ, no task was measured, a base is not positive, or a metric is not finite although its
-            base is.
+            base is finite.
 
     >>> better = {"semseg": True, "depth": False}
     >>> delta_ttt({"semseg": 44.0, "depth": 0.9}, {"semseg": 40.0, "depth": 1.0}, better)
@@ -63,20 +62,21 @@ def step_variance(
     include_zero: bool = False,
     steps: Sequence[int] | None = None,
 ) -> float:
-    r"""The spread, in steps, of the steps at which the tasks are best.
+    r"""Return the standard deviation of the steps at which the tasks are best.
 
     .. math:: SV = \sqrt{\tfrac1n \sum_i (\tau_i^{peak} - \bar\tau^{peak})^2}
 
-    Equation 9 of S4T; it is called a variance and is the population standard deviation.
+    Equation 9 of S4T, which calls this population standard deviation a variance.
 
     Args:
-        table: see the module.
-        higher_is_better: by task.
-        include_zero: whether step 0 may be the best. Without it a task that only ever got worse peaks at its first step.
-        steps: the number of each row; None is 0, 1, 2 ... Give :attr:`Curve.steps` when not every step was recorded.
+        table: metrics by step and task, see the module.
+        higher_is_better: direction of the metric, by task.
+        include_zero: whether step 0 may be the best. If not, a task that only gets worse peaks at its first step.
+        steps: step of each row; None is 0, 1, 2 ... It is needed when not every step was recorded.
 
     Returns:
-        steps, 0 when all tasks peak at once; of equal values the first is the peak. Lower is more synchronous.
+        The standard deviation in steps, 0 if all tasks peak at once; the first of equal values is the peak. Lower is more
+        synchronous.
 
     Raises:
         ValueError: a metric is missing at some step, or no step is left.
@@ -101,27 +101,27 @@ def dtw(
     scale: Literal["gain", "minmax", "zscore", "raw"] = "gain",
     include_zero: bool = True,
 ) -> float:
-    r"""How far the courses of the tasks lie apart after the best alignment in time, averaged over pairs of tasks.
+    r"""Return the distance of the tasks' curves by dynamic time warping, averaged over pairs of tasks.
 
     .. math::
         DTW &= \binom{n}{2}^{-1} \sum_{i < j} D_{ij}(T, T) \\
         D_{ij}(\tau, \kappa) &= | y_i^{(\tau)} - y_j^{(\kappa)} |
             + \min \{ D(\tau - 1, \kappa), D(\tau, \kappa - 1), D(\tau - 1, \kappa - 1) \}
 
-    Equation 10 of S4T: no window, not divided by the length of the path, D(0, 0) = 0 and infinite elsewhere outside. (It
-    prints C(n, r) and never says r; the sum is over pairs.)
+    Equation 10 of S4T: no window, not divided by the length of the path, D(0, 0) = 0 and infinite elsewhere outside. (The paper
+    prints C(n, r) without a definition of r; here the sum is over pairs.)
 
     Args:
-        table: see the module.
-        base: the metrics before adaptation, for ``scale="gain"``; otherwise None will do.
-        higher_is_better: by task.
-        scale: what is compared, for the paper does not say, and mIoU, metres and degrees do not compare. "gain": the
-            oriented gain over the base in percent; "minmax" and "zscore": the oriented shape alone, each task brought to
-            [0, 1], or to mean 0 and deviation 1 (a constant becomes 0); "raw": the metrics as they are, as equation 10 reads.
-        include_zero: whether row 0 is part of the courses; the paper's begin at step 1.
+        table: metrics by step and task, see the module.
+        base: metrics before adaptation by task, needed for ``scale="gain"``; otherwise None.
+        higher_is_better: direction of the metric, by task.
+        scale: scale of the compared curves, which the paper leaves open; mIoU, metres and degrees are not comparable. "gain":
+            the oriented gain over the base in percent; "minmax" and "zscore": the oriented curve of each task scaled to [0, 1],
+            or to mean 0 and standard deviation 1 (a constant becomes 0); "raw": the metrics unchanged, as in equation 10.
+        include_zero: whether row 0 is part of the curves; those of the paper begin at step 1.
 
     Returns:
-        in the unit of the scale, lower is more synchronous.
+        The distance in the unit of the scale, lower is more synchronous.
 
     Raises:
         ValueError: fewer than two tasks, a metric missing at some step, or no base where one is needed.
@@ -154,28 +154,28 @@ def cosine_similarity(
     mode: Literal["trajectory", "pointwise_mean", "paper_sum"] = "trajectory",
     include_zero: bool = True,
 ) -> float:
-    r"""Whether the tasks move in the same direction from step to step, averaged over pairs of tasks.
+    r"""Return the cosine similarity of the tasks' increments from step to step, averaged over pairs of tasks.
 
     With the oriented increments :math:`\Delta_i^\tau = o_i (y_i^{(\tau + 1)} - y_i^{(\tau)})`:
 
-    - "trajectory": :math:`\Delta_i \cdot \Delta_j / (\|\Delta_i\| \|\Delta_j\|)`, the cosine between whole courses, in [-1, 1].
-      The only one in which large steps count more than small ones; the recommended figure.
-    - "paper_sum": equations 11 and 12 of S4T. Their cosine is between numbers, so each step contributes the product of two
-      signs, and steps are summed: with T rows the range is ±(T - 1). (Equation 12 prints the same norm twice, and does not
-      orient, so that mIoU rising and RMSE falling would count as opposed; both are mended here.)
-    - "pointwise_mean": the same, divided by T - 1: in [-1, 1], and comparable between lengths.
+    - "trajectory": :math:`\Delta_i \cdot \Delta_j / (\|\Delta_i\| \|\Delta_j\|)`, the cosine between whole curves, in [-1, 1].
+      The only mode in which large steps count more than small ones; recommended.
+    - "paper_sum": equations 11 and 12 of S4T. Their cosine is between scalars, so each step contributes the product of two
+      signs, and steps are summed: with T rows the range is ±(T - 1). (Equation 12 prints the same norm twice and does not
+      orient the metrics, so that a rising mIoU and a falling RMSE would count as opposed; both are corrected here.)
+    - "pointwise_mean": "paper_sum" divided by T - 1: in [-1, 1], and comparable between lengths.
 
-    A task that does not move agrees with nothing: 0. No base is asked for, since a cosine is the same in any unit, that of
-    relative gains included.
+    A task that does not change has similarity 0 with every other. No base is needed, since the cosine does not depend on the
+    unit; it is the same for relative gains.
 
     Args:
-        table: see the module.
-        higher_is_better: by task.
-        mode: which of the three.
-        include_zero: whether the move from row 0 to row 1 counts; the paper's first is from step 1 to step 2.
+        table: metrics by step and task, see the module.
+        higher_is_better: direction of the metric, by task.
+        mode: name of the variant.
+        include_zero: whether the increment from row 0 to row 1 counts; the first in the paper is from step 1 to step 2.
 
     Returns:
-        higher is more synchronous.
+        The similarity, higher is more synchronous.
 
     Raises:
         ValueError: fewer than two tasks or two steps, or a metric missing at some step.
@@ -189,24 +189,24 @@ def cosine_similarity(
     moves = signs * np.diff(values, axis=0)
     if mode == "trajectory":
         moves = moves / _nonzero(np.abs(moves).max(0))
-        alike = (moves / _nonzero(np.linalg.norm(moves, axis=0))).clip(-1, 1)
+        similar = (moves / _nonzero(np.linalg.norm(moves, axis=0))).clip(-1, 1)
     elif mode in ("paper_sum", "pointwise_mean"):
-        alike = np.sign(moves)
+        similar = np.sign(moves)
     else:
         raise ValueError(f'mode must be "trajectory", "pointwise_mean" or "paper_sum", not {mode!r}')
-    mean = float(np.mean([alike[:, i] @ alike[:, j] for i, j in _pairs(names)]))
+    mean = float(np.mean([similar[:, i] @ similar[:, j] for i, j in _pairs(names)]))
     return mean / len(moves) if mode == "pointwise_mean" else mean
 
 
 def _row(metrics: Values) -> Table:
-    """The table of one row."""
+    """Return a table of one row."""
     return {k: [v] for k, v in metrics.items()} if isinstance(metrics, Mapping) else [list(metrics)]
 
 
 def _read(
     table: Table, higher_is_better: Directions, include_zero: bool = True
 ) -> tuple[list[str], Floats, Floats]:
-    """The measured tasks by name (or number), their values (steps, tasks), and +1 or -1 each."""
+    """Return the names (or indices) of the measured tasks, their values (steps, tasks), and their orientations +1 or -1."""
     if isinstance(table, Mapping) != isinstance(higher_is_better, Mapping):
         raise ValueError("key both the metrics and higher_is_better by task, or neither")
     if isinstance(table, Mapping) and isinstance(higher_is_better, Mapping):
@@ -240,7 +240,7 @@ def _read(
 
 
 def _base(base: Values, names: list[str]) -> Floats:
-    """The base of these tasks; others may have one too if they were never measured."""
+    """Return the base of these tasks; further tasks may have a base if they were never measured."""
     by_name = dict(base) if isinstance(base, Mapping) else {str(i): v for i, v in enumerate(base)}
     _same(names, [name for name in by_name if name in names or np.isfinite(by_name[name])], "base")
     start = np.array([by_name[name] for name in names], dtype=float)
@@ -265,7 +265,7 @@ def _nonzero(spread: Floats) -> Floats:
 
 
 def _warped(a: Floats, b: Floats) -> float:
-    """The cost of the best alignment of two courses."""
+    """Return the cost of the best alignment of two curves."""
     cost = np.full((len(a) + 1, len(b) + 1), np.inf)
     cost[0, 0] = 0
     for i, j in np.ndindex(len(a), len(b)):

@@ -39,8 +39,8 @@ class Branch(Stateful, ABC):
         Args:
             network: the network, for branches that show it other images.
             x: images (N, 3, H, W).
-            seen: what the watched layers gave for x.
-            labels: by task; a self-supervised branch has no use for them.
+            seen: outputs of the watched layers for x, in the order of ``layers``.
+            labels: labels by task; a self-supervised branch ignores them.
             generator: draws whatever is drawn.
 
         Returns:

@@ -51,7 +51,7 @@ def tensors_of(checkpoint: object, key: str | None = None) -> dict[str, Tensor]:
     """Return the tensors by name of a state dict, or of a dict that holds one.
 
     Args:
-        checkpoint: what was saved.
+        checkpoint: object that was saved.
         key: name under which the weights lie in it, or first part of their names, such as "ema"; dots go deeper.
             None takes the plain weights, wherever they lie under a usual name, and a moving average only if there
             are no others.

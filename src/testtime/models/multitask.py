@@ -69,8 +69,8 @@ class MultiTaskNet(nn.Module):
 
     Args:
         encoder: any module from images (N, 3, H, W) to z (N, C, h, w).
-        heads: by task name, any module from z to (N, channels of the task, h', w'); resized bilinearly to (H, W).
-        tasks: by name; the names must be those of the heads.
+        heads: modules by task name, each from z to (N, channels of the task, h', w'); resized bilinearly to (H, W).
+        tasks: tasks by name; the names must be those of the heads.
 
     Raises:
         ValueError: the names differ.

@@ -33,12 +33,12 @@ class Synchronizer(Branch):
     """Task-specific projection and Task Behavior Synchronizer.
 
     Args:
-        tasks: by name; those the branch predicts, which may be fewer than the network's (table 8 adapts with one).
-        channels: of the latent z.
+        tasks: tasks that the branch predicts, by name; they may be fewer than the network's (table 8 adapts with one).
+        channels: channels of the latent z.
         features: channels of every task-specific latent z_i.
         size: side in pixels of the square the latents are brought to.
         patch: side in pixels of a token.
-        width: of the transformer.
+        width: width of the transformer.
         depth, decoder_depth: blocks of its encoder and decoder.
         heads: attention heads.
         ratio: share of the tokens that are masked; 0 masks nothing.

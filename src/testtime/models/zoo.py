@@ -38,7 +38,7 @@ class ModelCard:
         std: standard deviation of the normalisation.
         accuracy: accuracy in percent on the clean test set of its training data, as stated by the origin.
         licence: licence of the weights.
-        origin: where the weights are published.
+        origin: address at which the weights are published.
         packaged: file name of weights that come with the package, if any.
         views: the changes of an image that keep its class.
     """
@@ -165,7 +165,7 @@ def load_model(name: str, path: str | Path | None = None, device: torch.device |
     Args:
         name: a key of `MODELS`.
         path: its weights (.safetensors or .npz); may be left out for a model that comes with the package.
-        device: where to put it.
+        device: device of the model.
 
     Raises:
         ValueError: if there is no such model, or it needs a path and has none; the message says where to get
@@ -191,6 +191,6 @@ def source_digits(device: torch.device | str = "cpu") -> Preprocessed:
     """Return the packaged source model of the embedded default: handwritten digits, 10 classes, 32x32.
 
     Args:
-        device: where to put it.
+        device: device of the model.
     """
     return load_model("digits-cnn", device=device)

@@ -81,7 +81,7 @@ def iabn(model: nn.Module, k: float = 4.0, momentum: float = 0.01) -> nn.Module:
 
     Args:
         model: any module.
-        k: how many standard errors an instance must depart before it is heard.
+        k: number of standard errors within which the statistics of an instance are ignored.
         momentum: the weight of a batch that is learned from, in [0, 1].
 
     Raises:

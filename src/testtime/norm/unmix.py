@@ -124,11 +124,11 @@ def unmix_tns(
         components: K, 16 in the paper, 128 where domains are mixed.
         alpha: the share of the source's variance that lies between the components' means, in [0, 1].
         temperature: tau.
-        momentum: how far the components move for a batch of ``full_batch``, in [0, 1].
+        momentum: step of the components for a batch of ``full_batch``, in [0, 1].
         full_batch: images.
         centred: whether the components' means at birth have exactly the source's for their mean; the published have not.
         detach_assignment: whether p is a constant for gradients, as in the published code.
-        seed: of the components' means at birth.
+        seed: random seed of the initial means of the components.
 
     Raises:
         ValueError: components, temperature or full_batch not above 0, alpha or momentum outside [0, 1].

@@ -75,7 +75,7 @@ def shuffle_patches(x: Tensor, rng: torch.Generator, side: int = 4) -> Tensor:
     Args:
         x: (N, C, H, W).
         rng: draws come from here.
-        side: how many patches stand side by side.
+        side: number of patches along a side.
 
     Returns:
         (N, C, H, W).
@@ -165,7 +165,7 @@ def _affine(
         x: (N, C, H, W).
         degrees, scale, flip: (N,) each; a positive angle turns from the x to the y axis.
         shift: (N, 2), to the right and down, in pixels.
-        margin: how many pixels around the image are wanted as well.
+        margin: width in pixels of the border that is returned as well.
         outside: "border", or "reflection" for the mirror image instead.
 
     Returns:

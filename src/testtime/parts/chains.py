@@ -119,8 +119,8 @@ def augmix(
     Args:
         x: images (N, C, H, W) in [0, 1].
         rng: draws come from here.
-        chains: how many.
-        longest: how many changes a chain has at most.
+        chains: number of chains.
+        longest: largest number of changes of a chain.
         mirror, turn, colour: whether to flip, to turn, and to change channels one by one (autocontrast, equalise, solarise);
             a change that is left out of a chain is not replaced, the rest is the same.
         shift: largest shift of the crop as a share of the side; the chains' own shifts are left out where it is smaller

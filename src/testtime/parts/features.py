@@ -51,7 +51,7 @@ def headless(model: nn.Module, own: Iterable[Tensor] = (), head: str | None = No
         head: the name of the head; the last linear layer unless given.
 
     Raises:
-        ValueError: as :func:`linear_head`.
+        ValueError: the model has no linear head, see :func:`linear_head`.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -77,7 +77,7 @@ def head_tap(model: nn.Module, head: str | None = None) -> Tap:
         head: the name of the head; the last linear layer unless given.
 
     Raises:
-        ValueError: as :func:`linear_head`.
+        ValueError: the model has no linear head, see :func:`linear_head`.
     """
     return tap(model, linear_head(model, head)[0], given=True)
 

@@ -17,7 +17,7 @@ class ImageMemory(Stateful):
 
     Args:
         classes: C.
-        capacity: how many images it holds.
+        capacity: largest number of images in the bank.
 
     Attributes:
         images: (capacity, ...) from the first batch on; empty before.

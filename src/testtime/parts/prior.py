@@ -39,9 +39,9 @@ def reweighted(
     """The logits (N, C) under the smoothed prior of their batch, in their own precision.
 
     Args:
-        logits: of the batch.
+        logits: logits of the batch, (N, C).
         good: (N,) which rows tell the prior; where there is none, the logits come back.
-        of: what the prior multiplies.
+        of: quantity that the prior multiplies, "probabilities" or "logits".
     """
     if not bool(good.any()):
         return logits

@@ -1,4 +1,4 @@
-"""What arrives: streams of batches, composable, seeded, lazy; the same for any number of workers.
+"""Streams of batches: composable, seeded, rendered on demand, and equal for any number of workers.
 
 >>> import numpy as np
 >>> from testtime.data import from_arrays
@@ -9,8 +9,11 @@
 (8, (20, 3, 8, 8), 10)
 """
 
-from testtime.streams.arrivals import (
-    LADDER,
+from testtime.moved import renamed
+from testtime.streams.ccc import CCCStream, Difficulty
+from testtime.streams.domain import Blend, Condition, Domain, clean, corrupted, fingerprint, published
+from testtime.streams.orders import (
+    GRADUAL_SEVERITIES,
     continual,
     correlated,
     gradual,
@@ -19,20 +22,18 @@ from testtime.streams.arrivals import (
     open_set,
     recorded,
 )
-from testtime.streams.domain import Blend, Condition, Domain, clean, corrupted, fingerprint, published
 from testtime.streams.stream import Batch, Plan, Stream
-from testtime.streams.wandering import Difficulty, Wandering
 
 __all__ = [
-    "LADDER",
+    "GRADUAL_SEVERITIES",
     "Batch",
     "Blend",
+    "CCCStream",
     "Condition",
     "Difficulty",
     "Domain",
     "Plan",
     "Stream",
-    "Wandering",
     "clean",
     "continual",
     "correlated",
@@ -45,3 +46,5 @@ __all__ = [
     "published",
     "recorded",
 ]
+
+__getattr__ = renamed(__name__, {"LADDER": "GRADUAL_SEVERITIES", "Wandering": "CCCStream"})

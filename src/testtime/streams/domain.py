@@ -1,4 +1,4 @@
-"""A domain: a set of images seen under one condition, rendered when asked for."""
+"""Domains: sets of images under one condition, such as a corruption, rendered on demand."""
 
 from __future__ import annotations
 
@@ -16,33 +16,36 @@ from torch import Tensor
 from testtime.corruptions import corrupt, store_as_jpeg
 from testtime.data import ImageSet
 from testtime.data.imageset import Size, size_of
+from testtime.moved import renamed
 
-__all__ = ["Blend", "Condition", "Domain", "clean", "corrupted", "fingerprint", "number", "published"]
+__all__ = ["Blend", "Condition", "Domain", "clean", "corrupted", "derive_seed", "fingerprint", "published"]
 
-SEVERITIES = 6  # from 0, none, to 5
+__getattr__ = renamed(__name__, {"number": "derive_seed"})
+
+SEVERITIES = 6  # number of severities, from 0 (none) to 5
 
 
-def number(*what: object) -> int:
-    """A 62-bit number that is a function of its arguments alone, the same in every process.
+def derive_seed(*parts: object) -> int:
+    """Return a 62-bit seed that is a hash of its arguments, the same in every process.
 
-    >>> number(0, "fog") == number(0, "fog") != number(1, "fog")
+    >>> derive_seed(0, "fog") == derive_seed(0, "fog") != derive_seed(1, "fog")
     True
     """
-    digest = hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What happens to an image on its way: a corruption, or nothing.
+    """The condition of an image: a corruption, or none.
 
     Args:
-        corruption: a name of `testtime.corruptions`, or "" for none.
-        severity: 1 to 5; 0 for none.
+        corruption: name of a corruption of `testtime.corruptions`, or "" for none.
+        severity: severity of the corruption, 1 to 5; 0 for none.
         constants: constants of the corruption: "cifar", "imagenet" or "auto" (by the smaller side).
-        jpeg: whether the image is stored as JPEG of quality 85 at last, as ImageNet-C is.
-        frost: folder of the original frost textures, or None for procedural ones.
-        seed: with the image's set and index, all that the random numbers depend on.
+        jpeg: whether the result is stored as JPEG of quality 85, as ImageNet-C is.
+        frost: folder with the original frost textures, or None for procedural ones.
+        seed: random seed; the random numbers depend on it and on the image's set and index alone.
     """
 
     corruption: str = ""
@@ -54,15 +57,24 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """For example ``fog``, ``fog-3`` below severity 5, or ``clean``."""
+        """Name of the condition, such as ``fog``, ``fog-3`` below severity 5, or ``clean``."""
         if not self.corruption:
             return "clean"
         return self.corruption if self.severity == 5 else f"{self.corruption}-{self.severity}"
 
     def __call__(self, x: Tensor, owner: str, indices: NDArray[np.int64]) -> Tensor:
-        """The images (B, C, H, W) of set ``owner`` under this condition, still in [0, 1]."""
+        """Apply the condition to images.
+
+        Args:
+            x: images (B, C, H, W) in [0, 1].
+            owner: name of their image set.
+            indices: indices of the images in the set, (B,).
+
+        Returns:
+            Images (B, C, H, W) in [0, 1].
+        """
         if self.corruption:
-            seeds = number(self.seed, owner) + torch.from_numpy(indices)
+            seeds = derive_seed(self.seed, owner) + torch.from_numpy(indices)
             x = corrupt(
                 x,
                 self.corruption,
@@ -76,14 +88,14 @@ class Condition:
 
 @dataclass(frozen=True)
 class Blend:
-    """What happens to an image on its way: one corruption and then another, each at any severity.
+    """The condition of an image under one corruption and then another, each at any severity.
 
     Args:
-        first, second: names of `testtime.corruptions`.
-        severities: theirs, 0 to 5; between two whole ones the picture is mixed from both.
-        constants: "cifar", "imagenet" or "auto" (by the smaller side).
-        frost: folder of the original frost textures, or None for procedural ones.
-        seed: with the image's set and index, all that the random numbers depend on.
+        first, second: names of corruptions of `testtime.corruptions`.
+        severities: severities of the two corruptions, 0 to 5; between integers, the images of both are interpolated.
+        constants: constants of the corruptions: "cifar", "imagenet" or "auto" (by the smaller side).
+        frost: folder with the original frost textures, or None for procedural ones.
+        seed: random seed; the random numbers depend on it and on the image's set and index alone.
 
     Raises:
         ValueError: a severity is out of range.
@@ -105,19 +117,28 @@ class Blend:
 
     @property
     def name(self) -> str:
-        """Those that are there and how strong."""
-        here = [
+        """Name of the condition from the corruptions above severity 0, such as ``fog-3.25+snow-1``, or ``clean``."""
+        present = [
             f"{n}-{s:g}" for n, s in zip((self.first, self.second), self.severities, strict=True) if s > 0
         ]
-        return "+".join(here) or "clean"
+        return "+".join(present) or "clean"
 
     def __call__(self, x: Tensor, owner: str, indices: NDArray[np.int64]) -> Tensor:
-        """The images (B, C, H, W) of set ``owner`` under this condition, still in [0, 1]."""
-        seeds = number(self.seed, owner) + torch.from_numpy(indices)
+        """Apply the condition to images.
+
+        Args:
+            x: images (B, C, H, W) in [0, 1].
+            owner: name of their image set.
+            indices: indices of the images in the set, (B,).
+
+        Returns:
+            Images (B, C, H, W) in [0, 1].
+        """
+        seeds = derive_seed(self.seed, owner) + torch.from_numpy(indices)
         for name, severity in zip((self.first, self.second), self.severities, strict=True):
             low, share = int(severity), severity % 1
-            seen = self._at(x, name, low, seeds)
-            x = seen if share == 0 else torch.lerp(seen, self._at(x, name, low + 1, seeds), share)
+            lower = self._at(x, name, low, seeds)
+            x = lower if share == 0 else torch.lerp(lower, self._at(x, name, low + 1, seeds), share)
         return x
 
     def _at(self, x: Tensor, name: str, severity: int, seeds: Tensor) -> Tensor:
@@ -128,8 +149,7 @@ class Blend:
 
 @functools.lru_cache(maxsize=256)
 def fingerprint(condition: Condition | Blend) -> str:
-    """A hash of what a condition does to two small images: it changes when the corruption's code changes its
-    results.
+    """Return a hash of the result of a condition on two small images, which detects changes of the corruption's code.
 
     >>> fingerprint(Condition()) == fingerprint(Condition("fog", 3))
     False
@@ -141,16 +161,16 @@ def fingerprint(condition: Condition | Blend) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Images under one condition: (name, index -> image), 8 bits deep as a camera hands them over.
+    """Images under one condition, rendered to 8 bits as a camera would store them.
 
     Args:
-        images: the set; already under its condition when ``ready``.
-        condition: what happens to them, and to unknown images that are mixed in.
-        size: height and width in pixels to stretch the images to, or a `testtime.data.Crop`; None keeps the images' own.
-        ready: the images are stored corrupted (a published -C set): only the unknown ones still need it.
-        known: whether the labels count; an open set's do not.
-        table: images that were rendered before: the row of each index, -1 where there is none, and uint8
-            images.
+        images: image set; stored under its condition if ``ready``.
+        condition: condition of the images, and of unknown images that are mixed in.
+        size: height and width in pixels to which the images are resized, or a `testtime.data.Crop`; None keeps their size.
+        ready: whether the images are stored under their condition (a published -C set), so that it applies to unknown images
+            only.
+        known: whether the labels count; those of unknown images do not.
+        table: images rendered before: the row of each index, -1 where there is none, and the uint8 images.
     """
 
     images: ImageSet
@@ -162,14 +182,18 @@ class Domain:
 
     @property
     def name(self) -> str:
-        """Of the condition."""
+        """Name of the condition."""
         return self.condition.name
 
     def __len__(self) -> int:
         return len(self.images)
 
     def render(self, indices: NDArray[np.int64]) -> Tensor:
-        """The images as uint8 (B, C, H, W); a function of (set, condition, index), never of the batch."""
+        """Render images as uint8 (B, C, H, W); the result depends on (set, condition, index), not on the batch.
+
+        Args:
+            indices: indices of the images in the set, (B,).
+        """
         if self.table is not None:
             rows, stored = self.table
             return torch.from_numpy(np.array(stored[rows[indices]]))
@@ -180,29 +204,37 @@ class Domain:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of the rendered images; those of the first one where no size is given."""
+        """Height and width of the rendered images; those of the first image if no size is given."""
         if self.size is not None:
             return size_of(self.size)
         height, width = self.images[0].shape[-2:]
         return height, width
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The class of each image (B,), -1 where it is unknown."""
+        """Return the class of each image (B,), -1 where it is unknown.
+
+        Args:
+            indices: indices of the images in the set, (B,).
+        """
         if not self.known or self.images.labels is None:
             return np.full(len(indices), -1, np.int64)
         return self.images.labels[indices]
 
     def of_unknown(self, unknown: ImageSet) -> Domain:
-        """The domain of other images, brought to these images' size in the same way and under the same condition."""
+        """Return the domain of unknown images, resized like these images and under the same condition."""
         return Domain(unknown, self.condition, self.size or self.shape, known=False)
 
     def seeded(self, seed: int) -> Domain:
-        """The same domain with other random numbers."""
+        """Return the domain with another random seed."""
         return replace(self, condition=replace(self.condition, seed=seed))
 
 
 def clean(images: ImageSet, size: Size | None = None) -> Domain:
-    """The images as they are.
+    """Return a domain of unchanged images.
+
+    Args:
+        images: image set.
+        size: height and width in pixels, or a `testtime.data.Crop`; None keeps the images' size.
 
     >>> from testtime.data import from_arrays
     >>> domain = clean(from_arrays("grey", np.full((2, 4, 4), 7, np.uint8), [0, 1], ("a", "b")))
@@ -223,7 +255,15 @@ def corrupted(
     frost: str | Path | None = None,
     size: Size | None = None,
 ) -> Domain:
-    """The images under a corruption of `testtime.corruptions`, computed when asked for."""
+    """Return a domain of images under a corruption of `testtime.corruptions`, computed on demand.
+
+    Args:
+        images: image set.
+        name: name of the corruption.
+        severity: severity of the corruption, 1 to 5.
+        seed, constants, jpeg, frost: arguments of `Condition`.
+        size: height and width in pixels, or a `testtime.data.Crop`; None keeps the images' size.
+    """
     folder = None if frost is None else str(frost)
     return Domain(images, Condition(name, severity, constants, jpeg, folder, seed), size)
 
@@ -239,17 +279,17 @@ def published(
     arguments: Mapping[str, str] | None = None,
     size: Size | None = None,
 ) -> Domain:
-    """A published -C set as a domain; unknown images that are mixed in get our corruption of the same name.
+    """Return a published -C set as a domain; unknown images that are mixed in get the corruption of the same name.
 
     Args:
-        read: `testtime.data.cifar_c` or `testtime.data.imagenet_c`.
-        root: where the set lies.
-        name: of the corruption.
-        severity: 1 to 5.
-        seed: of the random numbers of the unknown images.
-        jpeg: store the unknown images as JPEG, as ImageNet-C is.
-        arguments: what else the reader takes, e.g. ``{"dataset": "cifar100"}``.
-        size: height and width in pixels.
+        read: reader of the set, `testtime.data.cifar_c` or `testtime.data.imagenet_c`.
+        root: folder of the set.
+        name: name of the corruption.
+        severity: severity of the corruption, 1 to 5.
+        seed: random seed of the corruption of the unknown images.
+        jpeg: whether the unknown images are stored as JPEG, as ImageNet-C is.
+        arguments: further arguments of the reader, such as ``{"dataset": "cifar100"}``.
+        size: height and width in pixels, or a `testtime.data.Crop`; None keeps the images' size.
     """
     images = read(root, name, severity, **(arguments or {}))
     return Domain(images, Condition(name, severity, "auto", jpeg, None, seed), size, ready=True)

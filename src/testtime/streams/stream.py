@@ -1,4 +1,4 @@
-"""A stream: which images arrive when. The plan is made at once, the images when a batch is asked for."""
+"""Streams: sequences of batches whose order is planned in advance and whose images are rendered on demand."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["Batch", "Plan", "Stream"]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What arrives at one moment.
+    """A batch of a stream.
 
     Attributes:
-        x: (N, C, H, W) float32 in [0, 1].
-        y: (N,) int64, -1 for the unknown.
-        domain: name of the domain; "mixed" where a batch holds several.
-        index: number of the batch in the stream, from 0.
-        visit: number of the stretch of the stream in one domain, from 0: it counts domain shifts.
-        ids: (N,) index of each image in its set.
-        sources: (N,) index of each image's domain in ``stream.domains``.
+        x: images, (N, C, H, W) float32 in [0, 1].
+        y: class indices, (N,) int64, -1 for an unknown class.
+        domain: name of the domain; "mixed" if the batch has several.
+        index: index of the batch in the stream.
+        visit: index of the visit, an uninterrupted sequence of batches of one domain; it counts domain shifts.
+        ids: index of each image in its set, (N,).
+        sources: index of each image's domain in ``stream.domains``, (N,).
     """
 
     x: Tensor
@@ -45,7 +45,13 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The plan of one batch: rows (N, 2) of (domain, image), in the order in which they arrive."""
+    """The plan of one batch.
+
+    Attributes:
+        domain: name of the domain.
+        visit: index of the visit.
+        rows: indices of domain and image, (N, 2), in the order of the batch.
+    """
 
     domain: str
     visit: int
@@ -54,17 +60,17 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A sequence of batches; ``stream[t]`` is a function of t alone, so any worker may render any batch.
+    """A sequence of batches; ``stream[t]`` depends on t alone, so that any worker can render any batch.
 
     Args:
-        domains: where images come from.
-        plans: one for each batch.
-        batch_size: the size of a full batch.
-        seed: what the order was drawn with.
-        workers: threads that render ahead when the stream is iterated; the stream is the same for any number.
+        domains: domains of the images.
+        plans: plan of each batch.
+        batch_size: number of images in a full batch.
+        seed: random seed of the order.
+        workers: number of threads that render batches in advance during iteration; it does not change the stream.
 
     Raises:
-        ValueError: if the labels of two domains are numbers of different classes.
+        ValueError: the labels of two domains refer to different classes.
     """
 
     domains: tuple[Domain, ...]
@@ -83,11 +89,16 @@ class Stream:
 
     @property
     def images(self) -> int:
-        """How many images arrive in all."""
+        """Number of images of the stream."""
         return sum(len(plan.rows) for plan in self.plans)
 
     def __getitem__(self, index: int) -> Batch:
-        """Render one batch; IndexError past the end."""
+        """Render one batch.
+
+        Raises:
+            IndexError: there is no such batch.
+            ValueError: the domains of the batch have images of different sizes.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"the stream has {len(self)} batches, there is no batch {index}")
         plan = self.plans[index]
@@ -115,7 +126,7 @@ class Stream:
         return self.since(0)
 
     def since(self, start: int) -> Iterator[Batch]:
-        """The batches from number ``start`` on."""
+        """Iterate over the batches from index ``start`` on."""
         if self.workers <= 0:
             yield from (self[t] for t in range(start, len(self)))
             return
@@ -133,12 +144,16 @@ class Stream:
                     future.cancel()
 
     def prefetch(self, workers: int) -> Stream:
-        """The same stream, rendered ahead by this many threads."""
+        """Return the same stream, rendered in advance by a number of threads."""
         return replace(self, workers=workers)
 
 
 def _same_classes(first: Domain, other: Domain) -> None:
-    """Raise ValueError if a label does not mean the same class in both domains."""
+    """Check that labels refer to the same classes in both domains.
+
+    Raises:
+        ValueError: they do not.
+    """
     here, there = first.images.classes, other.images.classes
     if here == there:
         return

@@ -1,8 +1,9 @@
-r"""What images look like, whatever they show: noise, blur, haze, colour; and which look alike.
+r"""Features of the appearance of images (noise, blur, haze, colour) that ignore their content, and clusters of them.
 
-The features of an image are the logarithm of its power in bands of spatial frequency and in four directions, that of the noise
-in its colours, the heaviness of the tails of its differences, and the mean, deviation and range of its channels. Images are
-grouped by k-means (k-means++ for the first centres) on the standardised features; centres are found among 5,000 of them.
+The features of an image are the logarithm of its power in bands of spatial frequency and in four directions, the logarithm of
+the power of its colour noise, the kurtosis of its horizontal differences, and the mean, standard deviation and range of its
+channels. Images are clustered by k-means on the standardised features, with centres initialised by k-means++; the centres are
+computed from at most 5,000 images.
 
 Reference: Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, SODA 2007. The features are ours.
 """
@@ -17,31 +18,35 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["alike", "looks"]
+from testtime.moved import renamed
+
+__all__ = ["appearance_clusters", "appearance_features"]
+
+__getattr__ = renamed(__name__, {"alike": "appearance_clusters", "looks": "appearance_features"})
 
 BANDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1.0)  # cycles per pixel
-FINE = 0.2  # cycles per pixel, above which a direction is looked at
-SMALLEST = 1e-8  # of a power, below which all are alike
-FAR = 4.0  # standard deviations, beyond which a feature counts as that
+FINE = 0.2  # cycles per pixel, above which the power counts by direction
+SMALLEST = 1e-8  # power that is added before the logarithm
+FAR = 4.0  # standard deviations at which features are clipped
 ROUNDS = 50
-SAMPLE = 5000  # images among which the centres are found
+SAMPLE = 5000  # images from which the centres are computed
 
 
 @torch.no_grad()
-def looks(images: Tensor) -> Tensor:
-    """What each image looks like.
+def appearance_features(images: Tensor) -> Tensor:
+    """Return features of the appearance of each image.
 
     Args:
-        images: (N, C, H, W) in [0, 1], 4 x 4 pixels or more.
+        images: images (N, C, H, W) in [0, 1], at least 4 x 4 pixels.
 
     Returns:
-        (N, F) on the CPU; F depends on the size of the images alone.
+        Features (N, F) on the CPU; F depends on the size of the images alone.
 
     Raises:
-        ValueError: the images are smaller, or no batch.
+        ValueError: the images are smaller, or not of the shape (N, C, H, W).
 
     >>> flat, noisy = torch.full((1, 3, 8, 8), 0.5), torch.rand(1, 3, 8, 8)
-    >>> bool((looks(noisy)[0, :4] > looks(flat)[0, :4]).all())
+    >>> bool((appearance_features(noisy)[0, :4] > appearance_features(flat)[0, :4]).all())
     True
     """
     if images.dim() != 4 or min(images.shape[2:]) < 4:
@@ -75,21 +80,21 @@ def looks(images: Tensor) -> Tensor:
     ).cpu()
 
 
-def alike(features: ArrayLike, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Groups of images that look alike.
+def appearance_clusters(features: ArrayLike, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Cluster images by their appearance.
 
     Args:
-        features: (M, F), from `looks`.
-        count: of groups at most; fewer where images coincide.
-        seed: of the first centres.
+        features: features of the images, (M, F), from `appearance_features`.
+        count: largest number of clusters; there are fewer where features coincide.
+        seed: random seed of the initial centres.
 
     Returns:
-        (M,) the number of each image's group.
+        Index of the cluster of each image, (M,).
 
     Raises:
         ValueError: there are no features, or count is below 1.
 
-    >>> alike([[0.0], [9.0], [0.1], [9.1]], 2).tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
+    >>> appearance_clusters([[0.0], [9.0], [0.1], [9.1]], 2).tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
     True
     """
     x = np.asarray(features, dtype=float)
@@ -111,7 +116,7 @@ def alike(features: ArrayLike, count: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def _distances(x: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Squared, (M, K)."""
+    """Return the squared distances (M, K) of points (M, F) from centres (K, F)."""
     squares = (x**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1) - 2 * x @ centres.T
     return np.maximum(squares, 0.0)
 

@@ -1,8 +1,7 @@
-"""What arrives: domain after domain, by degrees, all at once, or by class; and the unknown among the known.
+"""Orders of a stream: by domain, of gradual severity, mixed, by class, and with images of unknown classes.
 
-Every stream is made of domains and a seed. The order of the images is drawn from (seed, domain); the random
-numbers of a corruption from (seed, set, image, corruption). So batch size, workers and hardware change
-neither.
+Every stream consists of domains and a seed. The order of the images depends on (seed, domain), the random numbers of a
+corruption on (seed, set, image, corruption); neither depends on batch size, workers or hardware.
 """
 
 from __future__ import annotations
@@ -14,14 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testtime.data import ImageSet
-from testtime.streams.domain import Domain, clean, corrupted, number
+from testtime.moved import renamed
+from testtime.streams.domain import Domain, clean, corrupted, derive_seed
 from testtime.streams.stream import Plan, Stream
 
-__all__ = ["LADDER", "continual", "correlated", "gradual", "label_shift", "mixed", "open_set", "recorded"]
+__all__ = [
+    "GRADUAL_SEVERITIES",
+    "continual",
+    "correlated",
+    "gradual",
+    "label_shift",
+    "mixed",
+    "open_set",
+    "recorded",
+]
+
+__getattr__ = renamed(__name__, {"LADDER": "GRADUAL_SEVERITIES"})
 
 Rows = NDArray[np.int64]
 Conditions = Iterable[str | Domain]
-LADDER = (1, 2, 3, 4, 5, 4, 3, 2, 1)  # the severities of a gradual stream
+GRADUAL_SEVERITIES = (1, 2, 3, 4, 5, 4, 3, 2, 1)
 
 
 def continual(
@@ -33,21 +44,21 @@ def continual(
     seed: int = 0,
     workers: int = 0,
 ) -> Stream:
-    """One domain after the other, each with all the images in a new order.
+    """Create a stream of one domain after the other, each with all images in a new order.
 
     The last batch of a domain may be smaller.
 
     Args:
-        images: the closed set; may be None where every domain is given as a `Domain`.
-        corruptions: names of corruptions, or domains (`clean`, `corrupted`, `published`); one may come again.
-        severity: of the named corruptions, 1 to 5.
-        batch_size: N.
-        limit: images for each domain, drawn anew for each; None takes all.
-        seed: of the order and of the corruptions.
-        workers: threads that render ahead.
+        images: images of known classes; None if every domain is given as a `Domain`.
+        corruptions: names of corruptions, or domains (`clean`, `corrupted`, `published`); repetitions are allowed.
+        severity: severity of the named corruptions, 1 to 5.
+        batch_size: number of images in a batch.
+        limit: number of images in each domain, drawn independently; None takes all.
+        seed: random seed of the order and of the corruptions.
+        workers: number of threads that render batches in advance.
 
     Raises:
-        ValueError: no domains, a batch size or limit below 1, or names without images.
+        ValueError: there are no domains, a batch size or limit is below 1, or a corruption is named without images.
 
     Reference: Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022.
 
@@ -63,12 +74,12 @@ def continual(
 
 
 def recorded(images: ImageSet | Domain, batch_size: int = 200, workers: int = 0) -> Stream:
-    """The images as they are and in the order in which they are stored: a stream of one's own.
+    """Create a stream of unchanged images in the order in which they are stored, such as recorded data.
 
     Args:
-        images: a set, or a domain of one (``clean(images, size)`` resizes).
-        batch_size: N; the last batch may be smaller.
-        workers: threads that read ahead.
+        images: image set, or a domain of one (``clean(images, size)`` resizes).
+        batch_size: number of images in a batch; the last batch may be smaller.
+        workers: number of threads that read batches in advance.
 
     Raises:
         ValueError: there are no images, or the batch size is below 1.
@@ -90,12 +101,12 @@ def gradual(
     batch_size: int = 200,
     limit: int | None = None,
     seed: int = 0,
-    severities: Sequence[int] = LADDER,
+    severities: Sequence[int] = GRADUAL_SEVERITIES,
     workers: int = 0,
 ) -> Stream:
-    """Each corruption comes and goes: severities 1, 2, 3, 4, 5, 4, 3, 2, 1.
+    """Create a stream in which the severity of each corruption increases and decreases: 1, 2, 3, 4, 5, 4, 3, 2, 1.
 
-    Args are those of `continual`; ``limit`` counts images for each corruption and severity.
+    The arguments are those of `continual`; ``limit`` is the number of images for each corruption and severity.
 
     Reference: Wang et al., Continual Test-Time Domain Adaptation, CVPR 2022, section 4.4.
     """
@@ -112,14 +123,14 @@ def mixed(
     seed: int = 0,
     workers: int = 0,
 ) -> Stream:
-    """All domains shuffled into one.
+    """Create a stream of all domains in one random order.
 
-    Args are those of `continual`; ``limit`` counts images for each domain.
+    The arguments are those of `continual`; ``limit`` is the number of images for each domain.
     """
     domains = _domains(images, corruptions, severity, seed)
     _positive(batch_size, limit)
     rows = np.concatenate([_rows(i, _order(d, limit, seed, f"visit {i}")) for i, d in enumerate(domains)])
-    np.random.default_rng(number(seed, "mixed")).shuffle(rows)
+    np.random.default_rng(derive_seed(seed, "mixed")).shuffle(rows)
     name = domains[0].name if len(domains) == 1 else "mixed"
     return Stream(tuple(domains), _cut([(name, rows)], batch_size), batch_size, seed, workers)
 
@@ -136,16 +147,16 @@ def correlated(
     workers: int = 0,
     together: bool = False,
 ) -> Stream:
-    """One domain after the other, and in each the classes come in spells.
+    """Create a stream of one domain after the other with temporally correlated classes.
 
-    The images of each class are dealt to ``slots`` stretches of time by a draw from a Dirichlet distribution,
-    and shuffled within a stretch.
+    The images of each class are distributed over ``slots`` periods by a draw from a Dirichlet distribution, and shuffled within
+    a period.
 
     Args:
-        images, corruptions, severity, batch_size, limit, seed, workers: those of `continual`.
-        delta: concentration; the smaller, the longer the spells.
-        slots: stretches of time per domain; None takes the number of classes.
-        together: the domains are mixed, and the spells go through all of them.
+        images, corruptions, severity, batch_size, limit, seed, workers: arguments of `continual`.
+        delta: concentration of the Dirichlet distribution; the smaller, the stronger the correlation.
+        slots: number of periods per domain; None takes the number of classes.
+        together: whether the domains are mixed and the classes are correlated across all of them.
 
     Raises:
         ValueError: delta is not positive, or a domain has no labels.
@@ -164,15 +175,15 @@ def correlated(
     visits = []
     for i, (name, rows) in enumerate(parts):
         labels = _labels(domains, rows)
-        rng = np.random.default_rng(number(seed, "correlated", i))
-        stretches: list[list[Rows]] = [[] for _ in range(slots or len(domains[i].images.classes))]
+        rng = np.random.default_rng(derive_seed(seed, "correlated", i))
+        periods: list[list[Rows]] = [[] for _ in range(slots or len(domains[i].images.classes))]
         for label in np.unique(labels):
             members = rng.permutation(rows[labels == label]) if together else rows[labels == label]
-            share = rng.dirichlet(np.full(len(stretches), delta))
+            share = rng.dirichlet(np.full(len(periods), delta))
             ends = np.round(np.cumsum(share) * len(members)).astype(int)
-            for stretch, part in zip(stretches, np.split(members, ends[:-1]), strict=True):
-                stretch.append(part)
-        visits.append((name, np.concatenate([rng.permutation(np.concatenate(s)) for s in stretches])))
+            for period, part in zip(periods, np.split(members, ends[:-1]), strict=True):
+                period.append(part)
+        visits.append((name, np.concatenate([rng.permutation(np.concatenate(s)) for s in periods])))
     return Stream(tuple(domains), _cut(visits, batch_size), batch_size, seed, workers)
 
 
@@ -186,15 +197,16 @@ def label_shift(
     imbalance: float = 100.0,
     workers: int = 0,
 ) -> Stream:
-    """One domain after the other, and in each every class has a time in which it dominates.
+    """Create a stream of one domain after the other, in each of which every class dominates for a period.
 
-    A domain's time is shared by its classes in a random order. While a class has its share, an image is of it with the
-    probability that makes it ``imbalance`` times as likely as each other class; which image, is drawn from those of the class
-    that were not shown yet, and from all again when they are used up.
+    A domain is divided into periods of equal length, one for each class in a random order. In its period, the class is
+    ``imbalance`` times as likely as each other class. The image is drawn without replacement from those of its class, and from
+    all again when they are used up.
 
     Args:
-        images, corruptions, severity, batch_size, limit, seed, workers: those of `continual`.
-        imbalance: how many times as likely; 1 is no shift, ``math.inf`` one class after the other.
+        images, corruptions, severity, batch_size, limit, seed, workers: arguments of `continual`.
+        imbalance: ratio of the probabilities of the dominant class and of each other; 1 is no shift, ``math.inf`` gives one
+            class after the other.
 
     Raises:
         ValueError: imbalance is below 1, or a domain has no labels.
@@ -208,7 +220,9 @@ def label_shift(
     [[1], [2], [0]]
     """
     if not imbalance >= 1:
-        raise ValueError(f"imbalance says how many times as likely a class is, at least 1, got {imbalance}")
+        raise ValueError(
+            f"imbalance is the ratio of the probabilities of two classes and at least 1, got {imbalance}"
+        )
     domains = _domains(images, corruptions, severity, seed)
     _positive(batch_size, limit)
     _labelled(domains, "label-shifted")
@@ -216,7 +230,7 @@ def label_shift(
     for i, domain in enumerate(domains):
         order = _order(domain, limit, seed, f"visit {i}")
         labels = domain.labels(order)
-        rng = np.random.default_rng(number(seed, "label shift", i))
+        rng = np.random.default_rng(derive_seed(seed, "label shift", i))
         classes = rng.permutation(np.unique(labels))
         own = 1.0 if np.isinf(imbalance) else imbalance / (imbalance + len(classes) - 1)
         time = np.arange(len(order)) * len(classes) // len(order)
@@ -225,26 +239,25 @@ def label_shift(
         rows = np.empty(len(order), np.int64)
         for label in classes:
             at, members = np.flatnonzero(drawn == label), order[labels == label]
-            rows[at] = members[_cycle(len(members), len(at), number(seed, "label shift", i, label))]
+            rows[at] = members[_cycle(len(members), len(at), derive_seed(seed, "label shift", i, label))]
         visits.append((domain.name, _rows(i, rows)))
     return Stream(tuple(domains), _cut(visits, batch_size), batch_size, seed, workers)
 
 
 def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
-    """Mix images of unknown classes into a stream: every batch of B holds B / (1 + ratio) known ones.
+    """Mix images of unknown classes into a stream: of every batch of B images, B / (1 + ratio) are known.
 
-    The known images keep their order and their corruption. The unknown are resized to their size and get the
-    corruption of the domain they arrive in. Each domain has them in a new order; where they are fewer than
-    needed, they come again. With ratio 1 and B = 200, a batch is 100 known + 100 unknown; a last, smaller one
-    keeps the ratio.
+    The known images keep their order and their corruption. The unknown images are resized to their size and get the corruption
+    of the domain of their batch. Each domain has them in a new order; if there are too few, they are repeated. With ratio 1 and
+    B = 200, a batch has 100 known and 100 unknown images; a smaller last batch keeps the ratio.
 
     Args:
-        stream: the known.
-        unknown: images of other classes; their labels are not looked at.
-        ratio: unknown for each known.
+        stream: stream of the known images.
+        unknown: images of other classes; their labels are ignored.
+        ratio: number of unknown images for each known image.
 
     Raises:
-        ValueError: the ratio is negative, or leaves no known image in a batch.
+        ValueError: the ratio is negative, or so large that a batch has no known image.
 
     >>> from testtime.data import from_arrays
     >>> grey = from_arrays("grey", np.full((6, 8, 8), 99, np.uint8), [0, 1, 0, 1, 0, 1], ("a", "b"))
@@ -267,12 +280,12 @@ def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
         rows = np.concatenate([plan.rows for plan in parts])
         cuts = [rows[i : i + known] for i in range(0, len(rows), known)]
         extra = [round(len(cut) * (stream.batch_size - known) / known) for cut in cuts]
-        ids = _cycle(len(unknown), sum(extra), number(stream.seed, "unknown", unknown.name, visit))
+        ids = _cycle(len(unknown), sum(extra), derive_seed(stream.seed, "unknown", unknown.name, visit))
         for number_of, (cut, more) in enumerate(zip(cuts, extra, strict=True)):
             mine, ids = ids[:more], ids[more:]
             like = cut[np.arange(more) * len(cut) // max(more, 1), 0]
             both = np.concatenate([cut, np.stack([count + like, mine], axis=1)])
-            np.random.default_rng(number(stream.seed, "batch", visit, number_of)).shuffle(both)
+            np.random.default_rng(derive_seed(stream.seed, "batch", visit, number_of)).shuffle(both)
             plans.append(Plan(parts[0].domain, visit, both))
     return replace(stream, domains=domains, plans=tuple(plans))
 
@@ -298,7 +311,7 @@ def _labelled(domains: Sequence[Domain], how: str) -> None:
 
 
 def _labels(domains: Sequence[Domain], rows: Rows) -> NDArray[np.int64]:
-    """The class of each row (domain, image)."""
+    """Return the class of each row (domain, image)."""
     found = np.empty(len(rows), np.int64)
     for source in np.unique(rows[:, 0]):
         at = rows[:, 0] == source
@@ -312,7 +325,7 @@ def _positive(batch_size: int, limit: int | None) -> None:
 
 
 def _order(domain: Domain, limit: int | None, seed: int, purpose: str) -> Rows:
-    return np.random.default_rng(number(seed, purpose)).permutation(len(domain)).astype(np.int64)[:limit]
+    return np.random.default_rng(derive_seed(seed, purpose)).permutation(len(domain)).astype(np.int64)[:limit]
 
 
 def _rows(domain: int, ids: Rows) -> Rows:
@@ -320,7 +333,7 @@ def _rows(domain: int, ids: Rows) -> Rows:
 
 
 def _cycle(size: int, count: int, seed: int) -> Rows:
-    """``count`` indices below ``size``: a permutation, then another when it is used up."""
+    """Return ``count`` indices below ``size`` from consecutive random permutations."""
     if size == 0:
         raise ValueError("the set of unknown images is empty")
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The stream that never stands still: its blends, its path over severities, its order, and that it has no end."""
+"""Continuously changing corruptions: blends, paths over severities, order, and streams without an end."""
 
 import itertools
 import json
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from testtime.corruptions import corrupt
 from testtime.data import ImageSet, from_arrays
-from testtime.streams import Blend, Difficulty, Wandering
-from testtime.streams.domain import number
-from testtime.streams.wandering import path
+from testtime.streams import Blend, CCCStream, Difficulty
+from testtime.streams.ccc import severity_path
+from testtime.streams.domain import derive_seed
 
 NAMES = ("fog", "contrast", "brightness")
 
@@ -24,7 +24,7 @@ def photographs(count: int = 12) -> ImageSet:
 
 
 class Bright(nn.Module):
-    """Answers 1 where the image is bright."""
+    """Predicts class 1 for bright images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ def measured(**more: object) -> Difficulty:
 def test_a_blend_is_one_corruption_after_the_other() -> None:
     x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     ids = np.array([4, 0, 7])
-    seeds = number(5, "owner") + torch.from_numpy(ids)
+    seeds = derive_seed(5, "owner") + torch.from_numpy(ids)
     blend = Blend("contrast", "fog", (2, 3), seed=5)
     expected = corrupt(corrupt(x, "contrast", 2, seeds=seeds), "fog", 3, seeds=seeds)
     assert torch.equal(blend(x, "owner", ids), expected)
     assert torch.equal(Blend("contrast", "fog", (0, 0))(x, "owner", ids), x)
 
 
-def test_a_severity_between_two_mixes_their_pictures() -> None:
+def test_a_severity_between_two_integers_interpolates_their_images() -> None:
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     ids = np.arange(2)
     low, high = (Blend("snow", "fog", (s, 0))(x, "o", ids) for s in (0, 1))
@@ -60,13 +60,13 @@ def test_a_severity_between_two_mixes_their_pictures() -> None:
 
 
 @pytest.mark.parametrize("severities", [(-1, 0), (0, 5.5), (6, 0)])
-def test_a_severity_out_of_range_is_named(severities: tuple[float, float]) -> None:
+def test_a_severity_out_of_range_is_refused(severities: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="severities go from 0"):
         Blend("snow", "fog", severities)
 
 
 def _best(away: np.ndarray) -> float:
-    """The least sum over all paths, by trying them all."""
+    """The least sum over all paths, by enumeration."""
     start, end = int(away[1:, 0].argmin()) + 1, int(away[0, 1:].argmin()) + 1
     sums = []
     for falls in itertools.combinations(range(start + end), start):
@@ -79,30 +79,30 @@ def _best(away: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_path_stays_as_near_to_the_target_as_any(seed: int) -> None:
+def test_the_path_is_the_nearest_to_the_target(seed: int) -> None:
     accuracies = np.random.default_rng(seed).random((6, 6))
-    leads = path(accuracies, 0.6, 1)
+    found = severity_path(accuracies, 0.6, 1)
     away = np.abs(accuracies - 0.6)
-    assert sum(away[int(s), int(t)] for s, t in leads) == pytest.approx(_best(away))
-    assert leads[0][1] == leads[-1][0] == 0
-    assert leads[0][0] == away[1:, 0].argmin() + 1
-    assert leads[-1][1] == away[0, 1:].argmin() + 1
-    assert all(s - u + v - t == 1 and s >= u and v >= t for (s, t), (u, v) in itertools.pairwise(leads))
+    assert sum(away[int(s), int(t)] for s, t in found) == pytest.approx(_best(away))
+    assert found[0][1] == found[-1][0] == 0
+    assert found[0][0] == away[1:, 0].argmin() + 1
+    assert found[-1][1] == away[0, 1:].argmin() + 1
+    assert all(s - u + v - t == 1 and s >= u and v >= t for (s, t), (u, v) in itertools.pairwise(found))
 
 
 def test_finer_steps_keep_to_the_target_on_a_plane() -> None:
     plane = 1 - np.add.outer(np.arange(6), 2 * np.arange(6)) / 10
-    leads = path(plane, 0.65, 4)
-    assert leads[0] == (3.5, 0)
-    assert leads[-1] == (0, 1.75)
-    assert max(abs(1 - (s + 2 * t) / 10 - 0.65) for s, t in leads) <= 0.05 + 1e-9
+    found = severity_path(plane, 0.65, 4)
+    assert found[0] == (3.5, 0)
+    assert found[-1] == (0, 1.75)
+    assert max(abs(1 - (s + 2 * t) / 10 - 0.65) for s, t in found) <= 0.05 + 1e-9
 
 
 def test_a_difficulty_is_the_accuracy_on_the_blend_measured_once(tmp_path: Path) -> None:
     file = tmp_path / "known.json"
     difficulty = measured(count=8, seed=3, file=file)
     found = difficulty("fog", "brightness")
-    chosen = np.random.default_rng(number(3, "difficulty")).permutation(12)[:8]
+    chosen = np.random.default_rng(derive_seed(3, "difficulty")).permutation(12)[:8]
     images = photographs()
     x = Blend("brightness", "fog", (4, 2))(images.batch(chosen), "photographs", chosen)
     right = (x.mul(255).round().div(255).mean(dim=(1, 2, 3)) > 0.5).numpy() == chosen % 2
@@ -115,37 +115,37 @@ def test_a_difficulty_is_the_accuracy_on_the_blend_measured_once(tmp_path: Path)
     assert np.array_equal(Difficulty(file=file)("fog", "brightness"), found)
 
 
-def walk(**changes: object) -> Wandering:
+def endless(**changes: object) -> CCCStream:
     settings = {"target": 0.5, "pace": 5, "batch_size": 4, "corruptions": NAMES, "steps": 1, "seed": 1}
-    return Wandering(photographs(), measured(), **{**settings, **changes})  # type: ignore[arg-type]
+    return CCCStream(photographs(), measured(), **{**settings, **changes})  # type: ignore[arg-type]
 
 
-def test_it_has_no_end_and_begins_as_its_first_batches() -> None:
-    wandering = walk()
-    stream = wandering.first(40)
+def test_the_stream_has_no_end_and_starts_with_its_first_batches() -> None:
+    ccc = endless()
+    stream = ccc.first(40)
     assert len(stream) == 40
-    for index, (endless, planned) in enumerate(zip(wandering, stream, strict=False)):
-        assert endless.index == planned.index == index
-        assert torch.equal(endless.x, planned.x)
-        assert torch.equal(endless.y, planned.y)
-        assert (endless.domain, endless.visit) == (planned.domain, planned.visit)
-        assert np.array_equal(endless.sources, planned.sources)
-    assert len(list(itertools.islice(wandering, 60))) == 60
+    for index, (drawn, planned) in enumerate(zip(ccc, stream, strict=False)):
+        assert drawn.index == planned.index == index
+        assert torch.equal(drawn.x, planned.x)
+        assert torch.equal(drawn.y, planned.y)
+        assert (drawn.domain, drawn.visit) == (planned.domain, planned.visit)
+        assert np.array_equal(drawn.sources, planned.sources)
+    assert len(list(itertools.islice(ccc, 60))) == 60
 
 
-def test_a_way_begins_where_the_last_one_ended() -> None:
-    stream = walk().first(60)
-    ways: dict[int, str] = {plan.visit: plan.domain for plan in stream.plans}
-    assert len(ways) > 2
-    for before, after in itertools.pairwise(ways[v] for v in sorted(ways)):
+def test_a_transition_begins_where_the_previous_one_ended() -> None:
+    stream = endless().first(60)
+    transitions: dict[int, str] = {plan.visit: plan.domain for plan in stream.plans}
+    assert len(transitions) > 2
+    for before, after in itertools.pairwise(transitions[v] for v in sorted(transitions)):
         assert before.split(" > ")[1] == after.split(" > ")[0]
         assert after.split(" > ")[0] != after.split(" > ")[1]
     names = [domain.name for domain in stream.domains]
     assert all(one != two for one, two in itertools.pairwise(names))
 
 
-def test_every_pair_of_severities_lasts_its_pace_and_every_image_comes_in_turn() -> None:
-    stream = walk(batch_size=7).first(30)
+def test_every_pair_of_severities_has_pace_images_and_every_image_is_used_in_turn() -> None:
+    stream = endless(batch_size=7).first(30)
     rows = np.concatenate([plan.rows for plan in stream.plans])
     lasted = np.bincount(rows[:, 0])
     assert set(lasted[:-1]) == {5}
@@ -154,25 +154,25 @@ def test_every_pair_of_severities_lasts_its_pace_and_every_image_comes_in_turn()
 
 
 def test_the_seed_decides_and_batch_size_does_not() -> None:
-    one, other, again = walk().first(25), walk(seed=2).first(25), walk().first(25)
+    one, other, again = endless().first(25), endless(seed=2).first(25), endless().first(25)
     rows = [np.concatenate([plan.rows for plan in s.plans]) for s in (one, other, again)]
     assert np.array_equal(rows[0], rows[2])
     assert not np.array_equal(rows[0], rows[1])
-    wide = walk(batch_size=5).first(20)
+    wide = endless(batch_size=5).first(20)
     assert np.array_equal(np.concatenate([p.rows for p in wide.plans])[:80], rows[0][:80])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"corruptions": ("fog", "fog")}, "two names at least"),
+        ({"corruptions": ("fog", "fog")}, "at least two names"),
         ({"target": 50}, "accuracy in"),
         ({"pace": 0}, "at least 1"),
     ],
 )
-def test_mistakes_of_a_walk_are_named(changes: dict[str, object], message: str) -> None:
+def test_wrong_arguments_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        walk(**changes)
+        endless(**changes)
 
 
 def test_a_model_without_labelled_images_is_refused() -> None:

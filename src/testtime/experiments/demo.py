@@ -1,0 +1,151 @@
+"""The smallest complete experiment: a network learns handwritten digits, and adapts to corrupted ones.
+
+It needs no files and runs in about a minute. Read it as the example of how an experiment is written: functions of units,
+and an object that plans them and reads the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+
+from testtime.data import embedded, sha256_of
+from testtime.experiments.demo_list import LISTED
+from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
+from testtime.experiments.registry import find_method
+from testtime.experiments.request import Request
+from testtime.experiments.run import Run
+from testtime.experiments.store import Workspace
+from testtime.experiments.table import Column, Row, Table
+from testtime.models.digits import DigitsCNN
+from testtime.streams import continual
+from testtime.training.checkpoint import load, save
+
+__all__ = ["DIGITS", "Digits", "adapt_to_digits", "train_on_digits"]
+
+BATCH = 64
+
+
+def train_on_digits(work: Workspace) -> dict[str, Any]:
+    """Train the source network of a seed, a checkpoint after every epoch; ``source.safetensors`` holds the weights."""
+    seed, epochs = work.parameters["seed"], work.parameters["epochs"]
+    data = embedded().train
+    x, y = data.batch(range(len(data))), data.targets(range(len(data)))
+    torch.manual_seed(seed)
+    model = DigitsCNN()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
+    checkpoint, described = work.folder / "checkpoint.safetensors", dict(work.parameters)
+    done = load(checkpoint, model, optimizer) if checkpoint.is_file() else 0
+    model.train()
+    for epoch in range(done, epochs):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+        for rows in order.split(BATCH):
+            loss = F.cross_entropy(model(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        save(checkpoint, model, optimizer, epoch + 1, described)
+        work.progress(epoch + 1, epochs)
+    save(work.folder / "source.safetensors", model, None, epochs, described)
+    checkpoint.unlink(missing_ok=True)
+    test = embedded().test
+    with torch.no_grad():
+        right = model.eval()(test.batch(range(len(test)))).argmax(1) == test.targets(range(len(test)))
+    return {"clean error": 100 * (1 - right.float().mean().item()), "images": len(x)}
+
+
+def adapt_to_digits(work: Workspace) -> dict[str, Any]:
+    """Run a method on corrupted digits, one corruption after the other, and count the errors of its predictions."""
+    p = work.parameters
+    model = DigitsCNN()
+    load(work.needs["source"].folder / "source.safetensors", model)
+    cls = find_method(p["method"])
+    takes = inspect.signature(cls).parameters
+    adapter = cls(model.eval(), **{k: v for k, v in {"classes": 10, "seed": p["seed"]}.items() if k in takes})
+    stream = continual(embedded().test, p["corruptions"], 5, BATCH, p["limit"], p["seed"])
+    wrong = dict.fromkeys(p["corruptions"], 0)
+    seen = dict.fromkeys(p["corruptions"], 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=p["precision"] == "bfloat16"):
+        for number, batch in enumerate(stream, 1):
+            wrong[batch.domain] += int((adapter(batch.x).logits.argmax(1) != batch.y).sum())
+            seen[batch.domain] += len(batch)
+            work.progress(number, len(stream))
+    return {"error": {name: 100 * wrong[name] / seen[name] for name in wrong}}
+
+
+@final
+class Digits(Experiment):
+    """Error of some methods on corrupted digits."""
+
+    name, title = LISTED[0].name, LISTED[0].title
+    family = "demo"
+    note = "The embedded data: 8x8 digits of the UCI test set, enlarged to 32x32."
+    seeds = (0, 1, 2)
+    settings = {"epochs": 12, "corruptions": ["gaussian_noise", "fog", "contrast"]}  # noqa: RUF012
+    rows = (
+        Row("Source", "base", about={"method": "Source"}),
+        Row("BN-adapt", "control", about={"method": "BNAdapt"}),
+        Row("TENT", about={"method": "Tent"}),
+        Row("PAF+KIP", about={"method": "PAFKIP"}),
+    )
+
+    def plan(self, request: Request) -> Plan:
+        images = embedded()
+        facts = {
+            "digits": hashlib.sha256((images.train.digest() + images.test.digest()).encode()).hexdigest()
+        }
+        common = {"device": request.device, "precision": request.precision, "facts": facts}
+        assert request.seeds is not None
+        sources = {
+            seed: Unit(
+                "testtime.experiments.demo:train_on_digits",
+                {"seed": seed, "epochs": self.setting(request, "epochs"), "facts": facts},
+                f"source, seed {seed}",
+            )
+            for seed in request.seeds
+        }
+        rows = self.chosen_rows(self.rows, request)
+        cells = []
+        for seed, source in sources.items():
+            for row in rows:
+                name = row.about["method"]
+                unit = Unit(
+                    "testtime.experiments.demo:adapt_to_digits",
+                    {
+                        **common,
+                        "method": name,
+                        "seed": seed,
+                        "limit": request.limit,
+                        "corruptions": self.setting(request, "corruptions"),
+                    },
+                    f"{row.label}, seed {seed}",
+                    needs={"source": source},
+                    code={name: sha256_of(Path(inspect.getfile(find_method(name))))},
+                )
+                cells.append(Cell(row.label, "continual", seed, unit))
+        others = {f"source, seed {seed}": source for seed, source in sources.items()}
+        return Plan(rows, cells, others, facts, about={"corruptions": self.setting(request, "corruptions")})
+
+    def tables(self, run: Run) -> Sequence[Table]:
+        names = run.about["about"]["corruptions"]
+        columns = [
+            Column("mean", lambda result: sum(result["error"].values()) / len(names), better="lower"),
+            *(Column(name, partial(_error, name), better="lower") for name in names),
+        ]
+        return [
+            Table.of("Error on corrupted digits", run.rows, columns, run.records(), run.missing, run.notes)
+        ]
+
+
+def _error(corruption: str, result: dict[str, Any]) -> float:
+    return float(result["error"][corruption])
+
+
+DIGITS = Digits()

@@ -1,0 +1,280 @@
+"""Experiments: the units of work of a table or figure, the cells that show them, and the data and weights it stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from testtime.errors import DataError, did_you_mean, unknown_name
+from testtime.experiments.table import Row
+
+if TYPE_CHECKING:
+    from testtime.experiments.request import Request
+    from testtime.experiments.run import Run
+    from testtime.experiments.table import Table
+
+__all__ = ["Cell", "Experiment", "Plan", "Resource", "Unit", "closure"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: a function, its parameters in values of JSON, and the units that it needs.
+
+    Equal units have equal addresses, whichever experiment declares them: what one has made, another finds.
+
+    Args:
+        kind: import path of the function, "package.module:name"; it takes a :class:`testtime.experiments.store.Workspace` and
+            returns its result, a dictionary of JSON values. Heavy artefacts go into the workspace's folder.
+        parameters: everything that the result depends on beside the needed units: also seed, device, precision, and digests
+            of data and weights.
+        name: short name for people and for file names.
+        needs: units that are done before, by the name under which the function finds them.
+        code: version of the code by name, such as the SHA-256 of a method's file. Another version does not make another
+            unit: a result of another version is reported as outdated.
+        places: paths on this machine by name, such as the data folder; the result must not depend on them.
+        weight: expected work relative to other units, for the remaining time.
+        alone: whether nothing else of the run may run at the same time, as for measurements of time.
+
+    Raises:
+        TypeError: a parameter is no value of JSON.
+
+    >>> Unit("testtime.experiments.demo:cell", {"seed": 0}, "TENT").address == Unit(
+    ...     "testtime.experiments.demo:cell", {"seed": 0}, "another name").address
+    True
+    """
+
+    kind: str
+    parameters: Mapping[str, Any]
+    name: str
+    needs: Mapping[str, Unit] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind.count(":") != 1:
+            raise ValueError(f"the kind of a unit is 'package.module:function', got {self.kind!r}")
+        for name, value in self.parameters.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"{self.name}: the parameter {name!r} is no value of JSON ({error}); pass names and numbers, and build "
+                    "objects in the unit's function"
+                ) from None
+
+    @cached_property
+    def address(self) -> str:
+        """The SHA-256 of kind, parameters and needed units, 32 hexadecimal digits of it."""
+        facts = [self.kind, dict(self.parameters), {name: unit.address for name, unit in self.needs.items()}]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """The code of this unit and of all that it needs, by "unit: name" for the needed ones."""
+        found = dict(self.code)
+        for name, unit in self.needs.items():
+            found.update({f"{name}: {key}": value for key, value in unit.versions.items()})
+        return found
+
+    def described(self) -> dict[str, Any]:
+        """The unit in values of JSON, from which any process can execute it."""
+        return {
+            "address": self.address,
+            "kind": self.kind,
+            "name": self.name,
+            "parameters": dict(self.parameters),
+            "needs": {name: unit.address for name, unit in self.needs.items()},
+            "code": self.versions,
+            "places": dict(self.places),
+        }
+
+
+def closure(units: Sequence[Unit]) -> Iterator[Unit]:
+    """Pass on the units and all that they need, each once and after what it needs."""
+    seen: set[str] = set()
+
+    def visit(unit: Unit) -> Iterator[Unit]:
+        if unit.address not in seen:
+            seen.add(unit.address)
+            for need in unit.needs.values():
+                yield from visit(need)
+            yield unit
+
+    for unit in units:
+        yield from visit(unit)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The place of a unit's result in the tables. Several cells may show one unit, several units may share a place.
+
+    Args:
+        row: label of the row.
+        column: name of the setting, domain or measure.
+        seed: random seed; cells of one seed are compared in pairs.
+        unit: unit whose result is shown.
+        about: further facts about the cell, in values of JSON.
+    """
+
+    row: str
+    column: str
+    seed: int
+    unit: Unit
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run consists of.
+
+    Args:
+        rows: rows of the tables in their order.
+        cells: cells of the tables.
+        others: units that no cell shows, by name, such as a baseline or the choice of a learning rate.
+        facts: digests of data and weights by name.
+        used: name of the data set or model in use for each resource of the experiment.
+        about: further facts for tables and pages, in values of JSON.
+    """
+
+    rows: Sequence[Row]
+    cells: Sequence[Cell]
+    others: Mapping[str, Unit] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    used: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def units(self) -> list[Unit]:
+        """The units that the run is for, each once, in the order in which they are wanted."""
+        units = [*self.others.values(), *(cell.unit for cell in self.cells)]
+        return list({unit.address: unit for unit in units}.values())
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Data or weights that an experiment stands on, and what may stand in for them.
+
+    Args:
+        name: role in the experiment, such as "closed set" or "source model".
+        kind: "data" or "weights".
+        prefers: name of the data set or model of the paper.
+        accepts: names of stand-ins, the preferred one first; "own" for any folder or file of the user.
+    """
+
+    name: str
+    kind: Literal["data", "weights"]
+    prefers: str
+    accepts: tuple[str, ...] = ()
+
+    def choose(self, given: str | None, there: Callable[[str], bool]) -> str:
+        """Return the name of what is used: what was given, otherwise the first that is there.
+
+        Args:
+            given: name or path that the user chose; None for a free choice.
+            there: function that says whether something of this name is there.
+
+        Raises:
+            ValueError: the experiment does not accept what was given.
+            DataError: nothing that it accepts is there.
+        """
+        names = (self.prefers, *self.accepts)
+        if given is not None:
+            if given in names or "own" in names:
+                return given
+            raise unknown_name(self.name, given, names)
+        for name in names:
+            if name != "own" and there(name):
+                return name
+        raise DataError(
+            f"no {self.name} is there: expected {' or '.join(names)}; give its folder with --data"
+        )
+
+
+class Experiment(ABC):
+    """A table or figure as a named object: it plans units of work, and reads tables out of their results.
+
+    A family of experiments is a subclass whose objects differ in the values of these attributes.
+
+    Attributes:
+        name: name on the command line.
+        family: name of the family.
+        title: what the experiment shows, in one line.
+        source: paper and table of the experiment; empty where there is none.
+        note: what differs from the source.
+        seeds: random seeds where none are given.
+        resources: data and weights, with what may stand in for them.
+        settings: settings of the family by name, with their defaults.
+    """
+
+    name: str
+    family: ClassVar[str]
+    title: str
+    source: str = ""
+    note: str = ""
+    seeds: tuple[int, ...] = (0,)
+    resources: tuple[Resource, ...] = ()
+    settings: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def plan(self, request: Request) -> Plan:
+        """Return rows, cells and units of a run; digests of data and weights are read here.
+
+        Raises:
+            DataError: data or weights are not there.
+            ValueError: the experiment has no such row or setting.
+        """
+
+    @abstractmethod
+    def tables(self, run: Run) -> Sequence[Table]:
+        """Return the tables of a run, from its folder alone."""
+
+    def figures(self, run: Run) -> Sequence[Any]:
+        """Return the figures of a run: objects of :mod:`testtime.report`."""
+        return ()
+
+    def setting(self, request: Request, name: str) -> Any:
+        """Return the value of a setting of the family, or its default."""
+        return request.settings.get(name, self.settings[name])
+
+    def check_settings(self, request: Request) -> None:
+        """Refuse settings that the experiment does not have.
+
+        Raises:
+            ValueError: there is no setting of this name.
+        """
+        for name in request.settings:
+            if name not in self.settings:
+                raise unknown_name(f"setting of {self.name}", name, self.settings)
+
+    def chosen_rows(self, rows: Sequence[Row], request: Request) -> list[Row]:
+        """Return those of the rows that the request names, and the base rows with them.
+
+        Raises:
+            ValueError: there is no row of this name.
+        """
+        if request.rows is None:
+            return list(rows)
+        known = {_bare(row.label): row for row in rows}
+        for name in request.rows:
+            if _bare(name) not in known:
+                labels = [row.label for row in rows]
+                raise ValueError(
+                    f"{self.name} has no row {name!r}{did_you_mean(name, labels)}; its rows are {', '.join(labels)}"
+                )
+        wanted = {_bare(name) for name in request.rows}
+        return [row for row in rows if _bare(row.label) in wanted or row.role == "base"]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.title}>"
+
+
+def _bare(label: str) -> str:
+    """A label without case, spaces and hyphens; a final "+" counts."""
+    return "".join(c for c in label.lower() if c.isalnum() or c in "+.=")

@@ -1,0 +1,170 @@
+"""What a run is asked for, as a value and as a TOML file: ``run.toml`` in the folder of every run."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from testtime.errors import DataError, unknown_name
+from testtime.files import damaged, write_text
+
+__all__ = ["Request", "read_toml", "write_toml"]
+
+AGAIN = "repair it, or delete it and give the same command again"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked for; ``run.toml`` holds these fields by name.
+
+    Args:
+        experiment: name of the experiment.
+        seeds: random seeds; None takes the experiment's.
+        rows: labels of some rows; None takes all.
+        limit: images of each domain, or another count that the family names; None takes all.
+        device: device of the networks.
+        precision: "float32" or "bfloat16"; "auto" is resolved when the run starts.
+        data: folder of data sets and weights on this machine.
+        model: source model instead of the experiment's: a name, a file of weights, "timm:NAME" or "hf:NAME".
+        settings: settings of the family, numbers, strings, truth values and lists of them.
+        token: random word of the run folder, for units that belong to one run alone, such as a baseline of time.
+    """
+
+    experiment: str
+    seeds: tuple[int, ...] | None = None
+    rows: tuple[str, ...] | None = None
+    limit: int | None = None
+    device: str = "cpu"
+    precision: str = "auto"
+    data: str = ".data"
+    model: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    token: str = ""
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and (
+            not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0
+        ):
+            raise ValueError(f"expected different seeds from 0, at least one, got {self.seeds}")
+        if self.rows is not None and not self.rows:
+            raise ValueError("the list of rows is empty; leave it out to take all of the experiment's")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"expected a limit from 1, got {self.limit}")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Request:
+        """Read a TOML file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DataError: it is no TOML, or has another key than the fields of a request.
+        """
+        content = read_toml(path)
+        known = {f.name for f in fields(cls)}
+        for name in content:
+            if name not in known:
+                raise DataError(f"{path}: {unknown_name('key', name, sorted(known))}")
+        with damaged(path, AGAIN):
+            content["experiment"] = str(content["experiment"])
+            for name in ("seeds", "rows"):
+                if name in content:
+                    content[name] = tuple(content[name])
+            return cls(**content)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the TOML file from which :meth:`read` makes an equal request."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        content = {name: value for name, value in found.items() if value is not None and value != ""}
+        return write_toml(path, {**content, **({"settings": dict(self.settings)} if self.settings else {})})
+
+    def joined(self, before: Request) -> Request:
+        """Return the request of a folder that holds an earlier run: rows and seeds of both.
+
+        Raises:
+            ValueError: another setting differs; the message names it.
+        """
+        for name in ("experiment", "limit", "device", "precision", "model"):
+            ours, theirs = getattr(self, name), getattr(before, name)
+            if ours != theirs:
+                raise ValueError(_differs(name, theirs, ours))
+        for name in sorted({*self.settings, *before.settings}):
+            if self.settings.get(name) != before.settings.get(name):
+                raise ValueError(_differs(name, before.settings.get(name), self.settings.get(name)))
+        rows = None
+        if self.rows is not None and before.rows is not None:
+            rows = tuple(dict.fromkeys((*before.rows, *self.rows)))
+        seeds = tuple(sorted({*(before.seeds or ()), *(self.seeds or ())}))
+        return replace(self, rows=rows, seeds=seeds, token=before.token)
+
+    def started(self, seeds: tuple[int, ...], precision: str) -> Request:
+        """Return the request with everything resolved that may be left open."""
+        return replace(
+            self, seeds=self.seeds or seeds, precision=precision, token=self.token or secrets.token_hex(4)
+        )
+
+
+def _differs(name: str, before: object, now: object) -> str:
+    return f"the folder holds a run with {name} {before}, this one has {now}; give another folder with --out"
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no TOML.
+    """
+    with damaged(path, AGAIN, (tomllib.TOMLDecodeError,)), open(path, "rb") as file:
+        return tomllib.load(file)
+
+
+def write_toml(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write strings, numbers, truth values, lists of them, and flat tables of them as TOML.
+
+    Raises:
+        ValueError: the content is not of these types.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     read_toml(write_toml(f"{folder}/run.toml", {"seeds": [0, 1], "settings": {"rate": 1e-05, "order": "a\\tb"}}))
+    {'seeds': [0, 1], 'settings': {'rate': 1e-05, 'order': 'a\\tb'}}
+    """
+    lines = [_line(name, value) for name, value in content.items() if not isinstance(value, Mapping)]
+    for name, table in content.items():
+        if isinstance(table, Mapping):
+            lines += ["", f"[{_key(name)}]", *(_line(key, value) for key, value in table.items())]
+    text = "\n".join(lines) + "\n"
+    plain = {name: _plain(value) for name, value in content.items()}
+    if tomllib.loads(text) != plain:
+        raise ValueError(f"{path}: the content does not come back from TOML; expected flat tables")
+    return write_text(path, text)
+
+
+def _line(name: str, value: Any) -> str:
+    return f"{_key(name)} = {_text(value)}"
+
+
+def _key(name: str) -> str:
+    return name if name.isascii() and name.replace("_", "").replace("-", "").isalnum() else _text(name)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_text(item) for item in value)}]"
+    if not isinstance(value, str | bool | int | float) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise ValueError(f"expected strings, finite numbers, truth values or lists of them, got {value!r}")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,197 @@
+"""What a page consists of: sections, and the blocks in them. Every string is escaped; see :mod:`testtime.report.markup`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, final
+
+from testtime.report.markup import Text
+from testtime.report.table import Table
+
+if TYPE_CHECKING:
+    from testtime.report.drawing import Chart
+
+__all__ = [
+    "Block",
+    "Bullets",
+    "Definitions",
+    "Details",
+    "Figure",
+    "Grid",
+    "Legend",
+    "Note",
+    "Page",
+    "Picture",
+]
+__all__ += ["Section", "figures"]
+
+SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+@final
+@dataclass(frozen=True)
+class Note:
+    """A paragraph of the second rank: how a table or a chart is to be read."""
+
+    kind: ClassVar = "note"
+    text: Text
+
+
+@final
+@dataclass(frozen=True)
+class Bullets:
+    """A list of short texts."""
+
+    kind: ClassVar = "bullets"
+    items: Sequence[Text]
+
+
+@final
+@dataclass(frozen=True)
+class Definitions:
+    """Names and what belongs to them, such as the settings of a run."""
+
+    kind: ClassVar = "definitions"
+    items: Sequence[tuple[Text, object]]
+
+
+@final
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its caption."""
+
+    kind: ClassVar = "figure"
+    chart: Chart
+    caption: Text
+
+
+@final
+@dataclass(frozen=True)
+class Grid:
+    """Small multiples: blocks side by side, as many as there is room for, one below the other on a phone.
+
+    Args:
+        blocks: figures of charts that were drawn with ``small=True``, or narrow tables.
+        width: least width of a block, in rem.
+    """
+
+    kind: ClassVar = "grid"
+    blocks: Sequence[Block]
+    width: float = 18.0
+
+
+@final
+@dataclass(frozen=True)
+class Legend:
+    """Names in the colours of their lines; where scripts run, a press brings the line forward in every chart of the page.
+
+    Args:
+        keys: colour by name, see :func:`testtime.report.words.colours`.
+    """
+
+    kind: ClassVar = "legend"
+    keys: dict[str, int]
+
+
+@final
+@dataclass(frozen=True)
+class Picture:
+    """A PNG or JPEG that travels inside the page.
+
+    Args:
+        image: path of the file, or its bytes.
+        caption: caption; empty for none.
+        alt: what is seen, for those who do not see it; empty takes the caption.
+        dark: the same on a dark ground; None shows ``image`` on both.
+    """
+
+    kind: ClassVar = "picture"
+    image: Path | bytes
+    caption: Text = ""
+    alt: str = ""
+    dark: Path | bytes | None = None
+
+    @property
+    def light_uri(self) -> str:
+        """The picture as a data URI."""
+        return _data_uri(self.image)
+
+    @property
+    def dark_uri(self) -> str:
+        """The picture for a dark ground as a data URI; empty for none."""
+        return "" if self.dark is None else _data_uri(self.dark)
+
+
+@final
+@dataclass(frozen=True)
+class Details:
+    """Blocks that are folded away behind a line of text.
+
+    Args:
+        summary: the line.
+        blocks: what is folded away.
+        opened: whether it is shown at first.
+    """
+
+    kind: ClassVar = "details"
+    summary: Text
+    blocks: Sequence[Block]
+    opened: bool = False
+
+
+Block = Text | Note | Bullets | Definitions | Figure | Grid | Legend | Picture | Details | Table
+
+
+@final
+@dataclass(frozen=True)
+class Section:
+    """A section of a page; one without blocks is left out.
+
+    Args:
+        id: its anchor.
+        short: its name in the contents.
+        heading: heading.
+        blocks: what stands below the heading; a string is a paragraph.
+    """
+
+    id: str
+    short: str
+    heading: Text
+    blocks: Sequence[Block]
+
+
+@final
+@dataclass(frozen=True)
+class Page:
+    """A page that needs nothing else.
+
+    Args:
+        title: title.
+        kicker: a line above the title: where this page belongs.
+        lead: what was found, as a paragraph or as blocks.
+        sections: sections.
+        unfinished: what is missing of a run that is not finished; it stands before everything else. Empty for a whole run.
+    """
+
+    title: str
+    kicker: Text
+    lead: Text | Sequence[Block]
+    sections: Sequence[Section]
+    unfinished: Text = ""
+
+
+def figures(*charts: tuple[Chart | None, Text]) -> list[Figure]:
+    """Return a figure for each chart and caption; charts that have nothing to draw are left out."""
+    return [Figure(chart, caption) for chart, caption in charts if chart is not None]
+
+
+def _data_uri(image: Path | bytes) -> str:
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    kind = next((kind for start, kind in SIGNATURES.items() if data.startswith(start)), None)
+    if kind is None:
+        name = "the bytes given" if isinstance(image, bytes) else str(image)
+        raise ValueError(f"expected a PNG or JPEG for a page, {name} is neither")
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,82 @@
+"""Numbers in words, and the small statistics that a page prints."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+__all__ = ["colours", "deviation", "first_of", "mean", "number", "show", "signed"]
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+def show(value: float | None, places: int = 1) -> str:
+    """Print a number; a dash where there is none, and nothing is less than zero that is printed as zero.
+
+    >>> show(-0.04), show(-0.06), show(None), show(12345.6, 0)
+    ('0.0', '-0.1', '–', '12,346')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{round(value, places) + 0.0:.{places}f}" if math.isfinite(value) else f"{value}"
+    return f"{float(text):,.{places}f}" if abs(value) >= 10_000 and math.isfinite(value) else text
+
+
+def signed(value: float | None, places: int = 1) -> str:
+    """Print a number with its sign, zero without one.
+
+    >>> signed(1.25, 2), signed(-1.0), signed(0.04), signed(float("nan"))
+    ('+1.25', '-1.0', '0.0', '–')
+    """
+    text = show(value, places)
+    return f"+{text}" if value is not None and round(value, places) > 0 and not math.isnan(value) else text
+
+
+def first_of(values: Mapping[Name, float], higher: bool = True, places: int = 1) -> list[Name]:
+    """Return the names whose value is the best as it is printed: several where they are equal in print.
+
+    Args:
+        values: values by name; NaN is never the best.
+        higher: whether a higher value is better.
+        places: decimals that are printed.
+
+    >>> first_of({"a": 78.24, "b": 78.16, "c": 70.0}), first_of({"a": 1.0, "b": 2.0}, higher=False)
+    (['a', 'b'], ['a'])
+    """
+    printed = {name: round(value, places) for name, value in values.items() if not math.isnan(value)}
+    best = (max if higher else min)(printed.values(), default=None)
+    return [name for name, value in printed.items() if value == best]
+
+
+def colours(names: Sequence[str], others: Sequence[str] = ()) -> dict[str, int]:
+    """Return the colours of names: 1 to 6 for the first six, 0 (grey) for the rest.
+
+    Args:
+        names: names that stand out, the most important first; repeated ones count once.
+        others: names of the background.
+    """
+    chosen = {name: number for number, name in enumerate(list(dict.fromkeys(names))[:6], 1)}
+    return chosen | {name: 0 for name in (*names, *others) if name not in chosen}
+
+
+def number(value: float | None, otherwise: float = math.nan) -> float:
+    """Return a number, or the other where there is none."""
+    return otherwise if value is None or math.isnan(value) else float(value)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN.
+
+    >>> mean([1.0, 3.0, float("nan")])
+    2.0
+    """
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation with n - 1; 0 for a single value."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.stdev(known) if len(known) > 1 else 0.0

@@ -1,0 +1,245 @@
+"""The state of an adapter as a value: what moves, its birth, its checks when it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from testtime.construction import Lock
+from testtime.intake.sharing import Birth, Stateful, at_least_float32
+from testtime.norm.layer import NormPolicy, advance
+from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
+
+__all__ = ["AdapterState", "all_finite"]
+
+NEVER_NEGATIVE = ("clock", "step", "var", "exp_avg_sq", "max_exp_avg_sq", "square_avg")  # entries of a state
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether no tensor holds NaN or infinity."""
+    return not tensors or bool(torch.isfinite(torch.stack(torch._foreach_norm(list(tensors)))).all())
+
+
+class AdapterState(Stateful):
+    """The half of an adapter that holds what moves: adapted parameters, moving buffers, optimizer state, count of steps.
+
+    ``state_dict`` copies it, ``load_state_dict`` is a transaction, ``reset`` loads the state of birth.
+
+    Args:
+        model: the tree that the adapter works on.
+        seed: random seed; every draw is a function of (seed, steps, purpose).
+
+    Attributes:
+        clock: number of steps taken, an int64 scalar on the CPU.
+        taught: values of birth that ``prepare`` moved; None for methods without.
+    """
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.seed = seed
+        self.clock = torch.zeros((), dtype=torch.int64)
+        self.taught: Birth | None = None
+        self._adapted: list[nn.Parameter] = []
+        self._masters = MasterWeights([])
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._birth: dict[str, Tensor] | None = None
+        self._lock = Lock()
+
+    def adapt(self, parameters: Iterable[nn.Parameter], optimizer: OptimizerFactory) -> None:
+        """Declare, in ``__init__``, the adapted parameters and their optimizer; they stop sharing memory with the source model.
+
+        Args:
+            parameters: parameters of ``self.model``.
+            optimizer: factory of the optimizer, such as :func:`testtime.adam`.
+
+        Raises:
+            ValueError: there are none.
+        """
+        self._adapted = list(parameters)
+        if not self._adapted:
+            raise ValueError(
+                f"{type(self).__name__} adapts the scale and shift of normalisation layers, and this model has none; "
+                "expected BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm layers with affine=True"
+            )
+        for p in self._adapted:
+            p.data = p.data.clone()
+            p.requires_grad_(True)
+        self._masters = MasterWeights(self._adapted)
+        self._optimizer = born(optimizer(self._masters.weights), self._masters.weights)
+
+    def remember_birth(self) -> None:
+        """Declare, last in ``__init__``, that ``prepare`` changes the state of birth; the state then holds those changes."""
+        self.taught = Birth(self._moving(learned=False))
+
+    def reset(self) -> None:
+        """Return to birth: parameters, statistics, memory, optimizer, randomness; what ``prepare`` learned stays."""
+        with self._lock:
+            self._restore({**self._born(), **(self.taught.known() if self.taught else {})})
+
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:
+        """Return what moves, by name, as independent tensors: enough to continue the run in another process."""
+        self._born()
+        state = {f"{prefix}{k}": v.detach().clone() for k, v in self._moving(learned=True).items()}
+        if destination is None:
+            return state
+        destination.update(state)
+        return destination
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Continue from a saved state, whatever this adapter has processed before.
+
+        Raises:
+            TypeError: it is no mapping of names to tensors.
+            ValueError: the state is of another method, model or setting, or holds values that are not finite; the message
+                names what differs. The adapter is then as before.
+        """
+        with self._lock:
+            self._born()
+            before = self.state_dict()
+            try:
+                self._restore(self._checked(state_dict))
+            except BaseException:
+                self._undo(before)
+                raise
+
+    def train(self, mode: bool = True) -> Self:
+        """Change nothing: an adapter has one mode."""
+        return self
+
+    def moving(self) -> dict[str, Tensor]:
+        names = {id(p): name for name, p in self.model.named_parameters()} if self._adapted else {}
+        live = {"clock": self.clock, **super().moving()}
+        for p, master in zip(self._adapted, self._masters.weights, strict=True):
+            live[f"model.{names[id(p)]}"] = p
+            if master is not p:
+                live[f"master.{names[id(p)]}"] = master
+            for key, value in (self._optimizer.state[master] if self._optimizer else {}).items():
+                live[f"optimizer.{names[id(p)]}.{key}"] = value
+        return live
+
+    def restore(self, name: str, value: Tensor) -> None:
+        live = self.moving()
+        if name in self._buffers:
+            super().restore(name, value)
+        elif live[name].shape != value.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(live[name].shape)}, the saved state {tuple(value.shape)}"
+            )
+        else:
+            with torch.no_grad():
+                live[name].copy_(value)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        raise TypeError(
+            "an adapter cannot be wrapped in DistributedDataParallel: every rank would adapt by itself and their states "
+            "would differ; run one adapter in one process"
+        )
+
+    def _move(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take a step of the optimizer along these gradients of the adapted parameters."""
+        if self._optimizer is None:
+            raise RuntimeError(f"{type(self).__name__} called update() without adapt() in its __init__")
+        with self._masters.stepping(gradients):
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _born(self) -> dict[str, Tensor]:
+        if self._birth is None:
+            with torch.inference_mode(False):
+                self._birth = {k: v.detach().clone() for k, v in self._moving(learned=False).items()}
+        return self._birth
+
+    def _undo(self, before: Mapping[str, Tensor]) -> None:
+        advance(self, accept=False)
+        self._restore(before)
+
+    def _parts(self, *, learned: bool) -> dict[str, Stateful]:
+        parts = {name: m for name, m in self.named_modules() if isinstance(m, Stateful)}
+        return {f"{name}." if name else "": m for name, m in parts.items() if learned or not m.learned}
+
+    def _moving(self, *, learned: bool) -> dict[str, Tensor]:
+        return {p + k: v for p, m in self._parts(learned=learned).items() for k, v in m.moving().items()}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        with torch.inference_mode(False):
+            for prefix, module in self._parts(learned=True).items():
+                for name in module.moving():
+                    if prefix + name in state:
+                        module.restore(name, state[prefix + name])
+
+    def _checked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A saved state that fits, converted to the types and devices of this adapter.
+
+        Raises:
+            TypeError: it is no mapping.
+            ValueError: names, kinds, shapes or values do not fit.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"expected a state as state_dict() returns it, got {type(state).__name__}")
+        live = self._moving(learned=True)
+        missing, foreign = sorted(live.keys() - state.keys()), sorted(map(str, state.keys() - live.keys()))
+        if missing or foreign:
+            raise ValueError(
+                f"this state does not belong to this {type(self).__name__}: {len(missing)} entries are missing "
+                f"(first {missing[:3]}), {len(foreign)} are unknown (first {foreign[:3]}); build the adapter with the "
+                "same model and arguments as the one that was saved"
+            )
+        grows = {
+            prefix + name
+            for prefix, m in self._parts(learned=True).items()
+            if not isinstance(m, NormPolicy)
+            for name in m.moving()
+            if name in m._buffers and m.grows(name)
+        }
+        return {name: _fitting(name, state[name], now, name in grows) for name, now in live.items()}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._masters.follow(fn, self._optimizer)
+        for state in self._optimizer.state.values() if self._optimizer else ():
+            state.update({k: at_least_float32(v, fn) for k, v in state.items()})
+        if self._birth is not None:
+            live = self._moving(learned=False)
+            birth = {k: v.to(live[k].device, live[k].dtype) for k, v in self._birth.items() if k in live}
+            for k in live.keys() - birth.keys():  # the float32 copies of what became half precision
+                birth[k] = birth[k.replace("master.", "model.", 1)].float()
+            self._birth = birth
+        return self
+
+
+def _fitting(name: str, value: Any, live: Tensor, grows: bool) -> Tensor:
+    """An entry of a saved state in the type and on the device of the adapter's own.
+
+    Raises:
+        ValueError: it is no tensor, of another kind or shape, or holds NaN or infinity.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} in the saved state is a {type(value).__name__}, expected a tensor")
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise ValueError(
+            f"{name} in the saved state is a {value.layout} tensor on {value.device}, expected dense values"
+        )
+    # A buffer that grows may get its shape and type from the first batch.
+    unknown = grows and not (live.numel() and value.numel())
+    kinds = [(v.is_floating_point(), v.dtype == torch.bool) for v in (value, live)]
+    if not unknown and kinds[0] != kinds[1]:
+        raise ValueError(f"{name} is {live.dtype}, the saved state's {value.dtype}")
+    if not (unknown or value.shape == live.shape or (grows and 0 < value.dim() == live.dim())):
+        raise ValueError(f"{name} has shape {tuple(live.shape)}, the saved state's {tuple(value.shape)}")
+    fits = value.to(live.device) if unknown else value.to(live.device, live.dtype)
+    if fits.is_floating_point() and bool(fits.isnan().any() if grows else ~fits.isfinite().all()):
+        raise ValueError(
+            f"{name} in the saved state holds NaN or infinity; it is damaged, or was saved after a failure"
+        )
+    if name.rpartition(".")[2] in NEVER_NEGATIVE and bool((fits < 0).any()):
+        raise ValueError(f"{name} in the saved state is negative, which it can never be; it is damaged")
+    return fits

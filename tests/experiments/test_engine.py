@@ -1,0 +1,159 @@
+"""The engine on numbers: results, order, resume, failures, versions; and what a second run finds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_family import Toy, events
+
+from testtime.experiments import Processes, Request, read_run, run_experiment
+from testtime.experiments.claims import claimed
+
+ASKED = Request("toy", precision="float32")
+
+
+def silent(line: str) -> None:
+    return None
+
+
+def test_cells_have_the_values_of_their_needs_and_the_table_reads_them(tmp_path: Path) -> None:
+    summary = run_experiment(Toy(), ASKED, tmp_path / "run", say=silent)
+    assert summary.exit_code == 0
+    assert sorted(summary.done) == sorted(
+        [f"{name} {seed}" for seed in (0, 1) for name in ("source", "rate", "base", "one", "two")]
+    )
+    run = read_run(tmp_path / "run")
+    (table,) = Toy().tables(run)
+    assert {key[0]: dict(values) for key, values in table.values.items()} == {
+        "base": {0: 0.5, 1: 20.5},
+        "one": {0: 1.5, 1: 21.5},
+        "two": {0: 2.5, 1: 22.5},
+    }
+    assert table.best(table.columns[0]) == "two"
+    assert run.other("rate 1") == {"rate": 10.5}
+    assert run.missing == []
+    assert run.request.seeds == (0, 1)
+    assert run.about["facts"] == {"numbers": "ff"}
+    assert run.about["sessions"][0]["versions"].keys() >= {"testtime", "torch", "numpy", "python"}
+
+
+def test_a_second_call_does_nothing_and_another_run_shares_the_store(tmp_path: Path) -> None:
+    run_experiment(Toy(), ASKED, tmp_path / "run", say=silent)
+    lines: list[str] = []
+    assert run_experiment(Toy(), ASKED, tmp_path / "run", say=lines.append).done == []
+    assert lines == ["8 of 8 units are finished already"]
+    other = run_experiment(Toy(), replace(ASKED, seeds=(1, 2)), tmp_path / "other", say=silent)
+    assert Counter(event["event"] for event in events(tmp_path / "store")) == {"started": 15, "finished": 15}
+    assert len(other.done) == 10
+    assert read_run(tmp_path / "other").missing == []
+
+
+def test_the_folder_of_a_run_is_enough_without_its_store(tmp_path: Path) -> None:
+    run_experiment(Toy(), ASKED, tmp_path / "run", say=silent)
+    (tmp_path / "store").rename(tmp_path / "gone")
+    assert run_experiment(Toy(), ASKED, tmp_path / "run", say=silent).done == []
+    # A new row needs artefacts, which are made again.
+    more = run_experiment(Toy(three=3.0), replace(ASKED, seeds=(1,)), tmp_path / "run", say=silent)
+    assert sorted(more.done) == ["rate 1", "source 1", "three 1"]
+    (table,) = Toy().tables(read_run(tmp_path / "run"))
+    assert table.values["three", "value"] == {1: 23.5}
+    assert read_run(tmp_path / "run").missing == ["three, all, seed 0"]
+    assert table.best(table.columns[0]) is None
+
+
+def test_rows_and_seeds_are_added_and_other_settings_are_refused(tmp_path: Path) -> None:
+    run_experiment(Toy(), replace(ASKED, rows=("ONE",), seeds=(0,)), tmp_path / "run", say=silent)
+    assert [cell["row"] for cell in read_run(tmp_path / "run").about["cells"]] == ["base", "one"]
+    done = run_experiment(Toy(), replace(ASKED, rows=("two",), seeds=(0,)), tmp_path / "run", say=silent).done
+    assert done == ["two 0"]
+    assert [cell["row"] for cell in read_run(tmp_path / "run").about["cells"]] == ["base", "one", "two"]
+    with pytest.raises(ValueError, match="holds a run with limit None, this one has 5; give another folder"):
+        run_experiment(Toy(), replace(ASKED, limit=5), tmp_path / "run", say=silent)
+    with pytest.raises(ValueError, match="no row 'tow' .did you mean 'two'"):
+        run_experiment(Toy(), replace(ASKED, rows=("tow",)), tmp_path / "run", say=silent)
+    with pytest.raises(ValueError, match="no setting of toy 'slep' .did you mean 'sleep'"):
+        run_experiment(Toy(), replace(ASKED, settings={"slep": 1}), tmp_path / "run", say=silent)
+
+
+def test_a_failed_unit_leaves_its_error_and_the_others_go_on(tmp_path: Path) -> None:
+    lines: list[str] = []
+    summary = run_experiment(Toy(bad=None), replace(ASKED, seeds=(0,)), tmp_path / "run", say=lines.append)
+    assert summary.exit_code == 1
+    assert summary.failed == {"bad 0": "ArithmeticError: it diverges"}
+    assert len(summary.done) == 5
+    run = read_run(tmp_path / "run")
+    (failure,) = run.failures.values()
+    assert failure["error"] == "ArithmeticError: it diverges"
+    assert failure["traceback"][0].startswith("Traceback")
+    assert run.missing == ["bad, all, seed 0"]
+    assert run.notes == ["Failed: bad 0: ArithmeticError: it diverges."]
+    assert len(lines) == 1
+    assert lines[0].startswith("failed: bad 0: ArithmeticError: it diverges (see ")
+
+
+def test_what_needs_a_failed_unit_is_not_run(tmp_path: Path) -> None:
+    request = replace(ASKED, seeds=(0,), settings={"steps": "many"})
+    summary = run_experiment(Toy(), request, tmp_path / "run", say=silent)
+    assert list(summary.failed) == ["source 0"]
+    assert summary.not_run == dict.fromkeys(("rate 0", "base 0", "one 0", "two 0"), "source 0")
+
+
+def test_a_result_of_another_version_is_reported_and_made_again_when_asked(tmp_path: Path) -> None:
+    def version(number: str) -> Request:
+        return replace(ASKED, seeds=(0,), settings={"version": number})
+
+    run_experiment(Toy(), version("1"), tmp_path / "run", say=silent)
+    lines: list[str] = []
+    changed = run_experiment(Toy(), version("2"), tmp_path / "new", say=lines.append)
+    assert changed.outdated == ["one 0"]
+    assert "made with another version of the code, kept as it is; --again makes it again: one 0" in lines
+    assert read_run(tmp_path / "new").outdated == ["one 0"]
+    assert read_run(tmp_path / "new").notes == ["Made with another version of the code: one 0."]
+    again = run_experiment(Toy(), version("2"), tmp_path / "new", say=silent, again=True)
+    assert (again.done, again.outdated) == (["one 0"], [])
+    assert read_run(tmp_path / "new").outdated == []
+
+
+def test_processes_give_the_same_results_bit_for_bit_and_survive_a_killed_worker(tmp_path: Path) -> None:
+    toy, lines = Toy(killed=-1.0), []
+    with Processes(2) as backend:
+        here = run_experiment(Toy(killed=1.0), ASKED, tmp_path / "a/run", say=silent)
+        there = run_experiment(toy, ASKED, tmp_path / "b/run", backend=backend, say=lines.append)
+    assert (here.exit_code, there.exit_code, lines) == (0, 0, [])
+    ours, theirs = read_run(tmp_path / "a/run").results, read_run(tmp_path / "b/run").results
+    common = ours.keys() & theirs.keys()
+    assert len(common) == 10
+    assert all(ours[key]["result"] == theirs[key]["result"] for key in common)
+    (table,) = toy.tables(read_run(tmp_path / "b/run"))
+    assert table.values["killed", "value"] == {0: -0.5, 1: 19.5}
+    taken = [event for event in events(tmp_path / "b/store") if "took_over" in event]
+    assert {"killed 0", "killed 1"} <= {event["name"] for event in taken}
+
+
+def test_a_unit_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
+    import threading
+    import time
+
+    toy = Toy()
+    run_experiment(toy, replace(ASKED, seeds=(0,), rows=("base",)), tmp_path / "run", say=silent)
+    units = {u.name: u for u in toy.plan(replace(ASKED, seeds=(0,))).units}
+    folder = tmp_path / "store/units" / units["one 0"].address[:2] / units["one 0"].address
+    order: list[str] = []
+
+    def hold() -> None:
+        with claimed(folder) as (own, _):
+            assert own is not None
+            time.sleep(1.5)
+            order.append("released")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    time.sleep(0.2)
+    summary = run_experiment(toy, replace(ASKED, seeds=(0,)), tmp_path / "run", say=silent)
+    order.append("done")
+    thread.join()
+    assert order == ["released", "done"]
+    assert summary.done == ["two 0", "one 0"]

@@ -1,0 +1,69 @@
+"""The state of an adapter as a value."""
+
+import pytest
+import torch
+from torch import nn
+
+from testtime.methods import Tent
+from testtime.state import all_finite
+
+
+def adapter():
+    torch.manual_seed(0)
+    return Tent(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3)))
+
+
+def images(seed):
+    return torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_all_finite_finds_a_single_bad_value():
+    assert all_finite([])
+    assert all_finite([torch.zeros(3), torch.ones(2)])
+    assert not all_finite([torch.zeros(3), torch.tensor([1.0, float("nan")])])
+    assert not all_finite([torch.tensor([float("inf")])])
+
+
+def test_a_state_names_what_moves_and_nothing_else():
+    state = adapter().state_dict()
+    moved = {name for name in state if name.startswith("model.")}
+    assert moved == {"model.1.weight", "model.1.bias"} or all("1." in name for name in moved)
+    assert len(moved) == 2
+    assert state["clock"] == 0
+    assert {name.rpartition(".")[2] for name in state if name.startswith("optimizer.")} == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
+
+
+def test_a_state_is_independent_of_the_adapter():
+    one = adapter()
+    one(images(0))
+    state = one.state_dict()
+    kept = {name: value.clone() for name, value in state.items()}
+    one(images(1))
+    assert all(torch.equal(state[name], kept[name]) for name in kept)
+
+
+def test_a_refused_state_leaves_the_adapter_as_it_was():
+    one = adapter()
+    one(images(0))
+    before, wrong = one.state_dict(), one.state_dict()
+    name = next(n for n in wrong if n.endswith("exp_avg_sq"))
+    wrong[name] = -wrong[name] - 1
+    with pytest.raises(ValueError, match="negative, which it can never be"):
+        one.load_state_dict(wrong)
+    del wrong[name]
+    with pytest.raises(ValueError, match=r"1 entries are missing"):
+        one.load_state_dict(wrong)
+    after = one.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_reset_returns_to_birth():
+    one, fresh = adapter(), adapter()
+    one(images(0))
+    one.reset()
+    born = fresh.state_dict()
+    assert all(torch.equal(value, born[name]) for name, value in one.state_dict().items())
