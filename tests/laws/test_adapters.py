@@ -61,9 +61,9 @@ from testtime.methods import (
     UniEntPlus,
     ViDA,
 )
-from testtime.methods.meta_dmoe import train_meta_dmoe
 from testtime.multitask import Assisted, Synchronizer
 from testtime.parts import random_crop_flip
+from testtime.source.meta_dmoe import train_meta_dmoe
 
 DRAWS = {"order_equivariant": "draws an augmentation for each image, by its place in the batch"}
 INTEGRATED = {"null_step": "answers with three models, one of them under source statistics (eq. 10, 11)"}

@@ -14,15 +14,9 @@ from torch.nn import functional as F
 
 from testtime.adapter import state_hash
 from testtime.corruptions import corrupt
-from testtime.methods.atlas import (
-    ATLAS,
-    TaskVectors,
-    TrustedMemory,
-    fixmatch,
-    train_task_vectors,
-    with_task_vectors,
-)
+from testtime.methods.atlas import ATLAS, TrustedMemory, fixmatch
 from testtime.parts import adam, generator, identity, sgd
+from testtime.source.atlas import TaskVectors, train_task_vectors, with_task_vectors
 
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias"]  # all but the head
 

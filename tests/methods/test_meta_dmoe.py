@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from testtime.adapter import state_hash
 from testtime.laws import check_adapter
-from testtime.methods.meta_dmoe import Aggregator, MetaDMoE, Mixture, train_meta_dmoe
+from testtime.methods.meta_dmoe import MetaDMoE
 from testtime.parts import generator, sgd
+from testtime.source.meta_dmoe import Aggregator, Mixture, train_meta_dmoe
 from testtime.wrap import Episodic
 
 HEAD = ("8.weight", "8.bias")

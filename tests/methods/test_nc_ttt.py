@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from testtime import sgd, state_hash
 from testtime.methods import NCTTT
-from testtime.methods.nc_ttt import NoiseDiscriminator, in_distribution
 from testtime.multitask import Assisted
 from testtime.multitask.training import Joint
 from testtime.norm import running_statistics
+from testtime.source.nc_ttt import NoiseDiscriminator, in_distribution
 
 
 def gauss(x: np.ndarray, deviation: float) -> np.ndarray:

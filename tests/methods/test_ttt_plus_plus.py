@@ -13,11 +13,12 @@ from testtime import load, save, sgd, state_hash
 from testtime.laws import check_adapter
 from testtime.laws.worlds import ambient
 from testtime.methods import TTTPlusPlus
-from testtime.methods.ttt_plus_plus import ContrastiveBranch, FeatureQueue, SourceMoments, contrastive
+from testtime.methods.ttt_plus_plus import FeatureQueue, SourceMoments
 from testtime.multitask import Assisted
 from testtime.multitask.training import Joint
 from testtime.norm import source_statistics
 from testtime.parts.randomness import generator
+from testtime.source.ttt_plus_plus import ContrastiveBranch, contrastive
 
 
 def noisy(x: Tensor, rng: torch.Generator) -> Tensor:

@@ -12,8 +12,9 @@ from small_world import batch, by_batch, jitter, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from testtime.methods.vida import DomainAdapter, ViDA, train_vida, with_adapters
+from testtime.methods.vida import ViDA
 from testtime.parts import adam, generator, identity, sgd
+from testtime.source.vida import DomainAdapter, train_vida, with_adapters
 
 
 def lessons() -> list[tuple[Tensor, Tensor]]:

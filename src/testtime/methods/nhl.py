@@ -157,7 +157,7 @@ class NHL(Adapter):
     needs = ("classifier", "convolution")
     venue = "CVPR 2023"
     paper = (
-        "Tang, Zhang, Xu, Chen, Cheng, Leng, Guo and He, Neuro-Modulated Hebbian Learning for Fully Test- "
+        "Tang, Zhang, Xu, Chen, Cheng, Leng, Guo and He, Neuro-Modulated Hebbian Learning for Fully Test-"
         "Time Adaptation"
     )
     output = "after"

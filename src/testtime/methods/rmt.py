@@ -17,6 +17,8 @@ A step, after ``prepare(batches)`` has taken the prototypes, kept images to repl
     2. the student sees a view of every image, and as many source images;
     3. update all parameters and the projection once on L, then the teacher.
 
+What is learned on source data lies in :mod:`testtime.source.rmt`.
+
 Departures:
     The paper knows the source's labels. ``prepare`` takes them with the images, ``prepare([(images, labels), ...])``; where
     only images are given, prototypes and replay take the source model's own predictions for labels.
@@ -38,7 +40,7 @@ Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal, final
 
 import torch
@@ -46,7 +48,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
-from testtime.intake.sharing import AtLeastFloat32, Stateful, share
+from testtime.intake.sharing import share
+from testtime.moved import renamed
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
@@ -55,8 +58,16 @@ from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.randomness import epochs
 from testtime.parts.views import preserving
 from testtime.source.branches import labelled_images_of, labels_or_predictions
+from testtime.source.rmt import SourceReplay, projector
 
-__all__ = ["RMT", "SourceReplay", "attract", "projector"]
+__all__ = ["RMT", "attract"]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Projector": "testtime.source.rmt:Projector",
+    },
+)
 
 
 def attract(views: Tensor, temperature: float) -> Tensor:
@@ -86,53 +97,6 @@ def attract(views: Tensor, temperature: float) -> Tensor:
 def symmetric(z: Tensor, other: Tensor) -> Tensor:
     """The symmetric cross-entropy S (N,) of two predictions, from logits."""
     return (soft_cross_entropy(z, other) + soft_cross_entropy(other, z)) / 2
-
-
-@final
-class SourceReplay(Stateful):
-    """What RMT holds of its source; empty until ``learn`` and ``hold``.
-
-    Attributes:
-        prototypes: (C, D) mean feature of each class.
-        met: (C,) how many features that were; a class of none has no prototype.
-        images: (M, ...) to replay.
-        label: (M,).
-        batch: (M,) number of the batch that each image to replay came in.
-    """
-
-    learned = True
-    prototypes: Tensor
-    met: Tensor
-    images: Tensor
-    label: Tensor
-    batch: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("prototypes", torch.empty(0))
-        self.register_buffer("met", torch.empty(0))
-        self.register_buffer("images", torch.empty(0))
-        self.register_buffer("label", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("batch", torch.empty(0, dtype=torch.int64))
-
-    def learn(self, label: Tensor, classes: int, features: Tensor) -> None:
-        """Take the labels (M,) and features (M, D) of the source for prototypes of C classes."""
-        ours = F.one_hot(label, classes).to(features)
-        self.met = ours.sum(dim=0)
-        self.prototypes = ours.T @ features / self.met.clamp_min(1)[:, None]
-
-    def hold(self, images: Sequence[Tensor], label: Tensor, kept: Tensor) -> None:
-        """Hold the images with the indices ``kept``, of batches with labels (M,), to replay them."""
-        batch = torch.arange(len(images)).repeat_interleave(torch.tensor([len(x) for x in images]))
-        kept = kept.to(label.device)
-        self.images, self.label = torch.cat(list(images))[kept], label[kept]
-        self.batch = batch.to(label.device)[kept]
-
-    def nearest(self, features: Tensor) -> Tensor:
-        """The prototype (N, D) nearest by the cosine to each feature (N, D)."""
-        prototypes = self.prototypes.to(features.dtype)
-        likeness = F.normalize(features, dim=1) @ F.normalize(prototypes, dim=1).T
-        return prototypes[likeness.masked_fill(self.met == 0, -torch.inf).argmax(dim=1)]
 
 
 @final
@@ -231,7 +195,6 @@ class RMT(Adapter):
     def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         self._begin()
         images, labels = labelled_images_of(batches)
-        images = [x.clone() if x.is_inference() else x for x in images]
         with torch.no_grad():
             seen = [self._see(x) for x in images]
         logits = torch.cat([y for y, _ in seen])
@@ -302,16 +265,3 @@ class RMT(Adapter):
         self.update(loss)
         self.teacher.update()
         return self._together(student, teacher)
-
-
-class Projector(AtLeastFloat32, nn.Sequential):
-    """Layers on the features, at least in float32."""
-
-
-def projector(wide: int, outputs: int | None, seed: int) -> nn.Module:
-    """Two linear layers with weights of the seed."""
-    if outputs is None:
-        return nn.Identity()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(seed, 0, "projector").initial_seed())
-        return Projector(nn.Linear(wide, outputs), nn.ReLU(), nn.Linear(outputs, outputs))

@@ -62,7 +62,10 @@ class S4T(Adapter):
         ValueError: the model comes without its synchronizer, or there is no such preset.
 
     >>> from torch import nn
-    >>> from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
+    >>> from testtime.models.assisted import Assisted
+    >>> from testtime.models.multitask import MultiTaskNet
+    >>> from testtime.models.synchronizer import Synchronizer
+    >>> from testtime.tasks import Depth, Edges
     >>> tasks = {"depth": Depth(), "edge": Edges()}
     >>> encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
     >>> net = MultiTaskNet(encoder, {name: nn.Conv2d(8, 1, 1) for name in tasks}, tasks)

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.intake.sharing import share
-from testtime.methods.rmt import SourceReplay, attract, projector
+from testtime.methods.rmt import attract
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
@@ -50,6 +50,7 @@ from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 from testtime.source.branches import labelled_images_of, labels_or_predictions
+from testtime.source.rmt import SourceReplay, projector
 
 __all__ = ["SANTA"]
 
@@ -133,7 +134,7 @@ class SANTA(Adapter):
     def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         images, labels = labelled_images_of(batches)
         with torch.no_grad():
-            seen = [self._see(x.clone() if x.is_inference() else x) for x in images]
+            seen = [self._see(x) for x in images]
         logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         self.of_source.learn(labels_or_predictions(labels, logits), logits.shape[1], features)
 

@@ -14,10 +14,6 @@ from torch import nn
 
 from testtime.adapter import Adapter
 from testtime.methods import NCTTT, S4T, TIPI, TTT, ActMAD, ClusT3, Source, Tent, TTTFlow, TTTPlusPlus
-from testtime.methods.clust3 import Projectors
-from testtime.methods.nc_ttt import NoiseDiscriminator
-from testtime.methods.ttt import RotationBranch
-from testtime.methods.ttt_plus_plus import ContrastiveBranch
 from testtime.models.assisted import Assisted, Branch
 from testtime.models.multitask import MultiTaskNet
 from testtime.models.synchronizer import legacy_order
@@ -26,6 +22,10 @@ from testtime.multitask.protocol import Protocol
 from testtime.multitask.study import Row, Study
 from testtime.norm import running_statistics, source_statistics
 from testtime.parts.optimizers import adam, sgd
+from testtime.source.clust3 import Projectors
+from testtime.source.nc_ttt import NoiseDiscriminator
+from testtime.source.ttt import RotationBranch
+from testtime.source.ttt_plus_plus import ContrastiveBranch
 
 __all__ = ["STUDIES"]
 

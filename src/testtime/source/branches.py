@@ -127,7 +127,7 @@ B = TypeVar("B", bound=UnsupervisedBranch)
 
 
 def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
-    """The unlabelled source batches that ``prepare`` was given, held so that they can be shown again.
+    """The unlabelled source batches that ``prepare`` was given, held so that they can be shown again, also under gradients.
 
     Raises:
         TypeError: a batch is not a tensor.
@@ -142,7 +142,7 @@ def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
             )
     if not images:
         raise ValueError("expected batches of source images (N, C, H, W) to learn from, got none")
-    return images
+    return [x.clone() if x.is_inference() else x for x in images]
 
 
 def labelled_images_of(
