@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from testtime.experiments.request import Request
     from testtime.experiments.run import Run
     from testtime.experiments.table import Table
+    from testtime.report import Page
 
 __all__ = ["Cell", "Experiment", "Plan", "Resource", "Unit", "closure"]
 
@@ -236,8 +237,32 @@ class Experiment(ABC):
         """Return the tables of a run, from its folder alone."""
 
     def figures(self, run: Run) -> Sequence[Any]:
-        """Return the figures of a run: objects of :mod:`testtime.report`."""
+        """Return the figures of a run: charts of :mod:`testtime.report`."""
         return ()
+
+    def page(self, run: Run) -> Page:
+        """Return the page of a run."""
+        from testtime.experiments.pages import run_page
+
+        return run_page(self, run)
+
+    def compared(self, runs: Sequence[Run]) -> Sequence[Table]:
+        """Return the tables of several runs of the family side by side.
+
+        Raises:
+            ValueError: runs of this family are not compared.
+        """
+        raise ValueError(f"runs of the family {self.family} are not compared; give one run")
+
+    def comparison_page(self, runs: Sequence[Run]) -> Page:
+        """Return the page of several runs of the family side by side.
+
+        Raises:
+            ValueError: as :meth:`compared`.
+        """
+        from testtime.experiments.pages import comparison_page
+
+        return comparison_page(self, runs)
 
     def setting(self, request: Request, name: str) -> Any:
         """Return the value of a setting of the family, or its default."""

@@ -332,7 +332,6 @@ class Table:
         """Return the table as a block of a page of :mod:`testtime.report`."""
         from testtime import report
 
-        roles: dict[str, Any] = {"control": "control", "ceiling": "reference"}
         columns = [
             report.Column(c.name, c.unit, c.group, c.places, c.better, c.note, c.signed) for c in self.columns
         ]
@@ -345,7 +344,7 @@ class Table:
                     )
                     for c in self.columns
                 ],
-                roles.get(row.role, ""),
+                row.role,
                 "†" if row.note else "",
             )
             for row in self.rows
