@@ -1,12 +1,20 @@
 """Modules that have moved are found by their former names, with a warning."""
 
+import dataclasses
 import importlib
+import inspect
+import json
 import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
+import testtime
 from testtime import moved
+from testtime.files import read_tensors, write_tensors
+from testtime.methods import Tent
 
 
 @pytest.mark.parametrize("old", sorted(moved.MODULES))
@@ -70,3 +78,46 @@ def test_former_names_of_functions_and_classes_warn(former, present):
     with pytest.warns(DeprecationWarning, match=f"{former.replace(':', '.')} is now"):
         found = getattr(home, old)
     assert found is getattr(importlib.import_module(new_module), new)
+
+
+@pytest.mark.parametrize("taker", sorted(moved.ARGUMENTS))
+def test_a_changed_argument_names_one_that_there_is(taker):
+    module, _, name = taker.partition(":")
+    takes = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    for old, new in moved.ARGUMENTS[taker].items():
+        home, _, field = new.rpartition(".")
+        assert old not in takes or old == "outputs", "the present meaning hides the former one"
+        if home:
+            assert field in {f.name for f in dataclasses.fields(takes[home].default)}
+        else:
+            assert not new or new in takes
+
+
+def test_a_seed_of_a_method_without_randomness_is_left_out_with_one_warning():
+    net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    with pytest.warns(DeprecationWarning, match="Tent draws no random numbers: leave out seed") as warned:
+        adapter = testtime.adapt(net, "tent", seed=3)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert adapter.seed == 0
+    with pytest.warns(DeprecationWarning, match="Tent draws no random numbers"):
+        Tent(net, seed=3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sede'"):
+        Tent(net, sede=3)
+
+
+def test_a_state_that_was_saved_with_former_arguments_loads(tmp_path, recwarn):
+    net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)).eval()
+    tent = Tent(net, testtime.adam(0.1))
+    tent(torch.rand(5, 4))
+    testtime.save(tent, tmp_path)
+    tensors, metadata = read_tensors(tmp_path / "adapter.safetensors", "again")
+    description = json.loads(metadata["testtime"])
+    description["arguments"]["seed"] = 3
+    write_tensors(
+        tmp_path / "adapter.safetensors", tensors, {"testtime": json.dumps(description), "sha256": ""}
+    )
+    (tmp_path / "adapter.json").unlink()
+    loaded = testtime.load(tmp_path, net)
+    assert testtime.state_hash(loaded) == testtime.state_hash(tent)
+    assert not [w for w in recwarn if issubclass(w.category, DeprecationWarning)]

@@ -12,6 +12,7 @@ from torch import nn
 from testtime.gate import declared_range
 from testtime.intake.fingerprint import fingerprint
 from testtime.intake.outputs import Contract, Logits, declares_tasks
+from testtime.moved import current_arguments
 
 __all__ = ["Construction", "Lock"]
 
@@ -55,6 +56,7 @@ class Construction(type):
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        kwargs = current_arguments(cls, kwargs)
         given = inspect.signature(cls).bind_partial(*args, **kwargs).arguments.values()
         source = next((value for value in given if isinstance(value, nn.Module)), None)
         known = {name: kwargs.pop(name) for name in cls.of_every_method() if name in kwargs}

@@ -1,10 +1,12 @@
-"""Modules and names that have moved: old ones go on working for one version, with a DeprecationWarning.
+"""Modules, names and arguments that have changed: old ones go on working for one version, with a DeprecationWarning.
 
 The one table of the package. An entry is removed one version after it came.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, final
 
-__all__ = ["MODULES", "current_name", "install", "renamed"]
+__all__ = ["ARGUMENTS", "MODULES", "current_arguments", "current_name", "install", "renamed"]
 
 MODULES = {
     "testtime.bench.methods": "testtime.catalogue",
@@ -41,6 +43,25 @@ MODULES = {
     "testtime.streams.wandering": "testtime.streams.ccc",
 }
 """New module of every module that has moved."""
+
+
+WITHOUT_SEED = (
+    *("actmad:ActMAD", "adanpc:AdaNPC", "bn_adapt:BNAdapt", "cafa:CAFA", "core:Core", "eata:EATA", "eta:ETA"),
+    *(
+        "lame:LAME",
+        "nhl:NHL",
+        "ostta:OSTTA",
+        "pl:PL",
+        "rpl:RPL",
+        "sar:SAR",
+        "shot_im:SHOTIM",
+        "source:Source",
+    ),
+    *("t3a:T3A", "tent:Tent", "unient:UniEnt", "unient_plus:UniEntPlus"),
+)
+ARGUMENTS: dict[str, dict[str, str]] = {f"testtime.methods.{name}": {"seed": ""} for name in WITHOUT_SEED}
+"""New name of every keyword argument that has changed, by "module:class": "" for one that is gone, "options.field" for one
+that is now a field of an options object."""
 
 
 def current_name(module: str) -> str:
@@ -78,6 +99,53 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(home), new)
 
     return get
+
+
+def current_arguments(taker: Any, arguments: Mapping[str, Any], saved: bool = False) -> dict[str, Any]:
+    """Return keyword arguments by their present names.
+
+    Args:
+        taker: class that is built with them.
+        arguments: keyword arguments as they were given.
+        saved: whether they are all the arguments of a saved adapter, which does not warn.
+
+    >>> import pytest
+    >>> from testtime.methods import Tent
+    >>> with pytest.warns(DeprecationWarning, match="Tent draws no random numbers"):
+    ...     current_arguments(Tent, {"norm": None, "seed": 3})
+    {'norm': None}
+    """
+    changed = ARGUMENTS.get(f"{taker.__module__}:{taker.__name__}", {})
+    if not changed.keys() & arguments.keys():
+        return dict(arguments)
+    takes = inspect.signature(taker).parameters
+    found: dict[str, Any] = {}
+    moved: dict[str, dict[str, Any]] = {}
+    for name, value in arguments.items():
+        home, _, new = changed.get(name, "").rpartition(".")
+        given = home in arguments or new in arguments
+        if name not in changed or (name in takes and (given or not (saved or isinstance(value, int)))):
+            found[name] = value
+            continue
+        if home:
+            moved.setdefault(home, {})[new] = value
+        elif new:
+            found[new] = value
+        if not saved:
+            _warn_of_argument(taker.__name__, name, home, new)
+    for home, fields in moved.items():
+        found[home] = dataclasses.replace(found.get(home, takes[home].default), **fields)
+    return found
+
+
+def _warn_of_argument(taker: str, name: str, home: str, new: str) -> None:
+    now = f"{home}={taker}{home.title()}({new}=...)" if home else f"{new}=..."
+    what = (
+        f"{taker}({name}=...) is now {taker}({now})"
+        if new
+        else f"{taker} draws no random numbers: leave out {name}"
+    )
+    warnings.warn(f"{what}; the old keyword goes with the next version", DeprecationWarning, stacklevel=4)
 
 
 @final

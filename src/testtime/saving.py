@@ -40,7 +40,7 @@ from testtime.intake.fingerprint import Fingerprint, fingerprint
 from testtime.intake.views import Views
 from testtime.methods import METHODS
 from testtime.methods.sotta import mean_entropy, smoothed_entropy
-from testtime.moved import current_name
+from testtime.moved import current_arguments, current_name
 from testtime.norm import (
     alpha_statistics,
     batch_statistics,
@@ -123,6 +123,7 @@ def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments
             f"expected the name of a method or its class, got {method!r}; for example testtime.adapt(model, 'tent') or "
             "testtime.adapt(model, testtime.methods.Tent)"
         )
+    arguments = current_arguments(cls, arguments)
     try:
         inspect.signature(cls).bind(model, **arguments)
     except TypeError as error:
@@ -425,7 +426,8 @@ def _builder(described: Mapping[str, Any], own: _Own) -> Callable[[nn.Module], A
         raise DataError(
             f"there is no class {name!r} in {home.__name__}; was {own.folder} saved by a newer version?"
         )
-    arguments = {key: _decode(value, own) for key, value in described["arguments"].items()}
+    decoded = {key: _decode(value, own) for key, value in described["arguments"].items()}
+    arguments = current_arguments(cls, decoded, saved=True)
     inspect.signature(cls).bind(None, **arguments)
 
     def build(model: nn.Module) -> Adapter:

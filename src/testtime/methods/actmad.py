@@ -151,7 +151,6 @@ class ActMAD(Adapter):
         batch_average: whether the source statistics are the mean over batches of those of each batch, as in the published
             code, instead of those of all images together.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer to watch, or an image has another size than the source's.
@@ -182,9 +181,8 @@ class ActMAD(Adapter):
         unbiased: bool = False,
         batch_average: bool = False,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.skip, self.norm = optimizer, tuple(skip), norm
         self.unbiased, self.batch_average = unbiased, batch_average
         # Another method's branch takes no part in a prediction.

@@ -130,7 +130,6 @@ class AdaNPC(Adapter):
         softmax: whether the threshold is compared with a softmax of the vote, as in the published code.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no linear head, neighbours is below 1, or temperature is not above 0.
@@ -164,9 +163,8 @@ class AdaNPC(Adapter):
         softmax: bool = False,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         if neighbours < 1 or temperature <= 0:
             raise ValueError(
                 f"neighbours is at least 1 and temperature above 0, got {neighbours} and {temperature}"

@@ -49,7 +49,6 @@ class BNAdapt(Adapter):
         norm: whose statistics: ``batch_statistics``, ``partial(alpha_statistics, alpha=...)`` (source and
             batch blended) or ``partial(ema_statistics, decay=...)`` (they move from batch to batch, and are
             the only state).
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no BatchNorm layer.
@@ -70,10 +69,8 @@ class BNAdapt(Adapter):
     )
     cost = (1, 0)
 
-    def __init__(
-        self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = batch_statistics, seed: int = 0
-    ) -> None:
-        super().__init__(norm(model), seed)
+    def __init__(self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = batch_statistics) -> None:
+        super().__init__(norm(model))
         if not has_batch_norm(self.model):
             raise ValueError(
                 "BNAdapt changes the statistics of BatchNorm layers, and this model has none (LayerNorm and "

@@ -152,7 +152,6 @@ class CAFA(Adapter):
         tied: one covariance for all classes.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no linear head, or no normalisation layer with scale and shift.
@@ -183,9 +182,8 @@ class CAFA(Adapter):
         tied: bool = False,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.ridge, self.tied, self.head, self.norm = optimizer, ridge, tied, head, norm
         self._tap = head_tap(self.model, head)
         self.adapt(norm_affine(self.model), optimizer)

@@ -71,7 +71,6 @@ class Core(Adapter):
         balanced: weigh frequent and rare classes alike.
         norm: the policy of the BatchNorm layers, ``partial(alpha_statistics, alpha=...)``; alpha, the weight of the batch,
             is 0.1 unless given.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.
@@ -93,9 +92,8 @@ class Core(Adapter):
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
         balanced: bool = False,
         norm: Callable[[nn.Module], nn.Module] = alpha_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.balanced, self.norm = optimizer, balanced, norm
         self.adapt(norm_affine(self.model), optimizer)
 

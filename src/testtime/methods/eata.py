@@ -129,7 +129,6 @@ class EATA(Adapter):
         decay: the weight of the past in the mean prediction.
         fisher_alpha: beta of equation 8, the weight of the regulariser; 0 is ETA, and needs no ``prepare``.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.
@@ -160,9 +159,8 @@ class EATA(Adapter):
         decay: float = 0.9,
         fisher_alpha: float = 2000.0,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.classes, self.optimizer, self.margin, self.d_margin = classes, optimizer, margin, d_margin
         self.decay, self.fisher_alpha, self.norm = decay, fisher_alpha, norm
         affine = norm_affine(self.model)

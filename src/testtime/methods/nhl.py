@@ -141,7 +141,6 @@ class NHL(Adapter):
         optimizer: moves the neuro-modulator.
         layer: the dotted name of the convolution; the first one unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no such convolution, rate is below 0, or temperature not above.
@@ -171,11 +170,10 @@ class NHL(Adapter):
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
         layer: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
         if rate < 0 or temperature <= 0:
             raise ValueError(f"expected rate >= 0 and temperature > 0, got {rate} and {temperature}")
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.rate, self.temperature, self.optimizer, self.layer, self.norm = (
             rate,
             temperature,

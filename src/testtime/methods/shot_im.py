@@ -57,7 +57,6 @@ class SHOTIM(Adapter):
         epsilon: constants added within the logarithms of the two terms.
         head: the name of the head, or its end; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no linear layer, or none of this name.
@@ -85,9 +84,8 @@ class SHOTIM(Adapter):
         epsilon: tuple[float, float] = (0.0, 0.0),
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.diversity, self.epsilon = optimizer, diversity, epsilon
         self.head, self.norm = head, norm
         # Another method's branch takes no part in a prediction.

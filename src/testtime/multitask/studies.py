@@ -6,6 +6,7 @@ every one normalises as the S4T paper does: by the batch while it learns, by run
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -54,13 +55,18 @@ def by_sgd(
 ) -> Adapter:
     settings = {"norm": running_statistics, **arguments}
     momentum, decay = settings.pop("momentum", 0.0), settings.pop("weight_decay", 0.0)
-    return method(model, sgd(rate, momentum, decay), seed=seed, **settings)
+    return method(model, sgd(rate, momentum, decay), **_drawing(method, seed), **settings)
 
 
 def by_adam(
     method: Callable[..., Adapter], model: nn.Module, rate: float, seed: int, **arguments: Any
 ) -> Adapter:
-    return method(model, adam(rate), seed=seed, **{"norm": running_statistics, **arguments})
+    return method(model, adam(rate), **_drawing(method, seed), **{"norm": running_statistics, **arguments})
+
+
+def _drawing(method: Callable[..., Adapter], seed: int) -> dict[str, int]:
+    """The seed as an argument, for a method that takes one."""
+    return {"seed": seed} if "seed" in inspect.signature(method).parameters else {}
 
 
 s4t = partial(by_sgd, S4T, weight_decay=1e-6)
