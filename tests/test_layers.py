@@ -13,7 +13,7 @@ cli __main__
 experiments
 serve report
 catalogue laws
-selection wrap saving
+selection wrap saving build
 methods multitask space forecasting vision_language language search
 source
 adapter facts state reports construction gate prediction

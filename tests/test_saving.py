@@ -39,6 +39,7 @@ from testtime.intake.fingerprint import fingerprint
 from testtime.intake.views import Views
 from testtime.laws.worlds import autoencoded
 from testtime.methods import PAFKIP, Tent
+from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.norm import alpha_statistics, batch_statistics, norm_affine
 from testtime.parts import entropy, identity, katana
@@ -81,7 +82,9 @@ def test_missing_arguments_are_named() -> None:
     [
         lambda: Tent(network(), sgd(0.1)),
         lambda: Tent(network(), norm=partial(alpha_statistics, alpha=0.3)),
-        lambda: PAFKIP(network(), 3, adam(1e-2), augment=identity, models=("adapting", "ema")),
+        lambda: PAFKIP(
+            network(), 3, adam(1e-2), augment=identity, options=PAFKIPOptions(models=("adapting", "ema"))
+        ),
         lambda: ResetEvery(Tent(network()), 3),
         lambda: Episodic(ResetEvery(Tent(network()), 2)),
         lambda: Window(Tent(network()), 4),
@@ -519,7 +522,14 @@ FIRST = """{
 def first_format(folder: Path, text: str = FIRST) -> Adapter:
     norm = partial(alpha_statistics, alpha=0.3)
     adapter = Episodic(
-        PAFKIP(network(), 3, adam(1e-2), augment=identity, models=("adapting", "ema"), norm=norm)
+        PAFKIP(
+            network(),
+            3,
+            adam(1e-2),
+            augment=identity,
+            options=PAFKIPOptions(models=("adapting", "ema")),
+            norm=norm,
+        )
     )
     adapter(X), adapter(X.flip(0))
     save_file(adapter.state_dict(), folder / "adapter.safetensors")

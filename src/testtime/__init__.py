@@ -7,9 +7,10 @@ from testtime.lazy import lazily
 
 if TYPE_CHECKING:
     from testtime.adapter import Adapter, state_hash
+    from testtime.build import adapt, list_methods
     from testtime.parts.optimizers import adam, sgd
     from testtime.prediction import Prediction, TaskPredictions, energy
-    from testtime.saving import adapt, list_methods, load, save
+    from testtime.saving import load, save
     from testtime.wrap import (
         Episodic,
         LabelShift,
@@ -47,9 +48,10 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "adapter": "Adapter state_hash",
+        "build": "adapt list_methods",
         "parts.optimizers": "adam sgd",
         "prediction": "Prediction TaskPredictions energy",
-        "saving": "adapt list_methods load save",
+        "saving": "load save",
         "wrap": "Episodic LabelShift PriorCorrected Repeat ResetEvery TimeConstrained Window",
     },
 )

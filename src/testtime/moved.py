@@ -45,6 +45,10 @@ MODULES = {
 """New module of every module that has moved."""
 
 
+def _into_options(names: str) -> dict[str, str]:
+    return {name: f"options.{name}" for name in names.split()}
+
+
 WITHOUT_SEED = (
     *("actmad:ActMAD", "adanpc:AdaNPC", "bn_adapt:BNAdapt", "cafa:CAFA", "core:Core", "eata:EATA", "eta:ETA"),
     *(
@@ -59,7 +63,23 @@ WITHOUT_SEED = (
     ),
     *("t3a:T3A", "tent:Tent", "unient:UniEnt", "unient_plus:UniEntPlus"),
 )
-ARGUMENTS: dict[str, dict[str, str]] = {f"testtime.methods.{name}": {"seed": ""} for name in WITHOUT_SEED}
+METHODS = {
+    **{name: {"seed": ""} for name in WITHOUT_SEED},
+    "adacontrast:AdaContrast": _into_options("begin capacity head"),
+    "atlas:ATLAS": _into_options("tasks severity passes rate skip"),
+    "cmf:CMF": _into_options("temperature weighting consistency prior"),
+    "meta_dmoe:MetaDMoE": _into_options("tasks severity passes rate support mask depth heads head"),
+    "nc_ttt:NCTTT": _into_options("width hidden small large layer passes rate"),
+    "paf_kip:PAFKIP": _into_options("primary minimise maximise models source_statistics output batched"),
+    "rmt:RMT": _into_options("replay shuffle ensemble warm_up head") | {"outputs": "projection"},
+    "roid:ROID": _into_options("temperature weighting consistency prior"),
+    "santa:SANTA": {"outputs": "projection"},
+    "stamp:STAMP": _into_options("capacity decay score chunk original count normalise epsilon skip"),
+    "ttt_plus_plus:TTTPlusPlus": _into_options("layer temperature passes rate")
+    | {"outputs": "options.projection"},
+    "vida:ViDA": _into_options("adapter_rate adapter_decay scale allotment restoration layers"),
+}
+ARGUMENTS = {f"testtime.methods.{name}": changed for name, changed in METHODS.items()}
 """New name of every keyword argument that has changed, by "module:class": "" for one that is gone, "options.field" for one
 that is now a field of an options object."""
 
@@ -132,19 +152,16 @@ def current_arguments(taker: Any, arguments: Mapping[str, Any], saved: bool = Fa
         elif new:
             found[new] = value
         if not saved:
-            _warn_of_argument(taker.__name__, name, home, new)
+            options = f"{home}={type(takes[home].default).__name__}({new}=...)" if home else f"{new}=..."
+            _warn_of_argument(taker.__name__, name, options if new else "")
     for home, fields in moved.items():
         found[home] = dataclasses.replace(found.get(home, takes[home].default), **fields)
     return found
 
 
-def _warn_of_argument(taker: str, name: str, home: str, new: str) -> None:
-    now = f"{home}={taker}{home.title()}({new}=...)" if home else f"{new}=..."
-    what = (
-        f"{taker}({name}=...) is now {taker}({now})"
-        if new
-        else f"{taker} draws no random numbers: leave out {name}"
-    )
+def _warn_of_argument(taker: str, old: str, new: str) -> None:
+    now = f"{taker}({old}=...) is now {taker}({new})"
+    what = now if new else f"{taker} draws no random numbers: leave out {old}"
     warnings.warn(f"{what}; the old keyword goes with the next version", DeprecationWarning, stacklevel=4)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import state_hash
 from testtime.laws import check_adapter
-from testtime.methods.meta_dmoe import MetaDMoE
+from testtime.methods.meta_dmoe import MetaDMoE, MetaDMoEOptions
 from testtime.parts import generator, sgd
 from testtime.source.meta_dmoe import Aggregator, Mixture, train_meta_dmoe
 from testtime.wrap import Episodic
@@ -247,7 +247,9 @@ def test_meta_training_makes_the_step_help() -> None:
 
 
 def test_prepare_takes_corruptions_for_domains() -> None:
-    make = partial(MetaDMoE, optimizer=sgd(1e-2, momentum=0.0), tasks=("contrast", "fog"))
+    make = partial(
+        MetaDMoE, optimizer=sgd(1e-2, momentum=0.0), options=MetaDMoEOptions(tasks=("contrast", "fog"))
+    )
     ours, images = make(net()), [x for x, _ in domains()["near"]]
     assert ours.source == "data"
     with pytest.raises(RuntimeError, match="or give it the network of train_meta_dmoe"):
@@ -281,6 +283,6 @@ def test_says_what_it_expects() -> None:
     with pytest.raises(ValueError, match="when is 'first' or 'every'"):
         MetaDMoE(net(), when="never")
     with pytest.raises(ValueError, match="at least two tasks"):
-        MetaDMoE(net(), tasks=("fog",))
+        MetaDMoE(net(), options=MetaDMoEOptions(tasks=("fog",)))
     with pytest.raises(ValueError, match="no linear head"):
         MetaDMoE(copy.deepcopy(net())[:8])

@@ -11,6 +11,7 @@ from torch import nn
 
 from testtime.adapter import Adapter
 from testtime.bench.sets import SETS
+from testtime.build import nested_arguments
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data import sha256_of
 from testtime.errors import did_you_mean, unknown_name
@@ -82,7 +83,7 @@ class Row:
         cls = getattr(testtime.methods, self.method)
         takes = inspect.signature(cls.__init__).parameters
         given = {k: v for k, v in {"classes": classes, "seed": seed}.items() if k in takes}
-        adapter: Adapter = cls(model, **{**given, **self.arguments})
+        adapter: Adapter = cls(model, **{**given, **nested_arguments(cls, self.arguments)})
         return ResetEvery(adapter, self.reset_every) if self.reset_every else adapter
 
 

@@ -47,6 +47,7 @@ Confidence, NeurIPS 2020.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -74,7 +75,7 @@ from testtime.source.atlas import (
 from testtime.source.branches import images_of
 from testtime.source.corrupted import corrupted_domains
 
-__all__ = ["ATLAS", "fixmatch"]
+__all__ = ["ATLAS", "ATLASOptions", "fixmatch"]
 
 __getattr__ = renamed(
     __name__,
@@ -173,6 +174,32 @@ class TrustedMemory(ImageMemory):
 
 
 @final
+@dataclass(frozen=True)
+class ATLASOptions:
+    """Settings of ATLAS that are rarely changed.
+
+    Args:
+        tasks: the corruptions of the source that ``prepare`` makes task vectors of.
+        severity: theirs, 1 to 5.
+        passes, rate: of ``prepare`` over its batches, for each task.
+        skip: parts of names of parameters without task vectors, in ``prepare``; None is the last linear layer, the head.
+
+    Raises:
+        ValueError: there is no task.
+    """
+
+    tasks: Sequence[str] = ("gaussian_noise", "defocus_blur", "fog", "contrast")
+    severity: int = 3
+    passes: int = 1
+    rate: float = 1e-3
+    skip: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("expected at least one corruption in tasks, got none")
+
+
+@final
 class ATLAS(Adapter):
     """How much of every task vector goes into every block of the network is learned, all else is frozen.
 
@@ -184,15 +211,12 @@ class ATLAS(Adapter):
         threshold: omega, from which confidence on a pseudo-label counts; FixMatch's is 0.95.
         weight: lambda_u, of the images that are not trusted; FixMatch's is 1.
         weak, strong: the views, within the model's invariances; ``testtime.parts.identity`` switches their randomness off.
-        tasks: the corruptions of the source that ``prepare`` makes task vectors of.
-        severity: theirs, 1 to 5.
-        passes, rate: of ``prepare`` over its batches, for each task.
-        skip: parts of names of parameters without task vectors, in ``prepare``; None is the last linear layer, the head.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers, also while ``prepare`` fine-tunes.
         seed: of the views and of the draws from the memory.
 
     Raises:
-        ValueError: trusted is below 1, there is no task, or ``skip`` leaves out all parameters.
+        ValueError: trusted is below 1, or the ``skip`` of the options leaves out all parameters.
         RuntimeError: it is called before ``prepare``, and the network brings no task vectors along.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -225,24 +249,19 @@ class ATLAS(Adapter):
         weight: float = 1.0,
         weak: Augmentation = random_crop_flip,
         strong: Augmentation = simclr,
-        tasks: Sequence[str] = ("gaussian_noise", "defocus_blur", "fog", "contrast"),
-        severity: int = 3,
-        passes: int = 1,
-        rate: float = 1e-3,
-        skip: Sequence[str] | None = None,
+        options: ATLASOptions = ATLASOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
-        if trusted < 1 or not tasks:
-            raise ValueError(f"expected trusted >= 1 and at least one task, got {trusted} and {tasks}")
+        if trusted < 1:
+            raise ValueError(f"trusted counts the images of each class and is at least 1, got {trusted}")
         network = norm(model)
         if (brought := task_vectors_of(network)) is None:
-            network = TaskVectors(network, block_names(network, skip), tasks)
+            network = TaskVectors(network, block_names(network, options.skip), options.tasks)
         super().__init__(network, seed)
         self.classes, self.optimizer, self.trusted, self.threshold = classes, optimizer, trusted, threshold
-        self.weight, self.tasks = weight, tuple(tasks)
+        self.weight, self.options, self.norm = weight, options, norm
         self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
-        self.severity, self.passes, self.rate, self.skip, self.norm = severity, passes, rate, skip, norm
         vectors = task_vectors_of(self.model)
         assert vectors is not None
         self.vectors, self.memory = vectors, TrustedMemory(classes, trusted)
@@ -256,8 +275,9 @@ class ATLAS(Adapter):
         images = images_of(batches)
         with torch.no_grad(), unscaled(self.vectors):
             predicted = [self.model(x).argmax(dim=1) for x in images]
-        domains = corrupted_domains(images, predicted, self.tasks, self.severity)
-        found = [fine_tuned(self.model, domain, self.passes, self.rate, 0.0) for domain in domains.values()]
+        options = self.options
+        domains = corrupted_domains(images, predicted, options.tasks, options.severity)
+        found = [fine_tuned(self.model, one, options.passes, options.rate, 0.0) for one in domains.values()]
         self.vectors.vectors = torch.stack(found)
 
     def step(self, x: Tensor) -> Tensor:

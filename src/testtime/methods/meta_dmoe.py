@@ -52,6 +52,7 @@ Mixture-of-Experts, NeurIPS 2022.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
@@ -68,7 +69,7 @@ from testtime.source.branches import images_of
 from testtime.source.corrupted import corrupted_domains
 from testtime.source.meta_dmoe import Mask, Mixture, Recipe, mixture_of, train_mixture
 
-__all__ = ["MetaDMoE"]
+__all__ = ["MetaDMoE", "MetaDMoEOptions"]
 
 __getattr__ = renamed(
     __name__,
@@ -82,6 +83,38 @@ __getattr__ = renamed(
 
 
 @final
+@dataclass(frozen=True)
+class MetaDMoEOptions:
+    """Settings of MetaDMoE that are rarely changed.
+
+    Args:
+        tasks: the corruptions of the source that ``prepare`` takes for domains.
+        severity: theirs, 1 to 5.
+        passes, rate: of each stage of ``prepare``; the last one has a tenth of the rate.
+        support, mask, depth, heads, head: of ``prepare``, as for ``train_meta_dmoe``.
+
+    Raises:
+        ValueError: there are fewer than two tasks, or ``mask`` is neither "drop" nor "zero".
+    """
+
+    tasks: Sequence[str] = ("gaussian_noise", "defocus_blur", "fog", "contrast")
+    severity: int = 3
+    passes: int = 1
+    rate: float = 1e-3
+    support: float = 2 / 3
+    mask: Mask = "drop"
+    depth: int = 1
+    heads: int = 16
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask not in ("zero", "drop"):
+            raise ValueError(f"mask is 'zero' or 'drop', got {self.mask!r}")
+        if len(self.tasks) < 2:
+            raise ValueError(f"expected at least two tasks, got {self.tasks}")
+
+
+@final
 class MetaDMoE(Adapter):
     """A student learns, in one step, what experts of the source domains say together of a new one.
 
@@ -90,15 +123,12 @@ class MetaDMoE(Adapter):
         optimizer: moves the student's encoder; without momentum, at the ``inner_rate`` it was meta-trained with (1e-3 for
             Camelyon17, 3e-4 for iWildCam, 1e-4 for RxRx1 and FMoW).
         when: "first" learns from the first batch after birth or a reset, which is the paper's; "every" from every batch.
-        tasks: the corruptions of the source that ``prepare`` takes for domains.
-        severity: theirs, 1 to 5.
-        passes, rate: of each stage of ``prepare``; the last one has a tenth of the rate.
-        support, mask, depth, heads, head: of ``prepare``, as for ``train_meta_dmoe``.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in student and experts, also while ``prepare`` trains them.
         seed: of the aggregator's first weights, in ``prepare``.
 
     Raises:
-        ValueError: ``when`` or ``mask`` is no such word, there are fewer than two tasks, or the model has no linear head.
+        ValueError: ``when`` is neither "first" nor "every", or the model has no linear head.
         RuntimeError: it is called before ``prepare``, and the network is not one of ``train_meta_dmoe``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
@@ -127,32 +157,19 @@ class MetaDMoE(Adapter):
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(1e-3, momentum=0.0),  # noqa: B008 - a frozen value
         when: Literal["first", "every"] = "first",
-        tasks: Sequence[str] = ("gaussian_noise", "defocus_blur", "fog", "contrast"),
-        severity: int = 3,
-        passes: int = 1,
-        rate: float = 1e-3,
-        support: float = 2 / 3,
-        mask: Mask = "drop",
-        depth: int = 1,
-        heads: int = 16,
-        head: str | None = None,
+        options: MetaDMoEOptions = MetaDMoEOptions(),
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
         seed: int = 0,
     ) -> None:
-        if when not in ("first", "every") or mask not in ("zero", "drop"):
-            raise ValueError(
-                f"when is 'first' or 'every', and mask 'zero' or 'drop', got {when!r} and {mask!r}"
-            )
-        if len(tasks) < 2:
-            raise ValueError(f"expected at least two tasks, got {tasks}")
+        if when not in ("first", "every"):
+            raise ValueError(f"when is 'first' or 'every', got {when!r}")
         brought = mixture_of(model) is not None
         if not brought:
             model = share(model)
-            model = Mixture(model, [duplicate(model) for _ in tasks], tasks, depth, heads, seed, head)
+            experts, o = [duplicate(model) for _ in options.tasks], options
+            model = Mixture(model, experts, o.tasks, o.depth, o.heads, seed, o.head)
         super().__init__(norm(model), seed)
-        self.optimizer, self.when, self.tasks, self.severity = optimizer, when, tuple(tasks), severity
-        self.passes, self.rate, self.support, self.mask = passes, rate, support, mask
-        self.depth, self.heads, self.head, self.norm = depth, heads, head, norm
+        self.optimizer, self.when, self.options, self.norm = optimizer, when, options, norm
         mixture = mixture_of(self.model)
         assert mixture is not None
         self.mixture, self.cost = mixture, (2 + len(mixture.experts), 1)
@@ -175,16 +192,16 @@ class MetaDMoE(Adapter):
         self._begin()
         with torch.no_grad():
             predicted = [self.model(x).argmax(dim=1) for x in images]
-        domains = corrupted_domains(images, predicted, self.tasks, self.severity)
+        options = self.options
+        domains = corrupted_domains(images, predicted, options.tasks, options.severity)
         assert self._optimizer is not None
-        inner_rate = float(self._optimizer.param_groups[0]["lr"])
         recipe = Recipe(
-            (self.passes,) * 3,
-            (self.rate, self.rate, self.rate / 10),
-            self.rate / 10,
-            inner_rate,
-            self.support,
-            self.mask,
+            (options.passes,) * 3,
+            (options.rate, options.rate, options.rate / 10),
+            options.rate / 10,
+            float(self._optimizer.param_groups[0]["lr"]),
+            options.support,
+            options.mask,
         )
         train_mixture(self.mixture, domains, recipe)
 

@@ -46,6 +46,7 @@ Contrastive Approach for Test-Time Training, CVPR 2024.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ from testtime.parts.taps import watched
 from testtime.source.branches import joined, upstream
 from testtime.source.nc_ttt import NoiseDiscriminator
 
-__all__ = ["NCTTT"]
+__all__ = ["NCTTT", "NCTTTOptions"]
 
 __getattr__ = renamed(
     __name__,
@@ -72,6 +73,29 @@ __getattr__ = renamed(
 
 
 @final
+@dataclass(frozen=True)
+class NCTTTOptions:
+    """Settings of NCTTT that are rarely changed.
+
+    Args:
+        width: d; with hidden, small, large and layer, of the branch of a network that comes alone.
+        hidden: units of the discriminator's hidden layer.
+        small, large: sigma_s and sigma_o, the deviations of the noise.
+        layer: the name of the layer to watch.
+        passes: how often ``prepare`` goes through its batches.
+        rate: the learning rate of ``prepare``.
+    """
+
+    width: int = 16
+    hidden: int = 64
+    small: float = 0.1
+    large: float = 0.5
+    layer: str | None = None
+    passes: int = 10
+    rate: float = 1e-2
+
+
+@final
 class NCTTT(Adapter):
     """Let a discriminator of little noise from much say what still looks like the source.
 
@@ -79,13 +103,8 @@ class NCTTT(Adapter):
         model: a multi-task network or a classifier, with the ``NoiseDiscriminator`` it was trained with
             (``Assisted(network, NoiseDiscriminator(...))``) or alone.
         optimizer: moves the layers up to the watched one; the paper's is ``adam(1e-5)``.
-        width: d; with hidden, small, large and layer, of the branch of a network that comes alone.
-        hidden: units of the discriminator's hidden layer.
-        small, large: sigma_s and sigma_o, the deviations of the noise.
-        layer: the name of the layer to watch.
-        passes: how often ``prepare`` goes through its batches.
-        rate: the learning rate of ``prepare``.
         opposite: minimise -log sigmoid(-D), the test loss of the published file.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers.
         seed: of the branch's first weights, and of the noise in ``prepare``.
 
@@ -94,7 +113,7 @@ class NCTTT(Adapter):
         RuntimeError: it is called with neither a trained nor a prepared branch.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
-    >>> ncttt = NCTTT(net, layer="1")
+    >>> ncttt = NCTTT(net, options=NCTTTOptions(layer="1"))
     >>> ncttt.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> y = ncttt(torch.rand(8, 3, 8, 8))
     >>> y.shape, y.updated
@@ -114,26 +133,19 @@ class NCTTT(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = adam(1e-5),  # noqa: B008 - a frozen value
-        width: int = 16,
-        hidden: int = 64,
-        small: float = 0.1,
-        large: float = 0.5,
-        layer: str | None = None,
-        passes: int = 10,
-        rate: float = 1e-2,
         opposite: bool = False,
+        options: NCTTTOptions = NCTTTOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        self.optimizer, self.width, self.hidden = optimizer, width, hidden
-        self.small, self.large, self.layer = small, large, layer
-        self.passes, self.rate, self.opposite, self.norm = passes, rate, opposite, norm
+        self.optimizer, self.opposite, self.options, self.norm = optimizer, opposite, options, norm
+        o = options
         self.branch, self._taps = joined(
             self.model,
             NoiseDiscriminator,
-            (layer,) if layer else (),
-            lambda channels: NoiseDiscriminator(channels[0], width, hidden, small, large),
+            (o.layer,) if o.layer else (),
+            lambda channels: NoiseDiscriminator(channels[0], o.width, o.hidden, o.small, o.large),
             seed,
         )
         self.source = "data" if self.branch.learned else "none"
@@ -141,7 +153,8 @@ class NCTTT(Adapter):
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
         if self.branch.learned:
-            self.branch.teach(self.model, self._taps, batches, self.passes, self.rate, self.seed)
+            passes, rate = self.options.passes, self.options.rate
+            self.branch.teach(self.model, self._taps, batches, passes, rate, self.seed)
 
     def step(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         self.branch.demand("NCTTT")

@@ -29,8 +29,9 @@ Departures:
     The published code warms up on 50,000 source images; this on ``warm_up`` passes over what ``prepare`` is shown (the
     rate rising linearly, the loss S between student and teacher). What it left is birth, and a part of the state.
     The published views change all images alike (``augment=partial(katana, alike=True)``); here each draws for itself.
-    Published code step by step, up to the draws: ``RMT(model, replay=n, shuffle=False, ensemble="sum")`` (CIFAR; ImageNet with
-    ``sgd(1e-2)``) prepared with labelled batches; for DomainNet-126 it has no projection (``outputs=None``).
+    Published code step by step, up to the draws: ``RMT(model, options=RMTOptions(replay=n, shuffle=False, ensemble="sum"))``
+    (CIFAR; ImageNet with ``sgd(1e-2)``) prepared with labelled batches; for DomainNet-126 it has no projection
+    (``projection=None``).
 
 Cost: four forwards, three backwards; without replay three and two. ``cost`` counts replayed batches of the size of the test
 batch. ``prepare`` costs one forward a batch, and with every pass two more and a backward.
@@ -41,6 +42,7 @@ Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Grad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
@@ -60,7 +62,7 @@ from testtime.parts.views import preserving
 from testtime.source.branches import labelled_images_of, labels_or_predictions
 from testtime.source.rmt import SourceReplay, projector
 
-__all__ = ["RMT", "attract"]
+__all__ = ["RMT", "RMTOptions", "attract"]
 
 __getattr__ = renamed(
     __name__,
@@ -100,6 +102,38 @@ def symmetric(z: Tensor, other: Tensor) -> Tensor:
 
 
 @final
+@dataclass(frozen=True)
+class RMTOptions:
+    """Settings of RMT that are rarely changed.
+
+    Args:
+        replay: how many source images are held.
+        shuffle: whether source images are replayed in a random order, as many as a batch has; otherwise the batches of
+            ``prepare`` are replayed one after the other, of which the first ``replay`` images are held.
+        ensemble: whether the answer is the "mean" of the two logits, or their "sum".
+        warm_up: passes over the source in ``prepare`` before the first batch.
+        head: the name of the linear head; the last linear layer unless given.
+
+    Raises:
+        ValueError: replay is below 1, or ensemble is neither "mean" nor "sum".
+    """
+
+    replay: int = 2048
+    shuffle: bool = True
+    ensemble: Literal["mean", "sum"] = "mean"
+    warm_up: int = 1
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.replay < 1:
+            raise ValueError(
+                f"replay counts the source images that are held and is at least 1, got {self.replay}; lambda_ce=0 holds none"
+            )
+        if self.ensemble not in ("mean", "sum"):
+            raise ValueError(f"ensemble is 'mean' or 'sum', got {self.ensemble!r}")
+
+
+@final
 class RMT(Adapter):
     """A mean teacher with a symmetric loss, held near the source by its prototypes and by replay.
 
@@ -112,20 +146,15 @@ class RMT(Adapter):
         lambda_cl: the weight of the contrastive loss.
         lambda_ce: the weight of the replayed source; 0 holds no source images.
         temperature: tau.
-        outputs: of the projection; None for none.
+        projection: number of outputs of the projection; None for no projection.
         decay: beta, the weight of the past in the teacher.
-        replay: how many source images are held.
-        shuffle: whether source images are replayed in a random order, as many as a batch has; otherwise the batches of
-            ``prepare`` are replayed one after the other, of which the first ``replay`` images are held.
-        ensemble: whether the answer is the "mean" of the two logits, or their "sum".
-        warm_up: passes over the source in ``prepare`` before the first batch.
         augment: makes a view within the model's invariances.
-        head: the name of the linear head; the last linear layer unless given.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views, of the replay and of the projection's first weights.
 
     Raises:
-        ValueError: the model has no linear head, replay is below 1, or ensemble is neither "mean" nor "sum".
+        ValueError: the model has no linear head.
         RuntimeError: it is called before ``prepare``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -151,41 +180,26 @@ class RMT(Adapter):
         lambda_cl: float = 1.0,
         lambda_ce: float = 1.0,
         temperature: float = 0.1,
-        outputs: int | None = 128,
+        projection: int | None = 128,
         decay: float = 0.999,
-        replay: int = 2048,
-        shuffle: bool = True,
-        ensemble: Literal["mean", "sum"] = "mean",
-        warm_up: int = 1,
         augment: Augmentation = katana,
-        head: str | None = None,
+        options: RMTOptions = RMTOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        if replay < 1:
-            raise ValueError(
-                f"replay counts the source images that are held and is at least 1, got {replay}; lambda_ce=0 holds none"
-            )
-        if ensemble not in ("mean", "sum"):
-            raise ValueError(f"ensemble is 'mean' or 'sum', got {ensemble!r}")
-        self.optimizer, self.lambda_cl, self.lambda_ce, self.temperature = (
-            optimizer,
-            lambda_cl,
-            lambda_ce,
-            temperature,
-        )
-        self.outputs, self.decay, self.replay, self.warm_up = outputs, decay, replay, warm_up
-        self.shuffle, self.ensemble, self.head, self.norm = shuffle, ensemble, head, norm
+        self.optimizer, self.lambda_cl, self.lambda_ce = optimizer, lambda_cl, lambda_ce
+        self.temperature, self.projection, self.decay = temperature, projection, decay
+        self.options, self.norm = options, norm
         self.augment = preserving(augment, self.model)
         if not lambda_ce:
             self.cost = (3, 2)
         self.anchor = share(self.model)
-        network, wide = list(self.model.parameters()), linear_head(self.model, head)[1].in_features
-        self._tap = head_tap(self.model, head)
+        network, wide = list(self.model.parameters()), linear_head(self.model, options.head)[1].in_features
+        self._tap = head_tap(self.model, options.head)
         dtype = torch.promote_types(network[0].dtype, torch.float32)
         # Beside the network, so that the optimizer moves both and the state names both.
-        beside = projector(wide, outputs, seed).to(network[0].device, dtype)
+        beside = projector(wide, projection, seed).to(network[0].device, dtype)
         self.model.add_module("projector", beside)
         self.adapt([*network, *beside.parameters()], optimizer)
         self.teacher = Teacher(self.model, network, decay)
@@ -201,12 +215,12 @@ class RMT(Adapter):
         label = labels_or_predictions(labels, logits)
         self.of_source.learn(label, logits.shape[1], torch.cat([z for _, z in seen]))
         order = torch.arange(len(label))
-        if self.shuffle:
+        if self.options.shuffle:
             order = torch.randperm(len(label), generator=generator(self.seed, 0, "replay"))
-        self.of_source.hold(images, label, order[: self.replay if self.lambda_ce else 0])
+        self.of_source.hold(images, label, order[: self.options.replay if self.lambda_ce else 0])
         assert self._optimizer is not None
         rates = [group["lr"] for group in self._optimizer.param_groups]
-        lessons = images * self.warm_up
+        lessons = images * self.options.warm_up
         for i, x in enumerate(lessons, 1):
             for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * i / len(lessons)
@@ -234,7 +248,7 @@ class RMT(Adapter):
         return logits, z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _together(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return student + teacher if self.ensemble == "sum" else (student + teacher) / 2
+        return student + teacher if self.options.ensemble == "sum" else (student + teacher) / 2
 
     def _look(self, x: Tensor) -> Tensor:
         return self._together(self.model(x), self.teacher(x))
@@ -242,7 +256,7 @@ class RMT(Adapter):
     def _drawn(self, batch: int) -> Tensor | list[int]:
         """The indices of the source images to replay in this step."""
         source, clock = self.of_source, int(self.clock)
-        if self.shuffle:
+        if self.options.shuffle:
             return epochs(len(source.images), batch, self.seed, clock)
         return (source.batch == clock % (int(source.batch.max()) + 1)).nonzero().flatten()
 

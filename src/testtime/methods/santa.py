@@ -24,7 +24,7 @@ Departures:
     The published views change all images alike (``augment=partial(katana, alike=True)``); here each draws for itself.
     That code step by step, up to the draws: ``SANTA(model)`` (CIFAR, batches of 200), ``SANTA(model, sgd(1e-2,
     nesterov=True))`` (ImageNet, batches of 64) prepared with labelled batches; for DomainNet-126 it has no projection
-    (``outputs=None``).
+    (``projection=None``).
 
 Cost: three forwards, two backwards. ``prepare`` costs one forward a batch, once.
 
@@ -68,7 +68,7 @@ class SANTA(Adapter):
         lambda_sa: the weight of source anchoring.
         lambda_ta: the weight of target alignment.
         temperature: tau.
-        outputs: of the projection; None for none.
+        projection: number of outputs of the projection; None for no projection.
         augment: makes a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
@@ -106,7 +106,7 @@ class SANTA(Adapter):
         lambda_sa: float = 1.0,
         lambda_ta: float = 1.0,
         temperature: float = 0.1,
-        outputs: int | None = 128,
+        projection: int | None = 128,
         augment: Augmentation = katana,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
@@ -119,14 +119,14 @@ class SANTA(Adapter):
             lambda_ta,
             temperature,
         )
-        self.outputs, self.head, self.norm = outputs, head, norm
+        self.projection, self.head, self.norm = projection, head, norm
         self.augment = preserving(augment, self.model)
         self.origin = share(self.model)
         affine, linear = norm_affine(self.model), linear_head(self.model, head)[1]
         self._tap = head_tap(self.model, head)
         dtype = torch.promote_types(linear.weight.dtype, torch.float32)
         # Beside the network, so that the optimizer moves both and the state names both.
-        beside = projector(linear.in_features, outputs, seed).to(linear.weight.device, dtype)
+        beside = projector(linear.in_features, projection, seed).to(linear.weight.device, dtype)
         self.model.add_module("projector", beside)
         self.adapt([*affine, *beside.parameters()] if affine else [], optimizer)
         self.of_source = SourceReplay()

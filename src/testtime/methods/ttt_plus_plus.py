@@ -43,6 +43,7 @@ Representations, ICML 2020; Sun and Saenko, Deep CORAL, 2016.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -60,7 +61,7 @@ from testtime.parts.views import preserving
 from testtime.source.branches import images_of, joined, upstream
 from testtime.source.ttt_plus_plus import ContrastiveBranch, contrastive
 
-__all__ = ["FeatureQueue", "SourceMoments", "TTTPlusPlus"]
+__all__ = ["FeatureQueue", "SourceMoments", "TTTPlusPlus", "TTTPlusPlusOptions"]
 
 
 def covariance(z: Tensor) -> Tensor:
@@ -150,6 +151,26 @@ class FeatureQueue(Stateful):
 
 
 @final
+@dataclass(frozen=True)
+class TTTPlusPlusOptions:
+    """Settings of TTTPlusPlus that are rarely changed.
+
+    Args:
+        layer: the name of the layer that gives the features, for a network that comes alone; unless named, it is the encoder
+            of a multi-task network, or what a classifier's head is given.
+        projection, temperature: number of outputs and temperature of the branch of a network that comes alone.
+        passes: how often ``prepare`` shows its pairs of views to that branch.
+        rate: the learning rate of ``prepare``.
+    """
+
+    layer: str | None = None
+    projection: int = 128
+    temperature: float = 0.5
+    passes: int = 10
+    rate: float = 1e-3
+
+
+@final
 class TTTPlusPlus(Adapter):
     """Keep learning to tell images apart, and hold the features' mean and covariance to the source's.
 
@@ -160,11 +181,7 @@ class TTTPlusPlus(Adapter):
         scale_con, scale_ext, scale_ssh: lambda of the contrastive loss, of the features, and of the projections.
         queue: how many features of past images count in mean and covariance.
         augment: draws a view within the model's invariances.
-        layer: the name of the layer that gives the features, for a network that comes alone; unless named, it is the encoder
-            of a multi-task network, or what a classifier's head is given.
-        outputs, temperature: of the branch of a network that comes alone.
-        passes: how often ``prepare`` shows its pairs of views to that branch.
-        rate: the learning rate of ``prepare``.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers.
         seed: of the views and of the branch's first weights.
 
@@ -200,29 +217,19 @@ class TTTPlusPlus(Adapter):
         scale_ssh: float = 0.2,
         queue: int = 1280,
         augment: Augmentation = simclr,
-        layer: str | None = None,
-        outputs: int = 128,
-        temperature: float = 0.5,
-        passes: int = 10,
-        rate: float = 1e-3,
+        options: TTTPlusPlusOptions = TTTPlusPlusOptions(),
         norm: Callable[[nn.Module], nn.Module] = running_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        self.optimizer, self.scale_con, self.scale_ext, self.scale_ssh = (
-            optimizer,
-            scale_con,
-            scale_ext,
-            scale_ssh,
-        )
-        self.queue, self.layer, self.outputs = queue, layer, outputs
+        self.optimizer, self.scale_con, self.scale_ext = optimizer, scale_con, scale_ext
+        self.scale_ssh, self.queue, self.options, self.norm = scale_ssh, queue, options, norm
         self.augment = preserving(augment, self.model)
-        self.temperature, self.passes, self.rate, self.norm = temperature, passes, rate, norm
         self.branch, self._taps = joined(
             self.model,
             ContrastiveBranch,
-            [layer] if layer else [],
-            lambda widths: ContrastiveBranch(widths[0], outputs, temperature),
+            [options.layer] if options.layer else [],
+            lambda widths: ContrastiveBranch(widths[0], options.projection, options.temperature),
             seed,
         )
         self.source = "data" if self.branch.learned else "statistics"
@@ -237,8 +244,9 @@ class TTTPlusPlus(Adapter):
         if self.branch.learned:
             with observing(self.model):
                 pairs = [self.branch.pool(self._views(x, f"source {i}")) for i, x in enumerate(images)]
+            passes, rate = self.options.passes, self.options.rate
             with torch.enable_grad():
-                self.branch.fit(pairs, lambda z, _: self._apart(z), self.passes, self.rate, self.seed)
+                self.branch.fit(pairs, lambda z, _: self._apart(z), passes, rate, self.seed)
         seen = [self.branch.pool(watched(self.model, self._taps, x)[1][0]) for x in images]
         self.features.update(seen)
         self.projections.update([self.branch(z) for z in seen])

@@ -31,9 +31,10 @@ Departures:
     Linear layers inside torch's own attention, whose code goes around them, are left out.
     The published code runs dropout in the student; this leaves it off. Its views change all images alike
     (``augment=partial(katana, alike=True)``); here each draws for itself.
-    Published code step by step, up to the layers, dropout and the draws: ``ViDA(train_vida(model, batches),
-    allotment="released", restoration=0.01)`` (CIFAR-10, batches of 40, images of 384 pixels), with ``optimizer=adam(3e-4),
-    adapter_rate=1/300`` (CIFAR-100, of 50), ``optimizer=sgd(5e-7), adapter_rate=0.4, adapter_decay=0.8`` (ImageNet, of 50).
+    Published code step by step, up to the layers, dropout and the draws: ``ViDA(train_vida(model, batches), options=o)`` with
+    ``o = ViDAOptions(allotment="released", restoration=0.01)`` (CIFAR-10, batches of 40, images of 384 pixels), with
+    ``adam(3e-4)`` and ``adapter_rate=1/300`` (CIFAR-100, of 50), ``sgd(5e-7)``, ``adapter_rate=0.4`` and
+    ``adapter_decay=0.8`` (ImageNet, of 50).
 
     By-passes of ungrouped layers are added to the layer's weight before it meets an image, which is the same function.
 
@@ -46,6 +47,7 @@ Adaptation, ICLR 2024.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
@@ -62,7 +64,7 @@ from testtime.parts.restoration import restore_at_random
 from testtime.parts.views import preserving
 from testtime.source.vida import domain_adapters, with_adapters
 
-__all__ = ["ViDA"]
+__all__ = ["ViDA", "ViDAOptions"]
 
 __getattr__ = renamed(
     __name__,
@@ -74,29 +76,54 @@ __getattr__ = renamed(
 
 
 @final
+@dataclass(frozen=True)
+class ViDAOptions:
+    """Settings of ViDA that are rarely changed.
+
+    Args:
+        adapter_rate: the learning rate of the adapters, as a multiple of the others'.
+        scale: rho, of the variance; the published code's.
+        adapter_decay: weight of the past in the adapters of the teacher.
+        allotment: "paper", both weights are set and the views are seen under weights of 1; or "released", the published code:
+            the low-rank weight alone is set, and the views are seen under that of the batch before.
+        restoration: chance of a weight to return to the source after a step.
+        layers: the names of the layers with adapters; None for every linear layer but the head, or every convolution.
+
+    Raises:
+        ValueError: there is no such allotment.
+    """
+
+    adapter_rate: float = 0.1
+    adapter_decay: float = 0.999
+    scale: float = 0.1
+    allotment: Literal["paper", "released"] = "paper"
+    restoration: float = 0.0
+    layers: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.allotment not in ("paper", "released"):
+            raise ValueError(f"allotment is 'paper' or 'released', got {self.allotment!r}")
+
+
+@final
 class ViDA(Adapter):
     """Adapters of low and of high rank beside the layers, weighed by how unsure the teacher is.
 
     Args:
         model: any classifier; one of ``train_vida`` brings its adapters along.
         optimizer: moves all parameters; ``adam(1e-4)`` (CIFAR-10), ``adam(3e-4)`` (CIFAR-100), ``sgd(5e-7)`` (ImageNet).
-        adapter_rate: the learning rate of the adapters, as a multiple of the others'.
         low_rank, high_rank: r and R; a network that brings its adapters along has its own.
         views: V, how many random views the teacher sees.
         threshold: u_0, the uncertainty from which on the domain's own adapter counts more; 0.2 in the published class, 0.05
             in its CIFAR command.
-        scale: rho, of the variance; the published code's.
-        decay, adapter_decay: the weight of the past in the teacher's network and in its adapters.
-        allotment: "paper", both weights are set and the views are seen under weights of 1; or "released", the published code:
-            the low-rank weight alone is set, and the views are seen under that of the batch before.
-        restoration: chance of a weight to return to the source after a step.
+        decay: weight of the past in the network of the teacher.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
-        layers: the names of the layers with adapters; None for every linear layer but the head, or every convolution.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views and of the adapters' first weights.
 
     Raises:
-        ValueError: views is below 2, there is no such allotment, or as ``with_adapters``.
+        ValueError: views is below 2, or as ``with_adapters``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> vida = ViDA(net, views=2, high_rank=8)
@@ -122,45 +149,32 @@ class ViDA(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = adam(1e-4),  # noqa: B008 - a frozen value
-        adapter_rate: float = 0.1,
         low_rank: int = 1,
         high_rank: int = 128,
         views: int = 10,
         threshold: float = 0.2,
-        scale: float = 0.1,
         decay: float = 0.999,
-        adapter_decay: float = 0.999,
-        allotment: Literal["paper", "released"] = "paper",
-        restoration: float = 0.0,
         augment: Augmentation = katana,
-        layers: Sequence[str] | None = None,
+        options: ViDAOptions = ViDAOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         if views < 2:
             raise ValueError(f"a variance over views needs at least 2 of them, got {views}")
-        if allotment not in ("paper", "released"):
-            raise ValueError(f"allotment is 'paper' or 'released', got {allotment!r}")
         super().__init__(norm(model), seed)
-        self.optimizer, self.adapter_rate, self.low_rank, self.high_rank = (
-            optimizer,
-            adapter_rate,
-            low_rank,
-            high_rank,
-        )
-        self.views, self.threshold, self.scale = views, threshold, scale
+        self.optimizer, self.low_rank, self.high_rank, self.views = optimizer, low_rank, high_rank, views
+        self.threshold, self.decay, self.options, self.norm = threshold, decay, options, norm
         self.augment = preserving(augment, self.model)
-        self.decay, self.adapter_decay, self.layers, self.norm = decay, adapter_decay, layers, norm
-        self.allotment, self.restoration, self.cost = allotment, restoration, (2 + views, 1)
+        self.cost = (2 + views, 1)
         if not domain_adapters(self.model):
-            with_adapters(self.model.get_submodule("network"), low_rank, high_rank, layers, seed)
+            with_adapters(self.model.get_submodule("network"), low_rank, high_rank, options.layers, seed)
         layers_own = {id(p) for m in domain_adapters(self.model) for p in m.layer.parameters()}
         own = {id(p) for m in domain_adapters(self.model) for p in m.parameters()} - layers_own
-        self.anchor = share(self.model) if restoration else None
-        self.adapt(self.model.parameters(), lambda ps: _two_rates(optimizer(ps), own, adapter_rate))
+        self.anchor = share(self.model) if options.restoration else None
+        self.adapt(self.model.parameters(), lambda ps: _two_rates(optimizer(ps), own, options.adapter_rate))
         self.teacher = Teacher(self.model, self._adapted, decay)
-        self._decays = [adapter_decay if id(p) in own else decay for p in self.teacher.student]
-        if allotment == "released":
+        self._decays = [options.adapter_decay if id(p) in own else decay for p in self.teacher.student]
+        if options.allotment == "released":
             like = self._adapted[0]
             wide = torch.promote_types(like.dtype, torch.float32)
             self.register_buffer(
@@ -169,14 +183,14 @@ class ViDA(Adapter):
 
     def _allot(self, x: Tensor) -> float:
         """Set the weights of the adapters by the teacher's views of x, and give that of low rank."""
-        released = self.allotment == "released"
+        released = self.options.allotment == "released"
         self._weigh(float(self.low) if released else 1.0, 1.0)
         seen = []
         for i in range(self.views):
             view = self.augment(x, generator(self.seed, int(self.clock), f"view {i}", x.device))
             z = self.teacher(view)
             seen.append(z.to(torch.promote_types(z.dtype, torch.float32)))
-        u = self.scale * float(torch.stack(seen).var(dim=0).mean())
+        u = self.options.scale * float(torch.stack(seen).var(dim=0).mean())
         sign = 1 if u >= self.threshold else -1
         self._weigh(1 - sign * u, 1.0 if released else 1 + sign * u)
         return 1 - sign * u
@@ -201,8 +215,8 @@ class ViDA(Adapter):
                 average.lerp_(p, 1 - decay)
         if self.anchor is not None:
             source = list(self.anchor.parameters())
-            restore_at_random(self._adapted, source, self.restoration, self.seed, int(self.clock))
-        if self.allotment == "released":
+            restore_at_random(self._adapted, source, self.options.restoration, self.seed, int(self.clock))
+        if self.options.allotment == "released":
             self.low.fill_(low)
         return teacher
 
