@@ -10,20 +10,20 @@ from testtime.errors import DataError
 __all__ = ["IGNORE", "class_labels"]
 
 IGNORE = 255
-"""The class of a pixel whose class is not known."""
+"""Label of a pixel of unknown class."""
 
 
 def class_labels(values: ArrayLike, count: int, classes: int, name: str) -> NDArray[np.int64]:
-    """Return labels as int64 (N,), after a check that each is the number of a class, or -1 for unknown.
+    """Check that labels are class indices, or -1 for unknown, and return them as int64 (N,).
 
     Args:
-        values: the labels; floats are taken if they are whole numbers.
-        count: N.
+        values: labels (N,), integers or floats with integer values.
+        count: number of labels N.
         classes: number of classes.
-        name: name of what is labelled, for the message.
+        name: name of the data set or file, for the message.
 
     Raises:
-        DataError: if there are not N labels, they are not whole numbers, or one is that of no class.
+        DataError: the number of labels differs from N, or a label is not an integer in [-1, classes).
 
     >>> class_labels([1.0, -1.0], 2, 2, "digits")
     array([ 1, -1])

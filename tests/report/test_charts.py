@@ -5,8 +5,10 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 
@@ -134,6 +136,18 @@ def test_labels_of_a_scatter_cover_no_label_and_no_point(which: int) -> None:
         assert not [d for d in dots if box[0] < d[0] < box[2] and box[1] < d[1] < box[3]], name
     # Each point that has no label still has its figures.
     assert len(dots) == len(points)
+
+
+def test_thousands_of_points_are_drawn_in_seconds() -> None:
+    points = [Point(f"p{i}", i % 71, (i * i) % 89) for i in range(2999)]
+    points.append(Point("far", 100.0, 10.0, 0, 1))
+    begin = time.perf_counter()
+    chart = scatter(points, title="t", x="x", y="y")
+    assert time.perf_counter() - begin < 30
+    assert len([e for e, _, _ in elements(chart) if e.tag == "path"]) == 3000
+    assert "far" in texts(chart)
+    assert chart is not None
+    assert sum(len(drawing[0]) for drawing in chart.drawings) < 1_000_000
 
 
 @pytest.mark.parametrize("bars", [False, True])
@@ -286,9 +300,11 @@ def test_drawings_are_the_same_every_time() -> None:
 def test_the_specifications_follow_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     real, seen = drawing.Layers.specification, []
 
-    def checked(self: drawing.Layers, *args: object) -> object:
-        seen.append(1)
-        return real(self, *args, validate=True)  # type: ignore[arg-type]
+    def checked(self: drawing.Layers, size: drawing.Size, width: float, height: object) -> dict[str, Any]:
+        found = real(self, size, width, height)
+        drawing.altair().LayerChart.from_dict(found, validate=True)
+        seen.append(found)
+        return found
 
     monkeypatch.setattr(drawing.Layers, "specification", checked)
     line_chart(
@@ -317,13 +333,48 @@ def test_importing_the_package_loads_no_chart_library() -> None:
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     drawing.altair.cache_clear()
     monkeypatch.setattr(errors, "_installed", lambda module: module != "vl_convert")
-    with pytest.raises(ImportError, match=r"vl.convert.* comes with testtime\[report\]: pip install"):
+    with pytest.raises(
+        ImportError,
+        match=r"vl-convert-python is not installed; it comes with testtime\[report\]: pip install",
+    ):
         row_chart(ROWS, title="t", x="x")
 
 
 def test_a_colour_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a colour from 0 to 6, got 7"):
         line_chart([Series("a", [0, 1], [1, 2], 7)], title="t", y="y")
+
+
+@pytest.mark.parametrize(
+    ("odd", "kept"),
+    [
+        ("\x00", ""),
+        ("\x1b[31m", "[31m"),
+        ("\x7f\x9f", ""),
+        ("\ufffe", ""),
+        ("\u2028", ""),
+        ("\udce9", ""),
+        ("\n\t", ""),
+        ("\\u0000'\"`${1}", "\\u0000'\"`${1}"),
+    ],
+)
+def test_no_name_ends_the_process(odd: str, kept: str) -> None:
+    name = f"a {odd} b"
+    drawn = [
+        row_chart([Point(name, 1.0, 0, 0, 1, name)], title=name, x=name),
+        line_chart([Series(name, [0, 1], [1, 2], 1)], title=name, y=name, x=name, x_names=[name, "c"]),
+        scatter([Point(name, 1, 1, 0, 1)], title=name, x=name, y=name, suffix=odd),
+        heat_map([name], [name], [[1.0]], title=name, down=name, across=name),
+        share_chart({name: [1.0]}, title=name, ends=(name, "c")),
+    ]
+    for chart in drawn:
+        assert " ".join(f"a {kept} b".split()) in {" ".join(text.split()) for text in texts(chart)}
+
+
+def test_places_of_names_are_found_whatever_their_size() -> None:
+    marks = [(1234567.25, "first"), (1234569.25, "second")]
+    chart = line_chart([Series("a", [1234567.25, 1234570.0], [1.0, 2.0], 1)], title="t", y="y", marks=marks)
+    assert {"first", "second"} <= texts(chart).keys()
 
 
 def test_ends_are_moved_as_little_as_needed() -> None:

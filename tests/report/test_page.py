@@ -196,6 +196,13 @@ def test_text_of_other_types_is_printed() -> None:
     assert "<dt>n</dt><dd>3</dd><dt>none</dt><dd>None</dd><dt><strong>m</strong></dt><dd>&lt;</dd>" in page
 
 
+def test_a_path_of_no_text_is_written(tmp_path: Path) -> None:
+    page = Page("t", "k", "l", [Section("a", "A", "A", [Definitions([("path", "a\udce9b")])])])
+    assert "<dd>a\N{REPLACEMENT CHARACTER}b</dd>" in write_page(tmp_path / "a.html", page).read_text(
+        encoding="utf-8"
+    )
+
+
 def test_a_chart_as_a_file(tmp_path: Path) -> None:
     chart = sample.lines()
     assert chart is not None

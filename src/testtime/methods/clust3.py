@@ -74,6 +74,7 @@ class ClusT3(Adapter):
         ValueError: a layer is not there, or gives neither feature maps nor vectors.
         RuntimeError: it is called with neither trained nor prepared projectors.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> clust3 = ClusT3(net, layers=("1",))
     >>> clust3.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source

@@ -112,6 +112,7 @@ class NCTTT(Adapter):
         ValueError: the layer is not there, or gives neither feature maps nor vectors.
         RuntimeError: it is called with neither a trained nor a prepared branch.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> ncttt = NCTTT(net, options=NCTTTOptions(layer="1"))
     >>> ncttt.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source

@@ -85,6 +85,7 @@ class TTTFlow(Adapter):
         ValueError: the layer is not there, or gives neither feature maps nor vectors of two channels at least.
         RuntimeError: it is called with neither a trained nor a prepared flow.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> ttt_flow = TTTFlow(net, layer="1")
     >>> ttt_flow.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source

@@ -12,7 +12,7 @@ from typing import Any, final
 
 from testtime.errors import need_packages
 
-__all__ = ["COLOURS", "NARROW", "SMALL", "WIDE", "Chart", "Layers", "Size", "altair", "drawn"]
+__all__ = ["COLOURS", "NARROW", "SMALL", "WIDE", "Chart", "Layers", "Size", "altair", "clean", "drawn"]
 
 COLOURS = {
     name: f"#0{place:x}0c0d"
@@ -20,6 +20,7 @@ COLOURS = {
 } | {f"k{number}": f"#1{number:x}0c0d" for number in range(1, 7)}
 """The colours that charts are drawn with, by the name of the page's CSS property that replaces each."""
 
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 POINT = re.compile(r"([ML])(-?[\d.]+),(-?[\d.]+)")
 LINES = re.compile(r"(?:[ML]-?[\d.]+,-?[\d.]+)+Z?")
@@ -160,15 +161,12 @@ class Layers:
             )
         )
 
-    def specification(
-        self, size: Size, width: float, height: object, validate: bool = False
-    ) -> dict[str, Any]:
+    def specification(self, size: Size, width: float, height: object) -> dict[str, Any]:
         """Return the specification in Vega-Lite.
 
         Args:
             size: size of the text.
             width, height: size of the plot without its axes.
-            validate: whether it is compared with the schema, which takes longer than drawing.
         """
         names = ("label", "title")
         axis: dict[str, Any] = {f"{name}Color": COLOURS["dim"] for name in names}
@@ -182,7 +180,7 @@ class Layers:
         layered = altair().LayerChart(
             layer=self._charts, width=width, height=height, background="transparent", padding=2
         )
-        found: dict[str, Any] = layered.to_dict(validate=validate)
+        found: dict[str, Any] = layered.to_dict(validate=False)  # the schema takes longer than the drawing
         return found | {"datasets": self._data, "config": config}
 
 
@@ -196,9 +194,18 @@ def drawn(draw: Callable[[Size], dict[str, Any]], small: bool) -> tuple[tuple[st
     return tuple(_svg(draw(size)) for size in ((SMALL,) if small else (WIDE, NARROW)))
 
 
+def clean(value: Any) -> Any:
+    """Return a value of JSON with spaces for what no drawing can hold; vl-convert ends the process at a NUL in a name."""
+    if isinstance(value, Mapping):
+        return {key: clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return UNSAFE.sub(" ", value) if isinstance(value, str) else value
+
+
 def _svg(specification: Mapping[str, Any]) -> tuple[str, float, float]:
     altair()
-    text = import_module("vl_convert").vegalite_to_svg(dict(specification))
+    text = import_module("vl_convert").vegalite_to_svg(clean(specification))
     root = ElementTree.fromstring(text)
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     _clean(root)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from testtime.report.axes import quoted
 from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
 from testtime.report.labels import text_width
 from testtime.report.words import show
@@ -54,23 +54,16 @@ def heat_map(
         return None
     top = high if high is not None else max(map(abs, known)) if diverging else max(known)
     bottom = 0.0 if diverging else min(known) if low is None else low
-    span = (top - bottom) or 1.0
-    cells: list[dict[str, Any]] = [
-        {
-            "column": j,
-            "row": i,
-            "opacity": 0.08 + 0.92 * min(1.0, max(0.0, ((abs(v) if diverging else v) - bottom) / span)),
-            "c": COLOURS["cold" if diverging and v < 0 else "heat"],
-            "name": f"{rows[i]}, {columns[j]}: {show(v, places)}",
-        }
-        for i, line in enumerate(values)
-        for j, v in enumerate(line)
-        if math.isfinite(v)
-    ]
-    numbers = [
-        {"column": c["column"], "row": c["row"], "t": show(values[c["row"]][c["column"]], places)}
-        for c in cells
-    ]
+    cells = [(i, j, v) for i, line in enumerate(values) for j, v in enumerate(line) if math.isfinite(v)]
+    printed = [show(v, places) for _, _, v in cells]
+    told = [f"{rows[i]}, {columns[j]}: {text}" for (i, j, _), text in zip(cells, printed, strict=True)]
+
+    def mark(index: int) -> dict[str, object]:
+        i, j, v = cells[index]
+        share = min(1.0, max(0.0, ((abs(v) if diverging else v) - bottom) / ((top - bottom) or 1.0)))
+        tint = COLOURS["cold" if diverging and v < 0 else "heat"]
+        found = {"column": j, "row": i, "opacity": 0.08 + 0.92 * share, "c": tint}
+        return found | ({"name": told[index]} if len(cells) <= MANY else {})
 
     def draw(size: Size) -> dict[str, Any]:
         alt, font = altair(), size.font - 1
@@ -80,29 +73,20 @@ def heat_map(
         tilted = max(text_width(name, font) for name in columns) > wide - 4
         turned = {"labelAngle": -50, "labelAlign": "left"} if tilted else {"labelAngle": 0}
         gap = alt.Scale(padding=0.03)
-        place = {
-            "x": alt.X(
-                "column:O", axis=_axis(columns, orient="top", title=across or None, **turned), scale=gap
-            ),
-            "y": alt.Y(
-                "row:O", axis=_axis(rows, title=down or None, labelLimit=beside, minExtent=beside), scale=gap
-            ),
-        }
+        x_axis = _axis(columns, orient="top", title=across or None, **turned)
+        y_axis = _axis(rows, title=down or None, labelLimit=beside, minExtent=beside)
+        place = {"x": alt.X("column:O", axis=x_axis, scale=gap), "y": alt.Y("row:O", axis=y_axis, scale=gap)}
         layers = Layers()
-        shown = cells if len(cells) <= MANY else [{k: v for k, v in c.items() if k != "name"} for c in cells]
-        layers.add("rect", shown, place)
-        if max(text_width(str(number["t"]), font) for number in numbers) <= wide - 3 and size.font <= high:
+        layers.add("rect", [mark(index) for index in range(len(cells))], place)
+        if max(text_width(text, font) for text in printed) <= wide - 3 and size.font <= high:
+            numbers = [{"column": j, "row": i, "t": t} for (i, j, _), t in zip(cells, printed, strict=True)]
             layers.add("text", numbers, place, color=COLOURS["ink"], fontSize=font)
         return layers.specification(size, wide * len(columns), high * len(rows))
 
-    listed = (
-        "; ".join(cell["name"] for cell in cells)
-        if len(cells) <= 400
-        else f"{len(rows)} x {len(columns)} values"
-    )
+    listed = "; ".join(told) if len(cells) <= 400 else f"{len(rows)} x {len(columns)} values"
     return Chart(title, description or listed, drawn(draw, small))
 
 
 def _axis(names: Sequence[str], **options: Any) -> Any:
-    text = f"{json.dumps(list(names))}[datum.value]"
+    text = f"{quoted(list(names))}[datum.value]"
     return altair().Axis(grid=False, labelExpr=text, labelOverlap=False, **options)

@@ -79,15 +79,14 @@ def place_labels(
 
     Args:
         points: places of the points, in pixels, the most important first.
-        names: their labels.
-        farthest: longest distances of the labels.
+        names, farthest: labels of the first points, and their longest distances.
         taken: boxes that no label may cover, beside the points themselves.
         frame: box that holds all labels.
         font: size of the text.
     """
     boxes = [*taken, *((x - 6, y - 6, x + 6, y + 6) for x, y in points)]
     found = []
-    for index, (point, name) in enumerate(zip(points, names, strict=True)):
+    for index, (point, name) in enumerate(zip(points, names, strict=False)):
         size = text_width(name, font, bold=True), 1.1 * font
         places = (
             _beside(point, size, reach, side)
@@ -119,12 +118,13 @@ def _free(point: tuple[float, float], box: Box, taken: Sequence[Box], frame: Box
     """Whether a label is inside the frame, and neither it nor its leader line covers anything but its own point."""
     if box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]:
         return False
+    if any(_meet(box, other) for other in taken):
+        return False
     near = _nearest(point, box)
-    line = _pieces(point, near) if math.dist(point, near) > LEADER else []
-    others = [other for other in taken if not _meet((*point, *point), other)] if line else ()
-    return not any(_meet(box, other) for other in taken) and not any(
-        _meet(a, b) for a in line for b in others
-    )
+    if math.dist(point, near) <= LEADER:
+        return True
+    others = [other for other in taken if not _meet((*point, *point), other)]
+    return not any(_meet(piece, other) for piece in _pieces(point, near) for other in others)
 
 
 def _nearest(point: tuple[float, float], box: Box) -> tuple[float, float]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from testtime.report.axes import NAMED, colour, padded, scale, x_axis, y_axis
+from testtime.report.axes import NAMED, colour, padded, quoted, scale, x_axis, y_axis
 from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
 from testtime.report.labels import spread_out, text_width
 from testtime.report.words import show
@@ -203,7 +202,7 @@ def share_chart(
         alt, width = altair(), 300
         layers = Layers()
         top = max([1e-9, *(value for values in shares.values() for value in values)])
-        text = f"datum.value ? {json.dumps(ends[1])} : {json.dumps(ends[0])}"
+        text = f"datum.value ? {quoted(ends[1])} : {quoted(ends[0])}"
         axis = alt.Axis(title=None, grid=False, values=[0, bins], labelFlush=True, labelExpr=text)
         place = {
             "x": alt.X("x:Q", scale=scale(0, bins), axis=axis),

@@ -9,11 +9,12 @@ from typing import Any, final
 
 from testtime.report.axes import NAMED, colour, log_ticks, padded, scale, x_axis, y_axis
 from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
-from testtime.report.labels import place_labels, text_width
+from testtime.report.labels import Label, place_labels, text_width
 from testtime.report.words import show
 
 __all__ = ["Point", "row_chart", "scatter"]
 
+LABELLED = 60  # points that may have a label, the most important ones
 QUIET_REACH = 60.0  # longest distance of the label of a grey point, in pixels
 
 
@@ -69,7 +70,8 @@ def scatter(
     known = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y) and (p.x > 0 or not logarithmic)]
     if not known:
         return None
-    told = description or "; ".join(f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known)
+    listed = [f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known]
+    told = description or ("; ".join(listed) if len(known) <= NAMED else f"{len(known)} points")
     known.sort(key=lambda p: p.colour or math.inf)
     low, high = padded([e for p in known for e in (p.y - _reach(p), p.y + _reach(p))], 0.1)
     if logarithmic:
@@ -90,35 +92,32 @@ def scatter(
         spots = [(across * (change(p.x) - change(first)), up * (high - p.y)) for p in known]
         pairs = list(zip(known, spots, strict=True))
         whiskers = [(a - 1, b - r * up, a + 1, b + r * up) for p, (a, b) in pairs if (r := _reach(p))]
-        farthest = [math.inf if p.colour else QUIET_REACH for p in known]
+        farthest = [math.inf if p.colour else QUIET_REACH for p in known[:LABELLED]]
         frame = (-2.0, -6.0, width + 8.0, height - 2.0)
-        labels = place_labels(spots, [p.name for p in known], farthest, whiskers, frame, size.font)
-        layers, white = Layers(), {"stroke": COLOURS["paper"], "strokeWidth": 1}
-        leaders = [
-            dict(zip(("px", "py", "px2", "py2"), (*spots[one.index], *one.leader), strict=True))
-            for one in labels
-            if one.leader
-        ]
-        layers.add("rule", leaders, color=COLOURS["dim"], strokeWidth=0.8, opacity=0.7)
+        labels = place_labels(spots, [p.name for p in known[:LABELLED]], farthest, whiskers, frame, size.font)
+        layers = Layers()
+        _add_leaders(layers, labels, spots)
         bounds = [(p, p.y - _reach(p), p.y + _reach(p)) for p in known if _reach(p)]
         errors = [{"x": p.x, "y": down, "y2": above, "c": colour(p.colour)} for p, down, above in bounds]
         layers.add("rule", errors, place, strokeWidth=1.6)
-        layers.add(
-            "circle", [_dot(p, suffix, len(known) <= NAMED) for p in known[::-1]], place, opacity=1, **white
-        )
-        for one in labels:
-            point = known[one.index]
-            text = {
-                "px": one.x,
-                "py": one.y,
-                "t": point.name,
-                "c": colour(point.colour) if point.colour else COLOURS["dim"],
-            }
-            weight = "bold" if point.colour else "normal"
-            layers.add("text", [text], align="left", baseline="middle", fontWeight=weight)
+        dots = [_dot(p, suffix, len(known) <= NAMED) for p in known[::-1]]
+        layers.add("circle", dots, place, opacity=1, stroke=COLOURS["paper"], strokeWidth=1)
+        for weight, tint in (("normal", lambda _: COLOURS["dim"]), ("bold", colour)):
+            chosen = [
+                (one, p) for one in labels if bool((p := known[one.index]).colour) == (weight == "bold")
+            ]
+            texts = [{"px": one.x, "py": one.y, "t": p.name, "c": tint(p.colour)} for one, p in chosen]
+            layers.add("text", texts, align="left", baseline="middle", fontWeight=weight)
         return layers.specification(size, width, height)
 
     return Chart(title, told, drawn(draw, small))
+
+
+def _add_leaders(layers: Layers, labels: Sequence[Label], spots: Sequence[tuple[float, float]]) -> None:
+    """Lines between points and labels that are not beside them."""
+    ends = [(*spots[one.index], *one.leader) for one in labels if one.leader]
+    lines = [dict(zip(("px", "py", "px2", "py2"), end, strict=True)) for end in ends]
+    layers.add("rule", lines, color=COLOURS["dim"], strokeWidth=0.8, opacity=0.7)
 
 
 def _reach(point: Point) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -18,6 +19,9 @@ from testtime.report.markup import Markup, plain
 __all__ = ["page_html", "write_chart", "write_page"]
 
 
+UNSAFE_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+
+
 def page_html(page: Page) -> str:
     """Return the HTML of a page.
 
@@ -32,14 +36,10 @@ def page_html(page: Page) -> str:
     sections = [(section, blocks) for section in page.sections if (blocks := _shown(section.blocks))]
     numbers = count(1)
     template = _environment().get_template("page.html")
-    return str(
-        template.render(
-            page=page,
-            lead=_shown(lead),
-            sections=sections,
-            draw=lambda chart: Markup(chart.svg(next(numbers))),
-        )
+    text: str = template.render(
+        page=page, lead=_shown(lead), sections=sections, draw=lambda chart: Markup(chart.svg(next(numbers)))
     )
+    return UNSAFE_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)  # a path may hold bytes that are no text
 
 
 def write_page(path: str | Path, page: Page) -> Path:

@@ -107,7 +107,6 @@ class Table:
         corner: name of the column of row names.
         best: whether the best of a column is bold; False for a run that is not finished.
         scale: whether shades compare the numbers of the whole table or of each column.
-        sortable: whether the rows can be sorted and filtered.
 
     Raises:
         ValueError: a row has more or fewer cells than there are columns.
@@ -120,7 +119,6 @@ class Table:
     corner: Text = ""
     best: bool = True
     scale: Literal["table", "column"] = "table"
-    sortable: bool = True
 
     def __post_init__(self) -> None:
         for row in self.rows:
