@@ -43,7 +43,7 @@ from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.norm import alpha_statistics, batch_statistics, norm_affine
 from testtime.parts import entropy, identity, katana
-from testtime.saving import PARTS, _builder, _Own
+from testtime.saving import OPTIONS, PARTS, _builder, _Own
 from testtime.wrap import Wrapper
 
 X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -284,8 +284,9 @@ def test_a_file_calls_registered_parts_only(tmp_path: Path) -> None:
     save(Tent(network()), tmp_path)
     everything = public_functions()
     assert len(everything) > 1000
-    assert set(PARTS) < everything
-    others = everything - set(PARTS) | {"os:system", "builtins:eval", "testtime.parts", ":", "torch:load"}
+    registered = {*PARTS, *OPTIONS}
+    assert registered < everything
+    others = everything - registered | {"os:system", "builtins:eval", "testtime.parts", ":", "torch:load"}
     _, metadata = read_tensors(tmp_path / "adapter.safetensors")
     description = json.loads(metadata["testtime"])
     for name in others:

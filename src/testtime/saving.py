@@ -95,32 +95,23 @@ PARTS: dict[str, Callable[..., Any]] = {
 }
 
 
-OPTIONS = (
-    *(
-        "adacontrast:AdaContrastOptions",
-        "atlas:ATLASOptions",
-        "meta_dmoe:MetaDMoEOptions",
-        "nc_ttt:NCTTTOptions",
-    ),
-    *(
-        "paf_kip:PAFKIPOptions",
-        "rmt:RMTOptions",
-        "roid:ROIDOptions",
-        "stamp:STAMPOptions",
-        "vida:ViDAOptions",
-    ),
-    "ttt_plus_plus:TTTPlusPlusOptions",
+OPTIONS = frozenset(
+    f"testtime.methods.{name}Options"
+    for name in (
+        *("adacontrast:AdaContrast", "atlas:ATLAS", "meta_dmoe:MetaDMoE", "nc_ttt:NCTTT", "paf_kip:PAFKIP"),
+        *("rmt:RMT", "roid:ROID", "stamp:STAMP", "ttt_plus_plus:TTTPlusPlus", "vida:ViDA"),
+    )
 )
-"""Options of methods that a saved state may name, by module and class; they are imported when one does."""
+"""Options of methods that a saved state may name; their modules are imported when one does."""
 
 
 def _part(name: str) -> Callable[..., Any] | None:
     """The registered part of the library with this name, "module:name"."""
-    module, _, part = name.removeprefix("testtime.methods.").partition(":")
-    if f"testtime.methods.{module}:{part}" == name and f"{module}:{part}" in OPTIONS:
-        found: Callable[..., Any] = getattr(importlib.import_module(f"testtime.methods.{module}"), part)
-        return found
-    return PARTS.get(name)
+    if name not in OPTIONS:
+        return PARTS.get(name)
+    module, _, options = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), options)
+    return found
 
 
 def save(adapter: Adapter, folder: str | Path) -> None:
