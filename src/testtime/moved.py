@@ -6,6 +6,7 @@ The one table of the package. An entry is removed one version after it came.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 import warnings
@@ -14,9 +15,11 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, final
+from typing import Any, TypeVar, cast, final
 
-__all__ = ["ARGUMENTS", "MODULES", "current_arguments", "current_name", "install", "renamed"]
+__all__ = ["ARGUMENTS", "MODULES", "current_arguments", "current_name", "install", "renamed", "takes_former"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 MODULES = {
     "testtime.bench.methods": "testtime.catalogue",
@@ -79,9 +82,13 @@ METHODS = {
     | {"outputs": "options.projection"},
     "vida:ViDA": _into_options("adapter_rate adapter_decay scale allotment restoration layers"),
 }
-ARGUMENTS = {f"testtime.methods.{name}": changed for name, changed in METHODS.items()}
-"""New name of every keyword argument that has changed, by "module:class": "" for one that is gone, "options.field" for one
-that is now a field of an options object."""
+RECIPE = "passes expert_passes aggregator_passes rate expert_rate pretrain_rate aggregator_rate inner_rate support mask"
+ARGUMENTS = {
+    **{f"testtime.methods.{name}": changed for name, changed in METHODS.items()},
+    "testtime.source.meta_dmoe:train_meta_dmoe": {name: f"recipe.{name}" for name in RECIPE.split()},
+}
+"""New name of every keyword argument that has changed, by "module:class" or "module:function": "" for one that is gone,
+"options.field" for one that is now a field of an options object."""
 
 
 def current_name(module: str) -> str:
@@ -125,7 +132,7 @@ def current_arguments(taker: Any, arguments: Mapping[str, Any], saved: bool = Fa
     """Return keyword arguments by their present names.
 
     Args:
-        taker: class that is built with them.
+        taker: class or function that takes them.
         arguments: keyword arguments as they were given.
         saved: whether they are all the arguments of a saved adapter, which does not warn.
 
@@ -157,6 +164,16 @@ def current_arguments(taker: Any, arguments: Mapping[str, Any], saved: bool = Fa
     for home, fields in moved.items():
         found[home] = dataclasses.replace(found.get(home, takes[home].default), **fields)
     return found
+
+
+def takes_former(function: F) -> F:
+    """Let a function take the keyword arguments that it had before."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **current_arguments(function, kwargs))
+
+    return cast(F, call)
 
 
 def _warn_of_argument(taker: str, old: str, new: str) -> None:

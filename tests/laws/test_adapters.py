@@ -69,7 +69,7 @@ from testtime.methods.stamp import STAMPOptions
 from testtime.methods.ttt_plus_plus import TTTPlusPlusOptions
 from testtime.multitask import Assisted, Synchronizer
 from testtime.parts import random_crop_flip
-from testtime.source.meta_dmoe import train_meta_dmoe
+from testtime.source.meta_dmoe import Recipe, train_meta_dmoe
 
 DRAWS = {"order_equivariant": "draws an augmentation for each image, by its place in the batch"}
 INTEGRATED = {"null_step": "answers with three models, one of them under source statistics (eq. 10, 11)"}
@@ -90,7 +90,7 @@ def synchronized(model: nn.Module) -> S4T:
 
 
 def distilling(model: nn.Module) -> MetaDMoE:
-    untrained = train_meta_dmoe(model, {"a": [], "b": []}, 0, 0, 0, title=None)
+    untrained = train_meta_dmoe(model, {"a": [], "b": []}, Recipe(0, 0, 0), title=None)
     return MetaDMoE(untrained, when="every")
 
 

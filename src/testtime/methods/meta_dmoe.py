@@ -196,12 +196,14 @@ class MetaDMoE(Adapter):
         domains = corrupted_domains(images, predicted, options.tasks, options.severity)
         assert self._optimizer is not None
         recipe = Recipe(
-            (options.passes,) * 3,
-            (options.rate, options.rate, options.rate / 10),
-            options.rate / 10,
-            float(self._optimizer.param_groups[0]["lr"]),
-            options.support,
-            options.mask,
+            *(options.passes,) * 3,
+            rate=options.rate / 10,
+            expert_rate=options.rate,
+            pretrain_rate=options.rate,
+            aggregator_rate=options.rate / 10,
+            inner_rate=float(self._optimizer.param_groups[0]["lr"]),
+            support=options.support,
+            mask=options.mask,
         )
         train_mixture(self.mixture, domains, recipe)
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from testtime.intake.outputs import Logits
 from testtime.intake.sharing import AtLeastFloat32, Stateful, duplicate
+from testtime.moved import takes_former
 from testtime.norm import source_statistics
 from testtime.parts import generator
 from testtime.parts.features import head_tap, with_features
@@ -215,24 +216,49 @@ class _Together:
             yield x, y, k
 
 
+@final
 @dataclass(frozen=True)
 class Recipe:
-    """How a mixture is trained: passes and rates of its three stages, and the episodes of the last."""
+    """Settings of the three stages of training.
 
-    passes: tuple[int, int, int]
-    rates: tuple[float, float, float]
-    aggregator_rate: float
-    inner_rate: float
-    support: float
-    mask: Mask
+    Args:
+        passes, expert_passes, aggregator_passes: number of passes of meta-training, of the experts and of the aggregator.
+        rate: learning rate beta of the student in meta-training.
+        expert_rate: learning rate of the experts.
+        pretrain_rate, aggregator_rate: learning rates of the aggregator, as a classifier and in meta-training; a small network
+            needs higher ones.
+        inner_rate: learning rate alpha of the step that is meta-trained; that of the adapter should be the same.
+        support: share of a batch that the student takes a step on; the loss is that of the rest.
+        mask: treatment of the domain's own expert: "drop", the published code's, leaves it out; "zero", the paper's, sets its
+            features to 0.
+        decay: factor of all learning rates after every pass.
+
+    Raises:
+        ValueError: ``mask`` is neither "drop" nor "zero".
+    """
+
+    passes: int = 10
+    expert_passes: int = 5
+    aggregator_passes: int = 5
+    rate: float = 1e-4
+    expert_rate: float = 1e-3
+    pretrain_rate: float = 3e-6
+    aggregator_rate: float = 1e-6
+    inner_rate: float = 1e-3
+    support: float = 2 / 3
+    mask: Mask = "drop"
     decay: float = 0.96
 
+    def __post_init__(self) -> None:
+        if self.mask not in ("zero", "drop"):
+            raise ValueError(f"mask is 'zero' or 'drop', got {self.mask!r}")
+
     def episodes(self) -> dict[str, Any]:
-        """What the last stage depends on, for its checkpoint."""
+        """Return what the last stage depends on, for its checkpoint."""
         return {name: getattr(self, name) for name in ("aggregator_rate", "inner_rate", "support", "mask")}
 
     def split(self, x: Tensor) -> int:
-        """How many images of a batch are the support."""
+        """Return how many images of a batch are the support."""
         n = round(self.support * len(x))
         if not 0 < n < len(x):
             raise ValueError(
@@ -242,6 +268,62 @@ class Recipe:
         return n
 
 
+@final
+class _Stage:
+    """One stage of training after another, each with a checkpoint of its own."""
+
+    def __init__(
+        self, described: Mapping[str, Any], recipe: Recipe, folder: Path | None, title: str | None
+    ) -> None:
+        self.described, self.recipe, self.folder, self.title = described, recipe, folder, title
+
+    def run(
+        self,
+        part: str,
+        passes: int,
+        rate: float,
+        batches: Collection[tuple[Any, ...]],
+        module: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        loss: Callable[..., Tensor],
+    ) -> None:
+        """Train the parameters of the groups, which require gradients meanwhile."""
+        own = [p for group in groups for p in group["params"]]
+        before = [p.requires_grad for p in own]
+        for p in own:
+            p.requires_grad_(True)
+        for _ in passes_over(
+            batches,
+            passes,
+            module,
+            torch.optim.Adam(groups, rate),
+            loss,
+            lambda done: rate * self.recipe.decay**done,
+            self.title and f"{self.title}, {part}",
+            None if self.folder is None else self.folder / f"{part}.safetensors",
+            {**self.described, "part": part, "rate": rate}
+            | (self.recipe.episodes() if part == "meta" else {}),
+        ):
+            pass
+        for p, flag in zip(own, before, strict=True):
+            p.requires_grad_(flag)
+
+
+def _after_a_step(mixture: Mixture, recipe: Recipe, x: Tensor, y: Tensor, k: int) -> Tensor:
+    """The loss of some images of domain k after a step of the student on the others, a scalar."""
+    n, encoder = recipe.split(x), dict[str, Tensor](mixture.student.encoder())
+    tokens = masked(mixture.ask(x[:n]), k, recipe.mask)
+    gradients = torch.autograd.grad(
+        mixture.distance(x[:n], tokens, encoder),
+        list(encoder.values()),
+        create_graph=True,
+        materialize_grads=True,
+    )
+    moved = {name: p - recipe.inner_rate * g for (name, p), g in zip(encoder.items(), gradients, strict=True)}
+    logits, _ = torch.func.functional_call(mixture.student, moved, (x[n:],))
+    return F.cross_entropy(logits, y[n:])
+
+
 def train_mixture(
     mixture: Mixture,
     domains: Mapping[str, Batches],
@@ -249,103 +331,58 @@ def train_mixture(
     folder: Path | None = None,
     title: str | None = None,
 ) -> None:
-    """Train experts, aggregator and student, in place."""
+    """Train experts, aggregator and student, in place.
+
+    Args:
+        mixture: student, experts in the order of the domains, and aggregator.
+        domains: labelled batches by the name of a domain.
+        recipe: settings of training.
+        folder: folder of the checkpoints; None for none.
+        title: title of the progress bars; None for none.
+    """
     described = {"kind": "train_meta_dmoe", "domains": list(domains), "seed": mixture.seed}
-
-    def run(
-        part: str,
-        stage: int,
-        batches: Collection[tuple[Any, ...]],
-        module: nn.Module,
-        groups: Sequence[dict[str, Any]],
-        loss: Callable[..., Tensor],
-    ) -> None:
-        own = [p for group in groups for p in group["params"]]
-        rate = recipe.rates[stage]
-        before = [p.requires_grad for p in own]
-        for p in own:
-            p.requires_grad_(True)
-        for _ in passes_over(
-            batches,
-            recipe.passes[stage],
-            module,
-            torch.optim.Adam(groups, rate),
-            loss,
-            lambda done: rate * recipe.decay**done,
-            title and f"{title}, {part}",
-            None if folder is None else folder / f"{part}.safetensors",
-            described | {"part": part, "rate": rate} | (recipe.episodes() if part == "meta" else {}),
-        ):
-            pass
-        for p, flag in zip(own, before, strict=True):
-            p.requires_grad_(flag)
-
+    stage, student, aggregator = _Stage(described, recipe, folder, title), mixture.student, mixture.aggregator
     for (name, batches), expert in zip(domains.items(), mixture.experts, strict=True):
-        run(
+        stage.run(
             f"expert {name}",
-            0,
+            recipe.expert_passes,
+            recipe.expert_rate,
             batches,
             expert,
             [{"params": list(expert.parameters())}],
             lambda x, y, expert=expert: F.cross_entropy(expert(x)[0], y),
         )
-    together, aggregator, student = (
-        _Together(list(domains.values()), mixture.seed),
-        mixture.aggregator,
-        mixture.student,
-    )
-    run(
+    together = _Together(list(domains.values()), mixture.seed)
+    stage.run(
         "aggregator",
-        1,
+        recipe.aggregator_passes,
+        recipe.pretrain_rate,
         together,
         aggregator,
         [{"params": list(aggregator.parameters())}],
         lambda x, y, _: F.cross_entropy(aggregator.classify(mixture.ask(x)), y),
     )
-
-    def after_a_step(x: Tensor, y: Tensor, k: int) -> Tensor:
-        n, encoder = recipe.split(x), dict[str, Tensor](student.encoder())
-        tokens = masked(mixture.ask(x[:n]), k, recipe.mask)
-        gradients = torch.autograd.grad(
-            mixture.distance(x[:n], tokens, encoder),
-            list(encoder.values()),
-            create_graph=True,
-            materialize_grads=True,
-        )
-        moved = {
-            name: p - recipe.inner_rate * g for (name, p), g in zip(encoder.items(), gradients, strict=True)
-        }
-        logits, _ = torch.func.functional_call(student, moved, (x[n:],))
-        return F.cross_entropy(logits, y[n:])
-
     within = [p for name, p in aggregator.named_parameters() if name.startswith("blocks.")]
-    run(
+    stage.run(
         "meta",
-        2,
+        recipe.passes,
+        recipe.rate,
         together,
         nn.ModuleDict({"student": student, "aggregator": aggregator}),
         [
             {"params": list(student.parameters())},
-            {"params": within, "times": recipe.aggregator_rate / recipe.rates[2]},
+            {"params": within, "times": recipe.aggregator_rate / recipe.rate},
         ],
-        after_a_step,
+        lambda x, y, k: _after_a_step(mixture, recipe, x, y, k),
     )
     mixture.taught.fill_(True)
 
 
+@takes_former
 def train_meta_dmoe(
     model: nn.Module,
     domains: Mapping[str, Batches],
-    passes: int = 10,
-    expert_passes: int = 5,
-    aggregator_passes: int = 5,
-    rate: float = 1e-4,
-    expert_rate: float = 1e-3,
-    pretrain_rate: float = 3e-6,
-    aggregator_rate: float = 1e-6,
-    inner_rate: float = 1e-3,
-    support: float = 2 / 3,
-    mask: Mask = "drop",
+    recipe: Recipe = Recipe(),
     depth: int = 1,
     heads: int = 16,
     head: str | None = None,
@@ -354,35 +391,28 @@ def train_meta_dmoe(
     folder: str | Path | None = None,
     title: str | None = "Meta-DMoE",
 ) -> Mixture:
-    """A student with experts of the source domains, meta-trained to learn from them, by Adam.
+    """Meta-train a student to learn from experts of the source domains, by Adam.
 
     First an expert for each domain, then the aggregator as a classifier over all of them, then aggregator and student
-    together through the step that the student will take. All rates fall by 4 % with every pass.
+    together through the step that the student will take.
 
     Args:
-        model: trained on all domains; experts and student begin there. It is left as it is.
+        model: network that was trained on all domains; experts and student begin there. It is left as it is.
         domains: by name, batches of images (N, C, H, W) and labels (N,); a loader that shuffles is one.
-        passes, expert_passes, aggregator_passes: of the three stages.
-        rate: beta, the learning rate of the student in meta-training.
-        expert_rate: of the experts.
-        pretrain_rate, aggregator_rate: of the aggregator, as a classifier and in meta-training; a small network wants more.
-        inner_rate: alpha, the learning rate of the step; the adapter's is to be the same.
-        support: the share of a batch that the student takes a step on; it is judged on the rest.
-        mask: what becomes of the domain's own expert: "drop", the published code's, leaves it out; "zero", the paper's, has it
-            say 0.
-        depth, heads: of the aggregator; of heads, as many as divide the features.
-        head: the name of the linear head; the last linear layer unless given.
-        norm: the policy of the BatchNorm layers while training: the one the student is to be adapted under.
-        seed: of the aggregator's first weights and of the order of the batches.
-        folder: for checkpoints after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
+        recipe: settings of training.
+        depth, heads: number of blocks and of heads of attention of the aggregator; of heads, as many as divide the features.
+        head: name of the linear head; the last linear layer unless given.
+        norm: policy of the BatchNorm layers while training: the one the student is to be adapted under.
+        seed: random seed of the aggregator's first weights and of the order of the batches.
+        folder: folder of checkpoints after every pass, from which the same call continues; None for none.
+        title: title of the progress bars; None for none.
 
     Returns:
         the student, in evaluation mode, with its experts and their aggregator.
 
     Raises:
-        ValueError: there are fewer than two domains, ``mask`` is neither, the model has no linear head, a batch is too small to
-            be parted, a loss is not finite, or a file in the folder belongs to another training.
+        ValueError: there are fewer than two domains, the model has no linear head, a batch is too small to be parted, a loss is
+            not finite, or a file in the folder belongs to another training.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     >>> lessons = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
@@ -393,20 +423,10 @@ def train_meta_dmoe(
         raise ValueError(
             f"expected at least two domains, each as labelled batches by its name, got {len(domains)}"
         )
-    if mask not in ("zero", "drop"):
-        raise ValueError(f"mask is 'zero' or 'drop', got {mask!r}")
     networks = [duplicate(model).eval().requires_grad_(False) for _ in range(1 + len(domains))]
     mixture = Mixture(networks[0], networks[1:], list(domains), depth, heads, seed, head)
     tree = mixture_of(norm(mixture))  # on the memory of the mixture, which so is trained too
     assert tree is not None
-    recipe = Recipe(
-        (expert_passes, aggregator_passes, passes),
-        (expert_rate, pretrain_rate, rate),
-        aggregator_rate,
-        inner_rate,
-        support,
-        mask,
-    )
     train_mixture(tree, domains, recipe, None if folder is None else Path(folder), title)
     mixture.taught.fill_(True)
     return mixture
