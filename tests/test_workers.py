@@ -104,3 +104,17 @@ def test_termination_is_an_interruption_and_the_handler_comes_back() -> None:
     thread.start()
     thread.join()
     assert found == ["ran"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a server of processes that forks")
+def test_modules_are_imported_once_for_all_processes() -> None:
+    with worker_pool(2, preload=("colorsys",)) as pool:
+        found = list(pool.map(_parent_and_modules, range(2)))
+    with worker_pool(1) as pool:
+        assert pool.submit(_parent_and_modules, 0).result() == (os.getpid(), False)
+    assert {imported for _, imported in found} == {True}
+    assert len({parent for parent, _ in found} - {os.getpid()}) == 1
+
+
+def _parent_and_modules(number: int) -> tuple[int, bool]:
+    return os.getppid(), "colorsys" in sys.modules
