@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import torch
 from torch import nn
 
 from testtime import adam, methods, sgd
@@ -90,7 +91,8 @@ def synchronized(model: nn.Module) -> S4T:
 
 
 def distilling(model: nn.Module) -> MetaDMoE:
-    untrained = train_meta_dmoe(model, {"a": [], "b": []}, Recipe(0, 0, 0), title=None)
+    unseen = [(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))]
+    untrained = train_meta_dmoe(model, {"a": unseen, "b": unseen}, Recipe(0, 0, 0), title=None)
     return MetaDMoE(untrained, when="every")
 
 
