@@ -172,6 +172,7 @@ def train_vida(
         title,
         None if file is None else Path(file),
         described,
+        seed,
     ):
         pass
     return network.requires_grad_(False)
