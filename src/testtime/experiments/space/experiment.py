@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, final
+from typing import Any, Literal, final
 
 from testtime import report
 from testtime.errors import unknown_name
-from testtime.experiments.experiment import Cell, Experiment, Plan
+from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
 from testtime.experiments.pages import provenance_section, table_blocks, unfinished
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
@@ -68,7 +68,8 @@ class SpaceExperiment(Experiment):
         labels = dict.fromkeys(entry.row for entry in entries)
         rows = self.chosen_rows([Row(label, _role(label, self.analysis.ends)) for label in labels], request)
         chosen = {row.label for row in rows}
-        cells, others = [], {}
+        cells: list[Cell] = []
+        others: dict[str, Unit] = {}
         for seed in request.seeds or self.seeds:
             planner = Planner(preset, seed, request.device, request.precision == "float32")
             if self.name == f"{PREFIX}demo" and not others:
@@ -105,7 +106,7 @@ class SpaceExperiment(Experiment):
         table, about = self.tables(run)[0], run.about["about"]
         block = table.block()
         bars = [replace(c, shade="bar" if c.head != BETWEEN else "") for c in block.columns]
-        scale = "table" if self.analysis.comparable else "column"
+        scale: Literal["table", "column"] = "table" if self.analysis.comparable else "column"
         blocks: list[Block] = [replace(block, columns=bars, scale=scale), *table_blocks(table)[1:]]
         if not self.analysis.matrix:
             blocks += _drawn(self.figures(run))
@@ -153,21 +154,19 @@ class SpaceExperiment(Experiment):
         return report.join([self._highest(table, group, over) for group in groups], " ")
 
     def _highest(self, table: Table, columns: Sequence[Column], over: str) -> Text:
-        values = {
-            (row.label, c): table.value(row.label, c)
-            for row in table.rows
-            for c in columns
-            if row.role != "ceiling"
-        }
-        best = first_of({(row, c.name): value for (row, c), value in values.items()})
+        """The sentence that names the best cells of comparable columns."""
+        named = {column.name: column for column in columns}
+        rows = [row.label for row in table.rows if row.role != "ceiling"]
+        best = first_of(
+            {(row, name): table.value(row, column) for row in rows for name, column in named.items()}
+        )
         if not best:
             return ""
         plain = len(columns) == 1 and self.analysis.comparable
-        names = [report.strong(row if plain or column == "–" else f"{row}, {column}") for row, column in best]
-        value, spread, _ = table.cell(best[0][0], {c.name: c for c in columns}[best[0][1]])
-        printed = f"{value} {spread}".strip()
+        names = [report.strong(row if plain or name == "–" else f"{row}, {name}") for row, name in best]
+        value, spread, _ = table.cell(best[0][0], named[best[0][1]])
         shown = self.analysis.shows if self.analysis.comparable else columns[0].name
-        are = "is" if len(best) == 1 else "are"
+        are, printed = "is" if len(best) == 1 else "are", f"{value} {spread}".strip()
         return phrase("Highest {} {} with {} ({}, {}).", are, report.listed(names), printed, shown, over)
 
     def _lines(self, table: Table, columns: Sequence[Column]) -> report.Chart | None:

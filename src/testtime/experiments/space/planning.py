@@ -65,7 +65,8 @@ class Planner:
             if variant.objective != "mae" or not variant.frozen:
                 raise ValueError(f"{variant.name}: TTT-MAE needs TST-MAE, and a head on its frozen encoder")
             needs["pretraining"] = self.pretraining(variant)
-        name = f"{kind.replace('_', ' ')} of {variant.name}, seed {self.seed}"
+        own = "" if variant.objective == "teacher" else f", seed {self.seed}"
+        name = f"{kind.replace('_', ' ')} of {variant.name}{own}"
         views = self.preset.test(variant.test)
         return self._unit(f"measures:{kind}", {"device": self.device}, name, needs, views)
 
@@ -192,7 +193,7 @@ class Planner:
         if variant.objective == "named":
             return {"objective": "named", "name": variant.name}
         of = self.preset
-        found = {"objective": variant.objective, "seed": self.seed, "size": asdict(of.size)}
+        found: dict[str, Any] = {"objective": variant.objective, "seed": self.seed, "size": asdict(of.size)}
         found |= {"image": of.image, "patch": of.patch}
         found |= {"projection": of.projection} if variant.objective == "dino" else {}
         return found | ({"modalities": variant.modalities} if variant.objective == "scratch" else {})

@@ -174,7 +174,8 @@ def initialised(facts: Mapping[str, Any]) -> Any:
         if objective == "mae":
             return MaskedAutoencoder(size, image, patch, seed=seed)
         if objective == "dino":
-            return SelfDistilled(size, image, patch, *facts["projection"], crops=4, seed=seed)
+            outputs, hidden, bottleneck = facts["projection"]
+            return SelfDistilled(size, image, patch, outputs, hidden, bottleneck, crops=4, seed=seed)
         if objective == "mm":
             return FourM([masking.Stream(**stream) for stream in facts["streams"]], size, image, patch)
         if facts["modalities"] == ["rgb"]:
