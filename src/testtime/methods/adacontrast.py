@@ -151,9 +151,9 @@ class AdaContrastOptions:
     """Settings of AdaContrast that are rarely changed.
 
     Args:
-        begin: images that are met before neighbours vote.
-        capacity: images in the memory.
-        head: the name of the linear head; the last linear layer unless given.
+        begin: number of images that are processed before neighbours vote.
+        capacity: number of images in the memory.
+        head: name of the linear head; the last linear layer unless given.
 
     Raises:
         ValueError: begin or capacity is below 1.

@@ -109,13 +109,13 @@ class PAFKIPOptions:
     """Settings of PAFKIP that are rarely changed.
 
     Args:
-        primary: which model's entropy decides ("adapting"; "ema" gives equation 5).
-        minimise, maximise: how the auxiliary filter joins in on either side: "soft", "hard" or "none" (tables 4 and 5).
-        models: which of "source", "adapting", "ema" the answer integrates; ("adapting",) switches KIP off.
-        source_statistics: "source" or "batch", the BatchNorm statistics of the source model.
-        output: "before" or "after", whether z takes the logits of f before or after its update; those of e are from before
-            its update either way.
-        batched: run the three forwards as one.
+        primary: model of the primary filter: "adapting", or "ema" for equation 5.
+        minimise, maximise: use of the auxiliary filter on either side: "soft", "hard" or "none" (tables 4 and 5).
+        models: models in the integrated prediction, of "source", "adapting" and "ema"; ("adapting",) switches KIP off.
+        source_statistics: BatchNorm statistics of the source model: "source" or "batch".
+        output: time of the adapting model's logits in the prediction: "before" or "after" its update; those of the average are
+            from before its update either way.
+        batched: whether the three forwards are one.
 
     Raises:
         ValueError: ``models`` is empty or names a model that there is not.

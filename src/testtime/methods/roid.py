@@ -162,7 +162,7 @@ class ROIDOptions:
         temperature: temperature tau of the weights of the images.
         weighting: whether images are weighted; False weighs all alike.
         consistency: whether the loss has the consistency with a view.
-        prior: what the prior of the batch multiplies, "probabilities" or "logits"; "none" leaves it out.
+        prior: factor of the prior of the batch: "probabilities" or "logits"; "none" leaves it out.
 
     Raises:
         ValueError: there is no such prior.

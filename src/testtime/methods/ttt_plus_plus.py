@@ -156,11 +156,12 @@ class TTTPlusPlusOptions:
     """Settings of TTTPlusPlus that are rarely changed.
 
     Args:
-        layer: the name of the layer that gives the features, for a network that comes alone; unless named, it is the encoder
-            of a multi-task network, or what a classifier's head is given.
-        projection, temperature: number of outputs and temperature of the branch of a network that comes alone.
-        passes: how often ``prepare`` shows its pairs of views to that branch.
-        rate: the learning rate of ``prepare``.
+        layer: name of the layer that gives the features, for a network without a branch; None for the encoder of a multi-task
+            network, or the input of a classifier's head.
+        projection: number of outputs of the new branch.
+        temperature: temperature of the new branch.
+        passes: number of passes of ``prepare`` over its pairs of views.
+        rate: learning rate of ``prepare``.
     """
 
     layer: str | None = None
