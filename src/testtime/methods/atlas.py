@@ -213,7 +213,7 @@ class ATLAS(Adapter):
         weak, strong: the views, within the model's invariances; ``testtime.parts.identity`` switches their randomness off.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers, also while ``prepare`` fine-tunes.
-        seed: of the views and of the draws from the memory.
+        seed: random seed of the views and of the draws from the memory.
 
     Raises:
         ValueError: trusted is below 1, or the ``skip`` of the options leaves out all parameters.

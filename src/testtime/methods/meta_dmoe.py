@@ -127,7 +127,7 @@ class MetaDMoE(Adapter):
         when: "first" learns from the first batch after birth or a reset, which is the paper's; "every" from every batch.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in student and experts, also while ``prepare`` trains them.
-        seed: of the aggregator's first weights, in ``prepare``.
+        seed: random seed of the initial weights of the aggregator, in ``prepare``.
 
     Raises:
         ValueError: ``when`` is neither "first" nor "every", or the model has no linear head.

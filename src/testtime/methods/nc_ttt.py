@@ -106,7 +106,7 @@ class NCTTT(Adapter):
         opposite: minimise -log sigmoid(-D), the test loss of the published file.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers.
-        seed: of the branch's first weights, and of the noise in ``prepare``.
+        seed: random seed of the initial weights of the branch and of the noise in ``prepare``.
 
     Raises:
         ValueError: the layer is not there, or gives neither feature maps nor vectors.

@@ -75,7 +75,7 @@ def primary_auxiliary_loss(
         auxiliary: H(e(x~)), (B,), without; supports or vetoes (eq. 7, 8).
         tau: threshold in nats.
         alpha: the weight of the maximisation.
-        minimise: how the auxiliary filter joins in on the known side: "soft" weighs (the paper), "hard" demands that it
+        minimise: role of the auxiliary filter on the known side: "soft" weighs (the paper), "hard" demands that it
             agree, "none" leaves it out.
         maximise: the same on the unknown side; "soft" weighs with ``1 - exp(tau - H(e))`` bounded to [0, 1], "hard" is
             the paper's.
@@ -145,11 +145,11 @@ class PAFKIP(Adapter):
         margin: tau as a fraction of log C.
         alpha: weight of the entropy maximisation, 2.0 (CIFAR), 0.7 (ImageNet); 0 switches it off.
         decay: beta, the weight of the past in the average; below 0.99 it fails (figure 7 of the paper).
-        gamma: how much confidence counts in the integrated prediction; 0 is the mean of the models.
+        gamma: weight of confidence in the integrated prediction; 0 is the mean of the models.
         augment: the view x~, within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in the adapting and the average model.
-        seed: of the augmentation.
+        seed: random seed of the augmentation.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> adapter = PAFKIP(net, classes=2)

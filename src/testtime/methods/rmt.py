@@ -151,7 +151,7 @@ class RMT(Adapter):
         augment: makes a view within the model's invariances.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
-        seed: of the views, of the replay and of the projection's first weights.
+        seed: random seed of the views, of the replay and of the initial weights of the projection.
 
     Raises:
         ValueError: the model has no linear head.

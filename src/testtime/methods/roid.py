@@ -191,7 +191,7 @@ class ROID(Adapter):
         augment: makes the view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         options: settings of the loss and of the prediction.
         norm: the policy of the BatchNorm layers.
-        seed: of the view.
+        seed: random seed of the view.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.

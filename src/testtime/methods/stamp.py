@@ -106,7 +106,7 @@ class RBM(ImageMemory):
 
     Args:
         classes: C.
-        capacity: how many images it holds.
+        capacity: largest number of images.
         decay: weight of the past in the count of each class.
         count: when the count moves, at every "update" (a call of :meth:`recount`) or before every "admission".
 
@@ -211,11 +211,11 @@ class STAMP(Adapter):
         alpha: who is certain, as a fraction of log C; 0.25 (CIFAR-10), 0.9 (CIFAR-100), 0.8 (ImageNet).
         consistent: admit only what the source model, under batch statistics, predicts alike; not on ImageNet.
         rho: the radius of the sharpness-aware step.
-        period: of the cosine of the learning rate, in steps: 150, 750 (ImageNet); None keeps the rate.
+        period: period in steps of the cosine schedule of the learning rate: 150, 750 (ImageNet); None keeps the rate.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
-        seed: of the views.
+        seed: random seed of the views.
 
     Raises:
         ValueError: ``views`` is not positive, or the ``chunk`` of the options does not divide it.

@@ -120,7 +120,7 @@ class ViDA(Adapter):
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
-        seed: of the views and of the adapters' first weights.
+        seed: random seed of the views and of the initial weights of the adapters.
 
     Raises:
         ValueError: views is below 2, or as ``with_adapters``.

@@ -116,7 +116,7 @@ class Mixture(Stateful):
         student: a classifier.
         experts: one of the same form for each of ``domains``.
         domains: their names.
-        depth, heads, seed: of the aggregator, and of its first weights.
+        depth, heads, seed: number of blocks and heads of the aggregator, and random seed of its initial weights.
         head: name of the linear head; the last linear layer unless given.
 
     Attributes:

@@ -144,7 +144,7 @@ def train_vida(
         batches: labelled source batches, images (N, C, H, W) and labels (N,); a loader that shuffles works too.
         passes: number of passes over the batches.
         rate: learning rate.
-        low_rank, high_rank, layers, seed: as for :func:`with_adapters`.
+        low_rank, high_rank, layers, seed: arguments of :func:`with_adapters`.
         file: path of a checkpoint after every pass, from which the same call continues; None for none.
         title: title of the progress bar; None for none.
 
