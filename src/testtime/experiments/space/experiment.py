@@ -79,7 +79,8 @@ class SpaceExperiment(Experiment):
                     about = {"measure": entry.measure, **asdict(entry.variant)}
                     unit = planner.measured(entry.variant, entry.measure)
                     cells.append(Cell(entry.row, entry.column, seed, unit, about))
-        return Plan(rows, cells, others, about={"preset": name, "precision": preset.recipe.precision})
+        precision = "float32" if request.precision == "float32" else preset.recipe.precision
+        return Plan(rows, cells, others, about={"preset": name, "precision": precision})
 
     def tables(self, run: Run) -> Sequence[Table]:
         """Return the table, and the IoU of every class where there are few rows of one column."""
@@ -108,11 +109,9 @@ class SpaceExperiment(Experiment):
         bars = [replace(c, shade="bar" if c.head != BETWEEN else "") for c in block.columns]
         scale: Literal["table", "column"] = "table" if self.analysis.comparable else "column"
         blocks: list[Block] = [replace(block, columns=bars, scale=scale), *table_blocks(table)[1:]]
-        if not self.analysis.matrix:
-            blocks += _drawn(self.figures(run))
-        else:
-            blocks = [*_drawn(self.figures(run)[:1]), *blocks, *_drawn(self.figures(run)[1:])]
-        made = [("preset", about["preset"]), ("precision of the pre-training", about["precision"])]
+        blocks += [Figure(chart, chart.title) for chart in self.figures(run) if chart is not None]
+        made: list[tuple[Text, object]] = [("preset", about["preset"])]
+        made += [("precision of the pre-training", about["precision"])]
         return Page(
             title=self.title,
             kicker=f"testtime · space · {self.name} · {about['preset']}",
@@ -121,7 +120,7 @@ class SpaceExperiment(Experiment):
                 Section("result", "Result", self.analysis.shows, blocks),
                 Section("pictures", "Pictures", "What it looks like", _pictures(run)),
                 Section("classes", "Classes", "Class by class", _classes(run)),
-                provenance_section(run, [(name, value) for name, value in made]),
+                provenance_section(run, made),
             ],
             unfinished=unfinished(run),
         )
@@ -218,10 +217,6 @@ def _role(label: str, ends: Sequence[str]) -> Any:
 def _records(run: Run) -> list[Record]:
     """The finished cells with the value of their measure."""
     return [replace(r, result=float(r.result[r.about["measure"]])) for r in run.records()]
-
-
-def _drawn(charts: Sequence[report.Chart | None]) -> list[Block]:
-    return [Figure(chart, chart.title) for chart in charts if chart is not None]
 
 
 def _diagonal(table: Table, columns: Sequence[Column]) -> tuple[float, float]:
