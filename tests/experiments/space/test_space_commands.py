@@ -85,20 +85,23 @@ def test_demo_draws_what_the_model_expects(tmp_path, monkeypatch):
     assert sheet.shape[1] == 6 + 10 * (112 + 6)  # picture, shown, five modalities, label, two segmentations
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.mark.slow
-def test_every_experiment_ends_with_its_table_and_its_page(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_experiment_ends_with_its_table_and_its_page(name, store, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "speck", replace(SPECK, frames=64, tests=12))
-    for name, analysis in ANALYSES.items():
-        out = tmp_path / name
-        assert (
-            main(["run", f"space-{name}", "--set", "preset=speck", "--seeds", "0", "--out", str(out)]) == 0
-        ), name
-        assert find_experiment(f"space-{name}").title in capsys.readouterr().out
-        run = read_run(out)
-        values = [record.result for record in experiment._records(run)]
-        assert len(values) == len(analysis.entries(PRESETS["speck"]))
-        assert np.isfinite(values).all(), name
-        assert "<svg" in (out / "report.html").read_text(), name
+    command = ["run", f"space-{name}", "--seeds", "0", "--out", str(tmp_path), "--store", str(store)]
+    assert main([*command, "--set", "preset=speck"]) == 0
+    assert find_experiment(f"space-{name}").title in capsys.readouterr().out
+    run = read_run(tmp_path)
+    values = [record.result for record in experiment._records(run)]
+    assert len(values) == len(ANALYSES[name].entries(PRESETS["speck"]))
+    assert np.isfinite(values).all()
+    assert "<svg" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from testtime.experiments.table import Column, Record, Row, Table
 from testtime.report import Block, Figure, Note, Page, Section, Text, first_of, mean, phrase, show
 from testtime.scenes.tracer import warn_if_slow
 
-__all__ = ["SpaceExperiment", "find"]
+__all__ = ["SpaceExperiment"]
 
 BETWEEN = "between floor and ceiling"
 CLASSES = 8
@@ -206,11 +206,6 @@ class SpaceExperiment(Experiment):
         values = [[table.value(row.label, c) for c in columns] for row in table.rows]
         names = [row.label for row in table.rows], [c.name for c in columns]
         return report.heat_map(*names, values, title=f"{self.title} {self.analysis.shows}")
-
-
-def find(name: str) -> SpaceExperiment:
-    """Return the experiment of a name."""
-    return SpaceExperiment(name)
 
 
 def _role(label: str, ends: Sequence[str]) -> Any:
