@@ -45,6 +45,7 @@ __all__ = [
     "Candidate",
     "Diagnostics",
     "appearance_features",
+    "appearance_groups",
     "disturbance",
     "judge",
     "mirrored",
@@ -423,7 +424,21 @@ def _groups(diagnostics: Sequence[Diagnostics], appearance: ArrayLike) -> NDArra
         raise ValueError(
             f"expected features of the appearance of {images} images, as many as were predicted, got {len(table)}"
         )
-    return appearance_clusters(table, min(max(images // (ALIKE * diagnostics[0].classes), 1), GROUPS))
+    return table.astype(np.int64) if table.ndim == 1 else appearance_groups(table, diagnostics[0].classes)
+
+
+def appearance_groups(features: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Group the images of a stream by appearance, some ten of each class in a group.
+
+    Args:
+        features: features (M, F) from `testtime.metrics.appearance_features`.
+        classes: number of classes.
+
+    Returns:
+        group of each image (M,), which `judge`, `recommend` and `over_time` take instead of the features.
+    """
+    table = np.asarray(features)
+    return appearance_clusters(table, min(max(len(table) // (ALIKE * classes), 1), GROUPS))
 
 
 def _answers(diagnostics: Sequence[Diagnostics], group: NDArray[np.int64]) -> NDArray[np.float64]:

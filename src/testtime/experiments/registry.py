@@ -29,7 +29,7 @@ __all__ = [
     "plugins",
 ]
 
-FAMILIES = {"demo": "testtime.experiments.demo_list"}
+FAMILIES = {"demo": "testtime.experiments.demo_list", "online": "testtime.experiments.online.listing"}
 """The light module of each family."""
 
 

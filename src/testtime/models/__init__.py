@@ -7,6 +7,7 @@ Any ``nn.Module`` works in the library; these are a convenience.
 from testtime.intake.views import Views, views_of
 from testtime.models.digits import DigitsCNN
 from testtime.models.mobilenet import MobileNet
+from testtime.models.opened import OpenedModel, open_model
 from testtime.models.preprocessed import Preprocessed, normalised
 from testtime.models.resnet import ResNet
 from testtime.models.resnet_cifar import ResNetCIFAR, resnet20, resnet32, resnet44, resnet56, resnet110
@@ -19,6 +20,7 @@ __all__ = [
     "DigitsCNN",
     "MobileNet",
     "ModelCard",
+    "OpenedModel",
     "Preprocessed",
     "ResNet",
     "ResNetCIFAR",
@@ -29,6 +31,7 @@ __all__ = [
     "load_weights",
     "model_card",
     "normalised",
+    "open_model",
     "read_weights",
     "resnet20",
     "resnet32",

@@ -1,4 +1,4 @@
-"""The prequential run: every batch is predicted first, scored, and learned from, once."""
+"""The prequential run: every batch is predicted, scored and learned from, once."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["Metric", "Record", "prequential"]
 
 
 class Metric(Protocol):
-    """Whatever wants to see every record."""
+    """Takes every record."""
 
     def update(self, record: Record) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What happened to one batch.
+    """The predictions on one batch.
 
     Attributes:
-        index, visit, domain: of the batch.
-        samples: the answers, image by image.
-        milliseconds: what the call took.
+        index, visit, domain: place of the batch in the stream.
+        samples: predictions, image by image.
+        milliseconds: duration of the call.
         updated: whether the adapter moved its parameters.
     """
 
@@ -52,16 +52,16 @@ def prequential(
     device: torch.device | str = "cpu",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[Record]:
-    """Show the adapter each batch of a stream once, and yield what it answered.
+    """Give the adapter each batch of a stream once, and pass on what it predicted.
 
     The adapter gets images and nothing else: labels stay here.
 
     Args:
-        adapter: predicts and learns; lives on ``device``.
+        adapter: adapter on ``device``.
         stream: batches.
-        metrics: each gets every record.
-        device: where the images go.
-        memory_format: of the images; ``torch.channels_last`` suits convolutions.
+        metrics: metrics that take every record.
+        device: device of the images.
+        memory_format: memory format of the images; ``torch.channels_last`` suits convolutions.
     """
     for batch in stream:
         x = batch.x.to(device, memory_format=memory_format)

@@ -1,4 +1,4 @@
-"""Corrupted images on disk, so that many methods do not compute them again."""
+"""Rendered images of a stream in files, so that many runs do not compute them again."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from numpy.typing import NDArray
 
 from testtime.errors import DataError
 from testtime.files import read_array, write_array
-from testtime.streams import Domain, Stream, fingerprint
+from testtime.streams.domain import Domain, fingerprint
+from testtime.streams.stream import Stream
 
 __all__ = ["cached", "missing", "render"]
 
-LARGEST = 2**29  # bytes of one table; larger ones are computed when needed
+LARGEST = 2**29  # bytes of one table; the images of larger ones are rendered when needed
 BLOCK = 250  # images rendered at once
 
 
 def cached(stream: Stream, folder: Path, whole: Stream | None = None) -> Stream:
-    """The stream with its images on disk, memory-mapped; tables that are missing or damaged are rendered.
+    """Return the stream with its images in files, memory-mapped; tables that are missing or damaged are rendered.
 
     Args:
-        stream: what will run.
-        folder: where the tables lie.
-        whole: a longer stream over the same domains, whose tables serve this one too.
+        stream: the stream.
+        folder: folder of the tables.
+        whole: a longer stream of the same domains, whose tables serve this one too.
     """
     source = whole or stream
     domains = []
@@ -46,7 +47,7 @@ def cached(stream: Stream, folder: Path, whole: Stream | None = None) -> Stream:
 
 
 def missing(stream: Stream, folder: Path) -> list[tuple[int, Path]]:
-    """The tables that `cached` would render: number of the domain, file."""
+    """Return the tables that :func:`cached` would render: number of the domain, and file."""
     found = []
     for index, (domain, ids) in enumerate(zip(stream.domains, _needed(stream), strict=True)):
         if _fits(domain, ids) and not (path := _path(domain, ids, folder)).exists():
@@ -55,15 +56,20 @@ def missing(stream: Stream, folder: Path) -> list[tuple[int, Path]]:
 
 
 def render(stream: Stream, index: int, folder: Path) -> None:
-    """Render the images that a stream takes from one of its domains; the file appears whole or not at all."""
+    """Render the images that a stream takes from one of its domains; the file appears whole or not at all.
+
+    Args:
+        stream: the stream.
+        index: number of the domain.
+        folder: folder of the tables.
+    """
     domain, ids = stream.domains[index], _needed(stream)[index]
-    path = _path(domain, ids, folder)
     blocks = [domain.render(ids[i : i + BLOCK]).numpy() for i in range(0, len(ids), BLOCK)]
-    write_array(path, np.concatenate(blocks))
+    write_array(_path(domain, ids, folder), np.concatenate(blocks))
 
 
 def _needed(stream: Stream) -> list[NDArray[np.int64]]:
-    """For each domain, which of its images the stream asks for, sorted."""
+    """The images that the stream takes from each domain, sorted."""
     rows = np.concatenate([plan.rows for plan in stream.plans])
     return [np.unique(rows[rows[:, 0] == index, 1]) for index in range(len(stream.domains))]
 
