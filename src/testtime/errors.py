@@ -9,9 +9,11 @@ from typing import Any
 PACKAGES = {
     "PIL": "Pillow",
     "cv2": "opencv-python-headless",
+    "jinja2": "Jinja2",
     "lightning_fabric": "lightning-fabric",
     "sklearn": "scikit-learn",
     "vector_quantize_pytorch": "vector-quantize-pytorch",
+    "vl_convert": "vl-convert-python",
 }
 
 

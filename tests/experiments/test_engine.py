@@ -47,7 +47,7 @@ def test_a_second_call_does_nothing_and_another_run_shares_the_store(tmp_path: P
     assert lines == ["8 of 8 units are finished already"]
     other = run_experiment(Toy(), replace(ASKED, seeds=(1, 2)), tmp_path / "other", say=silent)
     assert Counter(event["event"] for event in events(tmp_path / "store")) == {"started": 15, "finished": 15}
-    assert len(other.done) == 10
+    assert sorted(other.done) == sorted(f"{name} 2" for name in ("source", "rate", "base", "one", "two"))
     assert read_run(tmp_path / "other").missing == []
 
 
@@ -109,7 +109,7 @@ def test_a_result_of_another_version_is_reported_and_made_again_when_asked(tmp_p
     lines: list[str] = []
     changed = run_experiment(Toy(), version("2"), tmp_path / "new", say=lines.append)
     assert changed.outdated == ["one 0"]
-    assert "made with another version of the code, kept as it is; --again makes it again: one 0" in lines
+    assert "made with another version of the code and kept; --again makes them again: one 0" in lines
     assert read_run(tmp_path / "new").outdated == ["one 0"]
     assert read_run(tmp_path / "new").notes == ["Made with another version of the code: one 0."]
     again = run_experiment(Toy(), version("2"), tmp_path / "new", say=silent, again=True)
@@ -157,3 +157,35 @@ def test_a_unit_that_another_process_holds_is_waited_for(tmp_path: Path) -> None
     thread.join()
     assert order == ["released", "done"]
     assert summary.done == ["two 0", "one 0"]
+
+
+def test_a_unit_that_kills_its_process_every_time_fails_alone(tmp_path: Path) -> None:
+    request = replace(ASKED, seeds=(0,), settings={"sleep": 0.05})
+    with Processes(3) as backend:
+        toy = Toy(killer=-2.0)
+        summary = run_experiment(toy, request, tmp_path / "run", backend=backend, say=silent)
+    assert list(summary.failed) == ["killer 0"]
+    assert summary.failed["killer 0"].startswith(
+        "its process was killed 3 times, probably for memory; take fewer --jobs"
+    )
+    assert len(summary.done) == 5
+    started = Counter(event["name"] for event in events(tmp_path / "store") if event["event"] == "started")
+    assert started["killer 0"] == 3
+
+
+def test_a_result_that_is_no_json_fails_its_unit(tmp_path: Path) -> None:
+    summary = run_experiment(Toy(strange=1e3), replace(ASKED, seeds=(0,)), tmp_path / "run", say=silent)
+    assert summary.failed == {"strange 0": "TypeError: Object of type complex is not JSON serializable"}
+
+
+def test_an_own_method_gets_a_row_and_is_added_to_the_run(tmp_path: Path) -> None:
+    toy = Toy()
+    run_experiment(toy, replace(ASKED, seeds=(0,), rows=("one",)), tmp_path / "run", say=silent)
+    request = replace(ASKED, seeds=(0,), rows=("one",), methods=("toy_family:Mine",))
+    assert run_experiment(toy, request, tmp_path / "run", say=silent).done == ["Mine 0"]
+    rows = read_run(tmp_path / "run").rows
+    assert [(row.label, dict(row.about)) for row in rows] == [
+        ("base", {"gain": 0.0}),
+        ("one", {"gain": 1.0}),
+        ("Mine", {"method": "toy_family:Mine"}),
+    ]

@@ -10,7 +10,19 @@ from typing import Any
 
 import torch
 
-from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit, Workspace
+from testtime.experiments import (
+    Cell,
+    Column,
+    Experiment,
+    Listed,
+    Plan,
+    Request,
+    Row,
+    Run,
+    Table,
+    Unit,
+    Workspace,
+)
 
 HERE = "toy_family"
 
@@ -37,9 +49,13 @@ def cell(work: Workspace) -> dict[str, Any]:
     time.sleep(work.parameters.get("sleep", 0.0))
     if work.parameters["gain"] is None:
         raise ArithmeticError("it diverges")
-    if work.parameters["gain"] < 0 and not (work.folder / "killed").exists():
+    if work.parameters["gain"] == -2 or (
+        work.parameters["gain"] < 0 and not (work.folder / "killed").exists()
+    ):
         (work.folder / "killed").touch()
         os.kill(os.getpid(), 9)
+    if work.parameters["gain"] == 1e3:
+        return {"value": 1j}
     weights = int((work.needs["source"].folder / "weights.txt").read_text())
     value = weights + work.needs["rate"].result["rate"] + work.parameters["gain"]
     return {"value": value, "random": torch.rand(3).tolist(), "threads": torch.get_num_threads()}
@@ -70,7 +86,8 @@ class Toy(Experiment):
             chosen = Unit(f"{HERE}:rate", {"seed": seed}, f"rate {seed}", {"source": made}, alone=True)
             others[f"rate {seed}"] = chosen
             for row in self.chosen_rows(self.rows, request):
-                parameters = {**row.about, **sleep, "limit": request.limit}
+                gain = row.about.get("gain", 7.0)  # a row of an own method has none
+                parameters = {"gain": gain, **sleep, "limit": request.limit}
                 needs = {"source": made, "rate": chosen}
                 code = {"toy": self.setting(request, "version")} if row.label == "one" else {}
                 cells.append(
@@ -97,3 +114,6 @@ def events(store: Path) -> list[dict[str, Any]]:
     import json
 
     return [json.loads(line) for path in store.glob("logs/*.jsonl") for line in path.read_text().splitlines()]
+
+
+LISTED = [Listed("toy", "Numbers", f"{HERE}:toy")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testtime import __version__
+from testtime.cli import experiments
 from testtime.cli.options import (
     Parser,
     add_precision,
@@ -184,6 +185,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     show.add_argument("--out", type=new_file, metavar="FILE", help="the sheet (sheet.png in the folder)")
     show.set_defaults(run=_scenes_show)
 
+    experiments.add(commands)
     for name, about in FAMILIES.items():
         family = commands.add_parser(name, help=about)
         if name in first:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,11 +19,14 @@ from testtime.workers import start_worker, worker_pool
 
 __all__ = ["Backend", "Here", "Processes", "Ray"]
 
-PRELOADED = ("torch", "numpy", "testtime.experiments.store")
+LOST: Outcome = {"state": "lost"}
 
 
 class Backend(ABC):
-    """Executes units; a context that ends what still runs."""
+    """Executes units. It is a context, at whose end nothing runs on."""
+
+    together = False
+    """Whether a process that is killed takes the units of others with it."""
 
     @property
     @abstractmethod
@@ -31,7 +34,7 @@ class Backend(ABC):
         """How many units run at once."""
 
     @abstractmethod
-    def submit(self, address: str, described: Mapping[str, Any], root: str, again: bool) -> None:
+    def submit(self, described: Mapping[str, Any], root: str, again: bool) -> None:
         """Start a unit, see :func:`testtime.experiments.store.execute`."""
 
     @abstractmethod
@@ -50,82 +53,68 @@ class Backend(ABC):
 class Here(Backend):
     """This process, one unit after the other, with torch's own number of threads."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[str, tuple[Mapping[str, Any], str, bool]] = {}
-        self.report: Any = None
+    slots = 1
+    report: Callable[[float], None] | None = None
 
-    @property
-    def slots(self) -> int:
-        return 1
-
-    def submit(self, address: str, described: Mapping[str, Any], root: str, again: bool) -> None:
-        self._waiting[address] = (described, root, again)
+    def submit(self, described: Mapping[str, Any], root: str, again: bool) -> None:
+        self._call = described, root, again
 
     def finished(self, timeout: float) -> list[tuple[str, Outcome]]:
-        found = [(address, execute(*call, self.report)) for address, call in self._waiting.items()]
-        self._waiting.clear()
-        return found
+        return [(self._call[0]["address"], execute(*self._call, self.report))]
 
 
 class Processes(Backend):
-    """Processes of this machine, one torch thread each.
+    """Processes of this machine, one torch thread each. A pool whose process was killed is made anew.
 
     Args:
         jobs: number of processes.
     """
 
+    together = True
+
     def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
+        self._jobs, self._stack = jobs, ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
         self._running: dict[Future[Outcome], str] = {}
-        self._stack = ExitStack()
-        self._pool: Any = None
 
     @property
     def slots(self) -> int:
-        return self.jobs
+        return self._jobs
 
-    def submit(self, address: str, described: Mapping[str, Any], root: str, again: bool) -> None:
+    def submit(self, described: Mapping[str, Any], root: str, again: bool) -> None:
         if self._pool is None:
-            self._pool = self._stack.enter_context(
-                worker_pool(self.jobs, _start, (list(sys.path),), preload=PRELOADED)
-            )
+            preload = ("torch", "testtime.experiments.store")
+            pool = worker_pool(self._jobs, _start, (list(sys.path),), preload)
+            self._pool = self._stack.enter_context(pool)
         try:
             future = self._pool.submit(execute, described, root, again)
-        except BrokenProcessPool:  # a process was killed while none of its units was waited for
-            self._close()
-            self.submit(address, described, root, again)
-            return
-        self._running[future] = address
+        except BrokenProcessPool as error:
+            future = Future()
+            future.set_exception(error)
+        self._running[future] = described["address"]
 
     def finished(self, timeout: float) -> list[tuple[str, Outcome]]:
-        done, _ = wait(self._running, timeout=timeout, return_when=FIRST_COMPLETED)
-        found: list[tuple[str, Outcome]] = []
-        for future in done:
-            address = self._running.pop(future)
-            try:
-                found.append((address, future.result()))
-            except BrokenProcessPool:
-                found.append((address, {"state": "lost"}))
-        if any(outcome["state"] == "lost" for _, outcome in found):
-            self._close()
+        done, others = wait(self._running, timeout=timeout, return_when=FIRST_COMPLETED)
+        if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+            self._stack.close()  # it waits until all its units have ended, with a result or without
+            self._pool, done, others = None, done | others, set()
+        found = [(self._running[future], _outcome(future)) for future in done]
+        self._running = {future: self._running[future] for future in others}
         return found
-
-    def _close(self) -> None:
-        self._stack.close()
-        self._pool = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+        self._pool = None
 
 
 class Ray(Backend):
-    """Workers of Ray, one CPU and one torch thread each; all hosts see the store under the same path.
+    """Workers of Ray, one CPU and one torch thread each. All hosts see store and data under the same paths.
 
     Args:
         address: address of a running cluster, or "auto"; "local" starts one on this machine.
-        jobs: CPUs of a cluster that is started; None takes all of this machine.
+        jobs: number of CPUs of a cluster that is started; None takes all.
     """
 
     def __init__(self, address: str = "local", jobs: int | None = None) -> None:
@@ -135,21 +124,20 @@ class Ray(Backend):
             raise missing_extra("ray", "ray") from error
         self._ray, self._address, self._jobs = ray, address, jobs
         self._running: dict[Any, str] = {}
-        self._own = False
+        self._started = False
 
     def __enter__(self) -> Self:
         if not self._ray.is_initialized():
-            self._own = True
-            # The driver's paths are those of the workers, so that they find this package and the units' modules.
-            places = os.pathsep.join(dict.fromkeys(str(Path(p or ".").resolve()) for p in sys.path))
-            started = {"num_cpus": self._jobs} if self._address == "local" and self._jobs else {}
+            self._started = True
+            # The workers import from the same places as this process, where this package and the units' modules are.
+            paths = dict.fromkeys(str(Path(path).absolute()) for path in sys.path)
+            local = {"include_dashboard": False, "num_cpus": self._jobs} if self._address == "local" else {}
             self._ray.init(
-                address=self._address,
-                include_dashboard=False if self._address == "local" else None,
+                self._address,
                 log_to_driver=False,
                 logging_level="ERROR",
-                runtime_env={"env_vars": {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}},
-                **started,
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}},
+                **local,
             )
         self._call = self._ray.remote(num_cpus=1, max_retries=0)(_in_ray)
         return self
@@ -158,40 +146,48 @@ class Ray(Backend):
     def slots(self) -> int:
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
-    def submit(self, address: str, described: Mapping[str, Any], root: str, again: bool) -> None:
-        self._running[self._call.remote(dict(described), str(Path(root).resolve()), again)] = address
+    def submit(self, described: Mapping[str, Any], root: str, again: bool) -> None:
+        self._running[self._call.remote(dict(described), root, again)] = described["address"]
 
     def finished(self, timeout: float) -> list[tuple[str, Outcome]]:
         if not self._running:
             return []
-        done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
-        found: list[tuple[str, Outcome]] = []
-        for reference in done:
-            address = self._running.pop(reference)
-            try:
-                found.append((address, self._ray.get(reference)))
-            except self._ray.exceptions.RayTaskError as error:
-                found.append(
-                    (address, {"state": "failed", "error": str(error.cause), "traceback": str(error)})
-                )
-            except self._ray.exceptions.RayError:  # the worker or its node was killed
-                found.append((address, {"state": "lost"}))
-        return found
+        done, _ = self._ray.wait(list(self._running), timeout=timeout)
+        return [(self._running.pop(reference), self._outcome(reference)) for reference in done]
+
+    def _outcome(self, reference: Any) -> Outcome:
+        try:
+            outcome: Outcome = self._ray.get(reference)
+            return outcome
+        except self._ray.exceptions.RayTaskError as error:
+            return {"state": "failed", "error": str(error.cause), "traceback": str(error)}
+        except self._ray.exceptions.RayError:  # the worker or its node was killed
+            return LOST
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for reference in self._running:
             self._ray.cancel(reference, force=True)
-        if self._own:
+        self._running.clear()
+        if self._started:
             self._ray.shutdown()
 
 
 def _start(path: list[str]) -> None:
     """Start a worker process."""
     start_worker()
-    _one_thread()
     sys.path[:] = path
+    _one_thread()
+
+
+def _outcome(future: Future[Outcome]) -> Outcome:
+    error = None if future.cancelled() else future.exception()
+    if future.cancelled() or isinstance(error, BrokenProcessPool):
+        return LOST
+    if error is not None:
+        return {"state": "failed", "error": f"{type(error).__name__}: {error}", "traceback": ""}
+    return future.result()
 
 
 def _in_ray(described: dict[str, Any], root: str, again: bool) -> Outcome:

@@ -10,16 +10,15 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 
-from testtime.data import embedded, sha256_of
+from testtime.data import embedded
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
-from testtime.experiments.registry import find_method
+from testtime.experiments.registry import code_of, find_method
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.store import Workspace
@@ -127,7 +126,7 @@ class Digits(Experiment):
                     },
                     f"{row.label}, seed {seed}",
                     needs={"source": source},
-                    code={name: sha256_of(Path(inspect.getfile(find_method(name))))},
+                    code=code_of(find_method(name)),
                 )
                 cells.append(Cell(row.label, "continual", seed, unit))
         others = {f"source, seed {seed}": source for seed, source in sources.items()}

@@ -1,4 +1,4 @@
-"""The engine: runs the units of an experiment that are not done, in their order, on a back-end, into the folder of a run."""
+"""The engine: does the units of an experiment that are not done, in their order, on a back-end, into the folder of a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from testtime.experiments.claims import holder
 from testtime.experiments.experiment import Experiment, Unit, closure
 from testtime.experiments.provenance import provenance
 from testtime.experiments.request import Request
-from testtime.experiments.run import RunFolder, finished
-from testtime.experiments.store import Outcome, Store
+from testtime.experiments.run import RunFolder
+from testtime.experiments.store import AGAIN, Outcome, Store
 from testtime.files import read_json
 from testtime.progress import Meter
 
@@ -22,18 +22,20 @@ __all__ = ["Summary", "run_experiment"]
 
 ATTEMPTS = 3  # at a unit whose process is killed
 POLL = 1.0  # seconds between two checks of units that other processes work on
-KILLED = "its process was killed {} times, probably for memory; take fewer --jobs or a smaller --limit"
-OUTDATED = "made with another version of the code, kept as it is; --again makes it again: {}"
+KILLED = (
+    f"its process was killed {ATTEMPTS} times, probably for memory; take fewer --jobs or a smaller --limit"
+)
+OUTDATED = "made with another version of the code and kept; --again makes them again: {}"
 
 
 @dataclass
 class Summary:
     """What a command did.
 
-    Attributes:
+    Args:
         folder: folder of the run.
-        done: names of the units that were done or found in the store.
-        failed: errors by name of the unit.
+        done: names of the units that were done now, by this process or another one.
+        failed: error of each failed unit by name.
         not_run: for each unit that was not run, the name of the failed unit that it needs.
         outdated: names of the units whose result was made with another version of the code.
     """
@@ -84,21 +86,18 @@ def run_experiment(
     run = RunFolder(Path(folder))
     before = run.request()
     experiment.check_settings(request)
-    precision = resolve_precision(
-        request.precision,  # type: ignore[arg-type]
-        need_device(request.device),
-        before.precision if before else None,  # type: ignore[arg-type]
-        say,
-    )
+    asked: Any = request.precision
+    started: Any = before.precision if before else None
+    precision = resolve_precision(asked, need_device(request.device), started, say)
     request = request.started(experiment.seeds, precision)
     whole = request.joined(before) if before else request
     request = replace(request, token=whole.token)
     plan = experiment.plan(whole)
     units = plan.units if request == whole else experiment.plan(request).units
     run.write(experiment, whole, plan, provenance(command, request.device, precision))
-    place = Store(Path(store) if store is not None else run.path.absolute().parent / "store")
+    place = Path(store) if store is not None else run.path.absolute().parent / "store"
     with backend or Here() as where:
-        schedule = _Schedule(run, place, where, again, say)
+        schedule = _Schedule(run, Store(place.absolute()), where, again, say)
         schedule.add(units)
         schedule.work(experiment.name)
     return schedule.summary
@@ -114,117 +113,115 @@ class _Schedule:
         self.waiting: dict[str, Unit] = {}
         self.running: dict[str, Unit] = {}
         self.elsewhere: dict[str, tuple[Unit, str]] = {}
-        self.ready: set[str] = set()  # addresses whose artefacts are in the store
+        self.there: set[str] = set()  # addresses whose artefacts are in the store
+        self.culprits: dict[
+            str, str
+        ] = {}  # by address of a failed unit and of what needs it, the name of that unit
         self.attempts: dict[str, int] = {}
-        self.lost: dict[str, str] = {}  # name of the failed unit by address of what needs it, and of itself
+        self.weights: dict[str, float] = {}
         self.polled = 0.0
         self.summary = Summary(run.path)
 
     def add(self, units: Sequence[Unit]) -> None:
         """Take up the units without a result, and what these need and the store lacks."""
-        kept = finished(self.run, list(closure(units)))
-        wanted = {unit.address for unit in units if not self._current(unit, kept.get(unit.address))}
-        for unit in reversed(list(closure(units))):  # what is needed comes after what needs it
-            content = self.store.result(unit.address)
-            if content is not None and self._current(unit, content):
-                self.ready.add(unit.address)
-                if not self._current(unit, kept.get(unit.address)):
-                    self._adopt(unit, content)
+        wanted = {u.address for u in units if not self._current(u, self.run.result(u))}
+        for unit in reversed(list(closure(units))):  # a unit comes before what it needs
+            kept, stored = self.run.result(unit), self.store.result(unit.address)
+            if self._current(unit, stored):
+                self._adopt(unit, None if self._current(unit, kept) else stored)
             elif unit.address in wanted:
                 self.waiting[unit.address] = unit
                 wanted.update(need.address for need in unit.needs.values())
-        self.waiting = dict(reversed(self.waiting.items()))
-        there = len(units) - sum(unit.address in self.waiting for unit in units)
-        if there:
-            self.say(f"{there} of {len(units)} units are finished already")
-        for unit in closure(units):
-            content = kept.get(unit.address)
-            if (
-                content is not None
-                and content["unit"]["code"] != unit.versions
-                and unit.address not in self.waiting
-            ):
+            if unit.address not in self.waiting and (found := kept or stored) and self._outdated(unit, found):
                 self.summary.outdated.append(unit.name)
+        self.waiting = dict(reversed(self.waiting.items()))
+        self.weights = {address: unit.weight for address, unit in self.waiting.items()}
+        finished = sum(unit.address not in self.waiting for unit in units)
+        if finished:
+            self.say(f"{finished} of {len(units)} units are finished already")
         if self.summary.outdated:
             self.say(OUTDATED.format(", ".join(self.summary.outdated)))
 
+    def _outdated(self, unit: Unit, content: Mapping[str, Any]) -> bool:
+        return bool(content["unit"]["code"] != unit.versions)
+
     def _current(self, unit: Unit, content: Mapping[str, Any] | None) -> bool:
-        return content is not None and not (self.again and content["unit"]["code"] != unit.versions)
+        """Whether a result can stay."""
+        return content is not None and not (self.again and self._outdated(unit, content))
 
     def work(self, title: str) -> None:
-        """Run until nothing waits."""
-        total = sum(unit.weight for unit in self.waiting.values())
-        weights = {unit.address: unit.weight for unit in self.waiting.values()}
-        with Meter(title, total) as meter:
+        """Go on until nothing waits."""
+        with Meter(title, sum(self.weights.values())) as meter:
             while self.waiting or self.running or self.elsewhere:
                 self._submit()
-                self._show(meter, weights)
-                if not self.running:
+                self._show(meter)
+                if self.running:
+                    for address, outcome in self.backend.finished(POLL):
+                        self._end(self.running.pop(address), outcome)
+                else:
                     time.sleep(POLL / 2)
-                for address, outcome in self.backend.finished(POLL):
-                    self._end(self.running.pop(address), outcome)
                 self._poll()
-            self._show(meter, weights)
-
-    def _show(self, meter: Meter, weights: Mapping[str, float]) -> None:
-        open_ = {*self.waiting, *self.running, *self.elsewhere}
-        done = sum(weight for address, weight in weights.items() if address not in open_)
-        shares = sum(weights[a] * self.store.share(a) for a in (*self.running, *self.elsewhere))
-        names = ", ".join(unit.name for unit in self.running.values())
-        if isinstance(self.backend, Here):
-            self.backend.report = lambda share: meter.update(
-                done + share * sum(weights[a] for a in self.running), names
-            )
-        meter.update(done + shares, names)
+            self._show(meter)
 
     def _submit(self) -> None:
         """Start what is ready, as far as there is room; a unit that runs alone waits until nothing else runs."""
-        ready = [u for u in self.waiting.values() if all(n.address in self.ready for n in u.needs.values())]
-        for unit in sorted(ready, key=lambda unit: not unit.alone):
-            full = len(self.running) >= self.backend.slots or any(u.alone for u in self.running.values())
-            if full or (unit.alone and self.running):
+        ready = [u for u in self.waiting.values() if all(n.address in self.there for n in u.needs.values())]
+        for unit in sorted(ready, key=lambda unit: not self._alone(unit)):
+            full = len(self.running) >= self.backend.slots or any(map(self._alone, self.running.values()))
+            if full or (self._alone(unit) and self.running):
                 return
             self.running[unit.address] = self.waiting.pop(unit.address)
-            self.backend.submit(unit.address, unit.described(), str(self.store.root), self.again)
+            self.backend.submit(unit.described(), str(self.store.root), self.again)
+
+    def _alone(self, unit: Unit) -> bool:
+        """Whether it runs alone: as it declares, or as its process was killed, so that it takes no other with it again."""
+        return unit.alone or (self.backend.together and unit.address in self.attempts)
+
+    def _show(self, meter: Meter) -> None:
+        busy = {**self.running, **{address: unit for address, (unit, _) in self.elsewhere.items()}}
+        names = ", ".join(f"{u.name}{' (elsewhere)' * (a in self.elsewhere)}" for a, u in busy.items())
+        done = sum(weight for a, weight in self.weights.items() if a not in self.waiting and a not in busy)
+        if isinstance(self.backend, Here):
+            own = sum(self.weights[address] for address in self.running)
+            self.backend.report = lambda share: meter.update(done + share * own, names)
+        meter.update(done + sum(self.weights[address] * self.store.share(address) for address in busy), names)
 
     def _end(self, unit: Unit, outcome: Outcome) -> None:
-        if outcome["state"] == "done":
-            content = self.store.result(unit.address)
-            assert content is not None
-            self._adopt(unit, content)
-        elif outcome["state"] == "elsewhere":
+        state = outcome["state"]
+        if state == "done":
+            self._adopt(unit, self.store.result(unit.address))
+            self.summary.done.append(unit.name)
+        elif state == "elsewhere":
             self.elsewhere[unit.address] = (unit, outcome["token"])
-        elif outcome["state"] == "failed":
+        elif state == "failed":
             self._fail(unit, outcome["error"], outcome["traceback"])
         else:
             self.attempts[unit.address] = self.attempts.get(unit.address, 0) + 1
             if self.attempts[unit.address] < ATTEMPTS:
                 self.waiting[unit.address] = unit
             else:
-                self._fail(unit, KILLED.format(ATTEMPTS), "")
+                self._fail(unit, KILLED, "")
 
-    def _adopt(self, unit: Unit, content: Mapping[str, Any]) -> None:
-        self.run.adopt(unit, content)
-        self.ready.add(unit.address)
-        self.summary.done.append(unit.name)
-        if content["unit"]["code"] != unit.versions:
-            self.summary.outdated.append(unit.name)
+    def _adopt(self, unit: Unit, content: Mapping[str, Any] | None) -> None:
+        self.there.add(unit.address)
+        if content is not None:
+            self.run.adopt(unit, content)
 
     def _fail(self, unit: Unit, error: str, trace: str) -> None:
         path = self.run.fail(unit, error, trace)
         self.summary.failed[unit.name] = error
+        self.culprits[unit.address] = unit.name
         self.say(f"failed: {unit.name}: {error} (see {path})")
-        self.lost[unit.address] = unit.name
         for other in list(
             self.waiting.values()
-        ):  # in their order, so that what needs a blocked one is blocked too
-            for need in other.needs.values():
-                if need.address in self.lost:
-                    del self.waiting[other.address]
-                    self.lost[other.address] = self.lost[need.address]
-                    self.summary.not_run[other.name] = self.lost[need.address]
-                    self.say(f"not run: {other.name}, which needs {self.lost[need.address]}")
-                    break
+        ):  # in their order: what needs a blocked unit is blocked after it
+            culprit = next(
+                (self.culprits[n.address] for n in other.needs.values() if n.address in self.culprits), None
+            )
+            if culprit is not None:
+                del self.waiting[other.address]
+                self.culprits[other.address] = self.summary.not_run[other.name] = culprit
+                self.say(f"not run: {other.name}, which needs {culprit}")
 
     def _poll(self) -> None:
         """Look after the units that other processes work on."""
@@ -232,18 +229,15 @@ class _Schedule:
             return
         self.polled = time.monotonic()
         for address, (unit, token) in list(self.elsewhere.items()):
-            content = self.store.result(address)
-            claim = holder(self.store.folder(address))
-            if content is not None and self._current(unit, content):
-                del self.elsewhere[address]
-                self._adopt(unit, content)
-            elif claim is not None and not claim.dead():
+            folder = self.store.folder(address)
+            claim = holder(folder)
+            if claim is not None and not claim.dead():
                 self.elsewhere[address] = (unit, claim.token)
-            else:
-                del self.elsewhere[address]
-                path = self.store.folder(address) / "error.json"
-                error = read_json(path, "delete it") if path.is_file() else {}
-                if token and error.get("token") == token:
-                    self._fail(unit, error["error"], error["traceback"])
-                else:
-                    self.waiting[address] = unit
+                continue
+            del self.elsewhere[address]
+            path = folder / "error.json"
+            error = read_json(path, AGAIN) if path.is_file() else {}
+            if token and error.get("token") == token:
+                self._fail(unit, error["error"], error["traceback"])
+            else:  # it is done, or was given up; both are found out by another attempt
+                self.waiting[address] = unit

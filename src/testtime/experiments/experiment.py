@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from testtime.errors import DataError, did_you_mean, unknown_name
@@ -43,10 +44,6 @@ class Unit:
 
     Raises:
         TypeError: a parameter is no value of JSON.
-
-    >>> Unit("testtime.experiments.demo:cell", {"seed": 0}, "TENT").address == Unit(
-    ...     "testtime.experiments.demo:cell", {"seed": 0}, "another name").address
-    True
     """
 
     kind: str
@@ -65,10 +62,9 @@ class Unit:
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
-                raise TypeError(
-                    f"{self.name}: the parameter {name!r} is no value of JSON ({error}); pass names and numbers, and build "
-                    "objects in the unit's function"
-                ) from None
+                advice = "pass names and numbers, and build objects in the unit's function"
+                message = f"{self.name}: the parameter {name!r} is no value of JSON ({error}); {advice}"
+                raise TypeError(message) from None
 
     @cached_property
     def address(self) -> str:
@@ -78,38 +74,34 @@ class Unit:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """The code of this unit and of all that it needs, by "unit: name" for the needed ones."""
-        found = dict(self.code)
-        for name, unit in self.needs.items():
-            found.update({f"{name}: {key}": value for key, value in unit.versions.items()})
-        return found
+        """The code of this unit, and of the needed ones as "unit: name"."""
+        needed = {f"{n}: {key}": v for n, unit in self.needs.items() for key, v in unit.versions.items()}
+        return {**self.code, **needed}
 
     def described(self) -> dict[str, Any]:
-        """The unit in values of JSON, from which any process can execute it."""
+        """Return the unit in values of JSON, from which any process can execute it."""
         return {
-            "address": self.address,
-            "kind": self.kind,
-            "name": self.name,
-            "parameters": dict(self.parameters),
+            **{name: getattr(self, name) for name in ("address", "kind", "name")},
+            "parameters": json.loads(json.dumps(dict(self.parameters))),
             "needs": {name: unit.address for name, unit in self.needs.items()},
             "code": self.versions,
-            "places": dict(self.places),
+            "places": {name: str(Path(place).absolute()) for name, place in self.places.items()},
         }
 
 
-def closure(units: Sequence[Unit]) -> Iterator[Unit]:
-    """Pass on the units and all that they need, each once and after what it needs."""
-    seen: set[str] = set()
+def closure(units: Iterable[Unit]) -> list[Unit]:
+    """Return the units and all that they need, each once and after what it needs."""
+    found: dict[str, Unit] = {}
 
-    def visit(unit: Unit) -> Iterator[Unit]:
-        if unit.address not in seen:
-            seen.add(unit.address)
+    def visit(unit: Unit) -> None:
+        if unit.address not in found:
             for need in unit.needs.values():
-                yield from visit(need)
-            yield unit
+                visit(need)
+            found[unit.address] = unit
 
     for unit in units:
-        yield from visit(unit)
+        visit(unit)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,7 @@ class Cell:
         column: name of the setting, domain or measure.
         seed: random seed; cells of one seed are compared in pairs.
         unit: unit whose result is shown.
-        about: further facts about the cell, in values of JSON.
+        about: further facts, in values of JSON.
     """
 
     row: str
@@ -153,7 +145,7 @@ class Plan:
 
     @property
     def units(self) -> list[Unit]:
-        """The units that the run is for, each once, in the order in which they are wanted."""
+        """The units that the run is for, each once."""
         units = [*self.others.values(), *(cell.unit for cell in self.cells)]
         return list({unit.address: unit for unit in units}.values())
 
@@ -163,10 +155,10 @@ class Resource:
     """Data or weights that an experiment stands on, and what may stand in for them.
 
     Args:
-        name: role in the experiment, such as "closed set" or "source model".
+        name: role in the experiment, such as "closed set".
         kind: "data" or "weights".
         prefers: name of the data set or model of the paper.
-        accepts: names of stand-ins, the preferred one first; "own" for any folder or file of the user.
+        accepts: names of stand-ins, the better first; "own" for any folder or file of the user.
     """
 
     name: str
@@ -185,13 +177,13 @@ class Resource:
             ValueError: the experiment does not accept what was given.
             DataError: nothing that it accepts is there.
         """
-        names = (self.prefers, *self.accepts)
+        names = [name for name in (self.prefers, *self.accepts) if name != "own"]
         if given is not None:
-            if given in names or "own" in names:
+            if given in names or "own" in self.accepts:
                 return given
             raise unknown_name(self.name, given, names)
         for name in names:
-            if name != "own" and there(name):
+            if there(name):
                 return name
         raise DataError(
             f"no {self.name} is there: expected {' or '.join(names)}; give its folder with --data"
@@ -201,13 +193,13 @@ class Resource:
 class Experiment(ABC):
     """A table or figure as a named object: it plans units of work, and reads tables out of their results.
 
-    A family of experiments is a subclass whose objects differ in the values of these attributes.
+    A family is a subclass; its experiments are objects that differ in the values of these attributes.
 
     Attributes:
         name: name on the command line.
         family: name of the family.
         title: what the experiment shows, in one line.
-        source: paper and table of the experiment; empty where there is none.
+        source: paper and table; empty where there is none.
         note: what differs from the source.
         seeds: random seeds where none are given.
         resources: data and weights, with what may stand in for them.
@@ -237,7 +229,7 @@ class Experiment(ABC):
         """Return the tables of a run, from its folder alone."""
 
     def figures(self, run: Run) -> Sequence[Any]:
-        """Return the figures of a run: charts of :mod:`testtime.report`."""
+        """Return the figures of a run: blocks of :mod:`testtime.report`, from its folder alone."""
         return ()
 
     def page(self, run: Run) -> Page:
@@ -269,37 +261,32 @@ class Experiment(ABC):
         return request.settings.get(name, self.settings[name])
 
     def check_settings(self, request: Request) -> None:
-        """Refuse settings that the experiment does not have.
-
-        Raises:
-            ValueError: there is no setting of this name.
-        """
+        """Refuse settings that the experiment does not have, with a ValueError."""
         for name in request.settings:
             if name not in self.settings:
                 raise unknown_name(f"setting of {self.name}", name, self.settings)
 
     def chosen_rows(self, rows: Sequence[Row], request: Request) -> list[Row]:
-        """Return those of the rows that the request names, and the base rows with them.
+        """Return those of the rows that the request names, in any spelling, the base rows, and one for each own method.
+
+        The row of an own method has the import path or entry point as ``about["method"]``.
 
         Raises:
             ValueError: there is no row of this name.
         """
+        own = [Row(name.rpartition(":")[2], about={"method": name}) for name in request.methods]
         if request.rows is None:
-            return list(rows)
-        known = {_bare(row.label): row for row in rows}
+            return [*rows, *own]
+        known = {_bare(row.label): row.label for row in rows}
         for name in request.rows:
             if _bare(name) not in known:
-                labels = [row.label for row in rows]
-                raise ValueError(
-                    f"{self.name} has no row {name!r}{did_you_mean(name, labels)}; its rows are {', '.join(labels)}"
-                )
+                meant = did_you_mean(name, known.values())
+                labels = ", ".join(known.values())
+                raise ValueError(f"{self.name} has no row {name!r}{meant}; its rows are {labels}")
         wanted = {_bare(name) for name in request.rows}
-        return [row for row in rows if _bare(row.label) in wanted or row.role == "base"]
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}: {self.title}>"
+        return [*(row for row in rows if _bare(row.label) in wanted or row.role == "base"), *own]
 
 
 def _bare(label: str) -> str:
-    """A label without case, spaces and hyphens; a final "+" counts."""
+    """A label without case, spaces and hyphens."""
     return "".join(c for c in label.lower() if c.isalnum() or c in "+.=")

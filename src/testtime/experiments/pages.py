@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from testtime.report import Block, Definitions, Figure, Note, Page, Section, Text, code, join, phrase
+from testtime.report import Block, Definitions, Note, Page, Section, Text, code, join, phrase
 
 if TYPE_CHECKING:
     from testtime.experiments.experiment import Experiment
@@ -27,7 +27,7 @@ def run_page(experiment: Experiment, run: Run) -> Page:
         lead=run.about["note"],
         sections=[
             Section("result", "Result", "The result", blocks),
-            Section("figures", "Figures", "Figures", drawn),
+            Section("figures", "Figures", "Figures", list(experiment.figures(run))),
             provenance_section(run),
         ],
         unfinished=unfinished(run),

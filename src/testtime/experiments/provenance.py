@@ -1,12 +1,12 @@
-"""Provenance: what a run was made with, in one format for all experiments."""
+"""Provenance: what a run or a unit was made with, in one format for all experiments."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import time
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from testtime import __version__
@@ -15,12 +15,10 @@ __all__ = ["SCHEMA", "now", "provenance"]
 
 SCHEMA = 1
 """Version of the format of ``run.json`` and of the files of results."""
-PACKAGES = ("torch", "numpy", "safetensors", "torchvision", "timm", "transformers", "ray")
+PACKAGES = ("torch", "numpy", "safetensors", "timm", "transformers")
 
 
-def provenance(
-    command: Sequence[str] = (), device: str = "cpu", precision: str = "float32"
-) -> dict[str, Any]:
+def provenance(command: Sequence[str], device: str, precision: str) -> dict[str, Any]:
     """Return versions, processor, precision, threads and command of this process, in values of JSON.
 
     Args:
@@ -32,18 +30,19 @@ def provenance(
 
     from testtime.processor import machine_load, processor_name
 
+    versions = {"testtime": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    machine = {"system": platform.system(), "architecture": platform.machine(), "processor": processor_name()}
     cuda = torch.device(device).type == "cuda"
     return {
         "started": now(),
         "command": list(command),
-        "versions": {"testtime": __version__, "python": platform.python_version(), **_versions()},
-        "machine": {
-            "system": platform.system(),
-            "architecture": platform.machine(),
-            "processor": processor_name(),
-            "cores": os.cpu_count(),
-            "load": machine_load(),
-        },
+        "versions": versions,
+        "machine": {**machine, "cores": os.cpu_count(), "load": machine_load()},
         "device": torch.cuda.get_device_name(device) if cuda else device,
         "precision": precision,
         "threads": torch.get_num_threads(),
@@ -53,13 +52,3 @@ def provenance(
 def now() -> str:
     """Return the time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,16 +1,17 @@
-"""The experiments by family, and methods and data sets of other packages; nothing here imports torch before it is asked for.
+"""The experiments by family, and methods and data sets of other packages; nothing imports torch before it is asked for.
 
-A family registers a light module that lists its experiments in ``LISTED``. Other packages register through the entry points
-``testtime.experiments`` (such a module), ``testtime.methods`` (a class of adapters) and ``testtime.data`` (a function of a
-folder that returns a data set).
+Other packages register through entry points: ``testtime.experiments`` (a module with ``LISTED``), ``testtime.methods`` (a class
+of adapters) and ``testtime.data`` (a function of a folder that returns a data set).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testtime.errors import did_you_mean, unknown_name
@@ -22,20 +23,22 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "Listed",
+    "code_of",
     "find_experiment",
     "find_method",
     "find_reader",
     "list_experiments",
     "plugins",
+    "resolve",
 ]
 
 FAMILIES = {"demo": "testtime.experiments.demo_list", "online": "testtime.experiments.online.listing"}
-"""The light module of each family."""
+"""By family, the light module that lists its experiments in ``LISTED``."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """An experiment that can be listed without being imported.
+    """An experiment that is listed without being imported.
 
     Args:
         name: name on the command line.
@@ -56,15 +59,13 @@ def list_experiments(family: str | None = None) -> dict[str, list[Listed]]:
     Raises:
         ValueError: there is no such family.
     """
-    modules: dict[str, Any] = {**FAMILIES, **plugins("testtime.experiments")}
-    if family is not None and family not in modules:
-        raise unknown_name("family", family, modules)
-    chosen = [family] if family is not None else list(modules)
-    found = {}
-    for name in chosen:
-        module = import_module(modules[name]) if isinstance(modules[name], str) else modules[name].load()
-        found[name] = list(module.LISTED)
-    return found
+    others = plugins("testtime.experiments")
+    names = [*FAMILIES, *others]
+    if family is not None and family not in names:
+        raise unknown_name("family", family, names)
+    chosen = names if family is None else [family]
+    modules = {n: others[n].load() if n in others else import_module(FAMILIES[n]) for n in chosen}
+    return {name: list(module.LISTED) for name, module in modules.items()}
 
 
 def find_experiment(name: str) -> Experiment:
@@ -74,27 +75,14 @@ def find_experiment(name: str) -> Experiment:
         ValueError: there is none.
     """
     from testtime.experiments.experiment import Experiment
-    from testtime.experiments.store import resolve
 
-    listed = {one.name: one for family in list_experiments().values() for one in family}
+    listed = {one.name: one.load for family in list_experiments().values() for one in family}
     if name not in listed:
-        raise ValueError(
-            f"no experiment {name!r}{did_you_mean(name, listed)}; testtime list shows all {len(listed)}"
-        )
-    found = resolve(listed[name].load)
-    made = found if isinstance(found, Experiment) else found(name)
-    if not isinstance(made, Experiment):
-        raise TypeError(f"{listed[name].load} gave {made!r} for {name!r}, expected an Experiment")
+        meant = did_you_mean(name, listed)
+        raise ValueError(f"no experiment {name!r}{meant}; testtime list shows all {len(listed)}")
+    found = resolve(listed[name])
+    made: Experiment = found if isinstance(found, Experiment) else found(name)
     return made
-
-
-def plugins(group: str) -> Mapping[str, Any]:
-    """Return the entry points of a group by name; ``load()`` imports one.
-
-    Args:
-        group: "testtime.methods", "testtime.data" or "testtime.experiments".
-    """
-    return {point.name: point for point in entry_points(group=group)}
 
 
 def find_method(name: str) -> type[Adapter]:
@@ -106,12 +94,11 @@ def find_method(name: str) -> type[Adapter]:
     """
     import testtime.methods
     from testtime.adapter import Adapter
-    from testtime.experiments.store import resolve
 
     others = plugins("testtime.methods")
     own = {_bare(cls): cls for cls in testtime.methods.__all__}
     if ":" in name:
-        found: Any = resolve(name)
+        found = resolve(name)
     elif name in others:
         found = others[name].load()
     elif _bare(name) in own:
@@ -123,10 +110,35 @@ def find_method(name: str) -> type[Adapter]:
     return found
 
 
+def code_of(*parts: Any) -> dict[str, str]:
+    """Return the SHA-256 of the files of classes or functions by their names, for the code of a unit."""
+    from testtime.data import sha256_of
+
+    return {part.__qualname__: sha256_of(Path(inspect.getfile(part))) for part in parts}
+
+
 def find_reader(name: str) -> Callable[..., Any] | None:
-    """Return the function of an entry point ``testtime.data`` that reads a data set; None if there is none of this name."""
+    """Return the function of an entry point ``testtime.data``; None if there is none of this name."""
     point = plugins("testtime.data").get(name)
     return None if point is None else point.load()
+
+
+def plugins(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a group by name."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def resolve(path: str) -> Any:
+    """Return what an import path "package.module:name" names.
+
+    Raises:
+        ImportError: there is no such module or name.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except AttributeError as error:
+        raise ImportError(f"{path}: {error}; expected an import path as package.module:name") from error
 
 
 def _bare(name: str) -> str:

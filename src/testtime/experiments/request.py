@@ -27,6 +27,7 @@ class Request:
         experiment: name of the experiment.
         seeds: random seeds; None takes the experiment's.
         rows: labels of some rows; None takes all.
+        methods: own methods that get a row: "package.module:Class", or names of entry points ``testtime.methods``.
         limit: images of each domain, or another count that the family names; None takes all.
         device: device of the networks.
         precision: "float32" or "bfloat16"; "auto" is resolved when the run starts.
@@ -39,6 +40,7 @@ class Request:
     experiment: str
     seeds: tuple[int, ...] | None = None
     rows: tuple[str, ...] | None = None
+    methods: tuple[str, ...] = ()
     limit: int | None = None
     device: str = "cpu"
     precision: str = "auto"
@@ -72,7 +74,7 @@ class Request:
                 raise DataError(f"{path}: {unknown_name('key', name, sorted(known))}")
         with damaged(path, AGAIN):
             content["experiment"] = str(content["experiment"])
-            for name in ("seeds", "rows"):
+            for name in ("seeds", "rows", "methods"):
                 if name in content:
                     content[name] = tuple(content[name])
             return cls(**content)
@@ -80,7 +82,7 @@ class Request:
     def write(self, path: str | Path) -> Path:
         """Write the TOML file from which :meth:`read` makes an equal request."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
-        content = {name: value for name, value in found.items() if value is not None and value != ""}
+        content = {name: value for name, value in found.items() if value not in (None, "", ())}
         return write_toml(path, {**content, **({"settings": dict(self.settings)} if self.settings else {})})
 
     def joined(self, before: Request) -> Request:
@@ -100,7 +102,8 @@ class Request:
         if self.rows is not None and before.rows is not None:
             rows = tuple(dict.fromkeys((*before.rows, *self.rows)))
         seeds = tuple(sorted({*(before.seeds or ()), *(self.seeds or ())}))
-        return replace(self, rows=rows, seeds=seeds, token=before.token)
+        methods = tuple(dict.fromkeys((*before.methods, *self.methods)))
+        return replace(self, rows=rows, seeds=seeds, methods=methods, token=before.token)
 
     def started(self, seeds: tuple[int, ...], precision: str) -> Request:
         """Return the request with everything resolved that may be left open."""

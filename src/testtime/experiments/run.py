@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ ABOUT = {
     **dict.fromkeys(("experiment", "family", "title", "source", "note"), str),
     "rows": [{"label": str, "role": str, "note": str, "about": dict}],
     "cells": [{"row": str, "column": str, "seed": int, "unit": str, "about": dict}],
-    **dict.fromkeys(("others", "facts", "used", "about", "units"), dict),
+    "units": dict,
+    **dict.fromkeys(("others", "facts", "used", "resources", "about"), dict),
     "sessions": [dict],
 }
 
@@ -39,76 +40,68 @@ class RunFolder:
     path: Path
 
     def request(self) -> Request | None:
-        """Return what the run in this folder was asked for, or None where there is no run."""
+        """Return the request of the run in this folder; None where there is no run."""
         path = self.path / "run.toml"
         return Request.read(path) if path.is_file() else None
 
     def write(self, experiment: Experiment, request: Request, plan: Plan, session: Mapping[str, Any]) -> None:
-        """Write ``run.toml`` and ``run.json``; the sessions of earlier commands are kept."""
+        """Write ``run.toml`` and ``run.json``.
+
+        Args:
+            experiment: experiment of the run.
+            request: what is asked for.
+            plan: plan of the experiment for this request.
+            session: provenance of this command; those of earlier ones are kept.
+        """
         request.write(self.path / "run.toml")
         path = self.path / "run.json"
         before = read_json(path, AGAIN, ABOUT)["sessions"] if path.is_file() else []
-        units = list(closure(plan.units))
+        names = ("family", "title", "source", "note")
+        units = {u.address: {"name": u.name, "code": u.versions} for u in closure(plan.units)}
         about = {
             "schema": SCHEMA,
             "experiment": experiment.name,
-            "family": experiment.family,
-            "title": experiment.title,
-            "source": experiment.source,
-            "note": experiment.note,
-            "rows": [
-                {"label": row.label, "role": row.role, "note": row.note, "about": row.about}
-                for row in plan.rows
-            ],
-            "cells": [
-                {
-                    "row": cell.row,
-                    "column": cell.column,
-                    "seed": cell.seed,
-                    "unit": cell.unit.address,
-                    "about": cell.about,
-                }
-                for cell in plan.cells
-            ],
+            **{name: getattr(experiment, name) for name in names},
+            "rows": [asdict(row) for row in plan.rows],
+            "cells": [{**vars(cell), "unit": cell.unit.address} for cell in plan.cells],
             "others": {name: unit.address for name, unit in plan.others.items()},
-            "facts": plan.facts,
-            "used": plan.used,
-            "resources": {
-                r.name: {"kind": r.kind, "prefers": r.prefers, "accepts": r.accepts}
-                for r in experiment.resources
-            },
-            "about": plan.about,
-            "units": {unit.address: {"name": unit.name, "code": unit.versions} for unit in units},
-            "sessions": [*before, dict(session)],
+            **{name: getattr(plan, name) for name in ("facts", "used", "about")},
+            "resources": {resource.name: asdict(resource) for resource in experiment.resources},
+            "units": units,
+            "sessions": [*before, session],
         }
         write_json(path, about)
 
-    def result_file(self, unit: Unit) -> Path:
-        """The file of a unit's result."""
-        return self.path / "results" / _file(unit.name, unit.address)
+    def _file(self, kind: str, unit: Unit) -> Path:
+        return self.path / kind / f"{slug(unit.name)[:80]}-{unit.address[:12]}.json"
 
-    def failure_file(self, unit: Unit) -> Path:
-        """The file of a unit's error."""
-        return self.path / "failures" / _file(unit.name, unit.address)
+    def result(self, unit: Unit) -> dict[str, Any] | None:
+        """Return the content of a unit's result file; None if there is none."""
+        path = self._file("results", unit)
+        return read_result(path) if path.is_file() else None
 
     def adopt(self, unit: Unit, content: Mapping[str, Any]) -> None:
         """Keep the result of a unit; an earlier error of it is removed."""
-        write_json(self.result_file(unit), content)
-        self.failure_file(unit).unlink(missing_ok=True)
+        write_json(self._file("results", unit), content)
+        self._file("failures", unit).unlink(missing_ok=True)
 
     def fail(self, unit: Unit, error: str, trace: str) -> Path:
         """Keep the error of a unit."""
-        content = {"schema": SCHEMA, "address": unit.address, "name": unit.name, "time": now()}
-        return write_json(
-            self.failure_file(unit), {**content, "error": error, "traceback": trace.splitlines()}
-        )
+        content = {
+            "schema": SCHEMA,
+            "address": unit.address,
+            "name": unit.name,
+            "time": now(),
+            "error": error,
+        }
+        return write_json(self._file("failures", unit), {**content, "traceback": trace.splitlines()})
 
 
 @dataclass(frozen=True)
 class Run:
     """A run that was read from its folder.
 
-    Attributes:
+    Args:
         folder: the folder.
         about: content of ``run.json``.
         results: content of the files of results by address of the unit.
@@ -127,30 +120,28 @@ class Run:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The rows of the run's tables."""
+        """The rows of the tables, also those without a result."""
         return [Row(row["label"], row["role"], row["note"], row["about"]) for row in self.about["rows"]]
 
     def records(self, read: Callable[[dict[str, Any]], Any] = dict) -> list[Record]:
         """Return the finished cells.
 
         Args:
-            read: function that turns a result, a dictionary, into what the columns' functions take.
+            read: function that turns the result of a unit into what the functions of the columns take; under "made" the
+                result has the provenance of the unit: versions, machine, threads, seconds.
         """
         return [
-            Record(cell["row"], cell["column"], cell["seed"], read(dict(found["result"])), cell["about"])
-            for cell in self.about["cells"]
-            if (found := self.results.get(cell["unit"])) is not None
+            Record(
+                c["row"], c["column"], c["seed"], read({**found["result"], "made": found["made"]}), c["about"]
+            )
+            for c in self.about["cells"]
+            if (found := self.results.get(c["unit"])) is not None
         ]
 
     def other(self, name: str) -> Mapping[str, Any] | None:
-        """Return the result of a unit that no cell shows, by its name; None if it is not finished."""
+        """Return the result of a unit that no cell shows, by its name in the plan; None if it is not finished."""
         found = self.results.get(self.about["others"].get(name, ""))
         return None if found is None else found["result"]
-
-    def made(self, cell: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the provenance of a finished cell of ``about["cells"]``: versions, machine, precision, seconds."""
-        found: Mapping[str, Any] = self.results[cell["unit"]]["made"]
-        return found
 
     @property
     def missing(self) -> list[str]:
@@ -161,31 +152,26 @@ class Run:
     @property
     def outdated(self) -> list[str]:
         """The names of the units whose result was made with another version of the code than the plan has."""
-        return [
-            unit["name"]
-            for address, unit in self.about["units"].items()
-            if (found := self.results.get(address)) is not None and found["unit"]["code"] != unit["code"]
-        ]
+        units = self.about["units"]
+        return [units[a]["name"] for a, r in self.results.items() if r["unit"]["code"] != units[a]["code"]]
 
     @property
     def stand_ins(self) -> dict[str, tuple[str, str]]:
-        """What was used and what the source used, by name of the resource, where the two differ."""
+        """By name of the resource, what was used and what the source used, where the two differ."""
+        used = {name: self.about["used"].get(name) for name in self.about["resources"]}
+        preferred = {name: resource["prefers"] for name, resource in self.about["resources"].items()}
         return {
-            name: (self.about["used"][name], resource["prefers"])
-            for name, resource in self.about.get("resources", {}).items()
-            if self.about["used"].get(name, resource["prefers"]) != resource["prefers"]
+            name: (used[name], preferred[name]) for name in used if used[name] not in (None, preferred[name])
         }
 
     @property
     def notes(self) -> list[str]:
-        """Remarks for every table of the run: stand-ins, outdated results, failures."""
+        """Remarks for every table of the run: stand-ins, results of other versions, failures."""
         notes = [
             f"{name}: {used} stands in for {prefers}." for name, (used, prefers) in self.stand_ins.items()
         ]
-        if self.outdated:
-            notes.append(f"Made with another version of the code: {', '.join(self.outdated)}.")
-        notes += [f"Failed: {found['name']}: {found['error']}." for found in self.failures.values()]
-        return notes
+        notes += [f"Made with another version of the code: {', '.join(self.outdated)}."] * bool(self.outdated)
+        return notes + [f"Failed: {found['name']}: {found['error']}." for found in self.failures.values()]
 
 
 def read_run(folder: str | Path) -> Run:
@@ -195,42 +181,23 @@ def read_run(folder: str | Path) -> Run:
         ValueError: it is none.
         DataError: a file in it is damaged.
     """
-    folder = Path(folder)
-    path = folder / "run.json"
+    path = Path(folder) / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime run makes one")
     about = read_json(path, AGAIN, ABOUT)
     with damaged(path, AGAIN):
         if about["schema"] > SCHEMA:
-            raise ValueError(f"it has schema {about['schema']}, this version reads up to {SCHEMA}")
-    results = _by_address(folder / "results", lambda path: read_result(path))
-    failures = _by_address(folder / "failures", lambda path: read_json(path, AGAIN, {"error": str}))
-    planned = about["units"]
+            raise ValueError(
+                f"it has schema {about['schema']}, this version of testtime reads up to {SCHEMA}"
+            )
+    files = [sorted((Path(folder) / kind).glob("*.json")) for kind in ("results", "failures")]
+    results = {found["unit"]["address"]: found for found in map(read_result, files[0])}
+    failed = [read_json(file, AGAIN, {"address": str, "name": str, "error": str}) for file in files[1]]
+    failures = {found["address"]: found for found in failed}
+    order = [address for address in about["units"] if address in results]
     return Run(
-        folder,
+        Path(folder),
         about,
-        {address: found for address, found in results.items() if address in planned},
-        {address: found for address, found in failures.items() if address in planned},
+        {address: results[address] for address in order},
+        {address: found for address, found in failures.items() if address in about["units"]},
     )
-
-
-def _by_address(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        content = read(path)
-        found[content["unit"]["address"] if "unit" in content else content["address"]] = content
-    return found
-
-
-def _file(name: str, address: str) -> str:
-    return f"{slug(name)[:80]}-{address[:12]}.json"
-
-
-def finished(folder: RunFolder, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
-    """Return the results that a run's folder has of some units, by address."""
-    found = {}
-    for unit in units:
-        path = folder.result_file(unit)
-        if path.is_file():
-            found[unit.address] = read_result(path)
-    return found

@@ -5,24 +5,23 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from testtime.experiments.claims import claimed, held, holder
+from testtime.experiments.claims import claimed
 from testtime.experiments.provenance import SCHEMA, provenance
-from testtime.files import read_json, sweep, write_json
+from testtime.experiments.registry import resolve
+from testtime.files import damaged, read_json, sweep, write_json
 
-__all__ = ["Made", "Outcome", "Store", "Workspace", "execute"]
+__all__ = ["Made", "Outcome", "Store", "Workspace", "execute", "read_result"]
 
 AGAIN = "delete it and give the same command again: it makes it again"
 RESULT = {"schema": int, "unit": {"address": str, "name": str, "code": dict}, "result": dict, "made": dict}
@@ -32,8 +31,8 @@ REPORTED = 2.0  # seconds between two notes of a unit's progress
 class Outcome(TypedDict, total=False):
     """What came of an attempt at a unit.
 
-    "done": there is a result; "failed": with ``error`` and ``traceback``; "elsewhere": another process holds the claim with
-    this ``token``; "lost": the process was killed.
+    "done": there is a result; "failed": with ``error`` and ``traceback``; "elsewhere": another process holds the claim
+    ``token``; "lost": its process was killed.
     """
 
     state: Literal["done", "failed", "elsewhere", "lost"]
@@ -44,7 +43,7 @@ class Outcome(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Made:
-    """A needed unit that is done: its result, and the folder with its artefacts."""
+    """A needed unit that is done: its result, and the folder of its artefacts."""
 
     result: Mapping[str, Any]
     folder: Path
@@ -54,9 +53,9 @@ class Made:
 class Workspace:
     """What the function of a unit gets.
 
-    Attributes:
-        parameters: those of the unit.
-        places: paths on this machine.
+    Args:
+        parameters: parameters of the unit.
+        places: absolute paths on this machine.
         needs: the needed units by name.
         folder: own folder, for artefacts and checkpoints; what a killed attempt left is still there.
         cache: folder that all units share, for files that each writes whole and can make again.
@@ -71,7 +70,7 @@ class Workspace:
     report: Callable[[float], None]
 
     def progress(self, done: float, total: float) -> None:
-        """Say how far the unit is."""
+        """Report how far the unit is."""
         self.report(done / total if total else 1.0)
 
 
@@ -79,7 +78,7 @@ class Workspace:
 class Store:
     """A folder of units by address.
 
-    ``units/ab/abcdef.../result.json`` holds a result, beside it lie its artefacts; ``cache`` holds files that can be made
+    ``units/ab/abcd.../result.json`` holds a result, beside it lie its artefacts; ``cache`` holds files that can be made
     again; ``logs`` has a line for every start and end of a unit, in a file for each host.
 
     Args:
@@ -88,50 +87,30 @@ class Store:
 
     root: Path
 
-    @property
-    def cache(self) -> Path:
-        """The folder of files that can be made again."""
-        return self.root / "cache"
-
     def folder(self, address: str) -> Path:
-        """The folder of a unit."""
+        """Return the folder of a unit."""
         return self.root / "units" / address[:2] / address
 
     def result(self, address: str) -> dict[str, Any] | None:
-        """Return the content of a unit's result file, or None.
-
-        Raises:
-            DataError: the file is damaged.
-        """
-        try:
-            return read_result(self.folder(address) / "result.json")
-        except FileNotFoundError:
-            return None
+        """Return the content of a unit's result file; None if there is none."""
+        path = self.folder(address) / "result.json"
+        return read_result(path) if path.is_file() else None
 
     def share(self, address: str) -> float:
         """Return the done share of a unit that is being worked on, from 0 to 1."""
         try:
-            return float(json.loads((self.folder(address) / "progress.json").read_text())["share"])
-        except (OSError, ValueError, LookupError, TypeError):
+            return float((self.folder(address) / "progress").read_text())
+        except (OSError, ValueError):
             return 0.0
 
     def log(self, event: str, described: Mapping[str, Any], **facts: Any) -> None:
-        """Append a line to this host's log."""
+        """Append a line to the log of this host."""
         path = self.root / "logs" / f"{socket.gethostname()}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         line = {"time": time.time(), "pid": os.getpid(), "event": event, "address": described["address"]}
-        line |= {"name": described["name"], **facts}
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(
-                descriptor, (json.dumps(line) + "\n").encode()
-            )  # one write: lines of processes do not mix
-        finally:
-            os.close(descriptor)
-
-    def remove(self, address: str) -> None:
-        """Remove a unit with its artefacts."""
-        shutil.rmtree(self.folder(address), ignore_errors=True)
+        text = json.dumps({**line, "name": described["name"], **facts}) + "\n"
+        with open(path, "ab", buffering=0) as file:  # one write: the lines of several processes do not mix
+            file.write(text.encode())
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -139,9 +118,14 @@ def read_result(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it is damaged, or of a later version of this library.
+        DataError: it is damaged, or from a later version of this library.
     """
     found: dict[str, Any] = read_json(path, AGAIN, RESULT)
+    with damaged(path, AGAIN):
+        if found["schema"] > SCHEMA:
+            raise ValueError(
+                f"it has schema {found['schema']}, this version of testtime reads up to {SCHEMA}"
+            )
     return found
 
 
@@ -151,7 +135,7 @@ def execute(
     again: bool = False,
     report: Callable[[float], None] | None = None,
 ) -> Outcome:
-    """Do a unit if it is not done, unless another process is at it. Any process can call this, from plain values.
+    """Do a unit if it is not done and no other process is at it. Any process can call this, from plain values.
 
     Args:
         described: the unit, as :meth:`Unit.described` gives it.
@@ -159,96 +143,72 @@ def execute(
         again: whether a result of another version of the code is made again.
         report: function that takes the done share; None writes it to a file beside the unit.
     """
-    store, address = Store(Path(root)), described["address"]
+    store = Store(Path(root))
+    folder = store.folder(described["address"])
 
     def done() -> bool:
-        found = store.result(address)
+        found = store.result(described["address"])
         return found is not None and not (again and found["unit"]["code"] != described["code"])
 
     if done():
         return {"state": "done"}
-    folder = store.folder(address)
-    with claimed(folder) as (own, before):
+    with claimed(folder) as (own, other):
         if own is None:
-            other = holder(folder)
             return {"state": "elsewhere", "token": other.token if other else ""}
         if done():
             return {"state": "done"}
-        store.log("started", described, **({"took_over": before.pid} if before is not None else {}))
+        store.log("started", described, **({"took_over": other.pid} if other else {}))
+        begin = time.monotonic()
         try:
-            return _attempt(store, described, lambda: held(own), report)
+            content = _attempt(store, described, report or _Noted(folder / "progress"))
+            content["made"]["seconds"] = round(time.monotonic() - begin, 3)
+            if not own.held():
+                return {"state": "elsewhere", "token": ""}
+            write_json(folder / "result.json", content)
         except Exception as error:  # noqa: BLE001 - one unit must not end the run of the others; it is reported
-            failure = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-            write_json(folder / "error.json", {**failure, "token": own.token})
-            store.log("failed", described, error=failure["error"])
-            return {"state": "failed", **failure}  # type: ignore[typeddict-item]
+            text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+            write_json(folder / "error.json", {"error": text, "traceback": trace, "token": own.token})
+            store.log("failed", described, error=text)
+            return {"state": "failed", "error": text, "traceback": trace}
+        store.log("finished", described, seconds=content["made"]["seconds"])
+        for name in ("error.json", "progress"):
+            (folder / name).unlink(missing_ok=True)
+        return {"state": "done"}
 
 
-def _attempt(
-    store: Store,
-    described: Mapping[str, Any],
-    still_held: Callable[[], bool],
-    report: Callable[[float], None] | None,
-) -> Outcome:
-    folder = store.folder(described["address"])
+def _attempt(store: Store, described: Mapping[str, Any], report: Callable[[float], None]) -> dict[str, Any]:
+    """Call the function of a unit and return the content of its result file."""
+    folder, cache, parameters = (
+        store.folder(described["address"]),
+        store.root / "cache",
+        described["parameters"],
+    )
     sweep(folder)
+    cache.mkdir(parents=True, exist_ok=True)
     needs = {}
     for name, address in described["needs"].items():
         found = store.result(address)
         if found is None:
             raise FileNotFoundError(f"{store.folder(address)}: the needed unit {name!r} has no result there")
         needs[name] = Made(found["result"], store.folder(address))
-    store.cache.mkdir(parents=True, exist_ok=True)
-    work = Workspace(
-        described["parameters"], described["places"], needs, folder, store.cache, report or _Noted(folder)
-    )
-    begin = time.monotonic()
-    parameters = described["parameters"]
     made = provenance([], parameters.get("device", "cpu"), parameters.get("precision", "float32"))
     with _own_randomness(described["address"]):
+        work = Workspace(parameters, described["places"], needs, folder, cache, report)
         result = resolve(described["kind"])(work)
-    seconds = round(time.monotonic() - begin, 3)
-    if not still_held():
-        return {"state": "elsewhere", "token": ""}
-    content = {"schema": SCHEMA, "unit": _portable(described), "result": result}
-    write_json(folder / "result.json", {**content, "made": {**made, "seconds": seconds}})
-    store.log("finished", described, seconds=seconds)
-    for name in ("error.json", "progress.json"):
-        (folder / name).unlink(missing_ok=True)
-    return {"state": "done"}
-
-
-def _portable(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The description without paths of this machine."""
-    return {name: value for name, value in described.items() if name != "places"}
-
-
-def resolve(path: str) -> Callable[..., Any]:
-    """Return what an import path "package.module:name" names.
-
-    Raises:
-        ImportError: there is no such module or name.
-    """
-    module, _, name = path.partition(":")
-    try:
-        found: Any = import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise ImportError(f"{path}: {error}") from error
-    return found
+    unit = {name: value for name, value in described.items() if name != "places"}
+    return {"schema": SCHEMA, "unit": unit, "result": result, "made": made}
 
 
 class _Noted:
     """Writes the done share of a unit to a file, now and then."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path, self.last = folder / "progress.json", time.monotonic()
+    def __init__(self, path: Path) -> None:
+        self.path, self.last = path, time.monotonic()
 
     def __call__(self, share: float) -> None:
         if time.monotonic() - self.last >= REPORTED:
             self.last = time.monotonic()
-            self.path.write_text(json.dumps({"share": share}))
+            self.path.write_text(f"{share:.4f}")
 
 
 @contextmanager
@@ -256,8 +216,7 @@ def _own_randomness(address: str) -> Iterator[None]:
     """Seed the global generators by the address while the block runs, whatever ran before in this process."""
     import torch
 
-    seed = int(address[:8], 16)
-    before, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a unit may use
+    seed, before, legacy = int(address[:8], 16), random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         random.seed(seed)

@@ -70,7 +70,7 @@ class Column:
         of: setting, domain or measure whose records count; None averages over all records of a seed.
         group: head above the names of several columns.
         unit: unit of the values.
-        places: decimals that are printed.
+        places: decimals that are printed; None prints as many as the number has.
         better: which values are better; None for neither.
         signed: whether a plus sign is printed.
         reduce: how the values over seeds become one.
@@ -83,7 +83,7 @@ class Column:
     of: str | None = None
     group: str = ""
     unit: str = "%"
-    places: int = 1
+    places: int | None = 1
     better: Literal["higher", "lower"] | None = "higher"
     signed: bool = False
     reduce: Literal["mean", "median"] = "mean"
@@ -218,7 +218,7 @@ class Table:
         ours, theirs = (self.values.get((name, column.key), {}) for name in (row, other))
         found = {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
         sign = -1 if column.better == "lower" else 1
-        gains = [sign * round(difference, column.places) for difference in found.values()]
+        gains = [sign * (d if column.places is None else round(d, column.places)) for d in found.values()]
         return Paired(found, sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))
 
     def against(self, row: str) -> Table:
@@ -244,7 +244,7 @@ class Table:
         published = column.published.get(row)
         return (
             (signed if column.signed else show)(value, column.places),
-            f"±{spread:.{column.places}f}" if spread > 0 else "",
+            f"±{show(spread, column.places)}" if spread > 0 else "",
             "" if published is None else f"({show(published, column.places)})",
         )
 
@@ -332,7 +332,6 @@ class Table:
         """Return the table as a block of a page of :mod:`testtime.report`."""
         from testtime import report
 
-        roles: dict[str, Any] = {"control": "control", "ceiling": "reference"}
         columns = [
             report.Column(c.name, c.unit, c.group, c.places, c.better, c.note, c.signed) for c in self.columns
         ]
@@ -345,7 +344,7 @@ class Table:
                     )
                     for c in self.columns
                 ],
-                roles.get(row.role, ""),
+                row.role,
                 "†" if row.note else "",
             )
             for row in self.rows

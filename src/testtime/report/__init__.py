@@ -5,15 +5,16 @@ A page is a tree of frozen dataclasses. Every string in it is escaped; elements 
 :func:`listed`. A paragraph is a string.
 
 - **Page**: ``Page(title, kicker, lead, sections, unfinished)``, ``Section(id, short, heading, blocks)``; sections without
-  blocks are left out, so that a builder may return an empty list. :func:`write_page` writes it, :func:`page_html` returns it.
+  blocks are left out, so that a builder may return an empty list. :func:`write_page` writes it, :func:`page_html` returns it;
+  :func:`write_chart` writes a chart as an SVG file.
 - **Blocks**: text, :class:`Note`, :class:`Bullets`, :class:`Definitions`, :class:`Figure` (chart and caption),
   :class:`Grid` (small multiples), :class:`Legend`, :class:`Picture`, :class:`Details`, :class:`Table`.
 - **Tables**: ``Table(caption, columns, rows)`` of :class:`Column`, :class:`Row` and :class:`Cell`: number formats, the best
   of a column in bold (not in a tie), spread, published number, heat and bars, sorting and filtering.
-- **Charts**: :func:`line_chart`, :func:`scatter`, :func:`dot_chart`, :func:`bar_chart`, :func:`heat_map` and
-  :func:`share_chart` return a :class:`Chart`, or None where there is nothing to draw; ``figures`` drops those. Colours are
-  numbers, 1 to 6 and 0 for grey: :func:`colours` hands them out.
-- **Words**: :func:`show`, :func:`signed`, :func:`first_of`, :func:`mean`, :func:`deviation`, :func:`number`.
+- **Charts**: :func:`line_chart`, :func:`scatter`, :func:`row_chart`, :func:`heat_map` and
+  :func:`share_chart` return a :class:`Chart`, or None where there is nothing to draw; a figure without a
+  chart is left out. Colours are numbers, 1 to 6 and 0 for grey: :func:`colours` hands them out.
+- **Words**: :func:`show`, :func:`signed`, :func:`first_of`, :func:`mean` and :func:`deviation`.
 
 Altair describes the charts and vl-convert renders them as SVG without a browser; both are imported when the first chart is
 drawn. They were chosen over matplotlib, whose SVG is several times larger and carries its fonts as outlines, and over
@@ -55,7 +56,6 @@ from testtime.report.blocks import (
     Page,
     Picture,
     Section,
-    figures,
 )
 from testtime.report.drawing import Chart
 from testtime.report.heat import heat_map
@@ -74,10 +74,10 @@ from testtime.report.markup import (
     sub,
     sup,
 )
-from testtime.report.points import Point, bar_chart, dot_chart, scatter
-from testtime.report.rendering import page_html, write_page
+from testtime.report.points import Point, row_chart, scatter
+from testtime.report.rendering import page_html, write_chart, write_page
 from testtime.report.table import Cell, Column, Row, Table
-from testtime.report.words import colours, deviation, first_of, mean, number, show, signed
+from testtime.report.words import colours, deviation, first_of, mean, show, signed
 
 __all__ = [
     "Block",
@@ -90,41 +90,8 @@ __all__ = [
     "Figure",
     "Grid",
     "Legend",
-    "Markup",
-    "Note",
-    "Page",
-    "Picture",
-    "Point",
-    "Reference",
-    "Row",
-    "Section",
-    "Series",
-    "Table",
-    "Text",
-    "bar_chart",
-    "code",
-    "colours",
-    "deviation",
-    "dim",
-    "dot_chart",
-    "emphasis",
-    "figures",
-    "first_of",
-    "heat_map",
-    "join",
-    "line_chart",
-    "link",
-    "listed",
-    "mean",
-    "number",
-    "page_html",
-    "phrase",
-    "scatter",
-    "share_chart",
-    "show",
-    "signed",
-    "strong",
-    "sub",
-    "sup",
-    "write_page",
 ]
+__all__ += ["Markup", "Note", "Page", "Picture", "Point", "Reference", "Row", "Section", "Series", "Table"]
+__all__ += ["Text", "code", "colours", "deviation", "dim", "emphasis", "first_of", "heat_map", "join"]
+__all__ += ["line_chart", "link", "listed", "mean", "page_html", "phrase", "row_chart", "scatter"]
+__all__ += ["share_chart", "show", "signed", "strong", "sub", "sup", "write_chart", "write_page"]

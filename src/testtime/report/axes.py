@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from testtime.report.drawing import COLOURS, Size, altair
+from testtime.report.drawing import COLOURS, Size, altair, clean
 
-__all__ = ["NAMED", "colour", "log_ticks", "padded", "scale", "x_axis", "y_axis"]
+__all__ = ["NAMED", "colour", "log_ticks", "padded", "quoted", "scale", "x_axis", "y_axis"]
 
 NAMED = 400
 """Points of a chart up to which each shows its figures when it is pointed at."""
@@ -33,6 +33,11 @@ def padded(values: Iterable[float], share: float = 0.06) -> tuple[float, float]:
     pad = share * ((high - low) or abs(high) or 1.0)
     below, above = low - pad, high + pad
     return (max(below, 0.0) if low >= 0 else below), (min(above, 100.0) if high <= 100 < above else above)
+
+
+def quoted(value: object) -> str:
+    """Return a value as a literal of Vega's expressions."""
+    return json.dumps(clean(value))
 
 
 def scale(low: float, high: float, logarithmic: bool = False) -> Any:
@@ -79,13 +84,11 @@ def x_axis(
     """
     axis: dict[str, Any] = {"title": title or None, "grid": grid, "titlePadding": 8}
     if names:
-        tilted = len(names) > (4 if size.narrow else 8) or max(len(name) for _, name in names) > 90 / len(
-            names
-        )
+        longest = max(len(name) for _, name in names)
+        tilted = len(names) > (4 if size.narrow else 8) or longest > 90 / len(names)
         turned = {"labelAngle": -40, "labelAlign": "right", "labelBaseline": "middle"} if tilted else {}
-        text = json.dumps({f"{place:g}": name for place, name in names})
-        expression = f"{text}[format(datum.value, '~g')]"
         places = [place for place, _ in names]
+        expression = f"{quoted([name for _, name in names])}[indexof({quoted(places)}, datum.value)]"
         axis |= {
             "values": places,
             "labelExpr": expression,
@@ -98,5 +101,5 @@ def x_axis(
     else:
         axis |= {"tickCount": 5 if size.narrow else 9, "labelFlush": False}
         axis |= {"values": list(values)} if values else {}
-        axis |= {"labelExpr": f"format(datum.value, '~g') + {json.dumps(suffix)}"} if suffix or values else {}
+        axis |= {"labelExpr": f"format(datum.value, '~g') + {quoted(suffix)}"} if suffix or values else {}
     return altair().Axis(**axis)

@@ -26,7 +26,7 @@ __all__ = [
     "Page",
     "Picture",
 ]
-__all__ += ["Section", "figures"]
+__all__ += ["Section"]
 
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
@@ -61,10 +61,10 @@ class Definitions:
 @final
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its caption."""
+    """A chart with its caption; nothing where there is no chart, because there was nothing to draw."""
 
     kind: ClassVar = "figure"
-    chart: Chart
+    chart: Chart | None
     caption: Text
 
 
@@ -115,14 +115,9 @@ class Picture:
     dark: Path | bytes | None = None
 
     @property
-    def light_uri(self) -> str:
-        """The picture as a data URI."""
-        return _data_uri(self.image)
-
-    @property
-    def dark_uri(self) -> str:
-        """The picture for a dark ground as a data URI; empty for none."""
-        return "" if self.dark is None else _data_uri(self.dark)
+    def uris(self) -> tuple[str, str]:
+        """The picture as data URIs, for a light and for a dark ground; the second is empty where it is the same."""
+        return _data_uri(self.image), "" if self.dark is None else _data_uri(self.dark)
 
 
 @final
@@ -148,7 +143,7 @@ Block = Text | Note | Bullets | Definitions | Figure | Grid | Legend | Picture |
 @final
 @dataclass(frozen=True)
 class Section:
-    """A section of a page; one without blocks is left out.
+    """A section of a page; one in which nothing is to be shown is left out.
 
     Args:
         id: its anchor.
@@ -173,7 +168,8 @@ class Page:
         kicker: a line above the title: where this page belongs.
         lead: what was found, as a paragraph or as blocks.
         sections: sections.
-        unfinished: what is missing of a run that is not finished; it stands before everything else. Empty for a whole run.
+        unfinished: what is missing of a run that is not finished; it stands before everything else, after the words "Not
+            finished.". Empty for a whole run.
     """
 
     title: str
@@ -181,11 +177,6 @@ class Page:
     lead: Text | Sequence[Block]
     sections: Sequence[Section]
     unfinished: Text = ""
-
-
-def figures(*charts: tuple[Chart | None, Text]) -> list[Figure]:
-    """Return a figure for each chart and caption; charts that have nothing to draw are left out."""
-    return [Figure(chart, caption) for chart, caption in charts if chart is not None]
 
 
 def _data_uri(image: Path | bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Any, final
 
 from testtime.errors import need_packages
 
-__all__ = ["COLOURS", "NARROW", "SMALL", "WIDE", "Chart", "Layers", "Size", "altair", "drawn"]
+__all__ = ["COLOURS", "NARROW", "SMALL", "WIDE", "Chart", "Layers", "Size", "altair", "clean", "drawn"]
 
 COLOURS = {
     name: f"#0{place:x}0c0d"
@@ -20,12 +20,18 @@ COLOURS = {
 } | {f"k{number}": f"#1{number:x}0c0d" for number in range(1, 7)}
 """The colours that charts are drawn with, by the name of the page's CSS property that replaces each."""
 
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 POINT = re.compile(r"([ML])(-?[\d.]+),(-?[\d.]+)")
 LINES = re.compile(r"(?:[ML]-?[\d.]+,-?[\d.]+)+Z?")
+NOTHING: Mapping[str, Any] = {}
+CHANNELS = {"px": "x", "py": "y", "px2": "x2", "py2": "y2", "c": "color", "t": "text"}
+CHANNELS |= {"series": "detail", "name": "description"}
 GEOMETRY = {"d", "transform", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "cx", "cy"}
 DROPPED = {"class", "version", "pointer-events", "font-family", "role", "aria-hidden", "aria-roledescription"}
 DROPPED |= {"aria-label", "stroke-miterlimit"}
+
+Rows = Sequence[Mapping[str, object]]
 
 
 @final
@@ -44,7 +50,7 @@ class Size:
     narrow: bool
 
 
-WIDE = Size(960, 13, False)
+WIDE = Size(1040, 13, False)
 NARROW = Size(358, 12, True)
 SMALL = Size(358, 12, True)
 
@@ -57,14 +63,14 @@ class Chart:
     Args:
         title, description: what it shows and its figures, for those who do not see it.
         drawings: the SVG elements, their width and their height, for each size.
-        keys: names of the colours, for a key above the chart.
+        keys: names and their colours (classes of the page's style), for a key above the chart.
         keyed: whether the key is needed at each width; otherwise only on a phone, since the wide drawing names its lines.
     """
 
     title: str
     description: str
     drawings: tuple[tuple[str, float, float], ...]
-    keys: tuple[tuple[str, int], ...] = ()
+    keys: tuple[tuple[str, str], ...] = ()
     keyed: bool = False
 
     @property
@@ -85,11 +91,7 @@ class Chart:
         )
 
     def file(self, style: str) -> str:
-        """Return the first drawing as an SVG file of its own.
-
-        Args:
-            style: CSS of the page's colours, see :func:`testtime.report.rendering.write_chart`.
-        """
+        """Return the wide drawing as an SVG file of its own, with the CSS that defines its colours."""
         content, width, height = self.drawings[0]
         svg = self._element(f"<style>{style}</style>{content}", width, height, "c", "chart")
         return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
@@ -116,60 +118,70 @@ def altair() -> Any:
 
 
 class Layers:
-    """The layers of a chart that is being drawn, first the lowest."""
+    """The layers of a chart, the lowest first. The fields of the data decide what a mark shows, see :meth:`add`."""
 
     def __init__(self) -> None:
         self._charts: list[Any] = []
-        self._data: dict[str, list[Mapping[str, object]]] = {}
+        self._data: dict[str, Rows] = {}
 
-    def add(
-        self, mark: str, rows: Sequence[Mapping[str, object]], encoding: Mapping[str, Any], **options: Any
-    ) -> None:
+    def add(self, mark: str, rows: Rows, place: Mapping[str, Any] = NOTHING, **options: Any) -> None:
         """Add a layer, unless it has no data.
 
         Args:
-            mark: kind of mark of Altair, such as "line".
-            rows: data; the field "name" becomes the text that a mark shows when it is pointed at.
-            encoding: encoding by channel.
+            mark: kind of mark of Vega-Lite, such as "line".
+            rows: data. Beside "x" and "y" (in the units of the axes) they may have "x2" and "y2", "px", "py", "px2" and "py2"
+                (in pixels), "c" (colour), "t" (text), "size", "opacity", "series" (lines of one series are one line) and
+                "name": the text that is shown where a mark is pointed at.
+            place: channels of the axes, and others that are not fields.
             options: options of the mark.
         """
         if not rows:
             return
-        alt = altair()
-        data = f"d{len(self._data)}"
-        self._data[data] = list(rows)
-        named = {"description": "name:N"} if "name" in rows[0] else {}
-        base = alt.Chart(alt.NamedData(name=data))
-        chart = getattr(base, f"mark_{mark}")(aria=bool(named), **options)
-        self._charts.append(chart.encode(**encoding, **named))
+        alt, raw, data = altair(), {"scale": None}, f"d{len(self._data)}"
+        known = {
+            "px": alt.X("px:Q", axis=None, **raw),
+            "py": alt.Y("py:Q", axis=None, **raw),
+            **{key: getattr(alt, key.upper())(f"{key}:Q") for key in ("x2", "y2")},
+            "px2": alt.X2("px2:Q"),
+            "py2": alt.Y2("py2:Q"),
+            "c": alt.Color("c:N", **raw),
+            "t": alt.Text("t:N"),
+            "size": alt.Size("size:Q", **raw),
+            "opacity": alt.Opacity("opacity:Q", **raw),
+            "series": alt.Detail("series:N"),
+            "name": alt.Description("name:N"),
+        }
+        fields = {CHANNELS.get(key, key): known[key] for key in rows[0] if key in known}
+        self._data[data] = rows
+        self._charts.append(
+            alt.Chart(
+                alt.NamedData(name=data),
+                mark=alt.MarkDef(type=mark, aria="name" in rows[0], **options),
+                encoding=alt.FacetedEncoding(**{**place, **fields}),
+            )
+        )
 
-    def specification(
-        self, size: Size, width: float, height: float, validate: bool = False
-    ) -> dict[str, Any]:
+    def specification(self, size: Size, width: float, height: object) -> dict[str, Any]:
         """Return the specification in Vega-Lite.
 
         Args:
             size: size of the text.
             width, height: size of the plot without its axes.
-            validate: whether it is compared with the schema, which takes longer than drawing.
         """
-        axis = {
-            "labelColor": COLOURS["dim"],
-            "labelFontSize": size.font - 1,
-            "titleColor": COLOURS["dim"],
-            "titleFontSize": size.font - 1,
-            "titleFontWeight": "normal",
-            "gridColor": COLOURS["rule"],
-            "domain": False,
-            "ticks": False,
-            "labelPadding": 6,
+        names = ("label", "title")
+        axis: dict[str, Any] = {f"{name}Color": COLOURS["dim"] for name in names}
+        axis |= {f"{name}FontSize": size.font - 1 for name in names}
+        axis |= {"gridColor": COLOURS["rule"], "domain": False, "ticks": False, "labelPadding": 6}
+        config = {
+            "axis": {**axis, "titleFontWeight": "normal"},
+            "view": {"stroke": None},
+            "text": {"fontSize": size.font},
         }
-        layered = (
-            altair().layer(*self._charts).properties(width=width, height=height, background="transparent")
+        layered = altair().LayerChart(
+            layer=self._charts, width=width, height=height, background="transparent", padding=2
         )
-        chart = layered.configure_axis(**axis).configure_view(stroke=None).configure_text(fontSize=size.font)
-        found: dict[str, Any] = chart.to_dict(validate=validate)
-        return found | {"datasets": self._data, "padding": 2}
+        found: dict[str, Any] = layered.to_dict(validate=False)  # the schema takes longer than the drawing
+        return found | {"datasets": self._data, "config": config}
 
 
 def drawn(draw: Callable[[Size], dict[str, Any]], small: bool) -> tuple[tuple[str, float, float], ...]:
@@ -182,9 +194,18 @@ def drawn(draw: Callable[[Size], dict[str, Any]], small: bool) -> tuple[tuple[st
     return tuple(_svg(draw(size)) for size in ((SMALL,) if small else (WIDE, NARROW)))
 
 
+def clean(value: Any) -> Any:
+    """Return a value of JSON with spaces for what no drawing can hold; vl-convert ends the process at a NUL in a name."""
+    if isinstance(value, Mapping):
+        return {key: clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return UNSAFE.sub(" ", value) if isinstance(value, str) else value
+
+
 def _svg(specification: Mapping[str, Any]) -> tuple[str, float, float]:
     altair()
-    text = import_module("vl_convert").vegalite_to_svg(dict(specification))
+    text = import_module("vl_convert").vegalite_to_svg(clean(specification))
     root = ElementTree.fromstring(text)
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     _clean(root)

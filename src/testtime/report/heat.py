@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from testtime.report.axes import quoted
 from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
 from testtime.report.labels import text_width
 from testtime.report.words import show
 
 __all__ = ["heat_map"]
+
+MANY = 2500  # cells up to which each shows its number when it is pointed at
 
 
 def heat_map(
@@ -51,64 +54,39 @@ def heat_map(
         return None
     top = high if high is not None else max(map(abs, known)) if diverging else max(known)
     bottom = 0.0 if diverging else min(known) if low is None else low
-    cells: list[dict[str, Any]] = [
-        {
-            "column": j,
-            "row": i,
-            "share": 0.08
-            + 0.92 * min(1.0, max(0.0, ((abs(v) if diverging else v) - bottom) / ((top - bottom) or 1.0))),
-            "c": COLOURS["cold" if diverging and v < 0 else "heat"],
-            "t": show(v, places),
-            "name": f"{rows[i]}, {columns[j]}: {show(v, places)}",
-        }
-        for i, line in enumerate(values)
-        for j, v in enumerate(line)
-        if math.isfinite(v)
-    ]
+    cells = [(i, j, v) for i, line in enumerate(values) for j, v in enumerate(line) if math.isfinite(v)]
+    printed = [show(v, places) for _, _, v in cells]
+    told = [f"{rows[i]}, {columns[j]}: {text}" for (i, j, _), text in zip(cells, printed, strict=True)]
+
+    def mark(index: int) -> dict[str, object]:
+        i, j, v = cells[index]
+        share = min(1.0, max(0.0, ((abs(v) if diverging else v) - bottom) / ((top - bottom) or 1.0)))
+        tint = COLOURS["cold" if diverging and v < 0 else "heat"]
+        found = {"column": j, "row": i, "opacity": 0.08 + 0.92 * share, "c": tint}
+        return found | ({"name": told[index]} if len(cells) <= MANY else {})
 
     def draw(size: Size) -> dict[str, Any]:
-        alt = altair()
-        names_wide = min(max(text_width(name, size.font) for name in rows), 0.34 * size.width)
-        side = min((size.width - names_wide - 30) / len(columns), 26.0 if len(columns) > 26 else 60.0)
-        tall = min(side, 30.0) if len(rows) < 40 else side
-        wide = max(text_width(cell["t"], size.font - 1) for cell in cells)
-        tilted = max(text_width(name, size.font - 1) for name in columns) > side - 4
+        alt, font = altair(), size.font - 1
+        beside = min(max(text_width(name, font) for name in rows), 0.34 * size.width)
+        wide = min((size.width - beside - 30) / len(columns), 60.0)
+        high = min(wide, 30.0)
+        tilted = max(text_width(name, font) for name in columns) > wide - 4
         turned = {"labelAngle": -50, "labelAlign": "left"} if tilted else {"labelAngle": 0}
-        x = alt.X(
-            "column:O",
-            axis=_names(columns, orient="top", title=across or None, **turned),
-            scale=alt.Scale(padding=0.03),
-        )
-        y = alt.Y(
-            "row:O",
-            axis=_names(rows, title=down or None, labelLimit=names_wide + 8),
-            scale=alt.Scale(padding=0.03),
-        )
+        gap = alt.Scale(padding=0.03)
+        x_axis = _axis(columns, orient="top", title=across or None, **turned)
+        y_axis = _axis(rows, title=down or None, labelLimit=beside, minExtent=beside)
+        place = {"x": alt.X("column:O", axis=x_axis, scale=gap), "y": alt.Y("row:O", axis=y_axis, scale=gap)}
         layers = Layers()
-        tint = {"color": alt.Color("c:N", scale=None), "opacity": alt.Opacity("share:Q", scale=None)}
-        layers.add(
-            "rect",
-            cells if len(cells) <= 2500 else [{k: v for k, v in c.items() if k != "name"} for c in cells],
-            {"x": x, "y": y, **tint},
-        )
-        if wide <= side - 3 and size.font <= tall:
-            texts = [{k: c[k] for k in ("column", "row", "t")} for c in cells]
-            layers.add(
-                "text", texts, {"x": x, "y": y, "text": "t:N"}, color=COLOURS["ink"], fontSize=size.font - 1
-            )
-        return layers.specification(size, side * len(columns), tall * len(rows))
+        layers.add("rect", [mark(index) for index in range(len(cells))], place)
+        if max(text_width(text, font) for text in printed) <= wide - 3 and size.font <= high:
+            numbers = [{"column": j, "row": i, "t": t} for (i, j, _), t in zip(cells, printed, strict=True)]
+            layers.add("text", numbers, place, color=COLOURS["ink"], fontSize=font)
+        return layers.specification(size, wide * len(columns), high * len(rows))
 
-    listed = (
-        "; ".join(cell["name"] for cell in cells)
-        if len(cells) <= 400
-        else f"{len(rows)} x {len(columns)} values"
-    )
+    listed = "; ".join(told) if len(cells) <= 400 else f"{len(rows)} x {len(columns)} values"
     return Chart(title, description or listed, drawn(draw, small))
 
 
-def _names(names: Sequence[str], **options: Any) -> Any:
-    import json
-
-    return altair().Axis(
-        grid=False, labelExpr=f"{json.dumps(list(names))}[datum.value]", labelOverlap=False, **options
-    )
+def _axis(names: Sequence[str], **options: Any) -> Any:
+    text = f"{quoted(list(names))}[datum.value]"
+    return altair().Axis(grid=False, labelExpr=text, labelOverlap=False, **options)

@@ -70,7 +70,7 @@ def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> 
 def place_labels(
     points: Sequence[tuple[float, float]],
     names: Sequence[str],
-    order: Sequence[tuple[int, float]],
+    farthest: Sequence[float],
     taken: Sequence[Box],
     frame: Box,
     font: float,
@@ -78,60 +78,64 @@ def place_labels(
     """Find the nearest free place for the label of each point; one that finds none is left out.
 
     Args:
-        points: places of the points, in pixels.
-        names: their labels.
-        order: indices of the points, the most important first, each with the longest distance of its label.
+        points: places of the points, in pixels, the most important first.
+        names, farthest: labels of the first points, and their longest distances.
         taken: boxes that no label may cover, beside the points themselves.
         frame: box that holds all labels.
         font: size of the text.
     """
     boxes = [*taken, *((x - 6, y - 6, x + 6, y + 6) for x, y in points)]
-    leaders: list[Box] = []
     found = []
-    for index, farthest in order:
-        x, y = points[index]
-        wide, high = text_width(names[index], font, bold=True), 1.1 * font
-        best: tuple[float, Box] | None = None
-        for reach in (r for r in REACHES if r <= farthest):
-            for dx, dy in AROUND:
-                left = x + reach * dx - (0 if dx > 0.3 else wide if dx < -0.3 else wide / 2)
-                middle = y + reach * dy + (0 if abs(dy) < 0.7 else math.copysign(high / 2, dy))
-                box = (left, middle - high / 2, left + wide, middle + high / 2)
-                free = _inside(box, frame) and not any(_meet(box, other) for other in (*boxes, *leaders))
-                if free and not any(_crosses((x, y), box, other) for other in boxes if reach > LEADER):
-                    best = (reach, box)
-                    break
-            if best:
-                break
-        if best is None:
+    for index, (point, name) in enumerate(zip(points, names, strict=False)):
+        size = text_width(name, font, bold=True), 1.1 * font
+        places = (
+            _beside(point, size, reach, side)
+            for reach in REACHES
+            if reach <= farthest[index]
+            for side in AROUND
+        )
+        box = next((box for box in places if _free(point, box, boxes, frame)), None)
+        if box is None:
             continue
-        box = best[1]
-        near = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
-        leader = near if math.dist((x, y), near) > LEADER else None
-        boxes.append(box)
-        if leader:
-            leaders += _pieces((x, y), leader)
+        near = _nearest(point, box)
+        leader = near if math.dist(point, near) > LEADER else None
+        boxes += [box, *(_pieces(point, near) if leader else [])]
         found.append(Label(index, box[0], (box[1] + box[3]) / 2, leader))
     return found
 
 
-def _inside(box: Box, frame: Box) -> bool:
-    return box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+def _beside(
+    point: tuple[float, float], size: tuple[float, float], reach: float, side: tuple[float, float]
+) -> Box:
+    """A box of a size at a distance from a point."""
+    (x, y), (wide, high), (dx, dy) = point, size, side
+    left = x + reach * dx - (0 if dx > 0.3 else wide if dx < -0.3 else wide / 2)
+    top = y + reach * dy - high / 2 + (0 if abs(dy) < 0.7 else math.copysign(high / 2, dy))
+    return left, top, left + wide, top + high
+
+
+def _free(point: tuple[float, float], box: Box, taken: Sequence[Box], frame: Box) -> bool:
+    """Whether a label is inside the frame, and neither it nor its leader line covers anything but its own point."""
+    if box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]:
+        return False
+    if any(_meet(box, other) for other in taken):
+        return False
+    near = _nearest(point, box)
+    if math.dist(point, near) <= LEADER:
+        return True
+    others = [other for other in taken if not _meet((*point, *point), other)]
+    return not any(_meet(piece, other) for piece in _pieces(point, near) for other in others)
+
+
+def _nearest(point: tuple[float, float], box: Box) -> tuple[float, float]:
+    return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
 
 
 def _meet(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _pieces(start: tuple[float, float], end: tuple[float, float], count: int = 12) -> list[Box]:
+def _pieces(start: tuple[float, float], end: tuple[float, float]) -> list[Box]:
     """A line as small boxes."""
-    steps = [k / count for k in range(count + 1)]
-    spots = [(start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])) for t in steps]
+    spots = [tuple(a + k / 12 * (b - a) for a, b in zip(start, end, strict=True)) for k in range(13)]
     return [(x - 1, y - 1, x + 1, y + 1) for x, y in spots]
-
-
-def _crosses(point: tuple[float, float], box: Box, other: Box) -> bool:
-    """Whether the leader line from a point to its label passes over another box; the point's own box does not count."""
-    near = min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
-    own = _meet((point[0] - 1, point[1] - 1, point[0] + 1, point[1] + 1), other)
-    return not own and any(_meet(piece, other) for piece in _pieces(point, near))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from testtime.report.axes import NAMED, colour, padded, scale, x_axis, y_axis
+from testtime.report.axes import NAMED, colour, padded, quoted, scale, x_axis, y_axis
 from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
 from testtime.report.labels import spread_out, text_width
 from testtime.report.words import show
@@ -75,16 +74,10 @@ def line_chart(
         logarithmic: whether the x axis is logarithmic.
         small: whether it is drawn once, to stand beside others.
     """
-    known = [(a, b) for s in series for a, b in zip(s.x, s.y, strict=True) if math.isfinite(b)]
+    known = [(a, b) for s in series for a, b, _ in _steps(s)]
     if not known:
         return None
-    edges = [
-        e
-        for s in series
-        if s.colour and len(s.spread)
-        for b, d in zip(s.y, s.spread, strict=True)
-        for e in (b - d, b + d)
-    ]
+    edges = [b + sign * d for s in series if s.colour for _, b, d in _steps(s) for sign in (-1, 1)]
     low, high = padded([*(b for _, b in known), *edges, *(r.y for r in references)])
     first, last = min(a for a, _ in known), max(a for a, _ in known)
     if marks:
@@ -96,70 +89,62 @@ def line_chart(
         room = max((text_width(end["t"], size.font, bold=True) + 12 for end in ends), default=10)
         width = size.width - 46 - room
         across = altair().X("x:Q", scale=scale(first, last, logarithmic), axis=x_axis(x, size, names))
-        up = altair().Y("y:Q", scale=scale(low, high), axis=y_axis(y, height))
+        place = {"x": across, "y": altair().Y("y:Q", scale=scale(low, high), axis=y_axis(y, height))}
         layers = Layers()
         dividers = [{"x": at} for at, _ in marks[1:]]
         layers.add("rule", dividers, {"x": across}, color=COLOURS["dim"], opacity=0.5, strokeDash=[3, 4])
         levels = [{"y": r.y, "name": f"{r.name}: {show(r.y, 2)}"} for r in references]
-        layers.add("rule", levels, {"y": up}, color=COLOURS["ink"], strokeDash=[1, 3], strokeWidth=1.5)
-        _add_lines(layers, series, {"x": across, "y": up}, x_names)
-        for weight, bold in (("normal", False), ("bold", True)):
-            own = [end for end in ends if end["bold"] is bold]
-            spot = {"x": altair().value(width + 8), "y": altair().Y("py:Q", scale=None)}
-            layers.add(
-                "text",
-                own,
-                {**spot, "text": "t:N", "color": altair().Color("c:N", scale=None)},
-                align="left",
-                baseline="middle",
-                fontWeight=weight,
-            )
+        layers.add(
+            "rule", levels, {"y": place["y"]}, color=COLOURS["ink"], strokeDash=[1, 3], strokeWidth=1.5
+        )
+        _add_lines(layers, series, place, x_names)
+        for end in ends:
+            weight = "bold" if end.pop("bold") else "normal"
+            layers.add("text", [end | {"px": width + 8}], align="left", baseline="middle", fontWeight=weight)
         return layers.specification(size, width, height)
 
     told = description or "; ".join(f"{s.name}: {show(_last(s), 2)}" for s in series)
-    keys = tuple((s.name, s.colour) for s in series if s.colour)
-    return Chart(title, told, drawn(draw, small), () if small or len(keys) < 2 else keys)
+    keys = [(s.name, f"k{s.colour}") for s in series if s.colour] + [(r.name, "ink") for r in references]
+    return Chart(title, told, drawn(draw, small), () if small or len(series) < 2 else tuple(keys))
+
+
+def _steps(series: Series) -> list[tuple[float, float, float]]:
+    """The points of a line that are there, with their spread (0 for none)."""
+    spread = series.spread if len(series.spread) else [0.0] * len(series.y)
+    return [step for step in zip(series.x, series.y, spread, strict=True) if all(map(math.isfinite, step))]
 
 
 def _add_lines(
     layers: Layers, series: Sequence[Series], place: Mapping[str, Any], x_names: Sequence[str]
 ) -> None:
-    alt = altair()
-    tint = alt.Color("c:N", scale=None)
-    for s in series:
-        if s.colour and len(s.spread):
-            steps = zip(s.x, s.y, s.spread, strict=True)
-            band = [
-                {"x": a, "y": b - d, "y2": b + d}
-                for a, b, d in steps
-                if math.isfinite(b) and math.isfinite(d)
-            ]
-            layers.add("area", band, {**place, "y2": "y2:Q"}, color=colour(s.colour), opacity=0.14)
-    lines = [
-        [
-            {"x": a, "y": b if math.isfinite(b) else None, "name": s.name}
+    """Bands, lines and, where there are few, points: the quiet ones first, the first colour on top."""
+    ordered = sorted(series, key=lambda s: -s.colour if s.colour else -math.inf)
+    for s in ordered:
+        if s.colour and any(d > 0 for _, _, d in _steps(s)):
+            there = {a: (b - d, b + d) for a, b, d in _steps(s)}
+            band = [dict(zip(("x", "y", "y2"), (a, *there.get(a, (None, None))), strict=True)) for a in s.x]
+            layers.add("area", band, place, color=colour(s.colour), opacity=0.14)
+    quiet: list[dict[str, object]] = []
+    for s in ordered:
+        line: list[dict[str, object]] = [
+            {"x": a, "y": b if math.isfinite(b) else None, "name": s.name, "series": s.name}
             for a, b in zip(s.x, s.y, strict=True)
         ]
-        for s in series
-    ]
-    quiet = [row for s, line in zip(series, lines, strict=True) if not s.colour for row in line]
-    layers.add(
-        "line", quiet, {**place, "detail": "name:N"}, color=colour(0), strokeWidth=1.2, strokeJoin="round"
-    )
-    for s, line in sorted(zip(series, lines, strict=True), key=lambda pair: -pair[0].colour):
-        if s.colour:
-            style = {"strokeDash": DASHES[s.colour]} if DASHES[s.colour] else {}
-            layers.add(
-                "line", line, place, color=colour(s.colour), strokeWidth=2.2, strokeJoin="round", **style
-            )
-    if max(map(len, lines)) <= MARKED and sum(map(len, lines)) <= NAMED:
+        if not s.colour:
+            quiet += line
+            continue
+        layers.add("line", quiet, place, color=colour(0), strokeWidth=1.2, strokeJoin="round")
+        quiet = []
+        dash = {"strokeDash": DASHES[s.colour]} if DASHES[s.colour] else {}
+        layers.add("line", line, place, color=colour(s.colour), strokeWidth=2.2, strokeJoin="round", **dash)
+    layers.add("line", quiet, place, color=colour(0), strokeWidth=1.2, strokeJoin="round")
+    if max(len(s.x) for s in series) <= MARKED and sum(len(s.x) for s in series) <= NAMED:
         dots = [
             {"x": a, "y": b, "c": colour(s.colour), "name": f"{s.name}: {show(b, 2)} at {_place(a, x_names)}"}
-            for s in sorted(series, key=lambda s: (s.colour > 0, -s.colour))
-            for a, b in zip(s.x, s.y, strict=True)
-            if math.isfinite(b)
+            for s in ordered
+            for a, b, _ in _steps(s)
         ]
-        layers.add("circle", dots, {**place, "color": tint}, size=36, opacity=1)
+        layers.add("circle", dots, place, size=36, opacity=1)
 
 
 def _ends(
@@ -171,14 +156,15 @@ def _ends(
 ) -> list[dict[str, Any]]:
     """The names at the ends of the lines, moved apart."""
     low, high = values
-    found: list[dict[str, Any]] = [
-        {"t": s.name, "y": _last(s), "c": colour(s.colour), "bold": True} for s in series if s.colour
-    ]
-    found += [{"t": r.name, "y": r.y, "c": COLOURS["ink"], "bold": False} for r in references]
-    found = [end for end in found if math.isfinite(end["y"])]
-    wanted = [height * (high - end["y"]) / (high - low) for end in found]
+    found = [(s.name, _last(s), colour(s.colour), True) for s in series if s.colour]
+    found += [(r.name, r.y, COLOURS["ink"], False) for r in references]
+    found = [end for end in found if math.isfinite(end[1])]
+    wanted = [height * (high - y) / (high - low) for _, y, _, _ in found]
     places = spread_out(wanted, size.font + 2, 4.0, height - 4.0)
-    return [{**end, "py": py} for end, py in zip(found, places, strict=True)]
+    return [
+        {"t": name, "py": py, "c": tint, "bold": bold}
+        for (name, _, tint, bold), py in zip(found, places, strict=True)
+    ]
 
 
 def _last(series: Series) -> float:
@@ -216,20 +202,15 @@ def share_chart(
         alt, width = altair(), 300
         layers = Layers()
         top = max([1e-9, *(value for values in shares.values() for value in values)])
-        text = f"datum.value ? {json.dumps(ends[1])} : {json.dumps(ends[0])}"
+        text = f"datum.value ? {quoted(ends[1])} : {quoted(ends[0])}"
         axis = alt.Axis(title=None, grid=False, values=[0, bins], labelFlush=True, labelExpr=text)
-        across = alt.X("x:Q", scale=scale(0, bins), axis=axis)
-        up = alt.Y("y:Q", scale=scale(0, top), axis=None)
+        place = {
+            "x": alt.X("x:Q", scale=scale(0, bins), axis=axis),
+            "y": alt.Y("y:Q", scale=scale(0, top), axis=None),
+        }
         for (name, values), number in zip(shares.items(), colours, strict=False):
             steps = [{"x": i, "y": v, "name": name} for i, v in enumerate([*values, values[-1]])]
-            layers.add(
-                "area",
-                steps,
-                {"x": across, "y": up},
-                color=colour(number),
-                opacity=0.5,
-                interpolate="step-after",
-            )
+            layers.add("area", steps, place, color=colour(number), opacity=0.5, interpolate="step-after")
         return layers.specification(size, width, height)
 
     first, *rest = shares.values()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from html import escape, unescape
 from typing import final
 
@@ -12,6 +14,7 @@ __all__ += ["plain", "strong", "sub", "sup"]
 
 
 @final
+@dataclass(frozen=True)
 class Markup:
     """HTML that enters a page as it is. The functions of this module make it; every plain string is escaped.
 
@@ -19,34 +22,18 @@ class Markup:
     '<strong>a &lt; b</strong>, <sub>TTT</sub>'
     """
 
-    __slots__ = ("_html",)
-
-    def __init__(self, trusted: str) -> None:
-        self._html = trusted
-
-    def __html__(self) -> str:
-        return self._html
+    trusted: str
 
     def __str__(self) -> str:
-        return self._html
+        return self.trusted
 
-    def __repr__(self) -> str:
-        return f"Markup({self._html!r})"
+    __html__ = __str__  # what Jinja2 asks a text that it does not escape
 
     def __add__(self, other: Text) -> Markup:
-        return Markup(self._html + html(other))
+        return Markup(self.trusted + html(other))
 
     def __radd__(self, other: str) -> Markup:
-        return Markup(html(other) + self._html)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Markup) and self._html == other._html
-
-    def __hash__(self) -> int:
-        return hash(self._html)
-
-    def __bool__(self) -> bool:
-        return bool(self._html)
+        return Markup(html(other) + self.trusted)
 
 
 Text = str | Markup
@@ -54,7 +41,7 @@ Text = str | Markup
 
 def html(text: Text) -> str:
     """Return the HTML of a text: escaped, unless it is markup."""
-    return str(text) if isinstance(text, Markup) else escape(text)
+    return text.trusted if isinstance(text, Markup) else escape(text)
 
 
 def plain(text: Text) -> str:
@@ -63,7 +50,7 @@ def plain(text: Text) -> str:
     >>> plain("Δ" + sub("TTT") + " < 1")
     'ΔTTT < 1'
     """
-    return unescape(re.sub("<[^>]*>", "", str(text))) if isinstance(text, Markup) else text
+    return unescape(re.sub("<[^>]*>", "", text.trusted)) if isinstance(text, Markup) else text
 
 
 def phrase(template: str, *arguments: Text) -> Markup:
@@ -91,47 +78,26 @@ def listed(parts: Sequence[Text]) -> Text:
     return join([join(parts[:-1], ", "), parts[-1]], " and ") if len(parts) > 1 else join(parts)
 
 
-def _element(name: str, text: Text, attributes: str = "") -> Markup:
-    return Markup(f"<{name}{attributes}>{html(text)}</{name}>")
+def _element(start: str, text: Text) -> Markup:
+    return Markup(f"<{start}>{html(text)}</{start.split()[0]}>")
 
 
-def strong(text: Text) -> Markup:
-    """Important text."""
-    return _element("strong", text)
-
-
-def emphasis(text: Text) -> Markup:
-    """Emphasised text."""
-    return _element("em", text)
-
-
-def code(text: Text) -> Markup:
-    """A command, a path or a name of a program."""
-    return _element("code", text)
-
-
-def sub(text: Text) -> Markup:
-    """A subscript."""
-    return _element("sub", text)
-
-
-def sup(text: Text) -> Markup:
-    """A superscript."""
-    return _element("sup", text)
-
-
-def dim(text: Text) -> Markup:
-    """Text of the second rank, such as a unit."""
-    return _element("span", text, ' class="dim"')
+strong: Callable[[Text], Markup] = partial(_element, "strong")
+emphasis: Callable[[Text], Markup] = partial(_element, "em")
+code: Callable[[Text], Markup] = partial(_element, "code")
+sub: Callable[[Text], Markup] = partial(_element, "sub")
+sup: Callable[[Text], Markup] = partial(_element, "sup")
+dim: Callable[[Text], Markup] = partial(_element, 'span class="dim"')
+"""Text of the second rank, such as a unit."""
 
 
 def link(address: str, text: Text = "") -> Markup:
-    """A link to a web page, a file beside the page, or a section (``#name``).
+    """Return a link to a web page, a file beside the page, or a section (``#name``).
 
     Raises:
         ValueError: the address has another scheme than http or https.
     """
-    scheme, colon, _ = address.partition(":")
-    if colon and "/" not in scheme and "#" not in scheme and scheme.lower() not in ("http", "https"):
+    scheme = re.match(r"\s*([^/?#]*):", address)
+    if scheme and scheme[1].lower() not in ("http", "https"):
         raise ValueError(f"expected an address of http, https or beside the page, got {address!r}")
-    return _element("a", text or address, f' href="{escape(address)}"')
+    return _element(f'a href="{escape(address)}"', text or address)

@@ -9,27 +9,28 @@ from typing import Any, final
 
 from testtime.report.axes import NAMED, colour, log_ticks, padded, scale, x_axis, y_axis
 from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
-from testtime.report.labels import place_labels, text_width
+from testtime.report.labels import Label, place_labels, text_width
 from testtime.report.words import show
 
-__all__ = ["Point", "bar_chart", "dot_chart", "scatter"]
+__all__ = ["Point", "row_chart", "scatter"]
 
+LABELLED = 60  # points that may have a label, the most important ones
 QUIET_REACH = 60.0  # longest distance of the label of a grey point, in pixels
 
 
 @final
 @dataclass(frozen=True)
 class Point:
-    """A point of a scatter plot (x, y), or a value (x) in the row ``name`` of a dot or bar chart.
+    """A point of a scatter plot (x, y), or a value (x) in the row ``name`` of a row chart.
 
     Args:
         name: its name.
         x: place on the x axis; NaN is left out.
-        y: place on the y axis; not used by dot and bar charts.
-        spread: standard deviation: of y in a scatter plot, of x in dot and bar charts.
+        y: place on the y axis; not used by row charts.
+        spread: standard deviation: of y in a scatter plot, of x in row charts.
         colour: number of the colour.
-        setting: what the colour stands for, in dot and bar charts of several settings.
-        published: the published value of x, a hollow diamond in dot and bar charts.
+        setting: what the colour stands for, in a chart of rows in several settings.
+        published: the published value of x, a hollow diamond in row charts.
     """
 
     name: str
@@ -69,8 +70,10 @@ def scatter(
     known = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y) and (p.x > 0 or not logarithmic)]
     if not known:
         return None
-    reach = [p.spread if p.colour and p.spread > 0 else 0.0 for p in known]
-    low, high = padded([e for p, r in zip(known, reach, strict=True) for e in (p.y - r, p.y + r)], 0.1)
+    listed = [f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known]
+    told = description or ("; ".join(listed) if len(known) <= NAMED else f"{len(known)} points")
+    known.sort(key=lambda p: p.colour or math.inf)
+    low, high = padded([e for p in known for e in (p.y - _reach(p), p.y + _reach(p))], 0.1)
     if logarithmic:
         first, last = min(p.x for p in known) / 1.25, max(p.x for p in known) * 1.6
     else:
@@ -84,208 +87,146 @@ def scatter(
             "x": alt.X("x:Q", scale=scale(first, last, logarithmic), axis=axis),
             "y": alt.Y("y:Q", scale=scale(low, high), axis=y_axis(y, height)),
         }
-        tint = {"color": alt.Color("c:N", scale=None)}
         change = math.log if logarithmic else float
-        spots = [
-            (
-                width * (change(p.x) - change(first)) / (change(last) - change(first)),
-                height * (high - p.y) / (high - low),
-            )
-            for p in known
-        ]
-        per_unit = height / (high - low)
-        whiskers = [
-            (a - 1, b - r * per_unit, a + 1, b + r * per_unit)
-            for (a, b), r in zip(spots, reach, strict=True)
-            if r
-        ]
-        ranked = sorted(range(len(known)), key=lambda i: known[i].colour or math.inf)
-        order = [(i, math.inf if known[i].colour else QUIET_REACH) for i in ranked]
+        across, up = width / (change(last) - change(first)), height / (high - low)
+        spots = [(across * (change(p.x) - change(first)), up * (high - p.y)) for p in known]
+        pairs = list(zip(known, spots, strict=True))
+        whiskers = [(a - 1, b - r * up, a + 1, b + r * up) for p, (a, b) in pairs if (r := _reach(p))]
+        farthest = [math.inf if p.colour else QUIET_REACH for p in known[:LABELLED]]
         frame = (-2.0, -6.0, width + 8.0, height - 2.0)
-        labels = place_labels(spots, [p.name for p in known], order, whiskers, frame, size.font)
-        rows: list[dict[str, Any]] = [
-            {
-                "x": p.x,
-                "y": p.y,
-                "lo": p.y - r,
-                "hi": p.y + r,
-                "c": colour(p.colour),
-                "r": 70 if p.colour else 45,
-                "name": _figures(p, suffix),
-            }
-            for p, r in zip(known, reach, strict=True)
-        ]
+        labels = place_labels(spots, [p.name for p in known[:LABELLED]], farthest, whiskers, frame, size.font)
         layers = Layers()
-        lines = [
-            {"px": spots[one.index][0], "py": spots[one.index][1], "qx": one.leader[0], "qy": one.leader[1]}
-            for one in labels
-            if one.leader
-        ]
-        pixels = {"x": alt.X("px:Q", scale=None), "y": alt.Y("py:Q", scale=None)}
-        other = {"x2": alt.X2("qx:Q"), "y2": alt.Y2("qy:Q")}
-        layers.add("rule", lines, {**pixels, **other}, color=COLOURS["dim"], strokeWidth=0.8, opacity=0.7)
-        error = [{"x": r["x"], "y": r["lo"], "y2": r["hi"], "c": r["c"]} for r in rows if r["lo"] < r["hi"]]
-        layers.add("rule", error, {**place, **tint, "y2": "y2:Q"}, strokeWidth=1.6)
-        rows.sort(key=lambda r: r["c"] != colour(0))
-        if len(rows) > NAMED:
-            rows = [{key: value for key, value in row.items() if key != "name"} for row in rows]
-        sized = {"size": alt.Size("r:Q", scale=None)}
-        layers.add(
-            "circle", rows, {**place, **tint, **sized}, opacity=1, stroke=COLOURS["paper"], strokeWidth=1
-        )
-        for bold in (False, True):
-            texts = [
-                {"px": one.x, "py": one.y, "t": p.name, "c": colour(p.colour) if p.colour else COLOURS["dim"]}
-                for one in labels
-                if bool((p := known[one.index]).colour) is bold
+        _add_leaders(layers, labels, spots)
+        bounds = [(p, p.y - _reach(p), p.y + _reach(p)) for p in known if _reach(p)]
+        errors = [{"x": p.x, "y": down, "y2": above, "c": colour(p.colour)} for p, down, above in bounds]
+        layers.add("rule", errors, place, strokeWidth=1.6)
+        dots = [_dot(p, suffix, len(known) <= NAMED) for p in known[::-1]]
+        layers.add("circle", dots, place, opacity=1, stroke=COLOURS["paper"], strokeWidth=1)
+        for weight, tint in (("normal", lambda _: COLOURS["dim"]), ("bold", colour)):
+            chosen = [
+                (one, p) for one in labels if bool((p := known[one.index]).colour) == (weight == "bold")
             ]
-            style = {"align": "left", "baseline": "middle", "fontWeight": "bold" if bold else "normal"}
-            layers.add("text", texts, {**pixels, **tint, "text": "t:N"}, **style)
+            texts = [{"px": one.x, "py": one.y, "t": p.name, "c": tint(p.colour)} for one, p in chosen]
+            layers.add("text", texts, align="left", baseline="middle", fontWeight=weight)
         return layers.specification(size, width, height)
 
-    told = description or "; ".join(f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known)
     return Chart(title, told, drawn(draw, small))
 
 
-def _figures(point: Point, suffix: str) -> str:
-    spread = f" ±{show(point.spread, 2)}" if point.spread > 0 else ""
-    return f"{point.name}: {show(point.y, 2)}{spread} at {show(point.x, 2)}{suffix}"
+def _add_leaders(layers: Layers, labels: Sequence[Label], spots: Sequence[tuple[float, float]]) -> None:
+    """Lines between points and labels that are not beside them."""
+    ends = [(*spots[one.index], *one.leader) for one in labels if one.leader]
+    lines = [dict(zip(("px", "py", "px2", "py2"), end, strict=True)) for end in ends]
+    layers.add("rule", lines, color=COLOURS["dim"], strokeWidth=0.8, opacity=0.7)
 
 
-def dot_chart(
+def _reach(point: Point) -> float:
+    """The length of a whisker of a scatter plot."""
+    return point.spread if point.colour and point.spread > 0 else 0.0
+
+
+def _dot(point: Point, suffix: str, named: bool) -> dict[str, object]:
+    """The mark of a point, with its figures."""
+    found = {"x": point.x, "y": point.y, "c": colour(point.colour), "size": 70 if point.colour else 45}
+    name = f"{point.name}: {_spread(point.y, point.spread)} at {show(point.x, 2)}{suffix}"
+    return found | ({"name": name} if named else {})
+
+
+def _spread(value: float, spread: float) -> str:
+    return show(value, 2) + (f" ±{show(spread, 2)}" if spread > 0 else "")
+
+
+def row_chart(
     points: Sequence[Point],
     *,
     title: str,
     x: str,
+    bars: bool = False,
     description: str = "",
     reference: float | None = None,
     small: bool = False,
 ) -> Chart | None:
-    """Draw a row for each name and its values as dots with whiskers; None if there is no value.
+    """Draw a row for each name, its values as dots with whiskers or as bars from zero; None if there is no value.
 
     Args:
         points: values; those of one name share a row, in the order in which names come.
         title: what the chart shows.
         x: what the axis shows, with the unit.
+        bars: whether the values are bars from zero.
         description: the figures in words; empty lists them.
         reference: place of a vertical line, such as zero or the model without adaptation.
         small: whether it is drawn once, to stand beside others.
     """
-    return _rows(points, title, x, description, reference, small, bars=False)
-
-
-def bar_chart(
-    points: Sequence[Point],
-    *,
-    title: str,
-    x: str,
-    description: str = "",
-    reference: float | None = None,
-    small: bool = False,
-) -> Chart | None:
-    """Draw a row for each name and its values as bars from zero with their spread, see :func:`dot_chart`."""
-    return _rows(points, title, x, description, reference, small, bars=True)
-
-
-def _rows(
-    points: Sequence[Point],
-    title: str,
-    x: str,
-    description: str,
-    reference: float | None,
-    small: bool,
-    bars: bool,
-) -> Chart | None:
     known = [p for p in points if math.isfinite(p.x)]
     if not known:
         return None
     names = list(dict.fromkeys(p.name for p in points))
-    settings = list(dict.fromkeys((p.setting, p.colour) for p in points))
-    ends = [e for p in known for e in (p.x - p.spread, p.x + p.spread)]
-    ends += [p.published for p in known if p.published is not None] + (
-        [] if reference is None else [reference]
-    )
+    settings = {p.setting: p.colour for p in reversed(points)}
+    ends = [e for p in known for e in (p.x - p.spread, p.x + p.spread, p.published) if e is not None]
+    ends += [reference] if reference is not None else []
     low, high = padded([*ends, 0.0] if bars else ends, 0.05)
     low = 0.0 if bars and min(ends) >= 0 else low
-    row = max(24, (13 if bars else 9) * len(settings) + 8)
+    row = max(26, (15 if bars else 11) * len(settings) + 8)
 
     def draw(size: Size) -> dict[str, Any]:
         alt = altair()
         longest = max(text_width(name, size.font) for name in names)
         above = size.narrow and longest > 0.36 * size.width
-        high_row = row + (16 if above else 0)
-        width, height = size.width - (16 if above else longest + 22), high_row * len(names)
+        step = row + 18 if above else row
+        axis = x_axis(x, size, grid=True)
+        place = {
+            "x": alt.X("x:Q", scale=scale(low, high), axis=axis),
+            "y": _names(names, size, row, above, not bars),
+        }
         layers = Layers()
-        across = alt.X("x:Q", scale=scale(low, high), axis=x_axis(x, size, grid=True))
-        up = alt.Y("y:Q", scale=scale(height, 0), axis=None)
-        place, tint = {"x": across, "y": up}, {"color": alt.Color("c:N", scale=None)}
-        lanes = {setting: (i + 0.5) / len(settings) - 0.5 for i, setting in enumerate(settings)}
-        usable = row - 8 if len(settings) > 1 else 0
-        rows: list[dict[str, Any]] = []
-        for p in known:
-            middle = names.index(p.name) * high_row + high_row - row / 2
-            at = middle + usable * lanes[p.setting, p.colour]
-            told = ", ".join(filter(None, (p.name, p.setting)))
-            spread = f" ±{show(p.spread, 2)}" if p.spread > 0 else ""
-            printed = f", published {show(p.published, 2)}" if p.published is not None else ""
-            thick = (usable / len(settings) - 1 if len(settings) > 1 else row - 10) / 2
-            rows.append(
-                {
-                    "x": p.x,
-                    "y": at,
-                    "lo": p.x - p.spread,
-                    "hi": p.x + p.spread,
-                    "c": colour(p.colour),
-                    "top": at - thick,
-                    "low": at + thick,
-                    "zero": 0.0,
-                    "p": p.published,
-                    "name": f"{told}: {show(p.x, 2)}{spread}{printed}",
-                }
-            )
         if reference is not None:
-            layers.add("rule", [{"x": reference}], {"x": across}, color=COLOURS["ink"], strokeDash=[2, 3])
-        error = [{"x": r["lo"], "x2": r["hi"], "y": r["y"], "c": r["c"]} for r in rows if r["lo"] < r["hi"]]
+            layers.add("rule", [{"x": reference}], {"x": place["x"]}, color=COLOURS["ink"], strokeDash=[2, 3])
+        if len(settings) > 1:
+            order = list(dict.fromkeys(p.setting for p in points))
+            place["yOffset"] = alt.YOffset("setting:N", sort=order, scale=alt.Scale(paddingOuter=0.1))
+        common = [
+            (p, {"row": p.name, "setting": p.setting, "x": p.x, "c": colour(p.colour), "name": _told(p)})
+            for p in known
+        ]
+        tint = {"c": COLOURS["ink"]} if bars else {}
+        errors = [{**m, "x": p.x - p.spread, "x2": p.x + p.spread, **tint} for p, m in common if p.spread > 0]
+        printed = [{**m, "x": p.published} for p, m in common if p.published is not None]
         if bars:
-            box = {
-                "x": alt.X("zero:Q", scale=scale(low, high), axis=x_axis(x, size, grid=True)),
-                "x2": "x:Q",
-                "y": alt.Y("top:Q", scale=scale(height, 0), axis=None),
-                "y2": "low:Q",
-            }
-            layers.add("rect", rows, {**box, **tint}, opacity=0.85)
-            layers.add("rule", error, {**place, "x2": "x2:Q"}, color=COLOURS["ink"], strokeWidth=1.2)
-        else:
-            layers.add("rule", error, {**place, **tint, "x2": "x2:Q"}, strokeWidth=1.6)
-            layers.add(
-                "circle", rows, {**place, **tint}, size=64, opacity=1, stroke=COLOURS["paper"], strokeWidth=1
-            )
-        printed_rows = [
-            {"x": r["p"], "y": r["y"], "c": r["c"] if not bars else COLOURS["ink"]}
-            for r in rows
-            if r["p"] is not None
-        ]
-        layers.add(
-            "point",
-            printed_rows,
-            {**place, "stroke": alt.Stroke("c:N", scale=None)},
-            shape="diamond",
-            size=60,
-            fill=COLOURS["paper"],
-            strokeWidth=1.4,
-            opacity=1,
-        )
-        texts = [
-            {"py": i * high_row + (10 if above else high_row / 2), "t": name} for i, name in enumerate(names)
-        ]
-        spot = {"x": alt.value(0 if above else -10), "y": alt.Y("py:Q", scale=None), "text": "t:N"}
-        layers.add(
-            "text", texts, spot, align="left" if above else "right", baseline="middle", color=COLOURS["ink"]
-        )
-        return layers.specification(size, width, height)
+            layers.add("bar", [{**m, "x2": 0.0} for _, m in common], place, opacity=0.85)
+        layers.add("rule", errors, place, strokeWidth=1.5)
+        if not bars:
+            white = {"stroke": COLOURS["paper"], "strokeWidth": 1}
+            layers.add("circle", [m for _, m in common], place, size=64, opacity=1, **white)
+        hollow = {"shape": "diamond", "fill": COLOURS["paper"], "strokeWidth": 1.4}
+        layers.add("point", printed, place, size=56, opacity=1, **hollow)
+        width = size.width - (16 if above else longest + 24)
+        return layers.specification(size, width, alt.Step(step, **{"for": "position"}))
 
-    told = description or "; ".join(
-        f"{', '.join(filter(None, (p.name, p.setting)))}: {show(p.x, 2)}" for p in known
-    )
-    keys = tuple((setting, number) for setting, number in settings if setting)
+    keys = tuple((name, f"k{settings[name]}") for name in dict.fromkeys(p.setting for p in points))
+    told = description or "; ".join(map(_told, known))
     return Chart(title, told, drawn(draw, small), keys if len(keys) > 1 else (), keyed=True)
+
+
+def _names(names: Sequence[str], size: Size, row: float, above: bool, grid: bool) -> Any:
+    """The axis of the rows' names, which stand beside the rows, or above them where there is no room."""
+    alt = altair()
+    longest = max(text_width(name, size.font) for name in names)
+    place = (
+        {"labelAlign": "left", "labelPadding": 0, "labelOffset": -row / 2 - 6}
+        if above
+        else {"minExtent": longest + 8}
+    )
+    style = {"labelColor": COLOURS["ink"], "labelFontSize": size.font, "labelLimit": 0}
+    gap = 22 / (row + 18) if above else 0.25
+    bands = alt.Scale(paddingInner=gap, paddingOuter=gap / 2)
+    return alt.Y(
+        "row:N", sort=list(names), scale=bands, axis=alt.Axis(title=None, grid=grid, **style, **place)
+    )
+
+
+def _told(point: Point) -> str:
+    """The figures of a value in words."""
+    printed = f", published {show(point.published, 2)}" if point.published is not None else ""
+    return (
+        f"{', '.join(filter(None, (point.name, point.setting)))}: {_spread(point.x, point.spread)}{printed}"
+    )

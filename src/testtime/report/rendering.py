@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from itertools import count
@@ -10,11 +12,14 @@ from typing import Any
 
 from testtime.errors import need_packages
 from testtime.files import write_text
-from testtime.report.blocks import Block, Page
+from testtime.report.blocks import Block, Details, Figure, Grid, Page
 from testtime.report.drawing import Chart
 from testtime.report.markup import Markup, plain
 
-__all__ = ["page_html", "write_page"]
+__all__ = ["page_html", "write_chart", "write_page"]
+
+
+UNSAFE_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 
 def page_html(page: Page) -> str:
@@ -27,15 +32,14 @@ def page_html(page: Page) -> str:
     ids = [section.id for section in page.sections]
     if twice := {name for name in ids if ids.count(name) > 1}:
         raise ValueError(f"expected a different id for each section, got {', '.join(sorted(twice))} twice")
-    lead = [page.lead] if isinstance(page.lead, str | Markup) else list(page.lead)
+    lead = [page.lead] if isinstance(page.lead, str | Markup) else page.lead
+    sections = [(section, blocks) for section in page.sections if (blocks := _shown(section.blocks))]
     numbers = count(1)
-
-    def draw(chart: Chart) -> Markup:
-        return Markup(chart.svg(next(numbers)))
-
     template = _environment().get_template("page.html")
-    shown = [section for section in page.sections if section.blocks]
-    return str(template.render(page=page, lead=[b for b in lead if b], sections=shown, draw=draw))
+    text: str = template.render(
+        page=page, lead=_shown(lead), sections=sections, draw=lambda chart: Markup(chart.svg(next(numbers)))
+    )
+    return UNSAFE_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)  # a path may hold bytes that are no text
 
 
 def write_page(path: str | Path, page: Page) -> Path:
@@ -43,8 +47,23 @@ def write_page(path: str | Path, page: Page) -> Path:
     return write_text(path, page_html(page))
 
 
-def _kind(block: Block) -> str:
-    return "paragraph" if isinstance(block, str | Markup) else block.kind
+def write_chart(path: str | Path, chart: Chart) -> Path:
+    """Write a chart as an SVG file that follows light and dark, such as the picture of a README; return its path."""
+    colours, _, _ = _template("style.css").partition("*{")
+    return write_text(
+        path, chart.file(f"{colours}svg{{background:var(--paper);font-family:system-ui,sans-serif}}")
+    )
+
+
+def _shown(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks without empty texts, figures without a chart, and groups in which nothing is left."""
+
+    def there(block: Block) -> bool:
+        if isinstance(block, Grid | Details):
+            return bool(_shown(block.blocks))
+        return block.chart is not None if isinstance(block, Figure) else block != ""
+
+    return [block for block in blocks if there(block)]
 
 
 @cache
@@ -52,19 +71,22 @@ def _environment() -> Any:
     need_packages(jinja2="report")
     import jinja2
 
-    folder = resources.files("testtime.report") / "templates"
     found = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("style.css", "script.js"):
-        found.globals[name.partition(".")[0]] = Markup((folder / name).read_text(encoding="utf-8"))
-    found.filters |= {
-        "kind": _kind,
-        "plain": plain,
-        "shown": lambda value: value if isinstance(value, Markup) else str(value),
+    found.globals |= {
+        name: Markup(_template(f"{name}.{kind}")) for name, kind in (("style", "css"), ("script", "js"))
     }
+    found.filters["kind"] = lambda block: getattr(block, "kind", "paragraph")
+    found.filters["plain"] = plain
+    found.filters["shown"] = lambda value: value if isinstance(value, Markup) else str(value)
+    found.filters["there"] = _shown
     return found
+
+
+def _template(name: str) -> str:
+    return (resources.files("testtime.report") / "templates" / name).read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
-from testtime.report.markup import Text, html
+from testtime.report.markup import Text, plain
 from testtime.report.words import first_of, show, signed
 
 __all__ = ["Cell", "Column", "Row", "Table"]
@@ -23,27 +23,24 @@ class Column:
         head: its name.
         unit: unit, below the name.
         group: name above it and its neighbours of the same group.
-        places: decimals of its numbers.
-        better: which direction is better; its best number is bold, unless another is equal to it in print.
+        places: decimals of its numbers; None prints as many as a number has.
+        better: which numbers are better, if either; the best one is bold, unless another is equal to it in print.
         explain: what it is, shown where the name is pointed at.
         signed: whether numbers above zero have a sign.
         shade: "heat" colours a cell the stronger the larger its number is, "bar" draws a bar behind it.
-        left: whether it is aligned left, as prose is.
-        headline: whether it carries the conclusion and stands out.
-        tilted: whether its name is written upwards, for many narrow columns.
+        style: "headline" stands out, "quiet" stands back, "left" is aligned left as prose is, "tilted" has its name written
+            upwards, for many narrow columns.
     """
 
     head: Text
     unit: Text = ""
     group: Text = ""
-    places: int = 1
+    places: int | None = 1
     better: Literal["higher", "lower"] | None = None
     explain: str = ""
     signed: bool = False
-    shade: Literal["heat", "bar"] | None = None
-    left: bool = False
-    headline: bool = False
-    tilted: bool = False
+    shade: Literal["", "heat", "bar"] = ""
+    style: Literal["", "headline", "quiet", "left", "tilted"] = ""
 
 
 @final
@@ -72,6 +69,13 @@ class Cell:
         """The value as a number; NaN where it is none."""
         return float(self.value) if isinstance(self.value, int | float) else math.nan
 
+    @property
+    def sort_key(self) -> str:
+        """The number in full precision, or the text in lower case; nothing for what is sorted last."""
+        if isinstance(self.value, int | float):
+            return "" if math.isnan(self.value) else repr(float(self.value))
+        return plain(self.value or "").lower()
+
 
 @final
 @dataclass(frozen=True)
@@ -81,20 +85,15 @@ class Row:
     Args:
         label: its name.
         cells: a cell for each column; a plain number or text is a cell without more.
-        role: "control" for rows that explain others and are set in italics, "reference" for those that are outside the
-            competition (an oracle); neither keeps a cell from being the best, but a reference.
+        role: "base" is what the others are compared with, a "control" could explain a gain and is set in italics, a "ceiling"
+            uses what nobody has in the field: it stands back and is never the best.
         mark: a footnote mark after the name.
     """
 
     label: Text
     cells: Sequence[Cell | float | Text | None]
-    role: Literal["", "control", "reference"] = ""
+    role: Literal["method", "base", "control", "ceiling"] = "method"
     mark: str = ""
-
-    @property
-    def typed(self) -> list[Cell]:
-        """The cells as :class:`Cell`."""
-        return [cell if isinstance(cell, Cell) else Cell(cell) for cell in self.cells]
 
 
 @final
@@ -104,12 +103,10 @@ class Table:
 
     Args:
         caption: what it holds, for those who do not see it.
-        columns: columns.
-        rows: rows.
+        columns, rows: columns and rows.
         corner: name of the column of row names.
         best: whether the best of a column is bold; False for a run that is not finished.
         scale: whether shades compare the numbers of the whole table or of each column.
-        sortable: whether the rows can be sorted and filtered.
 
     Raises:
         ValueError: a row has more or fewer cells than there are columns.
@@ -122,106 +119,65 @@ class Table:
     corner: Text = ""
     best: bool = True
     scale: Literal["table", "column"] = "table"
-    sortable: bool = True
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
-                raise ValueError(
-                    f"expected {len(self.columns)} cells in the row {str(row.label)!r} of the table {self.caption!r}, "
-                    f"got {len(row.cells)}"
-                )
+                expected = f"expected {len(self.columns)} cells in the row {plain(row.label)!r}"
+                raise ValueError(f"{expected} of the table {self.caption!r}, got {len(row.cells)}")
 
     @property
     def groups(self) -> list[tuple[Text, int]]:
         """The names above the columns, each with the number of columns it spans; empty where no column has one."""
-        if not any(column.group for column in self.columns):
-            return []
-        found = groupby(self.columns, key=lambda column: column.group)
-        return [(name, len(list(columns))) for name, columns in found]
+        found = [(name, len(list(own))) for name, own in groupby(self.columns, key=lambda c: c.group)]
+        return found if any(name for name, _ in found) else []
 
     @property
-    def body(self) -> list[tuple[Row, list[ShownCell]]]:
-        """Each row with its cells as they are shown."""
-        grid = [row.typed for row in self.rows]
-        columns = [self._shown(column, [cells[i] for cells in grid]) for i, column in enumerate(self.columns)]
+    def body(self) -> list[tuple[Row, list[dict[str, Any]]]]:
+        """Each row with what the template prints of its cells."""
+        grid = [[c if isinstance(c, Cell) else Cell(c) for c in row.cells] for row in self.rows]
+        columns = [self._column(i, grid) for i in range(len(self.columns))]
         return [(row, [column[i] for column in columns]) for i, row in enumerate(self.rows)]
 
-    def _shown(self, column: Column, cells: Sequence[Cell]) -> list[ShownCell]:
-        best = self._best(column, cells)
-        spreads = [f"±{c.spread:.{column.places}f}" if c.spread > 0 else "" for c in cells]
-        width = max(map(len, spreads), default=0)
-        low, high = self._range(column, cells)
+    def _column(self, index: int, grid: Sequence[Sequence[Cell]]) -> list[dict[str, Any]]:
+        column, cells = self.columns[index], [line[index] for line in grid]
+        best, low, high = self._best(column, cells), *self._range(index, grid)
+        room = max((len(show(c.spread, column.places)) + 1 for c in cells if c.spread > 0), default=0)
         found = []
-        for i, (cell, spread) in enumerate(zip(cells, spreads, strict=True)):
-            classes = [
-                *(["left"] if column.left else []),
-                *(["headline"] if column.headline else []),
-                *(["best"] if cell.bold or i in best else []),
-                *([column.shade] if column.shade and not math.isnan(cell.number) else []),
-            ]
-            share = 0.0 if math.isnan(cell.number) else (cell.number - low) / ((high - low) or 1.0)
+        for i, cell in enumerate(cells):
+            shade = column.shade if math.isfinite(cell.number) else ""
+            kinds = (column.style.removesuffix("tilted"), "best" if cell.bold or i == best else "", shade)
+            share = (cell.number - low) / ((high - low) or 1.0) if shade else 0.0
+            number = (signed if column.signed else show)(cell.number, column.places)
+            is_text = cell.value is not None and not isinstance(cell.value, int | float)
             found.append(
-                ShownCell(
-                    text=cell.text or _printed(cell, column),
-                    sort=_sort_key(cell),
-                    classes=" ".join(classes),
-                    spread=spread,
-                    room=min(width, 9),
-                    published="" if cell.published is None else show(cell.published, max(column.places, 2)),
-                    note=cell.note,
-                    share=round(100 * min(max(share, 0.0), 1.0)) if column.shade else -1,
-                )
+                {
+                    "text": cell.text or (cell.value if is_text else number),
+                    "sort": cell.sort_key,
+                    "classes": " ".join(filter(None, kinds)),
+                    "spread": f"±{show(cell.spread, column.places)}" if cell.spread > 0 else "",
+                    "room": min(room, 9),
+                    "published": "" if cell.published is None else show(cell.published, column.places),
+                    "note": cell.note,
+                    "share": round(100 * min(max(share, 0.0), 1.0)) if shade else None,
+                }
             )
         return found
 
-    def _best(self, column: Column, cells: Sequence[Cell]) -> list[int]:
-        """The index of the best cell; none for a tie in print, a single row, or a column without a direction."""
-        if not self.best or column.better is None:
-            return []
-        values = {
-            i: cell.number
-            for i, (row, cell) in enumerate(zip(self.rows, cells, strict=True))
-            if row.role != "reference" and not math.isnan(cell.number)
-        }
+    def _best(self, column: Column, cells: Sequence[Cell]) -> int | None:
+        """The index of the best cell; None for a tie in print, for a single one, and where neither direction is better."""
+        pairs = enumerate(zip(self.rows, cells, strict=True))
+        values = {i: c.number for i, (row, c) in pairs if row.role != "ceiling" and not math.isnan(c.number)}
+        if not self.best or column.better is None or len(values) < 2:
+            return None
         first = first_of(values, column.better == "higher", column.places)
-        return first if len(first) == 1 and len(values) > 1 else []
+        return first[0] if len(first) == 1 else None
 
-    def _range(self, column: Column, cells: Sequence[Cell]) -> tuple[float, float]:
+    def _range(self, index: int, grid: Sequence[Sequence[Cell]]) -> tuple[float, float]:
         """The numbers of the weakest and of the strongest shade; a bar begins at zero."""
-        pool = list(cells)
-        if self.scale == "table":
-            alike = [i for i, other in enumerate(self.columns) if other.shade == column.shade]
-            pool = [row.typed[i] for row in self.rows for i in alike]
-        values = [cell.number for cell in pool if math.isfinite(cell.number)]
-        if not values or column.shade is None:
-            return 0.0, 1.0
-        return (0.0 if column.shade == "bar" else min(values)), max(values)
-
-
-@final
-@dataclass(frozen=True)
-class ShownCell:
-    """A cell as the template prints it."""
-
-    text: Text
-    sort: str
-    classes: str
-    spread: str
-    room: int
-    published: str
-    note: Text
-    share: int
-
-
-def _printed(cell: Cell, column: Column) -> Text:
-    if isinstance(cell.value, int | float) or cell.value is None:
-        return (signed if column.signed else show)(cell.value, column.places)
-    return cell.value
-
-
-def _sort_key(cell: Cell) -> str:
-    """A number in full precision, the text in lower case, or nothing: what has no key is sorted last."""
-    if isinstance(cell.value, int | float):
-        return "" if math.isnan(cell.value) else repr(float(cell.value))
-    return "" if cell.value is None else html(cell.value).lower()
+        shade = self.columns[index].shade
+        alike = (
+            [i for i, c in enumerate(self.columns) if c.shade == shade] if self.scale == "table" else [index]
+        )
+        values = [line[i].number for line in grid for i in alike if math.isfinite(line[i].number)]
+        return (0.0 if shade == "bar" else min(values, default=0.0)), max(values, default=1.0)

@@ -1,4 +1,4 @@
-"""Numbers in words, and the small statistics that a page prints."""
+"""Numbers in words, what is best in print, which colour a name has, and the mean and deviation that are printed."""
 
 from __future__ import annotations
 
@@ -7,45 +7,52 @@ import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["colours", "deviation", "first_of", "mean", "number", "show", "signed"]
+__all__ = ["colours", "deviation", "first_of", "mean", "show", "signed"]
 
 Name = TypeVar("Name", bound=Hashable)
 
 
-def show(value: float | None, places: int = 1) -> str:
+def show(value: float | None, places: int | None = 1) -> str:
     """Print a number; a dash where there is none, and nothing is less than zero that is printed as zero.
 
-    >>> show(-0.04), show(-0.06), show(None), show(12345.6, 0)
-    ('0.0', '-0.1', '–', '12,346')
+    Args:
+        value: number.
+        places: decimals; None prints as many as the number has.
+
+    >>> show(-0.04), show(-0.06), show(None), show(12345.6, 0), show(0.25, None)
+    ('0.0', '-0.1', '–', '12,346', '0.25')
     """
     if value is None or math.isnan(value):
         return "–"
-    text = f"{round(value, places) + 0.0:.{places}f}" if math.isfinite(value) else f"{value}"
-    return f"{float(text):,.{places}f}" if abs(value) >= 10_000 and math.isfinite(value) else text
+    if places is None or math.isinf(value):
+        return f"{value:g}"
+    value = round(value, places) + 0.0
+    return f"{value:{',' if abs(value) >= 10_000 else ''}.{places}f}"
 
 
-def signed(value: float | None, places: int = 1) -> str:
+def signed(value: float | None, places: int | None = 1) -> str:
     """Print a number with its sign, zero without one.
 
     >>> signed(1.25, 2), signed(-1.0), signed(0.04), signed(float("nan"))
     ('+1.25', '-1.0', '0.0', '–')
     """
     text = show(value, places)
-    return f"+{text}" if value is not None and round(value, places) > 0 and not math.isnan(value) else text
+    return f"+{text}" if value is not None and value > 0 and float(text.replace(",", "")) > 0 else text
 
 
-def first_of(values: Mapping[Name, float], higher: bool = True, places: int = 1) -> list[Name]:
+def first_of(values: Mapping[Name, float], higher: bool = True, places: int | None = 1) -> list[Name]:
     """Return the names whose value is the best as it is printed: several where they are equal in print.
 
     Args:
         values: values by name; NaN is never the best.
         higher: whether a higher value is better.
-        places: decimals that are printed.
+        places: decimals that are printed; None compares the numbers themselves.
 
     >>> first_of({"a": 78.24, "b": 78.16, "c": 70.0}), first_of({"a": 1.0, "b": 2.0}, higher=False)
     (['a', 'b'], ['a'])
     """
-    printed = {name: round(value, places) for name, value in values.items() if not math.isnan(value)}
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    printed = {name: value if places is None else round(value, places) for name, value in known.items()}
     best = (max if higher else min)(printed.values(), default=None)
     return [name for name, value in printed.items() if value == best]
 
@@ -61,11 +68,6 @@ def colours(names: Sequence[str], others: Sequence[str] = ()) -> dict[str, int]:
     return chosen | {name: 0 for name in (*names, *others) if name not in chosen}
 
 
-def number(value: float | None, otherwise: float = math.nan) -> float:
-    """Return a number, or the other where there is none."""
-    return otherwise if value is None or math.isnan(value) else float(value)
-
-
 def mean(values: Sequence[float]) -> float:
     """Return the mean of the values that are not NaN.
 
@@ -77,6 +79,6 @@ def mean(values: Sequence[float]) -> float:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Return the standard deviation with n - 1; 0 for a single value."""
+    """Return the standard deviation (n - 1) of the values that are not NaN; 0 for a single one."""
     known = [value for value in values if not math.isnan(value)]
     return statistics.stdev(known) if len(known) > 1 else 0.0

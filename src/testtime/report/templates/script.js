@@ -1,5 +1,5 @@
 // Sort a table by a column: a first press, a second the other way, a third as it was. What has no key comes last.
-for (const table of document.querySelectorAll('table.sortable')) {
+for (const table of document.querySelectorAll('table')) {
   const body = table.tBodies[0], rows = [...body.rows], heads = [...table.querySelectorAll('tr.heads th')];
   const key = (row, i) => i ? row.cells[i].dataset.sort : row.cells[0].textContent.trim().toLowerCase();
   heads.forEach((head, i) => {
@@ -32,8 +32,10 @@ for (const table of document.querySelectorAll('table.sortable')) {
     table.closest('.scroll').before(field);
   }
 }
-// A name of a legend is a button that brings its line forward in every chart.
+// A name of a legend that has a line is a button, which brings the line forward in every chart.
+const lines = new Set([...document.querySelectorAll('svg .line > title')].map(title => title.textContent));
 for (const name of document.querySelectorAll('[data-line]')) {
+  if (!lines.has(name.dataset.line)) continue;
   const button = document.createElement('button');
   for (const a of name.attributes) button.setAttribute(a.name, a.value);
   button.type = 'button';

@@ -1,0 +1,86 @@
+"""``testtime run`` and ``testtime list`` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from testtime.cli import main
+from testtime.experiments import read_run
+
+pytest.importorskip("sklearn", reason="the embedded data come with testtime[demo]")
+SMALL = [
+    "--set",
+    "epochs=1",
+    'corruptions=["contrast"]',
+    "--limit",
+    "64",
+    "--seeds",
+    "0",
+    "--precision",
+    "float32",
+]
+
+
+def test_a_run_prints_its_table_writes_its_page_and_goes_on_from_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "digits"
+    assert main(["run", "digits", "--rows", "BN-adapt", *SMALL, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Error on corrupted digits" in printed
+    assert "BN-adapt" in printed
+    assert printed.splitlines()[-1] == str(out / "report.html")
+    assert "BN-adapt" in (out / "report.html").read_text()
+    request = tomllib.loads((out / "run.toml").read_text())
+    assert request["settings"] == {"epochs": 1, "corruptions": ["contrast"]}
+    assert (request["rows"], request["seeds"], request["limit"]) == (["BN-adapt"], [0], 64)
+    again = ["run", str(out / "run.toml"), "--methods", "testtime.methods.tent:Tent", "--jobs", "1"]
+    assert main(again) == 0
+    run = read_run(out)
+    assert [row.label for row in run.rows] == ["Source", "BN-adapt", "Tent"]
+    assert run.missing == []
+    assert [session["command"][1] for session in run.about["sessions"]] == ["run", "run"]
+    assert run.about["sessions"][1]["command"] == ["testtime", *again]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digit"], "no experiment 'digit' (did you mean 'digits'?); testtime list shows all"),
+        (["digits", "--set", "epoch=3"], "no setting of digits 'epoch' (did you mean 'epochs'?)"),
+        (["digits", "--set", "epochs"], "expected a setting as KEY=VALUE, got 'epochs'"),
+        (
+            ["digits", "--rows", "TNET"],
+            "digits has no row 'TNET' (did you mean 'TENT'?); its rows are Source",
+        ),
+        (["digits", "--methods", "nowhere:Mine"], "No module named 'nowhere'"),
+        (["digits", "digits", "--out", "x"], "--out is the folder of one run"),
+        (["none.toml"], "No such file or directory: 'none.toml'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *arguments]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_the_list_has_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert "demo\n  digits  Handwritten digits under corruption" in capsys.readouterr().out
+    assert main(["list", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["demo"][0]["name"] == "digits"
+    assert main(["list", "demos"]) == 2
+    assert "no family 'demos' (did you mean 'demo'?)" in capsys.readouterr().err
