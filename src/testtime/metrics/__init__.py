@@ -9,7 +9,7 @@ from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
 from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
 from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
 from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
-from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
+from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr, score_shares
 from testtime.metrics.summary import Samples, forgetting, summarise
 from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
 from testtime.moved import renamed
@@ -44,6 +44,7 @@ __all__ = [
     "nll",
     "oscr",
     "peak_memory",
+    "score_shares",
     "state_bytes",
     "step_variance",
     "summarise",

@@ -1,119 +1,64 @@
-"""A cell: a method on a stream with a seed, from the weights to the figures of the tables."""
+"""A cell: a method on a stream with a seed; and the plain forward that its time is related to."""
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.experiments.methods import build_method
 from testtime.experiments.online import checkpoint, sets
-from testtime.experiments.online.baseline import machine_state
-from testtime.experiments.online.stream import cached_stream, reset_by_visit, source_batches
-from testtime.experiments.registry import find_method
-from testtime.experiments.store import Workspace, resolve
+from testtime.experiments.online.stream import cached_stream, reset_by_visit
+from testtime.experiments.store import Workspace
 from testtime.methods import Source
-from testtime.metrics import Cost, Samples, forgetting, peak_memory, state_bytes, summarise
+from testtime.metrics import (
+    Cost,
+    Samples,
+    forgetting,
+    milliseconds,
+    peak_memory,
+    score_shares,
+    state_bytes,
+    summarise,
+)
 from testtime.prequential import Record, prequential
+from testtime.processor import Precision, autocast, machine_load, processor_name
 from testtime.streams import Stream
-from testtime.wrap import ResetEvery, TimeConstrained
+from testtime.wrap import TimeConstrained
 
-__all__ = ["SLOW", "adapt_online", "argument", "autocast", "build", "prepare", "shares"]
+__all__ = ["SLOW", "adapt_online", "machine_state", "measure_baseline", "plain_milliseconds"]
 
 SLOW = 20  # forwards a batch; a method above gets the experiment's slow_limit
 CLEAN_IMAGES = 1000  # on which forgetting is measured
 CHECKPOINT = 60.0  # seconds between two checkpoints
-CALL = re.compile(r"([\w.]+:\w+)(?:\((.*)\))?")
+WARM, LEAST, SECONDS = 3, 5, 0.5  # forwards before the clock counts, forwards at least, and for how long
+SIDE = 32  # of images for the baseline, where the model takes any
+STATE = ("processor", "device", "precision", "threads")
 
 
-def argument(value: Any) -> Any:
-    """Return the value of an argument of a row: what "package.module:name" names, or the result of calling it.
-
-    >>> argument(0.5), argument(["ema"]), argument("builtins:dict()"), argument("testtime.parts:sgd(0.05)").lr
-    (0.5, ('ema',), {}, 0.05)
-    """
-    match = CALL.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        return tuple(value) if isinstance(value, list) else value
-    found = resolve(match[1])
-    return found if match[2] is None else found(*json.loads(f"[{match[2]}]"))
-
-
-def build(row: Mapping[str, Any], model: nn.Module, classes: int, seed: int) -> Adapter:
-    """Build the adapter of a row.
-
-    Args:
-        row: ``method``, ``arguments``, and ``reset_every`` if the adapter is reset now and then.
-        model: source model.
-        classes: number of classes.
-        seed: random seed of the method.
-    """
-    cls = find_method(row["method"])
-    takes = inspect.signature(cls.__init__).parameters
-    given = {k: v for k, v in {"classes": classes, "seed": seed}.items() if k in takes}
-    arguments = {name: argument(value) for name, value in row["arguments"].items()}
-    adapter = cls(model, **{**given, **arguments})
-    return ResetEvery(adapter, row["reset_every"]) if row.get("reset_every") else adapter
-
-
-def autocast(p: Mapping[str, Any]) -> torch.autocast:
-    """Return the context of a unit's precision: bfloat16 for the networks, losses and optimizers stay in float32."""
-    return torch.autocast(
-        torch.device(p["device"]).type, torch.bfloat16, enabled=p["precision"] == "bfloat16"
-    )
-
-
-def prepare(adapter: Adapter, work: Workspace, stream: Stream, seed: int, form: torch.memory_format) -> None:
-    """Show images of the source to a method that must see them.
-
-    Args:
-        adapter: the adapter.
-        work: workspace of the unit.
-        stream: stream whose size the images get.
-        seed: random seed of the choice of images.
-        form: memory format of the images.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if adapter.source == "none":
-        return
-    p = work.parameters
-    images = sets.source_images(p["closed"], work.places)
-    if images is None:
-        raise ValueError(
-            f"{p['method']} must see images of the source; give their folder with the setting source"
-        )
-    batches = source_batches(images, p["batch_size"], seed, stream.domains[0].size)
-    adapter.prepare([x.to(p["device"], memory_format=form) for x in batches])
-
-
-def memory_format(device: torch.device) -> torch.memory_format:
-    """Return the memory format that suits convolutions on a device."""
+def _form(device: torch.device) -> torch.memory_format:
+    """The memory format that suits convolutions."""
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+
+
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    moved: nn.Module = model.to(device).to(memory_format=_form(device))  # type: ignore[call-overload]
+    return moved
 
 
 def adapt_online(work: Workspace) -> dict[str, Any]:
     """Run a method on a stream, batch after batch; a unit that was interrupted goes on from its last checkpoint."""
-    with autocast(work.parameters):
-        return _run(work)
-
-
-def _run(work: Workspace) -> dict[str, Any]:
     p, device = work.parameters, torch.device(work.parameters["device"])
-    found = sets.source_model(p["model"], work.places)
-    form = memory_format(device)
-    model = found.model.to(device).to(memory_format=form)  # type: ignore[call-overload]
-    images = sets.images_of(p["closed"], work.places)
-    adapter = build(p, model, sets.check_classes(images, found), p["seed"])
+    found, images = sets.source_model(p["model"], work.places), sets.images_of(p["closed"], work.places)
+    model, form = _moved(found.model, device), _form(device)
+    adapter = build_method(p, model, sets.check_classes(images, found), p["seed"])
     limit = p["limit"]
     if p["slow_limit"] is not None and adapter.cost[0] > SLOW:
         limit = min(limit or p["slow_limit"], p["slow_limit"])
@@ -121,42 +66,43 @@ def _run(work: Workspace) -> dict[str, Any]:
         adapter = TimeConstrained(adapter, Source(model), p["speed"])
     adapter.to(device)
     stream = cached_stream(work, limit)
+    size = stream.domains[0].size
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    prepare(adapter, work, stream, p["seed"], form)
 
     def clean_batches() -> Iterator[tuple[Tensor, Tensor]]:
         order = np.random.default_rng(0).permutation(len(images))[:CLEAN_IMAGES]
         for part in np.array_split(order, max(1, len(order) // p["batch_size"])):
-            x = images.batch(part, stream.domains[0].size)
-            yield x.to(device, memory_format=form), images.targets(part)
+            yield images.batch(part, size).to(device, memory_format=form), images.targets(part)
 
-    before = forgetting(adapter, clean_batches())
-    progress = _stream_through(work, adapter, model, stream)
+    with autocast(p["device"], p["precision"]):
+        if adapter.source != "none":
+            batches = sets.source_batches(p["closed"], work.places, p["batch_size"], p["seed"], size)
+            adapter.prepare([x.to(device, memory_format=form) for x in batches])
+        before = forgetting(adapter, clean_batches())
+        progress = _adapt(work, adapter, model, stream)
+        after = forgetting(adapter, clean_batches())
     samples = Samples.join(progress.parts)
-    result = {
+    checkpoint.finish(work.folder, samples)
+    return {
         **_figures(samples, stream),
-        "forgetting": {"before": before, "after": forgetting(adapter, clean_batches())},
+        "forgetting": {"before": before, "after": after},
         "cost": _cost(progress, adapter, len(samples)),
         "limit": limit,
         "state": machine_state(p["device"], p["precision"], torch.get_num_threads()),
     }
-    checkpoint.write_samples(work.folder, samples)
-    (work.folder / checkpoint.STATE).unlink(missing_ok=True)
-    return result
 
 
-def _stream_through(
-    work: Workspace, adapter: Adapter, model: nn.Module, stream: Stream
-) -> checkpoint.Progress:
+def _adapt(work: Workspace, adapter: Adapter, model: nn.Module, stream: Stream) -> checkpoint.Progress:
     """Give the adapter what it has not seen of the stream, with a checkpoint now and then."""
     p, device = work.parameters, torch.device(work.parameters["device"])
-    resets = bool(p.get("reset"))
     progress = checkpoint.resume(work.folder, adapter)
     earlier, saved = dict(progress.used), time.monotonic()
-    batches = reset_by_visit(adapter, stream, progress.done) if resets else stream.since(progress.done)
+    batches = (
+        reset_by_visit(adapter, stream, progress.done) if p.get("reset") else stream.since(progress.done)
+    )
     with Cost(model) as cost, (work.folder / checkpoint.LINES).open("a") as log:
-        for record in prequential(adapter, batches, device=device, memory_format=memory_format(device)):
+        for record in prequential(adapter, batches, device=device, memory_format=_form(device)):
             progress.parts.append(record.samples)
             progress.lines.append(_line(record))
             progress.used = {
@@ -175,29 +121,27 @@ def _stream_through(
 
 def _line(record: Record) -> dict[str, Any]:
     s = record.samples
+    took = {
+        name: [int((mask & s.known).sum()), int((mask & ~s.known).sum())] for name, mask in s.selected.items()
+    }
     return {
         "batch": record.index,
-        "visit": record.visit,
-        "domain": record.domain,
+        **{name: getattr(record, name) for name in ("visit", "domain", "updated")},
         "known": int(s.known.sum()),
         "unknown": int((~s.known).sum()),
         "correct": int(s.correct.sum()),
-        "updated": record.updated,
         "ms": round(record.milliseconds, 3),
-        "selected": {
-            name: [int((mask & s.known).sum()), int((mask & ~s.known).sum())]
-            for name, mask in s.selected.items()
-        },
+        "selected": took,
     }
 
 
 def _figures(samples: Samples, stream: Stream) -> dict[str, Any]:
     """What the tables and pages show of the predictions."""
     visits = {plan.visit: plan.domain for plan in stream.plans}
-    known, unknown = shares(samples.score[samples.known], samples.score[~samples.known])
+    opened = bool((~samples.known).any())
     return {
         **summarise(samples, [visits[v] for v in sorted(visits)]),
-        "scores": {"known": known, "unknown": unknown} if (~samples.known).any() else {},
+        "scores": score_shares(samples.score[samples.known], samples.score[~samples.known]) if opened else {},
         "images": int(samples.known.sum()),
         "unknown": int((~samples.known).sum()),
         "batches": len(stream),
@@ -208,8 +152,7 @@ def _cost(progress: checkpoint.Progress, adapter: Adapter, images: int) -> dict[
     taken = [line["ms"] for line in progress.lines]
     return {
         "declared": list(adapter.cost),
-        "forwards": progress.used["forwards"] / max(images, 1),
-        "backwards": progress.used["backwards"] / max(images, 1),
+        **{name: progress.used[name] / max(images, 1) for name in ("forwards", "backwards")},
         "ms": float(np.median(taken)),
         "seconds": sum(taken) / 1000,
         "peak_memory": progress.used["peak_memory"] or None,
@@ -217,22 +160,47 @@ def _cost(progress: checkpoint.Progress, adapter: Adapter, images: int) -> dict[
     }
 
 
-def shares(
-    known: NDArray[np.floating], unknown: NDArray[np.floating], bins: int = 40
-) -> tuple[list[float], list[float]]:
-    """Return the shares of two samples in common bins.
+def machine_state(device: str, precision: Precision, threads: int) -> dict[str, Any]:
+    """Return what a time depends on beside the method and the batch: processor, device, precision, threads of torch."""
+    named = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor_name()
+    return dict(zip(STATE, (named, device, precision, threads), strict=True))
 
-    The bins lie between the 1st and the 99th percentile of both samples; what is outside counts at the edges.
-    """
-    both = np.concatenate([known, unknown])
-    both = both[np.isfinite(both)]
-    if not len(both):
-        return [], []
-    low, high = np.percentile(both, [1, 99])
-    edges = np.linspace(low, max(high, low + 1e-9), bins + 1)
-    found = []
-    for part in (known, unknown):
-        seen = np.clip(part[np.isfinite(part)], edges[0], edges[-1])
-        counts = np.histogram(seen, edges)[0]
-        found.append((counts / max(counts.sum(), 1)).round(5).tolist())
-    return found[0], found[1]
+
+def measure_baseline(work: Workspace) -> dict[str, Any]:
+    """Measure a plain forward, for each number of threads and each batch size among the parameters."""
+    p, own, found = work.parameters, torch.get_num_threads(), []
+    try:
+        for threads in p["threads"]:
+            torch.set_num_threads(threads)
+            times = {str(count): _measured(work, count) for count in p["batch_sizes"]}
+            state = machine_state(p["device"], p["precision"], threads)
+            found.append({**state, "load": machine_load(), "ms": times})
+    finally:
+        torch.set_num_threads(own)
+    return {"baselines": found}
+
+
+def plain_milliseconds(
+    baselines: Iterable[Mapping[str, Any]], state: Mapping[str, Any], batch_size: int
+) -> float:
+    """Return the plain forward to which the times of a cell are related; NaN if none was measured in its state."""
+    alike = [one for one in baselines if all(one[name] == state.get(name) for name in STATE)]
+    times = [one["ms"][str(batch_size)] for one in alike if str(batch_size) in one["ms"]]
+    return float(times[0]) if times else float("nan")
+
+
+def _measured(work: Workspace, count: int) -> float:
+    """The median time of a batch of this size in milliseconds."""
+    p, device = work.parameters, torch.device(work.parameters["device"])
+    found = sets.source_model(p["model"], work.places)
+    model, side = _moved(found.model, device), found.side or SIDE
+    x = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+    x = x.to(device, memory_format=_form(device))
+    times: list[float] = []
+    with torch.no_grad(), autocast(p["device"], p["precision"]):
+        for _ in range(WARM):
+            model(x)
+        began = time.monotonic()
+        while len(times) < LEAST or time.monotonic() - began < SECONDS:
+            times.append(milliseconds(lambda: model(x), device)[0])
+    return round(median(times), 4)

@@ -14,7 +14,7 @@ from testtime.adapter import Adapter
 from testtime.files import damaged, parse_json, read_tensors, write_lines, write_tensors
 from testtime.metrics import Samples
 
-__all__ = ["LINES", "STATE", "Progress", "read_samples", "resume", "save", "write_samples"]
+__all__ = ["LINES", "STATE", "Progress", "finish", "read_samples", "resume", "save"]
 
 STATE, LINES, SAMPLES = "state.safetensors", "batches.jsonl", "samples.safetensors"
 COLUMNS = [f.name for f in fields(Samples) if f.name != "selected"]
@@ -69,13 +69,14 @@ def resume(folder: Path, adapter: Adapter) -> Progress:
     return progress
 
 
-def write_samples(folder: Path, samples: Samples) -> None:
-    """Write the predictions of a finished cell."""
+def finish(folder: Path, samples: Samples) -> None:
+    """Write the predictions of a finished cell and remove its checkpoint."""
     write_tensors(folder / SAMPLES, _tensors(samples))
+    (folder / STATE).unlink(missing_ok=True)
 
 
 def read_samples(folder: Path) -> Samples:
-    """Read what :func:`write_samples` wrote.
+    """Read what :func:`finish` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.

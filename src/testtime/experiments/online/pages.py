@@ -1,4 +1,4 @@
-"""The page and the tables of a run."""
+"""The page and the main table of a run, and what it showed and what its stream was in sentences."""
 
 from __future__ import annotations
 
@@ -8,41 +8,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from testtime.experiments.online.results import Results
-from testtime.experiments.online.words import JOINED, lead
-from testtime.experiments.pages import provenance_section, table_blocks, unfinished
+from testtime import report
+from testtime.experiments.online.results import Results, number
+from testtime.experiments.pages import provenance_section, table_blocks, unfinished, winner
 from testtime.experiments.table import Column, Row, Table
-from testtime.report import (
-    Block,
-    Cell,
-    Details,
-    Figure,
-    Grid,
-    Legend,
-    Note,
-    Page,
-    Point,
-    Section,
-    Series,
-    colours,
-    deviation,
-    figures,
-    line_chart,
-    listed,
-    mean,
-    number,
-    scatter,
-    share_chart,
-    show,
-)
-from testtime.report import Column as Head
-from testtime.report import Row as Line
-from testtime.report import Table as Grid_of
+from testtime.report import Block, Details, Figure, Grid, Note, Page, Section, listed, mean, show
 
 __all__ = ["main_table", "online_page"]
 
+Values = Callable[[dict[str, Any]], Sequence[float | None]]
 SMOOTH = 5  # batches in the moving average of the curves
 MEASURES = (("accuracy", "ACC"), ("auroc", "AUROC"), ("h_score", "H"))
 MORE = (
@@ -52,9 +27,40 @@ MORE = (
     ("nll", "NLL", "nats", 2, "lower", "negative log likelihood of the known"),
     ("brier", "Brier", "", 2, "lower", "squared error of the probabilities on the known, 0 to 2"),
 )
-FILTERS = (
-    ("known_maximised", "Known images taken for unknown, and pushed towards doubt"),
-    ("unknown_minimised", "Unknown images taken for known, and learned from"),
+FILTERS = {
+    "known_maximised": "Known images taken for unknown, and pushed towards doubt",
+    "unknown_minimised": "Unknown images taken for known, and learned from",
+}
+AFTER = "{corruptions} of severity {severity}{times}, one after the other"
+JOINED = "{corruptions} of severity {severity}{times}, shuffled into one"
+ARRIVAL = {
+    "continual": AFTER,
+    "gradual": "{corruptions}{times}, one after the other, whose severity rises from 1 to 5 and falls again",
+    "mixed": JOINED,
+    "correlated": f"{AFTER}, the images of a class in succession",
+    "mixed-correlated": f"{JOINED}, the images of a class in succession",
+    "label-shift": f"{AFTER}, in each of which every class dominates for a time",
+    "wandering": "blends of two of {corruptions} whose severities change all the time, such that the source model is right in "
+    "about {target} %",
+}
+WITHOUT_DOMAINS = ("mixed", "mixed-correlated", "wandering")
+FEWER = "Fewer images of each domain, for it costs more than 20 forwards a batch."
+OPENED = (
+    "ACC: right answers to known images. AUROC: how well the open-set score tells known from unknown. H: the harmonic mean of "
+    "the two averages."
+)
+CLEAN = (
+    "Clean before and after: accuracy on uncorrupted known images before the stream and after it, without learning; the "
+    "difference is what was forgotten."
+)
+CHOOSING = (
+    "Methods that choose which images to learn from can choose wrongly. The worst mistake is to raise the uncertainty of a "
+    "known image; the second worst to lower that of an unknown one."
+)
+TIMES = (
+    "Forwards and backwards are counted, in batches through the whole network. The times are medians of a run that may have "
+    "shared its processor; they compare methods, not machines. State is what a checkpoint of the adapter holds. The peak is "
+    "that of the process; – where the system does not tell."
 )
 EARLIER = (
     "An earlier version ran cells of this page: the plain forward that their times are divided by was measured in each of "
@@ -64,16 +70,12 @@ EARLIER = (
 
 def online_page(results: Results) -> Page:
     """Return the page of a run."""
-    names = [
-        *results.ranked[:3],
-        *(n for n in ("PAF+KIP", "TENT", "Source") if n in results.rows),
-        *results.ranked,
-    ]
-    keys = {name: colour for name, colour in colours(names).items() if colour}
+    first = [*results.ranked[:3], *(n for n in ("PAF+KIP", "TENT", "Source") if n in results.rows)]
+    keys = {name: tint for name, tint in report.colours([*first, *results.ranked]).items() if tint}
     return Page(
         title=results.title,
         kicker=f"testtime · {results.run.about['experiment']}",
-        lead=lead(results),
+        lead=_lead(results),
         sections=[
             Section("result", "Result", "The result", table_blocks(main_table(results))),
             Section("time", "Time", "Over time", _over_time(results, keys)),
@@ -88,9 +90,57 @@ def online_page(results: Results) -> Page:
     )
 
 
+def _lead(results: Results) -> report.Text:
+    measure, name = results.headline
+    values = {row: results.mean(row, measure) for row in results.rows}
+    by_column = [{row: results.mean(row, measure, c) for row in results.rows} for c in results.columns]
+    names = {row: report.strong(row) + report.sup("†") for row in results.rows if results.fewer(row)}
+    best = [winner(values, name, by_column, "Source", names)] if not results.run.missing else []
+    parts: list[report.Text] = [*best, f"The stream: {_stream(results)}."]
+    if results.changes:
+        parts.append(
+            f"Changed from the experiment {results.run.about['experiment']}: {'; '.join(results.changes)}."
+        )
+    parts += [f"{used} stands in for {prefers}." for used, prefers in results.run.stand_ins.values()]
+    if left := results.about["left_out"]:
+        parts.append(f"Left out, for want of images of the source (the setting source): {listed(left)}.")
+    return report.join(parts)
+
+
+def _stream(results: Results) -> str:
+    """What arrived, from what the results say."""
+    stream, kinds = results.stream, len(results.stream["corruptions"])
+    words = {
+        "corruptions": f"{kinds} corruption{'s' * (kinds != 1)}",
+        "severity": stream["severity"],
+        "times": f", {stream['rounds']} times over" if stream["rounds"] > 1 else "",
+        "target": show(100 * number(stream["target"]), 0),
+    }
+    parts = [ARRIVAL[stream["order"]].format(**words) + ", and the clean images at last" * stream["returns"]]
+    if stream["speed"]:
+        parts.append("the source model answers the batches that a method is too slow for")
+    counts: dict[str, list[str]] = {}
+    for row in results.rows:
+        counts.setdefault(f"{results.per_domain(row):,.0f}", []).append(row)
+    most = max(counts, key=lambda count: len(counts[count]))
+    fewer = [f"{count} for {listed(rows)}" for count, rows in counts.items() if count != most]
+    whole = "in all" if stream["order"] in WITHOUT_DOMAINS else "in each"
+    parts.append(f"{most} known images {whole}{f' ({listed(fewer)})' if fewer else ''}")
+    opened = [fact for fact in results.facts.values() if fact["open_set"] is not None]
+    if opened:
+        ratios = [f"{ratio:g}" for ratio in sorted({fact["ratio"] for fact in opened})]
+        where = f" in {listed([fact['name'] for fact in opened])}" if len(opened) < len(results.facts) else ""
+        parts.append(f"{listed(ratios)} unknown for each known one{where}")
+    sizes = sorted({fact["batch_size"] for fact in results.facts.values()})
+    parts.append(f"batches of {sizes[0]}" + f" to {sizes[-1]}" * (len(sizes) > 1))
+    parts.append("a reset before each domain" if stream["reset"] else "never a reset")
+    seeds = len(results.run.request.seeds or ())
+    return "; ".join([*parts, f"{seeds} seed{'s' * (seeds != 1)}"])
+
+
 def main_table(results: Results) -> Table:
     """Return accuracy, AUROC and H-score by method and column."""
-    columns = []
+    about, columns = results.run.about, []
     if results.opened and len(results.columns) > 1:
         columns.append(Column("mean H", partial(_average, "h_score")))
     for name in results.columns:
@@ -98,39 +148,25 @@ def main_table(results: Results) -> Table:
             told = {row: by[name][i] for row, by in results.about["published"].items() if name in by}
             known = {row: value for row, value in told.items() if value is not None}
             columns.append(Column(short, partial(_average, measure), name, name, published=known))
-    notes = ["Averaged over the domains."]
-    if results.opened:
-        notes.append(
-            "ACC: right answers to known images. AUROC: how well the open-set score tells known from unknown. H: the harmonic "
-            "mean of the two averages."
-        )
-    if any(results.about["published"].values()):
-        changed = ", for the experiment without the changes of this run" if results.changes else ""
-        notes.append(f"Published: {results.run.about['source']}{changed}.")
-    remarks = [c["note"] for c in results.about["columns"] if c["name"] in results.columns]
-    notes += [note for note in (results.run.about["note"], *remarks) if note]
-    return _table(results, results.title, columns, notes)
+    changed = ", for the experiment without the changes of this run" * bool(results.changes)
+    notes = ["Averaged over the domains."] + [OPENED] * results.opened
+    notes += [f"Published: {about['source']}{changed}."] * any(results.about["published"].values())
+    return _table(
+        results, results.title, columns, [*notes, about["note"], *(f["note"] for f in results.facts.values())]
+    )
 
 
-def _table(results: Results, title: str, columns: Sequence[Column], notes: Sequence[str] = ()) -> Table:
+def _table(results: Results, title: str, columns: Sequence[Column], notes: Sequence[str]) -> Table:
     run = results.run
+    fewer = [row for row in results.rows if results.fewer(row)]
     rows = [
-        Row(
-            row.label,
-            row.role,
-            "Fewer images of each domain, for it costs more than 20 forwards a batch.",
-            row.about,
-        )
-        if row.label in results.rows and results.fewer(row.label)
-        else row
-        for row in run.rows
+        Row(row.label, row.role, FEWER if row.label in fewer else row.note, row.about) for row in run.rows
     ]
-    return Table.of(title, rows, columns, run.records(), run.missing, [*notes, *run.notes])
+    return Table.of(title, rows, columns, run.records(), run.missing, [*filter(None, notes), *run.notes])
 
 
-def _average(measure: str, result: dict[str, Any]) -> float | None:
-    value: float | None = result["average"].get(measure)
-    return value
+def _average(measure: str, result: dict[str, Any]) -> float:
+    return number(result["average"].get(measure))
 
 
 def _more_table(results: Results) -> Table:
@@ -139,62 +175,55 @@ def _more_table(results: Results) -> Table:
         for key, name, unit, places, better, note in MORE
         if not all(math.isnan(results.mean(row, key)) for row in results.rows)
     ]
-    for when in ("before", "after"):
-        columns.append(Column(f"clean {when}", lambda r, when=when: r["forgetting"][when], better=None))  # type: ignore[misc]
-    note = (
-        "Clean before and after: accuracy on uncorrupted known images before the stream and after it, without learning; the "
-        "difference is what was forgotten."
-    )
-    return _table(results, "Other measures by method", columns, [note])
+    columns.append(Column("clean before", lambda result: result["forgetting"]["before"], better=None))
+    columns.append(Column("clean after", lambda result: result["forgetting"]["after"], better=None))
+    return _table(results, "Other measures by method", columns, [CLEAN])
 
 
 def _over_time(results: Results, keys: dict[str, int]) -> list[Block]:
-    stream = results.about["stream"]
-    shifts = "reset at each." if stream["reset"] else "never reset."
-    told = f" Dashed lines mark the shifts from one domain to the next; the state is {shifts}"
-    note = f"Each line is a moving average over five batches and all seeds.{'' if stream['order'] in JOINED else told}"
-    blocks: list[Block] = [Note(f"{note} Press a name to bring its line forward."), Legend(keys)]
-    measures = [("h_score", "H-score")] * results.opened + [("accuracy", "accuracy")]
+    note = "Each line is a moving average over five batches and all seeds. Press a name to bring its line forward."
+    if results.stream["order"] not in WITHOUT_DOMAINS:
+        state = "reset at each" if results.stream["reset"] else "never reset"
+        note += f" Dashed lines mark the shifts from one domain to the next; the state is {state}."
+    blocks: list[Block] = [Note(note), report.Legend(keys)]
     for column in results.columns:
-        for measure, name in measures:
-            series = _curves(results, column, keys, lambda cell, m=measure: cell["time"][m])  # type: ignore[misc]
-            means = ", ".join(
-                f"{row} {show(mean(results.values(row, column, measure)))}" for row in results.ranked
-            )
-            chart = line_chart(
-                series,
-                title=f"{name} over time, {column}",
-                y=f"{name}, %",
-                description=f"Averages: {means}.",
-                marks=_marks(results, column),
-            )
-            blocks += figures((chart, f"{name[0].upper()}{name[1:]} over time · {column}"))
+        for measure, name in (("h_score", "H-score"), ("accuracy", "Accuracy"))[not results.opened :]:
+            means = [f"{row} {show(results.mean(row, measure, column))}" for row in results.ranked]
+            curves = _curves(results, column, keys, lambda cell, m=measure: cell["time"][m])  # type: ignore[misc]
+            title, told = f"{name} over time · {column}", f"Averages: {', '.join(means)}."
+            blocks.append(Figure(_lines(results, column, curves, title, f"{name}, %", told), title))
     return blocks
+
+
+def _lines(
+    results: Results, column: str, curves: Sequence[report.Series], title: str, y: str, told: str = ""
+) -> report.Chart | None:
+    cell = next(results.cells(row, column)[0] for row in results.rows if results.cells(row, column))
+    marks = [(float(i), entry["domain"].replace("_", " ")) for i, entry in enumerate(cell["domains"])]
+    return report.line_chart(curves, title=title, y=y, description=told, marks=marks)
 
 
 def _filters(results: Results, keys: dict[str, int]) -> list[Block]:
     drawn: list[Block] = []
     for column in results.columns:
-        for key, caption in FILTERS:
-            series = _curves(results, column, keys, lambda cell, k=key: cell["filters"]["time"].get(k, []))  # type: ignore[misc]
-            chart = line_chart(
-                series, title=f"{caption}, {column}", y="% of them", marks=_marks(results, column)
-            )
-            drawn += figures((chart, f"{caption} · {column}"))
+        for key, caption in FILTERS.items():
+            curves = _curves(results, column, keys, lambda cell, k=key: cell["filters"]["time"].get(k, []))  # type: ignore[misc]
+            title = f"{caption} · {column}"
+            drawn += [Figure(_lines(results, column, curves, title, "% of them"), title)] if curves else []
     lines = []
     for row in results.rows:
         took = [cell["filters"]["all"] for cell in results.cells(row)]
         for name in dict.fromkeys(key.partition("_")[2] for key in took[0]):
             pair = [mean([number(t.get(f"{side}_{name}")) for t in took]) for side in ("known", "unknown")]
-            lines.append(Line(row, [name, *pair]))
+            lines.append(report.Row(row, [name, *pair]))
     if not drawn and not lines:
         return [Note("None of these methods chooses among the images of a batch.")]
-    heads = [Head("what it did", left=True), Head("of known", "%"), Head("of unknown", "%")]
-    note = (
-        "Methods that choose which images to learn from can choose wrongly. The worst mistake is to raise the uncertainty of a "
-        "known image; the second worst to lower that of an unknown one."
-    )
-    return [Note(note), *drawn, Grid_of("What the filters took", heads, lines, "method")]
+    heads = [
+        report.Column("what it did", style="left"),
+        report.Column("of known", "%"),
+        report.Column("of unknown", "%"),
+    ]
+    return [Note(CHOOSING), *drawn, report.Table("What the filters took", heads, lines, "method")]
 
 
 def _scores(results: Results) -> list[Block]:
@@ -204,17 +233,14 @@ def _scores(results: Results) -> list[Block]:
     for column in results.columns:
         drawn: list[Block] = []
         for row in results.ranked:
-            scores = next((cell.get("scores") for cell in results.cells(row, column)), None)
-            area = show(mean(results.values(row, column, "auroc")))
-            chart = share_chart(
-                scores or {},
-                title=f"Scores of {row}, {column}",
-                ends=("surely known", "surely unknown"),
-                description=f"Known and unknown images; AUROC {area} percent.",
+            scores = next((cell.get("scores") for cell in results.cells(row, column)), None) or {}
+            title, area = f"Scores of {row}, {column}", show(results.mean(row, "auroc", column))
+            told = f"Known and unknown images; AUROC {area} percent."
+            chart = report.share_chart(
+                scores, title=title, ends=("surely known", "surely unknown"), description=told
             )
-            drawn += figures((chart, f"{row} {area}"))
-        if drawn:
-            blocks.append(Details(f"{column}, with AUROC", [Grid(drawn)], opened=not blocks))
+            drawn += [Figure(chart, f"{row} {area}")] if chart else []
+        blocks += [Details(f"{column}, with AUROC", [Grid(drawn)], opened=not blocks)] if drawn else []
     note = "The open-set score of every image, all domains together, first seed: the less the two overlap, the better."
     return (
         [Note(note), *blocks]
@@ -224,153 +250,102 @@ def _scores(results: Results) -> list[Block]:
 
 
 def _costs(results: Results, keys: dict[str, int]) -> list[Block]:
-    latency, name = results.about["latency"], "H-score" if results.opened else "accuracy"
+    (measure, name), latency = results.headline, results.about["latency"]
     times = {row: mean(results.times(row)) for row in results.rows}
-    points = []
+    points, lines = [], []
     for row in results.rows:
-        seeds = range(min(len(results.cells(row, column)) for column in results.columns))
-        by_seed = [
-            mean([results.values(row, c, results.headline)[i] for c in results.columns]) for i in seeds
+        by_seed = zip(*(results.values(row, column, measure) for column in results.columns), strict=False)
+        spread = report.deviation([mean(values) for values in by_seed])
+        points.append(report.Point(row, times[row], results.mean(row, measure), spread, keys.get(row, 0)))
+        declared, ms = results.cells(row)[0]["cost"]["declared"], results.cost(row, "ms")
+        cells = [
+            results.cost(row, "forwards"),
+            results.cost(row, "backwards"),
+            f"{declared[0]:g} + {declared[1]:g}",
+            report.Cell(ms, text=show(ms, 0 if ms > 20 else 1)),
+            report.Cell(times[row], text=f"{show(times[row])}×"),
+            times[row] / times.get("TENT", math.nan),
+            *([latency[row] / latency["TENT"] if row in latency else None] if latency else []),
+            results.cost(row, "state_bytes") / 1024,
+            results.cost(row, "peak_memory") / 2**20,
         ]
-        points.append(
-            Point(row, times[row], results.mean(row, results.headline), deviation(by_seed), keys.get(row, 0))
-        )
-    chart = scatter(
-        [point for point in points if not math.isnan(point.y)],
-        title=f"{name} against time for each batch",
-        x="time for each batch, in plain forwards (logarithmic)",
-        y=f"{name}, %",
-        logarithmic=True,
-    )
-    heads = [Head("forwards", places=2), Head("backwards", places=2), Head("declared"), Head("a batch", "ms")]
-    heads += [Head("plain forwards", explain="time in plain forwards of the source model"), Head("TENTs")]
-    heads += [Head("published", explain="times of the source in units of TENT's")] if latency else []
-    heads += [Head("state", "KiB", places=0), Head("peak", "MiB", places=0)]
-    lines = []
-    for row in results.rows:
-        declared = results.cells(row)[0]["cost"]["declared"]
-        ms = results.cost(row, "ms")
-        printed = [latency[row] / latency["TENT"] if row in latency else None] if latency else []
-        lines.append(
-            Line(
-                row,
-                [
-                    results.cost(row, "forwards"),
-                    results.cost(row, "backwards"),
-                    f"{declared[0]:g} + {declared[1]:g}",
-                    Cell(ms, text=show(ms, 0 if ms > 20 else 1)),
-                    Cell(times[row], text=f"{show(times[row])}×"),
-                    times[row] / times.get("TENT", math.nan),
-                    *printed,
-                    results.cost(row, "state_bytes") / 1024,
-                    results.cost(row, "peak_memory") / 2**20,
-                ],
-            )
-        )
-    notes = [
-        "Forwards and backwards are counted, in batches through the whole network.",
-        "The times are medians of a run that may have shared its processor; they compare methods, not machines.",
-        *map(_told_baseline, results.baselines),
-        "State is what a checkpoint of the adapter holds. The peak is that of the process; – where the system does not tell.",
+        lines.append(report.Row(row, cells))
+    heads = [
+        report.Column("forwards", places=2),
+        report.Column("backwards", places=2),
+        report.Column("declared"),
     ]
-    if any("relative" in cell["cost"] for row in results.rows for cell in results.cells(row)):
-        notes.append(EARLIER)
-    drawn: list[Figure] = figures((chart, f"{name} against time: upper left is better"))
-    return [*drawn, Grid_of("Cost by method", heads, lines, "method"), Note(" ".join(notes))]
+    heads += [report.Column("a batch", "ms"), report.Column("plain forwards"), report.Column("TENTs")]
+    heads += [report.Column("published", explain="times of the source, in units of TENT's")] * bool(latency)
+    heads += [report.Column("state", "KiB", places=0), report.Column("peak", "MiB", places=0)]
+    earlier = any("relative" in cell["cost"] for row in results.rows for cell in results.cells(row))
+    notes = [TIMES, *map(_told_baseline, results.baselines), *[EARLIER] * earlier]
+    x = "time for each batch, in plain forwards (logarithmic)"
+    chart = report.scatter(
+        points, title=f"{name} against time for each batch", x=x, y=f"{name}, %", logarithmic=True, suffix="×"
+    )
+    table = report.Table("Cost by method", heads, lines, "method")
+    return [Figure(chart, f"{name} against time: upper left is better"), table, *map(Note, notes)]
 
 
 def _told_baseline(one: dict[str, Any]) -> str:
     times = listed([f"{count} images in {ms:.3g} ms" for count, ms in one["ms"].items()])
     load = "unknown size" if one["load"] is None else one["load"]
-    threads = f"{one['threads']} thread{'s' * (one['threads'] != 1)}"
-    return (
-        f"A plain forward of {times} is the unit: measured once, on {one['processor']}, {threads}, {one['precision']}, under a "
-        f"load of {load}."
-    )
+    where = f"{one['processor']}, {one['threads']} thread{'s' * (one['threads'] != 1)}, {one['precision']}"
+    return f"A plain forward of {times} is the unit: measured once, on {where}, under a load of {load}."
 
 
 def _domains(results: Results) -> list[Block]:
-    measure, blocks = results.headline, []
+    (measure, name), blocks = results.headline, []
     for column in results.columns:
-        rows = [row for row in results.rows if results.cells(row, column)]
-        names = [entry["domain"] for entry in results.cells(rows[0], column)[0]["domains"]]
+        by_row = {row: results.cells(row, column) for row in results.rows if results.cells(row, column)}
+        names = [entry["domain"].replace("_", " ") for entry in next(iter(by_row.values()))[0]["domains"]]
         lines = [
-            Line(
-                row,
-                [
-                    mean([number(cell["domains"][i][measure]) for cell in results.cells(row, column)])
-                    for i in range(len(names))
-                ],
+            report.Row(
+                row, [mean([number(c["domains"][i][measure]) for c in cells]) for i in range(len(names))]
             )
-            for row in rows
+            for row, cells in by_row.items()
         ]
-        heads = [Head(name.replace("_", " "), places=0, shade="heat", tilted=True) for name in names]
-        shown = Grid_of(f"By domain, {column}", heads, lines, "method")
-        blocks.append(Details(column, [shown], opened=not blocks))
-    name = "H-score" if results.opened else "Accuracy"
+        heads = [report.Column(domain, places=0, shade="heat", style="tilted") for domain in names]
+        table = report.Table(f"By domain, {column}", heads, lines, "method")
+        blocks.append(Details(column, [table], opened=not blocks))
     return [Note(f"{name} in percent, mean over seeds; the stronger the colour, the better."), *blocks]
 
 
 def _made(results: Results) -> Section:
-    about, stream = results.about, results.about["stream"]
+    about, stream, lines = results.about, results.stream, []
     severity = "" if stream["order"] in ("gradual", "wandering") else f", severity {stream['severity']}"
-    items = [
-        ("closed set", about["closed"]),
-        ("model", about["model"]),
-        ("stream", f"{stream['order']}{severity}, {', '.join(stream['corruptions'])}"),
-    ]
-    lines = []
+    told = f"{stream['order']}{severity}, {', '.join(stream['corruptions'])}"
     for row in results.run.rows:
-        arguments = {
-            **row.about["arguments"],
-            **({"reset every": n} if (n := row.about.get("reset_every")) else {}),
-        }
-        told = ", ".join(f"{name}={value}" for name, value in arguments.items()) or "defaults"
-        lines.append(Line(row.label, [row.about["method"], told]))
-    heads = [Head("class", left=True), Head("arguments", left=True)]
-    done = len(results.run.about["cells"]) - len(results.run.missing)
+        resets = {"reset every": row.about["reset_every"]} if "reset_every" in row.about else {}
+        arguments = {**row.about.get("arguments", {}), **resets}
+        words = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        lines.append(report.Row(row.label, [row.about["method"], words or "defaults"]))
+    heads = [report.Column("class", style="left"), report.Column("arguments", style="left")]
+    cells = len(results.run.about["cells"])
     note = (
-        f"{done} of {len(results.run.about['cells'])} cells are finished. The prediction of every image lies in the folder of its "
-        "unit in the store: samples.safetensors, batches.jsonl."
+        f"{cells - len(results.run.missing)} of {cells} cells are finished. The prediction of every image lies in the folder "
+        "of its unit in the store: samples.safetensors, batches.jsonl."
     )
+    items = [("closed set", about["closed"]), ("model", about["model"]), ("stream", told)]
     return provenance_section(
-        results.run, items, Grid_of("Arguments by method", heads, lines, "row"), Note(note)
+        results.run, items, report.Table("Arguments by method", heads, lines, "row"), Note(note)
     )
 
 
-def _curves(
-    results: Results,
-    column: str,
-    keys: dict[str, int],
-    values: Callable[[dict[str, Any]], Sequence[float | None]],
-) -> list[Series]:
-    series = []
+def _curves(results: Results, column: str, keys: dict[str, int], values: Values) -> list[report.Series]:
+    """The mean over seeds at each batch, smoothed within each domain; a domain has the width 1."""
+    series, half = [], SMOOTH // 2
     for row in results.rows:
         cells = [cell for cell in results.cells(row, column) if values(cell)]
         if not cells:
             continue
-        length = min(len(values(cell)) for cell in cells)
-        found = np.array([[number(v) for v in values(cell)[:length]] for cell in cells])
-        visit = np.array(cells[0]["time"]["visit"][:length])
-        at = np.empty(length)
-        for stretch in np.unique(visit):
-            inside = np.flatnonzero(visit == stretch)
-            at[inside] = stretch + (np.arange(len(inside)) + 0.5) / len(inside)
-        means = np.array([mean(list(at_once)) for at_once in found.T])
-        series.append(Series(row, at.tolist(), _smooth(means, visit), keys.get(row, 0)))
+        visit = np.array(cells[0]["time"]["visit"])
+        means = [mean([number(v) for v in at_once]) for at_once in zip(*map(values, cells), strict=False)]
+        x, y = [], []
+        for i in range(len(means)):
+            inside = np.flatnonzero(visit[: len(means)] == visit[i])
+            x.append(float(visit[i] + (i - inside[0] + 0.5) / len(inside)))
+            y.append(mean([means[j] for j in inside if abs(j - i) <= half]))
+        series.append(report.Series(row, x, y, keys.get(row, 0)))
     return series
-
-
-def _smooth(values: NDArray[np.floating], visit: NDArray[np.integer]) -> list[float]:
-    """A centred moving average within a domain; it leaves out NaN and is shorter at the ends."""
-    half = SMOOTH // 2
-    out = []
-    for i in range(len(values)):
-        near = slice(max(0, i - half), i + half + 1)
-        out.append(mean(values[near][visit[near] == visit[i]].tolist()))
-    return out
-
-
-def _marks(results: Results, column: str) -> list[tuple[float, str]]:
-    cell = next(results.cells(row, column)[0] for row in results.rows if results.cells(row, column))
-    return [(float(i), entry["domain"].replace("_", " ")) for i, entry in enumerate(cell["domains"])]

@@ -1,8 +1,7 @@
 """The data sets and source models of a unit, found by name in its places.
 
-Places: ``data`` is the folder of data sets and weights, ``set NAME`` the folder of an own set of images, ``set source`` that of
-images of the source, ``model NAME`` what :func:`testtime.models.open_model` takes for an own model; ``skip damaged`` says that
-damaged images of own sets are left out.
+Places are paths: ``data`` is the folder of data sets and weights, ``set NAME`` the folder of an own set of images, ``set
+source`` that of images of the source, ``model NAME`` an own file of weights.
 """
 
 from __future__ import annotations
@@ -10,9 +9,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+
+import numpy as np
+from torch import Tensor
 
 from testtime import data
 from testtime.data import Crop, ImageSet
@@ -23,12 +25,22 @@ from testtime.experiments.registry import find_reader, plugins
 from testtime.models import OpenedModel, open_model
 from testtime.streams import Difficulty, Domain, corrupted, fingerprint, published
 
-__all__ = ["Places", "check_classes", "difficulty", "domains", "find_set", "image_size", "images_of"]
-__all__ += ["source_images", "source_model"]
+__all__ = [
+    "Places",
+    "check_classes",
+    "difficulty",
+    "domains",
+    "find_set",
+    "has_source",
+    "image_size",
+    "images_of",
+]
+__all__ += ["source_batches", "source_model"]
 
 Places = Mapping[str, str]
 SMALL = ("cifar10", "cifar100", "digits")  # sets of 32x32 pixels
 PUBLISHED = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C", "imagenet": "ImageNet-C"}
+SOURCE_IMAGES = 2000  # for methods that must see their source
 
 
 def find_set(name: str, places: dict[str, str]) -> str:
@@ -52,13 +64,13 @@ def find_set(name: str, places: dict[str, str]) -> str:
     return path.name
 
 
-def images_of(name: str, places: Places) -> ImageSet:
-    """Open a data set.
+def images_of(name: str, places: Places, skip_damaged: bool = False) -> ImageSet:
+    """Open a data set; ``skip_damaged`` leaves out images of an own set that cannot be read.
 
     Raises:
         DataError: it is not there; the message names the file.
     """
-    return _open(name, places.get(f"set {name}", ""), places["data"], "skip damaged" in places)
+    return _open(name, places.get(f"set {name}", ""), places["data"], skip_damaged)
 
 
 @functools.lru_cache(maxsize=8)
@@ -75,12 +87,28 @@ def source_model(name: str, places: Places) -> OpenedModel:
     return open_model(places.get(f"model {name}", name), places["data"])
 
 
-def source_images(closed: str, places: Places) -> ImageSet | None:
-    """Open images of the source, for methods that must see it; None for an own set without a folder of them."""
-    if "set source" in places:
-        return data.image_folder(places["set source"], "source", skip_damaged="skip damaged" in places)
-    own = f"set {closed}" in places or closed not in TRAINING
-    return None if own else training_images(closed, places["data"])
+def has_source(closed: str, places: Places) -> bool:
+    """Return whether there are images of the source: training images of a named set, or a folder of them."""
+    return "set source" in places or (f"set {closed}" not in places and closed in TRAINING)
+
+
+def source_batches(
+    closed: str, places: Places, batch_size: int, seed: int, size: Size | None
+) -> Iterator[Tensor]:
+    """Pass on batches of some images of the source, for methods that must see it.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not has_source(closed, places):
+        raise DataError(
+            f"no images of the source of {closed} are known; give their folder with the setting source"
+        )
+    own = places.get("set source")
+    images = training_images(closed, places["data"]) if own is None else images_of("source", places, True)
+    chosen = np.random.default_rng(seed).permutation(len(images))[:SOURCE_IMAGES]
+    for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
+        yield images.batch(part, size)
 
 
 def check_classes(images: ImageSet, model: OpenedModel) -> int:
@@ -122,13 +150,9 @@ def domains(
     """
     jpeg, folder = closed == "imagenet", Path(places["data"]) / PUBLISHED.get(closed, "-")
     if folder.is_dir() and f"set {closed}" not in places:
-        read = data.imagenet_c if closed == "imagenet" else data.cifar_c
-        arguments = {} if closed == "imagenet" else {"dataset": closed}
-        made = [
-            published(read, folder, c, severity, arguments=arguments, size=size, jpeg=jpeg)
-            for c in corruptions
-        ]
-        return made, "published"
+        read = data.imagenet_c if jpeg else data.cifar_c
+        facts = {"arguments": {} if jpeg else {"dataset": closed}, "size": size, "jpeg": jpeg}
+        return [published(read, folder, c, severity, **facts) for c in corruptions], "published"  # type: ignore[arg-type]
     images = images_of(closed, places)
     made = [corrupted(images, c, severity, size=size, jpeg=jpeg) for c in corruptions]
     marks = "".join(fingerprint(domain.condition) for domain in made)

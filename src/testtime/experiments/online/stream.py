@@ -1,4 +1,4 @@
-"""The stream of a cell, from its parameters."""
+"""The stream of a unit, from its parameters and places."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from testtime.adapter import Adapter
-from testtime.data import ImageSet
-from testtime.data.imageset import Size
 from testtime.experiments.online import sets
 from testtime.experiments.store import Workspace
 from testtime.streams import (
@@ -30,11 +25,9 @@ from testtime.streams import (
 )
 from testtime.streams.cache import cached, missing, render
 
-__all__ = ["ORDERS", "cached_stream", "make_stream", "render_images", "reset_by_visit", "source_batches"]
+__all__ = ["ORDERS", "cached_stream", "make_stream", "render_images", "reset_by_visit"]
 
-SOURCE_IMAGES = 2000  # shown to methods that must see their source
 CCC_STEPS = 2  # of a wandering stream, from one severity to the next
-
 ARRIVALS: dict[str, Callable[..., Stream]] = {
     "continual": continual,
     "gradual": continual,  # with GRADUAL_SEVERITIES
@@ -49,7 +42,7 @@ ORDERS = (*ARRIVALS, "wandering")
 def make_stream(
     p: Mapping[str, Any], places: sets.Places, limit: int | None, cache: Path | None = None
 ) -> Stream:
-    """Build the stream of a cell.
+    """Build the stream of a unit.
 
     The corrupted images are those of one fixed set, as the published sets are; the seed draws their order, and which of them
     where there is a limit.
@@ -60,45 +53,29 @@ def make_stream(
         limit: known images of each domain; None takes all.
         cache: folder for what is measured for a wandering stream.
     """
-    images = sets.images_of(p["closed"], places)
+    images = sets.images_of(p["closed"], places, p.get("skip_damaged", False))
     size = sets.image_size(p["closed"], p["side"])
     if p["order"] == "recorded":
         return recorded(clean(images, size), p["batch_size"])
     if p["order"] == "wandering":
         difficulty = sets.difficulty(p["closed"], p["model"], places, cache)
-        corruptions = tuple(p["corruptions"])
-        ccc = CCCStream(
-            images, difficulty, p["target"], p["pace"], p["batch_size"], corruptions, CCC_STEPS, p["seed"]
-        )
-        count = (limit or len(images)) * len(corruptions) * p["rounds"]
-        stream = ccc.first(-(-count // p["batch_size"]))
+        facts = p["target"], p["pace"], p["batch_size"], tuple(p["corruptions"]), CCC_STEPS, p["seed"]
+        count = (limit or len(images)) * len(p["corruptions"]) * p["rounds"]
+        stream = CCCStream(images, difficulty, *facts).first(-(-count // p["batch_size"]))
     else:
         severities = GRADUAL_SEVERITIES if p["order"] == "gradual" else (p["severity"],)
-        made = [
-            domain
-            for corruption in p["corruptions"]
-            for severity in severities
-            for domain in sets.domains(p["closed"], places, (corruption,), severity, size)[0]
-        ]
-        last = [clean(images, made[0].size)] if p.get("returns") else []
+        pairs = [(corruption, severity) for corruption in p["corruptions"] for severity in severities]
+        made = [sets.domains(p["closed"], places, [c], severity, size)[0][0] for c, severity in pairs]
+        whole = made * p["rounds"] + ([clean(images, size)] if p.get("returns") else [])
         arrive = ARRIVALS[p["order"]]
-        whole = made * p["rounds"] + last
         stream = arrive(None, whole, batch_size=p["batch_size"], limit=limit, seed=p["seed"])
     if p["open_set"] is None:
         return stream
     return open_set(stream, sets.images_of(p["open_set"], places), p["ratio"])
 
 
-def cached_stream(work: Workspace, limit: int | None) -> Stream:
-    """Return the stream of a unit with its images in the shared cache, rendered ahead by one thread."""
-    p = work.parameters
-    whole = make_stream(p, work.places, p["limit"], work.cache)
-    stream = make_stream(p, work.places, limit, work.cache)
-    return cached(stream, work.cache, whole).prefetch(1)
-
-
 def render_images(work: Workspace) -> dict[str, Any]:
-    """Corrupt the images of a stream once, into the shared cache, before the cells that show it run."""
+    """Corrupt the images of a stream, into the shared cache, before the units that show it run."""
     whole = make_stream(work.parameters, work.places, work.parameters["limit"], work.cache)
     tables = missing(whole, work.cache)
     for done, (index, path) in enumerate(tables, 1):
@@ -108,11 +85,11 @@ def render_images(work: Workspace) -> dict[str, Any]:
     return {"images": whole.images, "batches": len(whole)}
 
 
-def source_batches(images: ImageSet, batch_size: int, seed: int, size: Size | None) -> Iterator[Tensor]:
-    """Pass on batches of some images of the source, for methods that must see it."""
-    chosen = np.random.default_rng(seed).permutation(len(images))[:SOURCE_IMAGES]
-    for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
-        yield images.batch(part, size)
+def cached_stream(work: Workspace, limit: int | None) -> Stream:
+    """Return the stream of a unit with its images in the shared cache, rendered ahead by one thread."""
+    p = work.parameters
+    whole, stream = (make_stream(p, work.places, n, work.cache) for n in (p["limit"], limit))
+    return cached(stream, work.cache, whole).prefetch(1)
 
 
 def reset_by_visit(adapter: Adapter, stream: Stream, start: int) -> Iterator[Batch]:
