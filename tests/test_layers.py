@@ -20,7 +20,7 @@ adapter state reports construction gate prediction
 norm parts training
 tasks models intake
 streams scenes data corruptions metrics
-files errors progress processor workers moved
+files errors progress processor workers plugins moved
 """  # docs/architecture.md explains them
 LEVEL = {
     name: -i for i, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()

@@ -52,6 +52,9 @@ def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
 @pytest.mark.parametrize(
     ("former", "present"),
     [
+        ("testtime.data.omnidata:sampled", "testtime.data.omnidata:view_set"),
+        ("testtime.data.omnidata:spaces_of", "testtime.data.omnidata:select_spaces"),
+        ("testtime.data.omnidata:split_of", "testtime.data.omnidata:read_split"),
         ("testtime.metrics:alike", "testtime.metrics:appearance_clusters"),
         ("testtime.metrics:looks", "testtime.metrics:appearance_features"),
         ("testtime.metrics.appearance:alike", "testtime.metrics:appearance_clusters"),
@@ -60,6 +63,11 @@ def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
         ("testtime.streams:Wandering", "testtime.streams:CCCStream"),
         ("testtime.streams.ccc:path", "testtime.streams.ccc:severity_path"),
         ("testtime.streams.domain:number", "testtime.streams.domain:derive_seed"),
+        ("testtime.scenes.cameras:look", "testtime.scenes.cameras:camera_pose"),
+        ("testtime.scenes.furnish:small_things", "testtime.scenes.furnish:small_objects"),
+        ("testtime.scenes.shifts:named", "testtime.scenes.shifts:resolve_shift"),
+        ("testtime.scenes.tracer:available", "testtime.scenes.tracer:default_backend"),
+        ("testtime.space.walkthrough:take_apart", "testtime.space.walkthrough:extract_frames"),
         ("testtime.selection:looks", "testtime.metrics:appearance_features"),
     ],
 )

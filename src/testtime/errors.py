@@ -31,6 +31,13 @@ class WeightsError(TesttimeError, ValueError):
     """A file of weights is missing, damaged, of a kind that is not read, or of another architecture."""
 
 
+class NonFiniteError(TesttimeError, ArithmeticError, ValueError):
+    """A loss, a gradient or a weight became infinite or not a number during training.
+
+    The message names what was trained, the step and what to do.
+    """
+
+
 class AdapterWarning(UserWarning):
     """An adapter runs, and its images, its model or its settings are probably not what was meant."""
 

@@ -1,4 +1,4 @@
-"""The shared operators against loops, and against what OpenCV gives."""
+"""The shared operators against loops, and against values of OpenCV."""
 
 import numpy as np
 import pytest

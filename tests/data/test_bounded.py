@@ -14,7 +14,7 @@ from testtime.errors import DataError
 
 
 def npy(shape: object, dtype: str = "|u1", data: bytes = b"0123456789") -> bytes:
-    """A .npy file of version 1 whose header says this, with ten bytes of data."""
+    """A .npy file of version 1 with this header and ten bytes of data."""
     text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
     text += b" " * (63 - (len(text) + 10) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
@@ -63,7 +63,9 @@ def test_arrays_come_back(tmp_path: Path, dtype: object) -> None:
     ids=range(14),
 )
 @pytest.mark.parametrize("mapped", [False, True])
-def test_headers_that_lie_are_refused(tmp_path: Path, content: bytes, mapped: bool) -> None:
+def test_headers_that_declare_more_than_the_file_has_are_refused(
+    tmp_path: Path, content: bytes, mapped: bool
+) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.npy: expected a numpy array of depth"):
@@ -104,7 +106,7 @@ def test_a_gzipped_file_that_expands_too_far_is_refused(tmp_path: Path) -> None:
         decompressed(tmp_path / "a.gz", "text")
 
 
-def test_json_is_read_and_what_is_none_is_named(tmp_path: Path) -> None:
+def test_json_is_read_and_other_content_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes('\ufeff{"a": [1, 2]}'.encode())
     assert read_json(path, "facts") == {"a": [1, 2]}

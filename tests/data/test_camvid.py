@@ -40,7 +40,7 @@ def test_labels_splits_and_light(tmp_path):
     assert (dusk.name, dusk[0].name) == ("camvid-all-dusk", "train/0001TP_006690")
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match="no such folder; expected CamVid's folder train"):
         camvid(tmp_path)
     write(tmp_path)

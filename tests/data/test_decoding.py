@@ -31,7 +31,7 @@ def noise(height: int = 20, width: int = 30, channels: int = 3) -> np.ndarray[An
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG that claims a size and has no pixels."""
+    """The beginning of a PNG that declares a size and has no pixels."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = b"IDAT" + zlib.compress(b"\0")
     chunks = (

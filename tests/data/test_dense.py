@@ -1,4 +1,4 @@
-"""Dense samples: what is missing is ignored, and resizing picks labels instead of mixing them."""
+"""Dense samples: missing labels are ignored, and labels are resized by nearest neighbour."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_a_missing_label_is_ignored_everywhere():
     assert labels["normals"].isnan().all()
 
 
-def test_subset_keeps_order_and_facts():
+def test_a_subset_keeps_order_and_attributes():
     chosen = Two().subset([1, 0, 1])
     assert [s.image[0, 0, 0].item() for s in chosen] == [1.0, 0.0, 1.0]
     assert (chosen.classes, chosen.tasks) == (("a", "b"), ("semseg", "normals"))
@@ -33,7 +33,7 @@ def test_subset_keeps_order_and_facts():
         Two().subset([2])
 
 
-def test_resizing_picks_the_nearest_label():
+def test_labels_are_resized_by_nearest_neighbour():
     label = torch.arange(16).view(4, 4)
     depth = torch.full((1, 4, 4), torch.nan)
     depth[0, 1, 1] = 2.0

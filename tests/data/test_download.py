@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body if self.server.break_after is None else body[: self.server.break_after])
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_part_that_is_whole_is_only_checked(server: Server, tmp_path: Path) ->
     assert download(server.url, tmp_path / "file.bin", SHA).read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_is_not_kept(server: Server, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_removed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin.part").write_bytes(b"x" * 100)
     with pytest.raises(DataError, match="it was removed; call again") as caught:
         download(server.url, tmp_path / "file.bin", SHA)
@@ -114,7 +114,7 @@ def test_another_file_of_that_name_is_left_alone(server: Server, tmp_path: Path)
     assert (tmp_path / "file.bin").read_bytes() == b"mine"
 
 
-def test_failures_of_the_server_are_told(server: Server, tmp_path: Path) -> None:
+def test_failures_of_the_server_are_reported(server: Server, tmp_path: Path) -> None:
     server.status = 404
     with pytest.raises(DataError, match=r"not fetched .*404"):
         download(server.url, tmp_path / "file.bin", SHA)

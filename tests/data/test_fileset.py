@@ -1,4 +1,4 @@
-"""Samples in files: decoded when asked for, absent where there is no file, with cameras if there are."""
+"""Samples in files: decoded on demand, without the labels of missing files, with optional cameras."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def make(root: Path, camera: bool = True) -> FileSet:
     )
 
 
-def test_samples_have_the_labels_whose_files_are_there(tmp_path):
+def test_samples_have_the_labels_whose_files_exist(tmp_path):
     found = make(tmp_path)
     assert [(s.name, set(s.labels)) for s in found] == [("0", {"depth"}), ("1", set()), ("2", {"depth"})]
     assert found[-1].labels["depth"].tolist() == [[[6.0] * 4] * 2]
@@ -40,7 +40,7 @@ def test_samples_have_the_labels_whose_files_are_there(tmp_path):
     x, labels = found.batch(range(3))
     assert (x.shape, labels["depth"].shape) == ((3, 3, 2, 4), (3, 1, 2, 4))
     (tmp_path / "2.png").unlink()
-    assert len(found) == 3  # nothing is read before it is asked for
+    assert len(found) == 3  # no file is read yet
     with pytest.raises(DataError, match=r"2\.png: no such file; expected an image"):
         found[2]
 
@@ -56,7 +56,7 @@ def test_a_subset_keeps_its_cameras(tmp_path):
         make(tmp_path, camera=False).camera(0)
 
 
-def test_a_camera_that_is_none_is_refused():
+def test_an_invalid_camera_is_refused():
     with pytest.raises(ValueError, match=r"got OPENCV_FISHEYE \(0\)"):
         Camera(4, 2, 1, 1, 2, 1, np.eye(4), "OPENCV_FISHEYE")
     with pytest.raises(DataError, match="pose of 4 x 4 finite numbers"):
@@ -100,7 +100,7 @@ def test_a_task_without_any_label_is_refused_but_not_in_a_subset(tmp_path):
     "wrong",
     [{"fx": 0.0}, {"fy": float("nan")}, {"cx": float("inf")}, {"width": 0}, {"height": -1}, {"fx": -5.0}],
 )
-def test_intrinsics_of_no_camera_are_refused(wrong):
+def test_invalid_intrinsics_are_refused(wrong):
     facts = {"width": 4, "height": 2, "fx": 1.0, "fy": 1.0, "cx": 2.0, "cy": 1.0, "pose": np.eye(4)}
     with pytest.raises(DataError, match="focal lengths above 0 and finite numbers"):
         Camera(**{**facts, **wrong})

@@ -126,7 +126,7 @@ def test_swapped_idx_files_are_noticed(tmp_path: Path) -> None:
         mnist(tmp_path)
 
 
-def test_idx_files_that_claim_or_unpack_to_more_are_refused(tmp_path: Path) -> None:
+def test_idx_files_that_declare_or_expand_to_more_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31)))
     with pytest.raises(DataError, match="expected 3 sizes of at most"):

@@ -90,20 +90,20 @@ def test_names_that_leave_the_folder_are_refused(name: str) -> None:
         inside(Path("root"), name)
 
 
-def test_names_that_stay_are_taken() -> None:
+def test_names_inside_the_folder_are_accepted() -> None:
     for name in ("a.png", "b/..a.png", "b/a b.png", "./a.png", "b/..."):
         assert inside(Path("root"), name) == Path("root") / name
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_lists_are_read_whatever_wrote_them(tmp_path: Path, encoding: str, end: str) -> None:
+def test_lists_are_read_with_all_encodings_and_line_endings(tmp_path: Path, encoding: str, end: str) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes(end.join(["a.png 1  ", "", "  b é.png 2\t", ""]).encode(encoding))
     assert read_lines(path, "names") == ["a.png 1", "b é.png 2"]
 
 
-def test_lists_that_are_none_are_named(tmp_path: Path) -> None:
+def test_invalid_lists_are_named(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     with pytest.raises(DataError, match=r"list\.txt: no such file; expected names"):
         read_lines(path, "names")

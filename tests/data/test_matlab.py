@@ -1,4 +1,4 @@
-"""Matlab files as SciPy and h5py write them, and files that lie."""
+"""Matlab files written by SciPy and h5py, and files that declare more than they contain."""
 
 import contextlib
 import struct
@@ -60,7 +60,7 @@ def test_structs_are_namespaces(tmp_path: Path, packed: bool) -> None:
     assert [getattr(c, "shape", c) for c in anno.cells] == [(), "abc", (2, 3)]
 
 
-def test_what_is_not_there_or_of_another_kind_is_named(tmp_path: Path) -> None:
+def test_missing_variables_and_those_of_another_kind_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
     savemat(path, {"a": np.eye(2), "b": {"x": 1}, "c": "text"})
     with pytest.raises(
@@ -103,7 +103,9 @@ LIES = {
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("lie", LIES)
-def test_files_that_lie_are_refused(tmp_path: Path, lie: str, packed: bool) -> None:
+def test_files_that_declare_more_than_they_contain_are_refused(
+    tmp_path: Path, lie: str, packed: bool
+) -> None:
     body = LIES[lie]
     if packed:
         body = zlib.compress(body)
@@ -113,7 +115,7 @@ def test_files_that_lie_are_refused(tmp_path: Path, lie: str, packed: bool) -> N
         matlab(tmp_path / "a.mat", "a")
 
 
-def test_changed_bytes_raise_nothing_else(tmp_path: Path) -> None:
+def test_changed_bytes_raise_no_other_error(tmp_path: Path) -> None:
     rng, path = np.random.default_rng(0), tmp_path / "a.mat"
     bases = []
     for packed in (False, True):

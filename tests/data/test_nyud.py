@@ -1,4 +1,4 @@
-"""NYUD-v2: four releases written as they are published, and the values that come back."""
+"""NYUD-v2: the published releases and the values that are read from them."""
 
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def test_the_release_of_mtan_and_libmtl(tmp_path):
         nyud(tmp_path)
 
 
-def test_only_what_is_asked_for_is_read(tmp_path):
+def test_only_requested_tasks_are_read(tmp_path):
     write(tmp_path, "atrc")
     (tmp_path / "normals" / "0000.png").write_bytes(b"damaged")
     found = nyud(tmp_path, tasks=["depth"])
@@ -149,7 +149,7 @@ def test_only_what_is_asked_for_is_read(tmp_path):
         nyud(tmp_path, tasks=["normals"], axes=(1, 1, 1))[0]
 
 
-def test_a_label_that_is_not_there_is_absent(tmp_path):
+def test_a_missing_label_is_absent(tmp_path):
     write(tmp_path, "atrc")
     (tmp_path / "segmentation" / "0007.png").unlink()
     found = nyud(tmp_path, tasks=["semseg", "edge"])
@@ -187,13 +187,13 @@ def test_mixed_missing_and_wrong_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, -1), (1, -1, 1), (-1, 1, 1)])
-def test_the_axes_of_normals_are_measured_by_depth(signs):
+def test_the_axes_of_normals_are_determined_from_depth(signs):
     stored = [unit_normals(np.broadcast_to(n * np.array(signs), (SIZE, SIZE, 3))) for n in NORMALS]
     depth = [torch.from_numpy(plane(n)).float()[None] for n in NORMALS]
     assert axes_from_depth(zip(stored, depth, strict=True)) == signs
 
 
-def test_axes_that_cannot_be_measured_are_asked_for(tmp_path):
+def test_axes_that_depth_does_not_determine_are_required(tmp_path):
     wall = unit_normals(np.broadcast_to([0.0, 0.0, 1.0], (SIZE, SIZE, 3)))
     with pytest.raises(DataError, match="give axes="):
         axes_from_depth([(wall, torch.ones(1, SIZE, SIZE))])

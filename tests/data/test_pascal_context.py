@@ -1,4 +1,4 @@
-"""PASCAL-Context: the published folders, and the values that come back."""
+"""PASCAL-Context: the published folders and the values that are read from them."""
 
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def test_normals_of_chosen_classes_and_axes(tmp_path):
     assert y[2, 9, 20] < 0
 
 
-def test_files_of_other_tasks_need_not_be_there(tmp_path):
+def test_files_of_other_tasks_need_not_exist(tmp_path):
     write(tmp_path)
     for path in [*(tmp_path / "human_parts").iterdir(), *(tmp_path / "sal_distill").iterdir()]:
         path.unlink()
@@ -149,7 +149,7 @@ def test_files_of_other_tasks_need_not_be_there(tmp_path):
         pascal_context(tmp_path, tasks=["saliency"])
 
 
-def test_damage_is_named(tmp_path):
+def test_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"val\.txt: no such file; expected the names of the split"):
         pascal_context(tmp_path)
     write(tmp_path)
@@ -163,7 +163,7 @@ def test_damage_is_named(tmp_path):
         pascal_context(tmp_path, tasks=["human_parts"])[0]
 
 
-def test_thinning_keeps_lines_and_what_hangs_together():
+def test_thinning_keeps_lines_and_connected_parts():
     line = np.zeros((9, 9), bool)
     line[4, 1:8] = True
     assert (thinned(line) == line).all()

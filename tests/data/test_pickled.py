@@ -13,7 +13,7 @@ from testtime.errors import DataError
 
 
 def python2_batch(data: np.ndarray[Any, Any], labels: list[int]) -> bytes:
-    """What Python 2's cPickle wrote for a CIFAR-10 batch: protocol 2, byte strings, old numpy names."""
+    """A CIFAR-10 batch as pickled by Python 2: protocol 2, byte strings, old numpy names."""
 
     def text(value: bytes) -> bytes:
         return b"U" + bytes([len(value)]) + value
@@ -140,7 +140,7 @@ def array_of(state: bytes) -> bytes:
 
 
 def doubled(step: bytes, times: int) -> bytes:
-    """A value, put under 0, 1, ... and combined with itself that often."""
+    """A value that is stored under 0, 1, ... and combined with itself a number of times."""
     return b"".join(b"q" + bytes([i]) + step.replace(b"?", bytes([i])) for i in range(times))
 
 
@@ -170,7 +170,7 @@ HOSTILE = {
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_file_is_refused_soon(tmp_path: Path, kind: str) -> None:
+def test_a_hostile_file_is_refused_in_bounded_time(tmp_path: Path, kind: str) -> None:
     (tmp_path / "batch").write_bytes(HOSTILE[kind])
     with pytest.raises(DataError, match="batch: expected a pickled dict"):
         read_pickled(tmp_path / "batch")
@@ -182,6 +182,6 @@ def test_parts_that_are_shared_a_few_times_are_read(tmp_path: Path) -> None:
     assert read_pickled(tmp_path / "table") == {"x": shared, "y": shared}
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="batch: no such file"):
         read_pickled(tmp_path / "batch")

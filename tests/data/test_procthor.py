@@ -74,7 +74,7 @@ def test_an_event_is_written_and_read_back(tmp_path):
 
 @pytest.mark.parametrize("yaw", [0.0, 90.0, 200.0])
 @pytest.mark.parametrize("horizon", [0.0, 30.0, -10.0])
-def test_the_pose_is_right_handed_and_looks_where_the_agent_does(tmp_path, yaw, horizon):
+def test_the_pose_is_right_handed_and_has_the_direction_of_the_agent(tmp_path, yaw, horizon):
     dump_event(tmp_path, "h", "0", event(yaw, horizon), CLASSES)
     camera = procthor(tmp_path).camera(0)
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (pytest.approx(16), pytest.approx(16), 16, 16)
@@ -105,7 +105,7 @@ def test_houses_are_read_one_at_a_time(tmp_path):
         list(procthor_houses(tmp_path / "cut.jsonl.gz"))
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"classes\.json: no such file"):
         procthor(tmp_path)
     dump_event(tmp_path, "h", "0", event(), CLASSES)

@@ -93,7 +93,7 @@ def test_pacs_has_four_domains_of_the_published_sizes() -> None:
 
 
 def correct(model: nn.Module, images: ImageSet, count: int) -> int:
-    """How many of the first images the model gets right."""
+    """The number of the first images that the model classifies correctly."""
     right = 0
     with torch.inference_mode():
         for start in range(0, count, 200):
@@ -121,7 +121,7 @@ def test_resnet20_from_npz_is_resnet20() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "accuracy"), [(20, 91.73), (32, 92.63), (56, 93.39)])
-def test_the_cifar_models_score_what_their_cards_say(depth: int, accuracy: float) -> None:
+def test_the_cifar_models_have_the_accuracies_of_their_cards(depth: int, accuracy: float) -> None:
     data = unpacked("cifar10", "cifar-10-batches-bin")
     assert correct(source(f"cifar10-resnet{depth}"), cifar10(data), 10_000) / 100 == pytest.approx(
         accuracy, abs=0.03

@@ -1,4 +1,4 @@
-"""Replica as Omnidata samples it: both layouts, depth of 16 bits, poses."""
+"""Replica in the format of Omnidata: both layouts, depth of 16 bits, poses."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_scenes_splits_and_partial_labels(tmp_path):
     assert ([set(s.labels) for s in loose], len(tight)) == ([set(), {"depth"}], 1)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"expected rgb/replica/<name>/ or <name>/rgb/"):
         replica(tmp_path)
     write(tmp_path, "annotator")
@@ -109,7 +109,7 @@ def test_what_is_missing_is_named(tmp_path):
         {"resolution": 0},
     ],
 )
-def test_poses_that_are_none_name_their_file(tmp_path, wrong):
+def test_invalid_poses_name_their_file(tmp_path, wrong):
     write(tmp_path, "annotator")
     path = tmp_path / "room_0" / "point_info" / "point_7_view_0_domain_fixatedpose.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))

@@ -40,7 +40,7 @@ def colmap(folder: Path, camera: str, names: tuple[str, ...]) -> None:
     folder.mkdir(parents=True)
     (folder / "cameras.txt").write_text(f"# Camera list\n#   CAMERA_ID, MODEL, ...\n1 {camera}\n")
     rows = ["# Image list"]
-    for i, name in enumerate(names):  # a quarter turn about x: the camera looks along the world's y
+    for i, name in enumerate(names):  # a quarter turn about x: the viewing direction is the world's y
         rows += [
             f"{i + 1} {HALF} {HALF} 0 0 {i} 2 3 1 {name}",
             "1.0 2.0 -1 3.0 4.0 -1 5.0 6.0 7" if i else "",
@@ -86,7 +86,7 @@ def write_labels(root: Path) -> Path:
     return root / "sem"
 
 
-def test_the_frames_of_the_dslr_and_what_is_said_of_them(tmp_path):
+def test_the_frames_of_the_dslr_and_their_metadata(tmp_path):
     write(tmp_path)
     assert scannetpp_scenes(tmp_path, "nvs_sem_train") == [SCENE, "7b6477cb95"]
     frames = scannetpp_frames(tmp_path, SCENE)
@@ -105,7 +105,7 @@ def test_the_frames_of_the_dslr_and_what_is_said_of_them(tmp_path):
         assert len(scannetpp_dslr(tmp_path, [SCENE], part, bad)) == count
 
 
-def test_the_cameras_of_colmap_look_where_they_should(tmp_path):
+def test_the_cameras_of_colmap_have_the_right_directions(tmp_path):
     write(tmp_path)
     found = scannetpp_dslr(tmp_path, [SCENE])
     assert [s.name for s in found] == [f"{SCENE}/DSC00001.JPG", f"{SCENE}/DSC00010.JPG"]
@@ -158,7 +158,7 @@ def test_depth_in_one_stream_and_frame_by_frame(tmp_path):
             list(iphone_depth(path))
 
 
-def test_depth_under_lz4_asks_for_lz4(tmp_path, monkeypatch):
+def test_depth_compressed_by_lz4_requires_lz4(tmp_path, monkeypatch):
     payload = b"\xf0not zlib"
     (tmp_path / "depth.bin").write_bytes(struct.pack("<I", len(payload)) + payload)
     monkeypatch.setitem(sys.modules, "lz4.block", None)
@@ -211,7 +211,7 @@ def test_the_frames_of_the_iphone(tmp_path):
         found.camera(1)
 
 
-def test_what_is_missing_or_damaged_is_named(tmp_path):
+def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match="expected the scene abc of ScanNet"):
         scannetpp_dslr(tmp_path, ["abc"])
     with pytest.raises(DataError, match=r"nvs_test\.txt: no such file; expected the scenes of the split"):
@@ -239,7 +239,7 @@ def test_scenes_that_leave_the_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("numbers", ["0 0 0 0 1 2 3", "nan 0 0 1 1 2 3", "1 0 0 0 -inf 2 3", "1 0 0 0 x 2 3"])
-def test_poses_that_are_none_name_their_file_and_line(tmp_path, numbers):
+def test_invalid_poses_name_their_file_and_line(tmp_path, numbers):
     write(tmp_path)
     path = tmp_path / "data" / SCENE / "dslr" / "colmap" / "images.txt"
     path.write_text(f"1 {numbers} 1 {NAMES[0]}\n")

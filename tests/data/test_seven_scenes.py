@@ -52,7 +52,7 @@ def test_depth_poses_and_splits(tmp_path):
     assert len(seven_scenes(scene, sequences=[10])) == 2
 
 
-def test_depth_is_seen_through_the_colour_lens(tmp_path):
+def test_depth_is_reprojected_to_the_colour_camera(tmp_path):
     scene = write(tmp_path / "chess")
     (scene / "camera-intrinsics.txt").write_text("20 0 16\n0 20 16\n0 0 1")
     rows, columns = np.mgrid[:32, :32]
@@ -75,7 +75,7 @@ def test_depth_is_seen_through_the_colour_lens(tmp_path):
         seven_scenes(scene, colour_lens=(-1, 0))
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match="expected the folder seq-01, found none"):
         seven_scenes(tmp_path)
     scene = write(tmp_path / "chess")
@@ -124,14 +124,14 @@ def test_a_real_frame_lands_on_the_next_by_depth_pose_and_intrinsics():
         ("", "found an empty file"),
     ],
 )
-def test_poses_that_are_none_name_their_file(tmp_path, text, message):
+def test_invalid_poses_name_their_file(tmp_path, text, message):
     scene = write(tmp_path / "chess")
     (scene / "seq-01" / "frame-000001.pose.txt").write_text(text)
     with pytest.raises(DataError, match=rf"frame-000001\.pose\.txt: .*{message}"):
         seven_scenes(scene).camera(1)
 
 
-def test_intrinsics_that_are_none_and_depth_of_8_bits_are_refused(tmp_path):
+def test_invalid_intrinsics_and_depth_of_8_bits_are_refused(tmp_path):
     scene = write(tmp_path / "chess")
     (scene / "camera-intrinsics.txt").write_text("-5 0 3\n0 6 4\n0 0 1")
     with pytest.raises(DataError, match="focal lengths above 0"):
@@ -143,7 +143,7 @@ def test_intrinsics_that_are_none_and_depth_of_8_bits_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["sequence", "sequence1 2", "1.5"])
-def test_lines_of_a_split_that_are_no_sequence_name_the_list(tmp_path, line):
+def test_invalid_lines_of_a_split_name_the_list(tmp_path, line):
     scene = write(tmp_path / "chess")
     (scene / "TrainSplit.txt").write_text(f"sequence1\n{line}\n")
     with pytest.raises(
@@ -152,7 +152,7 @@ def test_lines_of_a_split_that_are_no_sequence_name_the_list(tmp_path, line):
         seven_scenes(scene, "train")
 
 
-def test_files_of_other_systems_are_passed_over(tmp_path):
+def test_files_of_operating_systems_are_ignored(tmp_path):
     scene = write(tmp_path / "chess")
     (scene / "TrainSplit.txt").write_bytes("\ufeffsequence1\r\n\r\n".encode())
     for name in ("._frame-000000.color.png", "Thumbs.db"):

@@ -49,7 +49,7 @@ def test_the_lists_are_those_of_the_code(classes, first, mapping, shared, ids):
     assert found[0].labels["depth"].sum() == len(classes) + 1
 
 
-def test_a_mapping_that_leads_nowhere_is_an_error():
+def test_an_incomplete_mapping_is_refused():
     with pytest.raises(ValueError, match="no class leads to 'toilet'; its classes are background"):
         relabelled(AllIds(VOC21), TASKONOMY_NYUD, ("sofa", "chair", "toilet", *TASKONOMY_NYUD_CLASSES))
     with pytest.raises(ValueError, match="leads to 'sofa', which is not in classes"):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from testtime.data import FORBIDDEN_BUILDINGS, IGNORE, TASKONOMY17, taskonomy
-from testtime.data.omnidata import split_of
+from testtime.data.omnidata import read_split
 from testtime.errors import DataError
 
 SIZE = 32
@@ -92,12 +92,14 @@ def test_both_layouts_hold_the_same_labels(tmp_path, layout):
     assert (TASKONOMY17[13 - 1], TASKONOMY17[3 - 1]) == ("sink", "chair")
     camera = found.camera(0)
     assert (camera.fx, camera.cx, camera.width) == (pytest.approx(SIZE), SIZE / 2, SIZE)
-    np.testing.assert_allclose(camera.pose[:3, :3] @ [0, 0, -1], [-1, 0, 0], atol=1e-12)  # looks along -x
+    np.testing.assert_allclose(
+        camera.pose[:3, :3] @ [0, 0, -1], [-1, 0, 0], atol=1e-12
+    )  # the viewing direction is -x
     np.testing.assert_allclose(camera.pose[:3, :3] @ [0, 1, 0], [0, 0, 1], atol=1e-12)  # upright
     assert camera.pose[:3, 3].tolist() == [1, 2, 3]
 
 
-def test_extra_tasks_are_read_when_asked_for(tmp_path):
+def test_extra_tasks_are_read_on_request(tmp_path):
     write(tmp_path, "omnidata", VIEWS)
     y = taskonomy(tmp_path, ["distance", "edge_texture"])[0].labels
     assert set(y) == {"distance", "edge_texture"}
@@ -107,7 +109,7 @@ def test_extra_tasks_are_read_when_asked_for(tmp_path):
         taskonomy(tmp_path, ["keypoints"])
 
 
-def test_splits_end_their_lines_in_any_way(tmp_path):
+def test_splits_are_read_with_all_line_endings(tmp_path):
     write(tmp_path, "omnidata", VIEWS)
     table = tmp_path / "train_val_test_tiny.csv"
     for end in (b"\r", b"\r\n", b"\n"):
@@ -145,7 +147,7 @@ def test_views_are_intersected_or_partly_labelled(tmp_path):
         taskonomy(tmp_path, ["normals", "depth"], buildings=["beechwood"])
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"expected rgb/taskonomy/<name>/ or <name>/rgb/ with images"):
         taskonomy(tmp_path)
     write(tmp_path, "first", VIEWS)
@@ -164,11 +166,11 @@ def test_what_is_missing_is_named(tmp_path):
 def test_a_split_with_other_columns_names_its_line(tmp_path):
     path = tmp_path / "splits.csv"
     path.write_bytes("\ufeffid,train,val,test\r\na,1,0,0\r\n\r\nb,1,0,0\r\n".encode())
-    assert split_of(path, "train") == ["a", "b"]
+    assert read_split(path, "train") == ["a", "b"]
     for line in ("c,1,0", "c,1,0,0,1"):
         path.write_text(f"id,train,val,test\na,1,0,0\n{line}\n")
         with pytest.raises(DataError, match=rf"splits\.csv: expected 4 columns .* found the line '{line}'"):
-            split_of(path, "train")
+            read_split(path, "train")
 
 
 @pytest.mark.parametrize(("rows", "message"), [
@@ -180,4 +182,4 @@ def test_tables_of_splits_with_other_values_are_refused(tmp_path: Path, rows: st
     table = tmp_path / "split.csv"
     table.write_text(f"id,train\n{rows}\n")
     with pytest.raises(DataError, match=message):
-        split_of(table, "train")
+        read_split(table, "train")

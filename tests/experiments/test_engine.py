@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from toy_family import Toy, events
 
 from testtime.experiments import Processes, Request, read_run, run_experiment
 from testtime.experiments.claims import claimed
+from testtime.experiments.store import Store
+from testtime.files import write_json
 
 ASKED = Request("toy", precision="float32")
 
@@ -102,17 +108,17 @@ def test_what_needs_a_failed_unit_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_result_of_another_version_is_reported_and_made_again_when_asked(tmp_path: Path) -> None:
-    def version(number: str) -> Request:
+    def asked(number: str) -> Request:
         return replace(ASKED, seeds=(0,), settings={"version": number})
 
-    run_experiment(Toy(), version("1"), tmp_path / "run", say=silent)
+    run_experiment(Toy(), asked("1"), tmp_path / "run", say=silent)
     lines: list[str] = []
-    changed = run_experiment(Toy(), version("2"), tmp_path / "new", say=lines.append)
+    changed = run_experiment(Toy(), asked("2"), tmp_path / "new", say=lines.append)
     assert changed.outdated == ["one 0"]
     assert "made with another version of the code and kept; --again makes them again: one 0" in lines
     assert read_run(tmp_path / "new").outdated == ["one 0"]
     assert read_run(tmp_path / "new").notes == ["Made with another version of the code: one 0."]
-    again = run_experiment(Toy(), version("2"), tmp_path / "new", say=silent, again=True)
+    again = run_experiment(Toy(), asked("2"), tmp_path / "new", say=silent, again=True)
     assert (again.done, again.outdated) == (["one 0"], [])
     assert read_run(tmp_path / "new").outdated == []
 
@@ -134,13 +140,10 @@ def test_processes_give_the_same_results_bit_for_bit_and_survive_a_killed_worker
 
 
 def test_a_unit_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
-    import threading
-    import time
-
     toy = Toy()
     run_experiment(toy, replace(ASKED, seeds=(0,), rows=("base",)), tmp_path / "run", say=silent)
     units = {u.name: u for u in toy.plan(replace(ASKED, seeds=(0,))).units}
-    folder = tmp_path / "store/units" / units["one 0"].address[:2] / units["one 0"].address
+    folder = Store(tmp_path / "store").folder(units["one 0"].address)
     order: list[str] = []
 
     def hold() -> None:
@@ -189,3 +192,45 @@ def test_an_own_method_gets_a_row_and_is_added_to_the_run(tmp_path: Path) -> Non
         ("one", {"gain": 1.0}),
         ("Mine", {"method": "toy_family:Mine"}),
     ]
+
+
+def test_a_unit_that_fails_in_another_process_is_reported_and_not_tried_again(tmp_path: Path) -> None:
+    toy, request = Toy(), replace(ASKED, seeds=(0,))
+    run_experiment(toy, replace(request, rows=("base",)), tmp_path / "run", say=silent)
+    units = {unit.name: unit for unit in toy.plan(request).units}
+    folder = Store(tmp_path / "store").folder(units["one 0"].address)
+    begun = threading.Event()
+
+    def fail() -> None:
+        with claimed(folder) as (own, _):
+            assert own is not None
+            begun.set()
+            time.sleep(1.0)
+            write_json(folder / "error.json", {"error": "OSError: no", "traceback": "T", "token": own.token})
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    begun.wait()
+    summary = run_experiment(toy, request, tmp_path / "run", say=silent)
+    thread.join()
+    assert (summary.failed, summary.done) == ({"one 0": "OSError: no"}, ["two 0"])
+    # The next command tries again.
+    assert run_experiment(toy, request, tmp_path / "run", say=silent).done == ["one 0"]
+    assert read_run(tmp_path / "run").failures == {}
+
+
+def test_the_provenance_names_versions_machine_precision_and_command(tmp_path: Path) -> None:
+    request = replace(ASKED, seeds=(0,), precision="auto")
+    run_experiment(Toy(), request, tmp_path / "run", say=silent, command=["testtime", "run", "toy"])
+    run = read_run(tmp_path / "run")
+    (session,) = run.about["sessions"]
+    assert session["command"] == ["testtime", "run", "toy"]
+    assert session["versions"]["torch"] == version("torch")
+    assert run.request.precision == session["precision"] in ("float32", "bfloat16")
+    assert session["threads"] == torch.get_num_threads()
+    assert session["machine"]["processor"]
+    # A second command with "auto" keeps the precision, whatever the processor is.
+    path = tmp_path / "run" / "run.toml"
+    path.write_text(path.read_text().replace(f'"{run.request.precision}"', '"bfloat16"'))
+    run_experiment(Toy(), request, tmp_path / "run", say=silent)
+    assert read_run(tmp_path / "run").request.precision == "bfloat16"

@@ -9,7 +9,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import testtime
-from testtime.experiments import Experiment, find_experiment, list_experiments, registry
+from testtime import plugins
+from testtime.experiments import Experiment, find_experiment, list_experiments
 from testtime.experiments.registry import find_method, find_reader
 
 TOY = "toy_family"
@@ -66,15 +67,15 @@ def test_methods_are_found_by_name_entry_point_and_import_path(monkeypatch: pyte
         find_method("testtime.saving:adapt")
     with pytest.raises(ImportError, match="expected an import path as package.module:name"):
         find_method("testtime.saving:nothing")
-    monkeypatch.setattr(registry, "entry_points", points(mine="testtime.methods.tent:Tent"))
+    monkeypatch.setattr(plugins, "entry_points", points(mine="testtime.methods.tent:Tent"))
     assert find_method("mine") is Tent
     assert testtime.Adapter in Tent.__mro__
 
 
 def test_data_sets_and_experiments_of_other_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entry_points", points(mine="testtime.data:image_folder"))
+    monkeypatch.setattr(plugins, "entry_points", points(mine="testtime.data:image_folder"))
     assert find_reader("mine") is testtime.data.image_folder
     assert find_reader("other") is None
-    monkeypatch.setattr(registry, "entry_points", points(toys=TOY))
+    monkeypatch.setattr(plugins, "entry_points", points(toys=TOY))
     assert [one.name for one in list_experiments()["toys"]] == ["toy"]
     assert find_experiment("toy").title == "Numbers"

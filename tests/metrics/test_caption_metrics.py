@@ -108,7 +108,7 @@ def test_the_f_score_is_that_of_the_tuples():
         ["A den with two mugs.", "A den with a mug.", "nothing known", ""],
         [["A den with a mug.", "A den with a lamp."], ["A den with a mug."], ["A den."], ["no form"]],
     )
-    # said: den, mug, mug in den, mug two; true: den, mug, mug in den, lamp, lamp in den; three shared.
+    # predicted: den, mug, mug in den, mug two; true: den, mug, mug in den, lamp, lamp in den; three shared.
     assert meter.by_image.tolist() == pytest.approx([100 * 2 * 3 / 9, 100.0, 0.0, 100.0])
     assert meter.value() == pytest.approx(np.mean([200 / 3, 100, 0, 100]))
 

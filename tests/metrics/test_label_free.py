@@ -69,9 +69,9 @@ def test_consistency_by_hand() -> None:
     entropy = -(shares * np.log(shares)).sum()
     mutual = entropy - (sizes * np.log(sizes)).sum() + (both * np.log(both)).sum()  # H(y) + H(g) - H(y, g)
     assert consistency(0.2, groups) == pytest.approx(100 * 0.8 * (1 - mutual / entropy) ** 2)
-    assert consistency(0.1, [[15, 5]]) == pytest.approx(90)  # no group to tell apart
+    assert consistency(0.1, [[15, 5]]) == pytest.approx(90)  # a single cluster
     assert consistency(0.1, [[15, 5, 0], [15, 5, 0]]) == pytest.approx(
         90
-    )  # few classes, whatever they look like
-    assert consistency(0.0, [[9, 0], [0, 9]]) == 0  # a class for each look, however sure
-    assert consistency(0.0, [[9, 0], [9, 0]]) == 0  # one class says nothing
+    )  # few classes, independent of the clusters
+    assert consistency(0.0, [[9, 0], [0, 9]]) == 0  # a class for each cluster
+    assert consistency(0.0, [[9, 0], [9, 0]]) == 0  # a single class is not informative

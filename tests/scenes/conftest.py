@@ -1,4 +1,4 @@
-"""A house of one box, and a renderer that paints numbers: what the format has to carry, without a tracer."""
+"""A fake house and a fake renderer of random values, for tests of the file format without a tracer."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class FakeRenderer:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeRenderer]:
-    """The scenes without houses and tracers; returns the class of its renderers, which counts."""
+    """Replace houses and renderers; returns the class of the renderers, which counts frames."""
     from testtime.scenes import disk
 
     disk._stage.cache_clear()

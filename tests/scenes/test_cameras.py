@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from testtime.scenes import CLASSES, Renderer, generate_house
-from testtime.scenes.cameras import CLEARANCE, FLAT, RINGS, intrinsics, look, rays, ring_of
+from testtime.scenes.cameras import CLEARANCE, FLAT, RINGS, camera_pose, intrinsics, rays, ring_of
 from testtime.scenes.plan import Room
 
 HOUSE = generate_house(3)
@@ -41,7 +41,7 @@ def test_views_show_furniture_at_a_distance():
     assert min(shown) >= 0.2
 
 
-def test_rooms_take_turns_and_cameras_keep_apart():
+def test_cameras_are_in_the_rooms_in_turn_and_apart():
     assert [c.room for c in CAMERAS] == [k % len(HOUSE.rooms) for k in range(24)]
     for room in HOUSE.rooms:
         places = np.array([c.position[:2] for c in CAMERAS if c.room == room.index])
@@ -63,7 +63,7 @@ def test_rings_are_concentric_rectangles():
 
 
 def test_rays_are_those_of_a_pinhole():
-    pose = look(np.array([1.0, 2.0, 3.0]), 0.0, 0.0)  # along +x: right is -y, up is z
+    pose = camera_pose(np.array([1.0, 2.0, 3.0]), 0.0, 0.0)  # along +x: right is -y, up is z
     camera = type(CAMERAS[0])(pose, 90.0)
     directions = rays(camera, (2, 4)).reshape(2, 4, 3)
     assert directions[0, 0].tolist() == pytest.approx([1, 0.75, 0.25])

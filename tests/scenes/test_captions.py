@@ -1,4 +1,4 @@
-"""Captions say what is there, in English."""
+"""Captions describe the visible objects in English."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def thing(instance: int, label: str, x0: float, x1: float, distance: float = 2.0
 
 def test_counts_the_largest_first():
     chairs = [thing(i, "chair", 10 * i, 10 * i + 9) for i in range(4)]
-    said = describe([*chairs, thing(9, "bed", 0, 60), thing(10, "umbrella", 0, 2)], "bedroom")
-    assert said.startswith("A bedroom with a bed, four chairs and an umbrella.")
+    text = describe([*chairs, thing(9, "bed", 0, 60), thing(10, "umbrella", 0, 2)], "bedroom")
+    assert text.startswith("A bedroom with a bed, four chairs and an umbrella.")
     assert describe([], "office") == "An office."
 
 
@@ -31,16 +31,16 @@ def test_relations():
     assert describe([bed, thing(2, "lamp", 30, 40, 2.3)], "bedroom") == tail.strip()
 
 
-def test_nothing_stands_behind_a_picture():
+def test_no_object_is_behind_a_picture():
     bed, picture = thing(1, "bed", 20, 60), thing(2, "picture", 30, 40, 4.0)
     assert describe([bed, picture], "bedroom") == "A bedroom with a bed and a picture."
     left = describe([bed, thing(2, "picture", 5, 15, 4.0)], "bedroom")
     assert left == "A bedroom with a bed and a picture. The picture is to the left of the bed."
 
 
-def test_what_there_are_two_of_is_not_the_one():
-    said = describe([thing(1, "bed", 20, 60), thing(2, "chair", 0, 10), thing(3, "chair", 65, 70)], "bedroom")
-    assert said == "A bedroom with a bed and two chairs."
+def test_objects_that_are_not_unique_have_no_relations():
+    text = describe([thing(1, "bed", 20, 60), thing(2, "chair", 0, 10), thing(3, "chair", 65, 70)], "bedroom")
+    assert text == "A bedroom with a bed and two chairs."
 
 
 def test_on():
@@ -56,5 +56,5 @@ def test_on():
 
 
 def test_through_a_door():
-    said = describe([thing(1, "bed", 0, 40), thing(2, "tv", 50, 60, room="living room")], "bedroom")
-    assert said == "A bedroom with a bed. Beyond it, a living room with a TV."
+    text = describe([thing(1, "bed", 0, 40), thing(2, "tv", 50, 60, room="living room")], "bedroom")
+    assert text == "A bedroom with a bed. Beyond it, a living room with a TV."

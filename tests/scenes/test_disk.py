@@ -1,4 +1,4 @@
-"""Spaces on disk: what is written is what was rendered, a killed work goes on to the same bytes, mistakes are told."""
+"""Spaces on disk: files equal the rendered frames, a killed run resumes to the same bytes, wrong files are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def test_the_files_are_where_the_format_says(fake, tmp_path):
+def test_the_files_are_in_the_documented_folders(fake, tmp_path):
     assert make(tmp_path, [SMALL]) == ["default_00004"]
     files = set(tree(tmp_path))
     images = ("rgb", "depth", "normal", "canny", "occlusion", "semantic", "instance")
@@ -72,7 +72,7 @@ def test_the_stored_numbers(fake, tmp_path):
     assert line["caption"] == "A kitchen with a table and a mug. A mug is on the table."
 
 
-def test_what_is_there_is_not_made_again(fake, tmp_path):
+def test_existing_frames_are_not_rendered_again(fake, tmp_path):
     make(tmp_path, [SMALL])
     whole = tree(tmp_path)
     make(tmp_path, [SMALL])
@@ -83,7 +83,7 @@ def test_what_is_there_is_not_made_again(fake, tmp_path):
 
 
 @pytest.mark.parametrize("writes", range(0, 29, 4))
-def test_a_killed_work_goes_on_to_the_same_bytes(fake, tmp_path, monkeypatch, writes):
+def test_a_killed_run_resumes_to_the_same_bytes(fake, tmp_path, monkeypatch, writes):
     make(tmp_path / "whole", [SMALL])
     genuine, count = disk._write, 0
 
@@ -111,7 +111,7 @@ def test_a_killed_work_goes_on_to_the_same_bytes(fake, tmp_path, monkeypatch, wr
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
-def test_memory_and_disk_hold_the_same(fake, tmp_path):
+def test_memory_and_disk_have_the_same_samples(fake, tmp_path):
     make(tmp_path, [SMALL])
     there = render_space(4, 3, (10, 12), backend="embree")
     for keep in (True, False):
@@ -147,7 +147,7 @@ def test_another_recipe_of_the_same_name_is_refused(fake, tmp_path):
         make(tmp_path, [SMALL])
 
 
-def test_what_is_half_made_or_damaged_is_told(fake, tmp_path):
+def test_incomplete_and_damaged_spaces_are_refused(fake, tmp_path):
     make(tmp_path, [SMALL])
     shutil.copytree(tmp_path, tmp_path.parent / "b", dirs_exist_ok=True)
     root = tmp_path.parent / "b"
@@ -164,7 +164,7 @@ def test_what_is_half_made_or_damaged_is_told(fake, tmp_path):
     with pytest.raises(DataError, match=r"frames\.jsonl is damaged .*make it again"):
         read_scenes(root)
     (root / "spaces/default_00004/frames.jsonl").unlink()
-    with pytest.raises(DataError, match="half made"):
+    with pytest.raises(DataError, match="found an incomplete one"):
         read_scenes(root)
     with pytest.raises(DataError, match="no such folder; expected spaces"):
         read_scenes(tmp_path / "nowhere")
@@ -222,7 +222,7 @@ def test_frames_that_leave_the_folder_are_refused(fake, tmp_path, frame):
         read_scenes(tmp_path)
 
 
-def test_descriptions_and_poses_that_are_none_are_named(fake, tmp_path):
+def test_invalid_descriptions_and_poses_are_named(fake, tmp_path):
     make(tmp_path, [SMALL])
     folder = tmp_path / "spaces/default_00004"
     lines = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]

@@ -52,7 +52,7 @@ def test_models_recur_within_a_house_and_differ_between_houses():
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if build(n, Style(0)).surfaces])
-def test_surfaces_have_something_to_lie_on(name):
+def test_surfaces_are_on_triangles_of_their_model(name):
     model = build(name, Style(1, "other"))
     tracer = NumpyTracer()
     tracer.build(model.mesh.triangles)

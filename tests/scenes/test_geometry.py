@@ -5,7 +5,7 @@ from testtime.scenes.geometry import BELOW, box, cushion, cylinder, joined, lath
 
 
 def volume(mesh):
-    """Of a closed mesh whose triangles turn outward, by the divergence theorem."""
+    """The volume of a closed mesh with outward normals, by the divergence theorem."""
     a, b, c = mesh.triangles.astype(np.float64).transpose(1, 0, 2)
     return float((a * np.cross(b, c)).sum() / 6)
 
@@ -75,7 +75,7 @@ def test_cushion_fills_its_box_but_for_the_edges():
     assert (np.einsum("fi,fci->fc", flat_normals(mesh), mesh.normals) > 0.5).all()
 
 
-def test_thin_things_have_normals_across_them():
+def test_thin_shapes_have_normals_across_them():
     for mesh in (wave((0, 0, 0), 1, 2, 0.1, 3), leaf((0, 0, 0), 0.3, 0.4, 0.5, 0.1)):
         across = np.abs(np.einsum("fi,fci->fc", flat_normals(mesh), mesh.normals))
         assert across.mean() > 0.85

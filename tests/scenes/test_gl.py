@@ -1,4 +1,4 @@
-"""OpenGL sees what Embree sees; what is missing is told. No context: the pictures are skipped, the errors are not."""
+"""OpenGL against Embree, and errors without OpenGL. Tests of images are skipped where there is no context."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEAR_AND_FAR = np.array(
 
 @pytest.fixture(scope="module")
 def context():
-    """Skips where OpenGL cannot draw, and says why."""
+    """Skips where there is no OpenGL, with the reason."""
     pytest.importorskip("moderngl", reason="pip install -e '.[render-gl]'")
     try:
         gl.driver()
@@ -45,7 +45,7 @@ def house():
 
 @pytest.fixture
 def bare(monkeypatch):
-    """The context of other tests is not taken."""
+    """Isolate the OpenGL context from other tests."""
     monkeypatch.setattr(gl, "_context", gl._context.__wrapped__)
 
 
@@ -81,7 +81,7 @@ def test_occlusion_ends_at_both_points(context):
     assert made.occluded(start, end).tolist() == [True, False, False, False, False]
 
 
-def test_the_faces_of_a_map_are_rotations_that_look_everywhere():
+def test_the_faces_of_a_map_are_rotations_that_cover_all_directions():
     assert np.allclose(np.linalg.det(gl.FACES), 1)
     assert np.allclose(gl.FACES @ gl.FACES.transpose(0, 2, 1), np.eye(3))
     assert len(np.unique(gl.FACES[:, :, 2], axis=0)) == 6
@@ -122,7 +122,7 @@ def test_shadows_are_those_of_embree(context, house):
     assert (dark != two.occluded(points, lamps)).mean() < 0.02
 
 
-def test_equal_recipes_give_equal_bytes_and_say_who_drew(context, tmp_path):
+def test_equal_recipes_give_equal_bytes_and_record_the_driver(context, tmp_path):
     recipe = Recipe(seed=2, frames=2, size=(16, 16), backend="gl")
     for name in ("a", "b"):
         make(tmp_path / name, [recipe])
@@ -138,13 +138,13 @@ def test_equal_recipes_give_equal_bytes_and_say_who_drew(context, tmp_path):
     assert there.spaces[0].facts == facts
 
 
-def test_bent_rays_are_refused(context):
+def test_arbitrary_rays_are_refused(context):
     scan = ScanMesh("one", np.eye(3), np.array([[0, 1, 2]]), np.array([0]), {0: "chair"})
     with pytest.raises(ValueError, match="expected embree or numpy, which follow bent rays, got 'gl'"):
         MeshTracer(scan, "gl")
 
 
-def test_a_missing_package_is_told(bare, monkeypatch, tmp_path, capsys):
+def test_a_missing_package_is_named(bare, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "moderngl", None)
     with pytest.raises(ImportError, match=r"moderngl is not installed.*testtime\[render-gl\]"):
         tracer(NEAR_AND_FAR, "gl")
@@ -153,7 +153,7 @@ def test_a_missing_package_is_told(bare, monkeypatch, tmp_path, capsys):
     assert "moderngl is not installed" in capsys.readouterr().err
 
 
-def test_no_opengl_is_told_with_what_to_install(bare, monkeypatch, tmp_path, capsys):
+def test_missing_opengl_is_reported_with_the_packages_to_install(bare, monkeypatch, tmp_path, capsys):
     def refuse(**_: object) -> None:
         raise Exception("libEGL.so not loaded")
 

@@ -26,7 +26,7 @@ def standing(house: House):
     ]
 
 
-def test_furniture_meets_neither_furniture_nor_walls_nor_doors():
+def test_furniture_intersects_neither_furniture_nor_walls_nor_doors():
     checked = 0
     for house in HOUSES:
         things = standing(house)
@@ -67,7 +67,7 @@ def test_rays_pass_from_room_to_room_through_the_gaps_of_open_doors():
     assert passed > 2 * shut > 0
 
 
-def test_nothing_is_to_be_seen_outside():
+def test_no_ray_leaves_the_house():
     rng = np.random.default_rng(0)
     for house in HOUSES[:6]:
         rays = tracer(house.mesh.triangles)
@@ -76,7 +76,7 @@ def test_nothing_is_to_be_seen_outside():
             assert (rays.trace(start, rng.normal(size=(2000, 3))).triangle >= 0).all()
 
 
-def test_objects_are_numbered_from_one_and_their_triangles_carry_the_numbers():
+def test_objects_are_numbered_from_one_and_their_triangles_have_the_numbers():
     house = HOUSES[0]
     assert [o.instance for o in house.objects] == list(range(1, len(house.objects) + 1))
     assert set(np.unique(house.mesh.instance)) == set(range(1, len(house.objects) + 1))
@@ -159,7 +159,7 @@ def test_every_room_is_lit_by_a_lamp_and_by_at_most_one_window():
     assert np.mean(kelvin(3000)) == pytest.approx(1)
 
 
-def test_structure_is_there():
+def test_a_house_has_its_structure():
     for house in HOUSES:
         names = [o.name for o in house.objects]
         rooms = len(house.rooms)

@@ -21,7 +21,7 @@ def test_overlap_agrees_with_sampling():
         )
         common = int((inside(a, points) & inside(b, points)).sum())
         if 0 < common < 3:
-            continue  # too close to tell by sampling
+            continue  # too close for sampling
         agreed += overlap(a, b) == (common > 0)
         wrong += overlap(a, b) != (common > 0) and common > 0
         assert overlap(a, b) == overlap(b, a)

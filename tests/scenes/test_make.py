@@ -1,4 +1,4 @@
-"""Houses and the renderer together with the format: a work of several processes is killed, and goes on."""
+"""Houses, renderer and file format together: a run of several processes is killed and resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def test_killed_processes_leave_what_goes_on_to_the_same_bytes(tmp_path):
+def test_killed_processes_resume_to_the_same_bytes(tmp_path):
     recipes = [Recipe(seed, "default", "noise", 6, SIZE) for seed in (3, 4, 5)]
     make(tmp_path / "whole", recipes)
     killed = tmp_path / "killed"
@@ -46,7 +46,7 @@ def test_killed_processes_leave_what_goes_on_to_the_same_bytes(tmp_path):
         np.testing.assert_array_equal(read.spaces[0].array(modality), there.spaces[0].array(modality))
 
 
-def test_a_house_without_places_is_told_without_a_traceback(tmp_path, capsys, monkeypatch):
+def test_a_house_without_places_is_reported_without_a_traceback(tmp_path, capsys, monkeypatch):
     from testtime.scenes import house
 
     genuine = house._scatter
@@ -58,7 +58,7 @@ def test_a_house_without_places_is_told_without_a_traceback(tmp_path, capsys, mo
     assert "take another number for moved, or another house" in error
 
 
-def test_what_gives_samples_is_there_but_nothing_is_imported_early():
+def test_names_that_need_torch_are_imported_on_first_use():
     code = (
         "import sys, testtime.scenes as s; late = ('PIL', 'embreex', 'moderngl')\n"
         "assert not {'torch', *late} & set(sys.modules)\n"

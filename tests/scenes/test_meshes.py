@@ -1,4 +1,4 @@
-"""Replica and ScanNet++ in their real formats; rays through fisheye lenses; what is traced, recomputed."""
+"""Replica and ScanNet++ in their published formats, rays of fisheye lenses, and traced labels recomputed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OPENCV = Camera(40, 30, 20.0, 22.0, 19.0, 15.5, np.eye(4), "OPENCV", (0.05, -0.0
 def write_ply(
     path: Path, vertices: np.ndarray, faces: np.ndarray, extra: np.ndarray | None, normals: bool
 ) -> None:
-    """As the scans are: binary, with the number of corners before each face."""
+    """Write a ply file in the format of the scans: binary, with the number of corners before each face."""
     point = [(axis, "<f4") for axis in "xyz"] + ([(f"n{axis}", "<f4") for axis in "xyz"] if normals else [])
     table = np.zeros(len(vertices), [*point, ("red", "u1"), ("green", "u1"), ("blue", "u1")])
     for i, axis in enumerate("xyz"):
@@ -125,7 +125,7 @@ def test_scannetpp(tmp_path):
     np.testing.assert_array_equal(read_scannetpp(scene / "scans").instances, mesh.instances)
 
 
-def test_a_triangle_goes_with_most_of_its_corners(tmp_path):
+def test_a_triangle_belongs_to_the_object_of_most_of_its_corners(tmp_path):
     scene = scannetpp(tmp_path)
     path = scene / "scans/segments_anno.json"
     groups = [{"objectId": 6, "label": "a", "segments": [0]}, {"objectId": 4, "label": "b", "segments": [1]}]
@@ -135,7 +135,7 @@ def test_a_triangle_goes_with_most_of_its_corners(tmp_path):
     assert read_scannetpp(scene).instances[:4].tolist() == [4, NOTHING, 9, NOTHING]
 
 
-def test_damaged_scans_are_told(tmp_path):
+def test_damaged_scans_are_refused(tmp_path):
     scene = replica(tmp_path)
     ply = scene / "habitat/mesh_semantic.ply"
     whole = ply.read_bytes()
@@ -213,7 +213,7 @@ def test_mesh_needs_triangles():
 
 
 def inside(model: Camera) -> Camera:
-    """In the middle of the box at 1 m, looking along x with z up, turned a little."""
+    """A camera in the middle of the box at 1 m, in the direction of x with z up, slightly rotated."""
     c, s = np.cos(0.3), np.sin(0.3)
     pose = np.eye(4)
     pose[:3, 0], pose[:3, 1], pose[:3, 2] = (s, -c, 0), (0, 0, 1), (-c, -s, 0)
@@ -223,7 +223,7 @@ def inside(model: Camera) -> Camera:
 
 @pytest.mark.parametrize("backend", ["embree", "numpy"])
 @pytest.mark.parametrize("model", [PINHOLE, FISHEYE, OPENCV], ids=lambda c: c.model)
-def test_what_is_traced_is_what_geometry_says(tmp_path, model, backend):
+def test_traced_labels_are_those_of_the_geometry(tmp_path, model, backend):
     if backend == "embree":
         pytest.importorskip("embreex")
     mesh, camera = read_replica(replica(tmp_path)), inside(model)
@@ -268,7 +268,7 @@ def test_the_sample_of_a_scan(tmp_path):
         frame.semantic([str(i) for i in range(256)])
 
 
-def test_where_nothing_is_there_is_no_label(tmp_path):
+def test_pixels_without_a_hit_have_no_label(tmp_path):
     scene = replica(tmp_path)
     write_ply(
         scene / "habitat/mesh_semantic.ply", CORNERS, QUADS[:1], OBJECTS[:1], normals=True
@@ -292,7 +292,7 @@ def test_where_nothing_is_there_is_no_label(tmp_path):
     "line",
     [b"element vertex 1000000000000", b"element face 99999999", b"element vertex -1", b"element face x"],
 )
-def test_headers_that_lie_are_refused(tmp_path, line):
+def test_headers_that_declare_more_than_the_file_has_are_refused(tmp_path, line):
     scene = replica(tmp_path)
     ply = scene / "habitat/mesh_semantic.ply"
     whole = ply.read_bytes()

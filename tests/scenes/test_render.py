@@ -15,7 +15,7 @@ RENDERER = Renderer(HOUSE, backend=None)
 FRAMES = [RENDERER.frame(c, SIZE) for c in CAMERAS]
 
 
-def test_the_form_of_a_frame():
+def test_shapes_and_dtypes_of_a_frame():
     frame = FRAMES[0]
     kinds = {
         "rgb": ((*SIZE, 3), np.uint8),
@@ -85,7 +85,7 @@ def test_curved_surfaces_have_smooth_normals():
     assert max(turns) > 0.5  # nearly every pixel has a normal of its own
 
 
-def test_edges_are_where_neighbours_are_apart():
+def test_edges_are_between_distant_neighbours():
     depth = np.full((4, 6), 2.0, np.float32)
     depth[:, 3:] = 3.0
     normal = np.zeros((4, 6, 3), np.float32)
@@ -145,7 +145,7 @@ def test_boxes_are_tight_and_their_visibility_is_that_of_the_object_alone():
     assert isinstance(FRAMES[0].boxes[0], Box)
 
 
-def test_numpy_sees_what_embree_sees():
+def test_numpy_agrees_with_embree():
     pytest.importorskip("embreex")
     renderer = Renderer(HOUSE, backend="numpy", smooth=False)
     for camera in CAMERAS[:2]:
@@ -203,19 +203,19 @@ def test_pictures_are_well_exposed():
 
 
 def test_shadows_are_darker():
-    """Under the light of its lamp alone, a floor is lit as Lambert says, or in shadow."""
+    """Under the light of a lamp alone, a floor is lit by Lambert's law or in shadow."""
     from testtime.scenes.render import _Lamps
 
     lamps = _Lamps(HOUSE, [light for light in HOUSE.lights if light.facing is None])
     room = HOUSE.rooms[0]
     lamp = next(light for light in HOUSE.lights if light.room == 0)
     points = np.array([[lamp.position[0], lamp.position[1], 0.0], [*room.low, 0.0]], np.float32)
-    way, arriving = lamps.arriving(0, np.zeros(2, int), points, np.array([[0, 0, 1], [0, 0, 1]], np.float32))
+    way, incident = lamps.incident(0, np.zeros(2, int), points, np.array([[0, 0, 1], [0, 0, 1]], np.float32))
     for k in range(2):
         d = np.array(lamp.position) - points[k]
         cosine = d[2] / np.linalg.norm(d)
         expected = 2.1 * np.array(lamp.colour) * cosine / (0.6 + d @ d)
-        assert arriving[k] == pytest.approx(expected, rel=1e-4)
+        assert incident[k] == pytest.approx(expected, rel=1e-4)
         assert way[k] == pytest.approx(d, rel=1e-4, abs=1e-4)
 
 

@@ -52,7 +52,7 @@ def test_a_batch_is_its_samples(fake):
         mixed.batch([0, 4])
 
 
-def test_subset_keeps_what_a_view_knows(fake):
+def test_a_subset_keeps_the_views(fake):
     scenes = render_space(4, 3, (10, 12), shift="dark", tasks=["depth"])
     two = scenes.subset([2, 0])
     assert two.title(0) == "default_00004_dark/00002"
@@ -72,7 +72,7 @@ def test_subset_keeps_what_a_view_knows(fake):
         scenes.subset([3])
 
 
-def test_mistakes(fake):
+def test_wrong_arguments_are_refused(fake):
     scenes = render_space(4, 1, (8, 8))
     with pytest.raises(ValueError, match="tasks must be one of semseg, depth, normals, edge"):
         SceneSet(scenes.spaces, ["colour"])
@@ -85,7 +85,7 @@ def test_mistakes(fake):
         scenes.spaces[0].array("smell")
 
 
-def test_small_objects_elsewhere_under_the_same_cameras(fake):
+def test_moved_small_objects_with_the_same_cameras(fake):
     before, after = render_space(4, 2, (8, 8)), render_space(4, 2, (8, 8), moved=1)
     assert after.title(0) == "default_00004_moved1/00000"
     np.testing.assert_array_equal(after.camera(1).pose, before.camera(1).pose)

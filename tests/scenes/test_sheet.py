@@ -1,4 +1,4 @@
-"""The contact sheet shows the numbers that are stored."""
+"""The contact sheet shows the stored values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_colours():
     np.testing.assert_allclose(half, (RAMP[4] + RAMP[5]) / 2, atol=0.51)
 
 
-def test_a_sheet_takes_frames_from_everywhere(fake, tmp_path, monkeypatch):
+def test_a_sheet_has_evenly_spaced_frames(fake, tmp_path, monkeypatch):
     from testtime.scenes import sheet
     from testtime.scenes.disk import Recipe
 

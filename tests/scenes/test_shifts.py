@@ -3,7 +3,7 @@ import pytest
 
 from testtime.scenes import SHIFTS, Renderer, Shift, generate_house
 from testtime.scenes.render import srgb, tone
-from testtime.scenes.shifts import Blur, Fog, Lens, Lighting, Noise, Repainted, Untextured, named
+from testtime.scenes.shifts import Blur, Fog, Lens, Lighting, Noise, Repainted, Untextured, resolve_shift
 from testtime.scenes.style import Style
 
 SIZE = (32, 32)
@@ -100,7 +100,7 @@ def test_shifts_compose_and_are_values():
     frame = RENDERER.frame(CAMERA, SIZE, both)
     assert frame.shift == repr(both)
     assert not np.array_equal(frame.rgb, RENDERER.frame(CAMERA, SIZE, Lighting(0.5)).rgb)
-    assert named("night") == ("night", SHIFTS["night"])
-    assert named(Fog()) == ("fog", Fog())
-    assert named(None) == ("", Shift())
+    assert resolve_shift("night") == ("night", SHIFTS["night"])
+    assert resolve_shift(Fog()) == ("fog", Fog())
+    assert resolve_shift(None) == ("", Shift())
     assert np.array_equal(RENDERER.frame(CAMERA, SIZE, Shift()).rgb, PLAIN.rgb)

@@ -6,7 +6,7 @@ import pytest
 from testtime.cli import main
 from testtime.scenes import Camera, Renderer, generate_house
 from testtime.scenes.cameras import rays as rays_of
-from testtime.scenes.tracer import NumpyTracer, available, tracer
+from testtime.scenes.tracer import NumpyTracer, default_backend, tracer
 
 TRIANGLE = np.array([[[0, 0, 5], [2, 0, 5], [0, 2, 5]]], np.float32)
 
@@ -80,11 +80,11 @@ def test_an_unknown_backend_and_a_missing_package(monkeypatch):
     assert type(tracer(TRIANGLE)).__name__ == "NumpyTracer"
 
 
-def test_numpy_takes_over_where_embree_is_absent(tmp_path, monkeypatch, capsys):
+def test_numpy_is_used_without_embree(tmp_path, monkeypatch, capsys):
     pytest.importorskip("cv2")
     pytest.importorskip("PIL")
     monkeypatch.setitem(sys.modules, "embreex", None)
-    assert available() == "numpy"
+    assert default_backend() == "numpy"
     assert type(Renderer(generate_house(1)).tracer) is NumpyTracer
     out = tmp_path / "spaces"
     make = [

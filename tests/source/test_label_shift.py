@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -146,9 +147,9 @@ def test_a_trained_head_serves_the_distribution_it_is_told(
 ) -> None:
     data, net = tailed
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    told: list[dict[str, float]] = []
-    model = train_label_shift(shifted(tailed), data, RECIPE, tmp_path, say=told.append)
-    assert [line["step"] for line in told] == [0, 100, 200, 299]
+    model = train_label_shift(shifted(tailed), data, RECIPE, tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [0, 100, 200, 299]
     assert all(v.equal(before[k]) for k, v in net.state_dict().items())
     (head,) = shifted_heads(model)
     assert head.distribution.equal(head.prior)
@@ -183,18 +184,24 @@ def test_training_continues_where_it_was_left(
     class Cut(Exception):
         pass
 
-    def cut(line: dict[str, float]) -> None:
-        if line["step"] == 200:
+    calls = iter(range(201))
+
+    def cut(*_: object) -> None:
+        if next(calls, None) is None:
             raise Cut
 
+    handle = broken.register_forward_pre_hook(cut)
     with pytest.raises(Cut):
-        train_label_shift(broken, data, RECIPE, tmp_path / "cut", say=cut)
-    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["checkpoint.safetensors"]
+        train_label_shift(broken, data, RECIPE, tmp_path / "cut")
+    handle.remove()
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"checkpoint.safetensors", "losses.jsonl"}
     assert not any(p.requires_grad for p in broken.parameters())
-    with pytest.raises(ValueError, match="belongs to another recipe"):
+    with pytest.raises(
+        ValueError, match="belongs to another training: recipe.iterations is 300 there and 7 here"
+    ):
         train_label_shift(shifted(tailed), data, ShiftRecipe(iterations=7), tmp_path / "cut")
     again = train_label_shift(shifted(tailed), data, RECIPE, tmp_path / "cut")
-    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["label_shift.safetensors"]
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"label_shift.safetensors", "losses.jsonl"}
     (a,), (b,) = shifted_heads(whole), shifted_heads(again)
     assert a.writing.equal(b.writing)
     assert a.reading.equal(b.reading)
@@ -266,7 +273,7 @@ def test_says_what_it_expects(tailed: tuple[ImageSet, nn.Module], tmp_path: Path
         LabelShift(Source(net))
     with pytest.raises(ValueError, match="decay is the weight of the past"):
         LabelShift(Source(shifted(tailed)), 1.5)
-    with pytest.raises(ValueError, match="one head that follows a label distribution, got 0"):
+    with pytest.raises(ValueError, match="one head that depends on a label distribution, got 0"):
         train_label_shift(net, data, RECIPE, tmp_path)
     with pytest.raises(ValueError, match="at least 1"):
         ShiftRecipe(iterations=0)

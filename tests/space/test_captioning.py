@@ -158,7 +158,7 @@ def test_after_a_kill_it_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert len(data.reads) == 3 * (30 - 14)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(ValueError, match="another training: seed is 2 there and 3 here"):
         train_captioner(captioner(), Lamps(), captions, RECIPE, tmp_path / "broken", seed=3)
 
 
@@ -203,7 +203,7 @@ def test_captions_of_scenes_are_those_of_their_records():
 
 def test_errors_come_before_work_is_lost(tmp_path):
     data = Lamps()
-    with pytest.raises(ValueError, match="9 pictures, but there are 8 captions"):
+    with pytest.raises(ValueError, match="9 images, but there are 8 captions"):
         train_captioner(captioner(), data, data.captions[:8], RECIPE, tmp_path)
     with pytest.raises(ValueError, match="scale"):
         train_captioner(captioner(), data, data.captions, TransferRecipe(), tmp_path)

@@ -200,7 +200,7 @@ def test_boxes_of_scenes_are_those_of_their_records():
 
 def test_errors_come_before_work_is_lost(tmp_path):
     data = Bricks()
-    with pytest.raises(ValueError, match="24 pictures, but there are boxes of 23"):
+    with pytest.raises(ValueError, match="24 images, but there are boxes of 23"):
         train_detector(detector(), data, data.boxes[:23], RECIPE, tmp_path)
     with pytest.raises(ValueError, match="scale"):
         train_detector(detector(), data, data.boxes, TransferRecipe(), tmp_path)

@@ -204,19 +204,21 @@ def test_a_fit_that_was_cut_short_goes_on_as_if_it_was_not(make, tmp_path: Path)
 
     with pytest.raises(Cut):
         make().fit(Frames(), 12, 8, folder=tmp_path, every=5)
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    with pytest.raises(ValueError, match="another tokenizer or fit"):
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.safetensors", "losses.jsonl"}
+    with pytest.raises(ValueError, match="another training: steps is 12 there and 13 here"):
         make().fit(x, 13, 8, folder=tmp_path)
     resumed = make()
-    said: list[dict[str, float]] = []
-    report = resumed.fit(x, 12, 8, folder=tmp_path, every=5, say=said.append)
+    report = resumed.fit(x, 12, 8, folder=tmp_path, every=5)
     assert same(resumed, whole)
-    assert [line["step"] for line in said] == [11]
-    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.safetensors"]
+    log = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [0, 11]
+    assert log[0].keys() == {"step", "loss", "reconstruction", "commitment", "lr", "rate"}
+    assert {p.name for p in tmp_path.iterdir()} == {"tokenizer.safetensors", "losses.jsonl"}
     ready = make()
-    assert ready.fit(x, 12, 8, folder=tmp_path, say=said.append) == report
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert ready.fit(x, 12, 8, folder=tmp_path) == report
     assert same(ready, whole)
-    assert len(said) == 1  # nothing was trained
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before  # nothing was trained
 
 
 def test_a_function_gives_the_batch_of_a_step():
@@ -349,7 +351,7 @@ def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch):
         vq().decode(torch.tensor([[0, 1, 2, 24]]))
     with pytest.raises(ValueError, match="no frames"):
         vq().fit(frames(0))
-    with pytest.raises(ArithmeticError, match="lower lr"):
+    with pytest.raises(ArithmeticError, match="lower the learning rate"):
         fsq().fit(frames(2), 3, 2, lr=1e30)
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     with pytest.raises(ImportError, match=r"testtime\[space\]"):

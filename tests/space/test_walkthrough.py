@@ -1,4 +1,4 @@
-"""A person's own walk: pictures as a person sees them, depth that lies on them, videos taken apart once, normals of depth."""
+"""Walkthroughs: upright pictures, depth that lies on them, frames of videos extracted once, normals of depth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from PIL import Image
 
 from testtime.errors import DataError
 from testtime.space import walkthrough
-from testtime.space.walkthrough import Walkthrough, is_walkthrough, normals_of, sharp, sharpness, take_apart
+from testtime.space.walkthrough import (
+    Walkthrough,
+    extract_frames,
+    is_walkthrough,
+    normals_of,
+    sharp,
+    sharpness,
+)
 
 K = np.array([[50.0, 0, 32], [0, 55.0, 24], [0, 0, 1]])
 
@@ -216,7 +223,7 @@ def video(tmp_path) -> Path:
 
 
 def test_a_video_is_taken_apart_by_time_or_by_number(video, tmp_path):
-    folder = take_apart(video, tmp_path / "frames", fps=2.5)
+    folder = extract_frames(video, tmp_path / "frames", fps=2.5)
     assert [p.name for p in sorted(folder.glob("*.jpg"))] == [f"frame_{i:06d}.jpg" for i in range(0, 30, 4)]
     walk = Walkthrough(folder)
     for i in range(8):
@@ -225,7 +232,7 @@ def test_a_video_is_taken_apart_by_time_or_by_number(video, tmp_path):
     assert red > 220
     assert 40 < green < 80
     assert blue < 30
-    every = Walkthrough(take_apart(video, tmp_path / "every", every=12, longest=32))
+    every = Walkthrough(extract_frames(video, tmp_path / "every", every=12, longest=32))
     assert every.keys == ["frame_000000", "frame_000012", "frame_000024"]
     assert every[0].image.shape == (3, 24, 32)
     # Intrinsics of the video hold for its smaller frames.
@@ -233,7 +240,7 @@ def test_a_video_is_taken_apart_by_time_or_by_number(video, tmp_path):
 
 
 def test_blurred_frames_of_a_video_are_left_out(video, tmp_path):
-    folder = take_apart(video, tmp_path / "frames", every=4)
+    folder = extract_frames(video, tmp_path / "frames", every=4)
     assert Walkthrough(folder, blur=0.5).keys == [f"frame_{i:06d}" for i in (0, 4, 8, 16, 24, 28)]
     known = json.loads((folder / "video.json").read_text())
     assert known["seen"] == 30
@@ -242,7 +249,7 @@ def test_blurred_frames_of_a_video_are_left_out(video, tmp_path):
 
 
 def test_a_killed_extraction_goes_on_and_ends_the_same(video, tmp_path, monkeypatch):
-    whole = take_apart(video, tmp_path / "whole", every=3)
+    whole = extract_frames(video, tmp_path / "whole", every=3)
     write, count = walkthrough._write, [0]
 
     def killed(path: Path, data: bytes) -> None:
@@ -253,32 +260,32 @@ def test_a_killed_extraction_goes_on_and_ends_the_same(video, tmp_path, monkeypa
 
     monkeypatch.setattr(walkthrough, "_write", killed)
     with pytest.raises(KeyboardInterrupt):
-        take_apart(video, tmp_path / "killed", every=3)
+        extract_frames(video, tmp_path / "killed", every=3)
     assert len(list((tmp_path / "killed").glob("*.jpg"))) == 4
     monkeypatch.setattr(walkthrough, "_write", write)
     before = (tmp_path / "killed" / "frame_000006.jpg").stat().st_mtime_ns
-    again = take_apart(video, tmp_path / "killed", every=3)
+    again = extract_frames(video, tmp_path / "killed", every=3)
     assert (again / "frame_000006.jpg").stat().st_mtime_ns == before
     files = sorted(p.name for p in whole.iterdir())
     assert files == sorted(p.name for p in again.iterdir())
     assert all((whole / name).read_bytes() == (again / name).read_bytes() for name in files)
     video.write_bytes(video.read_bytes())  # the frames are there: the video is not decoded again
     monkeypatch.setattr(walkthrough, "_grabbed", lambda stream: pytest.fail("decoded again"))
-    assert take_apart(video, tmp_path / "whole", every=3) == whole
+    assert extract_frames(video, tmp_path / "whole", every=3) == whole
 
 
 def test_bad_videos_are_told(video, tmp_path):
     with pytest.raises(DataError, match="no such file; expected a video"):
-        take_apart(tmp_path / "none.mp4", tmp_path / "f")
+        extract_frames(tmp_path / "none.mp4", tmp_path / "f")
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(b"no video" * 50)
     with pytest.raises(DataError, match="OpenCV cannot open; convert it to mp4"):
-        take_apart(damaged, tmp_path / "f")
-    take_apart(video, tmp_path / "f", every=9)
+        extract_frames(damaged, tmp_path / "f")
+    extract_frames(video, tmp_path / "f", every=9)
     with pytest.raises(DataError, match="give another folder, or delete it"):
-        take_apart(video, tmp_path / "f", every=10)
+        extract_frames(video, tmp_path / "f", every=10)
     with pytest.raises(ValueError, match="expected fps above 0"):
-        take_apart(video, tmp_path / "f", fps=0)
+        extract_frames(video, tmp_path / "f", fps=0)
 
 
 # --- normals

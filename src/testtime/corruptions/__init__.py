@@ -78,7 +78,7 @@ def corrupt(
     """Corrupt a batch of images with the functions and constants of CIFAR-10-C or ImageNet-C.
 
     Args:
-        x: (N, 3, H, W) floating-point images in [0, 1].
+        x: floating-point images (N, 3, H, W) in [0, 1].
         name: one of `CORRUPTIONS` or `EXTRA`.
         severity: severity of the corruption, 1 (mild) to 5 (strong).
         seeds: random seeds of the images, (N,) integers; None counts from 0. The random numbers of an image depend on its

@@ -53,7 +53,7 @@ def defocus_blur(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
     """Correlate the image with a disk, the blur of a lens out of focus.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: radius of the disk and sigma of its blurred edge, in pixels.
         rng: not used.
 
@@ -95,7 +95,7 @@ def glass_blur(x: Tensor, c: tuple[float, int, int], rng: Rng) -> Tensor:
     """Blur the image, displace its pixels locally and blur it again, as frosted glass does.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: sigma in pixels, largest displacement in pixels, number of passes.
         rng: one sequence of random numbers for each image.
 
@@ -116,7 +116,7 @@ def motion_blur(x: Tensor, c: tuple[int, float], rng: Rng) -> Tensor:
     """Blur each image along its own direction, uniform in -45..45 degrees, as a moving camera does.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: radius and sigma of the one-sided Gaussian, in pixels.
         rng: one sequence of random numbers for each image.
 
@@ -130,7 +130,7 @@ def zoom_blur(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
     """Average the image and its enlargements, as a camera does that moves towards the scene.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: end and step of the zoom factors, which start at 1 (`numpy.arange`, which reaches the end here by rounding).
         rng: not used.
     """
@@ -145,7 +145,7 @@ def gaussian_blur(x: Tensor, c: float, rng: Rng) -> Tensor:
     """Blur with a Gaussian of standard deviation c pixels, truncated at four standard deviations.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: sigma in pixels.
         rng: not used.
     """

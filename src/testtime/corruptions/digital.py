@@ -65,7 +65,7 @@ def brightness(x: Tensor, c: float, rng: Rng) -> Tensor:
     r"""Raise the value of HSV by c: :math:`x\,v' / v` with :math:`v = \max_{rgb} x` and :math:`v' = \min(v + c, 1)`.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: increment of the value.
         rng: not used.
     """
@@ -78,7 +78,7 @@ def saturate(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
     r"""Change the saturation of HSV to :math:`s' = \min(a s + b, 1)`: :math:`v - (v - x)\,s' / s`.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: a and b.
         rng: not used.
 
@@ -97,7 +97,7 @@ def contrast(x: Tensor, c: float, rng: Rng) -> Tensor:
     r"""Shrink each channel towards its mean: :math:`c\,(x - \bar{x}) + \bar{x}`.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: remaining fraction of the contrast.
         rng: not used.
     """
@@ -109,7 +109,7 @@ def elastic_transform(x: Tensor, c: tuple[float, float, float], rng: Rng) -> Ten
     """Apply a random affine map, then a smooth random displacement of every pixel.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: strength of the displacement, its smoothness (sigma), and the largest shift of the three points that define the
             affine map; all in pixels, whatever the size of the image.
         rng: one sequence of random numbers for each image.
@@ -149,7 +149,7 @@ def pixelate(x: Tensor, c: float, rng: Rng) -> Tensor:
     """Shrink the image to a fraction c of its size by box averaging, and enlarge it again by repeating pixels.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: fraction of the height and of the width.
         rng: not used.
     """
@@ -165,7 +165,7 @@ def jpeg_compression(x: Tensor, c: int, rng: Rng) -> Tensor:
     """Compress the image as JPEG of quality c and decompress it.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: quality of the JPEG on Pillow's scale, 1 to 95.
         rng: not used.
 
@@ -179,7 +179,7 @@ def store_as_jpeg(x: Tensor, quality: int = 85) -> Tensor:
     """Compress images as JPEG and decompress them; those of ImageNet-C are stored with quality 85.
 
     Args:
-        x: (N, 3, H, W) floating-point images in [0, 1], truncated to 8 bits.
+        x: floating-point images (N, 3, H, W) in [0, 1], truncated to 8 bits.
         quality: quality of the JPEG on Pillow's scale, 1 to 95.
 
     Raises:

@@ -105,7 +105,7 @@ def motion_blur(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     :math:`w_i \propto \exp(-i^2 / 2 \sigma^2)` and the border repeated.
 
     Args:
-        x: (N, C, H, W) images in [0, 1].
+        x: images (N, C, H, W) in [0, 1].
         radius: radius r of the blur, in pixels.
         sigma: standard deviation of the weights, in pixels.
         angle: direction of the blur of each image, (N,), in degrees clockwise from the x axis.

@@ -36,7 +36,7 @@ def gaussian_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
     r"""Add white noise: :math:`x + c\,\epsilon`, :math:`\epsilon \sim \mathcal{N}(0, 1)`.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: standard deviation of the noise.
         rng: one sequence of random numbers for each image.
     """
@@ -58,7 +58,7 @@ def shot_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
     The functions are concatenated as v + F_v(k), a sorted sequence, so that one binary search inverts all 256.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: photons at full intensity.
         rng: one sequence of random numbers for each image.
 
@@ -75,7 +75,7 @@ def impulse_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
     """Replace a fraction c of the values by 0 or 1 with equal probability, independently in each channel.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: fraction of the values that are replaced.
         rng: one sequence of random numbers for each image.
     """
@@ -87,7 +87,7 @@ def speckle_noise(x: Tensor, c: float, rng: Rng) -> Tensor:
     r"""Add noise proportional to the signal: :math:`x + x\,c\,\epsilon`, :math:`\epsilon \sim \mathcal{N}(0, 1)`.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: standard deviation of the noise at full intensity.
         rng: one sequence of random numbers for each image.
     """

@@ -68,7 +68,7 @@ def snow(x: Tensor, c: tuple[float, float, float, float, int, float, float], rng
     With flakes S and the luma g: :math:`w\,x + (1 - w) \max(x, 1.5\,g + 0.5) + S + \mathrm{rot}_{180} S`.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: mean and deviation of the noise that becomes flakes, its zoom, its threshold, radius and sigma of the motion
             blur in pixels, and the weight w.
         rng: one sequence of random numbers for each image.
@@ -87,7 +87,7 @@ def frost(x: Tensor, c: tuple[float, float, float], rng: Rng, folder: Path | Non
     """Return a weighted sum of the image and of a random crop of one of five textures of ice.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: weight of the image, weight of the texture, scale of the texture.
         rng: one sequence of random numbers for each image.
         folder: folder with the original textures, ``frost1`` to ``frost5`` as .png or .jpg; None uses procedural ones
@@ -119,7 +119,7 @@ def fog(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
     r"""Add a plasma fractal P: :math:`(x + a P)\, m / (m + a)` with m the largest value of the image.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: density a, and the decay of the roughness of the fractal.
         rng: one sequence of random numbers for each image.
 
@@ -148,7 +148,7 @@ def spatter(x: Tensor, c: tuple[float, float, float, float, float, int], rng: Rn
     """Add drops on the lens: of water at severities 1 to 3, of mud at 4 and 5.
 
     Args:
-        x: (N, 3, H, W) images in [0, 1].
+        x: images (N, 3, H, W) in [0, 1].
         c: mean and deviation of the noise that becomes drops, its blur in pixels, its threshold, the strength of the
             water or the blur of the mud in pixels, and whether it is mud.
         rng: one sequence of random numbers for each image.

@@ -1,4 +1,4 @@
-"""Readers of the public formats, and the embedded default. Every reader returns an `ImageSet`, or a `DenseSet`."""
+"""Readers of public data sets, and the embedded default. Every reader returns an `ImageSet` or a `DenseSet`."""
 
 from testtime.data.cameras import Camera
 from testtime.data.camvid import CAMVID11, camvid

@@ -1,8 +1,7 @@
-"""AugMix (Hendrycks et al. 2020) on whole batches: every image draws its own operations, strengths and
-weights.
+"""AugMix (Hendrycks et al. 2020) on whole batches: operations, strengths and weights are drawn for each image.
 
-The nine operations take and give uint8 (N, C, H, W) and one strength for each image; their values are those
-of Pillow.
+The nine operations take images, uint8 (N, C, H, W), and a strength for each image, and return uint8 (N, C, H, W); their values
+are those of Pillow.
 """
 
 import math
@@ -17,11 +16,11 @@ LEVELS = 256
 
 
 def autocontrast(x: Tensor, strength: Tensor) -> Tensor:
-    """Stretch each channel to the full range; a channel of one value stays.
+    """Stretch each channel to the full range; a constant channel is unchanged.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,), not used.
+        x: images, uint8 (N, C, H, W).
+        strength: not used, (N,).
     """
     values = x.double()
     low, high = values.amin((2, 3), True), values.amax((2, 3), True)
@@ -31,11 +30,11 @@ def autocontrast(x: Tensor, strength: Tensor) -> Tensor:
 
 
 def equalize(x: Tensor, strength: Tensor) -> Tensor:
-    """Flatten the histogram of each channel.
+    """Equalise the histogram of each channel.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,), not used.
+        x: images, uint8 (N, C, H, W).
+        strength: not used, (N,).
     """
     flat = x.flatten(2).long()
     counts = torch.zeros(*flat.shape[:2], LEVELS, dtype=torch.long, device=x.device)
@@ -48,11 +47,11 @@ def equalize(x: Tensor, strength: Tensor) -> Tensor:
 
 
 def posterize(x: Tensor, strength: Tensor) -> Tensor:
-    """Keep the highest 4 bits, or fewer.
+    """Keep the highest 4 bits, or fewer, of each value.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,) in [0, 1]; 4 - int(4 strength) bits are kept.
+        x: images, uint8 (N, C, H, W).
+        strength: strength of each image, (N,), in [0, 1]; 4 - int(4 strength) bits are kept.
     """
     dropped = 4 + (strength * 4).long()
     return ((x.long() >> _each(dropped)) << _each(dropped)).to(torch.uint8)
@@ -62,8 +61,8 @@ def solarize(x: Tensor, strength: Tensor) -> Tensor:
     """Invert the values from a threshold on.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,) in [0, 1]; the threshold is 256 - int(256 strength).
+        x: images, uint8 (N, C, H, W).
+        strength: strength of each image, (N,), in [0, 1]; the threshold is 256 - int(256 strength).
     """
     threshold = LEVELS - (strength * LEVELS).long()
     return torch.where(x.long() < _each(threshold), x, 255 - x)
@@ -73,8 +72,8 @@ def rotate(x: Tensor, strength: Tensor) -> Tensor:
     """Rotate about the centre, counter-clockwise for a positive strength.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,) in [-1, 1]; the angle is int(30 strength) degrees.
+        x: images, uint8 (N, C, H, W).
+        strength: strength of each image, (N,), in [-1, 1]; the angle is int(30 strength) degrees.
     """
     angle = -(strength * 30).trunc().double() * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
@@ -86,8 +85,8 @@ def shear_x(x: Tensor, strength: Tensor) -> Tensor:
     """Shift each row by its height times 0.3 strength.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,) in [-1, 1].
+        x: images, uint8 (N, C, H, W).
+        strength: strength of each image, (N,), in [-1, 1].
     """
     return affine(x, b=strength * 0.3)
 
@@ -96,8 +95,8 @@ def shear_y(x: Tensor, strength: Tensor) -> Tensor:
     """Shift each column by its position times 0.3 strength.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,) in [-1, 1].
+        x: images, uint8 (N, C, H, W).
+        strength: strength of each image, (N,), in [-1, 1].
     """
     return affine(x, d=strength * 0.3)
 
@@ -106,8 +105,8 @@ def translate_x(x: Tensor, strength: Tensor) -> Tensor:
     """Shift left by int(W/3 strength) pixels.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,) in [-1, 1].
+        x: images, uint8 (N, C, H, W).
+        strength: strength of each image, (N,), in [-1, 1].
     """
     return affine(x, c=(strength * (x.shape[3] / 3)).trunc())
 
@@ -116,8 +115,8 @@ def translate_y(x: Tensor, strength: Tensor) -> Tensor:
     """Shift up by int(H/3 strength) pixels.
 
     Args:
-        x: uint8 (N, C, H, W).
-        strength: (N,) in [-1, 1].
+        x: images, uint8 (N, C, H, W).
+        strength: strength of each image, (N,), in [-1, 1].
     """
     return affine(x, f=(strength * (x.shape[2] / 3)).trunc())
 
@@ -131,12 +130,12 @@ def affine(
     e: Tensor | float = 1.0,
     f: Tensor | float = 0.0,
 ) -> Tensor:
-    """Sample each image bilinearly at (a x + b y + c, d x + e y + f); what lies outside is black.
+    """Sample each image bilinearly at (a x + b y + c, d x + e y + f); pixels outside of the image are black.
 
     Args:
-        x: uint8 (N, C, H, W).
-        a, b, c, d, e, f: (N,) or numbers, in pixels from the upper left corner; a pixel's centre is at one
-        half.
+        x: images, uint8 (N, C, H, W).
+        a, b, c, d, e, f: coefficients of the map, (N,) or numbers, in pixels from the upper left corner; the centre of a pixel
+            is at one half.
     """
     n, channels, height, width = x.shape
     a, b, c, d, e, f = (
@@ -180,16 +179,16 @@ SIGNED = {rotate, shear_x, shear_y, translate_x, translate_y}
 
 
 def augmix(x: Tensor, generator: torch.Generator, severity: float = 3.0, depth: int | None = None) -> Tensor:
-    """Mix each image with three random chains of operations.
+    """Mix each image with three random chains of operations (AugMix).
 
     Args:
-        x: uint8 (N, C, H, W).
-        generator: the source of randomness, on the CPU.
-        severity: strengths are drawn from U(0.1, severity) / 10; at most 10.
-        depth: operations in a chain; None draws 1 to 3 for each.
+        x: images, uint8 (N, C, H, W).
+        generator: random generator, on the CPU.
+        severity: upper end of the distribution of strengths, U(0.1, severity) / 10; at most 10.
+        depth: number of operations in a chain; None draws 1 to 3 for each image.
 
-    Returns float (N, C, H, W) in [0, 1]: ``(1 - m) x + m sum_i w_i chain_i(x)``, m ~ Beta(1, 1), w ~
-    Dirichlet(1).
+    Returns:
+        Mixed images, float (N, C, H, W) in [0, 1]: ``(1 - m) x + m sum_i w_i chain_i(x)``, m ~ Beta(1, 1), w ~ Dirichlet(1).
 
     Source: Hendrycks et al., *AugMix*, ICLR 2020, algorithm 1.
 
@@ -222,8 +221,14 @@ def augmix(x: Tensor, generator: torch.Generator, severity: float = 3.0, depth: 
 
 
 def _one_operation(x: Tensor, active: Tensor, draw: Tensor, severity: float) -> Tensor:
-    """Apply to each active image an operation of its own; draw (3, N) decides operation, strength and
-    sign."""
+    """Apply a random operation to each active image.
+
+    Args:
+        x: images, uint8 (N, C, H, W).
+        active: whether each image is changed, (N,).
+        draw: uniform random numbers that determine operation, strength and sign, (3, N).
+        severity: argument of :func:`augmix`.
+    """
     choice = (draw[0] * len(OPERATIONS)).long()
     strength = (0.1 + draw[1] * (severity - 0.1)) / 10
     sign = torch.where(draw[2] < 0.5, -1.0, 1.0)
@@ -237,15 +242,14 @@ def _one_operation(x: Tensor, active: Tensor, draw: Tensor, severity: float) -> 
 
 
 def jsd_loss(clean: Tensor, first: Tensor, second: Tensor, labels: Tensor, weight: float = 12.0) -> Tensor:
-    """Return the loss of AugMix: cross-entropy of the clean view plus a Jensen-Shannon divergence of all
-    three.
+    """Return the loss of AugMix: cross-entropy of the clean view plus the Jensen-Shannon divergence of all three views.
 
     Args:
-        clean: logits of the clean images, (N, classes).
-        first: logits of one augmentation.
-        second: logits of another.
-        labels: (N,) integers.
-        weight: the paper's lambda.
+        clean: logits of the clean images, (N, C).
+        first: logits of one augmentation of the images, (N, C).
+        second: logits of another augmentation, (N, C).
+        labels: class indices, (N,) integers.
+        weight: weight of the divergence, lambda in the paper.
 
     The mean distribution is clamped to at least 1e-7 before its logarithm, as in the official code.
     """
@@ -258,5 +262,5 @@ def jsd_loss(clean: Tensor, first: Tensor, second: Tensor, labels: Tensor, weigh
 
 
 def _each(values: Tensor) -> Tensor:
-    """One value for each image, to be broadcast over (N, C, H, W)."""
+    """Reshape values of images (N,) for broadcasting over (N, C, H, W)."""
     return values.view(-1, 1, 1, 1)

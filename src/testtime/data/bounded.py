@@ -1,7 +1,7 @@
-"""Reading of JSON, numpy and compressed files whose size in memory is bounded by what is in the file.
+"""Readers of JSON, numpy and compressed files whose memory is bounded by the size of the file.
 
-Such a file declares how much memory it needs: the shape of an array, the length of an archive's member, brackets
-within brackets. Each declaration is compared with the bytes that are there before anything is allocated.
+Such a file declares how much memory it needs, by the shape of an array, the length of an archive's member or nested brackets.
+Each declaration is compared with the size of the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 SMALL = 2**26
 """Bytes that every archive may expand to, however well it compresses: 64 MiB."""
 RATIO = 100
-"""How many times the size of the archive its content may have beyond that; weights and images stay below 10."""
+"""Largest ratio of the sizes of content and archive beyond that; those of weights and images are below 10."""
 
 
 def read_json(path: Path, what: str, kind: type = dict, advice: str = AGAIN) -> Any:
@@ -40,7 +40,7 @@ def read_json(path: Path, what: str, kind: type = dict, advice: str = AGAIN) -> 
 
     Args:
         path: file to read.
-        what: its content, for the message.
+        what: description of its content, for the message.
         kind: expected type of the value: dict or list.
         advice: advice about a damaged file, for the message.
 
@@ -70,7 +70,7 @@ def numpy_array(path: Path, what: str, mapped: bool = False) -> NDArray[Any]:
 
     Args:
         path: file to read.
-        what: its content, for the message.
+        what: description of its content, for the message.
         mapped: whether to return the array memory-mapped and read-only, without reading it.
 
     Raises:
@@ -133,7 +133,7 @@ def decompressed(path: Path, what: str) -> bytes:
 
     Args:
         path: file to read.
-        what: its content, for the message.
+        what: description of its content, for the message.
 
     Raises:
         DataError: the file is missing or damaged, or expands to more than 100 times its size (and 64 MiB).

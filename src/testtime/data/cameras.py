@@ -1,4 +1,4 @@
-"""Where a frame was seen from: pinhole and fisheye parameters, and the pose, in one convention."""
+"""Cameras of frames: pinhole and fisheye intrinsics, and the pose, in one convention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from testtime.errors import DataError
 __all__ = ["Camera", "from_opencv", "rotation"]
 
 DISTORTION = {"PINHOLE": 0, "OPENCV": 4, "OPENCV_FISHEYE": 4}
-"""How many parameters of distortion a model has: k1 k2 p1 p2, and k1 k2 k3 k4 of the fisheye."""
+"""Number of distortion parameters of a model: k1 k2 p1 p2, and k1 k2 k3 k4 of the fisheye."""
 
 
 @final
@@ -23,16 +23,16 @@ class Camera:
     """The camera of a frame.
 
     Attributes:
-        width, height: of the image, in pixels.
-        fx, fy, cx, cy: the focal lengths and the principal point, in pixels.
-        pose: (4, 4) float64, camera to world, in metres; the camera looks along -z, x is right and y up, as the
-            normals of :class:`~testtime.data.Sample` count.
-        model: "PINHOLE", "OPENCV" or "OPENCV_FISHEYE", as in COLMAP.
-        distortion: what the model needs besides; empty for a pinhole.
+        width, height: size of the image, in pixels.
+        fx, fy, cx, cy: focal lengths and principal point, in pixels.
+        pose: camera-to-world matrix, (4, 4) float64, in metres; the viewing direction is -z, x is right and y up, as for the
+            normals of :class:`~testtime.data.Sample`.
+        model: camera model: "PINHOLE", "OPENCV" or "OPENCV_FISHEYE", as in COLMAP.
+        distortion: distortion parameters of the model; empty for a pinhole.
 
     Raises:
-        ValueError: the model is unknown, or has another number of parameters.
-        DataError: the pose is not a (4, 4) matrix of finite numbers, or the intrinsics are those of no camera.
+        ValueError: the model is unknown, or has a different number of parameters.
+        DataError: the pose is not a (4, 4) matrix of finite numbers, or the intrinsics are not valid.
     """
 
     width: int
@@ -65,11 +65,14 @@ class Camera:
 
     @property
     def k(self) -> NDArray[np.float64]:
-        """The matrix of the intrinsics, (3, 3)."""
+        """Intrinsic matrix, (3, 3)."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]])
 
     def sized(self, size: tuple[int, int]) -> Camera:
-        """The camera of the image at another height and width; pixel centres lie at halves.
+        """Return the camera of the resized image; pixel centres are at halves.
+
+        Args:
+            size: height and width, in pixels.
 
         >>> Camera(640, 480, 500, 500, 320, 240, np.eye(4)).sized((240, 320)).k.tolist()
         [[250.0, 0.0, 160.0], [0.0, 250.0, 120.0], [0.0, 0.0, 1.0]]
@@ -87,7 +90,7 @@ class Camera:
 
 
 def from_opencv(pose: NDArray[Any]) -> NDArray[np.float64]:
-    """Turn camera-to-world with x right, y down, z forward into x right, y up, z towards the viewer.
+    """Convert a camera-to-world matrix from x right, y down, z forward to x right, y up, z towards the viewer.
 
     >>> from_opencv(np.eye(4)).diagonal().tolist()
     [1.0, -1.0, -1.0, 1.0]
@@ -96,7 +99,7 @@ def from_opencv(pose: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def rotation(quaternion: Sequence[float]) -> NDArray[np.float64]:
-    """The rotation matrix (3, 3) of a quaternion (w, x, y, z), of any length but zero.
+    """Return the rotation matrix (3, 3) of a quaternion (w, x, y, z), of any length but zero.
 
     >>> rotation([1, 0, 0, 1]).round(6).tolist()
     [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]

@@ -1,4 +1,4 @@
-"""CamVid: road scenes with 11 classes, one of whose drives was at dusk."""
+"""CamVid: road scenes with 11 classes in four drives, one of them at dusk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COLOURS = {
     "pedestrian": "64 64 0, 192 128 64, 64 0 192, 64 128 64",  # child, pram, animal
     "bicyclist": "0 128 192, 192 0 192",  # motorcycle
 }
-"""The colours (red, green, blue) of the 32 published classes, by the one of SegNet's 11 that they belong to; black is void."""
+"""Colours (red, green, blue) of the 32 published classes, by the class of SegNet's 11 that contains them; black is void."""
 DUSK = "0001TP"
 POWERS = np.array([65536, 256, 1])
 SPLITS = ("train", "val", "test")
@@ -51,21 +51,21 @@ ANNOTATIONS = ("annot", "_labels")
 
 
 def camvid(root: str | Path, split: str = "train", light: str | None = None) -> FileSet:
-    """Return CamVid in the folders ``<split>/`` and ``<split>annot/`` (or ``<split>_labels/``); a shift of light is in it.
+    """Return CamVid from the folders ``<split>/`` and ``<split>annot/`` (or ``<split>_labels/``).
 
     Annotations are those of SegNet, ``<name>.png`` of class ids, or those published, ``<name>_L.png``, in the colours of
-    32 classes, which become SegNet's 11.
+    32 classes, which are mapped to SegNet's 11.
 
-    701 frames of four drives: 577 by day and 124 of the drive 0001TP, at dusk. A model of the frames by day meets a
-    natural shift in those at dusk.
+    701 frames of four drives: 577 by day and 124 of the drive 0001TP, at dusk. The frames at dusk are a natural shift of
+    illumination for a model trained on the frames by day.
 
     Args:
-        root: the folder of these folders, or the one that holds it as ``CamVid``.
-        split: "train" (367), "val" (101), "test" (233) or "all".
-        light: "day", "dusk", or None for both.
+        root: folder of these folders, or the folder that contains it as ``CamVid``.
+        split: name of the split: "train" (367 images), "val" (101), "test" (233) or "all".
+        light: illumination of the frames: "day", "dusk", or None for both.
 
     Raises:
-        DataError: files are missing or damaged, no image has an annotation, or nothing is left.
+        DataError: files are missing or damaged, no image has an annotation, or no image is left.
         ImportError: Pillow is not installed.
         ValueError: there is no such split or light.
 

@@ -33,14 +33,13 @@ def cifar10(root: str | Path, split: str = "test", complete: bool = True) -> Ima
     """Return CIFAR-10 from its binary batches or, failing these, from its Python batches.
 
     Args:
-        root: the folder ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or the folder that holds one of
-            them.
-        split: "train" (50,000 images) or "test" (10,000).
-        complete: demand every batch with its 10,000 images; False takes the batches that are there.
+        root: folder ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or the folder that contains one of them.
+        split: name of the split: "train" (50,000 images) or "test" (10,000).
+        complete: whether every batch with its 10,000 images is required; otherwise the existing batches are read.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
@@ -61,13 +60,13 @@ def cifar100(root: str | Path, split: str = "test", complete: bool = True) -> Im
     """Return CIFAR-100 with its 100 fine classes, from its binary or its Python files.
 
     Args:
-        root: the folder ``cifar-100-binary`` or ``cifar-100-python``, or the folder that holds one of them.
-        split: "train" (50,000 images) or "test" (10,000).
-        complete: demand all images; False takes any whole number of them.
+        root: folder ``cifar-100-binary`` or ``cifar-100-python``, or the folder that contains one of them.
+        split: name of the split: "train" (50,000 images) or "test" (10,000).
+        complete: whether all images are required; otherwise any number of whole images is read.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
@@ -92,15 +91,15 @@ def cifar_c(
     """Return one corruption of CIFAR-10-C or CIFAR-100-C at one severity, memory-mapped.
 
     Args:
-        root: the folder with ``<corruption>.npy`` and ``labels.npy``, or the folder that holds it.
-        corruption: name of the file, such as "gaussian_noise".
-        severity: 1 to 5.
-        dataset: "cifar10" or "cifar100".
-        one_severity: whether the files hold the images of this severity alone; the published ones hold all five.
+        root: folder of ``<corruption>.npy`` and ``labels.npy``, or the folder that contains it.
+        corruption: name of the corruption and of its file, such as "gaussian_noise".
+        severity: severity of the corruption, 1 to 5.
+        dataset: name of the data set: "cifar10" or "cifar100".
+        one_severity: whether the files contain the images of this severity alone; the published files contain all five.
 
     Raises:
-        DataError: if a file is missing, damaged or of another form.
-        ValueError: if severity or dataset is out of range.
+        DataError: a file is missing, damaged or in another format.
+        ValueError: severity or dataset is out of range.
 
     Source: Hendrycks and Dietterich, *Benchmarking Neural Network Robustness*, ICLR 2019.
     """
@@ -149,7 +148,7 @@ Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def _binary_batch(path: Path, key: str, labels: int, count: int | None) -> Part:
-    """Read records of `labels` label bytes, the last being the one wanted, and 3,072 pixel bytes."""
+    """Read records of `labels` label bytes, of which the last is used, and 3,072 pixel bytes."""
     records = need_size(path, labels + PIXELS, count)
     rows = np.memmap(path, np.uint8, "r").reshape(records, labels + PIXELS)
     return rows[:, labels:].reshape(-1, 3, 32, 32), class_labels(
@@ -158,7 +157,7 @@ def _binary_batch(path: Path, key: str, labels: int, count: int | None) -> Part:
 
 
 def _python_batch(path: Path, key: str, labels: int, count: int | None) -> Part:
-    """Read a pickled batch, executing nothing."""
+    """Read a pickled batch without executing it."""
     table: dict[str, Any] = read_pickled(path)
     data, y = table.get("data"), table.get(key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (PIXELS,):

@@ -1,4 +1,4 @@
-"""Decoding of image files: bounded by what their headers say, upright, 8 bits a channel."""
+"""Decoding of image files with a bounded number of pixels, upright, with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from testtime.errors import DataError, need_pillow
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "decoded", "image_bytes", "opened"]
 
 MAX_PIXELS = 89_000_000
-"""Pixels that an image may have; a larger one is refused by its header, before memory is allocated.
+"""Largest number of pixels of an image; a larger image is refused by its header, before memory is allocated.
 
 Set it to read larger images; from twice its value on, ``PIL.Image.MAX_IMAGE_PIXELS`` refuses as well.
 """
 MAX_BYTES = 1 << 30
-"""Bytes that the file of an image may have."""
+"""Largest size of an image file in bytes."""
 FORMATS = (
     "PNG",
     "JPEG",
@@ -40,7 +40,7 @@ FORMATS = (
     "JXL",
     "TGA",
 )
-"""Formats that are decoded, whatever the suffix; others, some of which start programs, are not."""
+"""Formats that are decoded, whatever the suffix; others, some of which execute programs, are not."""
 BITS_PER_SAMPLE = 258  # tag of TIFF
 
 
@@ -51,7 +51,7 @@ def image_bytes(path: Path) -> bytes:
         path: file to read.
 
     Raises:
-        DataError: if it is missing or larger than `MAX_BYTES`.
+        DataError: the file is missing or larger than `MAX_BYTES`.
     """
     size = need_file(path, "an image").stat().st_size
     if size > MAX_BYTES:
@@ -63,15 +63,15 @@ def image_bytes(path: Path) -> bytes:
 
 @contextmanager
 def opened(encoded: bytes, path: Path) -> Iterator[Any]:
-    """Open an image, whose pixels are decoded when they are asked for within the ``with`` block.
+    """Open an image, whose pixels are decoded on demand within the ``with`` block.
 
     Args:
-        encoded: bytes of an image file.
-        path: the file they come from, for the message.
+        encoded: content of an image file.
+        path: path of the file, for the message.
 
     Raises:
-        DataError: if the image has more than `MAX_PIXELS` pixels, or is damaged.
-        ImportError: if Pillow is not installed.
+        DataError: the image has more than `MAX_PIXELS` pixels, or is damaged.
+        ImportError: Pillow is not installed.
     """
     Image = need_pillow()
     from PIL import UnidentifiedImageError
@@ -99,18 +99,17 @@ def opened(encoded: bytes, path: Path) -> Iterator[Any]:
 def decoded(encoded: bytes, channels: int, path: Path, upright: bool = True) -> NDArray[np.uint8]:
     """Return the pixels of an encoded image, uint8 (channels, H, W).
 
-    Of an animation the first frame is taken. Palettes, 1-bit images and CMYK are converted; an alpha channel
-    is dropped.
+    The first frame of an animation is decoded. Palettes, 1-bit images and CMYK are converted; an alpha channel is dropped.
 
     Args:
-        encoded: bytes of a JPEG, PNG or other common image.
-        channels: 1 (grey) or 3 (RGB).
-        path: the file they come from, for the message.
-        upright: whether to turn the image as its EXIF orientation says; False returns the pixels as stored.
+        encoded: content of a JPEG, PNG or other common image file.
+        channels: number of channels: 1 (grey) or 3 (RGB).
+        path: path of the file, for the message.
+        upright: whether the EXIF orientation is applied; otherwise the pixels are returned as stored.
 
     Raises:
-        DataError: if the image is damaged, has more than 8 bits a channel or more than `MAX_PIXELS` pixels.
-        ImportError: if Pillow is not installed.
+        DataError: the image is damaged, has more than 8 bits per channel or more than `MAX_PIXELS` pixels.
+        ImportError: Pillow is not installed.
     """
     with opened(encoded, path) as image:
         deep = f"mode {image.mode}" if image.mode[0] in "IF" else _bits(image.format, image, encoded)
@@ -133,7 +132,7 @@ def _too_large(path: Path, found: str) -> str:
 
 
 def _bits(kind: str, image: Any, encoded: bytes) -> str:
-    """How many bits a channel has by the file's own header, where there are more than 8; Pillow cuts them to 8."""
+    """Return the bits per channel in the file's header if there are more than 8, which Pillow reduces to 8; otherwise ""."""
     depths: tuple[int, ...] = (8,)
     if kind == "PNG":
         depths = (encoded[24],)

@@ -1,4 +1,4 @@
-"""One form for every data set with a label per pixel: an image, and whichever labels this sample has."""
+"""The interface of data sets with dense labels: samples of an image and the labels that are available for it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from testtime.data.imageset import resized
 __all__ = ["IGNORE", "DenseSet", "Sample", "blank", "collate", "sized"]
 
 IGNORE = 255
-"""The class of a pixel whose class is not known."""
+"""Label of a pixel of unknown class."""
 
 CLASS_TASKS = frozenset({"semseg", "human_parts"})
-"""The tasks whose label is a class for each pixel, (H, W) int64."""
+"""Tasks whose label is a class index for each pixel, (H, W) int64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """An image with the labels it has; a task without a label here is absent from the dictionary.
+    """An image and its labels; a task without a label is absent from the dictionary.
 
     Attributes:
-        image: (3, H, W) float32 in [0, 1].
-        labels: by task name, of the image's height and width, every one in the convention of its kind:
+        image: image, (3, H, W) float32 in [0, 1].
+        labels: labels of the image's height and width, by name of the task:
 
-            - ``"semseg"``: (H, W) int64, :data:`IGNORE` where the class is not known;
-            - ``"depth"``: (1, H, W) float32, metres along the optical axis, NaN where nothing was measured;
-            - ``"normals"``: (3, H, W) float32, unit vectors in the camera frame (x right, y up, z towards the viewer),
-              NaN where there is none;
-            - ``"edge"``: (1, H, W) float32 in [0, 1], NaN where it is not known.
-        name: where it comes from, for reports.
+            - ``"semseg"``: class indices, (H, W) int64, :data:`IGNORE` where the class is unknown;
+            - ``"depth"``: depth along the optical axis in metres, (1, H, W) float32, NaN where it was not measured;
+            - ``"normals"``: unit vectors in the camera frame (x right, y up, z towards the viewer), (3, H, W) float32, NaN
+              where unknown;
+            - ``"edge"``: edges, (1, H, W) float32 in [0, 1], NaN where unknown.
+            name: name of the sample, for reports.
     """
 
     image: Tensor
@@ -43,12 +43,12 @@ class Sample:
 
 
 class DenseSet(ABC):
-    """A data set of :class:`Sample`, decoded when asked for.
+    """A data set of :class:`Sample`, decoded on demand.
 
     Attributes:
-        name: what it is, for reports.
-        tasks: the tasks that a sample can have a label of.
-        classes: the names of the classes of "semseg"; empty without that task.
+        name: name of the data set, for reports.
+        tasks: names of the tasks for which samples can have labels.
+        classes: names of the classes of "semseg"; empty without that task.
     """
 
     name: str
@@ -65,30 +65,33 @@ class DenseSet(ABC):
         return (self[i] for i in range(len(self)))
 
     def subset(self, indices: Iterable[int]) -> DenseSet:
-        """The set of these samples, in this order.
+        """Return the set of these samples, in this order.
+
+        Args:
+            indices: indices of the samples.
 
         Raises:
             IndexError: an index is out of range.
         """
-        return _Chosen(self, list(indices))
+        return _Subset(self, list(indices))
 
     def batch(
         self, indices: Iterable[int], size: tuple[int, int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images (N, 3, H, W) and labels by task; what a sample has no label of is ignored everywhere in it.
+        """Return images (N, 3, H, W) and labels by task; a missing label of a sample is filled with ignored values.
 
         Args:
-            indices: which samples, in this order.
-            size: (H, W) to bring them to (:func:`sized`); None keeps the samples' own.
+            indices: indices of the samples, in this order.
+            size: height and width to which they are resized (:func:`sized`); None keeps their size.
 
         Raises:
-            ValueError: the samples differ in size and no size was given.
+            ValueError: the samples differ in size and no size is given.
         """
         return collate((self[i] if size is None else sized(self[i], size) for i in indices), self.tasks)
 
 
 @final
-class _Chosen(DenseSet):
+class _Subset(DenseSet):
     def __init__(self, whole: DenseSet, indices: Sequence[int]) -> None:
         wrong = [i for i in indices if not 0 <= i < len(whole)]
         if wrong:
@@ -104,7 +107,7 @@ class _Chosen(DenseSet):
 
 
 def blank(task: str, like: Tensor) -> Tensor:
-    """The label that is ignored everywhere, of the size of an image (3, H, W)."""
+    """Return a label of a task that is ignored everywhere, of the size of an image (3, H, W)."""
     height, width = like.shape[-2:]
     if task in CLASS_TASKS:
         return torch.full((height, width), IGNORE)
@@ -112,7 +115,11 @@ def blank(task: str, like: Tensor) -> Tensor:
 
 
 def collate(samples: Iterable[Sample], tasks: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stack samples; a task that a sample has no label of is ignored everywhere in it.
+    """Stack samples into a batch; a missing label of a sample is filled with ignored values.
+
+    Args:
+        samples: samples of one size, at least one.
+        tasks: names of the tasks.
 
     >>> x = torch.zeros(3, 2, 2)
     >>> _, labels = collate([Sample(x, {"depth": torch.ones(1, 2, 2)}), Sample(x)], ["depth"])
@@ -131,19 +138,24 @@ def collate(samples: Iterable[Sample], tasks: Sequence[str]) -> tuple[Tensor, di
 
 
 def sized(sample: Sample, size: tuple[int, int]) -> Sample:
-    """The sample at another height and width: the image bilinear with antialiasing, labels the nearest pixel's."""
+    """Resize a sample: the image bilinearly with antialiasing, the labels by nearest neighbour.
+
+    Args:
+        sample: sample to resize.
+        size: height and width, in pixels.
+    """
     if tuple(sample.image.shape[-2:]) == size:
         return sample
 
     def nearest(label: Tensor) -> Tensor:
         planes = label if label.dim() == 3 else label[None]
-        # Picked, not computed: ids stay ids, and what is not known stays so.
+        # Nearest neighbours keep class ids and unknown values.
         rows, columns = (
             ((torch.arange(n) + 0.5) * (old / n)).long().clamp(max=old - 1)
             for n, old in zip(size, planes.shape[-2:], strict=True)
         )
-        picked = planes[:, rows][:, :, columns]
-        return picked if label.dim() == 3 else picked[0]
+        nearest_pixels = planes[:, rows][:, :, columns]
+        return nearest_pixels if label.dim() == 3 else nearest_pixels[0]
 
     image = resized(sample.image[None], size)[0].clamp(0, 1)
     return Sample(image, {t: nearest(y) for t, y in sample.labels.items()}, sample.name)

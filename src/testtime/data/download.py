@@ -1,4 +1,4 @@
-"""Fetch a file over HTTP: resumed where it stopped, and kept only if its SHA-256 is the one expected."""
+"""Download of files over HTTP with resumption and a check of their SHA-256."""
 
 import hashlib
 import http.client
@@ -18,7 +18,7 @@ def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal.
 
     Args:
-        path: the file.
+        path: path of the file.
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -32,22 +32,22 @@ def download(
     timeout: float = 30.0,
     attempts: int = 3,
 ) -> Path:
-    """Fetch a file and return its path; a file that is already there and right is not fetched again.
+    """Download a file and return its path; a file that exists and has the checksum is not downloaded again.
 
-    Bytes go to ``<path>.part``; an interrupted download continues from there (HTTP Range), and the file gets
-    its name only when its checksum is right.
+    The data are written to ``<path>.part``; an interrupted download is resumed (HTTP Range), and the file gets its name after
+    its checksum was verified.
 
     Args:
-        url: an http or https address.
-        path: where to put the file.
-        sha256: the checksum expected, in hexadecimal.
-        progress: called with bytes so far and bytes in all (None if the server does not say).
-        timeout: seconds to wait for the server.
-        attempts: how often to try before giving up.
+        url: http or https address of the file.
+        path: path of the downloaded file.
+        sha256: expected checksum, in hexadecimal.
+        progress: function that is called with the bytes so far and in total (None if the server does not send the length).
+        timeout: timeout of the connection, in seconds.
+        attempts: number of attempts.
 
     Raises:
-        DataError: if the server cannot be reached or fails, or the checksum is another.
-        ValueError: if the address is not http or https.
+        DataError: the server cannot be reached or fails, or the checksum differs.
+        ValueError: the address is not http or https.
     """
     path = Path(path)
     if not url.startswith(("http://", "https://")):
@@ -73,7 +73,7 @@ def _size(part: Path) -> int:
 
 
 def _continue(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
-    """Append what is missing to the part, or start again where the server does not resume."""
+    """Append the missing data to the part, or start again if the server does not support resumption."""
     have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -81,7 +81,7 @@ def _continue(url: str, part: Path, progress: Progress | None, timeout: float) -
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return  # everything is there already; the checksum decides
+                return  # the part is complete; the checksum is verified next
             raise
     with response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
@@ -99,7 +99,7 @@ def _continue(url: str, part: Path, progress: Progress | None, timeout: float) -
 
 
 def _verified(found: Path, path: Path, url: str, sha256: str) -> Path:
-    """Give the file its name if its checksum is right; drop a part that is wrong."""
+    """Rename the file to its final path if its checksum is right; remove a part whose checksum is wrong."""
     actual = sha256_of(found)
     if actual == sha256.lower():
         os.replace(found, path)

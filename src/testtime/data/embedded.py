@@ -1,4 +1,4 @@
-"""The embedded default: real images that come with scikit-learn, so that a first run needs no download."""
+"""The embedded default: real images distributed with scikit-learn, so that a first run needs no download."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ from testtime.data.imageset import ImageSet, from_arrays
 from testtime.errors import missing_extra
 
 SIZE = 32
-TRAIN = 898  # the first half; the file is in the order of its writers, so the halves share almost none
+TRAIN = 898  # the first half; the images are sorted by writer, so the halves share almost no writers
 PATCH = 64
 STRIDE = 20
 
 
 class Embedded(NamedTuple):
-    """The three sets of the embedded default; they unpack as ``train, test, unknown``."""
+    """The three sets of the embedded default, a tuple ``train, test, unknown``."""
 
     train: ImageSet
     test: ImageSet
@@ -26,17 +26,16 @@ class Embedded(NamedTuple):
 
 
 def embedded(channels: int = 3) -> Embedded:
-    """Return handwritten digits to train on and to test on, and photograph patches as the unknown.
+    """Return handwritten digits for training and testing, and patches of photographs as unknown images.
 
     Args:
-        channels: 1 or 3; all images are grey, 32x32.
+        channels: number of channels, 1 or 3; all images are grey, 32x32.
 
-    The digits are the 1,797 of the UCI test set (8x8, 17 grey levels), enlarged bilinearly: 898 to train,
-    899 to test. The unknown are 1,102 patches of 64x64, cut every 20 pixels from two photographs and
-    averaged to 32x32.
+    The digits are the 1,797 of the UCI test set (8x8, 17 grey levels), enlarged bilinearly: 898 for training, 899 for testing.
+    The unknown images are 1,102 patches of 64x64, cut every 20 pixels from two photographs and averaged to 32x32.
 
     Raises:
-        ImportError: if scikit-learn or Pillow is not installed.
+        ImportError: scikit-learn or Pillow is not installed.
 
     Source: Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI 1998.
     """

@@ -1,5 +1,4 @@
-"""Finding files, and saying what is wrong with them: the file, what was expected, what was found, the
-remedy."""
+"""Checks of files, folders and arguments, with errors that name the file, what was expected and found, and the remedy."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,14 +9,14 @@ AGAIN = "fetch it again from its publisher"
 
 
 def need_file(path: Path, what: str) -> Path:
-    """Return the path of a file that has to exist.
+    """Return the path of a file if it exists.
 
     Args:
-        path: the file.
-        what: what it holds, for the message.
+        path: path of the file.
+        what: description of its content, for the message.
 
     Raises:
-        DataError: if there is no such file.
+        DataError: there is no such file.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected {what}; give the folder that holds it as root")
@@ -28,11 +27,11 @@ def need_folder(candidates: Iterable[Path], what: str) -> Path:
     """Return the first folder that exists.
 
     Args:
-        candidates: where it may be, in order.
-        what: what it holds, for the message.
+        candidates: possible paths of the folder, in order of preference.
+        what: description of its content, for the message.
 
     Raises:
-        DataError: if none exists.
+        DataError: none of the folders exists.
     """
     tried = list(candidates)
     for path in tried:
@@ -43,15 +42,15 @@ def need_folder(candidates: Iterable[Path], what: str) -> Path:
 
 
 def need_size(path: Path, record: int, count: int | None) -> int:
-    """Return how many records of one size a file holds.
+    """Return the number of records of equal size in a file.
 
     Args:
-        path: the file.
-        record: bytes of a record.
-        count: the number of records expected, or None for any number but zero.
+        path: path of the file.
+        record: size of a record in bytes.
+        count: expected number of records; None for any number but zero.
 
     Raises:
-        DataError: if the file's size is not that.
+        DataError: the size of the file differs.
     """
     size = path.stat().st_size
     wanted = f"{count} records of {record} bytes" if count else f"a multiple of {record} bytes"
@@ -64,12 +63,12 @@ def need_choice(value: str, choices: Iterable[str], what: str) -> str:
     """Return the value if it is one of the choices.
 
     Args:
-        value: what was asked for.
-        choices: what there is.
-        what: the name of the argument, for the message.
+        value: value of the argument.
+        choices: allowed values.
+        what: name of the argument, for the message.
 
     Raises:
-        ValueError: if it is not among them.
+        ValueError: the value is not one of them.
     """
     known = list(choices)
     if value not in known:

@@ -1,4 +1,4 @@
-"""Dense samples whose image and labels are a file each."""
+"""Dense data sets with a file for each image and each label."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from testtime.errors import DataError
 __all__ = ["Decode", "FileSet"]
 
 Decode = Callable[[Path], Tensor | None]
-"""How a label's file is read; None if it holds no label of this image."""
+"""Function that reads the file of a label; it returns None if the file has no label for this image."""
 
 
 @final
 class FileSet(DenseSet):
-    """Samples in files, each decoded when it is asked for.
+    """A dense data set of files, decoded on demand.
 
-    A label whose file is not there is absent from the sample; an image has to be there.
+    A label whose file is missing is absent from the sample; the file of an image is required.
 
     Args:
-        name: what it is, for reports.
-        keys: the samples, in order; a sample's key is its name.
-        locate: the file of a key's "image" or of one of its labels.
-        decode: by task, how a label is read; it returns the label in the convention of :class:`Sample`.
-        classes: the names of the classes of "semseg".
-        image: how an image is read.
-        camera: where a key was seen from, if the data set says.
+        name: name of the data set, for reports.
+        keys: keys of the samples, in order, which are also their names.
+        locate: function from a key and "image" or a task to the path of the file.
+        decode: functions that read a label, by task, and return it in the convention of :class:`Sample`.
+        classes: names of the classes of "semseg".
+        image: function that reads an image.
+        camera: function from a key to its camera; None if the data set has no cameras.
 
     Raises:
-        DataError: no sample at all has its label of a task.
+        DataError: no sample has a label for one of the tasks.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class FileSet(DenseSet):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode one sample.
+        """Return one sample.
 
         Raises:
             DataError: the image is missing, a file is damaged, or a label is not of the image's size.
@@ -88,12 +88,15 @@ class FileSet(DenseSet):
         return Sample(image, labels, key)
 
     def subset(self, indices: Iterable[int]) -> FileSet:
-        """The set of these samples, in this order, with their cameras.
+        """Return the set of these samples, in this order, with their cameras.
+
+        Args:
+            indices: indices of the samples.
 
         Raises:
             IndexError: an index is out of range.
         """
-        chosen = copy(self)  # of which no sample may have a label
+        chosen = copy(self)  # not __init__, which requires a label for each task
         chosen.keys = [self._key(i) for i in indices]
         return chosen
 
@@ -106,7 +109,7 @@ class FileSet(DenseSet):
         """
         key = self._key(index)
         if self._camera is None:
-            raise DataError(f"{self.name}: no poses and intrinsics are there")
+            raise DataError(f"{self.name}: no poses and intrinsics in this data set")
         return self._camera(key)
 
     def _key(self, index: int) -> str:

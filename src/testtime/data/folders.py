@@ -1,4 +1,4 @@
-"""Data sets that are folders of image files: the general layout, and the published ones by name."""
+"""Data sets in folders of image files: the general layout, and published data sets by name."""
 
 import re
 import warnings
@@ -19,7 +19,7 @@ from testtime.errors import DataError, need_pillow
 from testtime.progress import progress
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
-OUTPUTS = 1000  # of a model of ImageNet
+OUTPUTS = 1000  # outputs of a model of ImageNet
 PLACES = 365  # classes of Places365
 SKIP = (
     "skip_damaged=True of image_folder, or testtime bench --images DIR --skip-damaged, leaves such files out"
@@ -27,13 +27,13 @@ SKIP = (
 
 
 class FileImages:
-    """Image files, decoded when asked for: upright, 8 bits a channel; see :func:`testtime.data.decoding.decoded`.
+    """Image files, decoded on demand, upright with 8 bits per channel; see :func:`testtime.data.decoding.decoded`.
 
     Args:
-        paths: the files, in order.
+        paths: paths of the files, in order.
 
     Raises:
-        ImportError: if Pillow is not installed.
+        ImportError: Pillow is not installed.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -56,24 +56,23 @@ class FileImages:
 def image_folder(
     root: str | Path, name: str | None = None, channels: int = 3, skip_damaged: bool = False
 ) -> ImageSet:
-    """Return the images of a folder: one class for each folder under it, or no labels where images lie in it.
+    """Return the images of a folder, with a class for each of its subfolders, or without labels if it has none.
 
-    Classes and images are in natural order: "2" before "10", frame_2 before frame_10. Hidden files and folders
-    are left out, links are followed. Images are turned as their EXIF orientation says; of an animation the first
-    frame is taken; an alpha channel is dropped. Images beside class folders are left out with a warning if they
-    are fewer than the folders.
+    Classes and images are in natural order: "2" before "10", frame_2 before frame_10. Hidden files and folders are ignored,
+    links are followed. The EXIF orientation of images is applied; the first frame of an animation is decoded; an alpha channel
+    is dropped. Images beside class folders are ignored with a warning if they are fewer than the folders.
 
     Args:
-        root: the folder.
-        name: name of the set; the folder's name by default.
-        channels: 1 or 3.
-        skip_damaged: whether to decode every image once now and to leave out those that cannot be read; the
-            set's ``skipped`` names them.
+        root: path of the folder.
+        name: name of the set; by default the name of the folder.
+        channels: number of channels, 1 or 3.
+        skip_damaged: whether every image is decoded once now and those that cannot be read are left out; the set's
+            ``skipped`` names them.
 
     Raises:
-        DataError: if there is no such folder, it holds no image, one of its classes holds none, or as many images
-            lie beside the class folders as there are folders.
-        ImportError: if Pillow is not installed.
+        DataError: there is no such folder, it has no image, one of its classes has none, or there are at least as many
+            images beside the class folders as folders.
+        ImportError: Pillow is not installed.
     """
     folder = need_folder([Path(root)], "a folder of images, or of folders of images")
     beside, classes = _by_folder(folder)
@@ -99,13 +98,13 @@ def image_folder(
 def labelled(
     name: str, files: Mapping[str, Sequence[Path]], channels: int = 3, classes: Sequence[str] | None = None
 ) -> ImageSet:
-    """Return the set of these files.
+    """Return an image set of files.
 
     Args:
         name: name of the set.
-        files: for each class, its images.
-        channels: 1 or 3.
-        classes: names of all classes, in the order of the labels; those of the files by default.
+        files: image files of each class, by name of the class.
+        channels: number of channels, 1 or 3.
+        classes: names of all classes, in the order of the labels; by default those of the files.
     """
     names = tuple(files if classes is None else classes)
     number = {each: label for label, each in enumerate(names)}
@@ -114,7 +113,7 @@ def labelled(
 
 
 def _by_folder(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
-    """The images directly in a folder, and those of each folder below, which may lie deeper."""
+    """Return the images directly in a folder, and those of each subfolder at any depth."""
     depth = len(folder.parts)
     beside: list[Path] = []
     below: defaultdict[str, list[Path]] = defaultdict(list)
@@ -145,7 +144,7 @@ def _leave_out(beside: Sequence[Path], classes: Mapping[str, object], folder: Pa
 def _sound(
     classes: Mapping[str, Sequence[Path]], channels: int, folder: Path
 ) -> tuple[dict[str, list[Path]], list[str]]:
-    """The images that can be decoded, and the names of the others."""
+    """Return the images that can be decoded, and the names of the others."""
     skipped: list[str] = []
 
     def sound(path: Path) -> bool:
@@ -182,7 +181,7 @@ def _some(names: Iterable[str], most: int = 5) -> str:
 
 @cache
 def imagenet_wnids() -> tuple[str, ...]:
-    """Return the wnids of the 1,000 classes of ImageNet (ILSVRC 2012) in the order of every model's outputs.
+    """Return the wnids of the 1,000 classes of ImageNet (ILSVRC 2012) in the order of the outputs of its models.
 
     >>> imagenet_wnids().index("n02099601")  # golden retriever
     207
@@ -191,23 +190,23 @@ def imagenet_wnids() -> tuple[str, ...]:
 
 
 def imagenet(root: str | Path, split: str = "val", skip_damaged: bool = False) -> ImageSet:
-    """Return ImageNet, a part of it, or a set with its classes such as ImageNet-A, -R, -V2 or -Sketch.
+    """Return ImageNet, a subset of it, or a set with its classes such as ImageNet-A, -R, -V2 or -Sketch.
 
-    The folders are ``<split>/<wnid>/*.JPEG``, or ``<split>/<number>/`` with the numbers of the outputs, as
-    ImageNet-V2 has them. The labels are the outputs of a model of the 1,000 classes, also where some classes have
-    no image. Folders of other names are classes of their own, in natural order.
+    The folders are ``<split>/<wnid>/*.JPEG``, or ``<split>/<number>/`` with the indices of the outputs, as in ImageNet-V2.
+    The labels are the output indices of a model of the 1,000 classes, also if some classes have no image. Folders with other
+    names are separate classes, in natural order.
 
     Args:
-        root: the folder that holds the split, or the split itself.
-        split: "val" or "train".
-        skip_damaged: whether to leave out images that cannot be read; see :func:`image_folder`.
+        root: folder that contains the split, or the folder of the split.
+        split: name of the split: "val" or "train".
+        skip_damaged: whether images that cannot be read are left out; see :func:`image_folder`.
 
     Raises:
-        DataError: if the images are missing, lie flat as in the published validation archive, or some of the
-            folders are classes of ImageNet and others are not.
+        DataError: the images are missing, are not in folders (as in the published validation archive), or only some of
+            the folders are classes of ImageNet.
 
-    Departures: the published accuracies on ImageNet-A and -R are over the 200 outputs of their classes; here all
-    1,000 outputs compete. Images are turned as EXIF says, which most published evaluations do not.
+    Departures: the published accuracies on ImageNet-A and -R use the 200 outputs of their classes; here all 1,000 outputs
+    are used. The EXIF orientation is applied, unlike in most published evaluations.
 
     Source: Russakovsky et al., *ImageNet Large Scale Visual Recognition Challenge*, IJCV 2015.
     """
@@ -217,7 +216,7 @@ def imagenet(root: str | Path, split: str = "val", skip_damaged: bool = False) -
 
 
 def _by_output(found: ImageSet, folder: Path) -> ImageSet:
-    """The set with the 1,000 outputs as classes, if its folders are named by wnids or by numbers of outputs."""
+    """Return the set with the 1,000 outputs as classes if its folders are named by wnids or by indices of outputs."""
     if found.labels is None:
         raise DataError(
             f"{folder}: expected one folder for each wnid, found images without; sort them into folders first"
@@ -248,16 +247,16 @@ def imagenet_c(root: str | Path, corruption: str, severity: int = 5, skip_damage
     """Return one corruption of ImageNet-C at one severity, from ``<corruption>/<severity>/<wnid>/*.JPEG``.
 
     Args:
-        root: the folder that holds the corruptions, directly or in groups such as ``noise``.
-        corruption: such as "gaussian_noise".
-        severity: 1 to 5.
-        skip_damaged: whether to leave out images that cannot be read; see :func:`image_folder`.
+        root: folder that contains the corruptions, directly or in groups such as ``noise``.
+        corruption: name of the corruption, such as "gaussian_noise".
+        severity: severity of the corruption, 1 to 5.
+        skip_damaged: whether images that cannot be read are left out; see :func:`image_folder`.
 
     The labels are those of :func:`imagenet`.
 
     Raises:
-        DataError: if there is no such folder or it holds no images.
-        ValueError: if severity is not 1 to 5.
+        DataError: there is no such folder or it has no images.
+        ValueError: severity is not 1 to 5.
 
     Source: Hendrycks and Dietterich, *Benchmarking Neural Network Robustness*, ICLR 2019.
     """
@@ -275,10 +274,10 @@ def textures(root: str | Path) -> ImageSet:
     """Return the Describable Textures Dataset, from ``images/<class>/*``.
 
     Args:
-        root: the folder ``dtd``, or the folder that holds it.
+        root: folder ``dtd``, or the folder that contains it.
 
     Raises:
-        DataError: if the images are missing.
+        DataError: the images are missing.
 
     Source: Cimpoi et al., *Describing Textures in the Wild*, CVPR 2014.
     """
@@ -288,16 +287,16 @@ def textures(root: str | Path) -> ImageSet:
 
 
 def tiny_imagenet(root: str | Path, split: str = "val") -> ImageSet:
-    """Return Tiny ImageNet; classes are sorted wnids, those of ``wnids.txt`` if it is there.
+    """Return Tiny ImageNet; its classes are sorted wnids, those of ``wnids.txt`` if it exists.
 
     Args:
-        root: the folder ``tiny-imagenet-200``, or the folder that holds it.
-        split: "train" (``train/<wnid>/images``) or "val" (``val/images`` and ``val/val_annotations.txt``, or
-            sorted into ``val/<wnid>``).
+        root: folder ``tiny-imagenet-200``, or the folder that contains it.
+        split: name of the split: "train" (``train/<wnid>/images``) or "val" (``val/images`` and ``val/val_annotations.txt``,
+            or ``val/<wnid>``).
 
     Raises:
-        DataError: if files are missing, an annotation names none, or it names one outside of the folder.
-        ValueError: if there is no such split.
+        DataError: files are missing, or an annotation names a missing file or one outside of the folder.
+        ValueError: there is no such split.
 
     Source: Le and Yang, *Tiny ImageNet Visual Recognition Challenge*, 2015.
     """
@@ -336,13 +335,13 @@ def _wnid_folders(folder: Path) -> list[Path]:
 def places365(root: str | Path) -> ImageSet:
     """Return the validation images of Places365.
 
-    They lie flat, with labels if ``places365_val.txt`` is there, or in class folders.
+    They are in one folder, with labels if ``places365_val.txt`` exists, or in class folders.
 
     Args:
-        root: the folder that holds ``val_256``, or the images themselves.
+        root: folder that contains ``val_256``, or the folder of the images.
 
     Raises:
-        DataError: if images are missing, or the list names one that is not there or not in the folder.
+        DataError: images are missing, or the list names one that does not exist or is not in the folder.
 
     Source: Zhou et al., *Places: A 10 Million Image Database*, TPAMI 2018.
     """
@@ -373,12 +372,12 @@ def pacs(root: str | Path, domain: str) -> ImageSet:
     """Return one domain of PACS, from ``<domain>/<class>/*``.
 
     Args:
-        root: the folder ``PACS``, or the folder that holds it.
-        domain: "art_painting", "cartoon", "photo" or "sketch".
+        root: folder ``PACS``, or the folder that contains it.
+        domain: name of the domain: "art_painting", "cartoon", "photo" or "sketch".
 
     Raises:
-        DataError: if the images are missing.
-        ValueError: if there is no such domain.
+        DataError: the images are missing.
+        ValueError: there is no such domain.
 
     Source: Li et al., *Deeper, Broader and Artier Domain Generalization*, ICCV 2017.
     """
@@ -389,17 +388,17 @@ def pacs(root: str | Path, domain: str) -> ImageSet:
 
 
 def omniglot(root: str | Path, channels: int = 3) -> ImageSet:
-    """Return Omniglot: a class for each ``<alphabet>/<character>/``, or flat images without labels.
+    """Return Omniglot with a class for each ``<alphabet>/<character>/``, or images of one folder without labels.
 
     Args:
-        root: one of ``images_background``, ``images_evaluation``, ``omniglot``, or the folder that holds it.
-        channels: 1 or 3.
+        root: folder ``images_background``, ``images_evaluation`` or ``omniglot``, or the folder that contains it.
+        channels: number of channels, 1 or 3.
 
     Raises:
-        DataError: if the images are missing.
+        DataError: the images are missing.
 
-    Source: Lake et al., *Human-level concept learning*, Science 2015. Pixels are as stored (the original
-    draws ink black on white).
+    Source: Lake et al., *Human-level concept learning*, Science 2015. Pixels are not inverted (the original has black ink on
+    white).
     """
     root = Path(root)
     inner = [root / name for name in ("images_background", "images_evaluation", "omniglot")]
@@ -417,7 +416,7 @@ def omniglot(root: str | Path, channels: int = 3) -> ImageSet:
 
 
 def _table(path: Path, columns: int) -> list[list[str]]:
-    """Read a text file of rows with at least so many columns, separated by tabs or else by white space."""
+    """Read a text file of rows with a minimum number of columns, separated by tabs or else by white space."""
     lines = read_lines(path, "the list of the images")
     rows = [re.split(r"\s*\t\s*", line) if "\t" in line else line.split() for line in lines]
     short = next((i for i, row in enumerate(rows) if len(row) < columns), None)
@@ -427,7 +426,7 @@ def _table(path: Path, columns: int) -> list[list[str]]:
 
 
 def _numbers(rows: Sequence[Sequence[str]], path: Path) -> NDArray[np.int64]:
-    """The numbers in the second column of a list."""
+    """Return the numbers in the second column of a list."""
     try:
         return np.array([int(row[1]) for row in rows], dtype=np.int64)
     except (ValueError, OverflowError) as error:
@@ -435,7 +434,7 @@ def _numbers(rows: Sequence[Sequence[str]], path: Path) -> NDArray[np.int64]:
 
 
 def _listed(rows: Sequence[Sequence[str]], folder: Path, listing: Path) -> list[Path]:
-    """The images that a list names in its first column; a warning names those that it lacks."""
+    """Return the images that a list names in its first column; warn of images that it does not name."""
     paths = [inside(folder, row[0]) for row in rows]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:

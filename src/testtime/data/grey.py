@@ -1,4 +1,4 @@
-"""Small sets of grey images: the MNIST family in idx files, and USPS."""
+"""Small sets of grey images: MNIST and related sets in idx files, and USPS."""
 
 import bz2
 import gzip
@@ -29,21 +29,21 @@ FASHION = (
 )
 LETTERS = tuple("ABCDEFGHIJ")
 SPLITS = ("train", "test")
-PLACES = [str(place) for place in range(1, 257)]  # of the pixels in a row of LIBSVM's USPS
+PLACES = [str(place) for place in range(1, 257)]  # indices of the pixels in a row of LIBSVM's USPS
 UNSIGNED_BYTES = 0x08
-MOST = 1 << 30  # values of a file
+MOST = 1 << 30  # largest number of values in a file
 
 
 def read_idx(path: str | Path) -> NDArray[np.uint8]:
     """Return the array of an idx file of unsigned bytes, plain or gzipped.
 
     Args:
-        path: the file, such as ``t10k-images-idx3-ubyte.gz``.
+        path: path of the file, such as ``t10k-images-idx3-ubyte.gz``.
 
     Raises:
-        DataError: if the magic number, the type or the size is not that of such a file.
+        DataError: the magic number, the type or the size is wrong.
 
-    Source: LeCun's MNIST page: 0, 0, type, dimensions, the sizes as big-endian integers, the values.
+    Source: LeCun's page of MNIST: 0, 0, type, number of dimensions, the sizes as big-endian integers, the values.
     """
     path = Path(path)
     try:
@@ -72,14 +72,13 @@ def mnist(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
     """Return MNIST, 28x28.
 
     Args:
-        root: the folder of the four idx files, or the folder that holds it as ``mnist``, ``MNIST`` or
-            ``raw``.
-        split: "train" (60,000 images) or "test" (10,000).
-        channels: 1 or 3.
+        root: folder of the four idx files, or the folder that contains it as ``mnist``, ``MNIST`` or ``raw``.
+        split: name of the split: "train" (60,000 images) or "test" (10,000).
+        channels: number of channels, 1 or 3.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: LeCun et al., *Gradient-based learning applied to document recognition*, 1998.
     """
@@ -90,14 +89,13 @@ def fashion_mnist(root: str | Path, split: str = "test", channels: int = 3) -> I
     """Return Fashion-MNIST, 28x28.
 
     Args:
-        root: the folder of the four idx files, or the folder that holds it as ``fashion_mnist`` or
-            ``FashionMNIST``.
-        split: "train" (60,000 images) or "test" (10,000).
-        channels: 1 or 3.
+        root: folder of the four idx files, or the folder that contains it as ``fashion_mnist`` or ``FashionMNIST``.
+        split: name of the split: "train" (60,000 images) or "test" (10,000).
+        channels: number of channels, 1 or 3.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Xiao et al., *Fashion-MNIST*, 2017.
     """
@@ -111,14 +109,14 @@ def notmnist(
     """Return notMNIST, the letters A to J, 28x28.
 
     Args:
-        root: the folder of the idx files, or of ``notMNIST_{small,large}/<letter>/*.png``, or one above.
-        split: "test" (small) or "train" (large).
-        channels: 1 or 3.
-        skip_damaged: whether to leave out images that cannot be read; the published archives hold a few.
+        root: folder of the idx files, or of ``notMNIST_{small,large}/<letter>/*.png``, or the folder that contains it.
+        split: name of the split: "test" (small) or "train" (large).
+        channels: number of channels, 1 or 3.
+        skip_damaged: whether images that cannot be read are left out; the published archives contain a few.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Bulatov, *notMNIST dataset*, 2011.
     """
@@ -133,14 +131,14 @@ def usps(root: str | Path, split: str = "test", channels: int = 3) -> ImageSet:
     """Return USPS, 16x16.
 
     Args:
-        root: the folder of ``<split>/<digit>/*``, or of LIBSVM's ``usps.bz2`` and ``usps.t.bz2``, or the
-            folder that holds it as ``usps``.
-        split: "train" (7,291 images) or "test" (2,007).
-        channels: 1 or 3.
+        root: folder of ``<split>/<digit>/*``, or of LIBSVM's ``usps.bz2`` and ``usps.t.bz2``, or the folder that contains it
+            as ``usps``.
+        split: name of the split: "train" (7,291 images) or "test" (2,007).
+        channels: number of channels, 1 or 3.
 
     Raises:
-        DataError: if a file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: a file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Hull, *A database for handwritten text recognition research*, TPAMI 1994.
     """

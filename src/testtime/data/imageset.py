@@ -1,5 +1,4 @@
-"""One form for every data set: a name, its classes, its labels, and images that are decoded when asked
-for."""
+"""The interface of image data sets: a name, classes, labels, and images that are decoded on demand."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from testtime.errors import DataError
 
 
 class Images(Protocol):
-    """Where the pixels come from: an array in memory or on disk, or image files."""
+    """A source of pixels: an array in memory or on disk, or image files."""
 
     def __len__(self) -> int: ...
 
@@ -26,7 +25,7 @@ class Images(Protocol):
         ...
 
     def raw(self, index: int) -> bytes:
-        """Return the bytes that make one image, for the digest."""
+        """Return the encoded image, for the digest."""
         ...
 
 
@@ -34,11 +33,11 @@ class ArrayImages:
     """Images of one size in an array.
 
     Args:
-        array: uint8, (N, H, W), (N, C, H, W) or (N, H, W, C); may be memory-mapped.
+        array: images, uint8 (N, H, W), (N, C, H, W) or (N, H, W, C), possibly memory-mapped.
         channels_last: whether the array is (N, H, W, C).
 
     Raises:
-        DataError: if the array is of another type or form.
+        DataError: the array has another dtype or shape.
     """
 
     def __init__(self, array: NDArray[np.uint8], channels_last: bool = False) -> None:
@@ -70,7 +69,7 @@ class ArrayImages:
 
 
 class Chosen:
-    """Some images of another source, in a new order."""
+    """A selection of images of another source, in a new order."""
 
     def __init__(self, images: Images, indices: NDArray[np.int64]) -> None:
         self.images = images
@@ -87,11 +86,11 @@ class Chosen:
 
 
 def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Return the image with 1 or 3 channels: grey is repeated, colour becomes luma (ITU-R 601).
+    """Convert an image to 1 or 3 channels: grey is repeated, colour is reduced to luma (ITU-R 601).
 
     Args:
-        image: (C, H, W), C being 1 or 3.
-        channels: 1 or 3.
+        image: image, uint8 (C, H, W) with 1 or 3 channels.
+        channels: number of channels of the result, 1 or 3.
 
     >>> with_channels(np.full((3, 1, 1), 7, np.uint8), 1).tolist()
     [[[7]]]
@@ -106,18 +105,18 @@ def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A data set: named, with labels if it has any, its images decoded when asked for.
+    """A data set of images that are decoded on demand, with or without labels.
 
     Args:
         name: name of the set, for reports.
         classes: names of the classes; empty without labels.
-        labels: (N,) integers in [0, len(classes)), -1 for an image of no known class; or None.
+        labels: class indices, (N,) integers in [0, len(classes)), -1 for an image of unknown class; or None.
         images: source of the pixels.
-        channels: 1 or 3; grey images are repeated to 3.
+        channels: number of channels, 1 or 3; grey images are repeated to 3.
         skipped: names of the files that were left out because they are damaged.
 
     Raises:
-        DataError: if the number of labels is not the number of images or a label is not that of a class.
+        DataError: the number of labels differs from the number of images, or a label is not a class index.
 
     >>> digits = from_arrays("two", np.zeros((2, 4, 4), np.uint8), [0, 1], ("a", "b"))
     >>> len(digits), tuple(digits[0].shape), digits.batch([0, 1], size=2).shape
@@ -144,7 +143,11 @@ class ImageSet:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return one image, uint8 (channels, H, W); raise IndexError past the end."""
+        """Return one image, uint8 (channels, H, W).
+
+        Raises:
+            IndexError: there is no such image.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: no image {index}, there are {len(self)}")
         pixels = self.images.pixels(int(index) % len(self), self.channels)
@@ -154,12 +157,12 @@ class ImageSet:
         """Return images as float (B, channels, H, W) in [0, 1].
 
         Args:
-            indices: which images, in this order.
-            size: height and width in pixels to stretch to, one number for both; or a `Crop`, which keeps the
-                shape of what is in the image; None keeps the images' own.
+            indices: indices of the images, in this order.
+            size: height and width in pixels, or one number for both; or a `Crop`, which keeps the aspect ratio; None keeps the
+                size of the images.
 
         Raises:
-            ValueError: if there are no indices, or the images differ in size and no size is given.
+            ValueError: there are no indices, or the images differ in size and no size is given.
         """
         images = [self[int(index)] for index in indices]
         if not images:
@@ -174,10 +177,10 @@ class ImageSet:
         """Return labels, int64 (B,).
 
         Args:
-            indices: which images, in this order.
+            indices: indices of the images, in this order.
 
         Raises:
-            ValueError: if the set has no labels.
+            ValueError: the set has no labels.
         """
         if self.labels is None:
             raise ValueError(f"{self.name} has no labels")
@@ -187,10 +190,10 @@ class ImageSet:
         """Return the set of these images, in this order, with the same classes.
 
         Args:
-            indices: which images.
+            indices: indices of the images.
 
         Raises:
-            IndexError: if an index is out of range.
+            IndexError: an index is out of range.
         """
         chosen = np.fromiter(indices, dtype=np.int64)
         if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
@@ -199,8 +202,7 @@ class ImageSet:
         return replace(self, images=Chosen(self.images, chosen), labels=labels)
 
     def digest(self) -> str:
-        """Return the SHA-256 of name, classes, channels, labels and the bytes of every image (hashed
-        once)."""
+        """Return the SHA-256 of name, classes, channels, labels and the bytes of every image, computed once."""
         return self._digest
 
     @cached_property
@@ -217,16 +219,16 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Crop:
-    """The middle of an image whose shorter side was scaled: what is in it keeps its shape.
+    """Scaling of the shorter side of an image and a centre crop, which keep the aspect ratio.
 
-    An image of the wanted size already stays as it is.
+    An image that already has the size of the result is unchanged.
 
     Args:
         side: height and width of the result, in pixels.
-        shorter: the shorter side of the scaled image, in pixels.
+        shorter: shorter side of the scaled image, in pixels.
 
     Raises:
-        ValueError: if shorter is below side, or side below 1.
+        ValueError: shorter is below side, or side below 1.
 
     >>> Crop(224, 256)(torch.zeros(1, 3, 300, 600)).shape
     torch.Size([1, 3, 224, 224])
@@ -240,10 +242,10 @@ class Crop:
             raise ValueError(f"expected 1 <= side <= shorter, got side={self.side}, shorter={self.shorter}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the middle of images, float (B, C, H, W).
+        """Scale and crop images, float (B, C, H, W).
 
         Raises:
-            DataError: if an image is more than `MAX_RATIO` times as long as wide.
+            DataError: the aspect ratio of an image is above `MAX_RATIO`.
         """
         height, width = images.shape[-2:]
         short, long = sorted((height, width))
@@ -263,16 +265,16 @@ MAX_RATIO = 50
 
 
 def size_of(size: "Size") -> tuple[int, int]:
-    """Return the height and width that images of a size have."""
+    """Return the height and width of resized images."""
     return (size.side, size.side) if isinstance(size, Crop) else size
 
 
 def resized(images: Tensor, size: "int | Size | None") -> Tensor:
-    """Return images of the given size: bilinear, with antialiasing where they shrink.
+    """Resize images bilinearly, with antialiasing where they shrink.
 
     Args:
-        images: float (B, C, H, W).
-        size: height and width in pixels to stretch to, one number for both; or a `Crop`; None changes nothing.
+        images: images, float (B, C, H, W).
+        size: height and width in pixels, or one number for both; or a `Crop`; None returns the images unchanged.
     """
     if isinstance(size, Crop):
         return size(images)
@@ -283,16 +285,16 @@ def resized(images: Tensor, size: "int | Size | None") -> Tensor:
 
 
 def class_labels(values: ArrayLike, count: int, classes: int, name: str) -> NDArray[np.int64]:
-    """Return labels as int64 (N,), after a check that each is the number of a class, or -1 for unknown.
+    """Check that labels are class indices, or -1 for unknown, and return them as int64 (N,).
 
     Args:
-        values: the labels; floats are taken if they are whole numbers.
-        count: N.
+        values: labels (N,), integers or floats with integer values.
+        count: number of labels N.
         classes: number of classes.
-        name: name of what is labelled, for the message.
+        name: name of the data set or file, for the message.
 
     Raises:
-        DataError: if there are not N labels, they are not whole numbers, or one is that of no class.
+        DataError: the number of labels differs from N, or a label is not an integer in [-1, classes).
 
     >>> class_labels([1.0, -1.0], 2, 2, "digits")
     array([ 1, -1])
@@ -320,18 +322,18 @@ def from_arrays(
     channels: int = 3,
     channels_last: bool = False,
 ) -> ImageSet:
-    """Return an image set of an array.
+    """Create an image set from an array.
 
     Args:
-        name: what it is.
-        images: uint8, (N, H, W), (N, C, H, W), or (N, H, W, C) with channels_last.
-        labels: (N,) integers, -1 for an image of no known class; or None.
-        classes: the names of the classes.
-        channels: 1 or 3.
+        name: name of the set, for reports.
+        images: images, uint8 (N, H, W), (N, C, H, W), or (N, H, W, C) with channels_last.
+        labels: class indices, (N,) integers, -1 for an image of unknown class; or None.
+        classes: names of the classes.
+        channels: number of channels, 1 or 3.
         channels_last: whether the images are (N, H, W, C).
 
     Raises:
-        DataError: if type, form or labels do not fit.
+        DataError: the dtype, the shape or the labels are not valid.
     """
     array = None if labels is None else np.asarray(labels)
     return ImageSet(name, tuple(classes), array, ArrayImages(images, channels_last), channels)

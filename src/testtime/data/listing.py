@@ -1,4 +1,4 @@
-"""The files of a data folder: in natural order, without hidden ones; and names in lists, kept inside their folder."""
+"""Listing of data folders in natural order without hidden files, and names in lists, which have to stay in their folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["SUFFIXES", "by_key", "files", "folders", "hidden", "images", "inside
 _ALWAYS = "png apng jpg jpeg jpe jfif webp bmp dib tif tiff ppm pgm pbm pnm gif"
 _SOMETIMES = "avif heic heif hif jp2 j2k jxl tga svg dng cr2 cr3 nef arw raf rw2"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _ALWAYS.split())
-"""Suffixes of images that every Pillow reads, in lower case."""
+"""Suffixes of image formats that every build of Pillow reads, in lower case."""
 OTHERS = frozenset(f".{suffix}" for suffix in _SOMETIMES.split())
-"""Suffixes of images that Pillow reads only in some builds, with a plugin, or never."""
+"""Suffixes of image formats that Pillow reads only in some builds, with a plugin, or never."""
 CLUTTER = {
     "__macosx",
     "thumbs.db",
@@ -36,7 +36,7 @@ Key = tuple[tuple[str | int, ...], str]
 
 
 def natural(name: str) -> Key:
-    """Return the key that sorts names with the numbers in them by value, and the rest by code point.
+    """Return a key that sorts names by the values of the numbers in them, and otherwise by code point.
 
     >>> sorted(["frame_10.png", "frame_9.png", "frame_09.png"], key=natural)
     ['frame_09.png', 'frame_9.png', 'frame_10.png']
@@ -48,10 +48,10 @@ def natural(name: str) -> Key:
 
 
 def hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is no part of a data set.
+    """Return whether a file or folder with this name is not part of a data set.
 
-    Hidden are names that begin with a dot (``._a.png``, ``.DS_Store``, ``.ipynb_checkpoints``) and what
-    operating systems leave (``Thumbs.db``, ``desktop.ini``, ``__MACOSX``).
+    Hidden names begin with a dot (``._a.png``, ``.DS_Store``, ``.ipynb_checkpoints``) or are those of files of operating
+    systems (``Thumbs.db``, ``desktop.ini``, ``__MACOSX``).
 
     >>> [hidden(name) for name in ("._1.png", "Thumbs.db", "1.png")]
     [True, True, False]
@@ -60,15 +60,15 @@ def hidden(name: str) -> bool:
 
 
 def files(folder: Path, suffixes: Collection[str] | None = None, deep: bool = False) -> list[Path]:
-    """Return the files of a folder in natural order, without hidden ones; folders are none, whatever their names.
+    """Return the files of a folder in natural order, without hidden files.
 
     Args:
-        folder: folder to list.
-        suffixes: suffixes to keep, in lower case; the case in names does not matter. None keeps all files.
-        deep: whether to list the folders below as well; hidden ones are left out, links are followed.
+        folder: path of the folder.
+        suffixes: suffixes of the files, in lower case; the case in names is ignored. None returns all files.
+        deep: whether subfolders are listed too, without hidden folders; links are followed.
 
     Raises:
-        DataError: if there is no such folder, or a file is a link to one that does not exist.
+        DataError: there is no such folder, or a file is a broken link.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; check the path")
@@ -76,13 +76,13 @@ def files(folder: Path, suffixes: Collection[str] | None = None, deep: bool = Fa
 
 
 def folders(folder: Path) -> list[Path]:
-    """Return the folders directly below a folder in natural order, without hidden ones.
+    """Return the subfolders of a folder in natural order, without hidden folders.
 
     Args:
-        folder: folder to list.
+        folder: path of the folder.
 
     Raises:
-        DataError: if there is no such folder, or one is a link to a folder that does not exist.
+        DataError: there is no such folder, or a subfolder is a broken link.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; check the path")
@@ -90,17 +90,17 @@ def folders(folder: Path) -> list[Path]:
 
 
 def images(folder: Path, deep: bool = False) -> list[Path]:
-    """Return the image files of a folder in natural order, without hidden ones.
+    """Return the image files of a folder in natural order, without hidden files.
 
-    Images that Pillow does not read here, such as HEIC without its plugin, are named in a warning.
+    A warning names images that the installed Pillow does not read, such as HEIC without its plugin.
 
     Args:
-        folder: folder to list.
-        deep: whether to list the folders below as well.
+        folder: path of the folder.
+        deep: whether subfolders are listed too.
 
     Raises:
-        DataError: if there is no such folder, or an image is a link to a file that does not exist.
-        ImportError: if Pillow is not installed.
+        DataError: there is no such folder, or an image is a broken link.
+        ImportError: Pillow is not installed.
     """
     readable = SUFFIXES | (OTHERS & _registered())
     found = files(folder, SUFFIXES | OTHERS, deep)
@@ -117,16 +117,16 @@ def images(folder: Path, deep: bool = False) -> list[Path]:
 
 
 def inside(root: Path, name: str) -> Path:
-    """Return the path of a file that a list names, if the name stays below the folder.
+    """Return the path of a file that is named in a list, after a check that it is inside the folder.
 
-    Links are followed: they are the user's own, not the list's.
+    Links are followed, because they were made by the user and not by the list.
 
     Args:
-        root: folder that the names in the list are relative to.
-        name: name as the list has it, with slashes.
+        root: folder to which the names in the list are relative.
+        name: name in the list, with slashes.
 
     Raises:
-        DataError: if the name is empty, absolute or leads out of the folder.
+        DataError: the name is empty, absolute or refers to a path outside of the folder.
 
     >>> inside(Path("data"), "n01/a.png").as_posix()
     'data/n01/a.png'
@@ -141,14 +141,14 @@ def inside(root: Path, name: str) -> Path:
 
 
 def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]:
-    """Return files by the keys of samples, in their order.
+    """Return files by the keys of their samples, in order.
 
     Args:
-        paths: the files.
-        key: the key of a file.
+        paths: paths of the files.
+        key: function from a file to the key of its sample.
 
     Raises:
-        DataError: if two files have one key, as ``1.png`` and ``1.jpg`` have by their stems.
+        DataError: two files have the same key, such as ``1.png`` and ``1.jpg`` with their stems as keys.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -161,16 +161,16 @@ def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Return the lines of a text file, without empty ones and without white space at their ends.
+    """Return the lines of a text file, stripped of white space, without empty lines.
 
-    UTF-8 with or without a byte order mark, UTF-16 with one, and every kind of line end are read.
+    UTF-8 with or without a byte order mark, UTF-16 with one, and all line endings are supported.
 
     Args:
-        path: file to read.
-        what: its content, for the message.
+        path: path of the file.
+        what: description of its content, for the message.
 
     Raises:
-        DataError: if the file is missing, empty or no text.
+        DataError: the file is missing, empty or not text.
     """
     data = need_file(path, what).read_bytes()
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -189,7 +189,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         found = sorted((e for e in entries if not hidden(e.name)), key=lambda e: natural(e.name))
     for (
         entry
-    ) in found:  # without a suffix it may have been a folder, whose absence would move the labels of others
+    ) in found:  # a link without a suffix may have been a class folder, whose absence would change the labels
         if entry.is_symlink() and not os.path.splitext(entry.name)[1]:
             _need_target(Path(entry.path))
     return found
@@ -205,7 +205,7 @@ def _need_target(link: Path) -> None:
 def _walk(
     folder: Path, suffixes: Collection[str] | None, deep: bool, above: tuple[Path, ...]
 ) -> Iterator[Path]:
-    """The files below a folder; ``above`` are the real folders on the way down, which a link may lead back to."""
+    """Yield the files of a folder; ``above`` are the resolved parent folders, for the detection of cyclic links."""
     for entry in _entries(folder):
         path = Path(entry.path)
         if entry.is_dir():
@@ -220,6 +220,6 @@ def _walk(
 
 
 def _registered() -> set[str]:
-    """The suffixes that this Pillow opens, plugins included."""
+    """Return the suffixes of the formats that the installed Pillow opens, including plugins."""
     Image = need_pillow()
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}

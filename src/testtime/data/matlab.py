@@ -1,7 +1,7 @@
-"""Variables of Matlab files: version 5 (-v6, -v7) as bytes, version 7.3 (HDF5) through h5py.
+"""Readers of variables in Matlab files: version 5 (-v6, -v7), and version 7.3 (HDF5) through h5py.
 
-The format of version 5 is that of MathWorks' *MAT-File Format*. It is read here and not by SciPy because a damaged
-or hostile file ends the process there; here no more is allocated than the file holds.
+The format of version 5 is described in MathWorks' *MAT-File Format*. It is not read with SciPy because a damaged or hostile
+file ends the process there; here no more memory is allocated than the file can fill.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ HEADER = 128
 TEXT_73, HDF5 = b"MATLAB 7.3", b"\x89HDF\r\n\x1a\n"
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-"""By the type of an element, how its numbers are stored."""
+"""Storage type of the numbers of an element, by its type."""
 TEXT = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 CELL, STRUCT, CHARACTERS, NUMERIC = 1, 2, 4, range(6, 16)
 """Classes of matrices; the others (objects, sparse matrices, functions) are not read."""
 LOGICAL, COMPLEX = 0x0200, 0x0800
 DEPTH = 32
-"""How deeply cells and structs may lie in each other; in published annotations it is 4."""
+"""Largest depth of nested cells and structs; in published annotations it is 4."""
 PEEK = 1024
-"""Bytes that hold dimensions and name of a variable."""
+"""Number of bytes that contain the dimensions and the name of a variable."""
 
 
 class _Element(NamedTuple):
@@ -46,15 +46,15 @@ class _Element(NamedTuple):
 
 
 def matlab(path: Path, key: str) -> NDArray[Any]:
-    """Return a numeric variable of a Matlab file, in the type in which its numbers are stored.
+    """Return a numeric variable of a Matlab file in its storage type.
 
     Args:
-        path: file to read.
+        path: path of the file.
         key: name of the variable.
 
     Raises:
-        DataError: the file is missing, damaged, has no such variable, or declares more than its bytes can hold.
-        ImportError: it is of version 7.3 and h5py is not installed.
+        DataError: the file is missing, damaged, has no such variable, or declares more data than it contains.
+        ImportError: the file is of version 7.3 and h5py is not installed.
     """
     if _version_73(path, key):
         with open_hdf5(path) as variables:
@@ -66,10 +66,10 @@ def matlab(path: Path, key: str) -> NDArray[Any]:
 
 
 def matlab_struct(path: Path, key: str) -> Any:
-    """Return a struct of a Matlab file: its fields are attributes, arrays lose dimensions of size 1.
+    """Return a struct of a Matlab file as a namespace of its fields; dimensions of size 1 are removed from arrays.
 
     Args:
-        path: file to read.
+        path: path of the file.
         key: name of the variable.
 
     Raises:
@@ -87,7 +87,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     """Open a Matlab file of version 7.3, such as ``nyu_depth_v2_labeled.mat``.
 
     Raises:
-        DataError: the file is missing, or what is read of it is damaged.
+        DataError: the file is missing or damaged.
         ImportError: h5py is not installed.
     """
     need_file(path, "a Matlab file of version 7.3")
@@ -107,16 +107,17 @@ def open_hdf5(path: Path) -> Iterator[Any]:
 
 
 def planar(variables: Any, key: str, path: Path, index: int | None = None) -> NDArray[Any]:
-    """Return a numeric variable of an open file of version 7.3, its dimensions in Matlab's order.
+    """Return a numeric variable of an open file of version 7.3 with the dimensions in Matlab's order.
 
     Args:
-        variables: the open file, of :func:`open_hdf5`.
+        variables: open file of :func:`open_hdf5`.
         key: name of the variable.
-        path: the file, for the message.
-        index: which element of the last dimension to read; None reads the whole variable.
+        path: path of the file, for the message.
+        index: index in the last dimension of the element to read; None reads the whole variable.
 
     Raises:
-        DataError: there is no such variable in this file, it is not of numbers, or it declares more than the file holds.
+        DataError: there is no such variable in this file, it is not numeric, or it declares more data than the file can
+            contain.
     """
     import h5py
 
@@ -144,7 +145,7 @@ def _version_73(path: Path, key: str) -> bool:
 
 
 def _variable(path: Path, key: str) -> Any:
-    """A variable of a file of version 5."""
+    """Read a variable of a file of version 5."""
     try:
         with path.open("rb") as file:
             header, size = file.read(HEADER), path.stat().st_size
@@ -178,11 +179,11 @@ def _variable(path: Path, key: str) -> Any:
 
 
 def _elements(body: memoryview, order: str) -> Iterator[_Element]:
-    """The elements of a matrix, in order."""
+    """Yield the elements of a matrix, in order."""
     at = 0
     while at + 8 <= len(body):
         kind, size = struct.unpack_from(f"{order}II", body, at)
-        if kind >> 16:  # a small one: type and size in four bytes, data in the next four
+        if kind >> 16:  # a small element: type and size in four bytes, data in the next four
             kind, size, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
         else:
             start = at + 8
@@ -199,12 +200,12 @@ def _name(body: bytes, order: str) -> str:
 
 
 def _matrix(body: memoryview, order: str, depth: int) -> Any:
-    """Numbers and cells as arrays, structs as arrays of namespaces, characters as text.
+    """Read a matrix: numbers and cells as arrays, structs as arrays of namespaces, characters as text.
 
     Args:
-        body: the matrix without its tag.
+        body: content of the matrix without its tag.
         order: byte order, "<" or ">".
-        depth: number of levels that may follow.
+        depth: largest number of further nested levels.
     """
     if not depth:
         raise ValueError(f"cells and structs in each other, more than {DEPTH} deep")
@@ -250,7 +251,7 @@ def _objects(values: list[Any]) -> NDArray[Any]:
 
 
 def _shaped(values: NDArray[Any], dims: list[int]) -> NDArray[Any]:
-    """Values in the order of Matlab's columns; -1 and the like are no dimensions."""
+    """Reshape values in Matlab's column-major order; negative dimensions are refused."""
     if min(dims, default=0) < 0 or math.prod(dims) != len(values):
         raise ValueError(f"a matrix of {' x '.join(map(str, dims))} of {len(values)} values")
     return values.reshape(dims, order="F")

@@ -1,4 +1,4 @@
-"""NYUD-v2 with semantics, depth, normals and edges, in the five forms in which it is passed around."""
+"""NYUD-v2 with semantics, depth, normals and edges, in five releases."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ MTAN = {"image": "image", "semseg": "label", "normals": "normal", "depth": "dept
 def nyud(
     root: str | Path, split: str = "val", tasks: Sequence[str] | None = None, axes: Axes | None = None
 ) -> DenseSet:
-    """Return NYUD-v2; which release it is, its files tell.
+    """Return NYUD-v2; the release is determined by its files.
 
-    Five releases are read. Three share their folders ``{images,edge,segmentation,normals,depth}/`` and
+    Five releases are supported. Three have the folders ``{images,edge,segmentation,normals,depth}/`` and
     ``gt_sets/{train,val}.txt`` (795 and 654 names) and differ in their files:
 
     =========  ==============  ===============  =============================
@@ -78,20 +78,19 @@ def nyud(
     depth      mat, metres     npy, metres      npy, metres
     =========  ==============  ===============  =============================
 
-    There the 40 classes are :data:`NYUD40`, and 0 is ignored in all of them (ASTMT's own loader made it a 41st
-    class). The fourth, of MTAN and LibMTL, is ``{train,val}/{image,label,depth,normal}/<i>.npy``: the 13 classes
-    of :data:`NYUD13`, -1 ignored, no edges. The fifth is that of the authors, ``nyu_depth_v2_labeled.mat`` (Matlab 7.3)
-    with ``splits.mat``: depth, and with ``classMapping40.mat`` of Gupta et al. the 40 classes. Depth 0 is not
-    measured, in all.
+    Their 40 classes are :data:`NYUD40`; 0 is ignored (ASTMT's own loader makes it a 41st class). The fourth release, of MTAN
+    and LibMTL, is ``{train,val}/{image,label,depth,normal}/<i>.npy``: the 13 classes of :data:`NYUD13`, -1 ignored, no edges.
+    The fifth is that of the authors, ``nyu_depth_v2_labeled.mat`` (Matlab 7.3) with ``splits.mat``: depth, and with
+    ``classMapping40.mat`` of Gupta et al. the 40 classes. In all releases, depth 0 is not measured.
 
-    No release says how its normals count, so they are compared with the depth of the first images
-    (:func:`~testtime.data.pixels.axes_from_depth`) and brought to x right, y up, z towards the viewer.
+    No release documents the axes of its normals, so they are determined from the depth of the first images
+    (:func:`~testtime.data.pixels.axes_from_depth`) and converted to x right, y up, z towards the viewer.
 
     Args:
-        root: the folder of these folders, or the one that holds it as ``NYUD_MT`` or ``nyuv2``.
-        split: "train" or "val".
-        tasks: which labels to read; None reads those that are there.
-        axes: the signs that bring the stored normals to that convention; None measures them.
+        root: folder of these folders, or the folder that contains it as ``NYUD_MT`` or ``nyuv2``.
+        split: name of the split: "train" or "val".
+        tasks: tasks whose labels are read; None reads all that exist.
+        axes: signs that convert the stored normals to that convention; None determines them from depth.
 
     Raises:
         DataError: files are missing, damaged, or of two releases.
@@ -112,10 +111,10 @@ def nyud(
 
 
 def nyud_layout(folder: str | Path) -> str:
-    """Return which release a folder holds: "astmt", "mti", "atrc", "mtan" or "official".
+    """Return the release of NYUD-v2 in a folder: "astmt", "mti", "atrc", "mtan" or "official".
 
     Raises:
-        DataError: it is none of them, or files of two were mixed.
+        DataError: the folder contains no release, or files of two releases.
     """
     folder = Path(folder)
     if (folder / OFFICIAL).is_file():
@@ -189,7 +188,7 @@ def _mtan(folder: Path, split: str, tasks: Sequence[str] | None, axes: Axes | No
 
 
 def _pairs(files: Sequence[tuple[Path, Path]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normals and depth of up to eight images that have both, spread over the set."""
+    """Yield normals and depth of up to eight images that have both, spread over the set."""
     both = [
         (n, d) for n, d in islice(files, 0, None, max(1, len(files) // 64)) if n.is_file() and d.is_file()
     ]
@@ -237,13 +236,13 @@ def _floats(path: Path) -> Tensor:
 
 
 def _outside(values: NDArray[Any]) -> bool:
-    """Whether any value is not in [0, 1], but for rounding."""
+    """Return whether a value is outside of [0, 1] by more than rounding."""
     return not (values.size and values.min() >= -0.01 and values.max() <= 1.01)
 
 
 @final
 class _Official(DenseSet):
-    """The release of the authors: one file of Matlab's version 7.3 with 1,449 images."""
+    """The release of the authors: a file of Matlab's version 7.3 with 1,449 images."""
 
     def __init__(self, folder: Path, split: str, tasks: Sequence[str] | None) -> None:
         self.name, self.path = f"nyud-official-{split}", folder / OFFICIAL
@@ -268,7 +267,7 @@ class _Official(DenseSet):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one sample.
+        """Return one sample.
 
         Raises:
             DataError: the file is damaged.

@@ -1,4 +1,4 @@
-"""The layout of Taskonomy and of everything the Omnidata annotator samples: a file for each point, view and domain."""
+"""The layout of Taskonomy and of the Omnidata annotator: a file for each point, view and domain."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ from testtime.data.fileset import Decode, FileSet
 from testtime.data.listing import files, folders, read_lines
 from testtime.data.pixels import Axes, chosen_tasks, colour, levels, metres, normals_image
 from testtime.errors import DataError
+from testtime.moved import renamed
 
-__all__ = ["Views", "sampled", "spaces_of", "split_of"]
+__all__ = ["Views", "read_split", "select_spaces", "view_set"]
+
+__getattr__ = renamed(
+    __name__, {"sampled": "view_set", "spaces_of": "select_spaces", "split_of": "read_split"}
+)
 
 NAME = re.compile(r"point_(\d+)_view_(\d+)_domain_(\w+)\.(?:png|json|npy)")
 FOLDERS = {
@@ -35,25 +40,29 @@ FOLDERS = {
     "distance": ("depth_euclidean",),
     "pose": ("point_info", "points", "fixatedpose"),
 }
-"""By task, the folders of releases."""
+"""Names of the folders in different releases, by task."""
 EXTRA = ("edge_texture", "distance")
-"""Tasks that are read only when they are asked for."""
+"""Tasks that are read only if they are requested."""
 AXES: Axes = (1, -1, 1)
 UNIT = 1 / 512
 UNKNOWN = 2**16 - 1
 OCCLUSION_FULL = 0.00625 * 2**16
 
 View = tuple[str, int, int]
-"""Space (a building, a scene), point, view."""
+"""Space (a building or a scene), point, view."""
 
 
-def split_of(path: str | Path, split: str) -> list[str]:
-    """The spaces of one split, of a table with the columns id, train, val, test of 0 and 1.
+def read_split(path: str | Path, split: str) -> list[str]:
+    """Return the spaces of one split from a table with the columns id, train, val, test of 0 and 1.
 
-    Lines may end in any way; the published tiny split ends them with a bare carriage return.
+    All line endings are supported; those of the published tiny split are carriage returns.
+
+    Args:
+        path: path of the table.
+        split: name of the split, a column of the table.
 
     Raises:
-        DataError: it is missing, or not such a table.
+        DataError: the file is missing, or not such a table.
         ValueError: there is no such split.
     """
     path = Path(path)
@@ -83,32 +92,39 @@ def split_of(path: str | Path, split: str) -> list[str]:
     return [row["id"] for row in table if row[split] == "1"]
 
 
-def spaces_of(split: str | None, splits: str | Path | None, spaces: Iterable[str] | None) -> list[str] | None:
-    """The spaces that are asked for: by name, by split, or those of the names that are in the split; None is all.
+def select_spaces(
+    split: str | None, splits: str | Path | None, spaces: Iterable[str] | None
+) -> list[str] | None:
+    """Return the spaces selected by name, by split, or by both; None for all.
 
-    Raises:
-        ValueError: a split without its table, or a table without a split.
+    Args:
+        split: name of a split, or None.
+        splits: path of the table of the split, or None.
+        spaces: names of spaces, or None.
+
+        Raises:
+            ValueError: a split is given without its table, or a table without a split.
     """
     asked = None if spaces is None else list(spaces)
     if split is None and splits is None:
         return asked
     if split is None or splits is None:
-        raise ValueError("split= and splits= go together: which split, and the table that says what is in it")
-    inside = split_of(splits, split)
+        raise ValueError("split= and splits= go together: the name of a split, and the table of the splits")
+    inside = read_split(splits, split)
     return inside if asked is None else [name for name in asked if name in set(inside)]
 
 
 class Views:
-    """Which views there are, and where their files lie.
+    """The views of a data set and the paths of their files.
 
     Args:
-        root: the folder, in either layout: ``<domain>/<component>/<space>/`` of the Omnidata starter set, or
-            ``<space>/<domain>/`` of the annotator and of the first release of Taskonomy.
-        component: the folder between, in the first layout: "taskonomy" or "replica".
-        spaces: those to look at; None takes all.
+        root: folder in either layout: ``<domain>/<component>/<space>/`` of the Omnidata starter set, or ``<space>/<domain>/``
+            of the annotator and of the first release of Taskonomy.
+        component: name of the component in the first layout: "taskonomy" or "replica".
+        spaces: names of the spaces; None takes all.
 
     Raises:
-        DataError: there are no images in either layout, or a space that is asked for has none.
+        DataError: there are no images in either layout, or a requested space has none.
     """
 
     def __init__(self, root: str | Path, component: str, spaces: Iterable[str] | None = None) -> None:
@@ -156,11 +172,11 @@ class Views:
         return self.root / name / self.component / space if self.by_domain else self.root / space / name
 
     def tasks(self) -> set[str]:
-        """The tasks of which there is a file."""
+        """Return the tasks that have a file."""
         return {task for _, task in self._files}
 
     def keys(self, tasks: Iterable[str]) -> list[str]:
-        """The views that have a file of each of these tasks, in the order of space, point and view."""
+        """Return the keys of the views that have a file for each task, in the order of space, point and view."""
         wanted = ("image", *tasks)
         found: list[View] = []
         for space in self.spaces:
@@ -171,7 +187,7 @@ class Views:
         return [f"{space}/point_{point}_view_{view}" for space, point, view in found]
 
     def locate(self, key: str, task: str) -> Path:
-        """The file of a view; it need not be there."""
+        """Return the path of a view's file for a task, which need not exist."""
         space, _, stem = key.rpartition("/")
         entry = self._files.get((space, task))
         if entry is None:
@@ -180,10 +196,10 @@ class Views:
         return folder / f"{stem}_domain_{domain}{suffix}"
 
     def camera(self, key: str) -> Camera:
-        """The camera of a view, of its ``point_info`` (also called ``fixatedpose``).
+        """Return the camera of a view from its ``point_info`` (also called ``fixatedpose``).
 
         Raises:
-            DataError: there is none, or it lacks position, rotation or field of view.
+            DataError: the file is missing, or lacks position, rotation or field of view.
         """
         path = self.locate(key, "pose")
         info = read_json(path, "the camera of a view")
@@ -206,7 +222,7 @@ class Views:
             ) from error
 
 
-def sampled(
+def view_set(
     name: str,
     views: Views,
     tasks: Sequence[str] | None,
@@ -214,10 +230,18 @@ def sampled(
     semantics: Decode,
     classes: Sequence[str],
 ) -> FileSet:
-    """The set of these views: depth in metres, normals with y up, edges in [0, 1].
+    """Return the data set of views, with depth in metres, normals with y up, and edges in [0, 1].
+
+    Args:
+        name: name of the data set, for reports.
+        views: views of the data set.
+        tasks: tasks whose labels are read; None reads all that exist but :data:`EXTRA`.
+        partial_labels: whether views that lack some of the labels are kept.
+        semantics: function that reads a label of "semseg".
+        classes: names of the classes of "semseg".
 
     Raises:
-        DataError: no view has what is asked for.
+        DataError: no view has the requested labels.
         ValueError: there is no such task.
     """
     known = [task for task in FOLDERS if task not in ("image", "pose")]
@@ -249,7 +273,7 @@ def _edges(path: Path, full: float) -> Tensor:
 
 
 def _turned(info: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
-    """Camera to world, of the quaternion (w, x, y, z) or else of the angles, which Blender turns x first."""
+    """Return the camera-to-world rotation from the quaternion (w, x, y, z), or else from Blender's XYZ Euler angles."""
     if "camera_rotation_final_quaternion" in info:
         return rotation(info["camera_rotation_final_quaternion"])
     x, y, z = (float(angle) / 2 for angle in info["camera_rotation_final"])

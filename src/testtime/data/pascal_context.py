@@ -1,4 +1,4 @@
-"""PASCAL-Context as a multi-task set: semantics, normals, edges, human parts and saliency."""
+"""PASCAL-Context as a multi-task data set: semantics, normals, edges, human parts and saliency."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PARTS = {
     5: "luleg ruleg",
     6: "lfoot llleg rfoot rlleg",
 }
-"""Head, torso, upper arms, lower arms, upper legs, lower legs, of the names of the annotation."""
+"""Names in the annotation of head, torso, upper arms, lower arms, upper legs and lower legs."""
 PART_OF = {name: part for part, names in PARTS.items() for name in names.split()}
 TASKS = ("semseg", "normals", "edge", "human_parts", "saliency")
 FOLDERS = {
@@ -60,7 +60,7 @@ def pascal_context(
     axes: Axes = (1, 1, 1),
     normal_classes: Collection[int] | None = None,
 ) -> FileSet:
-    """Return PASCAL-Context with the labels of PASCAL_MT; a file is read only for a task that is asked for.
+    """Return PASCAL-Context with the labels of PASCAL_MT; only files of requested tasks are read.
 
     ==============  ======================================  ====================================================
     task            file                                    label
@@ -75,17 +75,17 @@ def pascal_context(
     saliency        sal_distill/<id>.png                    (1, H, W): 1 where the stored value is above 127
     ==============  ======================================  ====================================================
 
-    How the normals count, the release does not say, and without depth it cannot be measured: they come as stored
-    unless ``axes`` gives signs. Those that :func:`~testtime.data.nyud` measures on NYUD-v2 of the same authors are
-    the best guess.
+    The axes of the normals are not documented, and without depth they cannot be determined: the normals are returned as stored
+    unless ``axes`` gives signs. The best guess is the signs that :func:`~testtime.data.nyud` determines on NYUD-v2 of the same
+    authors.
 
     Args:
-        root: the folder of ``JPEGImages`` and ``ImageSets``, or the one that holds it as ``PASCAL_MT``.
-        split: "train" (4,998 images) or "val" (5,105).
-        tasks: which labels to read; None reads those that are there.
-        axes: the signs that bring the stored normals to x right, y up, z towards the viewer.
-        normal_classes: the ids in ``LabelMap`` of which normals are kept; None keeps all. The published protocol
-            keeps the classes that NYUD-v2 shares, and tvmonitor; ids are in ``labels.txt`` of PASCAL-Context.
+        root: folder of ``JPEGImages`` and ``ImageSets``, or the folder that contains it as ``PASCAL_MT``.
+        split: name of the split: "train" (4,998 images) or "val" (5,105).
+        tasks: tasks whose labels are read; None reads all that exist.
+        axes: signs that convert the stored normals to x right, y up, z towards the viewer.
+        normal_classes: ids in ``LabelMap`` of the classes whose normals are kept; None keeps all. The published protocol
+            keeps the classes shared with NYUD-v2, and tvmonitor; the ids are in ``labels.txt`` of PASCAL-Context.
 
     Raises:
         DataError: files are missing or damaged.
@@ -123,7 +123,7 @@ def pascal_context(
 
 
 def thinned(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Reduce a mask (H, W) to lines of one pixel, keeping what is connected so.
+    """Thin a mask (H, W) to lines of one pixel without disconnecting its parts.
 
     >>> thinned(np.ones((5, 3), bool)).sum(0).tolist()
     [0, 3, 0]
@@ -184,7 +184,7 @@ def _saliency(path: Path) -> Tensor:
 
 
 def _parts(path: Path) -> Tensor | None:
-    """Parts of all people of an image; None where no person has any."""
+    """Return the parts of all people of an image; None if no person has any."""
     label: NDArray[np.int64] | None = None
     try:
         for thing in np.atleast_1d(matlab_struct(path, "anno").objects):

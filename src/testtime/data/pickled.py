@@ -1,11 +1,11 @@
-"""Read the tables inside a pickle without executing it.
+"""A reader of the tables in pickles that does not execute them.
 
-``pickle.load`` runs what the file says. The published CIFAR batches for Python need nothing of that: they
-hold a dict of lists, strings and arrays. `read_pickled` walks the opcodes as data, knows the few names with
-which numpy writes an array, and refuses the rest.
+``pickle.load`` executes code of the file. The published Python batches of CIFAR do not need that: they contain a dict of
+lists, strings and arrays. `read_pickled` interprets the opcodes as data, supports the few names that numpy uses for arrays, and
+refuses others.
 
-Time and memory are bounded by the size of the file, although a pickle can refer to one object many times: arrays are
-views of the bytes that are there, text is encoded at most once in all, the keys of dicts are text, and the table may
+Time and memory are bounded by the size of the file, although a pickle can refer to one object many times: arrays are views of
+the bytes of the file, the total length of encoded text is bounded by its size, the keys of dicts are text, and the table may
 not have more items than the file has bytes.
 """
 
@@ -21,20 +21,20 @@ from testtime.data.files import need_file
 from testtime.errors import DataError
 
 LARGEST = 2**31
-"""Bytes of a file at most; CIFAR-100, the largest that is published, has 155 MB."""
+"""Largest size of a file in bytes; CIFAR-100, the largest published file, has 155 MB."""
 OPCODES = 20_000_000
-"""Opcodes of a file at most; CIFAR-100 has 300,000."""
+"""Largest number of opcodes of a file; CIFAR-100 has 300,000."""
 
 
 class _Name:
-    """A global that the pickle mentions; it is never looked up."""
+    """The name of a global in the pickle, which is never imported."""
 
     def __init__(self, path: str) -> None:
         self.path = path.replace("numpy._core.", "numpy.core.")
 
 
 class _Array:
-    """An array under construction: numpy pickles an empty one and then its state."""
+    """An array under construction: numpy pickles an empty array and then its state."""
 
     def __init__(self) -> None:
         self.value: NDArray[Any] | None = None
@@ -48,7 +48,7 @@ class _Array:
 
 
 class _Type:
-    """A dtype under construction; only booleans, integers and floats."""
+    """A dtype under construction: booleans, integers and floats only."""
 
     def __init__(self, code: Any) -> None:
         self.code = _need_text(code)
@@ -102,10 +102,11 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
-    """The stack and the memo of the pickle machine, for the opcodes that make plain tables.
+    """The stack and the memo of the pickle machine, for the opcodes of plain tables.
 
     Args:
-        size: bytes of the file; as many may be encoded in all, as text is when it becomes the bytes of an array.
+        size: size of the file in bytes, which is also the largest total length of text that is encoded to the bytes of
+            arrays.
     """
 
     def __init__(self, size: int) -> None:
@@ -184,18 +185,18 @@ class _Machine:
             text, _ = arguments
             return self.encoded(text)
         if path not in CALLS:
-            raise ValueError(f"it asks to call {path[:80]!r}")
+            raise ValueError(f"it contains a call of {path[:80]!r}")
         return CALLS[path](*arguments)
 
 
 def _table(items: list[Any]) -> dict[str, Any]:
-    """A dict of keys and values in turn; keys are text, so that no file chooses what is hashed."""
+    """Return a dict of alternating keys and values; keys have to be text, so that hashing is safe."""
     keys = [key.decode("latin-1") if isinstance(key, bytes) else _need_text(key) for key in items[::2]]
     return dict(zip(keys, items[1::2], strict=True))
 
 
 class _Plain:
-    """Replace arrays under construction by arrays, for so many items at most."""
+    """Function that replaces arrays under construction by arrays, for a largest number of items."""
 
     def __init__(self, items: int) -> None:
         self.left = items
@@ -216,13 +217,13 @@ class _Plain:
 
 
 def read_pickled(path: str | Path) -> dict[str, Any]:
-    """Return the dict that a pickle holds, executing nothing of it.
+    """Return the dict in a pickle without executing it.
 
     Args:
-        path: a pickle of protocol 0 to 5 with a dict of numbers, strings, lists and numeric arrays.
+        path: path of a pickle of protocol 0 to 5 with a dict of numbers, strings, lists and numeric arrays.
 
     Raises:
-        DataError: if the file is damaged or asks for anything else, such as calling a function.
+        DataError: the file is damaged or contains other objects, such as calls of functions.
     """
     path = need_file(Path(path), "a pickled dict of arrays and lists")
     try:

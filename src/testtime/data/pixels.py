@@ -1,4 +1,4 @@
-"""Decoding of the files that labels lie in: images of 8 and 16 bits, depth, normals and class ids."""
+"""Decoding of label files: images of 8 and 16 bits, depth, normals and class ids."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,28 +26,28 @@ __all__ = [
 ]
 
 Axes = tuple[int, int, int]
-"""The signs that bring stored normals to (x right, y up, z towards the viewer)."""
+"""Signs that convert stored normals to (x right, y up, z towards the viewer)."""
 
 
 def colour(path: Path) -> Tensor:
-    """Return an image as (3, H, W) float32 in [0, 1], as stored: labels and cameras refer to stored pixels.
+    """Return an image as (3, H, W) float32 in [0, 1] without EXIF rotation: labels and cameras refer to stored pixels.
 
     Raises:
-        DataError: it is missing, damaged or of more than 8 bits a channel.
+        DataError: the file is missing, damaged or has more than 8 bits per channel.
     """
     pixels = decoded(image_bytes(path), 3, path, upright=False)
     return torch.from_numpy(pixels.copy()).float() / 255
 
 
 def levels(path: Path, bits: int = 8) -> NDArray[np.int64]:
-    """The stored numbers of an image of one channel, (H, W): 8 or 16 bits, or the indices of a palette.
+    """Return the stored numbers of an image with one channel, (H, W): 8 or 16 bits, or the indices of a palette.
 
     Args:
-        path: file of the image.
-        bits: bits of a number at least: 16 for depth, of which 8 bits hold a picture only.
+        path: path of the image.
+        bits: least number of bits of a stored number: 16 for depth, since 8 bits are only a visualisation of it.
 
     Raises:
-        DataError: it is missing, damaged, too large, has several channels, or fewer bits.
+        DataError: the file is missing, damaged, too large, or has several channels or fewer bits.
         ImportError: Pillow is not installed.
     """
     array = stored_numbers(path)
@@ -65,10 +65,10 @@ def levels(path: Path, bits: int = 8) -> NDArray[np.int64]:
 
 
 def stored_numbers(path: Path) -> NDArray[Any]:
-    """The whole numbers of an image as they are stored, (H, W) or (H, W, C).
+    """Return the stored integers of an image, (H, W) or (H, W, C).
 
     Raises:
-        DataError: it is missing, damaged, too large, or stores other numbers.
+        DataError: the file is missing, damaged, too large, or contains other numbers.
         ImportError: Pillow is not installed.
     """
     with opened(image_bytes(path), path) as image:
@@ -79,16 +79,16 @@ def stored_numbers(path: Path) -> NDArray[Any]:
 
 
 def class_ids(ids: NDArray[Any], count: int, path: Path, first: int = 0) -> Tensor:
-    """Class ids (H, W) int64 that begin at 0; ids below ``first``, and 255, become IGNORE.
+    """Return class indices (H, W) int64 from stored ids; ids below ``first``, and 255, become IGNORE.
 
     Args:
-        ids: as stored, (H, W).
-        count: how many classes there are; 0 if that is not known.
-        path: their file, for the message.
-        first: the stored id of class 0; what is below it has no class.
+        ids: stored ids, (H, W).
+        count: number of classes; 0 if it is unknown.
+        path: path of the file, for the message.
+        first: stored id of class 0; lower ids have no class.
 
     Raises:
-        DataError: an id is that of no class, or no whole number.
+        DataError: an id is not that of a class, or not an integer.
     """
     values = np.asarray(ids)
     if values.ndim != 2:
@@ -111,16 +111,16 @@ def class_ids(ids: NDArray[Any], count: int, path: Path, first: int = 0) -> Tens
 def metres(
     values: NDArray[Any], unit: float, unknown: Iterable[int] = (0,), path: Path | None = None
 ) -> Tensor:
-    """Depth (1, H, W) float32 in metres.
+    """Convert stored depth to metres, (1, H, W) float32.
 
     Args:
-        values: stored values, (H, W), (H, W, 1) or (1, H, W).
-        unit: how many metres a stored 1 is.
-        unknown: the stored values that mean: not measured. They become NaN, and so does what is not finite.
-        path: their file, for the message.
+        values: stored depth, (H, W), (H, W, 1) or (1, H, W).
+        unit: length in metres of a stored 1.
+        unknown: stored values of pixels without a measurement, which become NaN, as do values that are not finite.
+        path: path of the file, for the message.
 
     Raises:
-        DataError: the values are not a plane.
+        DataError: the values have another shape.
 
     >>> metres(np.array([[0, 512, 65535]]), 1 / 512, (65535,)).tolist()
     [[[0.0, 1.0, nan]]]
@@ -135,14 +135,14 @@ def metres(
 
 
 def float_metres(values: NDArray[Any], path: Path) -> Tensor:
-    """Depth (1, H, W) of floats in metres; NaN where nothing was measured: 0, below it, or not finite.
+    """Return depth stored in metres as (1, H, W) float32, NaN where it is not positive or not finite.
 
     Args:
-        values: stored values, (H, W), (H, W, 1) or (1, H, W).
-        path: their file, for the message.
+        values: stored depth, (H, W), (H, W, 1) or (1, H, W).
+        path: path of the file, for the message.
 
     Raises:
-        DataError: the values are whole numbers or too large to be metres, or are not a plane.
+        DataError: the values are integers, too large to be metres, or have another shape.
     """
     if values.dtype.kind != "f":
         raise DataError(
@@ -162,18 +162,18 @@ def _from(path: Path | None) -> str:
 
 
 def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1), path: Path | None = None) -> Tensor:
-    """Normals (3, H, W) float32 of length 1; NaN where the stored vector is none.
+    """Convert stored normals to unit vectors, (3, H, W) float32, NaN where a stored vector is not valid.
 
-    A stored vector is none if its length is below 0.5 or above 1.5: zero, the grey 127 and the black 0 of
-    2p/255 - 1 all are, and no rounding of a unit vector to 8 bits is.
+    A stored vector is valid if its length is between 0.5 and 1.5. Zero, the grey 127 and the black 0 of 2p/255 - 1 are not; all
+    unit vectors rounded to 8 bits are.
 
     Args:
-        vectors: (H, W, 3); integers are read as 2p/255 - 1.
-        axes: the sign of each axis.
-        path: their file, for the message.
+        vectors: stored normals, (H, W, 3); integers p are converted by 2p/255 - 1.
+        axes: sign of each axis.
+        path: path of the file, for the message.
 
     Raises:
-        DataError: the values are no vectors of three numbers.
+        DataError: the values are not vectors of three numbers.
 
     >>> unit_normals(np.array([[[127, 127, 255], [0, 0, 0]]], np.uint8))[:, 0].round(decimals=1).T.tolist()
     [[-0.0, -0.0, 1.0], [nan, nan, nan]]
@@ -191,25 +191,25 @@ def unit_normals(vectors: NDArray[Any], axes: Axes = (1, 1, 1), path: Path | Non
 
 
 def normals_image(path: Path, axes: Axes = (1, 1, 1)) -> Tensor:
-    """Normals (3, H, W) of an image that stores 2p/255 - 1; see :func:`unit_normals`."""
+    """Read the normals (3, H, W) of an image that stores 2p/255 - 1; see :func:`unit_normals`."""
     pixels = decoded(image_bytes(path), 3, path, upright=False)
     return unit_normals(pixels.transpose(1, 2, 0), axes, path)
 
 
 def axes_from_depth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Axes:
-    """Measure in which directions stored normals count, by the depth of the same images.
+    """Determine the signs of the axes of stored normals from the depth of the same images.
 
-    A plane that is seen through a pinhole has depth Z with sign(n_x) = sign(d log Z / d column) and
-    sign(n_y) = -sign(d log Z / d row), whatever the focal length, and n_z > 0 because it is seen.
+    The depth Z of a plane in a pinhole camera has sign(n_x) = sign(d log Z / d column) and sign(n_y) = -sign(d log Z / d row)
+    for any focal length, and n_z > 0 because the plane is visible.
 
     Args:
-        pairs: normals (3, H, W) as stored and depth (1, H, W) in metres, NaN where there is none.
+        pairs: stored normals (3, H, W) and depth (1, H, W) in metres of images, NaN where unknown.
 
     Returns:
-        The signs to multiply the stored normals by, for x right, y up, z towards the viewer.
+        Factors of the stored normals for x right, y up, z towards the viewer.
 
     Raises:
-        DataError: depth and normals do not agree on any signs.
+        DataError: depth and normals agree with no signs.
     """
     sums, weights = np.zeros(3), np.full(3, 1e-12)
     for normals, depth in pairs:
@@ -224,7 +224,7 @@ def axes_from_depth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Axes:
     trust = sums / weights
     if (np.abs(trust) < 0.2).any():
         raise DataError(
-            f"the depth does not tell how the normals count (agreement {trust.round(2).tolist()} of 1, at least "
+            f"the depth does not determine the axes of the normals (agreement {trust.round(2).tolist()} of 1, at least "
             "0.2 needed); give axes=, the signs that bring them to x right, y up, z towards the viewer"
         )
     x, y, z = (1 if t > 0 else -1 for t in trust)
@@ -232,15 +232,15 @@ def axes_from_depth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Axes:
 
 
 def keys_in(path: Path, what: str, folder: Path) -> list[str]:
-    """The names of samples in a list.
+    """Return the names of samples in a list.
 
     Args:
-        path: file of the list, a name on each line.
-        what: its content, for the message.
-        folder: folder that the names have to stay in.
+        path: path of the list, with a name on each line.
+        what: description of its content, for the message.
+        folder: folder in which the named files have to be.
 
     Raises:
-        DataError: the list is missing, empty or no text, or a name leads out of the folder.
+        DataError: the list is missing, empty or not text, or a name refers to a path outside of the folder.
     """
     names = read_lines(path, what)
     for name in names:
@@ -251,10 +251,16 @@ def keys_in(path: Path, what: str, folder: Path) -> list[str]:
 def chosen_tasks(
     asked: Sequence[str] | None, known: Sequence[str], there: Iterable[str], place: Path
 ) -> tuple[str, ...]:
-    """The tasks to read: those asked for, or those of the known ones that are there.
+    """Return the tasks to read: the requested tasks, or the known tasks that exist.
+
+    Args:
+        asked: names of the requested tasks, or None.
+        known: names of all tasks of the data set.
+        there: names of the tasks that have files.
+        place: folder of the data set, for the message.
 
     Raises:
-        DataError: there is no file at all of a task that was asked for.
+        DataError: a requested task has no files.
         ValueError: there is no such task.
     """
     found = set(there)

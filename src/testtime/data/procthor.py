@@ -1,4 +1,4 @@
-"""ProcTHOR: procedural houses, and the frames that AI2-THOR renders of them, dumped to files."""
+"""ProcTHOR: procedural houses, and files of the frames that AI2-THOR renders of them."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ __all__ = ["AgentEvent", "dump_event", "procthor", "procthor_houses", "procthor_
 
 TASKS = ("semseg", "depth")
 LINE = 2**26
-"""Bytes of a house at most; the largest of ProcTHOR-10k has less than a hundredth of it."""
+"""Largest size of a house in bytes; the largest of ProcTHOR-10k has less than a hundredth of it."""
 FOLDERS = {"image": "rgb", "semseg": "semantic", "depth": "depth"}
 
 
 class AgentEvent(Protocol):
-    """What :func:`dump_event` needs of an event of AI2-THOR; a controller's ``step`` returns one.
+    """The part of an event of AI2-THOR that :func:`dump_event` uses; a controller's ``step`` returns an event.
 
     Attributes:
-        frame: (H, W, 3) uint8.
-        depth_frame: (H, W) float32, metres along the optical axis, or None.
-        instance_segmentation_frame: (H, W, 3) uint8, a colour for each object, or None.
-        color_to_object_id: by colour, the id of the object, such as "Chair|1|2".
-        instance_detections2D: by the id of an object, its box (x1, y1, x2, y2) in pixels, or None.
-        metadata: at least agent.rotation.y, agent.cameraHorizon (degrees, down is positive), cameraPosition
+        frame: image, (H, W, 3) uint8.
+        depth_frame: depth along the optical axis in metres, (H, W) float32, or None.
+        instance_segmentation_frame: image with a colour for each object, (H, W, 3) uint8, or None.
+        color_to_object_id: ids of the objects, such as "Chair|1|2", by colour.
+        instance_detections2D: boxes (x1, y1, x2, y2) in pixels, by id of the object, or None.
+        metadata: metadata with at least agent.rotation.y, agent.cameraHorizon (degrees, down is positive), cameraPosition
             (x, y, z), fov (vertical, degrees), and objects with objectId and objectType.
     """
 
@@ -58,10 +58,10 @@ def procthor_houses(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the houses of ``{train,val,test}.jsonl.gz`` of ProcTHOR-10k, one at a time.
 
     Args:
-        path: the file, gzipped or plain: a house on each line.
+        path: path of the file, gzipped or plain, with a house on each line.
 
     Raises:
-        DataError: it is missing or damaged, or a line has no rooms, walls and objects.
+        DataError: the file is missing or damaged, or a line lacks rooms, walls or objects.
 
     Source: Deitke et al., *ProcTHOR: Large-Scale Embodied AI Using Procedural Generation*, NeurIPS 2022.
     """
@@ -86,25 +86,25 @@ def procthor_houses(path: str | Path) -> Iterator[dict[str, Any]]:
 def dump_event(
     root: str | Path, house: str, frame: str, event: AgentEvent, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Write what an event of AI2-THOR shows as files, and return its line of ``frames.jsonl``.
+    """Write the images and labels of an event of AI2-THOR to files, and return its line of ``frames.jsonl``.
 
-    There is no published form of such a dump; this is ours. ``<root>/<house>/<domain>/<frame>.png`` with the domains
-    rgb (8 bits), depth (uint16 millimetres, 0 beyond 65 m), instance (uint16: 0 none, else as in ``boxes``) and
-    semantic (uint8: the index in ``<root>/classes.json``, 255 none of them), and ``<root>/<house>/frames.jsonl``: for
-    each frame fx, fy, cx, cy, width, height, the pose and ``boxes`` of instance, object, class and box.
+    The format is specific to this library: ``<root>/<house>/<domain>/<frame>.png`` with the domains rgb (8 bits), depth (uint16
+    millimetres, 0 beyond 65 m), instance (uint16: 0 for none, otherwise as in ``boxes``) and semantic (uint8: the index in
+    ``<root>/classes.json``, 255 for other classes), and ``<root>/<house>/frames.jsonl`` with fx, fy, cx, cy, width, height, the
+    pose and ``boxes`` of instance, object, class and box for each frame.
 
-    Unity's axes are left-handed (z forward). The pose is written right-handed: the world's z is turned, and the
-    camera looks along its -z. An object's class is its objectType; of a structure, what its id begins with.
+    Unity's axes are left-handed (z forward). The pose is written right-handed: the world's z is negated, and the viewing
+    direction of the camera is its -z. The class of an object is its objectType; that of a structure is the prefix of its id.
 
     Args:
-        root: where to write.
-        house: what to call the house.
-        frame: what to call the frame.
-        event: what to write of; depth and instances are left out where they are None.
-        classes: the names of the classes, the same in every call.
+        root: folder of the houses.
+        house: name of the house.
+        frame: name of the frame.
+        event: event to write; depth and instances are not written if they are None.
+        classes: names of the classes, equal in every call.
 
     Raises:
-        DataError: another list of classes was written here before, or the event lacks what it needs.
+        DataError: the folder contains another list of classes, or the event lacks an attribute.
         ImportError: Pillow is not installed.
         ValueError: there are more classes than fit 8 bits, or a name is a path.
     """
@@ -142,10 +142,10 @@ def dump_event(
 
 
 def procthor_records(root: str | Path, house: str) -> dict[str, dict[str, Any]]:
-    """Return by frame what ``frames.jsonl`` of a house says: intrinsics, pose and boxes; see :func:`dump_event`.
+    """Return the records of ``frames.jsonl`` of a house (intrinsics, pose and boxes) by frame; see :func:`dump_event`.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: the file is missing or damaged.
     """
     path = Path(root) / house / "frames.jsonl"
     records = {}
@@ -162,14 +162,14 @@ def procthor_records(root: str | Path, house: str) -> dict[str, dict[str, Any]]:
 def procthor(
     root: str | Path, houses: Iterable[str] | None = None, tasks: Sequence[str] | None = None
 ) -> FileSet:
-    """Return the frames of houses that :func:`dump_event` wrote.
+    """Return the frames of houses written by :func:`dump_event`.
 
-    ``camera(index)`` gives intrinsics and pose; :func:`procthor_records` has the boxes.
+    ``camera(index)`` returns intrinsics and pose; :func:`procthor_records` returns the boxes.
 
     Args:
-        root: the folder of the houses and of ``classes.json``.
-        houses: only these; None takes all.
-        tasks: of "semseg" and "depth"; None reads those that are there.
+        root: folder of the houses and of ``classes.json``.
+        houses: names of the houses; None takes all.
+        tasks: tasks whose labels are read, among "semseg" and "depth"; None reads all that exist.
 
     Raises:
         DataError: files are missing or damaged.
@@ -236,7 +236,7 @@ def _seen_from(event: AgentEvent) -> dict[str, Any]:
 def _instances(
     event: AgentEvent, classes: Sequence[str]
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint8], list[dict[str, Any]]]:
-    """The planes of instances and classes, and a record for each object in sight."""
+    """Return the images of instances and classes, and a record for each visible object."""
     kinds = {thing["objectId"]: thing["objectType"] for thing in event.metadata["objects"]}
     colours = np.asarray(event.instance_segmentation_frame, np.int64)
     codes = colours @ np.array([65536, 256, 1])

@@ -1,4 +1,4 @@
-"""ScanNet++: rooms scanned by laser, seen by a fisheye DSLR and by an iPhone."""
+"""ScanNet++: laser scans of rooms, with images of a fisheye DSLR and of an iPhone."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ COLMAP_PARAMETERS = {
     "OPENCV": ("OPENCV", (0, 1, 2, 3)),
     "OPENCV_FISHEYE": ("OPENCV_FISHEYE", (0, 1, 2, 3)),
 }
-"""By COLMAP's model, ours, and where fx, fy, cx, cy are among its parameters; distortion follows them."""
+"""Model of :class:`Camera` and indices of fx, fy, cx, cy in the parameters, by COLMAP's model; distortion follows them."""
 
 
 @final
 @dataclass(frozen=True)
 class DslrFrame:
-    """A frame of the DSLR, as ``dslr/nerfstudio/transforms.json`` has it.
+    """A frame of the DSLR from ``dslr/nerfstudio/transforms.json``.
 
     Attributes:
-        name: of the file, such as "DSC00001.JPG".
-        mask: of the file of pixels that were made anonymous, if there is one.
-        is_test: whether it is held out for novel views.
-        is_bad: whether it is blurred or badly posed.
-        camera: intrinsics, and the pose as stored, in the world of nerfstudio, whose axes are not the mesh's.
+        name: name of the image file, such as "DSC00001.JPG".
+        mask: name of the mask file of anonymised pixels, or None.
+        is_test: whether the frame is held out for novel views.
+        is_bad: whether the frame is blurred or its pose is bad.
+        camera: intrinsics and stored pose, in the world frame of nerfstudio, whose axes differ from those of the mesh.
     """
 
     name: str
@@ -69,7 +69,7 @@ class DslrFrame:
 
 
 def scannetpp_scenes(root: str | Path, split: str) -> list[str]:
-    """Return the ids of the scenes of ``splits/<split>.txt``, such as "nvs_sem_train".
+    """Return the ids of the scenes in ``splits/<split>.txt``, such as "nvs_sem_train".
 
     Raises:
         DataError: there is no such list.
@@ -79,7 +79,7 @@ def scannetpp_scenes(root: str | Path, split: str) -> list[str]:
 
 
 def scannetpp_frames(root: str | Path, scene: str) -> list[DslrFrame]:
-    """Return the frames of the DSLR in one scene, sorted by name, with what is said of each.
+    """Return the frames of the DSLR in one scene with their metadata, sorted by name.
 
     Raises:
         DataError: the scene or its transforms.json is missing or damaged.
@@ -110,15 +110,15 @@ def scannetpp_frames(root: str | Path, scene: str) -> list[DslrFrame]:
 
 
 def scannetpp_cameras(root: str | Path, scene: str, source: str = "dslr") -> dict[str, Camera]:
-    """Return the cameras of ``<source>/colmap/{cameras,images}.txt`` by the name of the file, in the mesh's world.
+    """Return the cameras of ``<source>/colmap/{cameras,images}.txt`` by name of the image, in the world frame of the mesh.
 
     Args:
-        root: the folder of ``data/``.
-        scene: its id.
-        source: "dslr" or "iphone".
+        root: folder of ``data/``.
+        scene: id of the scene.
+        source: device: "dslr" or "iphone".
 
     Raises:
-        DataError: the files are missing or damaged, or a camera is of a model that is not read.
+        DataError: the files are missing or damaged, or a camera model is not supported.
         ValueError: there is no such source.
     """
     need_choice(source, ("dslr", "iphone"), "source")
@@ -154,26 +154,26 @@ def scannetpp_dslr(
     semantics: str | Path | None = None,
     classes: Sequence[str] = (),
 ) -> FileSet:
-    """Return the frames of the DSLR, as stored: fisheye, not undistorted.
+    """Return the frames of the DSLR as stored: fisheye, not undistorted.
 
-    Images are ``data/<scene>/dslr/resized_images/*.JPG``. The release has no label of an image, but the authors'
-    toolkit renders some, which are read where they are: depth ``<scene>/dslr/render_depth/<stem>.png`` in
-    millimetres (0 not measured) and semantics ``<scene>/<stem>.png`` or ``<scene>/<name>.png`` of class ids
-    (255 ignored). ``camera(index)`` is that of COLMAP, in the world of the mesh, with the parameters
-    of the fisheye; :func:`scannetpp_frames` has those of nerfstudio, and what is bad or held out.
+    Images are ``data/<scene>/dslr/resized_images/*.JPG``. The release has no labels of images, but the authors' toolkit renders
+    some, which are read if they exist: depth ``<scene>/dslr/render_depth/<stem>.png`` in millimetres (0 not measured) and
+    semantics ``<scene>/<stem>.png`` or ``<scene>/<name>.png`` of class ids (255 ignored). ``camera(index)`` is that of COLMAP,
+    in the world frame of the mesh, with the fisheye parameters; :func:`scannetpp_frames` returns those of nerfstudio, and
+    whether a frame is bad or held out.
 
     Args:
-        root: the folder of ``data/``, ``splits/`` and ``metadata/``.
-        scenes: their ids (:func:`scannetpp_scenes`).
-        part: "train", "test" (held out for novel views) or "all".
-        bad: whether to keep frames that are marked bad.
-        tasks: of "depth" and "semseg"; None reads those that are there.
-        rendered: where depth was rendered to; ``data/`` by default.
-        semantics: where class ids were rasterised to; without it there are none.
-        classes: their names; by default those of ``metadata/semantic_benchmark/top100.txt`` if it is there.
+        root: folder of ``data/``, ``splits/`` and ``metadata/``.
+        scenes: ids of the scenes (:func:`scannetpp_scenes`).
+        part: part of the frames: "train", "test" (held out for novel views) or "all".
+        bad: whether frames that are marked as bad are kept.
+        tasks: tasks whose labels are read, among "depth" and "semseg"; None reads all that exist.
+        rendered: folder of the rendered depth; by default ``data/``.
+        semantics: folder of the rasterised class ids; None for no semantics.
+        classes: names of the classes; by default those of ``metadata/semantic_benchmark/top100.txt`` if it exists.
 
     Raises:
-        DataError: files are missing or damaged, or nothing is left.
+        DataError: files are missing or damaged, or no frame is left.
         ImportError: Pillow is not installed.
         ValueError: there is no such part or task.
 
@@ -214,16 +214,16 @@ def scannetpp_iphone(
     semantics: str | Path | None = None,
     classes: Sequence[str] = (),
 ) -> FileSet:
-    """Return the frames of the iPhone at the size of its depth, 192 x 256.
+    """Return the frames of the iPhone at the resolution of its depth, 192 x 256.
 
-    Images are ``data/<scene>/iphone/rgb/frame_*.jpg``, taken out of ``rgb.mkv``; depth is
-    ``iphone/depth/frame_*.png`` in millimetres, 0 not measured, which :func:`unpack_iphone_depth` takes out of
-    ``depth.bin``. The image is brought to the size of the depth, and the intrinsics with it, so that no depth is
-    made up; class ids the nearest pixel's. ``camera(index)`` is that of ``iphone/colmap``, which holds only some
-    frames. The axes of the poses in ``pose_intrinsic_imu.json`` are not documented, so they are not read.
+    Images are ``data/<scene>/iphone/rgb/frame_*.jpg``, extracted from ``rgb.mkv``; depth is ``iphone/depth/frame_*.png`` in
+    millimetres, 0 not measured, which :func:`unpack_iphone_depth` extracts from ``depth.bin``. Image and intrinsics are resized
+    to the depth, so that depth is not interpolated; class ids are those of the nearest pixel. ``camera(index)`` is that of
+    ``iphone/colmap``, which contains only some frames. The axes of the poses in ``pose_intrinsic_imu.json`` are not documented,
+    so they are not read.
 
     Args:
-        root, scenes, tasks, semantics, classes: as of :func:`scannetpp_dslr`.
+        root, scenes, tasks, semantics, classes: arguments of :func:`scannetpp_dslr`.
 
     Raises:
         DataError: files are missing or damaged.
@@ -267,14 +267,14 @@ def scannetpp_iphone(
 
 
 def iphone_depth(path: str | Path) -> Iterator[NDArray[np.float32]]:
-    """Yield the frames of ``depth.bin``, (192, 256) float32 in metres, 0 where nothing was measured.
+    """Yield the frames of ``depth.bin``, (192, 256) float32 in metres, 0 where depth was not measured.
 
-    Three forms are told apart by what is in them: one raw deflate stream of float32 metres, or for each frame its
-    length (uint32, little-endian) and then either float32 metres under zlib or uint16 millimetres under lz4.
+    Three formats are distinguished by their content: one raw deflate stream of float32 metres, or for each frame its length
+    (uint32, little-endian) and then either float32 metres compressed by zlib or uint16 millimetres compressed by lz4.
 
     Raises:
-        DataError: it is missing, or in none of the forms.
-        ImportError: it is in the last form and lz4 is not installed.
+        DataError: the file is missing, or in none of the formats.
+        ImportError: the file is in the last format and lz4 is not installed.
     """
     path = need_file(Path(path), "the depth of an iPhone")
     with path.open("rb") as file:
@@ -291,12 +291,12 @@ def iphone_depth(path: str | Path) -> Iterator[NDArray[np.float32]]:
 
 
 def unpack_iphone_depth(root: str | Path, scene: str, every: int = 1) -> int:
-    """Write ``iphone/depth/frame_<i>.png``, uint16 millimetres, out of ``depth.bin``; return how many.
+    """Extract ``iphone/depth/frame_<i>.png``, uint16 millimetres, from ``depth.bin`` and return the number of frames.
 
     Args:
-        root: the folder of ``data/``.
-        scene: its id.
-        every: write each so-manieth frame; the number in the name counts all.
+        root: folder of ``data/``.
+        scene: id of the scene.
+        every: interval of the frames that are written; the number in the name counts all frames.
 
     Raises:
         DataError: ``depth.bin`` is missing or damaged.
@@ -357,7 +357,7 @@ def _lz4(payload: bytes, size: int, path: Path) -> bytes:
 
 @final
 class _Cameras:
-    """The cameras of frames, read once for each scene when one of it is asked for."""
+    """The cameras of frames, read once for each scene on demand."""
 
     def __init__(self, root: Path, source: str, size: tuple[int, int] | None = None) -> None:
         self.root, self.source, self.size = root, source, size
@@ -382,7 +382,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _lens(row: Sequence[str], path: Path) -> Callable[..., Camera]:
-    """A line of COLMAP's cameras, which lacks the pose to be a camera."""
+    """Parse a line of COLMAP's cameras into a function that creates a camera from a pose."""
     if len(row) < 5 or row[1] not in COLMAP_PARAMETERS:
         raise DataError(f"{path}: expected a model of {', '.join(COLMAP_PARAMETERS)}, found {list(row[:2])}")
     model, order = COLMAP_PARAMETERS[row[1]]

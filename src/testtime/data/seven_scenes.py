@@ -1,4 +1,4 @@
-"""7-Scenes: walks through seven rooms with depth and the pose of every frame."""
+"""7-Scenes: sequences of seven rooms with depth and the pose of every frame."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from testtime.errors import DataError
 __all__ = ["COLOUR_LENS", "seven_scenes"]
 
 KINECT = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])
-"""The intrinsics that the authors give for 640 x 480: those of the depth lens."""
+"""Intrinsic matrix of the authors for 640 x 480 pixels, that of the depth camera."""
 COLOUR_LENS = (525.0, 0.025)
-"""A Kinect's colour lens: its focal length in pixels of 640 x 480, and that it stands 25 mm to the right of the depth lens."""
+"""Colour camera of a Kinect: focal length in pixels of 640 x 480, and offset to the right of the depth camera in metres."""
 
 
 def seven_scenes(
@@ -36,18 +36,19 @@ def seven_scenes(
 ) -> FileSet:
     """Return one scene of 7-Scenes, from ``seq-<n>/frame-<i>.{color.png,depth.png,pose.txt}``.
 
-    Depth is stored in millimetres; 0 and 65535 are not measured. ``camera(index)`` gives the pose, turned from x
-    right, y down, z forward into x right, y up, z towards the viewer. Intrinsics are those of
-    ``camera-intrinsics.txt`` beside the sequences if it is there, else the authors' (585, 585, 320, 240).
+    Depth is stored in millimetres; 0 and 65535 are not measured. ``camera(index)`` returns the pose, converted from x right,
+    y down, z forward to x right, y up, z towards the viewer. The intrinsics are those of ``camera-intrinsics.txt`` beside the
+    sequences if it exists, otherwise those of the authors (585, 585, 320, 240).
 
     Args:
-        root: the folder of the scene, such as ``7scenes/chess``.
-        split: "train" or "test" of ``TrainSplit.txt`` and ``TestSplit.txt``; None takes all sequences.
-        sequences: the numbers of the sequences to take; None takes all of the split.
-        depth: whether to read depth.
-        colour_lens: focal length in pixels, and how far right of the depth lens it stands, in metres (:data:`COLOUR_LENS`):
-            depth and ``camera`` are then those of the colour lens, depth NaN where it does not reach. The files give depth
-            as its own lens saw it; None leaves it so. Both lenses look the same way, and the pose is taken for both.
+        root: folder of the scene, such as ``7scenes/chess``.
+        split: name of the split: "train" or "test", of ``TrainSplit.txt`` and ``TestSplit.txt``; None takes all sequences.
+        sequences: numbers of the sequences; None takes all of the split.
+        depth: whether depth is read.
+        colour_lens: focal length of the colour camera in pixels, and its offset to the right of the depth camera in metres
+            (:data:`COLOUR_LENS`). Depth is then reprojected to the colour camera, NaN where there is none, and ``camera``
+            returns the colour camera. None keeps the stored depth of the depth camera. Both cameras are assumed to have the
+            same orientation and pose.
 
     Raises:
         DataError: files are missing or damaged.
@@ -95,7 +96,7 @@ def seven_scenes(
 
 
 def _depth(path: Path, lens: tuple[NDArray[np.float64], float, float] | None) -> Tensor:
-    """Depth (1, H, W) in metres, as its own lens saw it or as the colours' does: the nearest of what falls on a pixel."""
+    """Read depth (1, H, W) in metres, of the depth camera or reprojected to the colour camera with the nearest depth."""
     stored = metres(levels(path, bits=16), 1e-3, (0, 65535))
     if lens is None:
         return stored
@@ -111,7 +112,7 @@ def _depth(path: Path, lens: tuple[NDArray[np.float64], float, float] | None) ->
 
 
 def _sequences(path: Path) -> list[int]:
-    """The numbers of the sequences in a list with lines such as "sequence3"."""
+    """Return the numbers of the sequences in a list with lines such as "sequence3"."""
     numbers = []
     for line in read_lines(path, "the sequences of the split"):
         match = re.fullmatch(r"[^0-9]*([0-9]+)[^0-9]*", line)
@@ -122,7 +123,7 @@ def _sequences(path: Path) -> list[int]:
 
 
 def _matrix(path: Path, size: int) -> NDArray[np.float64]:
-    """The matrix in a text file; poses of frames whose tracking was lost have no finite numbers."""
+    """Read the matrix in a text file; poses of frames whose tracking was lost have no finite numbers and are refused."""
     rows = [line.split() for line in read_lines(path, f"{size} x {size} numbers")]
     try:
         found = np.array([float(v) for row in rows for v in row]).reshape(size, size)

@@ -1,4 +1,4 @@
-"""Classes that two data sets share, so that a model of one can be measured on the other."""
+"""Classes that two data sets share, so that a model of one can be evaluated on the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 TASKONOMY_NYUD_CLASSES = ("refrigerator", "table", "toilet", "sofa", "bed", "sink", "chair")
-"""What Taskonomy and NYUD-v2 share, in the order of S4T's code."""
+"""Classes that Taskonomy and NYUD-v2 share, in the order of S4T's code."""
 
 TASKONOMY_NYUD = {
     "refrigerator": "refrigerator",
@@ -31,10 +31,10 @@ TASKONOMY_NYUD = {
     "sink": "sink",
     "chair": "chair",
 }
-"""By a class of either, the shared one: for :func:`relabelled` on both."""
+"""Shared class by class of either data set, for :func:`relabelled` on both."""
 
 TASKONOMY_PASCAL_CLASSES = ("table", "tv", "bottle", "sofa", "plant", "chair")
-"""What Taskonomy and PASCAL-Context share, in the order of S4T's code."""
+"""Classes that Taskonomy and PASCAL-Context share, in the order of S4T's code."""
 
 TASKONOMY_PASCAL = {
     "dining table": "table",
@@ -48,15 +48,15 @@ TASKONOMY_PASCAL = {
     "pottedplant": "plant",
     "chair": "chair",
 }
-"""By a class of either, the shared one.
+"""Shared class by class of either data set.
 
-S4T's paper swaps the two lists (it prints six classes for NYUD-v2 and seven for PASCAL-Context) and names "toilet"
-where the ids of its code are those of "bottle"; these are the lists of the code.
+The paper of S4T swaps the two lists (it prints six classes for NYUD-v2 and seven for PASCAL-Context) and names "toilet" for
+the ids of "bottle" in its code; these are the lists of the code.
 """
 
 
 def relabelled(dense_set: DenseSet, mapping: Mapping[str, str], classes: Sequence[str]) -> DenseSet:
-    """Return the set with its "semseg" in other classes; what maps to none is ignored.
+    """Return a data set with its "semseg" mapped to other classes; pixels of unmapped classes are ignored.
 
     >>> from testtime.data import DenseSet, Sample
     >>> class One(DenseSet):
@@ -67,13 +67,14 @@ def relabelled(dense_set: DenseSet, mapping: Mapping[str, str], classes: Sequenc
     tensor([[255,   1,   0, 255]])
 
     Args:
-        dense_set: a set whose ``classes`` are named.
-        mapping: by the name of a class, that of its new class; names that the set does not have are passed over, so
-            that one mapping serves two sets.
-        classes: the new classes, in order.
+        dense_set: data set with names of ``classes``.
+        mapping: names of the new classes, by name of the old class; names that the set does not have are ignored, so that one
+            mapping can be used for two sets.
+        classes: names of the new classes, in order.
 
     Raises:
-        ValueError: a new class has none of the set's, or the mapping names one that is not in ``classes``.
+        ValueError: no class of the set maps to one of the new classes, or the mapping names a class that is not in
+            ``classes``.
     """
     strange = sorted(set(mapping.values()) - set(classes))
     if strange:

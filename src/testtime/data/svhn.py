@@ -1,4 +1,4 @@
-"""Street View House Numbers, cropped digits in Matlab files."""
+"""Street View House Numbers: cropped digits in Matlab files."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ def svhn(root: str | Path, split: str = "test") -> ImageSet:
     """Return SVHN, 32x32 colour, from ``<split>_32x32.mat``; its label 10 is the digit 0.
 
     Args:
-        root: the folder of the file, or the folder that holds it as ``svhn`` or ``SVHN``.
-        split: "train", "test" or "extra".
+        root: folder of the file, or the folder that contains it as ``svhn`` or ``SVHN``.
+        split: name of the split: "train", "test" or "extra".
 
     Raises:
-        DataError: if the file is missing or damaged.
-        ValueError: if there is no such split.
+        DataError: the file is missing or damaged.
+        ValueError: there is no such split.
 
     Source: Netzer et al., *Reading Digits in Natural Images*, 2011.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from testtime.data.fileset import FileSet
-from testtime.data.omnidata import Views, sampled, spaces_of
+from testtime.data.omnidata import Views, select_spaces, view_set
 from testtime.data.pixels import class_ids, levels
 
 __all__ = ["FORBIDDEN_BUILDINGS", "TASKONOMY17", "taskonomy"]
@@ -35,7 +35,7 @@ TASKONOMY17 = (
 FORBIDDEN_BUILDINGS = frozenset(
     ["mosquito", "tansboro", "tomkins", "darnestown", "brinnon", "rough", "woodbine"]
 )
-"""Buildings whose files are known to be broken."""
+"""Buildings with files that are known to be damaged."""
 
 
 def taskonomy(
@@ -46,7 +46,7 @@ def taskonomy(
     buildings: Iterable[str] | None = None,
     partial_labels: bool = False,
 ) -> FileSet:
-    """Return Taskonomy, in the layout of Omnidata or of the first release; which one, its folders tell.
+    """Return Taskonomy in the layout of Omnidata or of the first release, which is determined by its folders.
 
     The files are ``<domain>/taskonomy/<building>/point_<p>_view_<v>_domain_<domain>.png`` or
     ``<building>/<domain>/...``, matched by (building, point, view):
@@ -62,35 +62,35 @@ def taskonomy(
     distance      depth_euclidean   as depth, but along the ray of the pixel
     ============  ================  ================================================================================
 
-    The buildings of :data:`FORBIDDEN_BUILDINGS` are left out. ``camera`` reads ``point_info``. The semantics are
-    those of a network (FCIS), not of people.
+    The buildings of :data:`FORBIDDEN_BUILDINGS` are left out. ``camera`` reads ``point_info``. The semantics are predictions of
+    a network (FCIS), not annotations.
 
     Args:
-        root: the folder.
-        tasks: which labels to read; None reads semseg, depth, normals and edge where they are there.
-        split: "train", "val" or "test" of ``splits``; None takes all buildings.
-        splits: the table of the split, such as ``splits_taskonomy/train_val_test_tiny.csv``.
-        buildings: only these, in this order; with a split, those of them that are in it.
-        partial_labels: whether to keep views that lack some of the labels; else only views with all of them count.
+        root: folder of the data set.
+        tasks: tasks whose labels are read; None reads those of semseg, depth, normals and edge that exist.
+        split: name of a split of ``splits``: "train", "val" or "test"; None takes all buildings.
+        splits: path of the table of the splits, such as ``splits_taskonomy/train_val_test_tiny.csv``.
+        buildings: names of the buildings, in this order; with a split, only those in the split are read.
+        partial_labels: whether views that lack some of the labels are kept.
 
     Raises:
-        DataError: images are missing, the table is none, or nothing is left.
+        DataError: images are missing, the table is damaged, or no view is left.
         ImportError: Pillow is not installed.
-        ValueError: there is no such split or task, or a split without a table.
+        ValueError: there is no such split or task, or a split is given without a table.
 
-    Source: Zamir et al., *Taskonomy: Disentangling Task Transfer Learning*, CVPR 2018; layout and forbidden
-    buildings of Eftekhar et al., *Omnidata*, ICCV 2021; how normals count, of Armeni et al., *Joint 2D-3D-Semantic
-    Data for Indoor Scene Understanding*, 2017, whose encoding the authors say both keep. The scale of the occlusion
-    edges is that of S4T.
+    Source: Zamir et al., *Taskonomy: Disentangling Task Transfer Learning*, CVPR 2018; layout and forbidden buildings of
+    Eftekhar et al., *Omnidata*, ICCV 2021; axes of the normals of Armeni et al., *Joint 2D-3D-Semantic Data for Indoor Scene
+    Understanding*, 2017, whose encoding both data sets use according to their authors. The scale of the occlusion edges is that
+    of S4T.
 
-    Departure: the loader of S4T turns all three axes (255 - p), resizes class ids bilinearly, blurs the edges and
-    has 65535 as the largest depth.
+    Departure: the loader of S4T negates all three axes (255 - p), resizes class ids bilinearly, blurs the edges and uses 65535
+    as the largest depth.
     """
-    asked = spaces_of(split, splits, buildings)
+    asked = select_spaces(split, splits, buildings)
     views = Views(root, "taskonomy", asked and [name for name in asked if name not in FORBIDDEN_BUILDINGS])
     views.spaces = [space for space in views.spaces if space not in FORBIDDEN_BUILDINGS]
     name = "taskonomy" if split is None else f"taskonomy-{split}"
-    return sampled(name, views, tasks, partial_labels, _semantics, TASKONOMY17)
+    return view_set(name, views, tasks, partial_labels, _semantics, TASKONOMY17)
 
 
 def _semantics(path: Path) -> Tensor:

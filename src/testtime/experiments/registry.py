@@ -1,8 +1,4 @@
-"""The experiments by family, and methods and data sets of other packages; nothing imports torch before it is asked for.
-
-Other packages register through entry points: ``testtime.experiments`` (a module with ``LISTED``), ``testtime.methods`` (a class
-of adapters) and ``testtime.data`` (a function of a folder that returns a data set).
-"""
+"""The experiments by family, and methods and data sets by name; nothing imports torch before it is asked for."""
 
 from __future__ import annotations
 
@@ -10,11 +6,11 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testtime.errors import did_you_mean, unknown_name
+from testtime.plugins import plugins, resolve
 
 if TYPE_CHECKING:
     from testtime.adapter import Adapter
@@ -28,8 +24,6 @@ __all__ = [
     "find_method",
     "find_reader",
     "list_experiments",
-    "plugins",
-    "resolve",
 ]
 
 FAMILIES = {"demo": "testtime.experiments.demo_list", "online": "testtime.experiments.online.listing"}
@@ -121,24 +115,6 @@ def find_reader(name: str) -> Callable[..., Any] | None:
     """Return the function of an entry point ``testtime.data``; None if there is none of this name."""
     point = plugins("testtime.data").get(name)
     return None if point is None else point.load()
-
-
-def plugins(group: str) -> dict[str, EntryPoint]:
-    """Return the entry points of a group by name."""
-    return {point.name: point for point in entry_points(group=group)}
-
-
-def resolve(path: str) -> Any:
-    """Return what an import path "package.module:name" names.
-
-    Raises:
-        ImportError: there is no such module or name.
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except AttributeError as error:
-        raise ImportError(f"{path}: {error}; expected an import path as package.module:name") from error
 
 
 def _bare(name: str) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 
 from testtime.experiments.claims import claimed
 from testtime.experiments.provenance import SCHEMA, provenance
-from testtime.experiments.registry import resolve
 from testtime.files import damaged, read_json, sweep, write_json
+from testtime.plugins import resolve
 
 __all__ = ["Made", "Outcome", "Store", "Workspace", "execute", "read_result"]
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from testtime.report.words import deviation, first_of, mean, show, signed
 
@@ -106,28 +106,22 @@ class Column:
         return {seed: value for seed, value in known.items() if not math.isnan(value)}
 
 
-@dataclass(frozen=True)
-class Paired:
+class Paired(NamedTuple):
     """A comparison of two rows on the seeds that both have.
 
     Attributes:
         differences: row less other, by seed.
-        better: number of seeds on which the row is better; ``worse`` likewise. What is equal in print is neither.
+        mean: mean of the differences; NaN without common seeds.
+        spread: standard deviation of the differences.
+        better: number of seeds on which the row is better; what is equal in print is neither better nor worse.
+        worse: number of seeds on which it is worse.
     """
 
     differences: Mapping[int, float]
+    mean: float
+    spread: float
     better: int
     worse: int
-
-    @property
-    def mean(self) -> float:
-        """The mean difference; NaN without common seeds."""
-        return mean(list(self.differences.values()))
-
-    @property
-    def spread(self) -> float:
-        """The standard deviation of the differences."""
-        return deviation(list(self.differences.values()))
 
 
 @dataclass(frozen=True)
@@ -219,7 +213,8 @@ class Table:
         found = {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
         sign = -1 if column.better == "lower" else 1
         gains = [sign * (d if column.places is None else round(d, column.places)) for d in found.values()]
-        return Paired(found, sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))
+        values, better, worse = list(found.values()), sum(g > 0 for g in gains), sum(g < 0 for g in gains)
+        return Paired(found, mean(values), deviation(values), better, worse)
 
     def against(self, row: str) -> Table:
         """Return the table of the differences to a row, seed by seed; that row is left out."""
@@ -335,18 +330,12 @@ class Table:
         columns = [
             report.Column(c.name, c.unit, c.group, c.places, c.better, c.note, c.signed) for c in self.columns
         ]
-        rows = [
-            report.Row(
-                row.label,
-                [
-                    report.Cell(
-                        self.value(row.label, c), self.spread(row.label, c), c.published.get(row.label)
-                    )
-                    for c in self.columns
-                ],
-                row.role,
-                "†" if row.note else "",
-            )
-            for row in self.rows
-        ]
+        rows = []
+        for row in self.rows:
+            label = row.label
+            cells = [
+                report.Cell(self.value(label, c), self.spread(label, c), c.published.get(label))
+                for c in self.columns
+            ]
+            rows.append(report.Row(label, cells, row.role, "†" if row.note else ""))
         return report.Table(self.title, columns, rows, best=not self.missing)

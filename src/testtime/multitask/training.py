@@ -1,4 +1,4 @@
-r"""Joint training on the source: the tasks' losses and the branch's, with checkpoints that continue exactly.
+r"""Joint training on the source: the losses of the tasks and of the branch, with checkpoints that continue exactly.
 
 .. math:: L = \sum_i w_i L_i(y_i, \hat y_i) + L_{branch}
     \qquad\text{or}\qquad \sum_i \tfrac{1}{2 s_i^2} L_i + \log(1 + s_i^2)
@@ -9,9 +9,7 @@ S4T does where Taskonomy is the source.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -24,9 +22,9 @@ from testtime.data.dense import DenseSet, Sample, collate, sized
 from testtime.models.assisted import Assisted, Branch
 from testtime.parts.randomness import epochs, generator
 from testtime.parts.taps import tapped, watched
-from testtime.progress import progress
 from testtime.tasks import Task, tasks_of
 from testtime.training import checkpoint
+from testtime.training.loop import Plan, Training, folder_files
 
 __all__ = [
     "AutomaticWeights",
@@ -39,24 +37,23 @@ __all__ = [
     "train",
 ]
 
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "model.safetensors"
 LEARNED = "weights."
-"""How the names of learned task weights begin, which a network does without after training."""
+"""Prefix of the names of learned task weights, which are not needed after training."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """Recipe of joint training.
 
     Attributes:
-        iterations: steps of the optimizer.
+        iterations: number of steps of the optimizer.
         batch: images per step.
-        size: (H, W) of the images, None for the samples' own.
-        lr: of Adam, at the first step; it falls as (1 - t/T)^0.9.
-        weight_decay: of Adam (L2).
-        weighting: "fixed" (each task's ``weight``) or "automatic" (learned).
-        flip: mirror half of the images; the x of a normal changes its sign.
-        scale: range of a random enlargement, after which a window of the image's size is cut out; depth is divided by it.
+        size: (H, W) of the images; None for the size of the samples.
+        lr: learning rate of Adam at the first step; it falls as (1 - t/T)^0.9.
+        weight_decay: weight decay of Adam (L2).
+        weighting: "fixed" (the ``weight`` of each task) or "automatic" (learned).
+        flip: whether half of the images are mirrored; the x component of normals changes its sign.
+        scale: range of a random enlargement, after which a window of the image's size is cropped; depth is divided by it.
         photometric: strength of random changes of brightness, contrast and saturation; 0 for none.
         precision: "float32" or "bfloat16" (autocast).
         every: steps between two checkpoints.
@@ -83,7 +80,10 @@ class Recipe:
 
 @final
 class AutomaticWeights(nn.Module):
-    r"""Learned weights of the tasks: :math:`\sum_i \frac{1}{2 s_i^2} L_i + \log(1 + s_i^2)`, every s born as 1.
+    r"""Learned weights of the tasks: :math:`\sum_i \frac{1}{2 s_i^2} L_i + \log(1 + s_i^2)`; every s is 1 at first.
+
+    Args:
+        tasks: names of the tasks.
 
     >>> AutomaticWeights(["depth"])({"depth": torch.tensor(2.0)}).item() == 1 + torch.tensor(2.0).log().item()
     True
@@ -100,7 +100,15 @@ class AutomaticWeights(nn.Module):
 
 @final
 class Joint(nn.Module):
-    """The whole objective as one module, so that a launcher can wrap it: images and labels to a scalar."""
+    """The whole objective as one module, so that a launcher can wrap it: images and labels to a scalar.
+
+    Args:
+        model: network that declares its tasks, alone or in an :class:`Assisted`.
+        weighting: "fixed" or "automatic", as in :class:`Recipe`.
+
+    Raises:
+        ValueError: the model declares no tasks.
+    """
 
     def __init__(self, model: nn.Module, weighting: Literal["fixed", "automatic"] = "fixed") -> None:
         super().__init__()
@@ -119,13 +127,19 @@ class Joint(nn.Module):
 
     @property
     def branch(self) -> Branch | None:
-        """What test-time training adds, if the network has it."""
+        """The branch that test-time training adds, or None."""
         return self.model.branch if isinstance(self.model, Assisted) else None
 
     def forward(
         self, x: Tensor, labels: Mapping[str, Tensor], rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts by name (detached)."""
+        """Return the loss, and its parts by name (detached).
+
+        Args:
+            x: images (N, 3, H, W).
+            labels: labels of some or all tasks by name.
+            rng: generator of the branch.
+        """
         known = {name: task for name, task in self.tasks.items() if name in labels}
         with tapped(self.network, () if self.branch is None else self.branch.layers) as taps:
             outputs, seen = watched(self.network, taps, x)
@@ -154,89 +168,56 @@ def train(
     seed: int = 0,
     device: str | torch.device = "cpu",
     fabric: Any = None,
-    say: Callable[[dict[str, float]], None] | None = None,
 ) -> nn.Module:
     """Train a multi-task network, and its branch if it has one, on labelled source data.
 
-    The folder holds a checkpoint, from which the same call continues as if it had never stopped (the order of the data is
-    a function of seed and step), a line of losses for every hundredth step (``losses.jsonl``), and at the end the weights.
+    The folder holds a checkpoint, from which the same call continues, the log (``losses.jsonl``, every hundredth step) and at
+    the end the weights, which the same call loads; see :class:`testtime.training.loop.Training`.
 
     Args:
         model: a :class:`MultiTaskNet` or :class:`Assisted`; trained in place.
         data: samples with labels of all or some of the tasks.
-        recipe: how.
-        folder: where checkpoint, losses and weights are written.
-        seed: of order, augmentation and masks.
-        device: where to train; not used with ``fabric``.
-        fabric: a launched ``lightning.fabric.Fabric`` for several devices or nodes; every process takes its share of each
+        recipe: recipe of the training.
+        folder: folder of checkpoint, log and weights.
+        seed: random seed of order, augmentation and masks.
+        device: device of the training; not used with ``fabric``.
+        fabric: launched ``lightning.fabric.Fabric`` for several devices or nodes; every process takes its share of each
             batch, which must be divisible among them.
-        say: is told the losses of every hundredth step.
 
     Returns:
         the model, in evaluation mode.
 
     Raises:
-        ValueError: the model declares no tasks, the data are empty, or the folder holds the checkpoint of another recipe.
-        ArithmeticError: the loss is not finite; the checkpoint of the last good step is kept.
+        ValueError: the model declares no tasks, the data are empty, or the folder belongs to another training.
+        NonFiniteError: a loss, a gradient or a weight is not finite; the last checkpoint is kept.
     """
     if len(data) == 0:
         raise ValueError(f"{data.name} has no samples to train on")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     described = {"recipe": asdict(recipe), "seed": seed, "data": data.name, "samples": len(data)}
     joint = Joint(model, recipe.weighting).train()
-    if (folder / WEIGHTS).exists() and checkpoint.belongs(folder / WEIGHTS, described):
-        checkpoint.load(folder / WEIGHTS, joint, optional=LEARNED)
-        return model.eval()
-    rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    ranks = 1 if fabric is None else fabric.world_size
     if recipe.batch % ranks:
         raise ValueError(f"a batch of {recipe.batch} cannot be shared by {ranks} processes")
     joint.to(device if fabric is None else fabric.device)
     optimizer = torch.optim.Adam(joint.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    start = 0
-    if (folder / CHECKPOINT).exists():
-        if not checkpoint.belongs(folder / CHECKPOINT, described):
-            raise ValueError(
-                f"{folder / CHECKPOINT} belongs to another recipe, seed or data; choose another folder, or delete it"
-            )
-        start = checkpoint.load(folder / CHECKPOINT, joint, optimizer)
-    wrapped: Any = joint
-    optimizing: Any = optimizer
-    if fabric is not None:
-        wrapped, optimizing = fabric.setup(joint, optimizer)
-    where = next(joint.parameters()).device
-    cast: Any = (
-        torch.autocast(where.type, torch.bfloat16)
-        if recipe.precision == "bfloat16" and fabric is None
-        else nullcontext()
+    plan = Plan(
+        recipe.iterations,
+        lambda step: (1 - step / recipe.iterations) ** 0.9,
+        recipe.precision,
+        save_every=recipe.every,
     )
-    steps = range(start, recipe.iterations)
-    with torch.enable_grad():
-        for step in (
-            progress(steps, recipe.iterations, f"training {folder.name}", start) if rank == 0 else steps
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * (1 - step / recipe.iterations) ** 0.9
-            x, labels = batches(data, joint.tasks, recipe, seed, step, rank, ranks)
-            x, labels = x.to(where), {name: y.to(where) for name, y in labels.items()}
-            optimizing.zero_grad(set_to_none=True)
-            with cast:
-                loss, parts = wrapped(x, labels, generator(seed, step, f"branch/{rank}"))
-            if not bool(torch.isfinite(loss)):
-                raise ArithmeticError(f"step {step}: the loss is {loss.item()}; lower lr (it is {recipe.lr})")
-            loss.backward() if fabric is None else fabric.backward(loss)
-            optimizing.step()
-            if rank == 0 and (step % 100 == 0 or step + 1 == recipe.iterations):
-                line = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in parts.items()}}
-                with (folder / "losses.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                if say is not None:
-                    say(line)
-            if rank == 0 and (step + 1) % recipe.every == 0 and step + 1 < recipe.iterations:
-                checkpoint.save(folder / CHECKPOINT, joint, optimizer, step + 1, described)
-    if rank == 0:
-        checkpoint.save(folder / WEIGHTS, joint, None, recipe.iterations, described)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+    title = f"training {Path(folder).name}"
+    training = Training(joint, optimizer, plan, title, folder_files(folder), described, seed, fabric)
+    where = next(joint.parameters()).device
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rank = training.rank
+        x, labels = batches(data, joint.tasks, recipe, seed, step, rank, ranks)
+        x, labels = x.to(where), {name: y.to(where) for name, y in labels.items()}
+        total, parts = training.module(x, labels, generator(seed, step, f"branch/{rank}"))
+        return {"loss": total, **parts}
+
+    training.run(loss)
     return model.eval()
 
 
@@ -249,7 +230,17 @@ def batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The augmented batch of a step (or a process's share of it): images (N, 3, H, W) and labels, a function of the seed."""
+    """Return the augmented batch of a step, or a process's share of it: images (N, 3, H, W) and labels.
+
+    Args:
+        data: samples with labels.
+        tasks: tasks by name.
+        recipe: recipe of the training.
+        seed: random seed of the order and the augmentations.
+        step: number of the step.
+        rank: index of the process.
+        ranks: number of processes.
+    """
     rng = generator(seed, step, "batch")
     samples = []
     for i in epochs(len(data), recipe.batch, seed, step):
@@ -260,7 +251,13 @@ def batches(
 
 
 def augmented(sample: Sample, recipe: Recipe, rng: torch.Generator) -> Sample:
-    """The sample flipped, enlarged and cut, and its colours changed, at random."""
+    """Return a sample that is mirrored, enlarged and cropped, and whose colours are changed, at random.
+
+    Args:
+        sample: image and labels.
+        recipe: recipe with the strengths.
+        rng: generator of the augmentation.
+    """
     chance, zoom, top, left, *colour = torch.rand(7, generator=rng).tolist()
     image, labels = sample.image, dict(sample.labels)
     low, high = recipe.scale
@@ -288,7 +285,15 @@ def augmented(sample: Sample, recipe: Recipe, rng: torch.Generator) -> Sample:
 def _window(
     sample: Sample, height: int, width: int, top: float, left: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A window of this size somewhere in the sample; where the sample is smaller, black and ignored around it."""
+    """Crop a window; where the sample is smaller, the rest is black and ignored.
+
+    Args:
+        sample: image and labels.
+        height: height of the window.
+        width: width of the window.
+        top: vertical position in [0, 1).
+        left: horizontal position in [0, 1).
+    """
     h, w = sample.image.shape[-2:]
     pad = (0, max(0, width - w), 0, max(0, height - h))
     y, x = int(top * (max(h, height) - height + 1)), int(left * (max(w, width) - width + 1))
@@ -301,22 +306,34 @@ def _window(
 
 
 def started_precision(folder: str | Path) -> Literal["float32", "bfloat16"] | None:
-    """Return the precision of the training that began in a folder; None where there is none."""
-    for name in (CHECKPOINT, WEIGHTS):
-        if (path := Path(folder) / name).exists():
+    """Return the precision of the training that was started in a folder; None if there is none.
+
+    Args:
+        folder: folder of :func:`train`.
+    """
+    files = folder_files(folder)
+    for path in (files.checkpoint, files.weights):
+        if path is not None and path.exists():
             precision: Literal["float32", "bfloat16"] = checkpoint.described_in(path)["recipe"]["precision"]
             return precision
     return None
 
 
 def load_trained(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Give a model the weights that :func:`train` wrote into a folder.
+    """Load the weights that :func:`train` wrote into a folder.
+
+    Args:
+        model: model with the architecture of the trained one.
+        folder: folder of :func:`train`.
+
+    Returns:
+        the model, in evaluation mode.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
-        ValueError: the weights are of another model; names are compared, so that no task takes another's place.
+        ValueError: the weights are of another model.
     """
-    path = Path(folder) / WEIGHTS
+    path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; expected a folder in which testtime.multitask.train has ended"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from testtime.intake.sharing import at_least_float32
 
-__all__ = ["Descent", "MasterWeights", "OptimizerFactory", "adam", "born", "sgd"]
+__all__ = ["MasterWeights", "OptimizerFactory", "adam", "born", "master_weights", "sgd"]
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -177,63 +177,24 @@ def _replace(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor) -> None
         group["params"] = [new if p is old else p for p in group["params"]]
 
 
-class Descent:
-    """Steps of an optimizer down a loss, as training on the source takes them: half precision moves by :class:`MasterWeights`.
+def master_weights(optimizer: torch.optim.Optimizer) -> MasterWeights:
+    """Return the weights of an optimizer, which from now on moves float32 copies of parameters in half precision.
 
     Args:
-        optimizer: just built on the parameters to train; those in half precision are replaced by their float32 copies.
+        optimizer: optimizer, just built on the parameters to train.
 
     >>> p = nn.Parameter(torch.ones(2, dtype=torch.float16))
-    >>> descent = Descent(torch.optim.Adam([p], lr=1e-4))
+    >>> optimizer = torch.optim.Adam([p], lr=1e-4)
+    >>> masters = master_weights(optimizer)
     >>> for _ in range(10):
-    ...     descent.step(p.sum())
+    ...     with masters.stepping([torch.ones_like(p)]):
+    ...         optimizer.step()
     >>> p
     Parameter containing:
     tensor([0.9990, 0.9990], dtype=torch.float16, requires_grad=True)
     """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.masters = MasterWeights([p for group in optimizer.param_groups for p in group["params"]])
-        pairs = zip(self.masters.parameters, self.masters.weights, strict=True)
-        self._copies = [(p, w) for p, w in pairs if w is not p]
-        for p, w in self._copies:
+    masters = MasterWeights([p for group in optimizer.param_groups for p in group["params"]])
+    for p, w in zip(masters.parameters, masters.weights, strict=True):
+        if w is not p:
             _replace(optimizer, p, w)
-
-    def step(self, loss: Tensor, what: str = "training", when: str = "in a step") -> None:
-        """Take a step.
-
-        Args:
-            loss: a scalar with its graph, which is used up.
-            what, when: subject and place of the message of an error.
-
-        Raises:
-            ValueError: the loss or a gradient is not finite; no parameter has moved.
-        """
-        parameters, found = self.masters.parameters, None
-        self._clear()
-        if not bool(torch.isfinite(loss)):
-            found = f"a loss of {loss.item()}"
-        else:
-            loss.backward()
-            if not all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None):
-                found = "gradients that are not finite"
-        if found is not None:
-            self._clear()
-            raise ValueError(
-                f"{what} led to {found} {when}; expected finite source images, and a learning rate that fits (it is "
-                f"{self.optimizer.param_groups[0]['lr']:g})"
-            )
-        with self.masters.stepping([p.grad for p in parameters]):
-            self.optimizer.step()
-        self._clear()
-
-    def _clear(self) -> None:
-        self.optimizer.zero_grad()
-        for p in self.masters.parameters:
-            p.grad = None
-
-    def kept(self, module: nn.Module) -> nn.Module:
-        """What a checkpoint of the training holds: the module, with the float32 copies if there are any."""
-        copies = nn.ParameterList(w for _, w in self._copies)
-        return nn.ModuleDict({"module": module, "masters": copies}) if self._copies else module
+    return masters

@@ -1,4 +1,4 @@
-"""Procedural houses and their renderer: pictures of rooms with every label a dense task asks for, from a seed.
+"""Procedural houses and their renderer: images of rooms with exact labels for dense tasks, generated from a seed.
 
 >>> house = generate_house(seed=3, style="default")
 >>> camera = house.cameras(count=1, seed=0)[0]
@@ -49,7 +49,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What gives samples is fetched when it is first used: houses and pictures do not wait for torch."""
+    """Import names that need torch on first use."""
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(home), name)

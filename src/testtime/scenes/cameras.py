@@ -1,4 +1,4 @@
-"""Cameras in a house: places that keep their distance from furniture and from each other, views that show something."""
+"""Cameras in a house: positions at a distance from furniture and from each other, with views of several objects."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from testtime.moved import renamed
 from testtime.scenes.furniture import CLASSES, STRUCTURE
 from testtime.scenes.geometry import Array
 from testtime.scenes.style import generator
@@ -18,30 +19,33 @@ if TYPE_CHECKING:
 
 __all__ = ["RINGS", "Camera", "intrinsics", "place_cameras", "rays"]
 
+__getattr__ = renamed(__name__, {"look": "camera_pose"})
+
 CLEARANCE = 0.3
-"""The least distance of a camera from any mesh, seen from above, in metres."""
+"""Least horizontal distance of a camera from any mesh, in metres."""
 
 FURNITURE = 0.2
-"""The least part of a view that is furniture or lies on it."""
+"""Least share of a view that shows furniture or objects on it."""
 
 FLAT = (*STRUCTURE, "curtain", "picture", "mirror")
-"""Classes that are not furniture, for the choice of views: parts of the house, and what hangs on its walls."""
+"""Classes that are not furniture, for the selection of views: parts of the house, and objects on its walls."""
 
 RINGS = 4
-"""The number of rings of a room."""
+"""Number of rings of a room."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """Where a picture is taken.
+    """A camera in a house.
 
     Attributes:
-        pose: (4, 4) float64, camera to world, OpenGL's convention: x right, y up, looking along -z; metres.
-        fov_degrees: the angle of view across the width.
-        room: the room it stands in.
-        ring: which of :data:`RINGS` concentric rectangles of its room it stands in, 0 in the middle: the room, shrunk
-            about its centre to a quarter, a half, three quarters of its edges, divides it.
+        pose: camera-to-world matrix, (4, 4) float64, in metres, in the convention of OpenGL: x right, y up, viewing
+            direction -z.
+        fov_degrees: horizontal angle of view, in degrees.
+        room: index of its room.
+        ring: index of its ring, 0 in the middle. The rings of a room are separated by :data:`RINGS` - 1 rectangles: the
+            room, scaled about its centre by a quarter, a half and three quarters.
     """
 
     pose: Array
@@ -51,14 +55,19 @@ class Camera:
 
     @property
     def position(self) -> Array:
-        """(3,) float64, in metres."""
+        """Position in the world, (3,) float64, in metres."""
         position: Array = self.pose[:3, 3]
         return position
 
 
 def intrinsics(fov_degrees: float, size: tuple[int, int]) -> Array:
-    """(3, 3) float64 for a size (H, W) in pixels: square pixels, the axis through the middle of the picture; a pixel's
-    centre is at its column and row plus a half.
+    """Return the intrinsic matrix (3, 3) float64 of an image with square pixels and a centred principal point.
+
+    The centre of a pixel is at its column and row plus a half.
+
+    Args:
+        fov_degrees: horizontal angle of view, in degrees.
+        size: size of the image (H, W), in pixels.
 
     >>> intrinsics(90, (64, 64)).tolist()
     [[32.0, 0.0, 32.0], [0.0, 32.0, 32.0], [0.0, 0.0, 1.0]]
@@ -69,13 +78,14 @@ def intrinsics(fov_degrees: float, size: tuple[int, int]) -> Array:
 
 
 def rays(camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Array:
-    """Directions (N, 3) float64 in the world through the centres of pixels; their part along the axis is 1, so that t is
-    depth.
+    """Return the directions (N, 3) float64 of rays through the centres of pixels, in the world.
+
+    Their component along the optical axis is 1, so that the distance t is depth.
 
     Args:
-        camera: from where.
-        size: (H, W) in pixels.
-        pixels: (N,) numbers of the pixels wanted, row by row; None for all H * W.
+        camera: camera of the image.
+        size: size of the image (H, W), in pixels.
+        pixels: flat indices of the pixels, (N,), in row-major order; None for all H * W.
     """
     k, (height, width) = intrinsics(camera.fov_degrees, size), size
     rows, columns = np.divmod(np.arange(height * width) if pixels is None else pixels, width)
@@ -86,8 +96,14 @@ def rays(camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> 
     return directions
 
 
-def look(position: Array, yaw: float, pitch: float) -> Array:
-    """The pose (4, 4) of a camera: yaw 0 looks along +x, a positive pitch upwards; no roll."""
+def camera_pose(position: Array, yaw: float, pitch: float) -> Array:
+    """Return the pose (4, 4) of a camera without roll.
+
+    Args:
+        position: position in the world, (3,), in metres.
+        yaw: direction about the vertical axis, in radians; 0 is +x.
+        pitch: elevation of the viewing direction, in radians; positive is up.
+    """
     c, s = np.cos(pitch), np.sin(pitch)
     forward = np.array([np.cos(yaw) * c, np.sin(yaw) * c, s])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
@@ -97,25 +113,25 @@ def look(position: Array, yaw: float, pitch: float) -> Array:
 
 
 def ring_of(room: Room, x: float, y: float) -> int:
-    """The ring of a point of a room; see :class:`Camera`."""
+    """Return the ring of a point (x, y) of a room; see :class:`Camera`."""
     (x0, y0), (x1, y1) = room.low, room.high
     away = max(abs(2 * x - x0 - x1) / (x1 - x0), abs(2 * y - y0 - y1) / (y1 - y0))
     return min(int(away * RINGS), RINGS - 1)
 
 
 def place_cameras(house: House, count: int, seed: int = 0) -> list[Camera]:
-    """Place cameras, the rooms in turn.
+    """Place cameras in the rooms in turn.
 
-    A place is drawn uniformly in its room, 0.3 m or more from any mesh and from the walls, and as far from the room's
-    other cameras as Poisson-disc sampling keeps it (a distance that gives way where the room is full). Height 0.9 to
-    1.7 m, yaw uniform, pitch normal with mean -8 and deviation 10 degrees, angle of view 60 to 90 degrees. A view is
-    rejected where its median depth is below 0.6 m, where it shows less than three classes or three instances, or where
-    less than a fifth of it is furniture, not counting what hangs on walls.
+    A position is drawn uniformly in its room, at least 0.3 m from any mesh and from the walls, and by Poisson-disc sampling
+    from the room's other cameras (with a distance that decreases in full rooms). The height is uniform in 0.9 to 1.7 m, the yaw
+    uniform, the pitch normal with mean -8 and standard deviation 10 degrees, the angle of view uniform in 60 to 90 degrees. A
+    view is rejected if its median depth is below 0.6 m, if it shows fewer than three classes or three instances, or if less
+    than a fifth of it is furniture, without objects on walls.
 
     Args:
-        house: where.
-        count: how many.
-        seed: 0 or more; a longer list starts with the shorter one.
+        house: house of the cameras.
+        count: number of cameras.
+        seed: random seed, not negative; a list starts with the cameras of shorter lists.
 
     Raises:
         ValueError: count is below 1 or the seed negative.
@@ -134,8 +150,8 @@ def place_cameras(house: House, count: int, seed: int = 0) -> list[Camera]:
 
 def _one(house: House, room: Room, others: Array, rng: np.random.Generator, probe: Tracer) -> Camera:
     low, high = np.array(room.low) + CLEARANCE, np.array(room.high) - CLEARANCE
-    things = [o.footprint for o in house.objects if _in_the_way(o.room, o.name, o.base, room.index)]
-    # The radius at which so many discs would cover the floor; it shrinks with every try.
+    obstacles = [o.footprint for o in house.objects if _is_obstacle(o.room, o.name, o.base, room.index)]
+    # The radius at which this number of discs would cover the floor; it decreases with every trial.
     radius = 0.7 * np.sqrt(room.area / (np.pi * (len(others) + 1)))
     best: tuple[float, Camera] | None = None
     for _ in range(200):
@@ -145,18 +161,18 @@ def _one(house: House, room: Room, others: Array, rng: np.random.Generator, prob
         tall, fov = rng.uniform(0.9, 1.7), rng.uniform(60, 90)
         if len(others) and np.linalg.norm(others - point, axis=1).min() < radius:
             continue
-        near = min((float(t.distance(point[None])[0]) for t in things), default=np.inf)
+        near = min((float(t.distance(point[None])[0]) for t in obstacles), default=np.inf)
         camera = Camera(
-            look(np.array([*point, tall]), yaw, float(pitch)),
+            camera_pose(np.array([*point, tall]), yaw, float(pitch)),
             float(fov),
             room.index,
             ring_of(room, *point.tolist()),
         )
         if near < CLEARANCE:
             if best is None or near > best[0]:
-                best = (near, camera)  # of a room so full that no place is far enough from everything
+                best = (near, camera)  # for a room so full that no position is far enough from all objects
             continue
-        if _shows_something(house, camera, probe):
+        if _is_informative(house, camera, probe):
             return camera
         if best is None or best[0] < CLEARANCE:
             best = (near, camera)
@@ -164,11 +180,11 @@ def _one(house: House, room: Room, others: Array, rng: np.random.Generator, prob
     return best[1]
 
 
-def _in_the_way(of: int, name: str, base: float, room: int) -> bool:
+def _is_obstacle(of: int, name: str, base: float, room: int) -> bool:
     return of == room and name not in ("wall", "floor", "ceiling", "window", "rug") and base < 1.8
 
 
-def _shows_something(house: House, camera: Camera, probe: Tracer) -> bool:
+def _is_informative(house: House, camera: Camera, probe: Tracer) -> bool:
     hits = probe.view(camera, (16, 16))
     seen = hits.triangle[hits.triangle >= 0]
     if len(seen) < len(hits.triangle) * 0.9 or np.median(hits.t) < 0.6:

@@ -1,4 +1,4 @@
-"""What a frame shows, in English: how many of what, in which room, and how they lie to each other."""
+"""English captions of frames: objects with their numbers, their room, and spatial relations between them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["NUMBERS", "Thing", "caption", "describe"]
 
 STRUCTURE = frozenset({"wall", "floor", "ceiling"})
-"""Classes that every room has and no caption counts."""
+"""Classes that every room has and that captions do not mention."""
 
 FLAT = frozenset({"picture", "mirror", "window", "door", "curtain", "rug"})
-"""Classes that nothing stands behind or in front of: they lie on walls and floors."""
+"""Classes of flat objects on walls and floors, for which captions do not use "behind"."""
 
-LEAST = 0.15  # the visible part of a thing that is mentioned
-BEHIND = 0.5  # metres further away, from centre to centre
-RELATIONS = 3  # sentences at most about left, right and behind
+LEAST = 0.15  # least visible share of a mentioned object
+BEHIND = 0.5  # least difference of the depths of two centres for "behind", in metres
+RELATIONS = 3  # largest number of sentences about left, right and behind
 NUMBERS = [
     "no",
     "one",
@@ -45,16 +45,16 @@ ROOMS = {"living": "living room", "bed": "bedroom", "bath": "bathroom", "dining"
 @final
 @dataclass(frozen=True)
 class Thing:
-    """An object of a frame, as a caption sees it.
+    """An object of a frame, for its caption.
 
     Attributes:
-        instance: its number in the house.
-        label: its class.
-        x0, x1: its left and right edge in the picture, in pixels.
-        area: of its box, in pixels.
-        distance: from the camera to its centre along the optical axis, in metres.
-        room: what the room it stands in is called.
-        on: the instance it lies on, or None.
+        instance: number of the instance in the house.
+        label: name of the class.
+        x0, x1: left and right edge of its box, in pixels.
+        area: area of its box, in pixels.
+        distance: depth of its centre along the optical axis, in metres.
+        room: name of its room.
+        on: instance that supports it, or None.
     """
 
     instance: int
@@ -68,11 +68,11 @@ class Thing:
 
 
 def caption(frame: Frame, house: House) -> str:
-    """Describe a frame by the objects of its house; the same frame always gets the same words.
+    """Describe a frame by the objects of its house, deterministically.
 
-    Mentioned is what has a box and is visible to 15 % or more. "On" is what the house says; "left" and "right" are
-    those of the picture, for boxes that do not overlap; "behind" is 0.5 m or more further away, from centre to centre,
-    for boxes that do, and not for what lies flat on a wall or a floor.
+    Objects are mentioned if they have a box and a visibility of at least 15 %. "On" is the support in the house; "left" and
+    "right" are those of the image, for boxes that do not overlap; "behind" is a difference of at least 0.5 m between the depths
+    of the centres, for boxes that overlap, and not for flat objects on walls or floors.
     """
     from testtime.scenes import CLASSES
 
@@ -102,7 +102,11 @@ def caption(frame: Frame, house: House) -> str:
 
 
 def describe(things: Sequence[Thing], room: str) -> str:
-    """Put things into sentences.
+    """Describe objects in sentences.
+
+    Args:
+        things: visible objects.
+        room: name of the room of the camera.
 
     >>> table = Thing(1, "table", 20, 50, 900, 2.5, "kitchen")
     >>> mugs = [Thing(i, "mug", 30, 34, 20, 2.4, "kitchen", on=1) for i in (2, 3)]
@@ -124,7 +128,7 @@ def _with(room: str, things: Sequence[Thing]) -> str:
 
 
 def _listed(things: Iterable[Thing]) -> str:
-    """How many of what, the largest first."""
+    """List the classes of objects with their numbers, the largest first."""
     things = list(things)
     counts = Counter(t.label for t in things)
     sizes = {label: max(t.area for t in things if t.label == label) for label in counts}
@@ -133,7 +137,7 @@ def _listed(things: Iterable[Thing]) -> str:
 
 
 def _lying(things: Sequence[Thing]) -> list[str]:
-    """Sentences about what lies on what."""
+    """Return sentences about objects on other objects."""
     numbers = {t.instance: t for t in things}
     labels = Counter(t.label for t in things)
     sentences = []
@@ -148,7 +152,7 @@ def _lying(things: Sequence[Thing]) -> list[str]:
 
 
 def _lateral(things: Sequence[Thing]) -> list[str]:
-    """Sentences about left, right and behind, for things of which there is one, the largest first."""
+    """Return sentences about left, right and behind for objects that are the only ones of their class, the largest first."""
     labels = Counter(t.label for t in things)
     single = [t for t in things if labels[t.label] == 1 and t.on is None]
     single.sort(key=lambda t: (-t.area, t.label))
@@ -185,7 +189,7 @@ def _a(label: str) -> str:
 
 
 def _counted(label: str, count: int) -> str:
-    """A class with its number.
+    """Return a class with its number.
 
     >>> [_counted(c, n) for c, n in (("box", 2), ("oven", 1), ("shelf", 3), ("tv", 13))]
     ['two boxes', 'an oven', 'three shelves', '13 TVs']

@@ -1,25 +1,24 @@
-"""Spaces as files and in memory: rendered frames of houses, written so that a killed work goes on, and read as
-samples.
+"""Spaces, rendered frames of houses, in files and in memory: rendering that resumes after interruptions, and reading.
 
-A space is one house seen from many cameras. Under a root lies a folder for each modality, in it one for each space,
-in it a file for each frame::
+A space consists of the frames of one house from many cameras. A root folder contains a folder for each modality with a
+folder for each space with a file for each frame::
 
     rgb/<space>/<frame>.png         8 bits, sRGB
-    depth/<space>/<frame>.png       16 bits, millimetres along the optical axis; 0: nothing
+    depth/<space>/<frame>.png       16 bits, millimetres along the optical axis; 0: none
     normal/<space>/<frame>.png      8 bits, 127.5 (n + 1) rounded; x right, y up, z to the viewer; 127, 127, 127: none
-    canny/<space>/<frame>.png       8 bits, 0 or 255: edges of the picture
+    canny/<space>/<frame>.png       8 bits, 0 or 255: edges of the image
     occlusion/<space>/<frame>.png   8 bits, 0 or 255: edges of the geometry
-    semantic/<space>/<frame>.png    8 bits, classes; 255: not known
+    semantic/<space>/<frame>.png    8 bits, classes; 255: unknown
     instance/<space>/<frame>.png    16 bits, instances of the house
-    spaces/<space>/space.json       what was asked for, who rendered it, the thresholds of Canny, the classes
+    spaces/<space>/space.json       the recipe, the renderer, the thresholds of Canny, the classes
     spaces/<space>/frames.jsonl     a line for each frame: its name, pose (4, 4) from camera to world (OpenGL: x right,
-                                    y up, looking along -z; metres), intrinsics (3, 3) in pixels, room, ring, shift,
+                                    y up, viewing direction -z; metres), intrinsics (3, 3) in pixels, room, ring, shift,
                                     boxes (instance, label, x0, y0, x1, y1, visibility), caption
 
-``space.json`` is written first and ``frames.jsonl`` last: a space is finished when it has both. Until then the line of
-a frame lies in ``spaces/<space>/<frame>.json``, written after the frame's images; what is there is not made again.
-Every file appears whole or not at all, and a frame depends on nothing but its camera, so that processes may be killed
-and may even work on the same space: all write the same bytes.
+``space.json`` is written first and ``frames.jsonl`` last: a space is complete when it has both. Until then the line of a frame
+is in ``spaces/<space>/<frame>.json``, which is written after the frame's images; existing frames are not rendered again. Files
+are written atomically, and a frame depends on its camera alone, so that processes can be killed and can work on the same
+space: all write the same bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from testtime.errors import DataError, need_pillow
 from testtime.files import damaged, read_json, read_lines, write_bytes
 from testtime.progress import progress
 from testtime.scenes.sceneset import MODALITIES, SOURCES, SceneSet, Space, stored
-from testtime.scenes.tracer import BACKENDS, available
+from testtime.scenes.tracer import BACKENDS, default_backend
 from testtime.workers import worker_pool
 
 if TYPE_CHECKING:
@@ -53,26 +52,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "make", "read_scenes", "record", "render_space"]
 
-AGAIN = "delete the space and make it again: testtime scenes make goes on with what is missing"
-CHUNK = 8  # frames that a process renders before it reports
-PACKAGES = {"embree": "embreex", "gl": "moderngl"}  # where a backend is not called as its package
+AGAIN = "delete the space and make it again: testtime scenes make renders missing frames"
+CHUNK = 8  # frames that a process renders between two reports of progress
+PACKAGES = {"embree": "embreex", "gl": "moderngl"}  # packages of backends with other names
 
 
 @final
 @dataclass(frozen=True)
 class Recipe:
-    """What a space is made from; equal recipes give equal spaces.
+    """The parameters of a space; equal recipes give equal spaces.
 
     Attributes:
-        seed: of the house.
-        style: the prior that the house's furniture is drawn from, one of ``testtime.scenes.STYLES``.
-        shift: the shift of domain, one of ``testtime.scenes.SHIFTS``, or None.
-        frames: how many cameras.
-        size: height and width in pixels.
-        camera_seed: of the cameras.
-        moved: of the places that small objects were moved to since, seen by the same cameras; None for those of the
-            house.
-        backend: one of ``testtime.scenes.tracer.BACKENDS``; None becomes Embree, or numpy where it is not installed.
+        seed: random seed of the house.
+        style: name of the prior of the furniture, one of ``testtime.scenes.STYLES``.
+        shift: name of the domain shift, one of ``testtime.scenes.SHIFTS``, or None.
+        frames: number of cameras.
+        size: height and width of the images, in pixels.
+        camera_seed: random seed of the cameras.
+        moved: random seed of new positions of the small objects, with the same cameras; None for their original positions.
+        backend: name of the renderer's backend, one of ``testtime.scenes.tracer.BACKENDS``; None is replaced by Embree, or by
+            numpy if Embree is not installed.
 
     Raises:
         ValueError: a number is too small, or a name is unknown.
@@ -94,7 +93,7 @@ class Recipe:
         from testtime.scenes import SHIFTS, STYLES
 
         if self.backend is None:
-            object.__setattr__(self, "backend", available())
+            object.__setattr__(self, "backend", default_backend())
         need_choice(self.style, STYLES, "style")
         need_choice(str(self.backend), BACKENDS, "backend")
         if self.shift is not None:
@@ -108,7 +107,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The name of the space, from style, seed, where the small objects are, and shift."""
+        """Name of the space, from style, seed, positions of the small objects, and shift."""
         more = [
             *([] if self.moved is None else [f"moved{self.moved}"]),
             *([self.shift] if self.shift else []),
@@ -116,7 +115,7 @@ class Recipe:
         return "_".join([self.style, f"{self.seed:05d}", *more])
 
     def facts(self) -> dict[str, Any]:
-        """What ``space.json`` says.
+        """Return the content of ``space.json``.
 
         Raises:
             ImportError: the backend is "gl" and moderngl is not installed.
@@ -141,7 +140,7 @@ class Recipe:
 
 
 def record(frame: Frame, house: House, name: str) -> dict[str, Any]:
-    """The line of a frame in ``frames.jsonl``."""
+    """Return the line of a frame in ``frames.jsonl``."""
     from testtime.scenes.captions import caption
 
     boxes = [
@@ -176,11 +175,11 @@ def render_space(
     backend: str | None = None,
     tasks: Sequence[str] = tuple(SOURCES),
 ) -> SceneSet:
-    """Render a space into memory: the samples that :func:`make` and :func:`read_scenes` would give, without files.
+    """Render a space into memory: the samples that :func:`make` and :func:`read_scenes` would return, without files.
 
     Args:
-        seed, frames, size, style, shift, camera_seed, moved, backend: see :class:`Recipe`.
-        tasks: the labels wanted.
+        seed, frames, size, style, shift, camera_seed, moved, backend: arguments of :class:`Recipe`.
+        tasks: tasks whose labels the samples have.
     """
     recipe = Recipe(seed, style, shift, frames, size, camera_seed, moved, backend)
     records, arrays = [], dict[str, list[NDArray[Any]]]({m: [] for m in MODALITIES})
@@ -202,17 +201,17 @@ def read_scenes(
     tasks: Sequence[str] = tuple(SOURCES),
     keep: bool = True,
 ) -> SceneSet:
-    """Read the spaces that :func:`make` wrote.
+    """Read spaces written by :func:`make`.
 
     Args:
-        root: the folder they lie in.
-        spaces: their names, in order; None reads all, sorted by name.
-        tasks: the labels wanted.
-        keep: hold in memory what was read: 13 bytes a pixel for all modalities, and no modality that was not asked
-            for. False decodes a frame each time it is asked for.
+        root: root folder of the spaces.
+        spaces: names of the spaces, in order; None reads all, sorted by name.
+        tasks: tasks whose labels the samples have.
+        keep: whether modalities stay in memory after they were read: 13 bytes per pixel for all modalities. Otherwise a
+            frame is decoded on every access.
 
     Raises:
-        DataError: there is no such space, one is not finished, or its files are damaged.
+        DataError: there is no such space, a space is not complete, or its files are damaged.
         ImportError: Pillow is not installed.
     """
     folder = need_folder([Path(root) / "spaces"], "spaces that testtime scenes make wrote")
@@ -234,8 +233,8 @@ def _read_space(root: Path, name: str, keep: bool) -> Space:
     facts = read_json(need_file(folder / "space.json", "what a space was made from"), AGAIN)
     if not (folder / "frames.jsonl").is_file():
         raise DataError(
-            f"{folder}: expected a finished space, found one that is half made; "
-            "run the same testtime scenes make again: it goes on from there"
+            f"{folder}: expected a complete space, found an incomplete one; "
+            "run the same testtime scenes make again: it renders the missing frames"
         )
     path = folder / "frames.jsonl"
     records = read_lines(path, AGAIN)
@@ -248,10 +247,10 @@ def _read_space(root: Path, name: str, keep: bool) -> Space:
 
 
 def _check_name(path: Path, folder: Path, frame: str) -> None:
-    """Refuse the name of a frame that leads out of its folder.
+    """Refuse the name of a frame that refers to a path outside of its folder.
 
     Raises:
-        DataError: it does; the message names the list.
+        DataError: the name does; the message names the list.
     """
     try:
         inside(folder, frame)
@@ -275,21 +274,21 @@ def _read(root: Path, space: str, size: tuple[int, ...], names: Sequence[str], m
 
 
 def make(out: str | Path, recipes: Iterable[Recipe], jobs: int = 1) -> list[str]:
-    """Render spaces into files, going on from what is there already.
+    """Render spaces into files, starting from existing frames.
 
     Args:
-        out: the root.
-        recipes: what to make.
-        jobs: processes.
+        out: root folder of the spaces.
+        recipes: parameters of the spaces.
+        jobs: number of processes.
 
     Returns:
-        The names of the spaces, all finished.
+        Names of the spaces, which are complete.
 
     Raises:
-        DataError: a space of that name was made from something else.
+        DataError: a space of the same name was made from another recipe.
         ImportError: Pillow or the backend's package is not installed.
         OSError: the backend is "gl" and there is no OpenGL.
-        ValueError: two recipes give the same name, or a house has no place for what was to be moved.
+        ValueError: two recipes have the same name, or a house has no free place for an object that is to be moved.
     """
     root, recipes = Path(out), list(recipes)
     names = [r.name for r in recipes]
@@ -299,7 +298,7 @@ def make(out: str | Path, recipes: Iterable[Recipe], jobs: int = 1) -> list[str]
     need_pillow()
     todo = {r.name: (r, _missing(root, r)) for r in recipes if not _begin(root, r)}
     total, left = sum(r.frames for r in recipes), sum(len(frames) for _, frames in todo.values())
-    # A process that renders a whole space builds its house once; fewer spaces than processes are cut in pieces.
+    # A process that renders a whole space builds its house once; fewer spaces than processes are divided into chunks.
     step = CHUNK if len(todo) < jobs else max(total, 1)
     chunks = [(r, rows[i : i + step]) for r, rows in todo.values() for i in range(0, len(rows), step)]
     waiting = {name: len(rows) for name, (_, rows) in todo.items()}
@@ -315,7 +314,7 @@ def make(out: str | Path, recipes: Iterable[Recipe], jobs: int = 1) -> list[str]
 
 
 def _work(root: Path, chunks: Sequence[tuple[Recipe, Sequence[int]]], jobs: int) -> Iterator[tuple[str, int]]:
-    """Render, and say which frame of which space is done."""
+    """Render frames, and yield the space and the index of each."""
     if jobs <= 1 or len(chunks) <= 1:
         for recipe, rows in chunks:
             for i in rows:
@@ -336,7 +335,7 @@ def _write_frames(root: Path, recipe: Recipe, rows: Sequence[int]) -> None:
 
 
 def _write_frame(root: Path, recipe: Recipe, index: int) -> None:
-    """Render a frame and write its images, and then its line, which says that they are there."""
+    """Render a frame and write its images, and then its line, which marks it as complete."""
     line, values = _render(recipe, index)
     for modality, value in values.items():
         _write(root / modality / recipe.name / f"{line['frame']}.png", _png(value))
@@ -360,7 +359,7 @@ def _stage(recipe: Recipe) -> tuple[House, Sequence[Any], Renderer]:
 
 
 def _begin(root: Path, recipe: Recipe) -> bool:
-    """Whether a space is finished; what is begun has to be of this recipe, and of these versions."""
+    """Return whether a space is complete; an incomplete space has to be of this recipe and of these versions."""
     folder, facts = root / "spaces" / recipe.name, recipe.facts()
     path, finished = folder / "space.json", (folder / "frames.jsonl").is_file()
     if not path.exists():
@@ -381,13 +380,13 @@ def _missing(root: Path, recipe: Recipe) -> list[int]:
 
 
 def _finish(root: Path, recipe: Recipe) -> None:
-    """Put the lines of the frames together, and leave nothing else behind."""
+    """Concatenate the lines of the frames and remove their files."""
     parts = [_part(root, recipe, i) for i in range(recipe.frames)]
     path = root / "spaces" / recipe.name / "frames.jsonl"
     try:
         _write(path, b"".join(part.read_bytes() for part in parts))
     except FileNotFoundError:
-        if not path.is_file():  # else another process has finished it
+        if not path.is_file():  # otherwise another process has completed it
             raise
     for left in (*parts, *root.glob(f"*/{recipe.name}/.*.part")):
         left.unlink(missing_ok=True)
@@ -405,7 +404,7 @@ def _write(path: Path, data: bytes) -> None:
     try:
         write_bytes(path, data, durable=False)
     except FileNotFoundError:
-        if not path.is_file():  # else another process finished the space, and swept
+        if not path.is_file():  # otherwise another process has completed the space and removed the files
             raise
 
 

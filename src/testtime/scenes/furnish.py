@@ -1,4 +1,4 @@
-"""What stands in which kind of room, and where: beds against walls between nightstands, chairs around tables."""
+"""Furnishing of rooms by their kind: furniture and its arrangement, such as chairs around tables."""
 
 from __future__ import annotations
 
@@ -7,30 +7,44 @@ from typing import Any
 
 import numpy as np
 
+from testtime.moved import renamed
 from testtime.scenes.furniture import Model, build
 from testtime.scenes.layout import Footprint, Layout, Placed
 from testtime.scenes.plan import Room
 from testtime.scenes.style import Style
 
-__all__ = ["furnish", "small_things"]
+__all__ = ["furnish", "small_objects"]
+
+__getattr__ = renamed(__name__, {"small_things": "small_objects"})
 
 
-def furnish(layout: Layout, room: Room, look: Style) -> None:
-    """Furnish a room after its kind: large pieces first, what hangs on the walls last."""
-    made = partial(build, style=look)
+def furnish(layout: Layout, room: Room, style: Style) -> None:
+    """Furnish a room by its kind, large objects first, objects on walls last.
+
+    Args:
+        layout: layout of the house, to which the furniture is added.
+        room: room to furnish.
+        style: style of the house.
+    """
+    made = partial(build, style=style)
     {"living": _living, "kitchen": _kitchen, "bed": _bedroom, "bath": _bathroom, "study": _study}[room.kind](
-        layout, room, look, made
+        layout, room, style, made
     )
     lamp = made("ceiling_lamp", variant=0)
     x, y = room.centre
     layout.put(lamp, room.index, x, y, 0.0, layout.plan.height - lamp.size[2], solid=False)
-    _curtains(layout, room, look, made)
+    _curtains(layout, room, style, made)
     _pictures(layout, room, made)
 
 
-def small_things(room: Room, look: Style) -> list[Model]:
-    """The small objects of a room; models recur within a house."""
-    rng = look.draw("things", room.index)
+def small_objects(room: Room, style: Style) -> list[Model]:
+    """Draw the small objects of a room; a house has few models of each class.
+
+    Args:
+        room: room of the objects.
+        style: style of the house.
+    """
+    rng = style.draw("things", room.index)
     likely = {
         "living": {"pillow": 4, "book": 4, "mug": 2, "vase": 2, "bottle": 1, "box": 1},
         "kitchen": {"mug": 4, "bottle": 4, "box": 1, "vase": 1, "book": 1},
@@ -38,15 +52,15 @@ def small_things(room: Room, look: Style) -> list[Model]:
         "bath": {"bottle": 2, "box": 1},
         "study": {"book": 5, "mug": 2, "box": 2, "vase": 1, "bottle": 1},
     }[room.kind]
-    scale = look.prior.clutter * float(np.clip(room.area / 14, 0.6, 1.5))
+    scale = style.prior.clutter * float(np.clip(room.area / 14, 0.6, 1.5))
     return [
-        build(name, look, int(rng.integers(3)))
+        build(name, style, int(rng.integers(3)))
         for name, mean in likely.items()
         for _ in range(int(rng.poisson(mean * scale * 0.8)) + (name in ("pillow", "book") and mean > 3))
     ]
 
 
-def _living(layout: Layout, room: Room, look: Style, made: Any) -> None:
+def _living(layout: Layout, room: Room, style: Style, made: Any) -> None:
     rng = layout.rng
     if not any(r.kind == "kitchen" for r in layout.plan.rooms) and room.area > 11:
         _kitchen_row(layout, room, made)
@@ -82,7 +96,7 @@ def _living(layout: Layout, room: Room, look: Style, made: Any) -> None:
         layout.against(room, made("dresser"))
 
 
-def _kitchen(layout: Layout, room: Room, look: Style, made: Any) -> None:
+def _kitchen(layout: Layout, room: Room, style: Style, made: Any) -> None:
     _kitchen_row(layout, room, made)
     if room.area > 7:
         _dining(layout, room, made, margin=0.12)
@@ -94,7 +108,7 @@ def _kitchen(layout: Layout, room: Room, look: Style, made: Any) -> None:
 
 
 def _kitchen_row(layout: Layout, room: Room, made: Any) -> None:
-    """Fridge, worktops, stove and sink side by side, cabinets above."""
+    """Add a fridge, worktops, a stove and a sink side by side, with cabinets above."""
     counter, stove, sink, fridge = made("counter"), made("stove"), made("kitchen_sink"), made("fridge")
     choices = [
         [fridge, counter, sink, counter, stove, counter],
@@ -126,7 +140,7 @@ def _kitchen_row(layout: Layout, room: Room, made: Any) -> None:
 
 
 def _dining(layout: Layout, room: Room, made: Any, margin: float) -> None:
-    """A table in the open, or against a wall, with chairs on its free sides."""
+    """Add a table in the middle or against a wall, with chairs on its free sides."""
     table, chair = made("table"), made("chair")
     w, d, _ = table.size
     placed = layout.free(room, table, margin + chair.size[1] + 0.05) or layout.free(room, table, 0.35, 40)
@@ -145,7 +159,7 @@ def _dining(layout: Layout, room: Room, made: Any, margin: float) -> None:
         layout.near(room, placed, chair, -wide, 0, -np.pi / 2)
 
 
-def _bedroom(layout: Layout, room: Room, look: Style, made: Any) -> None:
+def _bedroom(layout: Layout, room: Room, style: Style, made: Any) -> None:
     bed = _first(layout, room, [made("bed", variant=v) for v in range(3)])
     if bed is not None:
         stand, lamp = made("nightstand"), made("table_lamp")
@@ -172,7 +186,7 @@ def _bedroom(layout: Layout, room: Room, look: Style, made: Any) -> None:
         layout.against(room, made("shelf"))
 
 
-def _bathroom(layout: Layout, room: Room, look: Style, made: Any) -> None:
+def _bathroom(layout: Layout, room: Room, style: Style, made: Any) -> None:
     layout.against(room, made("bathtub"), tries=60, corner=True) or layout.against(room, made("bathtub"))
     layout.against(room, made("toilet"), tries=60)
     basin = layout.against(room, made("bath_sink"), tries=60)
@@ -190,7 +204,7 @@ def _bathroom(layout: Layout, room: Room, look: Style, made: Any) -> None:
         layout.against(room, made("plant"), corner=True)
 
 
-def _study(layout: Layout, room: Room, look: Style, made: Any) -> None:
+def _study(layout: Layout, room: Room, style: Style, made: Any) -> None:
     _desk(layout, room, made)
     layout.against(room, made("shelf"))
     layout.against(room, made("shelf"))
@@ -216,16 +230,16 @@ def _desk(layout: Layout, room: Room, made: Any) -> None:
 
 
 def _first(layout: Layout, room: Room, models: list[Model]) -> Placed | None:
-    """The first of several models, in any order, for which there is a place."""
+    """Place one of several models, tried in a random order; None if none has a place."""
     for k in layout.rng.permutation(len(models)):
         if placed := layout.against(room, models[k], tries=30):
             return placed
     return None
 
 
-def _curtains(layout: Layout, room: Room, look: Style, made: Any) -> None:
-    """On both sides of a window, to the floor where nothing stands below."""
-    if room.kind == "bath" or look.draw("curtains", room.index).random() < 0.2:
+def _curtains(layout: Layout, room: Room, style: Style, made: Any) -> None:
+    """Hang curtains on both sides of each window, down to the floor where nothing stands below."""
+    if room.kind == "bath" or style.draw("curtains", room.index).random() < 0.2:
         return
     curtain = made("curtain")
     for s, side in enumerate(room.sides):

@@ -1,8 +1,8 @@
-"""Triangles with what a renderer asks of them, and the few shapes that houses are made of.
+"""Triangle meshes with normals, object coordinates, materials and labels, and the shapes of houses.
 
-Metres; z is up. Every shape is closed or thin, and carries its own *object coordinates*, in which textures live: they
-move with the object, and lie a millimetre below the surface, so that a pattern of planes never flickers on a face that
-coincides with one of them.
+Lengths are in metres, z is up. Every shape is closed or thin. Its *object coordinates*, in which textures are evaluated, move
+with the object and are a millimetre below the surface, so that a pattern has no artefacts on a face that coincides with one of
+its planes.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-"""A numpy array of any kind; docstrings say which."""
+"""A numpy array, whose shape and dtype are in the docstrings."""
 
 BELOW = 1e-3
-"""How far under the surface object coordinates lie, in metres."""
+"""Depth of object coordinates below the surface, in metres."""
 
 CREASE = np.cos(np.radians(50))
-"""Two segments of a profile that turn by more than 50 degrees meet in a sharp edge."""
+"""Cosine of the angle between two segments of a profile above which their edge is smooth (50 degrees)."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Triangles, each with its own corners.
+    """Triangles with separate corners.
 
     Attributes:
-        triangles: (F, 3, 3) float32, the corners.
-        normals: (F, 3, 3) float32, unit, at the corners: those of the curved surface where it is curved.
-        local: (F, 3, 3) float32, object coordinates of the corners, in metres.
-        material: (F,) int16, an index into the materials of the style.
-        instance: (F,) uint16, 0 for none.
-        label: (F,) uint8, an index into the classes.
+        triangles: corners of the triangles, (F, 3, 3) float32, in metres.
+        normals: unit normals at the corners, (F, 3, 3) float32, smooth on curved surfaces.
+        local: object coordinates of the corners, (F, 3, 3) float32, in metres.
+        material: indices into the materials of the style, (F,) int16.
+        instance: numbers of the instances, (F,) uint16, 0 for none.
+        label: indices into the classes, (F,) uint8.
     """
 
     triangles: Array
@@ -64,14 +64,18 @@ class Mesh:
 
     @property
     def bounds(self) -> Array:
-        """The lowest and the highest corner, (2, 3) float64; zeros without triangles."""
+        """Lowest and highest coordinates, (2, 3) float64; zeros without triangles."""
         if not len(self):
             return np.zeros((2, 3))
         points = self.triangles.reshape(-1, 3).astype(np.float64)
         return np.stack([points.min(axis=0), points.max(axis=0)])
 
     def moved(self, by: Sequence[float] | Array = (0, 0, 0), yaw: float = 0.0) -> Mesh:
-        """Turned about the vertical axis through the origin, then shifted; object coordinates stay.
+        """Rotate the mesh about the z axis, then translate it; object coordinates are unchanged.
+
+        Args:
+            by: translation (x, y, z), in metres.
+            yaw: angle of the rotation, in radians.
 
         >>> box((0, 0, 0), (1, 2, 1)).moved((0, 0, 1), yaw=np.pi / 2).bounds.round(6).tolist()
         [[-2.0, 0.0, 1.0], [0.0, 1.0, 2.0]]
@@ -85,7 +89,7 @@ class Mesh:
         )
 
     def tilted(self, pitch: float) -> Mesh:
-        """Turned about the x axis through the origin: y towards z for a positive angle."""
+        """Rotate the mesh about the x axis by an angle in radians, from y towards z."""
         c, s = np.cos(pitch), np.sin(pitch)
         turn = np.array([[1, 0, 0], [0, c, s], [0, -s, c]])
         return replace(
@@ -95,7 +99,7 @@ class Mesh:
         )
 
     def tagged(self, instance: int, label: int) -> Mesh:
-        """The same triangles as one instance of one class."""
+        """Return the mesh with one instance and one class."""
         return replace(
             self,
             instance=np.full(len(self), instance, np.uint16),
@@ -103,7 +107,7 @@ class Mesh:
         )
 
     def chosen(self, mask: Array) -> Mesh:
-        """Some of the triangles."""
+        """Return the triangles that a mask (F,) selects."""
         return Mesh(
             *(
                 getattr(self, name)[mask] for name in self.__dataclass_fields__
@@ -112,7 +116,7 @@ class Mesh:
 
 
 def joined(meshes: Iterable[Mesh]) -> Mesh:
-    """Several meshes as one, in this order."""
+    """Concatenate meshes in this order."""
     meshes = list(meshes)
     if not meshes:
         return _mesh(np.zeros((0, 3, 3)), np.zeros((0, 3, 3)), 0)
@@ -120,7 +124,7 @@ def joined(meshes: Iterable[Mesh]) -> Mesh:
 
 
 def box(low: Sequence[float], high: Sequence[float], material: int = 0) -> Mesh:
-    """A box between two corners; its object coordinates start at its centre, the first along its longest edge.
+    """Create a box between two corners, with object coordinates from its centre, the first along its longest edge.
 
     >>> len(box((0, 0, 0), (1, 1, 1)))
     12
@@ -133,12 +137,12 @@ def box(low: Sequence[float], high: Sequence[float], material: int = 0) -> Mesh:
 
 
 def cushion(low: Sequence[float], high: Sequence[float], radius: float, material: int = 0) -> Mesh:
-    """A box with rounded edges and smooth normals: upholstery, mattresses, pillows, tubs.
+    """Create a box with rounded edges and smooth normals, such as upholstery, a mattress or a tub.
 
     Args:
-        low, high: opposite corners.
-        radius: of the edges, in metres; at most half of the shortest edge.
-        material: of all of it.
+        low, high: opposite corners (x, y, z), in metres.
+        radius: radius of the edges, in metres; at most half of the shortest edge.
+        material: index of the material.
     """
     a, b = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
     half = (b - a) / 2
@@ -167,13 +171,13 @@ def lathe(
     centre: Sequence[float] = (0, 0, 0),
     segments: int = 12,
 ) -> Mesh:
-    """A profile turned about the vertical axis, smooth but for the profile's sharp turns.
+    """Create a surface of revolution about the vertical axis, with edges at sharp turns of its profile.
 
     Args:
-        profile: (radius, height) from the bottom to the top of the outside, in metres; radius 0 closes it.
-        material: of all of it.
-        centre: where radius 0, height 0 lies.
-        segments: around.
+        profile: points (radius, height) of the outside from bottom to top, in metres; a radius of 0 closes the surface.
+        material: index of the material.
+        centre: position of radius 0 and height 0.
+        segments: number of segments around the axis.
     """
     line = np.asarray(profile, dtype=np.float64)
     steps = np.diff(line, axis=0)
@@ -213,7 +217,7 @@ def cylinder(
     top: float | None = None,
     segments: int = 12,
 ) -> Mesh:
-    """A closed cylinder that stands on ``centre``; with ``top``, a cone cut off at that radius."""
+    """Create a closed cylinder with its base at ``centre``, or a truncated cone with the upper radius ``top``."""
     top = radius if top is None else top
     return lathe([(0, 0), (radius, 0), (top, height), (0, height)], material, centre, segments)
 
@@ -221,7 +225,7 @@ def cylinder(
 def sphere(
     centre: Sequence[float], radii: Sequence[float] | float, material: int = 0, segments: int = 12
 ) -> Mesh:
-    """An ellipsoid about ``centre``."""
+    """Create an ellipsoid with a centre and radii."""
     axes: Array = np.broadcast_to(np.asarray(radii, dtype=np.float64), 3)
     angles = np.linspace(-np.pi / 2, np.pi / 2, max(segments // 2, 3) + 1)
     profile = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -233,7 +237,7 @@ def sphere(
 
 
 def panel(low: Sequence[float], width: float, height: float, material: int = 0) -> Mesh:
-    """An upright rectangle facing +y, from its low corner to the +x side; object coordinates run from 0 to 1."""
+    """Create an upright rectangle facing +y, from its low corner in the direction +x, with object coordinates in [0, 1]."""
     corners = np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1], [0, 0, 1]], dtype=np.float64)
     faces = corners[[[0, 2, 1], [0, 3, 2]]]
     points = np.asarray(low, dtype=np.float64) + faces * np.array([width, 1.0, height])
@@ -249,14 +253,14 @@ def wave(
     material: int = 0,
     columns: int = 14,
 ) -> Mesh:
-    """A hanging cloth with upright folds, across x, facing +y.
+    """Create a hanging cloth with vertical folds along x, facing +y.
 
     Args:
-        low: the low corner of it.
-        width, height, depth: in metres; depth from the deepest to the highest fold.
-        folds: how many.
-        material: of all of it.
-        columns: strips across.
+        low: low corner of the cloth.
+        width, height, depth: size of the cloth, in metres; depth is that of the folds.
+        folds: number of folds.
+        material: index of the material.
+        columns: number of strips along x.
     """
     t = np.linspace(0, 1, columns + 1)
     phase = 2 * np.pi * folds * t
@@ -274,15 +278,15 @@ def wave(
 def leaf(
     base: Sequence[float], yaw: float, length: float, rise: float, width: float, material: int = 0
 ) -> Mesh:
-    """A leaf that rises from ``base`` and bends over outward.
+    """Create a leaf that rises from its base and bends outward.
 
     Args:
-        base: where it starts.
-        yaw: where it points to, seen from above, in radians.
-        length: outward, in metres.
-        rise: of its highest point.
-        width: of its widest part.
-        material: of all of it.
+        base: position of the base.
+        yaw: horizontal direction, in radians.
+        length: horizontal length, in metres.
+        rise: height of the highest point, in metres.
+        width: width of the widest part, in metres.
+        material: index of the material.
     """
     t = np.linspace(0, 1, 5)
     half = width / 2 * np.sin(np.pi * np.clip(t * 0.85 + 0.1, 0, 1))
@@ -313,7 +317,7 @@ def _unit(vectors: Array) -> Array:
 
 
 def _grid(points: Array) -> Array:
-    """The triangles (F, 3, 3) of a grid of points (N, M, 3)."""
+    """Return the triangles (F, 3, 3) of a grid of points (N, M, 3)."""
     a, b, c, d = points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]
     return np.stack([np.stack([a, b, c], axis=2), np.stack([a, c, d], axis=2)], axis=2).reshape(-1, 3, 3)
 

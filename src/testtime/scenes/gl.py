@@ -1,15 +1,14 @@
-"""Pictures by OpenGL: triangles drawn on the graphics card, or by Mesa on the processor, instead of rays followed.
+"""A tracer with OpenGL, which rasterises triangles on the GPU, or with Mesa on the CPU, instead of tracing rays.
 
-OpenGL says only which triangle is in front at each pixel's centre; where the ray meets it is computed here in float64,
-so that depth and normals are those of the other backends. Drivers differ in which of two triangles has a pixel on their
-common edge: equal pictures need the same driver, which ``space.json`` therefore names.
+OpenGL determines only the first triangle at the centre of each pixel; its intersection with the ray is computed here in
+float64, so that depth and normals are those of the other backends. Drivers differ in the triangle of a pixel on a common edge:
+equal images need the same driver, which is therefore recorded in ``space.json``.
 
-Shadows come from shadow maps (Williams, *Casting Curved Shadows on Curved Surfaces*, SIGGRAPH 1978): six pictures around
-each light, seen from it once. Their outlines are as fine as the pictures, and what touches a surface throws no shadow on
-the nearest two centimetres of it.
+Shadows are computed with shadow maps (Williams, *Casting Curved Shadows on Curved Surfaces*, SIGGRAPH 1978): six images around
+each light, rendered once. The resolution of shadows is that of the maps, and an object casts no shadow on a surface within two
+centimetres.
 
-It is for machines that Embree has no wheel for, or that have a graphics card: Mesa on a processor takes about twice as
-long as Embree there.
+The backend is for machines without a wheel of Embree, or with a GPU: Mesa on a CPU takes about twice as long as Embree.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ import numpy as np
 from testtime.errors import missing_extra
 from testtime.scenes.cameras import Camera, intrinsics, rays
 from testtime.scenes.geometry import Array
-from testtime.scenes.tracer import SHORT, Hits, Tracer, affine_maps, nothing
+from testtime.scenes.tracer import SHORT, Hits, Tracer, affine_maps, no_hits
 
 __all__ = ["GLTracer", "driver"]
 
 NEAR = 1e-3
-"""What is nearer to a camera is not drawn, in metres."""
+"""Distance of the near plane of cameras, in metres."""
 
 MOST = 2**24
-"""The numbers of triangles are drawn as float32, which count so far."""
+"""Largest number of triangles, whose indices are rendered as float32."""
 
 MAP = 512
-"""Rows and columns of each of a light's six pictures."""
+"""Rows and columns of each of the six shadow maps of a light."""
 
 CLEAR = 0.02
-"""What is nearer to a point throws no shadow on it, in metres: a map's pixels see each point only roughly."""
+"""Distance to a point within which triangles cast no shadow on it, in metres, because of the resolution of shadow maps."""
 
 SYSTEM = "on Debian and Ubuntu: apt-get install libegl1 libgl1 libgl1-mesa-dri"
 
@@ -70,18 +69,18 @@ FACES = np.stack(
         for right in (np.roll(np.abs(back), 1),)
     ]
 )
-"""(6, 3, 3): the rotations of cameras that look along the axes, backwards along the last column."""
+"""Rotations of cameras along the axes, (6, 3, 3), with the viewing direction opposite to the last column."""
 
 
 @lru_cache(maxsize=1)
 def _context() -> Any:
-    """The process's context, without a window."""
+    """Return the OpenGL context of the process, without a window."""
     try:
         import moderngl
     except ImportError as error:
         raise missing_extra("moderngl", "render-gl") from error
     try:
-        # Linux needs EGL to do without a display; the other systems know only one way.
+        # Linux needs EGL without a display; other systems have only one way.
         backend: dict[str, Any] = {"backend": "egl"} if sys.platform == "linux" else {}
         context = moderngl.create_context(standalone=True, require=330, **backend)
     except Exception as error:
@@ -95,7 +94,7 @@ def _context() -> Any:
 
 
 def driver() -> str:
-    """Who draws, as OpenGL calls it.
+    """Return the renderer and the version of OpenGL.
 
     Raises:
         ImportError: moderngl is not installed.
@@ -112,7 +111,7 @@ def _program() -> Any:
 
 @lru_cache(maxsize=4)
 def _canvas(size: tuple[int, int]) -> Any:
-    """A picture (H, W) of float32 numbers, and its depth."""
+    """Return a framebuffer (H, W) of float32 numbers with depth."""
     context, (height, width) = _context(), size
     return context.framebuffer(
         context.renderbuffer((width, height), 1, dtype="f4"), context.depth_renderbuffer((width, height))
@@ -121,8 +120,9 @@ def _canvas(size: tuple[int, int]) -> Any:
 
 @final
 class GLTracer(Tracer):
-    """OpenGL, through the package moderngl. It sees through cameras only, and does not follow other rays; all tracers of
-    a process belong to the thread of the first.
+    """A tracer with OpenGL through the package moderngl, which renders views of cameras and does not trace other rays.
+
+    All tracers of a process belong to the thread of the first.
 
     Raises:
         ImportError: moderngl is not installed.
@@ -134,7 +134,7 @@ class GLTracer(Tracer):
         self.build(np.zeros((0, 3, 3)))
 
     def build(self, triangles: Array) -> None:
-        """Take the triangles, (F, 3, 3) float32.
+        """Set the triangles, (F, 3, 3) float32.
 
         Raises:
             ValueError: there are more than 2^24 of them.
@@ -145,7 +145,9 @@ class GLTracer(Tracer):
             )
         corners = np.asarray(triangles, dtype=np.float64)
         maps, starts, flat = affine_maps(corners)
-        self.drawn = np.flatnonzero(~flat).astype(np.int32)  # the others must not get a pixel by rounding
+        self.drawn = np.flatnonzero(~flat).astype(
+            np.int32
+        )  # triangles without area must not get a pixel by rounding
         self.corners, self.maps, self.starts = corners, maps, starts
         self.lights: dict[tuple[int, ...], Array] = {}
         self.shape: Any = None
@@ -156,22 +158,22 @@ class GLTracer(Tracer):
             self.bounds = corners[self.drawn].min(axis=(0, 1)), corners[self.drawn].max(axis=(0, 1))
 
     def view(self, camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Hits:
-        """Return what is seen through the centres of a picture's pixels."""
+        """Return the first hits through the centres of pixels; see :meth:`Tracer.view`."""
         half = np.array([size[1], size[0]]) / 2
         focal = intrinsics(camera.fov_degrees, size)[0, 0]
         seen = self._draw(camera.position, camera.pose[:3, :3], focal / half, size).reshape(-1)
         seen = seen if pixels is None else seen[pixels]
-        hits = nothing(len(seen))
+        hits = no_hits(len(seen))
         at = np.flatnonzero(seen >= 0)
         number, directions = seen[at], rays(camera, size, pixels)[at]
-        # The ray in the frame of its triangle, where the triangle lies in the plane z = 0: it meets it at u and v.
+        # The ray in the frame of its triangle, which is in the plane z = 0, meets the plane at u and v.
         maps = self.maps[number]
         o = np.einsum("nij,j->ni", maps, camera.position) + self.starts[number]
         d = np.einsum("nij,nj->ni", maps, directions)
         with np.errstate(divide="ignore", invalid="ignore"):
             t = -o[:, 2] / d[:, 2]
             u, v = np.nan_to_num(o[:, 0] + t * d[:, 0]), np.nan_to_num(o[:, 1] + t * d[:, 1])
-        # OpenGL rounds corners to a fraction of a pixel: what is just outside goes to the nearest point inside.
+        # OpenGL rounds corners to a fraction of a pixel: points just outside of the triangle are moved to its edge.
         u, v = np.clip(u, 0, 1), np.clip(v, 0, 1)
         over = np.maximum(u + v, 1)
         u, v = u / over, v / over
@@ -182,7 +184,7 @@ class GLTracer(Tracer):
         return hits
 
     def occluded(self, origins: Array, targets: Array) -> Array:
-        """Say whether a triangle lies between points; meant for few different targets, the lights."""
+        """Return whether a triangle is between points, (N,) bool; meant for few different targets, the lights."""
         answer = np.zeros(len(origins), bool)
         if self.shape is None or not len(origins):
             return answer
@@ -198,7 +200,7 @@ class GLTracer(Tracer):
         return answer
 
     def _shadowed(self, millimetres: tuple[int, ...], points: Array) -> Array:
-        """Whether the first triangle that a light sees in the direction of a point lies clearly before the point."""
+        """Return whether the first triangle from a light in the direction of each point is clearly before the point."""
         light = np.array(millimetres) / 1000
         if millimetres not in self.lights:
             self.lights[millimetres] = np.stack(
@@ -218,7 +220,14 @@ class GLTracer(Tracer):
         return (number >= 0) & (t > 1 - SHORT) & before
 
     def _draw(self, place: Array, turn: Array, scale: Array, size: tuple[int, int]) -> Array:
-        """The numbers (H, W) int32 of the first triangles, -1 for nothing, for a camera's place and rotation."""
+        """Render the indices of the first triangles, (H, W) int32, -1 for none.
+
+        Args:
+            place: position of the camera, (3,).
+            turn: rotation of the camera to the world, (3, 3).
+            scale: focal lengths divided by half the size of the image, (2,).
+            size: size of the image (H, W).
+        """
         if self.shape is None:
             return np.full(size, -1, np.int32)
         canvas, program = _canvas(size), _program()

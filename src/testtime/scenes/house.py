@@ -1,11 +1,12 @@
-"""Houses: a floor plan, furnished in one style, lit, with small objects that can be put elsewhere.
+"""Houses: a floor plan with furniture of one style, lights, and small objects that can be moved.
 
-The arrangement follows ProcTHOR (Deitke et al., 2022) in small: a plan, kinds of rooms, large furniture by the kind of
-room, then small objects on what is there; no assets, one seed.
+The generation is a simple form of that of ProcTHOR (Deitke et al., 2022): a plan, kinds of rooms, large furniture by the kind
+of room, then small objects on the furniture; without assets, from one seed.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from testtime.scenes.furnish import furnish, small_things
+from testtime.scenes.furnish import furnish, small_objects
 from testtime.scenes.furniture import Model
 from testtime.scenes.geometry import BELOW, Array, Mesh, box, joined, panel
 from testtime.scenes.layout import Footprint, Layout, Placed, Receptacles, mesh_of
@@ -28,19 +29,19 @@ __all__ = ["House", "Light", "generate_house"]
 
 
 ATTEMPTS = 20
-"""How often :meth:`House.moved` starts anew when something finds no place; the last time, the floor will do."""
+"""Attempts of :meth:`House.moved` to place all objects; the last attempt also uses the floor."""
 
 
 @final
 @dataclass(frozen=True)
 class Light:
-    """A light of one room; it lights that room only.
+    """A light of one room, which has no effect on other rooms.
 
     Attributes:
-        room: which.
-        position: (x, y, z), in metres.
-        colour: linear red, green, blue; radiant intensity, arbitrary units.
-        facing: the direction that a window's light leaves in; None shines everywhere.
+        room: index of the room.
+        position: position (x, y, z), in metres.
+        colour: radiant intensity in linear red, green and blue, in arbitrary units.
+        facing: main direction of the light of a window; None for an isotropic light.
     """
 
     room: int
@@ -55,12 +56,12 @@ class House:
     """A furnished house.
 
     Attributes:
-        seed: what it was drawn from.
-        style: the name of its style's prior.
-        plan: its floor plan.
-        objects: everything in it, sorted by instance, from 1: its parts, the furniture, and last the small objects.
-        lights: of its rooms.
-        fixed: the triangles of all that is never moved.
+        seed: random seed of the house.
+        style: name of the prior of its style.
+        plan: floor plan.
+        objects: all objects, sorted by instance from 1 on: structure, furniture, and last the small objects.
+        lights: lights of the rooms.
+        fixed: triangles of all objects that cannot be moved.
     """
 
     seed: int
@@ -72,38 +73,48 @@ class House:
 
     @property
     def rooms(self) -> tuple[Room, ...]:
-        """Its rooms."""
+        """Rooms of the plan."""
         return self.plan.rooms
 
     @cached_property
-    def look(self) -> Style:
-        """Its style."""
+    def drawn_style(self) -> Style:
+        """The style that was drawn from the seed and the prior."""
         return Style(self.seed, self.style)
+
+    @property
+    def look(self) -> Style:
+        """Former name of :attr:`drawn_style`."""
+        warnings.warn(
+            "House.look is now House.drawn_style; the old name goes with the next version",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.drawn_style
 
     @cached_property
     def mesh(self) -> Mesh:
-        """All triangles."""
+        """Triangles of all objects."""
         return joined([self.fixed, *(mesh_of(o) for o in self.objects if o.movable)])
 
     @cached_property
     def labels(self) -> Array:
-        """The class of every instance, (instances + 1,) uint8; 255 for instance 0, which is nothing."""
+        """Class of every instance, (instances + 1,) uint8; 255 for instance 0, which is none."""
         return np.array([255, *(o.label for o in self.objects)], np.uint8)
 
     def cameras(self, count: int = 20, seed: int = 0) -> list[Camera]:
-        """Cameras that see something, spread over the rooms; see :func:`testtime.scenes.cameras.place_cameras`."""
+        """Place cameras in the rooms; see :func:`testtime.scenes.cameras.place_cameras`."""
         from testtime.scenes.cameras import place_cameras
 
         return place_cameras(self, count, seed)
 
     def moved(self, seed: int) -> House:
-        """The same house after somebody tidied: small objects lie elsewhere in their rooms, all else stays.
+        """Return the house with new positions of the small objects in their rooms.
 
-        The objects, their instances and what they look like are the same. An object for which no new place is found
-        in its room finds one in another.
+        The objects, their instances and models are unchanged. An object without a free place in its room is placed in another
+        room.
 
         Raises:
-            ValueError: an object finds no place in the whole house.
+            ValueError: the house has no free place for an object.
         """
         still = [o for o in self.objects if not o.movable]
         things = [(o.model, o.room) for o in self.objects if o.movable and o.model is not None]
@@ -121,11 +132,11 @@ class House:
 
 
 def generate_house(seed: int = 0, style: str = "default") -> House:
-    """Draw a house; equal arguments give equal houses.
+    """Generate a house; equal arguments give equal houses.
 
     Args:
-        seed: 0 or more. It alone decides the floor plan.
-        style: the prior of its furniture, one of ``STYLES``.
+        seed: random seed, not negative. The floor plan depends on it alone.
+        style: name of the prior of the furniture, one of ``STYLES``.
 
     Raises:
         ValueError: the seed is negative, or there is no such prior.
@@ -136,17 +147,17 @@ def generate_house(seed: int = 0, style: str = "default") -> House:
     """
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
-    look = Style(seed, style)
-    plan = draw_plan(generator(seed, "plan"), float(look.draw("ceiling").uniform(*look.prior.ceiling)))
-    layout = Layout(plan, look.draw("places"))
-    _shell(layout, look)
+    drawn = Style(seed, style)
+    plan = draw_plan(generator(seed, "plan"), float(drawn.draw("ceiling").uniform(*drawn.prior.ceiling)))
+    layout = Layout(plan, drawn.draw("places"))
+    _shell(layout, drawn)
     for room in plan.rooms:
-        furnish(layout, room, look)
-    lights = tuple(_lights(plan, layout.objects, look))
+        furnish(layout, room, drawn)
+    lights = tuple(_lights(plan, layout.objects, drawn))
     still = list(layout.objects)
-    things = [(model, room.index) for room in plan.rooms for model in small_things(room, look)]
-    things.sort(key=lambda thing: -thing[0].size[0] * thing[0].size[1])  # the large ones choose first
-    small = _scatter(plan, still, things, look.draw("small"))
+    things = [(model, room.index) for room in plan.rooms for model in small_objects(room, drawn)]
+    things.sort(key=lambda thing: -thing[0].size[0] * thing[0].size[1])  # large objects are placed first
+    small = _scatter(plan, still, things, drawn.draw("small"))
     return House(seed, style, plan, (*still, *small), lights, joined(layout.meshes))
 
 
@@ -158,10 +169,10 @@ def _scatter(
     spill: bool = False,
     floor: bool = False,
 ) -> list[Placed]:
-    """Put small things, each with the room it belongs to, onto what stands still, boxes also onto the floor.
+    """Place small objects, each in its room, on fixed objects, and boxes also on the floor.
 
-    A thing for which there is no place is left out; with ``spill`` other rooms are tried first, with ``floor`` at last
-    their floors.
+    An object without a free place is left out; before that, with ``spill``, other rooms are tried, and with ``floor`` their
+    floors.
     """
     receptacles, layout = Receptacles(still), Layout(plan, rng)
     for o in still:
@@ -189,7 +200,7 @@ def _scatter(
 
 
 def door_zones(room: Room, depth: float = 0.95) -> list[Footprint]:
-    """The floor before each door of a room, which has to stay free."""
+    """Return the area before each door of a room, which has to be free."""
     return [
         Footprint(*side.point((o.start + o.end) / 2, depth / 2), (o.end - o.start) / 2, depth / 2, side.yaw)
         for side in room.sides
@@ -198,12 +209,12 @@ def door_zones(room: Room, depth: float = 0.95) -> list[Footprint]:
     ]
 
 
-def _shell(layout: Layout, look: Style) -> None:
-    """Floors, ceilings, walls, windows and doors."""
-    m, plan = look.material, layout.plan
+def _shell(layout: Layout, style: Style) -> None:
+    """Add floors, ceilings, walls, windows and doors."""
+    m, plan = style.material, layout.plan
     for room in plan.rooms:
         (x0, y0), (x1, y1) = room.low, room.high
-        w = WALL + 1e-4  # up to the middle of the walls: doorways have a floor
+        w = WALL + 1e-4  # up to the middle of the walls, so that doorways have a floor
         floor = box((x0 - w, y0 - w, -0.1), (x1 + w, y1 + w, 0), m(f"floor_{room.kind}"))
         layout.structure("floor", _flat(floor, (0, 1, 2)), room.index)
         over = box((x0 - w, y0 - w, plan.height), (x1 + w, y1 + w, plan.height + 0.1), m("ceiling"))
@@ -224,7 +235,7 @@ def _shell(layout: Layout, look: Style) -> None:
 
 
 def _flat(mesh: Mesh, axes: tuple[int, int, int]) -> Mesh:
-    """Object coordinates along the given axes of the part itself, for patterns that go on from part to part."""
+    """Set object coordinates along axes of the structure, for patterns that continue across its parts."""
     return replace(mesh, local=(mesh.triangles - BELOW * mesh.normals)[..., list(axes)].astype(np.float32))
 
 
@@ -269,7 +280,7 @@ def _window(o: Opening, sky: int, trim: int) -> Mesh:
 
 
 def _door(o: Opening, length: float, rng: np.random.Generator, leaf: int, trim: int, handle: int) -> Mesh:
-    """The frame of a door, on both faces of the wall, and its leaf: shut, or open into the room."""
+    """Create the frame of a door on both faces of the wall, and its leaf, closed or open into the room."""
     w, h, c = o.end - o.start, o.high, 0.07
     inner = o.leads_to is not None and o.leads_to >= 0
     faces = [(0.0, 0.016)] + ([(-2 * WALL - 0.016, -2 * WALL)] if inner else [])
@@ -282,7 +293,7 @@ def _door(o: Opening, length: float, rng: np.random.Generator, leaf: int, trim: 
             box((0, y0, h), (w, y1, h + c), trim),
         )
     ]
-    if not inner:  # nothing is to be seen through the gaps around the leaf
+    if not inner:  # the outside is not visible through the gaps around the leaf
         parts.append(box((0, -WALL, 0), (w, -WALL + 0.003, h), leaf))
     kind = rng.random()
     angle = 0.0
@@ -313,10 +324,10 @@ def _mirrored(mesh: Mesh) -> Mesh:
     )
 
 
-def _lights(plan: Plan, objects: Sequence[Placed], look: Style) -> list[Light]:
-    """A lamp at the ceiling of every room, and daylight through its largest window."""
-    prior, found = look.prior, []
-    rng = look.draw("lights")
+def _lights(plan: Plan, objects: Sequence[Placed], style: Style) -> list[Light]:
+    """Return a ceiling lamp for every room, and daylight through its largest window."""
+    prior, found = style.prior, []
+    rng = style.draw("lights")
     for room in plan.rooms:
         lamps = [o for o in objects if o.room == room.index and o.name == "lamp" and o.base > 1.7]
         power = float(rng.uniform(*prior.power)) * (1.3 + 0.11 * room.area)
@@ -348,7 +359,7 @@ WHITE = np.array(  # linear sRGB of a black body, the largest channel 1; rounded
 
 
 def kelvin(temperature: float) -> tuple[float, float, float]:
-    """The linear colour of a lamp of this colour temperature, its mean 1; an eye that adapts sees half of the tint.
+    """Return the linear colour of a colour temperature in kelvin with mean 1, with half of its tint (partial adaptation).
 
     >>> [round(c, 2) for c in kelvin(6500)]
     [1.01, 0.99, 1.0]

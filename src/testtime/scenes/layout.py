@@ -1,4 +1,4 @@
-"""Putting models into rooms: against walls, beside each other, in the open, on each other; nothing through nothing."""
+"""Placement of models in rooms, against walls, beside each other, on the floor and on each other, without intersections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testtime.scenes.plan import Plan, Room, Side
 __all__ = ["Footprint", "Layout", "Placed", "overlap"]
 
 GAP = 0.015
-"""Between a back and its wall, in metres."""
+"""Distance of the back of a model from its wall, in metres."""
 
 
 @final
@@ -24,16 +24,16 @@ class Placed:
     """An object of a house.
 
     Attributes:
-        instance: its number, from 1.
-        label: its class, an index into ``CLASSES``.
-        name: its class by name.
-        centre: (3,) float64, of its box, in metres.
-        size: (3,) float64, of its box along its own axes.
-        yaw: of its axes in the house, in radians.
-        room: the room it belongs to.
-        movable: whether :meth:`House.moved` puts it elsewhere.
-        on: the instance it stands on, or None.
-        model: what it looks like; None for parts of the house itself.
+        instance: number of the instance, from 1 on.
+        label: class index, an index into ``CLASSES``.
+        name: name of the class.
+        centre: centre of the box, (3,) float64, in metres.
+        size: size of the box along its axes, (3,) float64, in metres.
+        yaw: direction of the axes in the house, in radians.
+        room: index of the room.
+        movable: whether :meth:`House.moved` moves it.
+        on: instance that supports it, or None.
+        model: model of the object; None for parts of the house.
     """
 
     instance: int
@@ -49,20 +49,26 @@ class Placed:
 
     @property
     def footprint(self) -> Footprint:
-        """What it covers of the floor."""
+        """Footprint on the floor."""
         x, y, _ = self.centre.tolist()
         return Footprint(x, y, float(self.size[0]) / 2, float(self.size[1]) / 2, self.yaw)
 
     @property
     def base(self) -> float:
-        """Its lowest height, in metres."""
+        """Height of the lowest point, in metres."""
         return float(self.centre[2] - self.size[2] / 2)
 
 
 @final
 @dataclass(frozen=True)
 class Footprint:
-    """A rectangle on the floor: its centre, half its edges, and how it is turned."""
+    """A rectangle on the floor.
+
+    Attributes:
+        x, y: centre, in metres.
+        half_width, half_depth: half of its edges, in metres.
+        yaw: direction of its width, in radians.
+    """
 
     x: float
     y: float
@@ -71,14 +77,14 @@ class Footprint:
     yaw: float = 0.0
 
     def corners(self, margin: float = 0.0) -> Array:
-        """(4, 2) float64, grown by a margin."""
+        """Return the corners (4, 2) float64 of the rectangle enlarged by a margin in metres."""
         w, d = self.half_width + margin, self.half_depth + margin
         local = np.array([[-w, -d], [w, -d], [w, d], [-w, d]])
         c, s = np.cos(self.yaw), np.sin(self.yaw)
         return local @ np.array([[c, s], [-s, c]]) + [self.x, self.y]
 
     def distance(self, points: Array) -> Array:
-        """How far points (N, 2) are from it, (N,); 0 inside."""
+        """Return the distances (N,) of points (N, 2); 0 inside."""
         c, s = np.cos(self.yaw), np.sin(self.yaw)
         local = (points - [self.x, self.y]) @ np.array([[c, -s], [s, c]])
         outside = np.maximum(np.abs(local) - [self.half_width, self.half_depth], 0)
@@ -86,7 +92,7 @@ class Footprint:
 
 
 def overlap(a: Footprint, b: Footprint) -> bool:
-    """Whether two oriented rectangles have a common area: no axis of either separates them.
+    """Return whether two oriented rectangles overlap, by the separating axis theorem.
 
     >>> overlap(Footprint(0, 0, 1, 1), Footprint(2.2, 0, 1, 1)), overlap(Footprint(0, 0, 1, 1), Footprint(2.2, 0, 1, 1, 0.785))
     (False, True)
@@ -102,11 +108,11 @@ def overlap(a: Footprint, b: Footprint) -> bool:
 
 @final
 class Layout:
-    """What stands where, while a house is being furnished.
+    """The layout of a house while it is being furnished.
 
     Args:
-        plan: the rooms.
-        rng: for the places.
+        plan: floor plan.
+        rng: random generator of the positions.
     """
 
     def __init__(self, plan: Plan, rng: np.random.Generator) -> None:
@@ -114,7 +120,7 @@ class Layout:
         self.objects: list[Placed] = []
         self.meshes: list[Mesh] = []
         self.blocked: dict[int, list[Footprint]] = {room.index: [] for room in plan.rooms}
-        # What hangs on or stands against a side: (start, end, low, high), in metres.
+        # Occupied parts of each side: (start, end, low, high), in metres.
         self.wall: dict[tuple[int, int], list[tuple[float, float, float, float]]] = {
             (room.index, s): [] for room in plan.rooms for s in range(4)
         }
@@ -122,7 +128,15 @@ class Layout:
     def structure(
         self, name: str, mesh: Mesh, room: int, yaw: float = 0.0, origin: Sequence[float] = (0, 0, 0)
     ) -> Placed:
-        """Add a part of the house, made in a frame that is turned by yaw and then shifted to origin."""
+        """Add a part of the house.
+
+        Args:
+            name: name of the class.
+            mesh: triangles of the part.
+            room: index of the room.
+            yaw: rotation of the mesh about the vertical axis, in radians.
+            origin: translation of the mesh after the rotation, in metres.
+        """
         low, high = mesh.bounds
         middle = (low + high) / 2
         c, s = np.cos(yaw), np.sin(yaw)
@@ -144,15 +158,26 @@ class Layout:
         on: int | None = None,
         solid: bool = True,
     ) -> Placed:
-        """Put a model somewhere without asking; a solid one keeps others away from its footprint."""
-        placed = self.imagined(model, room, x, y, yaw, base, movable, on)
+        """Place a model without a check of free space.
+
+        Args:
+            model: model to place.
+            room: index of the room.
+            x, y: position of its centre, in metres.
+            yaw: direction of its axes, in radians.
+            base: height of its lowest point, in metres; None takes the model's.
+            movable: whether the object can be moved later.
+            on: instance that supports it, or None.
+            solid: whether its footprint is blocked for other objects.
+        """
+        placed = self.candidate(model, room, x, y, yaw, base, movable, on)
         self.objects.append(placed)
         self.meshes.append(mesh_of(placed))
         if solid:
             self.blocked[room].append(placed.footprint)
         return placed
 
-    def imagined(
+    def candidate(
         self,
         model: Model,
         room: int,
@@ -163,14 +188,14 @@ class Layout:
         movable: bool = False,
         on: int | None = None,
     ) -> Placed:
-        """What :meth:`put` would add."""
+        """Return the object that :meth:`put` would add."""
         size = np.array(model.size)
         z = (model.lift if base is None else base) + size[2] / 2
         number, label = len(self.objects) + 1, label_of(model.name)
         return Placed(number, label, model.name, np.array([x, y, z]), size, yaw, room, movable, on, model)
 
     def fits(self, room: Room, footprint: Footprint, margin: float = 0.0) -> bool:
-        """Whether a footprint lies inside a room and meets no other."""
+        """Return whether a footprint is inside a room and overlaps no blocked one, with a margin in metres."""
         corners = footprint.corners(margin)
         if (corners < np.array(room.low) - 1e-9).any() or (corners > np.array(room.high) + 1e-9).any():
             return False
@@ -184,7 +209,7 @@ class Layout:
         return not any(overlap(grown, other) for other in self.blocked[room.index])
 
     def clear(self, room: int, side: int, start: float, end: float, low: float, high: float) -> bool:
-        """Whether nothing is on this part of a side: no opening, nothing that hangs or stands there."""
+        """Return whether a part of a side is free of openings and objects."""
         openings = [(o.start, o.end, o.low, o.high) for o in self.plan.rooms[room].sides[side].openings]
         return not any(
             start < e - 1e-9 and end > s + 1e-9 and low < h - 1e-9 and high > b + 1e-9
@@ -199,14 +224,14 @@ class Layout:
         tries: int = 30,
         corner: bool = False,
     ) -> Placed | None:
-        """Stand, or hang, a model with its back to a wall; None where there is no place.
+        """Place a model with its back at a wall; None if there is no free place.
 
         Args:
-            room: where.
-            model: what.
-            sides: which walls; None for any.
-            tries: how many places are tried.
-            corner: only the two ends of a wall are tried.
+            room: room of the model.
+            model: model to place.
+            sides: indices of the walls; None for any.
+            tries: number of positions that are tried.
+            corner: whether only the two ends of a wall are tried.
         """
         w = model.size[0]
         choices = list(range(4)) if sides is None else list(sides)
@@ -237,7 +262,16 @@ class Layout:
     def row(
         self, room: Room, models: Sequence[Model], tries: int = 24
     ) -> tuple[int, float, list[Placed]] | None:
-        """Stand models side by side against one wall: the side, where they start, and the models; None if they do not fit."""
+        """Place models side by side at one wall.
+
+        Args:
+            room: room of the models.
+            models: models from left to right.
+            tries: number of positions that are tried.
+
+        Returns:
+            Index of the side, start of the row along it in metres, and the objects; None if the models do not fit.
+        """
         width = sum(m.size[0] for m in models)
         for k in range(tries):
             s = int(self.rng.integers(4))
@@ -276,7 +310,16 @@ class Layout:
         yaw: float = 0.0,
         solid: bool = True,
     ) -> Placed | None:
-        """Put a model at a point of another's axes, turned against them; None where it does not fit."""
+        """Place a model relative to another object; None if it does not fit.
+
+        Args:
+            room: room of the model.
+            anchor: other object.
+            model: model to place.
+            dx, dy: position in the axes of the other object, in metres.
+            yaw: rotation relative to the other object, in radians.
+            solid: whether the model needs free space and its footprint is blocked.
+        """
         x, y = Side((float(anchor.centre[0]), float(anchor.centre[1])), anchor.yaw, 0).point(dx, dy)
         w, d, _ = model.size
         footprint = Footprint(x, y, w / 2, d / 2, anchor.yaw + yaw)
@@ -297,7 +340,16 @@ class Layout:
         solid: bool = True,
         movable: bool = False,
     ) -> Placed | None:
-        """Put a model anywhere on the floor, straight or across; None where there is no place."""
+        """Place a model at a random position on the floor, aligned with the walls; None if there is no free place.
+
+        Args:
+            room: room of the model.
+            model: model to place.
+            margin: least distance from other objects and walls, in metres.
+            tries: number of positions that are tried.
+            solid: whether its footprint is blocked for other objects.
+            movable: whether the object can be moved later.
+        """
         w, d, _ = model.size
         for _ in range(tries):
             x, y = (float(self.rng.uniform(a, b)) for a, b in zip(room.low, room.high, strict=True))
@@ -307,7 +359,7 @@ class Layout:
         return None
 
     def atop(self, model: Model, support: Placed, x: float = 0.0, y: float = 0.0, yaw: float = 0.0) -> Placed:
-        """Stand a model for good on another, at a point of the other's axes."""
+        """Place a model on another object, at a position in the axes of the other, in metres."""
         px, py = Side((float(support.centre[0]), float(support.centre[1])), support.yaw, 0).point(x, y)
         base = support.base + support.size[2]
         return self.put(
@@ -317,7 +369,15 @@ class Layout:
     def stretch(
         self, room: Room, side: int, model: Model, start: float, end: float, low: float, high: float
     ) -> Placed:
-        """Hang a model on a part of a wall, brought to its size."""
+        """Scale a model to a part of a wall and place it there.
+
+        Args:
+            room: room of the model.
+            side: index of the wall.
+            model: model to place.
+            start, end: extent along the wall, in metres.
+            low, high: extent above the floor, in metres.
+        """
         fitted = stretched(model, end - start, model.size[1], high - low)
         x, y = room.sides[side].point((start + end) / 2, fitted.size[1] / 2 + 0.02)
         self.wall[room.index, side].append((start, end, low, high))
@@ -325,7 +385,7 @@ class Layout:
 
 
 def mesh_of(placed: Placed) -> Mesh:
-    """The triangles of an object in the house."""
+    """Return the triangles of an object in the house."""
     if placed.model is None:
         raise ValueError(f"{placed.name} {placed.instance} is a part of the house and has no model")
     at = (*placed.centre[:2].tolist(), placed.base)
@@ -334,10 +394,10 @@ def mesh_of(placed: Placed) -> Mesh:
 
 @final
 class Receptacles:
-    """The receptacles of a house, and what lies on them.
+    """The surfaces for small objects in a house, and the objects on them.
 
     Args:
-        objects: the objects that are never moved.
+        objects: objects that cannot be moved.
     """
 
     def __init__(self, objects: Sequence[Placed]) -> None:
@@ -352,7 +412,17 @@ class Receptacles:
     def place(
         self, rng: np.random.Generator, model: Model, rooms: Sequence[int] | None = None, tries: int = 40
     ) -> tuple[Placed, float, float, float, float] | None:
-        """A free place for a model: what it lies on, x, y, its base height and its yaw; None where there is none."""
+        """Find a free place for a model on a surface, and reserve it.
+
+        Args:
+            rng: random generator of the position.
+            model: model of the small object.
+            rooms: indices of the rooms; None for all.
+            tries: number of positions that are tried.
+
+        Returns:
+            Supporting object, x, y, height of the base and yaw; None if there is no free place.
+        """
         w, d, h = model.size
         wanted = [
             (o, s)

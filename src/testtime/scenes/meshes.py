@@ -1,7 +1,7 @@
-"""Scanned places as meshes: Replica and ScanNet++, traced at given cameras into depth, normals, classes and instances.
+"""Meshes of scans, Replica and ScanNet++, and their depth, normals, classes and instances at given cameras by ray tracing.
 
-A pinhole is not assumed: rays are undistorted (OPENCV, OPENCV_FISHEYE), so that the labels lie on the images of the
-cameras that took them, and the scan needs no rasteriser and no GPU.
+Cameras can have distortion: rays are undistorted (OPENCV, OPENCV_FISHEYE), so that the labels are aligned with the images of
+these cameras. No rasteriser and no GPU are needed.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ __all__ = ["MeshTracer", "ScanFrame", "ScanMesh", "rays", "read_replica", "read_
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PLY_LINE, PLY_HEADER = 4096, 2**20
-"""Bytes of a line and of the header of a ply file at most."""
+"""Largest size of a line and of the header of a ply file in bytes."""
 NOTHING = -1
-"""The instance of a face that belongs to no object, and of a pixel that shows nothing."""
+"""Instance of a face without an object, and of a pixel without a hit."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ScanMesh:
-    """Triangles with the object that each belongs to.
+    """The mesh of a scan with the object of each triangle.
 
     Attributes:
-        name: of the scan.
-        vertices: (V, 3) float64, metres.
-        triangles: (T, 3) int64, indices of vertices.
-        instances: (T,) int64, the number of the object, :data:`NOTHING` for none.
-        labels: the class of each object by its number.
-        colours: (V, 3) uint8, or None if the scan has none.
+        name: name of the scan.
+        vertices: vertices, (V, 3) float64, in metres.
+        triangles: indices of vertices, (T, 3) int64.
+        instances: object of each triangle, (T,) int64, :data:`NOTHING` for none.
+        labels: names of the classes, by object.
+        colours: colours of the vertices, (V, 3) uint8, or None.
 
     Raises:
-        DataError: a triangle names a vertex that is not there.
+        DataError: there are no triangles, or a triangle refers to a vertex that does not exist.
     """
 
     name: str
@@ -66,21 +66,22 @@ class ScanMesh:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes of its objects, sorted."""
+        """Names of the classes of the objects, sorted."""
         return tuple(sorted(set(self.labels.values())))
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ScanFrame:
-    """What a camera sees of a scan.
+    """A view of a scan.
 
     Attributes:
-        depth: (H, W) float32, metres along the optical axis; 0: nothing.
-        normal: (H, W, 3) float32, unit vectors in the camera frame (x right, y up, z to the viewer); zeros: nothing.
-        instance: (H, W) int64, :data:`NOTHING` where there is no object.
-        rgb: (H, W, 3) uint8, the colours of the vertices; zeros where there are none.
-        labels: the class of each object by its number.
+        depth: depth along the optical axis in metres, (H, W) float32, 0 without a hit.
+        normal: unit normals in the camera frame (x right, y up, z towards the viewer), (H, W, 3) float32, zeros without a
+            hit.
+        instance: objects, (H, W) int64, :data:`NOTHING` for none.
+        rgb: interpolated colours of the vertices, (H, W, 3) uint8, zeros without colours.
+        labels: names of the classes, by object.
     """
 
     depth: NDArray[np.float32]
@@ -90,7 +91,10 @@ class ScanFrame:
     labels: Mapping[int, str]
 
     def semantic(self, classes: Sequence[str]) -> Ints:
-        """The class at each pixel, (H, W), as an index; 255 for a class that is not among these.
+        """Return the class index of each pixel, (H, W) int64, 255 for other classes.
+
+        Args:
+            classes: names of the classes.
 
         Raises:
             ValueError: there are more than 255 classes.
@@ -105,12 +109,12 @@ class ScanFrame:
     def sample(
         self, classes: Sequence[str], image: NDArray[np.uint8] | None = None, name: str = ""
     ) -> Sample:
-        """The labels of an image, in the convention of :class:`~testtime.data.Sample`.
+        """Return the labels of an image as a :class:`~testtime.data.Sample`.
 
         Args:
-            classes: the names of the classes of "semseg".
-            image: (H, W, 3) uint8 that was taken there; the colours of the scan without one.
-            name: where it comes from.
+            classes: names of the classes of "semseg".
+            image: image of the same camera, (H, W, 3) uint8; None takes the colours of the scan.
+            name: name of the sample, for reports.
         """
         picture = self.rgb if image is None else image
         depth = torch.from_numpy(self.depth.copy())[None]
@@ -126,11 +130,11 @@ class ScanFrame:
 
 @final
 class MeshTracer:
-    """Looks at a scan through cameras.
+    """Renderer of the labels of a scan at cameras.
 
     Args:
-        mesh: what is looked at.
-        backend: "embree" or "numpy"; numpy tests every triangle, for meshes of a few thousand.
+        mesh: mesh of the scan.
+        backend: "embree" or "numpy"; numpy tests every triangle and is meant for meshes of a few thousand.
 
     Raises:
         ImportError: the package of the backend is not installed.
@@ -145,29 +149,29 @@ class MeshTracer:
         self._tracer = made
 
     def frame(self, camera: Camera, size: tuple[int, int] | None = None) -> ScanFrame:
-        """What a camera sees: one ray through the centre of each pixel.
+        """Render a view with one ray through the centre of each pixel.
 
         Args:
-            camera: its intrinsics, with distortion, and its pose.
-            size: the height and width of the picture, if not the camera's.
+            camera: camera of the view, with distortion and pose.
+            size: height and width of the view; None takes the camera's.
         """
-        looks = rays(camera, size)
-        form = looks.shape[:2]
-        looks = looks.reshape(-1, 3)
-        alive = np.isfinite(looks).all(axis=1)
+        local = rays(camera, size)
+        form = local.shape[:2]
+        local = local.reshape(-1, 3)
+        alive = np.isfinite(local).all(axis=1)
         turn, place = camera.pose[:3, :3], camera.pose[:3, 3]
-        directions = looks[alive] @ turn.T
+        directions = local[alive] @ turn.T
         hits = self._tracer.trace(np.broadcast_to(place, directions.shape), directions)
-        distance = np.where(hits.triangle < 0, 0, hits.t).astype(np.float64) * -looks[alive, 2]
-        hit = distance > 0  # a lens that sees behind itself has no depth there
+        distance = np.where(hits.triangle < 0, 0, hits.t).astype(np.float64) * -local[alive, 2]
+        hit = distance > 0  # rays behind the image plane have no depth
         pixels, triangle = np.flatnonzero(alive)[hit], hits.triangle[hit]
         corners = self.mesh.triangles[triangle]
         a, b, c = (self.mesh.vertices[corners[:, i]] for i in range(3))
         across = np.cross(b - a, c - a)
         length = np.linalg.norm(across, axis=1, keepdims=True)
         facing = across / np.where(length > 0, length, 1) @ turn
-        facing *= np.where((facing * looks[pixels]).sum(axis=1, keepdims=True) > 0, -1, 1)
-        n = len(looks)
+        facing *= np.where((facing * local[pixels]).sum(axis=1, keepdims=True) > 0, -1, 1)
+        n = len(local)
         depth, normal = np.zeros(n, np.float32), np.zeros((n, 3), np.float32)
         instance, rgb = np.full(n, NOTHING, np.int64), np.zeros((n, 3), np.uint8)
         depth[pixels], normal[pixels] = distance[hit], facing
@@ -186,18 +190,19 @@ class MeshTracer:
 
 
 def rays(camera: Camera, size: tuple[int, int] | None = None) -> Floats:
-    """The direction in which each pixel's centre looks, (H, W, 3) in the camera frame (x right, y up, looking along
-    -z), of length 1; NaN where the distortion has no inverse.
+    """Return the unit direction of each pixel's centre in the camera frame (x right, y up, viewing direction -z), (H, W, 3).
+
+    Directions are NaN where the distortion has no inverse.
 
     With :math:`x_d` the point of a pixel on the plane at distance 1, the fisheye (Kannala and Brandt, *A Generic
     Camera Model and Calibration Method*, TPAMI 2006, as OpenCV and COLMAP write it) has
     :math:`|x_d| = \\theta (1 + k_1 \\theta^2 + k_2 \\theta^4 + k_3 \\theta^6 + k_4 \\theta^8)` for a ray at the angle
-    :math:`\\theta` to the axis; it is inverted up to where it stops to rise. OPENCV is
+    :math:`\\theta` to the axis; it is inverted up to its first maximum. OPENCV is
     :math:`x_d = x (1 + k_1 r^2 + k_2 r^4) + (2 p_1 x y + p_2 (r^2 + 2 x^2),\\; p_1 (r^2 + 2 y^2) + 2 p_2 x y)`.
 
     Args:
-        camera: its pose is not looked at.
-        size: the height and width of the picture, if not the camera's.
+        camera: camera, whose pose is ignored.
+        size: height and width of the view; None takes the camera's.
 
     >>> rays(Camera(1, 1, 1.0, 1.0, 0.5, 0.5, np.eye(4))).tolist()
     [[[0.0, -0.0, -1.0]]]
@@ -217,21 +222,21 @@ def rays(camera: Camera, size: tuple[int, int] | None = None) -> Floats:
 
 
 def _fisheye_angle(stretch: Floats, k: Sequence[float]) -> Floats:
-    """The angle to the axis of points at a distance from the centre; NaN where no ray goes."""
+    """Return the angles to the axis of points at distances from the centre; NaN beyond the largest distance of a ray."""
     power = np.polynomial.Polynomial([0, 1, 0, k[0], 0, k[1], 0, k[2], 0, k[3]])
     turns = np.asarray(power.deriv().roots(), dtype=np.complex128)
     rising = turns.real[(np.abs(turns.imag) < 1e-9) & (turns.real > 0) & (turns.real < np.pi)]
     end = float(rising.min(initial=np.pi))
     grid = np.linspace(0, end, 4096)
     angle = np.interp(stretch, power(grid), grid)
-    for _ in range(3):  # a table is close; Newton's steps make it exact
+    for _ in range(3):  # Newton's method, starting from the table
         slope = power.deriv()(angle)
         angle = np.clip(angle - (power(angle) - stretch) / np.where(slope > 1e-6, slope, np.inf), 0, end)
     return np.where(stretch <= power(end), angle, np.nan)
 
 
 def _undistorted(x_d: Floats, y_d: Floats, k: Sequence[float]) -> tuple[Floats, Floats]:
-    """Newton's method in two dimensions; NaN where it finds no ray."""
+    """Invert the distortion by Newton's method in two dimensions; NaN where it does not converge."""
     k1, k2, p1, p2 = k
     x, y = x_d.copy(), y_d.copy()
     with np.errstate(all="ignore"):
@@ -250,16 +255,16 @@ def _undistorted(x_d: Floats, y_d: Floats, k: Sequence[float]) -> tuple[Floats, 
 
 
 def read_replica(scene: str | Path) -> ScanMesh:
-    """Read a scene of Replica: ``habitat/mesh_semantic.ply`` and ``habitat/info_semantic.json``.
+    """Read a scene of Replica from ``habitat/mesh_semantic.ply`` and ``habitat/info_semantic.json``.
 
     The faces are quads with an ``object_id``; each becomes two triangles. An object without a class (``class_id``
     below 0) has no label.
 
     Args:
-        scene: the folder of the scene, as ``room_0``.
+        scene: folder of the scene, such as ``room_0``.
 
     Raises:
-        DataError: a file is missing, damaged, or has no object for each face.
+        DataError: a file is missing or damaged, or the faces have no objects.
         ImportError: trimesh is not installed.
 
     Source: Straub et al., *The Replica Dataset: A Digital Replica of Indoor Spaces*, 2019.
@@ -289,13 +294,13 @@ def read_replica(scene: str | Path) -> ScanMesh:
 
 
 def read_scannetpp(scene: str | Path) -> ScanMesh:
-    """Read a scene of ScanNet++: ``scans/mesh_aligned_0.05_semantic.ply``, ``segments.json``, ``segments_anno.json``.
+    """Read a scene of ScanNet++ from ``scans/mesh_aligned_0.05_semantic.ply``, ``segments.json``, ``segments_anno.json``.
 
-    A vertex belongs to the object whose group holds its segment, and to the smallest of them if there are several; a
-    triangle to the object of most of its corners, the smallest number if they all differ.
+    A vertex belongs to the object whose group contains its segment, and to the smallest of them if there are several; a
+    triangle belongs to the object of most of its corners, or to the one with the smallest number if they all differ.
 
     Args:
-        scene: the folder of the scene, ``data/<scene_id>``, or its ``scans``.
+        scene: folder of the scene, ``data/<scene_id>``, or its folder ``scans``.
 
     Raises:
         DataError: a file is missing, damaged, or of another mesh.
@@ -328,7 +333,7 @@ def read_scannetpp(scene: str | Path) -> ScanMesh:
     owner = np.full(len(there), NOTHING, np.int64)
     for parts, number in sorted(
         held, key=lambda h: (-count[h[0]].sum(), h[1])
-    ):  # the smallest comes last, and stays
+    ):  # smaller objects overwrite larger ones
         owner[parts] = number
     vertex = owner[segment]
     triangles, _ = _triangles(corners)
@@ -340,7 +345,7 @@ def read_scannetpp(scene: str | Path) -> ScanMesh:
 
 
 def _triangles(corners: Ints) -> tuple[Ints, Ints]:
-    """Triangles of faces with three or four corners, and the face that each comes from."""
+    """Return the triangles of faces with three or four corners, and the face of each triangle."""
     if corners.shape[1] == 3:
         return corners, np.arange(len(corners))
     halves = np.stack([corners[:, [0, 1, 2]], corners[:, [2, 3, 0]]], axis=1)
@@ -348,7 +353,7 @@ def _triangles(corners: Ints) -> tuple[Ints, Ints]:
 
 
 def _ply(path: Path) -> tuple[Floats, NDArray[np.uint8] | None, Ints, dict[str, NDArray[Any]]]:
-    """Vertices, their colours, the corners of faces (F, 3 or 4), and what else each face has."""
+    """Read vertices, their colours, the corners of faces (F, 3 or 4), and other properties of faces."""
     try:
         from trimesh.exchange.ply import load_ply
     except ImportError as error:
@@ -387,7 +392,7 @@ def _ply(path: Path) -> tuple[Floats, NDArray[np.uint8] | None, Ints, dict[str, 
 
 
 def _check_ply(path: Path) -> None:
-    """Compare how many elements the header of a ply file declares with the size of the file.
+    """Compare the number of elements in the header of a ply file with the size of the file.
 
     Raises:
         ValueError: there is no such header, or the file is too short for it.
@@ -401,7 +406,7 @@ def _check_ply(path: Path) -> None:
                 if count < 0:
                     raise ValueError(f"{count} elements")
             elif words[:1] == [b"property"]:
-                needed += count  # a byte at least
+                needed += count  # at least one byte
             elif words == [b"end_header"]:
                 left = path.stat().st_size - file.tell()
                 if needed > left:

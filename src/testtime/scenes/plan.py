@@ -1,4 +1,4 @@
-"""Floor plans: a rectangle split into rooms, with doors between them and windows to the outside."""
+"""Floor plans: a rectangle divided into rooms, with doors between them and windows to the outside."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WALL = 0.1
 """Half the thickness of a wall, in metres."""
 
 DOOR = (0.9, 2.0)
-"""Width and height of a door's gap, in metres."""
+"""Width and height of a doorway, in metres."""
 
 LEAST = 2.2
-"""The shortest side of a room, in metres."""
+"""Least length of a room's side, in metres."""
 
 KINDS = {
     1: ("living",),
@@ -29,18 +29,18 @@ KINDS = {
     5: ("living", "bed", "kitchen", "study", "bath"),
     6: ("living", "bed", "kitchen", "bed", "study", "bath"),
 }
-"""The kinds of rooms of a house, by their number, from the largest room to the smallest."""
+"""Kinds of rooms by number of rooms, from the largest room to the smallest."""
 
 
 @final
 @dataclass(frozen=True)
 class Opening:
-    """A gap in a wall, or a window.
+    """A doorway or a window.
 
     Attributes:
-        start, end: along the side, in metres.
-        low, high: above the floor, in metres.
-        leads_to: the room behind a door, -1 for the outside; None for a window.
+        start, end: extent along the side, in metres.
+        low, high: extent above the floor, in metres.
+        leads_to: index of the room behind a door, -1 for the outside; None for a window.
     """
 
     start: float
@@ -53,13 +53,13 @@ class Opening:
 @final
 @dataclass(frozen=True)
 class Side:
-    """A wall as its room sees it: x runs along it, y into the room, z up.
+    """A wall in the frame of its room: x is along the wall, y into the room, z up.
 
     Attributes:
-        origin: where x = y = 0 lies, in the house.
-        yaw: what turns the wall's axes into the house's.
-        length: in metres.
-        openings: sorted by start.
+        origin: position of x = y = 0 in the house, in metres.
+        yaw: rotation from the axes of the wall to those of the house, in radians.
+        length: length, in metres.
+        openings: openings, sorted by start.
     """
 
     origin: tuple[float, float]
@@ -68,7 +68,11 @@ class Side:
     openings: tuple[Opening, ...] = ()
 
     def point(self, along: float, inward: float) -> tuple[float, float]:
-        """A point of the wall's frame in the house's.
+        """Convert a point from the frame of the wall to that of the house.
+
+        Args:
+            along: position along the wall, in metres.
+            inward: distance from the wall into the room, in metres.
 
         >>> x, y = Side((5.0, 1.0), np.pi / 2, 3.0).point(2.0, 0.5)
         >>> round(x, 6), round(y, 6)
@@ -84,10 +88,10 @@ class Room:
     """A room.
 
     Attributes:
-        index: its number in the house.
-        kind: living, kitchen, bed, bath or study.
-        low, high: corners (x, y) of its free floor, in metres.
-        sides: its walls: at the lowest y, the highest x, the highest y, the lowest x.
+        index: index of the room in the house.
+        kind: kind of the room: living, kitchen, bed, bath or study.
+        low, high: corners (x, y) of the floor between the walls, in metres.
+        sides: walls at the lowest y, the highest x, the highest y and the lowest x.
     """
 
     index: int
@@ -98,25 +102,30 @@ class Room:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Its middle (x, y)."""
+        """Centre (x, y) of the floor, in metres."""
         return (self.low[0] + self.high[0]) / 2, (self.low[1] + self.high[1]) / 2
 
     @property
     def area(self) -> float:
-        """Of its floor, in square metres."""
+        """Area of the floor, in square metres."""
         return (self.high[0] - self.low[0]) * (self.high[1] - self.low[1])
 
 
 @final
 @dataclass(frozen=True)
 class Plan:
-    """A floor plan: rooms, and the height of their ceiling in metres."""
+    """A floor plan.
+
+    Attributes:
+        rooms: rooms of the house.
+        height: height of the ceiling, in metres.
+    """
 
     rooms: tuple[Room, ...]
     height: float
 
     def doors(self) -> Iterator[tuple[int, Side, Opening]]:
-        """Every door once, seen from the room with the lower number: its room, side and opening."""
+        """Yield room, side and opening of every door once, for the room with the lower index."""
         for room in self.rooms:
             for side in room.sides:
                 for opening in side.openings:
@@ -127,11 +136,15 @@ class Plan:
 
 
 def draw_plan(rng: np.random.Generator, height: float) -> Plan:
-    """Draw a floor plan.
+    """Generate a floor plan.
 
-    A rectangle of 6 to 14 by 5 to 10 metres is split, the largest part first, into 1 to 6 rooms whose sides measure 2.2
-    metres or more, walls not counted. Doors make the rooms one house: a random spanning tree of the pairs with a common
-    wall, one more now and then, and one to the outside.
+    A rectangle of 6 to 14 by 5 to 10 metres is divided, the largest part first, into 1 to 6 rooms with sides of at least 2.2
+    metres without walls. The doors are a random spanning tree of the pairs of rooms with a common wall, some further pairs, and
+    a door to the outside.
+
+    Args:
+        rng: random generator of the plan.
+        height: height of the ceiling, in metres.
     """
     count = int(rng.choice(np.arange(1, 7), p=[0.04, 0.08, 0.16, 0.3, 0.24, 0.18]))
     area, aspect = rng.uniform(13, 17) * max(count, 2), rng.uniform(1.0, 1.7)
@@ -158,7 +171,7 @@ def draw_plan(rng: np.random.Generator, height: float) -> Plan:
         for s, (origin, yaw, length) in enumerate(frames):
             side = Side(origin, yaw, length)
             openings = [
-                _seen(side, point, other) for at, which, other, point in doors if (at, which) == (i, s)
+                _doorway(side, point, other) for at, which, other, point in doors if (at, which) == (i, s)
             ]
             if outside[s]:
                 if (
@@ -184,7 +197,7 @@ def _split(rng: np.random.Generator, whole: Cell, count: int) -> list[Cell]:
         cell = cells.pop()
         sizes = np.array([cell[2] - cell[0], cell[3] - cell[1]])
         axis = int(sizes.argmax())
-        if sizes[axis] < 2 * least:  # the largest cannot be split: no other can
+        if sizes[axis] < 2 * least:  # if the largest cannot be divided, no other can
             cells.append(cell)
             break
         low = max(least, 0.34 * sizes[axis])
@@ -196,11 +209,11 @@ def _split(rng: np.random.Generator, whole: Cell, count: int) -> list[Cell]:
 
 
 def _doors(rng: np.random.Generator, cells: list[Cell]) -> list[tuple[int, int, int, tuple[float, float]]]:
-    """For both rooms of each door: the room, its side, the other room, the middle of the gap."""
+    """Return the doors as (room, its side, the other room, centre of the doorway), for both rooms of each."""
     shared = []
     for i, a in enumerate(cells):
         for j, b in enumerate(cells):
-            for axis in (0, 1):  # b lies beyond a along this axis
+            for axis in (0, 1):  # b is next to a along this axis
                 other = 1 - axis
                 low, high = max(a[other], b[other]), min(a[other + 2], b[other + 2])
                 if a[axis + 2] == b[axis] and high - low >= DOOR[0] + 2 * (WALL + 0.12):
@@ -221,8 +234,8 @@ def _doors(rng: np.random.Generator, cells: list[Cell]) -> list[tuple[int, int, 
     return found
 
 
-def _seen(side: Side, point: tuple[float, float], other: int) -> Opening:
-    """A door whose middle is a point of the house, as an opening of a side."""
+def _doorway(side: Side, point: tuple[float, float], other: int) -> Opening:
+    """Return the opening of a door in a side from its centre in the house."""
     away: Array = np.array(point) - side.origin
     along = float(away @ [np.cos(side.yaw), np.sin(side.yaw)])
     return Opening(along - DOOR[0] / 2, along + DOOR[0] / 2, 0.0, DOOR[1], other)

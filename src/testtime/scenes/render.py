@@ -1,4 +1,4 @@
-"""Frames: what a camera sees in a house, and everything that is known of each pixel."""
+"""Rendering of frames: images of a house with labels of every pixel."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from testtime.scenes.cameras import Camera, intrinsics, rays
 from testtime.scenes.geometry import Array
 from testtime.scenes.house import House, Light
 from testtime.scenes.plan import WALL
-from testtime.scenes.shifts import Shift, named
+from testtime.scenes.shifts import Shift, resolve_shift
 from testtime.scenes.texture import Paint
 from testtime.scenes.tracer import Hits, Tracer, tracer
 
 __all__ = ["CANNY", "LEAST_BOX", "Box", "Frame", "Renderer", "canny_edges", "occlusion_edges"]
 
 CANNY = (80, 180)
-"""The thresholds of Canny's edges, on the 8-bit grey picture, with a Sobel operator of 3 x 3."""
+"""Thresholds of Canny's edges on the 8-bit grey image, with a Sobel operator of 3 x 3."""
 
 LEAST_BOX = 20
-"""An object has a box from this many visible pixels on."""
+"""Least number of visible pixels of an object with a box."""
 
 STEP = 0.06
-"""Two neighbouring points of an object are an edge if each is this far, in metres, from the other's tangent plane."""
+"""Least distance of neighbouring points of one object from each other's tangent plane at an edge, in metres."""
 
 UNBOXED = 3
-"""Walls, floors and ceilings, the first three classes, have no boxes."""
+"""Number of the first classes without boxes: walls, floors and ceilings."""
 
 OFF = 2e-3
-"""How far from a surface rays to the lights start, in metres."""
+"""Distance from the surface at which rays to the lights start, in metres."""
 
 
 @final
 @dataclass(frozen=True)
 class Box:
-    """A tight box around the visible part of an object.
+    """The tight box around the visible part of an object.
 
     Attributes:
-        instance: its number in the house.
-        label: its class.
-        x0, y0, x1, y1: in pixels; x1 and y1 are the first outside.
-        visibility: its visible pixels, divided by those that it would have alone in the picture.
+        instance: number of the instance in the house.
+        label: class index.
+        x0, y0, x1, y1: corners, in pixels; x1 and y1 are exclusive.
+        visibility: number of visible pixels divided by that without other objects.
     """
 
     instance: int
@@ -61,20 +61,21 @@ class Box:
 @final
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture and its labels; H x W pixels.
+    """An image of a house and its labels.
 
     Attributes:
-        rgb: (H, W, 3) uint8, sRGB.
-        depth: (H, W) float32, metres along the optical axis; 0 where nothing was hit.
-        normal: (H, W, 3) float32, unit, in the camera's frame: x right, y up, z towards the viewer; 0, 0, 0 for nothing.
-        occlusion: (H, W) bool, where depth jumps and where one object ends and another begins: the label of "edge".
-        semantic: (H, W) uint8, indices into ``CLASSES``; 255 for nothing.
-        instance: (H, W) uint16, the house's instances; 0 for nothing.
-        boxes: of what is visible, sorted by instance; walls, floors and ceilings have none.
-        pose: (4, 4) float64, camera to world, OpenGL's convention.
-        intrinsics: (3, 3) float64, in pixels.
-        room, ring: where the camera stands, see :class:`~testtime.scenes.cameras.Camera`.
-        shift: the name of the shift, "" for none.
+        rgb: image, (H, W, 3) uint8, sRGB.
+        depth: depth along the optical axis in metres, (H, W) float32, 0 without a hit.
+        normal: unit normals in the camera frame (x right, y up, z towards the viewer), (H, W, 3) float32, zeros without a
+            hit.
+        occlusion: edges at discontinuities of depth and between objects, (H, W) bool, the label of "edge".
+        semantic: class indices, (H, W) uint8, indices into ``CLASSES``, 255 without a hit.
+        instance: instances of the house, (H, W) uint16, 0 without a hit.
+        boxes: boxes of the visible objects, sorted by instance, without walls, floors and ceilings.
+        pose: camera-to-world matrix, (4, 4) float64, in the convention of OpenGL.
+        intrinsics: intrinsic matrix, (3, 3) float64, in pixels.
+        room, ring: room and ring of the camera, see :class:`~testtime.scenes.cameras.Camera`.
+        shift: name of the domain shift, "" for none.
     """
 
     rgb: Array
@@ -92,12 +93,12 @@ class Frame:
 
     @cached_property
     def canny(self) -> Array:
-        """(H, W) bool, the edges of the picture (:func:`canny_edges`)."""
+        """Edges of the image, (H, W) bool (:func:`canny_edges`)."""
         return canny_edges(self.rgb)
 
 
 def canny_edges(rgb: Array, thresholds: tuple[int, int] = CANNY) -> Array:
-    """Canny's edges (H, W) bool of a picture (H, W, 3) uint8 (Canny, 1986).
+    """Return Canny's edges (H, W) bool of an image (H, W, 3) uint8 (Canny, 1986).
 
     Raises:
         ImportError: OpenCV is not installed.
@@ -112,14 +113,14 @@ def canny_edges(rgb: Array, thresholds: tuple[int, int] = CANNY) -> Array:
 
 @final
 class Renderer:
-    """Takes pictures of a house.
+    """Renderer of a house.
 
     Args:
-        house: which.
-        backend: "embree", "numpy" or "gl"; None for Embree, or numpy where it is not installed. The pictures of "gl" have
-            coarser shadows, see :mod:`testtime.scenes.gl`.
-        smooth: average four rays where the picture has an edge of the geometry; labels are those of the pixels' centres
-            in any case.
+        house: house to render.
+        backend: name of the tracer: "embree", "numpy" or "gl"; None for Embree, or numpy if Embree is not installed. Images
+            of "gl" have coarser shadows, see :mod:`testtime.scenes.gl`.
+        smooth: whether pixels at edges of the geometry are the mean of four rays; labels are always those of the pixels'
+            centres.
 
     Raises:
         ImportError: the backend's package is not installed.
@@ -135,7 +136,7 @@ class Renderer:
         flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         self.flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
         self.curved = (np.abs(self.mesh.normals - self.mesh.normals[:, :1]) > 1e-6).any(axis=(1, 2))
-        self.paint = Paint(house.look.materials)
+        self.paint = Paint(house.drawn_style.materials)
         bounds = np.array([[*r.low, *r.high] for r in house.rooms])
         self.cells = bounds + np.array([-WALL, -WALL, WALL, WALL])
         self.alone: dict[int, Tracer] = {}
@@ -148,23 +149,23 @@ class Renderer:
         shift: str | Shift | None = None,
         boxes: bool = True,
     ) -> Frame:
-        """Take a picture.
+        """Render a frame.
 
         Args:
-            camera: from where.
-            size: (H, W) in pixels.
-            shift: a name of ``SHIFTS``, a shift, or None.
-            boxes: False leaves them out, which saves time.
+            camera: camera of the frame.
+            size: size of the image (H, W), in pixels.
+            shift: domain shift, or its name in ``SHIFTS``; None for none.
+            boxes: whether boxes are computed, which takes time.
 
         Raises:
             ValueError: the size is not positive, or there is no such shift.
         """
         if min(size) < 1:
             raise ValueError(f"size: expected at least 1 x 1 pixels, got {size[0]} x {size[1]}")
-        name, change = named(shift)
+        name, change = resolve_shift(shift)
         camera = change.camera(camera, self.house)
         directions = rays(camera, size)
-        hits, instance, depth, normals = self._look(camera, size, directions)
+        hits, instance, depth, normals = self._view(camera, size, directions)
         turned = normals @ camera.pose[:3, :3]
         shape = (*size, 3)
         edges, border = _edges(
@@ -195,10 +196,10 @@ class Renderer:
             shift=name,
         )
 
-    def _look(
+    def _view(
         self, camera: Camera, size: tuple[int, int], directions: Array
     ) -> tuple[Hits, Array, Array, Array]:
-        """Hits, instances (N,), depth (N,) and normals (N, 3) in the world, of a camera's rays."""
+        """Return hits, instances (N,), depth (N,) and normals (N, 3) in the world of a camera's rays."""
         hits = self.tracer.view(camera, size)
         hit = hits.triangle >= 0
         instance = np.where(hit, self.mesh.instance[hits.triangle], 0).astype(np.uint16)
@@ -206,7 +207,7 @@ class Renderer:
         return hits, instance, depth, self._normals(hits, directions)
 
     def _normals(self, hits: Hits, directions: Array) -> Array:
-        """Unit normals (N, 3) of the surfaces, towards the viewer; 0, 0, 0 where nothing was hit."""
+        """Return the unit normals (N, 3) of the surfaces, towards the viewer; zeros without a hit."""
         flat = self.flat[hits.triangle]
         normals = flat.copy()
         at = np.flatnonzero(self.curved[hits.triangle])
@@ -217,7 +218,7 @@ class Renderer:
         facing = np.where(_dot(flat, views)[:, None] > 0, -1, 1).astype(np.float32)
         flat = flat * facing
         normals *= np.where(_dot(normals, flat)[:, None] < 0, -1, 1)
-        away = _dot(normals, views) > 0  # a curved surface, seen at its rim
+        away = _dot(normals, views) > 0  # at the silhouette of a curved surface
         if away.any():
             rim = _unit(views[away])
             normals[away] = _unit(normals[away] - _dot(normals[away], rim)[:, None] * rim)
@@ -234,7 +235,7 @@ class Renderer:
         lamps: _Lamps,
         pixel: float,
     ) -> Array:
-        """Linear light (N, 3) float32 along rays: Lambert's law and a highlight, two lights with shadows, ambient light."""
+        """Return linear light (N, 3) float32 along rays: diffuse and specular reflection with shadows, and ambient light."""
         triangle = np.maximum(hits.triangle, 0)
         t = np.where(hits.triangle >= 0, hits.t, 0).astype(np.float32)[:, None]
         views = directions.astype(np.float32)
@@ -249,18 +250,18 @@ class Renderer:
         shine = np.zeros_like(light)
         gloss = paint.gloss[material]
         for k in range(lamps.slots):
-            way, arriving = lamps.arriving(k, room, points, normals)
-            lit = np.flatnonzero(np.maximum.reduce([arriving[:, 0], arriving[:, 1], arriving[:, 2]]) > 1e-4)
+            way, incident = lamps.incident(k, room, points, normals)
+            lit = np.flatnonzero(np.maximum.reduce([incident[:, 0], incident[:, 1], incident[:, 2]]) > 1e-4)
             if not len(lit):
                 continue
             dark = self.tracer.occluded(points[lit], points[lit] + way[lit])
             lit = lit[~dark]
-            light[lit] += arriving[lit]
+            light[lit] += incident[lit]
             glossy = lit[gloss[lit] > 0]
             if len(glossy):
                 half = _unit(_unit(way[glossy]) - views[glossy] / length[glossy, None])
                 power = np.maximum(_dot(half, normals[glossy]), 0) ** 40
-                shine[glossy] += (gloss[glossy] * power)[:, None] * arriving[glossy]
+                shine[glossy] += (gloss[glossy] * power)[:, None] * incident[glossy]
         total = albedo * light + shine + albedo * paint.glow[material][:, None] * lamps.glow(room)
         total[hits.triangle < 0] = 0
         return total.astype(np.float32)
@@ -268,13 +269,13 @@ class Renderer:
     def _smoothed(
         self, light: Array, camera: Camera, border: Array, paint: Paint, lamps: _Lamps, pixel: float
     ) -> None:
-        """Replace the light of pixels on both sides of an edge by the mean of four rays through them, in place."""
+        """Replace the light of pixels at edges by the mean of four rays through them, in place."""
         size = border.shape
         at = np.flatnonzero(border)
         if not len(at):
             return
         fine = (2 * size[0], 2 * size[1])
-        corner = 2 * (at // size[1]) * fine[1] + 2 * (at % size[1])  # of the four pixels for one
+        corner = 2 * (at // size[1]) * fine[1] + 2 * (at % size[1])  # first of the four subpixels of a pixel
         four = (corner[:, None] + [0, 1, fine[1], fine[1] + 1]).reshape(-1)
         chosen = rays(camera, fine, four)
         hits = self.tracer.view(camera, fine, four)
@@ -313,7 +314,7 @@ class Renderer:
         return tuple(found)
 
     def _hidden(self, number: int, camera: Camera, mine: Array, depth: Array) -> int:
-        """How many pixels of an object are covered by others: those of its own rays that something nearer stops."""
+        """Return the number of pixels of an object that other objects occlude."""
         if number not in self.rows:
             self.rows[number] = np.flatnonzero(self.mesh.instance == number)
         points = self.mesh.triangles[self.rows[number]].reshape(-1, 3) - camera.position
@@ -341,11 +342,11 @@ class Renderer:
 
 @final
 class _Lamps:
-    """The lights of a house as arrays, by room.
+    """The lights of a house as arrays by room.
 
     Args:
-        house: whose.
-        lights: of it, or of a shift.
+        house: house of the lights.
+        lights: lights of the house, or those of a shift.
     """
 
     def __init__(self, house: House, lights: Sequence[Light]) -> None:
@@ -370,18 +371,18 @@ class _Lamps:
         self.brightness = self.colour.sum(axis=(0, 2)) / np.maximum(usual, 1e-6)
 
     def ambient(self, room: Array, points: Array, normals: Array) -> Array:
-        """Light from everywhere (N, 3): more from above, less in corners."""
+        """Return the ambient light (N, 3) at points, which is stronger on surfaces facing up and weaker in corners."""
         x0, y0, x1, y1 = self.bounds[room].T
         x, y, z = points.T
         near = np.exp(np.maximum(np.stack([x - x0, y - y0, x1 - x, y1 - y, z, self.height - z]), 0) / -0.28)
         corner = 1 - 0.27 * np.minimum(
             near.sum(axis=0) - near.max(axis=0), 2
-        )  # the surface itself takes no light
+        )  # the nearest plane is the surface itself
         up = 0.9 + 0.1 * normals[:, 2]
         return self.bounced[room] * (corner * up)[:, None]
 
-    def arriving(self, k: int, room: Array, points: Array, normals: Array) -> tuple[Array, Array]:
-        """The way to light k of each point's room, (N, 3), and what arrives from it without shadows, (N, 3)."""
+    def incident(self, k: int, room: Array, points: Array, normals: Array) -> tuple[Array, Array]:
+        """Return the vectors (N, 3) from points to light k of their room, and its irradiance (N, 3) without shadows."""
         way = self.position[k][room] - points
         squared = _dot(way, way)
         cosine = np.maximum(_dot(way, normals), 0) / np.sqrt(np.maximum(squared, 1e-8))
@@ -392,28 +393,27 @@ class _Lamps:
         return way, self.colour[k][room] * (cosine / (0.6 + squared))[:, None] * 2.1
 
     def glow(self, room: Array) -> Array:
-        """How bright lamps and windows shine, (N, 1), against the house's own light."""
+        """Return the brightness (N, 1) of lamps and windows relative to the lights of the house."""
         return np.clip(self.brightness[room], 0, 1.5)[:, None]
 
 
 def occlusion_edges(instance: Array, depth: Array, normal: Array, fov_degrees: float) -> Array:
-    """Edges of the geometry, (H, W) bool, one pixel wide, on the nearer side.
+    """Return the edges of the geometry, (H, W) bool, one pixel wide, on the nearer side.
 
-    Two neighbouring pixels, side by side or one above the other, lie on two sides of an edge if they show different
-    instances, or if each one's point is farther than :data:`STEP` from the tangent plane of the other, so that a slanted
-    floor has no edge.
+    An edge is between two horizontally or vertically neighbouring pixels if their instances differ, or if the point of each is
+    farther than :data:`STEP` from the tangent plane of the other, so that an inclined plane has no edge.
 
     Args:
-        instance: (H, W).
-        depth: (H, W), metres along the axis; 0 for nothing.
-        normal: (H, W, 3), unit, in the camera's frame.
-        fov_degrees: across the width.
+        instance: instances, (H, W).
+        depth: depth along the optical axis in metres, (H, W), 0 without a hit.
+        normal: unit normals in the camera frame, (H, W, 3).
+        fov_degrees: horizontal angle of view, in degrees.
     """
     return _edges(instance, depth, normal, fov_degrees)[0]
 
 
 def _edges(instance: Array, depth: Array, normal: Array, fov_degrees: float) -> tuple[Array, Array]:
-    """:func:`occlusion_edges`, and the pixels on both sides of them."""
+    """Return :func:`occlusion_edges`, and the pixels on both sides of the edges."""
     height, width = instance.shape
     k = intrinsics(fov_degrees, (height, width))
     x = ((np.arange(width) + 0.5 - k[0, 2]) / k[0, 0]).astype(np.float32)
@@ -433,13 +433,13 @@ def _edges(instance: Array, depth: Array, normal: Array, fov_degrees: float) -> 
 
 
 def tone(light: Array) -> Array:
-    """Linear light in [0, 1] from linear light without bounds: x (1 + x / 9) / (1 + x), which reaches 1 at 3."""
+    """Map unbounded linear light to [0, 1] by x (1 + x / 9) / (1 + x), which is 1 from x = 3 on."""
     light = np.clip(light, 0, 3)
     return light * (1 + light / 9) / (1 + light)
 
 
 def tone_back(light: Array) -> Array:
-    """The inverse of :func:`tone`.
+    """Invert :func:`tone`.
 
     >>> np.round(tone_back(tone(np.array([0.0, 0.5, 2.0]))), 6).tolist()
     [0.0, 0.5, 2.0]
@@ -449,7 +449,7 @@ def tone_back(light: Array) -> Array:
 
 
 def srgb(light: Array) -> Array:
-    """sRGB in [0, 1] from linear light in [0, 1] (IEC 61966-2-1)."""
+    """Convert linear light in [0, 1] to sRGB in [0, 1] (IEC 61966-2-1)."""
     return np.where(
         light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055
     )

@@ -1,4 +1,4 @@
-"""Frames of spaces as samples: labels in the convention of dense sets, and whatever else the renderer knew."""
+"""Data sets of frames of spaces: samples with labels in the convention of dense sets, and further annotations."""
 
 from __future__ import annotations
 
@@ -30,27 +30,26 @@ MODALITIES: dict[str, np.dtype[Any]] = {
     "semantic": np.dtype(np.uint8),
     "instance": np.dtype(np.uint16),
 }
-"""What a frame is stored as; "rgb" and "normal" are (H, W, 3), the others (H, W)."""
+"""Storage dtypes of the modalities; "rgb" and "normal" are (H, W, 3), the others (H, W)."""
 
 SOURCES = {"semseg": "semantic", "depth": "depth", "normals": "normal", "edge": "occlusion"}
-"""The modality that the label of a task comes from."""
+"""Modality of the label of each task."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a frame of a space knows besides its labels.
+    """Annotations of a frame beside its labels.
 
     Attributes:
-        name: of the frame, as its sample's.
+        name: name of the frame, equal to that of its sample.
         camera: intrinsics and pose.
-        room, ring: where in the house it was taken.
-        shift: the shift of domain, or None.
-        boxes: tight boxes in pixels, by instance: each a dictionary with instance, label, x0, y0, x1, y1 and
-            visibility.
+        room, ring: room and ring of the camera in the house.
+        shift: name of the domain shift, or None.
+        boxes: tight boxes in pixels, sorted by instance: dictionaries with instance, label, x0, y0, x1, y1 and visibility.
         caption: one or more English sentences.
-        instance: (H, W) int64, the instance at each pixel.
-        canny: (H, W) bool, edges of the picture.
+        instance: instance of each pixel, (H, W) int64.
+        canny: edges of the image, (H, W) bool.
     """
 
     name: str
@@ -66,13 +65,13 @@ class View:
 
 @final
 class Space:
-    """The frames of one space, as they are stored.
+    """The stored frames of one space.
 
     Args:
-        facts: what ``space.json`` says.
-        records: the lines of ``frames.jsonl``.
-        read: a modality of a frame, by the frame's number.
-        keep: whether what was read stays in memory.
+        facts: content of ``space.json``.
+        records: lines of ``frames.jsonl``.
+        read: function from a modality and the index of a frame to the stored array.
+        keep: whether modalities stay in memory after they were read.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Space:
         return len(self.records)
 
     def array(self, modality: str) -> NDArray[Any]:
-        """All frames of a modality, (N, H, W) or (N, H, W, 3), as stored (:data:`MODALITIES`).
+        """Return all frames of a modality as stored, (N, H, W) or (N, H, W, 3) (:data:`MODALITIES`).
 
         Raises:
             DataError: a file is missing, damaged, or not of the space's size.
@@ -106,22 +105,22 @@ class Space:
         return whole
 
     def frame(self, modality: str, index: int) -> NDArray[Any]:
-        """One frame of a modality; see :meth:`array`."""
+        """Return one frame of a modality; see :meth:`array`."""
         return self.array(modality)[index] if self.keep else self._read(modality, index)
 
 
 @final
 class SceneSet(DenseSet):
-    """Frames of spaces as samples, with all labels exact.
+    """A dense data set of frames of spaces with exact labels.
 
     Args:
-        spaces: whose frames these are, one space after the other.
-        tasks: some of "semseg", "depth", "normals", "edge".
-        name: what it is, for reports.
+        spaces: spaces of the frames, in order.
+        tasks: tasks whose labels the samples have, among "semseg", "depth", "normals" and "edge".
+        name: name of the data set, for reports.
 
     Raises:
         DataError: the spaces differ in their classes.
-        ValueError: there is no space, or no such task.
+        ValueError: there is no space, or there is no such task.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class SceneSet(DenseSet):
         return len(self.places)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one frame.
+        """Return the sample of one frame.
 
         Raises:
             DataError: a file is missing, damaged, or not of the space's size.
@@ -155,7 +154,7 @@ class SceneSet(DenseSet):
         return Sample(images[0], {task: label[0] for task, label in labels.items()}, self.title(index))
 
     def subset(self, indices: Iterable[int]) -> SceneSet:
-        """The set of these frames, in this order."""
+        """Return the set of these frames, in this order."""
         chosen = SceneSet(self.spaces, self.tasks, self.name)
         chosen.places = [self._place(i) for i in indices]
         return chosen
@@ -163,7 +162,7 @@ class SceneSet(DenseSet):
     def batch(
         self, indices: Iterable[int], size: tuple[int, int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images and labels of several frames at once; see :meth:`DenseSet.batch`."""
+        """Return images and labels of several frames; see :meth:`DenseSet.batch`."""
         indices = list(indices)
         sizes = {self.spaces[self._place(i)[0]].size for i in indices}
         if len(sizes) == 1 and size in (None, *sizes):
@@ -171,20 +170,20 @@ class SceneSet(DenseSet):
         return super().batch(indices, size)
 
     def title(self, index: int) -> str:
-        """The name of a frame: that of its space, and its own."""
+        """Return the name of a frame with the name of its space."""
         space, row = self._place(index)
         return f"{self.spaces[space].name}/{self.spaces[space].records[row]['frame']}"
 
     def stored(self, modality: str, index: int) -> NDArray[Any]:
-        """A modality of one frame as it is stored: :data:`MODALITIES` says in which form."""
+        """Return a modality of one frame as stored (:data:`MODALITIES`)."""
         space, row = self._place(index)
         return self.spaces[space].frame(modality, row)
 
     def camera(self, index: int) -> Camera:
-        """Intrinsics and pose of one frame.
+        """Return intrinsics and pose of one frame.
 
         Raises:
-            DataError: the frame has none, or they are no finite numbers.
+            DataError: the frame has none, or they are not valid.
         """
         space, row = self._place(index)
         (height, width), record = self.spaces[space].size, self.spaces[space].records[row]
@@ -198,7 +197,7 @@ class SceneSet(DenseSet):
             ) from error
 
     def view(self, index: int) -> View:
-        """What is known of one frame besides its labels."""
+        """Return the annotations of one frame beside its labels."""
         space, row = self._place(index)
         record = self.spaces[space].records[row]
         return View(
@@ -227,7 +226,7 @@ class SceneSet(DenseSet):
 
 
 def _label(task: str, values: NDArray[Any]) -> Tensor:
-    """The labels of a task, with a batch in front, from what is stored."""
+    """Convert a stored modality (N, H, W) or (N, H, W, 3) to the labels of a task, as a batch."""
     if task == "semseg":
         return torch.from_numpy(values.astype(np.int64))
     if task == "edge":
@@ -242,7 +241,7 @@ def _label(task: str, values: NDArray[Any]) -> Tensor:
 
 
 def stored(frame: Frame) -> dict[str, NDArray[Any]]:
-    """A frame in the form in which its modalities are stored (:data:`MODALITIES`)."""
+    """Convert a frame to stored modalities (:data:`MODALITIES`)."""
     normal = np.rint((np.asarray(frame.normal) + 1) * 127.5)
     normal[(np.asarray(frame.normal) == 0).all(axis=2)] = 127
     values = {

@@ -1,4 +1,4 @@
-"""A contact sheet: frames of a space with all their modalities side by side, for a person to look at."""
+"""Contact sheets: frames of a space with all modalities side by side, for visual inspection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["contact_sheet", "depth_colours", "palette", "write_sheet"]
 
 COLUMNS = ("rgb", "boxes", "depth", "normal", "canny", "occlusion", "semantic", "instance")
-RAMP = np.array(  # from near to far, dark to light: equal steps look equal
+RAMP = np.array(  # perceptually uniform colours from near (dark) to far (light)
     [
         *((68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142)),
         *((31, 158, 137), (53, 183, 121), (110, 206, 88), (181, 222, 43), (253, 231, 37)),
@@ -36,9 +36,9 @@ PAPER, INK, DIM, GAP = (253, 252, 250), (28, 31, 36), (102, 109, 120), 6
 
 @lru_cache(maxsize=8)
 def palette(count: int) -> NDArray[np.uint8]:
-    """Colours (count, 3): quiet ones for wall, floor and ceiling, then each as far from those before it as any.
+    """Return colours (count, 3) uint8: muted ones for wall, floor and ceiling, then colours of largest mutual distance.
 
-    Far is measured as the eye roughly does, by a weighted distance in sRGB (the weights depend on how red a pair is).
+    The distance is a weighted one in sRGB that approximates perception (its weights depend on the red of a pair).
 
     >>> palette(5).tolist()
     [[200, 200, 196], [139, 115, 85], [240, 236, 224], [50, 50, 250], [250, 50, 250]]
@@ -57,7 +57,7 @@ def palette(count: int) -> NDArray[np.uint8]:
 
 
 def _apart(colours: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The squared distance of colours (N, 3) from one."""
+    """Return the squared distances of colours (N, 3) from one."""
     red = (colours[:, 0] + one[0]) / 2 / 256
     weights = np.stack([2 + red, np.full_like(red, 4), 3 - red], axis=1)
     found: NDArray[np.float64] = (weights * (colours - one) ** 2).sum(axis=1)
@@ -65,7 +65,7 @@ def _apart(colours: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np
 
 
 def depth_colours(depth: NDArray[Any], near: float, far: float) -> NDArray[np.uint8]:
-    """Depth (H, W) as colours (H, W, 3): dark near, light far, black where it is 0.
+    """Convert depth (H, W) to colours (H, W, 3): dark for near, light for far, black for 0.
 
     >>> depth_colours(np.array([[0, 1000, 3000]]), 1000, 3000).tolist()
     [[[0, 0, 0], [68, 1, 84], [253, 231, 37]]]
@@ -78,16 +78,16 @@ def depth_colours(depth: NDArray[Any], near: float, far: float) -> NDArray[np.ui
 
 
 def contact_sheet(scenes: SceneSet, indices: Sequence[int], width: int = 160) -> Image:
-    """Draw frames: a row for each, a column for each modality, the caption below, a legend of classes at the end.
+    """Draw a row for each frame with a column for each modality and the caption, and a legend of classes.
 
     Args:
-        scenes: whose frames.
-        indices: which.
-        width: of a picture, in pixels.
+        scenes: data set of the frames.
+        indices: indices of the frames.
+        width: width of an image, in pixels.
 
     Raises:
         ImportError: Pillow is not installed.
-        ValueError: there is nothing to draw, or the width is below 32.
+        ValueError: there are no frames, or the width is below 32.
     """
     need_pillow()
     from PIL import Image, ImageDraw
@@ -142,18 +142,18 @@ def write_sheet(
     frames: int = 4,
     width: int = 160,
 ) -> Path:
-    """Draw frames of the spaces under a root, evenly spread, into a PNG file.
+    """Draw evenly spaced frames of the spaces in a root folder into a PNG file.
 
     Args:
-        root: what :func:`testtime.scenes.disk.make` wrote.
-        out: the file; ``sheet.png`` in the root by default.
-        spaces: some of them.
-        frames: how many rows.
-        width: of a picture, in pixels.
+        root: root folder written by :func:`testtime.scenes.disk.make`.
+        out: path of the file; by default ``sheet.png`` in the root folder.
+        spaces: names of the spaces; None takes all.
+        frames: number of frames.
+        width: width of an image, in pixels.
 
     Raises:
         DataError: there is no such space, or its files are damaged.
-        ValueError: there is nothing to draw.
+        ValueError: there are no frames, or the width is below 32.
     """
     scenes = read_scenes(root, spaces, keep=False)
     rows = np.unique(np.linspace(0, len(scenes) - 1, max(frames, 0)).round().astype(int)).tolist()

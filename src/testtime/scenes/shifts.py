@@ -1,7 +1,7 @@
-"""Shifts of domain: the same rooms under another light, without textures, from another camera, through a worse sensor.
+"""Domain shifts of scenes: other lights, materials, cameras, fog, and degradations of the sensor.
 
-A shift changes pictures, never what is true of them: depth, normals, classes, instances and boxes stay exact for the
-camera that took the picture. Shifts are small values; ``a + b`` is a shift that does both.
+A shift changes images and not labels: depth, normals, classes, instances and boxes are exact for the camera of the image.
+Shifts are immutable values; ``a + b`` is a shift that applies both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from testtime.moved import renamed
 from testtime.scenes.cameras import Camera
 from testtime.scenes.geometry import Array
 from testtime.scenes.style import Style
@@ -34,29 +35,31 @@ __all__ = [
     "Untextured",
 ]
 
+__getattr__ = renamed(__name__, {"named": "resolve_shift"})
+
 
 @dataclass(frozen=True)
 class Shift:
-    """No shift: every method gives back what it got. Subclasses change one thing each."""
+    """No shift: every method returns its argument. Subclasses change one method each."""
 
     def camera(self, camera: Camera, house: House) -> Camera:
-        """Where the picture is taken."""
+        """Return the camera of the frame."""
         return camera
 
     def lights(self, lights: Sequence[Light]) -> Sequence[Light]:
-        """What lights the house."""
+        """Return the lights of the house."""
         return lights
 
     def paint(self, paint: Paint, house: House) -> Paint:
-        """What its surfaces look like."""
+        """Return the materials of the surfaces."""
         return paint
 
     def air(self, light: Array, depth: Array) -> Array:
-        """What reaches the lens, linear (H, W, 3), through ``depth`` metres of air; 0 is infinitely far."""
+        """Return the linear light (H, W, 3) at the lens after the distance ``depth`` in metres, where 0 is infinite."""
         return light
 
     def sensor(self, picture: Array, rng: np.random.Generator) -> Array:
-        """What the sensor makes of it: sRGB (H, W, 3) in [0, 1]."""
+        """Return the image of the sensor, sRGB (H, W, 3), from an image in [0, 1]."""
         return picture
 
     def __add__(self, other: Shift) -> Shift:
@@ -66,41 +69,41 @@ class Shift:
 @final
 @dataclass(frozen=True)
 class Both(Shift):
-    """One shift after the other."""
+    """The composition of two shifts."""
 
     first: Shift
     second: Shift
 
     def camera(self, camera: Camera, house: House) -> Camera:
-        """Both, in turn."""
+        """Apply the first shift, then the second."""
         return self.second.camera(self.first.camera(camera, house), house)
 
     def lights(self, lights: Sequence[Light]) -> Sequence[Light]:
-        """Both, in turn."""
+        """Apply the first shift, then the second."""
         return self.second.lights(self.first.lights(lights))
 
     def paint(self, paint: Paint, house: House) -> Paint:
-        """Both, in turn."""
+        """Apply the first shift, then the second."""
         return self.second.paint(self.first.paint(paint, house), house)
 
     def air(self, light: Array, depth: Array) -> Array:
-        """Both, in turn."""
+        """Apply the first shift, then the second."""
         return self.second.air(self.first.air(light, depth), depth)
 
     def sensor(self, picture: Array, rng: np.random.Generator) -> Array:
-        """Both, in turn."""
+        """Apply the first shift, then the second."""
         return self.second.sensor(self.first.sensor(picture, rng), rng)
 
 
 @final
 @dataclass(frozen=True)
 class Lighting(Shift):
-    """Other lamps and another sky.
+    """Other intensities and colours of lamps and daylight.
 
     Attributes:
-        intensity: a factor on all light.
-        tint: factors on red, green and blue.
-        daylight: a further factor on what comes through windows.
+        intensity: factor of all light.
+        tint: factors of red, green and blue.
+        daylight: further factor of light through windows.
     """
 
     intensity: float = 1.0
@@ -108,7 +111,7 @@ class Lighting(Shift):
     daylight: float = 1.0
 
     def lights(self, lights: Sequence[Light]) -> Sequence[Light]:
-        """The lights, multiplied."""
+        """Return the lights with scaled colours."""
         made = []
         for light in lights:
             factor = self.intensity * (self.daylight if light.facing is not None else 1.0)
@@ -120,26 +123,26 @@ class Lighting(Shift):
 @final
 @dataclass(frozen=True)
 class Untextured(Shift):
-    """Every surface in one colour: patterns are switched off."""
+    """Surfaces in one colour, without patterns."""
 
     def paint(self, paint: Paint, house: House) -> Paint:
-        """The same materials without patterns."""
+        """Return the materials without patterns."""
         return paint.plain()
 
 
 @final
 @dataclass(frozen=True)
 class Repainted(Shift):
-    """The same house and furniture in the materials of another style's prior.
+    """Materials of another prior for the same house and furniture.
 
     Attributes:
-        style: the name of that prior.
+        style: name of the prior.
     """
 
     style: str = "other"
 
     def paint(self, paint: Paint, house: House) -> Paint:
-        """The materials that the house's seed draws from the other prior."""
+        """Return the materials drawn from the other prior with the seed of the house."""
         return _painted(house.seed, self.style)
 
 
@@ -151,18 +154,18 @@ def _painted(seed: int, style: str) -> Paint:
 @final
 @dataclass(frozen=True)
 class Lens(Shift):
-    """Another camera in the same place.
+    """Another height and angle of view of the camera.
 
     Attributes:
-        higher: metres; it stays 0.3 m or more from the floor and 0.35 m from the ceiling.
-        wider: a factor on the angle of view, which stays between 30 and 110 degrees.
+        higher: change of the height in metres; the camera stays at least 0.3 m from the floor and 0.35 m from the ceiling.
+        wider: factor of the angle of view, which stays between 30 and 110 degrees.
     """
 
     higher: float = 0.0
     wider: float = 1.0
 
     def camera(self, camera: Camera, house: House) -> Camera:
-        """The camera, lifted and with another lens."""
+        """Return the camera with another height and angle of view."""
         pose = camera.pose.copy()
         pose[2, 3] = np.clip(pose[2, 3] + self.higher, 0.3, house.plan.height - 0.35)
         return replace(
@@ -173,18 +176,18 @@ class Lens(Shift):
 @final
 @dataclass(frozen=True)
 class Noise(Shift):
-    """Noise of photons and of the electronics.
+    """Shot noise and read noise of the sensor.
 
     Attributes:
-        shot: standard deviation at full brightness; it falls with the square root of brightness.
-        read: standard deviation in the dark.
+        shot: standard deviation of the shot noise at full brightness; it is proportional to the square root of brightness.
+        read: standard deviation of the read noise.
     """
 
     shot: float = 0.05
     read: float = 0.02
 
     def sensor(self, picture: Array, rng: np.random.Generator) -> Array:
-        """The picture with noise."""
+        """Return the image with noise."""
         deviation = np.sqrt(self.shot**2 * picture + self.read**2)
         return picture + deviation * rng.standard_normal(picture.shape)
 
@@ -195,13 +198,13 @@ class Blur(Shift):
     """A lens out of focus.
 
     Attributes:
-        sigma: of the Gaussian, as a fraction of the picture's width.
+        sigma: standard deviation of the Gaussian, as a fraction of the image's width.
     """
 
     sigma: float = 0.013
 
     def sensor(self, picture: Array, rng: np.random.Generator) -> Array:
-        """The picture, blurred."""
+        """Return the blurred image."""
         sigma = self.sigma * picture.shape[1]
         reach = max(1, int(np.ceil(3 * sigma)))
         weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
@@ -216,18 +219,18 @@ class Blur(Shift):
 @final
 @dataclass(frozen=True)
 class Fog(Shift):
-    """Smoke in the rooms: light is lost exponentially with depth, and replaced by the smoke's own.
+    """Fog in the rooms: light is attenuated exponentially with depth, and the light of the fog is added.
 
     Attributes:
-        density: per metre.
-        colour: of the smoke, linear.
+        density: attenuation coefficient, per metre.
+        colour: linear colour of the fog.
     """
 
     density: float = 0.3
     colour: tuple[float, float, float] = (0.62, 0.64, 0.66)
 
     def air(self, light: Array, depth: Array) -> Array:
-        """What is left, and what the smoke adds."""
+        """Return the attenuated light plus that of the fog."""
         passed = np.where(depth > 0, np.exp(-self.density * depth), 0)[..., None]
         mixed: Array = light * passed + np.array(self.colour) * (1 - passed)
         return mixed
@@ -250,11 +253,13 @@ SHIFTS: Mapping[str, Shift] = {
     "blur": Blur(),
     "fog": Fog(),
 }
-"""Shifts by name."""
+"""Domain shifts by name."""
 
 
-def named(shift: str | Shift | None) -> tuple[str, Shift]:
-    """A shift and its name: that of :data:`SHIFTS`, "" for none, and what it is written as for others.
+def resolve_shift(shift: str | Shift | None) -> tuple[str, Shift]:
+    """Return the name of a shift and the shift.
+
+    The name is that in :data:`SHIFTS`, "" for no shift, and the representation of other shifts.
 
     Raises:
         ValueError: there is no shift of this name.

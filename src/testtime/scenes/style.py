@@ -1,7 +1,7 @@
-"""A style: what the furniture of one house has in common, drawn once per house from a prior.
+"""Styles: common materials, proportions and forms of the furniture of one house, drawn from a prior.
 
-Two chairs of a house are alike, and chairs of two houses are not: a style fixes materials, proportions and the look
-of every class. Priors differ in what houses they make likely; :data:`STYLES` names them.
+Models of one class are similar within a house and differ between houses, because a style determines the materials and the
+proportions of every class. :data:`STYLES` contains the priors.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ __all__ = ["MATERIALS", "STYLES", "Prior", "Style", "generator"]
 
 Range = tuple[float, float]
 Colours = tuple[str, ...]
+Colour = tuple[float, float, float]
 
 
 def generator(seed: int, *purpose: object) -> np.random.Generator:
-    """A fresh generator for one purpose; the global one is never touched.
+    """Return a random generator for one purpose, independent of the global one.
 
     >>> generator(3, "plan").integers(1000) == generator(3, "plan").integers(1000)
     np.True_
@@ -34,20 +35,20 @@ def generator(seed: int, *purpose: object) -> np.random.Generator:
 @final
 @dataclass(frozen=True)
 class Prior:
-    """What styles are drawn from. Colours are sRGB in hexadecimal; each list is drawn from uniformly.
+    """The prior of styles. Colours are sRGB in hexadecimal and drawn uniformly from their palettes.
 
     Attributes:
         walls, floors, woods, fabrics, bedding, curtains, rugs, metals, lacquers, small: palettes.
-        wall_patterns, floor_patterns, fabric_patterns, bedding_patterns, rug_patterns: of :data:`PATTERNS`.
-        painted: how often furniture is lacquered instead of wooden.
-        width, depth, height: factors on the size of furniture.
-        ceiling: height of the rooms, in metres.
-        clutter: factor on the number of small objects.
-        leg: the form of legs: square, round or runners.
-        light: colour temperature of lamps, in kelvin.
-        power: of the lamps, as a factor.
-        sky: the two colours outside the windows, sky and ground.
-        jitter: how far a colour strays from its palette, in sRGB.
+        wall_patterns, floor_patterns, fabric_patterns, bedding_patterns, rug_patterns: names of :data:`PATTERNS`.
+        painted: probability of lacquered instead of wooden furniture.
+        width, depth, height: ranges of the factors of the size of furniture.
+        ceiling: range of the height of the rooms, in metres.
+        clutter: factor of the number of small objects.
+        leg: forms of legs: square, round or runner.
+        light: range of the colour temperature of lamps, in kelvin.
+        power: range of the factor of the lamps' intensity.
+        sky: colours of sky and ground outside of the windows.
+        jitter: standard deviation of colours around those of their palette, in sRGB.
     """
 
     walls: Colours
@@ -158,7 +159,7 @@ MINIMAL = Prior(
 )
 
 STYLES: Mapping[str, Prior] = {"default": DEFAULT, "other": OTHER, "minimal": MINIMAL}
-"""The priors by name: "default" is wood, beige and daylight; "other" is colourful, patterned, lacquered, cluttered
+"""Priors by name: "default" is wood, beige and daylight; "other" is colourful, patterned, lacquered, cluttered
 and of other proportions, under warm light; "minimal" is bright, grey and sparse."""
 
 ACCENTS = 8
@@ -199,17 +200,17 @@ MATERIALS = (
     *(f"accent{i}" for i in range(ACCENTS)),
     *(f"picture{i}" for i in range(PICTURES)),
 )
-"""The names of a style's materials; every style has all, in this order, so that one house can wear another's."""
+"""Names of the materials; every style has all, in this order, so that a house can have the materials of another style."""
 
 
 @final
 @dataclass(frozen=True)
 class Style:
-    """The style of one house.
+    """The style of one house, drawn from a prior.
 
     Args:
-        seed: of the house.
-        name: of the prior.
+        seed: random seed of the house.
+        name: name of the prior.
 
     Raises:
         ValueError: there is no prior of this name.
@@ -225,12 +226,12 @@ class Style:
         object.__setattr__(self, "prior", STYLES[self.name])
 
     def draw(self, *purpose: object) -> np.random.Generator:
-        """A generator for one purpose in this house."""
+        """Return a random generator for one purpose in this house."""
         return generator(self.seed, self.name, *purpose)
 
     @cached_property
     def proportions(self) -> tuple[float, float, float]:
-        """Factors on the width, depth and height of furniture."""
+        """Factors of the width, depth and height of furniture."""
         rng, prior = self.draw("proportions"), self.prior
         return (
             float(rng.uniform(*prior.width)),
@@ -240,128 +241,173 @@ class Style:
 
     @cached_property
     def leg(self) -> str:
-        """The form of legs."""
+        """Form of legs."""
         return self.prior.leg[int(self.draw("leg").integers(len(self.prior.leg)))]
 
     @staticmethod
     def material(name: str) -> int:
-        """The number of a material; see :data:`MATERIALS`."""
+        """Return the index of a material in :data:`MATERIALS`."""
         return _NUMBERS[name]
 
     @cached_property
     def materials(self) -> tuple[Material, ...]:
-        """The materials of the house, in the order of :data:`MATERIALS`."""
-        rng, prior = self.draw("materials"), self.prior
-
-        def colour(palette: Colours) -> tuple[float, float, float]:
-            code = palette[int(rng.integers(len(palette)))]
-            base = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-            stray = rng.normal(0, prior.jitter) + rng.normal(0, 0.4 * prior.jitter, 3)
-            r, g, b = np.clip(base + stray, 0.02, 0.98).tolist()
-            return r, g, b
-
-        def shade(base: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
-            r, g, b = np.clip(np.array(base) * factor, 0, 1).tolist()
-            return r, g, b
-
-        def some(patterns: tuple[str, ...]) -> str:
-            return patterns[int(rng.integers(len(patterns)))]
-
-        def seed() -> int:
-            return int(rng.integers(1 << 20))
-
-        def wood() -> Material:
-            base = colour(prior.woods)
-            return Material(base, shade(base, 0.72), "wood", 0.07 * rng.uniform(0.7, 1.5), 0.12, seed=seed())
-
-        def lacquer() -> Material:
-            return Material(colour(prior.lacquers), gloss=0.25)
-
-        def cloth(palette: Colours, patterns: tuple[str, ...], scale: float) -> Material:
-            base, pattern = colour(palette), some(patterns)
-            second = shade(base, 0.8) if pattern == "weave" else colour(palette)
-            size = scale * rng.uniform(0.7, 1.4) * (0.25 if pattern == "weave" else 1.0)
-            return Material(base, second, pattern, size, seed=seed())
-
-        made: dict[str, Material] = {}
-        for kind in ROOMS:
-            base, pattern = colour(prior.walls), some(prior.wall_patterns)
-            if kind == "bath":
-                made["wall_bath"] = Material(
-                    base, shade(base, 0.72), "tiles", rng.uniform(0.15, 0.3), 0.25, seed=seed()
-                )
-            else:
-                scale = {"noise": 0.6, "bricks": 0.26}.get(pattern, rng.uniform(0.14, 0.3))
-                deep = 0.86 if pattern in ("noise", "plain") else 0.72
-                made[f"wall_{kind}"] = Material(base, shade(base, deep), pattern, scale, seed=seed())
-        wooden = some(prior.floor_patterns)
-        ground = colour(prior.floors)
-        for kind in ROOMS:
-            if kind in ("bath", "kitchen"):
-                base = colour(prior.walls)
-                base = shade(base, rng.uniform(0.55, 0.8))
-                pattern = "checker" if wooden == "checker" and kind == "kitchen" else "tiles"
-                made[f"floor_{kind}"] = Material(
-                    base, shade(base, 0.6), pattern, rng.uniform(0.28, 0.5), 0.2, seed=seed()
-                )
-            else:
-                scale = {"planks": 0.14, "wood": 0.16, "noise": 0.3}.get(wooden, 0.45)
-                made[f"floor_{kind}"] = Material(
-                    ground, shade(ground, 0.66), wooden, scale, 0.12, seed=seed()
-                )
-        white = shade((0.96, 0.955, 0.94), 1.0)
-        made["ceiling"] = Material(white)
-        made["trim"] = Material(white if rng.random() < 0.7 else colour(prior.woods), gloss=0.15)
-        made["door"] = wood() if rng.random() > prior.painted else lacquer()
-        sky, outside = (tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in prior.sky)
-        made["sky"] = Material(
-            (sky[0], sky[1], sky[2]), (outside[0], outside[1], outside[2]), "sky", 1.0, glow=1.35
-        )
-        made["handle"] = Material(colour(prior.metals), gloss=0.6)
-        made["wood"] = lacquer() if rng.random() < prior.painted * 0.6 else wood()
-        made["wood2"] = lacquer() if rng.random() < prior.painted else wood()
-        made["lacquer"] = lacquer()
-        stone = colour(("#d8d5cf", "#4a4a4c", "#9a958c", "#b08a5a"))
-        made["counter"] = Material(stone, shade(stone, 0.75), "noise", 0.05, 0.35, seed=seed())
-        made["front"] = wood() if rng.random() > 0.35 + prior.painted / 2 else lacquer()
-        made["metal"] = Material(colour(prior.metals), gloss=0.5)
-        made["steel"] = Material(colour(("#c9ccce", "#b4b8bb", "#e8e8e6")), gloss=0.5)
-        made["dark"] = Material((0.09, 0.09, 0.1), gloss=0.3)
-        made["white"] = Material((0.93, 0.93, 0.92), gloss=0.2)
-        made["ceramic"] = Material((0.95, 0.955, 0.95), gloss=0.5)
-        made["water"] = Material((0.62, 0.78, 0.82), gloss=0.5)
-        made["sofa"] = cloth(prior.fabrics, prior.fabric_patterns, 0.16)
-        made["sofa_cushion"] = cloth(prior.fabrics, prior.fabric_patterns, 0.12)
-        made["chair_seat"] = cloth(prior.fabrics, prior.fabric_patterns, 0.08)
-        made["bed_cover"] = cloth(prior.bedding + prior.fabrics[:2], prior.bedding_patterns, 0.2)
-        made["sheet"] = Material(colour(prior.bedding))
-        made["pillow"] = cloth(prior.bedding, prior.bedding_patterns, 0.1)
-        made["pillow2"] = cloth(prior.fabrics, prior.fabric_patterns, 0.08)
-        made["curtain"] = cloth(prior.curtains, prior.fabric_patterns, 0.14)
-        made["rug"] = cloth(prior.rugs, prior.rug_patterns, 0.3)
-        made["rug_border"] = Material(colour(prior.rugs))
-        made["screen"] = Material((0.035, 0.04, 0.05), (0.10, 0.14, 0.2), "noise", 0.5, 0.8, seed=seed())
-        made["glass"] = Material((0.72, 0.82, 0.86), (0.9, 0.94, 0.95), "noise", 0.6, 0.9, seed=seed())
-        made["shade"] = Material(colour(("#f6e8c8", "#f3dcb8", "#fff4e0")), glow=0.55)
-        made["bulb"] = Material((1.0, 0.97, 0.9), glow=2.0)
-        made["pot"] = Material(colour(("#b5623f", "#e9e6df", "#5a5f63", *prior.small)), gloss=0.15)
-        made["soil"] = Material((0.22, 0.16, 0.12))
-        green = colour(("#3f7a3a", "#4f8a45", "#2f6a42", "#6a944a"))
-        made["leaf"] = Material(green, shade(green, 0.7), "noise", 0.08, 0.1, seed=seed())
-        made["leaf2"] = Material(shade(green, 1.25), green, "noise", 0.08, 0.1, seed=seed())
-        made["cardboard"] = Material(
-            colour(("#b48a5e", "#a47c52", "#c49a6c", "#8fa3b0")), (0.6, 0.5, 0.36), "noise", 0.2
-        )
-        made["tape"] = Material((0.85, 0.78, 0.6), gloss=0.3)
-        made["paper"] = Material((0.94, 0.92, 0.86))
-        made["burner"] = Material((0.14, 0.14, 0.15), gloss=0.4)
-        for i in range(ACCENTS):
-            made[f"accent{i}"] = Material(colour(prior.small), gloss=0.2)
-        for i in range(PICTURES):
-            made[f"picture{i}"] = Material(
-                colour(prior.small), colour(prior.small), "painting", 1.0, 0.1, seed=seed()
-            )
+        """Materials of the house, in the order of :data:`MATERIALS`."""
+        draw = _Draw(self.draw("materials"), self.prior)
+        made = _walls_and_floors(draw)
+        made |= _fixtures(draw)
+        made |= _furniture(draw)
+        made |= _fabrics(draw)
+        made |= _details(draw)
         return tuple(made[name] for name in MATERIALS)
+
+
+@final
+class _Draw:
+    """Random materials from the palettes and patterns of a prior.
+
+    Args:
+        rng: random generator of the materials.
+        prior: prior of the style.
+    """
+
+    def __init__(self, rng: np.random.Generator, prior: Prior) -> None:
+        self.rng, self.prior = rng, prior
+
+    def colour(self, palette: Colours) -> Colour:
+        """Draw a colour of a palette, with jitter."""
+        code = palette[int(self.rng.integers(len(palette)))]
+        base = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        jitter = self.prior.jitter
+        stray = self.rng.normal(0, jitter) + self.rng.normal(0, 0.4 * jitter, 3)
+        r, g, b = np.clip(base + stray, 0.02, 0.98).tolist()
+        return r, g, b
+
+    def pattern(self, patterns: tuple[str, ...]) -> str:
+        """Draw the name of a pattern."""
+        return patterns[int(self.rng.integers(len(patterns)))]
+
+    def seed(self) -> int:
+        """Draw the seed of a pattern."""
+        return int(self.rng.integers(1 << 20))
+
+    def wood(self) -> Material:
+        """Draw a wood."""
+        base = self.colour(self.prior.woods)
+        scale = 0.07 * self.rng.uniform(0.7, 1.5)
+        return Material(base, _shade(base, 0.72), "wood", scale, 0.12, seed=self.seed())
+
+    def lacquer(self) -> Material:
+        """Draw a lacquer."""
+        return Material(self.colour(self.prior.lacquers), gloss=0.25)
+
+    def cloth(self, palette: Colours, patterns: tuple[str, ...], scale: float) -> Material:
+        """Draw a cloth with a palette, patterns and the scale of a pattern in metres."""
+        base, pattern = self.colour(palette), self.pattern(patterns)
+        second = _shade(base, 0.8) if pattern == "weave" else self.colour(palette)
+        size = scale * self.rng.uniform(0.7, 1.4) * (0.25 if pattern == "weave" else 1.0)
+        return Material(base, second, pattern, size, seed=self.seed())
+
+
+def _shade(base: Colour, factor: float) -> Colour:
+    """Multiply a colour by a factor, clipped to [0, 1]."""
+    r, g, b = np.clip(np.array(base) * factor, 0, 1).tolist()
+    return r, g, b
+
+
+def _walls_and_floors(draw: _Draw) -> dict[str, Material]:
+    rng, prior, made = draw.rng, draw.prior, dict[str, Material]()
+    for kind in ROOMS:
+        base, pattern = draw.colour(prior.walls), draw.pattern(prior.wall_patterns)
+        if kind == "bath":
+            scale = rng.uniform(0.15, 0.3)
+            made["wall_bath"] = Material(base, _shade(base, 0.72), "tiles", scale, 0.25, seed=draw.seed())
+        else:
+            scale = {"noise": 0.6, "bricks": 0.26}.get(pattern, rng.uniform(0.14, 0.3))
+            deep = 0.86 if pattern in ("noise", "plain") else 0.72
+            made[f"wall_{kind}"] = Material(base, _shade(base, deep), pattern, scale, seed=draw.seed())
+    dry = draw.pattern(prior.floor_patterns)
+    ground = draw.colour(prior.floors)
+    for kind in ROOMS:
+        if kind in ("bath", "kitchen"):
+            base = draw.colour(prior.walls)
+            base = _shade(base, rng.uniform(0.55, 0.8))
+            pattern = "checker" if dry == "checker" and kind == "kitchen" else "tiles"
+            scale = rng.uniform(0.28, 0.5)
+            made[f"floor_{kind}"] = Material(base, _shade(base, 0.6), pattern, scale, 0.2, seed=draw.seed())
+        else:
+            scale = {"planks": 0.14, "wood": 0.16, "noise": 0.3}.get(dry, 0.45)
+            made[f"floor_{kind}"] = Material(ground, _shade(ground, 0.66), dry, scale, 0.12, seed=draw.seed())
+    return made
+
+
+def _fixtures(draw: _Draw) -> dict[str, Material]:
+    rng, prior, made = draw.rng, draw.prior, dict[str, Material]()
+    white = _shade((0.96, 0.955, 0.94), 1.0)
+    made["ceiling"] = Material(white)
+    made["trim"] = Material(white if rng.random() < 0.7 else draw.colour(prior.woods), gloss=0.15)
+    made["door"] = draw.wood() if rng.random() > prior.painted else draw.lacquer()
+    sky, outside = (tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in prior.sky)
+    made["sky"] = Material(
+        (sky[0], sky[1], sky[2]), (outside[0], outside[1], outside[2]), "sky", 1.0, glow=1.35
+    )
+    made["handle"] = Material(draw.colour(prior.metals), gloss=0.6)
+    return made
+
+
+def _furniture(draw: _Draw) -> dict[str, Material]:
+    rng, prior, made = draw.rng, draw.prior, dict[str, Material]()
+    made["wood"] = draw.lacquer() if rng.random() < prior.painted * 0.6 else draw.wood()
+    made["wood2"] = draw.lacquer() if rng.random() < prior.painted else draw.wood()
+    made["lacquer"] = draw.lacquer()
+    stone = draw.colour(("#d8d5cf", "#4a4a4c", "#9a958c", "#b08a5a"))
+    made["counter"] = Material(stone, _shade(stone, 0.75), "noise", 0.05, 0.35, seed=draw.seed())
+    made["front"] = draw.wood() if rng.random() > 0.35 + prior.painted / 2 else draw.lacquer()
+    made["metal"] = Material(draw.colour(prior.metals), gloss=0.5)
+    made["steel"] = Material(draw.colour(("#c9ccce", "#b4b8bb", "#e8e8e6")), gloss=0.5)
+    made["dark"] = Material((0.09, 0.09, 0.1), gloss=0.3)
+    made["white"] = Material((0.93, 0.93, 0.92), gloss=0.2)
+    made["ceramic"] = Material((0.95, 0.955, 0.95), gloss=0.5)
+    made["water"] = Material((0.62, 0.78, 0.82), gloss=0.5)
+    return made
+
+
+def _fabrics(draw: _Draw) -> dict[str, Material]:
+    prior, made = draw.prior, dict[str, Material]()
+    made["sofa"] = draw.cloth(prior.fabrics, prior.fabric_patterns, 0.16)
+    made["sofa_cushion"] = draw.cloth(prior.fabrics, prior.fabric_patterns, 0.12)
+    made["chair_seat"] = draw.cloth(prior.fabrics, prior.fabric_patterns, 0.08)
+    made["bed_cover"] = draw.cloth(prior.bedding + prior.fabrics[:2], prior.bedding_patterns, 0.2)
+    made["sheet"] = Material(draw.colour(prior.bedding))
+    made["pillow"] = draw.cloth(prior.bedding, prior.bedding_patterns, 0.1)
+    made["pillow2"] = draw.cloth(prior.fabrics, prior.fabric_patterns, 0.08)
+    made["curtain"] = draw.cloth(prior.curtains, prior.fabric_patterns, 0.14)
+    made["rug"] = draw.cloth(prior.rugs, prior.rug_patterns, 0.3)
+    made["rug_border"] = Material(draw.colour(prior.rugs))
+    return made
+
+
+def _details(draw: _Draw) -> dict[str, Material]:
+    prior, made = draw.prior, dict[str, Material]()
+    made["screen"] = Material((0.035, 0.04, 0.05), (0.10, 0.14, 0.2), "noise", 0.5, 0.8, seed=draw.seed())
+    made["glass"] = Material((0.72, 0.82, 0.86), (0.9, 0.94, 0.95), "noise", 0.6, 0.9, seed=draw.seed())
+    made["shade"] = Material(draw.colour(("#f6e8c8", "#f3dcb8", "#fff4e0")), glow=0.55)
+    made["bulb"] = Material((1.0, 0.97, 0.9), glow=2.0)
+    made["pot"] = Material(draw.colour(("#b5623f", "#e9e6df", "#5a5f63", *prior.small)), gloss=0.15)
+    made["soil"] = Material((0.22, 0.16, 0.12))
+    green = draw.colour(("#3f7a3a", "#4f8a45", "#2f6a42", "#6a944a"))
+    made["leaf"] = Material(green, _shade(green, 0.7), "noise", 0.08, 0.1, seed=draw.seed())
+    made["leaf2"] = Material(_shade(green, 1.25), green, "noise", 0.08, 0.1, seed=draw.seed())
+    brown = draw.colour(("#b48a5e", "#a47c52", "#c49a6c", "#8fa3b0"))
+    made["cardboard"] = Material(brown, (0.6, 0.5, 0.36), "noise", 0.2)
+    made["tape"] = Material((0.85, 0.78, 0.6), gloss=0.3)
+    made["paper"] = Material((0.94, 0.92, 0.86))
+    made["burner"] = Material((0.14, 0.14, 0.15), gloss=0.4)
+    for i in range(ACCENTS):
+        made[f"accent{i}"] = Material(draw.colour(prior.small), gloss=0.2)
+    for i in range(PICTURES):
+        first, second = draw.colour(prior.small), draw.colour(prior.small)
+        made[f"picture{i}"] = Material(first, second, "painting", 1.0, 0.1, seed=draw.seed())
+    return made
 
 
 _NUMBERS = {name: i for i, name in enumerate(MATERIALS)}

@@ -1,4 +1,4 @@
-"""Materials, and the patterns that are evaluated where a ray meets one, in the coordinates of the object."""
+"""Materials, and procedural patterns that are evaluated in object coordinates."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from testtime.scenes.geometry import Array
 __all__ = ["PATTERNS", "Material", "Paint", "linear", "noise"]
 
 SIDE = 48
-"""Edge of the periodic block of noise, in cells."""
+"""Edge length of the periodic block of noise, in cells."""
 
 
 @final
 @dataclass(frozen=True)
 class Material:
-    """How a surface looks.
+    """The material of a surface.
 
     Attributes:
-        colour: red, green, blue in [0, 1], sRGB.
-        second: the other colour of its pattern.
-        pattern: one of :data:`PATTERNS`.
-        scale: the period of the pattern, in metres.
-        gloss: strength of the highlight, from 0.
-        glow: light that it gives off, as a multiple of its colour.
-        seed: moves the pattern.
+        colour: first colour, sRGB in [0, 1].
+        second: second colour of the pattern, sRGB in [0, 1].
+        pattern: name of the pattern, one of :data:`PATTERNS`.
+        scale: period of the pattern, in metres.
+        gloss: strength of the specular reflection, not negative.
+        glow: emitted light, as a multiple of the colour.
+        seed: random seed of the offset of the pattern.
     """
 
     colour: tuple[float, float, float]
@@ -46,7 +46,7 @@ class Material:
 
 
 def linear(srgb: Array | Sequence[float] | Sequence[Sequence[float]]) -> Array:
-    """sRGB in [0, 1] as linear light (IEC 61966-2-1).
+    """Convert sRGB in [0, 1] to linear light (IEC 61966-2-1).
 
     >>> [round(float(v), 4) for v in linear([0.0, 0.5, 1.0])]
     [0.0, 0.214, 1.0]
@@ -57,7 +57,7 @@ def linear(srgb: Array | Sequence[float] | Sequence[Sequence[float]]) -> Array:
 
 @lru_cache(maxsize=1)
 def _block() -> Array:
-    """Periodic noise with a spectrum of 1/f^1.6, (SIDE, SIDE, SIDE) float32, roughly uniform in [0, 1]."""
+    """Return periodic noise with a spectrum of 1/f^1.6, (SIDE, SIDE, SIDE) float32, approximately uniform in [0, 1]."""
     white = np.random.default_rng(20240229).normal(size=(SIDE, SIDE, SIDE))
     spectrum = np.fft.rfftn(white)
     f = np.fft.fftfreq(SIDE) * SIDE
@@ -66,13 +66,13 @@ def _block() -> Array:
     )
     band = np.where(
         radius < 3, 0.0, 1 / np.maximum(radius, 1) ** 1.6
-    )  # nothing longer than a third of the block
+    )  # no wavelengths above a third of the block
     field = np.fft.irfftn(spectrum * band, s=white.shape, axes=(0, 1, 2))
     return np.clip(0.5 + field / (4.5 * field.std()), 0, 1).astype(np.float32)
 
 
 def noise(points: Array) -> Array:
-    """Smooth noise in [0, 1] at points (N, 3); features are about one unit wide, and it repeats every eight."""
+    """Return smooth noise in [0, 1] at points (N, 3) with features of about one unit and a period of eight."""
     block, x = _block(), points * np.float32(SIDE / 8)
     cell = np.floor(x)
     f = x - cell
@@ -96,7 +96,7 @@ def noise(points: Array) -> Array:
 
 
 def _hash(cells: Array) -> Array:
-    """A number in [0, 1) for integer cells (N, K), the same for the same cell."""
+    """Return hashes in [0, 1) of integer cells (N, K)."""
     h = np.zeros(len(cells), np.uint32)
     for column, prime in zip(cells.astype(np.int64).T, (73856093, 19349663, 83492791), strict=False):
         h = (h ^ (column * prime).astype(np.uint32)) * np.uint32(2654435761)
@@ -104,45 +104,45 @@ def _hash(cells: Array) -> Array:
     return (h.astype(np.float32)) / np.float32(2**32)
 
 
-# A pattern gets object coordinates in periods (N, 3), coverage of a period by a pixel (N,), and answers with how much
-# of the second colour there is, (N,) in [0, 1], and a factor for the brightness, (N,).
-Answer = tuple[Array, Array]
+# A pattern is a function from object coordinates in periods (N, 3) and the width of a pixel in periods (N,) to the share of the
+# second colour, (N,) in [0, 1], and a factor of the brightness, (N,).
+PatternValue = tuple[Array, Array]
 
 
 def _ones(p: Array) -> Array:
     return np.ones(len(p), np.float32)
 
 
-def _plain(p: Array, wide: Array) -> Answer:
+def _plain(p: Array, wide: Array) -> PatternValue:
     return np.zeros(len(p), np.float32), _ones(p)
 
 
-def _checker(p: Array, wide: Array) -> Answer:
+def _checker(p: Array, wide: Array) -> PatternValue:
     odd = (np.floor(p).sum(axis=1).astype(np.int64) & 1).astype(np.float32)
     return _faded(odd, 0.5, wide), _ones(p)
 
 
-def _stripe(p: Array, wide: Array) -> Answer:
+def _stripe(p: Array, wide: Array) -> PatternValue:
     return _faded((p[:, 0] - np.floor(p[:, 0]) > 0.6).astype(np.float32), 0.4, wide), _ones(p)
 
 
-def _noise(p: Array, wide: Array) -> Answer:
+def _noise(p: Array, wide: Array) -> PatternValue:
     return _faded(noise(p), 0.5, wide), _ones(p)
 
 
-def _weave(p: Array, wide: Array) -> Answer:
+def _weave(p: Array, wide: Array) -> PatternValue:
     return _faded(noise(p * np.array([1, 1, 1], np.float32)), 0.5, wide), 1 + 0.12 * (
         noise(p[:, [1, 2, 0]] * 3) - 0.5
     )
 
 
-def _wood(p: Array, wide: Array) -> Answer:
+def _wood(p: Array, wide: Array) -> PatternValue:
     grain = noise(p * np.array([0.25, 2.0, 2.0], np.float32))
     rings = 0.5 + 0.5 * np.sin(2 * np.pi * (p[:, 1] * 1.3 + p[:, 2] * 1.7 + 2.5 * grain))
     return _faded(0.45 * rings + 0.55 * grain, 0.5, wide), _ones(p)
 
 
-def _planks(p: Array, wide: Array) -> Answer:
+def _planks(p: Array, wide: Array) -> PatternValue:
     row = np.floor(p[:, 1])
     shift = _hash(np.stack([row, row], axis=1)) * 7
     along = p[:, 0] / 6 + shift
@@ -154,14 +154,14 @@ def _planks(p: Array, wide: Array) -> Answer:
     return _faded(0.6 * tone + 0.4 * grain, 0.5, wide / 2), 1 + (seam - 1) * _sharp(wide)
 
 
-def _tiles(p: Array, wide: Array) -> Answer:
+def _tiles(p: Array, wide: Array) -> PatternValue:
     cell = np.floor(p[:, :2])
     seam = (np.abs(p[:, :2] - cell - 0.5) > 0.48).any(axis=1)
     tone = 0.25 * (_hash(cell) - 0.5)
     return _faded(seam.astype(np.float32), 0.08, wide), 1 + tone * _sharp(wide)
 
 
-def _bricks(p: Array, wide: Array) -> Answer:
+def _bricks(p: Array, wide: Array) -> PatternValue:
     row = np.floor(p[:, 1] * 3)
     across = p[:, 0] + 0.5 * (row % 2)
     column = np.floor(across)
@@ -170,7 +170,7 @@ def _bricks(p: Array, wide: Array) -> Answer:
     return _faded(seam.astype(np.float32), 0.2, wide), 1 + tone * _sharp(wide)
 
 
-def _dots(p: Array, wide: Array) -> Answer:
+def _dots(p: Array, wide: Array) -> PatternValue:
     f = p - np.floor(p) - 0.5
     near = np.minimum(
         np.minimum(f[:, 0] ** 2 + f[:, 1] ** 2, f[:, 1] ** 2 + f[:, 2] ** 2), f[:, 0] ** 2 + f[:, 2] ** 2
@@ -178,22 +178,22 @@ def _dots(p: Array, wide: Array) -> Answer:
     return _faded((near < 0.08).astype(np.float32), 0.25, wide), _ones(p)
 
 
-def _painting(p: Array, wide: Array) -> Answer:
+def _painting(p: Array, wide: Array) -> PatternValue:
     bands = noise(p * np.array([1.3, 2.1, 1.0], np.float32) + 3.7)
     return np.clip((np.floor(bands * 6) / 5 - 0.2) * 1.6, 0, 1).astype(np.float32), 0.55 + 0.9 * noise(
         p * 2.3
     )
 
 
-def _sky(p: Array, wide: Array) -> Answer:
-    """From the ground (second colour) to the sky, with a line of trees; the third coordinate is the height in [0, 1]."""
+def _sky(p: Array, wide: Array) -> PatternValue:
+    """The ground (second colour) below the sky with a line of trees; the second coordinate is the height in [0, 1]."""
     height = p[:, 1]
     trees = 0.3 + 0.25 * (noise(np.stack([p[:, 0] * 2, p[:, 2] * 0, p[:, 2] * 0], axis=1)) - 0.3)
     ground = 1 / (1 + np.exp(np.clip((height - trees) * 40, -30, 30)))
     return ground.astype(np.float32), (1.05 - 0.25 * np.abs(height - 0.3)).astype(np.float32)
 
 
-PATTERNS: dict[str, Callable[[Array, Array], Answer]] = {
+PATTERNS: dict[str, Callable[[Array, Array], PatternValue]] = {
     "plain": _plain,
     "checker": _checker,
     "stripe": _stripe,
@@ -207,11 +207,11 @@ PATTERNS: dict[str, Callable[[Array, Array], Answer]] = {
     "painting": _painting,
     "sky": _sky,
 }
-"""The patterns by name."""
+"""Patterns by name."""
 
 
 def _sharp(wide: Array) -> Array:
-    """How much of a pattern survives where a pixel covers ``wide`` periods: 1 up to a quarter, 0 from 1.2 on."""
+    """Return the contrast of a pattern where a pixel covers ``wide`` periods: 1 up to a quarter, 0 from 1.2 on."""
     return np.clip((1.2 - wide) / 0.95, 0, 1)
 
 
@@ -222,11 +222,11 @@ def _faded(amount: Any, mean: float, wide: Array) -> Array:
 
 @final
 class Paint:
-    """A list of materials, ready to be evaluated at many points at once.
+    """A list of materials for vectorised evaluation.
 
     Args:
-        materials: the list that material numbers index.
-        textured: False leaves out every pattern: a material is one colour, the mean of its pattern's.
+        materials: materials of the house.
+        textured: whether patterns are evaluated; otherwise a material has the mean colour of its pattern.
     """
 
     def __init__(self, materials: Sequence[Material], textured: bool = True) -> None:
@@ -244,16 +244,16 @@ class Paint:
         self.materials = tuple(materials)
 
     def plain(self) -> Paint:
-        """The same materials without patterns."""
+        """Return the materials without patterns."""
         return Paint(self.materials, textured=False)
 
     def albedo(self, material: Array, local: Array, footprint: Array) -> Array:
-        """Linear colours (N, 3) float32.
+        """Return the linear colours (N, 3) float32 of points.
 
         Args:
-            material: (N,) material numbers.
-            local: (N, 3) object coordinates, in metres.
-            footprint: (N,) how wide a pixel is on the surface, in metres: patterns finer than that fade.
+            material: indices of the materials, (N,).
+            local: object coordinates of the points, (N, 3), in metres.
+            footprint: width of a pixel on the surface, (N,), in metres; finer patterns fade to their mean.
         """
         names = list(PATTERNS)
         if not self.textured:

@@ -1,8 +1,8 @@
-"""Where rays meet triangles: Embree by default, numpy where it is not installed and to check it, OpenGL on demand.
+"""Intersections of rays and triangles: Embree by default, numpy as a reference and substitute, OpenGL on request.
 
-A tracer has three methods. ``build(triangles)`` takes the triangles, ``view(camera, size)`` answers with the first
-triangle at every pixel, ``occluded(origins, targets)`` says whether anything lies between a point and another. Embree
-and numpy follow any other rays as well, with ``trace(origins, directions)``.
+A tracer has three methods. ``build(triangles)`` sets the triangles, ``view(camera, size)`` returns the first triangle at every
+pixel, ``occluded(origins, targets)`` returns whether a triangle is between two points. Embree and numpy also trace arbitrary
+rays with ``trace(origins, directions)``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from testtime.errors import missing_extra
+from testtime.moved import renamed
 from testtime.scenes.geometry import Array
 
 if TYPE_CHECKING:
@@ -28,24 +29,26 @@ __all__ = [
     "NumpyTracer",
     "RayTracer",
     "Tracer",
-    "available",
+    "default_backend",
     "tracer",
     "warn_if_slow",
 ]
 
+__getattr__ = renamed(__name__, {"available": "default_backend", "nothing": "no_hits"})
+
 SHORT = 1 - 1e-4
-"""A ray to a light ends just before it, as a fraction of the way."""
+"""Length of a ray to a light, as a fraction of the distance."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """What N rays met.
+    """The first hits of N rays.
 
     Attributes:
-        triangle: (N,) int32, -1 for nothing.
-        t: (N,) float32, as multiples of the direction; infinite for nothing.
-        u, v: (N,) float32, weights of the second and the third corner.
+        triangle: indices of the triangles, (N,) int32, -1 without a hit.
+        t: distances as multiples of the direction, (N,) float32, infinite without a hit.
+        u, v: barycentric weights of the second and the third corner, (N,) float32.
     """
 
     triangle: Array
@@ -55,41 +58,41 @@ class Hits:
 
     @property
     def weights(self) -> Array:
-        """(N, 3) float32, of the three corners."""
+        """Barycentric weights of the three corners, (N, 3) float32."""
         return np.stack([1 - self.u - self.v, self.u, self.v], axis=1)
 
 
 class Tracer(ABC):
-    """What every backend does."""
+    """The interface of the backends."""
 
     @abstractmethod
     def build(self, triangles: Array) -> None:
-        """Take the triangles, (F, 3, 3) float32."""
+        """Set the triangles, (F, 3, 3) float32."""
 
     @abstractmethod
     def view(self, camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Hits:
-        """Return what is seen through the centres of a picture's pixels; t is depth.
+        """Return the first hits through the centres of pixels; t is depth.
 
         Args:
-            camera: from where.
-            size: (H, W) in pixels.
-            pixels: (N,) numbers of the pixels wanted, row by row; None for all.
+            camera: camera of the image.
+            size: size of the image (H, W), in pixels.
+            pixels: flat indices of the pixels, (N,), in row-major order; None for all.
         """
 
     @abstractmethod
     def occluded(self, origins: Array, targets: Array) -> Array:
-        """Say, (N,) bool, whether a triangle lies between origins and targets, (N, 3) both."""
+        """Return whether a triangle is between origins and targets, both (N, 3), as (N,) bool."""
 
 
 class RayTracer(Tracer):
-    """A backend that follows any rays."""
+    """A backend that traces arbitrary rays."""
 
     @abstractmethod
     def trace(self, origins: Array, directions: Array) -> Hits:
-        """Return the first hits of rays, origins and directions (N, 3); directions need no unit length."""
+        """Return the first hits of rays with origins and directions (N, 3) of any length."""
 
     def view(self, camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Hits:
-        """Return what is seen through the centres of a picture's pixels: a ray for each."""
+        """Return the first hits through the centres of pixels, with a ray for each."""
         from testtime.scenes.cameras import rays
 
         directions = rays(camera, size, pixels)
@@ -98,7 +101,7 @@ class RayTracer(Tracer):
 
 @final
 class EmbreeTracer(RayTracer):
-    """Intel's Embree, through the package embreex.
+    """A tracer with Intel's Embree through the package embreex.
 
     Raises:
         ImportError: embreex is not installed.
@@ -110,7 +113,7 @@ class EmbreeTracer(RayTracer):
         self.scene: Any = None
 
     def build(self, triangles: Array) -> None:
-        """Take the triangles, (F, 3, 3) float32."""
+        """Set the triangles, (F, 3, 3) float32."""
         from embreex.mesh_construction import TriangleMesh
         from embreex.rtcore_scene import EmbreeScene
 
@@ -122,7 +125,7 @@ class EmbreeTracer(RayTracer):
     def trace(self, origins: Array, directions: Array) -> Hits:
         """Return the first hits of rays."""
         if self.scene is None or not len(origins):
-            return nothing(len(origins))
+            return no_hits(len(origins))
         found = self.scene.run(_single(origins), _single(directions), output=True)
         triangle = np.where(found["geomID"] == -1, np.int32(-1), found["primID"]).astype(np.int32)
         return Hits(
@@ -130,7 +133,7 @@ class EmbreeTracer(RayTracer):
         )
 
     def occluded(self, origins: Array, targets: Array) -> Array:
-        """Say whether a triangle lies between points."""
+        """Return whether a triangle is between points."""
         if self.scene is None or not len(origins):
             return np.zeros(len(origins), bool)
         origins = _single(origins)
@@ -140,13 +143,13 @@ class EmbreeTracer(RayTracer):
 
 @final
 class NumpyTracer(RayTracer):
-    """Rays and triangles in numpy, in float64; what Embree is tested against, and what is left without it.
+    """A tracer in numpy with float64, the reference in tests and the substitute for Embree.
 
-    Rays are mapped by :func:`affine_maps`. Triangles come in blocks, and a ray that misses the box of a block asks none of
-    it. It takes about half a second for what Embree does in ten milliseconds.
+    Rays are mapped by :func:`affine_maps`. A ray is tested against a block of triangles only if it hits the bounding box of the
+    block. The tracer takes about 50 times as long as Embree.
 
     Args:
-        block: triangles in a block.
+        block: number of triangles in a block.
     """
 
     def __init__(self, block: int = 16) -> None:
@@ -154,7 +157,7 @@ class NumpyTracer(RayTracer):
         self.build(np.zeros((0, 3, 3)))
 
     def build(self, triangles: Array) -> None:
-        """Take the triangles, (F, 3, 3) float32; neighbours in number should be neighbours in space."""
+        """Set the triangles, (F, 3, 3) float32; consecutive triangles should be near each other."""
         corners = np.asarray(triangles, dtype=np.float64)
         self.blocks: list[tuple[int, Array, Array, Array, Array]] = []
         for first in range(0, len(corners), self.block):
@@ -168,7 +171,7 @@ class NumpyTracer(RayTracer):
 
     def trace(self, origins: Array, directions: Array) -> Hits:
         """Return the first hits of rays."""
-        hits = nothing(len(origins))
+        hits = no_hits(len(origins))
         best = np.full(len(origins), np.inf)
         for at, first, t, u, v in self._met(origins, directions, np.inf):
             k = t.argmin(axis=1)
@@ -181,7 +184,7 @@ class NumpyTracer(RayTracer):
         return hits
 
     def occluded(self, origins: Array, targets: Array) -> Array:
-        """Say whether a triangle lies between points."""
+        """Return whether a triangle is between points."""
         answer = np.zeros(len(origins), bool)
         directions = np.asarray(targets, dtype=np.float64) - origins
         for at, _, t, _, _ in self._met(origins, directions, SHORT):
@@ -191,7 +194,7 @@ class NumpyTracer(RayTracer):
     def _met(
         self, origins: Array, directions: Array, far: float
     ) -> Iterator[tuple[Array, int, Array, Array, Array]]:
-        """For each block: the rays that meet its box, its first triangle, and t, u, v of these rays and its triangles."""
+        """Yield for each block the rays that hit its box, its first triangle, and t, u, v of these rays and its triangles."""
         o, d = np.asarray(origins, dtype=np.float64), np.asarray(directions, dtype=np.float64)
         columns, inverse = np.ascontiguousarray(o.T), 1 / np.where(np.abs(d.T) < 1e-12, 1e-12, d.T)
         for first, low, high, rows, start in self.blocks:
@@ -220,39 +223,39 @@ def _gl() -> Tracer:
 
 
 BACKENDS: dict[str, Callable[[], Tracer]] = {"embree": EmbreeTracer, "numpy": NumpyTracer, "gl": _gl}
-"""The tracers by name."""
+"""Tracers by name."""
 
 
-def available() -> str:
-    """The name of the tracer to take: Embree, or numpy where it is not installed. OpenGL has to be asked for."""
+def default_backend() -> str:
+    """Return the name of the default tracer: Embree, or numpy if Embree is not installed; never OpenGL."""
     return "embree" if find_spec("embreex") is not None else "numpy"
 
 
-def warn_if_slow(say: Callable[[str], None]) -> None:
-    """Say that the numpy tracer renders, where Embree is not installed.
+def warn_if_slow(report: Callable[[str], None]) -> None:
+    """Report that the slow numpy tracer is used if Embree is not installed.
 
     Args:
-        say: function that receives the line.
+        report: function that receives the message.
     """
-    if available() == "numpy":
-        say(
+    if default_backend() == "numpy":
+        report(
             "Embree is not installed: the numpy tracer renders, some 50 times slower; scenes make --backend gl is faster"
         )
 
 
 def tracer(triangles: Array, backend: str | None = None) -> Tracer:
-    """A tracer of these triangles, (F, 3, 3).
+    """Create a tracer.
 
     Args:
-        triangles: in metres.
-        backend: one of :data:`BACKENDS`; None for that of :func:`available`.
+        triangles: triangles, (F, 3, 3), in metres.
+        backend: name of the tracer, one of :data:`BACKENDS`; None for :func:`default_backend`.
 
     Raises:
         ImportError: the backend's package is not installed.
         OSError: there is no OpenGL.
         ValueError: there is no such backend.
     """
-    backend = available() if backend is None else backend
+    backend = default_backend() if backend is None else backend
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     made = BACKENDS[backend]()
@@ -265,18 +268,21 @@ def _single(values: Array) -> Array:
 
 
 def affine_maps(triangles: Array) -> tuple[Array, Array, Array]:
-    """The maps that take a triangle's corners to (0, 0, 0), (1, 0, 0), (0, 1, 0) and its normal to (0, 0, 1): a mapped ray
+    """Return the affine maps of triangles to the unit triangle.
+
+    A map takes the corners of a triangle to (0, 0, 0), (1, 0, 0), (0, 1, 0) and its normal to (0, 0, 1), so that a mapped ray
     meets the plane z = 0 at its u and v (Woop, *A Ray Tracing Hardware Architecture for Dynamic Scenes*, 2004).
 
     Args:
-        triangles: (F, 3, 3) float64.
+        triangles: triangles, (F, 3, 3) float64.
 
     Returns:
-        Matrices (F, 3, 3) and vectors (F, 3) to add, NaN for triangles without area, and which these are, (F,) bool.
+        Matrices (F, 3, 3), translations (F, 3), NaN for triangles without area, and whether a triangle has no area, (F,)
+        bool.
     """
     a, one, two = triangles[:, 0], triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
     normal = np.cross(one, two)
-    flat = np.linalg.norm(normal, axis=1) < 1e-14  # no area: no ray meets it
+    flat = np.linalg.norm(normal, axis=1) < 1e-14  # no ray hits a triangle without area
     frame = np.stack([one, two, normal], axis=2)
     frame[flat] = np.eye(3)
     inverse = np.linalg.inv(frame)
@@ -285,8 +291,8 @@ def affine_maps(triangles: Array) -> tuple[Array, Array, Array]:
     return inverse, start, flat
 
 
-def nothing(count: int) -> Hits:
-    """The hits of so many rays that meet nothing."""
+def no_hits(count: int) -> Hits:
+    """Return the hits of a number of rays without a hit."""
     return Hits(
         np.full(count, -1, np.int32),
         np.full(count, np.inf, np.float32),

@@ -1,13 +1,12 @@
-"""Branches that need no labels: found beside the network they were trained with, or taught on it as it stands.
+"""Branches that need no labels: trained together with their network, or alone on the frozen network.
 
-Test-time training adds a self-supervised branch to a network and trains both together. Where a network comes without, an
-adapter's ``prepare`` can teach the branch alone, on what the frozen network says of unlabelled source images.
+Test-time training adds a self-supervised branch to a network and trains both together. For a network without a branch, an
+adapter's ``prepare`` trains the branch alone, on the features of the frozen network for unlabelled source images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 from testtime.models.assisted import Assisted, Branch
 from testtime.norm.layer import observing
 from testtime.parts.features import linear_head
-from testtime.parts.optimizers import Descent
-from testtime.parts.randomness import generator
+from testtime.parts.randomness import generator, seeded
 from testtime.parts.taps import Tap, tap, watched
 from testtime.tasks import tasks_of
+from testtime.training.loop import Plan, Training
 
 __all__ = [
     "UnsupervisedBranch",
@@ -32,14 +31,17 @@ __all__ = [
     "upstream",
 ]
 
-L = TypeVar("L")
+S = TypeVar("S")
 
 
 class UnsupervisedBranch(Branch):
-    """A branch whose ``source_loss`` asks for images and features alone.
+    """A branch whose ``source_loss`` needs images and features alone.
+
+    Args:
+        layers: names of the layers whose features the branch uses.
 
     Attributes:
-        taught: (), bool; whether :meth:`teach` has run. Joint training says nothing here.
+        taught: (), bool; whether :meth:`teach` has run. Joint training does not set it.
     """
 
     taught: Tensor
@@ -58,19 +60,20 @@ class UnsupervisedBranch(Branch):
         rate: float,
         seed: int,
     ) -> None:
-        """Learn from scratch by Adam, the network frozen and normalised as when it adapts.
+        """Train from scratch with Adam; the network is frozen and normalised as during adaptation.
 
         Args:
             model: the network.
-            taps: on its layers that the branch looks at.
+            taps: taps of the layers whose features the branch uses.
             batches: unlabelled source images (N, C, H, W); they are held until the end.
-            passes: how often each batch is shown, in the order given.
-            rate: the learning rate.
-            seed: of the first weights and of what the loss draws.
+            passes: number of passes over the batches, in the order given.
+            rate: learning rate.
+            seed: random seed of the initial weights and of the loss.
 
         Raises:
             TypeError: a batch is not a tensor.
-            ValueError: there is no batch, or the loss is not finite.
+            ValueError: there is no batch.
+            NonFiniteError: a loss or a gradient is not finite.
         """
 
         def loss(x: Tensor, rng: torch.Generator) -> Tensor:
@@ -82,38 +85,45 @@ class UnsupervisedBranch(Branch):
 
     def fit(
         self,
-        lessons: Sequence[L],
-        loss: Callable[[L, torch.Generator], Tensor],
+        samples: Sequence[S],
+        loss: Callable[[S, torch.Generator], Tensor],
         passes: int,
         rate: float,
         seed: int,
     ) -> None:
-        """Learn from scratch by Adam; a branch in half precision is trained as a float32 copy.
+        """Train from scratch with Adam; a branch in half precision is trained as a float32 copy.
 
         Args:
-            lessons: of any kind, shown one by one.
-            loss: of one lesson, a scalar; draws from the generator it is given.
-            passes, rate, seed: as for :meth:`teach`.
+            samples: samples of any kind, one for each step.
+            loss: scalar loss of one sample, which draws from the generator that it is given.
+            passes: number of passes over the samples, in the order given.
+            rate: learning rate.
+            seed: random seed of the initial weights and of the loss.
 
         Raises:
-            ValueError: the loss or a gradient is not finite.
+            NonFiniteError: a loss or a gradient is not finite.
         """
-        with _seeded(seed):
-            for module in reversed(list(self.modules())):  # what is inside first
+        with seeded(seed, 0, "branch"):
+            for module in reversed(list(self.modules())):  # inner modules first
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
-        descent = Descent(torch.optim.Adam(self.requires_grad_(True).parameters(), rate))
-        for step, lesson in enumerate([*lessons] * passes):
-            value = loss(lesson, generator(seed, step, "source"))
-            descent.step(value, f"teaching {type(self).__name__}", f"at step {step}")
+        optimizer = torch.optim.Adam(self.requires_grad_(True).parameters(), rate)
+        plan, title = Plan(len(samples) * passes), f"training of {type(self).__name__}"
+        training = Training(self, optimizer, plan, title, seed=seed, show=False)
+        training.run(
+            lambda step: {"loss": loss(samples[step % len(samples)], generator(seed, step, "source"))}
+        )
         self.requires_grad_(False)
         self.taught.fill_(True)
 
     def demand(self, method: str) -> None:
-        """Refuse to work for a method that was to prepare it, and did not.
+        """Raise if the branch was never trained.
+
+        Args:
+            method: name of the method, for the message.
 
         Raises:
-            RuntimeError: it was neither trained with the network nor taught.
+            RuntimeError: the branch was trained neither with the network nor alone.
         """
         if self.learned and not bool(self.taught):
             raise RuntimeError(
@@ -127,7 +137,10 @@ B = TypeVar("B", bound=UnsupervisedBranch)
 
 
 def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
-    """The unlabelled source batches that ``prepare`` was given, held so that they can be shown again.
+    """Return unlabelled source batches as a list, so that several passes over them are possible.
+
+    Args:
+        batches: images (N, C, H, W).
 
     Raises:
         TypeError: a batch is not a tensor.
@@ -148,7 +161,7 @@ def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
 def labelled_images_of(
     batches: Iterable[Tensor | tuple[Tensor, Tensor]],
 ) -> tuple[list[Tensor], Tensor | None]:
-    """The source batches of a method that can use labels, held so that they can be shown again.
+    """Return source batches, with labels or without, as a list, so that several passes over them are possible.
 
     Args:
         batches: images (N, ...), or pairs of images and labels (N,).
@@ -183,11 +196,11 @@ def labelled_images_of(
 
 
 def labels_or_predictions(labels: Tensor | None, logits: Tensor) -> Tensor:
-    """The labels (M,) of source images; the classes that the model predicts where there are no labels.
+    """Return the labels (M,) of source images, or the predicted classes where there are no labels.
 
     Args:
-        labels: (M,) or None.
-        logits: (M, C) of the model.
+        labels: labels (M,), or None.
+        logits: logits (M, C) of the model.
 
     Raises:
         ValueError: a label is not a class of the model.
@@ -206,18 +219,18 @@ def labels_or_predictions(labels: Tensor | None, logits: Tensor) -> Tensor:
 def joined(
     model: nn.Module, kind: type[B], layers: Sequence[str], build: Callable[[list[int]], B], seed: int
 ) -> tuple[B, list[Tap]]:
-    """The branch of a network, and taps on the layers it looks at.
+    """Return the branch of a network, and taps of the layers whose features it uses.
 
     Args:
-        model: a tree of one's own; one that holds ``Assisted(network, kind(...))`` gives the branch it was trained with.
-        kind: of branch.
-        layers: names of the layers to look at where the branch is new; empty for the encoder of a multi-task network,
-            and for what the linear head of a classifier is given.
-        build: makes a new branch (``learned``, in at least float32) of the numbers of channels.
-        seed: of its weights.
+        model: the adapter's own tree; where it holds ``Assisted(network, kind(...))``, that branch is returned.
+        kind: class of the branch.
+        layers: names of the layers of a new branch; empty for the encoder of a multi-task network, and for the input of the
+            linear head of a classifier.
+        build: function of the numbers of channels that makes a new branch (``learned``, in at least float32).
+        seed: random seed of the weights of a new branch.
 
     Raises:
-        ValueError: a layer is not there, or its number of channels cannot be told.
+        ValueError: there is no such layer, or its number of channels is unknown.
     """
     for module in model.modules():
         if isinstance(module, Assisted) and isinstance(module.branch, kind):
@@ -228,7 +241,7 @@ def joined(
         taps = [tap(model, "encoder")]
     else:
         taps = [tap(model, linear_head(model)[0], given=True)]
-    with _seeded(seed):
+    with seeded(seed, 0, "branch"):
         branch = build([_channels(t) for t in taps])
     branch.learned = True
     like = next(model.parameters())
@@ -237,7 +250,11 @@ def joined(
 
 
 def upstream(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Parameter]:
-    """The parameters of the tapped layers and of all that the model registers before the last of them.
+    """Return the parameters of the tapped layers and of all modules registered before the last of them.
+
+    Args:
+        model: the model.
+        taps: taps of its layers.
 
     Raises:
         ValueError: there are none.
@@ -254,14 +271,14 @@ def upstream(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Parameter]:
 
 
 def positions(z: Tensor, like: Tensor) -> Tensor:
-    """Features (N, C) or feature maps (N, C, h, w) as rows, one for each place of each image, in the type of ``like``.
+    """Return features (N, C) or feature maps (N, C, h, w) as rows, one for each position of each image.
 
     Args:
-        z: what a layer gave.
-        like: the weight (..., C) that they will meet.
+        z: output of a layer.
+        like: weight (..., C) that gives the type and the number of channels.
 
     Raises:
-        ValueError: z has another form or number of channels.
+        ValueError: z has another shape or number of channels.
 
     >>> positions(torch.rand(2, 3, 4, 5), torch.rand(1, 3)).shape
     torch.Size([40, 3])
@@ -275,14 +292,14 @@ def positions(z: Tensor, like: Tensor) -> Tensor:
 
 
 def pooled(z: Tensor, like: Tensor) -> Tensor:
-    """Features (N, C), feature maps (N, C, h, w) or tokens (N, T, C) as one vector for each image, in the type of ``like``.
+    """Return features (N, C), feature maps (N, C, h, w) or tokens (N, T, C) as one vector for each image.
 
     Args:
-        z: what a layer gave; its places are averaged.
-        like: the weight (..., C) that it will meet.
+        z: output of a layer; its positions are averaged.
+        like: weight (..., C) that gives the type and the number of channels.
 
     Raises:
-        ValueError: z has another form or number of channels.
+        ValueError: z has another shape or number of channels.
 
     >>> pooled(torch.rand(2, 3, 4, 5), torch.rand(1, 3)).shape
     torch.Size([2, 3])
@@ -298,7 +315,7 @@ def pooled(z: Tensor, like: Tensor) -> Tensor:
 
 
 def _channels(tap: Tap) -> int:
-    """How many channels a tap sees: what the layer says of itself, or the last part of it that says."""
+    """Return the number of channels at a tap: that of the layer, or of the last module in it that has one."""
     if tap.given:
         return int(tap.layer.in_features)  # type: ignore[arg-type]
     for module in (tap.layer, *reversed(list(tap.layer.modules()))):
@@ -309,11 +326,3 @@ def _channels(tap: Tap) -> int:
         f"the layer {type(tap.layer).__name__} does not say how many channels it gives; name one that holds a "
         "convolution or a linear layer, or give it an attribute `channels`"
     )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's generator on the CPU starts from the seed; then it stands where it stood."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(seed, 0, "branch").initial_seed())
-        yield

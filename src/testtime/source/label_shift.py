@@ -1,7 +1,7 @@
-r"""Label Shift Adapter: a head whose weights follow how frequent the classes are, learned on the source.
+r"""Label Shift Adapter: a head whose weights are a function of the label distribution, trained on the source.
 
-With the label distribution of the source :math:`\pi_s`, that which is expected :math:`\pi`, features z, a head (W, b), and a
-perceptron g of two layers that reads a code of :math:`\pi`,
+With the label distribution of the source :math:`\pi_s`, the expected one :math:`\pi`, features z, a head (W, b), and a
+perceptron g of two layers whose input is a code of :math:`\pi`,
 
 .. math::
     (\gamma, \beta, \Delta W, \Delta b) &= g\big(m(\pi)\big), \qquad
@@ -11,23 +11,23 @@ perceptron g of two layers that reads a code of :math:`\pi`,
     m(\pi) &= \frac{\langle \ell(\pi), \ell(\pi_s) \rangle}{\lVert \ell(\pi_s) \rVert^2}, \qquad
     \ell(\pi) = \log \pi - \tfrac1C \sum_c \log \pi_c
 
-so that f is trained to be right where the classes are as :math:`\pi` says. The degree of imbalance m is 1 for the source, 0
-for equal classes, and -1 for the source's turned around; it is held within [-1, 1], which is what g has seen.
+so that f is trained to be right where the label distribution is :math:`\pi`. The degree of imbalance m is 1 for the source, 0
+for balanced classes, and -1 for the reversed imbalance of the source; it is clamped to [-1, 1], the range of training.
 
 Use: ``model = with_label_shift(model, frequencies(labels, classes))``, then ``train_label_shift(model, data, recipe, folder)``
 once (or ``load_label_shift(model, folder)``), and any method around it in :class:`testtime.wrap.LabelShift`, which estimates
 :math:`\pi` from the stream: ``LabelShift(EATA(model, classes=10))``.
 
 Departures:
-    There is no official code, and of the paper its abstract and an outline of its method were at hand: that an adapter, trained
-    on the frozen source model with a generalised logit-adjusted loss, turns an estimate of the target's label distribution,
-    mapped to a scalar degree of imbalance, into changes of the classifier and of the scale of its features. All else is this
+    There is no official code, and only the abstract and an outline of the paper's method were available: an adapter, trained on
+    the frozen source model with a generalised logit-adjusted loss, turns an estimate of the target's label distribution,
+    mapped to a scalar degree of imbalance, into changes of the classifier and of the scale of its features. The rest is this
     library's: the form of m and of the change, the perceptron's width, and that training draws :math:`\pi \propto \pi_s^e`, e
     uniform in [-1, 1]. No figure of the paper can be claimed for it.
-    A source whose classes are equally frequent has no degree of imbalance: ``of="distribution"`` gives g the whole of
-    :math:`\ell(\pi)`, and training draws it from a standard normal.
+    A source with balanced classes has no degree of imbalance: with ``of="distribution"`` the input of g is the whole of
+    :math:`\ell(\pi)`, which training draws from a standard normal.
 
-Cost: none worth counting at test time; g has :math:`H (C D + C + 2 D)` weights for H hidden units. Training costs one forward
+Cost: negligible at test time; g has :math:`H (C D + C + 2 D)` weights for H hidden units. Training costs one forward
 of the model a step, and the backward of the head.
 
 Reference: Park, Yang, Choo and Yun, Label Shift Adapter for Test-Time Adaptation under Covariate and Label Shifts, ICCV 2023.
@@ -36,7 +36,6 @@ Reference: Park, Yang, Choo and Yun, Label Shift Adapter for Test-Time Adaptatio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -49,8 +48,8 @@ from testtime.data.imageset import ImageSet
 from testtime.intake.sharing import Stateful, share
 from testtime.parts.features import linear_head
 from testtime.parts.randomness import epochs, generator
-from testtime.progress import progress
 from testtime.training import checkpoint
+from testtime.training.loop import Plan, Training, folder_files
 
 __all__ = [
     "ShiftRecipe",
@@ -62,13 +61,17 @@ __all__ = [
     "with_label_shift",
 ]
 
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "label_shift.safetensors"
+WEIGHTS = "label_shift.safetensors"
 LEAST = 1e-4
-"""The least frequency that counts, so that a class that was never met does not weigh infinitely."""
+"""Lower bound of frequencies, so that a class without samples has a finite logarithm."""
 
 
 def frequencies(labels: Tensor, classes: int) -> Tensor:
-    """How frequent each class is among labels (N,): a distribution (C,).
+    """Return the distribution (C,) of labels.
+
+    Args:
+        labels: labels (N,).
+        classes: C, number of classes.
 
     >>> frequencies(torch.tensor([0, 0, 1, 0]), 2)
     tensor([0.7500, 0.2500])
@@ -77,27 +80,27 @@ def frequencies(labels: Tensor, classes: int) -> Tensor:
 
 
 def _log(distribution: Tensor) -> Tensor:
-    """The logarithm of frequencies (..., C), less its mean over the classes."""
+    """Return the logarithm of frequencies (..., C), minus its mean over the classes."""
     log = distribution.clamp_min(LEAST).log()
     return log - log.mean(dim=-1, keepdim=True)
 
 
 @final
 class ShiftedHead(nn.Linear, Stateful):
-    """A linear head whose weights follow the label distribution it is told.
+    """A linear head whose weights are a function of the label distribution.
 
     Args:
-        head: the linear head of a source model; its weights stay.
-        prior: pi_s, (C,).
-        hidden: H, units of the perceptron.
-        of: what the perceptron reads, the "degree" of imbalance or the whole "distribution".
-        seed: of the perceptron's first layer; the second begins at zero, so that the untrained head is the source's.
+        head: linear head of a source model; its weights are frozen.
+        prior: label distribution of the source pi_s, (C,).
+        hidden: H, number of units of the perceptron.
+        of: input of the perceptron, the "degree" of imbalance or the whole "distribution".
+        seed: random seed of the perceptron's first layer; the second is zero at first, and the untrained head the source's.
 
     Attributes:
-        distribution: pi, (C,), which moves; the source's at birth.
+        distribution: label distribution pi, (C,), which is state; pi_s at first.
 
     Raises:
-        ValueError: prior is no distribution over the head's classes, or has no degree of imbalance and is to be read by it.
+        ValueError: prior is no distribution over the head's classes, or has no degree of imbalance while ``of`` is "degree".
     """
 
     prior: Tensor
@@ -152,14 +155,14 @@ class ShiftedHead(nn.Linear, Stateful):
         return {"distribution": self.distribution}
 
     def code(self, distribution: Tensor) -> Tensor:
-        """What the perceptron reads of a distribution (C,): (1,) or (C,)."""
+        """Return the input of the perceptron, (1,) or (C,), for a distribution (C,)."""
         log, of_source = _log(distribution), _log(self.prior)
         if self.of == "distribution":
             return log
         return (log @ of_source / of_source.square().sum()).clamp(-1, 1)[None]
 
     def shifted(self, distribution: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scale (D,) and shift (D,) of the features, and weight (C, D) and bias (C,) of the head, for a distribution (C,)."""
+        """Return scale (D,) and shift (D,) of the features, and weight (C, D) and bias (C,), for a distribution (C,)."""
         code = self.code(distribution)
         with torch.autocast(code.device.type, enabled=False):
             inner = self.reading @ torch.cat([code, code.new_ones(1)]).to(self.reading)
@@ -173,7 +176,7 @@ class ShiftedHead(nn.Linear, Stateful):
         return self.under(z, self.distribution)
 
     def under(self, z: Tensor, distribution: Tensor) -> Tensor:
-        """The logits of features (..., D) where classes are as frequent as the distribution (C,) says."""
+        """Return the logits of features (..., D) for a label distribution (C,)."""
         scale, shift, weight, bias = self.shifted(distribution)
         return F.linear(z * scale + shift, weight, bias)
 
@@ -186,15 +189,18 @@ def with_label_shift(
     head: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """The model, on the memory of the given one, with a :class:`ShiftedHead` for its linear head.
+    """Return the model with a :class:`ShiftedHead` in place of its linear head; it shares the memory of the given one.
 
     Args:
-        model: any classifier that ends in a linear head.
-        prior, hidden, of, seed: as for :class:`ShiftedHead`.
-        head: the name of the linear head; the last linear layer unless given.
+        model: classifier with a linear head.
+        prior: label distribution of the source pi_s, (C,).
+        hidden: H, number of units of the perceptron.
+        of: input of the perceptron, "degree" or "distribution".
+        head: name of the linear head; the last linear layer unless given.
+        seed: random seed of the perceptron.
 
     Raises:
-        ValueError: as :class:`ShiftedHead` and :func:`testtime.parts.features.linear_head`.
+        ValueError: see :class:`ShiftedHead` and :func:`testtime.parts.features.linear_head`.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     >>> x = torch.rand(5, 3, 2, 2)
@@ -210,7 +216,11 @@ def with_label_shift(
 
 
 def shifted_heads(model: nn.Module) -> list[ShiftedHead]:
-    """The heads of the model (and of its teachers, inside an adapter) that follow a label distribution."""
+    """Return the heads of a model (and of its teachers, inside an adapter) that depend on a label distribution.
+
+    Args:
+        model: the model.
+    """
     return [m for m in model.modules() if isinstance(m, ShiftedHead)]
 
 
@@ -218,7 +228,7 @@ def _head(model: nn.Module) -> ShiftedHead:
     heads = shifted_heads(model)
     if len(heads) != 1:
         raise ValueError(
-            f"expected a model with one head that follows a label distribution, got {len(heads)}; build it by "
+            f"expected a model with one head that depends on a label distribution, got {len(heads)}; build it by "
             "with_label_shift(model, prior)"
         )
     return heads[0]
@@ -226,12 +236,12 @@ def _head(model: nn.Module) -> ShiftedHead:
 
 @dataclass(frozen=True)
 class ShiftRecipe:
-    """How a head is trained to follow label distributions.
+    """Recipe of the training of a head.
 
     Attributes:
-        iterations: steps of the optimizer.
+        iterations: number of steps of the optimizer.
         batch: images per step.
-        lr: of Adam.
+        lr: learning rate of Adam.
         tau: weight of the logit adjustment.
         every: steps between two checkpoints.
     """
@@ -250,19 +260,25 @@ class ShiftRecipe:
 def adjusted_loss(
     logits: Tensor, label: Tensor, prior: Tensor, distribution: Tensor, tau: float = 1.0
 ) -> Tensor:
-    """The generalised logit-adjusted cross-entropy, a scalar in nats.
+    """Compute the generalised logit-adjusted cross-entropy, a scalar in nats.
 
     Args:
-        logits: (N, C), meant for the distribution.
-        label: (N,), drawn as the prior says.
-        prior, distribution: pi_s and pi, (C,).
+        logits: logits (N, C) for the distribution.
+        label: labels (N,), drawn from the prior.
+        prior: label distribution of the source pi_s, (C,).
+        distribution: label distribution pi, (C,).
         tau: weight of the adjustment.
     """
     return F.cross_entropy(logits + tau * (_log(prior) - _log(distribution)).to(logits.dtype), label)
 
 
 def drawn_distribution(head: ShiftedHead, rng: torch.Generator) -> Tensor:
-    """A label distribution (C,) for one step of training."""
+    """Draw a label distribution (C,) for one step of training.
+
+    Args:
+        head: the head.
+        rng: generator of the draw.
+    """
     if head.of == "degree":
         log = _log(head.prior) * (2 * torch.rand((), generator=rng, dtype=torch.float64).item() - 1)
     else:
@@ -277,30 +293,28 @@ def train_label_shift(
     folder: str | Path,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    say: Callable[[dict[str, float]], None] | None = None,
 ) -> nn.Module:
-    """Teach the head of a model to follow label distributions, on labelled source images; all else stays.
+    """Train the head of a model for all label distributions, on labelled source images; all else is frozen.
 
-    The folder holds a checkpoint, from which the same call continues as if it had never stopped, and at the end the weights of
-    the head, which the same call then loads.
+    The folder holds a checkpoint, from which the same call continues, the log (``losses.jsonl``, every hundredth step) and at
+    the end the weights of the head, which the same call loads; see :class:`testtime.training.loop.Training`.
 
     Args:
-        model: what :func:`with_label_shift` made; trained in place.
-        data: labelled source images, of the head's classes.
-        recipe: how.
-        folder: where checkpoint and weights are written.
-        seed: of order and distributions.
-        device: where to train.
-        say: is told the loss of every hundredth step.
+        model: model made by :func:`with_label_shift`; trained in place.
+        data: labelled source images of the head's classes.
+        recipe: recipe of the training.
+        folder: folder of checkpoint, log and weights.
+        seed: random seed of the order and of the distributions.
+        device: device of the training.
 
     Returns:
         the model, in evaluation mode, on the device.
 
     Raises:
-        ValueError: the model has no such head, the data no labels of its classes, or the folder holds another training.
-        ArithmeticError: the loss is not finite; the checkpoint of the last good step is kept.
+        ValueError: the model has no such head, the data no labels of its classes, or the folder belongs to another training.
+        NonFiniteError: a loss, a gradient or a weight is not finite; the last checkpoint is kept.
     """
-    head, folder = _head(model), Path(folder)
+    head = _head(model)
     if data.labels is None or len(data) == 0 or len(data.classes) != head.out_features:
         raise ValueError(
             f"expected labelled images of the head's {head.out_features} classes; {data.name} has {len(data)} images, "
@@ -311,56 +325,46 @@ def train_label_shift(
     described = {
         "recipe": asdict(recipe), "seed": seed, "data": data.digest(), "of": head.of, "prior": head.prior.tolist(),
     }  # fmt: skip
-    if (folder / WEIGHTS).exists() and checkpoint.belongs(folder / WEIGHTS, described):
-        return load_label_shift(model, folder).to(device)
     model.to(device)
-    optimizer = torch.optim.Adam(head.learnable, lr=recipe.lr)
-    start = 0
-    if (folder / CHECKPOINT).exists():
-        if not checkpoint.belongs(folder / CHECKPOINT, described):
-            raise ValueError(
-                f"{folder / CHECKPOINT} belongs to another recipe, seed, head or data; choose another folder, or delete it"
-            )
-        start = checkpoint.load(folder / CHECKPOINT, head, optimizer)
-    for p in head.learnable:
-        p.requires_grad_(True)
+    plan = Plan(recipe.iterations, save_every=recipe.every)
+    files, title = folder_files(folder, WEIGHTS), f"training {Path(folder).name}"
+    training = Training(
+        head, torch.optim.Adam(head.learnable, lr=recipe.lr), plan, title, files, described, seed
+    )
+
+    def loss(step: int) -> dict[str, Tensor]:
+        indices = epochs(len(data), recipe.batch, seed, step)
+        head.distribution = drawn_distribution(head, generator(seed, step, "distribution"))
+        logits = model(data.batch(indices).to(device))
+        label = torch.as_tensor(data.targets(indices)).to(device)
+        return {"loss": adjusted_loss(logits, label, head.prior, head.distribution, recipe.tau)}
+
     try:
-        steps = range(start, recipe.iterations)
-        for step in progress(steps, recipe.iterations, f"training {folder.name}", start):
-            indices = epochs(len(data), recipe.batch, seed, step)
-            distribution = drawn_distribution(head, generator(seed, step, "distribution"))
-            head.distribution = distribution
-            with torch.enable_grad():
-                logits = model(data.batch(indices).to(device))
-                label = torch.as_tensor(data.targets(indices)).to(device)
-                loss = adjusted_loss(logits, label, head.prior, distribution, recipe.tau)
-                if not bool(torch.isfinite(loss)):
-                    raise ArithmeticError(
-                        f"step {step}: the loss is {loss.item()}; lower lr (it is {recipe.lr})"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-            optimizer.step()
-            if say is not None and (step % 100 == 0 or step + 1 == recipe.iterations):
-                say({"step": step, "loss": loss.item()})
-            if (step + 1) % recipe.every == 0 and step + 1 < recipe.iterations:
-                checkpoint.save(folder / CHECKPOINT, head, optimizer, step + 1, described)
+        for p in head.learnable:
+            p.requires_grad_(True)
+        for _ in training.iterate(loss):
+            head.distribution = head.prior.clone()  # a checkpoint holds that of the source
     finally:
         head.distribution = head.prior.clone()
         for p in head.learnable:
             p.requires_grad_(False)
             p.grad = None
-    checkpoint.save(folder / WEIGHTS, head, None, recipe.iterations, described)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
     return model.eval()
 
 
 def load_label_shift(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Give a model that :func:`with_label_shift` made the head that :func:`train_label_shift` wrote into a folder.
+    """Load the head that :func:`train_label_shift` wrote into a folder.
+
+    Args:
+        model: model made by :func:`with_label_shift`.
+        folder: folder of :func:`train_label_shift`.
+
+    Returns:
+        the model, in evaluation mode.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
-        WeightsError: they are of a head of another form; nothing was changed.
+        WeightsError: they are of a head of another shape; nothing was changed.
     """
     path, head = Path(folder) / WEIGHTS, _head(model)
     if not path.is_file():

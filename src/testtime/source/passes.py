@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from testtime.files import read_tensors, write_tensors
 from testtime.intake.fingerprint import state_hash
-from testtime.parts.optimizers import Descent
-from testtime.progress import progress
 from testtime.training import checkpoint
+from testtime.training.loop import Files, Plan, Training
 
 __all__ = ["passes_over"]
 
@@ -27,41 +29,74 @@ def passes_over(
     title: str | None = None,
     file: Path | None = None,
     described: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> Iterator[int]:
-    """Train a module, and pause after every pass; parameters in half precision are trained as float32 copies.
+    """Train a module, and pause after every pass; see :class:`testtime.training.loop.Training`.
 
     Args:
-        batches: images, labels and what else ``loss`` takes, shown in the order they have; a loader that shuffles is one.
-        passes: how often they are shown.
-        module: what is saved; the optimizer's parameters are among its own.
-        optimizer: moves them; a group of parameters with an entry ``times`` learns at that multiple of the rate.
-        loss: of a batch, a scalar.
-        rate: the learning rate of a pass, which are counted from 0.
-        title: says how far the training is; None says nothing.
-        file: a checkpoint after every pass, from which the same call continues; None for none.
-        described: what the checkpoint belongs to, in values of JSON; that it began with the same weights is seen to here.
+        batches: batches of images, labels and what else ``loss`` takes, in the order in which they are used. A loader that
+            shuffles by the global generator shuffles by ``seed`` here.
+        passes: number of passes over the batches.
+        module: module that is saved; its parameters include those of the optimizer.
+        optimizer: optimizer, just built; a parameter group with an entry ``times`` learns at that multiple of the rate.
+        loss: scalar loss of a batch.
+        rate: learning rate of a pass; passes count from 0.
+        title: title of the progress; None shows none.
+        file: checkpoint that is written after every pass, and from which the same call continues; a log of the losses
+            (``.jsonl``) lies beside it. None writes none.
+        described: description of the training in values of JSON; the initial weights are added to it.
+        seed: random seed of the global generators inside ``batches`` and ``loss``.
 
     Yields:
-        the number of the pass that is done; what the caller changes in the module before going on is saved.
+        number of the pass that is done; what the caller then changes in the module is saved.
 
     Raises:
-        ValueError: the loss or a gradient is not finite, or the file belongs to another training.
+        NonFiniteError: a loss or a gradient is not finite.
+        WeightsError: the file belongs to another training.
+        ValueError: there are no batches, or their number is not ``len(batches)``.
     """
-    descent = Descent(optimizer)
-    kept = descent.kept(module)
-    start, facts = 0, {**(described or {}), "began": state_hash(module) if file else ""}
-    if file is not None and file.exists():
-        if not checkpoint.belongs(file, facts):
-            raise ValueError(f"{file} belongs to another training; choose another file, or delete it")
-        start = checkpoint.load(file, kept, optimizer)
-    for done in range(start, passes):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(done) * group.get("times", 1.0)
-        shown = progress(batches, len(batches), f"{title}, pass {done + 1} of {passes}") if title else batches
-        for lesson in shown:
-            with torch.enable_grad():
-                value = loss(*lesson)
-            descent.step(value, when=f"in pass {done + 1}")
-        yield done
-        if file is not None:
-            checkpoint.save(file, kept, optimizer, done + 1, facts)
+    count = len(batches)
+    if count == 0:
+        raise ValueError("expected batches of the source to train on, got none")
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("times", 1.0)
+    files, facts = None, dict[str, Any](described or {})
+    if file is not None:
+        files = Files(file, log=file.with_suffix(".jsonl"))
+        facts |= {"batches": count, "initial_weights": checkpoint.digest(module)}
+        _convert(file, module, dict(described or {}), facts)
+    plan = Plan(
+        count * passes,
+        lambda step: rate(step // count),
+        log_every=count,
+        save_every=count,
+        save_seconds=math.inf,
+    )
+    name = title or f"training of {type(module).__name__}"
+    training = Training(module, optimizer, plan, name, files, facts, seed, show=title is not None)
+    remaining: Iterator[tuple[Any, ...]] = iter(())
+
+    def of_batch(step: int) -> dict[str, Tensor]:
+        nonlocal remaining
+        if step % count == 0:
+            remaining = iter(batches)
+        batch = next(remaining, None)
+        if batch is None:
+            raise ValueError(
+                f"{name}: expected {count} batches in every pass, as len(batches) says, got {step % count}"
+            )
+        return {"loss": loss(*batch)}
+
+    for step in training.iterate(of_batch):
+        if (step + 1) % count == 0:
+            yield step // count
+
+
+def _convert(file: Path, module: nn.Module, described: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Give a file of version 0.1, which counted passes, the description and the number of steps that it has today."""
+    if not file.exists() or "began" not in checkpoint.described_in(file):
+        return
+    checkpoint.require(file, {**described, "began": state_hash(module)})
+    tensors, metadata = read_tensors(file)
+    steps = int(metadata["step"]) * facts["batches"]
+    write_tensors(file, tensors, {"step": str(steps), "described": json.dumps(facts)})

@@ -1,12 +1,12 @@
-r"""Captioning: the encoder and a new causal decoder that says, word by word, what a picture shows.
+r"""Captioning: an encoder and a new causal decoder that writes a caption of an image word by word.
 
 .. math:: L = -\frac{1}{\sum_c T_c} \sum_c \sum_{t=1}^{T_c} \log p_\theta(w_t \mid w_{<t}, x)
 
-A word attends to the words before it and to all features of the encoder. Every picture is seen whole: a caption says what
-the whole frame shows, so nothing is cut out; in a mirror image "left" and "right" change places.
+A word attends to the words before it and to all features of the encoder. Images are not cropped, because a caption describes
+the whole frame; in a mirrored image "left" and "right" are exchanged.
 
-Departures: the paper's captions come from a vision-language model; ours are the sentences that :mod:`testtime.scenes` writes of
-what it knows. The paper's decoder is not described; this one has the blocks of 4M's.
+Departures: the paper's captions come from a vision-language model; ours are the sentences that :mod:`testtime.scenes` generates
+from its records. The paper's decoder is not described; this one has the blocks of 4M's.
 
 Reference: Singh, Garjani et al., TST-MM, table 13: base rate 1e-5 at batch 2048, 1400 epochs, warmup of 600.
 """
@@ -55,10 +55,10 @@ RECIPES: Mapping[str, TransferRecipe] = {
 
 @final
 class CaptionVocabulary:
-    """Words in lower case, full stop and comma, by number; the first four numbers are padding, begin, end and unknown.
+    """Words in lower case, full stop and comma by id; the first four ids are padding, begin, end and unknown.
 
     Args:
-        words: without the special ones.
+        words: words without the special ones.
 
     >>> vocabulary = CaptionVocabulary.of(["A mug.", "A TV and a mug."])
     >>> vocabulary.words
@@ -75,7 +75,12 @@ class CaptionVocabulary:
 
     @classmethod
     def of(cls, captions: Iterable[str], least: int = 1) -> CaptionVocabulary:
-        """The words that captions have at least so many times, the most frequent first."""
+        """Make a vocabulary of the words of captions, the most frequent first.
+
+        Args:
+            captions: the captions.
+            least: smallest number of occurrences of a word.
+        """
         counts = Counter(word for caption in captions for word in _split(caption))
         return cls(
             word for word, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if n >= least
@@ -85,11 +90,11 @@ class CaptionVocabulary:
         return len(self.words)
 
     def encode(self, caption: str) -> list[int]:
-        """Numbers, between begin and end."""
+        """Return the ids of a caption, between begin and end."""
         return [BEGIN, *(self.ids.get(word, UNKNOWN) for word in _split(caption)), END]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words up to the first end."""
+        """Return the text up to the first end."""
         words: list[str] = []
         for i in ids:
             if i == END:
@@ -105,8 +110,10 @@ class Captioner(nn.Module):
 
     Args:
         encoder: see :class:`~testtime.space.segmenter.Encoder`; trained in place.
-        vocabulary: of the captions.
-        dim, depth, heads: of the decoder.
+        vocabulary: vocabulary of the captions.
+        dim: width of the decoder.
+        depth: blocks of the decoder.
+        heads: attention heads of the decoder.
         max_len: words of a caption at most, with begin and end.
     """
 
@@ -201,30 +208,30 @@ def train_captioner(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Captioner:
-    """Train on pictures and what is said of them; the folder is that of :func:`testtime.space.transfer.fit`.
+    """Train on images and their captions; see :func:`testtime.space.transfer.fit` for the folder.
 
     Args:
-        model: trained in place.
-        data: pictures, brought to the encoder's size.
-        captions: of each, in order (:func:`captions_of`).
-        recipe: how; with ``flip``, captions are :func:`mirrored` with their pictures.
-        folder: of this run alone.
-        seed: of order, mirror and all other chances.
-        device: where to train.
+        model: model that is trained in place.
+        data: images, which are resized to the encoder's size.
+        captions: caption of each image, in order (:func:`captions_of`).
+        recipe: recipe of the training; with ``flip``, captions are :func:`mirrored` with their images.
+        folder: folder of this run alone.
+        seed: random seed of the order, the augmentations and the model.
+        device: device of the training.
 
     Returns:
         the model, in evaluation mode.
 
     Raises:
-        ValueError: another number of captions than pictures, one that is too long, a recipe that cuts, or the folder belongs
-            to another run.
-        ArithmeticError: the loss is not finite.
+        ValueError: another number of captions than images, a caption that is too long, a recipe that crops, or the folder
+            belongs to another run.
+        NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     if len(captions) != len(data):
-        raise ValueError(f"{data.name} has {len(data)} pictures, but there are {len(captions)} captions")
+        raise ValueError(f"{data.name} has {len(data)} images, but there are {len(captions)} captions")
     if recipe.scale != (1.0, 1.0):
         raise ValueError(
-            f"a caption is of the whole picture: expected a recipe with scale (1, 1), got {recipe.scale}"
+            f"a caption describes the whole image: expected a recipe with scale (1, 1), got {recipe.scale}"
         )
     longest = max((len(model.vocabulary.encode(c)) for c in captions), default=0)
     if longest > model.max_len:
@@ -255,7 +262,15 @@ def evaluate_captioner(
     beams: int = 1,
     device: str | torch.device = "cpu",
 ) -> dict[str, float]:
-    """CIDEr-D (to 10) and the F-score of the scene graph (percent) of what the model writes, one reference an image.
+    """Compute CIDEr-D (to 10) and the F-score of the scene graph (percent) of generated captions, one reference an image.
+
+    Args:
+        model: the captioner.
+        data: images.
+        captions: reference caption of each image.
+        batch: images per forward pass.
+        beams: width of the beam search.
+        device: device of the evaluation.
 
     Returns:
         ``{"CIDEr-D": value, "scene graph F": percent}``.
@@ -274,12 +289,19 @@ def evaluate_captioner(
 
 
 def captions_of(scenes: SceneSet) -> list[str]:
-    """What the scenes' records say of their frames, in order."""
+    """Return the captions in the scenes' records, in the order of the frames.
+
+    Args:
+        scenes: the scenes.
+    """
     return [str(scenes.spaces[space].records[row]["caption"]) for space, row in scenes.places]
 
 
 def mirrored(caption: str) -> str:
-    """What is said of the mirror image.
+    """Return the caption of the mirrored image.
+
+    Args:
+        caption: caption of the image.
 
     >>> mirrored("The sofa is to the left of the TV. The lamp is to the right of the sofa.")
     'The sofa is to the right of the TV. The lamp is to the left of the sofa.'

@@ -1,19 +1,19 @@
-r"""Detection: the encoder and a compact head that finds objects by their centres, without anchors and without suppression.
+r"""Detection: an encoder and a compact head that detects objects by their centres, without anchors and without suppression.
 
 .. math:: L = \frac1B \Big[ -\sum_{p,c} \begin{cases} (1 - q_{pc})^2 \log q_{pc} & Y_{pc} = 1 \\
     (1 - Y_{pc})^4 \, q_{pc}^2 \log (1 - q_{pc}) & \text{else} \end{cases} \Big]
     + 5 \sum_p w_p \big(1 - \mathrm{GIoU}(b_p, \hat b_p)\big)
 
-At every position p of a map four times as fine as the encoder's grid, the head says for each class c how likely a centre is
-(q; Y is a Gaussian around the true ones, 1 at the centre) and how far away the four sides of the box are. The positions near a
-centre learn the sides, weighted by the Gaussian (w sums to 1 over all B boxes); where boxes overlap, the smaller. What is found
-are the local maxima of q.
+At every position p of a map four times as fine as the encoder's grid, the head predicts for each class c the probability q of a
+centre (Y is a Gaussian around the true centres, 1 at the centre) and the distances to the four sides of the box. The positions
+near a centre learn the sides, weighted by the Gaussian (w sums to 1 over all B boxes); where boxes overlap, those of the
+smaller box. Detections are the local maxima of q.
 
 Departures: the paper trains ViTDet's Cascade Mask R-CNN in Detectron2, with steps of the rate at epochs 133 and 144. Detectron2
 and torchvision need a build for the machine, the detectors of Hugging Face transformers either backbones of other libraries, or
-are whole models that no foreign encoder fits into (YOLOS), or need hundreds of epochs until their queries have found their
-objects (DETR). This head is short, learns from hundreds of images, and ranks encoders on the same footing; its AP is not
-comparable to that of Cascade Mask R-CNN. The rate falls as a cosine.
+are whole models that accept no other encoder (YOLOS), or need hundreds of epochs until their queries converge (DETR). This head
+is short, learns from hundreds of images, and compares encoders on equal terms; its AP is not comparable to that of Cascade Mask
+R-CNN. The learning rate falls as a cosine.
 
 Reference: CenterNet (Zhou et al., Objects as Points, 2019) for the centres and their loss; TTFNet (Liu et al., AAAI 2020) for
 the weighted sides; GIoU (Rezatofighi et al., CVPR 2019). Recipe: Singh, Garjani et al., TST-MM, table 12.
@@ -48,9 +48,9 @@ __all__ = [
     "train_detector",
 ]
 
-NEAR = 0.54  # the share of a box around its centre that learns its sides (TTFNet)
-SIDES = 5.0  # the weight of their loss
-BORN = 0.1  # the chance of a centre that a new head gives everywhere
+NEAR = 0.54  # fraction of a box around its centre that learns the sides (TTFNet)
+SIDES = 5.0  # weight of the loss of the sides
+INITIAL = 0.1  # probability of a centre that an untrained head predicts everywhere
 
 RECIPES: Mapping[str, TransferRecipe] = {
     "tiny": replace(SEGMENTATION["tiny"], scale=(1.0, 1.0)),
@@ -67,8 +67,10 @@ class Detector(nn.Module):
 
     Args:
         encoder: see :class:`~testtime.space.segmenter.Encoder`; trained in place.
-        classes: of objects, in the order of labels.
-        width, sub, depth: of the :class:`~testtime.space.segmenter.ConvNeXtHead`.
+        classes: names of the classes, in the order of labels.
+        width: width of the :class:`~testtime.space.segmenter.ConvNeXtHead`.
+        sub: positions along a side of a token.
+        depth: ConvNeXt blocks of the head.
     """
 
     def __init__(
@@ -80,16 +82,16 @@ class Detector(nn.Module):
         with torch.no_grad():
             bias = self.head.answer.bias
             assert bias is not None
-            bias[: len(self.classes)] = torch.tensor(BORN).logit()
+            bias[: len(self.classes)] = torch.tensor(INITIAL).logit()
 
     @property
     def stride(self) -> tuple[float, float]:
-        """Pixels from one position to the next, down and right."""
+        """Pixels from one position to the next, vertically and horizontally."""
         (height, width), (h, w), sub = self.encoder.size, self.encoder.grid, self.head.sub
         return height / (h * sub), width / (w * sub)
 
     def forward(self, images: Any) -> tuple[Tensor, Tensor]:
-        """Logits of centres (N, C, h, w), and boxes (N, 4, h, w), x0, y0, x1, y1 in pixels, not clipped."""
+        """Return logits of centres (N, C, h, w), and boxes (N, 4, h, w), x0, y0, x1, y1 in pixels, not clipped."""
         out = self.head(self.encoder(images)).float()
         logits, sides = out.split([len(self.classes), 4], 1)
         (down, right), (height, width) = self.stride, self.encoder.size
@@ -102,7 +104,12 @@ class Detector(nn.Module):
         return logits, torch.stack([columns - left, rows - top, columns + x, rows + y], 1)
 
     def loss(self, images: Any, several: Sequence[Boxes]) -> Tensor:
-        """See the module; ``several`` are the true boxes of each image, in pixels of the encoder's size."""
+        """Compute the loss of the module's documentation.
+
+        Args:
+            images: input of the encoder.
+            several: true boxes of each image, in pixels of the encoder's size.
+        """
         logits, boxes = self(images)
         made = [targets(b, len(self.classes), logits.shape[-2:], self.stride) for b in several]
         heat, true, weight = (torch.stack(parts).to(logits.device) for parts in zip(*made, strict=True))
@@ -118,7 +125,12 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def find(self, images: Any, limit: int = 100) -> list[Boxes]:
-        """At most so many boxes for each image, the surest first, cut at the picture's sides."""
+        """Detect boxes, in the order of their scores, clipped to the image.
+
+        Args:
+            images: input of the encoder.
+            limit: largest number of boxes of an image.
+        """
         logits, boxes = self(images)
         q = logits.sigmoid()
         q = torch.where(q == F.max_pool2d(q, 3, 1, 1), q, 0.0)
@@ -137,17 +149,17 @@ class Detector(nn.Module):
 def targets(
     boxes: Boxes, classes: int, shape: Sequence[int], stride: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the head should say of an image.
+    """Return the targets of an image.
 
     Args:
-        boxes: true, in pixels.
-        classes: how many.
+        boxes: true boxes in pixels.
+        classes: number of classes.
         shape: (h, w) of the map.
-        stride: pixels from one position to the next, down and right.
+        stride: pixels from one position to the next, vertically and horizontally.
 
     Returns:
-        centres (C, h, w) in [0, 1]: 1 at the position a centre lies in, around it a Gaussian over 0.54 of the box;
-        the box (4, h, w) that a position learns, the smallest of those near whose centre it is;
+        centres (C, h, w) in [0, 1]: 1 at the position of a centre, around it a Gaussian over 0.54 of the box;
+        the box (4, h, w) of each position, the smallest of those whose centre is near;
         and its weight (h, w): the Gaussian over its sum in this box, 0 where no box is learned.
     """
     h, w = shape
@@ -171,7 +183,11 @@ def targets(
 
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union less the share of the enclosing box that is in neither, (n,) in [-1, 1], of boxes (n, 4).
+    """Compute the intersection over union minus the fraction of the enclosing box that is in neither, (n,) in [-1, 1].
+
+    Args:
+        a: boxes (n, 4).
+        b: boxes (n, 4).
 
     >>> generalised_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[2.0, 0, 4, 4]])).item()
     -0.25
@@ -192,30 +208,30 @@ def train_detector(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Detector:
-    """Train on pictures and their boxes; the folder is that of :func:`testtime.space.transfer.fit`.
+    """Train on images and their boxes; see :func:`testtime.space.transfer.fit` for the folder.
 
     Args:
-        model: trained in place.
-        data: pictures, brought to the encoder's size, and their boxes with them.
-        boxes: of each, in order, in its own pixels (:func:`boxes_of`).
-        recipe: how; pictures are mirrored but not cut.
-        folder: of this run alone.
-        seed: of order, mirror and all other chances.
-        device: where to train.
+        model: model that is trained in place.
+        data: images, which are resized to the encoder's size together with their boxes.
+        boxes: boxes of each image, in order, in its pixels (:func:`boxes_of`).
+        recipe: recipe of the training; images are mirrored but not cropped.
+        folder: folder of this run alone.
+        seed: random seed of the order, the augmentations and the model.
+        device: device of the training.
 
     Returns:
         the model, in evaluation mode.
 
     Raises:
-        ValueError: another number of boxes than pictures, a recipe that cuts, a label that is no class, or the folder belongs
+        ValueError: another number of boxes than images, a recipe that crops, a label that is no class, or the folder belongs
             to another run.
-        ArithmeticError: the loss is not finite.
+        NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     if len(boxes) != len(data):
-        raise ValueError(f"{data.name} has {len(data)} pictures, but there are boxes of {len(boxes)}")
+        raise ValueError(f"{data.name} has {len(data)} images, but there are boxes of {len(boxes)}")
     if recipe.scale != (1.0, 1.0):
         raise ValueError(
-            f"pictures are not cut here: expected a recipe with scale (1, 1), got {recipe.scale}"
+            f"images are not cropped here: expected a recipe with scale (1, 1), got {recipe.scale}"
         )
     highest = max((int(b.labels.max()) for b in boxes if len(b)), default=0)
     if highest >= len(model.classes):
@@ -243,7 +259,14 @@ def evaluate_detector(
     batch: int = 32,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """COCO's average precision at the encoder's size, in percent.
+    """Compute COCO's average precision at the encoder's size, in percent.
+
+    Args:
+        model: the detector.
+        data: images.
+        boxes: true boxes of each image, in its pixels.
+        batch: images per forward pass.
+        device: device of the evaluation.
 
     Returns:
         ``{"AP": 0.5 to 0.95, "AP50": at 0.5, "by class": {class: AP}}``.
@@ -268,13 +291,13 @@ def boxes_of(
     mapping: Mapping[str, str] | None = None,
     visible: float = 0.15,
 ) -> list[Boxes]:
-    """The boxes in the scenes' records, frame by frame.
+    """Return the boxes in the scenes' records, frame by frame.
 
     Args:
-        scenes: whose.
-        classes: in the order of labels; objects of others are left out.
-        mapping: by the name of a class of the scenes, that of ``classes`` it counts as; None for the same names.
-        visible: the least share of an object that is not hidden.
+        scenes: the scenes.
+        classes: names of the classes, in the order of labels; objects of other classes are left out.
+        mapping: name in ``classes`` by class of the scenes; None for the same names.
+        visible: smallest visible fraction of an object.
     """
     numbers = {name: i for i, name in enumerate(classes)}
     of = [numbers.get(name if mapping is None else mapping.get(name, "")) for name in scenes.classes]
@@ -289,7 +312,7 @@ def boxes_of(
 
 
 def _at(data: DenseSet, boxes: Sequence[Boxes], index: int, size: tuple[int, int]) -> tuple[Tensor, Boxes]:
-    """A picture of this size, and its boxes in it."""
+    """Return an image in a size, and its boxes."""
     sample = data[index]
     height, width = sample.image.shape[-2:]
     return sized(sample, size).image, boxes[index].scaled(size[1] / width, size[0] / height)

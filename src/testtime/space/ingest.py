@@ -44,7 +44,7 @@ from testtime.space.sequences import BoxVocabulary
 from testtime.space.shards import write_shards
 from testtime.space.sheet import space_sheet
 from testtime.space.tokenizers import FSQTokenizer, Tokenizer, VQTokenizer, load_tokenizer
-from testtime.space.walkthrough import Walkthrough, is_walkthrough, normals_of, take_apart
+from testtime.space.walkthrough import Walkthrough, extract_frames, is_walkthrough, normals_of
 
 if TYPE_CHECKING:
     pass
@@ -139,10 +139,10 @@ def read_space(
         source: the root of scenes, of a public layout, of a person's pictures, or a video.
         layout: one of :data:`LAYOUTS`; None finds out, by the names of folders.
         spaces: some of the spaces (scenes, buildings, houses, sequences) there; None takes all.
-        frames: where a video is taken apart; ``<video>-frames`` beside it by default.
+        frames: folder of the extracted frames of a video; by default ``<video>-frames`` beside it.
         depth, intrinsics, fov, longest: of a walk, see :class:`~testtime.space.walkthrough.Walkthrough`. Of a video, None
             takes the depth in ``<video>-depth`` and the ``intrinsics.json`` beside it if they are there.
-        fps, every: of a video, see :func:`~testtime.space.walkthrough.take_apart`.
+        fps, every: of a video, see :func:`~testtime.space.walkthrough.extract_frames`.
         blur: frames of a video that are blurred beside their neighbours are left out; 0 keeps them. Pictures are kept.
 
     Raises:
@@ -155,7 +155,9 @@ def read_space(
     layout = _layout(root) if layout is None else need_choice(layout, LAYOUTS, "layout")
     if layout == "walk-through":
         if root.is_file():
-            folder = take_apart(root, frames or root.with_name(f"{root.stem}-frames"), fps, every, longest)
+            folder = extract_frames(
+                root, frames or root.with_name(f"{root.stem}-frames"), fps, every, longest
+            )
             beside = root.with_name(f"{root.stem}-depth")
             found = beside if depth is None and beside.is_dir() else depth
             lens = root.with_name("intrinsics.json")

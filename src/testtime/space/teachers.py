@@ -1,7 +1,7 @@
-"""Pseudo-labellers of the embedded setting: one small network, trained with labels on *other* houses, asked about this one.
+"""Pseudo-labellers of the embedded setting: one small network, trained with labels of *other* houses, predicts in this one.
 
-The paper asks networks of the Internet (CLIP, ImageBind, SAM, ViTDet, Mask2Former); any callable does, see
-:class:`~testtime.space.frames.SpaceFrames`. What they know of other places is distilled on pictures of the test space alone.
+The paper uses public networks (CLIP, ImageBind, SAM, ViTDet, Mask2Former); any callable can take their place, see
+:class:`~testtime.space.frames.SpaceFrames`. Their knowledge of other places is distilled on images of the test space alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from testtime.space.sequences import Box, BoxVocabulary
 __all__ = ["Teacher", "borders", "train_teacher"]
 
 STRUCTURE = ("wall", "floor", "ceiling")
-"""Classes whose regions are no things, and get no box."""
+"""Classes without boxes."""
 
 
 @final
@@ -31,14 +31,14 @@ class Teacher:
     """A segmentation network as four modalities: classes, object edges, features, boxes.
 
     Args:
-        network: from pictures (N, 3, H, W) to {"semseg": logits}, with an ``encoder`` that gives its features.
-        names: of the classes.
-        smallest: share of the picture that a box covers at least.
-        bins: of the boxes' coordinates.
+        network: network from images (N, 3, H, W) to {"semseg": logits}, with an ``encoder`` that returns features.
+        names: names of the classes.
+        smallest: smallest fraction of the image that a box covers.
+        bins: number of bins of a box's coordinates.
 
     Attributes:
-        modalities: by name: "classes", "object_edge", "features", "boxes".
-        vocabulary: of the boxes.
+        modalities: modalities by name: "classes", "object_edge", "features", "boxes".
+        vocabulary: vocabulary of the boxes.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Teacher:
 
     @property
     def pseudo(self) -> Mapping[str, PseudoLabeller]:
-        """By the name of the modality, what :class:`~testtime.space.frames.SpaceFrames` asks."""
+        """Pseudo-labellers by modality, for :class:`~testtime.space.frames.SpaceFrames`."""
         return {
             "classes": self.classes,
             "object_edge": lambda x: borders(self.classes(x)),
@@ -65,20 +65,20 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, pictures: Tensor) -> Tensor:
-        """The logits of every pixel, (N, C, H, W)."""
+        """Return the logits of every pixel, (N, C, H, W), of images (N, 3, H, W)."""
         return self.network(pictures)["semseg"]
 
     def classes(self, pictures: Tensor) -> Tensor:
-        """The class of every pixel, (N, H, W) int64."""
+        """Return the class of every pixel, (N, H, W) int64, of images (N, 3, H, W)."""
         return self.logits(pictures).argmax(1)
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
-        """The encoder's features, (N, C, h, w)."""
+        """Return the encoder's features, (N, C, h, w), of images (N, 3, H, W)."""
         return self.network.encoder(pictures)  # type: ignore[operator]
 
     def boxes(self, pictures: Tensor) -> list[list[Box]]:
-        """A box around every connected region of a class of things; its score is the mean probability inside."""
+        """Return a box around every connected region of a class with boxes; its score is the mean probability inside."""
         try:
             import cv2
         except ImportError as error:
@@ -105,7 +105,11 @@ class Teacher:
 
 
 def borders(named: Tensor) -> Tensor:
-    """Where a pixel's class differs from that of its right or lower neighbour, (N, 1, H, W) float32 of 0 and 1."""
+    """Return a map, (N, 1, H, W) float32, that is 1 where a class differs from that of the right or lower neighbour.
+
+    Args:
+        named: classes (N, H, W).
+    """
     edges = torch.zeros_like(named, dtype=torch.bool)
     edges[:, :, :-1] |= named[:, :, 1:] != named[:, :, :-1]
     edges[:, :-1] |= named[:, 1:] != named[:, :-1]
@@ -121,16 +125,16 @@ def train_teacher(
     trained: bool = True,
     device: str | torch.device = "cpu",
 ) -> Teacher:
-    """A teacher of these labelled houses, trained or (figure 19 of the paper) as it was born.
+    """Train a teacher on labelled houses; see :func:`testtime.multitask.train` for the folder.
 
     Args:
-        data: pictures with "semseg"; not of the test space.
-        folder: for checkpoint and weights; what is there is not trained again.
-        recipe: of the training.
-        width: of the ResNet-18.
-        seed: of weights and order.
-        trained: False leaves the weights random.
-        device: where to train; it answers on the CPU.
+        data: images with "semseg"; not of the test space.
+        folder: folder of checkpoint, log and weights.
+        recipe: recipe of the training.
+        width: width of the ResNet-18.
+        seed: random seed of weights and order.
+        trained: whether the teacher is trained; otherwise its weights stay random (figure 19 of the paper).
+        device: device of the training; the teacher itself stays on the CPU.
     """
     tasks = {"semseg": Segmentation(data.classes)}
     with torch.random.fork_rng(devices=[]):

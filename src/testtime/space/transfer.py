@@ -1,16 +1,16 @@
-r"""Transfer: a pre-trained encoder and a new head learn a task from labelled images of other places, or from a few of this one.
+r"""Transfer: fine-tuning of a pre-trained encoder and a new head on labelled images of other places, or on a few of this one.
 
 .. math:: L = -\frac{1}{|\{p : y_p \text{ known}\}|} \sum_p \log p_\theta(y_p \mid x)
 
-All parameters are fine-tuned, the deeper the faster: with decay :math:`\rho` the block :math:`i` of :math:`n` learns at
-:math:`\rho^{n-i}` of the rate, the embedding at :math:`\rho^{n+1}`, final norm and head at the whole. The batch of a step is a
-function of seed and step and of nothing else, so that two encoders are compared on the same images.
+All parameters are fine-tuned, with layer decay :math:`\rho`: block :math:`i` of :math:`n` has :math:`\rho^{n-i}` times the
+learning rate, the embedding :math:`\rho^{n+1}` times, final norm and head the whole. The batch of a step is a function of seed
+and step alone, so that two encoders are compared on the same images.
 
 Label propagation is the same with :func:`few` labelled images of the test space. The baseline from scratch is the same with a
-:class:`~testtime.space.segmenter.PatchEncoder`, which may also be given all modalities, at transfer and at test.
+:class:`~testtime.space.segmenter.PatchEncoder`, which also accepts all modalities, at transfer and at test.
 
-Departures: drop path lets whole blocks of foreign encoders go, and their two branches apart only where the block is
-:class:`testtime.space.model.Block`. The paper says "flip and crop" without a scale; here enlargement up to 2.
+Departures: drop path leaves out whole blocks of encoders of other libraries, and the two branches separately only in a
+:class:`testtime.space.model.Block`. The paper says "flip and crop" without a scale; here images are enlarged up to 2 times.
 
 Reference: Singh, Garjani et al., Multimodality as Supervision: Self-Supervised Specialization to the Test Environment via
 Multimodality (TST-MM), table 11; layer decay as in BEiT (Bao et al., ICLR 2022).
@@ -18,8 +18,6 @@ Multimodality (TST-MM), table 11; layer decay as in BEiT (Bao et al., ICLR 2022)
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -31,15 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from testtime.data.dense import IGNORE, DenseSet, collate, sized
-from testtime.files import damaged, read_lines, write_lines
 from testtime.metrics.dense import MeanIoU
 from testtime.multitask.training import Recipe as Augmentation
 from testtime.multitask.training import augmented
 from testtime.parts.randomness import epochs, generator
-from testtime.progress import progress
 from testtime.space.model import Block
 from testtime.space.segmenter import Encoder, Images, Segmenter
 from testtime.training import checkpoint
+from testtime.training.loop import Plan, Training, folder_files
 
 __all__ = [
     "RECIPES",
@@ -52,25 +49,23 @@ __all__ = [
     "transfer",
 ]
 
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "model.safetensors"
-
 
 @dataclass(frozen=True)
 class TransferRecipe:
-    """How a pre-trained encoder is fine-tuned; AdamW, and a cosine to 0 after a linear warmup, step by step.
+    """Recipe of fine-tuning: AdamW, and a cosine to 0 after a linear warmup, step by step.
 
     Attributes:
-        epochs: passes over the data; a step more where the batch does not divide them.
-        warmup: epochs of it.
+        epochs: number of passes over the data; a step more where the batch does not divide them.
+        warmup: number of epochs of the warmup.
         batch: images per step.
-        lr: of head and final norm, after the warmup, at this batch.
-        weight_decay: of matrices; vectors (norms, biases) have none.
-        betas: of AdamW.
-        layer_decay: the factor of the rate from one layer to the one before it.
-        drop_path: chance that the last block's branch is left out for a sample, from 0 in the first, linearly.
-        flip: mirror half of the images.
-        scale: range of a random enlargement, after which a window of the image's size is cut out.
-        freeze_encoder: only the head learns.
+        lr: learning rate of head and final norm, after the warmup, at this batch.
+        weight_decay: weight decay of matrices; vectors (norms, biases) have none.
+        betas: betas of AdamW.
+        layer_decay: factor of the learning rate from one layer to the one before it.
+        drop_path: probability that the last block's branch is left out of a sample; linear from 0 in the first block.
+        flip: whether half of the images are mirrored.
+        scale: range of a random enlargement, after which a window of the image's size is cropped.
+        freeze_encoder: whether only the head is trained.
         precision: "float32" or "bfloat16" (autocast).
         every: steps between two checkpoints.
 
@@ -101,7 +96,10 @@ class TransferRecipe:
             raise ValueError("layer_decay is in (0, 1], drop_path in [0, 1), and scale a range above 0")
 
     def steps(self, samples: int) -> int:
-        """Steps of the optimizer for so many samples.
+        """Return the number of steps of the optimizer.
+
+        Args:
+            samples: number of samples in the data.
 
         >>> TransferRecipe(epochs=10, batch=16).steps(200)
         125
@@ -132,23 +130,23 @@ def transfer(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Segmenter:
-    """Fine-tune for semantic segmentation; see :func:`fit` for what the folder holds and how a broken run goes on.
+    """Fine-tune for semantic segmentation; see :func:`fit` for the folder's content and how an interrupted run continues.
 
     Args:
-        model: trained in place.
-        data: images with "semseg", and with whatever else the encoder takes; brought to the encoder's size.
-        recipe: how.
-        folder: of this run alone.
-        seed: of the order and of all chances.
-        device: where to train.
+        model: model that is trained in place.
+        data: images with "semseg" and the other modalities of the encoder; resized to the encoder's size.
+        recipe: recipe of the training.
+        folder: folder of this run alone.
+        seed: random seed of the order, the augmentations and the model.
+        device: device of the training.
 
     Returns:
         the model, in evaluation mode.
 
     Raises:
-        ValueError: the data have no samples, no "semseg", other classes than the head, or not what the encoder takes; or
+        ValueError: the data have no samples, no "semseg", other classes than the head, or lack a modality of the encoder; or
             the folder belongs to another run.
-        ArithmeticError: the loss is not finite.
+        NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     _fitting(model, data)
     tasks = _tasks(model)
@@ -169,10 +167,16 @@ def transfer(
 def evaluate(
     model: Segmenter, data: DenseSet, batch: int = 32, device: str | torch.device = "cpu"
 ) -> dict[str, Any]:
-    """Mean intersection over union, in percent, by accumulated confusion, at the encoder's size.
+    """Compute the mean intersection over union from the accumulated confusion, at the encoder's size.
+
+    Args:
+        model: the model.
+        data: images with "semseg" and the other modalities of the encoder.
+        batch: images per forward pass.
+        device: device of the evaluation.
 
     Returns:
-        ``{"mIoU": percent, "IoU": {class: percent}}``; NaN for a class that no label showed.
+        ``{"mIoU": percent, "IoU": {class: percent}}``; NaN for a class without labels.
 
     Raises:
         ValueError: as :func:`transfer`.
@@ -193,10 +197,15 @@ def evaluate(
 
 
 def few(data: DenseSet, count: int, seed: int = 0) -> DenseSet:
-    """So many images that together show as many classes as a greedy choice finds: what label propagation is given.
+    """Choose a few images that together show many classes, greedily; the labelled images of label propagation.
 
-    The next image is the one with most classes that were not yet shown (the first of them in an order of the seed's); when no
-    image adds one, the count begins anew, so that classes are shown twice before thrice.
+    The next image is the one with most classes that no chosen image shows (the first of them in a random order). When no image
+    adds a class, the count starts again, so that every class is shown twice before any is shown three times.
+
+    Args:
+        data: images with "semseg".
+        count: number of images.
+        seed: random seed of the order.
 
     Raises:
         ValueError: the data have fewer images, or no "semseg".
@@ -227,93 +236,80 @@ def fit(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Train a module that has an ``encoder`` and something on it; the loop of every transfer.
+    """Train a module that consists of an ``encoder`` and a head.
 
-    The folder holds a checkpoint, from which the same call goes on as if it had never stopped; a line of losses for every
-    tenth step and the last (``losses.jsonl``); and at the end the weights, from which the same call takes the answer. The
-    global random generators are left as they were.
+    The folder holds a checkpoint, from which the same call continues, the log (``losses.jsonl``, every tenth step) and at the
+    end the weights, which the same call loads; see :class:`testtime.training.loop.Training`.
 
     Args:
-        model: trained in place, left in evaluation mode.
-        loss: of a step's batch, a scalar that is a function of the step, the seed and the model only.
-        recipe: how.
-        samples: in the data.
-        folder: of this run alone.
-        what: is learned, in values of JSON; with recipe, seed and first weights it tells one run from another.
-        seed: of what the model itself leaves to chance (drop path, dropout).
-        device: where to train.
+        model: module that is trained in place, and left in evaluation mode.
+        loss: scalar loss of a step's batch, which depends on the step, the seed and the model only.
+        recipe: recipe of the training.
+        samples: number of samples in the data.
+        folder: folder of this run alone.
+        what: task and data in values of JSON; with recipe, seed and initial weights they identify the run.
+        seed: random seed of the model (drop path, dropout).
+        device: device of the training.
 
     Raises:
         ValueError: there are no samples, or the folder belongs to another run.
-        ArithmeticError: the loss is not finite; the checkpoint of the last good step is kept.
+        NonFiniteError: a loss, a gradient or a weight is not finite; the last checkpoint is kept.
     """
     if samples < 1:
         raise ValueError("there are no samples to learn from")
-    folder, steps = Path(folder), recipe.steps(samples)
-    folder.mkdir(parents=True, exist_ok=True)
-    described = {**what, "recipe": asdict(recipe), "seed": seed, "born": _digest(model)}
+    steps = recipe.steps(samples)
+    described = {**what, "recipe": asdict(recipe), "seed": seed, "initial_weights": checkpoint.digest(model)}
     model.to(device)
-    if (folder / WEIGHTS).exists():
-        checkpoint.load(_own(folder / WEIGHTS, described), model)
-        model.eval()
-        return
-    groups = parameter_groups(model, recipe)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
-    start = 0
-    if (folder / CHECKPOINT).exists():
-        start = checkpoint.load(_own(folder / CHECKPOINT, described), model, optimizer)
-    lines = _kept(folder / "losses.jsonl", start)
-    encoder = cast(Encoder, model.encoder)
     warm = recipe.warmup * samples / recipe.batch
-    where = torch.device(device)
-    cast_to: Any = (
-        torch.autocast(where.type, torch.bfloat16) if recipe.precision == "bfloat16" else nullcontext()
+    plan = Plan(
+        steps, lambda step: rate(step, steps, warm), recipe.precision, log_every=10, save_every=recipe.every
     )
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, betas=recipe.betas)
+    files, title = folder_files(folder), f"transfer {Path(folder).name}"
+    training = Training(model, optimizer, plan, title, files, described, seed)
+    encoder = cast(Encoder, model.encoder)
     learning = [p for p in encoder.parameters() if p.requires_grad]
+
+    def losses(step: int) -> dict[str, Tensor]:
+        with nullcontext() if recipe.freeze_encoder else dropped(encoder.blocks, recipe.drop_path):
+            return {"loss": loss(step)}
+
     model.train()
     if recipe.freeze_encoder:
         encoder.train(False)
     try:
         for p in learning:
             p.requires_grad_(not recipe.freeze_encoder)
-        for step in progress(range(start, steps), steps, f"transfer {folder.name}", start):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * group["scale"] * rate(step, steps, warm)
-            with _chances(seed, step, where), torch.enable_grad(), cast_to:
-                with nullcontext() if recipe.freeze_encoder else dropped(encoder.blocks, recipe.drop_path):
-                    value = loss(step)
-                if not bool(torch.isfinite(value)):
-                    raise ArithmeticError(
-                        f"step {step}: the loss is {value.item()}; lower lr (it is {recipe.lr})"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-            optimizer.step()
-            if step % 10 == 0 or step + 1 == steps:
-                lines.append({"step": step, "loss": value.item()})
-                write_lines(folder / "losses.jsonl", lines)
-            if (step + 1) % recipe.every == 0 and step + 1 < steps:
-                checkpoint.save(folder / CHECKPOINT, model, optimizer, step + 1, described)
+        training.run(losses)
     finally:
         for p in learning:
             p.requires_grad_(True)
-    checkpoint.save(folder / WEIGHTS, model, None, steps, described)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
     model.eval()
 
 
 def rate(step: int, steps: int, warm: float) -> float:
-    """The share of the learning rate at a step: linear over ``warm`` steps, then a cosine that would be 0 at ``steps``."""
+    """Return the factor of the learning rate at a step: linear over ``warm`` steps, then a cosine that is 0 at ``steps``.
+
+    Args:
+        step: number of the step.
+        steps: number of all steps.
+        warm: number of steps of the warmup.
+    """
     if step < warm:
         return min(1.0, (step + 1) / warm)
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
 def parameter_groups(model: nn.Module, recipe: TransferRecipe) -> list[dict[str, Any]]:
-    """What learns how fast: groups for AdamW, each with its ``scale`` of the rate, its ``weight_decay`` and its ``names``.
+    """Return parameter groups for AdamW, each with its ``lr``, its ``weight_decay`` and its ``names``.
 
-    Embedding = layer 0, block i = i + 1, everything after the blocks = the last; the scale is layer_decay to the power of the
-    distance to the last. A frozen encoder has no group.
+    The embedding is layer 0, block i is layer i + 1, and everything after the blocks is the last layer. The learning rate is
+    that of the recipe times ``scale``, layer_decay to the power of the distance to the last layer. A frozen encoder has no
+    group.
+
+    Args:
+        model: module with an ``encoder``.
+        recipe: recipe of the training.
     """
     encoder = cast(Encoder, model.encoder)
     last = len(encoder.blocks) + 1
@@ -330,6 +326,7 @@ def parameter_groups(model: nn.Module, recipe: TransferRecipe) -> list[dict[str,
             "params": [],
             "names": [],
             "scale": recipe.layer_decay ** (last - layer),
+            "lr": recipe.lr * recipe.layer_decay ** (last - layer),
             "weight_decay": recipe.weight_decay if matrix else 0.0,
         }
         group = groups.setdefault((layer, matrix), new)
@@ -340,9 +337,14 @@ def parameter_groups(model: nn.Module, recipe: TransferRecipe) -> list[dict[str,
 
 @contextmanager
 def dropped(blocks: nn.ModuleList, chance: float) -> Iterator[None]:
-    """Within, every sample goes past a block's branches with a chance that grows linearly to ``chance`` at the last block.
+    """Apply drop path inside the context: the branches of a block are left out of a sample at random.
 
-    What is kept is divided by the chance of being kept (Huang et al., Deep Networks with Stochastic Depth, ECCV 2016).
+    The probability grows linearly to that of the last block. Branches that are kept are divided by the probability of being
+    kept (Huang et al., Deep Networks with Stochastic Depth, ECCV 2016).
+
+    Args:
+        blocks: blocks of the encoder.
+        chance: probability of the last block.
     """
 
     def kept(x: Tensor, gone: float) -> Tensor:
@@ -371,19 +373,6 @@ def dropped(blocks: nn.ModuleList, chance: float) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _chances(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """The global generators as a function of seed and step, and afterwards as they were."""
-    purpose, others = (seed, step, "model"), [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(others, device_type="cuda" if device.type == "cpu" else device.type):
-        # Not torch.manual_seed, which would seed every other device as well.
-        torch.set_rng_state(generator(*purpose).get_state())
-        for other in others:
-            state = generator(*purpose, device=other).get_state()
-            torch.get_device_module(other).set_rng_state(state, other)
-        yield
-
-
 def _tasks(model: Segmenter) -> list[str]:
     return ["semseg", *(name for name in model.modalities if name != "rgb")]
 
@@ -409,31 +398,3 @@ def _fitting(model: Segmenter, data: DenseSet) -> None:
         raise ValueError(f"the head has {channels} classes, {data.name} has {len(data.classes)}")
     if len(data) == 0:
         raise ValueError(f"{data.name} has no samples")
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.state_dict().items()):
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _kept(path: Path, start: int) -> list[dict[str, Any]]:
-    """The lines of the steps before this one: a killed run has written some that will be made again."""
-    lines = read_lines(path, "delete it", torn=True) if path.is_file() else []
-    with damaged(path, "delete it and run the same command again"):
-        return [line for line in lines if line["step"] < start]
-
-
-def _own(path: Path, described: Mapping[str, Any]) -> Path:
-    """The path, if the file belongs to this run."""
-    was, now = checkpoint.described_in(path), json.loads(json.dumps(described))
-    differ = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
-    if differ:
-        raise ValueError(
-            f"{path} belongs to another run (it differs in {', '.join(differ)}; born: the first weights); "
-            "choose another folder, or delete it"
-        )
-    return path

@@ -4,8 +4,8 @@ A folder holds pictures (in itself, or in ``rgb/``, ``images/`` or ``color/``), 
 stem for each of them, 16-bit PNG in millimetres (0 and 65535: not measured) or float ``.npy`` in metres, and
 ``intrinsics.json`` with fx, fy, cx, cy in pixels (and width, height, if they are not of the pictures' own size).
 
-A video is taken apart once, into a folder like that: ``frame_<number>.jpg``, and ``video.json`` with what was asked for and
-how sharp each frame is. Frames appear whole or not at all, and a killed work goes on where it was.
+The frames of a video are extracted once into such a folder: ``frame_<number>.jpg``, and ``video.json`` with the arguments and
+the sharpness of each frame. Frames are written atomically, and a killed extraction resumes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ from testtime.data.listing import SUFFIXES, by_key, files, images
 from testtime.data.pixels import float_metres, levels, metres
 from testtime.errors import DataError, missing_extra, need_pillow
 from testtime.files import write_bytes, write_json
+from testtime.moved import renamed
 from testtime.progress import progress
 
 __all__ = [
     "VIDEOS",
     "Walkthrough",
+    "extract_frames",
     "is_walkthrough",
     "normals_of",
     "sharp",
     "sharpness",
-    "take_apart",
 ]
+
+__getattr__ = renamed(__name__, {"take_apart": "extract_frames"})
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 PLACES = (".", "rgb", "images", "color")
@@ -213,29 +216,29 @@ def is_walkthrough(path: str | Path) -> bool:
     return path.is_dir() and any(True for _ in _in_order(path))
 
 
-def take_apart(
+def extract_frames(
     video: str | Path,
     folder: str | Path,
     fps: float = 2.0,
     every: int | None = None,
     longest: int = 512,
 ) -> Path:
-    """Write the frames of a video into a folder, once; a :class:`Walkthrough` reads them.
+    """Extract frames of a video into a folder, once; a :class:`Walkthrough` reads them.
 
     Args:
-        video: any that OpenCV reads; it is turned as its file says.
-        folder: for ``frame_<number in the video>.jpg`` and ``video.json``.
-        fps: frames for each second of the video.
-        every: take every so manieth frame instead.
-        longest: pixels of a frame's longer side at most.
+        video: path of a video that OpenCV reads; its orientation is applied.
+        folder: folder of ``frame_<number in the video>.jpg`` and ``video.json``.
+        fps: number of frames for each second of the video.
+        every: interval of the frames, instead of ``fps``.
+        longest: largest length of a frame's longer side, in pixels.
 
     Returns:
-        the folder.
+        Path of the folder.
 
     Raises:
-        DataError: there is no such video, it cannot be read, or the folder holds frames of something else.
+        DataError: there is no such video, it cannot be read, or the folder contains other frames.
         ImportError: OpenCV is not installed.
-        ValueError: an argument is out of range, or the video does not say its frames a second and ``every`` is not given.
+        ValueError: an argument is out of range, or the video has no frame rate and ``every`` is not given.
     """
     try:
         import cv2
