@@ -270,7 +270,7 @@ def over_time(diagnostics: Sequence[Diagnostics], appearance: ArrayLike) -> tupl
 
     Args:
         diagnostics: diagnostics of one candidate.
-        appearance: (M, F) features of the images, see :func:`judge`.
+        appearance: features (M, F) or groups (M,) of the images, see :func:`judge`.
 
     Returns:
         number of images at the end of each stretch of at least 10 C images (C classes), and the estimate of that stretch in
@@ -309,7 +309,7 @@ def judge(seen: Mapping[str, Sequence[Diagnostics]], appearance: ArrayLike) -> t
     Args:
         seen: diagnostics that :func:`monitor` yielded, by name of the candidate.
         appearance: features of the appearance of the stream's images, (M, F), in its order, from
-            :func:`testtime.metrics.appearance_features`.
+            :func:`testtime.metrics.appearance_features`; or their groups, (M,), from :func:`appearance_groups`.
 
     Raises:
         ValueError: there is no candidate, one has processed nothing, streams differ in length, or there are not as many
@@ -339,7 +339,7 @@ def recommend(seen: Mapping[str, Sequence[Diagnostics]], appearance: ArrayLike) 
 
     Args:
         seen: diagnostics that :func:`monitor` yielded, by name of the candidate.
-        appearance: (M, F) features of the images, see :func:`judge`.
+        appearance: features (M, F) or groups (M,) of the images, see :func:`judge`.
 
     Raises:
         ValueError: the diagnostics do not fit together, see :func:`judge`.

@@ -11,8 +11,9 @@ from testtime.data.folders import image_folder, imagenet, places365, textures, t
 from testtime.data.imageset import ImageSet
 from testtime.data.svhn import svhn
 from testtime.errors import DataError, unknown_name
+from testtime.plugins import plugins
 
-__all__ = ["EMBEDDED", "NAMED", "TRAINING", "named", "training_images"]
+__all__ = ["EMBEDDED", "NAMED", "TRAINING", "named", "reader", "training_images"]
 
 Reader = Callable[[Path], ImageSet]
 
@@ -64,11 +65,19 @@ EMBEDDED = ("digits", "photographs")
 """Sets that need no folder."""
 
 
+def reader(name: str) -> Reader | None:
+    """Return the reader of a data set: of :data:`NAMED`, or of an entry point ``testtime.data``; None if there is none."""
+    if name in NAMED:
+        return NAMED[name]
+    point = plugins("testtime.data").get(name)
+    return None if point is None else point.load()
+
+
 def named(name: str, root: str | Path) -> ImageSet:
     """Open the test images of a data set.
 
     Args:
-        name: key of :data:`NAMED`.
+        name: key of :data:`NAMED`, or name of an entry point ``testtime.data``.
         root: folder of the data sets.
 
     Raises:
@@ -78,9 +87,10 @@ def named(name: str, root: str | Path) -> ImageSet:
     >>> len(named("digits", "."))
     899
     """
-    if name not in NAMED:
-        raise unknown_name("data set", name, NAMED)
-    return NAMED[name](Path(root))
+    read = reader(name)
+    if read is None:
+        raise unknown_name("data set", name, [*NAMED, *plugins("testtime.data")])
+    return read(Path(root))
 
 
 def training_images(name: str, root: str | Path) -> ImageSet:

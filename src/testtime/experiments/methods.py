@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from testtime.adapter import Adapter
-from testtime.experiments.registry import find_method, resolve
+from testtime.experiments.registry import find_method
+from testtime.plugins import resolve
 from testtime.wrap import ResetEvery
 
 __all__ = ["argument", "build_method"]

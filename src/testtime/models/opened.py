@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from testtime.intake.views import Views, views_of
 from testtime.models.preprocessed import Preprocessed
 from testtime.models.weights import classifier_name, load_weights, read_weights, strip_prefixes
 from testtime.models.zoo import MODELS, ModelCard, load_model, model_card
+from testtime.plugins import resolve
 
 __all__ = ["OpenedModel", "find_weights", "open_model"]
 
@@ -197,8 +197,8 @@ def _from_transformers(name: str) -> OpenedModel:
 
 def _from_function(module: str, name: str) -> OpenedModel:
     try:
-        build: Callable[[], Any] = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        build: Callable[[], Any] = resolve(f"{module}:{name}")
+    except ImportError as error:
         raise ImportError(f"{module}:{name} cannot be imported ({error}); expected {KINDS}") from error
     model = build()
     if not isinstance(model, nn.Module):

@@ -19,10 +19,10 @@ from torch import Tensor
 from testtime import data
 from testtime.data import Crop, ImageSet
 from testtime.data.imageset import Size
-from testtime.data.named import NAMED, TRAINING, named, training_images
+from testtime.data.named import NAMED, TRAINING, named, reader, training_images
 from testtime.errors import DataError, unknown_name
-from testtime.experiments.registry import find_reader, plugins
 from testtime.models import OpenedModel, open_model
+from testtime.plugins import plugins
 from testtime.streams import Difficulty, Domain, corrupted, fingerprint, published
 
 __all__ = [
@@ -53,7 +53,7 @@ def find_set(name: str, places: dict[str, str]) -> str:
     Raises:
         ValueError: there is no such set or folder.
     """
-    if name in NAMED or find_reader(name) is not None:
+    if reader(name) is not None:
         return name
     path = Path(name).resolve()
     if not path.is_dir():
@@ -77,9 +77,7 @@ def images_of(name: str, places: Places, skip_damaged: bool = False) -> ImageSet
 def _open(name: str, own: str, root: str, skip_damaged: bool) -> ImageSet:
     if own:
         return data.image_folder(own, name, skip_damaged=skip_damaged)
-    reader = None if name in NAMED else find_reader(name)
-    found: ImageSet = named(name, root) if reader is None else reader(Path(root))
-    return found
+    return named(name, root)
 
 
 def source_model(name: str, places: Places) -> OpenedModel:
