@@ -41,16 +41,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from testtime.experiments.backends import Backend, Here, Processes, Ray
-    from testtime.experiments.engine import Summary, run_experiment
-    from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
-    from testtime.experiments.registry import Listed, find_experiment, list_experiments
-    from testtime.experiments.request import Request
-    from testtime.experiments.run import Run, read_run
-    from testtime.experiments.store import Made, Store, Workspace
-    from testtime.experiments.table import Column, Paired, Record, Row, Table
+    from testtime.experiments.backends import Backend, Here, Processes, Ray  # noqa: F401
+    from testtime.experiments.engine import Summary, run_experiment  # noqa: F401
+    from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit  # noqa: F401
+    from testtime.experiments.registry import Listed, find_experiment, list_experiments  # noqa: F401
+    from testtime.experiments.request import Request  # noqa: F401
+    from testtime.experiments.run import Run, read_run  # noqa: F401
+    from testtime.experiments.store import Made, Store, Workspace  # noqa: F401
+    from testtime.experiments.table import Column, Paired, Record, Row, Table  # noqa: F401
 
-_HOMES = {
+_HOMES: dict[str, tuple[str, ...]] = {
     "backends": ("Backend", "Here", "Processes", "Ray"),
     "engine": ("Summary", "run_experiment"),
     "experiment": ("Cell", "Experiment", "Plan", "Resource", "Unit"),
@@ -60,34 +60,7 @@ _HOMES = {
     "store": ("Made", "Store", "Workspace"),
     "table": ("Column", "Paired", "Record", "Row", "Table"),
 }
-
-__all__ = [
-    "Backend",
-    "Cell",
-    "Column",
-    "Experiment",
-    "Here",
-    "Listed",
-    "Made",
-    "Paired",
-    "Plan",
-    "Processes",
-    "Ray",
-    "Record",
-    "Request",
-    "Resource",
-    "Row",
-    "Run",
-    "Store",
-    "Summary",
-    "Table",
-    "Unit",
-    "Workspace",
-    "find_experiment",
-    "list_experiments",
-    "read_run",
-    "run_experiment",
-]
+__all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from testtime.adapter import Adapter
+from testtime.build import nested_arguments
 from testtime.experiments.registry import find_method
 from testtime.plugins import resolve
 from testtime.wrap import ResetEvery
@@ -47,5 +48,5 @@ def build_method(row: Mapping[str, Any], model: nn.Module, classes: int, seed: i
     takes = inspect.signature(cls.__init__).parameters
     given = {name: value for name, value in (("classes", classes), ("seed", seed)) if name in takes}
     arguments = {name: argument(value) for name, value in row.get("arguments", {}).items()}
-    adapter = cls(model, **{**given, **arguments})
+    adapter = cls(model, **{**given, **nested_arguments(cls, arguments)})
     return ResetEvery(adapter, row["reset_every"]) if row.get("reset_every") else adapter

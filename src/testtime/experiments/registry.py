@@ -36,7 +36,7 @@ class Listed:
 
     Args:
         name: name on the command line.
-        title: what it shows, in one line.
+        title: subject of the experiment, in one line.
         load: import path "package.module:name" of the experiment, or of a function that takes the name and returns it.
         source: paper and table.
     """
