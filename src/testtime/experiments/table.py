@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from testtime.report.words import deviation, first_of, mean, show, signed
+from testtime.report.words import deviation, first_of, mean, show, signed, unrounded
 
 if TYPE_CHECKING:
     from testtime.report import Table as Block
@@ -230,7 +230,7 @@ class Table:
         return (
             (signed if column.signed else show)(value, column.places),
             f"±{show(spread, column.places)}" if spread > 0 else "",
-            "" if published is None else f"({show(published, column.places)})",
+            "" if published is None else f"({unrounded(published, column.places)})",
         )
 
     def remarks(self, best: str) -> list[str]:
