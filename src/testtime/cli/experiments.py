@@ -1,4 +1,4 @@
-"""``testtime run`` and ``testtime list``: the experiments of all families."""
+"""``testtime run``, ``list`` and ``report``: the experiments of all families."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testtime.cli.options import Once, add_precision, device, new_folder, print_progress, seeds, whole, words
+from testtime.cli.options import (
+    Once,
+    add_precision,
+    device,
+    new_file,
+    new_folder,
+    print_progress,
+    seeds,
+    whole,
+    words,
+)
 from testtime.experiments.registry import find_experiment, list_experiments
 
 if TYPE_CHECKING:
     from testtime.experiments import Backend
 
-__all__ = ["add", "listing", "run"]
+__all__ = ["add", "listing", "report", "run"]
 
 FIELDS = ("seeds", "rows", "methods", "limit", "device", "precision", "data", "model")  # of a request
 
 
 def add(commands: Any) -> None:
-    """Add the two commands to the subparsers of ``testtime``."""
+    """Add the commands to the subparsers of ``testtime``."""
     parser = commands.add_parser(
         "run", help="run experiments; the same command goes on where it was left, from any number of hosts"
     )
@@ -63,6 +73,16 @@ def add(commands: Any) -> None:
     listed.add_argument("family", nargs="?", help="one family")
     listed.add_argument("--json", action="store_true", help="for programs")
     listed.set_defaults(run=lambda arguments: listing(arguments.family, arguments.json))
+    shown = commands.add_parser("report", help="make the page of a run, or of several runs side by side")
+    shown.add_argument("folders", metavar="RUN", nargs="+", help="folders of runs; several are compared")
+    shown.add_argument(
+        "--out",
+        type=new_file,
+        metavar="FILE",
+        help="the page (report.html in the folder, or comparison.html)",
+    )
+    shown.add_argument("--json", type=new_file, metavar="FILE", help="the figures, for programs")
+    shown.set_defaults(run=lambda arguments: report(arguments.folders, arguments.out, arguments.json))
 
 
 def listing(family: str | None = None, as_json: bool = False) -> int:
@@ -81,6 +101,33 @@ def listing(family: str | None = None, as_json: bool = False) -> int:
         print(name)
         for one in listed:
             print(f"  {one.name:{width}}  {one.title}{f' ({one.source})' if one.source else ''}")
+    return 0
+
+
+def report(folders: Sequence[str], out: str | None = None, figures: str | None = None) -> int:
+    """Print the tables of a run, or of several side by side, and write the page.
+
+    Args:
+        folders: folders of runs; several are of one family.
+        out: file of the page; None is ``report.html`` in the folder of a run, or ``comparison.html`` for several.
+        figures: file that gets the tables as JSON; None for none.
+    """
+    from testtime.experiments import read_run
+    from testtime.files import write_json
+    from testtime.report import write_page
+
+    runs = [read_run(folder) for folder in folders]
+    experiment = find_experiment(runs[0].about["experiment"])
+    if other := [str(run.folder) for run in runs if run.about["family"] != experiment.family]:
+        raise ValueError(f"runs of one family are compared; {', '.join(other)} is not of {experiment.family}")
+    one = len(runs) == 1
+    tables = experiment.tables(runs[0]) if one else experiment.compared(runs)
+    page = experiment.page(runs[0]) if one else experiment.comparison_page(runs)
+    for table in tables:
+        print(table.text() if one else table.markdown(), end="\n\n")
+    if figures is not None:
+        write_json(figures, [table.json() for table in tables])
+    print(write_page(out or (runs[0].folder / "report.html" if one else "comparison.html"), page))
     return 0
 
 

@@ -132,8 +132,8 @@ class Comparison:
 
     def tables(self) -> list[Table]:
         """Return error and cost, calibration and forgetting, and what unknown images showed."""
-        bad = "; ".join(f"{row} ({', '.join(streams)})" for row, streams in self.worse_than_source().items())
-        idle = "; ".join(f"{row} ({other})" for row, other in self.without_benefit().items())
+        bad = ", ".join(f"{row} ({'; '.join(streams)})" for row, streams in self.worse_than_source().items())
+        idle = ", ".join(f"{row} ({other})" for row, other in self.without_benefit().items())
         notes = [f"{BAD}: {bad or 'none'}.", f"{IDLE}: {idle or 'none'}."]
         lost = [Column(name, _lost, name, "lost", "points", better="lower") for name in self.streams]
         found = [

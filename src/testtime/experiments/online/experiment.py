@@ -189,6 +189,12 @@ class Online(Experiment):
             "facts": {name: fact for name, fact in sorted(inputs.facts.items()) if name in names},
         }
 
+    def first_column(self, request: Request, places: dict[str, str]) -> tuple[Inputs, dict[str, Any]]:
+        """Return data and weights of the first column, and the parameters of its units with the first seed."""
+        column = self.chosen_columns(request, places)[0]
+        inputs = self.find_inputs(request, [column], places)
+        return inputs, self.parameters(request, inputs, column, (request.seeds or self.seeds)[0])
+
     def places(self, request: Request) -> dict[str, str]:
         """Return the places that a request names."""
         places = {"data": str(Path(request.data).resolve())}

@@ -123,9 +123,7 @@ class NoLabels(Experiment):
         asked = replace(request, settings={k: v for k, v in request.settings.items() if k in base.settings})
         places = base.places(asked)
         if stream:
-            column = base.chosen_columns(asked, places)[0]
-            inputs = base.find_inputs(asked, [column], places)
-            p = base.parameters(asked, inputs, column, (request.seeds or (0,))[0])
+            inputs, p = base.first_column(asked, places)
         else:
             inputs, p = self._own(request, places)
             column = Batches("own images", None, self.setting(request, "batch_size") or 200)
