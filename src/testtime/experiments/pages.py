@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from testtime.report import (
     Block,
+    Chart,
     Definitions,
+    Figure,
     Note,
     Page,
     Section,
@@ -33,13 +35,14 @@ __all__ = ["comparison_page", "provenance_section", "run_page", "table_blocks", 
 def run_page(experiment: Experiment, run: Run) -> Page:
     """Return the page of a run: its tables, its figures, and how it was made."""
     blocks = [block for table in experiment.tables(run) for block in table_blocks(table)]
+    drawn = [Figure(f, f.title) if isinstance(f, Chart) else f for f in experiment.figures(run) if f]
     return Page(
         title=run.about["title"],
         kicker=f"testtime · {run.about['family']} · {run.about['experiment']}",
         lead=run.about["note"],
         sections=[
             Section("result", "Result", "The result", blocks),
-            Section("figures", "Figures", "Figures", list(experiment.figures(run))),
+            Section("figures", "Figures", "Figures", drawn),
             provenance_section(run),
         ],
         unfinished=unfinished(run),
@@ -59,7 +62,7 @@ def comparison_page(experiment: Experiment, runs: Sequence[Run]) -> Page:
 
 def table_blocks(table: Table) -> list[Block]:
     """Return a table and the remarks below it."""
-    return [table.block(), *map(Note, table.remarks("bold"))]
+    return [table.block(), *map(Note, table.remarks("bold", "Below, in italics"))]
 
 
 def unfinished(run: Run) -> Text:

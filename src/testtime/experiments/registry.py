@@ -26,7 +26,11 @@ __all__ = [
     "list_experiments",
 ]
 
-FAMILIES = {"demo": "testtime.experiments.demo_list", "online": "testtime.experiments.online.listing"}
+FAMILIES = {
+    "demo": "testtime.experiments.demo_list",
+    "online": "testtime.experiments.online.listing",
+    "space": "testtime.experiments.space.listing",
+}
 """By family, the light module that lists its experiments in ``LISTED``."""
 
 
