@@ -54,9 +54,6 @@ class Batches:
         batch_size: number of images in a batch, known and unknown together.
         ratio: unknown images for each known one.
         note: remark on the results.
-
-    Raises:
-        ValueError: a batch without known images, or a ratio that is not above 0.
     """
 
     name: str
@@ -65,7 +62,8 @@ class Batches:
     ratio: float = 1.0
     note: str = ""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse a batch without known images, and a ratio that is not above 0, with a ValueError."""
         if self.batch_size < 1:
             raise ValueError(f"a batch holds at least 1 image, got batch_size {self.batch_size}")
         if not self.ratio > 0:
@@ -272,8 +270,11 @@ class Online(Experiment):
         if wanted is not None:
             names = [None if name == "none" else sets.find_set(name, places) for name in wanted]
             columns = [column for name in names for column in _with_open_set(columns, name)]
-        size = self.setting(request, "batch_size")
-        return columns if size is None else [replace(column, batch_size=size) for column in columns]
+        if (size := self.setting(request, "batch_size")) is not None:
+            columns = [replace(column, batch_size=size) for column in columns]
+        for column in columns:
+            column.check()
+        return columns
 
     def tables(self, run: Run) -> Sequence[Table]:
         return [main_table(Results(run))]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from testtime.adapter import Adapter
-from testtime.bench.prequential import Record, prequential
+from testtime.prequential import Record, prequential
 from testtime.data import from_arrays
 from testtime.prediction import Prediction
 from testtime.streams import clean, continual, open_set
