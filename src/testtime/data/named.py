@@ -61,7 +61,7 @@ TRAINING: dict[str, Reader] = {
 }
 """Reader of the training images, or of those of them that are there."""
 
-EMBEDDED = ("digits", "photographs")
+EMBEDDED = frozenset({"digits", "photographs"})
 """Sets that need no folder."""
 
 

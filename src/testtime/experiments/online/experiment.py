@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, final
 import torch
 
 from testtime.corruptions import CORRUPTIONS, EXTRA
-from testtime.errors import DataError, unknown_name
+from testtime.data.named import EMBEDDED
+from testtime.errors import DataError, need_packages, unknown_name
 from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
 from testtime.experiments.online import listing, sets
 from testtime.experiments.online.comparison import Comparison
@@ -110,6 +111,10 @@ class Online(Experiment):
         self.rows = tuple(
             Row(label, r.pop("role", "method"), about=r) for label, r in listing.rows(entry).items()
         )
+
+    def check_machine(self, say: Callable[[str], None]) -> None:
+        if EMBEDDED & {self.entry["closed"], *(column.open_set for column in self.columns)}:
+            need_packages(sklearn="demo", PIL="images")
 
     def plan(self, request: Request) -> Plan:
         self.stream(request)
