@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 from testtime.cli.experiments import run_one
 from testtime.cli.options import Commands, Jobs, Option, new_folder
@@ -21,13 +20,12 @@ def recommend(
 ) -> int:
     """Name a method for a stream without labels, with reasons."""
     from testtime.experiments import read_run
-
-    no_labels: Any = import_module("testtime.experiments.online.no_labels")
+    from testtime.experiments.online.no_labels import NO_LABELS, advice_table
     from testtime.report import write_page
 
     found = read_run(run)
-    print(no_labels.advice_table(found, judge).text())
-    print(f"The page: {write_page(found.folder / 'report.html', no_labels.NO_LABELS.page(found))}")
+    print(advice_table(found, judge).text())
+    print(f"The page: {write_page(found.folder / 'report.html', NO_LABELS.page(found))}")
     return 0
 
 
