@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS / name) for name in ("methods", "multitask", "source", "space")]
+sys.path[:0] = [str(TESTS), *(str(TESTS / name) for name in ("methods", "multitask", "source", "space"))]
 
 from small_world import batch, net  # noqa: E402
 
@@ -197,45 +197,45 @@ def passes_in_half_precision(folder: Path) -> nn.Module:
 
 
 def vida(folder: Path) -> nn.Module:
-    from testtime.methods.vida import train_vida
+    from testtime.source.vida import train_vida
 
     return train_vida(net(), batches(), 4, high_rank=4, file=folder / "vida.safetensors", title=None)
 
 
 def vida_shuffled(folder: Path) -> nn.Module:
-    from testtime.methods.vida import train_vida
+    from testtime.source.vida import train_vida
 
     return train_vida(net(), shuffled(), 4, high_rank=4, file=folder / "vida.safetensors", title=None)
 
 
 def itta(folder: Path) -> nn.Module:
-    from testtime.methods.itta import train_itta
+    from testtime.source.itta import train_itta
 
     return train_itta(net(), batches(), 4, file=folder / "itta.safetensors", title=None)
 
 
 def atlas(folder: Path) -> nn.Module:
-    from testtime.methods.atlas import train_task_vectors
+    from testtime.source.atlas import train_task_vectors
 
     tasks = {"near": batches(900), "far": batches(940, strength=0.8)}
     return train_task_vectors(net(), tasks, 3, folder=folder, title=None)
 
 
 def petal(folder: Path) -> nn.Module:
-    from testtime.methods.petal import swag_diagonal
+    from testtime.source.petal import swag_diagonal
 
     return swag_diagonal(net(), batches(), 4, file=folder / "swag.safetensors", title=None)
 
 
 def dann(folder: Path) -> nn.Module:
-    from testtime.methods.dann import train_dann
+    from testtime.source.dann import train_dann
 
     target = [x for x, _ in batches(50, 4, 0.8)]
     return train_dann(net(), batches(), target, passes=3, file=folder / "dann.safetensors", title=None)
 
 
 def ecotta(folder: Path) -> nn.Module:
-    from testtime.methods.ecotta import train_meta
+    from testtime.source.ecotta import train_meta
 
     return train_meta(net(), batches(), 3, file=folder / "meta.safetensors", title=None)
 
