@@ -62,9 +62,19 @@ def test_a_run_prints_its_table_writes_its_page_and_goes_on_from_its_file(
             ["digits", "--rows", "TNET"],
             "digits has no row 'TNET' (did you mean 'TENT'?); its rows are Source",
         ),
-        (["digits", "--methods", "nowhere:Mine"], "No module named 'nowhere'"),
+        (
+            ["digits", "--methods", "nowhere:Mine"],
+            "nowhere:Mine: No module named 'nowhere'; install its package, or",
+        ),
         (["digits", "digits", "--out", "x"], "--out is the folder of one run"),
-        (["none.toml"], "No such file or directory: 'none.toml'"),
+        (["none.toml"], "none.toml: no such file; expected a request, such as the run.toml of a run"),
+        (
+            ["digits", "--set", "epochs=many"],
+            "digits: expected the setting epochs in the form of 12, got 'many'",
+        ),
+        (["digits", "--set", "corruptions=fog"], "digits: expected the setting corruptions in the form of ["),
+        (["digits", "digit"], "no experiment 'digit' (did you mean 'digits'?)"),
+        (["digits", "--data", "nowhere"], "--data nowhere: no such folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
@@ -89,6 +99,31 @@ def test_the_list_has_every_experiment(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out)["demo"][0]["name"] == "digits"
     assert main(["list", "demos"]) == 2
     assert "no family 'demos' (did you mean 'demo'?)" in capsys.readouterr().err
+
+
+OWN = """
+from testtime import Adapter
+
+class Mine(Adapter):
+    cost = (1, 0)
+
+    def step(self, x):
+        return self.model(x)
+"""
+
+
+def test_an_own_method_in_the_folder_of_the_call_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_adapter.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    command = ["run", "digits", "--rows", "source", "--method", "own_adapter:Mine", *SMALL, "--out", "run"]
+    assert main(command) == 0
+    assert [row.label for row in read_run("run").rows] == ["Source", "Mine"]
+    errors = [record.result["error"] for record in read_run("run").records()]
+    assert errors[0] == errors[1]
+    assert str(tmp_path) in sys.path
 
 
 @pytest.mark.slow

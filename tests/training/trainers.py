@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import torch
@@ -152,6 +153,20 @@ def label_shift(folder: Path) -> nn.Module:
     return train_label_shift(shifted, data, ShiftRecipe(iterations=30, batch=16, every=8), folder, seed=1)
 
 
+def augmix(folder: Path) -> nn.Module:
+    spec = spec_from_file_location("train_source", TESTS.parent / "scripts" / "train_source.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    sys.modules["train_source"] = script  # its dataclass looks itself up there
+    spec.loader.exec_module(script)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (9, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    data = (images, torch.randint(10, (9,), generator=rng))
+    settings = script.Settings("cifar10-resnet20", "", 4, 4, 0.1, 5e-4, 12.0, 0, False, 9)
+    return script.train_augmix(settings, data, data, folder / "net.safetensors")
+
+
 def batches(first: int = 0, count: int = 3, strength: float = 0.3) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [batch(20, first + i, strength) for i in range(count)]
 
@@ -241,16 +256,18 @@ def ecotta(folder: Path) -> nn.Module:
 
 
 def meta_dmoe(folder: Path) -> nn.Module:
-    from test_meta_dmoe import trained
+    from test_meta_dmoe import RECIPE, domains
 
-    return trained(folder=folder)
+    from testtime.source.meta_dmoe import train_meta_dmoe
+
+    return train_meta_dmoe(net(), domains(), RECIPE, heads=4, seed=3, folder=folder, title=None)
 
 
 TRAINERS: dict[str, Trainer] = {
     f.__name__: f
     for f in (
         pretrain_4m, pretrain_dino, pretrain_mae, multitask, multitask_with_dropout, teacher, transfer, detector,
-        captioner, tokenizer_vq, tokenizer_of_features, label_shift, passes, passes_in_half_precision, vida,
+        captioner, tokenizer_vq, tokenizer_of_features, label_shift, augmix, passes, passes_in_half_precision, vida,
         vida_shuffled, itta, atlas, petal, dann, ecotta, meta_dmoe,
     )
 }  # fmt: skip

@@ -228,6 +228,7 @@ def train_dann(
             title,
             None if file is None else Path(file),
             described,
+            seed,
         ):
             pass
     for p, theirs in zip(network.parameters(), model.parameters(), strict=True):

@@ -155,6 +155,7 @@ def warm_up(
         title,
         file,
         described,
+        seed,
     ):
         pass
 

@@ -321,6 +321,7 @@ def train_itta(
             title,
             None if file is None else Path(file),
             described,
+            seed,
         ):
             pass
     return both.requires_grad_(False)
@@ -363,6 +364,7 @@ def learn_consistency(
         torch.optim.Adam(consistency.parameters(), rate),
         consistency_loss(network, tap, consistency, None, seed),
         lambda _: rate,
+        seed=seed,
     ):
         pass
     consistency.requires_grad_(False)

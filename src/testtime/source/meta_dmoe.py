@@ -303,6 +303,7 @@ class _Stage:
             None if self.folder is None else self.folder / f"{part}.safetensors",
             {**self.described, "part": part, "rate": rate}
             | (self.recipe.episodes() if part == "meta" else {}),
+            self.described["seed"],
         ):
             pass
         for p, flag in zip(own, before, strict=True):

@@ -173,6 +173,7 @@ def train_vida(
         title,
         None if file is None else Path(file),
         described,
+        seed,
     ):
         pass
     return network.requires_grad_(False)
