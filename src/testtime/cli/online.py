@@ -43,7 +43,7 @@ def demo(
 
     print("Handwritten digits under 15 corruptions, photographs among them: which methods help, which fail?")
     settings = {} if limit is None else {"slow_limit": limit}
-    request = Request("digits-open", rows=rows, limit=limit, settings=settings)
+    request = Request("digits-open", rows=rows, limit=limit, precision="float32", settings=settings)
     return run_one(request, out, jobs=jobs, command=command)
 
 
