@@ -10,9 +10,9 @@ from typing import final
 from testtime.data.dense import DenseSet
 from testtime.data.shared_classes import relabelled
 from testtime.multitask import Recipe as TeacherRecipe
-from testtime.multitask.presets import GROUPS
 from testtime.scenes.disk import Recipe as Space
 from testtime.scenes.disk import make, read_scenes
+from testtime.scenes.groups import GROUPS
 from testtime.scenes.sceneset import SceneSet
 from testtime.space.masking import Component, Stream, mixture, rgb_to_all
 from testtime.space.model import SIZES, Size
