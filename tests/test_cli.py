@@ -100,7 +100,7 @@ BENCH = "bench digits-open --methods source"
         ("multitask train --data nowhere", "--data nowhere: no such folder"),
         ("multitask bench table1 --seeds 0,0", "--seeds: 0 stands twice"),
         ("multitask bench tabel1", "no study 'tabel1' (did you mean 'table1'?)"),
-        ("multitask bench table1 --rows s4", "has no row s4 (did you mean 'S4T'?)"),
+        ("multitask bench table1 --rows s4", "has no row 's4' (did you mean 'S4T'?)"),
         ("multitask bench table1 --preset huge", "no preset 'huge'; there are tiny, paper"),
         ("multitask analyse affinty", "(did you mean 'affinity'?)"),
         ("multitask demo --seed -1", "--seed: expected a whole number from 0"),

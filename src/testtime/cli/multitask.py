@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from testtime.cli.options import (
     Once,
@@ -18,11 +17,14 @@ from testtime.cli.options import (
     seeds,
     whole,
 )
-from testtime.errors import did_you_mean, missing_extra, need_packages, unknown_name
-from testtime.files import read_json
+from testtime.errors import missing_extra, need_packages, unknown_name
+
+if TYPE_CHECKING:
+    from testtime.data import DenseSet
 
 __all__ = ["add"]
 
+PREFIX = "multitask-"
 PROGRESS = "it says how far it is, and the same command goes on where it was left"
 
 
@@ -103,7 +105,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of all studies (runs/multitask)",
     )
-    analyse.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the networks (0)")
+    analyse.add_argument("--seed", type=whole(0), metavar="N", help="seed of the networks")
     analyse.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes (2)")
     analyse.set_defaults(run=_analyse)
 
@@ -121,29 +123,28 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from testtime.multitask.presets import PRESETS
-    from testtime.multitask.studies import STUDIES
+    from testtime.experiments.multitask.listing import LISTED, read_constants
 
     print("presets")
-    for preset in PRESETS.values():
-        source = preset.domain("source")
+    for name, preset in read_constants("experiments")["presets"].items():
+        network, source, recipe = preset["network"], preset["source"], preset["recipe"]
+        images, (height, width) = source["houses"] * source["frames"], source["size"]
         print(
-            f"  {preset.name:18} ResNet-{preset.depth}, width {preset.width}; {source.houses * source.frames:,} images of "
-            f"{source.size[0]}x{source.size[1]}; {preset.recipe.iterations:,} steps of {preset.recipe.batch}"
+            f"  {name:18} ResNet-{network['depth']}, width {network['width']}; {images:,} images of {height}x{width}; "
+            f"{recipe['iterations']:,} steps of {recipe['batch']}"
         )
-    print("studies")
-    for study in STUDIES.values():
-        cells = len(study.rows) * len(study.seeds) * len(study.domains)
-        where = f" ({study.published} of the paper)" if study.published else ""
-        print(f"  {study.name:18} {study.title}{where}; {cells} cells")
-        print(f"  {'':18} rows: {', '.join(row.name for row in study.rows)}")
+    print("studies and analyses")
+    for one in LISTED:
+        print(
+            f"  {one.name.removeprefix(PREFIX):18} {one.title}{f' ({one.source} of the paper)' * bool(one.source)}"
+        )
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from testtime.multitask.training import started_precision, train
+    from testtime.experiments.multitask.houses import TASKS
+    from testtime.multitask.branches import build
+    from testtime.multitask.training import Recipe, started_precision, train
     from testtime.processor import resolve_precision
 
     preset = _preset(arguments.preset)
@@ -157,34 +158,33 @@ def _train(arguments: argparse.Namespace) -> int:
     }
     if arguments.iterations is not None:
         changes["iterations"] = arguments.iterations
-    recipe = replace(preset.recipe, **changes)
+    recipe = Recipe(**{**preset["recipe"], **changes})
     fabric = _fabric(arguments, recipe.precision) if arguments.devices is not None else None
     if fabric is None or fabric.global_rank == 0:
         data = _source(arguments, preset)
     if fabric is not None:
         fabric.barrier()
         data = _source(arguments, preset)
-    torch.manual_seed(arguments.seed)
-    net = preset.network()
-    model = preset.synchronized(net) if arguments.model == "s4t" else net
+    branch = (
+        {"branch": "synchronizer", "arguments": preset["branch"]}
+        if arguments.model == "s4t"
+        else {"branch": None}
+    )
+    model = build(TASKS, {**preset["network"], **branch}, arguments.seed)
     train(model, data, recipe, arguments.out, arguments.seed, arguments.device, fabric)
     if fabric is None or fabric.global_rank == 0:
         print(Path(arguments.out) / "model.safetensors")
     return 0
 
 
-def _source(arguments: argparse.Namespace, preset: Any) -> Any:
+def _source(arguments: argparse.Namespace, preset: Mapping[str, Any]) -> DenseSet:
     """The labelled source: spaces that lie there, or the preset's own, rendered beside the output."""
-    from testtime.data.shared_classes import relabelled
-    from testtime.multitask.presets import GROUPS
-    from testtime.scenes.disk import read_scenes
+    from testtime.experiments.multitask.houses import Houses
+    from testtime.scenes.groups import read_grouped
 
     if arguments.data is None:
-        folder = Path(arguments.out).parent
-        preset.domain("source").prepare(folder, arguments.jobs)
-        return preset.domain("source").read(folder)
-    classes = {name: group for group, members in GROUPS.items() for name in members}
-    return relabelled(read_scenes(arguments.data), classes, tuple(GROUPS))
+        return Houses(**preset["source"]).read(Path(arguments.out).parent, arguments.jobs)
+    return read_grouped(arguments.data)
 
 
 def _fabric(arguments: argparse.Namespace, precision: str) -> Any:
@@ -203,90 +203,64 @@ def _fabric(arguments: argparse.Namespace, precision: str) -> Any:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from testtime.multitask.pictures import draw_study
-    from testtime.multitask.report import write_report
-    from testtime.multitask.results import read_results, text_table, write_command
-    from testtime.multitask.studies import STUDIES
-    from testtime.multitask.study import run_study
-
     if arguments.study is None:
         return _list(arguments)
-    if arguments.study not in STUDIES:
-        raise unknown_name("study", arguments.study, STUDIES)
-    study, preset = STUDIES[arguments.study], _preset(arguments.preset)
-    rows = None
-    if arguments.rows is not None:
-        names = {row.name.lower(): row.name for row in study.rows}
-        unknown = [row for row in arguments.rows if row.lower() not in names]
-        if unknown:
-            raise ValueError(
-                f"{study.name} has no row {', '.join(unknown)}{did_you_mean(unknown[0], names.values())}; its rows are "
-                f"{', '.join(names.values())}"
-            )
-        rows = [names[row.lower()] for row in arguments.rows]
-    _need_renderer()
-    folder = Path(arguments.out) / study.name
-    _same_preset(folder, preset.name)
-    failures = run_study(study, preset, folder, arguments.jobs, arguments.seeds, rows, print_progress)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    write_command(folder, arguments.argv)
-    print_progress("pictures")
-    draw_study(study, preset, folder)
-    page = write_report(folder)
-    print(text_table(read_results(folder)))
-    print(page)
-    return 1 if failures else 0
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from testtime.multitask.report import write_report
-    from testtime.multitask.results import read_results, text_table
-
-    page = write_report(arguments.run_folder, arguments.out)
-    print(text_table(read_results(arguments.run_folder)))
-    print(page)
-    return 0
+    return _run(arguments, arguments.study, arguments.preset, arguments.seeds, arguments.rows)
 
 
 def _analyse(arguments: argparse.Namespace) -> int:
-    from testtime.multitask.analyse import analyse
-
-    preset = _preset(arguments.preset)
-    _need_renderer()
-    where = Path(arguments.out), arguments.seed, arguments.jobs
-    print(analyse(arguments.analysis, preset, *where, argv=arguments.argv, say=print_progress))
-    return 0
+    name = {"masks": "masked-loss"}.get(arguments.analysis, arguments.analysis)
+    return _run(arguments, name, arguments.preset, [arguments.seed] if arguments.seed is not None else None)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from testtime.multitask.demo import run_demo
-    from testtime.multitask.results import read_results, text_table, write_command
-
-    _need_renderer()
     print(
         "Four tasks, learned in houses of one style, met in another style and in dim light: what does adapting change?"
     )
-    write_command(arguments.out, arguments.argv)
-    page = run_demo(arguments.out, seed=arguments.seed, jobs=arguments.jobs, say=print_progress)
-    print(text_table(read_results(arguments.out)))
-    print(f"The report, with pictures of every task: {page}")
+    return _run(arguments, "demo", "demo", [arguments.seed or 0])
+
+
+def _run(
+    arguments: argparse.Namespace,
+    name: str,
+    preset: str,
+    seeds: Sequence[int] | None,
+    rows: Sequence[str] | None = None,
+) -> int:
+    """Run an experiment of the family, print its tables and write its page."""
+    from testtime.cli.experiments import run
+    from testtime.experiments import Here, Processes, find_experiment
+    from testtime.experiments.multitask.listing import LISTED
+
+    names = [one.name.removeprefix(PREFIX) for one in LISTED]
+    if name not in names:
+        raise unknown_name("study", name, names)
+    _preset(preset)
+    settings = {} if preset == find_experiment(PREFIX + name).settings["preset"] else {"preset": preset}
+    changes: dict[str, Any] = {"precision": "float32", "settings": settings}
+    changes |= {
+        key: tuple(value) for key, value in {"seeds": seeds, "rows": rows}.items() if value is not None
+    }
+    _need_renderer()
+    folder = arguments.out if name == "demo" else str(Path(arguments.out) / name)
+    backend = Processes(arguments.jobs) if arguments.jobs > 1 else Here()
+    return run(PREFIX + name, changes, folder, backend=backend, command=["testtime", *arguments.argv])
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from testtime.experiments import find_experiment, read_run
+    from testtime.report import write_page
+
+    run = read_run(arguments.run_folder)
+    experiment = find_experiment(run.about["experiment"])
+    for table in experiment.tables(run):
+        print(table.text(), end="\n\n")
+    print(write_page(arguments.out or run.folder / "report.html", experiment.page(run)))
     return 0
 
 
-def _same_preset(folder: Path, preset: str) -> None:
-    """Cells of two presets do not belong into one table."""
-    from testtime.multitask.study import AGAIN, CELL
-
-    path = next(folder.glob("cells/*.json"), None)
-    if path is not None and (there := read_json(path, AGAIN, CELL, finite=False)["preset"]) != preset:
-        raise ValueError(
-            f"{folder} holds results of the preset {there!r}; choose another --out for {preset!r}"
-        )
-
-
-def _preset(name: str) -> Any:
-    from testtime.multitask.presets import PRESETS
+def _preset(name: str) -> Mapping[str, Any]:
+    from testtime.experiments.multitask.planning import PRESETS
 
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)

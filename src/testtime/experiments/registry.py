@@ -26,7 +26,10 @@ __all__ = [
     "list_experiments",
 ]
 
-FAMILIES = {"demo": "testtime.experiments.demo_list"}
+FAMILIES = {
+    "demo": "testtime.experiments.demo_list",
+    "multitask": "testtime.experiments.multitask.listing",
+}
 """By family, the light module that lists its experiments in ``LISTED``."""
 
 
