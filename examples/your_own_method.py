@@ -19,8 +19,10 @@ from testtime.parts import entropy
 class HalfTent(Adapter):
     """Minimise the entropy of the more confident half of the batch."""
 
-    def __init__(self, model: nn.Module, seed: int = 0) -> None:
-        super().__init__(batch_statistics(model), seed)
+    needs = ("classifier", "norm")
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(batch_statistics(model))
         self.adapt(norm_affine(self.model), adam(1e-3))
 
     def step(self, x: Tensor) -> Tensor:

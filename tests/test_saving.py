@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from testtime import (
     adapt,
     list_methods,
     load,
+    plugins,
     save,
     sgd,
     state_hash,
@@ -39,10 +41,11 @@ from testtime.intake.fingerprint import fingerprint
 from testtime.intake.views import Views
 from testtime.laws.worlds import autoencoded
 from testtime.methods import PAFKIP, Tent
+from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.norm import alpha_statistics, batch_statistics, norm_affine
 from testtime.parts import entropy, identity, katana
-from testtime.saving import PARTS, _builder, _Own
+from testtime.saving import OPTIONS, PARTS, _builder, _Own
 from testtime.wrap import Wrapper
 
 X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -81,7 +84,9 @@ def test_missing_arguments_are_named() -> None:
     [
         lambda: Tent(network(), sgd(0.1)),
         lambda: Tent(network(), norm=partial(alpha_statistics, alpha=0.3)),
-        lambda: PAFKIP(network(), 3, adam(1e-2), augment=identity, models=("adapting", "ema")),
+        lambda: PAFKIP(
+            network(), 3, adam(1e-2), augment=identity, options=PAFKIPOptions(models=("adapting", "ema"))
+        ),
         lambda: ResetEvery(Tent(network()), 3),
         lambda: Episodic(ResetEvery(Tent(network()), 2)),
         lambda: Window(Tent(network()), 4),
@@ -227,6 +232,35 @@ def test_what_was_passed_has_to_fit(tmp_path: Path) -> None:
         load(tmp_path, network(), classes=[Gentle, other])
 
 
+def test_a_class_of_an_installed_package_needs_not_be_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install(**points: str) -> None:
+        made = [EntryPoint(name, value, "testtime.methods") for name, value in points.items()]
+        monkeypatch.setattr(plugins, "entry_points", lambda group: made)
+
+    install(other="math:pi", gentle=f"{__name__}:Gentle")
+    adapter = Gentle(network(), 0.5)
+    adapter(X)
+    save(adapter, tmp_path)
+    assert json.loads((tmp_path / "adapter.json").read_text())["entry_point"] == "gentle"
+    loaded = load(tmp_path, network())
+    assert type(loaded) is Gentle
+    assert (loaded.strength, state_hash(loaded)) == (0.5, state_hash(adapter))
+    for points in (
+        {},
+        {"other": f"{__name__}:Gentle"},
+        {"gentle": "testtime.methods:Tent"},
+        {"gentle": "math:pi"},
+    ):
+        install(**points)  # the file names another class than the package does, or none
+        with pytest.raises(
+            DataError, match=r"names .*Gentle, which is not one of the parts.*classes=\[Gentle\]"
+        ):
+            load(tmp_path, network())
+    assert type(load(tmp_path, network(), classes=[Gentle])) is Gentle
+
+
 def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"PAFKIP\.augment=.*a function with a name.*state_dict\(\)"):
         save(PAFKIP(network(), 3, augment=lambda x, rng: x), tmp_path)
@@ -281,8 +315,9 @@ def test_a_file_calls_registered_parts_only(tmp_path: Path) -> None:
     save(Tent(network()), tmp_path)
     everything = public_functions()
     assert len(everything) > 1000
-    assert set(PARTS) < everything
-    others = everything - set(PARTS) | {"os:system", "builtins:eval", "testtime.parts", ":", "torch:load"}
+    registered = {*PARTS, *OPTIONS}
+    assert registered < everything
+    others = everything - registered | {"os:system", "builtins:eval", "testtime.parts", ":", "torch:load"}
     _, metadata = read_tensors(tmp_path / "adapter.safetensors")
     description = json.loads(metadata["testtime"])
     for name in others:
@@ -519,7 +554,14 @@ FIRST = """{
 def first_format(folder: Path, text: str = FIRST) -> Adapter:
     norm = partial(alpha_statistics, alpha=0.3)
     adapter = Episodic(
-        PAFKIP(network(), 3, adam(1e-2), augment=identity, models=("adapting", "ema"), norm=norm)
+        PAFKIP(
+            network(),
+            3,
+            adam(1e-2),
+            augment=identity,
+            options=PAFKIPOptions(models=("adapting", "ema")),
+            norm=norm,
+        )
     )
     adapter(X), adapter(X.flip(0))
     save_file(adapter.state_dict(), folder / "adapter.safetensors")

@@ -40,5 +40,8 @@ def resolve(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        advice = "install its package, or add the folder of the module to PYTHONPATH"
+        raise ImportError(f"{path}: {error}; {advice}") from error
     except AttributeError as error:
         raise ImportError(f"{path}: {error}; expected an import path as package.module:name") from error

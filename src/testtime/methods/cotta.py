@@ -34,7 +34,7 @@ Reference: Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -67,11 +67,11 @@ class CoTTA(Adapter):
             switches it off.
         symmetric: average the cross-entropy with that of the teacher against the student.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
-        chunk: how many views go through the network at once, each normalised by itself; a divisor of
+        chunk: number of views in one forward, each normalised by itself; a divisor of
             ``views``.
             The numbers do not depend on it.
         norm: the policy of the BatchNorm layers in all three models.
-        seed: of the views and the restoration.
+        seed: random seed of the views and of the restoration.
 
     Raises:
         ValueError: ``views`` is not positive, or ``chunk`` does not divide it.
@@ -83,8 +83,13 @@ class CoTTA(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
-    stochastic: ClassVar[bool] = True
+    name, label = "cotta", "CoTTA"
+    needs = ("classifier", "views")
+    venue = "CVPR 2022"
+    paper = "Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation"
+    output = "teacher"
+    stochastic = True
+    cost = (34, 1)
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class MEMO(Adapter):
         augment: makes the views of an image, given as many copies, within the model's invariances;
             ``testtime.parts.identity`` switches randomness off.
         norm: the policy of the BatchNorm layers; alpha is the weight of one image against 16 of the source.
-        seed: of the views.
+        seed: random seed of the views.
 
     Raises:
         ValueError: views is not positive.
@@ -69,8 +69,13 @@ class MEMO(Adapter):
     (torch.Size([3, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
-    stochastic: ClassVar[bool] = True
+    name, label = "memo", "MEMO"
+    needs = ("classifier", "views")
+    venue = "NeurIPS 2022"
+    paper = "Zhang, Levine and Finn, MEMO: Test Time Robustness via Adaptation and Augmentation"
+    output = "after"
+    stochastic = True
+    cost = (33, 32)
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -119,11 +119,11 @@ class NOTE(Adapter):
         classes: C.
         optimizer: moves gamma and beta; the paper's is ``adam(1e-4)``.
         capacity: N, of the memory.
-        frequency: how many images between two updates.
+        frequency: number of images between two updates.
         loss: loss of the memory's logits, :func:`testtime.methods.sotta.mean_entropy` or, as published,
             :func:`testtime.methods.sotta.smoothed_entropy`.
         norm: the policy of the BatchNorm layers; its momentum is the weight of a new memory.
-        seed: of who enters and leaves the memory.
+        seed: random seed of the entry into and removal from the memory.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.
@@ -134,7 +134,15 @@ class NOTE(Adapter):
     (False, True)
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "note", "NOTE"
+    needs = ("classifier", "norm")
+    venue = "NeurIPS 2022"
+    paper = (
+        "Gong, Jeong, Kim, Kim, Shin and Lee, NOTE: Robust Continual Test-time Adaptation Against Temporal "
+        "Correlation"
+    )
+    stochastic = True
+    cost: tuple[float, float] = (2, 1)
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ class RoTTA(Adapter):
         classes: C.
         optimizer: moves gamma and beta of the student.
         capacity: N, of the memory.
-        frequency: how many images between two updates.
+        frequency: number of images between two updates.
         decay: 1 - nu, the weight of the past in the teacher.
         lambda_t, lambda_u: the weights of age and uncertainty in the memory's score.
         augment: the strong view that the student learns, within the model's invariances; ``testtime.parts.identity``
@@ -166,7 +166,7 @@ class RoTTA(Adapter):
         teacher_observes: the teacher normalises the memory as the student does, and its statistics move; if
             not, its statistics stay at the source.
         norm: the policy of the BatchNorm layers in student and teacher; alpha is the weight of a new batch.
-        seed: of the view.
+        seed: random seed of the view.
 
     Raises:
         ValueError: the model has no BatchNorm layer.
@@ -177,8 +177,13 @@ class RoTTA(Adapter):
     (False, True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
-    stochastic: ClassVar[bool] = True
+    name, label = "rotta", "RoTTA"
+    needs = ("classifier", "BatchNorm", "views")
+    venue = "CVPR 2023"
+    paper = "Yuan, Xie and Li, Robust Test-Time Adaptation in Dynamic Scenarios"
+    output = "teacher"
+    stochastic = True
+    cost: tuple[float, float] = (3, 1)
 
     def __init__(
         self,

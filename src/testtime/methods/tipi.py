@@ -41,7 +41,7 @@ Reference: Nguyen, Nguyen-Tang, Lim and Torr, TIPI: Test Time Adaptation with Tr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -79,12 +79,12 @@ class TIPI(Adapter):
     Args:
         model: a classifier with normalisation layers, or a multi-task network.
         optimizer: moves gamma and beta.
-        epsilon: how much a pixel of [0, 1] may change.
+        epsilon: largest change of a pixel in [0, 1].
         entropy_weight: lambda, of the entropy of the classes; 0 (CIFAR-10), 5 (CIFAR-100), 1 (ImageNet).
         reverse: False measures D(p(x), p(x + delta)) instead, where the tasks have classes.
         random_start: False starts at the image itself.
         norm: the policy of the BatchNorm layers.
-        seed: of the random start.
+        seed: random seed of the start of the search.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift; it answers by task and declares no tasks; or
@@ -96,9 +96,12 @@ class TIPI(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    stochastic: ClassVar[bool] = True
+    name, label = "tipi", "TIPI"
+    needs = ("norm",)
+    venue = "CVPR 2023"
+    paper = "Nguyen, Nguyen-Tang, Lim and Torr, TIPI: Test Time Adaptation with Transformation Invariance"
+    stochastic = True
+    cost = (3, 2)
 
     def __init__(
         self,

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from testtime.errors import unknown_name
-from testtime.methods.clust3 import Projectors
-from testtime.methods.nc_ttt import NoiseDiscriminator
-from testtime.methods.ttt import RotationBranch
-from testtime.methods.ttt_plus_plus import ContrastiveBranch
 from testtime.models.assisted import Assisted, Branch
 from testtime.models.multitask import multitask_resnet
 from testtime.models.synchronizer import Synchronizer
+from testtime.source.clust3 import Projectors
+from testtime.source.nc_ttt import NoiseDiscriminator
+from testtime.source.ttt import RotationBranch
+from testtime.source.ttt_plus_plus import ContrastiveBranch
 from testtime.tasks import Tasks
 
 __all__ = ["BRANCHES", "build"]

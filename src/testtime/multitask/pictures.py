@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.data.dense import IGNORE
 from testtime.errors import need_pillow
+from testtime.labels import IGNORE
 from testtime.scenes.sheet import depth_colours, palette
 from testtime.tasks import Segmentation, Task, Tasks
 

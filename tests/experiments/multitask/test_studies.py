@@ -57,7 +57,7 @@ def silent(line: str) -> None:
 class Fails(Adapter):
     """A method that cannot be made."""
 
-    multi_task = True
+    needs = ()
 
     def __init__(self, model: Any) -> None:
         raise RuntimeError("no such luck")
@@ -70,7 +70,7 @@ class Fails(Adapter):
 class Explodes(Adapter):
     """Predicts what is not finite once it has learned at a rate above 1."""
 
-    multi_task = True
+    needs = ()
 
     def __init__(self, model: Any, optimizer: Any) -> None:
         super().__init__(model)

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from testtime import report
-from testtime.experiments.experiment import Cell, Experiment, Plan
+from testtime.experiments.experiment import Cell, Plan
 from testtime.experiments.multitask.houses import TASKS
 from testtime.experiments.multitask.listing import LISTED, read_constants
 from testtime.experiments.multitask.pages import LEADS, NOTES, family_page
-from testtime.experiments.multitask.planning import RESOURCES, Planner, at_rate
+from testtime.experiments.multitask.planning import MultitaskExperiment, Planner, at_rate
 from testtime.experiments.multitask.studies import STUDIES, find_row
 from testtime.experiments.pages import table_blocks
 from testtime.experiments.request import Request
@@ -34,11 +34,9 @@ STILL = {**OURS.about, "method": None, "rates": [0.0]}
 TUNED = "tuned on the target's style"
 
 
-class _Analysis(Experiment):
+class _Analysis(MultitaskExperiment):
     """What the analyses share: networks and protocol of the first table, and the form of plan and page."""
 
-    family = "multitask"
-    resources = RESOURCES
     settings = {"preset": "tiny"}  # noqa: RUF012
     measured: ClassVar[str]
     """Name of the function in :mod:`units`, and of the note on the page."""

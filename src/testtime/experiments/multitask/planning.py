@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from testtime.data import sha256_of
-from testtime.errors import unknown_name
-from testtime.experiments.experiment import Cell, Plan, Resource, Unit
+from testtime.errors import need_packages, unknown_name
+from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
 from testtime.experiments.multitask.listing import read_constants
 from testtime.experiments.registry import find_method
 from testtime.experiments.request import Request
 from testtime.experiments.table import Row
 from testtime.multitask.protocol import Protocol
+from testtime.scenes.tracer import warn_if_slow
 
-__all__ = ["PRESETS", "RESOURCES", "Planner", "at_rate"]
+__all__ = ["PRESETS", "MultitaskExperiment", "Planner", "at_rate"]
 
 HERE = "testtime.experiments.multitask.units"
 PRESETS: dict[str, dict[str, Any]] = read_constants("experiments")["presets"]
@@ -27,6 +28,17 @@ RESOURCES = (
     Resource("images", "data", "Taskonomy, NYUD-v2 and PASCAL-Context", (IMAGES,)),
     Resource("encoder", "weights", "ImageNet weights", (ENCODER, "own")),
 )
+
+
+class MultitaskExperiment(Experiment):
+    """What the experiments of the family share: data and weights with their stand-ins, and the need of the renderer."""
+
+    family = "multitask"
+    resources = RESOURCES
+
+    def check_machine(self, say: Callable[[str], None]) -> None:
+        need_packages(PIL="images", cv2="scenes")
+        warn_if_slow(say)
 
 
 def at_rate(row: Row, rate: float) -> Row:

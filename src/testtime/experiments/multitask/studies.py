@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-from testtime.experiments.experiment import Cell, Experiment, Plan
+from testtime.experiments.experiment import Cell, Plan
 from testtime.experiments.multitask.listing import read_constants
-from testtime.experiments.multitask.planning import RESOURCES, Planner
+from testtime.experiments.multitask.planning import MultitaskExperiment, Planner
 from testtime.experiments.multitask.results import only_statistics, study_tables
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
@@ -49,11 +49,8 @@ def _facts(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @final
-class Study(Experiment):
+class Study(MultitaskExperiment):
     """A table of rows on shifted domains, from its name in ``experiments.toml``."""
-
-    family = "multitask"
-    resources = RESOURCES
 
     def __init__(self, name: str) -> None:
         facts = CONSTANTS["experiments"][name]
