@@ -34,7 +34,7 @@ MODULES = {
     "testtime.methods.dann": "testtime.source.dann",
     "testtime.metrics.looks": "testtime.metrics.appearance",
     "testtime.models.views": "testtime.intake.views",
-    "testtime.multitask.commands": "testtime.cli.multitask",
+    "testtime.multitask.commands": "testtime.cli.train",
     "testtime.multitask.network": "testtime.models.multitask",
     "testtime.multitask.synchronizer": "testtime.models.synchronizer",
     "testtime.multitask.tasks": "testtime.tasks",
