@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from testtime import __version__, errors, processor
-from testtime.bench.grid import Grid
 from testtime.cli import main
+from testtime.experiments import read_run
 
 
-def test_bench_lists_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_lists_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--list"]) == 0
     out = capsys.readouterr().out
     assert "paper-table-1" in out
@@ -22,15 +22,15 @@ def test_bench_lists_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "no-such"], "no protocol 'no-such'"),
-        (["bench", "cifar10-opne"], "no protocol 'cifar10-opne' (did you mean 'cifar10-open'?); there are"),
+        (["bench", "no-such"], "no experiment 'no-such'"),
+        (["bench", "cifar10-opne"], "no experiment 'cifar10-opne' (did you mean 'cifar10-open'?)"),
         (
             ["bench", "digits-open", "--methods", "pafkipp"],
-            "has no method pafkipp (did you mean 'paf-kip'?); it has",
+            "has no row 'pafkipp' (did you mean 'PAF+KIP'?); its rows are",
         ),
         (["bench", "digits-open", "--open-sets", "photograph"], "(did you mean 'photographs'?)"),
         (["bench", "digits-open", "--batch-size", "1"], "a batch of 1 with 1 unknown for each known image"),
-        (["bench", "cifar10-open", "--methods", "nonsense"], "has no method nonsense"),
+        (["bench", "digits-open", "--methods", "nonsense"], "has no row 'nonsense'"),
         (["bench", "cifar10-open", "--data", "nowhere"], "nowhere"),
         (["bench", "digits-open", "--open-sets", "moon"], "no data set 'moon'"),
         (["report", "nowhere"], "not the folder of a run"),
@@ -64,32 +64,27 @@ BENCH = "bench digits-open --methods source"
         (f"{BENCH} --limit -3", "--limit: expected a whole number from 1, got '-3'"),
         (f"{BENCH} --limit 0", "--limit: expected a whole number from 1, got '0'"),
         (f"{BENCH} --limit some", "--limit: expected a whole number from 1, got 'some'"),
-        (f"{BENCH} --batch-size 0", "--batch-size: expected a whole number from 1"),
+        (f"{BENCH} --batch-size 0", "a batch holds at least 1 image, got batch_size 0"),
         (f"{BENCH} --seeds ''", "--seeds: expected one or more, with commas between"),
         (f"{BENCH} --seeds 1,2,1", "--seeds: 1 stands twice in '1,2,1'"),
         (f"{BENCH} --seeds -1", "--seeds: expected numbers from 0"),
         (f"{BENCH} --jobs 0", "--jobs: expected a whole number from 1"),
         (f"{BENCH} --device gpu", "--device: no device 'gpu' here; there is cpu"),
-        (f"{BENCH} --severity 9", "--severity: no choice 9; there are 1, 2, 3, 4, 5"),
+        (f"{BENCH} --severity 9", "severity is a whole number from 1 to 5, got 9"),
         (f"{BENCH} --precision half", "--precision: no choice 'half'; there are auto, float32, bfloat16"),
-        (f"{BENCH} --order mixd", "--order: no choice 'mixd' (did you mean 'mixed'?)"),
+        (f"{BENCH} --order mixd", "no order 'mixd' (did you mean 'mixed'?)"),
         (f"{BENCH} --open-sets moon", "no data set 'moon'"),
-        (f"{BENCH} --data nowhere", "--data nowhere: no such folder"),
-        (f"{BENCH} --no-mirror", "--no-mirror needs --no-labels"),
-        (f"{BENCH} --no-labels --jobs 2", "--no-labels is one stream in one process"),
-        (f"{BENCH} --no-labels --seeds 0,1", "--no-labels is one stream in one process"),
-        (f"{BENCH} --model digits-cnn", "--model needs --images DIR"),
-        ("bench --no-labels --images .", "--images need --model NAME"),
-        ("bench --no-labels --images . --model digits-cnn --limit 3", "--limit belongs to a protocol"),
-        (
-            "bench --no-labels --images . --model digits-cnn --batch-size 0",
-            "--batch-size: expected a whole number",
-        ),
+        (f"{BENCH} --data nowhere", "nowhere: no such folder"),
+        (f"{BENCH} --no-mirror", "no setting of digits-open 'mirror'"),
+        ("bench --no-labels --images .", "own images need --model, the network that is in use"),
         ("bench --no-labels --images . --model digit-cnn", "(did you mean 'digits-cnn'?)"),
-        ("bench --no-labels --images nowhere --model digits-cnn", "--images nowhere: no such file or folder"),
+        (
+            "bench --no-labels --images nowhere --model digits-cnn",
+            "nowhere: no such folder; expected the folder of images",
+        ),
         ("demo --limit 0", "--limit: expected a whole number from 1"),
         ("demo --jobs -1", "--jobs: expected a whole number from 1"),
-        ("demo --methods tnet", "has no method tnet (did you mean 'tent'?)"),
+        ("demo --methods tnet", "has no row 'tnet' (did you mean 'TENT'?)"),
         ("scenes make --spaces 0", "--spaces: expected a whole number from 1"),
         ("scenes make --frames 0", "--frames: expected a whole number from 1"),
         ("scenes make --size 0", "--size: expected pixels as 64 or 48x64"),
@@ -179,21 +174,15 @@ def test_a_run_in_float32_goes_on_where_auto_would_take_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("sklearn")
-    command = ["bench", "digits-open", "--methods", "source", "--limit", "4", "--batch-size", "8"]
+    command = ["run", "digits-open", "--rows", "source", "--limit", "4", "--set", "batch_size=8"]
     command += ["--out", str(tmp_path / "run")]
     monkeypatch.setattr(processor, "_features", set)
     assert main(command) == 0
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert about["precision"] == "float32"
-    path = tmp_path / "run" / "run.json"
-    path.write_text(
-        json.dumps({name: value for name, value in about.items() if name != "precision"})
-    )  # an old one
+    assert read_run(tmp_path / "run").request.precision == "float32"
     monkeypatch.setattr(processor, "_features", lambda: {"avx512_bf16"})
-    assert Grid(tmp_path / "run").precision() == "float32"
     assert main(command) == 0
-    assert "1 of 1 cells are finished already" in capsys.readouterr().err
-    assert json.loads(path.read_text())["cells"] == about["cells"]
+    assert "2 of 2 units are finished already" in capsys.readouterr().err
+    assert read_run(tmp_path / "run").request.precision == "float32"
 
 
 def test_methods_as_table_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +213,7 @@ def test_bench_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "20",
     ]
     assert main([*arguments, "--out", out]) == 0
-    assert capsys.readouterr().out.strip() == out
+    assert capsys.readouterr().out.splitlines()[-1] == f"{out}/report.html"
     assert main(["report", out]) == 0
     printed = capsys.readouterr().out
     assert "BN-adapt" in printed

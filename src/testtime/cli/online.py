@@ -14,7 +14,7 @@ __all__ = ["COMMANDS", "demo", "methods", "recommend"]
 
 
 def recommend(
-    run: Annotated[str, Option("folder of a run of testtime run no-labels", metavar="RUN")],
+    folder: Annotated[str, Option("folder of a run of testtime run no-labels", metavar="RUN")],
     *,
     judge: Annotated[bool, Option("beside the estimates the truth, where there are labels")] = False,
 ) -> int:
@@ -23,7 +23,7 @@ def recommend(
     from testtime.experiments.online.no_labels import NO_LABELS, advice_table
     from testtime.report import write_page
 
-    found = read_run(run)
+    found = read_run(folder)
     print(advice_table(found, judge).text())
     print(f"The page: {write_page(found.folder / 'report.html', NO_LABELS.page(found))}")
     return 0
@@ -40,10 +40,12 @@ def demo(
     """Run the main job on data that comes along, in about a minute."""
     need_packages(sklearn="demo", PIL="images")
     from testtime.experiments import Request
+    from testtime.experiments.online.experiment import online
 
-    print("Handwritten digits under 15 corruptions, photographs among them: which methods help, which fail?")
     settings = {} if limit is None else {"slow_limit": limit}
     request = Request("digits-open", rows=rows, limit=limit, precision="float32", settings=settings)
+    online("digits-open").chosen_rows(online("digits-open").rows, request)
+    print("Handwritten digits under 15 corruptions, photographs among them: which methods help, which fail?")
     return run_one(request, out, jobs=jobs, command=command)
 
 
