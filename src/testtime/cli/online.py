@@ -37,7 +37,7 @@ def demo(
     rows: Annotated[tuple[str, ...] | None, Option("some of the methods", metavar="ROW")] = None,
     command: Sequence[str] = (),
 ) -> int:
-    """Run the main job on data that comes along, in about a minute."""
+    """Adapt to corrupted digits with photographs among them, data that comes along, in about a minute."""
     need_packages(sklearn="demo", PIL="images")
     from testtime.experiments import Request
     from testtime.experiments.online.experiment import online
