@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,17 @@ ANALYSES = {"affinity": "affinity", "masks": "masked-loss", "cost": "cost", "dir
 TOKEN = "converted"  # of results that belong to one run
 
 
-def convert(source: Path, out: Path) -> None:
-    """Convert the folder of a study or of an analysis.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    name = source.name.removeprefix("analyse-")
-    if (source / "study.json").is_file():
-        _study(source, out)
-    elif name in ANALYSES and (source / "result.json").is_file():
-        _analysis(source, name, out)
-    else:
-        raise ValueError(f"{source}: expected the folder of a study, or of an analysis as it was named")
+def convert(old: Path, new: Path) -> Iterator[str]:
+    """Convert every study and analysis below a folder; say what becomes of each."""
+    for folder in sorted(path for path in old.iterdir() if path.is_dir()):
+        kind, _, name = folder.name.rpartition("analyse-")
+        if (folder / "study.json").is_file():
+            yield _study(folder, new / folder.name)
+        elif not kind and name in ANALYSES and (folder / "result.json").is_file():
+            yield _analysis(folder, name, new / ANALYSES[name])
 
 
-def _study(old: Path, new: Path) -> None:
+def _study(old: Path, new: Path) -> str:
     about, cells = _read(old / "study.json"), {}
     for path in (old / "cells").glob("*.json"):
         cell = _read(path)
@@ -54,10 +50,10 @@ def _study(old: Path, new: Path) -> None:
         results[plan.others[f"rate of {row}"].address] = _read(path)
     if (old / "pictures" / "pictures.json").is_file():
         results[plan.others["pictures"].address] = {"sheets": _sheets(old / "pictures")}
-    _write(old, new, experiment, request, plan, results)
+    return _write(old, new, experiment, request, plan, results)
 
 
-def _analysis(old: Path, name: str, new: Path) -> None:
+def _analysis(old: Path, name: str, new: Path) -> str:
     found = _read(old / "result.json")
     seeds = found.get("seeds", [found["seed"]])
     experiment, request = _request(f"multitask-{ANALYSES[name]}", found["preset"], seeds)
@@ -74,7 +70,7 @@ def _analysis(old: Path, name: str, new: Path) -> None:
         else:
             result = {"cosines": found["cosines"][cell.row][seeds.index(cell.seed)]}
         results[cell.unit.address] = result
-    _write(old, new, experiment, request, plan, results)
+    return _write(old, new, experiment, request, plan, results)
 
 
 def _request(name: str, preset: str, seeds: list[int]) -> tuple[Any, Request]:
@@ -85,7 +81,7 @@ def _request(name: str, preset: str, seeds: list[int]) -> tuple[Any, Request]:
 
 def _write(
     old: Path, new: Path, experiment: Any, request: Request, plan: Plan, results: dict[str, Any]
-) -> None:
+) -> str:
     command = _read(old / "command.json")
     machine = {"system": command["machine"]["system"], "architecture": command["machine"]["processor"]}
     machine |= {"processor": None, "cores": command["machine"]["cores"], "load": None}
@@ -105,7 +101,7 @@ def _write(
             seconds = results[unit.address].get("seconds")
             content = {"schema": SCHEMA, "unit": described, "result": results[unit.address]}
             folder.adopt(unit, {**content, "made": {**made, "command": [], "seconds": seconds}})
-    print(f"{old} -> {new}: {len(results)} of {len(plan.units)} results")
+    return f"{old} -> {new}: {len(results)} of {len(plan.units)} results"
 
 
 def _plan(plan: Plan) -> Plan:

@@ -34,27 +34,37 @@ def test_report_prints_the_table_and_writes_the_page(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["multitask", "report", "nowhere"], "nowhere is not the folder of a run"),
-        (["run", "multitask-no-such"], "no experiment 'multitask-no-such'"),
-        (["run", "multitask-table1", "--set", "preset=huge"], "no preset 'huge'; there are tiny"),
-        (["run", "multitask-table1", "--rows", "nonsense"], "has no row 'nonsense'; its rows are Base"),
-        (["multitask", "train", "--preset", "huge", "--out", "x"], "no preset 'huge'"),
-        (["multitask", "train", "--data", "nowhere", "--out", "x"], "nowhere"),
+        ("report nowhere", "nowhere is not the folder of a run"),
+        ("run multitask-tabel1", "no experiment 'multitask-tabel1' (did you mean 'multitask-table1'?)"),
+        ("run multitask-table1 --set preset=huge", "no preset 'huge'; there are tiny, paper"),
+        ("run multitask-table1 --rows nonsense", "has no row 'nonsense'; its rows are Base"),
+        ("multitask bench table1 --rows s4", "has no row 's4' (did you mean 'S4T'?)"),
+        ("multitask bench table1 --seeds 0,0", "--seeds: 0 stands twice"),
+        ("multitask analyse affinty", "(did you mean 'multitask-affinity'?)"),
+        ("multitask demo --seed -1", "--seeds: expected numbers from 0"),
+        ("multitask trian", "no choice 'trian' (did you mean 'train'?)"),
+        ("multitask train --out x --preset huge", "no preset 'huge'"),
+        ("multitask train --out x --data nowhere", "--data nowhere: no such folder"),
+        ("multitask train --out x --iterations 0", "--iterations: expected a whole number from 1"),
+        ("multitask train --out x --device gpu", "--device: no device 'gpu' here"),
     ],
 )
 def test_mistakes(
-    arguments: list[str],
+    command: str,
     message: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+    try:
+        code = main(command.split())
+    except SystemExit as left:
+        code = int(str(left.code))
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert (code, captured.out) == (2, "")
     assert message in captured.err
     assert "Traceback" not in captured.err
     assert list(tmp_path.iterdir()) == []
