@@ -15,7 +15,7 @@ from torch import Tensor
 from testtime.data import Sample, seven_scenes
 from testtime.scenes import SceneSet, render_space
 from testtime.space.alignment import alignment, normal_signs
-from testtime.space.ingest import read_space
+from testtime.space.sources import read_space
 from testtime.space.walkthrough import normals_of
 
 

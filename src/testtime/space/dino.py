@@ -1,4 +1,4 @@
-r"""Self-distillation of pictures: a student says of every view what its own slow average says of the widest (TST-DINO).
+r"""Self-distillation of pictures: a student predicts its moving average's output for wide views from every view (TST-DINO).
 
 With the student :math:`s`, the teacher :math:`t`, two wide views :math:`W` of a picture and a few narrow ones beside them,
 :math:`V \supset W`, and the features of a view averaged over its patches before the head,
@@ -13,23 +13,24 @@ and after every step
     \theta_t \leftarrow \lambda \theta_t + (1 - \lambda) \theta_s, \qquad c \leftarrow m c + (1 - m) \, \overline{t(g)}, \qquad
     \lambda = 1 - \tfrac12 (1 - \lambda_0) \big(1 + \cos \tfrac{\pi k}{K}\big)
 
-The centre :math:`c` keeps the teacher from one answer for all, its low temperature from the same weight for all. With
-``patches`` some patches of half of the student's wide views are hidden, and it says of these what the teacher says who sees
-them (iBOT, as in DINOv2), by the same head, with a centre of their own.
+The centre :math:`c` prevents collapse to one output, the low temperature of the teacher prevents collapse to the uniform
+distribution. With ``patches``, some patches of half of the student's wide views are masked, and the student predicts the
+teacher's output at these patches (iBOT, as in DINOv2), with the same head and a separate centre.
 
-Views and masks are a function of ``seed``, of the steps that were taken, and of the place in the batch: ``forward`` draws from
-no global generator, and all that moves is in the state, so that a run is resumed exactly. Where a batch is taken through in
-parts, every part meets the same draws.
+Views and masks are a function of ``seed``, of the number of steps, and of the position in the batch: ``forward`` does not use
+the global generator, and the state contains all that changes, so that a run is resumed exactly. Where a batch is computed in
+parts, every part uses the same random numbers.
 
 Departures:
-    Pictures are changed by window, mirror, colours and grey; there is neither blur nor solarisation.
-    The encoder has no class token: the mean over patches feeds the head. It is otherwise 4M's (:mod:`testtime.space.mae`).
-    Hidden patches are random ones, not blocks; of DINOv2 there are no Sinkhorn-Knopp centring, no KoLeo term, no second head.
-    The head's last layer learns from the first step on. The temperature rises step by step, not epoch by epoch.
+    Augmentations are random crop, mirroring, colour jitter and grey; there is neither blur nor solarisation.
+    The encoder has no class token: the mean over patches is the input of the head. It is otherwise 4M's
+    (:mod:`testtime.space.mae`).
+    Masked patches are random, not blocks; DINOv2's Sinkhorn-Knopp centring, KoLeo loss and second head are not implemented.
+    The head's last layer is trained from the first step. The temperature rises with every step, not with every epoch.
 
 Reference: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021 (DINO); Zhou et al., iBOT: Image
 BERT Pre-Training with Online Tokenizer, ICLR 2022; Oquab et al., DINOv2: Learning Robust Visual Features without Supervision,
-TMLR 2024. Used as Singh, Garjani et al. do (Multimodality as Supervision), where it is what one modality alone can teach.
+TMLR 2024. Used as Singh, Garjani et al. do (Multimodality as Supervision), where it is the baseline of one modality.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ __all__ = ["ProjectionHead", "SelfDistilled"]
 
 @final
 class ProjectionHead(nn.Module):
-    """Three layers, a vector of length one, and its cosine with every output's own direction (weight norm of gain 1).
+    """Three layers, L2 normalisation, and a weight-normalised linear layer of gain 1: cosines with one direction per output.
 
     Args:
-        dim: of a feature.
-        hidden: width of the layers.
-        bottleneck: width of the vector.
-        outputs: directions.
+        dim: number of channels of a feature.
+        hidden: width of the hidden layers.
+        bottleneck: width of the normalised vector.
+        outputs: number of outputs.
 
     >>> ProjectionHead(8, 16, 4, 32)(torch.rand(2, 8)).abs().max() <= 1
     tensor(True)
@@ -81,7 +82,7 @@ class ProjectionHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (..., dim) to logits (..., outputs) in [-1, 1]."""
+        """Return logits (..., outputs) in [-1, 1] of features (..., dim)."""
         return (
             F.normalize(self.layers(x), dim=-1, eps=1e-6) @ F.normalize(self.directions, dim=-1, eps=1e-6).T
         )
@@ -98,12 +99,12 @@ class Network(nn.Module):
     def forward(
         self, images: Tensor, hidden: Tensor | None = None, instead: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Features (N, places, dim), and the logits (N, outputs) of their mean.
+        """Return features (N, positions, dim), and the logits (N, outputs) of their mean.
 
         Args:
-            images: (N, 3, H, W) in [0, 1].
-            hidden: (N, places) bool, the patches whose content is taken away.
-            instead: (dim,), what stands in its place.
+            images: pictures (N, 3, H, W) in [0, 1].
+            hidden: mask (N, positions) of the patches whose content is replaced.
+            instead: mask token (dim,).
         """
         content, embedding = self.encoder.embedded(images)
         if hidden is not None and instead is not None:
@@ -114,24 +115,24 @@ class Network(nn.Module):
 
 @final
 class SelfDistilled(nn.Module):
-    """A student and the teacher that follows it; trained by :func:`testtime.space.pretrain.pretrain`.
+    """Student and moving-average teacher; trained by :func:`testtime.space.pretrain.pretrain`.
 
     Args:
-        size: of the encoder, a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
+        size: size of the encoder, a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
         image: (H, W) of the picture and of wide views, in pixels.
-        patch: side in pixels of a patch.
-        outputs: of the head; the paper's 65536 is for millions of pictures.
+        patch: side of a patch in pixels.
+        outputs: number of outputs of the head; the paper's 65536 is for millions of pictures.
         hidden, bottleneck: widths of the head.
-        crops: narrow views of a picture.
-        local: (H, W) of narrow views; 3/7 of ``image`` (96 of 224 pixels), in whole patches, unless given.
-        wide, narrow: the share of the picture's area that a view shows, from and to.
-        temperature: tau_s, of the student.
-        sharpening: tau_t, of the teacher, at the beginning and after the warmup.
-        warmup: the share of the steps in which it rises.
-        momentum: lambda_0, the weight of the teacher's past at the beginning; 1 at the end.
-        centring: m, the weight of the centre's past.
-        patches: whether hidden patches are asked for as well.
-        seed: of views and masks.
+        crops: number of narrow views of a picture.
+        local: (H, W) of narrow views in pixels; None is 3/7 of ``image`` (96 of 224 pixels), in whole patches.
+        wide, narrow: ranges of the fraction of the picture's area that a view covers.
+        temperature: tau_s, temperature of the student.
+        sharpening: tau_t, temperature of the teacher, at the beginning and after the warmup.
+        warmup: fraction of the steps in which tau_t rises.
+        momentum: lambda_0, momentum of the teacher at the beginning; it is 1 at the end.
+        centring: m, momentum of the centre.
+        patches: whether the loss includes masked patches.
+        seed: random seed of views and masks.
 
     Raises:
         ValueError: there is no size of that name, the patch does not divide the views, or a number is out of its range.
@@ -198,63 +199,63 @@ class SelfDistilled(nn.Module):
         self.register_buffer("sharpness", torch.tensor(sharpening[0]))
         self.register_buffer("centre", torch.zeros(outputs))
         self.register_buffer("patch_centre", torch.zeros(outputs))
-        self._met: dict[
+        self._sums: dict[
             str, tuple[Tensor, int]
         ] = {}  # the teacher's logits since the last step: sum and count
 
     @property
     def encoder(self) -> PictureEncoder:
-        """What is transferred: a copy of the teacher's encoder, as the paper evaluates it, with weights that may learn."""
+        """A trainable copy of the teacher's encoder, which the paper transfers."""
         return copy.deepcopy(self.teacher.encoder).requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of the batch's pictures, in nats: "views", and with ``patches`` "patches"."""
+        """Return the losses of the batch's pictures, in nats: "views", and with ``patches`` "patches"."""
         wide, narrow = self.views(batch.pixels)
         with torch.no_grad():
-            seen, told = self.teacher(wide)
+            teacher_features, teacher_logits = self.teacher(wide)
         hidden = self.hidden(len(wide), wide.device) if self.patches else None
-        features, said = self.student(wide, hidden, self.mask_token)
-        answers = [*said.chunk(2)]
+        features, logits = self.student(wide, hidden, self.mask_token)
+        answers = [*logits.chunk(2)]
         if self.crops:
             answers += self.student(narrow)[1].chunk(self.crops)
         pairs = [
             self._distance(target, answer, self.centre).mean()
-            for g, target in enumerate(told.chunk(2))
+            for g, target in enumerate(teacher_logits.chunk(2))
             for v, answer in enumerate(answers)
             if g != v
         ]
         losses = {"views": torch.stack(pairs).mean()}
-        self._meet("centre", told)
+        self._accumulate("centre", teacher_logits)
         if hidden is not None:
             with torch.no_grad():
-                targets = self.teacher.head(seen[hidden])
+                targets = self.teacher.head(teacher_features[hidden])
             distance = self._distance(targets, self.student.head(features[hidden]), self.patch_centre)
             share = (hidden / hidden.sum(1, keepdim=True).clamp(min=1))[
                 hidden
-            ]  # every picture weighs the same
+            ]  # equal weight for every picture
             losses["patches"] = (distance * share).sum() / hidden.any(1).sum().clamp(min=1)
-            self._meet("patch_centre", targets)
+            self._accumulate("patch_centre", targets)
         return losses
 
     @torch.no_grad()
     def advance(self, step: int, steps: int) -> None:
-        """After a step of the student: teacher, centres and temperature follow; ``pretrain`` calls it.
+        """Update teacher, centres and temperature after a step of the student; ``pretrain`` calls it.
 
         Args:
-            step: the one that was taken, from 0.
-            steps: in all.
+            step: number of the step, from 0.
+            steps: number of all steps.
         """
-        for name, (total, count) in self._met.items():
+        for name, (total, count) in self._sums.items():
             mean = _over_processes(total, count)
             self.get_buffer(name).lerp_(mean, 1 - self.centring)
-        self._met.clear()
+        self._sums.clear()
         theirs, mine = ([p.detach() for p in net.parameters()] for net in (self.teacher, self.student))
         torch._foreach_lerp_(theirs, mine, 1 - self.decay(step, steps))
         self.step.fill_(step + 1)
         self.sharpness.fill_(self.sharpened(step + 1, steps))
 
     def decay(self, step: int, steps: int) -> float:
-        """lambda, the weight of the teacher's past after a step.
+        """Return lambda, the momentum of the teacher at a step.
 
         >>> model = SelfDistilled("tiny", (32, 32), 8, outputs=8, hidden=8, bottleneck=4)
         >>> model.decay(0, 10), model.decay(5, 10), model.decay(10, 10)
@@ -263,20 +264,20 @@ class SelfDistilled(nn.Module):
         return 1 - 0.5 * (1 - self.momentum) * (1 + math.cos(math.pi * step / steps))
 
     def sharpened(self, step: int, steps: int) -> float:
-        """tau_t, the teacher's temperature in a step."""
+        """Return tau_t, the teacher's temperature at a step."""
         begin, end = self.sharpening
         risen = min(1.0, step / (self.warmup * steps)) if self.warmup > 0 else 1.0
         return begin + (end - begin) * risen
 
     @torch.no_grad()
     def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The views of this step: wide (2 N, 3, H, W) and narrow (crops * N, 3, h, w), one of each picture after another."""
+        """Draw the views of this step: wide (2 N, 3, H, W) and narrow (crops * N, 3, h, w), view by view."""
         wide = [self._view(images, f"wide {i}", self.image, self.wide) for i in range(2)]
         narrow = [self._view(images, f"narrow {i}", self.local, self.narrow) for i in range(self.crops)]
         return torch.cat(wide), torch.cat(narrow) if narrow else images[:0]
 
     def hidden(self, count: int, device: torch.device) -> Tensor:
-        """The patches that are hidden in this step, (count, places) bool: of half of the views, 10 to 50 % of the patches."""
+        """Draw the mask of this step, (count, positions) bool: 10 to 50 % of the patches in half of the views."""
         rng = generator(self.seed, int(self.step), "hidden")
         places = self.teacher.encoder.grid[0] * self.teacher.encoder.grid[1]
         some = -(-count // 2)
@@ -293,24 +294,24 @@ class SelfDistilled(nn.Module):
         return coloured(window(images, size, scale, rng), rng)
 
     def _distance(self, target: Tensor, answer: Tensor, centre: Tensor) -> Tensor:
-        """The cross-entropy (N,) of the student's answers (N, outputs) with the teacher's, in nats."""
+        """Return the cross-entropy (N,) between teacher's and student's logits (N, outputs), in nats."""
         wanted = ((target.float() - centre) / self.sharpness).softmax(-1)
         return -(wanted * (answer.float() / self.temperature).log_softmax(-1)).sum(-1)
 
-    def _meet(self, name: str, logits: Tensor) -> None:
+    def _accumulate(self, name: str, logits: Tensor) -> None:
         if self.training:
-            total, count = self._met.get(name, (torch.zeros_like(self.centre), 0))
-            self._met[name] = (total + logits.float().sum(0), count + len(logits))
+            total, count = self._sums.get(name, (torch.zeros_like(self.centre), 0))
+            self._sums[name] = (total + logits.float().sum(0), count + len(logits))
 
 
 def window(x: Tensor, size: tuple[int, int], scale: tuple[float, float], rng: torch.Generator) -> Tensor:
-    """A random window of every picture, half of them mirrored, at a size; bilinear.
+    """Crop a random window of every picture, mirror half of them, and resize bilinearly.
 
     Args:
-        x: (N, C, H, W).
-        size: (h, w) of what is returned.
-        scale: the share of the area, from and to; the ratio of the sides is 3/4 to 4/3, and none exceeds the picture.
-        rng: draws come from here.
+        x: pictures (N, C, H, W).
+        size: (h, w) of the result in pixels.
+        scale: range of the fraction of the area; the aspect ratio is 3/4 to 4/3, and no side exceeds the picture.
+        rng: generator of all random numbers.
     """
     n, _, height, width = x.shape
     draws = torch.rand(n, 5, generator=rng, device=rng.device).to(x.device, x.dtype)
@@ -324,8 +325,11 @@ def window(x: Tensor, size: tuple[int, int], scale: tuple[float, float], rng: to
 
 
 def coloured(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Colours as DINO changes them: with a chance of 0.8 brightness and contrast 0.6-1.4, saturation 0.8-1.2 and hue +-0.1
-    of the circle, in an order drawn once per batch; with a chance of 0.2 grey. Pictures (N, 3, H, W) in [0, 1]."""
+    """Apply DINO's colour augmentations to pictures (N, 3, H, W) in [0, 1].
+
+    With probability 0.8: brightness and contrast 0.6 to 1.4, saturation 0.8 to 1.2 and hue +-0.1 of the circle, in an order
+    that is drawn once per batch; with probability 0.2 grey.
+    """
     order = torch.randperm(4, generator=rng, device=rng.device).tolist()
     draws = torch.rand(len(x), 6, generator=rng, device=rng.device).to(x.device, x.dtype).view(-1, 6, 1, 1, 1)
     changes = (
@@ -343,19 +347,19 @@ def coloured(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _line(count: int, part: Tensor, place: Tensor) -> Tensor:
-    """Where the samples of windows lie along a side from -1 to 1, (N, count): so long a part (N,) of it, so far along (N,)."""
+    """Return sampling positions (N, count) in [-1, 1] along a side, for windows of length ``part`` (N,) at ``place`` (N,)."""
     part = part.clamp(max=1)[:, None]
     centres = (2 * torch.arange(count, device=part.device, dtype=part.dtype) + 1) / count - 1
     return (1 - part) * (2 * place[:, None] - 1) + part * centres
 
 
 def _share(side: int, patch: int) -> int:
-    """3/7 of a side in whole patches, at least one."""
+    """Return 3/7 of a side in whole patches, at least one."""
     return max(1, round(side * 3 / 7 / patch)) * patch
 
 
 def _over_processes(total: Tensor, count: int) -> Tensor:
-    """The mean over what all processes have met."""
+    """Return the mean over the samples of all processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         both = torch.cat([total, total.new_tensor([count])])
         torch.distributed.all_reduce(both)

@@ -31,22 +31,22 @@ from testtime.training.loop import Plan, Training, folder_files
 __all__ = ["Frames", "Tokenizer"]
 
 Frames = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
-"""Raw values of one modality: indexed by frame, or a function that returns the batch of a step."""
+"""Raw values of one modality, indexed by frame, or a function that returns the batch of a step."""
 
 
 class Tokenizer(nn.Module, ABC):
-    """What all tokenizers share; use :class:`VQTokenizer` or :class:`FSQTokenizer`.
+    """Base class of :class:`VQTokenizer` and :class:`FSQTokenizer`.
 
-    A frame's "raw" value is in the form and range that :class:`~testtime.space.modalities.Modality` says; a class that it
-    does not have (as 255, not known) is a class of its own here. Feature maps of another size are brought to ``size``.
+    A frame's "raw" value has form and range of its :class:`~testtime.space.modalities.Modality`; unknown classes (255) are an
+    additional class. Feature maps of another size are resized to ``size``.
 
     Attributes:
-        modality: which.
-        size: (H, W) of its frames; of feature maps, the grid of the tokens.
+        modality: modality of the frames.
+        size: (H, W) of the frames in pixels; of feature maps, the grid of the tokens.
         patch: side of a token's patch in pixels; 1 for feature maps.
         grid: (h, w) of the tokens.
-        vocabulary: ids are below it.
-        kind: "vq" or "fsq".
+        vocabulary: number of ids.
+        kind: quantiser, "vq" or "fsq".
     """
 
     kind: ClassVar[Literal["vq", "fsq"]]
@@ -66,11 +66,11 @@ class Tokenizer(nn.Module, ABC):
         super().__init__()
         if modality.kind == "sequence":
             raise ValueError(
-                f"{modality.name} is a sequence: its ids are its tokens, and no tokenizer is needed"
+                f"{modality.name} is a sequence, whose ids are its tokens: leave out its tokenizer"
             )
         if modality.kind == "features" and patch != 1:
             raise ValueError(
-                f"a place of the feature map {modality.name} is a token: expected patch=1, got {patch}"
+                f"each position of the feature map {modality.name} is a token: expected patch=1, got {patch}"
             )
         if patch < 1 or min(size) < patch or size[0] % patch or size[1] % patch:
             raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
@@ -109,26 +109,29 @@ class Tokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, value: Tensor) -> Tensor:
-        """The ids (N, h * w) int64 of raw values.
+        """Return the ids (N, h * w) int64 of raw values.
 
         Args:
             value: images (N, C, H, W), classes (N, H, W), or feature maps (N, C, any, any).
 
         Raises:
-            ValueError: the value has another form, type or range, or is not finite where it has to be.
+            ValueError: the value has another shape, type or range, or is not finite where it has to be.
         """
         return self._quantised(self._latents(self._prepared(value)), learning=False)[1].flatten(1).long()
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """The values that ids (N, h * w) stand for.
+        """Reconstruct values from ids.
+
+        Args:
+            ids: ids (N, h * w).
 
         Returns:
-            images (N, C, H, W) in the modality's normalised range; classes (N, H, W), 255 where no class is known; features
-            (N, C, h, w) as the network gave them.
+            images (N, C, H, W) in the modality's normalised range; classes (N, H, W), 255 where unknown; or features
+            (N, C, h, w) in the range of the network.
 
         Raises:
-            ValueError: another number of ids, or an id that the vocabulary lacks.
+            ValueError: the number of ids is another one, or an id is not in the vocabulary.
         """
         if ids.dim() != 2 or ids.shape[1] != math.prod(self.grid) or ids.is_floating_point():
             raise ValueError(
@@ -180,7 +183,7 @@ class Tokenizer(nn.Module, ABC):
             NonFiniteError: a loss, a gradient or a weight is not finite.
         """
         if not callable(frames) and len(frames) == 0:
-            raise ValueError(f"{self.modality.name}: no frames to learn from")
+            raise ValueError(f"{self.modality.name}: no frames for training")
         if min(steps, batch, every) < 1 or not 0 < lr < math.inf:
             raise ValueError(
                 f"steps, batch and every are at least 1 and lr is above 0, got {steps}, {batch}, {every} and {lr}"
@@ -205,31 +208,30 @@ class Tokenizer(nn.Module, ABC):
         return self.report(frames)
 
     def _losses(self, value: Tensor, seed: int, step: int) -> dict[str, Tensor]:
-        """Reconstruction and commitment loss of a batch of raw values."""
+        """Return reconstruction and commitment loss of a batch of raw values."""
         x = self._prepared(value)
-        self._expect(x.shape[0])
+        self._set_batch(x.shape[0])
         with seeded(seed, step, "codes", x.device):
             codes, _, commitment = self._quantised(self._latents(x), learning=True)
         return {"reconstruction": self._loss(self.decoder(codes), x), "commitment": commitment}
 
     @torch.no_grad()
     def report(self, frames: Frames, limit: int = 256) -> TokenizerReport:
-        """Encode and decode frames, and say what came of it.
+        """Encode and decode frames, and measure error and use of the codes.
 
         Args:
-            frames: raw values; of indexed ones, at most ``limit`` at equal distances; of a function, the batches of the first
-                steps until there are as many.
-            limit: see ``frames``.
+            frames: raw values.
+            limit: largest number of indexed frames, at equal distances; of a function, the first batches up to this number.
         """
         ids, answers, targets = [], [], []
-        for value in _looked_at(frames, limit):
+        for value in _report_batches(frames, limit):
             ids.append(self.encode(value))
             answers.append(self.decode(ids[-1]))
             target = self._prepared(value)
             if self.modality.kind == "features":
                 target = target * self.deviation + self.mean
             targets.append(target)
-        named, target = torch.cat(ids), torch.cat(targets)
+        codes, target = torch.cat(ids), torch.cat(targets)
         return TokenizerReport(
             self.modality.name,
             self.kind,
@@ -237,31 +239,35 @@ class Tokenizer(nn.Module, ABC):
             reconstruction_error(self.modality, torch.cat(answers), target),
             reconstruction_error(self.modality, best_constant(self.modality, target), target),
             self.vocabulary,
-            perplexity(named, self.vocabulary),
-            len(named.unique()) / self.vocabulary,
+            perplexity(codes, self.vocabulary),
+            len(codes.unique()) / self.vocabulary,
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file that :func:`load_tokenizer` reads."""
+        """Write a safetensors file for :func:`load_tokenizer`.
+
+        Args:
+            path: path of the file.
+        """
         checkpoint.save(Path(path), self, None, 0, self._facts())
 
     @abstractmethod
     def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes (N, latent, h, w), through which gradients flow to the latents, ids (N, h, w), and the commitment loss."""
+        """Return codes (N, latent, h, w) with straight-through gradients, ids (N, h, w), and the commitment loss."""
 
     @abstractmethod
     def _codes(self, ids: Tensor) -> Tensor:
-        """Codes (N, latent, h, w) of ids (N, h, w)."""
+        """Return codes (N, latent, h, w) of ids (N, h, w)."""
 
-    def _expect(self, batch: int) -> None:
-        """Be told how many frames a step has."""
+    def _set_batch(self, batch: int) -> None:
+        """Adjust the quantiser to the number of frames of a step."""
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(json.dumps({"kind": self.kind, **self.arguments}))
         return facts
 
     def _prepared(self, value: Tensor) -> Tensor:
-        """A batch of raw values as network and loss see it."""
+        """Check and normalise a batch of raw values, the input and target of the network."""
         kind, channels = self.modality.kind, self.modality.channels
         value = value.to(next(self.parameters()).device)
         self.modality.check(value)
@@ -279,8 +285,8 @@ class Tokenizer(nn.Module, ABC):
         ):
             wanted = f"{self.size[0]}, {self.size[1]}" if kind == "image" else "h, w"
             raise ValueError(
-                f"{self.modality.name}: expected (N, {channels}, {wanted}), got {tuple(value.shape)}; bring the frames to "
-                "that size, or make a tokenizer for theirs"
+                f"{self.modality.name}: expected (N, {channels}, {wanted}), got {tuple(value.shape)}; resize the frames, "
+                "or make a tokenizer of their size"
             )
         value = self.modality.normalised(value.float())
         if kind == "features":
@@ -294,7 +300,7 @@ class Tokenizer(nn.Module, ABC):
         return latents
 
     def _loss(self, answer: Tensor, x: Tensor) -> Tensor:
-        """Cross-entropy of classes, squares of images of three channels, smooth-L1 of all else."""
+        """Return the cross-entropy of classes, squared error of images with several channels, or smooth L1 of all else."""
         if self.modality.kind == "classes":
             return F.cross_entropy(answer, x)
         if self.modality.kind == "image" and self.modality.channels > 1:
@@ -302,21 +308,21 @@ class Tokenizer(nn.Module, ABC):
         return F.smooth_l1_loss(answer, x)
 
     def _standardise(self, value: Tensor) -> None:
-        """Remember mean and deviation of every channel of feature maps: networks differ in scale by orders."""
+        """Set mean and deviation of every channel of feature maps, whose scale depends on the network."""
         x = self._prepared(value)
         self.mean.copy_(x.mean((0, 2, 3), keepdim=True))
         self.deviation.copy_(x.std((0, 2, 3), keepdim=True).clamp(min=1e-6))
 
 
 def _batch(frames: Frames, step: int, batch: int, seed: int) -> Tensor:
-    """The raw values of a step, a function of the seed."""
+    """Return the raw values of a step, a function of the seed."""
     if callable(frames):
         return frames(step)
     return torch.stack([frames[i] for i in epochs(len(frames), batch, seed, step)])
 
 
-def _looked_at(frames: Frames, limit: int) -> Iterator[Tensor]:
-    """Batches of raw values for a report."""
+def _report_batches(frames: Frames, limit: int) -> Iterator[Tensor]:
+    """Iterate over batches of raw values for a report."""
     if callable(frames):
         step = seen = 0
         while seen < limit:
