@@ -156,14 +156,14 @@ def test_a_folder_of_pictures_is_enough(scenes, tmp_path):
 
 
 def test_faults_are_in_report_summary_and_on_the_sheet(scenes, tmp_path):
-    said: list[str] = []
+    lines: list[str] = []
     data = Changed(scenes, lambda x: 1000 * x.roll(2, -1), only="depth")
     quick = replace(QUICK, kind="vq", codebook=32, steps=2)
-    report = ingest(data, tmp_path, 16, 8, crops=1, recipe=quick, rows=1, sensors=["depth"], say=said.append)
+    report = ingest(data, tmp_path, 16, 8, crops=1, recipe=quick, rows=1, sensors=["depth"], log=lines.append)
     shift, unit = report["warnings"]
     assert "shifted by (-2, 0) pixels" in shift
-    assert "m; is it in metres?" in unit
-    assert f"warning: {shift}" in said
+    assert "m; check that the unit is metres" in unit
+    assert f"warning: {shift}" in lines
     assert f"warning: {unit}" in summary(report)
     assert list(report["modalities"]) == ["rgb", "depth"]
     assert report["modalities"]["depth"]["vocabulary"] == 32
@@ -207,6 +207,6 @@ def test_pseudo_labels_of_every_kind_are_taken_in(scenes, tmp_path):
 def test_bad_arguments_are_told(scenes, tmp_path):
     with pytest.raises(ValueError, match="expected a size in multiples of patch"):
         ingest(scenes, tmp_path, 20, 8)
-    with pytest.raises(ValueError, match="has no heat to learn from"):
+    with pytest.raises(ValueError, match="but no heat"):
         ingest(scenes, tmp_path, 16, 8, sensors=["heat"])
     assert SpaceFrames(SensorSet(scenes), ["edge"])[0]["edge"].shape == (1, 48, 64)

@@ -134,7 +134,7 @@ def test_bad_depth_is_told(tmp_path):
         Walkthrough(tmp_path)
     np.save(tmp_path / "depth" / "b.npy", np.full((24, 24), 1.0))
     with pytest.raises(
-        DataError, match=r"expected depth as wide for its height as the picture \(32 x 24\), found 24 x 24"
+        DataError, match=r"expected depth with the aspect ratio of the picture \(32 x 24\), found 24 x 24"
     ):
         Walkthrough(tmp_path)[1]
     np.save(tmp_path / "depth" / "b.npy", np.full((24, 32), 1800.0))
