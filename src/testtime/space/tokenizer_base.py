@@ -31,22 +31,29 @@ from testtime.training.loop import Plan, Training, folder_files
 __all__ = ["Frames", "Tokenizer"]
 
 Frames = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
-"""Raw values of one modality, indexed by frame, or a function that returns the batch of a step."""
+"""Raw values of one modality: indexed by frame, or a function that returns the batch of a step."""
 
 
 class Tokenizer(nn.Module, ABC):
-    """Base class of :class:`VQTokenizer` and :class:`FSQTokenizer`.
+    """The base of :class:`~testtime.space.tokenizers.VQTokenizer` and :class:`~testtime.space.tokenizers.FSQTokenizer`.
 
-    A frame's "raw" value has form and range of its :class:`~testtime.space.modalities.Modality`; unknown classes (255) are an
-    additional class. Feature maps of another size are resized to ``size``.
+    Raw values of a frame have the shape and range of :class:`~testtime.space.modalities.Modality`; a label that is none of its
+    classes (as 255, not known) is a class of its own here. Feature maps of another size are resized to ``size``.
+
+    Args:
+        modality: modality of the frames; not a sequence.
+        size: (H, W) of the frames; of feature maps, the grid of the tokens.
+        patch: side of a token's patch in pixels; 1 for feature maps.
+        vocabulary: number of codes.
+        latent: size of a code.
+        width: channels at the grid of the tokens.
+        depth: blocks at the grid of the tokens, in encoder and in decoder.
+        network: "convolution" or "transformer".
+        seed: random seed of the initial weights.
 
     Attributes:
-        modality: modality of the frames.
-        size: (H, W) of the frames in pixels; of feature maps, the grid of the tokens.
-        patch: side of a token's patch in pixels; 1 for feature maps.
         grid: (h, w) of the tokens.
-        vocabulary: number of ids.
-        kind: quantiser, "vq" or "fsq".
+        kind: "vq" or "fsq".
     """
 
     kind: ClassVar[Literal["vq", "fsq"]]
@@ -66,11 +73,11 @@ class Tokenizer(nn.Module, ABC):
         super().__init__()
         if modality.kind == "sequence":
             raise ValueError(
-                f"{modality.name} is a sequence, whose ids are its tokens: leave out its tokenizer"
+                f"{modality.name} is a sequence: its ids are its tokens, and no tokenizer is needed"
             )
         if modality.kind == "features" and patch != 1:
             raise ValueError(
-                f"each position of the feature map {modality.name} is a token: expected patch=1, got {patch}"
+                f"a place of the feature map {modality.name} is a token: expected patch=1, got {patch}"
             )
         if patch < 1 or min(size) < patch or size[0] % patch or size[1] % patch:
             raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
@@ -121,17 +128,17 @@ class Tokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """Reconstruct values from ids.
+        """Reconstruct frames.
 
         Args:
             ids: ids (N, h * w).
 
         Returns:
-            images (N, C, H, W) in the modality's normalised range; classes (N, H, W), 255 where unknown; or features
-            (N, C, h, w) in the range of the network.
+            images (N, C, H, W) in the modality's normalised range; classes (N, H, W), 255 where no class is known; features
+            (N, C, h, w) in the scale of the network that made them.
 
         Raises:
-            ValueError: the number of ids is another one, or an id is not in the vocabulary.
+            ValueError: another number of ids, or an id that the vocabulary lacks.
         """
         if ids.dim() != 2 or ids.shape[1] != math.prod(self.grid) or ids.is_floating_point():
             raise ValueError(
@@ -183,7 +190,7 @@ class Tokenizer(nn.Module, ABC):
             NonFiniteError: a loss, a gradient or a weight is not finite.
         """
         if not callable(frames) and len(frames) == 0:
-            raise ValueError(f"{self.modality.name}: no frames for training")
+            raise ValueError(f"{self.modality.name}: no frames to learn from")
         if min(steps, batch, every) < 1 or not 0 < lr < math.inf:
             raise ValueError(
                 f"steps, batch and every are at least 1 and lr is above 0, got {steps}, {batch}, {every} and {lr}"
@@ -208,7 +215,7 @@ class Tokenizer(nn.Module, ABC):
         return self.report(frames)
 
     def _losses(self, value: Tensor, seed: int, step: int) -> dict[str, Tensor]:
-        """Return reconstruction and commitment loss of a batch of raw values."""
+        """Reconstruction and commitment loss of a batch of raw values."""
         x = self._prepared(value)
         self._set_batch(x.shape[0])
         with seeded(seed, step, "codes", x.device):
@@ -217,21 +224,22 @@ class Tokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def report(self, frames: Frames, limit: int = 256) -> TokenizerReport:
-        """Encode and decode frames, and measure error and use of the codes.
+        """Encode and decode frames, and measure the errors and the use of the codes.
 
         Args:
-            frames: raw values.
-            limit: largest number of indexed frames, at equal distances; of a function, the first batches up to this number.
+            frames: raw values; of indexed ones, at most ``limit`` at equal distances; of a function, the batches of the first
+                steps until there are as many.
+            limit: largest number of frames.
         """
         ids, answers, targets = [], [], []
-        for value in _report_batches(frames, limit):
+        for value in _sampled(frames, limit):
             ids.append(self.encode(value))
             answers.append(self.decode(ids[-1]))
             target = self._prepared(value)
             if self.modality.kind == "features":
                 target = target * self.deviation + self.mean
             targets.append(target)
-        codes, target = torch.cat(ids), torch.cat(targets)
+        named, target = torch.cat(ids), torch.cat(targets)
         return TokenizerReport(
             self.modality.name,
             self.kind,
@@ -239,35 +247,35 @@ class Tokenizer(nn.Module, ABC):
             reconstruction_error(self.modality, torch.cat(answers), target),
             reconstruction_error(self.modality, best_constant(self.modality, target), target),
             self.vocabulary,
-            perplexity(codes, self.vocabulary),
-            len(codes.unique()) / self.vocabulary,
+            perplexity(named, self.vocabulary),
+            len(named.unique()) / self.vocabulary,
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file for :func:`load_tokenizer`.
+        """Write a safetensors file that :func:`~testtime.space.tokenizers.load_tokenizer` reads.
 
         Args:
-            path: path of the file.
+            path: the file.
         """
         checkpoint.save(Path(path), self, None, 0, self._facts())
 
     @abstractmethod
     def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return codes (N, latent, h, w) with straight-through gradients, ids (N, h, w), and the commitment loss."""
+        """Return codes (N, latent, h, w), which are differentiable in the latents, ids (N, h, w), and the commitment loss."""
 
     @abstractmethod
     def _codes(self, ids: Tensor) -> Tensor:
-        """Return codes (N, latent, h, w) of ids (N, h, w)."""
+        """Return the codes (N, latent, h, w) of ids (N, h, w)."""
 
     def _set_batch(self, batch: int) -> None:
-        """Adjust the quantiser to the number of frames of a step."""
+        """Prepare the quantiser for steps of so many frames."""
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(json.dumps({"kind": self.kind, **self.arguments}))
         return facts
 
     def _prepared(self, value: Tensor) -> Tensor:
-        """Check and normalise a batch of raw values, the input and target of the network."""
+        """Return a batch of raw values in the range of network and loss."""
         kind, channels = self.modality.kind, self.modality.channels
         value = value.to(next(self.parameters()).device)
         self.modality.check(value)
@@ -300,7 +308,7 @@ class Tokenizer(nn.Module, ABC):
         return latents
 
     def _loss(self, answer: Tensor, x: Tensor) -> Tensor:
-        """Return the cross-entropy of classes, squared error of images with several channels, or smooth L1 of all else."""
+        """Cross-entropy of classes, squares of images of three channels, smooth-L1 of all else."""
         if self.modality.kind == "classes":
             return F.cross_entropy(answer, x)
         if self.modality.kind == "image" and self.modality.channels > 1:
@@ -308,21 +316,21 @@ class Tokenizer(nn.Module, ABC):
         return F.smooth_l1_loss(answer, x)
 
     def _standardise(self, value: Tensor) -> None:
-        """Set mean and deviation of every channel of feature maps, whose scale depends on the network."""
+        """Set mean and deviation of every channel of feature maps, because networks differ in scale by orders."""
         x = self._prepared(value)
         self.mean.copy_(x.mean((0, 2, 3), keepdim=True))
         self.deviation.copy_(x.std((0, 2, 3), keepdim=True).clamp(min=1e-6))
 
 
 def _batch(frames: Frames, step: int, batch: int, seed: int) -> Tensor:
-    """Return the raw values of a step, a function of the seed."""
+    """Return the raw values of a step."""
     if callable(frames):
         return frames(step)
     return torch.stack([frames[i] for i in epochs(len(frames), batch, seed, step)])
 
 
-def _report_batches(frames: Frames, limit: int) -> Iterator[Tensor]:
-    """Iterate over batches of raw values for a report."""
+def _sampled(frames: Frames, limit: int) -> Iterator[Tensor]:
+    """Yield batches of raw values for a report."""
     if callable(frames):
         step = seen = 0
         while seen < limit:

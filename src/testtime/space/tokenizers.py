@@ -1,14 +1,14 @@
-r"""Tokenizers: frames of one modality encoded as a grid of ids, and decoded.
+r"""Tokenizers: a frame of one modality as a small grid of ids, and back.
 
 .. math:: t = \operatorname{quantise}(f(x)), \qquad \hat x = g(\operatorname{code}(t)), \qquad L = \ell(\hat x, x) + L_{commit}
 
-An encoder f computes a latent for every patch, the quantiser replaces it by the nearest code, and a decoder g reconstructs the
-frame. Two quantisers share one interface: :class:`VQTokenizer`, as in 4M (unit codes, cosine similarity, codes as running
-means), and :class:`FSQTokenizer`, whose codes are a fixed lattice. Pre-training uses the ids.
+An encoder f returns a latent for every patch, the quantiser replaces it by the nearest code, a decoder g reconstructs the
+frame. Two quantisers share one interface: :class:`VQTokenizer`, that of 4M (unit codes, cosine similarity, codes as running
+means), and :class:`FSQTokenizer`, whose codes are a fixed lattice. The ids are the input of pre-training.
 
-Departures from 4M: its decoder of images is a diffusion model (DiVAE), here it is a feed-forward network, because decoding is
-for inspection only; f and g are small convolutional networks by default (``network="transformer"`` is the paper's kind of
-encoder); 4M has no finite scalar quantisation; its tokenizers were trained on images of the Internet, ours on the test space.
+Departures from 4M: its decoder of images is a diffusion model (DiVAE), here it is a plain one, because decoding is only for
+inspection; f and g are small convolutional networks by default (``network="transformer"`` is the paper's kind of encoder); 4M
+has no finite scalar quantisation; its tokenizers were trained on images of the Internet, ours on the space they will work in.
 
 Reference: Mizrahi et al., 4M: Massively Multimodal Masked Modeling, NeurIPS 2023, section 2.1 and appendix; Yu et al.,
 Vector-quantized Image Modeling with Improved VQGAN, ICLR 2022 (unit codes); Mentzer et al., Finite Scalar Quantization: VQ-VAE
@@ -50,24 +50,24 @@ LARGEST = 2**17
 
 @final
 class VQTokenizer(Tokenizer):
-    r"""Vector quantisation by cosine similarity, with codes that are running means of their latents.
+    r"""Vector quantisation: the code of the largest cosine, codes being running means of what chose them.
 
     .. math:: t = \arg\max_k \frac{z}{|z|}^\top e_k, \qquad
               L_{commit} = \beta \operatorname{mse}\left(\frac{z}{|z|}, \operatorname{sg}(e_t)\right)
 
-    Gradients are straight-through. A code with fewer than 1/32 of its even share of a batch's tokens, on the running mean, is
-    dead, and is replaced by a random latent of the batch. Departure: the code is the quotient of the running means of sums and
-    counts (the package), while in 4M it is the running mean of the batches' means.
+    The gradient is straight-through. A code that fewer than 1/32 of its even share of a batch's tokens choose, on the running
+    mean, is dead, and is replaced by a random latent of the batch. Departure: the running mean is that of sums and counts, of
+    which the code is the quotient (the package), where 4M's is of the batches' means.
 
     Args:
         modality: modality of the frames; not a sequence.
-        size: (H, W) of the frames in pixels.
-        patch: side of a token's patch in pixels.
-        codebook: number of codes (4M: 16,384 for pictures, 8,192 for most others, 4,096 for classes).
-        latent: number of channels of a code.
-        width: number of channels at the resolution of the tokens; half of it, but at least 32, at each finer resolution.
-        depth: number of blocks at the resolution of the tokens, in encoder and in decoder.
-        network: kind of network, "convolution" or "transformer".
+        size: (H, W) of the frames.
+        patch: side of a token's patch.
+        codebook: number of codes (4M: 16,384 for images, 8,192 for most others, 4,096 for classes).
+        latent: size of a code.
+        width: channels at the grid of the tokens; half of it, but 32 at least, at each finer one.
+        depth: blocks at the grid of the tokens, in encoder and in decoder.
+        network: "convolution" or "transformer".
         decay: decay of the running means.
         commitment: beta, weight of the commitment loss.
         seed: random seed of the initial weights and codes.
@@ -133,20 +133,23 @@ class VQTokenizer(Tokenizer):
 
 @final
 class FSQTokenizer(Tokenizer):
-    r"""Finite scalar quantisation: each channel of a latent is bounded and rounded to one of a few levels, without a codebook.
+    r"""Finite scalar quantisation: each number of a latent is bounded and rounded to one of a few levels; no learned codebook.
 
     .. math:: \hat z_i = \operatorname{round}\left(\tfrac{(L_i - 1)(1 + \epsilon)}{2} \tanh(z_i + s_i) - o_i\right), \qquad
               t = \sum_i (\hat z_i + \lfloor L_i / 2 \rfloor) \prod_{j < i} L_j
 
-    with o = 1/2 and s = atanh(o / ((L - 1)(1 + ε) / 2)) where L is even, 0 where it is odd. Gradients are straight-through,
-    and there is no commitment loss.
+    with o = 1/2 and s = atanh(o / ((L - 1)(1 + ε) / 2)) where L is even, 0 where it is odd. The gradient of the
+    rounding is straight-through, and there is no commitment loss.
 
     Args:
         modality: modality of the frames; not a sequence.
-        size: (H, W) of the frames in pixels.
-        patch: side of a token's patch in pixels.
-        levels: L, number of levels of each channel; the vocabulary is their product: (8, 5, 5, 5) has 1,000 codes.
-        width, depth, network, seed: see :class:`VQTokenizer`.
+        size: (H, W) of the frames.
+        patch: side of a token's patch.
+        levels: L; the vocabulary is their product: (8, 5, 5, 5) has 1,000 codes, (8, 6, 5) 240.
+        width: channels at the grid of the tokens, see :class:`VQTokenizer`.
+        depth: blocks at the grid of the tokens, in encoder and in decoder.
+        network: "convolution" or "transformer".
+        seed: random seed of the initial weights.
 
     Raises:
         ValueError: the modality is a sequence, the sizes do not fit, or a level is below 3.
@@ -189,7 +192,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer that ``save`` or ``fit`` wrote.
 
     Args:
-        path: path of the file.
+        path: the file.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -10,7 +10,7 @@ Label propagation is the same with :func:`few` labelled images of the test space
 :class:`~testtime.space.segmenter.PatchEncoder`, which also accepts all modalities, at transfer and at test.
 
 Departures: drop path leaves out whole blocks of encoders of other libraries, and the two branches separately only in a
-:class:`testtime.space.model.Block`. The paper has "flip and crop" without a scale; here images are enlarged up to 2 times.
+:class:`testtime.space.model.Block`. The paper says "flip and crop" without a scale; here images are enlarged up to 2 times.
 
 Reference: Singh, Garjani et al., Multimodality as Supervision: Self-Supervised Specialization to the Test Environment via
 Multimodality (TST-MM), table 11; layer decay as in BEiT (Bao et al., ICLR 2022).
@@ -114,7 +114,7 @@ RECIPES: Mapping[str, TransferRecipe] = {
     "paper_small": TransferRecipe(lr=1e-4),
     "paper_base": TransferRecipe(lr=2e-4),
 }
-"""Recipes by name; those of the paper are from its table 11.
+"""By name; those of the paper are of its table 11.
 
 "tiny" is for 200 images of 64 x 64 and about a minute on one core, with ``ConvNeXtHead(width=48, sub=2, depth=2)``. It was
 chosen for the baseline from scratch, by mIoU on houses not trained on (default style, seeds 60 to 79, so do not compare there):
@@ -179,7 +179,7 @@ def evaluate(
         ``{"mIoU": percent, "IoU": {class: percent}}``; NaN for a class without labels.
 
     Raises:
-        ValueError: the data do not fit the model, see :func:`transfer`.
+        ValueError: see :func:`transfer`.
     """
     _fitting(model, data)
     meter = MeanIoU(len(data.classes))
@@ -256,7 +256,7 @@ def fit(
         NonFiniteError: a loss, a gradient or a weight is not finite; the last checkpoint is kept.
     """
     if samples < 1:
-        raise ValueError("there are no samples for training")
+        raise ValueError("there are no samples to learn from")
     steps = recipe.steps(samples)
     described = {**what, "recipe": asdict(recipe), "seed": seed, "initial_weights": checkpoint.digest(model)}
     model.to(device)
