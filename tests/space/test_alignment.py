@@ -15,8 +15,8 @@ from torch import Tensor
 from testtime.data import Sample, seven_scenes
 from testtime.scenes import SceneSet, render_space
 from testtime.space.alignment import alignment, normal_signs
+from testtime.space.normals import normals_of
 from testtime.space.sources import read_space
-from testtime.space.walkthrough import normals_of
 
 
 @pytest.fixture(scope="module")

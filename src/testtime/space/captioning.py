@@ -243,10 +243,10 @@ def train_captioner(
         turned = ((chance < 0.5) & recipe.flip).tolist()
         images = [sized(data[i], model.encoder.size).image for i in indices]
         images = [image.flip(-1) if turn else image for image, turn in zip(images, turned, strict=True)]
-        captions = [
+        texts = [
             mirrored(captions[i]) if turn else captions[i] for i, turn in zip(indices, turned, strict=True)
         ]
-        ids = _padded([model.vocabulary.encode(caption) for caption in captions])
+        ids = _padded([model.vocabulary.encode(caption) for caption in texts])
         return model.loss(torch.stack(images).to(device), ids.to(device))
 
     what = {"task": "captions", "data": data.name, "samples": len(data), "words": len(model.vocabulary)}
