@@ -218,16 +218,9 @@ class RMT(Adapter):
         if self.options.shuffle:
             order = torch.randperm(len(label), generator=generator(self.seed, 0, "replay"))
         self.of_source.hold(images, label, order[: self.options.replay if self.lambda_ce else 0])
-        assert self._optimizer is not None
-        rates = [group["lr"] for group in self._optimizer.param_groups]
         lessons = images * self.options.warm_up
         for i, x in enumerate(lessons, 1):
-            for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * i / len(lessons)
-            loss = symmetric(self.model(x), self.teacher(x)).mean()
-            if not bool(torch.isfinite(loss)):
-                raise ValueError("warming up led to a loss that is not finite; expected finite source images")
-            self.update(loss)
+            self.update(symmetric(self.model(x), self.teacher(x)).mean(), rate=i / len(lessons))
             self.teacher.update()
 
     @torch.no_grad()

@@ -261,7 +261,6 @@ class STAMP(Adapter):
         self.norm, self.cost = norm, (views + consistent + 2, 2)
         self.origin = share(self.model)
         self.adapt(norm_affine(self.model, options.skip), optimizer)
-        self.rates = [group["lr"] for group in self._optimizer.param_groups] if self._optimizer else []
         self.crowd = grouped([self.model] * chunk) if chunk > 1 else None
         self.memory = RBM(classes, options.capacity, options.decay, options.count)
 
@@ -302,18 +301,14 @@ class STAMP(Adapter):
         images = self.memory.held()
         if len(images):
             self.memory.recount()
-            self._set_rate()
             total = self.options.capacity if self.options.normalise == "capacity" else len(images)
 
             def loss() -> Tensor:
                 return self_weighted_entropy(self.model(images), total, self.options.epsilon)
 
-            self.update(sharpness_aware_gradients(loss, self._adapted, self.rho))
+            self.update(sharpness_aware_gradients(loss, self._adapted, self.rho), self._rate())
         return self._answer(log_p, z, x.dtype, reliable=reliable)
 
-    def _set_rate(self) -> None:
-        """The cosine schedule, a function of the count of steps alone."""
-        if self.period is not None and self._optimizer is not None:
-            factor = (1 + math.cos(math.pi * int(self.clock) / self.period)) / 2
-            for group, rate in zip(self._optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
+    def _rate(self) -> float:
+        """The factor of the cosine schedule, a function of the count of steps alone."""
+        return 1.0 if self.period is None else (1 + math.cos(math.pi * int(self.clock) / self.period)) / 2
