@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from testtime.gate import declared_range
+from testtime.intake.dense import refuse_dense
 from testtime.intake.fingerprint import fingerprint
 from testtime.intake.outputs import Contract, Logits, declares_tasks
 from testtime.moved import current_arguments
@@ -100,7 +101,8 @@ def _agree(adapter: Any) -> None:
     """Adopt what the model declares of its inputs, and state to its outputs what the method expects of them.
 
     Raises:
-        ValueError: the model declares several tasks, and the method works on one classifier.
+        ValueError: the model declares several tasks, or is known to return logits for each pixel, and the method works on
+            one classifier.
     """
     model, cls, name = adapter.model, type(adapter), type(adapter).__name__
     adapter._gate.within = declared_range(model)
@@ -115,6 +117,8 @@ def _agree(adapter: Any) -> None:
             "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, TTTMAE, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and "
             "Source"
         )
+    if "classifier" in adapter.needs:
+        refuse_dense(name, model)
     contract = Contract(name, getattr(adapter, "classes", None), "classifier" not in adapter.needs)
     for module in adapter.modules():
         if isinstance(module, Logits) and not module.gives_features:
