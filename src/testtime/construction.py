@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from testtime.gate import declared_range
+from testtime.intake.arguments import check_arguments
 from testtime.intake.dense import refuse_dense
 from testtime.intake.fingerprint import fingerprint
 from testtime.intake.outputs import Contract, Logits, declares_tasks
@@ -66,8 +68,11 @@ class Construction(type):
             if not isinstance(model, nn.Module):
                 raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
             args = (_described(model, **known), *args)
-        if "classes" in (bound := inspect.signature(cls).bind_partial(*args, **kwargs).arguments):
+        signature = inspect.signature(cls)
+        bound = signature.bind_partial(*args, **kwargs).arguments
+        if "classes" in bound:
             check_classes(bound["classes"])
+        check_arguments(cls.__name__, cls.__init__, _single(signature, bound))  # type: ignore[misc]
         if isinstance(type(source), Construction) and "model" in inspect.signature(cls.__init__).parameters:  # type: ignore[misc]
             raise TypeError(
                 f"{cls.__name__} adapts a model, got an adapter ({type(source).__name__}); pass the model in it, "
@@ -95,6 +100,12 @@ class Construction(type):
         own = list(signature.parameters.values())[1:]
         rest = [p for p in own if p.kind is p.VAR_KEYWORD]
         return signature.replace(parameters=[*own[: len(own) - len(rest)], *more, *rest])
+
+
+def _single(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are one value, without those that a parameter such as ``**kwargs`` collects."""
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: value for name, value in bound.items() if signature.parameters[name].kind not in many}
 
 
 def _agree(adapter: Any) -> None:

@@ -176,7 +176,7 @@ def test_state_travels_and_the_memory_keeps_copies() -> None:
 
 
 def test_says_what_it_expects() -> None:
-    with pytest.raises(ValueError, match="neighbours counts images and is at least 1, got 0"):
+    with pytest.raises(ValueError, match="AdaContrast: neighbours is at least 1, got 0"):
         AdaContrast(net(), neighbours=0)
     with pytest.raises(ValueError, match="full_batch counts images and is at least 1, or None, got 0"):
         AdaContrastOptions(full_batch=0)

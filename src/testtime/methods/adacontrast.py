@@ -54,6 +54,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.intake.sharing import Stateful
 from testtime.norm import observing, running_statistics
 from testtime.parts import Teacher, generator, marginal_entropy, random_crop_flip, sgd, simclr
@@ -217,7 +218,7 @@ class AdaContrast(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(2e-4, weight_decay=1e-4),  # noqa: B008 - a frozen value
-        neighbours: int = 10,
+        neighbours: Positive = 10,
         temperature: float = 0.07,
         contrast: float = 1.0,
         diversity: float = 1.0,
@@ -229,8 +230,6 @@ class AdaContrast(Adapter):
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        if neighbours < 1:
-            raise ValueError(f"neighbours counts images and is at least 1, got {neighbours}")
         self.optimizer, self.neighbours, self.options, self.norm = optimizer, neighbours, options, norm
         self.temperature, self.contrast, self.diversity, self.decay = temperature, contrast, diversity, decay
         self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)

@@ -50,6 +50,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Natural, Positive
 from testtime.intake.sharing import share
 from testtime.moved import renamed
 from testtime.norm import batch_statistics
@@ -121,7 +122,7 @@ class RMTOptions:
     replay: int = 2048
     shuffle: bool = True
     ensemble: Literal["mean", "sum"] = "mean"
-    warm_up: int = 1
+    warm_up: Natural = 1
     head: str | None = None
 
     def __post_init__(self) -> None:
@@ -180,7 +181,7 @@ class RMT(Adapter):
         lambda_cl: float = 1.0,
         lambda_ce: float = 1.0,
         temperature: float = 0.1,
-        projection: int | None = 128,
+        projection: Positive | None = 128,
         decay: float = 0.999,
         augment: Augmentation = katana,
         options: RMTOptions = RMTOptions(),
