@@ -34,7 +34,8 @@ Departures:
     (``projection=None``).
 
 Cost: four forwards, three backwards; without replay three and two. ``cost`` counts replayed batches of the size of the test
-batch. ``prepare`` costs one forward a batch, and with every pass two more and a backward.
+batch; those of ``shuffle=False`` have the size of the source's. ``prepare`` costs one forward a batch, and with every pass two
+more and a backward.
 
 Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation, CVPR 2023.
 """
