@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_world import CLASSES, batch, net, stream
 from torch import Tensor, nn
 
 import testtime
+from small_world import CLASSES, batch, net, stream
 from testtime.adapter import Adapter, state_hash
 from testtime.methods import (
     LAME,
