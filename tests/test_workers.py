@@ -104,3 +104,26 @@ def test_termination_is_an_interruption_and_the_handler_comes_back() -> None:
     thread.start()
     thread.join()
     assert found == ["ran"]
+
+
+PRELOADING = """
+import os, sys
+from testtime.workers import worker_pool
+
+def found(number):
+    return os.getppid(), "colorsys" in sys.modules
+
+if __name__ == "__main__":
+    with worker_pool(2, preload=("colorsys",)) as pool:
+        (parent, imported), other = pool.map(found, range(2))
+    with worker_pool(1) as pool:
+        print(imported, other == (parent, True), parent != os.getpid(), pool.submit(found, 0).result() == (os.getpid(), False))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a server of processes that forks")
+def test_modules_are_imported_once_for_all_processes(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PRELOADING)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True True True True\n", "")

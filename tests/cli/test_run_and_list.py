@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -84,3 +89,46 @@ def test_the_list_has_every_experiment(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out)["demo"][0]["name"] == "digits"
     assert main(["list", "demos"]) == 2
     assert "no family 'demos' (did you mean 'demo'?)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends signals to a group of processes")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("jobs", [[], ["--jobs", "2"]])
+def test_an_interrupted_run_says_so_in_one_line_and_goes_on(
+    tmp_path: Path, number: int, jobs: list[str]
+) -> None:
+    out = tmp_path / "digits"
+    command = [
+        sys.executable,
+        "-m",
+        "testtime",
+        "run",
+        "digits",
+        "--rows",
+        "TENT",
+        *SMALL,
+        *jobs,
+        "--out",
+        str(out),
+    ]
+    command[command.index("epochs=1")] = "epochs=4"
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("store/units/*/*/checkpoint.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.terminate()
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130 if number == signal.SIGINT else 143, "")
+    lines = [line for line in errors.splitlines() if not line.startswith("digits: ")]  # those are progress
+    assert lines == ["interrupted; the same command goes on from here"]
+    assert list(out.glob("results/*")) == []
+    assert main(command[3:]) == 0
+    assert read_run(out).missing == []

@@ -26,10 +26,13 @@ command), ``results/*.json``, ``failures/*.json``. The store lies beside it and 
    ``work.folder`` (what a killed attempt left is there again), shared caches into ``work.cache``; calls
    ``work.progress(done, total)``. Whatever the result depends on is a parameter (digests of data and weights, device,
    precision, seed). A learning rate that is chosen on a validation shift is the result of a unit that the cell needs.
-2. A subclass of :class:`Experiment` whose objects are the tables: ``plan(request)`` and ``tables(run)``. Versions of code
-   (``Unit.code``) do not change the address; a result of another version is reported, and made again with ``again=True``.
-   A measurement of time is a unit with ``alone=True``; one that belongs to a single run has ``request.token`` among its
-   parameters. Data and weights with stand-ins are :class:`Resource` objects.
+2. A subclass of :class:`Experiment` whose objects are the tables: ``plan(request)`` and ``tables(run)``. ``chosen_rows`` adds
+   rows for own methods of the request; :func:`~testtime.experiments.registry.find_method` finds the class of any row.
+   Versions of code (``Unit.code``, :func:`~testtime.experiments.registry.code_of`) do not change the address; a result of
+   another version is reported, and made again with ``again=True``. A measurement of time is a unit with ``alone=True``; one
+   that belongs to a single run has ``request.token`` among its parameters. What a table needs beside its cells (baselines,
+   chosen rates) is in ``Plan.others`` and comes back by ``run.other(name)``; a column may also read ``result["made"]``, the
+   provenance of the unit with its seconds. Data and weights with stand-ins are :class:`Resource` objects.
 3. A light module with ``LISTED`` (:class:`~testtime.experiments.registry.Listed`), named in
    :data:`~testtime.experiments.registry.FAMILIES`, so that ``testtime list`` need not import torch.
 """
@@ -38,16 +41,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from testtime.experiments.backends import Backend, Here, Processes, Ray
-    from testtime.experiments.engine import Summary, run_experiment
-    from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
-    from testtime.experiments.registry import Listed, find_experiment, list_experiments
-    from testtime.experiments.request import Request
-    from testtime.experiments.run import Run, read_run
-    from testtime.experiments.store import Made, Store, Workspace
-    from testtime.experiments.table import Column, Paired, Record, Row, Table
+    from testtime.experiments.backends import Backend, Here, Processes, Ray  # noqa: F401
+    from testtime.experiments.engine import Summary, run_experiment  # noqa: F401
+    from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit  # noqa: F401
+    from testtime.experiments.registry import Listed, find_experiment, list_experiments  # noqa: F401
+    from testtime.experiments.request import Request  # noqa: F401
+    from testtime.experiments.run import Run, read_run  # noqa: F401
+    from testtime.experiments.store import Made, Store, Workspace  # noqa: F401
+    from testtime.experiments.table import Column, Paired, Record, Row, Table  # noqa: F401
 
-_HOMES = {
+_HOMES: dict[str, tuple[str, ...]] = {
     "backends": ("Backend", "Here", "Processes", "Ray"),
     "engine": ("Summary", "run_experiment"),
     "experiment": ("Cell", "Experiment", "Plan", "Resource", "Unit"),
@@ -57,34 +60,7 @@ _HOMES = {
     "store": ("Made", "Store", "Workspace"),
     "table": ("Column", "Paired", "Record", "Row", "Table"),
 }
-
-__all__ = [
-    "Backend",
-    "Cell",
-    "Column",
-    "Experiment",
-    "Here",
-    "Listed",
-    "Made",
-    "Paired",
-    "Plan",
-    "Processes",
-    "Ray",
-    "Record",
-    "Request",
-    "Resource",
-    "Row",
-    "Run",
-    "Store",
-    "Summary",
-    "Table",
-    "Unit",
-    "Workspace",
-    "find_experiment",
-    "list_experiments",
-    "read_run",
-    "run_experiment",
-]
+__all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -147,7 +147,10 @@ class Ray(Backend):
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def submit(self, described: Mapping[str, Any], root: str, again: bool) -> None:
-        self._running[self._call.remote(dict(described), root, again)] = described["address"]
+        # Ray hides the GPUs from a task that asks for none.
+        cuda = str(described["parameters"].get("device", "cpu")).startswith("cuda")
+        call = self._call.options(num_gpus=1) if cuda else self._call
+        self._running[call.remote(dict(described), root, again)] = described["address"]
 
     def finished(self, timeout: float) -> list[tuple[str, Outcome]]:
         if not self._running:

@@ -100,7 +100,7 @@ class Digits(Experiment):
         facts = {
             "digits": hashlib.sha256((images.train.digest() + images.test.digest()).encode()).hexdigest()
         }
-        common = {"device": request.device, "precision": request.precision, "facts": facts}
+        common = {"device": "cpu", "precision": request.precision, "facts": facts}
         assert request.seeds is not None
         sources = {
             seed: Unit(

@@ -113,10 +113,10 @@ class _Schedule:
         self.waiting: dict[str, Unit] = {}
         self.running: dict[str, Unit] = {}
         self.elsewhere: dict[str, tuple[Unit, str]] = {}
-        self.there: set[str] = set()  # addresses whose artefacts are in the store
-        self.culprits: dict[
+        self.stored: set[str] = set()  # addresses whose artefacts are in the store
+        self.failed: dict[
             str, str
-        ] = {}  # by address of a failed unit and of what needs it, the name of that unit
+        ] = {}  # name of the failed unit, by its address and by those of what needs it
         self.attempts: dict[str, int] = {}
         self.weights: dict[str, float] = {}
         self.polled = 0.0
@@ -125,7 +125,7 @@ class _Schedule:
     def add(self, units: Sequence[Unit]) -> None:
         """Take up the units without a result, and what these need and the store lacks."""
         wanted = {u.address for u in units if not self._current(u, self.run.result(u))}
-        for unit in reversed(list(closure(units))):  # a unit comes before what it needs
+        for unit in reversed(closure(units)):  # a unit comes before what it needs
             kept, stored = self.run.result(unit), self.store.result(unit.address)
             if self._current(unit, stored):
                 self._adopt(unit, None if self._current(unit, kept) else stored)
@@ -165,7 +165,7 @@ class _Schedule:
 
     def _submit(self) -> None:
         """Start what is ready, as far as there is room; a unit that runs alone waits until nothing else runs."""
-        ready = [u for u in self.waiting.values() if all(n.address in self.there for n in u.needs.values())]
+        ready = [u for u in self.waiting.values() if all(n.address in self.stored for n in u.needs.values())]
         for unit in sorted(ready, key=lambda unit: not self._alone(unit)):
             full = len(self.running) >= self.backend.slots or any(map(self._alone, self.running.values()))
             if full or (self._alone(unit) and self.running):
@@ -203,25 +203,22 @@ class _Schedule:
                 self._fail(unit, KILLED, "")
 
     def _adopt(self, unit: Unit, content: Mapping[str, Any] | None) -> None:
-        self.there.add(unit.address)
+        self.stored.add(unit.address)
         if content is not None:
             self.run.adopt(unit, content)
 
     def _fail(self, unit: Unit, error: str, trace: str) -> None:
         path = self.run.fail(unit, error, trace)
         self.summary.failed[unit.name] = error
-        self.culprits[unit.address] = unit.name
+        self.failed[unit.address] = unit.name
         self.say(f"failed: {unit.name}: {error} (see {path})")
-        for other in list(
-            self.waiting.values()
-        ):  # in their order: what needs a blocked unit is blocked after it
-            culprit = next(
-                (self.culprits[n.address] for n in other.needs.values() if n.address in self.culprits), None
-            )
-            if culprit is not None:
+        # In their order, so that what needs a blocked unit is blocked after it.
+        for other in list(self.waiting.values()):
+            names = [self.failed[n.address] for n in other.needs.values() if n.address in self.failed]
+            if names:
                 del self.waiting[other.address]
-                self.culprits[other.address] = self.summary.not_run[other.name] = culprit
-                self.say(f"not run: {other.name}, which needs {culprit}")
+                self.failed[other.address] = self.summary.not_run[other.name] = names[0]
+                self.say(f"not run: {other.name}, which needs {names[0]}")
 
     def _poll(self) -> None:
         """Look after the units that other processes work on."""

@@ -158,16 +158,6 @@ class Table:
 
         Raises:
             ValueError: two columns have one key.
-
-        >>> table = Table.of("Error", [Row("Source", "base"), Row("TENT")], [Column("error", float, better="lower")], [
-        ...     Record("Source", "fog", 0, 30.0), Record("TENT", "fog", 0, 20.0), Record("TENT", "fog", 1, 22.0)])
-        >>> print(table.text())
-        Error
-                error
-                    %
-        Source   30.0
-        TENT     21.0 ±1.4 *
-        2 seeds, mean ± standard deviation; * is the best.
         """
         if len({column.key for column in columns}) < len(columns):
             keys = ", ".join(column.key for column in columns)
