@@ -40,5 +40,11 @@ def resolve(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:
+            raise
+        raise ImportError(
+            f"{path}: there is no module {error.name!r}; install it, or run the command in its folder"
+        ) from error
     except AttributeError as error:
         raise ImportError(f"{path}: {error}; expected an import path as package.module:name") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -122,6 +123,8 @@ def run(
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # "module:Class" may name a file beside the command
     given = {name: getattr(arguments, name) for name in FIELDS if getattr(arguments, name) is not None}
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     changes["settings"] = dict(_setting(text) for text in arguments.set)
