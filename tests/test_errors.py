@@ -2,9 +2,9 @@
 
 import pytest
 
+from testtime.build import adapt
 from testtime.errors import did_you_mean, need_packages, unknown_name
 from testtime.models import model_card
-from testtime.saving import adapt
 
 
 def test_the_name_that_was_meant() -> None:

@@ -16,6 +16,7 @@ from testtime.adapter import state_hash
 from testtime.errors import AdapterWarning
 from testtime.gate import admit, typical_range
 from testtime.methods import EATA, PAFKIP, RMT, ROID, STAMP, ActMAD, BNAdapt, CoTTA, DeYO, RoTTA, Source, Tent
+from testtime.methods.rmt import RMTOptions
 from testtime.models import load_model
 from testtime.wrap import Episodic
 
@@ -180,7 +181,9 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-@pytest.mark.parametrize("make", [lambda m: EATA(m, 4), ActMAD, lambda m: RMT(m, replay=16)])
+@pytest.mark.parametrize(
+    "make", [lambda m: EATA(m, 4), ActMAD, lambda m: RMT(m, options=RMTOptions(replay=16))]
+)
 def test_prepare_refuses_what_a_call_refuses_and_keeps_the_state(name: str, make: Any) -> None:
     batches, kind, message = UNFIT[name]
     adapter = make(network())

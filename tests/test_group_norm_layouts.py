@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.methods import ETA, MEMO, PAFKIP, ROID, SAR, SHOTIM, STAMP, T3A, CoTTA, RoTTA, SoTTA, Tent
+from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.parts import identity, random_crop_flip
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash can only be survived in a fork")
@@ -61,7 +62,7 @@ METHODS: dict[str, Callable[[nn.Module], Adapter]] = {
     "ETA": lambda m: ETA(m, 4, margin=2.0),
     "SAR": lambda m: SAR(m, 4, margin=2.0, skip=()),
     "PAF+KIP": lambda m: PAFKIP(m, 4),
-    "PAF+KIP of the image": lambda m: PAFKIP(m, 4, augment=identity, batched=True),
+    "PAF+KIP of the image": lambda m: PAFKIP(m, 4, augment=identity, options=PAFKIPOptions(batched=True)),
     "ROID": lambda m: ROID(m, 4),
     "SoTTA": lambda m: SoTTA(m, 4, capacity=8, frequency=8, threshold=0.0),
     "STAMP": lambda m: STAMP(m, 4, views=2, alpha=2.0, augment=random_crop_flip),

@@ -13,14 +13,14 @@ cli __main__
 experiments
 serve report
 catalogue laws
-selection wrap saving
+selection wrap saving build
 methods multitask space forecasting vision_language language search
 source
-adapter state reports construction gate prediction
+adapter facts state reports construction gate prediction
 norm parts training
 tasks models intake
 streams scenes data corruptions metrics
-files errors progress processor workers plugins moved
+files errors labels lazy progress processor workers plugins moved
 """  # docs/architecture.md explains them
 LEVEL = {
     name: -i for i, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()

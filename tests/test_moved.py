@@ -1,12 +1,21 @@
 """Modules that have moved are found by their former names, with a warning."""
 
+import dataclasses
 import importlib
+import inspect
+import json
 import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
+import testtime
 from testtime import moved
+from testtime.files import read_tensors, write_tensors
+from testtime.methods import RMT, STAMP, Tent
+from testtime.methods.stamp import STAMPOptions
 
 
 @pytest.mark.parametrize("old", sorted(moved.MODULES))
@@ -78,3 +87,90 @@ def test_former_names_of_functions_and_classes_warn(former, present):
     with pytest.warns(DeprecationWarning, match=f"{former.replace(':', '.')} is now"):
         found = getattr(home, old)
     assert found is getattr(importlib.import_module(new_module), new)
+
+
+@pytest.mark.parametrize("taker", sorted(moved.ARGUMENTS))
+def test_a_changed_argument_names_one_that_there_is(taker):
+    module, _, name = taker.partition(":")
+    takes = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    for old, new in moved.ARGUMENTS[taker].items():
+        home, _, field = new.rpartition(".")
+        assert old not in takes or old == "outputs", "the present meaning hides the former one"
+        if home:
+            assert field in {f.name for f in dataclasses.fields(takes[home].default)}
+        else:
+            assert not new or new in takes
+
+
+def test_a_seed_of_a_method_without_randomness_is_left_out_with_one_warning():
+    net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    with pytest.warns(DeprecationWarning, match="Tent draws no random numbers: leave out seed") as warned:
+        adapter = testtime.adapt(net, "tent", seed=3)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert adapter.seed == 0
+    with pytest.warns(DeprecationWarning, match="Tent draws no random numbers"):
+        Tent(net, seed=3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sede'"):
+        Tent(net, sede=3)
+
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = [nn.Flatten(), nn.Linear(4 * 36, 3)]
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), *head).eval()
+
+
+def test_a_keyword_that_moved_into_the_options_warns_and_works():
+    with pytest.warns(
+        DeprecationWarning, match=r"STAMP\(epsilon=...\) is now STAMP\(options=STAMPOptions\(epsilon"
+    ):
+        stamp = STAMP(network(), 3, views=2, epsilon=0.0, options=STAMPOptions(capacity=8))
+    assert stamp.options == STAMPOptions(capacity=8, epsilon=0.0)
+    with pytest.warns(DeprecationWarning, match=r"RMT\(outputs=...\) is now RMT\(projection=...\)"):
+        assert RMT(network(), outputs=16).projection == 16
+    with pytest.raises(ValueError, match="expected count"), pytest.warns(DeprecationWarning, match="count"):
+        STAMP(network(), 3, count="batch")
+
+
+def test_the_keyword_outputs_of_every_method_is_not_taken_for_the_former_one():
+    assert RMT(network(), outputs=None).projection == 128
+    rmt = RMT(network(), outputs=lambda y: y, projection=None)
+    assert rmt.projection is None
+    assert callable(rmt.outputs)
+
+
+FORMER = {
+    "tent": (lambda: Tent(network(), testtime.adam(0.1)), {"seed": 3}),
+    "rmt": (lambda: RMT(network(), projection=4), {"outputs": 4, "replay": 8, "head": None}),
+    "rmt without a projection": (lambda: RMT(network(), projection=None), {"outputs": None, "warm_up": 1}),
+    "stamp": (
+        lambda: STAMP(network(), 3, views=2, options=STAMPOptions(capacity=8, skip=("0",))),
+        {"capacity": 8, "skip": ["0"], "epsilon": 1e-5},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_state_that_was_saved_with_former_arguments_loads(name, tmp_path, recwarn):
+    make, former = FORMER[name]
+    adapter, net = make(), network()
+    if adapter.source != "none":
+        adapter.prepare([torch.rand(8, 3, 8, 8)])
+    adapter(torch.rand(5, 3, 8, 8))
+    testtime.save(adapter, tmp_path)
+    tensors, metadata = read_tensors(tmp_path / "adapter.safetensors", "again")
+    description = json.loads(metadata["testtime"])
+    assert testtime.state_hash(testtime.load(tmp_path, net)) == testtime.state_hash(adapter)
+    for present in ("options", "projection", "outputs"):
+        description["arguments"].pop(present, None)
+    description["arguments"] |= former
+    write_tensors(
+        tmp_path / "adapter.safetensors", tensors, {"testtime": json.dumps(description), "sha256": ""}
+    )
+    (tmp_path / "adapter.json").unlink()
+    loaded = testtime.load(tmp_path, net)
+    assert testtime.state_hash(loaded) == testtime.state_hash(adapter)
+    assert getattr(loaded, "projection", None) == getattr(adapter, "projection", None)
+    assert not [w for w in recwarn if issubclass(w.category, DeprecationWarning)]

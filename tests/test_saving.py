@@ -39,10 +39,11 @@ from testtime.intake.fingerprint import fingerprint
 from testtime.intake.views import Views
 from testtime.laws.worlds import autoencoded
 from testtime.methods import PAFKIP, Tent
+from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.norm import alpha_statistics, batch_statistics, norm_affine
 from testtime.parts import entropy, identity, katana
-from testtime.saving import PARTS, _builder, _Own
+from testtime.saving import OPTIONS, PARTS, _builder, _Own
 from testtime.wrap import Wrapper
 
 X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -81,7 +82,9 @@ def test_missing_arguments_are_named() -> None:
     [
         lambda: Tent(network(), sgd(0.1)),
         lambda: Tent(network(), norm=partial(alpha_statistics, alpha=0.3)),
-        lambda: PAFKIP(network(), 3, adam(1e-2), augment=identity, models=("adapting", "ema")),
+        lambda: PAFKIP(
+            network(), 3, adam(1e-2), augment=identity, options=PAFKIPOptions(models=("adapting", "ema"))
+        ),
         lambda: ResetEvery(Tent(network()), 3),
         lambda: Episodic(ResetEvery(Tent(network()), 2)),
         lambda: Window(Tent(network()), 4),
@@ -281,8 +284,9 @@ def test_a_file_calls_registered_parts_only(tmp_path: Path) -> None:
     save(Tent(network()), tmp_path)
     everything = public_functions()
     assert len(everything) > 1000
-    assert set(PARTS) < everything
-    others = everything - set(PARTS) | {"os:system", "builtins:eval", "testtime.parts", ":", "torch:load"}
+    registered = {*PARTS, *OPTIONS}
+    assert registered < everything
+    others = everything - registered | {"os:system", "builtins:eval", "testtime.parts", ":", "torch:load"}
     _, metadata = read_tensors(tmp_path / "adapter.safetensors")
     description = json.loads(metadata["testtime"])
     for name in others:
@@ -519,7 +523,14 @@ FIRST = """{
 def first_format(folder: Path, text: str = FIRST) -> Adapter:
     norm = partial(alpha_statistics, alpha=0.3)
     adapter = Episodic(
-        PAFKIP(network(), 3, adam(1e-2), augment=identity, models=("adapting", "ema"), norm=norm)
+        PAFKIP(
+            network(),
+            3,
+            adam(1e-2),
+            augment=identity,
+            options=PAFKIPOptions(models=("adapting", "ema")),
+            norm=norm,
+        )
     )
     adapter(X), adapter(X.flip(0))
     save_file(adapter.state_dict(), folder / "adapter.safetensors")

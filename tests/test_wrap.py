@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter, state_hash
 from testtime.laws import CLASSES, WORLDS
 from testtime.methods import EATA, PAFKIP, Source, Tent
+from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.parts import sgd
 from testtime.parts.prior import smoothed_prior
 from testtime.wrap import (
@@ -132,7 +133,7 @@ def test_window_says_when_an_image_does_not_fit() -> None:
 
 
 def test_facts_are_those_of_the_adapter_inside() -> None:
-    paf = PAFKIP(WORLD.network(), classes=CLASSES, output="after", seed=7)
+    paf = PAFKIP(WORLD.network(), classes=CLASSES, options=PAFKIPOptions(output="after"), seed=7)
     for wrapped in (Episodic(paf), ResetEvery(Episodic(paf), 3), Window(paf, 2)):
         assert wrapped.output == "after"
         assert wrapped.stochastic

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from testtime.construction import Construction
+from testtime.facts import Facts
 from testtime.gate import Gate, Screened, check_batch, explain, outside
 from testtime.intake.fingerprint import Fingerprint, state_hash
 from testtime.intake.frozen import Frozen
@@ -28,7 +29,7 @@ class _Diverged(ArithmeticError):
     """A loss, a gradient, an update or a prediction was not finite: the step must not count."""
 
 
-class Adapter(AdapterState, metaclass=Construction):
+class Adapter(Facts, AdapterState, metaclass=Construction):
     """Base of every method: the method is ``__init__``, which holds its parts, and ``step``, the paper's algorithm.
 
     The base does everything else. A call refuses bad images before the forward, runs ``step`` under gradients whatever
@@ -46,27 +47,10 @@ class Adapter(AdapterState, metaclass=Construction):
     changes of an image preserve its class (:class:`testtime.models.Views`).
 
     Attributes:
-        output: whether the answer was computed "before" or "after" this batch's update, or by a "teacher".
-        source: requirement on :meth:`prepare` before the first batch: "none", "statistics" or "data".
-        labelled_source: whether :meth:`prepare` also takes batches of (images, labels).
-        images_only: whether the method takes nothing but images (N, C, H, W); so does one that makes views of them.
-        dense: whether the method works on logits for each pixel, (N, C, H, W).
-        multi_task: whether the method works on the outputs of a multi-task model.
-        stochastic: whether a step draws random numbers.
-        cost: forwards and backwards of the whole batch per step, at most.
         fingerprint: fingerprint of the source model when the adapter was built.
     """
 
     fingerprint: Fingerprint
-
-    output: ClassVar[Literal["before", "after", "teacher"]] = "before"
-    source: ClassVar[Literal["none", "statistics", "data"]] = "none"
-    labelled_source: ClassVar[bool] = False
-    images_only: ClassVar[bool] = False
-    dense: ClassVar[bool] = False
-    multi_task: ClassVar[bool] = False
-    stochastic: ClassVar[bool] = False
-    cost: tuple[float, float] = (1, 1)
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         super().__init__(model if isinstance(model, Adapter) else share(model), seed)
@@ -200,7 +184,7 @@ class Adapter(AdapterState, metaclass=Construction):
     def _admit(self, x: Any, learn: bool) -> tuple[Tensor, Tensor]:
         """The samples of a batch that may meet the network, and which they are (a mask over the batch)."""
         check_batch(x)
-        if x.dim() != 4 and (self.images_only or any(changes_of(v) for v in vars(self).values())):
+        if x.dim() != 4 and ("images" in self.needs or any(changes_of(v) for v in vars(self).values())):
             raise ValueError(
                 f"{type(self).__name__} changes images or makes views of them and takes batches (N, C, H, W), got shape "
                 f"{tuple(x.shape)}; add the batch dimension of one image: x[None]; for sequences and tables pass augment= a "

@@ -12,6 +12,7 @@ from torch import nn
 from testtime.gate import declared_range
 from testtime.intake.fingerprint import fingerprint
 from testtime.intake.outputs import Contract, Logits, declares_tasks
+from testtime.moved import current_arguments
 
 __all__ = ["Construction", "Lock"]
 
@@ -55,6 +56,7 @@ class Construction(type):
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        kwargs = current_arguments(cls, kwargs)
         given = inspect.signature(cls).bind_partial(*args, **kwargs).arguments.values()
         source = next((value for value in given if isinstance(value, nn.Module)), None)
         known = {name: kwargs.pop(name) for name in cls.of_every_method() if name in kwargs}
@@ -107,12 +109,13 @@ def _agree(adapter: Any) -> None:
     if "outputs" in cls.of_every_method():
         adapter.outputs = getattr(model, "outputs", None)
     adapter.preserves = getattr(model, "views", None)
-    if declares_tasks(model) and not adapter.multi_task:
+    if declares_tasks(model) and "classifier" in adapter.needs:
         raise ValueError(
             f"{name} works on the logits of a classifier, (N, C), and this model declares several tasks; methods for "
-            "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and Source"
+            "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, TTTMAE, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and "
+            "Source"
         )
-    contract = Contract(name, getattr(adapter, "classes", None), adapter.dense)
+    contract = Contract(name, getattr(adapter, "classes", None), "classifier" not in adapter.needs)
     for module in adapter.modules():
         if isinstance(module, Logits) and not module.gives_features:
             module.contract = contract

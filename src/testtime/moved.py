@@ -1,10 +1,13 @@
-"""Modules and names that have moved: old ones go on working for one version, with a DeprecationWarning.
+"""Modules, names and arguments that have changed: old ones go on working for one version, with a DeprecationWarning.
 
 The one table of the package. An entry is removed one version after it came.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +15,11 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, final
+from typing import Any, TypeVar, cast, final
 
-__all__ = ["MODULES", "current_name", "install", "renamed"]
+__all__ = ["ARGUMENTS", "MODULES", "current_arguments", "current_name", "install", "renamed", "takes_former"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 MODULES = {
     "testtime.bench.methods": "testtime.catalogue",
@@ -24,6 +29,7 @@ MODULES = {
     "testtime.frozen": "testtime.intake.frozen",
     "testtime.gradients": "testtime.intake.gradients",
     "testtime.label_shift": "testtime.source.label_shift",
+    "testtime.methods.dann": "testtime.source.dann",
     "testtime.metrics.looks": "testtime.metrics.appearance",
     "testtime.models.views": "testtime.intake.views",
     "testtime.multitask.commands": "testtime.cli.multitask",
@@ -40,6 +46,49 @@ MODULES = {
     "testtime.streams.wandering": "testtime.streams.ccc",
 }
 """New module of every module that has moved."""
+
+
+def _into_options(names: str) -> dict[str, str]:
+    return {name: f"options.{name}" for name in names.split()}
+
+
+WITHOUT_SEED = (
+    *("actmad:ActMAD", "adanpc:AdaNPC", "bn_adapt:BNAdapt", "cafa:CAFA", "core:Core", "eata:EATA", "eta:ETA"),
+    *(
+        "lame:LAME",
+        "nhl:NHL",
+        "ostta:OSTTA",
+        "pl:PL",
+        "rpl:RPL",
+        "sar:SAR",
+        "shot_im:SHOTIM",
+        "source:Source",
+    ),
+    *("t3a:T3A", "tent:Tent", "unient:UniEnt", "unient_plus:UniEntPlus"),
+)
+METHODS = {
+    **{name: {"seed": ""} for name in WITHOUT_SEED},
+    "adacontrast:AdaContrast": _into_options("begin capacity head"),
+    "atlas:ATLAS": _into_options("tasks severity passes rate skip"),
+    "cmf:CMF": _into_options("temperature weighting consistency prior"),
+    "meta_dmoe:MetaDMoE": _into_options("tasks severity passes rate support mask depth heads head"),
+    "nc_ttt:NCTTT": _into_options("width hidden small large layer passes rate"),
+    "paf_kip:PAFKIP": _into_options("primary minimise maximise models source_statistics output batched"),
+    "rmt:RMT": _into_options("replay shuffle ensemble warm_up head") | {"outputs": "projection"},
+    "roid:ROID": _into_options("temperature weighting consistency prior"),
+    "santa:SANTA": {"outputs": "projection"},
+    "stamp:STAMP": _into_options("capacity decay score chunk original count normalise epsilon skip"),
+    "ttt_plus_plus:TTTPlusPlus": _into_options("layer temperature passes rate")
+    | {"outputs": "options.projection"},
+    "vida:ViDA": _into_options("adapter_rate adapter_decay scale allotment restoration layers"),
+}
+RECIPE = "passes expert_passes aggregator_passes rate expert_rate pretrain_rate aggregator_rate inner_rate support mask"
+ARGUMENTS = {
+    **{f"testtime.methods.{name}": changed for name, changed in METHODS.items()},
+    "testtime.source.meta_dmoe:train_meta_dmoe": {name: f"recipe.{name}" for name in RECIPE.split()},
+}
+"""New name of every keyword argument that has changed, by "module:class" or "module:function": "" for one that is gone,
+"options.field" for one that is now a field of an options object."""
 
 
 def current_name(module: str) -> str:
@@ -77,6 +126,60 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(home), new)
 
     return get
+
+
+def current_arguments(taker: Any, arguments: Mapping[str, Any], saved: bool = False) -> dict[str, Any]:
+    """Return keyword arguments by their present names.
+
+    Args:
+        taker: class or function that takes them.
+        arguments: keyword arguments as they were given.
+        saved: whether they are all the arguments of a saved adapter, which does not warn.
+
+    >>> import pytest
+    >>> from testtime.methods import Tent
+    >>> with pytest.warns(DeprecationWarning, match="Tent draws no random numbers"):
+    ...     current_arguments(Tent, {"norm": None, "seed": 3})
+    {'norm': None}
+    """
+    changed = ARGUMENTS.get(f"{taker.__module__}:{taker.__name__}", {})
+    if not changed.keys() & arguments.keys():
+        return dict(arguments)
+    takes = inspect.signature(taker).parameters
+    found: dict[str, Any] = {}
+    moved: dict[str, dict[str, Any]] = {}
+    for name, value in arguments.items():
+        home, _, new = changed.get(name, "").rpartition(".")
+        given = home in arguments or new in arguments
+        if name not in changed or (name in takes and (given or not (saved or isinstance(value, int)))):
+            found[name] = value
+            continue
+        if home:
+            moved.setdefault(home, {})[new] = value
+        elif new:
+            found[new] = value
+        if not saved:
+            options = f"{home}={type(takes[home].default).__name__}({new}=...)" if home else f"{new}=..."
+            _warn_of_argument(taker.__name__, name, options if new else "")
+    for home, fields in moved.items():
+        found[home] = dataclasses.replace(found.get(home, takes[home].default), **fields)
+    return found
+
+
+def takes_former(function: F) -> F:
+    """Let a function take the keyword arguments that it had before."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **current_arguments(function, kwargs))
+
+    return cast(F, call)
+
+
+def _warn_of_argument(taker: str, old: str, new: str) -> None:
+    now = f"{taker}({old}=...) is now {taker}({new})"
+    what = now if new else f"{taker} draws no random numbers: leave out {old}"
+    warnings.warn(f"{what}; the old keyword goes with the next version", DeprecationWarning, stacklevel=4)
 
 
 @final

@@ -1,4 +1,4 @@
-"""Names and folders: build an adapter by name, list the methods, save an adapter and load it again.
+"""Save an adapter to a folder and load it again.
 
 A folder holds ``adapter.safetensors``, which :func:`load` reads, and ``adapter.json``, a copy of its description for people.
 The description names classes and functions; nothing that it names is imported. Only the registered parts of this library
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 import math
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import testtime.methods
 import testtime.wrap
 from testtime.adapter import Adapter
-from testtime.errors import DataError, did_you_mean
+from testtime.errors import DataError
 from testtime.files import (
     check_shape,
     damaged,
@@ -39,7 +40,7 @@ from testtime.files import (
 from testtime.intake.fingerprint import Fingerprint, fingerprint
 from testtime.intake.views import Views
 from testtime.methods.sotta import mean_entropy, smoothed_entropy
-from testtime.moved import current_name
+from testtime.moved import current_arguments, current_name, renamed
 from testtime.norm import (
     alpha_statistics,
     batch_statistics,
@@ -62,7 +63,11 @@ from testtime.parts import (
 )
 from testtime.parts.mixture import two_gaussians
 
-__all__ = ["adapt", "list_methods", "load", "save"]
+__all__ = ["load", "save"]
+
+__getattr__ = renamed(
+    __name__, {"adapt": "testtime.build:adapt", "list_methods": "testtime.build:list_methods"}
+)
 
 DESCRIPTION, STATE = "adapter.json", "adapter.safetensors"
 FORMAT = 2
@@ -90,75 +95,23 @@ PARTS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _slug(name: str) -> str:
-    """The name people write: ``PAFKIP`` is "paf-kip", ``UniEntPlus`` is "unient+"."""
-    spoken = {
-        "PAFKIP": "paf-kip",
-        "UniEntPlus": "unient+",
-        "BNAdapt": "bn-adapt",
-        "MetaDMoE": "meta-dmoe",
-        "NCTTT": "nc-ttt",
-        "SHOTIM": "shot-im",
-        "TTTMAE": "ttt-mae",
-        "TTTPlusPlus": "ttt++",
-    }
-    return spoken.get(name, name.lower())
+OPTIONS = frozenset(
+    f"testtime.methods.{name}Options"
+    for name in (
+        *("adacontrast:AdaContrast", "atlas:ATLAS", "meta_dmoe:MetaDMoE", "nc_ttt:NCTTT", "paf_kip:PAFKIP"),
+        *("rmt:RMT", "roid:ROID", "stamp:STAMP", "ttt_plus_plus:TTTPlusPlus", "vida:ViDA"),
+    )
+)
+"""Options of methods that a saved state may name; their modules are imported when one does."""
 
 
-def _methods() -> dict[str, type[Adapter]]:
-    return {_slug(name): getattr(testtime.methods, name) for name in testtime.methods.__all__}
-
-
-def list_methods() -> list[str]:
-    """The names that :func:`adapt` takes.
-
-    >>> "paf-kip" in list_methods()
-    True
-    """
-    return sorted(_methods())
-
-
-def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments: Any) -> Adapter:
-    """Wrap a model in a method.
-
-    Args:
-        model: any classifier; timm and Hugging Face models work as they come.
-        method: a name of :func:`list_methods` (case, "-" and "_" do not matter), or a class, your own too.
-        arguments: those of the method's class, e.g. ``classes=10``.
-
-    Raises:
-        ValueError: no such method, or the method does not take these arguments; the message lists what there is.
-        TypeError: the method is neither a name nor a class of adapters.
-
-    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
-    >>> type(adapt(net, "tent")).__name__, type(adapt(net, testtime.methods.Tent)).__name__
-    ('Tent', 'Tent')
-    """
-    cls = _named(method) if isinstance(method, str) else method
-    if not (isinstance(cls, type) and issubclass(cls, Adapter)):
-        raise TypeError(
-            f"expected the name of a method or its class, got {method!r}; for example testtime.adapt(model, 'tent') or "
-            "testtime.adapt(model, testtime.methods.Tent)"
-        )
-    try:
-        inspect.signature(cls).bind(model, **arguments)
-    except TypeError as error:
-        takes = [p for p in inspect.signature(cls).parameters if p != "model"]
-        raise ValueError(f"{cls.__name__}: {error}; it takes {', '.join(takes)}") from None
-    return cls(model, **arguments)
-
-
-def _named(method: str) -> type[Adapter]:
-    def bare(name: str) -> str:
-        return name.lower().replace("-", "").replace("_", "")
-
-    known = {bare(name): cls for name, cls in _methods().items()}
-    if bare(method) not in known:
-        guess = did_you_mean(method.replace("_", "-"), _methods())
-        raise ValueError(
-            f"there is no method {method!r}{guess}; testtime.list_methods() has {', '.join(list_methods())}"
-        )
-    return known[bare(method)]
+def _part(name: str) -> Callable[..., Any] | None:
+    """The registered part of the library with this name, "module:name"."""
+    if name not in OPTIONS:
+        return PARTS.get(name)
+    module, _, options = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), options)
+    return found
 
 
 def save(adapter: Adapter, folder: str | Path) -> None:
@@ -378,7 +331,7 @@ def _encode(name: str, value: Any, adapter: Adapter) -> Any:
     described = {"function": f"{function.__module__}:{known}"}
     if keywords is None:
         return described
-    if described["function"] in PARTS:
+    if _part(described["function"]):
         _check_keywords(function, keywords)
     options = {key: _encode(f"{name}.{key}", item, adapter) for key, item in keywords.items()}
     return {**described, "with": options}
@@ -441,7 +394,8 @@ def _builder(described: Mapping[str, Any], own: _Own) -> Callable[[nn.Module], A
         raise DataError(
             f"there is no class {name!r} in {home.__name__}; was {own.folder} saved by a newer version?"
         )
-    arguments = {key: _decode(value, own) for key, value in described["arguments"].items()}
+    decoded = {key: _decode(value, own) for key, value in described["arguments"].items()}
+    arguments = current_arguments(cls, decoded, saved=True)
     inspect.signature(cls).bind(None, **arguments)
 
     def build(model: nn.Module) -> Adapter:
@@ -471,7 +425,7 @@ def _decode(value: Any, own: _Own) -> Any:
     if not {"function"} <= value.keys() <= {"function", "with"}:
         raise ValueError(f"an argument with the keys {', '.join(map(repr, value))}")
     module, _, name = value["function"].partition(":")
-    part = PARTS.get(f"{current_name(module)}:{name}")
+    part = _part(f"{current_name(module)}:{name}")
     function = part or own.find(name, module, "functions")
     if "with" not in value:
         return function
@@ -496,5 +450,7 @@ def _check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) -
             )
         kind = type(takes[name])
         plain = value.item() if isinstance(value, np.generic) else value
-        if type(plain) is not kind and (kind, type(plain)) != (float, int):
+        plain = tuple(plain) if isinstance(plain, list) else plain
+        optional = kind is type(None) and isinstance(plain, str | tuple | None)
+        if not (optional or type(plain) is kind or (kind, type(plain)) == (float, int)):
             raise ValueError(f"{function.__name__}: expected {name} of type {kind.__name__}, got {value!r}")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testtime.data.dense import IGNORE
+from testtime.labels import IGNORE
 from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
 from testtime.metrics.edges import AveragePrecision
 

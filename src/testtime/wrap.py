@@ -46,9 +46,9 @@ class Wrapper(Adapter):
                 "build one first, as in Episodic(Tent(model))"
             )
         super().__init__(adapter, adapter.seed)
-        self.output, self.source = adapter.output, adapter.source  # type: ignore[misc]
-        self.labelled_source = adapter.labelled_source  # type: ignore[misc]
-        self.stochastic, self.cost = adapter.stochastic, adapter.cost  # type: ignore[misc]
+        self.output, self.source = adapter.output, adapter.source
+        self.labelled_source = adapter.labelled_source
+        self.stochastic, self.cost = adapter.stochastic, adapter.cost
 
     @property
     def adapter(self) -> Adapter:
@@ -304,7 +304,7 @@ class Repeat(Wrapper):
             raise ValueError(f"times counts the steps on a batch and is at least 1, got {times}")
         self.times = times
         forwards, backwards = adapter.cost
-        self.output, self.cost = "after", (times * forwards + 1, times * backwards)  # type: ignore[misc]
+        self.output, self.cost = "after", (times * forwards + 1, times * backwards)
 
     def step(self, x: Tensor) -> Any:
         updated = [self.adapter(x).updated for _ in range(self.times)]

@@ -26,6 +26,7 @@ from testtime.methods import (
     Source,
     Tent,
 )
+from testtime.methods.paf_kip import PAFKIPOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 X = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,7 +70,7 @@ METHODS: dict[str, Callable[[nn.Module], Adapter]] = {
     "SAR": lambda m: SAR(m, 5, margin=2.0, skip=()),
     "SoTTA": lambda m: SoTTA(m, 5, capacity=16, frequency=16, threshold=0.0, skip=()),
     "PAFKIP": lambda m: PAFKIP(m, 5),
-    "PAFKIP batched": lambda m: PAFKIP(m, 5, batched=True),
+    "PAFKIP batched": lambda m: PAFKIP(m, 5, options=PAFKIPOptions(batched=True)),
     "TTT": TTT,
 }
 

@@ -19,8 +19,8 @@ from testtime.adapter import state_hash
 from testtime.intake.model import check_model, copy_model, standard_strides, unwrapped
 from testtime.intake.sharing import duplicate, share
 from testtime.methods import MEMO, PAFKIP, Source, Tent
-from testtime.methods.ecotta import train_meta
 from testtime.norm import norm_layers
+from testtime.source.ecotta import train_meta
 
 X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

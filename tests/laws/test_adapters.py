@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import torch
 from torch import nn
 
 from testtime import adam, methods, sgd
@@ -61,9 +62,15 @@ from testtime.methods import (
     UniEntPlus,
     ViDA,
 )
-from testtime.methods.meta_dmoe import train_meta_dmoe
+from testtime.methods.adacontrast import AdaContrastOptions
+from testtime.methods.atlas import ATLASOptions
+from testtime.methods.nc_ttt import NCTTTOptions
+from testtime.methods.rmt import RMTOptions
+from testtime.methods.stamp import STAMPOptions
+from testtime.methods.ttt_plus_plus import TTTPlusPlusOptions
 from testtime.multitask import Assisted, Synchronizer
 from testtime.parts import random_crop_flip
+from testtime.source.meta_dmoe import Recipe, train_meta_dmoe
 
 DRAWS = {"order_equivariant": "draws an augmentation for each image, by its place in the batch"}
 INTEGRATED = {"null_step": "answers with three models, one of them under source statistics (eq. 10, 11)"}
@@ -84,7 +91,8 @@ def synchronized(model: nn.Module) -> S4T:
 
 
 def distilling(model: nn.Module) -> MetaDMoE:
-    untrained = train_meta_dmoe(model, {"a": [], "b": []}, 0, 0, 0, title=None)
+    unseen = [(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))]
+    untrained = train_meta_dmoe(model, {"a": unseen, "b": unseen}, Recipe(0, 0, 0), title=None)
     return MetaDMoE(untrained, when="every")
 
 
@@ -132,7 +140,7 @@ CASES = [
     Case("EATA", partial(EATA, classes=CLASSES)),
     Case("ETA", partial(ETA, classes=CLASSES)),
     Case("MEMO", partial(MEMO, views=2, augment=random_crop_flip), DRAWS | ALONE),
-    Case("NCTTT", partial(NCTTT, passes=1), worlds=EVERYWHERE),
+    Case("NCTTT", partial(NCTTT, options=NCTTTOptions(passes=1)), worlds=EVERYWHERE),
     Case("OSTTA", OSTTA),
     Case("PAFKIP", partial(PAFKIP, classes=CLASSES), DRAWS | INTEGRATED),
     Case("PL", PL),
@@ -143,7 +151,11 @@ CASES = [
     Case("SAR", partial(SAR, classes=CLASSES)),
     Case("SHOTIM", SHOTIM),
     Case("SoTTA", partial(SoTTA, classes=CLASSES, capacity=16, frequency=16, threshold=0.5), OBSERVES),
-    Case("STAMP", partial(STAMP, classes=CLASSES, views=3, alpha=0.8, capacity=64), DRAWS | VIEWS),
+    Case(
+        "STAMP",
+        partial(STAMP, classes=CLASSES, views=3, alpha=0.8, options=STAMPOptions(capacity=64)),
+        DRAWS | VIEWS,
+    ),
     Case("S4T", synchronized, TRAIN_MODE, ["dense"]),
     Case("Source", Source, {"alive": "adapts nothing"}, EVERYWHERE),
     Case("TIPI", TIPI, worlds=EVERYWHERE),
@@ -151,22 +163,28 @@ CASES = [
     Case("Tent", Tent, worlds=EVERYWHERE),
     Case("TTTFlow", partial(TTTFlow, passes=1, hidden=16), worlds=EVERYWHERE),
     Case("TTTMAE", partial(TTTMAE, optimizer=sgd(1e-2), copies=4), APART, ["autoencoder"]),
-    Case("TTTPlusPlus", partial(TTTPlusPlus, outputs=8), OBSERVING, EVERYWHERE),
+    Case(
+        "TTTPlusPlus", partial(TTTPlusPlus, options=TTTPlusPlusOptions(projection=8)), OBSERVING, EVERYWHERE
+    ),
     Case("UniEnt", partial(UniEnt, classes=CLASSES)),
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
     Case("NOTE", partial(NOTE, classes=CLASSES, capacity=16, frequency=16), OBSERVES),
     Case("LAME", LAME, SHARES),
     Case("T3A", T3A, PROTOTYPES),
     Case("AdaNPC", partial(AdaNPC, capacity=64), VOTES),
-    Case("RMT", partial(RMT, outputs=16, replay=64), WARMED),
+    Case("RMT", partial(RMT, projection=16, options=RMTOptions(replay=64)), WARMED),
     Case("PETAL", partial(PETAL, views=3), DRAWS | UNSURE),
-    Case("AdaContrast", partial(AdaContrast, begin=16, capacity=32), DRAWS | FOLLOWS),
+    Case(
+        "AdaContrast",
+        partial(AdaContrast, options=AdaContrastOptions(begin=16, capacity=32)),
+        DRAWS | FOLLOWS,
+    ),
     Case("VDP", partial(VDP, size=(3, 8, 8), optimizer=adam(1e-2), views=3)),
     Case("ViDA", partial(ViDA, optimizer=adam(1e-2), high_rank=8, views=3), DRAWS),
     Case("NHL", partial(NHL, rate=0.1), HEBBIAN),
     Case("ITTA", partial(ITTA, passes=2), PARTNERS, ["batchnorm", "groupnorm"]),
     Case("EcoTTA", partial(EcoTTA, passes=2), META, ["batchnorm", "groupnorm"]),
-    Case("ATLAS", partial(ATLAS, classes=CLASSES, tasks=("contrast", "fog"))),
+    Case("ATLAS", partial(ATLAS, classes=CLASSES, options=ATLASOptions(tasks=("contrast", "fog")))),
     Case("MetaDMoE", distilling),
 ]
 

@@ -14,15 +14,9 @@ from torch.nn import functional as F
 
 from testtime.adapter import state_hash
 from testtime.corruptions import corrupt
-from testtime.methods.atlas import (
-    ATLAS,
-    TaskVectors,
-    TrustedMemory,
-    fixmatch,
-    train_task_vectors,
-    with_task_vectors,
-)
+from testtime.methods.atlas import ATLAS, ATLASOptions, TrustedMemory, fixmatch
 from testtime.parts import adam, generator, identity, sgd
+from testtime.source.atlas import TaskVectors, train_task_vectors, with_task_vectors
 
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias"]  # all but the head
 
@@ -186,7 +180,11 @@ def test_training_goes_on_where_it_was_left(tmp_path: Path) -> None:
 
 
 def test_prepare_makes_vectors_of_corrupted_images_and_own_answers() -> None:
-    ours = ATLAS(net(), CLASSES, tasks=("contrast", "gaussian_noise"), severity=2, passes=2, rate=1e-2)
+    ours = ATLAS(
+        net(),
+        CLASSES,
+        options=ATLASOptions(tasks=("contrast", "gaussian_noise"), severity=2, passes=2, rate=1e-2),
+    )
     assert ours.source == "data"
     images = [x for x, _ in lessons(drift=0)]
     ours.prepare(images)
@@ -276,7 +274,7 @@ def test_a_second_look_from_the_end_of_the_stream() -> None:
 
 
 def test_says_what_it_expects() -> None:
-    with pytest.raises(ValueError, match="trusted >= 1 and at least one task"):
+    with pytest.raises(ValueError, match="trusted counts the images of each class and is at least 1, got 0"):
         ATLAS(net(), CLASSES, trusted=0)
     with pytest.raises(RuntimeError, match="or give it the network of train_task_vectors"):
         ATLAS(net(), CLASSES)(stream([4])[0])

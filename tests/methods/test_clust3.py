@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from testtime import sgd, state_hash
 from testtime.methods import ClusT3
-from testtime.methods.clust3 import Projectors
 from testtime.multitask import Assisted
 from testtime.multitask.training import Joint
 from testtime.norm import running_statistics
+from testtime.source.clust3 import Projectors
 
 
 def information(weight: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> float:

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.methods import CMF, ROID
 from testtime.methods.cmf import MomentumFilter
+from testtime.methods.roid import ROIDOptions
 
 
-@parametrize_with_laws([Case("CMF-all", partial(CMF, classes=CLASSES, weighting=False, prior="none"))])
+@parametrize_with_laws(
+    [Case("CMF-all", partial(CMF, classes=CLASSES, options=ROIDOptions(weighting=False, prior="none")))]
+)
 def test_obeys(check: Callable[[], None]) -> None:
     """Where all count and no prior corrects, no law is excused."""
     check()
@@ -47,7 +50,7 @@ class Filtered(Published):
 @pytest.mark.parametrize("q", [0.005, 10.0, 300.0])
 def test_equals_the_published_loop(net: nn.Module, stream: list[Tensor], q: float) -> None:
     """A q whose beta is 1 at first, one in between, and one at the lower bound."""
-    reference, cmf = Filtered(net, q), CMF(net, 5, q=q, prior="logits", augment=mirrored)
+    reference, cmf = Filtered(net, q), CMF(net, 5, q=q, options=ROIDOptions(prior="logits"), augment=mirrored)
     for x in stream:
         torch.testing.assert_close(cmf(x).logits, reference.step(x)[0], rtol=0, atol=1e-9)
     assert {0.005: 1.0, 300.0: 0.89}.get(q, reference.betas[0]) == reference.betas[0]
@@ -88,4 +91,4 @@ def test_arguments_are_checked(net: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"noise 1\.25 for the 48 parameters"):
         CMF(net, 5, q=1000.0)
     with pytest.raises(ValueError, match="expected prior"):
-        CMF(net, 5, prior="odds")
+        CMF(net, 5, options=ROIDOptions(prior="odds"))

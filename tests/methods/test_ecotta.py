@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import state_hash
-from testtime.methods.ecotta import EcoTTA, MetaGroup, train_meta, with_meta
+from testtime.methods.ecotta import EcoTTA
 from testtime.models.resnet import ResNet
 from testtime.parts import sgd
+from testtime.source.ecotta import MetaGroup, train_meta, with_meta
 
 
 def lessons() -> list[tuple[Tensor, Tensor]]:

@@ -11,8 +11,10 @@ from small_world import batch, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from testtime.methods.itta import (
-    ITTA,
+from testtime.methods.itta import ITTA
+from testtime.models.resnet import ResNet
+from testtime.parts import generator, sgd
+from testtime.source.itta import (
     AdaptiveGroup,
     Consistent,
     LearnedConsistency,
@@ -21,8 +23,6 @@ from testtime.methods.itta import (
     train_itta,
     with_adaptive,
 )
-from testtime.models.resnet import ResNet
-from testtime.parts import generator, sgd
 
 
 def lessons(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:

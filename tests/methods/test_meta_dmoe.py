@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 
 from testtime.adapter import state_hash
 from testtime.laws import check_adapter
-from testtime.methods.meta_dmoe import Aggregator, MetaDMoE, Mixture, train_meta_dmoe
+from testtime.methods.meta_dmoe import MetaDMoE, MetaDMoEOptions
 from testtime.parts import generator, sgd
+from testtime.source.meta_dmoe import Aggregator, Mixture, Recipe, train_meta_dmoe
 from testtime.wrap import Episodic
 
 HEAD = ("8.weight", "8.bias")
@@ -31,21 +33,20 @@ def domains() -> dict[str, list[tuple[Tensor, Tensor]]]:
     }
 
 
-def trained(**arguments: object) -> Mixture:
-    settings = {
-        "passes": 2,
-        "expert_passes": 2,
-        "aggregator_passes": 2,
-        "rate": 1e-3,
-        "expert_rate": 1e-2,
-        "pretrain_rate": 1e-2,
-        "aggregator_rate": 1e-3,
-        "inner_rate": 0.3,
-        "heads": 4,
-        "seed": 3,
-        "title": None,
-    }
-    return train_meta_dmoe(net(), domains(), **(settings | arguments))
+RECIPE = Recipe(
+    passes=2,
+    expert_passes=2,
+    aggregator_passes=2,
+    rate=1e-3,
+    expert_rate=1e-2,
+    pretrain_rate=1e-2,
+    aggregator_rate=1e-3,
+    inner_rate=0.3,
+)
+
+
+def trained(**changes: object) -> Mixture:
+    return train_meta_dmoe(net(), domains(), replace(RECIPE, **changes), heads=4, seed=3, title=None)
 
 
 def forward(w: dict[str, Tensor], x: Tensor, of: nn.Module) -> tuple[Tensor, Tensor]:
@@ -220,15 +221,15 @@ def test_training_goes_on_where_it_was_left(tmp_path: Path) -> None:
                 raise Power
             return super().__iter__()
 
-    rest = {"rate": 1e-3, "expert_rate": 1e-2, "expert_passes": 2, "aggregator_passes": 2, "title": None}
-    whole = train_meta_dmoe(net(), domains(), 2, **rest)
+    recipe = Recipe(passes=2, rate=1e-3, expert_rate=1e-2, expert_passes=2, aggregator_passes=2)
+    whole = train_meta_dmoe(net(), domains(), recipe, title=None)
     cut = domains()
     cut["far"] = Cut(cut["far"])
     with pytest.raises(Power):
-        train_meta_dmoe(net(), cut, 2, folder=tmp_path, **rest)
+        train_meta_dmoe(net(), cut, recipe, folder=tmp_path, title=None)
     names = {"expert near", "expert far", "expert between", "aggregator", "meta"}
     assert {p.stem for p in tmp_path.iterdir()} == names
-    again = train_meta_dmoe(net(), domains(), 2, folder=tmp_path, **rest)
+    again = train_meta_dmoe(net(), domains(), recipe, folder=tmp_path, title=None)
     for (name, p), q in zip(again.named_parameters(), whole.parameters(), strict=True):
         assert torch.equal(p, q), name
         assert not p.requires_grad
@@ -246,7 +247,9 @@ def test_meta_training_makes_the_step_help() -> None:
 
 
 def test_prepare_takes_corruptions_for_domains() -> None:
-    make = partial(MetaDMoE, optimizer=sgd(1e-2, momentum=0.0), tasks=("contrast", "fog"))
+    make = partial(
+        MetaDMoE, optimizer=sgd(1e-2, momentum=0.0), options=MetaDMoEOptions(tasks=("contrast", "fog"))
+    )
     ours, images = make(net()), [x for x, _ in domains()["near"]]
     assert ours.source == "data"
     with pytest.raises(RuntimeError, match="or give it the network of train_meta_dmoe"):
@@ -280,6 +283,6 @@ def test_says_what_it_expects() -> None:
     with pytest.raises(ValueError, match="when is 'first' or 'every'"):
         MetaDMoE(net(), when="never")
     with pytest.raises(ValueError, match="at least two tasks"):
-        MetaDMoE(net(), tasks=("fog",))
+        MetaDMoE(net(), options=MetaDMoEOptions(tasks=("fog",)))
     with pytest.raises(ValueError, match="no linear head"):
         MetaDMoE(copy.deepcopy(net())[:8])

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from testtime import sgd, state_hash
 from testtime.methods import NCTTT
-from testtime.methods.nc_ttt import NoiseDiscriminator, in_distribution
+from testtime.methods.nc_ttt import NCTTTOptions
 from testtime.multitask import Assisted
 from testtime.multitask.training import Joint
 from testtime.norm import running_statistics
+from testtime.source.nc_ttt import NoiseDiscriminator, in_distribution
 
 
 def gauss(x: np.ndarray, deviation: float) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_it_learns_the_log_ratio_of_the_blurred_densities() -> None:
 def test_a_step_follows_the_slope_of_a_classifier(
     net: nn.Module, stream: list[Tensor], opposite: bool
 ) -> None:
-    ncttt = NCTTT(net, sgd(0.1, momentum=0.0), width=4, opposite=opposite)
+    ncttt = NCTTT(net, sgd(0.1, momentum=0.0), options=NCTTTOptions(width=4), opposite=opposite)
     ncttt.prepare(stream[:2])
     own = copy.deepcopy(net)
     given: list[Tensor] = []
@@ -175,18 +176,18 @@ def test_joint_training_adds_the_loss_and_reaches_the_encoder() -> None:
 
 def test_it_must_be_taught_and_forgets_a_former_lesson() -> None:
     batches = [dense_world.batch(i) for i in range(1, 4)]
-    ncttt = NCTTT(dense_world.network(), passes=3)
+    ncttt = NCTTT(dense_world.network(), options=NCTTTOptions(passes=3))
     with pytest.raises(RuntimeError, match=r"call adapter.prepare\(batches\)"):
         ncttt(batches[0])
     ncttt.prepare(batches)
     taught = state_hash(ncttt)
     assert ncttt.branch.batches == 9
-    other = NCTTT(dense_world.network(), passes=3)
+    other = NCTTT(dense_world.network(), options=NCTTTOptions(passes=3))
     other.load_state_dict(ncttt.state_dict())
     assert other(batches[0]).updated
     other.prepare(batches)
     assert state_hash(other) == taught
-    different = NCTTT(dense_world.network(), passes=3, seed=1)
+    different = NCTTT(dense_world.network(), options=NCTTTOptions(passes=3), seed=1)
     different.prepare(batches)
     assert not different.branch.project.weight.equal(ncttt.branch.project.weight)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.methods import PAFKIP
-from testtime.methods.paf_kip import knowledge_integrated, primary_auxiliary_loss
+from testtime.methods.paf_kip import PAFKIPOptions, knowledge_integrated, primary_auxiliary_loss
 from testtime.norm import norm_affine
 from testtime.parts import identity, sgd
 
@@ -117,7 +117,14 @@ def test_one_copy_of_the_weights_equals_three_models(
 ) -> None:
     from testtime.parts import adam
 
-    adapter = PAFKIP(net, 5, adam(1e-2), decay=0.99, augment=identity, batched=batched, output=output)
+    adapter = PAFKIP(
+        net,
+        5,
+        adam(1e-2),
+        decay=0.99,
+        augment=identity,
+        options=PAFKIPOptions(batched=batched, output=output),
+    )
     expected = three_copies(net, stream, after=output == "after")
     kept = {"minimised": 0, "maximised": 0}
     for x, (z, score) in zip(stream, expected, strict=True):
@@ -154,7 +161,7 @@ def test_state_is_small(net: nn.Module) -> None:
 def test_any_of_the_three_models_may_answer(
     net: nn.Module, stream: list[Tensor], models: tuple[str, ...]
 ) -> None:
-    adapter = PAFKIP(net, 5, models=models, augment=identity)
+    adapter = PAFKIP(net, 5, options=PAFKIPOptions(models=models), augment=identity)
     y = adapter(stream[0])
     if models == ("source",):
         torch.testing.assert_close(y.logits, net(stream[0]).detach(), rtol=0, atol=1e-10)
@@ -162,14 +169,16 @@ def test_any_of_the_three_models_may_answer(
 
 
 def test_source_statistics_of_the_batch(net: nn.Module, stream: list[Tensor]) -> None:
-    adapter = PAFKIP(net, 5, models=("source",), source_statistics="batch", augment=identity)
+    adapter = PAFKIP(
+        net, 5, options=PAFKIPOptions(models=("source",), source_statistics="batch"), augment=identity
+    )
     expected = copy.deepcopy(net).train()(stream[3]).detach()
     torch.testing.assert_close(adapter(stream[3]).logits, expected, rtol=0, atol=1e-10)
 
 
 def test_ema_as_primary_filter_is_equation_5(net: nn.Module, stream: list[Tensor]) -> None:
-    settings = {"alpha": 1.0, "minimise": "none", "maximise": "none", "augment": identity}
-    adapter = PAFKIP(net, 5, sgd(0.0, 0.0), primary="ema", **settings)
+    options = PAFKIPOptions(primary="ema", minimise="none", maximise="none")
+    adapter = PAFKIP(net, 5, sgd(0.0, 0.0), alpha=1.0, augment=identity, options=options)
     y = adapter(stream[0])
     p = softmax(adapter.ema(stream[0]).numpy())
     known = -(p * np.log(p)).sum(1) < 0.4 * math.log(5)
@@ -178,7 +187,7 @@ def test_ema_as_primary_filter_is_equation_5(net: nn.Module, stream: list[Tensor
 
 
 def test_the_source_model_sees_no_augmentation(net: nn.Module, stream: list[Tensor]) -> None:
-    y = PAFKIP(net, 5, models=("source",))(stream[0])
+    y = PAFKIP(net, 5, options=PAFKIPOptions(models=("source",)))(stream[0])
     torch.testing.assert_close(y.logits, net(stream[0]).detach(), rtol=0, atol=1e-10)
 
 
@@ -189,4 +198,4 @@ def test_layer_norm_models_adapt_too() -> None:
 
 def test_unknown_models_are_refused(net: nn.Module) -> None:
     with pytest.raises(ValueError, match="source.*adapting.*ema"):
-        PAFKIP(net, 5, models=("teacher",))
+        PAFKIP(net, 5, options=PAFKIPOptions(models=("teacher",)))

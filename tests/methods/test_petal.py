@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from testtime.adapter import state_hash
-from testtime.methods.petal import PETAL, SwagDiagonal, quantile_of, swag_diagonal
+from testtime.methods.petal import PETAL, quantile_of
 from testtime.parts import adam, generator, identity, sgd
+from testtime.source.petal import SwagDiagonal, swag_diagonal
 
 
 def source() -> list[tuple[Tensor, Tensor]]:

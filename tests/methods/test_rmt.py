@@ -11,7 +11,7 @@ from small_world import CLASSES, batch, by_batch, jitter, net, stream
 from torch import Tensor
 from torch.nn import functional as F
 
-from testtime.methods.rmt import RMT, attract
+from testtime.methods.rmt import RMT, RMTOptions, attract
 from testtime.parts import generator, identity, sgd
 from testtime.parts.randomness import epochs
 from testtime.wrap import ResetEvery
@@ -105,9 +105,18 @@ class Published:
         return answer
 
 
-def make(**arguments: object) -> RMT:
-    settings = {"lambda_cl": 0.7, "lambda_ce": 0.4, "outputs": 16, "decay": 0.9, "replay": 40}
-    return RMT(net(), sgd(0.05), augment=jitter, seed=3, **(settings | arguments))
+def make(lambda_ce: float = 0.4, projection: int | None = 16, **options: object) -> RMT:
+    return RMT(
+        net(),
+        sgd(0.05),
+        lambda_cl=0.7,
+        lambda_ce=lambda_ce,
+        projection=projection,
+        decay=0.9,
+        augment=jitter,
+        options=RMTOptions(**{"replay": 40} | options),
+        seed=3,
+    )
 
 
 def test_equals_the_published_loop() -> None:
@@ -200,7 +209,7 @@ def test_preparing_again_is_preparing_once() -> None:
 
 
 def test_no_replay_and_no_projection() -> None:
-    ours, x = make(lambda_ce=0.0, outputs=None), stream([12])[0]
+    ours, x = make(lambda_ce=0.0, projection=None), stream([12])[0]
     ours.prepare(source())
     assert len(ours.of_source.images) == 0
     assert ours.cost == (3, 2)
@@ -209,11 +218,11 @@ def test_no_replay_and_no_projection() -> None:
 
 def test_says_what_it_expects() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0; lambda_ce=0"):
-        RMT(net(), replay=0)
+        RMT(net(), options=RMTOptions(replay=0))
     with pytest.raises(RuntimeError, match=r"call adapter\.prepare\(batches\)"):
         RMT(net())(stream([4])[0])
     with pytest.raises(ValueError, match="ensemble is 'mean' or 'sum', got 'max'"):
-        RMT(net(), ensemble="max")  # type: ignore[arg-type]
+        RMT(net(), options=RMTOptions(ensemble="max"))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="labels .* as a tensor of integers, got torch.float32"):
         RMT(net()).prepare([(source()[0], torch.zeros(20))])
     with pytest.raises(ValueError, match="labels from 0 to 3, .* got labels from -1 to 0"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.methods import ROID
 from testtime.methods.roid import (
+    ROIDOptions,
     corrected,
     diversity_certainty,
     ensemble,
@@ -27,7 +28,9 @@ from testtime.parts import generator, katana, sgd
 from testtime.prediction import energy
 
 
-@parametrize_with_laws([Case("ROID-all", partial(ROID, classes=CLASSES, weighting=False, prior="none"))])
+@parametrize_with_laws(
+    [Case("ROID-all", partial(ROID, classes=CLASSES, options=ROIDOptions(weighting=False, prior="none")))]
+)
 def test_obeys(check: Callable[[], None]) -> None:
     """Where all count and no prior corrects, no law is excused."""
     check()
@@ -83,7 +86,7 @@ class Published:
 
 @pytest.mark.parametrize("of", ["logits", "probabilities"])
 def test_equals_the_published_loop(net: nn.Module, stream: list[Tensor], of: str) -> None:
-    reference, roid = Published(net, of=of), ROID(net, 5, prior=of, augment=mirrored)
+    reference, roid = Published(net, of=of), ROID(net, 5, options=ROIDOptions(prior=of), augment=mirrored)
     for x in stream:
         expected, kept = reference.step(x)
         y = roid(x)
@@ -94,7 +97,10 @@ def test_equals_the_published_loop(net: nn.Module, stream: list[Tensor], of: str
 
 
 def test_equals_the_published_loop_with_layer_norm(layer_net: nn.Module, stream: list[Tensor]) -> None:
-    reference, roid = Published(layer_net), ROID(layer_net, 5, prior="logits", augment=mirrored)
+    reference, roid = (
+        Published(layer_net),
+        ROID(layer_net, 5, options=ROIDOptions(prior="logits"), augment=mirrored),
+    )
     for x in stream:
         torch.testing.assert_close(roid(x).logits, reference.step(x)[0], rtol=0, atol=1e-9)
 
@@ -163,4 +169,4 @@ def test_a_clean_view_has_neither_blur_nor_noise() -> None:
 
 def test_there_is_no_such_prior(net: nn.Module) -> None:
     with pytest.raises(ValueError, match="expected prior"):
-        ROID(net, 5, prior="odds")
+        ROID(net, 5, options=ROIDOptions(prior="odds"))

@@ -71,7 +71,7 @@ class Published:
 
 @pytest.mark.parametrize(("norm", "true_labels"), [("batch", True), ("batch", False), ("layer", True)])
 def test_equals_the_published_loop(norm: str, true_labels: bool) -> None:
-    ours = SANTA(net(norm), sgd(0.05), 0.8, 0.3, outputs=16, augment=jitter, seed=3)
+    ours = SANTA(net(norm), sgd(0.05), 0.8, 0.3, projection=16, augment=jitter, seed=3)
     reference = Published(ours, norm, true_labels)
     ours.prepare(labelled() if true_labels else source())
     for clock, x in enumerate(stream([12, 5, 8, 2, 8, 6, 3, 9, 4, 7])):
@@ -103,9 +103,9 @@ def test_anchoring_in_numpy(slope: Callable[..., np.ndarray]) -> None:
 
 
 def test_only_the_norms_and_the_projection_move() -> None:
-    ours = SANTA(net(), outputs=16)
+    ours = SANTA(net(), projection=16)
     assert len(ours._adapted) == 4 + 4
-    assert len(SANTA(net(), outputs=None)._adapted) == 4
+    assert len(SANTA(net(), projection=None)._adapted) == 4
     ours.prepare(source())
     assert ours.of_source.prototypes.shape == (CLASSES, 32)
     assert ours.of_source.images.numel() == 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import state_hash
 from testtime.methods import STAMP
-from testtime.methods.stamp import RBM, self_weighted_entropy
+from testtime.methods.stamp import RBM, STAMPOptions, self_weighted_entropy
 from testtime.parts import generator, identity, sgd
 
 
@@ -147,9 +147,11 @@ def same_memory(ours: RBM, plain: Bank) -> None:
 )
 def test_equals_the_published_loop(norm: str, arguments: dict) -> None:
     score = arguments.get("score", "energy")
-    settings = {"capacity": 24, "views": 4, "alpha": 0.9, "period": 15}
-    plain = Plain(net(norm), lr=0.02, **settings, **{k: v for k, v in arguments.items() if k != "score"})
-    ours = STAMP(net(norm), CLASSES, sgd(0.02), augment=jitter, **settings, **arguments)
+    settings = {"views": 4, "alpha": 0.9, "period": 15}
+    alike = {k: v for k, v in arguments.items() if k != "score"}
+    plain = Plain(net(norm), lr=0.02, capacity=24, **settings, **alike)
+    options = STAMPOptions(capacity=24, **arguments)
+    ours = STAMP(net(norm), CLASSES, sgd(0.02), augment=jitter, options=options, **settings)
     for clock, x in enumerate(stream([13] * 20)):
         p, h, energy = plain.step(x, clock)
         looked, answer = ours.predict(x), ours(x)
@@ -234,7 +236,10 @@ def test_weights_carry_gradients() -> None:
 
 
 def test_chunks_do_not_change_the_numbers() -> None:
-    one, two = (STAMP(net(), CLASSES, views=4, alpha=0.9, augment=jitter, chunk=c) for c in (1, 2))
+    one, two = (
+        STAMP(net(), CLASSES, views=4, alpha=0.9, augment=jitter, options=STAMPOptions(chunk=c))
+        for c in (1, 2)
+    )
     for x in stream([9] * 4):
         torch.testing.assert_close(one(x).logits, two(x).logits, rtol=0, atol=1e-10)
 
@@ -266,7 +271,10 @@ def test_consistency_can_be_left_out() -> None:
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_state_is_enough_and_reset_is_birth(norm: str) -> None:
     data = stream([10, 3, 1, 25, 8])
-    a, dirty = (STAMP(net(norm), CLASSES, views=2, alpha=0.9, capacity=8, period=4) for _ in range(2))
+    a, dirty = (
+        STAMP(net(norm), CLASSES, views=2, alpha=0.9, options=STAMPOptions(capacity=8), period=4)
+        for _ in range(2)
+    )
     born = state_hash(a)
     a(data[0]), a(data[1]), dirty(data[3])
     dirty.load_state_dict(a.state_dict())
@@ -278,12 +286,18 @@ def test_state_is_enough_and_reset_is_birth(norm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{"views": 0}, {"views": 32, "chunk": 5}, {"score": "margin"}, {"count": "batch"}, {"normalise": "64"}],
+    ("views", "options"),
+    [
+        (0, {}),
+        (32, {"chunk": 5}),
+        (32, {"score": "margin"}),
+        (32, {"count": "batch"}),
+        (32, {"normalise": "64"}),
+    ],
 )
-def test_refuses_bad_arguments(arguments: dict) -> None:
+def test_refuses_bad_arguments(views: int, options: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
-        STAMP(net(), CLASSES, **arguments)
+        STAMP(net(), CLASSES, views=views, options=STAMPOptions(**options))
 
 
 def test_half_precision_keeps_its_form() -> None:

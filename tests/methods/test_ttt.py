@@ -13,11 +13,11 @@ from testtime import load, save, sgd, state_hash
 from testtime.laws import check_adapter
 from testtime.laws.worlds import ambient
 from testtime.methods import TTT
-from testtime.methods.ttt import RotationBranch, turned
 from testtime.multitask import Assisted
 from testtime.multitask.training import Joint
 from testtime.norm import running_statistics
 from testtime.parts import generator, random_crop_flip
+from testtime.source.ttt import RotationBranch, turned
 
 
 def branch(channels: int, layer: str) -> RotationBranch:

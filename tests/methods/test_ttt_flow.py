@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from testtime import sgd, state_hash
 from testtime.methods import TTTFlow
-from testtime.methods.ttt_flow import Coupling, Flow
 from testtime.multitask import Assisted
 from testtime.multitask.training import Joint
 from testtime.norm import running_statistics
+from testtime.source.ttt_flow import Coupling, Flow
 
 
 def bent(channels: int, couplings: int = 3) -> Flow:

@@ -13,11 +13,12 @@ from testtime import load, save, sgd, state_hash
 from testtime.laws import check_adapter
 from testtime.laws.worlds import ambient
 from testtime.methods import TTTPlusPlus
-from testtime.methods.ttt_plus_plus import ContrastiveBranch, FeatureQueue, SourceMoments, contrastive
+from testtime.methods.ttt_plus_plus import FeatureQueue, SourceMoments, TTTPlusPlusOptions
 from testtime.multitask import Assisted
 from testtime.multitask.training import Joint
 from testtime.norm import source_statistics
 from testtime.parts.randomness import generator
+from testtime.source.ttt_plus_plus import ContrastiveBranch, contrastive
 
 
 def noisy(x: Tensor, rng: torch.Generator) -> Tensor:
@@ -157,8 +158,8 @@ def test_three_steps_of_a_trained_branch_in_plain_torch(net: nn.Module, stream: 
 
 def test_a_network_that_comes_alone_is_prepared(net: nn.Module, stream: list[Tensor], tmp_path: Path) -> None:
     """The branch learns to tell images apart by the features before the head; a file holds all it was taught."""
-    settings = {"outputs": 6, "passes": 30, "rate": 1e-2, "queue": 40}
-    adapter = TTTPlusPlus(net, sgd(1e-3), **settings, norm=source_statistics)
+    options = TTTPlusPlusOptions(projection=6, passes=30, rate=1e-2)
+    adapter = TTTPlusPlus(net, sgd(1e-3), queue=40, options=options, norm=source_statistics)
     assert adapter.source == "data"
     with pytest.raises(
         RuntimeError, match=r"TTT\+\+ has no trained ContrastiveBranch: call adapter\.prepare"

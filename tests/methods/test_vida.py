@@ -12,8 +12,9 @@ from small_world import batch, by_batch, jitter, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from testtime.methods.vida import DomainAdapter, ViDA, train_vida, with_adapters
+from testtime.methods.vida import ViDA, ViDAOptions
 from testtime.parts import adam, generator, identity, sgd
+from testtime.source.vida import DomainAdapter, train_vida, with_adapters
 
 
 def lessons() -> list[tuple[Tensor, Tensor]]:
@@ -86,12 +87,14 @@ def test_equals_the_published_loop(released: bool) -> None:
         sgd(0.02),
         2.5,
         views=4,
-        scale=5,
+        options=ViDAOptions(
+            scale=5,
+            adapter_decay=0.8,
+            allotment="released" if released else "paper",
+            restoration=0.05 if released else 0.0,
+        ),
         threshold=0.235,
         decay=0.9,
-        adapter_decay=0.8,
-        allotment="released" if released else "paper",
-        restoration=0.05 if released else 0.0,
         augment=jitter,
         seed=3,
     )
@@ -174,9 +177,9 @@ def test_begins_as_the_source() -> None:
     x = stream([12])[0]
     a = ViDA(net(), adam(1e-2), views=2, high_rank=4, augment=identity)
     np.testing.assert_allclose(a(x).numpy(), by_batch(net())(x).detach().numpy(), atol=1e-12)
-    named = ViDA(net(), views=2, high_rank=4, layers=["8"])
+    named = ViDA(net(), views=2, high_rank=4, options=ViDAOptions(layers=["8"]))
     assert isinstance(named.model.get_submodule("network.8"), DomainAdapter)
     with pytest.raises(ValueError, match="at least 2 of them, got 1"):
         ViDA(net(), views=1)
     with pytest.raises(ValueError, match="allotment is 'paper' or 'released', got 'code'"):
-        ViDA(net(), allotment="code")  # type: ignore[arg-type]
+        ViDA(net(), options=ViDAOptions(allotment="code"))  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def test_it_asks_for_a_synchronizer():
 class Labelled(Adapter):
     """Goes down (or up) the labelled loss itself, of one task."""
 
-    multi_task = True
+    needs = ()
 
     def __init__(self, model, rate):
         super().__init__(model)

@@ -73,7 +73,7 @@ def test_cells_are_files_and_a_second_call_goes_on(speck, monkeypatch, tmp_path)
 class Explodes(Adapter):
     """Answers what is not finite once it has learned at a rate above 1."""
 
-    multi_task = True
+    needs = ()
 
     def __init__(self, model, rate, seed):
         super().__init__(model, seed)

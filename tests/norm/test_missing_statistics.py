@@ -43,7 +43,9 @@ def network(layer: Callable[..., nn.Module] = nn.BatchNorm2d, **settings: bool) 
 
 
 def test_every_policy_is_tried() -> None:
-    kinds = {kind for kind in map(norm.__dict__.get, norm.__all__) if isinstance(kind, type)} - {NormPolicy}
+    kinds = {kind for kind in (getattr(norm, name) for name in norm.__all__) if isinstance(kind, type)} - {
+        NormPolicy
+    }
     built = {
         type(next(m for m in make(network()).modules() if isinstance(m, NormPolicy)))
         for make in POLICIES.values()

@@ -11,9 +11,11 @@ from torch import nn
 
 from testtime.adapter import Adapter
 from testtime.bench.sets import SETS
+from testtime.build import nested_arguments
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data import sha256_of
 from testtime.errors import did_you_mean, unknown_name
+from testtime.methods import METHODS
 from testtime.wrap import ResetEvery
 
 ORDERS = (
@@ -65,9 +67,7 @@ class Row:
     @property
     def available(self) -> bool:
         """Whether this version of the library has the method."""
-        import testtime.methods
-
-        return self.method in testtime.methods.__all__
+        return self.method in METHODS
 
     @property
     def code(self) -> str:
@@ -83,7 +83,7 @@ class Row:
         cls = getattr(testtime.methods, self.method)
         takes = inspect.signature(cls.__init__).parameters
         given = {k: v for k, v in {"classes": classes, "seed": seed}.items() if k in takes}
-        adapter: Adapter = cls(model, **{**given, **self.arguments})
+        adapter: Adapter = cls(model, **{**given, **nested_arguments(cls, self.arguments)})
         return ResetEvery(adapter, self.reset_every) if self.reset_every else adapter
 
 
@@ -274,9 +274,9 @@ def _plain(label: str) -> str:
 
 
 def slug(label: str) -> str:
-    """A label as a word of small letters, digits, "+", "." and "-"."""
-    spoken = {"UniEntPlus": "unient+", "PAFKIP": "paf-kip", "PAF+KIP": "paf-kip", "BNAdapt": "bn-adapt"}
-    if label in spoken:
-        return spoken[label]
+    """Turn a label into a word of small letters, digits, "+", "." and "-"; that of a method is the method's name."""
+    names = {other: entry.name for cls, entry in METHODS.items() for other in (cls, entry.label)}
+    if label in names:
+        return names[label]
     kept = "".join(c if c.isalnum() or c in "+.=" else "-" for c in label.lower())
     return "-".join(part for part in kept.split("-") if part)

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from testtime.data.bounded import numpy_array
 from testtime.data.files import AGAIN, need_choice, need_file, need_folder, need_size
-from testtime.data.imageset import ImageSet, class_labels, from_arrays
+from testtime.data.imageset import ImageSet, from_arrays
 from testtime.data.pickled import read_pickled
 from testtime.errors import DataError
+from testtime.labels import class_labels
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FINE = """

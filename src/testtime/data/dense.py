@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from testtime.data.imageset import resized
+from testtime.labels import IGNORE
 
 __all__ = ["IGNORE", "DenseSet", "Sample", "blank", "collate", "sized"]
-
-IGNORE = 255
-"""Label of a pixel of unknown class."""
 
 CLASS_TASKS = frozenset({"semseg", "human_parts"})
 """Tasks whose label is a class index for each pixel, (H, W) int64."""

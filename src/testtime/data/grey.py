@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from testtime.data.files import AGAIN, need_choice, need_folder
 from testtime.data.folders import image_folder
-from testtime.data.imageset import ImageSet, class_labels, from_arrays
+from testtime.data.imageset import ImageSet, from_arrays
 from testtime.errors import DataError
+from testtime.labels import class_labels
 
 DIGITS = tuple(str(digit) for digit in range(10))
 FASHION = (

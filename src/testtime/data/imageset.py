@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from testtime.errors import DataError
+from testtime.labels import class_labels
 
 
 class Images(Protocol):
@@ -282,36 +283,6 @@ def resized(images: Tensor, size: "int | Size | None") -> Tensor:
     if target is None or tuple(images.shape[-2:]) == tuple(target):
         return images
     return F.interpolate(images, target, mode="bilinear", align_corners=False, antialias=True)
-
-
-def class_labels(values: ArrayLike, count: int, classes: int, name: str) -> NDArray[np.int64]:
-    """Check that labels are class indices, or -1 for unknown, and return them as int64 (N,).
-
-    Args:
-        values: labels (N,), integers or floats with integer values.
-        count: number of labels N.
-        classes: number of classes.
-        name: name of the data set or file, for the message.
-
-    Raises:
-        DataError: the number of labels differs from N, or a label is not an integer in [-1, classes).
-
-    >>> class_labels([1.0, -1.0], 2, 2, "digits")
-    array([ 1, -1])
-    """
-    labels = np.asarray(values)
-    if labels.shape != (count,):
-        raise DataError(f"{name}: {count} images but labels of shape {labels.shape}")
-    if labels.dtype.kind not in "iuf" or (labels.dtype.kind == "f" and (labels != np.floor(labels)).any()):
-        some = ", ".join(map(str, labels[:5].tolist()))
-        raise DataError(
-            f"{name}: expected labels that are integers, numbers of classes, found {labels.dtype} ({some}, ...)"
-        )
-    if count and not -1 <= labels.min() <= labels.max() < classes:
-        raise DataError(
-            f"{name}: labels from {labels.min():.0f} to {labels.max():.0f}, but {classes} classes (-1: unknown)"
-        )
-    return labels.astype(np.int64)
 
 
 def from_arrays(

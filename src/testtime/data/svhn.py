@@ -6,9 +6,10 @@ import numpy as np
 
 from testtime.data.files import AGAIN, need_choice, need_file
 from testtime.data.grey import DIGITS
-from testtime.data.imageset import ImageSet, class_labels, from_arrays
+from testtime.data.imageset import ImageSet, from_arrays
 from testtime.data.matlab import matlab
 from testtime.errors import DataError
+from testtime.labels import class_labels
 
 
 def svhn(root: str | Path, split: str = "test") -> ImageSet:

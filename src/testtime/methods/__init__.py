@@ -1,52 +1,63 @@
-"""The methods of the field: one paper, one file, one final class."""
+"""The methods of the field: one paper, one file, one final class.
 
-from testtime.methods.actmad import ActMAD
-from testtime.methods.adacontrast import AdaContrast
-from testtime.methods.adanpc import AdaNPC
-from testtime.methods.atlas import ATLAS
-from testtime.methods.bn_adapt import BNAdapt
-from testtime.methods.cafa import CAFA
-from testtime.methods.clust3 import ClusT3
-from testtime.methods.cmf import CMF
-from testtime.methods.core import Core
-from testtime.methods.cotta import CoTTA
-from testtime.methods.deyo import DeYO
-from testtime.methods.eata import EATA
-from testtime.methods.ecotta import EcoTTA
-from testtime.methods.eta import ETA
-from testtime.methods.itta import ITTA
-from testtime.methods.lame import LAME
-from testtime.methods.memo import MEMO
-from testtime.methods.meta_dmoe import MetaDMoE
-from testtime.methods.nc_ttt import NCTTT
-from testtime.methods.nhl import NHL
-from testtime.methods.note import NOTE
-from testtime.methods.ostta import OSTTA
-from testtime.methods.paf_kip import PAFKIP
-from testtime.methods.petal import PETAL
-from testtime.methods.pl import PL
-from testtime.methods.rmt import RMT
-from testtime.methods.roid import ROID
-from testtime.methods.rotta import RoTTA
-from testtime.methods.rpl import RPL
-from testtime.methods.s4t import S4T
-from testtime.methods.santa import SANTA
-from testtime.methods.sar import SAR
-from testtime.methods.shot_im import SHOTIM
-from testtime.methods.sotta import SoTTA
-from testtime.methods.source import Source
-from testtime.methods.stamp import STAMP
-from testtime.methods.t3a import T3A
-from testtime.methods.tent import Tent
-from testtime.methods.tipi import TIPI
-from testtime.methods.ttt import TTT
-from testtime.methods.ttt_flow import TTTFlow
-from testtime.methods.ttt_mae import TTTMAE
-from testtime.methods.ttt_plus_plus import TTTPlusPlus
-from testtime.methods.unient import UniEnt
-from testtime.methods.unient_plus import UniEntPlus
-from testtime.methods.vdp import VDP
-from testtime.methods.vida import ViDA
+A class is imported when it is first used; the table of their names needs no torch.
+
+>>> METHODS["PAFKIP"]
+Method(module='paf_kip', name='paf-kip', label='PAF+KIP')
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from testtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from testtime.methods.actmad import ActMAD
+    from testtime.methods.adacontrast import AdaContrast
+    from testtime.methods.adanpc import AdaNPC
+    from testtime.methods.atlas import ATLAS
+    from testtime.methods.bn_adapt import BNAdapt
+    from testtime.methods.cafa import CAFA
+    from testtime.methods.clust3 import ClusT3
+    from testtime.methods.cmf import CMF
+    from testtime.methods.core import Core
+    from testtime.methods.cotta import CoTTA
+    from testtime.methods.deyo import DeYO
+    from testtime.methods.eata import EATA
+    from testtime.methods.ecotta import EcoTTA
+    from testtime.methods.eta import ETA
+    from testtime.methods.itta import ITTA
+    from testtime.methods.lame import LAME
+    from testtime.methods.memo import MEMO
+    from testtime.methods.meta_dmoe import MetaDMoE
+    from testtime.methods.nc_ttt import NCTTT
+    from testtime.methods.nhl import NHL
+    from testtime.methods.note import NOTE
+    from testtime.methods.ostta import OSTTA
+    from testtime.methods.paf_kip import PAFKIP
+    from testtime.methods.petal import PETAL
+    from testtime.methods.pl import PL
+    from testtime.methods.rmt import RMT
+    from testtime.methods.roid import ROID
+    from testtime.methods.rotta import RoTTA
+    from testtime.methods.rpl import RPL
+    from testtime.methods.s4t import S4T
+    from testtime.methods.santa import SANTA
+    from testtime.methods.sar import SAR
+    from testtime.methods.shot_im import SHOTIM
+    from testtime.methods.sotta import SoTTA
+    from testtime.methods.source import Source
+    from testtime.methods.stamp import STAMP
+    from testtime.methods.t3a import T3A
+    from testtime.methods.tent import Tent
+    from testtime.methods.tipi import TIPI
+    from testtime.methods.ttt import TTT
+    from testtime.methods.ttt_flow import TTTFlow
+    from testtime.methods.ttt_mae import TTTMAE
+    from testtime.methods.ttt_plus_plus import TTTPlusPlus
+    from testtime.methods.unient import UniEnt
+    from testtime.methods.unient_plus import UniEntPlus
+    from testtime.methods.vdp import VDP
+    from testtime.methods.vida import ViDA
 
 __all__ = [
     "ATLAS",
@@ -97,3 +108,71 @@ __all__ = [
     "UniEntPlus",
     "ViDA",
 ]
+
+
+class Method(NamedTuple):
+    """Where a method is defined and what it is called.
+
+    Args:
+        module: name of its module in this package.
+        name: what :func:`testtime.adapt` takes, in lower case.
+        label: as tables and papers write it.
+    """
+
+    module: str
+    name: str
+    label: str
+
+
+METHODS = {
+    "ActMAD": Method("actmad", "actmad", "ActMAD"),
+    "AdaContrast": Method("adacontrast", "adacontrast", "AdaContrast"),
+    "AdaNPC": Method("adanpc", "adanpc", "AdaNPC"),
+    "ATLAS": Method("atlas", "atlas", "aTLAS"),
+    "BNAdapt": Method("bn_adapt", "bn-adapt", "BN-adapt"),
+    "CAFA": Method("cafa", "cafa", "CAFA"),
+    "ClusT3": Method("clust3", "clust3", "ClusT3"),
+    "CMF": Method("cmf", "cmf", "CMF"),
+    "Core": Method("core", "core", "Core"),
+    "CoTTA": Method("cotta", "cotta", "CoTTA"),
+    "DeYO": Method("deyo", "deyo", "DeYO"),
+    "EATA": Method("eata", "eata", "EATA"),
+    "EcoTTA": Method("ecotta", "ecotta", "EcoTTA"),
+    "ETA": Method("eta", "eta", "ETA"),
+    "ITTA": Method("itta", "itta", "ITTA"),
+    "LAME": Method("lame", "lame", "LAME"),
+    "MEMO": Method("memo", "memo", "MEMO"),
+    "MetaDMoE": Method("meta_dmoe", "meta-dmoe", "Meta-DMoE"),
+    "NCTTT": Method("nc_ttt", "nc-ttt", "NC-TTT"),
+    "NHL": Method("nhl", "nhl", "NHL"),
+    "NOTE": Method("note", "note", "NOTE"),
+    "OSTTA": Method("ostta", "ostta", "OSTTA"),
+    "PAFKIP": Method("paf_kip", "paf-kip", "PAF+KIP"),
+    "PETAL": Method("petal", "petal", "PETAL"),
+    "PL": Method("pl", "pl", "PL"),
+    "RMT": Method("rmt", "rmt", "RMT"),
+    "ROID": Method("roid", "roid", "ROID"),
+    "RoTTA": Method("rotta", "rotta", "RoTTA"),
+    "RPL": Method("rpl", "rpl", "RPL"),
+    "S4T": Method("s4t", "s4t", "S4T"),
+    "SANTA": Method("santa", "santa", "SANTA"),
+    "SAR": Method("sar", "sar", "SAR"),
+    "SHOTIM": Method("shot_im", "shot-im", "SHOT-IM"),
+    "SoTTA": Method("sotta", "sotta", "SoTTA"),
+    "Source": Method("source", "source", "Source"),
+    "STAMP": Method("stamp", "stamp", "STAMP"),
+    "T3A": Method("t3a", "t3a", "T3A"),
+    "Tent": Method("tent", "tent", "TENT"),
+    "TIPI": Method("tipi", "tipi", "TIPI"),
+    "TTT": Method("ttt", "ttt", "TTT"),
+    "TTTFlow": Method("ttt_flow", "tttflow", "TTTFlow"),
+    "TTTMAE": Method("ttt_mae", "ttt-mae", "TTT-MAE"),
+    "TTTPlusPlus": Method("ttt_plus_plus", "ttt++", "TTT++"),
+    "UniEnt": Method("unient", "unient", "UniEnt"),
+    "UniEntPlus": Method("unient_plus", "unient+", "UniEnt+"),
+    "VDP": Method("vdp", "vdp", "VDP"),
+    "ViDA": Method("vida", "vida", "ViDA"),
+}
+"""The methods by class."""
+
+__getattr__, __dir__ = lazily(__name__, {entry.module: name for name, entry in METHODS.items()})

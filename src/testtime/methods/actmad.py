@@ -33,7 +33,7 @@ Test-Time-Training, CVPR 2023.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,6 @@ class ActMAD(Adapter):
         batch_average: whether the source statistics are the mean over batches of those of each batch, as in the published
             code, instead of those of all images together.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer to watch, or an image has another size than the source's.
@@ -165,9 +164,14 @@ class ActMAD(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
+    name, label = "actmad", "ActMAD"
+    needs = ("norm",)
+    venue = "CVPR 2023"
+    paper = (
+        "Mirza, Jané Soneira, Lin, Kozinski, Possegger and Bischof, ActMAD: Activation Matching to Align "
+        "Distributions for Test-Time-Training"
+    )
+    source = "statistics"
 
     def __init__(
         self,
@@ -177,9 +181,8 @@ class ActMAD(Adapter):
         unbiased: bool = False,
         batch_average: bool = False,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.skip, self.norm = optimizer, tuple(skip), norm
         self.unbiased, self.batch_average = unbiased, batch_average
         # Another method's branch takes no part in a prediction.

@@ -43,7 +43,8 @@ Reference: Chen, Wang, Darrell and Ebrahimi, Contrastive Test-Time Adaptation, C
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import Tap
 from testtime.parts.views import preserving
 
-__all__ = ["AdaContrast", "NeighbourMemory", "class_contrast"]
+__all__ = ["AdaContrast", "AdaContrastOptions", "NeighbourMemory", "class_contrast"]
 
 
 def class_contrast(
@@ -145,6 +146,31 @@ class NeighbourMemory(Stateful):
 
 
 @final
+@dataclass(frozen=True)
+class AdaContrastOptions:
+    """Settings of AdaContrast that are rarely changed.
+
+    Args:
+        begin: images that are met before neighbours vote.
+        capacity: images in the memory.
+        head: the name of the linear head; the last linear layer unless given.
+
+    Raises:
+        ValueError: begin or capacity is below 1.
+    """
+
+    begin: int = 1024
+    capacity: int = 16384
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.begin, self.capacity) < 1:
+            raise ValueError(
+                f"begin and capacity count images and are at least 1, got {self.begin} and {self.capacity}"
+            )
+
+
+@final
 class AdaContrast(Adapter):
     """Pseudo-labels by the vote of near neighbours, and contrast with those that are labelled otherwise.
 
@@ -152,29 +178,31 @@ class AdaContrast(Adapter):
         model: any classifier that ends in a linear head.
         optimizer: moves all parameters.
         neighbours: K.
-        begin: images that are met before neighbours vote.
-        capacity: images in the memory.
         temperature: tau.
         contrast: gamma_ctr, the weight of the contrast.
         diversity: gamma_div, the weight of the entropy of the mean prediction.
         decay: beta, the weight of the past in the teacher.
         weak, strong: make a view within the model's invariances.
-        head: the name of the linear head; the last linear layer unless given.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views.
 
     Raises:
-        ValueError: the model has no linear head, or neighbours, begin or capacity is below 1.
+        ValueError: the model has no linear head, or neighbours is below 1.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
-    >>> adacontrast = AdaContrast(net, capacity=64)
+    >>> adacontrast = AdaContrast(net, options=AdaContrastOptions(capacity=64))
     >>> y = adacontrast(torch.rand(8, 3, 8, 8))
     >>> y.shape, y.updated
     (torch.Size([8, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
-    stochastic: ClassVar[bool] = True
+    name, label = "adacontrast", "AdaContrast"
+    needs = ("classifier", "linear head", "views")
+    venue = "CVPR 2022"
+    paper = "Chen, Wang, Darrell and Ebrahimi, Contrastive Test-Time Adaptation"
+    output = "after"
+    stochastic = True
     cost = (5, 1)
 
     def __init__(
@@ -182,33 +210,28 @@ class AdaContrast(Adapter):
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(2e-4, weight_decay=1e-4),  # noqa: B008 - a frozen value
         neighbours: int = 10,
-        begin: int = 1024,
-        capacity: int = 16384,
         temperature: float = 0.07,
         contrast: float = 1.0,
         diversity: float = 1.0,
         decay: float = 0.999,
         weak: Augmentation = random_crop_flip,
         strong: Augmentation = simclr,
-        head: str | None = None,
+        options: AdaContrastOptions = AdaContrastOptions(),
         norm: Callable[[nn.Module], nn.Module] = running_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        if min(neighbours, begin, capacity) < 1:
-            raise ValueError(
-                f"neighbours, begin and capacity count images and are at least 1, got {neighbours}, {begin}, {capacity}"
-            )
-        self.optimizer, self.neighbours, self.begin, self.capacity = optimizer, neighbours, begin, capacity
+        if neighbours < 1:
+            raise ValueError(f"neighbours counts images and is at least 1, got {neighbours}")
+        self.optimizer, self.neighbours, self.options, self.norm = optimizer, neighbours, options, norm
         self.temperature, self.contrast, self.diversity, self.decay = temperature, contrast, diversity, decay
-        self.head, self.norm = head, norm
         self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
-        name, linear = linear_head(self.model, head)
-        self._tap = head_tap(self.model, head)
+        name, linear = linear_head(self.model, options.head)
+        self._tap = head_tap(self.model, options.head)
         self.adapt(self.model.parameters(), optimizer)
         self.teacher = Teacher(self.model, self._adapted, decay)
         self._teachers_tap = self.teacher.model.get_submodule(name)
-        self.memory = NeighbourMemory(linear, capacity)
+        self.memory = NeighbourMemory(linear, options.capacity)
 
     def _see(self, model: nn.Module, at_head: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, C), and unit features (N, D) at least in float32, of a batch that is learned from."""
@@ -224,7 +247,7 @@ class AdaContrast(Adapter):
         memory, weak = self.memory, view("weak", self.weak)
         with torch.no_grad():
             logits, z = self._see(self.model, self._tap, weak)
-            voted = int(memory.met) >= self.begin
+            voted = int(memory.met) >= self.options.begin
             label = (memory.vote(z, self.neighbours) if voted else logits).argmax(dim=1)
             self.teacher.update()
             _, k = self._see(self.teacher.model, self._teachers_tap, view("key", self.strong))

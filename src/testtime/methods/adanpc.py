@@ -32,7 +32,7 @@ Adaptation, ICML 2023.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,6 @@ class AdaNPC(Adapter):
         softmax: whether the threshold is compared with a softmax of the vote, as in the published code.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no linear head, neighbours is below 1, or temperature is not above 0.
@@ -143,8 +142,15 @@ class AdaNPC(Adapter):
     torch.Size([8, 2])
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    labelled_source: ClassVar[bool] = True
+    name, label = "adanpc", "AdaNPC"
+    needs = ("classifier", "linear head")
+    venue = "ICML 2023"
+    paper = (
+        "Zhang, Wang, Jin, Yuan, Zhang, Wang, Jin and Tan, AdaNPC: Exploring Non-Parametric Classifier for "
+        "Test-Time Adaptation"
+    )
+    source = "data"
+    labelled_source = True
     cost = (1, 0)
 
     def __init__(
@@ -157,9 +163,8 @@ class AdaNPC(Adapter):
         softmax: bool = False,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         if neighbours < 1 or temperature <= 0:
             raise ValueError(
                 f"neighbours is at least 1 and temperature above 0, got {neighbours} and {temperature}"

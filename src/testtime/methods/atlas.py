@@ -13,11 +13,13 @@ and each parameter block b (a weight or a bias of a layer), trusted images :math
 which is FixMatch without labels. An image is trusted where :math:`\theta_0` is among the k surest of its class so far, and
 then what :math:`\theta_0` says is its label.
 
-A step, from :math:`\lambda = 0`, once there are task vectors (:func:`train_task_vectors`, :func:`with_task_vectors` or
+A step, from :math:`\lambda = 0`, once there are task vectors (``train_task_vectors``, ``with_task_vectors`` or
 ``prepare``):
     1. predict the batch; let :math:`\theta_0` predict it too, and remember whom it is surest of, k of each class;
     2. draw as many trusted images as the batch has, and see the views;
     3. update the coefficients once on L, and answer with the prediction of 1.
+
+What is learned on source data lies in :mod:`testtime.source.atlas`.
 
 Departures:
     The paper's full text was not at hand, and its code has no licence and was not read: this was written from the abstract and
@@ -44,10 +46,9 @@ Confidence, NeurIPS 2020.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
@@ -55,8 +56,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
-from testtime.corruptions import corrupt
-from testtime.intake.sharing import Stateful, duplicate
+from testtime.facts import SourceData
+from testtime.moved import renamed
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam, generator, random_crop_flip, simclr
 from testtime.parts.augment import Augmentation
@@ -64,224 +65,25 @@ from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction
+from testtime.source.atlas import (
+    TaskVectors,
+    block_names,
+    fine_tuned,
+    task_vectors_of,
+    unscaled,
+)
 from testtime.source.branches import images_of
-from testtime.source.passes import passes_over
+from testtime.source.corrupted import corrupted_domains
 
-__all__ = ["ATLAS", "TaskVectors", "fixmatch", "train_task_vectors", "with_task_vectors"]
+__all__ = ["ATLAS", "ATLASOptions", "fixmatch"]
 
-Batches = Collection[tuple[Tensor, Tensor]]
-
-
-@final
-class TaskVectors(Stateful):
-    """A network and its task vectors; it answers as the network does until the coefficients have moved.
-
-    Args:
-        network: theta_0.
-        blocks: the names of the B parameters that the vectors are of.
-        tasks: the names of the T vectors.
-        vectors: (T, P), the blocks of a vector one after the other; None while they are to be learned.
-
-    Attributes:
-        coefficients: lambda, (T, B), zero at first, at least in float32.
-        scaled: False answers as the network does.
-    """
-
-    vectors: Tensor
-
-    def __init__(
-        self,
-        network: nn.Module,
-        blocks: Sequence[str],
-        tasks: Sequence[str],
-        vectors: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        self.network, self.tasks, self.scaled, self.learned = network, tuple(tasks), True, vectors is None
-        self.blocks = [network.get_parameter(name) for name in blocks]
-        first = self.blocks[0].detach()
-        zeros = first.new_zeros(
-            len(self.tasks), len(blocks), dtype=torch.promote_types(first.dtype, torch.float32)
-        )
-        self.coefficients = nn.Parameter(zeros, requires_grad=False)
-        width = sum(p.numel() for p in self.blocks)
-        self.register_buffer("vectors", first.new_zeros(0, width) if vectors is None else vectors)
-
-    def moving(self) -> dict[str, Tensor]:
-        return super().moving() if self.learned else {}
-
-    def forward(self, x: Tensor) -> Any:
-        if not self.scaled or not len(self.vectors):
-            return self.network(x)
-        names = {id(p): name for name, p in self.network.named_parameters()}
-        parts = self.vectors.split([p.numel() for p in self.blocks], dim=1)
-        weights = {}
-        for p, scale, part in zip(self.blocks, self.coefficients.unbind(1), parts, strict=True):
-            moved = (scale[:, None] * part).sum(dim=0).view_as(p)
-            weights[names[id(p)]] = (p + moved).to(p.dtype)
-        return torch.func.functional_call(self.network, weights, (x,))
-
-
-@contextmanager
-def _unscaled(vectors: TaskVectors) -> Iterator[None]:
-    """Inside, the network answers as theta_0."""
-    vectors.scaled = False
-    try:
-        yield
-    finally:
-        vectors.scaled = True
-
-
-def _blocks(model: nn.Module, skip: Sequence[str] | None) -> list[str]:
-    """The names of the parameters that task vectors are of."""
-    if skip is None:
-        skip = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]
-    names = [
-        name
-        for name, p in model.named_parameters()
-        if p.is_floating_point() and not any(f".{part}." in f".{name}." for part in skip)
-    ]
-    if not names:
-        raise ValueError(
-            f"leaving out {', '.join(skip)} leaves this model no parameters for task vectors; pass skip=() to take all"
-        )
-    return names
-
-
-def _of(model: nn.Module) -> TaskVectors | None:
-    return next((m for m in model.modules() if isinstance(m, TaskVectors)), None)
-
-
-def with_task_vectors(
-    model: nn.Module,
-    fine_tuned: Mapping[str, nn.Module | Mapping[str, Tensor]],
-    skip: Sequence[str] | None = None,
-) -> TaskVectors:
-    """A network with the task vectors of networks that were fine-tuned from it.
-
-    Args:
-        model: theta_0; it is left as it is.
-        fine_tuned: by task, a network of the same form or the state dictionary of one.
-        skip: parts of dotted names; parameters whose name holds one have no task vector, and stay as they are in ``model``.
-            None leaves out the last linear layer, the head.
-
-    Raises:
-        ValueError: there is no task, a network has other parameters than ``model``, or ``skip`` leaves out all.
-
-    >>> net, tuned = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, n)) for n in (2, 5))
-    >>> with_task_vectors(net, {"fog": tuned, "snow": tuned.state_dict()}).vectors.shape
-    torch.Size([2, 112])
-    """
-    if not fine_tuned:
-        raise ValueError("expected at least one fine-tuned network, by the name of its task, got none")
-    network = duplicate(model).eval().requires_grad_(False)
-    blocks, vectors = _blocks(network, skip), []
-    for task, tuned in fine_tuned.items():
-        weights = tuned.state_dict() if isinstance(tuned, nn.Module) else tuned
-        own = {name: network.get_parameter(name) for name in blocks}
-        differ = [n for n, p in own.items() if n not in weights or weights[n].shape != p.shape]
-        if differ:
-            raise ValueError(
-                f"the network of task {task!r} has other parameters than the model: {len(differ)} are missing or of another "
-                f"shape, first {', '.join(differ[:3])}; expected one that was fine-tuned from it, or name in skip what is not "
-                "to be composed"
-            )
-        vectors.append(torch.cat([(weights[n].detach().to(p) - p).flatten() for n, p in own.items()]))
-    return TaskVectors(network, blocks, list(fine_tuned), torch.stack(vectors))
-
-
-def train_task_vectors(
-    model: nn.Module,
-    tasks: Mapping[str, Batches],
-    passes: int = 1,
-    rate: float = 1e-5,
-    decay: float = 0.1,
-    skip: Sequence[str] | None = None,
-    norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-    folder: str | Path | None = None,
-    title: str | None = "task vector",
-) -> TaskVectors:
-    """A network with task vectors: it is fine-tuned on one task after the other, each time from the start, by AdamW.
-
-    A task is any labelled data set of the model's classes: a domain, or the source set under a corruption.
-
-    Args:
-        model: theta_0; it is left as it is.
-        tasks: by name, batches of images (N, C, H, W) and labels (N,); a loader that shuffles is one.
-        passes: how often they are shown.
-        rate: the learning rate, 1e-5 where task vectors were introduced (of CLIP); a small network wants more.
-        decay: of the weights, 0.1 there.
-        skip: as for :func:`with_task_vectors`; what it names is frozen.
-        norm: the policy of the BatchNorm layers while fine-tuning: the one the network is to be adapted under.
-        folder: for a checkpoint of each task after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
-
-    Returns:
-        the network as it was, in evaluation mode, with its task vectors.
-
-    Raises:
-        ValueError: there is no task, ``skip`` leaves out all, a loss is not finite, or a file in the folder belongs to another
-            training.
-
-    Reference: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023 (there with a warm-up and a cosine schedule).
-
-    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
-    >>> lessons = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
-    >>> train_task_vectors(net, {"fog": lessons, "snow": lessons}, title=None).tasks
-    ('fog', 'snow')
-    """
-    if not tasks:
-        raise ValueError("expected at least one task, as labelled batches by its name, got none")
-    network = duplicate(model).eval().requires_grad_(False)
-    blocks = _blocks(network, skip)
-    tree = norm(TaskVectors(network, blocks, list(tasks)))
-    vectors = [
-        _fine_tuned(
-            tree,
-            batches,
-            passes,
-            rate,
-            decay,
-            title and f"{title} {task}",
-            None if folder is None else Path(folder) / f"{task}.safetensors",
-            {"kind": "train_task_vectors", "task": task, "rate": rate, "decay": decay},
-        )
-        for task, batches in tasks.items()
-    ]
-    return TaskVectors(network, blocks, list(tasks), torch.stack(vectors))
-
-
-def _fine_tuned(
-    tree: nn.Module,
-    batches: Batches,
-    passes: int,
-    rate: float,
-    decay: float,
-    title: str | None = None,
-    file: Path | None = None,
-    described: Mapping[str, Any] | None = None,
-) -> Tensor:
-    """What training changes in the blocks, (P,), of a network that holds its :class:`TaskVectors`; it stays as it is."""
-    tuned = duplicate(tree).requires_grad_(False)
-    part = _of(tuned)
-    assert part is not None
-    part.scaled = False
-    before = [p.detach().clone() for p in part.blocks]
-    for p in part.blocks:
-        p.requires_grad_(True)
-    for _ in passes_over(
-        batches,
-        passes,
-        tuned,
-        torch.optim.AdamW(part.blocks, rate, weight_decay=decay),
-        lambda x, y: F.cross_entropy(tuned(x), y),
-        lambda _: rate,
-        title,
-        file,
-        described,
-    ):
-        pass
-    return torch.cat([(p.detach() - b).flatten() for p, b in zip(part.blocks, before, strict=True)])
+__getattr__ = renamed(
+    __name__,
+    {
+        "with_task_vectors": "testtime.source.atlas:with_task_vectors",
+        "train_task_vectors": "testtime.source.atlas:train_task_vectors",
+    },
+)
 
 
 def fixmatch(
@@ -372,39 +174,69 @@ class TrustedMemory(ImageMemory):
 
 
 @final
+@dataclass(frozen=True)
+class ATLASOptions:
+    """Settings of ATLAS that are rarely changed.
+
+    Args:
+        tasks: the corruptions of the source that ``prepare`` makes task vectors of.
+        severity: theirs, 1 to 5.
+        passes, rate: of ``prepare`` over its batches, for each task.
+        skip: parts of names of parameters without task vectors, in ``prepare``; None is the last linear layer, the head.
+
+    Raises:
+        ValueError: there is no task.
+    """
+
+    tasks: Sequence[str] = ("gaussian_noise", "defocus_blur", "fog", "contrast")
+    severity: int = 3
+    passes: int = 1
+    rate: float = 1e-3
+    skip: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("expected at least one corruption in tasks, got none")
+
+
+@final
 class ATLAS(Adapter):
     """How much of every task vector goes into every block of the network is learned, all else is frozen.
 
     Args:
-        model: any classifier; one of :func:`train_task_vectors` or :func:`with_task_vectors` needs no ``prepare``.
+        model: any classifier; one of ``train_task_vectors`` or ``with_task_vectors`` needs no ``prepare``.
         classes: C.
         optimizer: moves the coefficients; the recipe's 1e-3 is for ten passes, and a single one wants more: ``adam(1e-2)``.
         trusted: k, how many images of each class are held as labelled; ``trusted=1`` for ImageNet holds a thousand.
         threshold: omega, from which confidence on a pseudo-label counts; FixMatch's is 0.95.
         weight: lambda_u, of the images that are not trusted; FixMatch's is 1.
         weak, strong: the views, within the model's invariances; ``testtime.parts.identity`` switches their randomness off.
-        tasks: the corruptions of the source that ``prepare`` makes task vectors of.
-        severity: theirs, 1 to 5.
-        passes, rate: of ``prepare`` over its batches, for each task.
-        skip: parts of names of parameters without task vectors, in ``prepare``; None is the last linear layer, the head.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers, also while ``prepare`` fine-tunes.
         seed: of the views and of the draws from the memory.
 
     Raises:
-        ValueError: trusted is below 1, there is no task, or ``skip`` leaves out all parameters.
+        ValueError: trusted is below 1, or the ``skip`` of the options leaves out all parameters.
         RuntimeError: it is called before ``prepare``, and the network brings no task vectors along.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> batches = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
+    >>> from testtime.source.atlas import train_task_vectors
     >>> atlas = ATLAS(train_task_vectors(net, {"fog": batches, "snow": batches}, title=None), classes=2)
     >>> y = atlas(torch.rand(8, 3, 8, 8))
     >>> y.shape, y.updated, atlas.vectors.coefficients.shape  # of a weight and a bias in two layers, by task
     (torch.Size([8, 2]), True, torch.Size([2, 4]))
     """
 
-    images_only: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "atlas", "aTLAS"
+    needs = ("classifier", "images")
+    venue = "NeurIPS 2024"
+    paper = (
+        "Zhang, Albert, Rodriguez-Opazo, van den Hengel and Abbasnejad, Knowledge Composition using Task "
+        "Vectors with Learned Anisotropic Scaling"
+    )
+    source: SourceData = "data"
+    stochastic = True
     cost = (5, 2)
 
     def __init__(
@@ -417,43 +249,35 @@ class ATLAS(Adapter):
         weight: float = 1.0,
         weak: Augmentation = random_crop_flip,
         strong: Augmentation = simclr,
-        tasks: Sequence[str] = ("gaussian_noise", "defocus_blur", "fog", "contrast"),
-        severity: int = 3,
-        passes: int = 1,
-        rate: float = 1e-3,
-        skip: Sequence[str] | None = None,
+        options: ATLASOptions = ATLASOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
-        if trusted < 1 or not tasks:
-            raise ValueError(f"expected trusted >= 1 and at least one task, got {trusted} and {tasks}")
+        if trusted < 1:
+            raise ValueError(f"trusted counts the images of each class and is at least 1, got {trusted}")
         network = norm(model)
-        if (brought := _of(network)) is None:
-            network = TaskVectors(network, _blocks(network, skip), tasks)
+        if (brought := task_vectors_of(network)) is None:
+            network = TaskVectors(network, block_names(network, options.skip), options.tasks)
         super().__init__(network, seed)
         self.classes, self.optimizer, self.trusted, self.threshold = classes, optimizer, trusted, threshold
-        self.weight, self.tasks = weight, tuple(tasks)
+        self.weight, self.options, self.norm = weight, options, norm
         self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
-        self.severity, self.passes, self.rate, self.skip, self.norm = severity, passes, rate, skip, norm
-        vectors = _of(self.model)
+        vectors = task_vectors_of(self.model)
         assert vectors is not None
         self.vectors, self.memory = vectors, TrustedMemory(classes, trusted)
         if brought is not None:
-            self.source = "none"  # type: ignore[misc]
+            self.source = "none"
         self.adapt([vectors.coefficients], optimizer)
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
         if not self.vectors.learned:
             return
-        images = [x.clone() if x.is_inference() else x for x in images_of(batches)]
-        with torch.no_grad(), _unscaled(self.vectors):
-            answers = [self.model(x).argmax(dim=1) for x in images]
-        seeds = torch.arange(sum(len(x) for x in images)).split([len(x) for x in images])
-        found = []
-        for task in self.tasks:
-            seen = [corrupt(x, task, self.severity, seeds=s) for x, s in zip(images, seeds, strict=True)]
-            lessons = list(zip(seen, answers, strict=True))
-            found.append(_fine_tuned(self.model, lessons, self.passes, self.rate, 0.0))
+        images = images_of(batches)
+        with torch.no_grad(), unscaled(self.vectors):
+            predicted = [self.model(x).argmax(dim=1) for x in images]
+        options = self.options
+        domains = corrupted_domains(images, predicted, options.tasks, options.severity)
+        found = [fine_tuned(self.model, one, options.passes, options.rate, 0.0) for one in domains.values()]
         self.vectors.vectors = torch.stack(found)
 
     def step(self, x: Tensor) -> Tensor:
@@ -464,7 +288,7 @@ class ATLAS(Adapter):
             )
         with torch.no_grad(), observing(self.model):
             y = self.model(x)
-        with torch.no_grad(), _unscaled(self.vectors):
+        with torch.no_grad(), unscaled(self.vectors):
             taken = self.memory.update(x, self.model(x))
         images, label = self.memory.draw(len(x), generator(self.seed, int(self.clock), "trusted"))
         with torch.no_grad():

@@ -30,7 +30,7 @@ Normalization for Robustness under Covariate Shift, 2020.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
@@ -49,7 +49,6 @@ class BNAdapt(Adapter):
         norm: whose statistics: ``batch_statistics``, ``partial(alpha_statistics, alpha=...)`` (source and
             batch blended) or ``partial(ema_statistics, decay=...)`` (they move from batch to batch, and are
             the only state).
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no BatchNorm layer.
@@ -61,14 +60,17 @@ class BNAdapt(Adapter):
     (torch.Size([8, 2]), False)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
+    name, label = "bn-adapt", "BN-adapt"
+    needs = ("BatchNorm",)
+    venue = "NeurIPS 2020"
+    paper = (
+        "Schneider, Rusak, Eck, Bringmann, Brendel and Bethge, Improving robustness against common "
+        "corruptions by covariate shift adaptation"
+    )
     cost = (1, 0)
 
-    def __init__(
-        self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = batch_statistics, seed: int = 0
-    ) -> None:
-        super().__init__(norm(model), seed)
+    def __init__(self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = batch_statistics) -> None:
+        super().__init__(norm(model))
         if not has_batch_norm(self.model):
             raise ValueError(
                 "BNAdapt changes the statistics of BatchNorm layers, and this model has none (LayerNorm and "

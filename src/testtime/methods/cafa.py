@@ -32,7 +32,7 @@ Reference: Jung, Lee, Kim, Shaban, Boots and Choo, CAFA: Class-Aware Feature Ali
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +152,6 @@ class CAFA(Adapter):
         tied: one covariance for all classes.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no linear head, or no normalisation layer with scale and shift.
@@ -166,8 +165,14 @@ class CAFA(Adapter):
     (torch.Size([8, 2]), ['minimised'])
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
-    labelled_source: ClassVar[bool] = True
+    name, label = "cafa", "CAFA"
+    needs = ("classifier", "norm", "linear head")
+    venue = "ICCV 2023"
+    paper = (
+        "Jung, Lee, Kim, Shaban, Boots and Choo, CAFA: Class-Aware Feature Alignment for Test-Time Adaptation"
+    )
+    source = "statistics"
+    labelled_source = True
 
     def __init__(
         self,
@@ -177,9 +182,8 @@ class CAFA(Adapter):
         tied: bool = False,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.ridge, self.tied, self.head, self.norm = optimizer, ridge, tied, head, norm
         self._tap = head_tap(self.model, head)
         self.adapt(norm_affine(self.model), optimizer)

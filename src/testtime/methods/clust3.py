@@ -17,6 +17,8 @@ A step:
 The paper takes 20 to 100 iterations on a batch, from the source each time, and evaluates after them: call the adapter as
 often, look with ``predict``, and ``reset`` before the next batch.
 
+What is learned on source data lies in :mod:`testtime.source.clust3`.
+
 Departures:
     The paper trains projectors and network together: give ``Assisted(network, Projectors(...))``, as
     :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` teaches the projectors, the network
@@ -35,72 +37,21 @@ Test-Time Training, ICCV 2023.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.norm import batch_statistics, observing
-from testtime.parts import adam, entropy, marginal_entropy
+from testtime.parts import adam
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import watched
-from testtime.source.branches import UnsupervisedBranch, joined, positions, upstream
+from testtime.source.branches import joined, upstream
+from testtime.source.clust3 import Projectors
 
-__all__ = ["ClusT3", "Projectors"]
-
-
-@final
-class Projectors(UnsupervisedBranch):
-    """Linear (1 x 1) projectors from the features of some layers to clusters.
-
-    Args:
-        channels: of each watched layer.
-        clusters: K.
-        projectors: how many there are on each layer.
-        layers: names of the watched layers.
-
-    Called with what the layers gave, feature maps (N, C, h, w) or vectors (N, C), it returns I(X; Z) in nats, a scalar
-    between 0 and log K, averaged over projectors and layers.
-
-    >>> Projectors([8], clusters=10)([torch.zeros(2, 8, 4, 4)]).item() < 1e-6  # all alike: nothing to tell apart
-    True
-    """
-
-    def __init__(
-        self,
-        channels: Sequence[int],
-        clusters: int = 10,
-        projectors: int = 1,
-        layers: Sequence[str] = ("encoder",),
-    ) -> None:
-        super().__init__(layers)
-        if clusters < 2 or projectors < 1:
-            raise ValueError(
-                f"expected at least two clusters and one projector, got {clusters} and {projectors}"
-            )
-        self.clusters = clusters
-        self.project = nn.ModuleList(nn.Linear(c, projectors * clusters) for c in channels)
-
-    def forward(self, seen: Sequence[Tensor]) -> Tensor:
-        information = []
-        for linear, z in zip(self.project, seen, strict=True):
-            assert isinstance(linear, nn.Linear)
-            for logits in linear(positions(z, linear.weight)).split(self.clusters, dim=1):
-                information.append(marginal_entropy(logits) - entropy(logits).mean())
-        return torch.stack(information).mean()
-
-    def source_loss(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        seen: Sequence[Tensor],
-        labels: Mapping[str, Tensor],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """The negative information, in nats."""
-        return {"clusters": -self(seen)}
+__all__ = ["ClusT3"]
 
 
 @final
@@ -108,7 +59,7 @@ class ClusT3(Adapter):
     """Keep features and their clusters informative of each other.
 
     Args:
-        model: a multi-task network or a classifier, with the :class:`Projectors` it was trained with
+        model: a multi-task network or a classifier, with the ``Projectors`` it was trained with
             (``Assisted(network, Projectors(...))``) or alone.
         optimizer: moves the layers up to the last watched one; the paper's is ``adam(1e-5)``.
         clusters: K; with projectors and layers, of the projectors of a network that comes alone.
@@ -123,6 +74,7 @@ class ClusT3(Adapter):
         ValueError: a layer is not there, or gives neither feature maps nor vectors.
         RuntimeError: it is called with neither trained nor prepared projectors.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> clust3 = ClusT3(net, layers=("1",))
     >>> clust3.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
@@ -131,9 +83,14 @@ class ClusT3(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "clust3", "ClusT3"
+    needs = ("linear head",)
+    venue = "ICCV 2023"
+    paper = (
+        "Vargas Hakim, Osowiechi, Noori, Cheraghalikhani, Bahri, Ben Ayed and Desrosiers, ClusT3: "
+        "Information Invariant Test-Time Training"
+    )
+    source: SourceData = "data"
 
     def __init__(
         self,
@@ -153,7 +110,7 @@ class ClusT3(Adapter):
         self.branch, self._taps = joined(
             self.model, Projectors, layers, lambda widths: Projectors(widths, clusters, projectors), seed
         )
-        self.source = "data" if self.branch.learned else "none"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "none"
         self.adapt(upstream(self.model, self._taps), optimizer)
 
     def _learn(self, batches: Iterable[Tensor]) -> None:

@@ -24,8 +24,8 @@ Departures:
     That code offers to ensemble with the predicted weights ("op") instead of the updated ones ("lp", its default), but
     updates them in place, so that both are the latter; this has the latter. Its ``reset`` forgets the variance; here
     that is part of the state.
-    Published code step by step, up to the draws: ``CMF(model, classes, prior="logits")`` (CIFAR, batches of 200),
-    ``CMF(model, 1000, sgd(2.5e-4, nesterov=True), prior="logits")`` (ImageNet, batches of 64). On a ResNet-20 it stayed
+    Published code step by step, up to the draws: ``CMF(model, classes, options=ROIDOptions(prior="logits"))`` (CIFAR, batches
+    of 200), and with ``sgd(2.5e-4, nesterov=True)`` (ImageNet, batches of 64). On a ResNet-20 it stayed
     within 6e-3 of ROID in every logit of twelve batches.
 
 Cost: that of ROID.
@@ -37,14 +37,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.intake.sharing import Stateful
-from testtime.methods.roid import Prior, corrected, diversity_certainty, ensemble, flat, universal_loss
+from testtime.methods.roid import ROIDOptions, corrected, diversity_certainty, ensemble, flat, universal_loss
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana
 from testtime.parts.augment import Augmentation
@@ -104,17 +104,13 @@ class CMF(Adapter):
         gamma: the weight of the adapted weights against the hidden ones.
         q: the noise of a model of 38,400 adapted parameters (a ViT-B); that of others is in proportion.
         decay: the weight of the past in the mean prediction.
-        temperature: of the weights of the images.
-        weighting: False weighs all images alike.
-        consistency: False leaves the view out.
-        prior: what the prior of the batch multiplies, "probabilities" or "logits"; "none" leaves it out.
         augment: makes the view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
+        options: settings of the loss and of the prediction that it shares with ROID.
         norm: the policy of the BatchNorm layers.
         seed: of the view.
 
     Raises:
-        ValueError: the model has no normalisation layer with scale and shift, or so many that the noise reaches 1; or
-            there is no such prior.
+        ValueError: the model has no normalisation layer with scale and shift, or so many that the noise reaches 1.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> y = CMF(net, classes=2)(torch.rand(8, 3, 8, 8))
@@ -122,7 +118,13 @@ class CMF(Adapter):
     (torch.Size([8, 2]), True, ['minimised'])
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "cmf", "CMF"
+    needs = ("classifier", "norm", "views")
+    venue = "ICLR 2024"
+    paper = "Lee and Chang, Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation"
+    stochastic = True
+    cost = (2, 2)
+
     average: Tensor
 
     def __init__(
@@ -134,27 +136,16 @@ class CMF(Adapter):
         gamma: float = 0.99,
         q: float = 0.005,
         decay: float = 0.9,
-        temperature: float = 1 / 3,
-        weighting: bool = True,
-        consistency: bool = True,
-        prior: Prior = "probabilities",
         augment: Augmentation = partial(katana, clean=True),  # noqa: B008
+        options: ROIDOptions = ROIDOptions(),  # noqa: B008 - a frozen value
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
-        if prior not in ("probabilities", "logits", "none"):
-            raise ValueError(f'expected prior "probabilities", "logits" or "none", got {prior!r}')
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.alpha, self.gamma, self.q = classes, optimizer, alpha, gamma, q
-        self.decay, self.temperature, self.weighting, self.consistency = (
-            decay,
-            temperature,
-            weighting,
-            consistency,
-        )
-        self.prior, self.norm = prior, norm
+        self.decay, self.options, self.norm = decay, options, norm
         self.augment = preserving(augment, self.model)
-        self.cost = (1 + consistency, 1 + consistency)
+        self.cost = (1 + options.consistency, 1 + options.consistency)
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)
         source = flat(affine)
@@ -168,22 +159,22 @@ class CMF(Adapter):
         self.register_buffer("average", source.new_full((classes,), 1 / classes))
 
     def _look(self, x: Tensor) -> Prediction:
-        return corrected(self.model(x), self.prior)
+        return corrected(self.model(x), self.options.prior)
 
     def step(self, x: Tensor) -> Tensor:
         with observing(self.model):
             logits = self.model(x)
-            weight = diversity_certainty(logits, self.average, self.temperature)
-            if not self.weighting:
+            weight = diversity_certainty(logits, self.average, self.options.temperature)
+            if not self.options.weighting:
                 weight = torch.ones_like(weight)
 
             def again(kept: Tensor) -> Tensor:
                 rng = generator(self.seed, int(self.clock), "view", x.device)
                 return self.model(self.augment(x[kept], rng))
 
-            self.update(universal_loss(logits, weight, again if self.consistency else None))
+            self.update(universal_loss(logits, weight, again if self.options.consistency else None))
         self.filter.update(flat(self._adapted))
         ensemble(self._adapted, self.filter.mean, self.gamma)
         p = logits.detach().softmax(dim=1, dtype=self.average.dtype).mean(dim=0)
         self.average.lerp_(p, 1 - self.decay)
-        return corrected(logits, self.prior, {"minimised": weight > 0})
+        return corrected(logits, self.options.prior, {"minimised": weight > 0})

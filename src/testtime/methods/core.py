@@ -71,7 +71,6 @@ class Core(Adapter):
         balanced: weigh frequent and rare classes alike.
         norm: the policy of the BatchNorm layers, ``partial(alpha_statistics, alpha=...)``; alpha, the weight of the batch,
             is 0.1 unless given.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.
@@ -82,15 +81,19 @@ class Core(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    name, label = "core", "Core"
+    needs = ("classifier", "norm")
+    venue = "2021"
+    paper = "You, Li and Zhao, Test-time Batch Statistics Calibration for Covariate Shift"
+
     def __init__(
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
         balanced: bool = False,
         norm: Callable[[nn.Module], nn.Module] = alpha_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.balanced, self.norm = optimizer, balanced, norm
         self.adapt(norm_affine(self.model), optimizer)
 

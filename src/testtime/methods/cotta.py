@@ -34,7 +34,7 @@ Reference: Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,13 @@ class CoTTA(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
-    stochastic: ClassVar[bool] = True
+    name, label = "cotta", "CoTTA"
+    needs = ("classifier", "views")
+    venue = "CVPR 2022"
+    paper = "Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation"
+    output = "teacher"
+    stochastic = True
+    cost = (34, 1)
 
     def __init__(
         self,

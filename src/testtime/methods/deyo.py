@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +94,14 @@ class DeYO(Adapter):
     (True, tensor(8))
     """
 
-    images_only: ClassVar[bool] = True
-    stochastic: ClassVar[bool] = True
+    name, label = "deyo", "DeYO"
+    needs = ("classifier", "norm", "images")
+    venue = "ICLR 2024"
+    paper = (
+        "Lee, Jung, Lee, Park, Shin, Hwang and Yoon, Entropy is not Enough for Test-Time Adaptation: From "
+        "the Perspective of Disentangled Factors"
+    )
+    stochastic = True
     cost = (2, 1)
 
     def __init__(

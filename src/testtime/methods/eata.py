@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,6 @@ class EATA(Adapter):
         decay: the weight of the past in the mean prediction.
         fisher_alpha: beta of equation 8, the weight of the regulariser; 0 is ETA, and needs no ``prepare``.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.
@@ -142,7 +141,13 @@ class EATA(Adapter):
     torch.Size([8, 2])
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "eata", "EATA"
+    needs = ("classifier", "norm")
+    venue = "ICML 2022"
+    paper = (
+        "Niu, Wu, Zhang, Chen, Zheng, Zhao and Tan, Efficient Test-Time Model Adaptation without Forgetting"
+    )
+    source = "data"
 
     def __init__(
         self,
@@ -154,9 +159,8 @@ class EATA(Adapter):
         decay: float = 0.9,
         fisher_alpha: float = 2000.0,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.classes, self.optimizer, self.margin, self.d_margin = classes, optimizer, margin, d_margin
         self.decay, self.fisher_alpha, self.norm = decay, fisher_alpha, norm
         affine = norm_affine(self.model)

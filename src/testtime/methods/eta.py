@@ -121,7 +121,6 @@ class ETA(Adapter):
             (ImageNet), 0.4 (CIFAR-10), 0.1 (CIFAR-100); anything above 1 keeps all that are reliable.
         decay: the weight of the past in the mean prediction.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.
@@ -132,6 +131,13 @@ class ETA(Adapter):
     (True, tensor(8))
     """
 
+    name, label = "eta", "ETA"
+    needs = ("classifier", "norm")
+    venue = "ICML 2022"
+    paper = (
+        "Niu, Wu, Zhang, Chen, Zheng, Zhao and Tan, Efficient Test-Time Model Adaptation without Forgetting"
+    )
+
     def __init__(
         self,
         model: nn.Module,
@@ -141,9 +147,8 @@ class ETA(Adapter):
         d_margin: float = 0.4,
         decay: float = 0.9,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.classes, self.optimizer, self.margin = classes, optimizer, margin
         self.d_margin, self.decay, self.norm = d_margin, decay, norm
         affine = norm_affine(self.model)

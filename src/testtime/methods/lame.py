@@ -116,7 +116,6 @@ class LAME(Adapter):
         iterations, tolerance: when the procedure stops.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no linear head, or neighbours or iterations are below 1.
@@ -127,6 +126,10 @@ class LAME(Adapter):
     (torch.Size([8, 2]), False)
     """
 
+    name, label = "lame", "LAME"
+    needs = ("classifier", "linear head")
+    venue = "CVPR 2022"
+    paper = "Boudiaf, Mueller, Ben Ayed and Bertinetto, Parameter-free Online Test-time Adaptation"
     cost = (1, 0)
 
     def __init__(
@@ -139,9 +142,8 @@ class LAME(Adapter):
         tolerance: float = 1e-8,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         if affinity not in ("nearest", "radial", "linear"):
             raise ValueError(f"affinity is 'nearest', 'radial' or 'linear', got {affinity!r}")
         if neighbours < 1 or iterations < 1:

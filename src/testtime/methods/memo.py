@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,13 @@ class MEMO(Adapter):
     (torch.Size([3, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
-    stochastic: ClassVar[bool] = True
+    name, label = "memo", "MEMO"
+    needs = ("classifier", "views")
+    venue = "NeurIPS 2022"
+    paper = "Zhang, Levine and Finn, MEMO: Test Time Robustness via Adaptation and Augmentation"
+    output = "after"
+    stochastic = True
+    cost = (33, 32)
 
     def __init__(
         self,

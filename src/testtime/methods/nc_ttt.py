@@ -23,6 +23,8 @@ A step:
 The paper takes several iterations on a batch, from the source each time, and evaluates after them: call the adapter as
 often, look with ``predict``, and ``reset`` before the next batch.
 
+What is learned on source data lies in :mod:`testtime.source.nc_ttt`.
+
 Departures:
     The paper trains branch and network together: give ``Assisted(network, NoiseDiscriminator(...))``, as
     :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` teaches the branch, the network
@@ -43,120 +45,54 @@ Contrastive Approach for Test-Time Training, CVPR 2024.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
+from testtime.moved import renamed
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.taps import watched
-from testtime.source.branches import UnsupervisedBranch, joined, positions, upstream
+from testtime.source.branches import joined, upstream
+from testtime.source.nc_ttt import NoiseDiscriminator
 
-__all__ = ["NCTTT", "NoiseDiscriminator", "in_distribution"]
+__all__ = ["NCTTT", "NCTTTOptions"]
 
-
-def in_distribution(noise: Tensor, small: float, large: float) -> Tensor:
-    """How likely the noise (M, d) had the small deviation rather than the large one, both as likely before: (M,).
-
-    >>> in_distribution(torch.tensor([[0.0], [3.0]]), 1.0, 2.0)
-    tensor([0.6667, 0.0641])
-    """
-    odds = noise.shape[1] * math.log(large / small)
-    return (odds - 0.5 * noise.square().sum(1) * (small**-2 - large**-2)).sigmoid()
+__getattr__ = renamed(
+    __name__,
+    {
+        "in_distribution": "testtime.source.nc_ttt:in_distribution",
+    },
+)
 
 
 @final
-class NoiseDiscriminator(UnsupervisedBranch):
-    """A linear projection of a layer's features, and a perceptron that tells little noise on it from much.
+@dataclass(frozen=True)
+class NCTTTOptions:
+    """Settings of NCTTT that are rarely changed.
 
     Args:
-        channels: of the watched layer.
-        width: d, at most as many as the channels.
-        hidden: units of the perceptron's one hidden layer.
-        small, large: sigma_s and sigma_o, where each dimension of the projection has deviation 1 on the source.
-        layer: the name of the watched layer.
-
-    Called with features, maps (N, C, h, w) or vectors (N, C), it returns D (M,), one log-odds for each place of each image.
-
-    Attributes:
-        mean, var: (d,), of the projection on the source; averages over the batches that were learned from.
-        batches: (), their number.
+        width: d; with hidden, small, large and layer, of the branch of a network that comes alone.
+        hidden: units of the discriminator's hidden layer.
+        small, large: sigma_s and sigma_o, the deviations of the noise.
+        layer: the name of the layer to watch.
+        passes: how often ``prepare`` goes through its batches.
+        rate: the learning rate of ``prepare``.
     """
 
-    mean: Tensor
-    var: Tensor
-    batches: Tensor
-
-    def __init__(
-        self,
-        channels: int,
-        width: int = 16,
-        hidden: int = 64,
-        small: float = 0.1,
-        large: float = 0.5,
-        layer: str = "encoder",
-    ) -> None:
-        super().__init__((layer,))
-        if not 0 < small < large:
-            raise ValueError(f"expected deviations 0 < small < large, got {small} and {large}")
-        self.small, self.large = small, large
-        self.project = nn.Linear(channels, min(width, channels))
-        self.discriminate = nn.Sequential(
-            nn.Linear(self.project.out_features, hidden), nn.ReLU(), nn.Linear(hidden, 1)
-        )
-        self.register_buffer("mean", torch.zeros(self.project.out_features))
-        self.register_buffer("var", torch.ones(self.project.out_features))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-
-    def reset_parameters(self) -> None:
-        """Forget the source's averages."""
-        self.mean.zero_()
-        self.var.fill_(1)
-        self.batches.zero_()
-
-    def forward(self, z: Tensor) -> Tensor:
-        raw = self.project(positions(z, self.project.weight))
-        return self._judge(self._standardised(raw, self.mean, self.var))
-
-    def source_loss(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        seen: Sequence[Tensor],
-        labels: Mapping[str, Tensor],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """The cross-entropy of both views, in nats."""
-        raw = self.project(positions(seen[0], self.project.weight))
-        mean, var = raw.mean(0), raw.var(0, correction=0)
-        self._remember(mean.detach(), var.detach())
-        z = self._standardised(raw, mean, var)
-        losses = []
-        for deviation in (self.small, self.large):
-            noise = deviation * torch.randn(z.shape, generator=generator, device=generator.device).to(z)
-            odds, target = self._judge(z + noise), in_distribution(noise, self.small, self.large)
-            losses.append(F.binary_cross_entropy_with_logits(odds, target.to(odds.dtype)))
-        return {"noise": torch.stack(losses).mean()}
-
-    def _standardised(self, raw: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        return (raw - mean) * torch.rsqrt(var + 1e-5)
-
-    def _judge(self, z: Tensor) -> Tensor:
-        return self.discriminate(z).squeeze(1)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, var: Tensor) -> None:
-        """Move the averages towards a batch's, with weight 0.1 or what makes them the mean of the first few."""
-        self.batches += 1
-        weight = max(0.1, 1 / int(self.batches))
-        self.mean.lerp_(mean.to(self.mean), weight)
-        self.var.lerp_(var.to(self.var), weight)
+    width: int = 16
+    hidden: int = 64
+    small: float = 0.1
+    large: float = 0.5
+    layer: str | None = None
+    passes: int = 10
+    rate: float = 1e-2
 
 
 @final
@@ -164,16 +100,11 @@ class NCTTT(Adapter):
     """Let a discriminator of little noise from much say what still looks like the source.
 
     Args:
-        model: a multi-task network or a classifier, with the :class:`NoiseDiscriminator` it was trained with
+        model: a multi-task network or a classifier, with the ``NoiseDiscriminator`` it was trained with
             (``Assisted(network, NoiseDiscriminator(...))``) or alone.
         optimizer: moves the layers up to the watched one; the paper's is ``adam(1e-5)``.
-        width: d; with hidden, small, large and layer, of the branch of a network that comes alone.
-        hidden: units of the discriminator's hidden layer.
-        small, large: sigma_s and sigma_o, the deviations of the noise.
-        layer: the name of the layer to watch.
-        passes: how often ``prepare`` goes through its batches.
-        rate: the learning rate of ``prepare``.
         opposite: minimise -log sigmoid(-D), the test loss of the published file.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers.
         seed: of the branch's first weights, and of the noise in ``prepare``.
 
@@ -181,50 +112,50 @@ class NCTTT(Adapter):
         ValueError: the layer is not there, or gives neither feature maps nor vectors.
         RuntimeError: it is called with neither a trained nor a prepared branch.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
-    >>> ncttt = NCTTT(net, layer="1")
+    >>> ncttt = NCTTT(net, options=NCTTTOptions(layer="1"))
     >>> ncttt.prepare(torch.rand(4, 8, 3, 8, 8).unbind())  # four unlabelled batches of the source
     >>> y = ncttt(torch.rand(8, 3, 8, 8))
     >>> y.shape, y.updated
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
+    name, label = "nc-ttt", "NC-TTT"
+    needs = ("linear head",)
+    venue = "CVPR 2024"
+    paper = (
+        "Osowiechi, Vargas Hakim, Noori, Cheraghalikhani, Bahri, Yazdanpanah, Ben Ayed and Desrosiers, NC-"
+        "TTT: A Noise Contrastive Approach for Test-Time Training"
+    )
+    source: SourceData = "data"
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = adam(1e-5),  # noqa: B008 - a frozen value
-        width: int = 16,
-        hidden: int = 64,
-        small: float = 0.1,
-        large: float = 0.5,
-        layer: str | None = None,
-        passes: int = 10,
-        rate: float = 1e-2,
         opposite: bool = False,
+        options: NCTTTOptions = NCTTTOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        self.optimizer, self.width, self.hidden = optimizer, width, hidden
-        self.small, self.large, self.layer = small, large, layer
-        self.passes, self.rate, self.opposite, self.norm = passes, rate, opposite, norm
+        self.optimizer, self.opposite, self.options, self.norm = optimizer, opposite, options, norm
+        o = options
         self.branch, self._taps = joined(
             self.model,
             NoiseDiscriminator,
-            (layer,) if layer else (),
-            lambda channels: NoiseDiscriminator(channels[0], width, hidden, small, large),
+            (o.layer,) if o.layer else (),
+            lambda channels: NoiseDiscriminator(channels[0], o.width, o.hidden, o.small, o.large),
             seed,
         )
-        self.source = "data" if self.branch.learned else "none"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "none"
         self.adapt(upstream(self.model, self._taps), optimizer)
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
         if self.branch.learned:
-            self.branch.teach(self.model, self._taps, batches, self.passes, self.rate, self.seed)
+            passes, rate = self.options.passes, self.options.rate
+            self.branch.teach(self.model, self._taps, batches, passes, rate, self.seed)
 
     def step(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         self.branch.demand("NCTTT")

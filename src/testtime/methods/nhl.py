@@ -36,7 +36,7 @@ Winner-Take-All Networks, Neuromorphic Computing and Engineering 2022.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,6 @@ class NHL(Adapter):
         optimizer: moves the neuro-modulator.
         layer: the dotted name of the convolution; the first one unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no such convolution, rate is below 0, or temperature not above.
@@ -153,7 +152,14 @@ class NHL(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "after"
+    name, label = "nhl", "NHL"
+    needs = ("classifier", "convolution")
+    venue = "CVPR 2023"
+    paper = (
+        "Tang, Zhang, Xu, Chen, Cheng, Leng, Guo and He, Neuro-Modulated Hebbian Learning for Fully Test-"
+        "Time Adaptation"
+    )
+    output = "after"
     cost = (2, 1)
 
     def __init__(
@@ -164,11 +170,10 @@ class NHL(Adapter):
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
         layer: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
         if rate < 0 or temperature <= 0:
             raise ValueError(f"expected rate >= 0 and temperature > 0, got {rate} and {temperature}")
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.rate, self.temperature, self.optimizer, self.layer, self.norm = (
             rate,
             temperature,

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -134,7 +134,15 @@ class NOTE(Adapter):
     (False, True)
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "note", "NOTE"
+    needs = ("classifier", "norm")
+    venue = "NeurIPS 2022"
+    paper = (
+        "Gong, Jeong, Kim, Kim, Shin and Lee, NOTE: Robust Continual Test-time Adaptation Against Temporal "
+        "Correlation"
+    )
+    stochastic = True
+    cost: tuple[float, float] = (2, 1)
 
     def __init__(
         self,

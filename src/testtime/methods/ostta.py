@@ -98,7 +98,6 @@ class OSTTA(Adapter):
         mixture: fits two components to UniEnt's scores; returns posteriors (N, 2), those of the lower scores first.
         head: the name of the linear head, which UniEnt's losses need; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift, there is no such criterion, or it is one of
@@ -110,6 +109,14 @@ class OSTTA(Adapter):
     (True, tensor(8))
     """
 
+    name, label = "ostta", "OSTTA"
+    needs = ("classifier", "norm")
+    venue = "ICCV 2023"
+    paper = (
+        "Lee, Das, Choo and Choi, Towards Open-Set Test-Time Adaptation Utilizing the Wisdom of Crowds in "
+        "Entropy Minimization"
+    )
+    code = "github.com/gaozhengqing/UniEnt"
     cost = (2, 1)
 
     def __init__(
@@ -121,9 +128,8 @@ class OSTTA(Adapter):
         mixture: Mixture = two_gaussians,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         if criterion not in get_args(Criterion):
             raise ValueError(f"criterion is one of {', '.join(get_args(Criterion))}, got {criterion!r}")
         self.optimizer, self.alpha, self.norm = optimizer, alpha, norm

@@ -21,13 +21,13 @@ A step:
 
 Departures:
     No code was published. The paper leaves open, and this chooses: batch statistics in f and e (as TENT), the source's
-    own in s (``source_statistics``); z from the forward before the update (``output="after"`` forwards the updated f
-    anew, as the order of lines 17-19 of Algorithm 1 can be read: update f, compute z, update e); the crop pads an
+    own in s (``source_statistics``); z from the forward before the update (``PAFKIPOptions(output="after")`` forwards
+    the updated f anew, as the order of lines 17-19 of Algorithm 1 can be read: update f, compute z, update e); the crop pads an
     eighth of the side with zeros; momentum 0.9 for SGD. w and the filters carry no gradient. The mean is over the whole
     batch (Algorithm 1, line 16).
 
 Cost: three forwards and one backward; the weights exist once, whatever the three models.
-``batched=True`` runs the three forwards as one pass of three times the batch (for GPUs bound by launches).
+``PAFKIPOptions(batched=True)`` runs the three forwards as one pass of three times the batch (for GPUs bound by launches).
 
 Reference: Lee, Lee and Lee, Stabilizing Open-Set Test-Time Adaptation via Primary-Auxiliary Filtering and
 Knowledge-Integrated Prediction, BMVC 2025.
@@ -37,7 +37,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from dataclasses import dataclass
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction, energy
 
-__all__ = ["PAFKIP", "knowledge_integrated", "primary_auxiliary_loss"]
+__all__ = ["PAFKIP", "PAFKIPOptions", "knowledge_integrated", "primary_auxiliary_loss"]
 
 Filter = Literal["none", "soft", "hard"]
 MODELS = ("source", "adapting", "ema")
@@ -103,6 +104,37 @@ def knowledge_integrated(logits: list[Tensor], gamma: float) -> Tensor:
 
 
 @final
+@dataclass(frozen=True)
+class PAFKIPOptions:
+    """Settings of PAFKIP that are rarely changed.
+
+    Args:
+        primary: which model's entropy decides ("adapting"; "ema" gives equation 5).
+        minimise, maximise: how the auxiliary filter joins in on either side: "soft", "hard" or "none" (tables 4 and 5).
+        models: which of "source", "adapting", "ema" the answer integrates; ("adapting",) switches KIP off.
+        source_statistics: "source" or "batch", the BatchNorm statistics of the source model.
+        output: "before" or "after", whether z takes the logits of f before or after its update; those of e are from before
+            its update either way.
+        batched: run the three forwards as one.
+
+    Raises:
+        ValueError: ``models`` is empty or names a model that there is not.
+    """
+
+    primary: Literal["adapting", "ema"] = "adapting"
+    minimise: Filter = "soft"
+    maximise: Filter = "hard"
+    models: tuple[str, ...] = MODELS
+    source_statistics: Literal["source", "batch"] = "source"
+    output: Literal["before", "after"] = "before"
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.models or set(self.models) - set(MODELS):
+            raise ValueError(f"models are one or more of {MODELS}, got {self.models}")
+
+
+@final
 class PAFKIP(Adapter):
     """Two filters decide who is learned from, three models decide what is answered.
 
@@ -114,14 +146,8 @@ class PAFKIP(Adapter):
         alpha: weight of the entropy maximisation, 2.0 (CIFAR), 0.7 (ImageNet); 0 switches it off.
         decay: beta, the weight of the past in the average; below 0.99 it fails (figure 7 of the paper).
         gamma: how much confidence counts in the integrated prediction; 0 is the mean of the models.
-        primary: which model's entropy decides ("adapting"; "ema" gives equation 5).
-        minimise, maximise: how the auxiliary filter joins in on either side: "soft", "hard" or "none" (tables 4 and 5).
-        models: which of "source", "adapting", "ema" the answer integrates; ("adapting",) switches KIP off.
-        source_statistics: "source" or "batch", the BatchNorm statistics of the source model.
         augment: the view x~, within the model's invariances; ``testtime.parts.identity`` switches randomness off.
-        output: "before" or "after", whether z takes the logits of f before or after its update; those of e are from before
-            its update either way.
-        batched: run the three forwards as one.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in the adapting and the average model.
         seed: of the augmentation.
 
@@ -132,7 +158,15 @@ class PAFKIP(Adapter):
     (torch.Size([8, 2]), torch.Size([8]), ['maximised', 'minimised'])
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "paf-kip", "PAF+KIP"
+    needs = ("classifier", "norm", "views")
+    venue = "BMVC 2025"
+    paper = (
+        "Lee, Lee and Lee, Stabilizing Open-Set Test-Time Adaptation via Primary-Auxiliary Filtering and "
+        "Knowledge-Integrated Prediction"
+    )
+    stochastic = True
+    cost = (3, 1)
 
     def __init__(
         self,
@@ -143,40 +177,24 @@ class PAFKIP(Adapter):
         alpha: float = 2.0,
         decay: float = 0.999,
         gamma: float = 0.1,
-        primary: Literal["adapting", "ema"] = "adapting",
-        minimise: Filter = "soft",
-        maximise: Filter = "hard",
-        models: tuple[str, ...] = MODELS,
-        source_statistics: Literal["source", "batch"] = "source",
         augment: Augmentation = random_crop_flip,
-        output: Literal["before", "after"] = "before",
-        batched: bool = False,
+        options: PAFKIPOptions = PAFKIPOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
-        if not models or set(models) - set(MODELS):
-            raise ValueError(f"models are one or more of {MODELS}, got {models}")
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.margin, self.alpha = classes, optimizer, margin, alpha
-        self.decay, self.gamma, self.primary, self.minimise, self.maximise = (
-            decay,
-            gamma,
-            primary,
-            minimise,
-            maximise,
-        )
-        self.models, self.source_statistics = tuple(models), source_statistics
+        self.decay, self.gamma, self.options, self.norm = decay, gamma, options, norm
         self.augment = preserving(augment, self.model)
-        self.batched, self.norm = batched, norm
-        self.output = output  # type: ignore[misc]
-        self.cost = (3 if output == "before" else 4, 1)
+        self.output = options.output
+        self.cost = (3 if options.output == "before" else 4, 1)
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)
         self.ema = Teacher(self.model, affine, decay)
         self.origin = twin(self.model, own=affine)
-        if source_statistics == "source":
+        if options.source_statistics == "source":
             swap_policy(self.origin, SourceStatistics, again=True)
-        self.stack = grouped([self.origin, self.model, self.ema.model]) if batched else None
+        self.stack = grouped([self.origin, self.model, self.ema.model]) if options.batched else None
 
     @property
     def tau(self) -> float:
@@ -195,7 +213,7 @@ class PAFKIP(Adapter):
         return self._answer(self._three(x, x))
 
     def _answer(self, logits: dict[str, Tensor], selected: dict[str, Tensor] | None = None) -> Prediction:
-        z = knowledge_integrated([logits[name].detach() for name in self.models], self.gamma)
+        z = knowledge_integrated([logits[name].detach() for name in self.options.models], self.gamma)
         return Prediction(z, score=energy(logits["adapting"].detach()), selected=selected)
 
     def step(self, x: Tensor) -> Tensor:
@@ -203,12 +221,12 @@ class PAFKIP(Adapter):
         logits = self._three(x, view)
         auxiliary = entropy(logits["ema"].detach())
         adapting = entropy(logits["adapting"])
-        decides = adapting if self.primary == "adapting" else auxiliary
+        decides = adapting if self.options.primary == "adapting" else auxiliary
         loss, selected = primary_auxiliary_loss(
-            adapting, auxiliary, self.tau, self.alpha, self.minimise, self.maximise, decides
+            adapting, auxiliary, self.tau, self.alpha, self.options.minimise, self.options.maximise, decides
         )
         self.update(loss)
-        if self.output == "after":
+        if self.options.output == "after":
             with torch.no_grad():
                 logits["adapting"] = self.model(view)
         self.ema.update()

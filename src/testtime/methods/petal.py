@@ -16,9 +16,11 @@ A step, after ``prepare(batches)`` has learned the variance, unless the network 
     2. update weights and biases of all layers once on L, then the teacher;
     3. return the share :math:`\delta` of the weights that this batch says least about to the source.
 
+What is learned on source data lies in :mod:`testtime.source.petal`.
+
 Departures:
     The paper trains the source network on, with labels, and starts from the mean of that path:
-    :func:`swag_diagonal` does so, and gives a network that brings its variance along. For a network that comes alone
+    ``swag_diagonal`` does so, and gives a network that brings its variance along. For a network that comes alone
     ``prepare`` lets a copy of it learn its own answers on unlabelled images for ``passes`` passes, and takes the variance of
     that path; the mean is the network as given.
     The published variance is a difference of two averages, which rounding may turn negative; here it is not (Welford).
@@ -37,16 +39,15 @@ Vetrov and Wilson, A Simple Baseline for Bayesian Uncertainty in Deep Learning, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from testtime.adapter import Adapter
-from testtime.intake.sharing import Stateful, duplicate, share
+from testtime.facts import SourceData
+from testtime.intake.sharing import Stateful, share
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
@@ -54,118 +55,9 @@ from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.restoration import restore_at_random
 from testtime.parts.views import preserving
 from testtime.source.branches import images_of
-from testtime.source.passes import passes_over
+from testtime.source.petal import SwagDiagonal, flat, swag_diagonal
 
-__all__ = ["PETAL", "DiagonalPrior", "SwagDiagonal", "quantile_of", "swag_diagonal"]
-
-
-@final
-class SwagDiagonal(nn.Module):
-    """A network with the variance of its weights; it answers as the network does.
-
-    Args:
-        network: of mean weights.
-
-    Attributes:
-        variance: (P,) of all its parameters, one after the other, at least in float32.
-    """
-
-    variance: Tensor
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("variance", torch.zeros_like(_flat(list(network.parameters()))))
-
-    def forward(self, x: Tensor) -> Any:
-        return self.network(x)
-
-
-class _Walk(nn.Module):
-    """A network on its way, the mean of its weights at some points of it, and their squared distance to that."""
-
-    count: Tensor
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        weights = _flat(list(network.parameters()))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("mean", torch.zeros_like(weights))
-        self.register_buffer("spread", torch.zeros_like(weights))
-
-    def note(self) -> None:
-        """Count the weights as they are in (Welford, 1962)."""
-        weights = _flat(list(self.network.parameters()))
-        self.count += 1
-        gap = weights - self.mean
-        self.mean += gap / self.count
-        self.spread += gap * (weights - self.mean)
-
-
-def swag_diagonal(
-    model: nn.Module,
-    batches: Collection[tuple[Tensor, Tensor]],
-    passes: int = 5,
-    rate: float = 8e-4,
-    top_rate: float = 1e-2,
-    file: str | Path | None = None,
-    title: str | None = "SWAG",
-) -> SwagDiagonal:
-    """Train a network on, by SGD, and take mean and variance of its weights after every pass but the first.
-
-    Args:
-        model: trained on the source; it is left as it is.
-        batches: of the source, images (N, C, H, W) and labels (N,); a loader that shuffles is one.
-        passes: how often they are shown; at least 2.
-        rate: the learning rate of the first two passes.
-        top_rate: that of the fifth and all later ones; between them it rises linearly.
-        file: a checkpoint after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
-
-    Returns:
-        the network of mean weights, in evaluation mode, with their variance.
-
-    Raises:
-        ValueError: passes is below 2, a loss is not finite, or the file belongs to another training.
-
-    A network in half precision is trained as a float32 copy: its weights move by less than their last digit. The
-    published script has momentum 0.9 and weight decay 5e-4, and trains in evaluation mode, as this does: BatchNorm keeps
-    its statistics. Those are of no use to PETAL, which normalises by the batch.
-
-    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    >>> swag = swag_diagonal(net, [(torch.rand(8, 3, 2, 2), torch.randint(2, (8,)))] * 3, title=None)
-    >>> swag.variance.shape, bool((swag.variance > 0).all())
-    (torch.Size([26]), True)
-    """
-    if passes < 2:
-        raise ValueError(
-            f"passes is at least 2, for the first one is not counted and a variance needs some, got {passes}"
-        )
-    walk = _Walk(duplicate(model)._apply(_wide).eval().requires_grad_(True))
-    optimizer = torch.optim.SGD(walk.network.parameters(), rate, momentum=0.9, weight_decay=5e-4)
-    for done in passes_over(
-        batches,
-        passes,
-        walk,
-        optimizer,
-        lambda x, y: F.cross_entropy(walk.network(_wide(x)), y),
-        lambda i: rate + (top_rate - rate) * min(max((i - 1) / 3, 0), 1),
-        title,
-        None if file is None else Path(file),
-        {"kind": "swag_diagonal", "passes": passes, "rate": rate, "top_rate": top_rate},
-    ):
-        if done:
-            with torch.no_grad():
-                walk.note()
-    swag = SwagDiagonal(duplicate(model).eval().requires_grad_(False))
-    swag.variance.copy_(walk.spread / walk.count)
-    parameters = list(swag.network.parameters())
-    for p, mean in zip(parameters, walk.mean.split([p.numel() for p in parameters]), strict=True):
-        p.data.copy_(mean.view_as(p))
-    return swag
+__all__ = ["PETAL", "DiagonalPrior", "quantile_of"]
 
 
 @final
@@ -186,11 +78,11 @@ class DiagonalPrior(Stateful):
     def __init__(self, parameters: Sequence[nn.Parameter], origin: Sequence[Tensor]) -> None:
         super().__init__()
         self.about, self.origin = list(parameters), list(origin)
-        self.register_buffer("variance", _flat(self.origin).new_zeros(0))
+        self.register_buffer("variance", flat(self.origin).new_zeros(0))
 
     def forward(self) -> Tensor:
         """The scalar."""
-        away = _flat(self.about) - _flat(self.origin)
+        away = flat(self.about) - flat(self.origin)
         return 0.5 * (away.square() / (self.variance + 1e-6)).sum()
 
 
@@ -199,7 +91,7 @@ class PETAL(Adapter):
     """CoTTA as probabilistic inference, with a prior from the source and a restoration by the Fisher information.
 
     Args:
-        model: any classifier; one of :func:`swag_diagonal` needs no ``prepare``.
+        model: any classifier; one of ``swag_diagonal`` needs no ``prepare``.
         optimizer: moves all weights and biases; the paper's are ``adam(1e-3)`` (CIFAR) and ``sgd(1e-2)`` (ImageNet).
         views: V, how many random views the teacher averages.
         threshold: p_th; below this mean confidence of the source the views are used. 0.92 (CIFAR-10), 0.72
@@ -224,9 +116,14 @@ class PETAL(Adapter):
     torch.Size([8, 2])
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "petal", "PETAL"
+    needs = ("classifier", "views")
+    venue = "CVPR 2023"
+    paper = "Brahma and Rai, A Probabilistic Framework for Lifelong Test-Time Adaptation"
+    output = "teacher"
+    source: SourceData = "data"
+    stochastic = True
+    cost = (34, 1)
 
     def __init__(
         self,
@@ -261,7 +158,7 @@ class PETAL(Adapter):
         for swag in self.model.modules():
             if isinstance(swag, SwagDiagonal):
                 self.prior.variance = self._of_adapted(swag.variance)
-                self.source = "none"  # type: ignore[misc]
+                self.source = "none"
 
     def _of_adapted(self, every: Tensor) -> Tensor:
         """The entries (P,) of what adapts, of those of all parameters."""
@@ -271,9 +168,8 @@ class PETAL(Adapter):
         return torch.cat([part for p, part in zip(parameters, parts, strict=True) if id(p) in ids])
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
-        images = [x.clone() if x.is_inference() else x for x in images_of(batches)]
         with torch.no_grad():
-            lessons = [(x, self.anchor(x).argmax(dim=1)) for x in images]
+            lessons = [(x, self.anchor(x).argmax(dim=1)) for x in images_of(batches)]
         self.prior.variance = self._of_adapted(
             swag_diagonal(self.anchor, lessons, self.passes, title=None).variance
         )
@@ -311,7 +207,7 @@ class PETAL(Adapter):
     @torch.no_grad()
     def _return_some(self, fisher: Sequence[Tensor]) -> None:
         """Return the weights of the least information to the source."""
-        least = quantile_of(_flat(fisher), self.quantile)
+        least = quantile_of(flat(fisher), self.quantile)
         for p, source, f in zip(self._adapted, self.prior.origin, fisher, strict=True):
             p.copy_(torch.where(f < least, source, p))
 
@@ -329,12 +225,3 @@ def quantile_of(values: Tensor, share: float) -> Tensor:
     below = values.kthvalue(low + 1).values
     above = values.kthvalue(min(low + 2, len(values))).values
     return below + (above - below) * (place - low)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """The tensor, in float32 where it is in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return _wide(torch.cat([t.flatten() for t in tensors]))

@@ -49,7 +49,6 @@ class PL(Adapter):
         optimizer: moves gamma and beta.
         threshold: tau, the confidence above which a prediction is a label; 0 takes all.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.
@@ -60,15 +59,21 @@ class PL(Adapter):
     (True, tensor(8))
     """
 
+    name, label = "pl", "PL"
+    needs = ("classifier", "norm")
+    venue = "ICML 2013 Workshop"
+    paper = (
+        "Lee, Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks"
+    )
+
     def __init__(
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
         threshold: float = 0.9,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.threshold, self.norm = optimizer, threshold, norm
         self.adapt(norm_affine(self.model), optimizer)
 

@@ -17,6 +17,8 @@ A step, after ``prepare(batches)`` has taken the prototypes, kept images to repl
     2. the student sees a view of every image, and as many source images;
     3. update all parameters and the projection once on L, then the teacher.
 
+What is learned on source data lies in :mod:`testtime.source.rmt`.
+
 Departures:
     The paper knows the source's labels. ``prepare`` takes them with the images, ``prepare([(images, labels), ...])``; where
     only images are given, prototypes and replay take the source model's own predictions for labels.
@@ -27,8 +29,9 @@ Departures:
     The published code warms up on 50,000 source images; this on ``warm_up`` passes over what ``prepare`` is shown (the
     rate rising linearly, the loss S between student and teacher). What it left is birth, and a part of the state.
     The published views change all images alike (``augment=partial(katana, alike=True)``); here each draws for itself.
-    Published code step by step, up to the draws: ``RMT(model, replay=n, shuffle=False, ensemble="sum")`` (CIFAR; ImageNet with
-    ``sgd(1e-2)``) prepared with labelled batches; for DomainNet-126 it has no projection (``outputs=None``).
+    Published code step by step, up to the draws: ``RMT(model, options=RMTOptions(replay=n, shuffle=False, ensemble="sum"))``
+    (CIFAR; ImageNet with ``sgd(1e-2)``) prepared with labelled batches; for DomainNet-126 it has no projection
+    (``projection=None``).
 
 Cost: four forwards, three backwards; without replay three and two. ``cost`` counts replayed batches of the size of the test
 batch. ``prepare`` costs one forward a batch, and with every pass two more and a backward.
@@ -38,15 +41,17 @@ Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Literal, final
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
-from testtime.intake.sharing import AtLeastFloat32, Stateful, share
+from testtime.intake.sharing import share
+from testtime.moved import renamed
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
@@ -55,8 +60,16 @@ from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.randomness import epochs
 from testtime.parts.views import preserving
 from testtime.source.branches import labelled_images_of, labels_or_predictions
+from testtime.source.rmt import SourceReplay, projector
 
-__all__ = ["RMT", "SourceReplay", "attract", "projector"]
+__all__ = ["RMT", "RMTOptions", "attract"]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Projector": "testtime.source.rmt:Projector",
+    },
+)
 
 
 def attract(views: Tensor, temperature: float) -> Tensor:
@@ -89,50 +102,35 @@ def symmetric(z: Tensor, other: Tensor) -> Tensor:
 
 
 @final
-class SourceReplay(Stateful):
-    """What RMT holds of its source; empty until ``learn`` and ``hold``.
+@dataclass(frozen=True)
+class RMTOptions:
+    """Settings of RMT that are rarely changed.
 
-    Attributes:
-        prototypes: (C, D) mean feature of each class.
-        met: (C,) how many features that were; a class of none has no prototype.
-        images: (M, ...) to replay.
-        label: (M,).
-        batch: (M,) number of the batch that each image to replay came in.
+    Args:
+        replay: how many source images are held.
+        shuffle: whether source images are replayed in a random order, as many as a batch has; otherwise the batches of
+            ``prepare`` are replayed one after the other, of which the first ``replay`` images are held.
+        ensemble: whether the answer is the "mean" of the two logits, or their "sum".
+        warm_up: passes over the source in ``prepare`` before the first batch.
+        head: the name of the linear head; the last linear layer unless given.
+
+    Raises:
+        ValueError: replay is below 1, or ensemble is neither "mean" nor "sum".
     """
 
-    learned = True
-    prototypes: Tensor
-    met: Tensor
-    images: Tensor
-    label: Tensor
-    batch: Tensor
+    replay: int = 2048
+    shuffle: bool = True
+    ensemble: Literal["mean", "sum"] = "mean"
+    warm_up: int = 1
+    head: str | None = None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("prototypes", torch.empty(0))
-        self.register_buffer("met", torch.empty(0))
-        self.register_buffer("images", torch.empty(0))
-        self.register_buffer("label", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("batch", torch.empty(0, dtype=torch.int64))
-
-    def learn(self, label: Tensor, classes: int, features: Tensor) -> None:
-        """Take the labels (M,) and features (M, D) of the source for prototypes of C classes."""
-        ours = F.one_hot(label, classes).to(features)
-        self.met = ours.sum(dim=0)
-        self.prototypes = ours.T @ features / self.met.clamp_min(1)[:, None]
-
-    def hold(self, images: Sequence[Tensor], label: Tensor, kept: Tensor) -> None:
-        """Hold the images with the indices ``kept``, of batches with labels (M,), to replay them."""
-        batch = torch.arange(len(images)).repeat_interleave(torch.tensor([len(x) for x in images]))
-        kept = kept.to(label.device)
-        self.images, self.label = torch.cat(list(images))[kept], label[kept]
-        self.batch = batch.to(label.device)[kept]
-
-    def nearest(self, features: Tensor) -> Tensor:
-        """The prototype (N, D) nearest by the cosine to each feature (N, D)."""
-        prototypes = self.prototypes.to(features.dtype)
-        likeness = F.normalize(features, dim=1) @ F.normalize(prototypes, dim=1).T
-        return prototypes[likeness.masked_fill(self.met == 0, -torch.inf).argmax(dim=1)]
+    def __post_init__(self) -> None:
+        if self.replay < 1:
+            raise ValueError(
+                f"replay counts the source images that are held and is at least 1, got {self.replay}; lambda_ce=0 holds none"
+            )
+        if self.ensemble not in ("mean", "sum"):
+            raise ValueError(f"ensemble is 'mean' or 'sum', got {self.ensemble!r}")
 
 
 @final
@@ -148,20 +146,15 @@ class RMT(Adapter):
         lambda_cl: the weight of the contrastive loss.
         lambda_ce: the weight of the replayed source; 0 holds no source images.
         temperature: tau.
-        outputs: of the projection; None for none.
+        projection: number of outputs of the projection; None for no projection.
         decay: beta, the weight of the past in the teacher.
-        replay: how many source images are held.
-        shuffle: whether source images are replayed in a random order, as many as a batch has; otherwise the batches of
-            ``prepare`` are replayed one after the other, of which the first ``replay`` images are held.
-        ensemble: whether the answer is the "mean" of the two logits, or their "sum".
-        warm_up: passes over the source in ``prepare`` before the first batch.
         augment: makes a view within the model's invariances.
-        head: the name of the linear head; the last linear layer unless given.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views, of the replay and of the projection's first weights.
 
     Raises:
-        ValueError: the model has no linear head, replay is below 1, or ensemble is neither "mean" nor "sum".
+        ValueError: the model has no linear head.
         RuntimeError: it is called before ``prepare``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -171,9 +164,13 @@ class RMT(Adapter):
     torch.Size([8, 2])
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    labelled_source: ClassVar[bool] = True
-    stochastic: ClassVar[bool] = True
+    name, label = "rmt", "RMT"
+    needs = ("classifier", "linear head", "views")
+    venue = "CVPR 2023"
+    paper = "Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation"
+    source = "data"
+    labelled_source = True
+    stochastic = True
     cost = (4, 3)
 
     def __init__(
@@ -183,41 +180,26 @@ class RMT(Adapter):
         lambda_cl: float = 1.0,
         lambda_ce: float = 1.0,
         temperature: float = 0.1,
-        outputs: int | None = 128,
+        projection: int | None = 128,
         decay: float = 0.999,
-        replay: int = 2048,
-        shuffle: bool = True,
-        ensemble: Literal["mean", "sum"] = "mean",
-        warm_up: int = 1,
         augment: Augmentation = katana,
-        head: str | None = None,
+        options: RMTOptions = RMTOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        if replay < 1:
-            raise ValueError(
-                f"replay counts the source images that are held and is at least 1, got {replay}; lambda_ce=0 holds none"
-            )
-        if ensemble not in ("mean", "sum"):
-            raise ValueError(f"ensemble is 'mean' or 'sum', got {ensemble!r}")
-        self.optimizer, self.lambda_cl, self.lambda_ce, self.temperature = (
-            optimizer,
-            lambda_cl,
-            lambda_ce,
-            temperature,
-        )
-        self.outputs, self.decay, self.replay, self.warm_up = outputs, decay, replay, warm_up
-        self.shuffle, self.ensemble, self.head, self.norm = shuffle, ensemble, head, norm
+        self.optimizer, self.lambda_cl, self.lambda_ce = optimizer, lambda_cl, lambda_ce
+        self.temperature, self.projection, self.decay = temperature, projection, decay
+        self.options, self.norm = options, norm
         self.augment = preserving(augment, self.model)
         if not lambda_ce:
             self.cost = (3, 2)
         self.anchor = share(self.model)
-        network, wide = list(self.model.parameters()), linear_head(self.model, head)[1].in_features
-        self._tap = head_tap(self.model, head)
+        network, wide = list(self.model.parameters()), linear_head(self.model, options.head)[1].in_features
+        self._tap = head_tap(self.model, options.head)
         dtype = torch.promote_types(network[0].dtype, torch.float32)
         # Beside the network, so that the optimizer moves both and the state names both.
-        beside = projector(wide, outputs, seed).to(network[0].device, dtype)
+        beside = projector(wide, projection, seed).to(network[0].device, dtype)
         self.model.add_module("projector", beside)
         self.adapt([*network, *beside.parameters()], optimizer)
         self.teacher = Teacher(self.model, network, decay)
@@ -227,19 +209,18 @@ class RMT(Adapter):
     def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         self._begin()
         images, labels = labelled_images_of(batches)
-        images = [x.clone() if x.is_inference() else x for x in images]
         with torch.no_grad():
             seen = [self._see(x) for x in images]
         logits = torch.cat([y for y, _ in seen])
         label = labels_or_predictions(labels, logits)
         self.of_source.learn(label, logits.shape[1], torch.cat([z for _, z in seen]))
         order = torch.arange(len(label))
-        if self.shuffle:
+        if self.options.shuffle:
             order = torch.randperm(len(label), generator=generator(self.seed, 0, "replay"))
-        self.of_source.hold(images, label, order[: self.replay if self.lambda_ce else 0])
+        self.of_source.hold(images, label, order[: self.options.replay if self.lambda_ce else 0])
         assert self._optimizer is not None
         rates = [group["lr"] for group in self._optimizer.param_groups]
-        lessons = images * self.warm_up
+        lessons = images * self.options.warm_up
         for i, x in enumerate(lessons, 1):
             for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * i / len(lessons)
@@ -267,7 +248,7 @@ class RMT(Adapter):
         return logits, z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _together(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return student + teacher if self.ensemble == "sum" else (student + teacher) / 2
+        return student + teacher if self.options.ensemble == "sum" else (student + teacher) / 2
 
     def _look(self, x: Tensor) -> Tensor:
         return self._together(self.model(x), self.teacher(x))
@@ -275,7 +256,7 @@ class RMT(Adapter):
     def _drawn(self, batch: int) -> Tensor | list[int]:
         """The indices of the source images to replay in this step."""
         source, clock = self.of_source, int(self.clock)
-        if self.shuffle:
+        if self.options.shuffle:
             return epochs(len(source.images), batch, self.seed, clock)
         return (source.batch == clock % (int(source.batch.max()) + 1)).nonzero().flatten()
 
@@ -298,16 +279,3 @@ class RMT(Adapter):
         self.update(loss)
         self.teacher.update()
         return self._together(student, teacher)
-
-
-class Projector(AtLeastFloat32, nn.Sequential):
-    """Layers on the features, at least in float32."""
-
-
-def projector(wide: int, outputs: int | None, seed: int) -> nn.Module:
-    """Two linear layers with weights of the seed."""
-    if outputs is None:
-        return nn.Identity()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(seed, 0, "projector").initial_seed())
-        return Projector(nn.Linear(wide, outputs), nn.ReLU(), nn.Linear(outputs, outputs))

@@ -19,15 +19,15 @@ A step:
        probabilities reweighted by how frequent the classes are in the batch (:func:`testtime.parts.prior.smoothed_prior`).
 
 Departures:
-    The published code multiplies the logits, not the probabilities, by the prior (``prior="logits"``).
+    The published code multiplies the logits, not the probabilities, by the prior (``ROIDOptions(prior="logits")``).
     Its probabilities are clipped at 0.99, its logarithm adds 1e-5, and its sums are divided by the nominal size of a
     batch: so here, but for the size, which is the actual one.
     Where all images of a batch are equally diverse or certain, the published scaling divides zero by zero; here all of
     them are at 0.
     The published views change all images alike; here each draws for itself (:func:`testtime.parts.katana`).
     The open-set score is the energy of the logits before the prior.
-    Published code step by step, up to the draws: ``ROID(model, classes, prior="logits")`` (CIFAR, batches of 200),
-    ``ROID(model, 1000, sgd(2.5e-4, nesterov=True), prior="logits")`` (ImageNet, batches of 64).
+    Published code step by step, up to the draws: ``ROID(model, classes, options=ROIDOptions(prior="logits"))`` (CIFAR, batches
+    of 200), and with ``sgd(2.5e-4, nesterov=True)`` (ImageNet, batches of 64).
 
 Cost: one forward of the batch and one of those that count, and the backward of both.
 
@@ -38,8 +38,9 @@ Prior Correction, WACV 2024.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ from testtime.prediction import Prediction, energy
 
 __all__ = [
     "ROID",
+    "ROIDOptions",
     "corrected",
     "diversity_certainty",
     "ensemble",
@@ -152,6 +154,31 @@ def ensemble(parameters: Sequence[Tensor], other: Tensor, momentum: float) -> No
 
 
 @final
+@dataclass(frozen=True)
+class ROIDOptions:
+    """Settings of the loss and of the prediction of ROID, and of CMF.
+
+    Args:
+        temperature: temperature tau of the weights of the images.
+        weighting: whether images are weighted; False weighs all alike.
+        consistency: whether the loss has the consistency with a view.
+        prior: what the prior of the batch multiplies, "probabilities" or "logits"; "none" leaves it out.
+
+    Raises:
+        ValueError: there is no such prior.
+    """
+
+    temperature: float = 1 / 3
+    weighting: bool = True
+    consistency: bool = True
+    prior: Prior = "probabilities"
+
+    def __post_init__(self) -> None:
+        if self.prior not in ("probabilities", "logits", "none"):
+            raise ValueError(f'expected prior "probabilities", "logits" or "none", got {self.prior!r}')
+
+
+@final
 class ROID(Adapter):
     """Certain and diverse samples teach, weights stay near the source, and answers know how often classes are.
 
@@ -161,16 +188,13 @@ class ROID(Adapter):
         optimizer: moves gamma and beta; ``adam(1e-3)`` (CIFAR), ``sgd(2.5e-4, nesterov=True)`` (ImageNet).
         momentum: m, the weight of the adapted weights against the source's; 1 switches the ensemble off.
         decay: the weight of the past in the mean prediction.
-        temperature: tau of the weights.
-        weighting: False weighs all images alike.
-        consistency: False leaves the view out.
-        prior: what the prior of the batch multiplies, "probabilities" or "logits"; "none" leaves it out.
         augment: makes the view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
+        options: settings of the loss and of the prediction.
         norm: the policy of the BatchNorm layers.
         seed: of the view.
 
     Raises:
-        ValueError: the model has no normalisation layer with scale and shift, or there is no such prior.
+        ValueError: the model has no normalisation layer with scale and shift.
 
     Attributes:
         average: the mean prediction (C,).
@@ -182,7 +206,16 @@ class ROID(Adapter):
     (torch.Size([8, 2]), True, ['minimised'])
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "roid", "ROID"
+    needs = ("classifier", "norm", "views")
+    venue = "WACV 2024"
+    paper = (
+        "Marsden, Döbler and Yang, Universal Test-Time Adaptation through Weight Ensembling, Diversity "
+        "Weighting, and Prior Correction"
+    )
+    stochastic = True
+    cost = (2, 2)
+
     average: Tensor
     anchor: Tensor
 
@@ -193,42 +226,36 @@ class ROID(Adapter):
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
         momentum: float = 0.99,
         decay: float = 0.9,
-        temperature: float = 1 / 3,
-        weighting: bool = True,
-        consistency: bool = True,
-        prior: Prior = "probabilities",
         augment: Augmentation = partial(katana, clean=True),  # noqa: B008
+        options: ROIDOptions = ROIDOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
-        if prior not in ("probabilities", "logits", "none"):
-            raise ValueError(f'expected prior "probabilities", "logits" or "none", got {prior!r}')
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.momentum, self.decay = classes, optimizer, momentum, decay
-        self.temperature, self.weighting, self.consistency = temperature, weighting, consistency
-        self.prior, self.norm = prior, norm
+        self.options, self.norm = options, norm
         self.augment = preserving(augment, self.model)
-        self.cost = (1 + consistency, 1 + consistency)
+        self.cost = (1 + options.consistency, 1 + options.consistency)
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)
         self.register_buffer("anchor", flat(affine), persistent=False)
         self.register_buffer("average", self.anchor.new_full((classes,), 1 / classes))
 
     def _look(self, x: Tensor) -> Prediction:
-        return corrected(self.model(x), self.prior)
+        return corrected(self.model(x), self.options.prior)
 
     def step(self, x: Tensor) -> Tensor:
         with observing(self.model):
             logits = self.model(x)
-            weight = diversity_certainty(logits, self.average, self.temperature)
-            if not self.weighting:
+            weight = diversity_certainty(logits, self.average, self.options.temperature)
+            if not self.options.weighting:
                 weight = torch.ones_like(weight)
 
             def again(kept: Tensor) -> Tensor:
                 rng = generator(self.seed, int(self.clock), "view", x.device)
                 return self.model(self.augment(x[kept], rng))
 
-            self.update(universal_loss(logits, weight, again if self.consistency else None))
+            self.update(universal_loss(logits, weight, again if self.options.consistency else None))
         ensemble(self._adapted, self.anchor, self.momentum)
         self.average.lerp_(_probabilities(logits.detach()).mean(dim=0).to(self.average), 1 - self.decay)
-        return corrected(logits, self.prior, {"minimised": weight > 0})
+        return corrected(logits, self.options.prior, {"minimised": weight > 0})

@@ -38,7 +38,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -177,8 +177,13 @@ class RoTTA(Adapter):
     (False, True)
     """
 
-    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
-    stochastic: ClassVar[bool] = True
+    name, label = "rotta", "RoTTA"
+    needs = ("classifier", "BatchNorm", "views")
+    venue = "CVPR 2023"
+    paper = "Yuan, Xie and Li, Robust Test-Time Adaptation in Dynamic Scenarios"
+    output = "teacher"
+    stochastic = True
+    cost: tuple[float, float] = (3, 1)
 
     def __init__(
         self,

@@ -65,7 +65,6 @@ class RPL(Adapter):
         optimizer: moves gamma and beta.
         q: how robust the loss is, in (0, 1].
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift, or q is not in (0, 1].
@@ -76,19 +75,26 @@ class RPL(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    name, label = "rpl", "RPL"
+    needs = ("classifier", "norm")
+    venue = "TMLR 2022"
+    paper = (
+        "Rusak, Schneider, Pachitariu, Eck, Gehler, Bringmann, Brendel and Bethge, If your data "
+        "distribution shifts, use self-learning"
+    )
+
     def __init__(
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(5e-4),  # noqa: B008 - a frozen value
         q: float = 0.8,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
         if not 0 < q <= 1:
             raise ValueError(
                 f"q makes the cross-entropy robust and lies in (0, 1], got {q}; use PL for q = 0"
             )
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.q, self.norm = optimizer, q, norm
         self.adapt(norm_affine(self.model), optimizer)
 

@@ -28,7 +28,7 @@ Reference: Jeong, Cho, Yoon and Yoon, Synchronizing Task Behavior: Aligning Mult
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,10 @@ class S4T(Adapter):
         ValueError: the model comes without its synchronizer, or there is no such preset.
 
     >>> from torch import nn
-    >>> from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
+    >>> from testtime.models.assisted import Assisted
+    >>> from testtime.models.multitask import MultiTaskNet
+    >>> from testtime.models.synchronizer import Synchronizer
+    >>> from testtime.tasks import Depth, Edges
     >>> tasks = {"depth": Depth(), "edge": Edges()}
     >>> encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
     >>> net = MultiTaskNet(encoder, {name: nn.Conv2d(8, 1, 1) for name in tasks}, tasks)
@@ -72,7 +75,10 @@ class S4T(Adapter):
     (torch.Size([4, 1, 32, 32]), True)
     """
 
-    multi_task: ClassVar[bool] = True
+    name, label = "s4t", "S4T"
+    needs = ("branch",)
+    venue = "ICCV 2025"
+    paper = "Jeong, Cho, Yoon and Yoon, Synchronizing Task Behavior: Aligning Multiple Tasks during Test-Time Training"
     stochastic = True
 
     def __init__(

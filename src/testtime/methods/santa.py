@@ -24,7 +24,7 @@ Departures:
     The published views change all images alike (``augment=partial(katana, alike=True)``); here each draws for itself.
     That code step by step, up to the draws: ``SANTA(model)`` (CIFAR, batches of 200), ``SANTA(model, sgd(1e-2,
     nesterov=True))`` (ImageNet, batches of 64) prepared with labelled batches; for DomainNet-126 it has no projection
-    (``outputs=None``).
+    (``projection=None``).
 
 Cost: three forwards, two backwards. ``prepare`` costs one forward a batch, once.
 
@@ -35,14 +35,14 @@ Adaptation, TMLR 2023; code: github.com/mariodoebler/test-time-adaptation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.intake.sharing import share
-from testtime.methods.rmt import SourceReplay, attract, projector
+from testtime.methods.rmt import attract
 from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
@@ -50,6 +50,7 @@ from testtime.parts.features import head_tap, linear_head, with_features
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 from testtime.source.branches import labelled_images_of, labels_or_predictions
+from testtime.source.rmt import SourceReplay, projector
 
 __all__ = ["SANTA"]
 
@@ -67,7 +68,7 @@ class SANTA(Adapter):
         lambda_sa: the weight of source anchoring.
         lambda_ta: the weight of target alignment.
         temperature: tau.
-        outputs: of the projection; None for none.
+        projection: number of outputs of the projection; None for no projection.
         augment: makes a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
@@ -85,9 +86,17 @@ class SANTA(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    source: ClassVar[Literal["none", "statistics", "data"]] = "statistics"
-    labelled_source: ClassVar[bool] = True
-    stochastic: ClassVar[bool] = True
+    name, label = "santa", "SANTA"
+    needs = ("classifier", "norm", "linear head", "views")
+    venue = "TMLR 2023"
+    paper = (
+        "Chakrabarty, Sreenivas and Biswas, SANTA: Source Anchoring Network and Target Alignment for "
+        "Continual Test Time Adaptation"
+    )
+    code = "github.com/mariodoebler/test-time-adaptation"
+    source = "statistics"
+    labelled_source = True
+    stochastic = True
     cost = (3, 2)
 
     def __init__(
@@ -97,7 +106,7 @@ class SANTA(Adapter):
         lambda_sa: float = 1.0,
         lambda_ta: float = 1.0,
         temperature: float = 0.1,
-        outputs: int | None = 128,
+        projection: int | None = 128,
         augment: Augmentation = katana,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
@@ -110,14 +119,14 @@ class SANTA(Adapter):
             lambda_ta,
             temperature,
         )
-        self.outputs, self.head, self.norm = outputs, head, norm
+        self.projection, self.head, self.norm = projection, head, norm
         self.augment = preserving(augment, self.model)
         self.origin = share(self.model)
         affine, linear = norm_affine(self.model), linear_head(self.model, head)[1]
         self._tap = head_tap(self.model, head)
         dtype = torch.promote_types(linear.weight.dtype, torch.float32)
         # Beside the network, so that the optimizer moves both and the state names both.
-        beside = projector(linear.in_features, outputs, seed).to(linear.weight.device, dtype)
+        beside = projector(linear.in_features, projection, seed).to(linear.weight.device, dtype)
         self.model.add_module("projector", beside)
         self.adapt([*affine, *beside.parameters()] if affine else [], optimizer)
         self.of_source = SourceReplay()
@@ -125,7 +134,7 @@ class SANTA(Adapter):
     def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         images, labels = labelled_images_of(batches)
         with torch.no_grad():
-            seen = [self._see(x.clone() if x.is_inference() else x) for x in images]
+            seen = [self._see(x) for x in images]
         logits, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         self.of_source.learn(labels_or_predictions(labels, logits), logits.shape[1], features)
 

@@ -71,7 +71,6 @@ class SAR(Adapter):
             as in the published code.
         skip: parts of names of layers that stay as they are.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift, ``skip`` leaves none, or ``recovery`` is
@@ -86,7 +85,14 @@ class SAR(Adapter):
     (True, tensor(8))
     """
 
+    name, label = "sar", "SAR"
+    needs = ("classifier", "norm")
+    venue = "ICLR 2023"
+    paper = (
+        "Niu, Wu, Zhang, Wen, Chen, Zhao and Tan, Towards Stable Test-Time Adaptation in Dynamic Wild World"
+    )
     cost = (2, 2)
+
     average: Tensor
     begun: Tensor
 
@@ -103,9 +109,8 @@ class SAR(Adapter):
         recovery: Literal["full", "weights"] = "full",
         skip: Sequence[str] = TOP_LAYERS,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.classes, self.optimizer, self.margin, self.rho, self.floor = (
             classes,
             optimizer,

@@ -57,7 +57,6 @@ class SHOTIM(Adapter):
         epsilon: constants added within the logarithms of the two terms.
         head: the name of the head, or its end; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no linear layer, or none of this name.
@@ -69,6 +68,14 @@ class SHOTIM(Adapter):
     (torch.Size([8, 2]), True)
     """
 
+    name, label = "shot-im", "SHOT-IM"
+    needs = ("classifier", "linear head")
+    venue = "ICML 2020"
+    paper = (
+        "Liang, Hu and Feng, Do We Really Need to Access the Source Data? Source Hypothesis Transfer for "
+        "Unsupervised Domain Adaptation"
+    )
+
     def __init__(
         self,
         model: nn.Module,
@@ -77,9 +84,8 @@ class SHOTIM(Adapter):
         epsilon: tuple[float, float] = (0.0, 0.0),
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.diversity, self.epsilon = optimizer, diversity, epsilon
         self.head, self.norm = head, norm
         # Another method's branch takes no part in a prediction.

@@ -38,7 +38,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -163,7 +163,12 @@ class SoTTA(Adapter):
     (True, 8)
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "sotta", "SoTTA"
+    needs = ("classifier", "norm")
+    venue = "NeurIPS 2023"
+    paper = "Gong, Kim, Lee, Chottananurak and Lee, SoTTA: Robust Test-Time Adaptation on Noisy Data Streams"
+    stochastic = True
+    cost: tuple[float, float] = (3, 2)
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ Cost: one forward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
@@ -30,7 +30,6 @@ class Source(Adapter):
     Args:
         model: any classifier.
         norm: the policy of the BatchNorm layers.
-        seed: unused; kept so that every method is built alike.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
@@ -39,14 +38,12 @@ class Source(Adapter):
     True
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
+    name, label = "source", "Source"
+    needs = ()
     cost = (1, 0)
 
-    def __init__(
-        self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = source_statistics, seed: int = 0
-    ) -> None:
-        super().__init__(norm(model), seed)
+    def __init__(self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = source_statistics) -> None:
+        super().__init__(norm(model))
         self.norm = norm
 
     def step(self, x: Tensor) -> Tensor:

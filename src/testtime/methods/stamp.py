@@ -24,7 +24,7 @@ Its softmax is :math:`\bar p` and its energy that of :math:`\bar z`; that of :ma
 Departures:
     The published code carries no licence and was not read; it is followed as it is reported, so step by step
     only as far as that goes. Four of its choices are the defaults: the image is one of its V views
-    (``original=False``: V random views); the count moves once per update (``count="admission"``: before every
+    (``STAMPOptions(original=False)``: V random views); the count moves once per update (``count="admission"``: before every
     admission); the weights sum to N also while the memory is filling, which scales the loss by :math:`N / |M|`
     (``normalise="held"``: they have mean 1); :math:`\epsilon = 10^{-5}` (``epsilon=0``).
     The paper leaves open, and this chooses: the views are random crops and flips; of classes with equal counts
@@ -50,7 +50,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, final
+from dataclasses import dataclass
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction
 
-__all__ = ["RBM", "STAMP", "self_weighted_entropy"]
+__all__ = ["RBM", "STAMP", "STAMPOptions", "self_weighted_entropy"]
 
 Count = Literal["update", "admission"]
 
@@ -157,6 +158,49 @@ class RBM(ImageMemory):
 
 
 @final
+@dataclass(frozen=True)
+class STAMPOptions:
+    """Settings of STAMP that are rarely changed.
+
+    Args:
+        capacity: of the memory.
+        decay: the weight of the past in the memory's count of the classes.
+        score: the open-set score, "energy" of the mean logits or, as in the paper, "entropy" of the mean
+            prediction.
+        chunk: how many views go through the network at once, each normalised by itself; a divisor of
+            ``views``. The numbers do not depend on it.
+        original: make the image itself the first of its views.
+        count: when the memory's count of the classes moves, at every "update" or before every "admission".
+        normalise: sum of the weights in the loss, the "capacity" of the memory or the number of images "held".
+        epsilon: constant inside the logarithm of the entropy.
+        skip: parts of names of layers that stay as they are.
+
+    Raises:
+        ValueError: chunk is below 1, or there is no such ``score``, ``count`` or ``normalise``.
+    """
+
+    capacity: int = 64
+    decay: float = 0.9
+    score: Literal["energy", "entropy"] = "energy"
+    chunk: int = 1
+    original: bool = True
+    count: Count = "update"
+    normalise: Literal["capacity", "held"] = "capacity"
+    epsilon: float = 1e-5
+    skip: Sequence[str] = TOP_LAYERS
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"chunk counts the views of a forward and is at least 1, got {self.chunk}")
+        if self.score not in ("energy", "entropy"):
+            raise ValueError(f'expected score "energy" or "entropy", got {self.score!r}')
+        if self.count not in ("update", "admission"):
+            raise ValueError(f'expected count "update" or "admission", got {self.count!r}')
+        if self.normalise not in ("capacity", "held"):
+            raise ValueError(f'expected normalise "capacity" or "held", got {self.normalise!r}')
+
+
+@final
 class STAMP(Adapter):
     """Answer with many views, and learn from a stable memory instead of the risky batch.
 
@@ -167,27 +211,15 @@ class STAMP(Adapter):
         views: V, number of views that the prediction averages.
         alpha: who is certain, as a fraction of log C; 0.25 (CIFAR-10), 0.9 (CIFAR-100), 0.8 (ImageNet).
         consistent: admit only what the source model, under batch statistics, predicts alike; not on ImageNet.
-        capacity: of the memory.
-        decay: the weight of the past in the memory's count of the classes.
         rho: the radius of the sharpness-aware step.
         period: of the cosine of the learning rate, in steps: 150, 750 (ImageNet); None keeps the rate.
-        score: the open-set score, "energy" of the mean logits or, as in the paper, "entropy" of the mean
-            prediction.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches randomness off.
-        chunk: how many views go through the network at once, each normalised by itself; a divisor of
-            ``views``.
-            The numbers do not depend on it.
-        original: make the image itself the first of its views.
-        count: when the memory's count of the classes moves, at every "update" or before every "admission".
-        normalise: sum of the weights in the loss, the "capacity" of the memory or the number of images "held".
-        epsilon: constant inside the logarithm of the entropy.
-        skip: parts of names of layers that stay as they are.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
         seed: of the views.
 
     Raises:
-        ValueError: ``views`` is not positive, ``chunk`` does not divide it, or there is no such ``score``, ``count`` or
-            ``normalise``.
+        ValueError: ``views`` is not positive, or the ``chunk`` of the options does not divide it.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> stamp = STAMP(net, classes=2, views=4, alpha=1.1)
@@ -196,7 +228,12 @@ class STAMP(Adapter):
     (torch.Size([8, 2]), torch.Size([8]), ['reliable'])
     """
 
-    stochastic: ClassVar[bool] = True
+    name, label = "stamp", "STAMP"
+    needs = ("classifier", "norm", "views")
+    venue = "ECCV 2024"
+    paper = "Yu, Sheng, He and Liang, STAMP: Outlier-Aware Test-Time Adaptation with Stable Memory Replay"
+    stochastic = True
+    cost = (35, 2)
 
     def __init__(
         self,
@@ -206,43 +243,28 @@ class STAMP(Adapter):
         views: int = 32,
         alpha: float = 0.25,
         consistent: bool = True,
-        capacity: int = 64,
-        decay: float = 0.9,
         rho: float = 0.05,
         period: int | None = 150,
-        score: Literal["energy", "entropy"] = "energy",
         augment: Augmentation = random_crop_flip,
-        chunk: int = 1,
-        original: bool = True,
-        count: Count = "update",
-        normalise: Literal["capacity", "held"] = "capacity",
-        epsilon: float = 1e-5,
-        skip: Sequence[str] = TOP_LAYERS,
+        options: STAMPOptions = STAMPOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
-        if views < 1 or chunk < 1 or views % chunk:
+        chunk = options.chunk
+        if views < 1 or views % chunk:
             raise ValueError(
                 f"expected views >= 1 and a chunk that divides it, got views={views}, chunk={chunk}"
             )
-        if score not in ("energy", "entropy"):
-            raise ValueError(f'expected score "energy" or "entropy", got {score!r}')
-        if count not in ("update", "admission"):
-            raise ValueError(f'expected count "update" or "admission", got {count!r}')
-        if normalise not in ("capacity", "held"):
-            raise ValueError(f'expected normalise "capacity" or "held", got {normalise!r}')
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.views, self.alpha = classes, optimizer, views, alpha
-        self.consistent, self.capacity, self.decay, self.rho = consistent, capacity, decay, rho
-        self.period, self.score, self.chunk = period, score, chunk
+        self.consistent, self.rho, self.period, self.options = consistent, rho, period, options
         self.augment = preserving(augment, self.model)
-        self.original, self.count, self.normalise, self.epsilon = original, count, normalise, epsilon
-        self.skip, self.norm, self.cost = tuple(skip), norm, (views + consistent + 2, 2)
+        self.norm, self.cost = norm, (views + consistent + 2, 2)
         self.origin = share(self.model)
-        self.adapt(norm_affine(self.model, self.skip), optimizer)
+        self.adapt(norm_affine(self.model, options.skip), optimizer)
         self.rates = [group["lr"] for group in self._optimizer.param_groups] if self._optimizer else []
         self.crowd = grouped([self.model] * chunk) if chunk > 1 else None
-        self.memory = RBM(classes, capacity, decay, count)
+        self.memory = RBM(classes, options.capacity, options.decay, options.count)
 
     def _look(self, x: Tensor) -> Prediction:
         return self._answer(*self._averaged(x), x.dtype)
@@ -251,27 +273,29 @@ class STAMP(Adapter):
     def _averaged(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the mean probabilities, and mean logits, over the views; (N, C) each."""
         log_p, z = [], []
-        for first in range(0, self.views, self.chunk):
-            views = [self._view(x, i) for i in range(first, first + self.chunk)]
-            logits = (self.crowd or self.model)(torch.cat(views)).unflatten(0, (self.chunk, -1))
+        for first in range(0, self.views, self.options.chunk):
+            views = [self._view(x, i) for i in range(first, first + self.options.chunk)]
+            logits = (self.crowd or self.model)(torch.cat(views)).unflatten(0, (self.options.chunk, -1))
             z.append(logits.to(torch.promote_types(logits.dtype, torch.float32)))
             log_p.append(z[-1].log_softmax(dim=-1))
         return torch.cat(log_p).logsumexp(dim=0) - math.log(self.views), torch.cat(z).mean(dim=0)
 
     def _view(self, x: Tensor, i: int) -> Tensor:
-        if self.original and i == 0:
+        if self.options.original and i == 0:
             return x
         return self.augment(x, generator(self.seed, int(self.clock), f"view {i}", x.device))
 
     def _answer(self, log_p: Tensor, z: Tensor, dtype: torch.dtype, **selected: Tensor) -> Prediction:
         logits = log_p + z.logsumexp(dim=1, keepdim=True)
-        score = _entropy(log_p, self.epsilon) if self.score == "entropy" else -z.logsumexp(dim=1)
+        score = (
+            _entropy(log_p, self.options.epsilon) if self.options.score == "entropy" else -z.logsumexp(dim=1)
+        )
         return Prediction(logits.to(dtype), score=score, selected=selected)
 
     def step(self, x: Tensor) -> Tensor:
         log_p, z = self._averaged(x)
         label = log_p.argmax(dim=1)
-        reliable = _entropy(log_p, self.epsilon) < self.alpha * math.log(self.classes)
+        reliable = _entropy(log_p, self.options.epsilon) < self.alpha * math.log(self.classes)
         if self.consistent:
             with torch.no_grad():
                 reliable &= label == self.origin(x).argmax(dim=1)
@@ -280,10 +304,10 @@ class STAMP(Adapter):
         if len(images):
             self.memory.recount()
             self._set_rate()
-            total = self.capacity if self.normalise == "capacity" else len(images)
+            total = self.options.capacity if self.options.normalise == "capacity" else len(images)
 
             def loss() -> Tensor:
-                return self_weighted_entropy(self.model(images), total, self.epsilon)
+                return self_weighted_entropy(self.model(images), total, self.options.epsilon)
 
             self.update(sharpness_aware_gradients(loss, self._adapted, self.rho))
         return self._answer(log_p, z, x.dtype, reliable=reliable)

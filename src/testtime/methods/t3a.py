@@ -105,7 +105,6 @@ class T3A(Adapter):
         unit: whether the prototypes are made unit vectors, as in the published code.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no linear head, or supports is below 1.
@@ -116,6 +115,12 @@ class T3A(Adapter):
     (torch.Size([8, 2]), False)
     """
 
+    name, label = "t3a", "T3A"
+    needs = ("classifier", "linear head")
+    venue = "NeurIPS 2021"
+    paper = (
+        "Iwasawa and Matsuo, Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization"
+    )
     cost = (1, 0)
 
     def __init__(
@@ -125,9 +130,8 @@ class T3A(Adapter):
         unit: bool = False,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         if supports < 1:
             raise ValueError(f"supports is what each class keeps, at least 1, got {supports}")
         self.supports, self.unit, self.head, self.norm = supports, unit, head, norm

@@ -23,7 +23,7 @@ Reference: Wang, Shelhamer, Liu, Olshausen and Darrell, Tent: Fully Test-Time Ad
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
@@ -44,7 +44,6 @@ class Tent(Adapter):
         model: any classifier with normalisation layers, or a multi-task model with a segmentation.
         optimizer: moves gamma and beta; the paper's are ``adam(1e-3)`` (CIFAR) and ``sgd(2.5e-4)`` (ImageNet).
         norm: the policy of the BatchNorm layers.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -54,17 +53,19 @@ class Tent(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
+    name, label = "tent", "TENT"
+    needs = ("norm",)
+    venue = "ICLR 2021"
+    paper = "Wang, Shelhamer, Liu, Olshausen and Darrell, Tent: Fully Test-Time Adaptation by Entropy Minimization"
+    code = "github.com/DequanWang/tent"
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.optimizer, self.norm = optimizer, norm
         self.tasks = tasks_of(self.model)
         self.adapt(norm_affine(self.model), optimizer)

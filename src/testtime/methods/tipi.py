@@ -41,7 +41,7 @@ Reference: Nguyen, Nguyen-Tang, Lim and Torr, TIPI: Test Time Adaptation with Tr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +96,12 @@ class TIPI(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    stochastic: ClassVar[bool] = True
+    name, label = "tipi", "TIPI"
+    needs = ("norm",)
+    venue = "CVPR 2023"
+    paper = "Nguyen, Nguyen-Tang, Lim and Torr, TIPI: Test Time Adaptation with Transformation Invariance"
+    stochastic = True
+    cost = (3, 2)
 
     def __init__(
         self,

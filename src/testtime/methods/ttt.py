@@ -15,6 +15,8 @@ A step:
 
 The paper takes 10 steps on an image, from the source each time (``Episodic(Repeat(ttt, 10))``), or one, online.
 
+What is learned on source data lies in :mod:`testtime.source.ttt`.
+
 Departures:
     The paper trains branch and network together: give ``Assisted(network, RotationBranch(...))``, as
     :func:`testtime.multitask.train` leaves it (one random turn for each image and step). On a network that comes alone
@@ -37,93 +39,32 @@ Rotations, ICLR 2018.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from collections.abc import Callable, Iterable
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
+from testtime.moved import renamed
 from testtime.norm import observing, source_statistics
 from testtime.parts import generator, identity, sgd
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.taps import Tap, tapped, watched
 from testtime.parts.views import preserving
-from testtime.source.branches import UnsupervisedBranch, images_of, joined, pooled, upstream
+from testtime.source.branches import images_of, joined, upstream
+from testtime.source.ttt import RotationBranch
 
-__all__ = ["TTT", "RotationBranch", "turned"]
+__all__ = ["TTT"]
 
-
-def turned(x: Tensor, turns: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Images turned counter-clockwise by quarter turns, in groups of one shape.
-
-    Args:
-        x: (N, C, H, W).
-        turns: (N,), of 0 to 3.
-
-    Returns:
-        images and the turns they had, sorted by these; one group, or two where H and W differ.
-
-    Raises:
-        ValueError: x is not a batch of images.
-
-    >>> [(tuple(y.shape), k.tolist()) for y, k in turned(torch.rand(3, 1, 2, 4), torch.tensor([3, 0, 2]))]
-    [((2, 1, 2, 4), [0, 2]), ((1, 1, 4, 2), [3])]
-    """
-    if x.dim() != 4:
-        raise ValueError(f"only images (N, C, H, W) can be turned, got a batch of shape {tuple(x.shape)}")
-    groups = []
-    for kinds in [(0, 1, 2, 3)] if x.shape[2] == x.shape[3] else [(0, 2), (1, 3)]:
-        images = torch.cat([torch.rot90(x[turns == k], k, (2, 3)) for k in kinds])
-        if len(images):
-            groups.append((images.contiguous(), torch.cat([turns[turns == k] for k in kinds])))
-    return groups
-
-
-@final
-class RotationBranch(UnsupervisedBranch):
-    """A linear classifier of quarter turns, on features averaged over places.
-
-    Args:
-        channels: of the features.
-        layer: name of the layer that gives them.
-
-    Called with features (N, C), maps (N, C, h, w) or tokens (N, T, C), it returns logits (N, 4).
-
-    >>> RotationBranch(8)(torch.rand(2, 8, 4, 4)).shape
-    torch.Size([2, 4])
-    """
-
-    def __init__(self, channels: int, layer: str = "encoder") -> None:
-        super().__init__((layer,))
-        self.guess = nn.Linear(channels, 4)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.guess(pooled(z, self.guess.weight))
-
-    def features(
-        self, network: nn.Module, taps: Sequence[Tap], x: Tensor, turns: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the tapped layer gives for turned images, averaged over places (N, C), and the turns in the same order."""
-        groups = turned(x, turns)
-        seen = [watched(network, taps, images)[1][0] for images, _ in groups]
-        return torch.cat([pooled(z, self.guess.weight) for z in seen]), torch.cat([k for _, k in groups])
-
-    def source_loss(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        seen: Sequence[Tensor],
-        labels: Mapping[str, Tensor],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """The cross-entropy of one random turn of each image, in nats."""
-        turns = torch.randint(4, (len(x),), generator=generator, device=generator.device).to(x.device)
-        with tapped(network, self.layers) as taps:
-            z, turns = self.features(network, taps, x, turns)
-        return {"rotation": F.cross_entropy(self(z), turns)}
+__getattr__ = renamed(
+    __name__,
+    {
+        "turned": "testtime.source.ttt:turned",
+    },
+)
 
 
 @final
@@ -131,7 +72,7 @@ class TTT(Adapter):
     """Keep learning to tell how far an image was turned.
 
     Args:
-        model: a multi-task network or a classifier, with the :class:`RotationBranch` it was trained with
+        model: a multi-task network or a classifier, with the ``RotationBranch`` it was trained with
             (``Assisted(network, RotationBranch(...))``) or alone.
         optimizer: moves the layers up to the watched one; the paper's has neither momentum nor weight decay.
         layer: the name of the layer that gives the shared features, for a network that comes alone; unless named, it is the
@@ -155,11 +96,15 @@ class TTT(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    images_only: ClassVar[bool] = True
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "ttt", "TTT"
+    needs = ("linear head", "images")
+    venue = "ICML 2020"
+    paper = (
+        "Sun, Wang, Liu, Miller, Efros and Hardt, Test-Time Training with Self-Supervision for "
+        "Generalization under Distribution Shifts"
+    )
+    source: SourceData = "data"
+    stochastic = True
     cost = (5, 4)
 
     def __init__(
@@ -177,7 +122,7 @@ class TTT(Adapter):
         self.optimizer, self.layer = optimizer, layer
         self.augment = preserving(augment, self.model)
         self.passes, self.rate, self.norm = passes, rate, norm
-        self.stochastic = augment is not identity  # type: ignore[misc]
+        self.stochastic = augment is not identity
         self.branch, self._taps = joined(
             self.model,
             RotationBranch,
@@ -185,7 +130,7 @@ class TTT(Adapter):
             lambda widths: RotationBranch(widths[0]),
             seed,
         )
-        self.source = "data" if self.branch.learned else "none"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "none"
         branch = [] if self.branch.learned else self.branch.parameters()
         self.adapt([*upstream(self.model, self._taps), *branch], optimizer)
 

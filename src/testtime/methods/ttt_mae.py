@@ -35,17 +35,16 @@ et al. do (Multimodality as Supervision, table 7).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.models.assisted import Assisted
+from testtime.models.assisted import Assisted, MaskedBranch
 from testtime.norm import observing, source_statistics
 from testtime.parts.optimizers import OptimizerFactory, sgd
 from testtime.parts.randomness import generator
-from testtime.space.mae import MaskedAutoencoder
 
 __all__ = ["TTTMAE"]
 
@@ -67,6 +66,7 @@ class TTTMAE(Adapter):
             is below 1.
 
     >>> from testtime import Episodic, Repeat
+    >>> from testtime.space.mae import MaskedAutoencoder
     >>> from testtime.space.segmenter import ConvNeXtHead, Segmenter
     >>> autoencoder = MaskedAutoencoder("tiny", (32, 32), 8)
     >>> network = Segmenter(autoencoder.encoder, ConvNeXtHead(96, (4, 4), classes=5, width=8, sub=2, depth=1))
@@ -76,11 +76,12 @@ class TTTMAE(Adapter):
     (torch.Size([1, 5, 32, 32]), True)
     """
 
-    images_only: ClassVar[bool] = True
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
+    name, label = "ttt-mae", "TTT-MAE"
+    needs = ("branch", "images")
+    venue = "NeurIPS 2022"
+    paper = "Gandelsman, Sun, Chen and Efros, Test-Time Training with Masked Autoencoders"
     stochastic = True
-    cost = (33, 32)
+    cost: tuple[float, float] = (33, 32)
 
     def __init__(
         self,
@@ -95,23 +96,22 @@ class TTTMAE(Adapter):
             raise ValueError(f"copies counts the masks of a step and is at least 1, got {copies}")
         self.optimizer, self.copies, self.norm = optimizer, copies, norm
         found = [
-            m
-            for m in self.model.modules()
-            if isinstance(m, Assisted) and isinstance(m.branch, MaskedAutoencoder)
+            m for m in self.model.modules() if isinstance(m, Assisted) and isinstance(m.branch, MaskedBranch)
         ]
         if not found:
             raise ValueError(
                 "TTTMAE needs the autoencoder that the network's encoder comes from: expected "
                 f"Assisted(network, autoencoder), got {type(model).__name__}"
             )
-        autoencoder: Any = found[0].branch
+        autoencoder = found[0].branch
+        assert isinstance(autoencoder, MaskedBranch)
         self._autoencoder, encoder = autoencoder, autoencoder.encoder
         if not any(m is encoder for m in found[0].network.modules()):
             raise ValueError(
                 f"the autoencoder's encoder is no part of this {type(found[0].network).__name__}; build the network on it, "
                 "as in Segmenter(autoencoder.encoder, head)"
             )
-        shown = copies * autoencoder.visible / (encoder.grid[0] * encoder.grid[1])
+        shown = copies * autoencoder.visible / autoencoder.places
         self.cost = (1 + shown, shown)
         self.adapt(encoder.parameters(), optimizer)
 

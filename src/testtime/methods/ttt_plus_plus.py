@@ -18,6 +18,8 @@ A step, after ``prepare(batches)`` has summarised the source once:
     2. draw two views of every image and compare their projections;
     3. move the layers up to the features once down the sum, enqueue the features, and answer with the prediction of 1.
 
+What is learned on source data lies in :mod:`testtime.source.ttt_plus_plus`.
+
 Departures:
     The paper trains branch and network together: give ``Assisted(network, ContrastiveBranch(...))``, as
     :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` also teaches the branch on features
@@ -40,42 +42,26 @@ Representations, ICML 2020; Sun and Saenko, Deep CORAL, 2016.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.facts import SourceData
 from testtime.intake.sharing import Stateful
 from testtime.norm import observing, running_statistics
 from testtime.parts import generator, sgd, simclr
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.taps import tapped, watched
+from testtime.parts.taps import watched
 from testtime.parts.views import preserving
-from testtime.source.branches import UnsupervisedBranch, images_of, joined, pooled, upstream
+from testtime.source.branches import images_of, joined, upstream
+from testtime.source.ttt_plus_plus import ContrastiveBranch, contrastive
 
-__all__ = ["ContrastiveBranch", "FeatureQueue", "SourceMoments", "TTTPlusPlus", "contrastive"]
-
-
-def contrastive(h: Tensor, temperature: float = 0.5) -> Tensor:
-    """The normalised, temperature-scaled cross-entropy of SimCLR, in nats.
-
-    Args:
-        h: projections (2 N, D) of N images and then of N other views of them, of any length.
-        temperature: T.
-
-    Returns:
-        a scalar; zero for one image, which nothing is to be told apart from.
-
-    >>> contrastive(torch.eye(2).repeat(2, 1), 1.0)  # log(1 + 2 / e)
-    tensor(0.5514)
-    """
-    u = F.normalize(h, dim=1)
-    likeness = (u @ u.T / temperature).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(likeness, torch.arange(len(h), device=h.device).roll(len(h) // 2))
+__all__ = ["FeatureQueue", "SourceMoments", "TTTPlusPlus", "TTTPlusPlusOptions"]
 
 
 def covariance(z: Tensor) -> Tensor:
@@ -83,58 +69,6 @@ def covariance(z: Tensor) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         z = z - z.mean(dim=0)
         return z.T @ z / (len(z) - 1)
-
-
-@final
-class ContrastiveBranch(UnsupervisedBranch):
-    """A projection of two layers, of features averaged over places, in which views of one image lie close.
-
-    Args:
-        channels: of the features.
-        outputs: of the projection.
-        temperature: T.
-        augment: draws a view within the model's invariances.
-        layer: name of the layer that gives the features.
-
-    Called with features (N, C), maps (N, C, h, w) or tokens (N, T, C), it returns projections (N, outputs).
-
-    >>> ContrastiveBranch(8, 4)(torch.rand(2, 8, 4, 4)).shape
-    torch.Size([2, 4])
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        outputs: int = 128,
-        temperature: float = 0.5,
-        augment: Augmentation = simclr,
-        layer: str = "encoder",
-    ) -> None:
-        super().__init__((layer,))
-        self.temperature, self.augment = temperature, augment
-        self.inner, self.outer = nn.Linear(channels, channels), nn.Linear(channels, outputs)
-
-    def pool(self, z: Tensor) -> Tensor:
-        """Features averaged over places (N, C), in the branch's type."""
-        return pooled(z, self.inner.weight)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.outer(self.inner(self.pool(z)).relu())
-
-    def source_loss(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        seen: Sequence[Tensor],
-        labels: Mapping[str, Tensor],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """The contrastive loss of two views, in nats."""
-        augment = preserving(self.augment, network)
-        views = torch.cat([augment(x, generator) for _ in range(2)])
-        with tapped(network, self.layers) as taps:
-            _, (z,) = watched(network, taps, views)
-        return {"contrastive": contrastive(self(z), self.temperature)}
 
 
 @final
@@ -217,21 +151,37 @@ class FeatureQueue(Stateful):
 
 
 @final
+@dataclass(frozen=True)
+class TTTPlusPlusOptions:
+    """Settings of TTTPlusPlus that are rarely changed.
+
+    Args:
+        layer: the name of the layer that gives the features, for a network that comes alone; unless named, it is the encoder
+            of a multi-task network, or what a classifier's head is given.
+        projection, temperature: number of outputs and temperature of the branch of a network that comes alone.
+        passes: how often ``prepare`` shows its pairs of views to that branch.
+        rate: the learning rate of ``prepare``.
+    """
+
+    layer: str | None = None
+    projection: int = 128
+    temperature: float = 0.5
+    passes: int = 10
+    rate: float = 1e-3
+
+
+@final
 class TTTPlusPlus(Adapter):
     """Keep learning to tell images apart, and hold the features' mean and covariance to the source's.
 
     Args:
-        model: a multi-task network or a classifier, with the :class:`ContrastiveBranch` it was trained with
+        model: a multi-task network or a classifier, with the ``ContrastiveBranch`` it was trained with
             (``Assisted(network, ContrastiveBranch(...))``) or alone.
         optimizer: moves the layers up to the watched one; the published CIFAR scripts have ``sgd(0.01)``.
         scale_con, scale_ext, scale_ssh: lambda of the contrastive loss, of the features, and of the projections.
         queue: how many features of past images count in mean and covariance.
         augment: draws a view within the model's invariances.
-        layer: the name of the layer that gives the features, for a network that comes alone; unless named, it is the encoder
-            of a multi-task network, or what a classifier's head is given.
-        outputs, temperature: of the branch of a network that comes alone.
-        passes: how often ``prepare`` shows its pairs of views to that branch.
-        rate: the learning rate of ``prepare``.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers.
         seed: of the views and of the branch's first weights.
 
@@ -247,10 +197,15 @@ class TTTPlusPlus(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    dense: ClassVar[bool] = True
-    multi_task: ClassVar[bool] = True
-    source: ClassVar[Literal["none", "statistics", "data"]] = "data"
-    stochastic: ClassVar[bool] = True
+    name, label = "ttt++", "TTT++"
+    needs = ("linear head", "views")
+    venue = "NeurIPS 2021"
+    paper = (
+        "Liu, Kothari, van Delft, Bellot-Gurlet, Mordan and Alahi, TTT++: When Does Self-Supervised Test-"
+        "Time Training Fail or Thrive?"
+    )
+    source: SourceData = "data"
+    stochastic = True
     cost = (3, 3)
 
     def __init__(
@@ -262,32 +217,22 @@ class TTTPlusPlus(Adapter):
         scale_ssh: float = 0.2,
         queue: int = 1280,
         augment: Augmentation = simclr,
-        layer: str | None = None,
-        outputs: int = 128,
-        temperature: float = 0.5,
-        passes: int = 10,
-        rate: float = 1e-3,
+        options: TTTPlusPlusOptions = TTTPlusPlusOptions(),
         norm: Callable[[nn.Module], nn.Module] = running_statistics,
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        self.optimizer, self.scale_con, self.scale_ext, self.scale_ssh = (
-            optimizer,
-            scale_con,
-            scale_ext,
-            scale_ssh,
-        )
-        self.queue, self.layer, self.outputs = queue, layer, outputs
+        self.optimizer, self.scale_con, self.scale_ext = optimizer, scale_con, scale_ext
+        self.scale_ssh, self.queue, self.options, self.norm = scale_ssh, queue, options, norm
         self.augment = preserving(augment, self.model)
-        self.temperature, self.passes, self.rate, self.norm = temperature, passes, rate, norm
         self.branch, self._taps = joined(
             self.model,
             ContrastiveBranch,
-            [layer] if layer else [],
-            lambda widths: ContrastiveBranch(widths[0], outputs, temperature),
+            [options.layer] if options.layer else [],
+            lambda widths: ContrastiveBranch(widths[0], options.projection, options.temperature),
             seed,
         )
-        self.source = "data" if self.branch.learned else "statistics"  # type: ignore[misc]
+        self.source = "data" if self.branch.learned else "statistics"
         self.adapt(upstream(self.model, self._taps), optimizer)
         inner, outer = self.branch.inner.weight, self.branch.outer.weight
         self.features, self.feature_queue = SourceMoments(), FeatureQueue(queue, inner)
@@ -299,8 +244,9 @@ class TTTPlusPlus(Adapter):
         if self.branch.learned:
             with observing(self.model):
                 pairs = [self.branch.pool(self._views(x, f"source {i}")) for i, x in enumerate(images)]
+            passes, rate = self.options.passes, self.options.rate
             with torch.enable_grad():
-                self.branch.fit(pairs, lambda z, _: self._apart(z), self.passes, self.rate, self.seed)
+                self.branch.fit(pairs, lambda z, _: self._apart(z), passes, rate, self.seed)
         seen = [self.branch.pool(watched(self.model, self._taps, x)[1][0]) for x in images]
         self.features.update(seen)
         self.projections.update([self.branch(z) for z in seen])

@@ -58,7 +58,6 @@ class UniEntPlus(Adapter):
             first.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
-        seed: unused, for there is no randomness; kept so that every method is built alike.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift, or no linear head of C outputs.
@@ -71,6 +70,11 @@ class UniEntPlus(Adapter):
     (True, ['maximised', 'minimised'])
     """
 
+    name, label = "unient+", "UniEnt+"
+    needs = ("classifier", "norm", "linear head")
+    venue = "CVPR 2024"
+    paper = "Gao, Zhang and Liu, Unified Entropy Optimization for Open-Set Test-Time Adaptation"
+    code = "github.com/gaozhengqing/UniEnt"
     cost = (2, 1)
 
     def __init__(
@@ -82,9 +86,8 @@ class UniEntPlus(Adapter):
         mixture: Mixture = two_gaussians,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
-        seed: int = 0,
     ) -> None:
-        super().__init__(norm(model), seed)
+        super().__init__(norm(model))
         self.classes, self.optimizer, self.alpha = classes, optimizer, alpha
         self.mixture, self.head, self.norm = mixture, head, norm
         affine = norm_affine(self.model)

@@ -33,7 +33,7 @@ Adaptation, AAAI 2023.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -134,9 +134,16 @@ class VDP(Adapter):
     (torch.Size([8, 2]), True)
     """
 
-    images_only: ClassVar[bool] = True
-    output: ClassVar[Literal["before", "after", "teacher"]] = "teacher"
-    stochastic: ClassVar[bool] = True
+    name, label = "vdp", "VDP"
+    needs = ("classifier", "images")
+    venue = "AAAI 2023"
+    paper = (
+        "Gan, Bai, Lou, Ma, Zhang, Shi and Luo, Decorate the Newcomers: Visual Domain Prompt for Continual "
+        "Test Time Adaptation"
+    )
+    output = "teacher"
+    stochastic = True
+    cost = (6, 1)
 
     def __init__(
         self,

@@ -3,16 +3,20 @@
 Scores and errors are in percent, except where the docstring of a metric names its unit.
 """
 
-from testtime.metrics.appearance import appearance_clusters, appearance_features
-from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
-from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
-from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
-from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
-from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
-from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
-from testtime.metrics.summary import Samples, forgetting, summarise
-from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
-from testtime.moved import renamed
+from typing import TYPE_CHECKING
+
+from testtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from testtime.metrics.appearance import appearance_clusters, appearance_features
+    from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
+    from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
+    from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
+    from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
+    from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
+    from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
+    from testtime.metrics.summary import Samples, forgetting, summarise
+    from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
 
 __all__ = [
     "BCE",
@@ -49,4 +53,18 @@ __all__ = [
     "summarise",
 ]
 
-__getattr__ = renamed(__name__, {"alike": "appearance_clusters", "looks": "appearance_features"})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "appearance": "appearance_clusters appearance_features",
+        "calibration": "CalibrationError brier calibration_error nll",
+        "cost": "Cost milliseconds peak_memory state_bytes",
+        "dense": "RMSE MeanAngle MeanIoU",
+        "edges": "BCE AveragePrecision EdgeF",
+        "label_free": "aetta consistency diversity dropout_disagreement",
+        "open_set": "accuracy auroc fpr_at h_score oscr",
+        "summary": "Samples forgetting summarise",
+        "synchronisation": "cosine_similarity delta_ttt dtw step_variance",
+    },
+    {"alike": "appearance_clusters", "looks": "appearance_features"},
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from testtime.data.imageset import class_labels
+from testtime.labels import class_labels
 from testtime.metrics.open_set import answers
 
 ROUNDING = 1e-3  # rounding error of probabilities in low precision

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.data.dense import IGNORE
+from testtime.labels import IGNORE
 from testtime.moved import renamed
 
 __all__ = ["RMSE", "MeanAngle", "MeanIoU"]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.data.imageset import class_labels
+from testtime.labels import class_labels
 from testtime.metrics.calibration import calibration_error
 from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from testtime.intake.sharing import Stateful
 
-__all__ = ["Assisted", "Branch"]
+__all__ = ["Assisted", "Branch", "MaskedBranch"]
 
 
 class Branch(Stateful, ABC):
@@ -55,6 +55,33 @@ class Branch(Stateful, ABC):
             self.get_parameter(name).copy_(value) if name in dict(
                 self.named_parameters()
             ) else self.get_buffer(name).copy_(value)
+
+
+class MaskedBranch(Branch):
+    """A branch that hides most places of an image and is trained to fill them in.
+
+    Attributes:
+        encoder: encoder of the shown places; the network has the same one.
+        places: number of places of an image.
+        visible: number of places that a mask shows.
+    """
+
+    encoder: nn.Module
+    places: int
+    visible: int
+
+    @abstractmethod
+    def masks(self, count: int, rng: torch.Generator) -> Tensor:
+        """Draw the places that are shown, (count, visible) int64, each row without repetition."""
+
+    @abstractmethod
+    def loss(self, images: Tensor, shown: Tensor) -> Tensor:
+        """Return the error of what is filled in, a scalar.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            shown: places that the encoder sees, (N, visible) int64.
+        """
 
 
 class Assisted(nn.Module):

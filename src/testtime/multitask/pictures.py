@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from testtime.adapter import Adapter
-from testtime.data.dense import IGNORE
 from testtime.errors import need_pillow
 from testtime.files import read_json, write_image, write_json
+from testtime.labels import IGNORE
 from testtime.multitask.presets import Preset
 from testtime.multitask.results import read_results
 from testtime.multitask.study import AGAIN, Study, source_model

@@ -6,6 +6,7 @@ every one normalises as the S4T paper does: by the batch while it learns, by run
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,10 +15,6 @@ from torch import nn
 
 from testtime.adapter import Adapter
 from testtime.methods import NCTTT, S4T, TIPI, TTT, ActMAD, ClusT3, Source, Tent, TTTFlow, TTTPlusPlus
-from testtime.methods.clust3 import Projectors
-from testtime.methods.nc_ttt import NoiseDiscriminator
-from testtime.methods.ttt import RotationBranch
-from testtime.methods.ttt_plus_plus import ContrastiveBranch
 from testtime.models.assisted import Assisted, Branch
 from testtime.models.multitask import MultiTaskNet
 from testtime.models.synchronizer import legacy_order
@@ -26,6 +23,10 @@ from testtime.multitask.protocol import Protocol
 from testtime.multitask.study import Row, Study
 from testtime.norm import running_statistics, source_statistics
 from testtime.parts.optimizers import adam, sgd
+from testtime.source.clust3 import Projectors
+from testtime.source.nc_ttt import NoiseDiscriminator
+from testtime.source.ttt import RotationBranch
+from testtime.source.ttt_plus_plus import ContrastiveBranch
 
 __all__ = ["STUDIES"]
 
@@ -54,13 +55,18 @@ def by_sgd(
 ) -> Adapter:
     settings = {"norm": running_statistics, **arguments}
     momentum, decay = settings.pop("momentum", 0.0), settings.pop("weight_decay", 0.0)
-    return method(model, sgd(rate, momentum, decay), seed=seed, **settings)
+    return method(model, sgd(rate, momentum, decay), **_drawing(method, seed), **settings)
 
 
 def by_adam(
     method: Callable[..., Adapter], model: nn.Module, rate: float, seed: int, **arguments: Any
 ) -> Adapter:
-    return method(model, adam(rate), seed=seed, **{"norm": running_statistics, **arguments})
+    return method(model, adam(rate), **_drawing(method, seed), **{"norm": running_statistics, **arguments})
+
+
+def _drawing(method: Callable[..., Adapter], seed: int) -> dict[str, int]:
+    """The seed as an argument, for a method that takes one."""
+    return {"seed": seed} if "seed" in inspect.signature(method).parameters else {}
 
 
 s4t = partial(by_sgd, S4T, weight_decay=1e-6)

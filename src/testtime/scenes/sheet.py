@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from testtime.data.dense import IGNORE
 from testtime.errors import need_pillow
 from testtime.files import write_image
+from testtime.labels import IGNORE
 from testtime.scenes.disk import read_scenes
 from testtime.scenes.sceneset import SceneSet, View
 

@@ -137,7 +137,7 @@ B = TypeVar("B", bound=UnsupervisedBranch)
 
 
 def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
-    """Return unlabelled source batches as a list, so that several passes over them are possible.
+    """Return unlabelled source batches as a list, so that several passes over them are possible, also under gradients.
 
     Args:
         batches: images (N, C, H, W).
@@ -155,7 +155,7 @@ def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
             )
     if not images:
         raise ValueError("expected batches of source images (N, C, H, W) to learn from, got none")
-    return images
+    return [x.clone() if x.is_inference() else x for x in images]
 
 
 def labelled_images_of(

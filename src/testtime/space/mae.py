@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testtime.models.assisted import Branch
+from testtime.models.assisted import MaskedBranch
 from testtime.parts.randomness import generator
 from testtime.space.model import SIZES, Batch, Block, Size, grid_embedding
 
@@ -140,7 +140,7 @@ class PictureEncoder(nn.Module):
 
 
 @final
-class MaskedAutoencoder(Branch):
+class MaskedAutoencoder(MaskedBranch):
     """An encoder of pictures and a decoder that fills in what it was not shown.
 
     It is trained by :func:`testtime.space.pretrain.pretrain`, and transferred by its ``encoder``. Beside a network that has
@@ -166,6 +166,7 @@ class MaskedAutoencoder(Branch):
     torch.Size([2, 16, 192])
     """
 
+    encoder: PictureEncoder
     step: Tensor
     position: Tensor
 
@@ -183,7 +184,7 @@ class MaskedAutoencoder(Branch):
         super().__init__()
         self.encoder = PictureEncoder(size, image, patch)
         self.ratio, self.norm_pixels, self.seed = ratio, norm_pixels, seed
-        places = self.encoder.grid[0] * self.encoder.grid[1]
+        self.places = places = self.encoder.grid[0] * self.encoder.grid[1]
         if not 0 <= ratio <= 1:
             raise ValueError(
                 f"ratio is the share of the patches that are hidden, above 0 and below 1, got {ratio}"
@@ -225,8 +226,7 @@ class MaskedAutoencoder(Branch):
 
     def masks(self, count: int, rng: torch.Generator) -> Tensor:
         """Draw the places that are shown, (count, visible) int64, each row without repetition."""
-        places = len(self.position)
-        noise = torch.rand(count, places, generator=rng, device=rng.device)
+        noise = torch.rand(count, self.places, generator=rng, device=rng.device)
         return noise.argsort(1)[:, : self.visible].to(self.position.device)
 
     def loss(self, images: Tensor, shown: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from testtime import methods
 from testtime.methods import Tent
-from testtime.methods.dann import learning_rate, reversal, reverse_gradient, train_dann
+from testtime.source.dann import learning_rate, reversal, reverse_gradient, train_dann
 
 
 def source(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:

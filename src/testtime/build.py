@@ -1,0 +1,96 @@
+"""Build an adapter by the name of its method."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+import testtime.methods
+from testtime.adapter import Adapter
+from testtime.errors import did_you_mean
+from testtime.methods import METHODS
+from testtime.moved import current_arguments
+
+__all__ = ["adapt", "list_methods", "nested_arguments"]
+
+
+def list_methods() -> list[str]:
+    """The names that :func:`adapt` takes.
+
+    >>> "paf-kip" in list_methods()
+    True
+    """
+    return sorted(method.name for method in METHODS.values())
+
+
+def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments: Any) -> Adapter:
+    """Wrap a model in a method.
+
+    Args:
+        model: any classifier; timm and Hugging Face models work as they come.
+        method: name of :func:`list_methods` or of a class of :mod:`testtime.methods` (case, "-" and "_" do not matter), or a
+            class, your own too.
+        arguments: those of the method's class, e.g. ``classes=10``.
+
+    Raises:
+        ValueError: no such method, or the method does not take these arguments; the message lists what there is.
+        TypeError: the method is neither a name nor a class of adapters.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> type(adapt(net, "tent")).__name__, type(adapt(net, testtime.methods.Tent)).__name__
+    ('Tent', 'Tent')
+    """
+    cls = _named(method) if isinstance(method, str) else method
+    if not (isinstance(cls, type) and issubclass(cls, Adapter)):
+        raise TypeError(
+            f"expected the name of a method or its class, got {method!r}; for example testtime.adapt(model, 'tent') or "
+            "testtime.adapt(model, testtime.methods.Tent)"
+        )
+    arguments = current_arguments(cls, arguments)
+    try:
+        inspect.signature(cls).bind(model, **arguments)
+    except TypeError as error:
+        takes = [p for p in inspect.signature(cls).parameters if p != "model"]
+        raise ValueError(f"{cls.__name__}: {error}; it takes {', '.join(takes)}") from None
+    return cls(model, **arguments)
+
+
+def nested_arguments(cls: type[Adapter], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a class with those that are fields of its options put into them.
+
+    Tables and files name all settings of a method side by side; the class takes those that are rarely changed as one object.
+
+    Args:
+        cls: class of adapters, with an argument ``options`` or without.
+        arguments: its arguments, and fields of its options, by name.
+
+    >>> from testtime.methods import STAMP
+    >>> nested_arguments(STAMP, {"alpha": 0.9, "epsilon": 0.0})["options"].epsilon
+    0.0
+    """
+    takes = inspect.signature(cls).parameters
+    options = arguments.get("options", takes["options"].default if "options" in takes else None)
+    if not dataclasses.is_dataclass(options) or isinstance(options, type):
+        return dict(arguments)
+    inside = {field.name for field in dataclasses.fields(options)} - takes.keys()
+    fields = {name: value for name, value in arguments.items() if name in inside}
+    rest = {name: value for name, value in arguments.items() if name not in inside}
+    return rest | ({"options": dataclasses.replace(options, **fields)} if fields else {})
+
+
+def _named(method: str) -> type[Adapter]:
+    def bare(name: str) -> str:
+        return name.lower().replace("-", "").replace("_", "")
+
+    known = {bare(name): cls for cls, entry in METHODS.items() for name in (entry.name, cls)}
+    if bare(method) not in known:
+        guess = did_you_mean(method.replace("_", "-"), list_methods())
+        raise ValueError(
+            f"there is no method {method!r}{guess}; testtime.list_methods() has {', '.join(list_methods())}"
+        )
+    found: type[Adapter] = getattr(testtime.methods, known[bare(method)])
+    return found

@@ -1,0 +1,103 @@
+"""Facts about a method, as class attributes: what it is called, what it needs, when it predicts, what it costs."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any, ClassVar, Literal
+
+from testtime.intake.outputs import Logits
+
+__all__ = ["NORM_KINDS", "Facts", "Need", "Output", "SourceData", "norm_kinds"]
+
+Need = Literal["classifier", "norm", "BatchNorm", "convolution", "linear head", "branch", "images", "views"]
+Output = Literal["before", "after", "teacher"]
+SourceData = Literal["none", "statistics", "data"]
+
+NORM_KINDS = ("BatchNorm", "GroupNorm", "LayerNorm")
+FORMER = {"dense": "classifier", "multi_task": "classifier", "images_only": "images"}
+
+
+class Facts:
+    """What catalogue, documentation, experiments and laws read about a method; a class declares what differs from here.
+
+    Attributes:
+        name: what :func:`testtime.adapt` takes, in lower case; the label in lower case unless declared.
+        label: as tables and papers write it; the name of the class unless declared.
+        needs: what the model and its inputs must have:
+
+            - "classifier": logits (N, C); without it, logits for each pixel (N, C, H, W) and outputs by task too;
+            - "norm": normalisation layers with scale and shift;
+            - "BatchNorm": BatchNorm layers;
+            - "convolution": convolutions, by which the network is divided or which are adapted;
+            - "linear head": a last linear layer, or an encoder in a multi-task network;
+            - "branch": a self-supervised branch that was trained with the network (:class:`testtime.models.assisted.Assisted`);
+            - "images": inputs (N, C, H, W);
+            - "views": inputs (N, C, H, W), of which views are made, unless ``augment=`` takes other inputs.
+        venue: conference or journal, and year; empty where the file is not from a paper.
+        paper: authors and title.
+        code: address of published code that the file follows, without the scheme; empty for none.
+        output: whether a prediction was computed "before" or "after" the update on its batch, or by a "teacher".
+        source: what :meth:`testtime.Adapter.prepare` must get before the first batch: "none", "statistics" or "data".
+        labelled_source: whether ``prepare`` also takes batches of (images, labels).
+        stochastic: whether a step draws random numbers.
+        cost: forwards and backwards of the whole batch per step, at most.
+
+    The last five can depend on arguments: an instance may differ from its class.
+
+    >>> from testtime.methods import ETA
+    >>> ETA.name, ETA.venue, ETA.needs, ETA.cost
+    ('eta', 'ICML 2022', ('classifier', 'norm'), (1, 1))
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    needs: ClassVar[tuple[Need, ...]] = ("classifier",)
+    venue: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    code: ClassVar[str] = ""
+
+    output: Output = "before"
+    source: SourceData = "none"
+    labelled_source: bool = False
+    stochastic: bool = False
+    cost: tuple[float, float] = (1, 1)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        declared = vars(cls)
+        if "label" not in declared:
+            cls.label = cls.__name__
+        if "name" not in declared:
+            cls.name = cls.label.lower()
+        for fact in FORMER.keys() & declared.keys():
+            _translate(cls, fact, bool(declared[fact]))
+
+    def __repr__(self) -> str:
+        """The class, the class of its model or the adapter it wraps, and the arguments that are not the defaults."""
+        inner: Any = getattr(self, "model", None)
+        inner = inner.network if isinstance(inner, Logits) else inner
+        shown = [repr(inner) if isinstance(inner, Facts) else type(inner).__name__]
+        kept = getattr(type(self), "kept_as", {})
+        for name, parameter in list(inspect.signature(type(self)).parameters.items())[1:]:
+            value = getattr(self, kept.get(name, name), parameter.default)
+            if value is not parameter.default and value != parameter.default:
+                shown.append(f"{name}={getattr(value, '__name__', None) or repr(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def norm_kinds(needs: tuple[Need, ...]) -> tuple[str, ...]:
+    """Return the kinds of normalisation layers, of :data:`NORM_KINDS`, that a method of these needs works with."""
+    return ("BatchNorm",) if "BatchNorm" in needs else NORM_KINDS
+
+
+def _translate(cls: type[Facts], fact: str, value: bool) -> None:
+    """Take over a fact of a class by the name that it had before."""
+    need: Any = FORMER[fact]
+    warnings.warn(
+        f"{cls.__name__}.{fact} is now part of needs: {need!r} among them or not; the old name goes with the next version",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+    others = tuple(n for n in cls.needs if n != need)
+    cls.needs = (*others, need) if value == (fact == "images_only") else others
