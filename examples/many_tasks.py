@@ -134,11 +134,11 @@ print(write_chart(OUT / "tasks-gain.svg", chart))
 
 # %%
 shown = slice(0, len(target), len(target) // 3)
-furthest = labels["depth"].nan_to_num(0).max()
+furthest = labels["depth"].nan_to_num(0).quantile(0.95)
 columns = [x[shown]]
 for y in (adapters["Unadapted"].predict(x), adapters["S4T"].predict(x), labels):
     depth, normals = y["depth"][shown], torch.nn.functional.normalize(y["normals"][shown])
-    columns += [(1 - depth / furthest).expand(-1, 3, -1, -1), normals / 2 + 0.5]
+    columns += [(1 - depth / furthest).clamp(0, 1).expand(-1, 3, -1, -1), normals / 2 + 0.5]
 rows = torch.cat([torch.cat(list(row), dim=2) for row in zip(*columns, strict=True)], dim=1)
 pixels = (255 * rows.nan_to_num(0).clamp(0, 1)).byte().permute(1, 2, 0).numpy()
 picture = Image.fromarray(pixels)

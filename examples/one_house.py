@@ -13,6 +13,7 @@
 # `pip install -e '.[space]'`. The network is small and there is one seed: the figures are an illustration, not a result.
 
 # %%
+import colorsys
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -124,7 +125,7 @@ print(write_chart(OUT / "house-miou.svg", chart))
 
 # %%
 x, truth = test.batch(range(0, 40, 14))
-palette = torch.rand(256, 3, generator=torch.Generator().manual_seed(4))
+palette = torch.tensor([colorsys.hsv_to_rgb(0.618 * i % 1, 0.45, 0.9) for i in range(256)])
 columns = [x]
 for name in (next(iter(segmenters)), list(segmenters)[-1]):
     with torch.no_grad():

@@ -32,6 +32,7 @@ SECTION = re.compile(
 LABELLED = re.compile(r"^(Cost|Reference|References|Example|Shape): ", re.MULTILINE)
 CASES = re.compile(r"\\begin\{cases\}.*?\\end\{cases\}", re.DOTALL)
 FUNCTION = re.compile(r"(?:(?<=[A-Za-z}\d])(\s+))?(\\(?:log|exp|max|min|cos|sin))(?![A-Za-z])(?:(\s+)(?=[A-Za-z\\]))?")
+UNKNOWN = {r"\_": "_", r"\arg": r"\operatorname{arg}", r"\lVert": r"\|", r"\rVert": r"\|"}  # to the converter
 LITERAL = re.compile(r"::[ ]*$", re.MULTILINE)
 
 log = logging.getLogger(f"mkdocs.plugins.{__name__}")
@@ -76,6 +77,8 @@ def _mathml(tex: str, display: Literal["inline", "block"] = "inline") -> str:
         before, name, after = match.groups()
         return (r"\," if before else "") + name + (r"\," if after else "")
 
+    for command, known in UNKNOWN.items():
+        tex = tex.replace(command, known)
     return convert(FUNCTION.sub(spaced, tex), display=display)
 
 

@@ -35,7 +35,8 @@ Frames = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
 
 
 class Tokenizer(nn.Module, ABC):
-    """What all tokenizers share; use :class:`VQTokenizer` or :class:`FSQTokenizer`.
+    """What all tokenizers share; use :class:`~testtime.space.tokenizers.VQTokenizer` or
+    :class:`~testtime.space.tokenizers.FSQTokenizer`.
 
     A frame's "raw" value is in the form and range that :class:`~testtime.space.modalities.Modality` says; a class that it
     does not have (as 255, not known) is a class of its own here. Feature maps of another size are brought to ``size``.
@@ -242,7 +243,7 @@ class Tokenizer(nn.Module, ABC):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file that :func:`load_tokenizer` reads."""
+        """Write a safetensors file that :func:`~testtime.space.tokenizers.load_tokenizer` reads."""
         checkpoint.save(Path(path), self, None, 0, self._facts())
 
     @abstractmethod
