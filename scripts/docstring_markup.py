@@ -31,7 +31,9 @@ SECTION = re.compile(
 )
 LABELLED = re.compile(r"^(Cost|Reference|References|Example|Shape): ", re.MULTILINE)
 CASES = re.compile(r"\\begin\{cases\}.*?\\end\{cases\}", re.DOTALL)
-FUNCTION = re.compile(r"(?:(?<=[A-Za-z}\d])(\s+))?(\\(?:log|exp|max|min|cos|sin))(?![A-Za-z])(?:(\s+)(?=[A-Za-z\\]))?")
+FUNCTION = re.compile(
+    r"(?:(?<=[A-Za-z}\d])(\s+))?(\\(?:log|exp|max|min|cos|sin))(?![A-Za-z])(?:(\s+)(?=[A-Za-z\\]))?"
+)
 UNKNOWN = {r"\_": "_", r"\arg": r"\operatorname{arg}", r"\lVert": r"\|", r"\rVert": r"\|"}  # to the converter
 LITERAL = re.compile(r"::[ ]*$", re.MULTILINE)
 

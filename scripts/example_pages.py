@@ -67,7 +67,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page would change")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 where a page would change"
+    )
     check = parser.parse_args().check
     folder = ROOT / "docs" / "examples"
     folder.mkdir(exist_ok=True)

@@ -38,37 +38,38 @@ class Family(NamedTuple):
 FAMILIES = {
     "statistics": Family(
         "Normalisation statistics",
-        "Nothing is learned. `Source` is the model as it was shipped, the base of every table; `BN-adapt` normalises with the "
-        "statistics of the batch, the control of every method that does so too. Which statistics a BatchNorm layer uses is a "
-        "*norm policy*, model -> model, and goes under any method: `Tent(alpha_statistics(model, 0.2))`, "
-        "`EATA(unmix_tns(model), 10)`. The policies are in [testtime.norm](../api/norm.md): source, batch, alpha, ema, "
-        "robust, running, instance-aware, un-mixed.",
+        "Nothing is learned. `Source` is the model as it was shipped, the base of every table; `BN-adapt` normalises "
+        "with the statistics of the batch, the control of every method that does so too. Which statistics a BatchNorm "
+        "layer uses is a *norm policy*, model -> model, and goes under any method: `Tent(alpha_statistics(model, "
+        "0.2))`, `EATA(unmix_tns(model), 10)`. The policies are in [testtime.norm](../api/norm.md): source, batch, "
+        "alpha, ema, robust, running, instance-aware, un-mixed.",
         ("source", "bn-adapt"),
     ),
     "entropy": Family(
         "Norm parameters by entropy",
-        "Confident predictions are a goal that needs no labels. These methods lower the entropy of the predictions, most of them "
-        "by the scale and shift of the normalisation layers alone, and differ in which samples they trust and in what keeps "
-        "the weights near the source.",
+        "Confident predictions are a goal that needs no labels. These methods lower the entropy of the predictions, "
+        "most of them by the scale and shift of the normalisation layers alone, and differ in which samples they "
+        "trust and in what keeps the weights near the source.",
         ("tent", "eta", "eata", "sar", "deyo", "shot-im", "core", "roid", "cmf", "memo"),
     ),
     "teachers": Family(
         "Pseudo-labels and teachers",
-        "The model learns from predictions: its own where it is confident, or those of a teacher, which is an average over time and "
-        "over views of the image.",
+        "The model learns from predictions: its own where it is confident, or those of a teacher, which is an average "
+        "over time and over views of the image.",
         ("pl", "rpl", "cotta", "petal", "rmt", "adacontrast"),
     ),
     "memory": Family(
         "Memory banks",
-        "The model learns from a memory that is balanced over classes, recent and confident, instead of from the batch at hand. "
-        "This is for streams in which a batch is not representative: few classes at a time, or unknown ones among them.",
+        "The model learns from a memory that is balanced over classes, recent and confident, instead of from the "
+        "batch at hand. This is for streams in which a batch is not representative: few classes at a time, or unknown "
+        "ones among them.",
         ("note", "rotta", "sotta", "stamp"),
     ),
     "open_set": Family(
         "Open-set streams",
-        "The stream contains unknown classes, on which plain entropy minimisation grows confident. These methods separate known "
-        "from unknown samples while they adapt. Every adapter has an open-set score, `y.score`, higher for unknown samples; the "
-        "tables are in [Results](../results.md). [STAMP](memory.md#stamp) belongs here too.",
+        "The stream contains unknown classes, on which plain entropy minimisation grows confident. These methods "
+        "separate known from unknown samples while they adapt. Every adapter has an open-set score, `y.score`, higher "
+        "for unknown samples; the tables are in [Results](../results.md). [STAMP](memory.md#stamp) belongs here too.",
         ("ostta", "unient", "unient+", "paf-kip"),
     ),
     "prototypes": Family(
@@ -78,20 +79,21 @@ FAMILIES = {
     ),
     "alignment": Family(
         "Features aligned with the source",
-        "Features or predictions are held to something that the source model gives: statistics of its activations, Gaussians or "
-        "prototypes of its classes, its predictions under small transformations.",
+        "Features or predictions are held to something that the source model gives: statistics of its activations, "
+        "Gaussians or prototypes of its classes, its predictions under small transformations.",
         ("actmad", "cafa", "santa", "tipi"),
     ),
     "modules": Family(
         "Parameters beside the network, and meta-learning",
-        "The weights of the network stay; what learns are prompts, adapters, small networks beside it or a few coefficients. Some "
-        "are trained on the source first ([testtime.source](../api/source.md)), so that a step at test time helps the task.",
+        "The weights of the network stay; what learns are prompts, adapters, small networks beside it or a few "
+        "coefficients. Some are trained on the source first ([testtime.source](../api/source.md)), so that a step at "
+        "test time helps the task.",
         ("ecotta", "vdp", "vida", "nhl", "itta", "meta-dmoe", "atlas"),
     ),
     "training": Family(
         "Test-time training with a branch",
-        "A self-supervised branch is trained with the network on the source and learns on at test time. They need the source data "
-        "once, and they also take models with logits for each pixel and multi-task models.",
+        "A self-supervised branch is trained with the network on the source and learns on at test time. They need the "
+        "source data once, and they also take models with logits for each pixel and multi-task models.",
         ("ttt", "ttt++", "tttflow", "clust3", "nc-ttt", "ttt-mae"),
     ),
     "multi_task": Family(
@@ -99,8 +101,8 @@ FAMILIES = {
         "All tasks of a model are adapted together. Outputs are a dictionary by task, and a model declares its tasks "
         "([testtime.multitask](../api/multitask.md)). The methods of [test-time training](training.md) and "
         "[TENT](entropy.md#tent), [TIPI](alignment.md#tipi), [ActMAD](alignment.md#actmad) and "
-        "[BN-adapt](statistics.md#bn-adapt) take such models too. [Many tasks at once](../examples/many_tasks.md) shows one "
-        "adapt, beside its control.",
+        "[BN-adapt](statistics.md#bn-adapt) take such models too. [Many tasks at once](../examples/many_tasks.md) "
+        "shows one adapt, beside its control.",
         ("s4t",),
     ),
 }
@@ -115,7 +117,11 @@ NEEDS = {
     "images": "images",
     "views": "images, of which views are made",
 }
-SOURCE = {"none": "none", "statistics": "statistics, by `prepare(batches)`", "data": "images, by `prepare(batches)`"}
+SOURCE = {
+    "none": "none",
+    "statistics": "statistics, by `prepare(batches)`",
+    "data": "images, by `prepare(batches)`",
+}
 OUTPUT = {
     "before": "before the update on its batch",
     "after": "after the update on its batch",
@@ -155,19 +161,25 @@ def _index(methods: dict[str, dict[str, Any]]) -> str:
         "",
         "# Methods",
         "",
-        f"{len(methods)} methods, grouped by what they adapt. One paper, one file, one class; all under one contract, so that any of "
-        "them takes any model that has what it needs, under any [norm policy](../api/norm.md) and in any "
-        "[wrapper](../api/wrap.md). `testtime methods` prints this table, `testtime methods --json` gives it to programs.",
+        f"{len(methods)} methods, grouped by what they adapt. One paper, one file, one class; all under one contract: "
+        "any of them takes any model that has what it needs, under any [norm policy](../api/norm.md) and in any "
+        "[wrapper](../api/wrap.md). `testtime methods` prints these facts, `testtime methods --json` gives them to "
+        "programs.",
         "",
         "- *needs*: what the model must have; a `ValueError` says what is missing.",
         "- *cost*: forwards and backwards of the whole batch in a step, at most; a backward takes about two forwards.",
         "- *source*: what `adapter.prepare(batches)` must get before the first batch.",
         "",
-        "[Choose a method](../choosing.md) begins with what you have; [The field](../field.md) and [Results](../results.md) show what "
-        "they are worth on streams, beside their controls.",
+        "[Choose a method](../choosing.md) begins with what you have; [The field](../field.md) and "
+        "[Results](../results.md) show what they are worth on streams, beside their controls.",
     ]
     for slug, family in FAMILIES.items():
-        lines += ["", f"## [{family.title}]({slug}.md)", "", *_table([methods[n] for n in family.methods], slug)]
+        lines += [
+            "",
+            f"## [{family.title}]({slug}.md)",
+            "",
+            *_table([methods[n] for n in family.methods], slug),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -231,7 +243,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page would change")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 where a page would change"
+    )
     check = parser.parse_args().check
     ROOT.mkdir(parents=True, exist_ok=True)
     changed = []

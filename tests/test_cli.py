@@ -104,7 +104,7 @@ BENCH = "bench digits-open --methods source"
         ("multitask bench table1 --preset huge", "no preset 'huge'; there are tiny, paper"),
         ("multitask analyse affinty", "(did you mean 'affinity'?)"),
         ("multitask demo --seed -1", "--seed: expected a whole number from 0"),
-        ("space bench mian", "no analysis 'mian' (did you mean 'main'?)"),
+        ("space bench mian", "no experiment 'space-mian' (did you mean 'space-main'?)"),
         ("space bench main --seeds 1 1", "--seeds: 1 stands twice"),
         ("space bench main --jobs 0", "--jobs: expected a whole number from 1"),
         ("space ingest . --size 20", "--size 20 is not a multiple of --patch 8"),

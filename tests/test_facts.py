@@ -128,6 +128,24 @@ def test_it_refuses_tables_where_it_needs_images(cls):
     assert refused is bool({"images", "views"} & {*cls.needs})
 
 
+@every_method
+def test_a_seed_is_an_argument_where_something_is_drawn(cls):
+    takes = "seed" in inspect.signature(cls).parameters
+    assert takes or not cls.stochastic
+    assert not takes or cls.stochastic or cls.source == "data"  # first weights, and training in prepare
+
+
+@pytest.mark.parametrize("cls", [c for c in CLASSES if c.source != "none"], ids=lambda cls: cls.name)
+def test_prepare_takes_labels_where_a_method_declares_it(cls):
+    adapter = build(cls, network(cls, nn.BatchNorm2d(4)))
+    labelled = [(torch.rand(8, 3, 8, 8), torch.arange(8) % 2)] * 2
+    if cls.labelled_source:
+        adapter.prepare(labelled)
+    else:
+        with pytest.raises(TypeError, match="expected"):
+            adapter.prepare(labelled)
+
+
 def test_the_message_for_multi_task_models_names_the_methods_that_take_them():
     with pytest.raises(ValueError, match="methods for multi-task models are") as refused:
         build(PAFKIP, multi_task())

@@ -46,6 +46,8 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
     which part of its output the logits are; ``input_range``, the lowest and highest value of its inputs; ``preserves``, which
     changes of an image preserve its class (:class:`testtime.models.Views`).
 
+    Facts about the method are class attributes (:class:`testtime.facts.Facts`).
+
     Attributes:
         fingerprint: fingerprint of the source model when the adapter was built.
     """

@@ -1,4 +1,4 @@
-"""Facts about a method, as class attributes: what it is called, what it needs, when it predicts, what it costs."""
+"""Facts about a method, as class attributes: names, requirements, time of prediction, cost, reference."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FORMER = {"dense": "classifier", "multi_task": "classifier", "images_only": "ima
 
 
 class Facts:
-    """What catalogue, documentation, experiments and laws read about a method; a class declares what differs from here.
+    """Facts that catalogue, documentation, experiments and laws read; a class declares those that differ from these.
 
     Attributes:
-        name: what :func:`testtime.adapt` takes, in lower case; the label in lower case unless declared.
-        label: as tables and papers write it; the name of the class unless declared.
-        needs: what the model and its inputs must have:
+        name: name for :func:`testtime.adapt`, in lower case; the label in lower case unless declared.
+        label: name in tables and papers; the name of the class unless declared.
+        needs: requirements on the model and its inputs:
 
             - "classifier": logits (N, C); without it, logits for each pixel (N, C, H, W) and outputs by task too;
             - "norm": normalisation layers with scale and shift;
@@ -38,7 +38,7 @@ class Facts:
         paper: authors and title.
         code: address of published code that the file follows, without the scheme; empty for none.
         output: whether a prediction was computed "before" or "after" the update on its batch, or by a "teacher".
-        source: what :meth:`testtime.Adapter.prepare` must get before the first batch: "none", "statistics" or "data".
+        source: requirement on :meth:`testtime.Adapter.prepare` before the first batch: "none", "statistics" or "data".
         labelled_source: whether ``prepare`` also takes batches of (images, labels).
         stochastic: whether a step draws random numbers.
         cost: forwards and backwards of the whole batch per step, at most.

@@ -41,7 +41,9 @@ MODULES = {
     "testtime.parts.branches": "testtime.source.branches",
     "testtime.parts.source_training": "testtime.source.passes",
     "testtime.sharing": "testtime.intake.sharing",
+    "testtime.space.analyses": "testtime.experiments.space.analyses",
     "testtime.space.commands": "testtime.cli.space",
+    "testtime.space.presets": "testtime.experiments.space.presets",
     "testtime.streams.arrivals": "testtime.streams.orders",
     "testtime.streams.wandering": "testtime.streams.ccc",
 }

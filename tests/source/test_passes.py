@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
+from testtime.errors import WeightsError
+from testtime.intake.fingerprint import state_hash
 from testtime.source.passes import passes_over
+from testtime.training import checkpoint
 
 
 def world() -> tuple[list[tuple[Tensor, Tensor]], nn.Linear, torch.optim.Optimizer]:
@@ -106,6 +110,68 @@ def test_goes_on_where_it_was_left(tmp_path: Path) -> None:
     other.bias.data += 1  # of the same shapes: another network
     with pytest.raises(ValueError, match="belongs to another training"):
         next(passes_over(batches, 4, other, optimizer, F.cross_entropy, lambda _: 0.1, None, file, described))
+
+
+def test_a_file_of_version_0_1_is_read_and_continued(tmp_path: Path) -> None:
+    """It counted passes, and called the digest of the initial weights "began"."""
+    file, described = tmp_path / "training.safetensors", {"kind": "test", "rate": 0.1}
+    batches, net, optimizer = world()
+    began = state_hash(net)
+
+    def run(passes: int, net: nn.Linear, optimizer: torch.optim.Optimizer, at: Path | None) -> list[int]:
+        loss = lambda x, y: F.cross_entropy(net(x), y)  # noqa: E731
+        return list(passes_over(batches, passes, net, optimizer, loss, lambda _: 0.1, None, at, described))
+
+    run(2, net, optimizer, None)
+    checkpoint.save(file, net, optimizer, 2, {**described, "began": began})
+    _, finished, fresh = world()
+    assert run(2, finished, fresh, file) == []
+    assert finished.weight.equal(net.weight)
+    _, whole, fresh = world()
+    run(4, whole, fresh, None)
+    checkpoint.save(file, net, optimizer, 2, {**described, "began": began})
+    _, resumed, fresh = world()
+    assert run(4, resumed, fresh, file) == [2, 3]
+    assert resumed.weight.equal(whole.weight)
+    checkpoint.save(file, net, optimizer, 2, {**described, "began": "of other weights"})
+    with pytest.raises(WeightsError, match="began is .* there and .* here"):
+        run(4, *world()[1:], file)
+
+
+def test_batches_that_are_not_as_many_as_they_say_are_refused() -> None:
+    class Short(list[tuple[Tensor, Tensor]]):
+        def __len__(self) -> int:
+            return 5
+
+    batches, net, optimizer = world()
+    with pytest.raises(ValueError, match=r"expected 5 batches in every pass, as len\(batches\) says, got 3"):
+        next(
+            passes_over(
+                Short(batches), 1, net, optimizer, lambda x, y: F.cross_entropy(net(x), y), lambda _: 0.1
+            )
+        )
+    with pytest.raises(ValueError, match="expected batches of the source to train on, got none"):
+        next(passes_over([], 1, net, optimizer, F.cross_entropy, lambda _: 0.1))
+
+
+def test_a_loader_shuffles_by_the_seed() -> None:
+    orders = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(orders))
+        _, net, optimizer = world()
+        seen: list[int] = []
+        loader = DataLoader([(torch.full((4,), float(i)), i) for i in range(12)], 4, shuffle=True)
+
+        def loss(x: Tensor, i: Tensor, net: nn.Linear = net, seen: list[int] = seen) -> Tensor:
+            seen += i.tolist()
+            return net(x).square().mean()
+
+        for _ in passes_over(loader, 2, net, optimizer, loss, lambda _: 0.0, seed=seed):
+            pass
+        assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
+        assert seen[:12] != seen[12:]
+        orders.append(seen)
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_refuses_what_is_not_finite() -> None:

@@ -24,6 +24,7 @@ from testtime.space.transfer import (
     rate,
     transfer,
 )
+from testtime.training import checkpoint
 
 
 class Halves(DenseSet):
@@ -183,6 +184,17 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
         call = {"model": segmenter(), "data": Halves(), "recipe": RECIPE, "folder": tmp_path, **change}
         with pytest.raises(ValueError, match="belongs to another training: "):
             transfer(**call)
+
+
+def test_weights_of_version_0_1_are_the_answer(tmp_path):
+    """They called the digest of the initial weights "born"."""
+    done, path = transfer(segmenter(), Halves(), RECIPE, tmp_path), tmp_path / "model.safetensors"
+    described = checkpoint.described_in(path)
+    described["born"] = described.pop("initial_weights")
+    checkpoint.save(path, done, None, 24, described)
+    assert same(transfer(segmenter(), Killed(1), RECIPE, tmp_path), done)
+    with pytest.raises(ValueError, match="belongs to another training: initial_weights is"):
+        transfer(segmenter(4), Killed(1), RECIPE, tmp_path)
 
 
 def test_every_model_sees_the_same_batches(tmp_path):

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import torch
@@ -152,6 +153,20 @@ def label_shift(folder: Path) -> nn.Module:
     return train_label_shift(shifted, data, ShiftRecipe(iterations=30, batch=16, every=8), folder, seed=1)
 
 
+def augmix(folder: Path) -> nn.Module:
+    spec = spec_from_file_location("train_source", TESTS.parent / "scripts" / "train_source.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    sys.modules["train_source"] = script  # its dataclass looks itself up there
+    spec.loader.exec_module(script)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (9, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    data = (images, torch.randint(10, (9,), generator=rng))
+    settings = script.Settings("cifar10-resnet20", "", 4, 4, 0.1, 5e-4, 12.0, 0, False, 9)
+    return script.train_augmix(settings, data, data, folder / "net.safetensors")
+
+
 def batches(first: int = 0, count: int = 3, strength: float = 0.3) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [batch(20, first + i, strength) for i in range(count)]
 
@@ -197,60 +212,62 @@ def passes_in_half_precision(folder: Path) -> nn.Module:
 
 
 def vida(folder: Path) -> nn.Module:
-    from testtime.methods.vida import train_vida
+    from testtime.source.vida import train_vida
 
     return train_vida(net(), batches(), 4, high_rank=4, file=folder / "vida.safetensors", title=None)
 
 
 def vida_shuffled(folder: Path) -> nn.Module:
-    from testtime.methods.vida import train_vida
+    from testtime.source.vida import train_vida
 
     return train_vida(net(), shuffled(), 4, high_rank=4, file=folder / "vida.safetensors", title=None)
 
 
 def itta(folder: Path) -> nn.Module:
-    from testtime.methods.itta import train_itta
+    from testtime.source.itta import train_itta
 
     return train_itta(net(), batches(), 4, file=folder / "itta.safetensors", title=None)
 
 
 def atlas(folder: Path) -> nn.Module:
-    from testtime.methods.atlas import train_task_vectors
+    from testtime.source.atlas import train_task_vectors
 
     tasks = {"near": batches(900), "far": batches(940, strength=0.8)}
     return train_task_vectors(net(), tasks, 3, folder=folder, title=None)
 
 
 def petal(folder: Path) -> nn.Module:
-    from testtime.methods.petal import swag_diagonal
+    from testtime.source.petal import swag_diagonal
 
     return swag_diagonal(net(), batches(), 4, file=folder / "swag.safetensors", title=None)
 
 
 def dann(folder: Path) -> nn.Module:
-    from testtime.methods.dann import train_dann
+    from testtime.source.dann import train_dann
 
     target = [x for x, _ in batches(50, 4, 0.8)]
     return train_dann(net(), batches(), target, passes=3, file=folder / "dann.safetensors", title=None)
 
 
 def ecotta(folder: Path) -> nn.Module:
-    from testtime.methods.ecotta import train_meta
+    from testtime.source.ecotta import train_meta
 
     return train_meta(net(), batches(), 3, file=folder / "meta.safetensors", title=None)
 
 
 def meta_dmoe(folder: Path) -> nn.Module:
-    from test_meta_dmoe import trained
+    from test_meta_dmoe import RECIPE, domains
 
-    return trained(folder=folder)
+    from testtime.source.meta_dmoe import train_meta_dmoe
+
+    return train_meta_dmoe(net(), domains(), RECIPE, heads=4, seed=3, folder=folder, title=None)
 
 
 TRAINERS: dict[str, Trainer] = {
     f.__name__: f
     for f in (
         pretrain_4m, pretrain_dino, pretrain_mae, multitask, multitask_with_dropout, teacher, transfer, detector,
-        captioner, tokenizer_vq, tokenizer_of_features, label_shift, passes, passes_in_half_precision, vida,
+        captioner, tokenizer_vq, tokenizer_of_features, label_shift, augmix, passes, passes_in_half_precision, vida,
         vida_shuffled, itta, atlas, petal, dann, ecotta, meta_dmoe,
     )
 }  # fmt: skip

@@ -101,7 +101,7 @@ def run(
         changes: fields of the request that differ from the file or from the defaults.
         out: folder of the run; None is the folder of the file ``run.toml``, or ``runs/NAME``.
         store: folder of artefacts; None is beside the run.
-        backend: where units are executed.
+        backend: back-end that executes the units.
         again: whether results of another version of the code are made again.
         command: command line, for the provenance.
     """

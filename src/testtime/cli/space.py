@@ -1,17 +1,14 @@
-"""``testtime space``: list, ingest, bench, report, demo."""
+"""``testtime space``: ingest; list, bench, report and demo are other names of ``testtime list`` and ``testtime run``."""
 
 from __future__ import annotations
 
 import argparse
-import platform
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from testtime.cli.options import Once, above, device, existing, new_folder, print_progress, share, whole
-from testtime.errors import need_packages, unknown_name
-from testtime.files import write_json
+from testtime.errors import need_packages
 
 __all__ = ["add"]
 
@@ -21,7 +18,7 @@ PROGRESS = "it says how far it is, and the same command goes on where it was lef
 def add(parser: argparse.ArgumentParser) -> None:
     """Give a parser the commands of this family; what they need is imported when they run."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("list", help="list the presets and the analyses").set_defaults(run=_list)
+    commands.add_parser("list", help="list the presets and the experiments").set_defaults(run=_list)
 
     ingest = commands.add_parser(
         "ingest", help=f"make tokens, shards and a contact sheet of a place; {PROGRESS}"
@@ -82,19 +79,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     ingest.add_argument("--device", type=device, default="cpu", help="cpu or cuda (cpu)")
     ingest.set_defaults(run=_ingest)
 
-    bench = commands.add_parser("bench", help=f"run an analysis and make its page; {PROGRESS}")
-    bench.add_argument("analysis", nargs="?", help="a name; testtime space list shows them")
+    bench = commands.add_parser("bench", help="old name of testtime run space-NAME")
+    bench.add_argument("analysis", nargs="?", help="a name; testtime list space shows them")
     bench.add_argument("--preset", default="tiny", help="size of the experiment (tiny)")
     bench.add_argument(
-        "--out",
-        type=new_folder,
-        default="runs/space",
-        metavar="DIR",
-        help="folder of all analyses (runs/space)",
+        "--out", type=new_folder, default="runs/space", metavar="DIR", help="folder of all runs (runs/space)"
     )
-    bench.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes that render (2)")
+    bench.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes (2)")
     bench.add_argument(
-        "--seeds", type=whole(0), nargs="+", action=Once, metavar="N", help="instead of the analysis'"
+        "--seeds", type=whole(0), nargs="+", action=Once, metavar="N", help="instead of the experiment's"
     )
     bench.add_argument(
         "--encoders",
@@ -102,44 +95,37 @@ def add(parser: argparse.ArgumentParser) -> None:
         action=Once,
         default=[],
         metavar="NAME",
-        help="more rows of mIoU: encoders of others, as huggingface:NAME or timm:NAME",
+        help="more rows of mIoU: encoders of other libraries, as huggingface:NAME or timm:NAME",
     )
-    bench.add_argument(
-        "--device", type=device, default="cpu", help="of pre-training and transfer, cpu or cuda (cpu)"
-    )
+    bench.add_argument("--device", type=device, default="cpu", help="cpu or cuda (cpu)")
     bench.set_defaults(run=_bench)
 
-    report = commands.add_parser("report", help="make the page of an analysis")
-    report.add_argument("run_folder", metavar="RUN", help="folder of its results")
+    report = commands.add_parser("report", help="write the page of a run again")
+    report.add_argument("run_folder", metavar="RUN", help="folder of the run")
     report.set_defaults(run=_report)
 
     demo = commands.add_parser(
-        "demo", help="one house end to end: render, tokenise, pre-train, transfer, judge, draw"
+        "demo", help="one house end to end: render, tokenise, pre-train, transfer, evaluate, draw"
     )
     demo.add_argument(
         "--out", type=new_folder, default="runs/space-demo", metavar="DIR", help="folder (runs/space-demo)"
     )
     demo.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(0)")
-    demo.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes that render (2)")
+    demo.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes (2)")
     demo.set_defaults(run=_demo)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from testtime.space.analyses import ANALYSES
-    from testtime.space.presets import PRESETS
+    from testtime.cli.experiments import listing
+    from testtime.experiments.space.presets import PRESETS
 
     print("presets")
-    for preset in PRESETS.values():
+    for name, preset in PRESETS.items():
         print(
-            f"  {preset.name:12} {preset.image[0]}x{preset.image[1]}, {preset.size.encoder} + {preset.size.decoder} blocks of "
+            f"  {name:12} {preset.image[0]}x{preset.image[1]}, {preset.size.encoder} + {preset.size.decoder} blocks of "
             f"width {preset.size.dim}; {preset.frames:,} frames, {preset.recipe.steps:,} steps of {preset.recipe.batch}"
         )
-    print("analyses")
-    for analysis in ANALYSES.values():
-        points = {replace(e.point, name="") for e in analysis.entries(PRESETS["tiny"])}
-        where = f" ({analysis.published} of the paper)" if analysis.published else ""
-        print(f"  {analysis.name:12} {analysis.title}{where}; {len(points)} points")
-    return 0
+    return listing("space")
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
@@ -183,100 +169,41 @@ def _ingest(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from testtime.space.analyses import ANALYSES, Entry
-    from testtime.space.points import Lab, Point
-    from testtime.space.presets import PRESETS
-    from testtime.space.report import text_table, write_report
-
     if arguments.analysis is None:
         return _list(arguments)
-    for name, there, kind in (
-        (arguments.analysis, ANALYSES, "analysis"),
-        (arguments.preset, PRESETS, "preset"),
-    ):
-        if name not in there:
-            raise unknown_name(kind, name, there)
-    _need_models()
-    analysis, preset = ANALYSES[arguments.analysis], PRESETS[arguments.preset]
-    out = Path(arguments.out) / preset.name
-    folder = out / analysis.name
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = [
-        *analysis.entries(preset),
-        *(Entry(name, "mIoU", Point(name, "named")) for name in arguments.encoders),
-    ]
-    results: list[dict[str, Any]] = []
-    seeds = arguments.seeds or analysis.seeds
-    planned = len(seeds) * len(entries)
-    for seed in seeds:
-        lab = Lab(preset, out, seed, arguments.jobs, arguments.device)
-        for number, entry in enumerate(entries, 1):
-            result = lab.result(entry.point, entry.measure)
-            value = result[entry.measure]
-            results.append({**result, "row": entry.row, "column": entry.column, "value": value})
-            print_progress(
-                f"seed {seed}, {number}/{len(entries)}: {entry.point.name}: {entry.measure} {value:.2f}"
-            )
-            _write(folder, analysis.name, preset.name, arguments.argv, results, planned)
-    page = write_report(folder)
-    print(text_table(analysis, results))
-    print(page)
-    return 0
+    given = {"preset": arguments.preset, "encoders": arguments.encoders}
+    changes = {
+        "device": arguments.device,
+        "settings": {name: value for name, value in given.items() if value not in ("tiny", [])},
+        **({"seeds": tuple(arguments.seeds)} if arguments.seeds else {}),
+    }
+    out = Path(arguments.out) / arguments.preset / arguments.analysis
+    return _run(f"space-{arguments.analysis}", changes, out, arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from testtime.space.report import write_report
+    from testtime.experiments import find_experiment, read_run
+    from testtime.report import write_page
 
-    print(write_report(arguments.run_folder))
+    run = read_run(arguments.run_folder)
+    page = find_experiment(run.about["experiment"]).page(run)
+    print(write_page(Path(arguments.run_folder) / "report.html", page))
     return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from testtime.space.analyses import ANALYSES
-    from testtime.space.demo import run_demo
-    from testtime.space.report import text_table, write_report
-
-    _need_models()
     print(
         "A small model learns a house from its sensors, without labels. What is that worth when labels come from elsewhere?"
     )
-    folder = Path(arguments.out)
-    results = run_demo(folder, seed=arguments.seed, jobs=arguments.jobs, say=print_progress)
-    _write(folder, "main", "demo", arguments.argv, results, len(results))
-    print(text_table(ANALYSES["main"], results))
-    print(f"The report, with pictures: {write_report(folder)}")
-    return 0
+    return _run("space-demo", {"seeds": (arguments.seed,)}, Path(arguments.out), arguments)
 
 
-def _write(
-    folder: Path,
-    analysis: str,
-    preset: str,
-    argv: Sequence[str],
-    results: Sequence[dict[str, Any]],
-    planned: int,
-) -> None:
-    import torch
-
-    from testtime import __version__
-
-    machine = {
-        "versions": f"testtime {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-        "machine": f"{platform.system()}, {platform.machine()}",
-    }
-    about = {
-        "analysis": analysis,
-        "preset": preset,
-        "command": ["testtime", *argv],
-        "machine": machine,
-        "planned": planned,
-        "results": list(results),
-    }
-    write_json(folder / "results.json", about)
-
-
-def _need_models() -> None:
+def _run(name: str, changes: Mapping[str, Any], out: Path, arguments: argparse.Namespace) -> int:
+    from testtime.cli.experiments import run
+    from testtime.experiments import Here, Processes
     from testtime.scenes.tracer import warn_if_slow
 
     need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space", pycocotools="space")
     warn_if_slow(print_progress)
+    backend = Here() if arguments.jobs == 1 else Processes(arguments.jobs)
+    return run(name, changes, str(out), None, backend, command=["testtime", *arguments.argv])

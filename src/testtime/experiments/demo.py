@@ -25,7 +25,8 @@ from testtime.experiments.store import Workspace
 from testtime.experiments.table import Column, Row, Table
 from testtime.models.digits import DigitsCNN
 from testtime.streams import continual
-from testtime.training.checkpoint import load, save
+from testtime.training import loop
+from testtime.training.checkpoint import load
 
 __all__ = ["DIGITS", "Digits", "adapt_to_digits", "train_on_digits"]
 
@@ -39,21 +40,25 @@ def train_on_digits(work: Workspace) -> dict[str, Any]:
     x, y = data.batch(range(len(data))), data.targets(range(len(data)))
     torch.manual_seed(seed)
     model = DigitsCNN()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    checkpoint, described = work.folder / "checkpoint.safetensors", dict(work.parameters)
-    done = load(checkpoint, model, optimizer) if checkpoint.is_file() else 0
-    model.train()
-    for epoch in range(done, epochs):
+    optimizer, per_epoch = (
+        torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4),
+        -(-len(x) // BATCH),
+    )
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        epoch, at = divmod(step, per_epoch)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        for rows in order.split(BATCH):
-            loss = F.cross_entropy(model(x[rows]), y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        save(checkpoint, model, optimizer, epoch + 1, described)
-        work.progress(epoch + 1, epochs)
-    save(work.folder / "source.safetensors", model, None, epochs, described)
-    checkpoint.unlink(missing_ok=True)
+        rows = order.split(BATCH)[at]
+        return {"loss": F.cross_entropy(model(x[rows]), y[rows])}
+
+    plan = loop.Plan(epochs * per_epoch, save_every=per_epoch)
+    files = loop.folder_files(work.folder, "source.safetensors")
+    training = loop.Training(
+        model.train(), optimizer, plan, "source network", files, work.parameters, seed, show=False
+    )
+    for step in training.iterate(loss):
+        if (step + 1) % per_epoch == 0:
+            work.progress((step + 1) // per_epoch, epochs)
     test = embedded().test
     with torch.no_grad():
         right = model.eval()(test.batch(range(len(test)))).argmax(1) == test.targets(range(len(test)))

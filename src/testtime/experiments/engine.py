@@ -69,7 +69,7 @@ def run_experiment(
         request: rows, seeds and settings; a run of the same settings in the folder is extended.
         folder: folder of the run.
         store: folder of artefacts, shared with other runs; None is ``store`` beside the folder of the run.
-        backend: where units are executed; None is this process.
+        backend: back-end that executes the units; None is this process.
         command: command line, for the provenance.
         say: function that takes lines for a person.
         again: whether results of another version of the code are made again.

@@ -198,9 +198,9 @@ class Experiment(ABC):
     Attributes:
         name: name on the command line.
         family: name of the family.
-        title: what the experiment shows, in one line.
+        title: subject of the experiment, in one line.
         source: paper and table; empty where there is none.
-        note: what differs from the source.
+        note: differences from the source.
         seeds: random seeds where none are given.
         resources: data and weights, with what may stand in for them.
         settings: settings of the family by name, with their defaults.
@@ -250,7 +250,7 @@ class Experiment(ABC):
         """Return the page of several runs of the family side by side.
 
         Raises:
-            ValueError: as :meth:`compared`.
+            ValueError: the runs cannot be compared, see :meth:`compared`.
         """
         from testtime.experiments.pages import comparison_page
 

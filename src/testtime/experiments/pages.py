@@ -65,7 +65,7 @@ def provenance_section(run: Run, items: Sequence[tuple[Text, object]] = (), *blo
 
     Args:
         run: the run.
-        items: what else the family knows, such as the stream.
+        items: further facts of the family, such as the stream.
         blocks: blocks below the list.
     """
     about, last = run.about, run.about["sessions"][-1]

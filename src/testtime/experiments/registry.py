@@ -26,7 +26,10 @@ __all__ = [
     "list_experiments",
 ]
 
-FAMILIES = {"demo": "testtime.experiments.demo_list"}
+FAMILIES = {
+    "demo": "testtime.experiments.demo_list",
+    "space": "testtime.experiments.space.listing",
+}
 """By family, the light module that lists its experiments in ``LISTED``."""
 
 
@@ -36,7 +39,7 @@ class Listed:
 
     Args:
         name: name on the command line.
-        title: what it shows, in one line.
+        title: subject of the experiment, in one line.
         load: import path "package.module:name" of the experiment, or of a function that takes the name and returns it.
         source: paper and table.
     """

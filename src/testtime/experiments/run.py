@@ -49,7 +49,7 @@ class RunFolder:
 
         Args:
             experiment: experiment of the run.
-            request: what is asked for.
+            request: request of the run.
             plan: plan of the experiment for this request.
             session: provenance of this command; those of earlier ones are kept.
         """

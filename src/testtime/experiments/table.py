@@ -73,7 +73,7 @@ class Column:
         places: decimals that are printed; None prints as many as the number has.
         better: which values are better; None for neither.
         signed: whether a plus sign is printed.
-        reduce: how the values over seeds become one.
+        reduce: reduction of the values over seeds to one.
         published: values of the source by row label.
         note: explanation below the table.
     """
@@ -132,7 +132,7 @@ class Table:
         title: title of the table.
         rows: rows that have values, in their order.
         columns: columns in their order; their keys differ.
-        values: by row label and column key, the defined values by seed.
+        values: defined values by seed, for each row label and column key.
         missing: names of the cells without a result; while there are any, no row is the best.
         notes: remarks below the table.
     """

@@ -115,8 +115,8 @@ class Method(NamedTuple):
 
     Args:
         module: name of its module in this package.
-        name: what :func:`testtime.adapt` takes, in lower case.
-        label: as tables and papers write it.
+        name: name for :func:`testtime.adapt`, in lower case.
+        label: name in tables and papers.
     """
 
     module: str

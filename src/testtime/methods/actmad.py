@@ -55,7 +55,7 @@ class SourceActivations(Stateful):
     """Mean and variance over the source of what some layers give, place by place; empty until it has seen some.
 
     Args:
-        names: of the layers.
+        names: names of the layers.
         unbiased: whether variances are the unbiased ones.
         batch_average: whether the statistics are the mean over batches of those of each batch, all batches counting alike,
             instead of those of all images together.

@@ -94,7 +94,7 @@ class NeighbourMemory(Stateful):
 
     Args:
         head: the linear layer that the features are given to.
-        capacity: how many images it holds; beyond, the oldest leave.
+        capacity: largest number of images; beyond, the oldest leave.
 
     Attributes:
         keys, features: (capacity, D) unit vectors, at least in float32.
@@ -151,9 +151,9 @@ class AdaContrastOptions:
     """Settings of AdaContrast that are rarely changed.
 
     Args:
-        begin: images that are met before neighbours vote.
-        capacity: images in the memory.
-        head: the name of the linear head; the last linear layer unless given.
+        begin: number of images that are processed before neighbours vote.
+        capacity: number of images in the memory.
+        head: name of the linear head; the last linear layer unless given.
 
     Raises:
         ValueError: begin or capacity is below 1.
@@ -185,7 +185,7 @@ class AdaContrast(Adapter):
         weak, strong: make a view within the model's invariances.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
-        seed: of the views.
+        seed: random seed of the views.
 
     Raises:
         ValueError: the model has no linear head, or neighbours is below 1.

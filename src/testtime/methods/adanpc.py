@@ -77,7 +77,7 @@ class FeatureMemory(Stateful):
     Attributes:
         rows: (capacity, D).
         label: (capacity,); -1 is a free place.
-        met: how many entered so far.
+        met: number of features that have entered so far.
     """
 
     rows: Tensor

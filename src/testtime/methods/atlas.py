@@ -179,9 +179,9 @@ class ATLASOptions:
     """Settings of ATLAS that are rarely changed.
 
     Args:
-        tasks: the corruptions of the source that ``prepare`` makes task vectors of.
-        severity: theirs, 1 to 5.
-        passes, rate: of ``prepare`` over its batches, for each task.
+        tasks: names of the corruptions of the source whose task vectors ``prepare`` learns.
+        severity: severity of the corruptions, 1 to 5.
+        passes, rate: number of passes and learning rate of ``prepare``, for each task.
         skip: parts of names of parameters without task vectors, in ``prepare``; None is the last linear layer, the head.
 
     Raises:
@@ -213,7 +213,7 @@ class ATLAS(Adapter):
         weak, strong: the views, within the model's invariances; ``testtime.parts.identity`` switches their randomness off.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers, also while ``prepare`` fine-tunes.
-        seed: of the views and of the draws from the memory.
+        seed: random seed of the views and of the draws from the memory.
 
     Raises:
         ValueError: trusted is below 1, or the ``skip`` of the options leaves out all parameters.

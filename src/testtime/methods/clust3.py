@@ -63,12 +63,12 @@ class ClusT3(Adapter):
             (``Assisted(network, Projectors(...))``) or alone.
         optimizer: moves the layers up to the last watched one; the paper's is ``adam(1e-5)``.
         clusters: K; with projectors and layers, of the projectors of a network that comes alone.
-        projectors: how many on each layer; up to 15 in the paper.
+        projectors: number of projectors on each layer; up to 15 in the paper.
         layers: names of the layers to watch.
-        passes: how often ``prepare`` goes through its batches.
+        passes: passes of ``prepare`` over its batches.
         rate: the learning rate of ``prepare``.
         norm: the policy of the BatchNorm layers.
-        seed: of the projectors' first weights.
+        seed: random seed of the initial weights of the projectors.
 
     Raises:
         ValueError: a layer is not there, or gives neither feature maps nor vectors.

@@ -107,7 +107,7 @@ class CMF(Adapter):
         augment: makes the view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         options: settings of the loss and of the prediction that it shares with ROID.
         norm: the policy of the BatchNorm layers.
-        seed: of the view.
+        seed: random seed of the view.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift, or so many that the noise reaches 1.

@@ -67,11 +67,11 @@ class CoTTA(Adapter):
             switches it off.
         symmetric: average the cross-entropy with that of the teacher against the student.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
-        chunk: how many views go through the network at once, each normalised by itself; a divisor of
+        chunk: number of views in one forward, each normalised by itself; a divisor of
             ``views``.
             The numbers do not depend on it.
         norm: the policy of the BatchNorm layers in all three models.
-        seed: of the views and the restoration.
+        seed: random seed of the views and of the restoration.
 
     Raises:
         ValueError: ``views`` is not positive, or ``chunk`` does not divide it.

@@ -82,7 +82,7 @@ class DeYO(Adapter):
         destroy: makes x'.
         skip: parts of names of layers that stay as they are.
         norm: the policy of the BatchNorm layers.
-        seed: of the shuffling.
+        seed: random seed of the shuffling of patches.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift, or ``skip`` leaves none; an image is

@@ -79,11 +79,11 @@ class EcoTTA(Adapter):
         optimizer: moves the meta networks.
         hold: lambda, the weight of the distance to the frozen groups.
         margin: H_0 as a fraction of log C.
-        passes, rate: of ``prepare`` over its batches.
+        passes, rate: passes of ``prepare`` over its batches, and their learning rate.
         layers: the dotted names of the groups; None for the children with convolutions of the outermost container that has
             two or more of them.
         norm: the policy of the frozen network's BatchNorm layers; the meta networks always normalise by the batch.
-        seed: of the meta networks' first weights.
+        seed: random seed of the initial weights of the meta networks.
 
     Raises:
         ValueError: the model has no convolutions, or as ``MetaGroup``.

@@ -94,7 +94,7 @@ def active_entropy(
 
     Args:
         logits: (N, C), with their graph.
-        average: of the predictions so far; looked at, not moved.
+        average: moving average of the predictions so far, (C,); it is not changed.
         e0: E_0, the entropy in nats below which a sample is reliable.
         d_margin: the cosine below which it is new.
 

@@ -94,12 +94,12 @@ class ITTA(Adapter):
         model: a convolutional classifier that ends in a linear head; one of ``train_itta`` needs no ``prepare``.
         optimizer: moves the adaptive parameters.
         depth: linear layers of f_w, where the network comes alone.
-        passes, rate: of ``prepare`` over its batches.
+        passes, rate: passes of ``prepare`` over its batches, and their learning rate.
         layers: the dotted names of the groups; None for the children with convolutions of the outermost container that has
             two or more of them (the stem and the stages of a ResNet).
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers.
-        seed: of styles and first weights.
+        seed: random seed of the styles and of the initial weights.
 
     Raises:
         ValueError: the model has no linear head or no convolution, or as ``AdaptiveGroup``.

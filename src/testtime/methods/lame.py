@@ -52,7 +52,7 @@ def affinities(features: Tensor, affinity: Affinity = "nearest", neighbours: int
     """How much each image listens to each: w (N, N), of features (N, D) of any length.
 
     Args:
-        features: of the batch.
+        features: features of the batch, (N, D).
         affinity: "nearest" (1 for the ``neighbours`` nearest others), "radial" (a Gaussian of the distance) or "linear" (the
             cosine).
         neighbours: k, a number of other images.

@@ -58,7 +58,7 @@ class MEMO(Adapter):
         augment: makes the views of an image, given as many copies, within the model's invariances;
             ``testtime.parts.identity`` switches randomness off.
         norm: the policy of the BatchNorm layers; alpha is the weight of one image against 16 of the source.
-        seed: of the views.
+        seed: random seed of the views.
 
     Raises:
         ValueError: views is not positive.

@@ -88,10 +88,12 @@ class MetaDMoEOptions:
     """Settings of MetaDMoE that are rarely changed.
 
     Args:
-        tasks: the corruptions of the source that ``prepare`` takes for domains.
-        severity: theirs, 1 to 5.
-        passes, rate: of each stage of ``prepare``; the last one has a tenth of the rate.
-        support, mask, depth, heads, head: of ``prepare``, as for ``train_meta_dmoe``.
+        tasks: names of the corruptions of the source that are the domains of ``prepare``.
+        severity: severity of the corruptions, 1 to 5.
+        passes, rate: number of passes and learning rate of each stage of ``prepare``; the last one has a tenth of the rate.
+        support, mask: settings of the last stage of ``prepare`` (:class:`testtime.source.meta_dmoe.Recipe`).
+        depth, heads: number of blocks and of heads of attention of the aggregator.
+        head: name of the linear head; the last linear layer unless given.
 
     Raises:
         ValueError: there are fewer than two tasks, or ``mask`` is neither "drop" nor "zero".
@@ -125,7 +127,7 @@ class MetaDMoE(Adapter):
         when: "first" learns from the first batch after birth or a reset, which is the paper's; "every" from every batch.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in student and experts, also while ``prepare`` trains them.
-        seed: of the aggregator's first weights, in ``prepare``.
+        seed: random seed of the initial weights of the aggregator, in ``prepare``.
 
     Raises:
         ValueError: ``when`` is neither "first" nor "every", or the model has no linear head.

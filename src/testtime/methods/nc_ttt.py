@@ -78,12 +78,12 @@ class NCTTTOptions:
     """Settings of NCTTT that are rarely changed.
 
     Args:
-        width: d; with hidden, small, large and layer, of the branch of a network that comes alone.
-        hidden: units of the discriminator's hidden layer.
-        small, large: sigma_s and sigma_o, the deviations of the noise.
-        layer: the name of the layer to watch.
-        passes: how often ``prepare`` goes through its batches.
-        rate: the learning rate of ``prepare``.
+        width: number of dimensions d of the projection of a new branch.
+        hidden: number of units of its hidden layer.
+        small, large: deviations sigma_s and sigma_o of its noise.
+        layer: name of the layer that it watches; the input of the head, or the encoder, unless given.
+        passes: number of passes of ``prepare`` over its batches.
+        rate: learning rate of ``prepare``.
     """
 
     width: int = 16
@@ -106,7 +106,7 @@ class NCTTT(Adapter):
         opposite: minimise -log sigmoid(-D), the test loss of the published file.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers.
-        seed: of the branch's first weights, and of the noise in ``prepare``.
+        seed: random seed of the initial weights of the branch and of the noise in ``prepare``.
 
     Raises:
         ValueError: the layer is not there, or gives neither feature maps nor vectors.

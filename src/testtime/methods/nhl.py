@@ -58,7 +58,7 @@ def soft_hebbian(layer: nn.Conv2d, weight: Tensor, x: Tensor, temperature: float
     Args:
         layer: tells how patches are taken (stride, padding, dilation, groups).
         weight: w, of the layer's form (K, C, h, w).
-        x: what the layer is given, (N, C, H, W).
+        x: input of the layer, (N, C, H, W).
         temperature: tau, above 0; the nearer to it, the more a single neuron wins.
 
     Returns:

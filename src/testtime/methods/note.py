@@ -119,11 +119,11 @@ class NOTE(Adapter):
         classes: C.
         optimizer: moves gamma and beta; the paper's is ``adam(1e-4)``.
         capacity: N, of the memory.
-        frequency: how many images between two updates.
+        frequency: number of images between two updates.
         loss: loss of the memory's logits, :func:`testtime.methods.sotta.mean_entropy` or, as published,
             :func:`testtime.methods.sotta.smoothed_entropy`.
         norm: the policy of the BatchNorm layers; its momentum is the weight of a new memory.
-        seed: of who enters and leaves the memory.
+        seed: random seed of the entry into and removal from the memory.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.

@@ -75,7 +75,7 @@ def primary_auxiliary_loss(
         auxiliary: H(e(x~)), (B,), without; supports or vetoes (eq. 7, 8).
         tau: threshold in nats.
         alpha: the weight of the maximisation.
-        minimise: how the auxiliary filter joins in on the known side: "soft" weighs (the paper), "hard" demands that it
+        minimise: role of the auxiliary filter on the known side: "soft" weighs (the paper), "hard" demands that it
             agree, "none" leaves it out.
         maximise: the same on the unknown side; "soft" weighs with ``1 - exp(tau - H(e))`` bounded to [0, 1], "hard" is
             the paper's.
@@ -109,13 +109,13 @@ class PAFKIPOptions:
     """Settings of PAFKIP that are rarely changed.
 
     Args:
-        primary: which model's entropy decides ("adapting"; "ema" gives equation 5).
-        minimise, maximise: how the auxiliary filter joins in on either side: "soft", "hard" or "none" (tables 4 and 5).
-        models: which of "source", "adapting", "ema" the answer integrates; ("adapting",) switches KIP off.
-        source_statistics: "source" or "batch", the BatchNorm statistics of the source model.
-        output: "before" or "after", whether z takes the logits of f before or after its update; those of e are from before
-            its update either way.
-        batched: run the three forwards as one.
+        primary: model of the primary filter: "adapting", or "ema" for equation 5.
+        minimise, maximise: use of the auxiliary filter on either side: "soft", "hard" or "none" (tables 4 and 5).
+        models: models in the integrated prediction, of "source", "adapting" and "ema"; ("adapting",) switches KIP off.
+        source_statistics: BatchNorm statistics of the source model: "source" or "batch".
+        output: time of the adapting model's logits in the prediction: "before" or "after" its update; those of the average are
+            from before its update either way.
+        batched: whether the three forwards are one.
 
     Raises:
         ValueError: ``models`` is empty or names a model that there is not.
@@ -145,11 +145,11 @@ class PAFKIP(Adapter):
         margin: tau as a fraction of log C.
         alpha: weight of the entropy maximisation, 2.0 (CIFAR), 0.7 (ImageNet); 0 switches it off.
         decay: beta, the weight of the past in the average; below 0.99 it fails (figure 7 of the paper).
-        gamma: how much confidence counts in the integrated prediction; 0 is the mean of the models.
+        gamma: weight of confidence in the integrated prediction; 0 is the mean of the models.
         augment: the view x~, within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in the adapting and the average model.
-        seed: of the augmentation.
+        seed: random seed of the augmentation.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> adapter = PAFKIP(net, classes=2)

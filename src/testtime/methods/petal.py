@@ -100,10 +100,10 @@ class PETAL(Adapter):
         alpha: the weight of the prior; 1e-9 (CIFAR), 1e-11 (ImageNet).
         quantile: delta, the share of the weights that return to the source; 0.03 (CIFAR), 0.003 (ImageNet).
         restoration: chance of a weight to return to the source, instead of those of the least information; None for those.
-        passes: of ``prepare`` over its batches.
+        passes: passes of ``prepare`` over its batches.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         norm: the policy of the BatchNorm layers in all three models.
-        seed: of the views.
+        seed: random seed of the views.
 
     Raises:
         ValueError: views is below 1, passes below 2, or quantile not in [0, 1].

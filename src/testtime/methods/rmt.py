@@ -107,12 +107,12 @@ class RMTOptions:
     """Settings of RMT that are rarely changed.
 
     Args:
-        replay: how many source images are held.
+        replay: number of source images that are held.
         shuffle: whether source images are replayed in a random order, as many as a batch has; otherwise the batches of
             ``prepare`` are replayed one after the other, of which the first ``replay`` images are held.
-        ensemble: whether the answer is the "mean" of the two logits, or their "sum".
-        warm_up: passes over the source in ``prepare`` before the first batch.
-        head: the name of the linear head; the last linear layer unless given.
+        ensemble: prediction from the two logits: their "mean" or their "sum".
+        warm_up: number of passes over the source in ``prepare``.
+        head: name of the linear head; the last linear layer unless given.
 
     Raises:
         ValueError: replay is below 1, or ensemble is neither "mean" nor "sum".
@@ -151,7 +151,7 @@ class RMT(Adapter):
         augment: makes a view within the model's invariances.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
-        seed: of the views, of the replay and of the projection's first weights.
+        seed: random seed of the views, of the replay and of the initial weights of the projection.
 
     Raises:
         ValueError: the model has no linear head.

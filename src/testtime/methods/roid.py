@@ -162,7 +162,7 @@ class ROIDOptions:
         temperature: temperature tau of the weights of the images.
         weighting: whether images are weighted; False weighs all alike.
         consistency: whether the loss has the consistency with a view.
-        prior: what the prior of the batch multiplies, "probabilities" or "logits"; "none" leaves it out.
+        prior: factor of the prior of the batch: "probabilities" or "logits"; "none" leaves it out.
 
     Raises:
         ValueError: there is no such prior.
@@ -191,7 +191,7 @@ class ROID(Adapter):
         augment: makes the view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         options: settings of the loss and of the prediction.
         norm: the policy of the BatchNorm layers.
-        seed: of the view.
+        seed: random seed of the view.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift.

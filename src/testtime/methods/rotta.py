@@ -158,7 +158,7 @@ class RoTTA(Adapter):
         classes: C.
         optimizer: moves gamma and beta of the student.
         capacity: N, of the memory.
-        frequency: how many images between two updates.
+        frequency: number of images between two updates.
         decay: 1 - nu, the weight of the past in the teacher.
         lambda_t, lambda_u: the weights of age and uncertainty in the memory's score.
         augment: the strong view that the student learns, within the model's invariances; ``testtime.parts.identity``
@@ -166,7 +166,7 @@ class RoTTA(Adapter):
         teacher_observes: the teacher normalises the memory as the student does, and its statistics move; if
             not, its statistics stay at the source.
         norm: the policy of the BatchNorm layers in student and teacher; alpha is the weight of a new batch.
-        seed: of the view.
+        seed: random seed of the view.
 
     Raises:
         ValueError: the model has no BatchNorm layer.

@@ -63,7 +63,7 @@ class RPL(Adapter):
     Args:
         model: any classifier with normalisation layers.
         optimizer: moves gamma and beta.
-        q: how robust the loss is, in (0, 1].
+        q: robustness of the loss, in (0, 1].
         norm: the policy of the BatchNorm layers.
 
     Raises:

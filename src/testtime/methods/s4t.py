@@ -56,7 +56,7 @@ class S4T(Adapter):
         preset: "paper" (the tasks' losses) or "released" (the published code's).
         scale: lambda, the weight of the whole loss.
         norm: the policy of the BatchNorm layers.
-        seed: of the masks.
+        seed: random seed of the masks.
 
     Raises:
         ValueError: the model comes without its synchronizer, or there is no such preset.

@@ -72,7 +72,7 @@ class SANTA(Adapter):
         augment: makes a view within the model's invariances.
         head: the name of the linear head; the last linear layer unless given.
         norm: the policy of the BatchNorm layers in both models.
-        seed: of the views and of the projection's first weights.
+        seed: random seed of the views and of the initial weights of the projection.
 
     Raises:
         ValueError: the model has no linear head, or no normalisation layer with scale and shift.

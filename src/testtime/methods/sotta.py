@@ -84,7 +84,7 @@ class HUS(ImageMemory):
 
     Args:
         classes: C.
-        capacity: how many images it holds.
+        capacity: largest number of images.
 
     Attributes:
         images: (capacity, ...) from the first batch on; empty before.
@@ -145,8 +145,8 @@ class SoTTA(Adapter):
         model: any classifier with normalisation layers.
         classes: C.
         optimizer: moves gamma and beta.
-        capacity: of the memory.
-        frequency: how many images between two updates.
+        capacity: largest number of images in the memory.
+        frequency: number of images between two updates.
         threshold: C_0, 0.99 (CIFAR-10), 0.66 (CIFAR-100), 0.33 (ImageNet).
         rho: the radius of the sharpness-aware step.
         loss: loss of the memory's logits, :func:`mean_entropy` or, as published, :func:`smoothed_entropy`
@@ -154,7 +154,7 @@ class SoTTA(Adapter):
         observe_twice: move the running statistics in both forwards of an update, as the published code does.
         skip: parts of names of layers that stay as they are.
         norm: the policy of the BatchNorm layers; the momentum is the weight of a new memory.
-        seed: of who leaves the memory.
+        seed: random seed of the removal from the memory.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> sotta = SoTTA(net, classes=2, capacity=8, frequency=8, threshold=0.5)

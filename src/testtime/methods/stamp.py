@@ -106,7 +106,7 @@ class RBM(ImageMemory):
 
     Args:
         classes: C.
-        capacity: how many images it holds.
+        capacity: largest number of images.
         decay: weight of the past in the count of each class.
         count: when the count moves, at every "update" (a call of :meth:`recount`) or before every "admission".
 
@@ -163,17 +163,16 @@ class STAMPOptions:
     """Settings of STAMP that are rarely changed.
 
     Args:
-        capacity: of the memory.
-        decay: the weight of the past in the memory's count of the classes.
-        score: the open-set score, "energy" of the mean logits or, as in the paper, "entropy" of the mean
-            prediction.
-        chunk: how many views go through the network at once, each normalised by itself; a divisor of
-            ``views``. The numbers do not depend on it.
-        original: make the image itself the first of its views.
-        count: when the memory's count of the classes moves, at every "update" or before every "admission".
-        normalise: sum of the weights in the loss, the "capacity" of the memory or the number of images "held".
+        capacity: number of images in the memory.
+        decay: weight of the past in the memory's count of the classes.
+        score: open-set score: "energy" of the mean logits or, as in the paper, "entropy" of the mean prediction.
+        chunk: number of views in one forward, each normalised by itself; a divisor of ``views``. Predictions do not depend on
+            it.
+        original: whether the image itself is the first of its views.
+        count: time at which the memory's count of the classes moves: every "update" or before every "admission".
+        normalise: sum of the weights in the loss: the "capacity" of the memory or the number of images "held".
         epsilon: constant inside the logarithm of the entropy.
-        skip: parts of names of layers that stay as they are.
+        skip: parts of names of layers that are not adapted.
 
     Raises:
         ValueError: chunk is below 1, or there is no such ``score``, ``count`` or ``normalise``.
@@ -212,11 +211,11 @@ class STAMP(Adapter):
         alpha: who is certain, as a fraction of log C; 0.25 (CIFAR-10), 0.9 (CIFAR-100), 0.8 (ImageNet).
         consistent: admit only what the source model, under batch statistics, predicts alike; not on ImageNet.
         rho: the radius of the sharpness-aware step.
-        period: of the cosine of the learning rate, in steps: 150, 750 (ImageNet); None keeps the rate.
+        period: period in steps of the cosine schedule of the learning rate: 150, 750 (ImageNet); None keeps the rate.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
-        seed: of the views.
+        seed: random seed of the views.
 
     Raises:
         ValueError: ``views`` is not positive, or the ``chunk`` of the options does not divide it.

@@ -79,12 +79,12 @@ class TIPI(Adapter):
     Args:
         model: a classifier with normalisation layers, or a multi-task network.
         optimizer: moves gamma and beta.
-        epsilon: how much a pixel of [0, 1] may change.
+        epsilon: largest change of a pixel in [0, 1].
         entropy_weight: lambda, of the entropy of the classes; 0 (CIFAR-10), 5 (CIFAR-100), 1 (ImageNet).
         reverse: False measures D(p(x), p(x + delta)) instead, where the tasks have classes.
         random_start: False starts at the image itself.
         norm: the policy of the BatchNorm layers.
-        seed: of the random start.
+        seed: random seed of the start of the search.
 
     Raises:
         ValueError: the model has no normalisation layer with scale and shift; it answers by task and declares no tasks; or

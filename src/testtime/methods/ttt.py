@@ -79,10 +79,10 @@ class TTT(Adapter):
             encoder of a multi-task network, or what a classifier's head is given.
         augment: changes images before they are turned, within the model's invariances; ``testtime.parts.random_crop_flip``
             is the paper's.
-        passes: how often ``prepare`` shows the features of its batches to the branch.
+        passes: passes of ``prepare`` over the features of its batches.
         rate: the learning rate of ``prepare``.
         norm: the policy of the BatchNorm layers.
-        seed: of the branch's first weights and of ``augment``.
+        seed: random seed of the initial weights of the branch and of ``augment``.
 
     Raises:
         ValueError: the layer is not there, or a batch does not hold images.

@@ -73,13 +73,13 @@ class TTTFlow(Adapter):
         model: a multi-task network or a classifier, alone or with the ``Flow`` it was trained with
             (``Assisted(network, Flow(...))``).
         optimizer: moves the layers up to the watched one; the paper's is ``sgd(1e-3, weight_decay=5e-4)``.
-        couplings: of the flow of a network that comes alone; as hidden and layer.
+        couplings: number of couplings of the flow of a network without one; likewise hidden and layer.
         hidden: units of each of the two hidden layers of a coupling.
         layer: the name of the layer to watch.
-        passes: how often ``prepare`` goes through its batches.
+        passes: passes of ``prepare`` over its batches.
         rate: the learning rate of ``prepare``.
         norm: the policy of the BatchNorm layers.
-        seed: of the flow's first weights.
+        seed: random seed of the initial weights of the flow.
 
     Raises:
         ValueError: the layer is not there, or gives neither feature maps nor vectors of two channels at least.

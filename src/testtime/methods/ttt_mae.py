@@ -59,7 +59,7 @@ class TTTMAE(Adapter):
         optimizer: moves the encoder; the paper's is SGD of momentum 0.9.
         copies: B, the masks of a step; the paper's is 128.
         norm: the policy of the BatchNorm layers.
-        seed: of the masks.
+        seed: random seed of the masks.
 
     Raises:
         ValueError: the model comes without its autoencoder, the autoencoder's encoder is no part of the network, or copies

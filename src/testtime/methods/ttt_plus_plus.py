@@ -123,7 +123,7 @@ class FeatureQueue(Stateful):
     """The features of the last images, as they were when those were met.
 
     Args:
-        capacity: how many it holds.
+        capacity: largest number of entries.
         like: a weight (..., D) of the type of the features.
 
     ``update`` enqueues features (N, D), calling puts the held ones behind those it is given.
@@ -156,11 +156,12 @@ class TTTPlusPlusOptions:
     """Settings of TTTPlusPlus that are rarely changed.
 
     Args:
-        layer: the name of the layer that gives the features, for a network that comes alone; unless named, it is the encoder
-            of a multi-task network, or what a classifier's head is given.
-        projection, temperature: number of outputs and temperature of the branch of a network that comes alone.
-        passes: how often ``prepare`` shows its pairs of views to that branch.
-        rate: the learning rate of ``prepare``.
+        layer: name of the layer that gives the features, for a network without a branch; None for the encoder of a multi-task
+            network, or the input of a classifier's head.
+        projection: number of outputs of the new branch.
+        temperature: temperature of the new branch.
+        passes: number of passes of ``prepare`` over its pairs of views.
+        rate: learning rate of ``prepare``.
     """
 
     layer: str | None = None
@@ -179,11 +180,11 @@ class TTTPlusPlus(Adapter):
             (``Assisted(network, ContrastiveBranch(...))``) or alone.
         optimizer: moves the layers up to the watched one; the published CIFAR scripts have ``sgd(0.01)``.
         scale_con, scale_ext, scale_ssh: lambda of the contrastive loss, of the features, and of the projections.
-        queue: how many features of past images count in mean and covariance.
+        queue: number of features of past images in the mean and the covariance.
         augment: draws a view within the model's invariances.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers.
-        seed: of the views and of the branch's first weights.
+        seed: random seed of the views and of the initial weights of the branch.
 
     Raises:
         ValueError: the layer is not there, or ``prepare`` sees fewer than two batches.

@@ -122,7 +122,7 @@ class VDP(Adapter):
         sensitivity_decay: kappa, the weight of the past in the sensitivity.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         norm: the policy of the BatchNorm layers.
-        seed: of the views.
+        seed: random seed of the views.
 
     Raises:
         ValueError: views is below 1, or an image has other channels.

@@ -81,13 +81,13 @@ class ViDAOptions:
     """Settings of ViDA that are rarely changed.
 
     Args:
-        adapter_rate: the learning rate of the adapters, as a multiple of the others'.
-        scale: rho, of the variance; the published code's.
+        adapter_rate: learning rate of the adapters, as a multiple of that of the network.
         adapter_decay: weight of the past in the adapters of the teacher.
-        allotment: "paper", both weights are set and the views are seen under weights of 1; or "released", the published code:
-            the low-rank weight alone is set, and the views are seen under that of the batch before.
-        restoration: chance of a weight to return to the source after a step.
-        layers: the names of the layers with adapters; None for every linear layer but the head, or every convolution.
+        scale: factor rho of the variance; the default is that of the published code.
+        allotment: "paper", both weights are set and the views are predicted under weights of 1; or "released", the published
+            code: the low-rank weight alone is set, and the views are predicted under that of the batch before.
+        restoration: probability of each weight to return to the source after a step.
+        layers: names of the layers with adapters; None for every linear layer but the head, or every convolution.
 
     Raises:
         ValueError: there is no such allotment.
@@ -120,7 +120,7 @@ class ViDA(Adapter):
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in both models.
-        seed: of the views and of the adapters' first weights.
+        seed: random seed of the views and of the initial weights of the adapters.
 
     Raises:
         ValueError: views is below 2, or as ``with_adapters``.

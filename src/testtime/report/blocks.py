@@ -104,7 +104,7 @@ class Picture:
     Args:
         image: path of the file, or its bytes.
         caption: caption; empty for none.
-        alt: what is seen, for those who do not see it; empty takes the caption.
+        alt: description for screen readers; empty takes the caption.
         dark: the same on a dark ground; None shows ``image`` on both.
     """
 
@@ -127,7 +127,7 @@ class Details:
 
     Args:
         summary: the line.
-        blocks: what is folded away.
+        blocks: blocks that are folded away.
         opened: whether it is shown at first.
     """
 
@@ -149,7 +149,7 @@ class Section:
         id: its anchor.
         short: its name in the contents.
         heading: heading.
-        blocks: what stands below the heading; a string is a paragraph.
+        blocks: blocks below the heading; a string is a paragraph.
     """
 
     id: str
@@ -166,9 +166,9 @@ class Page:
     Args:
         title: title.
         kicker: a line above the title: where this page belongs.
-        lead: what was found, as a paragraph or as blocks.
+        lead: findings, as a paragraph or as blocks.
         sections: sections.
-        unfinished: what is missing of a run that is not finished; it stands before everything else, after the words "Not
+        unfinished: missing parts of a run that is not finished; it stands before everything else, after the words "Not
             finished.". Empty for a whole run.
     """
 

@@ -61,7 +61,7 @@ class Chart:
     """A chart, drawn once for a wide page and once for a phone, or once small enough for both.
 
     Args:
-        title, description: what it shows and its figures, for those who do not see it.
+        title, description: subject and figures of the chart, for screen readers.
         drawings: the SVG elements, their width and their height, for each size.
         keys: names and their colours (classes of the page's style), for a key above the chart.
         keyed: whether the key is needed at each width; otherwise only on a phone, since the wide drawing names its lines.

@@ -36,12 +36,12 @@ def heat_map(
     Args:
         rows, columns: names; values has a row for each row name.
         values: numbers; NaN leaves a cell empty.
-        title: what the chart shows.
+        title: subject of the chart.
         description: the figures in words; empty lists those of a matrix of at most 400 cells.
         places: decimals; numbers are printed where the cells have room for them.
         low, high: numbers without colour and of the strongest colour; None takes the least and the largest.
         diverging: whether numbers below zero have another colour, the stronger the smaller; ``low`` is not used.
-        down, across: what rows and columns are, such as "label" and "prediction".
+        down, across: meaning of rows and columns, such as "label" and "prediction".
         small: whether it is drawn once, to stand beside others.
 
     Raises:

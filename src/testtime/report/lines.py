@@ -64,8 +64,8 @@ def line_chart(
 
     Args:
         series: lines.
-        title: what the chart shows.
-        y, x: what the axes show, with the unit; without ``x`` that axis has no numbers.
+        title: subject of the chart.
+        y, x: titles of the axes, with the unit; without ``x`` that axis has no numbers.
         description: the figures in words; empty lists the last value of each line.
         marks: stretches of the x axis: where each begins, and its name.
         x_names: names of the places 0, 1, ... of the x axis.
@@ -188,8 +188,8 @@ def share_chart(
 
     Args:
         shares: shares by bin, by the name of the sample.
-        title: what the chart shows.
-        ends: what the lowest and the highest bin stand for.
+        title: subject of the chart.
+        ends: meaning of the lowest and of the highest bin.
         description: the figures in words; empty gives the common area of the first two samples.
         colours: numbers of the colours of the samples.
         height: height of the plot.

@@ -29,7 +29,7 @@ class Point:
         y: place on the y axis; not used by row charts.
         spread: standard deviation: of y in a scatter plot, of x in row charts.
         colour: number of the colour.
-        setting: what the colour stands for, in a chart of rows in several settings.
+        setting: meaning of the colour, in a chart of rows in several settings.
         published: the published value of x, a hollow diamond in row charts.
     """
 
@@ -59,8 +59,8 @@ def scatter(
     Args:
         points: points; those with a colour have whiskers and are labelled first. A label that finds no place is left out:
             the figures of every point are in the description, and shown where it is pointed at.
-        title: what the chart shows.
-        x, y: what the axes show, with the unit.
+        title: subject of the chart.
+        x, y: titles of the axes, with the unit.
         description: the figures in words; empty lists them.
         logarithmic: whether the x axis is logarithmic.
         suffix: text after each number of the x axis, such as "×".
@@ -150,8 +150,8 @@ def row_chart(
 
     Args:
         points: values; those of one name share a row, in the order in which names come.
-        title: what the chart shows.
-        x: what the axis shows, with the unit.
+        title: subject of the chart.
+        x: title of the axis, with the unit.
         bars: whether the values are bars from zero.
         description: the figures in words; empty lists them.
         reference: place of a vertical line, such as zero or the model without adaptation.

@@ -25,7 +25,7 @@ class Column:
         group: name above it and its neighbours of the same group.
         places: decimals of its numbers; None prints as many as a number has.
         better: which numbers are better, if either; the best one is bold, unless another is equal to it in print.
-        explain: what it is, shown where the name is pointed at.
+        explain: explanation, shown where the name is pointed at.
         signed: whether numbers above zero have a sign.
         shade: "heat" colours a cell the stronger the larger its number is, "bar" draws a bar behind it.
         style: "headline" stands out, "quiet" stands back, "left" is aligned left as prose is, "tilted" has its name written
@@ -53,7 +53,7 @@ class Cell:
         spread: standard deviation beside a number; 0 and NaN are left out.
         published: the published number, below.
         note: text of the second rank after the value.
-        text: what is printed instead of the number, which is then the sort key alone.
+        text: text that is printed instead of the number, which is then the sort key alone.
         bold: whether it is bold whatever the column says.
     """
 
@@ -102,7 +102,7 @@ class Table:
     """A table; where scripts run it can be sorted by each column, and filtered where it has more than eight rows.
 
     Args:
-        caption: what it holds, for those who do not see it.
+        caption: contents of the table, for screen readers.
         columns, rows: columns and rows.
         corner: name of the column of row names.
         best: whether the best of a column is bold; False for a run that is not finished.

@@ -119,7 +119,7 @@ def with_task_vectors(
 
     Args:
         model: theta_0; it is left as it is.
-        fine_tuned: by task, a network of the same form or the state dictionary of one.
+        fine_tuned: fine-tuned networks of the same form, or their state dictionaries, by task.
         skip: parts of dotted names; parameters whose name holds one have no task vector, and stay as they are in ``model``.
             None leaves out the last linear layer, the head.
 
@@ -165,14 +165,14 @@ def train_task_vectors(
 
     Args:
         model: theta_0; it is left as it is.
-        tasks: by name, batches of images (N, C, H, W) and labels (N,); a loader that shuffles is one.
-        passes: how often they are shown.
+        tasks: labelled batches, images (N, C, H, W) and labels (N,), by task; a loader that shuffles works too.
+        passes: number of passes over the batches.
         rate: the learning rate, 1e-5 where task vectors were introduced (of CLIP); a small network wants more.
-        decay: of the weights, 0.1 there.
-        skip: as for :func:`with_task_vectors`; what it names is frozen.
+        decay: weight decay, 0.1 there.
+        skip: parts of names of frozen parameters without task vectors, see :func:`with_task_vectors`.
         norm: the policy of the BatchNorm layers while fine-tuning: the one the network is to be adapted under.
         folder: for a checkpoint of each task after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
+        title: title of the progress bar; None for none.
 
     Returns:
         the network as it was, in evaluation mode, with its task vectors.

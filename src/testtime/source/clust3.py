@@ -19,9 +19,9 @@ class Projectors(UnsupervisedBranch):
     """Linear (1 x 1) projectors from the features of some layers to clusters.
 
     Args:
-        channels: of each watched layer.
+        channels: number of channels of each watched layer.
         clusters: K.
-        projectors: how many there are on each layer.
+        projectors: number of projectors on each layer.
         layers: names of the watched layers.
 
     Called with what the layers gave, feature maps (N, C, h, w) or vectors (N, C), it returns I(X; Z) in nats, a scalar

@@ -169,18 +169,18 @@ def train_dann(
 
     Args:
         model: a classifier that ends in a linear head, trained or not; it is left as it is.
-        source: batches of images (N, C, H, W) and labels (N,); a loader that shuffles is one.
+        source: batches of images (N, C, H, W) and labels (N,); a loader that shuffles works too.
         target: batches of unlabelled images (M, C, H, W).
-        passes: how often the longer of the two is shown; the shorter begins anew meanwhile.
-        rate: mu_0.
-        gamma: how soon the reversal is at its full strength; 0 switches it off, which is training on the source alone, but
-            for the target's part in BatchNorm.
-        alpha, beta: how the rate falls.
+        passes: number of passes over the longer of the two; the shorter begins anew meanwhile.
+        rate: initial learning rate mu_0.
+        gamma: speed at which the reversal gets its full strength; 0 switches it off, which is training on the source alone,
+            but for the target's part in BatchNorm.
+        alpha, beta: parameters of the schedule of the learning rate.
         hidden: units in each hidden layer of the domain classifier.
-        head: the name of the linear head; the last linear layer unless given.
-        seed: of the domain classifier's first weights, and of dropout on the CPU.
-        file: a checkpoint after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
+        head: name of the linear head; the last linear layer unless given.
+        seed: random seed of the domain classifier's first weights, and of dropout on the CPU.
+        file: path of a checkpoint after every pass, from which the same call continues; None for none.
+        title: title of the progress bar; None for none.
 
     Returns:
         a network of the form of ``model``, in evaluation mode; the domain classifier is gone.
@@ -228,6 +228,7 @@ def train_dann(
             title,
             None if file is None else Path(file),
             described,
+            seed,
         ):
             pass
     for p, theirs in zip(network.parameters(), model.parameters(), strict=True):

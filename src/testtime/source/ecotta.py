@@ -106,7 +106,7 @@ def with_meta(model: nn.Module, layers: Sequence[str] | None = None) -> nn.Modul
 
     Args:
         model: the tree.
-        layers: the dotted names of the groups; None for the children with convolutions of the outermost container that has
+        layers: dotted names of the groups; None for the children with convolutions of the outermost container that has
             two or more of them.
 
     Raises:
@@ -155,6 +155,7 @@ def warm_up(
         title,
         file,
         described,
+        seed,
     ):
         pass
 
@@ -182,20 +183,20 @@ def train_meta(
     """A network with meta networks that were trained on the source, all else frozen, by SGD with momentum 0.9.
 
     Args:
-        model: trained on the source; it is left as it is.
-        batches: of the source, images (N, C, H, W) and labels (N,); a loader that shuffles is one.
-        passes: how often they are shown.
-        rate: the learning rate.
-        layers: as for :func:`with_meta`.
-        seed: of the first weights.
-        file: a checkpoint after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
+        model: network that was trained on the source; it is not changed.
+        batches: labelled source batches, images (N, C, H, W) and labels (N,); a loader that shuffles works too.
+        passes: number of passes over the batches.
+        rate: learning rate.
+        layers: dotted names of the groups, see :func:`with_meta`.
+        seed: random seed of the first weights.
+        file: path of a checkpoint after every pass, from which the same call continues; None for none.
+        title: title of the progress bar; None for none.
 
     Returns:
         the network, in evaluation mode, with its meta networks.
 
     Raises:
-        ValueError: as :func:`with_meta`; a loss is not finite, or the file belongs to another training.
+        ValueError: there are no groups, see :func:`with_meta`; a loss is not finite, or the file belongs to another training.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 2))
     >>> lessons = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3

@@ -70,7 +70,7 @@ class AdaptiveGroup(nn.Module):
         group: gives maps (N, C, H, W); its last convolution tells C.
 
     Attributes:
-        partner, share: where they are given, the maps take on another style (:func:`mix_style`).
+        partner, share: arguments of :func:`mix_style`, which changes the maps where they are set.
 
     Raises:
         ValueError: the group has no convolution, or gives something other than maps.
@@ -107,7 +107,7 @@ def with_adaptive(model: nn.Module, layers: Sequence[str] | None = None) -> nn.M
 
     Args:
         model: the tree.
-        layers: the dotted names of the groups; None for :func:`testtime.parts.groups.groups_of`.
+        layers: dotted names of the groups; None for :func:`testtime.parts.groups.groups_of`.
 
     Raises:
         ValueError: the model has no convolution, or as :class:`AdaptiveGroup`.
@@ -141,9 +141,9 @@ class LearnedConsistency(Stateful):
     r"""How much a difference of features counts: the mean square of :math:`f_w(z - z')`.
 
     Args:
-        features: how many there are.
+        features: number of features.
         depth: linear layers of f_w.
-        seed: of its first weights.
+        seed: random seed of its first weights.
 
     Attributes:
         learned: whether an adapter's ``prepare`` teaches it; then it belongs to the adapter's state. One that was trained
@@ -268,17 +268,17 @@ def train_itta(
     """Train a network on, together with a consistency that learns to agree with the task, by Adam.
 
     Args:
-        model: trained on the source, or not yet; it is left as it is. Its BatchNorm layers keep their statistics.
-        batches: of the source, images (N, C, H, W) and labels (N,); a loader that shuffles is one.
-        passes: how often they are shown.
-        rate: the learning rate of both; DomainBed's, in which the paper works.
-        alpha: the weight of the consistency beside the task.
+        model: network, trained on the source or not; it is not changed. Its BatchNorm layers keep their statistics.
+        batches: labelled source batches, images (N, C, H, W) and labels (N,); a loader that shuffles works too.
+        passes: number of passes over the batches.
+        rate: learning rate of both; DomainBed's, in which the paper works.
+        alpha: weight of the consistency beside the task.
         depth: linear layers of f_w.
-        layers: as for :func:`with_adaptive`.
-        head: the name of the linear head; the last linear layer unless given.
-        seed: of styles and first weights.
-        file: a checkpoint after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
+        layers: dotted names of the groups, see :func:`with_adaptive`.
+        head: name of the linear head; the last linear layer unless given.
+        seed: random seed of styles and first weights.
+        file: path of a checkpoint after every pass, from which the same call continues; None for none.
+        title: title of the progress bar; None for none.
 
     Returns:
         the network, in evaluation mode, with adaptive parameters at the identity, and its consistency.
@@ -321,6 +321,7 @@ def train_itta(
             title,
             None if file is None else Path(file),
             described,
+            seed,
         ):
             pass
     return both.requires_grad_(False)
@@ -363,6 +364,7 @@ def learn_consistency(
         torch.optim.Adam(consistency.parameters(), rate),
         consistency_loss(network, tap, consistency, None, seed),
         lambda _: rate,
+        seed=seed,
     ):
         pass
     consistency.requires_grad_(False)

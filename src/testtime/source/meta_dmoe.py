@@ -47,7 +47,7 @@ class Featured(nn.Module):
 
     Args:
         network: a tree of one's own.
-        head: the name of the linear head; the last linear layer unless given.
+        head: name of the linear head; the last linear layer unless given.
 
     Raises:
         ValueError: there is no linear head.
@@ -83,8 +83,8 @@ class Aggregator(AtLeastFloat32):
     Args:
         wide: D, of the features.
         classes: C, of the classifier that it is pre-trained with.
-        depth: how many blocks.
-        heads: of attention, at most; as many as divide D.
+        depth: number of blocks.
+        heads: largest number of heads of attention; as many as divide D are used.
     """
 
     def __init__(self, wide: int, classes: int, depth: int = 1, heads: int = 16) -> None:
@@ -116,8 +116,8 @@ class Mixture(Stateful):
         student: a classifier.
         experts: one of the same form for each of ``domains``.
         domains: their names.
-        depth, heads, seed: of the aggregator, and of its first weights.
-        head: the name of the linear head; the last linear layer unless given.
+        depth, heads, seed: number of blocks and heads of the aggregator, and random seed of its initial weights.
+        head: name of the linear head; the last linear layer unless given.
 
     Attributes:
         learned: whether an adapter's ``prepare`` taught it; then it belongs to the adapter's state.
@@ -177,7 +177,7 @@ class Mixture(Stateful):
 
         Args:
             x: (N, ...).
-            tokens: what the experts say of it, (N, K, D).
+            tokens: features of the experts, (N, K, D).
             encoder: the weights of the student's encoder, by name.
         """
         _, features = torch.func.functional_call(self.student, encoder, (x,))
@@ -303,6 +303,7 @@ class _Stage:
             None if self.folder is None else self.folder / f"{part}.safetensors",
             {**self.described, "part": part, "rate": rate}
             | (self.recipe.episodes() if part == "meta" else {}),
+            self.described["seed"],
         ):
             pass
         for p, flag in zip(own, before, strict=True):
@@ -398,7 +399,7 @@ def train_meta_dmoe(
 
     Args:
         model: network that was trained on all domains; experts and student begin there. It is left as it is.
-        domains: by name, batches of images (N, C, H, W) and labels (N,); a loader that shuffles is one.
+        domains: labelled batches, images (N, C, H, W) and labels (N,), by domain; a loader that shuffles works too.
         recipe: settings of training.
         depth, heads: number of blocks and of heads of attention of the aggregator; of heads, as many as divide the features.
         head: name of the linear head; the last linear layer unless given.

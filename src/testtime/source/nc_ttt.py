@@ -30,11 +30,11 @@ class NoiseDiscriminator(UnsupervisedBranch):
     """A linear projection of a layer's features, and a perceptron that tells little noise on it from much.
 
     Args:
-        channels: of the watched layer.
+        channels: number of channels of the watched layer.
         width: d, at most as many as the channels.
         hidden: units of the perceptron's one hidden layer.
         small, large: sigma_s and sigma_o, where each dimension of the projection has deviation 1 on the source.
-        layer: the name of the watched layer.
+        layer: name of the watched layer.
 
     Called with features, maps (N, C, h, w) or vectors (N, C), it returns D (M,), one log-odds for each place of each image.
 

@@ -21,7 +21,7 @@ class SwagDiagonal(nn.Module):
     """A network with the variance of its weights; it answers as the network does.
 
     Args:
-        network: of mean weights.
+        network: network with the mean weights.
 
     Attributes:
         variance: (P,) of all its parameters, one after the other, at least in float32.
@@ -74,13 +74,13 @@ def swag_diagonal(
     """Train a network on, by SGD, and take mean and variance of its weights after every pass but the first.
 
     Args:
-        model: trained on the source; it is left as it is.
-        batches: of the source, images (N, C, H, W) and labels (N,); a loader that shuffles is one.
-        passes: how often they are shown; at least 2.
-        rate: the learning rate of the first two passes.
+        model: network that was trained on the source; it is not changed.
+        batches: labelled source batches, images (N, C, H, W) and labels (N,); a loader that shuffles works too.
+        passes: number of passes over the batches, at least 2.
+        rate: learning rate of the first two passes.
         top_rate: that of the fifth and all later ones; between them it rises linearly.
-        file: a checkpoint after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
+        file: path of a checkpoint after every pass, from which the same call continues; None for none.
+        title: title of the progress bar; None for none.
 
     Returns:
         the network of mean weights, in evaluation mode, with their variance.

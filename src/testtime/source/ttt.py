@@ -46,7 +46,7 @@ class RotationBranch(UnsupervisedBranch):
     """A linear classifier of quarter turns, on features averaged over places.
 
     Args:
-        channels: of the features.
+        channels: number of channels of the features.
         layer: name of the layer that gives them.
 
     Called with features (N, C), maps (N, C, h, w) or tokens (N, T, C), it returns logits (N, 4).

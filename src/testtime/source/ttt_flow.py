@@ -67,9 +67,9 @@ class Flow(UnsupervisedBranch):
 
     Args:
         channels: D, of the watched layer; at least 2.
-        couplings: how many, taking turns in which half they change.
+        couplings: number of couplings, which change one half and the other by turns.
         hidden: units of each of the two hidden layers of a coupling.
-        layer: the name of the watched layer.
+        layer: name of the watched layer.
 
     Called with features, maps (N, C, h, w) or vectors (N, C), it returns :math:`-\\log p(z) / D`, (M,), in nats: one for each
     place of each image.

@@ -41,8 +41,8 @@ class ContrastiveBranch(UnsupervisedBranch):
     """A projection of two layers, of features averaged over places, in which views of one image lie close.
 
     Args:
-        channels: of the features.
-        outputs: of the projection.
+        channels: number of channels of the features.
+        outputs: number of outputs of the projection.
         temperature: T.
         augment: draws a view within the model's invariances.
         layer: name of the layer that gives the features.

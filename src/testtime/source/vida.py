@@ -84,8 +84,8 @@ def with_adapters(
     Args:
         model: the tree.
         low_rank, high_rank: r and R.
-        layers: the dotted names of the layers; None for every linear layer but the head, or every convolution.
-        seed: of the first weights.
+        layers: dotted names of the layers; None for every linear layer but the head, or every convolution.
+        seed: random seed of the first weights.
 
     Raises:
         ValueError: a rank is below 1, there is no layer to adapt, or one is neither linear nor a convolution.
@@ -140,19 +140,20 @@ def train_vida(
     """A network with adapters that were trained on the source, all else frozen, by Adam.
 
     Args:
-        model: trained on the source; it is left as it is.
-        batches: of the source, images (N, C, H, W) and labels (N,); a loader that shuffles is one.
-        passes: how often they are shown.
-        rate: the learning rate.
-        low_rank, high_rank, layers, seed: as for :func:`with_adapters`.
-        file: a checkpoint after every pass, from which the same call continues; None for none.
-        title: says how far the training is; None says nothing.
+        model: network that was trained on the source; it is not changed.
+        batches: labelled source batches, images (N, C, H, W) and labels (N,); a loader that shuffles works too.
+        passes: number of passes over the batches.
+        rate: learning rate.
+        low_rank, high_rank, layers, seed: arguments of :func:`with_adapters`.
+        file: path of a checkpoint after every pass, from which the same call continues; None for none.
+        title: title of the progress bar; None for none.
 
     Returns:
         the network, in evaluation mode, with its adapters.
 
     Raises:
-        ValueError: as :func:`with_adapters`; a loss is not finite, or the file belongs to another training.
+        ValueError: a rank or a layer does not fit (:func:`with_adapters`), a loss is not finite, or the file belongs to another
+            training.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> lessons = [(torch.rand(8, 3, 2, 2), torch.randint(2, (8,)))] * 3
@@ -172,6 +173,7 @@ def train_vida(
         title,
         None if file is None else Path(file),
         described,
+        seed,
     ):
         pass
     return network.requires_grad_(False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from testtime.data.dense import DenseSet
 from testtime.errors import need_pillow
-from testtime.files import write_image, write_json
+from testtime.files import write_image
 from testtime.multitask import Depth, Edges, Normals, Segmentation
 from testtime.multitask.pictures import picture
 from testtime.parts.randomness import generator
@@ -68,7 +68,7 @@ def write_pictures(
     """Draw frames: the picture, the patches that are shown, what the model expects of each modality, and the segmentations.
 
     Args:
-        folder: where ``pictures`` are written, with a line that says what they are.
+        folder: where ``pictures/light.png`` and ``pictures/dark.png`` are written.
         model: pre-trained.
         tokenizers: by stream.
         segmenters: by name, from pictures to logits.
@@ -122,10 +122,4 @@ def write_pictures(
         path = where / f"{tone}.png"
         write_image(path, sheet, optimize=True)
         written.append(path)
-    about = (
-        f"Frames of the test house from cameras that were not trained on. Shown {share:.0%} of the picture's patches, the "
-        "model expects the rest of the picture and what each sensor would say; right of the label, segmentations of the "
-        "whole picture."
-    )
-    write_json(where / "pictures.json", {"about": about})
     return written

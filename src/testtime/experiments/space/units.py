@@ -1,0 +1,271 @@
+"""Functions of the units that make things: rendered houses, teacher, tokenizers, shards, pre-trained and fine-tuned models.
+
+A result holds what another unit needs to build the model again; its weights lie beside it as ``model.safetensors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from testtime.data.dense import DenseSet
+from testtime.data.shared_classes import relabelled
+from testtime.experiments.space.presets import Place, Views, of_json
+from testtime.experiments.store import Made, Workspace
+from testtime.multitask import Recipe as TeacherRecipe
+from testtime.multitask import Segmentation, multitask_resnet
+from testtime.multitask.presets import GROUPS
+from testtime.scenes.disk import Recipe as Space
+from testtime.scenes.disk import make, read_scenes
+from testtime.scenes.sceneset import SceneSet
+from testtime.space import masking
+from testtime.space.captioning import Captioner, CaptionVocabulary, captions_of, train_captioner
+from testtime.space.detection import Detector, boxes_of, train_detector
+from testtime.space.dino import SelfDistilled
+from testtime.space.foreign import named_encoder
+from testtime.space.frames import SpaceFrames
+from testtime.space.loader import Batches, Part
+from testtime.space.mae import MaskedAutoencoder, PictureEncoder
+from testtime.space.modalities import SENSORY
+from testtime.space.model import Encoder, FourM, Size
+from testtime.space.pretrain import Recipe, pretrain
+from testtime.space.segmenter import ConvNeXtHead, PatchEncoder, Segmenter
+from testtime.space.shards import Shards, write_shards
+from testtime.space.teachers import STRUCTURE, Teacher, train_teacher
+from testtime.space.tokenizers import FSQTokenizer, Tokenizer, load_tokenizer
+from testtime.space.transfer import TransferRecipe, few, transfer
+from testtime.training import checkpoint
+
+__all__ = ["MAPPING", "labelled_scenes", "read_teacher", "read_views", "tokenizers", "trained"]
+
+MAPPING = {name: group for group, members in GROUPS.items() for name in members}
+"""Class of a segmentation by the class of a rendered object."""
+WIDTH = 16
+"""Width of the pseudo-labeller's ResNet-18."""
+WEIGHTS = "model.safetensors"
+
+
+def scenes(work: Workspace) -> dict[str, Any]:
+    """Render houses."""
+    recipes = [of_json(Space, facts) for facts in work.parameters["spaces"]]
+    for number, recipe in enumerate(recipes):
+        work.progress(number, len(recipes))
+        make(work.folder, [recipe])
+    return {"spaces": [recipe.name for recipe in recipes]}
+
+
+def read_views(work: Workspace) -> SceneSet:
+    """Return the frames of a unit, with all that is known of them.
+
+    Raises:
+        ValueError: too few cameras of a house stand in the part of it that is asked for.
+    """
+    facts = work.parameters["views"]
+    places = tuple(Place(**place) for place in facts["places"])
+    views = Views(places, facts["frames"], facts["cameras"])
+    sets = [
+        read_scenes(made.folder, made.result["spaces"])
+        for need, made in work.needs.items()
+        if need.startswith("scenes")
+    ]
+    spaces = {space.name: space for found in sets for space in found.spaces}
+    names = [recipe.name for recipe in views.rendered(tuple(work.parameters["image"]))]
+    found = SceneSet([spaces[name] for name in names])
+    if places[0].whole:
+        return found
+    chosen: list[int] = []
+    for number, place in enumerate(places):
+        records = found.spaces[number].records
+        rows = [
+            at
+            for at, (space, row) in enumerate(found.places)
+            if space == number and place.holds(records[row])
+        ]
+        if len(rows) < views.each:
+            raise ValueError(
+                f"{place}: {len(rows)} of {len(records)} cameras stand there, {views.each} are needed; take another room or "
+                "more rings"
+            )
+        chosen += rows[: views.each]
+    return found.subset(chosen)
+
+
+def labelled_scenes(work: Workspace) -> DenseSet:
+    """Return the frames of a unit with grouped classes."""
+    return relabelled(read_views(work), MAPPING, tuple(GROUPS))
+
+
+def teacher(work: Workspace) -> dict[str, Any]:
+    """Train the pseudo-labeller on labelled houses of its own, or initialise it."""
+    data, recipe = labelled_scenes(work), work.parameters["recipe"]
+    found = train_teacher(
+        data,
+        work.folder / "training",
+        of_json(TeacherRecipe, recipe or {}),
+        WIDTH,
+        trained=recipe is not None,
+        device=work.parameters["device"],
+    )
+    checkpoint.save(work.folder / WEIGHTS, found.network, None, 0, {"recipe": recipe})
+    return {"classes": list(found.names)}
+
+
+def read_teacher(made: Made) -> Teacher:
+    """Return the pseudo-labeller of a unit."""
+    classes = tuple(made.result["classes"])
+    network = multitask_resnet({"semseg": Segmentation(classes)}, 18, WIDTH)
+    checkpoint.load(made.folder / WEIGHTS, network)
+    return Teacher(network, classes)
+
+
+def _frames(work: Workspace, names: Sequence[str]) -> SpaceFrames:
+    """The frames of a unit without labels: sensors, and predictions of the pseudo-labeller."""
+    sensors = [name for name in names if name in SENSORY and name != "rgb"]
+    asked = [name for name in names if name not in SENSORY]
+    pseudo = read_teacher(work.needs["teacher"]).pseudo if asked else {}
+    return SpaceFrames(labelled_scenes(work), sensors, {name: pseudo[name] for name in asked})
+
+
+def tokenizer(work: Workspace) -> dict[str, Any]:
+    """Train the tokenizer of a modality."""
+    p = work.parameters
+    name, (height, width), patch = p["modality"], p["image"], p["patch"]
+    modality = SENSORY[name] if name in SENSORY else read_teacher(work.needs["teacher"]).modalities[name]
+    flat = modality.kind == "features"
+    size = (height // patch, width // patch) if flat else (height, width)
+    made = FSQTokenizer(modality, size, 1 if flat else patch, levels=tuple(p["levels"]))
+    frames = _frames(work, (name,)).values(modality, made.size)
+    return {"report": str(made.fit(frames, p["steps"], folder=work.folder))}
+
+
+def tokenizers(work: Workspace) -> dict[str, Tokenizer]:
+    """Return the tokenizers that a unit needs, by modality."""
+    return {
+        need.removeprefix("tokenizer "): load_tokenizer(made.folder / "tokenizer.safetensors")
+        for need, made in work.needs.items()
+        if need.startswith("tokenizer ")
+    }
+
+
+def shards(work: Workspace) -> dict[str, Any]:
+    """Write the frames of a unit as crops and tokens."""
+    p, words = work.parameters, None
+    if "boxes" in p:
+        known = read_teacher(work.needs["teacher"])
+        words = (known.modalities["boxes"], known.vocabulary, p["boxes"])
+    streams = {f"tok_{name}": found for name, found in tokenizers(work).items()}
+    frames, size = _frames(work, p["names"]), tuple(p["image"])
+    found = write_shards(work.folder, frames, streams, size, p["patch"], p["crops"], boxes=words)
+    return {"frames": len(found), "streams": [asdict(stream) for stream in found.streams]}
+
+
+def initialised(facts: Mapping[str, Any]) -> Any:
+    """Return a model before it has learned anything, the same for the same facts."""
+    if facts["objective"] == "named":
+        return named_encoder(facts["name"])
+    objective, size, seed = facts["objective"], Size(**facts["size"]), facts["seed"]
+    image, patch = tuple(facts["image"]), facts["patch"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if objective == "mae":
+            return MaskedAutoencoder(size, image, patch, seed=seed)
+        if objective == "dino":
+            outputs, hidden, bottleneck = facts["projection"]
+            return SelfDistilled(size, image, patch, outputs, hidden, bottleneck, crops=4, seed=seed)
+        if objective == "mm":
+            return FourM([masking.Stream(**stream) for stream in facts["streams"]], size, image, patch)
+        if facts["modalities"] == ["rgb"]:
+            return PictureEncoder(size, image, patch)
+        seen = [SENSORY[name] for name in facts["modalities"]]
+        return PatchEncoder(seen, image, patch, size.dim, size.encoder, size.heads)
+
+
+def pretraining(work: Workspace) -> dict[str, Any]:
+    """Pre-train a model on shards of a space and of the transfer set's images."""
+    p, own = work.parameters, Shards(work.needs["shards"].folder)
+    facts = {**p["model"], "streams": work.needs["shards"].result["streams"]}
+    model = trained(work.needs["earlier"]) if "earlier" in work.needs else initialised(facts)
+    parts = [Part(own)]
+    if p["mixin"]:
+        parts.append(Part(Shards(work.needs["outside"].folder), p["mixin"], ("rgb", "tok_rgb")))
+    if p["recipe"]:
+        recipe = of_json(Recipe, p["recipe"])
+        components = getattr(masking, p["components"])(own.streams)
+        mask = masking.Masking(own.streams, components, recipe.inputs, recipe.targets)
+        batches = Batches(parts, mask, recipe.batch, p["model"]["seed"])
+        pretrain(model, batches, recipe, work.folder, p["device"])
+    else:
+        checkpoint.save(work.folder / WEIGHTS, model, None, 0, {"steps": 0})
+    return {"model": facts}
+
+
+def _encoder(model: Any) -> Any:
+    """The image encoder of a pre-trained model; an encoder is its own."""
+    return Encoder(model) if isinstance(model, FourM) else getattr(model, "encoder", model)
+
+
+def _network(facts: Mapping[str, Any], encoder: Any) -> nn.Module:
+    """A fine-tuned model before its training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(facts["seed"])
+        if facts["task"] == "captions":
+            return Captioner(encoder, CaptionVocabulary(facts["words"]), *facts["head"])
+        if facts["task"] == "boxes":
+            return Detector(encoder, facts["classes"], *facts["head"])
+        head = ConvNeXtHead(encoder.dim, encoder.grid, len(facts["classes"]), *facts["head"])
+        return Segmenter(encoder, head)
+
+
+def trained(made: Made) -> Any:
+    """Return the model of a pre-training or a transfer with its weights, on the CPU, in evaluation mode."""
+    facts = made.result["model"]
+    if "task" in facts:
+        model = _network(facts, _encoder(initialised(facts["encoder"])))
+    else:
+        model = initialised(facts)
+    checkpoint.load(made.folder / WEIGHTS, model)
+    return model.eval()
+
+
+def _begun(work: Workspace, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Any, TransferRecipe]:
+    """What a transfer starts from: the facts of its model, the model with its pre-trained encoder, and the recipe."""
+    p, before = work.parameters, work.needs.get("pretraining")
+    own = p["encoder"] if before is None else before.result["model"]
+    whole = {**facts, "encoder": own, "head": p["head"], "seed": p["seed"]}
+    encoder = _encoder(initialised(own) if before is None else trained(before))
+    return whole, _network(whole, encoder), of_json(TransferRecipe, p["recipe"])
+
+
+def segmenter(work: Workspace) -> dict[str, Any]:
+    """Fine-tune an encoder with a head for segmentation on labelled frames."""
+    p, data = work.parameters, labelled_scenes(work)
+    if p["few"]:
+        data = few(data, p["few"], p["seed"])
+    facts, model, recipe = _begun(work, {"task": "classes", "classes": list(data.classes)})
+    transfer(model, data, recipe, work.folder, p["seed"], p["device"])
+    return {"model": facts}
+
+
+def detector(work: Workspace) -> dict[str, Any]:
+    """Fine-tune an encoder with a head for detection on the boxes of things."""
+    p, data = work.parameters, read_views(work)
+    things = [name for name in dict.fromkeys(MAPPING.values()) if name not in STRUCTURE]
+    facts, model, recipe = _begun(work, {"task": "boxes", "classes": things})
+    boxes = boxes_of(data, things, MAPPING)
+    train_detector(model, data, boxes, recipe, work.folder, p["seed"], p["device"])
+    return {"model": facts}
+
+
+def captioner(work: Workspace) -> dict[str, Any]:
+    """Fine-tune an encoder with a decoder of captions."""
+    p, data = work.parameters, read_views(work)
+    captions = captions_of(data)
+    special = len(CaptionVocabulary(()).words)
+    words = list(CaptionVocabulary.of(captions).words[special:])
+    facts, model, recipe = _begun(work, {"task": "captions", "words": words})
+    train_captioner(model, data, captions, recipe, work.folder, p["seed"], p["device"])
+    return {"model": facts}
