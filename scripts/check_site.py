@@ -17,7 +17,7 @@ import griffe
 
 SRC = Path(__file__).parents[1] / "src"
 INTERNAL = {
-    *("__main__", "build", "cli", "construction", "files", "gate", "intake", "labels", "lazy", "moved"),
+    *("__main__", "bench", "build", "cli", "construction", "files", "gate", "intake", "labels", "lazy", "moved"),
     *("processor", "progress", "reports", "state", "workers"),
 }
 """Modules of the package that are not for its users; what users need of them is handed out elsewhere."""
@@ -47,7 +47,9 @@ def _public(module: Any) -> Iterator[tuple[str, Any]]:
 def _exported(module: Any) -> Iterator[tuple[str, Any]]:
     for export in module.exports or ():
         found = module[str(export)]
-        yield f"{module.path}.{export}", found.final_target if found.is_alias else found
+        found = found.final_target if found.is_alias else found
+        named_alike = found.is_module and str(export) in found.members  # a function that hides its module
+        yield f"{module.path}.{export}", found[str(export)] if named_alike else found
 
 
 def inventory(site: Path) -> set[str]:

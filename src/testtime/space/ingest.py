@@ -68,6 +68,7 @@ LAYOUTS = (
     "7scenes",
     "procthor",
 )
+"""Names of the layouts that are read."""
 AGAIN = "delete it and run the same testtime space ingest command again"
 MEMORY = 2**27
 """Numbers that tokenizers learn from at once, over all modalities: half a GiB."""

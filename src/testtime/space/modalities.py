@@ -33,6 +33,7 @@ __all__ = [
 SLACK = 1e-3
 """How far beyond its range a value may lie, by rounding and resizing."""
 Kind = Literal["image", "classes", "features", "sequence"]
+"""Kind of the values of a modality."""
 
 
 @final

@@ -48,6 +48,7 @@ __all__ = [
 __getattr__ = renamed(__name__, {"take_apart": "extract_frames"})
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+"""Suffixes of the videos that are read."""
 PLACES = (".", "rgb", "images", "color")
 ORIENTATION = 0x0112
 """The tag of Exif that says how a picture is to be turned."""
