@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from testtime import (
     adapt,
     list_methods,
     load,
+    plugins,
     save,
     sgd,
     state_hash,
@@ -228,6 +230,35 @@ def test_what_was_passed_has_to_fit(tmp_path: Path) -> None:
     other = type("Gentle", (Adapter,), {})
     with pytest.raises(ValueError, match="two of classes have the name 'Gentle'"):
         load(tmp_path, network(), classes=[Gentle, other])
+
+
+def test_a_class_of_an_installed_package_needs_not_be_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install(**points: str) -> None:
+        made = [EntryPoint(name, value, "testtime.methods") for name, value in points.items()]
+        monkeypatch.setattr(plugins, "entry_points", lambda group: made)
+
+    install(other="math:pi", gentle=f"{__name__}:Gentle")
+    adapter = Gentle(network(), 0.5)
+    adapter(X)
+    save(adapter, tmp_path)
+    assert json.loads((tmp_path / "adapter.json").read_text())["entry_point"] == "gentle"
+    loaded = load(tmp_path, network())
+    assert type(loaded) is Gentle
+    assert (loaded.strength, state_hash(loaded)) == (0.5, state_hash(adapter))
+    for points in (
+        {},
+        {"other": f"{__name__}:Gentle"},
+        {"gentle": "testtime.methods:Tent"},
+        {"gentle": "math:pi"},
+    ):
+        install(**points)  # the file names another class than the package does, or none
+        with pytest.raises(
+            DataError, match=r"names .*Gentle, which is not one of the parts.*classes=\[Gentle\]"
+        ):
+            load(tmp_path, network())
+    assert type(load(tmp_path, network(), classes=[Gentle])) is Gentle
 
 
 def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:

@@ -14,17 +14,18 @@ from testtime.adapter import Adapter
 from testtime.errors import did_you_mean
 from testtime.methods import METHODS
 from testtime.moved import current_arguments
+from testtime.plugins import plugins, resolve
 
-__all__ = ["adapt", "list_methods", "nested_arguments"]
+__all__ = ["adapt", "find_method", "list_methods", "nested_arguments"]
 
 
 def list_methods() -> list[str]:
-    """The names that :func:`adapt` takes.
+    """Return the names that :func:`adapt` takes: of this library, and entry points ``testtime.methods`` of other packages.
 
     >>> "paf-kip" in list_methods()
     True
     """
-    return sorted(method.name for method in METHODS.values())
+    return sorted({method.name for method in METHODS.values()} | plugins("testtime.methods").keys())
 
 
 def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments: Any) -> Adapter:
@@ -32,8 +33,7 @@ def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments
 
     Args:
         model: any classifier; timm and Hugging Face models work as they come.
-        method: name of :func:`list_methods` or of a class of :mod:`testtime.methods` (case, "-" and "_" do not matter), or a
-            class, your own too.
+        method: name that :func:`find_method` takes, or a class, your own too.
         arguments: those of the method's class, e.g. ``classes=10``.
 
     Raises:
@@ -44,7 +44,7 @@ def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments
     >>> type(adapt(net, "tent")).__name__, type(adapt(net, testtime.methods.Tent)).__name__
     ('Tent', 'Tent')
     """
-    cls = _named(method) if isinstance(method, str) else method
+    cls = find_method(method) if isinstance(method, str) else method
     if not (isinstance(cls, type) and issubclass(cls, Adapter)):
         raise TypeError(
             f"expected the name of a method or its class, got {method!r}; for example testtime.adapt(model, 'tent') or "
@@ -57,6 +57,39 @@ def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments
         takes = [p for p in inspect.signature(cls).parameters if p != "model"]
         raise ValueError(f"{cls.__name__}: {error}; it takes {', '.join(takes)}") from None
     return cls(model, **arguments)
+
+
+def find_method(name: str) -> type[Adapter]:
+    """Return a class of adapters.
+
+    Args:
+        name: name of :func:`list_methods` or of a class of :mod:`testtime.methods` (case, "-" and "_" do not matter), or an
+            import path "package.module:Class".
+
+    Raises:
+        ValueError: there is no method of this name, or it is no class of adapters.
+        ImportError: the import path leads nowhere.
+
+    >>> find_method("bn_adapt").label, find_method("UniEntPlus").name
+    ('BN-adapt', 'unient+')
+    """
+    known = {_bare(form): cls for cls, entry in METHODS.items() for form in (entry.name, cls)}
+    others = plugins("testtime.methods")
+    if ":" in name:
+        found = resolve(name)
+    elif _bare(name) in known:
+        found = getattr(testtime.methods, known[_bare(name)])
+    elif name in others:
+        found = others[name].load()
+    else:
+        names = list_methods()
+        guess = did_you_mean(name.replace("_", "-"), names)
+        raise ValueError(
+            f"there is no method {name!r}{guess}; testtime.list_methods() has {', '.join(names)}"
+        )
+    if not (isinstance(found, type) and issubclass(found, Adapter)):
+        raise ValueError(f"{name}: expected a class of testtime.Adapter, got {found!r}")
+    return found
 
 
 def nested_arguments(cls: type[Adapter], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,15 +115,5 @@ def nested_arguments(cls: type[Adapter], arguments: Mapping[str, Any]) -> dict[s
     return rest | ({"options": dataclasses.replace(options, **fields)} if fields else {})
 
 
-def _named(method: str) -> type[Adapter]:
-    def bare(name: str) -> str:
-        return name.lower().replace("-", "").replace("_", "")
-
-    known = {bare(name): cls for cls, entry in METHODS.items() for name in (entry.name, cls)}
-    if bare(method) not in known:
-        guess = did_you_mean(method.replace("_", "-"), list_methods())
-        raise ValueError(
-            f"there is no method {method!r}{guess}; testtime.list_methods() has {', '.join(list_methods())}"
-        )
-    found: type[Adapter] = getattr(testtime.methods, known[bare(method)])
-    return found
+def _bare(name: str) -> str:
+    return name.lower().replace("+", "plus").replace("-", "").replace("_", "")

@@ -41,10 +41,7 @@ def resolve(path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0]:
-            raise
-        raise ImportError(
-            f"{path}: there is no module {error.name!r}; install it, or run the command in its folder"
-        ) from error
+        advice = "install its package, or add the folder of the module to PYTHONPATH"
+        raise ImportError(f"{path}: {error}; {advice}") from error
     except AttributeError as error:
         raise ImportError(f"{path}: {error}; expected an import path as package.module:name") from error

@@ -1,8 +1,9 @@
 """Save an adapter to a folder and load it again.
 
 A folder holds ``adapter.safetensors``, which :func:`load` reads, and ``adapter.json``, a copy of its description for people.
-The description names classes and functions; nothing that it names is imported. Only the registered parts of this library
-and what the caller of :func:`load` passes are ever called.
+The description names classes and functions; nothing that it names by an import path is imported. Only the registered parts
+of this library, what the caller of :func:`load` passes, and classes that installed packages register under the entry points
+``testtime.methods`` are ever called.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import inspect
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -62,6 +64,7 @@ from testtime.parts import (
     simclr,
 )
 from testtime.parts.mixture import two_gaussians
+from testtime.plugins import plugins
 
 __all__ = ["load", "save"]
 
@@ -297,9 +300,19 @@ def _describe(adapter: Adapter) -> dict[str, Any]:
         "module": home or cls.__module__,
         "arguments": arguments,
     }
+    if home is None and (point := _entry_point(cls)) is not None:
+        described["entry_point"] = point
     if isinstance(adapter, testtime.wrap.Wrapper):
         described["inner"] = _describe(adapter.adapter)
     return described
+
+
+def _entry_point(cls: type[Adapter]) -> str | None:
+    """The name of the entry point ``testtime.methods`` from which a class comes; nothing is imported."""
+    for name, point in plugins("testtime.methods").items():
+        if getattr(sys.modules.get(point.module), point.attr, None) is cls:
+            return name
+    return None
 
 
 def _encode(name: str, value: Any, adapter: Adapter) -> Any:
@@ -387,7 +400,7 @@ def _builder(described: Mapping[str, Any], own: _Own) -> Callable[[nn.Module], A
         module or ("testtime.wrap" if inner else "testtime.methods")
     )
     if home is None:
-        cls = own.find(name, str(module), "classes")
+        cls: Any = _installed(described) or own.find(name, str(module), "classes")
     elif name in home.__all__:
         cls = getattr(home, name)
     else:
@@ -404,6 +417,15 @@ def _builder(described: Mapping[str, Any], own: _Own) -> Callable[[nn.Module], A
         return made
 
     return build
+
+
+def _installed(described: Mapping[str, Any]) -> type[Adapter] | None:
+    """The class of the entry point that a description names, if an installed package registers this very class."""
+    point = plugins("testtime.methods").get(described.get("entry_point", ""))
+    cls = None if point is None else point.load()
+    if not (isinstance(cls, type) and issubclass(cls, Adapter)):
+        return None
+    return cls if (cls.__module__, cls.__name__) == (described["module"], described["class"]) else None
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,19 @@ def test_a_run_prints_its_table_writes_its_page_and_goes_on_from_its_file(
             ["digits", "--rows", "TNET"],
             "digits has no row 'TNET' (did you mean 'TENT'?); its rows are Source",
         ),
-        (["digits", "--methods", "nowhere:Mine"], "No module named 'nowhere'"),
+        (
+            ["digits", "--methods", "nowhere:Mine"],
+            "nowhere:Mine: No module named 'nowhere'; install its package, or",
+        ),
         (["digits", "digits", "--out", "x"], "--out is the folder of one run"),
-        (["none.toml"], "No such file or directory: 'none.toml'"),
+        (["none.toml"], "none.toml: no such file; expected a request, such as the run.toml of a run"),
+        (
+            ["digits", "--set", "epochs=many"],
+            "digits: expected the setting epochs in the form of 12, got 'many'",
+        ),
+        (["digits", "--set", "corruptions=fog"], "digits: expected the setting corruptions in the form of ["),
+        (["digits", "digit"], "no experiment 'digit' (did you mean 'digits'?)"),
+        (["digits", "--data", "nowhere"], "--data nowhere: no such folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(

@@ -1,78 +1,125 @@
-"""``testtime run`` and ``testtime list``: the experiments of all families."""
+"""``testtime run``, ``list`` and ``report``: the experiments of all families, and the pages of their runs."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from testtime.cli.options import Once, add_precision, device, new_folder, print_progress, seeds, whole, words
+from testtime.cli.options import (
+    Commands,
+    Option,
+    Precision,
+    Seeds,
+    device,
+    new_file,
+    new_folder,
+    print_progress,
+    words,
+)
 from testtime.experiments.registry import find_experiment, list_experiments
 
 if TYPE_CHECKING:
-    from testtime.experiments import Backend
+    from testtime.experiments import Request, Table
+    from testtime.report import Page
 
-__all__ = ["add", "listing", "run"]
-
-FIELDS = ("seeds", "rows", "methods", "limit", "device", "precision", "data", "model")  # of a request
-
-
-def add(commands: Any) -> None:
-    """Add the two commands to the subparsers of ``testtime``."""
-    parser = commands.add_parser(
-        "run", help="run experiments; the same command goes on where it was left, from any number of hosts"
-    )
-    parser.add_argument(
-        "names",
-        nargs="+",
-        metavar="NAME|FILE.toml",
-        help="experiments of testtime list, or files of requests",
-    )
-    parser.add_argument("--data", metavar="DIR", help="folder of data sets and weights (.data)")
-    parser.add_argument("--model", metavar="NAME", help="source model: a name, a file, timm:NAME or hf:NAME")
-    parser.add_argument("--seeds", type=seeds, metavar="0,1,2", help="instead of the experiment's")
-    parser.add_argument("--rows", nargs="+", action=Once, metavar="ROW", help="some of the experiment's")
-    parser.add_argument(
-        "--methods",
-        type=words,
-        metavar="A,B",
-        help="rows of own methods: package.module:Class, or entry points",
-    )
-    parser.add_argument("--limit", type=whole(), metavar="N", help="images of each domain (all)")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the experiment's family"
-    )
-    parser.add_argument("--device", type=device, help="cpu or cuda (cpu)")
-    add_precision(parser)
-    parser.set_defaults(precision=None)
-    parser.add_argument("--jobs", type=whole(), metavar="N", help="processes, one thread each (this process)")
-    parser.add_argument("--ray", metavar="ADDRESS", help="a cluster of Ray: its address, auto, or local")
-    parser.add_argument("--out", type=new_folder, metavar="DIR", help="folder of the run (runs/NAME)")
-    parser.add_argument(
-        "--store", type=new_folder, metavar="DIR", help="folder of artefacts that runs share (beside the run)"
-    )
-    parser.add_argument(
-        "--again", action="store_true", help="make results of another version of the code again"
-    )
-    parser.set_defaults(run=_run)
-    listed = commands.add_parser("list", help="list the experiments by family")
-    listed.add_argument("family", nargs="?", help="one family")
-    listed.add_argument("--json", action="store_true", help="for programs")
-    listed.set_defaults(run=lambda arguments: listing(arguments.family, arguments.json))
+__all__ = ["COMMANDS", "Changes", "list_", "report", "run", "run_one"]
+OWN = "rows of own methods: package.module:Class, or entry points"
 
 
-def listing(family: str | None = None, as_json: bool = False) -> int:
-    """Print the experiments by family.
+@dataclass(frozen=True)
+class Changes:
+    """What differs from the experiment, or from the file of a request."""
 
-    Args:
-        family: one family; None for all.
-        as_json: whether they are printed as JSON.
-    """
+    data: Annotated[str | None, Option("folder of data sets and weights, or own images (.data)")] = None
+    model: Annotated[str | None, Option("source model: a name, a file, timm:NAME or hf:NAME")] = None
+    methods: Annotated[tuple[str, ...] | None, Option(OWN, words, "A,B", ("--methods", "--method"))] = None
+    seeds: Seeds = None
+    rows: Annotated[tuple[str, ...] | None, Option("some of the experiment's", metavar="ROW")] = None
+    limit: Annotated[int | None, Option("images of each domain (all)")] = None
+    device: Annotated[str | None, Option("cpu or cuda (cpu)", device)] = None
+    precision: Precision = None
+    settings: Annotated[
+        tuple[str, ...], Option("settings of the family", metavar="KEY=VALUE", names=("--set",))
+    ] = ()
+
+    def request(self, name: str) -> Request:
+        """Return the request of an experiment, or of a TOML file, with these changes."""
+        from testtime.experiments import Request
+
+        path = Path(name)
+        if path.suffix == ".toml" and not path.is_file():
+            raise ValueError(f"{name}: no such file; expected a request, such as the run.toml of a run")
+        before = Request.read(path) if path.suffix == ".toml" else Request(name)
+        if self.data is not None and not Path(self.data).is_dir():
+            raise ValueError(f"--data {self.data}: no such folder; expected that of data sets and weights")
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        settings = {**before.settings, **dict(map(_setting, self.settings))}
+        return replace(before, **{**given, "settings": settings})
+
+
+def run(
+    *names: Annotated[
+        str, Option("experiments of testtime list, or files", several=True, metavar="NAME|FILE.toml")
+    ],
+    changes: Changes,
+    jobs: Annotated[int | None, Option("processes, one thread each (this process)")] = None,
+    ray: Annotated[
+        str | None, Option("a cluster of Ray: its address, auto, or local", metavar="ADDRESS")
+    ] = None,
+    out: Annotated[str | None, Option("folder of the run (runs/NAME)", new_folder, "DIR")] = None,
+    store: Annotated[
+        str | None, Option("artefacts that runs share (beside the run)", new_folder, "DIR")
+    ] = None,
+    again: Annotated[bool, Option("make results of another version of the code again")] = False,
+    command: Sequence[str] = (),
+) -> int:
+    """Run experiments; the same command goes on where it was left, from any number of hosts."""
+    if out and len(names) > 1:
+        raise ValueError("--out is the folder of one run; leave it out, or name one experiment")
+    if any(":" in name for name in changes.methods or ()):
+        sys.path.append(str(Path.cwd()))  # where the user's own module may lie
+    asked = [(Path(name), changes.request(name)) for name in names]
+    for _, request in asked:
+        find_experiment(request.experiment).check_settings(request)
+    codes = []
+    for path, request in asked:
+        folder = out or (path.parent if path.name == "run.toml" else f"runs/{request.experiment}")
+        codes.append(run_one(request, folder, store, jobs, ray, again, command))
+    return max(codes)
+
+
+def run_one(
+    request: Request,
+    folder: str | Path,
+    store: str | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
+    again: bool = False,
+    command: Sequence[str] = (),
+) -> int:
+    """Run an experiment, print its tables and write its page; return the exit code."""
+    from testtime.experiments import Here, Processes, Ray, read_run, run_experiment
+
+    experiment, local = find_experiment(request.experiment), Processes(jobs) if jobs else Here()
+    backend = local if ray is None else Ray(ray, jobs)
+    summary = run_experiment(experiment, request, folder, store, backend, command, print_progress, again)
+    found = read_run(folder)
+    if found.records():
+        _show(experiment.tables(found), experiment.page(found), found.folder / "report.html")
+    return summary.exit_code
+
+
+def list_(
+    family: Annotated[str | None, Option("one family")] = None,
+    *,
+    as_json: Annotated[bool, Option("for programs", names=("--json",))] = False,
+) -> int:
+    """List the experiments by family."""
     found = list_experiments(family)
     if as_json:
         print(json.dumps({name: [vars(one) for one in listed] for name, listed in found.items()}, indent=1))
@@ -85,65 +132,43 @@ def listing(family: str | None = None, as_json: bool = False) -> int:
     return 0
 
 
-def run(
-    name: str,
-    changes: Mapping[str, Any],
-    out: str | None = None,
-    store: str | None = None,
-    backend: Backend | None = None,
-    again: bool = False,
-    command: Sequence[str] = (),
+def report(
+    *runs: Annotated[str, Option("folder of a run; several are compared", metavar="RUN", several=True)],
+    out: Annotated[
+        str | None, Option("the page (report.html in the folder, or comparison.html)", new_file, "FILE")
+    ] = None,
+    as_json: Annotated[str | None, Option("the tables, for programs", new_file, "FILE", ("--json",))] = None,
 ) -> int:
-    """Run an experiment, print its tables and write its page; return the exit code.
+    """Print the tables of a run and write its page, or those of several runs side by side."""
+    from testtime.experiments import read_run
+    from testtime.files import write_json
 
-    Args:
-        name: name of an experiment, or path of a request, such as the ``run.toml`` of a run.
-        changes: fields of the request that differ from the file or from the defaults.
-        out: folder of the run; None is the folder of the file ``run.toml``, or ``runs/NAME``.
-        store: folder of artefacts; None is beside the run.
-        backend: back-end that executes the units.
-        again: whether results of another version of the code are made again.
-        command: command line, for the provenance.
-    """
-    from testtime.experiments import Request, read_run, run_experiment
+    found = [read_run(folder) for folder in runs]
+    experiments = [find_experiment(one.about["experiment"]) for one in found]
+    first = experiments[0]
+    if len({one.family for one in experiments}) > 1:
+        families = ", ".join(
+            f"{run.folder} ({one.family})" for run, one in zip(found, experiments, strict=True)
+        )
+        raise ValueError(f"expected runs of one family, got {families}; make a page for each family")
+    if len(found) == 1:
+        tables, page = first.tables(found[0]), first.page(found[0])
+    else:
+        tables, page = first.compared(found), first.comparison_page(found)
+    if as_json:
+        write_json(as_json, {"runs": [*runs], "tables": [table.json() for table in tables]})
+    default = found[0].folder / "report.html" if len(found) == 1 else "comparison.html"
+    _show(tables, page, out or default)
+    return 0
+
+
+def _show(tables: Sequence[Table], page: Page, path: str | Path) -> None:
+    """Print tables, write a page, and print its path."""
     from testtime.report import write_page
 
-    path = Path(name)
-    request = Request.read(path) if path.suffix == ".toml" else Request(name)
-    settings = {**request.settings, **changes.get("settings", {})}
-    request = replace(request, **{**changes, "settings": settings})
-    experiment = find_experiment(request.experiment)
-    folder = Path(out or (path.parent if path.name == "run.toml" else f"runs/{request.experiment}"))
-    summary = run_experiment(experiment, request, folder, store, backend, command, print_progress, again)
-    found = read_run(folder)
-    for table in experiment.tables(found):
+    for table in tables:
         print(table.text(), end="\n\n")
-    print(write_page(folder / "report.html", experiment.page(found)))
-    return summary.exit_code
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # "module:Class" may name a file beside the command
-    given = {name: getattr(arguments, name) for name in FIELDS if getattr(arguments, name) is not None}
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    changes["settings"] = dict(_setting(text) for text in arguments.set)
-    if arguments.out and len(arguments.names) > 1:
-        raise ValueError("--out is the folder of one run; leave it out, or name one experiment")
-    codes = []
-    for name in arguments.names:
-        backend = _backend(arguments.jobs, arguments.ray)
-        command = ["testtime", *arguments.argv]
-        codes.append(run(name, changes, arguments.out, arguments.store, backend, arguments.again, command))
-    return max(codes)
-
-
-def _backend(jobs: int | None, ray: str | None) -> Backend:
-    from testtime.experiments import Here, Processes, Ray
-
-    if ray is not None:
-        return Ray(ray, jobs)
-    return Here() if jobs is None else Processes(jobs)
+    print(write_page(path, page))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -155,3 +180,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name, value
+
+
+COMMANDS: Commands = {"run": run, "list": list_, "report": report}

@@ -1,4 +1,4 @@
-"""Types of command-line options: each checks a value before the command has made anything."""
+"""Types of options: each checks a word before the command has made anything, and says what to do."""
 
 from __future__ import annotations
 
@@ -7,150 +7,95 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-
-from testtime.errors import did_you_mean
+from typing import Annotated, Any, Literal
 
 __all__ = [
-    "Once",
-    "Parser",
-    "above",
-    "add_precision",
-    "device",
-    "existing",
-    "new_file",
-    "new_folder",
-    "numbers",
-    "print_progress",
-    "seeds",
-    "share",
-    "size",
-    "whole",
-    "words",
+    *("Commands", "Device", "Jobs", "Option", "Precision", "Seed", "Seeds", "device", "existing", "new_file"),
+    *("new_folder", "number", "once", "print_progress", "seeds", "size", "whole", "words"),
 ]
 
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with the name that was probably meant."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit with 2."""
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains\n")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            names = [str(choice) for choice in action.choices]
-            message = f"no choice {value!r}{did_you_mean(str(value), names)}; there are {', '.join(names)}"
-            raise argparse.ArgumentError(action, message)
+Commands = dict[str, Callable[..., int]]
+"""Functions of commands by name."""
 
 
-def whole(low: int = 1) -> Callable[[str], int]:
-    """Return the type of whole numbers from a lowest one.
+@dataclass(frozen=True)
+class Option:
+    """How the command line gives a parameter, in its annotation: ``Annotated[int, Option("processes")]``.
 
-    >>> whole(1)("3")
-    3
+    Args:
+        help: what it is, for ``--help``; a default is added.
+        convert: function that checks a word and converts it; by default it follows from the type of the parameter.
+        metavar: the value in ``--help``.
+        names: names of the option, where they are not the parameter's.
+        several: whether it takes several words, among which one may stand twice.
     """
 
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {low}, got {text!r}")
-        return value
-
-    return convert
+    help: str
+    convert: Callable[[str], Any] | None = None
+    metavar: str | None = None
+    names: tuple[str, ...] = ()
+    several: bool = False
 
 
-def above(text: str) -> float:
-    """Convert a number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
-
-
-class Once(argparse.Action):
-    """Stores a list in which each value may stand once."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
-        """Store the values."""
-        try:
-            _once(values, " ".join(map(str, values)))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-        setattr(namespace, self.dest, values)
-
-
-def share(text: str) -> float:
-    """Convert a number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def words(text: str) -> list[str]:
-    """Convert words with commas between them; each may stand once.
-
-    >>> words("tent, eata")
-    ['tent', 'eata']
-    """
-    found = [word.strip() for word in text.split(",") if word.strip()]
-    _once(found, text)
-    return found
-
-
-def numbers(low: int = 0) -> Callable[[str], tuple[int, ...]]:
-    """Return the type of whole numbers from a lowest one with commas between them; each may stand once.
-
-    >>> numbers()("0,1,2")
-    (0, 1, 2)
-    """
-
-    def convert(text: str) -> tuple[int, ...]:
-        try:
-            found = tuple(int(word) for word in text.split(",") if word.strip())
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"expected numbers with commas between, as 0,1,2, got {text!r}"
-            ) from None
-        _once(found, text)
-        if min(found) < low:
-            raise argparse.ArgumentTypeError(f"expected numbers from {low}, got {text!r}")
-        return found
-
-    return convert
-
-
-seeds = numbers()
-
-
-def _once(found: Sequence[Any], text: str) -> None:
+def once(found: Sequence[Any], text: str) -> tuple[Any, ...]:
+    """Return values as a tuple; there is at least one, and each stands once."""
     if not found:
         raise argparse.ArgumentTypeError(f"expected one or more, with commas between, got {text!r}")
     twice = next((one for one in found if found.count(one) > 1), None)
     if twice is not None:
         raise argparse.ArgumentTypeError(f"{twice} stands twice in {text!r}; name it once")
+    return tuple(found)
+
+
+def whole(low: int = 1) -> Callable[[str], int]:
+    """Return the type of whole numbers from a lowest one."""
+
+    def convert(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low}, got {text!r}")
+        return int(text)
+
+    return convert
+
+
+def number(high: float = math.inf) -> Callable[[str], float]:
+    """Return the type of numbers above 0, or from 0 to a highest one."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (0 <= value <= high if high < math.inf else 0 < value < math.inf):
+            expected = f"from 0 to {high:g}" if high < math.inf else "above 0"
+            raise argparse.ArgumentTypeError(f"expected a number {expected}, got {text!r}")
+        return value
+
+    return convert
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Convert names with commas between them; each may stand once."""
+    return once([word.strip() for word in text.split(",") if word.strip()], text)
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Convert whole numbers from 0 with commas between them; each may stand once."""
+    try:
+        found = [int(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected numbers with commas between, as 0,1,2, got {text!r}"
+        ) from None
+    if min(found, default=0) < 0:
+        raise argparse.ArgumentTypeError(f"expected numbers from 0, got {text!r}")
+    return once(found, text)
 
 
 def size(text: str) -> tuple[int, int]:
-    """Convert pixels, one number for a square or height x width.
-
-    >>> size("64"), size("48x64")
-    ((64, 64), (48, 64))
-    """
+    """Convert pixels, one number for a square or height x width."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"expected pixels as 64 or 48x64 (height x width), got {text!r}")
@@ -172,7 +117,7 @@ def device(text: str) -> str:
 def existing(text: str) -> str:
     """Check the path of a file or folder that has to exist."""
     if not text or not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"no such file or folder: {text!r}")
+        raise argparse.ArgumentTypeError(f"no such file or folder: {text!r}; check its spelling")
     return text
 
 
@@ -204,16 +149,39 @@ def _need_writable(folder: Path) -> None:
         raise argparse.ArgumentTypeError(f"{folder} is read-only for this user; choose another folder")
 
 
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Add ``--precision`` to a parser."""
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="bfloat16 runs the networks under autocast; auto takes it where the processor computes in it (auto)",
-    )
-
-
 def print_progress(line: str) -> None:
     """Print a line on standard error at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+Device = Annotated[str, Option("cpu or cuda", device)]
+Jobs = Annotated[int, Option("processes")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"] | None,
+    Option("of the networks, under autocast; auto is bfloat16 where the processor computes in it (auto)"),
+]
+Seed = Annotated[int, Option("random seed (0)", whole(0))]
+Seeds = Annotated[tuple[int, ...] | None, Option("in place of the experiment's", seeds, "0,1,2")]
+
+
+# For the commands that are not yet declared by typed functions ------------------------------------------------------------
+
+above, share = number(), number(1)
+
+
+class Once(argparse.Action):
+    """Stores a list in which each value may stand once."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        try:
+            setattr(namespace, self.dest, list(once(values, " ".join(map(str, values)))))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add ``--precision`` to a parser."""
+    choices = ("auto", "float32", "bfloat16")
+    parser.add_argument("--precision", choices=choices, default="auto", help="of the networks (auto)")

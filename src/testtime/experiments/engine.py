@@ -80,12 +80,14 @@ def run_experiment(
     Raises:
         ValueError: the experiment has no such row or setting, or the folder holds another run; nothing is written.
         DataError: data or weights are not there; nothing is written.
+        ImportError: a package is not installed; nothing is written.
     """
     from testtime.processor import need_device, resolve_precision
 
     run = RunFolder(Path(folder))
     before = run.request()
     experiment.check_settings(request)
+    experiment.check_machine(say)
     asked: Any = request.precision
     started: Any = before.precision if before else None
     precision = resolve_precision(asked, need_device(request.device), started, say)

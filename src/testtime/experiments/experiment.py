@@ -261,10 +261,27 @@ class Experiment(ABC):
         return request.settings.get(name, self.settings[name])
 
     def check_settings(self, request: Request) -> None:
-        """Refuse settings that the experiment does not have, with a ValueError."""
-        for name in request.settings:
+        """Refuse settings that the experiment does not have, or of another kind than their defaults, with a ValueError."""
+        for name, value in request.settings.items():
             if name not in self.settings:
                 raise unknown_name(f"setting of {self.name}", name, self.settings)
+            kinds = ((bool,), (int, float), (str,), (list, tuple))
+            default = self.settings[name]
+            kind = next((kind for kind in kinds if isinstance(default, kind)), None)
+            if kind and (not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool)):
+                raise ValueError(
+                    f"{self.name}: expected the setting {name} in the form of {default!r}, got {value!r}"
+                )
+
+    def check_machine(self, say: Callable[[str], None]) -> None:  # noqa: B027 - nothing to check by default
+        """Refuse a run for which packages are missing, and report what will be slow.
+
+        Args:
+            say: function that takes lines for a person.
+
+        Raises:
+            ImportError: packages are not installed.
+        """
 
     def chosen_rows(self, rows: Sequence[Row], request: Request) -> list[Row]:
         """Return those of the rows that the request names, in any spelling, the base rows, and one for each own method.

@@ -83,28 +83,10 @@ def find_experiment(name: str) -> Experiment:
 
 
 def find_method(name: str) -> type[Adapter]:
-    """Return a class of adapters: of this library, of an entry point ``testtime.methods``, or "package.module:Class".
+    """Return a class of adapters, see :func:`testtime.build.find_method`."""
+    from testtime.build import find_method
 
-    Raises:
-        ValueError: there is no method of this name, or it is no class of adapters.
-        ImportError: the import path leads nowhere.
-    """
-    import testtime.methods
-    from testtime.adapter import Adapter
-
-    others = plugins("testtime.methods")
-    own = {_bare(cls): cls for cls in testtime.methods.__all__}
-    if ":" in name:
-        found = resolve(name)
-    elif name in others:
-        found = others[name].load()
-    elif _bare(name) in own:
-        found = getattr(testtime.methods, own[_bare(name)])
-    else:
-        raise unknown_name("method", name, [*own.values(), *others])
-    if not (isinstance(found, type) and issubclass(found, Adapter)):
-        raise ValueError(f"{name}: expected a class of testtime.Adapter, got {found!r}")
-    return found
+    return find_method(name)
 
 
 def code_of(*parts: Any) -> dict[str, str]:
@@ -118,7 +100,3 @@ def find_reader(name: str) -> Callable[..., Any] | None:
     """Return the function of an entry point ``testtime.data``; None if there is none of this name."""
     point = plugins("testtime.data").get(name)
     return None if point is None else point.load()
-
-
-def _bare(name: str) -> str:
-    return name.lower().replace("+", "plus").replace("-", "").replace("_", "")

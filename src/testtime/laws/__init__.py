@@ -37,7 +37,14 @@ classes.
 reset_is_birth
 """
 
-from testtime.laws.check import LAWS, Case, broken_laws, check_adapter, parametrize_with_laws
+from testtime.laws.check import (
+    LAWS,
+    Case,
+    broken_laws,
+    check_adapter,
+    installed_cases,
+    parametrize_with_laws,
+)
 from testtime.laws.trial import Law, LawBroken, Make
 from testtime.laws.worlds import CLASSES, WORLDS, Meter, World
 
@@ -53,5 +60,6 @@ __all__ = [
     "World",
     "broken_laws",
     "check_adapter",
+    "installed_cases",
     "parametrize_with_laws",
 ]

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from testtime.laws import caller, composition, state, stepping
 from testtime.laws.trial import Law, LawBroken, Make
 from testtime.laws.worlds import WORLDS
+from testtime.plugins import plugins
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["LAWS", "Case", "broken_laws", "check_adapter", "parametrize_with_laws"]
+__all__ = ["LAWS", "Case", "broken_laws", "check_adapter", "installed_cases", "parametrize_with_laws"]
 
 LAWS: dict[str, Law] = {
     law.__name__: law
@@ -130,6 +131,16 @@ class Case:
     make: Make
     excuses: Mapping[str, str] = field(default_factory=dict)
     worlds: Sequence[str] = CLASSIFICATION
+
+
+def installed_cases() -> list[Case]:
+    """Return a case for every method that other packages register under ``testtime.methods``.
+
+    >>> @parametrize_with_laws(installed_cases())
+    ... def test_obeys(check):
+    ...     check()
+    """
+    return [Case(name, point.load()) for name, point in plugins("testtime.methods").items()]
 
 
 def parametrize_with_laws(cases: Iterable[Case], rotate: bool = False) -> pytest.MarkDecorator:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from space_speck import SPECK, Speck
 
 from testtime.experiments.experiment import closure
@@ -12,8 +13,9 @@ from testtime.experiments.space.analyses import ALL, MAE, SENSED, SENSORS, TEACH
 from testtime.experiments.space.planning import Planner
 from testtime.experiments.space.presets import PRESETS, Place, Views, houses
 from testtime.experiments.space.units import labelled_scenes, read_teacher, read_views, trained
-from testtime.experiments.store import Workspace
+from testtime.experiments.store import Workspace, execute
 from testtime.scenes.disk import read_scenes
+from testtime.space.loader import Batches
 from testtime.space.shards import Shards
 
 pytest.importorskip("PIL", reason="pip install -e '.[images]'")
@@ -166,6 +168,28 @@ def test_pre_training_goes_on_with_the_same_tokens_where_the_place_has_changed(s
     assert not torch.equal(trained(speck.made(before)).mask_token, trained(made).mask_token)
     lines = (made.folder / "losses.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 1  # two of three steps
+
+
+def test_a_killed_pre_training_continues_from_its_checkpoint(speck, tmp_path, monkeypatch):
+    preset = replace(SPECK, recipe=replace(SPECK.recipe, every=1))
+    unit = Planner(preset).pretraining(SENSED)
+    whole, steps, compact = speck.made(unit), [], Batches.compact
+
+    def killed(batches, step):
+        steps.append(step)
+        if steps == [0, 1, 2]:
+            raise OSError("killed")
+        return compact(batches, step)
+
+    other = Speck(tmp_path)
+    for need in unit.needs.values():
+        other.made(need)
+    monkeypatch.setattr(Batches, "compact", killed)
+    assert execute(unit.described(), str(tmp_path))["error"] == "OSError: killed"
+    again = other.made(unit)
+    assert steps == [0, 1, 2, 2]
+    weights = [load_file(made.folder / "model.safetensors") for made in (whole, again)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_another_value_of_the_preset_is_another_unit():

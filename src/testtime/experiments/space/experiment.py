@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, final
 
 from testtime import report
-from testtime.errors import unknown_name
+from testtime.errors import need_packages, unknown_name
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
 from testtime.experiments.pages import provenance_section, table_blocks, unfinished
 from testtime.experiments.request import Request
@@ -19,8 +19,9 @@ from testtime.experiments.space.planning import Planner
 from testtime.experiments.space.presets import PRESETS
 from testtime.experiments.table import Column, Record, Row, Table
 from testtime.report import Block, Figure, Note, Page, Section, Text, first_of, mean, phrase, show
+from testtime.scenes.tracer import warn_if_slow
 
-__all__ = ["SpaceExperiment", "find"]
+__all__ = ["SpaceExperiment"]
 
 BETWEEN = "between floor and ceiling"
 CLASSES = 8
@@ -81,6 +82,10 @@ class SpaceExperiment(Experiment):
                     cells.append(Cell(entry.row, entry.column, seed, unit, about))
         precision = "float32" if request.precision == "float32" else preset.recipe.precision
         return Plan(rows, cells, others, about={"preset": name, "precision": precision})
+
+    def check_machine(self, say: Callable[[str], None]) -> None:
+        need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space", pycocotools="space")
+        warn_if_slow(say)
 
     def tables(self, run: Run) -> Sequence[Table]:
         """Return the table, and the IoU of every class where there are few rows of one column."""
@@ -201,11 +206,6 @@ class SpaceExperiment(Experiment):
         values = [[table.value(row.label, c) for c in columns] for row in table.rows]
         names = [row.label for row in table.rows], [c.name for c in columns]
         return report.heat_map(*names, values, title=f"{self.title} {self.analysis.shows}")
-
-
-def find(name: str) -> SpaceExperiment:
-    """Return the experiment of a name."""
-    return SpaceExperiment(name)
 
 
 def _role(label: str, ends: Sequence[str]) -> Any:

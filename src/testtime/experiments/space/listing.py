@@ -14,7 +14,7 @@ LISTED = tuple(
     Listed(
         PREFIX + name,
         facts["title"],
-        f"{__package__}.experiment:find",
+        f"{__package__}.experiment:SpaceExperiment",
         f"TST-MM, {facts['source']}" if "source" in facts else "",
     )
     for name, facts in tomllib.loads(

@@ -1,0 +1,61 @@
+"""``testtime demo``, ``recommend`` and ``methods``: adaptation to the next batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+from testtime.cli.experiments import run_one
+from testtime.cli.options import Commands, Jobs, Option, new_folder
+from testtime.errors import need_packages
+
+__all__ = ["COMMANDS", "demo", "methods", "recommend"]
+
+
+def recommend(
+    run: Annotated[str, Option("folder of a run of testtime run no-labels", metavar="RUN")],
+    *,
+    judge: Annotated[bool, Option("beside the estimates the truth, where there are labels")] = False,
+) -> int:
+    """Name a method for a stream without labels, with reasons."""
+    from testtime.experiments import read_run
+
+    no_labels: Any = import_module("testtime.experiments.online.no_labels")
+    from testtime.report import write_page
+
+    found = read_run(run)
+    print(no_labels.advice_table(found, judge).text())
+    print(f"The page: {write_page(found.folder / 'report.html', no_labels.NO_LABELS.page(found))}")
+    return 0
+
+
+def demo(
+    *,
+    out: Annotated[str, Option("folder of the run", new_folder, "DIR")] = "runs/demo",
+    jobs: Jobs = 2,
+    limit: Annotated[int | None, Option("known images for each domain")] = None,
+    rows: Annotated[tuple[str, ...] | None, Option("some of the methods", metavar="ROW")] = None,
+    command: Sequence[str] = (),
+) -> int:
+    """Run the main job on data that comes along, in about a minute."""
+    need_packages(sklearn="demo", PIL="images")
+    from testtime.experiments import Request
+
+    print("Handwritten digits under 15 corruptions, photographs among them: which methods help, which fail?")
+    settings = {} if limit is None else {"slow_limit": limit}
+    request = Request("digits-open", rows=rows, limit=limit, settings=settings)
+    return run_one(request, out, jobs=jobs, command=command)
+
+
+def methods(*, as_json: Annotated[bool, Option("for programs", names=("--json",))] = False) -> int:
+    """List the methods with what they need."""
+    from testtime.catalogue import catalogue, text
+
+    found = catalogue()
+    print(json.dumps(found, indent=1) if as_json else text(found))
+    return 0
+
+
+COMMANDS: Commands = {"recommend": recommend, "demo": demo, "methods": methods}
