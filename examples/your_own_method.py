@@ -1,7 +1,7 @@
 """A method of your own in twenty lines, tried against the laws, in a table beside TENT.
 
     python examples/your_own_method.py
-    cd examples && testtime run digits --rows Source BN-adapt TENT --methods your_own_method:HalfTent --seeds 0
+    cd examples && testtime run digits --rows Source BN-adapt TENT --method your_own_method:HalfTent --seeds 0
 
 It minimises the entropy of the confident half of each batch. docs/guides/your_own_method.md goes through it line by line.
 """
