@@ -24,7 +24,7 @@ check: $(VENV)/.ok
 docs: $(VENV)/.ok
 	$(PY) scripts/method_pages.py
 	$(PY) scripts/example_pages.py
-	$(PY) -m mkdocs build --strict --quiet
+	$(PY) -m mkdocs build --strict
 	$(PY) scripts/check_site.py site
 
 slow: $(VENV)/.ok

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from types import ModuleType
 
@@ -176,12 +177,32 @@ def test_docstrings_become_markdown() -> None:
     assert 'where <span class="math"><math' in formula
 
 
+def test_a_name_without_a_page_and_a_foreign_script_are_faults(tmp_path: Path) -> None:
+    pytest.importorskip("griffe", reason="pip install -e '.[docs]'")
+    lines = [
+        "testtime.build.adapt py:function 1 api/testtime.html#$ -",
+        "testtime.parts.losses.entropy py:function 1 a -",
+    ]
+    packed = zlib.compress("\n".join(lines).encode())
+    (tmp_path / "objects.inv").write_bytes(b"# version\n# project\n# version\n# zlib\n" + packed)
+    (tmp_path / "page.html").write_text(
+        '<script src="https://a.example/b.js"></script><a href="https://c.example">c</a>'
+    )
+    found = script("check_site").faults(tmp_path)
+    assert "testtime.load is in no page of docs/api or docs/methods: add its module there" in found
+    assert not [fault for fault in found if fault.startswith(("testtime.adapt ", "testtime.parts.entropy "))]
+    assert not [fault for fault in found if "no docstring" in fault]
+    assert [fault for fault in found if ".html" in fault] == [
+        'page.html loads a file from elsewhere: <script src="https://a.example/b.js">'
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_site_builds_without_faults(tmp_path: Path) -> None:
     for extra in ("mkdocs", "mkdocstrings", "latex2mathml"):
         pytest.importorskip(extra, reason="pip install -e '.[docs]'")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True)
     assert script("check_site").faults(tmp_path) == []
 
