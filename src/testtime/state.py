@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from testtime.construction import Lock
 from testtime.intake.sharing import Birth, Stateful, at_least_float32
 from testtime.norm.layer import NormPolicy, advance
-from testtime.parts.optimizers import MasterWeights, OptimizerFactory, born
+from testtime.parts.optimizers import MasterWeights, OptimizerFactory, initialised
 
 __all__ = ["AdapterState", "all_finite"]
 
@@ -69,7 +69,7 @@ class AdapterState(Stateful):
             p.data = p.data.clone()
             p.requires_grad_(True)
         self._masters = MasterWeights(self._adapted)
-        self._optimizer = born(optimizer(self._masters.weights), self._masters.weights)
+        self._optimizer = initialised(optimizer(self._masters.weights), self._masters.weights)
 
     def remember_birth(self) -> None:
         """Declare, last in ``__init__``, that ``prepare`` changes the state of birth; the state then holds those changes."""

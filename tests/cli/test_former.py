@@ -23,6 +23,7 @@ TABLE = [
         "run a --out x --set order=mixed severity=3 batch_size=8",
     ),
     ("bench a --cache c", "run a --store c"),
+    ("bench a --limit", "run a --limit"),
     ("bench a --limt 3", "run a --limt 3"),  # refused there, with the name that was meant
     ("bench a --no-labels", "run no-labels --out runs/a-no-labels --set stream=a"),
     (
@@ -37,7 +38,7 @@ TABLE = [
     ("multitask bench", "list multitask"),
     (
         "multitask bench table1 --preset paper --out d --seeds 0,1 --rows S4T 'BN only'",
-        "run multitask-table1 --out d/table1 --rows S4T 'BN only' --seeds 0,1 --set preset=paper",
+        "run multitask-table1 --out d/table1 --seeds 0,1 --rows S4T 'BN only' --set preset=paper",
     ),
     ("multitask bench masks", "run multitask-masks --out runs/multitask/masks"),
     (
@@ -51,7 +52,7 @@ TABLE = [
     ("space list", "list space"),
     (
         "space bench main --preset small --seeds 0 1 --encoders timm:a --device cuda",
-        "run space-main --device cuda --out runs/space/small/main --seeds 0,1 --set preset=small 'encoders=[\"timm:a\"]'",
+        "run space-main --seeds 0,1 --device cuda --out runs/space/small/main --set preset=small 'encoders=[\"timm:a\"]'",
     ),
     ("space report r", "report r"),
     ("space demo --jobs 1", "run space-demo --jobs 1"),

@@ -101,6 +101,31 @@ def test_the_list_has_every_experiment(capsys: pytest.CaptureFixture[str]) -> No
     assert "no family 'demos' (did you mean 'demo'?)" in capsys.readouterr().err
 
 
+OWN = """
+from testtime import Adapter
+
+class Mine(Adapter):
+    cost = (1, 0)
+
+    def step(self, x):
+        return self.model(x)
+"""
+
+
+def test_an_own_method_in_the_folder_of_the_call_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_adapter.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    command = ["run", "digits", "--rows", "source", "--method", "own_adapter:Mine", *SMALL, "--out", "run"]
+    assert main(command) == 0
+    assert [row.label for row in read_run("run").rows] == ["Source", "Mine"]
+    errors = [record.result["error"] for record in read_run("run").records()]
+    assert errors[0] == errors[1]
+    assert str(tmp_path) in sys.path
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends signals to a group of processes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

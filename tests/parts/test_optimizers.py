@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from testtime.parts import adam, sgd
-from testtime.parts.optimizers import born
+from testtime.parts.optimizers import initialised
 
 
 def run(factory: object, gradients: list[float]) -> list[float]:
     p = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimizer = born(factory([p]), [p])  # type: ignore[operator]
+    optimizer = initialised(factory([p]), [p])  # type: ignore[operator]
     path = []
     for g in gradients:
         p.grad = torch.tensor([g], dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_born_changes_neither_the_parameters_nor_the_path(factory: object) -> No
 
 def test_born_state_is_there_and_zero() -> None:
     p = nn.Parameter(torch.ones(3))
-    optimizer = born(adam(0.1)([p]), [p])
+    optimizer = initialised(adam(0.1)([p]), [p])
     assert p.equal(torch.ones(3))
     assert p.grad is None
     state = optimizer.state[p]
@@ -87,7 +87,7 @@ def test_an_optimizer_whose_state_cannot_be_saved_is_refused() -> None:
 
     p = nn.Parameter(torch.ones(1))
     with pytest.raises(TypeError, match="Counts keeps 'calls' as int"):
-        born(Counts([p], lr=0.1), [p])
+        initialised(Counts([p], lr=0.1), [p])
 
 
 def test_factories_are_values() -> None:
@@ -122,4 +122,4 @@ def test_state_that_does_not_begin_at_zero_is_kept(factory: partial[torch.optim.
 def test_what_takes_no_plain_step_is_refused(make: Any, message: str) -> None:
     p = nn.Parameter(torch.ones(1))
     with pytest.raises(TypeError, match=message):
-        born(make([p]), [p])
+        initialised(make([p]), [p])

@@ -172,3 +172,24 @@ def test_a_damaged_file_is_refused_and_changes_nothing(tmp_path):
     path.write_bytes(content[:100])
     with pytest.raises(DataError, match="c is damaged"):
         checkpoint.described_in(path)
+
+
+def test_the_digest_is_of_names_types_shapes_and_values():
+    net, before = Net(), checkpoint.digest(Net())
+    assert checkpoint.digest(net) == before
+    assert (
+        len(
+            {
+                before,
+                checkpoint.digest(Net(1)),
+                checkpoint.digest(Net(width=5)),
+                checkpoint.digest(Net().double()),
+            }
+        )
+        == 4
+    )
+    net.norm.running_mean[0] += 1
+    assert checkpoint.digest(net) != before
+    net = Net()
+    net.scratch += 1  # not persistent
+    assert checkpoint.digest(net) == before

@@ -298,6 +298,64 @@ def test_a_fabric_that_scales_losses_is_refused():
         training(network(), Plan(1), fabric=Scaling())
 
 
+def test_one_process_of_fabric_trains_the_same_weights(tmp_path):
+    fabric = pytest.importorskip("lightning_fabric", reason="pip install -e '.[train]'")
+    launched = fabric.Fabric(accelerator="cpu", devices=1)
+    launched.launch()
+    plain, net = network(), network()
+    training(plain, Plan(6)).run(error_of(plain))
+    files = folder_files(tmp_path)
+    made = training(net, Plan(6, save_every=2), files, fabric=launched)
+    with pytest.raises(Cut), Interrupted(5):
+        made.run(error_of(made.module))
+    net = network(3)
+    made = training(net, Plan(6, save_every=2), files, fabric=launched)
+    made.run(error_of(made.module))
+    assert same(net, plain)
+
+
+@pytest.mark.slow
+def test_processes_share_the_log_and_fail_together(tmp_path):
+    """The loss of one process is not finite in step 4: all of them end, with the same error and the last checkpoint."""
+    pytest.importorskip("lightning_fabric", reason="pip install -e '.[train]'")
+    script = f"""
+import sys
+sys.path.insert(0, {str(FILE.parent)!r})
+from pathlib import Path
+import torch
+from lightning_fabric import Fabric
+from test_loop import Plan, data, folder_files, network, training
+from testtime.errors import NonFiniteError
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+fabric.launch()
+net = network().eval()
+made = training(net, Plan(8, save_every=3, log_every=1), folder_files({str(tmp_path / "run")!r}), fabric=fabric)
+def loss(step):
+    x, y = (v[made.rank::2] for v in data(step))
+    return {{"error": (made.module(x) - y).square().mean() * (torch.nan if step == 4 and made.rank else 1)}}
+try:
+    made.run(loss)
+except NonFiniteError as error:
+    Path({str(tmp_path)!r}, f"error-{{made.rank}}").write_text(str(error))
+"""
+    (tmp_path / "run.py").write_text(script)
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"error-{rank}").read_text() for rank in (0, 1))
+    assert first.startswith("net, step 4: the loss of another process is not finite; ")
+    assert second.startswith("net, step 4: the loss is nan; ")
+    assert first.endswith("keeps the state after 3 steps")
+    assert second.endswith("keeps the state after 3 steps")
+    alone = network().eval()
+    files = folder_files(tmp_path / "alone")
+    for step in training(alone, Plan(8, save_every=3, log_every=1), files).iterate(error_of(alone)):
+        if step == 3:
+            break
+    assert [line["step"] for line in lines(tmp_path / "run" / "losses.jsonl")] == [0, 1, 2, 3]
+    for one, two in zip(lines(files.log), lines(tmp_path / "run" / "losses.jsonl"), strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+
+
 # --- files
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from testtime import __version__
-from testtime.cli import bench, experiments, online, scenes, space
+from testtime.cli import bench, experiments, online, scenes, space, train
 from testtime.cli.command import Parser, add_command
 from testtime.cli.former import translated
 from testtime.cli.options import Commands
@@ -20,7 +20,7 @@ __all__ = ["main", "parser"]
 COMMANDS: Commands = {**experiments.COMMANDS, **online.COMMANDS}
 FAMILIES: dict[str, tuple[str, Commands]] = {
     "scenes": ("furnished houses with exact labels: make, show", scenes.COMMANDS),
-    "multitask": ("models of several dense tasks: train", {}),
+    "multitask": ("models of several dense tasks: train", train.COMMANDS),
     "space": ("models that are pre-trained in the place they work in: ingest", space.COMMANDS),
 }
 

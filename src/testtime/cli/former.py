@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from testtime.experiments.registry import FAMILIES
 
 __all__ = ["translated"]
 
-Given = dict[str, list[str]]  # the words after each option; those of no option under ""
-FLAGS = ("list", "no-labels", "skip-damaged", "no-mirror")
-MANY = ("rows", "encoders", "seeds")
-SETTINGS = {
-    "order": "order",
-    "severity": "severity",
-    "batch-size": "batch_size",
-    "images": "images",
-    "source": "source",
+FORMER = {
+    "bench": ("run {}", "list online", ""),
+    "demo": ("demo", "", ""),
+    "multitask list": ("list multitask", "", ""),
+    "multitask bench": ("run multitask-{}", "list multitask", "runs/multitask/{}"),
+    "multitask analyse": ("run multitask-{}", "list multitask", "runs/multitask/analyse-{}"),
+    "multitask report": ("report {}", "report", ""),
+    "multitask demo": ("run multitask-demo", "", ""),
+    "space list": ("list space", "", ""),
+    "space bench": ("run space-{}", "list space", "runs/space/{preset}/{}"),
+    "space report": ("report {}", "report", ""),
+    "space demo": ("run space-demo", "", ""),
 }
+"""By former command: the present one of a name, that of no name, and the folder of a run."""
+RENAMED = {"cache": "store", "seed": "seeds"}
+SETTINGS = (
+    "order",
+    "severity",
+    "batch-size",
+    "images",
+    "source",
+    "open-sets",
+    "encoders",
+    "skip-damaged",
+    "no-mirror",
+)
+FLAGS = {"list": "", "no-labels": "", "skip-damaged": "skip_damaged=true", "no-mirror": "mirror=false"}
+LISTS = ("rows", "encoders", "seeds")  # options with several words
 
 
 def translated(argv: Sequence[str]) -> list[str]:
@@ -28,16 +47,11 @@ def translated(argv: Sequence[str]) -> list[str]:
     >>> translated(["list"])
     ['list']
     """
-    for name, translate in FORMER.items():
+    for name, (present, bare, folder) in FORMER.items():
         words = name.split()
         ported = {"bench": "online", "demo": "online"}.get(words[0], words[0]) in FAMILIES
         if ported and [*argv[: len(words)]] == words:
-            given = _read(argv[len(words) :])
-            now = (
-                [translate({"": ["NAME"]})[0], "--help"]
-                if {"-h", "help"} & {*given, *given[""]}
-                else translate(given)
-            )
+            now = _now(_read(argv[len(words) :]), present, bare, folder)
             if now != [*argv]:
                 told = f"testtime {name} is now: {shlex.join(['testtime', *now])}"
                 print(
@@ -48,101 +62,55 @@ def translated(argv: Sequence[str]) -> list[str]:
     return [*argv]
 
 
-def _read(words: Sequence[str]) -> Given:
-    found: Given = {"": []}
+def _read(words: Sequence[str]) -> dict[str, list[str]]:
+    """The words after each option; those of no option under the empty name."""
+    found: dict[str, list[str]] = {"": []}
     key = ""
     for word in words:
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             found[key] = [value] if equals else []
         else:
-            full = key in FLAGS or (key not in MANY and found[key])
+            full = key in FLAGS or (key not in LISTS and found[key])
             found["" if full else key].append(word)
     return found
 
 
-def _spelled(command: Sequence[str], given: Given) -> list[str]:
-    return [*command, *(w for key, words in given.items() if key for w in (f"--{key}", *words))]
+def _now(given: dict[str, list[str]], present: str, bare: str, folder: str) -> list[str]:
+    """The present command line."""
+    names, settings = given.pop(""), []
+    if {"-h", "help"} & {*names, *given}:
+        return [present.split()[0], "--help"]
+    if given.pop("no-labels", None) is not None:
+        given.setdefault("out", [f"runs/{'-'.join([*names, 'no-labels'])}"])
+        settings, names = [f"stream={name}" for name in names], ["no-labels"]
+    if "{}" in present and (not names or "list" in given):
+        return bare.split()
+    preset = "".join(given.pop("preset", ["tiny"]))
+    if folder:
+        root = "/".join(folder.split("/")[:2])
+        given["out"] = [
+            folder.replace(root, "".join(given.get("out", [root]))).format(names[0], preset=preset)
+        ]
+    if "analyse-" in folder and names[0] == "masks":
+        names[0] = "masked-loss"
+    for former, name in RENAMED.items():
+        if former in given:
+            given[name] = given.pop(former)
+    if "seeds" in given:
+        given["seeds"] = [",".join(given["seeds"])]
+    methods = _split(given.pop("methods", []))
+    given |= {"rows": rows} if (rows := [m for m in methods if ":" not in m]) else {}
+    given |= {"methods": [",".join(own)]} if (own := [m for m in methods if ":" in m]) else {}
+    settings += [f"preset={preset}"] * (preset != "tiny")
+    for name in SETTINGS:
+        if (words := given.pop(name, None)) is not None:
+            several = name in ("open-sets", "encoders")
+            value = json.dumps(_split(words)) if several else "".join(words)
+            settings.append(FLAGS.get(name) or f"{name.replace('-', '_')}={value}")
+    options = [word for name, words in given.items() for word in (f"--{name}", *words)]
+    return [*present.format(*names[:1]).split(), *names[1:], *options, *["--set"] * bool(settings), *settings]
 
 
-def _set(given: Given, *settings: str) -> None:
-    """Add settings; they stand last."""
-    if settings:
-        given["set"] = [*given.pop("set", []), *settings]
-
-
-def _split(given: Given, name: str) -> list[str]:
-    return [word.strip() for word in ",".join(given.pop(name, [])).split(",") if word.strip()]
-
-
-def _bench(given: Given) -> list[str]:
-    names, hidden = given.pop(""), given.pop("no-labels", None) is not None
-    if "list" in given or not (names or hidden):
-        return ["list", "online"]
-    methods, sets = _split(given, "methods"), _split(given, "open-sets")
-    if rows := [name for name in methods if ":" not in name]:
-        given["rows"] = rows
-    if own := [name for name in methods if ":" in name]:
-        given["methods"] = [",".join(own)]
-    if "cache" in given:
-        given["store"] = given.pop("cache")
-    if hidden:
-        given.setdefault("out", [f"runs/{names[0]}-no-labels" if names else "runs/no-labels"])
-        _set(given, *(f"stream={name}" for name in names))
-        names = ["no-labels"]
-    _set(given, *(f"{now}={given.pop(old)[0]}" for old, now in SETTINGS.items() if given.get(old)))
-    _set(given, *([f"open_sets={sets}".replace("'", '"')] if sets else []))
-    _set(given, *["skip_damaged=true"] * (given.pop("skip-damaged", None) is not None))
-    _set(given, *["mirror=false"] * (given.pop("no-mirror", None) is not None))
-    return _spelled(["run", *names], given)
-
-
-def _family(family: str, kind: str = "") -> Callable[[Given], list[str]]:
-    def translate(given: Given) -> list[str]:
-        names, preset = given.pop(""), "".join(given.pop("preset", ["tiny"]))
-        if not names:
-            return ["list", family]
-        level = f"{preset}/" if family == "space" else ""
-        given["out"] = [f"{''.join(given.get('out', [f'runs/{family}']))}/{level}{kind}{names[0]}"]
-        if seeds := given.pop("seeds", given.pop("seed", [])):
-            given["seeds"] = [",".join(seeds)]
-        _set(given, *[f"preset={preset}"] * (preset != "tiny"))
-        if "encoders" in given:
-            _set(given, f"encoders={given.pop('encoders')}".replace("'", '"'))
-        names[0] = "masked-loss" if kind and names[0] == "masks" else names[0]
-        return _spelled(["run", f"{family}-{names[0]}", *names[1:]], given)
-
-    return translate
-
-
-def _family_demo(family: str) -> Callable[[Given], list[str]]:
-    def translate(given: Given) -> list[str]:
-        if "seed" in given:
-            given["seeds"] = given.pop("seed")
-        return _spelled(["run", f"{family}-demo"], given)
-
-    return translate
-
-
-def _report(given: Given) -> list[str]:
-    return _spelled(["report", *given.pop("")], given)
-
-
-def _demo(given: Given) -> list[str]:
-    methods, names = _split(given, "methods"), given.pop("")
-    return _spelled(["demo", *names], {**given, **({"rows": methods} if methods else {})})
-
-
-FORMER: dict[str, Callable[[Given], list[str]]] = {
-    "bench": _bench,
-    "demo": _demo,
-    "multitask list": lambda given: ["list", "multitask"],
-    "multitask bench": _family("multitask"),
-    "multitask analyse": _family("multitask", "analyse-"),
-    "multitask report": _report,
-    "multitask demo": _family_demo("multitask"),
-    "space list": lambda given: ["list", "space"],
-    "space bench": _family("space"),
-    "space report": _report,
-    "space demo": _family_demo("space"),
-}
+def _split(words: Sequence[str]) -> list[str]:
+    return [word.strip() for word in ",".join(words).split(",") if word.strip()]

@@ -1,4 +1,4 @@
-"""Optimizers as values: what to build, said before there are parameters to build it on."""
+"""Optimizers as values, to be built on parameters later; float32 copies of parameters in half precision."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from testtime.intake.sharing import at_least_float32
+from testtime.moved import renamed
 
-__all__ = ["MasterWeights", "OptimizerFactory", "adam", "born", "master_weights", "sgd"]
+__all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "sgd"]
 
 HALF = (torch.float16, torch.bfloat16)
 
+__getattr__ = renamed(__name__, {"born": "initialised"})
+
 
 class OptimizerFactory(Protocol):
-    """Anything that makes an optimizer of a list of parameters."""
+    """A function that makes an optimizer of a list of parameters."""
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer: ...
 
 
 @dataclass(frozen=True)
 class adam:
-    """Adam (Kingma and Ba, ICLR 2015), to be built on the parameters that an adapter moves.
+    """Adam (Kingma and Ba, ICLR 2015), to be built on the adapted parameters.
 
     >>> adam(1e-3)
     adam(lr=0.001, beta1=0.9, beta2=0.999, weight_decay=0.0)
@@ -44,7 +47,7 @@ class adam:
 
 @dataclass(frozen=True)
 class sgd:
-    """Stochastic gradient descent, to be built on the parameters that an adapter moves.
+    """Stochastic gradient descent, to be built on the adapted parameters.
 
     >>> sgd(2.5e-4)
     sgd(lr=0.00025, momentum=0.9, weight_decay=0.0, nesterov=False)
@@ -65,15 +68,19 @@ class sgd:
         )
 
 
-def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Create the optimizer's state before its first step, so that it can be saved and restored.
+def initialised(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """Return an optimizer whose state exists before its first step, so that it can be saved and restored.
 
-    The parameters keep their values, whatever the optimizer makes of a gradient of zero. Entries begin as the optimizer
-    makes them (the step sizes of Rprop, the accumulators of Adagrad); those that only its step makes are zero.
+    The parameters keep their values. Entries have the initial values of the optimizer (the step sizes of Rprop, the
+    accumulators of Adagrad); those that only its step creates are zero.
+
+    Args:
+        optimizer: optimizer, just built.
+        parameters: its parameters.
 
     Raises:
-        TypeError: this is no optimizer, its step needs a closure or sparse gradients, or it keeps something other than
-            tensors per parameter.
+        TypeError: this is no optimizer, its step needs a closure or sparse gradients, or its state per parameter holds
+            something other than tensors.
     """
     advice = "use testtime.parts.adam, testtime.parts.sgd or functools.partial(torch.optim.AdamW, lr=1e-3)"
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -109,7 +116,7 @@ def born(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torc
 
 
 def _first_state(optimizer: Any) -> dict[tuple[Tensor, str], Tensor]:
-    """The state as the optimizer makes it before a step: in its constructor, or in ``_init_group`` of torch's own."""
+    """Return the state before a step: that of the constructor, or of ``_init_group`` of torch's own optimizers."""
     if hasattr(optimizer, "_init_group"):
         for group in optimizer.param_groups:
             lists = len(inspect.signature(optimizer._init_group).parameters) - 1
@@ -119,10 +126,10 @@ def _first_state(optimizer: Any) -> dict[tuple[Tensor, str], Tensor]:
 
 
 class MasterWeights:
-    """The weights that an optimizer moves: the parameters themselves, and float32 copies of those in half precision.
+    """The weights of an optimizer: the parameters themselves, and float32 copies of those in half precision.
 
-    A step of 1e-3 is lost in bfloat16, and Adam's 1e-8 is 0 in float16. Where a parameter was changed otherwise than by
-    the optimizer, its copy takes the new value.
+    A step of 1e-3 is rounded away in bfloat16, and Adam's 1e-8 is 0 in float16. A copy takes the value of a parameter that was
+    changed by anything but the optimizer.
 
     Args:
         parameters: adapted parameters.
@@ -144,7 +151,11 @@ class MasterWeights:
 
     @contextmanager
     def stepping(self, gradients: Sequence[Tensor | None]) -> Iterator[None]:
-        """Inside, the weights have the gradients; afterwards, the parameters follow the weights."""
+        """Give the weights the gradients inside the context, and copy the weights to the parameters afterwards.
+
+        Args:
+            gradients: gradient of each parameter, or None.
+        """
         pairs = list(zip(self.parameters, self.weights, strict=True))
         for (p, w), g in zip(pairs, gradients, strict=True):
             w.grad = g if g is None else g.to(w.dtype)
@@ -156,7 +167,12 @@ class MasterWeights:
                 p.data.copy_(w.data)
 
     def follow(self, convert: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer | None) -> None:
-        """Move to a device or type together with the parameters; only what is in half precision has a copy."""
+        """Convert the copies after the parameters were moved to another device or type.
+
+        Args:
+            convert: conversion of a tensor.
+            optimizer: optimizer of the weights.
+        """
         for i, (p, w) in enumerate(zip(self.parameters, self.weights, strict=True)):
             if w is not p:
                 w.data = at_least_float32(w.data, convert)

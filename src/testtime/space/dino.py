@@ -1,6 +1,6 @@
-r"""Self-distillation of pictures: a student says of every view what its own slow average says of the widest (TST-DINO).
+r"""Self-distillation of images: a student predicts from every view the output of its moving average for the widest (TST-DINO).
 
-With the student :math:`s`, the teacher :math:`t`, two wide views :math:`W` of a picture and a few narrow ones beside them,
+With the student :math:`s`, the teacher :math:`t`, two wide views :math:`W` of an image, these and a few narrow ones
 :math:`V \supset W`, and the features of a view averaged over its patches before the head,
 
 .. math::
@@ -13,23 +13,23 @@ and after every step
     \theta_t \leftarrow \lambda \theta_t + (1 - \lambda) \theta_s, \qquad c \leftarrow m c + (1 - m) \, \overline{t(g)}, \qquad
     \lambda = 1 - \tfrac12 (1 - \lambda_0) \big(1 + \cos \tfrac{\pi k}{K}\big)
 
-The centre :math:`c` keeps the teacher from one answer for all, its low temperature from the same weight for all. With
-``patches`` some patches of half of the student's wide views are hidden, and it says of these what the teacher says who sees
-them (iBOT, as in DINOv2), by the same head, with a centre of their own.
+The centre :math:`c` keeps the teacher from a constant output, its low temperature from a uniform one. With ``patches`` some
+patches of half of the student's wide views are masked, and it predicts the teacher's output for them (iBOT, as in DINOv2), by
+the same head, with a centre of their own.
 
-Views and masks are a function of ``seed``, of the steps that were taken, and of the place in the batch: ``forward`` draws from
-no global generator, and all that moves is in the state, so that a run is resumed exactly. Where a batch is taken through in
-parts, every part meets the same draws.
+Views and masks are a function of ``seed``, of the number of steps, and of the position in the batch: ``forward`` draws from no
+global generator, and the whole state is in buffers, so that a run is resumed exactly. Where a batch is computed in parts, every
+part uses the same draws.
 
 Departures:
-    Pictures are changed by window, mirror, colours and grey; there is neither blur nor solarisation.
+    Images are augmented by crop, mirror, colours and grey; there is neither blur nor solarisation.
     The encoder has no class token: the mean over patches feeds the head. It is otherwise 4M's (:mod:`testtime.space.mae`).
-    Hidden patches are random ones, not blocks; of DINOv2 there are no Sinkhorn-Knopp centring, no KoLeo term, no second head.
-    The head's last layer learns from the first step on. The temperature rises step by step, not epoch by epoch.
+    Masked patches are random ones, not blocks; of DINOv2 there are no Sinkhorn-Knopp centring, no KoLeo term, no second head.
+    The head's last layer is trained from the first step on. The temperature rises step by step, not epoch by epoch.
 
 Reference: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021 (DINO); Zhou et al., iBOT: Image
 BERT Pre-Training with Online Tokenizer, ICLR 2022; Oquab et al., DINOv2: Learning Robust Visual Features without Supervision,
-TMLR 2024. Used as Singh, Garjani et al. do (Multimodality as Supervision), where it is what one modality alone can teach.
+TMLR 2024. Used as Singh, Garjani et al. do (Multimodality as Supervision), where it is the method for one modality alone.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ __all__ = ["ProjectionHead", "SelfDistilled"]
 
 @final
 class ProjectionHead(nn.Module):
-    """Three layers, a vector of length one, and its cosine with every output's own direction (weight norm of gain 1).
+    """Three layers, a unit vector, and its cosine with the direction of every output (weight norm of gain 1).
 
     Args:
-        dim: of a feature.
+        dim: size of a feature.
         hidden: width of the layers.
-        bottleneck: width of the vector.
-        outputs: directions.
+        bottleneck: size of the vector.
+        outputs: number of outputs.
 
     >>> ProjectionHead(8, 16, 4, 32)(torch.rand(2, 8)).abs().max() <= 1
     tensor(True)
@@ -81,7 +81,7 @@ class ProjectionHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (..., dim) to logits (..., outputs) in [-1, 1]."""
+        """Return the logits (..., outputs), in [-1, 1], of features (..., dim)."""
         return (
             F.normalize(self.layers(x), dim=-1, eps=1e-6) @ F.normalize(self.directions, dim=-1, eps=1e-6).T
         )
@@ -89,7 +89,12 @@ class ProjectionHead(nn.Module):
 
 @final
 class Network(nn.Module):
-    """An encoder and its head."""
+    """An encoder and its head.
+
+    Args:
+        encoder: encoder of images.
+        head: head on the mean of the features.
+    """
 
     def __init__(self, encoder: PictureEncoder, head: ProjectionHead) -> None:
         super().__init__()
@@ -98,12 +103,12 @@ class Network(nn.Module):
     def forward(
         self, images: Tensor, hidden: Tensor | None = None, instead: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Features (N, places, dim), and the logits (N, outputs) of their mean.
+        """Return features (N, places, dim), and the logits (N, outputs) of their mean.
 
         Args:
-            images: (N, 3, H, W) in [0, 1].
-            hidden: (N, places) bool, the patches whose content is taken away.
-            instead: (dim,), what stands in its place.
+            images: images (N, 3, H, W) in [0, 1].
+            hidden: mask (N, places) of the patches whose content is replaced.
+            instead: replacement (dim,) of the content.
         """
         content, embedding = self.encoder.embedded(images)
         if hidden is not None and instead is not None:
@@ -117,21 +122,23 @@ class SelfDistilled(nn.Module):
     """A student and the teacher that follows it; trained by :func:`testtime.space.pretrain.pretrain`.
 
     Args:
-        size: of the encoder, a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
-        image: (H, W) of the picture and of wide views, in pixels.
-        patch: side in pixels of a patch.
-        outputs: of the head; the paper's 65536 is for millions of pictures.
-        hidden, bottleneck: widths of the head.
-        crops: narrow views of a picture.
+        size: size of the encoder, a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
+        image: (H, W) of images and of wide views, in pixels.
+        patch: side of a patch in pixels.
+        outputs: number of outputs of the head; the paper's 65536 is for millions of images.
+        hidden: width of the head's layers.
+        bottleneck: size of the head's vector.
+        crops: number of narrow views of an image.
         local: (H, W) of narrow views; 3/7 of ``image`` (96 of 224 pixels), in whole patches, unless given.
-        wide, narrow: the share of the picture's area that a view shows, from and to.
-        temperature: tau_s, of the student.
-        sharpening: tau_t, of the teacher, at the beginning and after the warmup.
-        warmup: the share of the steps in which it rises.
-        momentum: lambda_0, the weight of the teacher's past at the beginning; 1 at the end.
-        centring: m, the weight of the centre's past.
-        patches: whether hidden patches are asked for as well.
-        seed: of views and masks.
+        wide: range of the fraction of the area in a wide view.
+        narrow: range of the fraction of the area in a narrow view.
+        temperature: tau_s, temperature of the student.
+        sharpening: tau_t, temperature of the teacher, at the beginning and after the warmup.
+        warmup: fraction of the steps in which tau_t rises.
+        momentum: lambda_0, weight of the teacher's past at the beginning; 1 at the end.
+        centring: m, weight of the centre's past.
+        patches: whether there is a loss of masked patches.
+        seed: random seed of views and masks.
 
     Raises:
         ValueError: there is no size of that name, the patch does not divide the views, or a number is out of its range.
@@ -200,15 +207,15 @@ class SelfDistilled(nn.Module):
         self.register_buffer("patch_centre", torch.zeros(outputs))
         self._met: dict[
             str, tuple[Tensor, int]
-        ] = {}  # the teacher's logits since the last step: sum and count
+        ] = {}  # sum and count of the teacher's logits since the last step
 
     @property
     def encoder(self) -> PictureEncoder:
-        """What is transferred: a copy of the teacher's encoder, as the paper evaluates it, with weights that may learn."""
+        """A copy of the teacher's encoder, which the paper transfers, with trainable weights."""
         return copy.deepcopy(self.teacher.encoder).requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of the batch's pictures, in nats: "views", and with ``patches`` "patches"."""
+        """Return the losses of a batch's images, in nats: "views", and with ``patches`` "patches"."""
         wide, narrow = self.views(batch.pixels)
         with torch.no_grad():
             seen, told = self.teacher(wide)
@@ -231,18 +238,18 @@ class SelfDistilled(nn.Module):
             distance = self._distance(targets, self.student.head(features[hidden]), self.patch_centre)
             share = (hidden / hidden.sum(1, keepdim=True).clamp(min=1))[
                 hidden
-            ]  # every picture weighs the same
+            ]  # every image has the same weight
             losses["patches"] = (distance * share).sum() / hidden.any(1).sum().clamp(min=1)
             self._meet("patch_centre", targets)
         return losses
 
     @torch.no_grad()
     def advance(self, step: int, steps: int) -> None:
-        """After a step of the student: teacher, centres and temperature follow; ``pretrain`` calls it.
+        """Update teacher, centres and temperature after a step of the student; ``pretrain`` calls it.
 
         Args:
-            step: the one that was taken, from 0.
-            steps: in all.
+            step: number of the step that was taken, from 0.
+            steps: number of all steps.
         """
         for name, (total, count) in self._met.items():
             mean = _over_processes(total, count)
@@ -254,7 +261,11 @@ class SelfDistilled(nn.Module):
         self.sharpness.fill_(self.sharpened(step + 1, steps))
 
     def decay(self, step: int, steps: int) -> float:
-        """lambda, the weight of the teacher's past after a step.
+        """Return lambda, the weight of the teacher's past after a step.
+
+        Args:
+            step: number of the step.
+            steps: number of all steps.
 
         >>> model = SelfDistilled("tiny", (32, 32), 8, outputs=8, hidden=8, bottleneck=4)
         >>> model.decay(0, 10), model.decay(5, 10), model.decay(10, 10)
@@ -263,20 +274,30 @@ class SelfDistilled(nn.Module):
         return 1 - 0.5 * (1 - self.momentum) * (1 + math.cos(math.pi * step / steps))
 
     def sharpened(self, step: int, steps: int) -> float:
-        """tau_t, the teacher's temperature in a step."""
+        """Return tau_t, the teacher's temperature in a step.
+
+        Args:
+            step: number of the step.
+            steps: number of all steps.
+        """
         begin, end = self.sharpening
         risen = min(1.0, step / (self.warmup * steps)) if self.warmup > 0 else 1.0
         return begin + (end - begin) * risen
 
     @torch.no_grad()
     def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The views of this step: wide (2 N, 3, H, W) and narrow (crops * N, 3, h, w), one of each picture after another."""
+        """Return the views of this step, wide (2 N, 3, H, W) and narrow (crops * N, 3, h, w), of images (N, 3, H, W)."""
         wide = [self._view(images, f"wide {i}", self.image, self.wide) for i in range(2)]
         narrow = [self._view(images, f"narrow {i}", self.local, self.narrow) for i in range(self.crops)]
         return torch.cat(wide), torch.cat(narrow) if narrow else images[:0]
 
     def hidden(self, count: int, device: torch.device) -> Tensor:
-        """The patches that are hidden in this step, (count, places) bool: of half of the views, 10 to 50 % of the patches."""
+        """Draw the mask of this step, (count, places) bool: 10 to 50 % of the patches of half of the views.
+
+        Args:
+            count: number of views.
+            device: device of the mask.
+        """
         rng = generator(self.seed, int(self.step), "hidden")
         places = self.teacher.encoder.grid[0] * self.teacher.encoder.grid[1]
         some = -(-count // 2)
@@ -293,7 +314,7 @@ class SelfDistilled(nn.Module):
         return coloured(window(images, size, scale, rng), rng)
 
     def _distance(self, target: Tensor, answer: Tensor, centre: Tensor) -> Tensor:
-        """The cross-entropy (N,) of the student's answers (N, outputs) with the teacher's, in nats."""
+        """Compute the cross-entropy (N,), in nats, of the student's logits (N, outputs) with the teacher's."""
         wanted = ((target.float() - centre) / self.sharpness).softmax(-1)
         return -(wanted * (answer.float() / self.temperature).log_softmax(-1)).sum(-1)
 
@@ -304,13 +325,13 @@ class SelfDistilled(nn.Module):
 
 
 def window(x: Tensor, size: tuple[int, int], scale: tuple[float, float], rng: torch.Generator) -> Tensor:
-    """A random window of every picture, half of them mirrored, at a size; bilinear.
+    """Crop a random window of every image and resize it, bilinear; half of them are mirrored.
 
     Args:
-        x: (N, C, H, W).
-        size: (h, w) of what is returned.
-        scale: the share of the area, from and to; the ratio of the sides is 3/4 to 4/3, and none exceeds the picture.
-        rng: draws come from here.
+        x: images (N, C, H, W).
+        size: (h, w) of the result.
+        scale: range of the fraction of the area; the aspect ratio is 3/4 to 4/3, and no side exceeds that of the image.
+        rng: generator of the augmentation.
     """
     n, _, height, width = x.shape
     draws = torch.rand(n, 5, generator=rng, device=rng.device).to(x.device, x.dtype)
@@ -324,8 +345,15 @@ def window(x: Tensor, size: tuple[int, int], scale: tuple[float, float], rng: to
 
 
 def coloured(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Colours as DINO changes them: with a chance of 0.8 brightness and contrast 0.6-1.4, saturation 0.8-1.2 and hue +-0.1
-    of the circle, in an order drawn once per batch; with a chance of 0.2 grey. Pictures (N, 3, H, W) in [0, 1]."""
+    """Change colours as DINO does.
+
+    With probability 0.8, brightness and contrast by 0.6 to 1.4, saturation by 0.8 to 1.2 and hue by +-0.1 of the circle, in an
+    order that is drawn once per batch; with probability 0.2, to grey.
+
+    Args:
+        x: images (N, 3, H, W) in [0, 1].
+        rng: generator of the augmentation.
+    """
     order = torch.randperm(4, generator=rng, device=rng.device).tolist()
     draws = torch.rand(len(x), 6, generator=rng, device=rng.device).to(x.device, x.dtype).view(-1, 6, 1, 1, 1)
     changes = (
@@ -343,19 +371,25 @@ def coloured(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _line(count: int, part: Tensor, place: Tensor) -> Tensor:
-    """Where the samples of windows lie along a side from -1 to 1, (N, count): so long a part (N,) of it, so far along (N,)."""
+    """Return the positions of samples along a side from -1 to 1, (N, count).
+
+    Args:
+        count: number of samples.
+        part: fraction (N,) of the side that a window covers.
+        place: position (N,) of the window, in [0, 1].
+    """
     part = part.clamp(max=1)[:, None]
     centres = (2 * torch.arange(count, device=part.device, dtype=part.dtype) + 1) / count - 1
     return (1 - part) * (2 * place[:, None] - 1) + part * centres
 
 
 def _share(side: int, patch: int) -> int:
-    """3/7 of a side in whole patches, at least one."""
+    """Return 3/7 of a side in whole patches, at least one."""
     return max(1, round(side * 3 / 7 / patch)) * patch
 
 
 def _over_processes(total: Tensor, count: int) -> Tensor:
-    """The mean over what all processes have met."""
+    """Return the mean over all processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         both = torch.cat([total, total.new_tensor([count])])
         torch.distributed.all_reduce(both)

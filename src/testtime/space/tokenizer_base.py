@@ -35,18 +35,24 @@ Frames = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
 
 
 class Tokenizer(nn.Module, ABC):
-    """What all tokenizers share; use :class:`~testtime.space.tokenizers.VQTokenizer` or
-    :class:`~testtime.space.tokenizers.FSQTokenizer`.
+    """The base of :class:`~testtime.space.tokenizers.VQTokenizer` and :class:`~testtime.space.tokenizers.FSQTokenizer`.
 
-    A frame's "raw" value is in the form and range that :class:`~testtime.space.modalities.Modality` says; a class that it
-    does not have (as 255, not known) is a class of its own here. Feature maps of another size are brought to ``size``.
+    Raw values of a frame have the shape and range of :class:`~testtime.space.modalities.Modality`; a label that is none of its
+    classes (as 255, not known) is a class of its own here. Feature maps of another size are resized to ``size``.
+
+    Args:
+        modality: modality of the frames; not a sequence.
+        size: (H, W) of the frames; of feature maps, the grid of the tokens.
+        patch: side of a token's patch in pixels; 1 for feature maps.
+        vocabulary: number of codes.
+        latent: size of a code.
+        width: channels at the grid of the tokens.
+        depth: blocks at the grid of the tokens, in encoder and in decoder.
+        network: "convolution" or "transformer".
+        seed: random seed of the initial weights.
 
     Attributes:
-        modality: which.
-        size: (H, W) of its frames; of feature maps, the grid of the tokens.
-        patch: side of a token's patch in pixels; 1 for feature maps.
         grid: (h, w) of the tokens.
-        vocabulary: ids are below it.
         kind: "vq" or "fsq".
     """
 
@@ -110,23 +116,26 @@ class Tokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, value: Tensor) -> Tensor:
-        """The ids (N, h * w) int64 of raw values.
+        """Return the ids (N, h * w) int64 of raw values.
 
         Args:
             value: images (N, C, H, W), classes (N, H, W), or feature maps (N, C, any, any).
 
         Raises:
-            ValueError: the value has another form, type or range, or is not finite where it has to be.
+            ValueError: the value has another shape, type or range, or is not finite where it has to be.
         """
         return self._quantised(self._latents(self._prepared(value)), learning=False)[1].flatten(1).long()
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """The values that ids (N, h * w) stand for.
+        """Reconstruct frames.
+
+        Args:
+            ids: ids (N, h * w).
 
         Returns:
             images (N, C, H, W) in the modality's normalised range; classes (N, H, W), 255 where no class is known; features
-            (N, C, h, w) as the network gave them.
+            (N, C, h, w) in the scale of the network that made them.
 
         Raises:
             ValueError: another number of ids, or an id that the vocabulary lacks.
@@ -215,15 +224,15 @@ class Tokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def report(self, frames: Frames, limit: int = 256) -> TokenizerReport:
-        """Encode and decode frames, and say what came of it.
+        """Encode and decode frames, and measure the errors and the use of the codes.
 
         Args:
             frames: raw values; of indexed ones, at most ``limit`` at equal distances; of a function, the batches of the first
                 steps until there are as many.
-            limit: see ``frames``.
+            limit: largest number of frames.
         """
         ids, answers, targets = [], [], []
-        for value in _looked_at(frames, limit):
+        for value in _sampled(frames, limit):
             ids.append(self.encode(value))
             answers.append(self.decode(ids[-1]))
             target = self._prepared(value)
@@ -243,26 +252,30 @@ class Tokenizer(nn.Module, ABC):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file that :func:`~testtime.space.tokenizers.load_tokenizer` reads."""
+        """Write a safetensors file that :func:`~testtime.space.tokenizers.load_tokenizer` reads.
+
+        Args:
+            path: the file.
+        """
         checkpoint.save(Path(path), self, None, 0, self._facts())
 
     @abstractmethod
     def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes (N, latent, h, w), through which gradients flow to the latents, ids (N, h, w), and the commitment loss."""
+        """Return codes (N, latent, h, w), which are differentiable in the latents, ids (N, h, w), and the commitment loss."""
 
     @abstractmethod
     def _codes(self, ids: Tensor) -> Tensor:
-        """Codes (N, latent, h, w) of ids (N, h, w)."""
+        """Return the codes (N, latent, h, w) of ids (N, h, w)."""
 
     def _expect(self, batch: int) -> None:
-        """Be told how many frames a step has."""
+        """Prepare the quantiser for steps of so many frames."""
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(json.dumps({"kind": self.kind, **self.arguments}))
         return facts
 
     def _prepared(self, value: Tensor) -> Tensor:
-        """A batch of raw values as network and loss see it."""
+        """Return a batch of raw values in the range of network and loss."""
         kind, channels = self.modality.kind, self.modality.channels
         value = value.to(next(self.parameters()).device)
         self.modality.check(value)
@@ -280,8 +293,8 @@ class Tokenizer(nn.Module, ABC):
         ):
             wanted = f"{self.size[0]}, {self.size[1]}" if kind == "image" else "h, w"
             raise ValueError(
-                f"{self.modality.name}: expected (N, {channels}, {wanted}), got {tuple(value.shape)}; bring the frames to "
-                "that size, or make a tokenizer for theirs"
+                f"{self.modality.name}: expected (N, {channels}, {wanted}), got {tuple(value.shape)}; resize the frames, "
+                "or make a tokenizer of their size"
             )
         value = self.modality.normalised(value.float())
         if kind == "features":
@@ -303,21 +316,21 @@ class Tokenizer(nn.Module, ABC):
         return F.smooth_l1_loss(answer, x)
 
     def _standardise(self, value: Tensor) -> None:
-        """Remember mean and deviation of every channel of feature maps: networks differ in scale by orders."""
+        """Set mean and deviation of every channel of feature maps, because networks differ in scale by orders."""
         x = self._prepared(value)
         self.mean.copy_(x.mean((0, 2, 3), keepdim=True))
         self.deviation.copy_(x.std((0, 2, 3), keepdim=True).clamp(min=1e-6))
 
 
 def _batch(frames: Frames, step: int, batch: int, seed: int) -> Tensor:
-    """The raw values of a step, a function of the seed."""
+    """Return the raw values of a step."""
     if callable(frames):
         return frames(step)
     return torch.stack([frames[i] for i in epochs(len(frames), batch, seed, step)])
 
 
-def _looked_at(frames: Frames, limit: int) -> Iterator[Tensor]:
-    """Batches of raw values for a report."""
+def _sampled(frames: Frames, limit: int) -> Iterator[Tensor]:
+    """Yield batches of raw values for a report."""
     if callable(frames):
         step = seen = 0
         while seen < limit:

@@ -2,13 +2,13 @@ r"""Tokenizers: a frame of one modality as a small grid of ids, and back.
 
 .. math:: t = \operatorname{quantise}(f(x)), \qquad \hat x = g(\operatorname{code}(t)), \qquad L = \ell(\hat x, x) + L_{commit}
 
-An encoder f gives a latent for every patch, the quantiser puts the nearest code in its place, a decoder g makes the frame
-again. Two quantisers share one interface: :class:`VQTokenizer`, as 4M has it (unit codes, cosine similarity, codes as running
-means), and :class:`FSQTokenizer`, whose codes are a fixed lattice. What pre-training sees of a modality are the ids.
+An encoder f returns a latent for every patch, the quantiser replaces it by the nearest code, a decoder g reconstructs the
+frame. Two quantisers share one interface: :class:`VQTokenizer`, that of 4M (unit codes, cosine similarity, codes as running
+means), and :class:`FSQTokenizer`, whose codes are a fixed lattice. The ids are the input of pre-training.
 
-Departures from 4M: its decoder of images is a diffusion model (DiVAE), here it is a plain one: decoding is only for looking;
-f and g are small convolutional networks by default (``network="transformer"`` gives the paper's kind of encoder); 4M has no
-finite scalar quantisation; its tokenizers were trained on the Internet, ours on the space they will work in.
+Departures from 4M: its decoder of images is a diffusion model (DiVAE), here it is a plain one, because decoding is only for
+inspection; f and g are small convolutional networks by default (``network="transformer"`` is the paper's kind of encoder); 4M
+has no finite scalar quantisation; its tokenizers were trained on images of the Internet, ours on the space they will work in.
 
 Reference: Mizrahi et al., 4M: Massively Multimodal Masked Modeling, NeurIPS 2023, section 2.1 and appendix; Yu et al.,
 Vector-quantized Image Modeling with Improved VQGAN, ICLR 2022 (unit codes); Mentzer et al., Finite Scalar Quantization: VQ-VAE
@@ -55,22 +55,22 @@ class VQTokenizer(Tokenizer):
     .. math:: t = \arg\max_k \frac{z}{|z|}^\top e_k, \qquad
               L_{commit} = \beta \operatorname{mse}\left(\frac{z}{|z|}, \operatorname{sg}(e_t)\right)
 
-    Gradients go straight through. A code that fewer than 1/32 of its even share of a batch's tokens choose, on the running
-    mean, is dead, and a random latent of the batch takes its place. Departure: the running mean is that of sums and counts, of
+    The gradient is straight-through. A code that fewer than 1/32 of its even share of a batch's tokens choose, on the running
+    mean, is dead, and is replaced by a random latent of the batch. Departure: the running mean is that of sums and counts, of
     which the code is the quotient (the package), where 4M's is of the batches' means.
 
     Args:
-        modality: which; not a sequence.
-        size: (H, W) of its frames.
+        modality: modality of the frames; not a sequence.
+        size: (H, W) of the frames.
         patch: side of a token's patch.
-        codebook: how many codes (4M: 16,384 for pictures, 8,192 for most others, 4,096 for classes).
+        codebook: number of codes (4M: 16,384 for images, 8,192 for most others, 4,096 for classes).
         latent: size of a code.
         width: channels at the grid of the tokens; half of it, but 32 at least, at each finer one.
         depth: blocks at the grid of the tokens, in encoder and in decoder.
         network: "convolution" or "transformer".
-        decay: of the running means.
-        commitment: beta.
-        seed: of the initial weights and codes.
+        decay: decay of the running means.
+        commitment: beta, weight of the commitment loss.
+        seed: random seed of the initial weights and codes.
 
     Raises:
         ValueError: the modality is a sequence, or the sizes do not fit.
@@ -114,7 +114,7 @@ class VQTokenizer(Tokenizer):
                 threshold_ema_dead_code=1.0,
                 accept_image_fmap=True,
             )
-        # Born dead, as in 4M: the latents of the first batch become the codes.
+        # All codes are dead at first, as in 4M: the latents of the first batch become the codes.
         self.quantizer._codebook.cluster_size.zero_()
 
     def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,20 +133,23 @@ class VQTokenizer(Tokenizer):
 
 @final
 class FSQTokenizer(Tokenizer):
-    r"""Finite scalar quantisation: each number of a latent is bounded and rounded to one of a few levels; no codebook to learn.
+    r"""Finite scalar quantisation: each number of a latent is bounded and rounded to one of a few levels; no learned codebook.
 
     .. math:: \hat z_i = \operatorname{round}\left(\tfrac{(L_i - 1)(1 + \epsilon)}{2} \tanh(z_i + s_i) - o_i\right), \qquad
               t = \sum_i (\hat z_i + \lfloor L_i / 2 \rfloor) \prod_{j < i} L_j
 
-    with o = 1/2 and s = atanh(o / ((L - 1)(1 + ε) / 2)) where L is even, 0 where it is odd. Gradients go straight through the
-    rounding, and there is no commitment loss.
+    with o = 1/2 and s = atanh(o / ((L - 1)(1 + ε) / 2)) where L is even, 0 where it is odd. The gradient of the
+    rounding is straight-through, and there is no commitment loss.
 
     Args:
-        modality: which; not a sequence.
-        size: (H, W) of its frames.
+        modality: modality of the frames; not a sequence.
+        size: (H, W) of the frames.
         patch: side of a token's patch.
         levels: L; the vocabulary is their product: (8, 5, 5, 5) has 1,000 codes, (8, 6, 5) 240.
-        width, depth, network, seed: as :class:`VQTokenizer`'s.
+        width: channels at the grid of the tokens, see :class:`VQTokenizer`.
+        depth: blocks at the grid of the tokens, in encoder and in decoder.
+        network: "convolution" or "transformer".
+        seed: random seed of the initial weights.
 
     Raises:
         ValueError: the modality is a sequence, the sizes do not fit, or a level is below 3.
@@ -188,9 +191,12 @@ class FSQTokenizer(Tokenizer):
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer that ``save`` or ``fit`` wrote.
 
+    Args:
+        path: the file.
+
     Raises:
         FileNotFoundError: there is no such file.
-        WeightsError: the file is not of a tokenizer, or its tensors are not those that its arguments ask for.
+        WeightsError: the file is not of a tokenizer, or its tensors do not match its arguments.
     """
     path = Path(path)
     if not path.is_file():

@@ -179,7 +179,7 @@ def evaluate(
         ``{"mIoU": percent, "IoU": {class: percent}}``; NaN for a class without labels.
 
     Raises:
-        ValueError: as :func:`transfer`.
+        ValueError: see :func:`transfer`.
     """
     _fitting(model, data)
     meter = MeanIoU(len(data.classes))

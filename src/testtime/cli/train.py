@@ -1,0 +1,69 @@
+"""``testtime multitask train``: a source network of a preset."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from testtime.cli.options import Commands, Device, Jobs, Option, Precision, Seed, new_folder, print_progress
+from testtime.errors import need_packages, unknown_name
+
+__all__ = ["COMMANDS", "train"]
+
+
+def train(
+    *,
+    out: Annotated[str, Option("folder of checkpoint, losses and weights", new_folder, "DIR")],
+    preset: Annotated[str, Option("size of the network and its training")] = "tiny",
+    model: Annotated[Literal["plain", "s4t"], Option("s4t has the synchronizer")] = "s4t",
+    data: Annotated[str | None, Option("spaces of testtime scenes make (rendered)", metavar="DIR")] = None,
+    seed: Seed = 0,
+    iterations: Annotated[int | None, Option("in place of the preset's")] = None,
+    device: Device = "cpu",
+    precision: Precision = None,
+    devices: Annotated[int | None, Option("processes that share each batch (needs the extra train)")] = None,
+    jobs: Jobs = 2,
+) -> int:
+    """Train a source network; the same command goes on where it was left."""
+    from testtime.multitask import training
+    from testtime.processor import resolve_precision
+    from testtime.scenes.tracer import warn_if_slow
+    from testtime.training.fabric import launch_fabric
+
+    family, branches = (
+        import_module("testtime.experiments.multitask.houses"),
+        import_module("testtime.multitask.branches"),
+    )
+    listing, groups = (
+        import_module("testtime.experiments.multitask.listing"),
+        import_module("testtime.scenes.groups"),
+    )
+    presets = listing.read_constants("experiments")["presets"]
+    if preset not in presets:
+        raise unknown_name("preset", preset, presets)
+    chosen: dict[str, Any] = presets[preset]
+    need_packages(PIL="images", cv2="scenes")
+    if data is not None and not Path(data).is_dir():
+        raise ValueError(f"--data {data}: no such folder; testtime scenes make makes one")
+    warn_if_slow(print_progress)
+    started = training.started_precision(out)
+    resolved = resolve_precision(precision or "auto", device, started, print_progress)
+    steps = {} if iterations is None else {"iterations": iterations}
+    recipe = training.Recipe(**{**chosen["recipe"], "precision": resolved, **steps})
+    fabric = None if devices is None else launch_fabric(device, devices, resolved)
+    houses, images = family.Houses(**chosen["source"]), None
+    if fabric is None or fabric.global_rank == 0:  # one process renders, the others read
+        images = groups.read_grouped(data) if data else houses.read(Path(out).parent, jobs)
+    if fabric is not None:
+        fabric.barrier()
+    images = images or (groups.read_grouped(data) if data else houses.read(Path(out).parent, jobs))
+    branch = {"branch": "synchronizer", "arguments": chosen["branch"]} if model == "s4t" else {"branch": None}
+    network = branches.build(family.TASKS, {**chosen["network"], **branch}, seed)
+    training.train(network, images, recipe, out, seed, device, fabric)
+    if fabric is None or fabric.global_rank == 0:
+        print(Path(out) / "model.safetensors")
+    return 0
+
+
+COMMANDS: Commands = {"train": train}
