@@ -106,6 +106,12 @@ def test_drifting_stream(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].split()[:3] == ["gaussian_noise", "batch", "0"]
 
 
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 128
+
+
 def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS):
         text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
