@@ -22,7 +22,9 @@ __all__ = ["ARGUMENTS", "MODULES", "current_arguments", "current_name", "install
 F = TypeVar("F", bound=Callable[..., Any])
 
 MODULES = {
+    "testtime.bench.cache": "testtime.streams.cache",
     "testtime.bench.methods": "testtime.catalogue",
+    "testtime.bench.prequential": "testtime.prequential",
     "testtime.checkpoint": "testtime.training.checkpoint",
     "testtime.choosing": "testtime.selection",
     "testtime.fingerprint": "testtime.intake.fingerprint",

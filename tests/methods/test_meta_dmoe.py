@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import batch, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import batch, net, stream
 from testtime.adapter import state_hash
 from testtime.laws import check_adapter
 from testtime.methods.meta_dmoe import MetaDMoE, MetaDMoEOptions
@@ -45,8 +45,9 @@ RECIPE = Recipe(
 )
 
 
-def trained(**changes: object) -> Mixture:
-    return train_meta_dmoe(net(), domains(), replace(RECIPE, **changes), heads=4, seed=3, title=None)
+def trained(folder: Path | None = None, **changes: object) -> Mixture:
+    recipe = replace(RECIPE, **changes)
+    return train_meta_dmoe(net(), domains(), recipe, heads=4, seed=3, folder=folder, title=None)
 
 
 def forward(w: dict[str, Tensor], x: Tensor, of: nn.Module) -> tuple[Tensor, Tensor]:

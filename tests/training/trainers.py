@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS / name) for name in ("methods", "multitask", "source", "space")]
+sys.path[:0] = [str(TESTS), *(str(TESTS / name) for name in ("methods", "multitask", "source", "space"))]
 
 from small_world import batch, net  # noqa: E402
 
