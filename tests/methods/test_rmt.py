@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from small_world import CLASSES, batch, by_batch, jitter, net, stream
 from testtime.adapter import state_hash
-from testtime.methods.rmt import RMT, RMTOptions, attract
+from testtime.methods.rmt import RMT, RMTOptions, attract, symmetric
 from testtime.parts import generator, identity, sgd
 from testtime.parts.randomness import epochs
 from testtime.wrap import ResetEvery

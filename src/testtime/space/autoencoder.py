@@ -12,6 +12,7 @@ from testtime.space.model import Block, grid_embedding
 __all__ = ["Network", "decoder", "encoder"]
 
 Network = Literal["convolution", "transformer"]
+"""Kind of the encoder and decoder."""
 
 
 class Residual(nn.Module):

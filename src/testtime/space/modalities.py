@@ -33,6 +33,7 @@ __all__ = [
 SLACK = 1e-3
 """Tolerance of the range check, for rounding and resizing."""
 Kind = Literal["image", "classes", "features", "sequence"]
+"""Kind of the values of a modality."""
 
 
 @final

@@ -19,6 +19,7 @@ from testtime.space.model import Block, grid_embedding
 __all__ = ["ConvNeXtHead", "Encoder", "Images", "PatchEncoder", "Segmenter"]
 
 Images = Tensor | Mapping[str, Tensor]
+"""Images (N, 3, H, W), or the inputs of an encoder of several modalities by name."""
 
 
 class Encoder(Protocol):

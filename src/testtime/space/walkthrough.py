@@ -48,6 +48,7 @@ __getattr__ = renamed(
 )
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+"""Suffixes of the videos that are read."""
 PLACES = (".", "rgb", "images", "color")
 ORIENTATION = 0x0112
 """Exif tag of the orientation of a picture."""
