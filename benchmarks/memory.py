@@ -13,15 +13,17 @@ need the activations of the meta networks alone.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from testtime.adapter import Adapter
-from testtime.bench import sets
-from testtime.bench.cell import make_stream
-from testtime.bench.protocols import protocol
+from testtime.data.named import training_images
+from testtime.experiments import Request
+from testtime.experiments.methods import build_method
+from testtime.experiments.online import sets
+from testtime.experiments.online.experiment import online
+from testtime.experiments.online.stream import make_stream
 
 MIB = 2**20
 
@@ -68,15 +70,15 @@ def main() -> None:
     parser.add_argument("--methods", default="Source,BN-adapt,TENT,EATA,SAR,ROID,CoTTA,PAF+KIP,EcoTTA")
     parser.add_argument("--batch-size", type=int, default=200)
     given = parser.parse_args()
-    field = protocol("field-continual").narrowed(given.methods.split(","), batch_size=given.batch_size)
-    stream = make_stream(
-        replace(field, corruptions=field.corruptions[:1]), field.columns[0], 0, given.data, given.batch_size
-    )
-    x = stream[0].x
-    source = sets.source_images(field.closed, given.data)
+    field = online("field-continual")
+    settings = {"batch_size": given.batch_size, "corruptions": field.entry["corruptions"][:1]}
+    request = Request(field.name, rows=tuple(given.methods.split(",")), data=given.data, settings=settings)
+    inputs, parameters = field.first_column(request, field.places(request))
+    x = make_stream(parameters, inputs.places, given.batch_size)[0].x
+    source = training_images(inputs.closed, given.data)
     found = {}
-    for row in field.rows:
-        adapter = row.build(sets.source_model(field.model, given.data)[0], 10, 0)
+    for row in field.chosen_rows(field.rows, request):
+        adapter = build_method(row.about, sets.source_model(inputs.model, inputs.places).model, 10, 0)
         if adapter.source != "none":
             adapter.prepare([source.batch(range(200 * i, 200 * i + 200)) for i in range(3)])
         found[row.label] = kept(adapter, x)

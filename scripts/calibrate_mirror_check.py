@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from testtime.bench import sets
 from testtime.corruptions import CORRUPTIONS
-from testtime.models import model_card
+from testtime.data.named import named
+from testtime.models import open_model
 from testtime.parts import random_crop_flip
 from testtime.parts.views import MirrorCheck, contradicted
 from testtime.progress import progress
@@ -56,9 +56,10 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)
     for name in given.models:
-        model, _ = sets.source_model(name, given.data)
+        found = open_model(name, given.data)
+        model, size = found.model, (found.side,) * 2
         model.views = None
-        images, size = sets.open_data(name.partition("-")[0], given.data), (model_card(name).size,) * 2
+        images = named(name.partition("-")[0], given.data)
         chosen = np.random.default_rng(0).permutation(len(images))[: given.images]
         domains = [clean(images, size), *(corrupted(images, c, 5, size=size) for c in CORRUPTIONS)]
         print(f"{name}: contradictions, streams warned of, median number of images until the decision")

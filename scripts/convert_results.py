@@ -1,88 +1,22 @@
-"""Convert results that earlier versions wrote to folders of runs, from which ``testtime report`` makes the pages.
+"""Convert the results of a former version into the format of testtime.experiments.
 
-python scripts/convert_results.py space results/space/main results/new/main
+    python scripts/convert_results.py FAMILY OLD NEW
+
+FAMILY is a module of scripts/convert_results, OLD the folder of the family's runs, NEW the folder that gets the converted ones.
+What the former version did not keep, such as the version of a method's code, is not made up: it is left empty.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import runpy
+import sys
 from pathlib import Path
-from typing import Any
-
-from testtime.experiments import Request, find_experiment, read_run
-from testtime.experiments.provenance import SCHEMA
-from testtime.experiments.run import RunFolder
-
-UNKNOWN = "not recorded"
-
-
-def convert_space(source: Path, out: Path) -> None:
-    """Convert ``results.json`` of an analysis of test-space training.
-
-    Raises:
-        ValueError: a cell of the experiment has no result of the same variant, or several.
-    """
-    from testtime.experiments.space.analyses import Variant
-
-    about = json.loads((source / "results.json").read_text(encoding="utf-8"))
-    experiment = find_experiment(f"space-{about['analysis']}")
-    results = about["results"]
-    seeds = tuple(dict.fromkeys(result["seed"] for result in results))
-    settings = {} if about["preset"] == "tiny" else {"preset": about["preset"]}
-    request = Request(experiment.name, seeds, settings=settings, precision="float32", token=UNKNOWN)
-    plan, folder = experiment.plan(request), RunFolder(out)
-    session = _session(about["command"], about["machine"])
-    folder.write(experiment, request, plan, session)
-    known = {*asdict(Variant("", "scratch")), "row", "column", "seed", "value", "seconds"}
-    for cell in plan.cells:
-        places = [
-            r for r in results if (r["row"], r["column"], r["seed"]) == (cell.row, cell.column, cell.seed)
-        ]
-        wanted = json.loads(json.dumps({k: v for k, v in cell.about.items() if k not in ("measure", "name")}))
-        same = [r for r in places if {name: r[name] for name in wanted} == wanted]
-        if len(same) != 1:
-            raise ValueError(f"{source}: {cell.row}, {cell.column}, seed {cell.seed} has {len(same)} results")
-        result = {name: value for name, value in same[0].items() if name not in known}
-        if result[cell.about["measure"]] != same[0]["value"]:
-            raise ValueError(f"{source}: {cell.row}, {cell.column}: the value is not that of its measure")
-        described = {name: v for name, v in cell.unit.described().items() if name != "places"}
-        made = {**session, "seconds": round(same[0]["seconds"], 3)}
-        folder.adopt(cell.unit, {"schema": SCHEMA, "unit": described, "result": result, "made": made})
-    if missing := read_run(out).missing:
-        raise ValueError(f"{source}: {len(missing)} cells have no result, first {missing[0]}")
-
-
-def _session(command: Sequence[str], machine: Mapping[str, str]) -> dict[str, Any]:
-    """The provenance of an earlier version in today's form."""
-    system, _, architecture = machine["machine"].partition(", ")
-    return {
-        "started": UNKNOWN,
-        "command": list(command),
-        "versions": dict(version.split(" ", 1) for version in machine["versions"].split(", ")),
-        "machine": {"system": system, "architecture": architecture},
-        "device": "cpu",
-        "precision": "float32",
-        "threads": None,
-    }
-
-
-FAMILIES: dict[str, Callable[[Path, Path], None]] = {"space": convert_space}
-
-
-def main() -> None:
-    """Convert one folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("family", choices=FAMILIES)
-    parser.add_argument("source", type=Path, help="folder that an earlier version wrote")
-    parser.add_argument("out", type=Path, help="folder of the run that is written")
-    options = parser.parse_args()
-    FAMILIES[options.family](options.source, options.out)
-
 
 if __name__ == "__main__":
-    main()
+    families = sorted(path.stem for path in Path(__file__).with_suffix("").glob("*.py"))
+    if len(sys.argv) != 4 or sys.argv[1] not in families:
+        sys.exit(f"usage: python scripts/convert_results.py FAMILY OLD NEW; families: {', '.join(families)}")
+    family, old, new = sys.argv[1:]
+    module = runpy.run_path(str(Path(__file__).with_suffix("") / f"{family}.py"))
+    for line in module["convert"](Path(old), Path(new)) or ():
+        print(line)

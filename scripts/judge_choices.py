@@ -1,4 +1,4 @@
-"""How good is the choice without labels? Runs of testtime bench --no-labels on streams that had labels, judged by them.
+"""How good is the choice without labels? Runs of testtime run no-labels on streams that had labels, judged by them.
 
     python scripts/judge_choices.py runs/choosing/*
 
@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from testtime.bench.shadow import judged, read_looks, read_signs
+from testtime.experiments import read_run
+from testtime.experiments.online.no_labels import read_candidates, true_accuracy
 from testtime.selection import Candidate, Diagnostics, judge, recommend
 
 SUBSETS, SIZE, COLLAPSE, SOURCE = 200, 6, 0.75, "Source"
@@ -26,13 +27,13 @@ SUBSETS, SIZE, COLLAPSE, SOURCE = 200, 6, 0.75, "Source"
 
 def rules(
     seen: Mapping[str, list[Diagnostics]],
-    looks: NDArray[np.float32],
+    looks: NDArray[np.int64],
     of: Mapping[str, Candidate],
     rng: np.random.Generator,
 ) -> dict[str, Callable[[list[str]], str]]:
     """By name, from the names of some candidates to one of them."""
 
-    def taken(some: list[str], by: NDArray[np.float32]) -> str:
+    def taken(some: list[str], by: NDArray[np.int64]) -> str:
         return recommend({name: seen[name] for name in some}, by).name
 
     return {
@@ -50,14 +51,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", help="folders of testtime bench --no-labels")
+    parser.add_argument("runs", nargs="+", help="folders of testtime run no-labels")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     found: dict[str, list[tuple[float, bool]]] = {}
     off: dict[str, list[float]] = {"testtime recommend": [], "AETTA": []}
     print(f"{'stream':28}{'chosen':18}{'':>6}  {'best':18}{'':>6}{'Source':>8}")
     for folder in given.runs:
-        seen, looks, truth = read_signs(folder), read_looks(folder), judged(folder)
+        run = read_run(folder)
+        (seen, looks), truth = read_candidates(run), true_accuracy(run)
         chosen, best = recommend(seen, looks).name, max(truth, key=lambda name: truth[name])
         print(
             f"{Path(folder).name:28}{chosen:18}{truth[chosen]:6.1f}  {best:18}{truth[best]:6.1f}{truth[SOURCE]:8.1f}"

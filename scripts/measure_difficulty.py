@@ -11,9 +11,9 @@ import argparse
 from itertools import combinations
 from pathlib import Path
 
-import testtime.bench
-from testtime.bench import sets
-from testtime.bench.protocols import protocol
+import testtime.experiments.online
+from testtime.experiments.online import sets
+from testtime.experiments.online.experiment import online
 from testtime.progress import progress
 
 
@@ -21,14 +21,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("protocol", help="of order wandering")
+    parser.add_argument("experiment", help="experiment of order wandering")
     parser.add_argument("--data", default=".data", help="folder of data sets and weights (.data)")
     given = parser.parse_args()
-    wanted = protocol(given.protocol)
-    difficulty = sets.difficulty(wanted.closed, wanted.model, given.data)
-    difficulty.file = Path(testtime.bench.__file__).parent / "difficulties" / f"{wanted.model}.json"
-    difficulty.file.parent.mkdir(exist_ok=True)
-    pairs = list(combinations(wanted.corruptions, 2))
+    wanted = online(given.experiment).entry
+    difficulty = sets.difficulty(wanted["closed"], wanted["model"], {"data": given.data})
+    folder = Path(testtime.experiments.online.__file__).parent / "difficulties"
+    folder.mkdir(exist_ok=True)
+    difficulty.file = folder / f"{wanted['closed']}-{wanted['model']}.json"
+    pairs = list(combinations(wanted["corruptions"], 2))
     for first, second in progress(pairs, len(pairs), "pairs of corruptions"):
         difficulty(first, second)
     print(f"{len(difficulty.known)} accuracies in {difficulty.file}")

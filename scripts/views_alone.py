@@ -2,7 +2,7 @@
 
     python scripts/views_alone.py --data .data continual mixed correlated
 
-The images are those that ``testtime bench field-STREAM --methods cotta`` shows (200 of each corruption, seed 0), in bfloat16.
+The images are those that ``testtime run field-STREAM --rows CoTTA`` shows (200 of each corruption, seed 0), in bfloat16.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import argparse
 
 import torch
 
-from testtime.bench import sets
-from testtime.bench.cell import make_stream
-from testtime.bench.protocols import protocol
+from testtime.experiments import Request
+from testtime.experiments.online import sets
+from testtime.experiments.online.experiment import online
+from testtime.experiments.online.stream import make_stream
 from testtime.methods import CoTTA
 from testtime.parts import adam
 from testtime.progress import progress
@@ -28,10 +29,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     for name in given.streams:
-        field = protocol(f"field-{name}")
-        stream = make_stream(field, field.columns[0], 0, given.data, field.slow_limit)
-        model, _ = sets.source_model(field.model, given.data)
-        cotta = CoTTA(model.to(memory_format=torch.channels_last), adam(0.0))  # type: ignore[call-overload]
+        field, request = online(f"field-{name}"), Request(f"field-{name}", data=given.data)
+        inputs, parameters = field.first_column(request, field.places(request))
+        stream = make_stream(parameters, inputs.places, parameters["slow_limit"])
+        model = sets.source_model(inputs.model, inputs.places).model
+        cotta = CoTTA(model.to(memory_format=torch.channels_last), adam(0.0))
         wrong = 0
         with torch.autocast("cpu", torch.bfloat16):
             for batch in progress(stream, len(stream), name):

@@ -13,7 +13,7 @@ cli __main__
 experiments
 serve report
 catalogue laws
-selection wrap saving build
+selection wrap saving build prequential
 methods multitask space forecasting vision_language language search
 source
 adapter facts state reports construction gate prediction

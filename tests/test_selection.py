@@ -17,6 +17,7 @@ from testtime.selection import (
     Candidate,
     Diagnostics,
     appearance_features,
+    appearance_groups,
     disturbance,
     judge,
     mirrored,
@@ -165,6 +166,10 @@ def test_one_class_for_all_that_look_alike_counts_against_a_candidate() -> None:
     assert one.accuracy == 0
     assert other.accuracy == pytest.approx(90)
     assert judged({"fooled": [fooled] * 6})[0].accuracy == 100
+    groups = appearance_groups(looks, DIAGNOSTICS.classes)
+    assert groups.tolist() in ([0, 1] * 60, [1, 0] * 60)
+    assert judge({"fooled": [fooled] * 6, "free": [free] * 6}, groups) == (one, other)
+    assert judge({"fooled": [fooled] * 6}, np.zeros(120))[0].accuracy == 100
     with pytest.raises(ValueError, match="features of the appearance of 120 images"):
         judge({"a": [DIAGNOSTICS] * 6}, looks[1:])
 

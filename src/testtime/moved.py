@@ -22,7 +22,9 @@ __all__ = ["ARGUMENTS", "MODULES", "current_arguments", "current_name", "install
 F = TypeVar("F", bound=Callable[..., Any])
 
 MODULES = {
+    "testtime.bench.cache": "testtime.streams.cache",
     "testtime.bench.methods": "testtime.catalogue",
+    "testtime.bench.prequential": "testtime.prequential",
     "testtime.checkpoint": "testtime.training.checkpoint",
     "testtime.choosing": "testtime.selection",
     "testtime.fingerprint": "testtime.intake.fingerprint",
@@ -32,7 +34,7 @@ MODULES = {
     "testtime.methods.dann": "testtime.source.dann",
     "testtime.metrics.looks": "testtime.metrics.appearance",
     "testtime.models.views": "testtime.intake.views",
-    "testtime.multitask.commands": "testtime.cli.multitask",
+    "testtime.multitask.commands": "testtime.cli.train",
     "testtime.multitask.network": "testtime.models.multitask",
     "testtime.multitask.synchronizer": "testtime.models.synchronizer",
     "testtime.multitask.tasks": "testtime.tasks",

@@ -13,6 +13,7 @@ import torch
 __all__ = [
     "Precision",
     "PrecisionChoice",
+    "autocast",
     "fast_bfloat16",
     "machine_load",
     "need_device",
@@ -87,6 +88,20 @@ def resolve_precision(
     if choice == "bfloat16" and not fast_bfloat16(device):
         warn(SLOW_BFLOAT16.format(name=processor_name()))
     return choice
+
+
+def autocast(device: str, precision: Precision) -> torch.autocast:
+    """Return the context in which networks run in a precision; losses and optimizers stay in float32.
+
+    Args:
+        device: device of the networks.
+        precision: precision of their forwards and backwards.
+
+    >>> with autocast("cpu", "bfloat16"):
+    ...     print(torch.nn.Linear(2, 1)(torch.zeros(1, 2)).dtype)
+    torch.bfloat16
+    """
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def fast_bfloat16(device: str = "cpu") -> bool:

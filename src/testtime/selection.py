@@ -45,6 +45,7 @@ __all__ = [
     "Candidate",
     "Diagnostics",
     "appearance_features",
+    "appearance_groups",
     "disturbance",
     "judge",
     "mirrored",
@@ -269,7 +270,7 @@ def over_time(diagnostics: Sequence[Diagnostics], appearance: ArrayLike) -> tupl
 
     Args:
         diagnostics: diagnostics of one candidate.
-        appearance: (M, F) features of the images, see :func:`judge`.
+        appearance: features (M, F) or groups (M,) of the images, see :func:`judge`.
 
     Returns:
         number of images at the end of each stretch of at least 10 C images (C classes), and the estimate of that stretch in
@@ -308,7 +309,7 @@ def judge(seen: Mapping[str, Sequence[Diagnostics]], appearance: ArrayLike) -> t
     Args:
         seen: diagnostics that :func:`monitor` yielded, by name of the candidate.
         appearance: features of the appearance of the stream's images, (M, F), in its order, from
-            :func:`testtime.metrics.appearance_features`.
+            :func:`testtime.metrics.appearance_features`; or their groups, (M,), from :func:`appearance_groups`.
 
     Raises:
         ValueError: there is no candidate, one has processed nothing, streams differ in length, or there are not as many
@@ -338,7 +339,7 @@ def recommend(seen: Mapping[str, Sequence[Diagnostics]], appearance: ArrayLike) 
 
     Args:
         seen: diagnostics that :func:`monitor` yielded, by name of the candidate.
-        appearance: (M, F) features of the images, see :func:`judge`.
+        appearance: features (M, F) or groups (M,) of the images, see :func:`judge`.
 
     Raises:
         ValueError: the diagnostics do not fit together, see :func:`judge`.
@@ -423,7 +424,21 @@ def _groups(diagnostics: Sequence[Diagnostics], appearance: ArrayLike) -> NDArra
         raise ValueError(
             f"expected features of the appearance of {images} images, as many as were predicted, got {len(table)}"
         )
-    return appearance_clusters(table, min(max(images // (ALIKE * diagnostics[0].classes), 1), GROUPS))
+    return table.astype(np.int64) if table.ndim == 1 else appearance_groups(table, diagnostics[0].classes)
+
+
+def appearance_groups(features: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Group the images of a stream by appearance, some ten of each class in a group.
+
+    Args:
+        features: features (M, F) from `testtime.metrics.appearance_features`.
+        classes: number of classes.
+
+    Returns:
+        group of each image (M,), which `judge`, `recommend` and `over_time` take instead of the features.
+    """
+    table = np.asarray(features)
+    return appearance_clusters(table, min(max(len(table) // (ALIKE * classes), 1), GROUPS))
 
 
 def _answers(diagnostics: Sequence[Diagnostics], group: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -212,3 +213,13 @@ def test_functions_of_commands_are_typed() -> None:
         assert signature.return_annotation == "int"
         assert all("Namespace" not in str(p.annotation) for p in signature.parameters.values())
         assert len(signature.parameters) <= 12, function
+
+
+def test_methods_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--json"]) == 0
+    found = {m["name"]: m for m in json.loads(capsys.readouterr().out)}
+    assert (found["paf-kip"]["forwards"], found["paf-kip"]["backwards"]) == (3, 1)
+    assert found["paf-kip"]["stochastic"] is True
+    assert found["paf-kip"]["reference"].endswith("BMVC 2025.")
+    assert found["bn-adapt"]["norm"] == ["BatchNorm"]
+    assert (found["eata"]["source"], found["cotta"]["output"]) == ("data", "teacher")

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, jitter, mirrored, net, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, jitter, mirrored, net, stream
 from testtime.adapter import state_hash
 from testtime.methods.adacontrast import AdaContrast, AdaContrastOptions, class_contrast
 from testtime.parts import adam, generator, sgd

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, net, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, batch, net, stream
 from testtime import energy
 from testtime.methods import LAME
 from testtime.methods.lame import affinities, laplacian_adjusted

@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, by_batch, jitter, net, stream
 from torch import Tensor
 from torch.nn import functional as F
 
+from small_world import CLASSES, batch, by_batch, jitter, net, stream
 from testtime.methods.rmt import RMT, RMTOptions, attract
 from testtime.parts import generator, identity, sgd
 from testtime.parts.randomness import epochs

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, by_batch, jitter, net, norms_of, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, batch, by_batch, jitter, net, norms_of, stream
 from testtime.adapter import state_hash
 from testtime.methods import STAMP
 from testtime.methods.stamp import RBM, STAMPOptions, self_weighted_entropy

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import batch, by_batch, jitter, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import batch, by_batch, jitter, net, stream
 from testtime.methods.vida import ViDA, ViDAOptions
 from testtime.parts import adam, generator, identity, sgd
 from testtime.source.vida import DomainAdapter, train_vida, with_adapters

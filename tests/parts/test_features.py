@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from testtime.methods import ETA
 from testtime.norm import batch_statistics, norm_affine
 from testtime.parts.features import headless, linear_head
 
@@ -54,3 +55,18 @@ def test_a_wrong_head_is_an_error_that_helps() -> None:
         ValueError, match=r"named 'head'; its linear layers are \['body.1', 'fc', 'projector'\]"
     ):
         headless(TwoHeads(), head="head")
+
+
+def test_the_features_of_an_adapted_network_are_not_taken_for_logits() -> None:
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)),
+        torch.rand(5, 3, 2, 2),
+    )
+    adapter = ETA(net, classes=3)
+    adapter(x)
+    assert headless(adapter.model)(x).shape == (5, 6)
+    with pytest.raises(
+        ValueError, match="the model returned logits of 3 classes, and ETA was built with classes=4"
+    ):
+        ETA(net, classes=4)(x)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from testtime import __version__
-from testtime.cli import bench, experiments, online, scenes, space, train
+from testtime.cli import experiments, online, scenes, space, train
 from testtime.cli.command import Parser, add_command
 from testtime.cli.former import translated
 from testtime.cli.options import Commands
@@ -58,10 +58,7 @@ def parser(first: Sequence[str] = ()) -> Parser:
     made.add_argument("--version", action="version", version=f"testtime {__version__}")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     for name, function in COMMANDS.items():
-        if "online" in REGISTERED or name not in ("report", "recommend", "demo"):
-            add_command(commands, name, function)
-    if "online" not in REGISTERED:
-        bench.add(commands)
+        add_command(commands, name, function)
     for name, (about, functions) in FAMILIES.items():
         family = commands.add_parser(name, help=about, description=about)
         if name == "scenes" or name in REGISTERED:

@@ -83,9 +83,7 @@ def add_command(commands: Any, name: str, function: Callable[..., int]) -> None:
 
 def _add_option(parser: Parser, key: str, hint: Any, default: Any, named: bool = True) -> None:
     kind, option = hint.__origin__, hint.__metadata__[0]
-    kind = (
-        next((k for k in get_args(kind) if k is not NoneType), kind) if NoneType in get_args(kind) else kind
-    )
+    kind = get_args(kind)[0] if NoneType in get_args(kind) else kind
     required = default in (inspect.Parameter.empty, MISSING)
     settings: dict[str, Any] = {"help": option.help}
     if kind is bool:

@@ -156,18 +156,18 @@ def report(
     else:
         tables, page = first.compared(found), first.comparison_page(found)
     if as_json:
-        write_json(as_json, {"runs": [*runs], "tables": [table.json() for table in tables]})
+        write_json(as_json, [table.json() for table in tables])
     default = found[0].folder / "report.html" if len(found) == 1 else "comparison.html"
-    _show(tables, page, out or default)
+    _show(tables, page, out or default, len(found) > 1)
     return 0
 
 
-def _show(tables: Sequence[Table], page: Page, path: str | Path) -> None:
+def _show(tables: Sequence[Table], page: Page, path: str | Path, markdown: bool = False) -> None:
     """Print tables, write a page, and print its path."""
     from testtime.report import write_page
 
     for table in tables:
-        print(table.text(), end="\n\n")
+        print(table.markdown() if markdown else table.text(), end="\n\n")
     print(write_page(path, page))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 from testtime.cli.experiments import run_one
 from testtime.cli.options import Commands, Jobs, Option, new_folder
@@ -15,19 +14,18 @@ __all__ = ["COMMANDS", "demo", "methods", "recommend"]
 
 
 def recommend(
-    run: Annotated[str, Option("folder of a run of testtime run no-labels", metavar="RUN")],
+    folder: Annotated[str, Option("folder of a run of testtime run no-labels", metavar="RUN")],
     *,
     judge: Annotated[bool, Option("beside the estimates the truth, where there are labels")] = False,
 ) -> int:
     """Name a method for a stream without labels, with reasons."""
     from testtime.experiments import read_run
-
-    no_labels: Any = import_module("testtime.experiments.online.no_labels")
+    from testtime.experiments.online.no_labels import NO_LABELS, advice_table
     from testtime.report import write_page
 
-    found = read_run(run)
-    print(no_labels.advice_table(found, judge).text())
-    print(f"The page: {write_page(found.folder / 'report.html', no_labels.NO_LABELS.page(found))}")
+    found = read_run(folder)
+    print(advice_table(found, judge).text())
+    print(f"The page: {write_page(found.folder / 'report.html', NO_LABELS.page(found))}")
     return 0
 
 
@@ -39,13 +37,12 @@ def demo(
     rows: Annotated[tuple[str, ...] | None, Option("some of the methods", metavar="ROW")] = None,
     command: Sequence[str] = (),
 ) -> int:
-    """Run the main job on data that comes along, in about a minute."""
+    """Adapt to corrupted digits with photographs among them, data that comes along, in about a minute."""
     need_packages(sklearn="demo", PIL="images")
     from testtime.experiments import Request
 
-    print("Handwritten digits under 15 corruptions, photographs among them: which methods help, which fail?")
     settings = {} if limit is None else {"slow_limit": limit}
-    request = Request("digits-open", rows=rows, limit=limit, settings=settings)
+    request = Request("digits-open", rows=rows, limit=limit, precision="float32", settings=settings)
     return run_one(request, out, jobs=jobs, command=command)
 
 

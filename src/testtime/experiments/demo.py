@@ -7,7 +7,6 @@ and an object that plans them and reads the tables.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, final
@@ -18,12 +17,14 @@ import torch.nn.functional as F
 from testtime.data import embedded
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
+from testtime.experiments.methods import build_method
 from testtime.experiments.registry import code_of, find_method
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.store import Workspace
 from testtime.experiments.table import Column, Row, Table
 from testtime.models.digits import DigitsCNN
+from testtime.processor import autocast
 from testtime.streams import continual
 from testtime.training import loop
 from testtime.training.checkpoint import load
@@ -70,13 +71,11 @@ def adapt_to_digits(work: Workspace) -> dict[str, Any]:
     p = work.parameters
     model = DigitsCNN()
     load(work.needs["source"].folder / "source.safetensors", model)
-    cls = find_method(p["method"])
-    takes = inspect.signature(cls).parameters
-    adapter = cls(model.eval(), **{k: v for k, v in {"classes": 10, "seed": p["seed"]}.items() if k in takes})
+    adapter = build_method(p, model.eval(), 10, p["seed"])
     stream = continual(embedded().test, p["corruptions"], 5, BATCH, p["limit"], p["seed"])
     wrong = dict.fromkeys(p["corruptions"], 0)
     seen = dict.fromkeys(p["corruptions"], 0)
-    with torch.autocast("cpu", torch.bfloat16, enabled=p["precision"] == "bfloat16"):
+    with autocast("cpu", p["precision"]):
         for number, batch in enumerate(stream, 1):
             wrong[batch.domain] += int((adapter(batch.x).logits.argmax(1) != batch.y).sum())
             seen[batch.domain] += len(batch)

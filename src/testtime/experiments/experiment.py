@@ -284,9 +284,10 @@ class Experiment(ABC):
         """
 
     def chosen_rows(self, rows: Sequence[Row], request: Request) -> list[Row]:
-        """Return those of the rows that the request names, in any spelling, the base rows, and one for each own method.
+        """Return those of the rows that the request names, the base rows, and one for each own method.
 
-        The row of an own method has the import path or entry point as ``about["method"]``.
+        Rows are named by their labels in any spelling, or by a method (``about["method"]``) that is nobody's label. The row of
+        an own method has the import path or entry point as ``about["method"]``.
 
         Raises:
             ValueError: there is no row of this name.
@@ -294,16 +295,25 @@ class Experiment(ABC):
         own = [Row(name.rpartition(":")[2], about={"method": name}) for name in request.methods]
         if request.rows is None:
             return [*rows, *own]
-        known = {_bare(row.label): row.label for row in rows}
+        labels = {_bare(row.label) for row in rows}
+        spelled = [{_bare(row.label), *({_bare(row.about.get("method", ""))} - labels)} for row in rows]
         for name in request.rows:
-            if _bare(name) not in known:
-                meant = did_you_mean(name, known.values())
-                labels = ", ".join(known.values())
-                raise ValueError(f"{self.name} has no row {name!r}{meant}; its rows are {labels}")
+            if not any(_bare(name) in names for names in spelled):
+                known = [row.label for row in rows]
+                meant = did_you_mean(name, known)
+                raise ValueError(f"{self.name} has no row {name!r}{meant}; its rows are {', '.join(known)}")
         wanted = {_bare(name) for name in request.rows}
-        return [*(row for row in rows if _bare(row.label) in wanted or row.role == "base"), *own]
+        return [
+            *(r for r, names in zip(rows, spelled, strict=True) if wanted & names or r.role == "base"),
+            *own,
+        ]
 
 
 def _bare(label: str) -> str:
-    """A label without case, spaces and hyphens."""
-    return "".join(c for c in label.lower() if c.isalnum() or c in "+.=")
+    """A label without case, spaces, hyphens and an inner "+"; a final one counts.
+
+    >>> _bare("PAF+KIP") == _bare("paf-kip") == _bare("PAFKIP"), _bare("UniEntPlus") == _bare("UniEnt+"), _bare("UniEnt")
+    (True, True, 'unient')
+    """
+    kept = "".join(c for c in label.lower() if c.isalnum() or c in "+.=").replace("plus", "+")
+    return kept[:-1].replace("+", "") + kept[-1:]

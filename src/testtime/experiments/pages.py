@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from testtime.report import Block, Definitions, Figure, Note, Page, Section, Text, code, join, phrase
+from testtime.report import (
+    Block,
+    Chart,
+    Definitions,
+    Figure,
+    Note,
+    Page,
+    Section,
+    Text,
+    code,
+    first_of,
+    join,
+    listed,
+    phrase,
+    show,
+    strong,
+)
 
 if TYPE_CHECKING:
     from testtime.experiments.experiment import Experiment
     from testtime.experiments.run import Run
     from testtime.experiments.table import Table
 
-__all__ = ["comparison_page", "provenance_section", "run_page", "table_blocks", "unfinished"]
+__all__ = ["comparison_page", "provenance_section", "run_page", "table_blocks", "unfinished", "winner"]
 
 
 def run_page(experiment: Experiment, run: Run) -> Page:
     """Return the page of a run: its tables, its figures, and how it was made."""
     blocks = [block for table in experiment.tables(run) for block in table_blocks(table)]
-    drawn: list[Block] = [
-        Figure(chart, chart.title) for chart in experiment.figures(run) if chart is not None
-    ]
+    drawn = [Figure(f, f.title) if isinstance(f, Chart) else f for f in experiment.figures(run) if f]
     return Page(
         title=run.about["title"],
         kicker=f"testtime · {run.about['family']} · {run.about['experiment']}",
@@ -47,7 +62,7 @@ def comparison_page(experiment: Experiment, runs: Sequence[Run]) -> Page:
 
 def table_blocks(table: Table) -> list[Block]:
     """Return a table and the remarks below it."""
-    return [table.block(), *map(Note, table.remarks("bold"))]
+    return [table.block(), *map(Note, table.remarks("bold", "Below, in italics"))]
 
 
 def unfinished(run: Run) -> Text:
@@ -58,6 +73,51 @@ def unfinished(run: Run) -> Text:
     again = phrase("; {} continues it", code(" ".join(command))) if command else ""
     done = f"{cells - len(run.missing)} of {cells} cells have a result"
     return join([done, again, ". Nothing is called the best before all have one."], "")
+
+
+def winner(
+    values: Mapping[str, float],
+    measure: str,
+    by_column: Sequence[Mapping[str, float]] = (),
+    base: str = "",
+    names: Mapping[str, Text] | None = None,
+) -> Text:
+    """Return the sentence that names the best rows as they are printed; a tie is not called a win.
+
+    Args:
+        values: values in percent by row, the mean over columns; higher is better.
+        measure: name of the measure.
+        by_column: values by row of each column; columns without a value do not count.
+        base: row of the model without adaptation, whose value is told too.
+        names: text for the names of rows, such as one with a footnote mark.
+
+    >>> str(winner({"TENT": 78.24, "EATA": 78.16, "Source": 60.0}, "accuracy"))
+    '<strong>TENT</strong> and <strong>EATA</strong> share the highest accuracy, 78.2 %; next is <strong>Source</strong> with \
+60.0 %.'
+    """
+
+    def named(rows: Sequence[str]) -> Text:
+        return listed([(names or {}).get(row, strong(row)) for row in rows])
+
+    best = first_of(values)
+    others = {row: value for row, value in values.items() if row not in best}
+    firsts = [first_of(column) for column in by_column if not all(map(math.isnan, column.values()))]
+    average = " on average" if len(firsts) > 1 else ""
+    figure = f"{measure}, {show(values[best[0]])} %{average}"
+    if not others:
+        tie = ", no difference between them" if len(best) > 1 else ""
+        return phrase("{}: {} {} %{}{}.", named(best), measure, show(values[best[0]]), average, tie)
+    second = first_of(others)
+    are = "are" if len(second) > 1 else "is"
+    after = phrase("; next {} {} with {} %", are, named(second), show(others[second[0]]))
+    if base in others and base not in second:
+        after += f". The model without adaptation has {show(others[base])} %"
+    if len(best) > 1:
+        return phrase("{} share the highest {}{}.", named(best), figure, after)
+    alone, shared = (sum(best[0] in f and (len(f) > 1) == tie for f in firsts) for tie in (False, True))
+    where = f", and is first in {alone} of {len(firsts)} settings" if len(firsts) > 1 else ""
+    where += f" and one of the first in {shared}" if len(firsts) > 1 and shared else ""
+    return phrase("{} has the highest {}{}{}.", named(best), figure, where, after)
 
 
 def provenance_section(run: Run, items: Sequence[tuple[Text, object]] = (), *blocks: Block) -> Section:

@@ -28,6 +28,8 @@ __all__ = [
 
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
+    "multitask": "testtime.experiments.multitask.listing",
+    "online": "testtime.experiments.online.listing",
     "space": "testtime.experiments.space.listing",
 }
 """By family, the light module that lists its experiments in ``LISTED``."""

@@ -45,7 +45,7 @@ class RunFolder:
         return Request.read(path) if path.is_file() else None
 
     def write(self, experiment: Experiment, request: Request, plan: Plan, session: Mapping[str, Any]) -> None:
-        """Write ``run.toml`` and ``run.json``.
+        """Write ``run.toml`` and ``run.json``; units that no cell shows, such as the baseline of another machine, are kept.
 
         Args:
             experiment: experiment of the run.
@@ -55,20 +55,24 @@ class RunFolder:
         """
         request.write(self.path / "run.toml")
         path = self.path / "run.json"
-        before = read_json(path, AGAIN, ABOUT)["sessions"] if path.is_file() else []
+        before = (
+            read_json(path, AGAIN, ABOUT) if path.is_file() else {"sessions": [], "others": {}, "units": {}}
+        )
         names = ("family", "title", "source", "note")
         units = {u.address: {"name": u.name, "code": u.versions} for u in closure(plan.units)}
+        earlier = {name: address for name, address in before["others"].items() if name not in plan.others}
+        units = {address: before["units"][address] for address in earlier.values()} | units
         about = {
             "schema": SCHEMA,
             "experiment": experiment.name,
             **{name: getattr(experiment, name) for name in names},
             "rows": [asdict(row) for row in plan.rows],
             "cells": [{**vars(cell), "unit": cell.unit.address} for cell in plan.cells],
-            "others": {name: unit.address for name, unit in plan.others.items()},
+            "others": {**earlier, **{name: unit.address for name, unit in plan.others.items()}},
             **{name: getattr(plan, name) for name in ("facts", "used", "about")},
             "resources": {resource.name: asdict(resource) for resource in experiment.resources},
             "units": units,
-            "sessions": [*before, session],
+            "sessions": [*before["sessions"], session],
         }
         write_json(path, about)
 

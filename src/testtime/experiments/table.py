@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from testtime.report.words import deviation, first_of, mean, show, signed
+from testtime.report.words import deviation, first_of, mean, show, signed, unrounded
 
 if TYPE_CHECKING:
     from testtime.report import Table as Block
@@ -230,20 +230,21 @@ class Table:
         return (
             (signed if column.signed else show)(value, column.places),
             f"±{show(spread, column.places)}" if spread > 0 else "",
-            "" if published is None else f"({show(published, column.places)})",
+            "" if published is None else f"({unrounded(published, column.places)})",
         )
 
-    def remarks(self, best: str) -> list[str]:
+    def remarks(self, best: str, beside: str = "In parentheses") -> list[str]:
         """Return the sentences below the table.
 
         Args:
             best: mark of the best value, such as "bold".
+            beside: place of published values.
         """
         count = len({seed for values in self.values.values() for seed in values})
         several = any(self.spread(row.label, column) > 0 for row in self.rows for column in self.columns)
         first = f"{count} seed{'s' * (count != 1)}" + (", mean ± standard deviation" if several else "")
         notes = [f"{first}; {best} is the best." if any(map(self.best, self.columns)) else f"{first}."]
-        notes += ["In parentheses: published."] * any(column.published for column in self.columns)
+        notes += [f"{beside}: published."] * any(column.published for column in self.columns)
         notes += [f"† {note}" for note in dict.fromkeys(row.note for row in self.rows if row.note)]
         notes += [f"{column.key}: {column.note}" for column in self.columns if column.note]
         if self.missing:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
     from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
     from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
-    from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr
+    from testtime.metrics.open_set import accuracy, auroc, fpr_at, h_score, oscr, score_shares
     from testtime.metrics.summary import Samples, forgetting, summarise
     from testtime.metrics.synchronisation import cosine_similarity, delta_ttt, dtw, step_variance
 
@@ -48,6 +48,7 @@ __all__ = [
     "nll",
     "oscr",
     "peak_memory",
+    "score_shares",
     "state_bytes",
     "step_variance",
     "summarise",
@@ -62,7 +63,7 @@ __getattr__, __dir__ = lazily(
         "dense": "RMSE MeanAngle MeanIoU",
         "edges": "BCE AveragePrecision EdgeF",
         "label_free": "aetta consistency diversity dropout_disagreement",
-        "open_set": "accuracy auroc fpr_at h_score oscr",
+        "open_set": "accuracy auroc fpr_at h_score oscr score_shares",
         "summary": "Samples forgetting summarise",
         "synchronisation": "cosine_similarity delta_ttt dtw step_variance",
     },

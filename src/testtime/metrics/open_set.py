@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["accuracy", "auroc", "fpr_at", "h_score", "oscr"]
+__all__ = ["accuracy", "auroc", "fpr_at", "h_score", "oscr", "score_shares"]
 
 
 def accuracy(correct: ArrayLike) -> float:
@@ -119,6 +119,36 @@ def h_score(accuracy: float, auroc: float) -> float:
         raise ValueError(f"expected percent from 0 to 100, got {accuracy} and {auroc}")
     total = accuracy + auroc
     return 2 * accuracy * auroc / total if total > 0 else (0.0 if total == 0 else float("nan"))
+
+
+def score_shares(known: ArrayLike, unknown: ArrayLike, bins: int = 40) -> dict[str, list[float]]:
+    """Return the histograms of open-set scores over common bins, as shares.
+
+    The bins lie between the 1st and the 99th percentile of both; scores outside count at the edges, others than finite ones do
+    not count.
+
+    Args:
+        known: scores of known images, (N,).
+        unknown: scores of unknown images, (M,).
+        bins: number of bins.
+
+    Returns:
+        shares of "known" and "unknown" images by bin; empty lists without finite scores.
+
+    >>> score_shares([0.0, 0.0, 1.0], [1.0], bins=2)
+    {'known': [0.66667, 0.33333], 'unknown': [0.0, 1.0]}
+    """
+    parts = {"known": _scores(known), "unknown": _scores(unknown)}
+    parts = {name: part[np.isfinite(part)] for name, part in parts.items()}
+    both = np.concatenate(list(parts.values()))
+    if not len(both):
+        return {name: [] for name in parts}
+    low, high = np.percentile(both, [1, 99])
+    edges = np.linspace(low, max(high, low + 1e-9), bins + 1)
+    counts = {
+        name: np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] for name, part in parts.items()
+    }
+    return {name: (count / max(count.sum(), 1)).round(5).tolist() for name, count in counts.items()}
 
 
 def answers(correct: ArrayLike) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from testtime.intake.views import Views, views_of
     from testtime.models.digits import DigitsCNN
     from testtime.models.mobilenet import MobileNet
+    from testtime.models.opened import OpenedModel, open_model
     from testtime.models.preprocessed import Preprocessed, normalised
     from testtime.models.resnet import ResNet
     from testtime.models.resnet_cifar import ResNetCIFAR, resnet20, resnet32, resnet44, resnet56, resnet110
@@ -24,6 +25,7 @@ __all__ = [
     "DigitsCNN",
     "MobileNet",
     "ModelCard",
+    "OpenedModel",
     "Preprocessed",
     "ResNet",
     "ResNetCIFAR",
@@ -34,6 +36,7 @@ __all__ = [
     "load_weights",
     "model_card",
     "normalised",
+    "open_model",
     "read_weights",
     "resnet20",
     "resnet32",
@@ -50,6 +53,7 @@ __getattr__, __dir__ = lazily(
         "testtime.intake.views": "Views views_of",
         "digits": "DigitsCNN",
         "mobilenet": "MobileNet",
+        "opened": "OpenedModel open_model",
         "preprocessed": "Preprocessed normalised",
         "resnet": "ResNet",
         "resnet_cifar": "ResNetCIFAR resnet20 resnet32 resnet44 resnet56 resnet110",

@@ -156,7 +156,7 @@ def _check(path: str | Path, state: Mapping[str, Tensor], inner: nn.Module) -> N
     found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     lines = [f"{len(keys)} {what}: {_first(keys)}" for what, keys in found.items() if keys]
     if lines:
-        classifier = _classifier(inner)
+        classifier = classifier_name(inner)
         advice = "Choose the architecture, depth, width and number of classes that the file was trained with"
         if (
             classifier
@@ -169,9 +169,9 @@ def _check(path: str | Path, state: Mapping[str, Tensor], inner: nn.Module) -> N
         raise WeightsError(f"{path}: does not fit {type(inner).__name__}; {'; '.join(lines)}. {advice}")
 
 
-def _classifier(inner: nn.Module) -> str:
+def classifier_name(model: nn.Module) -> str:
     """The name of the last linear layer."""
-    names = [name for name, module in inner.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return names[-1] if names else ""
 
 

@@ -65,7 +65,7 @@ def headless(model: nn.Module, own: Iterable[Tensor] = (), head: str | None = No
         return nn.Identity()
     setattr(tree.get_submodule(parent), leaf, nn.Identity())
     if isinstance(tree, Logits):
-        tree.gives_features = True
+        tree.gives_features, tree.contract = True, None
     return tree
 
 

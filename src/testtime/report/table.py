@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, ClassVar, Literal, final
 
 from testtime.report.markup import Text, plain
-from testtime.report.words import first_of, show, signed
+from testtime.report.words import first_of, show, signed, unrounded
 
 __all__ = ["Cell", "Column", "Row", "Table"]
 
@@ -157,7 +157,7 @@ class Table:
                     "classes": " ".join(filter(None, kinds)),
                     "spread": f"±{show(cell.spread, column.places)}" if cell.spread > 0 else "",
                     "room": min(room, 9),
-                    "published": "" if cell.published is None else show(cell.published, column.places),
+                    "published": "" if cell.published is None else unrounded(cell.published, column.places),
                     "note": cell.note,
                     "share": round(100 * min(max(share, 0.0), 1.0)) if shade else None,
                 }

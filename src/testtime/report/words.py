@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["colours", "deviation", "first_of", "mean", "show", "signed"]
+__all__ = ["colours", "deviation", "first_of", "mean", "show", "signed", "unrounded"]
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -38,6 +38,19 @@ def signed(value: float | None, places: int | None = 1) -> str:
     """
     text = show(value, places)
     return f"+{text}" if value is not None and value > 0 and float(text.replace(",", "")) > 0 else text
+
+
+def unrounded(value: float, places: int | None = 1) -> str:
+    """Print a number that was printed elsewhere: with all its decimals, and at least some.
+
+    Args:
+        value: number.
+        places: least decimals; None for none.
+
+    >>> unrounded(81.73), unrounded(82.6), unrounded(3.0, 2)
+    ('81.73', '82.6', '3.00')
+    """
+    return max(show(value, places), f"{value:g}", key=len)
 
 
 def first_of(values: Mapping[Name, float], higher: bool = True, places: int | None = 1) -> list[Name]:

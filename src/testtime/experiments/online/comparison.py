@@ -1,0 +1,197 @@
+"""Several runs side by side: every method on every stream, what does not beat the source model, and what a simpler one does."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from testtime import report
+from testtime.experiments.online.results import Results, number
+from testtime.experiments.pages import table_blocks
+from testtime.experiments.run import Run
+from testtime.experiments.table import Column, Record, Row, Table
+from testtime.report import Bullets, Figure, Page, Section, first_of, listed, mean, show
+
+__all__ = ["Comparison"]
+
+MARGIN = 0.5  # points of error that a dearer method has to be better to be worth it
+SOURCE, COST = "Source", "cost"
+FEWER = "On fewer images of each domain, for its cost."
+BAD = "Not better than the source model"
+IDLE = f"No benefit over a cheaper one, which is as good or better on every stream tried (within {MARGIN:g} point of error)"
+MORE = "ECE: expected calibration error. Lost: accuracy on clean images lost by the end of the stream."
+
+
+class Comparison:
+    """Methods and streams of several runs; a stream is a column of a run.
+
+    The methods furthest below the source model in mean error come first (where there is none, those of the least error), those
+    without all streams last.
+
+    Args:
+        runs: the runs.
+
+    Attributes:
+        streams: results and column by name of the stream.
+        rows: the methods.
+        errors: table of the errors, with declared forwards and backwards of a step, and the time in plain forwards.
+
+    Raises:
+        ValueError: a run is named twice, or has no finished cell.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        places = [run.folder.resolve() for run in runs]
+        if len(set(places)) < len(places):
+            raise ValueError(f"expected each run once, got {', '.join(str(run.folder) for run in runs)}")
+        self.runs = [Results(run) for run in runs]
+        found = [(_stream_name(one, column), one, column) for one in self.runs for column in one.columns]
+        alike = Counter(name for name, _, _ in found)
+        self.streams = {
+            f"{name} ({column}, {one.run.folder})" if alike[name] > 1 else name: (one, column)
+            for name, one, column in found
+        }
+        self.records = [
+            Record(row, name, cell["seed"], cell)
+            for name, (one, column) in self.streams.items()
+            for row in one.rows
+            for cell in one.cells(row, column)
+        ]
+        rows = list(dict.fromkeys(record.row for record in self.records))
+        self.rows = [Row(row, note=FEWER if self._fewer(row) else "") for row in rows]
+        costs = [
+            Column("forwards", lambda cost: cost["step"][0], COST, unit="", places=None, better=None),
+            Column("backwards", lambda cost: cost["step"][1], COST, unit="", places=None, better=None),
+            Column("time", lambda cost: cost["time"], COST, unit="", better=None),
+        ]
+        self.of_streams = self._columns("error")
+        table = self._table("Error by method and stream", [*self.of_streams, *costs])
+
+        def key(row: Row) -> tuple[int, float]:
+            base = SOURCE in rows
+            gaps = [
+                table.paired(row.label, SOURCE, c).mean if base else table.value(row.label, c)
+                for c in self.of_streams
+            ]
+            return sum(map(math.isnan, gaps)), mean(gaps)
+
+        self.rows.sort(key=key)
+        self.errors = self._table(table.title, table.columns)
+
+    def _fewer(self, row: str) -> bool:
+        """Whether a method saw fewer images of a stream than another."""
+        for one, column in self.streams.values():
+            counts = {r: one.cells(r, column)[0]["images"] for r in one.rows if one.cells(r, column)}
+            if 0 < counts.get(row, 0) < max(counts.values()):
+                return True
+        return False
+
+    def _costs(self, row: str) -> dict[str, Any]:
+        """Declared forwards and backwards of a step, and the median time of a batch in plain forwards."""
+        step = next(record.result["cost"]["declared"] for record in self.records if record.row == row)
+        times = [time for one, column in self.streams.values() for time in one.times(row, column)]
+        known = sorted(time for time in times if not math.isnan(time))
+        return {"step": step, "time": known[len(known) // 2] if known else math.nan}
+
+    def _columns(self, measure: str, group: str = "", better: Any = "lower") -> list[Column]:
+        def value(result: dict[str, Any]) -> float:
+            return number(result["average"].get(measure))
+
+        return [Column(name, value, name, group, better=better) for name in self.streams]
+
+    def _table(self, title: str, columns: Sequence[Column], notes: Sequence[str] = ()) -> Table:
+        missing = [f"{one.run.folder}: {cell}" for one in self.runs for cell in one.run.missing]
+        costs = [Record(row.label, COST, 0, self._costs(row.label)) for row in self.rows]
+        return Table.of(title, self.rows, columns, [*self.records, *costs], missing, notes)
+
+    def worse_than_source(self) -> dict[str, list[str]]:
+        """Return, by method, the streams on which its error is not below the source model's."""
+        found = {}
+        for row in self.rows:
+            streams = [c.name for c in self.of_streams if self.errors.paired(row.label, SOURCE, c).mean >= 0]
+            if streams and row.label != SOURCE:
+                found[row.label] = streams
+        return found
+
+    def without_benefit(self) -> dict[str, str]:
+        """Return the methods that one method of lower cost equals on every stream they were run on, and the cheapest such.
+
+        The cost is that of a step: forwards, and two for each backward; what is learned before the stream is not counted.
+        """
+        steps = {row.label: self._costs(row.label)["step"] for row in self.rows}
+        cost, found = {row: forwards + 2 * backwards for row, (forwards, backwards) in steps.items()}, {}
+        for row in cost:
+            tried = [c for c in self.of_streams if not math.isnan(self.errors.value(row, c))]
+            cheaper = [other for other in cost if cost[other] < cost[row]]
+            equals = [o for o in cheaper if all(self.errors.paired(o, row, c).mean <= MARGIN for c in tried)]
+            if tried and equals:
+                found[row] = min(equals, key=lambda name: cost[name])
+        return found
+
+    def tables(self) -> list[Table]:
+        """Return error and cost, calibration and forgetting, and what unknown images showed."""
+        bad = ", ".join(f"{row} ({'; '.join(streams)})" for row, streams in self.worse_than_source().items())
+        idle = ", ".join(f"{row} ({other})" for row, other in self.without_benefit().items())
+        notes = [f"{BAD}: {bad or 'none'}.", f"{IDLE}: {idle or 'none'}."]
+        lost = [Column(name, _lost, name, "lost", "points", better="lower") for name in self.streams]
+        found = [
+            self._table(self.errors.title, self.errors.columns, notes),
+            self._table("Calibration and forgetting", [*self._columns("ece", "ECE"), *lost], [MORE]),
+        ]
+        opened = [name for name, (one, column) in self.streams.items() if one.facts[column]["open_set"]]
+        columns = [*self._columns("auroc", "AUROC", "higher"), *self._columns("h_score", "H", "higher")]
+        kept = [column for column in columns if column.of in opened]
+        return [*found, self._table("Known and unknown told apart", kept)] if kept else found
+
+    def page(self) -> Page:
+        """Return the page: errors as dots, a line for each method, the tables, and what is not worth it."""
+        tints = {name: i % 6 + 1 for i, name in enumerate(self.streams)}
+        points = []
+        for row in self.rows:
+            for c in self.of_streams:
+                value, spread = self.errors.value(row.label, c), self.errors.spread(row.label, c)
+                points.append(report.Point(row.marked, value, 0, spread, tints[c.name], c.name))
+        chart = report.row_chart(points, title="Error of every method on every stream", x="error, %")
+        errors, *others = self.tables()
+        bad = [f"{row}: {'; '.join(streams)}" for row, streams in self.worse_than_source().items()]
+        idle = [f"{row}: {other}" for row, other in self.without_benefit().items()]
+        missing = [str(one.run.folder) for one in self.runs if one.run.missing]
+        return Page(
+            title="Methods and streams",
+            kicker=f"testtime · {len(self.rows)} methods · {len(self.streams)} streams",
+            lead="" if missing else self._lead(),
+            sections=[
+                Section("error", "Error", "Error", [Figure(chart, "Error, %"), *table_blocks(errors)]),
+                *(Section(f"table{i}", t.title, t.title, table_blocks(t)) for i, t in enumerate(others)),
+                Section("source", "Source", BAD, [Bullets(bad)] if bad else []),
+                Section("idle", "No benefit", IDLE, [Bullets(idle)] if idle else []),
+            ],
+            unfinished=f"{listed(missing)}. No method is called the best before." if missing else "",
+        )
+
+    def _lead(self) -> report.Text:
+        """The method of the lowest mean error over all streams; one that was not run on every stream has none."""
+        count = len(self.streams)
+        means = {
+            r.marked: sum(self.errors.value(r.label, c) for c in self.of_streams) / count for r in self.rows
+        }
+        best = first_of(means, higher=False)
+        if not best:
+            return "No method was run on every stream."
+        equal, names = " (equal in print)" * (len(best) > 1), listed([report.strong(row) for row in best])
+        return report.phrase("Lowest mean error{}: {}, {} %.", equal, names, show(means[best[0]]))
+
+
+def _stream_name(results: Results, column: str) -> str:
+    short = str(results.run.about["experiment"]).removeprefix("field-")
+    return short if results.facts[column]["open_set"] is None else f"{short}, open"
+
+
+def _lost(result: dict[str, Any]) -> float:
+    """Points of accuracy on clean images that were lost from before the stream to after it."""
+    forgetting = result["forgetting"]
+    if "lost" in forgetting:  # of an earlier version, which kept the difference alone
+        return number(forgetting["lost"])
+    return number(forgetting["before"]) - number(forgetting["after"])

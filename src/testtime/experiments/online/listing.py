@@ -1,0 +1,91 @@
+"""The experiments of the family "online" as they stand in its TOML files, and their list; without torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from testtime.experiments.registry import Listed
+
+__all__ = ["LISTED", "STREAM", "Figures", "entries", "published", "read", "rows"]
+
+Figures = tuple[float | None, ...]  # accuracy, AUROC, H-score, in percent
+STREAM = (
+    "order",
+    "corruptions",
+    "severity",
+    "rounds",
+    "slow_limit",
+    "target",
+    "pace",
+    "speed",
+    "reset",
+    "returns",
+)
+"""The settings of a stream; what an entry does not have is not set."""
+COLUMN = {"open_set": None, "batch_size": 200, "ratio": 1.0, "note": ""}
+
+
+@cache
+def read(name: str) -> dict[str, Any]:
+    """Return the content of a TOML file of this package."""
+    return tomllib.loads((resources.files(__package__) / name).read_text(encoding="utf-8"))
+
+
+@cache
+def entries() -> dict[str, dict[str, Any]]:
+    """Return the experiments by name, each with the defaults, and with what it takes from the one that it is like."""
+    tables = read("experiments.toml")
+    found: dict[str, dict[str, Any]] = {}
+    for name, entry in tables["experiments"].items():
+        like = found.get(entry.get("like", ""), {**tables["defaults"], "limit": None})
+        kept = {k: v for k, v in like.items() if not (k in ("only", "without") and "rows" in entry)}
+        columns = [{**COLUMN, **column} for column in entry.get("columns", kept.get("columns"))]
+        found[name] = {**kept, **{k: v for k, v in entry.items() if k != "like"}, "columns": columns}
+    return found
+
+
+def rows(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the rows of an experiment by label: method, arguments, and role and reset_every where they differ."""
+    tables = read("experiments.toml")
+    special = tables["methods"].get(entry["closed"], {})
+    found = {}
+    for label, row in {k: v for group in entry["rows"] for k, v in tables["rows"][group].items()}.items():
+        if label not in entry.get("without", ()) and label in entry.get("only", (label,)):
+            facts = dict(row) if isinstance(row, Mapping) else {"method": row}
+            own = {key: facts.pop(key) for key in ("method", "role", "reset_every") if key in facts}
+            found[label] = {**own, "arguments": {**special.get(own["method"], {}), **facts}}
+    return found
+
+
+def published(name: str, labels: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Figures]]:
+    """Return published figures by row label and column name.
+
+    Args:
+        name: name of the table in ``published.toml``; empty for none.
+        labels: rows that are wanted.
+        columns: columns that are wanted.
+    """
+    found: dict[str, dict[str, Figures]] = {}
+    table = read("published.toml").get(name, {"columns": [], "figures": ""})
+    count = 3 * len(table["columns"])
+    for line in table["figures"].strip().splitlines():
+        words = line.split()
+        values = [None if word == "-" else float(word) for word in words[-count:]]
+        if (label := " ".join(words[:-count])) in labels:
+            triples = {c: tuple(values[3 * i : 3 * i + 3]) for i, c in enumerate(table["columns"])}
+            found[label] = {c: triple for c, triple in triples.items() if c in columns}
+    return found
+
+
+ONLINE = "testtime.experiments.online.experiment:online"
+SHADOW = (
+    "Candidates in shadow on a stream without labels, own images or that of an experiment: which one to take"
+)
+LISTED = (
+    *(Listed(name, entry["title"], ONLINE, entry["source"]) for name, entry in entries().items()),
+    Listed("no-labels", SHADOW, "testtime.experiments.online.no_labels:NO_LABELS"),
+)

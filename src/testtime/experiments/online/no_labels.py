@@ -1,0 +1,254 @@
+"""Candidates in shadow on a stream without labels: the diagnostics of each, and which one to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from testtime import report
+from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
+from testtime.experiments.methods import build_method
+from testtime.experiments.online import listing, sets
+from testtime.experiments.online.cell import SLOW
+from testtime.experiments.online.experiment import HERE, Batches, Inputs, online
+from testtime.experiments.online.stream import cached_stream
+from testtime.experiments.pages import provenance_section, table_blocks
+from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.request import Request
+from testtime.experiments.run import Run
+from testtime.experiments.store import Workspace
+from testtime.experiments.table import Column, Record, Table
+from testtime.files import damaged
+from testtime.methods import Source
+from testtime.processor import autocast
+from testtime.report import Page, Section, show
+from testtime.selection import (
+    Advice,
+    Diagnostics,
+    appearance_features,
+    appearance_groups,
+    mirrored,
+    monitor,
+    over_time,
+    recommend,
+    turned,
+)
+
+__all__ = ["NO_LABELS", "NoLabels", "advice_table", "read_candidates", "true_accuracy"]
+
+LINES = 6  # candidates whose lines have a colour
+COLUMNS = (
+    Column("estimate", lambda c: c.accuracy),
+    Column("AETTA", lambda c: c.aetta),
+    Column(
+        "agreement",
+        lambda c: c.agreement,
+        better=None,
+        note="predictions that are those of the source model.",
+    ),
+    Column("confidence", lambda c: c.confidence, better=None),
+    Column("drift", lambda c: c.confidence_drift, group="confidence", signed=True, better=None),
+    Column("diversity", lambda c: c.diversity, better=None),
+    Column("drift", lambda c: c.diversity_drift, group="diversity", signed=True, better=None),
+    Column("time", lambda c: c.milliseconds, unit="ms", places=0, better="lower"),
+    Column("alarms", lambda c: len(c.alarms), unit="", places=0, better=None),
+)
+
+
+def group_images(work: Workspace) -> dict[str, Any]:
+    """Group the images of a stream by appearance."""
+    stream, features = cached_stream(work, work.parameters["limit"]), []
+    for number, batch in enumerate(stream, 1):
+        features.append(appearance_features(batch.x).numpy())
+        work.progress(number, len(stream))
+    groups = appearance_groups(np.concatenate(features), work.parameters["classes"])
+    return {"batches": len(stream), "groups": groups.tolist()}
+
+
+def run_in_shadow(work: Workspace) -> dict[str, Any]:
+    """Let a candidate predict and learn, and keep its diagnostics; labels, where there are any, only judge it afterwards."""
+    p, device = work.parameters, work.parameters["device"]
+    found, plain = (sets.source_model(p["model"], work.places) for _ in range(2))
+    adapter = build_method(p, found.model.to(device), found.classes, 0)
+    adapter.to(device)
+    stream, labels, lines = cached_stream(work, p["limit"]), [], []
+    right = known = 0
+
+    def images() -> Iterator[torch.Tensor]:
+        for batch in stream:
+            labels.append(batch.y.numpy())
+            yield batch.x.to(device)
+
+    with autocast(device, p["precision"]):
+        if adapter.source != "none":
+            size = stream.domains[0].size
+            batches = sets.source_batches(p["closed"], work.places, stream.batch_size, 0, size)
+            adapter.prepare([x.to(device) for x in batches])
+        source = Source(plain.model.to(device))
+        for one in monitor(adapter, images(), source, disturb=mirrored if p["mirror"] else turned):
+            lines.append(asdict(one))
+            right += int((labels[-1] == one.predicted).sum())
+            known += int((labels[-1] >= 0).sum())
+            work.progress(len(lines), len(stream))
+    judged = (
+        known and p["order"] != "recorded"
+    )  # the folders of own images need not be the classes of the model
+    return {"diagnostics": lines, "accuracy": 100 * right / known if judged else None}
+
+
+@final
+class NoLabels(Experiment):
+    """Candidates in shadow on own images, or on the stream of an experiment whose labels are kept from them.
+
+    Settings: ``stream`` is an experiment of this family, of which the first column and seed count; without it the stream is
+    the folder ``images``, or that of ``--data``, in natural order. ``source`` is a folder of images of the source.
+    ``mirror`` says whether a mirrored image is still of its class, otherwise images are turned; by default the model says it.
+    """
+
+    name, family, title = "no-labels", "online", listing.SHADOW
+    settings = {  # noqa: RUF012
+        **dict.fromkeys(online("field-continual").settings),
+        **{"stream": "", "images": "", "mirror": None, "skip_damaged": False},
+    }
+
+    def plan(self, request: Request) -> Plan:
+        stream = self.setting(request, "stream")
+        base = online(stream or "field-continual")
+        asked = replace(request, settings={k: v for k, v in request.settings.items() if k in base.settings})
+        places = base.places(asked)
+        if stream:
+            inputs, p = base.first_column(asked, places)
+        else:
+            inputs, p = self._own(request, places)
+            column = Batches("own images", None, self.setting(request, "batch_size") or 200)
+            own = {"order": "recorded", "corruptions": [], "limit": None, "slow_limit": None}
+            p = {**base.parameters(asked, inputs, column, 0), **p, **own}
+        found, mirror = sets.source_model(inputs.model, inputs.places), self.setting(request, "mirror")
+        needs = {"images": base.images_unit(p, inputs, "stream")}
+        appearance = {**needs["images"].parameters, "classes": found.classes}
+        others = {
+            "appearance": Unit(
+                f"{HERE}.no_labels:group_images", appearance, "appearance", needs, places=inputs.places
+            )
+        }
+        p["mirror"] = found.views.mirror if mirror is None else mirror
+        rows, left_out, cells = [], {}, []
+        for row in base.chosen_rows(base.rows, request):
+            adapter = build_method(row.about, found.model, found.classes, 0)
+            if adapter.source != "none" and not sets.has_source(inputs.closed, inputs.places):
+                left_out[row.label] = "it must see images of the source; give them with the setting source"
+            elif adapter.cost[0] > SLOW and request.rows is None:
+                left_out[row.label] = f"it takes {adapter.cost[0]:g} forwards a batch; name it with --rows"
+            else:
+                kind, code = f"{HERE}.no_labels:run_in_shadow", code_of(find_method(row.about["method"]))
+                unit = Unit(kind, {**row.about, **p}, row.label, needs, code, inputs.places)
+                rows.append(row)
+                cells.append(Cell(row.label, "", p["seed"], unit))
+        about = {"model": inputs.model, "stream": stream or inputs.closed, "left_out": left_out}
+        return Plan(rows, cells, others, inputs.facts, about=about)
+
+    def _own(self, request: Request, places: dict[str, str]) -> tuple[Inputs, dict[str, Any]]:
+        """A folder of images and the model that is in use, and the parameters of its units."""
+        folder, skip = (
+            Path(self.setting(request, "images") or request.data),
+            self.setting(request, "skip_damaged"),
+        )
+        if request.model is None:
+            raise ValueError("own images need --model, the network that is in use")
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; expected the folder of images as they arrive")
+        name, found = (
+            sets.find_set(str(folder.resolve()), places),
+            online("field-continual").find_model(request, places),
+        )
+        images = sets.images_of(name, places, skip)
+        facts = {"weights": found.digest, name: images.digest()}
+        facts |= {f"damaged {number}": path for number, path in enumerate(images.skipped, 1)}
+        return Inputs(name, found.name, found.side, facts, places), {"skip_damaged": True} if skip else {}
+
+    def tables(self, run: Run) -> Sequence[Table]:
+        return [advice_table(run)]
+
+    def page(self, run: Run) -> Page:
+        seen, groups = read_candidates(run)
+        advice, series, about = recommend(seen, groups), [], run.about["about"]
+        tints = {c.name: number for number, c in enumerate(advice.candidates[:LINES], 1)}
+        for candidate in reversed(advice.candidates):
+            ends, guesses = over_time(seen[candidate.name], groups)
+            series.append(report.Series(candidate.name, ends, guesses, tints.get(candidate.name, 0)))
+        chart = report.line_chart(series, title="Estimated accuracy", y="%", x="images")
+        drawn = report.Figure(chart, "Accuracy as it is estimated without labels")
+        return Page(
+            title=_take(run, advice),
+            kicker=f"testtime · {len(groups)} images without labels · {about['model']}",
+            lead=[report.Bullets(advice.reasons)],
+            sections=[
+                Section("time", "Time", "Over time", [drawn]),
+                Section("diagnostics", "Diagnostics", "Diagnostics of each", table_blocks(advice_table(run))),
+                provenance_section(run, [("stream", about["stream"])]),
+            ],
+        )
+
+
+NO_LABELS = NoLabels()
+
+
+def read_candidates(run: Run) -> tuple[dict[str, list[Diagnostics]], NDArray[np.int64]]:
+    """Return the diagnostics of the finished candidates, and the group of each image by appearance.
+
+    Raises:
+        ValueError: the run is of another experiment, or no candidate is finished.
+        DataError: a result is damaged.
+    """
+    if run.about["experiment"] != NoLabels.name:
+        raise ValueError(f"{run.folder} is not a run without labels: testtime run {NoLabels.name} makes one")
+    appearance, seen = run.other("appearance"), {}
+    with damaged(run.folder / "results", "delete the run and give the same command again"):
+        for r in run.records():
+            lines = r.result["diagnostics"]
+            seen[r.row] = [Diagnostics(**{**line, "predicted": tuple(line["predicted"])}) for line in lines]
+    if not seen or appearance is None:
+        raise ValueError(
+            f"{run.folder}: no candidate is finished; the same testtime run command goes on from there"
+        )
+    return seen, np.array(appearance["groups"])
+
+
+def true_accuracy(run: Run) -> dict[str, float]:
+    """Return the accuracy of each candidate in percent, where the stream had labels; no estimate has seen it."""
+    return {r.row: r.result["accuracy"] for r in run.records() if r.result["accuracy"] is not None}
+
+
+def advice_table(run: Run, judge: bool = False) -> Table:
+    """Return the estimates of the candidates, the best first, with the recommendation and its reasons below.
+
+    Args:
+        run: a run of the experiment.
+        judge: whether the true accuracy stands beside the estimates, where the stream had labels.
+    """
+    advice, truth = recommend(*read_candidates(run)), true_accuracy(run) if judge else {}
+    labels, columns = {row.label: row for row in run.rows}, [*COLUMNS]
+    notes = [f"{_take(run, advice)}.", *advice.reasons]
+    notes += [f"{name}: left out, {reason}." for name, reason in run.about["about"]["left_out"].items()]
+    if truth:
+        best, name = max(truth, key=lambda candidate: truth[candidate]), advice.name
+        columns.insert(1, Column("true", lambda c: truth.get(c.name)))
+        notes.append(
+            f"Judged with the labels: the best is {best} with {show(truth[best])} %, {name} has {show(truth[name])} %, "
+            f"{show(truth[best] - truth[name])} points less."
+        )
+    records = [Record(c.name, "", 0, c) for c in advice.candidates]
+    rows = [labels[c.name] for c in advice.candidates]
+    return Table.of("Estimated without labels", rows, columns, records, run.missing, notes)
+
+
+def _take(run: Run, advice: Advice) -> str:
+    done = len(run.about["cells"]) - len(run.missing)
+    of = f", of the {done} of {len(run.about['cells'])} candidates that are finished" if run.missing else ""
+    return f"Take {advice.name}{of}"

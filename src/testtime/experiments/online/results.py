@@ -1,0 +1,158 @@
+"""The results of a run, as its tables and pages read them."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+from testtime.experiments.online import listing
+from testtime.experiments.online.cell import plain_milliseconds
+from testtime.experiments.run import Run
+from testtime.files import check_shape, damaged
+from testtime.report import listed, mean
+
+__all__ = ["Results", "number"]
+
+NUMBER = (float, type(None))
+RESULT = {  # what the pages need of a result
+    "average": dict.fromkeys(("accuracy", "error", "auroc", "h_score"), NUMBER),
+    "domains": [{"domain": str}],
+    "time": {**{key: [NUMBER] for key in ("accuracy", "auroc", "h_score")}, "visit": [int]},
+    "filters": {"all": dict, "time": dict},
+    "forgetting": {"before": NUMBER, "after": NUMBER},
+    "cost": {"declared": [float], "forwards": NUMBER, "backwards": NUMBER, "ms": NUMBER},
+    "images": int,
+}
+
+
+def number(value: float | None) -> float:
+    """Return a number; NaN where there is none."""
+    return math.nan if value is None else float(value)
+
+
+class Results:
+    """The results of a run by row and column.
+
+    Args:
+        run: the run.
+
+    Raises:
+        ValueError: no cell is finished.
+        DataError: a result has another shape than that of this family.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.about, self.stream = run, run.about["about"], run.about["about"]["stream"]
+        self._cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        with damaged(run.folder / "results", "delete the run and give the same command again"):
+            for record in run.records():
+                check_shape(record.result, RESULT, f"{record.row}, {record.column}, seed {record.seed}")
+                self._cells.setdefault((record.row, record.column), []).append(
+                    {**record.result, "seed": record.seed}
+                )
+        if not self._cells:
+            raise ValueError(
+                f"{run.folder}: no cell is finished yet; the same testtime run command goes on from there"
+            )
+        self.rows = [row.label for row in run.rows if any(row.label == label for label, _ in self._cells)]
+        self.facts = {
+            c["name"]: c for c in self.about["columns"] if any(c["name"] == name for _, name in self._cells)
+        }
+        others = [run.other(name) for name in run.about["others"] if name.startswith("baseline")]
+        self.baselines = [one for other in others if other for one in other["baselines"]]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns with results."""
+        return list(self.facts)
+
+    def cells(self, row: str, column: str | None = None) -> list[dict[str, Any]]:
+        """Return the results of a row in a column, one for each seed; those of all columns without one."""
+        return [
+            r for c in (self.columns if column is None else [column]) for r in self._cells.get((row, c), [])
+        ]
+
+    def values(self, row: str, column: str | None, measure: str) -> list[float]:
+        """Return a measure averaged over domains, one value for each seed; NaN where it is not defined."""
+        return [number(cell["average"].get(measure)) for cell in self.cells(row, column)]
+
+    def mean(self, row: str, measure: str, column: str | None = None) -> float:
+        """Return the mean of a measure over the seeds of a column, or of all."""
+        return mean(self.values(row, column, measure))
+
+    def cost(self, row: str, key: str) -> float:
+        """Return the median of a cost over columns and seeds."""
+        return median(number(cell["cost"].get(key)) for cell in self.cells(row))
+
+    @property
+    def opened(self) -> bool:
+        """Whether there are unknown images, so that the H-score ranks and not the accuracy."""
+        return not all(math.isnan(self.mean(row, "h_score")) for row in self.rows)
+
+    @property
+    def headline(self) -> tuple[str, str]:
+        """The measure that ranks, and its name."""
+        return ("h_score", "H-score") if self.opened else ("accuracy", "accuracy")
+
+    @property
+    def ranked(self) -> list[str]:
+        """The rows, the best first."""
+        values = {row: self.mean(row, self.headline[0]) for row in self.rows}
+        return sorted(self.rows, key=lambda row: (math.isnan(values[row]), -values[row]))
+
+    def times(self, row: str, column: str | None = None) -> list[float]:
+        """Return the times of a batch in plain forwards; NaN where none was measured in the state of the machine."""
+        return [
+            self._relative(cell, self.facts[name]["batch_size"])
+            for name in (self.columns if column is None else [column])
+            for cell in self.cells(row, name)
+        ]
+
+    def _relative(self, cell: dict[str, Any], batch_size: int) -> float:
+        if "relative" in cell["cost"]:  # an earlier version measured a plain forward in every cell
+            return number(cell["cost"]["relative"])
+        return number(cell["cost"]["ms"]) / plain_milliseconds(
+            self.baselines, cell.get("state", {}), batch_size
+        )
+
+    def per_domain(self, row: str) -> float:
+        """Return the number of known images of a domain, the mean over columns and seeds."""
+        return mean([cell["images"] / len(cell["domains"]) for cell in self.cells(row)])
+
+    def fewer(self, row: str) -> bool:
+        """Return whether a method saw fewer images of a domain than another."""
+        return self.per_domain(row) < max(self.per_domain(other) for other in self.rows)
+
+    @property
+    def changes(self) -> list[str]:
+        """In what the run differs from the experiment of its name, as text."""
+        entry, found = listing.entries().get(self.run.about["experiment"]), []
+        if entry is None:
+            return []
+        ours = {**self.stream, "limit": self.about["limit"]}
+        for name in ("order", "severity", "rounds", "limit"):
+            here, there = ("all" if one[name] is None else one[name] for one in (ours, entry))
+            found += [f"{name} {here} instead of {there}"] * (here != there)
+        kinds, whole = len(ours["corruptions"]), len(entry["corruptions"])
+        found += [f"{kinds} of {whole} corruptions"] * (kinds < whole)
+        here, there = (", ".join(map(str, seeds)) for seeds in (self.run.request.seeds or (), entry["seeds"]))
+        found += [f"seeds {here} instead of {there}"] * (here != there)
+        labels, known = {row.label for row in self.run.rows}, listing.rows(entry)
+        if missing := [label for label in known if label not in labels]:
+            several = f"{len(labels)} of {len(known)} methods"
+            found.append(f"without {listed(missing)}" if len(missing) < 6 else several)
+        forms = {"name": "{}", "batch_size": "batches of {}", "ratio": "{:g} unknown for each known"}
+        for key, form in forms.items():
+            both = [
+                list(dict.fromkeys(form.format(c[key]) for c in of["columns"])) for of in (self.about, entry)
+            ]
+            if both[0] != both[1]:
+                return [*found, f"{listed(both[0])} instead of {listed(both[1])}"]
+        return found
+
+    @property
+    def title(self) -> str:
+        """The title of the experiment, if the run is that experiment in all but the number of images and seeds."""
+        other = [change for change in self.changes if not change.startswith(("limit ", "seeds "))]
+        return f"{self.run.about['experiment']}, changed" if other else str(self.run.about["title"])

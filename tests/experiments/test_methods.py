@@ -1,0 +1,35 @@
+"""Methods as rows: arguments in values of JSON, seeds, and resets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from testtime.experiments.methods import argument, build_method
+from testtime.norm import alpha_statistics
+from testtime.wrap import ResetEvery
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 10))
+
+
+def test_arguments_are_objects_calls_and_plain_values() -> None:
+    assert argument("testtime.norm:alpha_statistics") is alpha_statistics
+    assert argument("testtime.parts:adam(1e-3)").lr == 1e-3
+    assert argument(["source", "ema"]) == ("source", "ema")
+    assert (argument("soft"), argument(0.1), argument(None)) == ("soft", 0.1, None)
+    with pytest.raises(ImportError, match="testtime.parts:no_such"):
+        argument("testtime.parts:no_such(3)")
+
+
+def test_a_row_builds_its_method_with_what_it_takes() -> None:
+    row = {"method": "PAFKIP", "arguments": {"alpha": 0.25, "models": ["source"]}, "reset_every": 1000}
+    adapter = build_method(row, network(), 10, 7)
+    assert isinstance(adapter, ResetEvery)
+    assert (type(adapter.adapter).__name__, adapter.every, adapter.seed) == ("PAFKIP", 1000, 7)
+    assert adapter.adapter.alpha == 0.25
+    assert "models=('source',)" in repr(adapter)
+    source = build_method({"method": "Source"}, network().eval(), 10, 7)
+    assert source(torch.zeros(1, 3, 4, 4)).valid.tolist() == [True]
