@@ -89,6 +89,7 @@ METHODS = {
 RECIPE = "passes expert_passes aggregator_passes rate expert_rate pretrain_rate aggregator_rate inner_rate support mask"
 ARGUMENTS = {
     **{f"testtime.methods.{name}": changed for name, changed in METHODS.items()},
+    "testtime.space.ingest:ingest": {"say": "log"},
     "testtime.source.meta_dmoe:train_meta_dmoe": {name: f"recipe.{name}" for name in RECIPE.split()},
 }
 """New name of every keyword argument that has changed, by "module:class" or "module:function": "" for one that is gone,
