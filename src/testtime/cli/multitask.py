@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from testtime.cli.options import Commands, Device, Jobs, Option, Precision, Seed, new_folder, print_progress
 from testtime.errors import need_packages, unknown_name
+
+if TYPE_CHECKING:
+    from testtime.data import DenseSet
 
 __all__ = ["COMMANDS", "train"]
 
@@ -26,20 +28,15 @@ def train(
     jobs: Jobs = 2,
 ) -> int:
     """Train a source network; the same command goes on where it was left."""
-    from testtime.multitask import training
+    from testtime.experiments.multitask.houses import TASKS, Houses
+    from testtime.experiments.multitask.listing import read_constants
+    from testtime.multitask import branches, training
     from testtime.processor import resolve_precision
+    from testtime.scenes.groups import read_grouped
     from testtime.scenes.tracer import warn_if_slow
     from testtime.training.fabric import launch_fabric
 
-    family, branches = (
-        import_module("testtime.experiments.multitask.houses"),
-        import_module("testtime.multitask.branches"),
-    )
-    listing, groups = (
-        import_module("testtime.experiments.multitask.listing"),
-        import_module("testtime.scenes.groups"),
-    )
-    presets = listing.read_constants("experiments")["presets"]
+    presets = read_constants("experiments")["presets"]
     if preset not in presets:
         raise unknown_name("preset", preset, presets)
     chosen: dict[str, Any] = presets[preset]
@@ -52,16 +49,21 @@ def train(
     steps = {} if iterations is None else {"iterations": iterations}
     recipe = training.Recipe(**{**chosen["recipe"], "precision": resolved, **steps})
     fabric = None if devices is None else launch_fabric(device, devices, resolved)
-    houses, images = family.Houses(**chosen["source"]), None
-    if fabric is None or fabric.global_rank == 0:  # one process renders, the others read
-        images = groups.read_grouped(data) if data else houses.read(Path(out).parent, jobs)
+
+    def images() -> DenseSet:
+        if data is not None:
+            return read_grouped(data)
+        return Houses(**chosen["source"]).read(Path(out).parent, jobs)
+
+    first = fabric is None or fabric.global_rank == 0
+    if first:
+        images()  # one process renders, the others read
     if fabric is not None:
         fabric.barrier()
-    images = images or (groups.read_grouped(data) if data else houses.read(Path(out).parent, jobs))
     branch = {"branch": "synchronizer", "arguments": chosen["branch"]} if model == "s4t" else {"branch": None}
-    network = branches.build(family.TASKS, {**chosen["network"], **branch}, seed)
-    training.train(network, images, recipe, out, seed, device, fabric)
-    if fabric is None or fabric.global_rank == 0:
+    network = branches.build(TASKS, {**chosen["network"], **branch}, seed)
+    training.train(network, images(), recipe, out, seed, device, fabric)
+    if first:
         print(Path(out) / "model.safetensors")
     return 0
 
