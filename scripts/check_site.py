@@ -17,21 +17,19 @@ import griffe
 
 SRC = Path(__file__).parents[1] / "src"
 INTERNAL = {
-    *(
-        "__main__",
-        "bench",
-        "build",
-        "cli",
-        "construction",
-        "files",
-        "gate",
-        "intake",
-        "labels",
-        "lazy",
-        "moved",
-    ),
-    *("processor", "progress", "reports", "state", "workers"),
+    "__main__",
+    "bench",
+    "build",
+    "cli",
+    "construction",
+    "files",
+    "gate",
+    "intake",
+    "labels",
+    "lazy",
+    "moved",
 }
+INTERNAL |= {"processor", "progress", "reports", "state", "workers"}
 """Modules of the package that are not for its users; what users need of them is handed out elsewhere."""
 
 ASSET = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^\"]*\"[^>]*>")
