@@ -85,9 +85,9 @@ def test_equals_the_published_loop(released: bool) -> None:
     ours = ViDA(
         network,
         sgd(0.02),
-        2.5,
         views=4,
         options=ViDAOptions(
+            adapter_rate=2.5,
             scale=5,
             adapter_decay=0.8,
             allotment="released" if released else "paper",

@@ -40,9 +40,12 @@ def demo(
     """Adapt to corrupted digits with photographs among them, data that comes along, in about a minute."""
     need_packages(sklearn="demo", PIL="images")
     from testtime.experiments import Request
+    from testtime.experiments.online.experiment import online
 
     settings = {} if limit is None else {"slow_limit": limit}
     request = Request("digits-open", rows=rows, limit=limit, precision="float32", settings=settings)
+    online("digits-open").chosen_rows(online("digits-open").rows, request)
+    print("Handwritten digits under 15 corruptions, photographs among them: which methods help, which fail?")
     return run_one(request, out, jobs=jobs, command=command)
 
 

@@ -207,7 +207,7 @@ def test_the_address_of_a_unit_is_a_function_of_what_it_depends_on() -> None:
         {"batch_size": 40},
     ]
     assert len({address(), *(address(**other) for other in others)}) == 1 + len(others)
-    assert address() == address(data="elsewhere")
+    assert address() == address(data="..")
     parameters = online("digits-open").plan(asked()).cells[0].unit.parameters
     assert not {"target", "pace", "speed", "reset", "returns"} & parameters.keys()
     json.dumps(parameters)

@@ -16,7 +16,7 @@ from small_online import asked, finished, results
 
 from testtime.errors import DataError
 from testtime.experiments import Run, read_run
-from testtime.experiments.online import listing
+from testtime.experiments.online import listing, pages
 from testtime.experiments.online.experiment import online
 from testtime.experiments.online.pages import main_table, online_page
 from testtime.experiments.online.results import Results
@@ -69,7 +69,7 @@ def html(run: Run) -> str:
 
 
 def lead(run: Run) -> str:
-    return plain(online_page(Results(run)).lead)  # type: ignore[arg-type]
+    return plain(pages._lead(Results(run)))
 
 
 def test_the_page_stands_alone_and_holds_the_figures(run: Run) -> None:
@@ -128,7 +128,7 @@ def test_every_experiment_has_a_page_with_its_stream(run: Run, name: str) -> Non
 
 
 def test_the_title_is_the_experiments_only_if_the_run_is(run: Run) -> None:
-    assert online_page(Results(run)).title == "digits-open, changed"
+    assert Results(run).title == "digits-open, changed"
     assert (
         "Changed from the experiment digits-open: limit 30 instead of 250; 2 of 15 corruptions; seeds 0, 1 instead of 0; "
         "3 of 13 methods; batches of 20 instead of batches of 100."
@@ -140,12 +140,12 @@ def test_the_title_is_the_experiments_only_if_the_run_is(run: Run) -> None:
     ]
     columns = [{**run.about["about"]["columns"][0], "batch_size": 100}]
     whole = changed(run, corruptions=known["corruptions"], rows=rows, columns=columns)
-    assert online_page(Results(whole)).title == known["title"]  # images and seeds are no part of it
+    assert Results(whole).title == known["title"]  # images and seeds are no part of it
     own = changed(run, experiment="my own", title="Mine")
-    assert online_page(Results(own)).title == "Mine"
+    assert Results(own).title == "Mine"
     assert "Changed from" not in lead(own)
     noted = changed(run, columns=[{**run.about["about"]["columns"][0], "note": "A <remark>."}])
-    assert "A &lt;remark&gt;." in html(noted)
+    assert "A <remark>." in main_table(Results(noted)).notes
 
 
 def test_a_tie_is_not_called_a_win(run: Run) -> None:

@@ -199,7 +199,11 @@ class Online(Experiment):
         return inputs, self.parameters(request, inputs, column, (request.seeds or self.seeds)[0])
 
     def places(self, request: Request) -> dict[str, str]:
-        """Return the places that a request names."""
+        """Return the places that a request names; a DataError says that the folder of data is not there."""
+        if request.data != Request.data and not Path(request.data).is_dir():
+            raise DataError(
+                f"{request.data}: no such folder; expected that of data sets and weights, or of own images"
+            )
         places = {"data": str(Path(request.data).resolve())}
         if source := self.setting(request, "source"):
             places["set source"] = places[f"set {sets.find_set(source, places)}"]

@@ -1,0 +1,147 @@
+"""Own images, own networks and own methods in any experiment of the family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_online import asked, results, run
+
+from testtime.data import Crop
+from testtime.errors import DataError
+from testtime.experiments import Request, read_run
+from testtime.experiments.online import sets
+from testtime.experiments.online.experiment import online
+from testtime.experiments.online.results import Results
+from testtime.files import write_tensors
+from testtime.models import open_model, resnet20
+
+image = pytest.importorskip("PIL.Image", reason="pip install -e '.[images]'")
+CLASSES = ("cat", "dog", "fox")
+
+
+def photographs(folder: Path, classes: tuple[str, ...] = CLASSES, each: int = 8, seed: int = 0) -> Path:
+    """A folder of images for each class, of one colour and noise."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = rng.normal(60 + 70 * number, 25, (36, 40, 3)).clip(0, 255).astype(np.uint8)
+            image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def network(path: Path, classes: int = 3) -> Path:
+    torch.manual_seed(0)
+    return write_tensors(path, resnet20(classes).state_dict())
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Request:
+    """CIFAR-10's experiment, asked for own images and an own network."""
+    settings = {"corruptions": ["fog", "contrast"], "batch_size": 8, "open_sets": ["none"]}
+    data, model = photographs(tmp_path / "photos"), network(tmp_path / "mine.safetensors")
+    base = Request("cifar10-open", (0,), ("TENT", "EATA"), precision="float32", settings=settings)
+    return replace(base, data=str(data), model=str(model))
+
+
+def test_any_experiment_takes_own_images_and_an_own_network(own: Request, tmp_path: Path) -> None:
+    assert run(tmp_path / "runs" / "own", own).exit_code == 0
+    found = read_run(tmp_path / "runs" / "own")
+    assert list(results(found.folder)) == [("Source", "closed set", 0), ("TENT", "closed set", 0)]
+    assert found.stand_ins == {
+        "closed set": ("photos", "cifar10"),
+        "source model": ("mine", "cifar10-resnet20-augmix"),
+    }
+    assert found.about["about"]["left_out"] == ["EATA"]  # there are no images of the source
+    (tent,) = Results(found).cells("TENT")
+    assert (tent["images"], tent["batches"], [d["domain"] for d in tent["domains"]]) == (
+        48,
+        6,
+        ["fog", "contrast"],
+    )
+    text = online("cifar10-open").tables(found)[0].text()
+    assert "closed set: photos stands in for cifar10." in text
+    unit = found.about["cells"][0]["unit"]
+    assert str(tmp_path) not in str(found.results[unit]["unit"])  # the result does not depend on places
+
+
+def test_images_of_the_source_let_the_others_take_part_and_own_unknown_images_are_mixed_in(
+    own: Request, tmp_path: Path
+) -> None:
+    photographs(tmp_path / "source", seed=1)
+    photographs(tmp_path / "unknown", ("",), 20, 2)
+    settings = {**own.settings, "source": str(tmp_path / "source"), "open_sets": [str(tmp_path / "unknown")]}
+    assert run(tmp_path / "runs" / "own", replace(own, rows=("EATA",), settings=settings)).exit_code == 0
+    found = results(tmp_path / "runs" / "own")
+    assert list(found) == [("Source", "unknown", 0), ("EATA", "unknown", 0)]
+    assert {(r["images"], r["unknown"]) for r in found.values()} == {(48, 48)}
+
+
+def test_an_own_method_is_a_row_beside_the_others(own: Request, tmp_path: Path) -> None:
+    request = replace(own, rows=("TENT",), methods=("testtime.methods.tent:Tent",))
+    assert run(tmp_path / "runs" / "own", request).exit_code == 0
+    found = results(tmp_path / "runs" / "own")
+    assert [row for row, _, _ in found] == ["Source", "TENT", "Tent"]
+    assert found["TENT", "closed set", 0]["average"] == found["Tent", "closed set", 0]["average"]
+
+
+def test_another_network_takes_the_place_of_the_experiments(tmp_path: Path) -> None:
+    path = network(tmp_path / "digits.safetensors", 10)
+    request = asked(rows=("Source",), model=str(path), open_sets=["none"])
+    assert run(tmp_path / "runs" / "run", request).exit_code == 0
+    found = read_run(tmp_path / "runs" / "run")
+    assert found.stand_ins == {"source model": ("digits", "digits-cnn")}
+    assert found.about["facts"]["weights"] == open_model(str(path)).digest
+
+
+def test_what_does_not_fit_says_what_to_do(own: Request, tmp_path: Path) -> None:
+    def refused(request: Request) -> str:
+        with pytest.raises(DataError) as caught:
+            run(tmp_path / "runs" / "no", request)
+        assert not (tmp_path / "runs").exists()
+        return str(caught.value)
+
+    four = photographs(tmp_path / "four", (*CLASSES, "wolf"))
+    message = refused(replace(own, data=str(four)))
+    assert "cifar-10-batches-bin" in message
+    assert "expected 3 classes of four, as many as mine has outputs, found 4 (cat, dog, fox, ...)" in message
+    assert "give a --model of these classes" in message
+    assert "nowhere: no such folder; expected that of data sets" in refused(
+        replace(own, data=str(tmp_path / "nowhere"))
+    )
+
+
+def test_a_set_has_as_many_classes_as_the_model_has_outputs(tmp_path: Path) -> None:
+    for folder, name in ((tmp_path / "part", "n02099601"), (tmp_path / "mine", "cats")):
+        photographs(folder / "imagenet" / "val", (name,), 1)
+    model = replace(open_model("digits-cnn"), name="imagenet-resnet18", classes=1000)
+    assert sets.check_classes(sets.images_of("imagenet", {"data": str(tmp_path / "part")}), model) == 1000
+    with pytest.raises(
+        DataError, match=r"expected 1,000 classes of imagenet-val, .* found 1 \(cats, \.\.\.\)"
+    ):
+        sets.check_classes(sets.images_of("imagenet", {"data": str(tmp_path / "mine")}), model)
+
+
+def test_our_imagenet_c_keeps_the_shape_of_pictures(tmp_path: Path) -> None:
+    pixels = np.zeros((600, 300, 3), np.uint8)
+    pixels[250:350, 100:200] = 255
+    (tmp_path / "imagenet" / "val" / "n01").mkdir(parents=True)
+    image.fromarray(pixels).save(tmp_path / "imagenet" / "val" / "n01" / "a.png")
+    (domain,), origin = sets.domains(
+        "imagenet", {"data": str(tmp_path)}, ["brightness"], 1, sets.image_size("imagenet", 224)
+    )
+    assert origin.startswith("ours-")
+    assert domain.size == Crop(224, 256)
+    seen = domain.render(np.array([0]))[0, 0] > 127
+    assert (seen.shape, int(seen.any(1).sum()), int(seen.any(0).sum())) == ((224, 224), 86, 86)
+
+
+def test_an_unknown_set_is_named_with_those_there_are() -> None:
+    with pytest.raises(
+        ValueError, match=r"no data set 'svnh' \(did you mean 'svhn'\?\); there are none, cifar10"
+    ):
+        sets.find_set("svnh", {})
