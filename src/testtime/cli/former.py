@@ -25,15 +25,8 @@ FORMER = {
 """By former command: the present one of a name, that of no name, and the folder of a run."""
 RENAMED = {"cache": "store", "seed": "seeds"}
 SETTINGS = (
-    "order",
-    "severity",
-    "batch-size",
-    "images",
-    "source",
-    "open-sets",
-    "encoders",
-    "skip-damaged",
-    "no-mirror",
+    *("order", "severity", "batch-size", "images", "source"),
+    *("open-sets", "encoders", "skip-damaged", "no-mirror"),
 )
 FLAGS = {"list": "", "no-labels": "", "skip-damaged": "skip_damaged=true", "no-mirror": "mirror=false"}
 LISTS = ("rows", "encoders", "seeds")  # options with several words
