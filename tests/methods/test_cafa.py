@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, by_batch, net, norms_of, stream
 from torch import Tensor
 
+from small_world import CLASSES, batch, by_batch, net, norms_of, stream
 from testtime.methods import CAFA
 from testtime.methods.cafa import ClassGaussians, class_aware_loss
 from testtime.parts import adam, sgd

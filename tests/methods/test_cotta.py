@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_world import batch, by_batch, jitter, net, stream
 from torch import Tensor, nn
 
+from small_world import batch, by_batch, jitter, net, stream
 from testtime.adapter import state_hash
 from testtime.methods import CoTTA
 from testtime.parts import adam, generator, identity, sgd

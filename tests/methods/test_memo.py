@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from small_world import jitter, net, stream
 from torch import Tensor, nn
 
+from small_world import jitter, net, stream
 from testtime.adapter import state_hash
 from testtime.methods import MEMO
 from testtime.norm import source_statistics

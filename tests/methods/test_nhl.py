@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_world import by_batch, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import by_batch, net, stream
 from testtime.methods.nhl import NHL, NeuroModulated, soft_hebbian
 from testtime.models.resnet_cifar import ResNetCIFAR
 from testtime.parts import sgd

@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, net, norms_of, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, net, norms_of, stream
 from testtime.methods import NOTE
 from testtime.methods.note import PBRS
 from testtime.methods.sotta import smoothed_entropy

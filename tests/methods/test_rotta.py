@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, jitter, mirrored, net, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, batch, jitter, mirrored, net, stream
 from testtime.adapter import state_hash
 from testtime.methods import RoTTA
 from testtime.methods.rotta import CSTU, timeliness

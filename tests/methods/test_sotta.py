@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, net, norms_of, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, batch, net, norms_of, stream
 from testtime.adapter import state_hash
 from testtime.methods import SoTTA
 from testtime.methods.sotta import HUS, mean_entropy, smoothed_entropy

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, net, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, batch, net, stream
 from testtime.adapter import state_hash
 from testtime.methods import T3A
 from testtime.methods.t3a import Supports

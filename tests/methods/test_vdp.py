@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_world import by_batch, jitter, net, stream
 from torch import Tensor
 
+from small_world import by_batch, jitter, net, stream
 from testtime.methods.vdp import VDP, Prompted, Sensitivity
 from testtime.parts import adam, generator, sgd
 
