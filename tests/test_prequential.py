@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from testtime.adapter import Adapter
-from testtime.prequential import Record, prequential
 from testtime.data import from_arrays
 from testtime.prediction import Prediction
+from testtime.prequential import Record, prequential
 from testtime.streams import clean, continual, open_set
 
 RNG = np.random.default_rng(0)
