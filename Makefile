@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`.
+# Two commands do everything, `make demo` and `make test`; `make docs` builds the documentation into site/.
 export OMP_WAIT_POLICY ?= PASSIVE
 VENV     ?= .venv
 PIP_ARGS ?= -c constraints.txt
@@ -21,6 +21,12 @@ check: $(VENV)/.ok
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+docs: $(VENV)/.ok
+	$(PY) scripts/method_pages.py
+	$(PY) scripts/example_pages.py
+	$(PY) -m mkdocs build --strict
+	$(PY) scripts/check_site.py site
+
 slow: $(VENV)/.ok
 	$(PY) -m pytest -m slow --timeout 3600
 
@@ -29,4 +35,4 @@ $(VENV)/.ok: pyproject.toml constraints.txt
 	$(PY) -m pip install -q $(PIP_ARGS) -e ".[dev]"
 	$(PY) -c "import pathlib; pathlib.Path('$@').touch()"
 
-.PHONY: demo test check slow
+.PHONY: demo test check docs slow

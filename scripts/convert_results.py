@@ -18,5 +18,5 @@ if __name__ == "__main__":
         sys.exit(f"usage: python scripts/convert_results.py FAMILY OLD NEW; families: {', '.join(families)}")
     family, old, new = sys.argv[1:]
     module = runpy.run_path(str(Path(__file__).with_suffix("") / f"{family}.py"))
-    for line in module["convert"](Path(old), Path(new)):
+    for line in module["convert"](Path(old), Path(new)) or ():
         print(line)

@@ -195,6 +195,20 @@ def test_prepare_refuses_what_a_call_refuses_and_keeps_the_state(name: str, make
     assert adapter(images()).valid.all()
 
 
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (lambda x, y: (x, y, y), r"or pairs \(images, labels\) of tensors, got tuple of 3"),
+        (lambda x, y: {"image": x, "label": y}, r"or pairs \(images, labels\) of tensors, got dict"),
+        (lambda x, y: (x, y.numpy()), "one label for each of 8 images, .* got ndarray"),
+        (lambda x, y: (x, y[:, None]), r"one label for each of 8 images, .* got shape \(8, 1\)"),
+    ],
+)
+def test_prepare_with_labels_says_what_it_takes(batch: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        RMT(network(), replay=16).prepare([batch(images(), torch.zeros(8, dtype=torch.int64))])
+
+
 def test_prepare_leaves_out_bad_images() -> None:
     def dirty() -> Iterator[Tensor]:
         x = images(10, 5)

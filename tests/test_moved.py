@@ -77,6 +77,10 @@ def test_a_former_name_in_a_module_warns_and_gives_the_present_one(monkeypatch):
         ("testtime.scenes.shifts:named", "testtime.scenes.shifts:resolve_shift"),
         ("testtime.scenes.tracer:available", "testtime.scenes.tracer:default_backend"),
         ("testtime.space.walkthrough:take_apart", "testtime.space.walkthrough:extract_frames"),
+        ("testtime.space.ingest:LAYOUTS", "testtime.space.sources:LAYOUTS"),
+        ("testtime.space.ingest:Sensed", "testtime.space.sources:SensorSet"),
+        ("testtime.space.retrieval:expected_vectors", "testtime.space.retrieval:predicted_vectors"),
+        ("testtime.space.walkthrough:normals_of", "testtime.space.normals:normals_of"),
         ("testtime.selection:looks", "testtime.metrics:appearance_features"),
     ],
 )

@@ -40,7 +40,8 @@ from testtime.files import read_tensors, write_tensors
 from testtime.intake.fingerprint import fingerprint
 from testtime.intake.views import Views
 from testtime.laws.worlds import autoencoded
-from testtime.methods import PAFKIP, Tent
+from testtime.methods import PAFKIP, AdaContrast, Tent
+from testtime.methods.adacontrast import AdaContrastOptions
 from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
 from testtime.norm import alpha_statistics, batch_statistics, norm_affine
@@ -77,6 +78,10 @@ def test_an_unknown_name_lists_the_known() -> None:
 def test_missing_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="PAFKIP.*'classes'.*it takes classes, optimizer"):
         adapt(network(), "paf-kip")
+    with pytest.raises(ValueError, match=r"'lr'; it takes optimizer, .*belongs to optimizer=.*adam\(1e-3\)"):
+        adapt(network(), "tent", lr=1e-3)
+    with pytest.raises(ValueError, match=r"'full_batch'; .* options=AdaContrastOptions\(full_batch=\.\.\.\)"):
+        adapt(network(), "adacontrast", full_batch=None)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +302,15 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (folder / "adapter.json").unlink(missing_ok=True)
 
 
+def test_none_is_kept_where_the_annotation_has_it(tmp_path: Path) -> None:
+    options = AdaContrastOptions(capacity=8, full_batch=None)
+    save(AdaContrast(network(), options=options), tmp_path)
+    assert load(tmp_path, network()).options == options
+    edit(tmp_path, lambda d: d["arguments"]["options"]["with"].update(begin=None))
+    with pytest.raises(ValueError, match="expected begin of type int, got None"):
+        load(tmp_path, network())
+
+
 def public_functions() -> set[str]:
     """``module:name`` of every function and class of the package that a file might name."""
     found = set()
@@ -379,6 +393,12 @@ def test_a_description_that_makes_no_sense_is_refused(change: dict[str, Any], tm
 
 
 # Damage -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_folder_and_model_is_said(tmp_path: Path) -> None:
+    save(Tent(network()), tmp_path)
+    with pytest.raises(TypeError, match=r"testtime\.load\(folder, model\)"):
+        load(network(), tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_missing_folder_says_what_was_expected(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def test_a_state_names_what_moves_and_nothing_else():
     }
 
 
+@pytest.mark.parametrize("optimizer", [1e-3, "adam", torch.optim.SGD([torch.zeros(1)], 0.1)])
+def test_an_optimizer_that_is_no_factory_is_refused(optimizer):
+    kind = type(optimizer).__name__
+    with pytest.raises(
+        TypeError, match=rf"optimizer= is a function that makes .* testtime.adam\(1e-3\) .* got {kind}"
+    ):
+        Tent(adapter().model, optimizer)
+
+
 def test_a_state_is_independent_of_the_adapter():
     one = adapter()
     one(images(0))

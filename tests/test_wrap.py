@@ -241,7 +241,7 @@ def test_the_prior_of_a_small_batch_is_flat() -> None:
 
 
 def test_the_prior_is_of_logits() -> None:
-    with pytest.raises(ValueError, match="'probabilities' or 'logits', got 'odds'"):
+    with pytest.raises(ValueError, match="of is one of 'probabilities', 'logits', got 'odds'"):
         PriorCorrected(tent(), "odds")  # type: ignore[arg-type]
     dense = WORLDS["dense"]
     with pytest.raises(TypeError, match=r"logits \(N, C\)"):

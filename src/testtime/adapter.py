@@ -79,8 +79,12 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
     def _learn(self, batches: Iterable[Tensor]) -> None:
         """Learn what the method needs from unlabelled source batches; overridden by methods with ``prepare``."""
 
-    def update(self, loss: Tensor | Sequence[Tensor | None]) -> None:
+    def update(self, loss: Tensor | Sequence[Tensor | None], rate: float = 1.0) -> None:
         """Take a step of the optimizer down a scalar loss, or along given gradients of the adapted parameters.
+
+        Args:
+            loss: a scalar with its graph, or a gradient for each adapted parameter.
+            rate: factor of the learning rates, in this step alone.
 
         Raises:
             RuntimeError: ``__init__`` did not call :meth:`adapt`.
@@ -93,7 +97,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             loss = gradients(loss, self._adapted)
         if not all_finite([g for g in loss if g is not None]):
             raise _Diverged("gradient")
-        self._move(loss)
+        self._move(loss, rate)
         if not all_finite([p.detach() for p in self._adapted]):
             raise _Diverged("update")
         self._updated = True
@@ -153,8 +157,8 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
 
         Raises:
             TypeError: a batch is no floating-point tensor.
-            ValueError: there is no batch, none of the images is accepted, or the model does not take them. The state is as
-                before.
+            ValueError: there is no batch, none of the images is accepted, the model does not take them, or learning from
+                them led to values that are not finite. The state is as before.
         """
         with self._lock:
             self._frozen.check(self)
@@ -172,6 +176,11 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             except BaseException as error:
                 self._birth = birth
                 self._undo(before)
+                if isinstance(error, _Diverged):
+                    raise ValueError(
+                        f"the source batches led {type(self).__name__} to a {error} that is not finite; expected images as "
+                        "in training, and a learning rate of optimizer= that fits"
+                    ) from error
                 if batches.last is not None:
                     self._explain(error, batches.last)
                 raise

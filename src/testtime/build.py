@@ -55,7 +55,9 @@ def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments
         inspect.signature(cls).bind(model, **arguments)
     except TypeError as error:
         takes = [p for p in inspect.signature(cls).parameters if p != "model"]
-        raise ValueError(f"{cls.__name__}: {error}; it takes {', '.join(takes)}") from None
+        raise ValueError(
+            f"{cls.__name__}: {error}; it takes {', '.join(takes)}{_place(cls, arguments)}"
+        ) from None
     return cls(model, **arguments)
 
 
@@ -90,6 +92,19 @@ def find_method(name: str) -> type[Adapter]:
     if not (isinstance(found, type) and issubclass(found, Adapter)):
         raise ValueError(f"{name}: expected a class of testtime.Adapter, got {found!r}")
     return found
+
+
+def _place(cls: type[Adapter], arguments: Mapping[str, Any]) -> str:
+    """Where a setting belongs that the class does not take itself, for a message; empty if it belongs nowhere."""
+    takes = inspect.signature(cls).parameters
+    if "lr" in arguments and "optimizer" in takes:
+        return "; a learning rate belongs to optimizer=, such as optimizer=testtime.adam(1e-3)"
+    options = takes["options"].default if "options" in takes else None
+    known = (
+        {field.name for field in dataclasses.fields(options)} if dataclasses.is_dataclass(options) else set()
+    )
+    name = next((name for name in arguments if name not in takes and name in known), None)
+    return "" if name is None else f"; {name} belongs to options={type(options).__name__}({name}=...)"
 
 
 def nested_arguments(cls: type[Adapter], arguments: Mapping[str, Any]) -> dict[str, Any]:

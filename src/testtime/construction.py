@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from testtime.gate import declared_range
+from testtime.intake.arguments import check_arguments
+from testtime.intake.dense import refuse_dense
 from testtime.intake.fingerprint import fingerprint
 from testtime.intake.outputs import Contract, Logits, declares_tasks
 from testtime.moved import current_arguments
@@ -65,8 +68,11 @@ class Construction(type):
             if not isinstance(model, nn.Module):
                 raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
             args = (_described(model, **known), *args)
-        if "classes" in (bound := inspect.signature(cls).bind_partial(*args, **kwargs).arguments):
+        signature = inspect.signature(cls)
+        bound = signature.bind_partial(*args, **kwargs).arguments
+        if "classes" in bound:
             check_classes(bound["classes"])
+        check_arguments(cls.__name__, cls.__init__, _single(signature, bound))  # type: ignore[misc]
         if isinstance(type(source), Construction) and "model" in inspect.signature(cls.__init__).parameters:  # type: ignore[misc]
             raise TypeError(
                 f"{cls.__name__} adapts a model, got an adapter ({type(source).__name__}); pass the model in it, "
@@ -96,11 +102,18 @@ class Construction(type):
         return signature.replace(parameters=[*own[: len(own) - len(rest)], *more, *rest])
 
 
+def _single(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are one value, without those that a parameter such as ``**kwargs`` collects."""
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: value for name, value in bound.items() if signature.parameters[name].kind not in many}
+
+
 def _agree(adapter: Any) -> None:
     """Adopt what the model declares of its inputs, and state to its outputs what the method expects of them.
 
     Raises:
-        ValueError: the model declares several tasks, and the method works on one classifier.
+        ValueError: the model declares several tasks, or is known to return logits for each pixel, and the method works on
+            one classifier.
     """
     model, cls, name = adapter.model, type(adapter), type(adapter).__name__
     adapter._gate.within = declared_range(model)
@@ -115,6 +128,8 @@ def _agree(adapter: Any) -> None:
             "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, TTTMAE, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and "
             "Source"
         )
+    if "classifier" in adapter.needs:
+        refuse_dense(name, model)
     contract = Contract(name, getattr(adapter, "classes", None), "classifier" not in adapter.needs)
     for module in adapter.modules():
         if isinstance(module, Logits) and not module.gives_features:

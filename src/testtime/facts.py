@@ -11,10 +11,14 @@ from testtime.intake.outputs import Logits
 __all__ = ["NORM_KINDS", "Facts", "Need", "Output", "SourceData", "norm_kinds"]
 
 Need = Literal["classifier", "norm", "BatchNorm", "convolution", "linear head", "branch", "images", "views"]
+"""What a method needs of a model or its inputs; :class:`Facts` explains each."""
 Output = Literal["before", "after", "teacher"]
+"""When a prediction is computed: before or after the update on its batch, or by a teacher."""
 SourceData = Literal["none", "statistics", "data"]
+"""What ``prepare`` must get before the first batch."""
 
 NORM_KINDS = ("BatchNorm", "GroupNorm", "LayerNorm")
+"""The kinds of normalisation layers."""
 FORMER = {"dense": "classifier", "multi_task": "classifier", "images_only": "images"}
 
 

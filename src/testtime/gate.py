@@ -200,13 +200,19 @@ class Screened:
         if self.labelled and isinstance(batch, tuple | list) and len(batch) == 2:
             x, labels = batch
         if not isinstance(x, Tensor):
+            got, many = type(x).__name__, f" of {len(x)}" if isinstance(x, tuple | list) else ""
             raise TypeError(
-                f"expected unlabelled batches (N, C, H, W) as tensors, got {type(x).__name__}; give the images "
-                "alone: (x for x, _ in loader)"
+                f"expected batches (N, C, H, W) as tensors, or pairs (images, labels) of tensors, got {got}{many}"
+                if self.labelled
+                else f"expected unlabelled batches (N, C, H, W) as tensors, got {got}; give the images alone: "
+                "(x for x, _ in loader)"
             )
         check_batch(x)
         if labels is not None and (not isinstance(labels, Tensor) or labels.shape != x.shape[:1]):
-            raise ValueError(f"expected one label for each of {len(x)} images, as an integer tensor (N,)")
+            got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(
+                f"expected one label for each of {len(x)} images, as an integer tensor (N,), got {got}"
+            )
         return x, labels
 
 

@@ -89,6 +89,7 @@ METHODS = {
 RECIPE = "passes expert_passes aggregator_passes rate expert_rate pretrain_rate aggregator_rate inner_rate support mask"
 ARGUMENTS = {
     **{f"testtime.methods.{name}": changed for name, changed in METHODS.items()},
+    "testtime.space.ingest:ingest": {"say": "log"},
     "testtime.source.meta_dmoe:train_meta_dmoe": {name: f"recipe.{name}" for name in RECIPE.split()},
 }
 """New name of every keyword argument that has changed, by "module:class" or "module:function": "" for one that is gone,
@@ -188,14 +189,17 @@ def _warn_of_argument(taker: str, old: str, new: str) -> None:
 
 @final
 class _Finder(MetaPathFinder, Loader):
-    """Find modules by the names that they had before."""
+    """Find modules by the names that they had before, and the packages of which nothing else is left."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name in MODULES else None
+        package = any(old.startswith(f"{name}.") for old in MODULES)
+        return ModuleSpec(name, self, is_package=package) if package or name in MODULES else None
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        if spec.name not in MODULES:
+            return None
         new = MODULES[spec.name]
         warnings.warn(
             f"{spec.name} is now {new}; the old name goes with the next version",
@@ -207,7 +211,8 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__all__ = list(getattr(import_module(MODULES[module.__name__]), "__all__", ()))  # type: ignore[attr-defined]
+        if module.__name__ in MODULES:
+            module.__all__ = list(getattr(import_module(MODULES[module.__name__]), "__all__", ()))  # type: ignore[attr-defined]
 
 
 def install() -> None:

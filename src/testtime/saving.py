@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -171,6 +171,8 @@ def load(
         ValueError: a file is damaged, or names a class or function that was not passed; or the state belongs to another
             source model.
     """
+    if isinstance(folder, nn.Module):
+        raise TypeError("load takes the folder first and then the model: testtime.load(folder, model)")
     folder = Path(folder)
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module as the model, got {type(model).__name__}")
@@ -462,8 +464,9 @@ def _decode(value: Any, own: _Own) -> Any:
 
 
 def _check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a registered part takes these keywords, with values of the type of its defaults."""
-    parameters = inspect.signature(function).parameters
+    """Raise ValueError unless a registered part takes these keywords, with values of the type of its defaults, or None where
+    its annotation has that."""
+    parameters, hints = inspect.signature(function).parameters, get_type_hints(function)
     takes = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
     for name, value in keywords.items():
         if name not in takes:
@@ -473,6 +476,9 @@ def _check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) -
         kind = type(takes[name])
         plain = value.item() if isinstance(value, np.generic) else value
         plain = tuple(plain) if isinstance(plain, list) else plain
-        optional = kind is type(None) and isinstance(plain, str | tuple | None)
+        may_be_none = type(None) in get_args(hints.get(name))
+        optional = (
+            isinstance(plain, str | tuple | None) if kind is type(None) else plain is None and may_be_none
+        )
         if not (optional or type(plain) is kind or (kind, type(plain)) == (float, int)):
             raise ValueError(f"{function.__name__}: expected {name} of type {kind.__name__}, got {value!r}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from testtime.construction import Lock
 from testtime.intake.sharing import Birth, Stateful, at_least_float32
 from testtime.norm.layer import NormPolicy, advance
-from testtime.parts.optimizers import MasterWeights, OptimizerFactory, initialised
+from testtime.parts.optimizers import MasterWeights, OptimizerFactory, initialised, scaled
 
 __all__ = ["AdapterState", "all_finite"]
 
@@ -57,8 +57,14 @@ class AdapterState(Stateful):
             optimizer: factory of the optimizer, such as :func:`testtime.adam`.
 
         Raises:
-            ValueError: there are none.
+            TypeError: the optimizer is no factory.
+            ValueError: there are no parameters.
         """
+        if not callable(optimizer):
+            raise TypeError(
+                "optimizer= is a function that makes an optimizer of a list of parameters, such as testtime.adam(1e-3) or "
+                f"functools.partial(torch.optim.AdamW, lr=1e-3), got {type(optimizer).__name__}"
+            )
         self._adapted = list(parameters)
         if not self._adapted:
             raise ValueError(
@@ -144,11 +150,11 @@ class AdapterState(Stateful):
             "would differ; run one adapter in one process"
         )
 
-    def _move(self, gradients: Sequence[Tensor | None]) -> None:
-        """Take a step of the optimizer along these gradients of the adapted parameters."""
+    def _move(self, gradients: Sequence[Tensor | None], rate: float) -> None:
+        """Take a step of the optimizer along these gradients of the adapted parameters, at a factor of its learning rates."""
         if self._optimizer is None:
             raise RuntimeError(f"{type(self).__name__} called update() without adapt() in its __init__")
-        with self._masters.stepping(gradients):
+        with self._masters.stepping(gradients), scaled(self._optimizer, rate):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 

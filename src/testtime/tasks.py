@@ -84,6 +84,7 @@ class Task(ABC):
 
 
 Tasks = Mapping[str, Task]
+"""Tasks by name."""
 
 
 def _known(label: Tensor) -> tuple[Tensor, Tensor]:

@@ -185,8 +185,6 @@ class PriorCorrected(Wrapper):
 
     def __init__(self, adapter: Adapter, of: Literal["probabilities", "logits"] = "probabilities") -> None:
         super().__init__(adapter)
-        if of not in ("probabilities", "logits"):
-            raise ValueError(f"of is 'probabilities' or 'logits', got {of!r}")
         self.of = of
 
     def _correct(self, y: Any) -> Prediction:

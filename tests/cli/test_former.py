@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from testtime.cli import former, main
+from testtime.cli import main
 from testtime.cli.former import translated
 
 TABLE = [
@@ -64,9 +64,8 @@ TABLE = [
 
 @pytest.mark.parametrize(("before", "now"), TABLE)
 def test_a_former_spelling_is_translated_and_says_how_it_is_spelled_now(
-    before: str, now: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    before: str, now: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(former, "FAMILIES", ("online", "multitask", "space"))
     assert shlex.join(translated(shlex.split(before))) == now
     printed = capsys.readouterr()
     assert printed.out == ""

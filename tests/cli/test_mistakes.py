@@ -54,6 +54,20 @@ OWN = "run no-labels --data . --model digits-cnn"
         ("scenes make --style defualt", "(did you mean 'default'?)"),
         ("scenes make --jobs 0", "--jobs: expected a whole number from 1"),
         ("scenes make --backend numby", "--backend: no choice 'numby' (did you mean 'numpy'?)"),
+        ("multitask train --iterations 0", "--iterations: expected a whole number from 1"),
+        ("multitask train --device gpu", "--device: no device 'gpu' here"),
+        ("multitask train --data nowhere", "--data nowhere: no such folder"),
+        ("multitask train --preset huge", "no preset 'huge'; there are tiny, paper"),
+        ("multitask bench table1 --seeds 0,0", "--seeds: 0 stands twice"),
+        ("multitask bench tabel1", "no experiment 'multitask-tabel1' (did you mean 'multitask-table1'?)"),
+        ("run multitask-table1 --rows s4", "has no row 's4' (did you mean 'S4T'?)"),
+        ("run multitask-table1 --set preset=huge", "no preset 'huge'; there are tiny, paper"),
+        (
+            "multitask analyse affinty",
+            "no experiment 'multitask-affinty' (did you mean 'multitask-affinity'?)",
+        ),
+        ("multitask demo --seed -1", "--seeds: expected numbers from 0"),
+        ("multitask tarin", "no choice 'tarin' (did you mean 'train'?)"),
         ("run space-mian", "no experiment 'space-mian' (did you mean 'space-main'?)"),
         ("space bench main --seeds 1 1", "--seeds: 1 stands twice"),
         ("space bench main --jobs 0", "--jobs: expected a whole number from 1"),
@@ -81,7 +95,11 @@ def test_a_refused_call_is_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
-    out = ["--out", "run"] if words and words[0] in ("run", "bench", "demo", "scenes", "space") else []
+    out = (
+        ["--out", "run"]
+        if words and words[0] in ("run", "bench", "demo", "scenes", "space", "multitask")
+        else []
+    )
     try:
         code = main([*words, *out])
     except SystemExit as left:

@@ -184,7 +184,8 @@ def test_damaged_images_are_skipped_and_named_on_demand(tmp_path: Path) -> None:
         put(tmp_path / name, 9)
     break_(tmp_path / "cat" / "1.png")
     with pytest.raises(
-        DataError, match=r"cat/1\.png: expected an image, .*; skip_damaged=True .*--skip-damaged"
+        DataError,
+        match=r"cat/1\.png: expected an image, .*; skip_damaged=True .*skip_damaged=true of testtime run",
     ):
         image_folder(tmp_path)[0]
     images = image_folder(tmp_path, skip_damaged=True)

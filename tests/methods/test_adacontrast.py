@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, jitter, mirrored, net, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, jitter, mirrored, net, stream
 from testtime.adapter import state_hash
 from testtime.methods.adacontrast import AdaContrast, AdaContrastOptions, class_contrast
 from testtime.parts import adam, generator, sgd
@@ -89,7 +89,7 @@ def test_equals_the_published_loop(norm: str) -> None:
         net(norm),
         sgd(0.02),
         neighbours=4,
-        options=AdaContrastOptions(begin=20, capacity=30),
+        options=AdaContrastOptions(begin=20, capacity=30, full_batch=None),
         contrast=0.6,
         diversity=0.8,
         decay=0.9,
@@ -128,7 +128,7 @@ def test_votes_only_after_enough_images() -> None:
         a = AdaContrast(
             net(),
             adam(0.05),
-            options=AdaContrastOptions(begin=begin, capacity=16),
+            options=AdaContrastOptions(begin=begin, capacity=16, full_batch=None),
             weak=mirrored,
             strong=mirrored,
             diversity=0,
@@ -141,6 +141,25 @@ def test_votes_only_after_enough_images() -> None:
             a(x)
             a.memory.probability = torch.eye(CLASSES)[3].expand(16, CLASSES).double().clone()
         assert bool((a.predict(x).argmax(1) == 3).all()) == bound
+
+
+@pytest.mark.parametrize(
+    ("full_batch", "shares"),
+    [(16, [4 / 16, 1, 8 / 16, 1, 1 / 16]), (None, [1, 1, 1, 1, 1]), (128, [1 / 32, 1 / 8])],
+)
+def test_a_small_batch_moves_at_its_share_of_the_rate(full_batch: int | None, shares: list[float]) -> None:
+    """SGD moves the weights by -lr min(1, n / full_batch) v, with v the momentum that its state shows."""
+    options = AdaContrastOptions(full_batch=full_batch)
+    a = AdaContrast(net(), sgd(0.5), weak=mirrored, strong=mirrored, options=options)
+    before = a.state_dict()
+    for x, share in zip(stream([4, 16, 8, 20, 1]), shares, strict=False):
+        a(x)
+        after = a.state_dict()
+        moved = after["model.network.3.weight"] - before["model.network.3.weight"]
+        velocity = after["optimizer.network.3.weight.momentum_buffer"]
+        np.testing.assert_allclose(moved, -0.5 * share * velocity, rtol=0, atol=1e-12)
+        assert moved.abs().max() > 1e-5
+        before = after
 
 
 def test_state_travels_and_the_memory_keeps_copies() -> None:
@@ -157,7 +176,9 @@ def test_state_travels_and_the_memory_keeps_copies() -> None:
 
 
 def test_says_what_it_expects() -> None:
-    with pytest.raises(ValueError, match="neighbours counts images and is at least 1, got 0"):
+    with pytest.raises(ValueError, match="AdaContrast: neighbours is at least 1, got 0"):
         AdaContrast(net(), neighbours=0)
+    with pytest.raises(ValueError, match="full_batch counts images and is at least 1, or None, got 0"):
+        AdaContrastOptions(full_batch=0)
     with pytest.raises(ValueError, match=r"no torch\.nn\.Linear layer"):
         AdaContrast(nn.Conv2d(3, 3, 1))

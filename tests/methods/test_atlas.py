@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, by_batch, jitter, mirrored, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import CLASSES, batch, by_batch, jitter, mirrored, net, stream
 from testtime.adapter import state_hash
 from testtime.corruptions import corrupt
 from testtime.methods.atlas import ATLAS, ATLASOptions, TrustedMemory, fixmatch

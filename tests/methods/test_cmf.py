@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from small_world import mirrored
 from test_roid import Published
 from torch import Tensor, nn
 
+from small_world import mirrored
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.methods import CMF, ROID
 from testtime.methods.cmf import MomentumFilter

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import CLASSES, batch, net, stream
 from testtime.adapter import state_hash
 from testtime.methods.ecotta import EcoTTA
 from testtime.models.resnet import ResNet

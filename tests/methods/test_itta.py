@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import batch, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import batch, net, stream
 from testtime.methods.itta import ITTA
 from testtime.models.resnet import ResNet
 from testtime.parts import generator, sgd

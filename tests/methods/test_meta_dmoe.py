@@ -281,7 +281,7 @@ def test_says_what_it_expects() -> None:
         trained(mask="none")
     with pytest.raises(ValueError, match="a batch of 20 images cannot be parted"):
         trained(support=1.0)
-    with pytest.raises(ValueError, match="when is 'first' or 'every'"):
+    with pytest.raises(ValueError, match="when is one of 'first', 'every'"):
         MetaDMoE(net(), when="never")
     with pytest.raises(ValueError, match="at least two tasks"):
         MetaDMoE(net(), options=MetaDMoEOptions(tasks=("fog",)))

@@ -105,7 +105,7 @@ def test_a_batch_that_does_not_split_moves_nothing(net: nn.Module, stream: list[
         before = ostta.state_dict()
         assert not ostta(stream[0][:1]).updated
         assert all(v.equal(before[k]) for k, v in ostta.state_dict().items() if k != "clock")
-    with pytest.raises(ValueError, match="criterion is one of ent, ent_ind, .* got 'unient'"):
+    with pytest.raises(ValueError, match="criterion is one of 'ent', 'ent_ind', .* got 'unient'"):
         OSTTA(net, criterion="unient")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"no torch\.nn\.Linear layer named 'top'"):
         OSTTA(net, criterion="ent_unf", head="top")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import batch, by_batch, jitter, net, stream
 from torch import Tensor
 from torch.nn import functional as F
 
+from small_world import batch, by_batch, jitter, net, stream
 from testtime.adapter import state_hash
 from testtime.methods.petal import PETAL, quantile_of
 from testtime.parts import adam, generator, identity, sgd

@@ -7,11 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, by_batch, jitter, net, stream
 from torch import Tensor
 from torch.nn import functional as F
 
-from testtime.methods.rmt import RMT, RMTOptions, attract
+from small_world import CLASSES, batch, by_batch, jitter, net, stream
+from testtime.adapter import state_hash
+from testtime.methods.rmt import RMT, RMTOptions, attract, symmetric
 from testtime.parts import generator, identity, sgd
 from testtime.parts.randomness import epochs
 from testtime.wrap import ResetEvery
@@ -206,6 +207,25 @@ def test_preparing_again_is_preparing_once() -> None:
     ours.prepare(source())
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(value, once[name], rtol=0, atol=1e-12, msg=name)
+
+
+def test_a_prepare_that_failed_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second batch of the warm-up, at two thirds of the rate, has no finite loss."""
+    ours, other, first = make(), make(), state_hash(make())
+    with monkeypatch.context() as broken:
+        losses = iter([1.0, torch.nan])
+        broken.setattr("testtime.methods.rmt.symmetric", lambda a, b: symmetric(a, b) * next(losses))
+        with pytest.raises(ValueError, match="led RMT to a loss that is not finite"):
+            ours.prepare(source())
+    assert state_hash(ours) == first
+    ours.prepare(source()), other.prepare(source())
+    assert state_hash(ours) == state_hash(other) != first
+
+
+def test_a_rate_that_does_not_fit_is_an_error_that_says_so() -> None:
+    ours = RMT(net(), sgd(1e300), augment=jitter)
+    with pytest.raises(ValueError, match="a learning rate of optimizer= that fits"):
+        ours.prepare(source())
 
 
 def test_no_replay_and_no_projection() -> None:

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from small_world import mirrored
 from torch import Tensor, nn
 
+from small_world import mirrored
 from testtime.laws import CLASSES, Case, parametrize_with_laws
 from testtime.methods import ROID
 from testtime.methods.roid import (

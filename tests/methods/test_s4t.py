@@ -133,5 +133,5 @@ def test_single_task_and_reconstruction_and_every_norm_policy_run():
 def test_it_asks_for_its_synchronizer_and_a_known_preset():
     with pytest.raises(ValueError, match="needs the synchronizer"):
         S4T(source().network)
-    with pytest.raises(ValueError, match="'paper' or 'released'"):
+    with pytest.raises(ValueError, match="preset is one of 'paper', 'released', got"):
         S4T(source(), preset="both")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, by_batch, jitter, net, norms_of, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import CLASSES, batch, by_batch, jitter, net, norms_of, stream
 from testtime.methods import SANTA
 from testtime.parts import generator, identity, sgd
 

@@ -107,7 +107,7 @@ def test_recovery_of_the_weights_alone_as_published(net: nn.Module, stream: list
     assert any(a and b for a, b in pairwise(returned))
     assert not all(returned)
     assert (expected - other).abs().max() > 1e-6
-    with pytest.raises(ValueError, match="recovery is 'full' or 'weights', got 'none'"):
+    with pytest.raises(ValueError, match="recovery is one of 'full', 'weights', got 'none'"):
         SAR(net, 5, recovery="none")  # type: ignore[arg-type]
 
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_world import CLASSES, batch, by_batch, jitter, net, norms_of, stream
 from torch import Tensor, nn
 
+from small_world import CLASSES, batch, by_batch, jitter, net, norms_of, stream
 from testtime.adapter import state_hash
 from testtime.methods import STAMP
 from testtime.methods.stamp import RBM, STAMPOptions, self_weighted_entropy
@@ -286,17 +286,17 @@ def test_state_is_enough_and_reset_is_birth(norm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("views", "options"),
+    ("views", "options", "message"),
     [
-        (0, {}),
-        (32, {"chunk": 5}),
-        (32, {"score": "margin"}),
-        (32, {"count": "batch"}),
-        (32, {"normalise": "64"}),
+        (0, {}, "views is at least 1, got 0"),
+        (32, {"chunk": 5}, "a chunk that divides it, got views=32, chunk=5"),
+        (32, {"score": "margin"}, "expected score"),
+        (32, {"count": "batch"}, "expected count"),
+        (32, {"normalise": "64"}, "expected normalise"),
     ],
 )
-def test_refuses_bad_arguments(views: int, options: dict) -> None:
-    with pytest.raises(ValueError, match="expected"):
+def test_refuses_bad_arguments(views: int, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         STAMP(net(), CLASSES, views=views, options=STAMPOptions(**options))
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import batch, by_batch, jitter, net, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import batch, by_batch, jitter, net, stream
 from testtime.methods.vida import ViDA, ViDAOptions
 from testtime.parts import adam, generator, identity, sgd
 from testtime.source.vida import DomainAdapter, train_vida, with_adapters
@@ -85,9 +85,9 @@ def test_equals_the_published_loop(released: bool) -> None:
     ours = ViDA(
         network,
         sgd(0.02),
-        2.5,
         views=4,
         options=ViDAOptions(
+            adapter_rate=2.5,
             scale=5,
             adapter_decay=0.8,
             allotment="released" if released else "paper",

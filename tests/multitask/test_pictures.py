@@ -1,26 +1,18 @@
 """Pictures: known pixels have the expected colours, in the sheet too."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
-from testtime import sgd
-from testtime.methods import S4T, Source
-from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Normals, Segmentation, Synchronizer
+from testtime.multitask import Depth, Edges, Normals, Segmentation
 from testtime.multitask.pictures import (
     UNKNOWN,
     Strip,
     answer,
-    moments,
     picture,
     sheet,
-    telling,
-    write_pictures,
+    varied,
 )
 from testtime.scenes.sheet import palette
 
@@ -100,53 +92,16 @@ def test_the_sheet_holds_input_labels_and_answers() -> None:
         assert at[3] == [(0, 0, 0)] * 2
 
 
-def test_telling_images_have_many_classes() -> None:
+def test_varied_images_have_many_classes() -> None:
     y = torch.zeros(3, 2, 2, dtype=torch.int64)
     y[1] = torch.tensor([[0, 1], [2, 255]])
     y[2] = torch.tensor([[0, 255], [255, 1]])
-    assert telling({"semseg": y}, 2) == [1, 2]
-
-
-def network() -> Assisted:
-    torch.manual_seed(0)
-    encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-    heads = {name: nn.Conv2d(8, task.channels, 1) for name, task in TASKS.items()}
-    return Assisted(
-        MultiTaskNet(encoder, heads, TASKS),
-        Synchronizer(TASKS, 8, features=4, size=16, patch=4, width=16, depth=1, decoder_depth=1),
-    )
-
-
-def test_moments_are_the_predictions_after_so_many_steps() -> None:
-    x = torch.rand(4, 3, 16, 16)
-    adapter = S4T(network(), sgd(0.1))
-    kept = moments(adapter, x, steps=3, wanted=(0, 2))
-    assert list(kept) == [0, 2, 3]
-    adapter.reset()
-    torch.testing.assert_close(kept[0]["depth"], adapter.predict(x)["depth"])
-    adapter(x)
-    adapter(x)
-    torch.testing.assert_close(kept[2]["depth"], adapter.predict(x)["depth"])
-    assert not torch.equal(kept[2]["depth"], kept[3]["depth"])
-
-
-def test_pictures_lie_where_a_report_finds_them(tmp_path: Path) -> None:
-    x, known = torch.rand(2, 3, 16, 16), labels()
-    kept = moments(Source(network()), x, 1)
-    written = write_pictures(tmp_path, TASKS, x, known, [Strip("before", kept[0])], "told", count=1)
-    assert [p.name for p in written] == ["0-light.png", "0-dark.png"]
-    about = json.loads((tmp_path / "pictures" / "pictures.json").read_text())
-    assert about["about"] == "told"
-    assert about["sheets"][0]["caption"] == "Image 1 of the batch"
-    with Image.open(written[0]) as one:
-        assert one.size == (104 + 3 * 136, 26 + 4 * (128 + 18 + 8))
+    assert varied({"semseg": y}, 2) == [1, 2]
 
 
 @pytest.mark.parametrize("missing", ["semseg", "depth"])
 def test_a_sample_without_a_label_is_drawn_without_it(missing: str) -> None:
     own = {name: y[0] for name, y in labels().items() if name != missing}
-    kept = moments(Source(network()), torch.rand(1, 3, 16, 16), 0)
-    assert (
-        sheet(TASKS, torch.rand(3, 16, 16), own, [Strip("before", kept[0])], 0, width=32).width
-        == 104 + 3 * 40
-    )
+    outputs = {name: torch.rand(1, task.channels, 16, 16) for name, task in TASKS.items()}
+    drawn = sheet(TASKS, torch.rand(3, 16, 16), own, [Strip("before", outputs)], 0, width=32)
+    assert drawn.size == (104 + 3 * 40, 26 + 4 * (32 + 18 + 8))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from testtime.parts import adam, sgd
-from testtime.parts.optimizers import initialised
+from testtime.parts.optimizers import initialised, scaled
 
 
 def run(factory: object, gradients: list[float]) -> list[float]:
@@ -123,3 +123,16 @@ def test_what_takes_no_plain_step_is_refused(make: Any, message: str) -> None:
     p = nn.Parameter(torch.ones(1))
     with pytest.raises(TypeError, match=message):
         initialised(make([p]), [p])
+
+
+def test_scaled_rates_are_those_of_one_step() -> None:
+    """Each group has its own rate, and gets it back bit for bit, also after an error."""
+    p, q = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": [p], "lr": 0.1}, {"params": [q], "lr": 0.3}], lr=1.0)
+    p.grad, q.grad = torch.ones(1), torch.ones(1)
+    with scaled(optimizer, 1 / 3):
+        optimizer.step()
+    with pytest.raises(KeyError), scaled(optimizer, 1 / 3):
+        raise KeyError
+    np.testing.assert_allclose([p.item(), q.item()], [1 - 0.1 / 3, 1 - 0.3 / 3], rtol=1e-6)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.3]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import batch, net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from small_world import batch, net
 from testtime import methods
 from testtime.methods import Tent
 from testtime.source.dann import learning_rate, reversal, reverse_gradient, train_dann

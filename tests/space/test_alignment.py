@@ -15,8 +15,8 @@ from torch import Tensor
 from testtime.data import Sample, seven_scenes
 from testtime.scenes import SceneSet, render_space
 from testtime.space.alignment import alignment, normal_signs
-from testtime.space.ingest import read_space
-from testtime.space.walkthrough import normals_of
+from testtime.space.normals import normals_of
+from testtime.space.sources import read_space
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_what_lies_right_is_not_warned_of(scenes, task):
         (lambda x: x.roll(2, -1), "shifted by (-2, 0) pixels"),
         (lambda x: x.roll((-3, 1), (-1, -2)), "shifted by (3, -1) pixels"),
         (lambda x: x.flip(-1), "mirrored left to right"),
-        (lambda x: x.flip(-2), "turned upside down"),
-        (lambda x: x.flip(-1, -2), "turned by half"),
+        (lambda x: x.flip(-2), "mirrored top to bottom"),
+        (lambda x: x.flip(-1, -2), "rotated by 180 degrees"),
         (zoomed(1.25), "scaled by 0.80"),
         (zoomed(0.8), "scaled by 1.25"),
     ],
@@ -112,7 +112,7 @@ def test_depth_of_the_next_frame_is_named(scenes):
 
 def test_depth_of_other_frames_is_warned_of(scenes):
     noise = lambda x: 1 + torch.rand(x.shape, generator=torch.Generator().manual_seed(int(1e3 * x.nanmean())))  # noqa: E731
-    assert "little in common" in alignment(Changed(scenes, noise), "depth").warning
+    assert "hardly correlated" in alignment(Changed(scenes, noise), "depth").warning
     with pytest.raises(ValueError, match="task must be one of depth, normals"):
         alignment(scenes, "semseg")
 
@@ -143,7 +143,7 @@ def test_normals_of_another_convention_are_named(scenes):
     down = normal_signs(pairs((1, -1, 1)))
     assert down["signs"] == [1, -1, 1]
     assert down["best_angle"] == right["angle"]
-    assert "with y turned round" in down["warning"]
+    assert "with y inverted" in down["warning"]
     both = normal_signs(pairs((-1, 1, -1)))
-    assert "with x and z turned round" in both["warning"]
+    assert "with x and z inverted" in both["warning"]
     assert normal_signs([])["angle"] is None

@@ -97,7 +97,7 @@ def test_values_of_one_modality_at_a_size():
 
 def test_sensors_that_are_not_there_are_refused():
     for wrong in ("semseg", "thermal"):
-        with pytest.raises(ValueError, match=f"rooms senses semseg, depth, normals; it has no {wrong}"):
+        with pytest.raises(ValueError, match=f"rooms has semseg, depth, normals, but no {wrong}"):
             SpaceFrames(Rooms(), ["depth", wrong])
     with pytest.raises(ValueError, match=r"rooms: frame 2 \(room 2\) lacks depth"):
         SpaceFrames(Rooms(), ["depth"])[2]

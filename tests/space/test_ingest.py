@@ -1,4 +1,4 @@
-"""Taking a place in: sources told apart, faults between modalities found and none imagined, every stage kept, and its sheet."""
+"""Ingestion of a space: misalignment found where there is some, every stage kept, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_house import Changed, small_house
 
-from testtime.data import Camera
 from testtime.errors import DataError
 from testtime.scenes import SceneSet
 from testtime.space.alignment import alignment
 from testtime.space.frames import SpaceFrames
-from testtime.space.ingest import Sensed, TokenizerRecipe, ingest, read_space, summary
+from testtime.space.ingest import TokenizerRecipe, ingest, summary
 from testtime.space.modalities import EDGES, RGB, boxes, classes, features, truncated
 from testtime.space.sequences import Box, BoxVocabulary
 from testtime.space.shards import Shards
+from testtime.space.sources import SensorSet
 from testtime.space.tokenizers import Tokenizer, load_tokenizer, perplexity
-from testtime.space.walkthrough import Walkthrough, normals_of
 
 pytest.importorskip("vector_quantize_pytorch")
 pytest.importorskip("cv2")
@@ -35,108 +34,6 @@ QUICK = TokenizerRecipe(levels=(8, 6, 5), width=16, steps=20, batch=8)
 @pytest.fixture(scope="module")
 def scenes() -> SceneSet:
     return small_house()
-
-
-# --- sensors
-
-
-def test_normals_are_made_of_depth_where_a_camera_is_known(scenes):
-    sensed = Sensed(Changed(scenes, only="depth"), radius=1)
-    assert sensed.tasks == ("depth", "normals", "edge")
-    assert sensed.normals == "of depth"
-    labels = sensed[2].labels
-    exact = normals_of(scenes[2].labels["depth"], scenes.camera(2).k)
-    assert torch.equal(labels["normals"].nan_to_num(9), exact.nan_to_num(9))
-    assert torch.equal(labels["depth"], scenes[2].labels["depth"])
-
-    class Nowhere(Changed):
-        camera = None
-
-        def __getattribute__(self, name: str):
-            if name == "camera":
-                raise AttributeError(name)
-            return super().__getattribute__(name)
-
-    blind = Sensed(Nowhere(scenes, only="depth"))
-    assert blind.tasks == ("depth", "edge")
-    assert blind.normals == "no intrinsics are known"
-    assert Sensed(scenes).normals == "sensed"
-
-
-def test_a_frame_without_a_camera_takes_the_first_that_is_known(scenes):
-    class Some(Changed):
-        def camera(self, index: int) -> Camera:
-            if index != 4:
-                raise DataError("not this one")
-            return self.data.camera(4)
-
-    found = Sensed(Some(scenes, only="depth"), radius=1)[7].labels["normals"]
-    exact = normals_of(scenes[7].labels["depth"], scenes.camera(4).k)
-    assert torch.equal(found.nan_to_num(9), exact.nan_to_num(9))
-
-
-# --- sources
-
-
-def test_layouts_are_told_apart(tmp_path, scenes):
-    from testtime.scenes import Recipe, make
-
-    make(tmp_path / "scenes", [Recipe(seed=1, frames=2, size=(16, 16))])
-    found = read_space(tmp_path / "scenes")
-    assert (len(found), found.tasks) == (2, ("depth", "normals"))
-    assert [s.name for s in found] == ["default_00001/00000", "default_00001/00001"]
-
-    chess = tmp_path / "chess" / "seq-01"
-    chess.mkdir(parents=True)
-    for i in range(2):
-        Image.fromarray(np.full((6, 8, 3), 10, np.uint8)).save(chess / f"frame-{i:06d}.color.png")
-        Image.fromarray(np.full((6, 8), 1200, np.uint16)).save(chess / f"frame-{i:06d}.depth.png")
-        (chess / f"frame-{i:06d}.pose.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1")
-    found = read_space(tmp_path / "chess")
-    assert (found.name, found.tasks, len(found)) == ("7scenes-chess", ("depth",), 2)
-    assert Sensed(found).normals == "of depth"
-
-    views = tmp_path / "replica" / "rgb" / "replica" / "room_0"
-    views.mkdir(parents=True)
-    Image.fromarray(np.full((6, 8, 3), 10, np.uint8)).save(views / "point_0_view_0_domain_rgb.png")
-    found = read_space(tmp_path / "replica")
-    assert (found.name, found.tasks) == ("replica", ())
-
-    Image.fromarray(np.full((6, 8, 3), 10, np.uint8)).save(tmp_path / "a.png")
-    assert isinstance(read_space(tmp_path, "walk-through"), Walkthrough)
-    with pytest.raises(
-        DataError, match=r"expected a video, a folder of pictures, or the layout of scenes, replica"
-    ):
-        read_space(chess.parent.parent / "scenes" / "rgb")
-    with pytest.raises(DataError, match="no such file or folder"):
-        read_space(tmp_path / "none")
-    with pytest.raises(ValueError, match="layout must be one of scenes, walk-through"):
-        read_space(tmp_path, "mine")
-
-
-def test_a_video_comes_with_depth_and_intrinsics_beside_it(tmp_path, scenes):
-    import cv2
-
-    writer = cv2.VideoWriter(str(tmp_path / "walk.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
-    (tmp_path / "walk-depth").mkdir()
-    for i in range(6):
-        picture = (scenes[i].image * 255).round().byte().permute(1, 2, 0).numpy()
-        writer.write(np.ascontiguousarray(picture[..., ::-1]))
-        metres = scenes[i].labels["depth"][0].numpy()
-        millimetres = np.rint(metres * 1000).astype(np.uint16)
-        Image.fromarray(millimetres).save(tmp_path / "walk-depth" / f"frame_{i:06d}.png")
-    writer.release()
-    (tmp_path / "intrinsics.json").write_text(json.dumps({"fx": 40, "fy": 40, "cx": 32, "cy": 24}))
-    walk = read_space(tmp_path / "walk.avi", frames=tmp_path / "out", every=1, blur=0)
-    assert (walk.name, len(walk), walk.tasks) == ("walk", 6, ("depth",))
-    for i in range(6):
-        assert float((walk[i].image - scenes[i].image).abs().mean()) < 0.03
-        assert torch.allclose(walk[i].labels["depth"], scenes[i].labels["depth"], atol=6e-4)
-    assert Sensed(walk).normals == "of depth"
-    assert alignment(walk, "depth").warning == ""
-
-
-# --- the whole
 
 
 @pytest.fixture(scope="module")
@@ -259,14 +156,14 @@ def test_a_folder_of_pictures_is_enough(scenes, tmp_path):
 
 
 def test_faults_are_in_report_summary_and_on_the_sheet(scenes, tmp_path):
-    said: list[str] = []
+    lines: list[str] = []
     data = Changed(scenes, lambda x: 1000 * x.roll(2, -1), only="depth")
     quick = replace(QUICK, kind="vq", codebook=32, steps=2)
-    report = ingest(data, tmp_path, 16, 8, crops=1, recipe=quick, rows=1, sensors=["depth"], say=said.append)
+    report = ingest(data, tmp_path, 16, 8, crops=1, recipe=quick, rows=1, sensors=["depth"], log=lines.append)
     shift, unit = report["warnings"]
     assert "shifted by (-2, 0) pixels" in shift
-    assert "m; is it in metres?" in unit
-    assert f"warning: {shift}" in said
+    assert "m; check that the unit is metres" in unit
+    assert f"warning: {shift}" in lines
     assert f"warning: {unit}" in summary(report)
     assert list(report["modalities"]) == ["rgb", "depth"]
     assert report["modalities"]["depth"]["vocabulary"] == 32
@@ -310,6 +207,6 @@ def test_pseudo_labels_of_every_kind_are_taken_in(scenes, tmp_path):
 def test_bad_arguments_are_told(scenes, tmp_path):
     with pytest.raises(ValueError, match="expected a size in multiples of patch"):
         ingest(scenes, tmp_path, 20, 8)
-    with pytest.raises(ValueError, match="has no heat to learn from"):
+    with pytest.raises(ValueError, match="but no heat"):
         ingest(scenes, tmp_path, 16, 8, sensors=["heat"])
-    assert SpaceFrames(Sensed(scenes), ["edge"])[0]["edge"].shape == (1, 48, 64)
+    assert SpaceFrames(SensorSet(scenes), ["edge"])[0]["edge"].shape == (1, 48, 64)

@@ -285,7 +285,7 @@ def test_what_does_not_fit_is_refused(space, outside, tmp_path):
         batches(Part(space, 1.0, ("rgb", "tok_rbg")), outside)
     with pytest.raises(ValueError, match="no part has boxes, tok_depth; leave it out"):
         batches(Part(space, 1.0, ("rgb", "tok_rgb")))
-    with pytest.raises(ValueError, match="the model is made for Stream"):
+    with pytest.raises(ValueError, match="the model has Stream"):
         batches(shards(tmp_path / "nine", 2, levels=9))
     with pytest.raises(ValueError, match="batch and repeat are at least 1"):
         batches(space, repeat=0)

@@ -239,8 +239,8 @@ def test_joint_training_has_the_same_loss():
     [
         ({"size": "XXL"}, "no size 'XXL'; there are tiny, T, S, B"),
         ({"image": (16, 18)}, "does not divide"),
-        ({"ratio": 0.99}, "shows 0 of 16"),
-        ({"ratio": 0.0}, "shows 16 of 16"),
+        ({"ratio": 0.99}, "leaves 0 of 16"),
+        ({"ratio": 0.0}, "leaves 16 of 16"),
         ({"ratio": -0.5}, "above 0 and below 1, got -0.5"),
         ({"ratio": float("nan")}, "above 0 and below 1, got nan"),
         ({"patch": 0}, "does not divide"),

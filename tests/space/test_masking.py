@@ -115,14 +115,14 @@ def test_the_same_generator_gives_the_same_masks():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"inputs": 0}, "whole numbers of tokens from 1"),
-        ({"targets": 1.5}, "whole numbers of tokens from 1"),
-        ({"components": [Component({"rgb": 1.0}, {"rgb": 1.0})]}, "pixels are shown and never asked for"),
+        ({"inputs": 0}, "whole numbers from 1"),
+        ({"targets": 1.5}, "whole numbers from 1"),
+        ({"components": [Component({"rgb": 1.0}, {"rgb": 1.0})]}, "pixels cannot be a target"),
         (
             {"components": [Component({"sound": 1.0}, {"tok_depth": 1.0})]},
             "no stream sound; there are rgb, tok_depth",
         ),
-        ({"components": [Component({"rgb": 1.0}, {"tok_depth": 0.0})]}, "one to ask for"),
+        ({"components": [Component({"rgb": 1.0}, {"tok_depth": 0.0})]}, "a target stream with alpha above 0"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):

@@ -342,7 +342,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(space, tmp_path
     net, made = model(space), batches(space)
     with pytest.raises(ValueError, match="batches are of 8 samples, the recipe of 16"):
         pretrain(net, made, replace(RECIPE, batch=16), tmp_path)
-    with pytest.raises(ValueError, match="shows 20 tokens and asks for 16, the recipe says 20 and 12"):
+    with pytest.raises(ValueError, match="has 20 input and 16 target tokens, the recipe 20 and 12"):
         pretrain(net, made, replace(RECIPE, targets=12), tmp_path)
     turned = model(space, streams=space.streams[::-1])
     with pytest.raises(

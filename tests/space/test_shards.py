@@ -163,7 +163,7 @@ def test_what_cannot_be_made_is_said_before_anything_is(tmp_path):
         write_shards(tmp_path / "b", frames(), {"tok_rgb": Levels(RGB, size=(8, 8))}, SIZE, PATCH)
     assert list(tmp_path.iterdir()) == []
     lacking = [{"rgb": f["rgb"]} for f in frames()]
-    with pytest.raises(DataError, match="frame 0 lacks depth, which tok_depth is made of"):
+    with pytest.raises(DataError, match="frame 0 lacks depth, which tok_depth needs"):
         write_shards(tmp_path / "c", lacking, tokenizers(), SIZE, PATCH)
     with pytest.raises(DataError, match=r"shards\.json: no such file"):
         Shards(tmp_path / "nowhere")

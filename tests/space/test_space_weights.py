@@ -137,7 +137,7 @@ def test_patches_are_embedded_as_4m_does():
 def test_modalities_are_left_out_only_when_that_is_said():
     state = published()
     with pytest.raises(
-        WeightsError, match=r"tok_clip@224\.\w+ is unknown.*leave_out=True leaves modalities out"
+        WeightsError, match=r"tok_clip@224\.\w+ is unknown.*leave_out=True ignores modalities"
     ):
         load_4m(model(), state, NAMES)
     a, b = load_4m(model(), state, NAMES, leave_out=True), load_4m(model(), without_clip(state), NAMES)
@@ -168,10 +168,13 @@ def test_whatever_does_not_fit_is_listed_and_nothing_is_changed():
             {f"{depth}.to_logits.weight": zeros(8, D)},
             r"to_logits\.weight is of \(8, 16\), the model needs \(7, 16\)",
         ),
-        ({f"{depth}.mod_emb": zeros(1, 1, D)}, r"mod_emb differs from what modality\.depth was found to be"),
-        ({f"{det}.token_emb.weight": zeros(11, D)}, r"token_emb\.weight differs from what answers\.words"),
+        ({f"{depth}.mod_emb": zeros(1, 1, D)}, r"mod_emb differs from the tensor for modality\.depth"),
+        (
+            {f"{det}.token_emb.weight": zeros(11, D)},
+            r"token_emb\.weight differs from the tensor for answers\.words",
+        ),
         ({"decoder.1.query_norm.bias": torch.ones(D)}, r"decoder\.1\.query_norm\.bias is not 0"),
-        ({"encoder_embeddings.rgb@224.pos_emb": turned}, r"rgb@224\.pos_emb is not the sine-cosine"),
+        ({"encoder_embeddings.rgb@224.pos_emb": turned}, r"rgb@224\.pos_emb differs from the sine-cosine"),
         (
             {"encoder_embeddings.rgb@224.pos_emb": zeros(1, 4, D)},
             r"is of \(1, 4, 16\), the model needs \(1, 9, 16\)",

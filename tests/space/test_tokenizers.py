@@ -99,7 +99,7 @@ def test_a_step_moves_the_codes_by_running_sums_and_counts():
     book = tokenizer.quantizer._codebook
     book.cluster_size.fill_(3.0)
     book.embed_avg.copy_(3 * book.embed)
-    tokenizer._expect(1)  # 4 tokens, 6 codes: below 4 / 6 / 32 a code is dead
+    tokenizer._set_batch(1)  # 4 tokens, 6 codes: below 4 / 6 / 32 a code is dead
     assert book.threshold_ema_dead_code == book.reset_cluster_size == pytest.approx(4 / 6 / 32)
     z = torch.randn(5, 8, 2, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
     old = book.embed[0].numpy().astype(float).copy()
@@ -125,7 +125,7 @@ def test_a_step_moves_the_codes_by_running_sums_and_counts():
 
 def test_a_dead_code_becomes_a_latent_of_the_batch():
     tokenizer = vq(codebook=6)
-    tokenizer._expect(5)
+    tokenizer._set_batch(5)
     book = tokenizer.quantizer._codebook
     book.cluster_size.fill_(3.0)
     book.embed_avg.copy_(3 * book.embed)

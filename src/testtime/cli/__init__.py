@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 from testtime import __version__
-from testtime.cli import experiments, online, scenes, space, train
+from testtime.cli import experiments, multitask, online, scenes, space
 from testtime.cli.command import Parser, add_command
 from testtime.cli.former import translated
 from testtime.cli.options import Commands
-from testtime.experiments.registry import FAMILIES as REGISTERED
 from testtime.workers import Terminated, terminable
 
 __all__ = ["main", "parser"]
@@ -20,7 +18,7 @@ __all__ = ["main", "parser"]
 COMMANDS: Commands = {**experiments.COMMANDS, **online.COMMANDS}
 FAMILIES: dict[str, tuple[str, Commands]] = {
     "scenes": ("furnished houses with exact labels: make, show", scenes.COMMANDS),
-    "multitask": ("models of several dense tasks: train", train.COMMANDS),
+    "multitask": ("models of several dense tasks: train", multitask.COMMANDS),
     "space": ("models that are pre-trained in the place they work in: ingest", space.COMMANDS),
 }
 
@@ -39,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with terminable():
             given = translated(list(sys.argv[1:] if argv is None else argv))
-            arguments = parser(given[:1]).parse_args(given)
-            arguments.command, arguments.argv = ["testtime", *given], given
-            return int(arguments.run(arguments))
+            arguments = vars(parser().parse_args(given))
+            return int(arguments["function"]({**arguments, "command": ["testtime", *given]}))
     except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
@@ -52,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parser(first: Sequence[str] = ()) -> Parser:
+def parser() -> Parser:
     """Return the parser of all commands; what a command needs is imported when it runs."""
     made = Parser(prog="testtime", description=__doc__)
     made.add_argument("--version", action="version", version=f"testtime {__version__}")
@@ -61,10 +58,7 @@ def parser(first: Sequence[str] = ()) -> Parser:
         add_command(commands, name, function)
     for name, (about, functions) in FAMILIES.items():
         family = commands.add_parser(name, help=about, description=about)
-        if name == "scenes" or name in REGISTERED:
-            below = family.add_subparsers(required=True, metavar="COMMAND")
-            for command, function in functions.items():
-                add_command(below, command, function)
-        elif name in first:
-            import_module(f"testtime.cli.{name}").add(family)
+        below = family.add_subparsers(required=True, metavar="COMMAND")
+        for command, function in functions.items():
+            add_command(below, command, function)
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -71,14 +71,13 @@ def add_command(commands: Any, name: str, function: Callable[..., int]) -> None:
         elif key != "command":
             _add_option(parser, key, hints[key], parameter.default, parameter.kind is parameter.KEYWORD_ONLY)
 
-    def run(arguments: argparse.Namespace) -> int:
-        given = vars(arguments)
+    def run(given: Mapping[str, Any]) -> int:
         made = {key: kind(**{f.name: given[f.name] for f in fields(kind)}) for key, kind in groups.items()}
         values: Any = {key: made[key] if key in made else given[key] for key in signature.parameters}
         bound = inspect.BoundArguments(signature, values)
         return function(*bound.args, **bound.kwargs)
 
-    parser.set_defaults(run=run)
+    parser.set_defaults(function=run)
 
 
 def _add_option(parser: Parser, key: str, hint: Any, default: Any, named: bool = True) -> None:

@@ -7,8 +7,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from testtime.experiments.registry import FAMILIES
-
 __all__ = ["translated"]
 
 FORMER = {
@@ -49,8 +47,7 @@ def translated(argv: Sequence[str]) -> list[str]:
     """
     for name, (present, bare, folder) in FORMER.items():
         words = name.split()
-        ported = {"bench": "online", "demo": "online"}.get(words[0], words[0]) in FAMILIES
-        if ported and [*argv[: len(words)]] == words:
+        if [*argv[: len(words)]] == words:
             now = _now(_read(argv[len(words) :]), present, bare, folder)
             if now != [*argv]:
                 told = f"testtime {name} is now: {shlex.join(['testtime', *now])}"

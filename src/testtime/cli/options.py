@@ -162,26 +162,3 @@ Precision = Annotated[
 ]
 Seed = Annotated[int, Option("random seed (0)", whole(0))]
 Seeds = Annotated[tuple[int, ...] | None, Option("in place of the experiment's", seeds, "0,1,2")]
-
-
-# For the commands that are not yet declared by typed functions ------------------------------------------------------------
-
-above, share = number(), number(1)
-
-
-class Once(argparse.Action):
-    """Stores a list in which each value may stand once."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
-        try:
-            setattr(namespace, self.dest, list(once(values, " ".join(map(str, values)))))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Add ``--precision`` to a parser."""
-    choices = ("auto", "float32", "bfloat16")
-    parser.add_argument("--precision", choices=choices, default="auto", help="of the networks (auto)")

@@ -65,14 +65,15 @@ def ingest(
 ) -> int:
     """Make tokens, shards and a contact sheet of a place; the same command goes on where it was left."""
     from testtime.space import ingest as space
+    from testtime.space.sources import read_space
 
     need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space")
     t, more = tokens, {"sensors": sensors, "seed": seed, "rows": rows, "limit": limit, "device": device}
     if t.size % t.patch:
         raise ValueError(f"--size {t.size} is not a multiple of --patch {t.patch}; choose another --size")
-    data = space.read_space(path, frames=Path(out) / "frames", **vars(source))
+    data = read_space(path, frames=Path(out) / "frames", **vars(source))
     recipe = space.TokenizerRecipe(t.tokenizer, t.levels, t.codebook, steps=t.steps)
-    found = space.ingest(data, out, t.size, t.patch, t.crops, recipe=recipe, say=print_progress, **more)  # type: ignore[arg-type]
+    found = space.ingest(data, out, t.size, t.patch, t.crops, recipe=recipe, log=print_progress, **more)  # type: ignore[arg-type]
     print(space.summary(found), Path(out) / "sheet.png", sep="\n")
     return 0
 

@@ -52,7 +52,9 @@ CORRUPTIONS = (
     "pixelate",
     "jpeg_compression",
 )
+"""Names of the 15 corruptions of the benchmark."""
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+"""Names of the 4 further corruptions, for validation."""
 
 FAMILIES = (noise, blur, weather, digital)
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -62,6 +64,7 @@ CONSTANTS: dict[str, dict[str, Sequence[Any]]] = {
     "cifar": {name: table for family in FAMILIES for name, table in family.CIFAR.items()},
     "imagenet": {name: table for family in FAMILIES for name, table in family.IMAGENET.items()},
 }
+"""Constants of the corruptions, for severities 1 to 5, by benchmark and name."""
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ CAMVID11 = (
     "pedestrian",
     "bicyclist",
 )
+"""Names of the 11 classes of CamVid."""
 UNLABELLED = 11
 COLOURS = {
     "sky": "128 128 128",

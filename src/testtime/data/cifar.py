@@ -14,6 +14,7 @@ from testtime.errors import DataError
 from testtime.labels import class_labels
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Names of the classes of CIFAR-10."""
 _FINE = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
 castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
@@ -24,6 +25,7 @@ shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower swe
 telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 CIFAR100_CLASSES = tuple(_FINE.split())
+"""Names of the fine classes of CIFAR-100."""
 SPLITS = ("train", "test")
 PIXELS = 3 * 32 * 32
 BATCH = 10_000

@@ -19,11 +19,10 @@ from testtime.errors import DataError, need_pillow
 from testtime.progress import progress
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+"""Names of the domains of PACS."""
 OUTPUTS = 1000  # outputs of a model of ImageNet
 PLACES = 365  # classes of Places365
-SKIP = (
-    "skip_damaged=True of image_folder, or testtime bench --images DIR --skip-damaged, leaves such files out"
-)
+SKIP = "skip_damaged=True of image_folder, or the setting skip_damaged=true of testtime run no-labels, leaves such files out"
 
 
 class FileImages:

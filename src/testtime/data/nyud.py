@@ -41,7 +41,9 @@ night-stand toilet sink lamp bathtub bag other-structure other-furniture other-p
 """
 _THIRTEEN = "bed books ceiling chair floor furniture objects picture sofa table tv wall window"
 NYUD40 = tuple(_FORTY.split())
+"""Names of the 40 classes of NYUD-v2."""
 NYUD13 = tuple(_THIRTEEN.split())
+"""Names of the 13 classes of NYUD-v2."""
 TASKS = ("semseg", "depth", "normals", "edge")
 FOLDERS = {
     "image": "images",

@@ -32,6 +32,7 @@ background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable 
 sheep sofa train tvmonitor
 """
 VOC21 = tuple(_VOC.split())
+"""Names of the 20 classes of PASCAL VOC and the background."""
 PERSON = 15
 PARTS = {
     1: "hair head lear lebrow leye mouth nose rear rebrow reye",

@@ -32,6 +32,7 @@ TASKONOMY17 = (
     "clock",
     "vase",
 )
+"""Names of the 17 classes of Taskonomy."""
 FORBIDDEN_BUILDINGS = frozenset(
     ["mosquito", "tansboro", "tomkins", "darnestown", "brinnon", "rough", "woodbine"]
 )

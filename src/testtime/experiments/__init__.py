@@ -37,35 +37,34 @@ command), ``results/*.json``, ``failures/*.json``. The store lies beside it and 
    :data:`~testtime.experiments.registry.FAMILIES`, so that ``testtime list`` need not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from testtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from testtime.experiments.backends import Backend, Here, Processes, Ray  # noqa: F401
-    from testtime.experiments.engine import Summary, run_experiment  # noqa: F401
-    from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit  # noqa: F401
-    from testtime.experiments.registry import Listed, find_experiment, list_experiments  # noqa: F401
-    from testtime.experiments.request import Request  # noqa: F401
-    from testtime.experiments.run import Run, read_run  # noqa: F401
-    from testtime.experiments.store import Made, Store, Workspace  # noqa: F401
-    from testtime.experiments.table import Column, Paired, Record, Row, Table  # noqa: F401
+    from testtime.experiments.backends import Backend, Here, Processes, Ray
+    from testtime.experiments.engine import Summary, run_experiment
+    from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
+    from testtime.experiments.registry import Listed, find_experiment, list_experiments
+    from testtime.experiments.request import Request
+    from testtime.experiments.run import Run, read_run
+    from testtime.experiments.store import Made, Store, Workspace
+    from testtime.experiments.table import Column, Paired, Record, Row, Table
 
-_HOMES: dict[str, tuple[str, ...]] = {
-    "backends": ("Backend", "Here", "Processes", "Ray"),
-    "engine": ("Summary", "run_experiment"),
-    "experiment": ("Cell", "Experiment", "Plan", "Resource", "Unit"),
-    "registry": ("Listed", "find_experiment", "list_experiments"),
-    "request": ("Request",),
-    "run": ("Run", "read_run"),
-    "store": ("Made", "Store", "Workspace"),
-    "table": ("Column", "Paired", "Record", "Row", "Table"),
-}
-__all__ = [name for names in _HOMES.values() for name in names]
+__all__ = ["Backend", "Cell", "Column", "Experiment", "Here", "Listed", "Made", "Paired", "Plan", "Processes"]
+__all__ += ["Ray", "Record", "Request", "Resource", "Row", "Run", "Store", "Summary", "Table", "Unit"]
+__all__ += ["Workspace", "find_experiment", "list_experiments", "read_run", "run_experiment"]
 
-
-def __getattr__(name: str) -> Any:
-    """Names are imported when they are first used."""
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"testtime.experiments.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "backends": "Backend Here Processes Ray",
+        "engine": "Summary run_experiment",
+        "experiment": "Cell Experiment Plan Resource Unit",
+        "registry": "Listed find_experiment list_experiments",
+        "request": "Request",
+        "run": "Run read_run",
+        "store": "Made Store Workspace",
+        "table": "Column Paired Record Row Table",
+    },
+)

@@ -28,6 +28,7 @@ __all__ = [
 
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
+    "multitask": "testtime.experiments.multitask.listing",
     "online": "testtime.experiments.online.listing",
     "space": "testtime.experiments.space.listing",
 }

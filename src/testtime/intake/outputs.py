@@ -17,6 +17,11 @@ from testtime.intake.views import Views, checked
 __all__ = ["Contract", "Logits", "Outputs"]
 
 Outputs = str | int | Callable[[Any], Tensor]
+# Methods for logits of each pixel, for messages.
+FOR_PIXELS = (
+    "Tent, BNAdapt and Source take (N, C, H, W), and a multi-task model declares its tasks "
+    "(testtime.multitask.MultiTaskNet)"
+)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -62,9 +67,7 @@ class Contract:
             )
         if y.dim() == 4 and not self.dense:
             raise ValueError(
-                f"the model returned logits for each pixel, {form}; {self.method} works on logits (N, C); "
-                "Tent, BNAdapt and Source take (N, C, H, W), and a multi-task model declares its tasks "
-                "(testtime.multitask.MultiTaskNet)"
+                f"the model returned logits for each pixel, {form}; {self.method} works on logits (N, C); {FOR_PIXELS}"
             )
         if y.shape[1] < 2:
             raise ValueError(

@@ -19,8 +19,8 @@ class Views:
     """The invariances of a model: which changes of an image keep its class, so that a view of the image may have them.
 
     Photographs of things allow all of them; digits, text and signs do not. A model declares it as the attribute ``views`` of
-    any module of its tree, as :class:`Preprocessed` does; the methods' augmentations leave out what it forbids and shift no
-    further than it allows.
+    any module of its tree, as :class:`testtime.models.Preprocessed` does; the methods' augmentations leave out what it forbids
+    and shift no further than it allows.
 
     Args:
         mirror: a horizontal flip.

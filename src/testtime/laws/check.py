@@ -47,6 +47,7 @@ LAWS: dict[str, Law] = {
         composition.declared,
     )
 }
+"""The laws by name, in the order in which they are tried."""
 CLASSIFICATION = ("batchnorm", "groupnorm", "vit")
 
 

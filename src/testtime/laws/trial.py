@@ -17,7 +17,9 @@ from testtime.prediction import Prediction, TaskPredictions
 __all__ = ["Law", "LawBroken", "Make"]
 
 Make = Callable[[nn.Module], Adapter]
+"""From a model to an adapter: a class, or a function."""
 Law = Callable[[Make, World], None]
+"""A law: tries an adapter in a world and raises :class:`LawBroken`."""
 
 
 class LawBroken(AssertionError):

@@ -30,6 +30,7 @@ from testtime.tasks import Depth, Segmentation, Task, total_loss
 __all__ = ["CLASSES", "WORLDS", "Meter", "World"]
 
 CLASSES = 5
+"""Number of classes of the worlds."""
 UNKNOWN = 2  # classes of the streams that no network was trained on
 SIDE = 8
 DENSE_TASKS: dict[str, Task] = {"semseg": Segmentation(tuple("abcde")), "depth": Depth()}
@@ -240,6 +241,7 @@ WORLDS: dict[str, World] = {
         World("autoencoder", autoencoded, classified, F.cross_entropy),
     )
 }
+"""The worlds by name."""
 
 
 @functools.cache

@@ -17,7 +17,7 @@ A step:
     1. the student looks at a weak view; its K nearest in the memory vote on the label, once ``begin`` images were met, and
        before that its own prediction is the label;
     2. the teacher follows the student, and both look at a strong view each;
-    3. update all parameters once on L;
+    3. update all parameters once on L, at the share of the learning rate that a batch smaller than ``full_batch`` gets;
     4. the keys with their labels, and the teacher's features and predictions of the weak view, enter the memory, from which
        the oldest leave;
     5. the student answers.
@@ -28,12 +28,15 @@ Departures:
     There the memory of keys begins with random keys of random labels; here it begins empty. There the labels of the batch
     replace those of the oldest keys before these are compared, so that old keys are compared under new labels; here keys and
     labels enter together, after.
+    The published learning rate, 2e-4, belongs to batches of 128 images. A smaller batch gets it in proportion, a batch of 16
+    an eighth (the linear scaling rule of Goyal et al., 2017): at the whole rate a stream of such batches loses accuracy even
+    on images of the source. ``full_batch=None`` takes the whole rate for every batch.
     The published code multiplies the learning rate of bottleneck and head by ten, and decays it by a cosine; this does not.
     BatchNorm statistics follow the weak views, once per batch and after the answer; there they follow every view.
     The neighbours that vote are at most as many as a class has in the memory on average: of 32 images of 10 classes, ten
     nearest hold other classes for certain. At the published sizes this changes nothing.
     The strong views of the published ImageNet-sized code are also blurred (:func:`testtime.parts.simclr` is CIFAR's).
-    Published code step by step, up to these: ``AdaContrast(model)``.
+    Published code step by step, up to these: ``AdaContrast(model, options=AdaContrastOptions(full_batch=None))``.
 
 Cost: five forwards, one backward.
 
@@ -51,6 +54,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.intake.sharing import Stateful
 from testtime.norm import observing, running_statistics
 from testtime.parts import Teacher, generator, marginal_entropy, random_crop_flip, sgd, simclr
@@ -154,20 +158,25 @@ class AdaContrastOptions:
         begin: number of images that are processed before neighbours vote.
         capacity: number of images in the memory.
         head: name of the linear head; the last linear layer unless given.
+        full_batch: smallest number of images that is learned from at the whole learning rate of the optimizer; smaller
+            batches are learned from at their share of it. None: all are at the whole rate.
 
     Raises:
-        ValueError: begin or capacity is below 1.
+        ValueError: begin, capacity or full_batch is below 1.
     """
 
     begin: int = 1024
     capacity: int = 16384
     head: str | None = None
+    full_batch: int | None = 128
 
     def __post_init__(self) -> None:
         if min(self.begin, self.capacity) < 1:
             raise ValueError(
                 f"begin and capacity count images and are at least 1, got {self.begin} and {self.capacity}"
             )
+        if self.full_batch is not None and self.full_batch < 1:
+            raise ValueError(f"full_batch counts images and is at least 1, or None, got {self.full_batch}")
 
 
 @final
@@ -209,7 +218,7 @@ class AdaContrast(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(2e-4, weight_decay=1e-4),  # noqa: B008 - a frozen value
-        neighbours: int = 10,
+        neighbours: Positive = 10,
         temperature: float = 0.07,
         contrast: float = 1.0,
         diversity: float = 1.0,
@@ -221,8 +230,6 @@ class AdaContrast(Adapter):
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        if neighbours < 1:
-            raise ValueError(f"neighbours counts images and is at least 1, got {neighbours}")
         self.optimizer, self.neighbours, self.options, self.norm = optimizer, neighbours, options, norm
         self.temperature, self.contrast, self.diversity, self.decay = temperature, contrast, diversity, decay
         self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
@@ -254,7 +261,9 @@ class AdaContrast(Adapter):
         logits, q = self._see(self.model, self._tap, view("query", self.strong))
         loss = F.cross_entropy(logits, label)
         loss = loss + self.contrast * class_contrast(q, k, label, *self._held(), temperature=self.temperature)
-        self.update(loss - self.diversity * marginal_entropy(logits))
+        full = self.options.full_batch
+        share = 1.0 if full is None else min(1.0, len(x) / full)
+        self.update(loss - self.diversity * marginal_entropy(logits), rate=share)
         with torch.no_grad():
             slow, z = self._see(self.teacher.model, self._teachers_tap, weak)
             memory.update(k, label, z, slow.softmax(dim=1, dtype=z.dtype))

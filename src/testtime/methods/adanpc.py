@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Natural
 from testtime.intake.sharing import Stateful
 from testtime.norm import source_statistics
 from testtime.parts.features import head_tap, linear_head, with_features
@@ -159,7 +160,7 @@ class AdaNPC(Adapter):
         neighbours: int = 50,
         temperature: float = 0.1,
         threshold: float = 0.9,
-        capacity: int | None = 1024,
+        capacity: Natural | None = 1024,
         softmax: bool = False,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,

@@ -57,6 +57,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Natural
 from testtime.moved import renamed
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam, generator, random_crop_flip, simclr
@@ -190,7 +191,7 @@ class ATLASOptions:
 
     tasks: Sequence[str] = ("gaussian_noise", "defocus_blur", "fog", "contrast")
     severity: int = 3
-    passes: int = 1
+    passes: Natural = 1
     rate: float = 1e-3
     skip: Sequence[str] | None = None
 

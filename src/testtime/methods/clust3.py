@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Natural
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam
 from testtime.parts.optimizers import OptimizerFactory
@@ -99,7 +100,7 @@ class ClusT3(Adapter):
         clusters: int = 10,
         projectors: int = 1,
         layers: Sequence[str] = (),
-        passes: int = 10,
+        passes: Natural = 10,
         rate: float = 1e-2,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,

@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Natural
 from testtime.moved import renamed
 from testtime.norm import source_statistics
 from testtime.parts import entropy, sgd
@@ -112,7 +113,7 @@ class EcoTTA(Adapter):
         optimizer: OptimizerFactory = sgd(5e-3),  # noqa: B008 - a frozen value
         hold: float = 0.25,
         margin: float = 0.4,
-        passes: int = 10,
+        passes: Natural = 10,
         rate: float = 0.05,
         layers: Sequence[str] | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,

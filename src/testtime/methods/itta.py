@@ -58,6 +58,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Positive
 from testtime.moved import renamed
 from testtime.norm import observing, source_statistics
 from testtime.parts import adam
@@ -126,8 +127,8 @@ class ITTA(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
-        depth: int = 2,
-        passes: int = 5,
+        depth: Positive = 2,
+        passes: Positive = 5,
         rate: float = 1e-3,
         layers: Sequence[str] | None = None,
         head: str | None = None,

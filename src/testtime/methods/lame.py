@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.norm import source_statistics
 from testtime.parts.features import head_tap, with_features
 from testtime.prediction import Prediction, energy
@@ -136,18 +137,14 @@ class LAME(Adapter):
         self,
         model: nn.Module,
         affinity: Affinity = "nearest",
-        neighbours: int = 5,
+        neighbours: Positive = 5,
         weight: float = 1.0,
-        iterations: int = 100,
+        iterations: Positive = 100,
         tolerance: float = 1e-8,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
     ) -> None:
         super().__init__(norm(model))
-        if affinity not in ("nearest", "radial", "linear"):
-            raise ValueError(f"affinity is 'nearest', 'radial' or 'linear', got {affinity!r}")
-        if neighbours < 1 or iterations < 1:
-            raise ValueError(f"neighbours and iterations are at least 1, got {neighbours} and {iterations}")
         self.affinity, self.neighbours, self.weight = affinity, neighbours, weight
         self.iterations, self.tolerance, self.head, self.norm = iterations, tolerance, head, norm
         self._tap = head_tap(self.model, head)

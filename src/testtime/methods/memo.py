@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.norm import alpha_statistics, observing
 from testtime.parts import augmix, generator, marginal_entropy, sgd
 from testtime.parts.augment import Augmentation
@@ -81,15 +82,13 @@ class MEMO(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(5e-3, momentum=0.0),  # noqa: B008 - a frozen value
-        views: int = 32,
+        views: Positive = 32,
         episodic: bool = True,
         reset_optimizer: bool = True,
         augment: Augmentation = augmix,
         norm: Callable[[nn.Module], nn.Module] = partial(alpha_statistics, alpha=1 / 17),  # noqa: B008
         seed: int = 0,
     ) -> None:
-        if views < 1:
-            raise ValueError(f"views counts the augmented copies of an image and is at least 1, got {views}")
         super().__init__(norm(model), seed)
         self.optimizer, self.views, self.episodic, self.norm = optimizer, views, episodic, norm
         self.augment = preserving(augment, self.model)

@@ -163,8 +163,6 @@ class MetaDMoE(Adapter):
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
         seed: int = 0,
     ) -> None:
-        if when not in ("first", "every"):
-            raise ValueError(f"when is 'first' or 'every', got {when!r}")
         brought = mixture_of(model) is not None
         if not brought:
             model = share(model)

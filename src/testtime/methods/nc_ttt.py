@@ -54,6 +54,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Natural, Positive
 from testtime.moved import renamed
 from testtime.norm import batch_statistics, observing
 from testtime.parts import adam
@@ -86,12 +87,12 @@ class NCTTTOptions:
         rate: learning rate of ``prepare``.
     """
 
-    width: int = 16
-    hidden: int = 64
+    width: Positive = 16
+    hidden: Positive = 64
     small: float = 0.1
     large: float = 0.5
     layer: str | None = None
-    passes: int = 10
+    passes: Natural = 10
     rate: float = 1e-2
 
 

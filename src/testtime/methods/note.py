@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.methods.sotta import mean_entropy
 from testtime.norm import advance, iabn, norm_affine, observing
 from testtime.parts import adam, generator
@@ -149,8 +150,8 @@ class NOTE(Adapter):
         model: nn.Module,
         classes: int,
         optimizer: OptimizerFactory = adam(1e-4),  # noqa: B008 - a frozen value
-        capacity: int = 64,
-        frequency: int = 64,
+        capacity: Positive = 64,
+        frequency: Positive = 64,
         loss: Callable[[Tensor], Tensor] = mean_entropy,
         norm: Callable[[nn.Module], nn.Module] = iabn,
         seed: int = 0,

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Natural
 from testtime.intake.sharing import Stateful, share
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
@@ -135,7 +136,7 @@ class PETAL(Adapter):
         alpha: float = 1e-9,
         quantile: float = 0.03,
         restoration: float | None = None,
-        passes: int = 5,
+        passes: Natural = 5,
         augment: Augmentation = katana,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,

@@ -34,7 +34,8 @@ Departures:
     (``projection=None``).
 
 Cost: four forwards, three backwards; without replay three and two. ``cost`` counts replayed batches of the size of the test
-batch. ``prepare`` costs one forward a batch, and with every pass two more and a backward.
+batch; those of ``shuffle=False`` have the size of the source's. ``prepare`` costs one forward a batch, and with every pass two
+more and a backward.
 
 Reference: Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation, CVPR 2023.
 """
@@ -50,6 +51,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Natural, Positive
 from testtime.intake.sharing import share
 from testtime.moved import renamed
 from testtime.norm import batch_statistics
@@ -121,7 +123,7 @@ class RMTOptions:
     replay: int = 2048
     shuffle: bool = True
     ensemble: Literal["mean", "sum"] = "mean"
-    warm_up: int = 1
+    warm_up: Natural = 1
     head: str | None = None
 
     def __post_init__(self) -> None:
@@ -180,7 +182,7 @@ class RMT(Adapter):
         lambda_cl: float = 1.0,
         lambda_ce: float = 1.0,
         temperature: float = 0.1,
-        projection: int | None = 128,
+        projection: Positive | None = 128,
         decay: float = 0.999,
         augment: Augmentation = katana,
         options: RMTOptions = RMTOptions(),
@@ -218,16 +220,9 @@ class RMT(Adapter):
         if self.options.shuffle:
             order = torch.randperm(len(label), generator=generator(self.seed, 0, "replay"))
         self.of_source.hold(images, label, order[: self.options.replay if self.lambda_ce else 0])
-        assert self._optimizer is not None
-        rates = [group["lr"] for group in self._optimizer.param_groups]
         lessons = images * self.options.warm_up
         for i, x in enumerate(lessons, 1):
-            for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * i / len(lessons)
-            loss = symmetric(self.model(x), self.teacher(x)).mean()
-            if not bool(torch.isfinite(loss)):
-                raise ValueError("warming up led to a loss that is not finite; expected finite source images")
-            self.update(loss)
+            self.update(symmetric(self.model(x), self.teacher(x)).mean(), rate=i / len(lessons))
             self.teacher.update()
 
     @torch.no_grad()

@@ -46,6 +46,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.norm import advance, has_batch_norm, norm_affine, observing, robust_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
@@ -190,8 +191,8 @@ class RoTTA(Adapter):
         model: nn.Module,
         classes: int,
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008
-        capacity: int = 64,
-        frequency: int = 64,
+        capacity: Positive = 64,
+        frequency: Positive = 64,
         decay: float = 0.999,
         lambda_t: float = 1.0,
         lambda_u: float = 1.0,

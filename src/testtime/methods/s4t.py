@@ -91,8 +91,6 @@ class S4T(Adapter):
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
-        if preset not in ("paper", "released"):
-            raise ValueError(f"preset is 'paper' or 'released', got {preset!r}")
         found = [
             m for m in self.model.modules() if isinstance(m, Assisted) and isinstance(m.branch, Synchronizer)
         ]

@@ -41,6 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.intake.sharing import share
 from testtime.methods.rmt import attract
 from testtime.norm import batch_statistics, norm_affine, observing
@@ -106,7 +107,7 @@ class SANTA(Adapter):
         lambda_sa: float = 1.0,
         lambda_ta: float = 1.0,
         temperature: float = 0.1,
-        projection: int | None = 128,
+        projection: Positive | None = 128,
         augment: Augmentation = katana,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,

@@ -118,8 +118,6 @@ class SAR(Adapter):
             rho,
             floor,
         )
-        if recovery not in ("full", "weights"):
-            raise ValueError(f"recovery is 'full' or 'weights', got {recovery!r}")
         self.recovery = recovery
         self.decay, self.reselect, self.skip, self.norm = decay, reselect, tuple(skip), norm
         affine = norm_affine(self.model, self.skip)

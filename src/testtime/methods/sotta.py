@@ -46,6 +46,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.norm import TOP_LAYERS, advance, norm_affine, observing, running_statistics
 from testtime.parts import adam, entropy, generator, sharpness_aware_gradients
 from testtime.parts.memory import ImageMemory
@@ -175,8 +176,8 @@ class SoTTA(Adapter):
         model: nn.Module,
         classes: int,
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008
-        capacity: int = 64,
-        frequency: int = 64,
+        capacity: Positive = 64,
+        frequency: Positive = 64,
         threshold: float = 0.99,
         rho: float = 0.05,
         loss: Callable[[Tensor], Tensor] = mean_entropy,

@@ -58,6 +58,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.intake.sharing import share
 from testtime.norm import TOP_LAYERS, batch_statistics, norm_affine
 from testtime.norm.grouped import grouped
@@ -178,7 +179,7 @@ class STAMPOptions:
         ValueError: chunk is below 1, or there is no such ``score``, ``count`` or ``normalise``.
     """
 
-    capacity: int = 64
+    capacity: Positive = 64
     decay: float = 0.9
     score: Literal["energy", "entropy"] = "energy"
     chunk: int = 1
@@ -239,21 +240,19 @@ class STAMP(Adapter):
         model: nn.Module,
         classes: int,
         optimizer: OptimizerFactory = sgd(0.1),  # noqa: B008
-        views: int = 32,
+        views: Positive = 32,
         alpha: float = 0.25,
         consistent: bool = True,
         rho: float = 0.05,
-        period: int | None = 150,
+        period: Positive | None = 150,
         augment: Augmentation = random_crop_flip,
         options: STAMPOptions = STAMPOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
         chunk = options.chunk
-        if views < 1 or views % chunk:
-            raise ValueError(
-                f"expected views >= 1 and a chunk that divides it, got views={views}, chunk={chunk}"
-            )
+        if views % chunk:
+            raise ValueError(f"expected views and a chunk that divides it, got views={views}, chunk={chunk}")
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.views, self.alpha = classes, optimizer, views, alpha
         self.consistent, self.rho, self.period, self.options = consistent, rho, period, options
@@ -261,7 +260,6 @@ class STAMP(Adapter):
         self.norm, self.cost = norm, (views + consistent + 2, 2)
         self.origin = share(self.model)
         self.adapt(norm_affine(self.model, options.skip), optimizer)
-        self.rates = [group["lr"] for group in self._optimizer.param_groups] if self._optimizer else []
         self.crowd = grouped([self.model] * chunk) if chunk > 1 else None
         self.memory = RBM(classes, options.capacity, options.decay, options.count)
 
@@ -302,18 +300,14 @@ class STAMP(Adapter):
         images = self.memory.held()
         if len(images):
             self.memory.recount()
-            self._set_rate()
             total = self.options.capacity if self.options.normalise == "capacity" else len(images)
 
             def loss() -> Tensor:
                 return self_weighted_entropy(self.model(images), total, self.options.epsilon)
 
-            self.update(sharpness_aware_gradients(loss, self._adapted, self.rho))
+            self.update(sharpness_aware_gradients(loss, self._adapted, self.rho), self._rate())
         return self._answer(log_p, z, x.dtype, reliable=reliable)
 
-    def _set_rate(self) -> None:
-        """The cosine schedule, a function of the count of steps alone."""
-        if self.period is not None and self._optimizer is not None:
-            factor = (1 + math.cos(math.pi * int(self.clock) / self.period)) / 2
-            for group, rate in zip(self._optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
+    def _rate(self) -> float:
+        """The factor of the cosine schedule, a function of the count of steps alone."""
+        return 1.0 if self.period is None else (1 + math.cos(math.pi * int(self.clock) / self.period)) / 2

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.intake.sharing import Stateful
 from testtime.norm import source_statistics
 from testtime.parts import entropy
@@ -126,14 +127,12 @@ class T3A(Adapter):
     def __init__(
         self,
         model: nn.Module,
-        supports: int = 100,
+        supports: Positive = 100,
         unit: bool = False,
         head: str | None = None,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
     ) -> None:
         super().__init__(norm(model))
-        if supports < 1:
-            raise ValueError(f"supports is what each class keeps, at least 1, got {supports}")
         self.supports, self.unit, self.head, self.norm = supports, unit, head, norm
         self.memory = Supports(linear_head(self.model, head)[1], supports)
         self._tap = head_tap(self.model, head)

@@ -48,6 +48,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Natural
 from testtime.moved import renamed
 from testtime.norm import observing, source_statistics
 from testtime.parts import generator, identity, sgd
@@ -113,7 +114,7 @@ class TTT(Adapter):
         optimizer: OptimizerFactory = sgd(1e-3, momentum=0.0),  # noqa: B008 - a frozen value
         layer: str | None = None,
         augment: Augmentation = identity,
-        passes: int = 10,
+        passes: Natural = 10,
         rate: float = 1e-2,
         norm: Callable[[nn.Module], nn.Module] = source_statistics,
         seed: int = 0,

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Natural, Positive
 from testtime.moved import renamed
 from testtime.norm import batch_statistics, observing
 from testtime.parts import sgd
@@ -107,10 +108,10 @@ class TTTFlow(Adapter):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = sgd(1e-3, weight_decay=5e-4),  # noqa: B008 - a frozen value
-        couplings: int = 4,
-        hidden: int = 64,
+        couplings: Positive = 4,
+        hidden: Positive = 64,
         layer: str | None = None,
-        passes: int = 10,
+        passes: Natural = 10,
         rate: float = 3e-3,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,

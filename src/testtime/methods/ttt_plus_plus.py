@@ -51,6 +51,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.facts import SourceData
+from testtime.intake.arguments import Natural, Positive
 from testtime.intake.sharing import Stateful
 from testtime.norm import observing, running_statistics
 from testtime.parts import generator, sgd, simclr
@@ -165,9 +166,9 @@ class TTTPlusPlusOptions:
     """
 
     layer: str | None = None
-    projection: int = 128
+    projection: Positive = 128
     temperature: float = 0.5
-    passes: int = 10
+    passes: Natural = 10
     rate: float = 1e-3
 
 
@@ -216,7 +217,7 @@ class TTTPlusPlus(Adapter):
         scale_con: float = 1.0,
         scale_ext: float = 0.05,
         scale_ssh: float = 0.2,
-        queue: int = 1280,
+        queue: Positive = 1280,
         augment: Augmentation = simclr,
         options: TTTPlusPlusOptions = TTTPlusPlusOptions(),
         norm: Callable[[nn.Module], nn.Module] = running_statistics,

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.arguments import Positive
 from testtime.intake.sharing import Stateful
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
@@ -150,7 +151,7 @@ class VDP(Adapter):
         model: nn.Module,
         size: tuple[int, int, int] = (3, 32, 32),
         optimizer: OptimizerFactory = adam(1e-3),  # noqa: B008 - a frozen value
-        views: int = 4,
+        views: Positive = 4,
         hold: float = 1.0,
         decay: float = 0.999,
         sensitivity_decay: float = 0.9,
@@ -158,8 +159,6 @@ class VDP(Adapter):
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
-        if views < 1:
-            raise ValueError(f"views is at least 1, got {views}")
         super().__init__(Prompted(norm(model), size), seed)
         self.size, self.optimizer, self.views, self.hold = size, optimizer, views, hold
         self.decay, self.sensitivity_decay, self.norm = decay, sensitivity_decay, norm

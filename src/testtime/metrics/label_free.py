@@ -82,12 +82,12 @@ def diversity(shares: ArrayLike) -> float:
     Args:
         shares: shares or counts of the classes, (C,), not negative and at least one positive.
 
-    >>> diversity([1, 1, 0, 0])
-    0.5
+    >>> diversity([1, 1, 0, 0]), diversity([4, 0])
+    (0.5, 0.0)
     """
     p = np.asarray(shares, dtype=float)
     p = p[p > 0] / p.sum()
-    return float(-(p * np.log(p)).sum() / math.log(max(np.size(shares), 2)))
+    return float(0.0 - (p * np.log(p)).sum() / math.log(max(np.size(shares), 2)))  # 0.0, not -0.0
 
 
 def aetta(

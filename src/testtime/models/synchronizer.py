@@ -81,21 +81,7 @@ class Synchronizer(Branch):
         layers: Sequence[str] = ("encoder",),
     ) -> None:
         super().__init__()
-        if size % patch:
-            raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
-        if not 0 <= ratio < 1:
-            raise ValueError(f"ratio is the masked share and lies in [0, 1), got {ratio}")
-        if layout == "channels" and strategy != "same":
-            raise ValueError(
-                f"strategy {strategy!r} masks tasks differently, but in layout 'channels' a token holds all tasks; "
-                "pass layout='per_task'"
-            )
-        if strategy == "hide" and len(tasks) < 2:
-            raise ValueError("strategy 'hide' needs two tasks at least: one to hide and one to see")
-        if layout == "per_task" and not projection:
-            raise ValueError(
-                "without the projection there are no task-specific latents; pass layout='channels'"
-            )
+        _check(size, patch, ratio, strategy, layout, len(tasks), projection)
         self.tasks: dict[str, Task] = dict(tasks)
         self.size, self.patch, self.ratio = size, patch, ratio
         self.strategy, self.layout, self.reconstruct = strategy, layout, reconstruct
@@ -126,19 +112,7 @@ class Synchronizer(Branch):
         self.predict = nn.ModuleDict(
             {name: nn.Linear(width, patch * patch * t.channels) for name, t in predicted.items()}
         )
-        for module in (
-            *self.encoder.modules(),
-            *self.decoder.modules(),
-            *self.predict.modules(),
-            self.between,
-        ):
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        # The kernels of all tasks are one kernel over their stacked channels, and its fan counts.
-        bound = math.sqrt(6 / (len(names) * into * patch * patch + width))
-        for conv in self.embed.values():
-            nn.init.uniform_(conv.weight, -bound, bound)  # type: ignore[arg-type]
+        self._initialise(len(names) * into)
 
     position: Tensor
 
@@ -217,6 +191,22 @@ class Synchronizer(Branch):
                     synchronised[name], labels[name]
                 )
         return losses
+
+    def _initialise(self, channels: int) -> None:
+        """Initialise linear layers and patch embeddings; ``channels`` is the number of input channels of all tasks."""
+        for module in (
+            *self.encoder.modules(),
+            *self.decoder.modules(),
+            *self.predict.modules(),
+            self.between,
+        ):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        # The kernels of all tasks are one kernel over their stacked channels, and its fan counts.
+        bound = math.sqrt(6 / (channels * self.patch**2 + self.embed_bias.numel()))
+        for conv in self.embed.values():
+            nn.init.uniform_(conv.weight, -bound, bound)  # type: ignore[arg-type]
 
     def _picture(self, patches: Tensor) -> Tensor:
         """Patches (N, places, patch * patch * C) as a map (N, C, size, size)."""
@@ -303,6 +293,24 @@ def position_embedding(side: int, width: int) -> Tensor:
     rows, columns = torch.meshgrid(place, place, indexing="ij")
     angles = [axis.flatten()[:, None] * frequency for axis in (columns, rows)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+def _check(
+    size: int, patch: int, ratio: float, strategy: Strategy, layout: Layout, tasks: int, projection: bool
+) -> None:
+    if size % patch:
+        raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio is the masked share and lies in [0, 1), got {ratio}")
+    if layout == "channels" and strategy != "same":
+        raise ValueError(
+            f"strategy {strategy!r} masks tasks differently, but in layout 'channels' a token holds all tasks; "
+            "pass layout='per_task'"
+        )
+    if strategy == "hide" and tasks < 2:
+        raise ValueError("strategy 'hide' needs two tasks at least: one to hide and one to see")
+    if layout == "per_task" and not projection:
+        raise ValueError("without the projection there are no task-specific latents; pass layout='channels'")
 
 
 def _block(width: int, heads: int) -> nn.Module:

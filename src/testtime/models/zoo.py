@@ -127,6 +127,7 @@ _CARDS = [
 ]
 
 MODELS: dict[str, ModelCard] = {card.name: card for card in _CARDS}
+"""The models by name."""
 
 
 def model_card(name: str) -> ModelCard:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from testtime.adapter import Adapter
 from testtime.errors import need_pillow
-from testtime.files import read_json, write_image, write_json
 from testtime.labels import IGNORE
-from testtime.multitask.presets import Preset
-from testtime.multitask.results import read_results
-from testtime.multitask.study import AGAIN, Study, source_model
 from testtime.scenes.sheet import depth_colours, palette
 from testtime.tasks import Segmentation, Task, Tasks
 
@@ -27,21 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-__all__ = [
-    "MOMENTS",
-    "UNKNOWN",
-    "Strip",
-    "answer",
-    "draw_study",
-    "moments",
-    "picture",
-    "sheet",
-    "telling",
-    "write_pictures",
-]
-
-MOMENTS = (0, 5, 20, 40)
-"""The steps that are drawn."""
+__all__ = ["UNKNOWN", "Strip", "answer", "picture", "sheet", "varied"]
 
 UNKNOWN = (128, 128, 128)
 """The colour of a pixel whose label is not known."""
@@ -60,28 +40,7 @@ class Strip:
     outputs: Mapping[str, Tensor]
 
 
-def moments(
-    adapter: Adapter, x: Tensor, steps: int = 40, wanted: Sequence[int] = MOMENTS
-) -> dict[int, dict[str, Tensor]]:
-    """Adapt to a batch from birth, and keep what the adapter predicts after the wanted steps (0: before the first).
-
-    Args:
-        adapter: over a multi-task model; it is reset first.
-        x: images (N, 3, H, W).
-        steps: how many.
-        wanted: those to keep; the last step is always kept.
-    """
-    adapter.reset()
-    kept = {}
-    for step in range(steps + 1):
-        if step:
-            adapter(x)
-        if step in wanted or step == steps:
-            kept[step] = {name: y.detach().cpu() for name, y in adapter.predict(x).items()}
-    return kept
-
-
-def telling(labels: Mapping[str, Tensor], count: int) -> list[int]:
+def varied(labels: Mapping[str, Tensor], count: int) -> list[int]:
     """The images of a batch with the most classes in them, most first: those worth looking at."""
     found = [len(set(y.unique().tolist()) - {IGNORE}) for y in labels["semseg"]]
     return sorted(range(len(found)), key=lambda i: -found[i])[:count]
@@ -195,84 +154,6 @@ def sheet(
     if seen is not None and isinstance(tasks.get("semseg"), Segmentation):
         _legend(draw, tasks["semseg"].classes, seen, strips, index, HEAD + row, width, canvas.height, tone)  # type: ignore[attr-defined]
     return canvas
-
-
-def write_pictures(
-    folder: str | Path,
-    tasks: Tasks,
-    x: Tensor,
-    labels: Mapping[str, Tensor],
-    strips: Sequence[Strip],
-    about: str,
-    count: int = 3,
-) -> list[Path]:
-    """Draw the most telling images of a batch, light and dark, into ``folder/pictures``, where a report finds them.
-
-    Args:
-        folder: of the results.
-        tasks: by name.
-        x: the batch (N, 3, H, W).
-        labels: of the batch, by task.
-        strips: what was answered.
-        about: what is seen, in a sentence.
-        count: how many images.
-    """
-    where = Path(folder) / "pictures"
-    where.mkdir(parents=True, exist_ok=True)
-    written, listed = [], []
-    for place, i in enumerate(telling(labels, count)):
-        names = {}
-        for tone in ("light", "dark"):
-            path = where / f"{place}-{tone}.png"
-            own = {name: y[i].cpu() for name, y in labels.items()}
-            write_image(path, sheet(tasks, x[i].cpu(), own, strips, i, dark=tone == "dark"), optimize=True)
-            written.append(path)
-            names[tone] = path.name
-        listed.append({**names, "caption": f"Image {i + 1} of the batch"})
-    write_json(where / "pictures.json", {"about": about, "sheets": listed})
-    return written
-
-
-def draw_study(study: Study, preset: Preset, folder: str | Path) -> list[Path]:
-    """Adapt once more with S4T (or the best row there is) and draw the images it adapted to; the control stands beside it.
-
-    Args:
-        study, preset: those of the run.
-        folder: of its results; what is drawn already is not drawn again.
-    """
-    folder = Path(folder)
-    results = read_results(folder)
-    drawable = [
-        r.name for r in study.rows if not r.prepare and r.name in results.rows and r.name != results.base
-    ]
-    if not drawable:
-        return []
-    row = "S4T" if "S4T" in drawable else max(drawable, key=results.ranked[::-1].index)
-    controls = [name for name in results.controls if name in drawable and name != row]
-    beside = f" At the right the control ({controls[-1]}), which learns nothing." if controls else ""
-    domain, seed = results.of(row)[0].domain, results.of(row)[0].seed
-    about = (
-        f"Images of {domain} that {row} adapted to, seed {seed}: its network before, during and after.{beside} "
-        "The figure below an answer is its metric on this image alone."
-    )
-    drawn = folder / "pictures" / "pictures.json"
-    if drawn.exists() and read_json(drawn, AGAIN).get("about") == about:
-        return []
-    target = preset.domain(domain).read(folder.parent)
-    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed)).tolist()
-    x, labels = target.batch(order[: study.protocol.batch])
-    steps = study.protocol.steps
-
-    def kept(name: str, wanted: Sequence[int]) -> dict[int, dict[str, Tensor]]:
-        chosen = next(r for r in study.rows if r.name == name)
-        model = source_model(study, chosen.source, seed, preset, folder)
-        rate = next(o.rate for o in results.of(name) if o.seed == seed)
-        return moments(chosen.adapter(model, rate, seed), x, steps, wanted)
-
-    strips = [Strip("before" if step == 0 else f"step {step}", y) for step, y in kept(row, MOMENTS).items()]
-    if controls:
-        strips.append(Strip(f"BN only, step {steps}", kept(controls[-1], ())[steps]))
-    return write_pictures(folder, preset.tasks, x, labels, strips, about)
 
 
 def _reach(label: Tensor) -> tuple[float, float]:

@@ -28,8 +28,8 @@ __all__ = [
 
 KINDS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# The top of a ResNet and of a ViT-B, which SAR (Niu et al., ICLR 2023) and its heirs leave as they are.
 TOP_LAYERS = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm")
+"""The top of a ResNet and of a ViT-B, which SAR (Niu et al., ICLR 2023) and its successors do not adapt."""
 
 
 class NormPolicy(Stateful, ABC):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from testtime.intake.sharing import at_least_float32
 from testtime.moved import renamed
 
-__all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "sgd"]
+__all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "scaled", "sgd"]
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -113,6 +113,27 @@ def initialised(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) 
                     f"tensor; {advice}"
                 )
     return optimizer
+
+
+@contextmanager
+def scaled(optimizer: torch.optim.Optimizer, rate: float) -> Iterator[None]:
+    """Inside, every learning rate of the optimizer is multiplied by ``rate``; afterwards they are as before.
+
+    >>> p = nn.Parameter(torch.ones(1))
+    >>> p.grad, optimizer = torch.ones(1), torch.optim.SGD([p], lr=0.5)
+    >>> with scaled(optimizer, 0.25):
+    ...     optimizer.step()
+    >>> p.item(), optimizer.param_groups[0]["lr"]
+    (0.875, 0.5)
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group, whole in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = whole * rate
+        yield
+    finally:
+        for group, whole in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = whole
 
 
 def _first_state(optimizer: Any) -> dict[tuple[Tensor, str], Tensor]:

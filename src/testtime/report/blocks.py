@@ -138,6 +138,7 @@ class Details:
 
 
 Block = Text | Note | Bullets | Definitions | Figure | Grid | Legend | Picture | Details | Table
+"""What a section of a page is made of; a paragraph is a string."""
 
 
 @final

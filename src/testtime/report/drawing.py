@@ -93,6 +93,9 @@ class Chart:
     def file(self, style: str) -> str:
         """Return the wide drawing as an SVG file of its own, with the CSS that defines its colours."""
         content, width, height = self.drawings[0]
+        width = max(
+            width, (SMALL if self.small else WIDE).width
+        )  # fonts may be wider than those it was measured with
         svg = self._element(f"<style>{style}</style>{content}", width, height, "c", "chart")
         return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
 

@@ -37,6 +37,7 @@ class Markup:
 
 
 Text = str | Markup
+"""A string, which is escaped, or :class:`Markup`."""
 
 
 def html(text: Text) -> str:
@@ -83,10 +84,15 @@ def _element(start: str, text: Text) -> Markup:
 
 
 strong: Callable[[Text], Markup] = partial(_element, "strong")
+"""Bold text."""
 emphasis: Callable[[Text], Markup] = partial(_element, "em")
+"""Text in italics."""
 code: Callable[[Text], Markup] = partial(_element, "code")
+"""Text of a program."""
 sub: Callable[[Text], Markup] = partial(_element, "sub")
+"""Text below the line."""
 sup: Callable[[Text], Markup] = partial(_element, "sup")
+"""Text above the line."""
 dim: Callable[[Text], Markup] = partial(_element, 'span class="dim"')
 """Text of the second rank, such as a unit."""
 

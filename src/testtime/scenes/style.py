@@ -39,7 +39,8 @@ class Prior:
 
     Attributes:
         walls, floors, woods, fabrics, bedding, curtains, rugs, metals, lacquers, small: palettes.
-        wall_patterns, floor_patterns, fabric_patterns, bedding_patterns, rug_patterns: names of :data:`PATTERNS`.
+        wall_patterns, floor_patterns, fabric_patterns, bedding_patterns, rug_patterns: names of
+            :data:`testtime.scenes.texture.PATTERNS`.
         painted: probability of lacquered instead of wooden furniture.
         width, depth, height: ranges of the factors of the size of furniture.
         ceiling: range of the height of the rooms, in metres.

@@ -28,6 +28,7 @@ __all__ = [
 
 
 Batches = Collection[tuple[Tensor, Tensor]]
+"""Batches of images (N, C, H, W) and class indices (N,)."""
 
 
 @final
@@ -107,6 +108,7 @@ def block_names(model: nn.Module, skip: Sequence[str] | None) -> list[str]:
 
 
 def task_vectors_of(model: nn.Module) -> TaskVectors | None:
+    """Return the task vectors of a model; None if it has none."""
     return next((m for m in model.modules() if isinstance(m, TaskVectors)), None)
 
 

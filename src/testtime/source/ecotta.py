@@ -98,6 +98,7 @@ class MetaGroup(nn.Module):
 
 
 def meta_groups(model: nn.Module) -> list[MetaGroup]:
+    """Return the meta groups of a model, in order."""
     return [m for m in model.modules() if isinstance(m, MetaGroup)]
 
 
@@ -161,6 +162,13 @@ def warm_up(
 
 
 def in_mode(groups: Sequence[MetaGroup], mode: str, call: Callable[[], Any]) -> Any:
+    """Call a function while groups are in a mode; they are in the mode "adapted" afterwards.
+
+    Args:
+        groups: groups of a model.
+        mode: mode of the groups during the call.
+        call: function without arguments.
+    """
     for g in groups:
         g.mode = mode
     try:

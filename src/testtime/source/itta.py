@@ -99,6 +99,7 @@ class AdaptiveGroup(nn.Module):
 
 
 def adaptive_groups(model: nn.Module) -> list[AdaptiveGroup]:
+    """Return the adaptive groups of a model, in order."""
     return [m for m in model.modules() if isinstance(m, AdaptiveGroup)]
 
 

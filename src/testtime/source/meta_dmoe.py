@@ -36,9 +36,11 @@ __all__ = [
 
 
 Batches = Collection[tuple[Tensor, Tensor]]
+"""Batches of images (N, C, H, W) and class indices (N,)."""
 
 
 Mask = Literal["zero", "drop"]
+"""How an expert is masked: its features are zero, or it is left out."""
 
 
 @final

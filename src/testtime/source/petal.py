@@ -131,4 +131,5 @@ def wide(x: Tensor) -> Tensor:
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the values of tensors as one vector, at least in float32."""
     return wide(torch.cat([t.flatten() for t in tensors]))

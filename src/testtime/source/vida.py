@@ -19,6 +19,7 @@ __all__ = ["FORM", "DomainAdapter", "domain_adapters", "train_vida", "with_adapt
 
 
 FORM = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+"""Arguments of a convolution that an adapter beside it shares."""
 
 
 @final
@@ -122,6 +123,7 @@ def _named(model: nn.Module) -> list[str]:
 
 
 def domain_adapters(model: nn.Module) -> list[DomainAdapter]:
+    """Return the domain adapters of a model, in order."""
     return [m for m in model.modules() if isinstance(m, DomainAdapter)]
 
 

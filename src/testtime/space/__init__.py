@@ -1,1 +1,1 @@
-"""Test-space training: a model pre-trained, without labels and on many modalities, in the very place it will work in."""
+"""Test-space training: self-supervised multimodal pre-training on the space in which a model is deployed."""

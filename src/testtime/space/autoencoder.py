@@ -1,4 +1,4 @@
-"""Encoder and decoder of a tokenizer: frames to a grid of latents, and back; convolutions, or a transformer as 4M has it."""
+"""Encoder and decoder of a tokenizer, between frames and a grid of latents: convolutions, or a transformer as in 4M."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from testtime.space.model import Block, grid_embedding
 __all__ = ["Network", "decoder", "encoder"]
 
 Network = Literal["convolution", "transformer"]
+"""Kind of the encoder and decoder."""
 
 
 class Residual(nn.Module):
-    """Two convolutions, each after a group norm and SiLU, added to what came in."""
+    """Two convolutions, each after a group norm and SiLU, with a residual connection."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -29,12 +30,12 @@ class Residual(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks of the transformer over all places, and 4M's residual MLP with tanh after them.
+    """Transformer blocks over all positions, followed by 4M's residual MLP with tanh.
 
     Args:
-        grid: (h, w) of the places.
-        dim: channels.
-        depth: blocks.
+        grid: (h, w) of the positions.
+        dim: number of channels.
+        depth: number of blocks.
     """
 
     def __init__(self, grid: tuple[int, int], dim: int, depth: int) -> None:
@@ -63,7 +64,7 @@ def encoder(
     network: Network,
     grid: tuple[int, int],
 ) -> nn.Sequential:
-    """Frames (N, channels, H, W) to latents (N, latent, h, w): strided convolutions, with blocks in between and after."""
+    """Make the network from frames (N, channels, H, W) to latents (N, latent, h, w): strided convolutions and blocks."""
     first, widths = _scales(patch, width, network)
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], first, first)]
     for fine, coarse in pairwise(widths):
@@ -82,7 +83,7 @@ def decoder(
     network: Network,
     grid: tuple[int, int],
 ) -> nn.Sequential:
-    """Codes (N, latent, h, w) to frames (N, channels, H, W): the mirror image of the encoder."""
+    """Make the network from codes (N, latent, h, w) to frames (N, channels, H, W), symmetric to the encoder."""
     first, widths = _scales(patch, width, network)
     layers: list[nn.Module] = [nn.Conv2d(latent, width, 1), *_middle(width, depth, kernel, network, grid)]
     for coarse, fine in zip(widths[:0:-1], widths[-2::-1], strict=True):
@@ -98,7 +99,7 @@ def _middle(width: int, depth: int, kernel: int, network: Network, grid: tuple[i
 
 
 def _scales(patch: int, width: int, network: Network) -> tuple[int, list[int]]:
-    """The stride of the first convolution, and the channels from there to the grid of the tokens, halving it each time."""
+    """Return the stride of the first convolution, and the channels of each resolution down to the grid of the tokens."""
     if network == "transformer":
         return patch, [width]
     widths = [width]

@@ -50,7 +50,7 @@ RECIPES: Mapping[str, TransferRecipe] = {
     "tiny": replace(SEGMENTATION["tiny"], scale=(1.0, 1.0)),
     "paper": TransferRecipe(epochs=1400, warmup=600, batch=2048, lr=8e-5, layer_decay=1.0, scale=(1.0, 1.0)),
 }
-"""By name. The paper's rate is its base rate 1e-5 times 2048 / 256; it says nothing of layer decay."""
+"""Recipes by name. The paper's learning rate is its base rate 1e-5 times 2048 / 256; it does not mention layer decay."""
 
 
 @final
@@ -146,7 +146,7 @@ class Captioner(nn.Module):
         return self._next(self.context(self.encoder(images)), ids)
 
     def loss(self, images: Any, ids: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of captions (N, L) with begin, end and padding; padding is not asked for."""
+        """Mean cross-entropy in nats of captions (N, L) with begin, end and padding; padding is not a target."""
         logits = self(images, ids[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=PAD)
 
@@ -243,10 +243,10 @@ def train_captioner(
         turned = ((chance < 0.5) & recipe.flip).tolist()
         images = [sized(data[i], model.encoder.size).image for i in indices]
         images = [image.flip(-1) if turn else image for image, turn in zip(images, turned, strict=True)]
-        said = [
+        texts = [
             mirrored(captions[i]) if turn else captions[i] for i, turn in zip(indices, turned, strict=True)
         ]
-        ids = _padded([model.vocabulary.encode(caption) for caption in said])
+        ids = _padded([model.vocabulary.encode(caption) for caption in texts])
         return model.loss(torch.stack(images).to(device), ids.to(device))
 
     what = {"task": "captions", "data": data.name, "samples": len(data), "words": len(model.vocabulary)}

@@ -1,4 +1,4 @@
-"""Windows of a frame, and every modality seen through them."""
+"""Crop windows of a frame, applied to every modality."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ __all__ = ["cropped", "windows"]
 
 
 def windows(count: int, smallest: float, rng: torch.Generator, size: tuple[int, int]) -> Tensor:
-    """Windows (count, 5) of a frame: top, left, height, width as shares of it, and whether it is mirrored.
+    """Draw windows (count, 5): top, left, height, width as fractions of the frame, and whether the crop is mirrored.
 
-    The first is the largest square in the middle, not mirrored. Of the others the area is a share in [smallest, 1] of the
-    frame's and the ratio of the sides (in pixels) in [3/4, 4/3], as in 4M; one that does not fit becomes the first. Their
-    edges are edges of pixels, so that all that has the frame's resolution is cut at the same place.
+    The first is the largest centred square, not mirrored. The area of the others is uniform in [smallest, 1] of the frame's,
+    and their aspect ratio (in pixels) is in [3/4, 4/3], as in 4M; a window that does not fit is replaced by the first. Windows
+    are aligned to pixels, so that all modalities of the frame's resolution are cropped identically.
+
+    Args:
+        count: number of windows.
+        smallest: smallest fraction of the frame's area.
+        rng: generator of all random numbers.
+        size: (H, W) of the frame in pixels.
     """
     height, width = size
     side = min(height, width)
@@ -40,14 +46,20 @@ def windows(count: int, smallest: float, rng: torch.Generator, size: tuple[int, 
 
 
 def cropped(value: Any, modality: Modality, window: Sequence[float], size: tuple[int, int]) -> Any:
-    """A modality of a frame seen through a window, at a size.
+    """Crop a modality of a frame to a window, and resize it.
 
-    Pictures are averaged over the pixels that fall together; of everything else the nearest is taken, since a depth between two
-    surfaces is that of none. Boxes that lose more than half of their area are left out.
+    Pictures and edges are resized with antialiasing, all else with nearest neighbours, because a depth between two surfaces is
+    the depth of neither. Boxes that lose more than half of their area are left out.
+
+    Args:
+        value: raw value of the frame.
+        modality: modality of the value.
+        window: window of :func:`windows`.
+        size: (H, W) of the result in pixels.
     """
     top, left, height, width, mirror = window
     if modality.kind == "sequence":
-        return [box for box in (_seen(b, window) for b in value) if box is not None]
+        return [box for box in (_cropped_box(b, window) for b in value) if box is not None]
     planes = value if value.dim() == 3 else value[None]
     h, w = planes.shape[-2:]
     if modality.kind == "image" and modality.normalise == "unit":
@@ -63,18 +75,18 @@ def cropped(value: Any, modality: Modality, window: Sequence[float], size: tuple
 
 
 def _nearest(begin: float, extent: float, pixels: int, count: int) -> Tensor:
-    """The pixels under the middles of ``count`` equal parts of a window; a coarse map is not cut at its own pixels."""
+    """Return the pixels at the centres of ``count`` equal parts of a window, which need not be aligned to pixels."""
     middles = begin + (torch.arange(count, dtype=torch.float64) + 0.5) * extent / count
     return (middles * pixels).long().clamp(max=pixels - 1)
 
 
-def _seen(box: Box, window: Sequence[float]) -> Box | None:
-    """The box as a window shows it, or None if that hides more than half of it."""
+def _cropped_box(box: Box, window: Sequence[float]) -> Box | None:
+    """Return the box in the coordinates of a window, or None if less than half of its area is inside."""
     top, left, height, width, mirror = window
     x0, x1 = ((min(max(x, left), left + width) - left) / width for x in (box.x0, box.x1))
     y0, y1 = ((min(max(y, top), top + height) - top) / height for y in (box.y0, box.y1))
     whole = (box.x1 - box.x0) * (box.y1 - box.y0)
     if (x1 - x0) * width * (y1 - y0) * height < 0.5 * whole or whole == 0:
         return None
-    seen = Box(x0, y0, min(x1, 1.0), min(y1, 1.0), box.name, box.score)
-    return seen.mirrored() if mirror else seen
+    inside = Box(x0, y0, min(x1, 1.0), min(y1, 1.0), box.name, box.score)
+    return inside.mirrored() if mirror else inside

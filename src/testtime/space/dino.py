@@ -205,7 +205,7 @@ class SelfDistilled(nn.Module):
         self.register_buffer("sharpness", torch.tensor(sharpening[0]))
         self.register_buffer("centre", torch.zeros(outputs))
         self.register_buffer("patch_centre", torch.zeros(outputs))
-        self._met: dict[
+        self._sums: dict[
             str, tuple[Tensor, int]
         ] = {}  # sum and count of the teacher's logits since the last step
 
@@ -218,29 +218,29 @@ class SelfDistilled(nn.Module):
         """Return the losses of a batch's images, in nats: "views", and with ``patches`` "patches"."""
         wide, narrow = self.views(batch.pixels)
         with torch.no_grad():
-            seen, told = self.teacher(wide)
+            teacher_features, teacher_logits = self.teacher(wide)
         hidden = self.hidden(len(wide), wide.device) if self.patches else None
-        features, said = self.student(wide, hidden, self.mask_token)
-        answers = [*said.chunk(2)]
+        features, logits = self.student(wide, hidden, self.mask_token)
+        answers = [*logits.chunk(2)]
         if self.crops:
             answers += self.student(narrow)[1].chunk(self.crops)
         pairs = [
             self._distance(target, answer, self.centre).mean()
-            for g, target in enumerate(told.chunk(2))
+            for g, target in enumerate(teacher_logits.chunk(2))
             for v, answer in enumerate(answers)
             if g != v
         ]
         losses = {"views": torch.stack(pairs).mean()}
-        self._meet("centre", told)
+        self._accumulate("centre", teacher_logits)
         if hidden is not None:
             with torch.no_grad():
-                targets = self.teacher.head(seen[hidden])
+                targets = self.teacher.head(teacher_features[hidden])
             distance = self._distance(targets, self.student.head(features[hidden]), self.patch_centre)
             share = (hidden / hidden.sum(1, keepdim=True).clamp(min=1))[
                 hidden
             ]  # every image has the same weight
             losses["patches"] = (distance * share).sum() / hidden.any(1).sum().clamp(min=1)
-            self._meet("patch_centre", targets)
+            self._accumulate("patch_centre", targets)
         return losses
 
     @torch.no_grad()
@@ -251,10 +251,10 @@ class SelfDistilled(nn.Module):
             step: number of the step that was taken, from 0.
             steps: number of all steps.
         """
-        for name, (total, count) in self._met.items():
+        for name, (total, count) in self._sums.items():
             mean = _over_processes(total, count)
             self.get_buffer(name).lerp_(mean, 1 - self.centring)
-        self._met.clear()
+        self._sums.clear()
         theirs, mine = ([p.detach() for p in net.parameters()] for net in (self.teacher, self.student))
         torch._foreach_lerp_(theirs, mine, 1 - self.decay(step, steps))
         self.step.fill_(step + 1)
@@ -318,10 +318,10 @@ class SelfDistilled(nn.Module):
         wanted = ((target.float() - centre) / self.sharpness).softmax(-1)
         return -(wanted * (answer.float() / self.temperature).log_softmax(-1)).sum(-1)
 
-    def _meet(self, name: str, logits: Tensor) -> None:
+    def _accumulate(self, name: str, logits: Tensor) -> None:
         if self.training:
-            total, count = self._met.get(name, (torch.zeros_like(self.centre), 0))
-            self._met[name] = (total + logits.float().sum(0), count + len(logits))
+            total, count = self._sums.get(name, (torch.zeros_like(self.centre), 0))
+            self._sums[name] = (total + logits.float().sum(0), count + len(logits))
 
 
 def window(x: Tensor, size: tuple[int, int], scale: tuple[float, float], rng: torch.Generator) -> Tensor:

@@ -1,7 +1,7 @@
-"""Encoders of others, by name: what an off-the-shelf network is worth in the test space.
+"""Pre-trained encoders of other libraries, by name, as baselines of the test space.
 
-``huggingface:NAME`` is a vision transformer of Hugging Face transformers, ``timm:NAME`` one of timm; NAME is what these
-libraries call it, or for Hugging Face a folder. They load the weights, from where they keep them.
+``huggingface:NAME`` is a vision transformer of Hugging Face transformers, ``timm:NAME`` one of timm; NAME is the name of the
+model in that library, or for Hugging Face a folder. The library downloads and caches the weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ __all__ = ["HuggingFaceEncoder", "TimmEncoder", "named_encoder"]
 def named_encoder(name: str) -> Encoder:
     """Load an encoder by its library and name.
 
+    Args:
+        name: ``huggingface:NAME`` or ``timm:NAME``.
+
     Raises:
         ImportError: the library is not installed.
-        ValueError: no such library, or the network is no vision transformer.
-        OSError: the library has no weights of that name, as it says itself.
+        ValueError: there is no such library, or the network is not a vision transformer.
+        OSError: the library finds no weights of that name.
     """
     library, _, own = name.partition(":")
     if library == "huggingface" and own:
@@ -48,9 +51,9 @@ class HuggingFaceEncoder(nn.Module):
     """A vision transformer of Hugging Face transformers (ViT, DeiT, DINOv2, with registers or without) as an encoder.
 
     Args:
-        model: one whose output has ``last_hidden_state``, and whose configuration ``image_size``, ``patch_size`` and
-            ``num_hidden_layers``; a model with a head is asked for what lies below it.
-        mean, std: what the weights were trained with: ``image_mean`` and ``image_std`` of the model's image processor.
+        model: model with an output ``last_hidden_state``, and with ``image_size``, ``patch_size`` and ``num_hidden_layers`` in
+            its configuration; of a model with a head, the backbone is used.
+        mean, std: mean and standard deviation of the training images: ``image_mean`` and ``image_std`` of the image processor.
 
     Tokens before those of the patches (class, distillation, registers) are dropped.
 
@@ -98,7 +101,7 @@ class HuggingFaceEncoder(nn.Module):
         return None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, h*w, dim) of pictures (N, 3, H, W) in [0, 1]."""
+        """Return features (N, h*w, dim) of pictures (N, 3, H, W) in [0, 1]."""
         hidden = self.model(pixel_values=(images - self.mean) / self.std).last_hidden_state
         return hidden[:, hidden.shape[1] - self.grid[0] * self.grid[1] :]
 
@@ -108,8 +111,8 @@ class TimmEncoder(nn.Module):
     """A vision transformer of timm (ViT, DeiT, DINOv2, MAE, CLIP's) as an encoder.
 
     Args:
-        model: one with ``patch_embed``, ``blocks`` and ``forward_features``, whose tokens of no patch come first
-            (``num_prefix_tokens``) and are dropped. Its pictures are normalised as its ``pretrained_cfg`` says.
+        model: model with ``patch_embed``, ``blocks`` and ``forward_features``. Its prefix tokens (``num_prefix_tokens``) are
+            dropped, and pictures are normalised with mean and standard deviation of its ``pretrained_cfg``.
 
     Raises:
         ValueError: the model is not of that form.
@@ -147,6 +150,6 @@ class TimmEncoder(nn.Module):
         return found if isinstance(found, nn.Module) else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, h*w, dim) of pictures (N, 3, H, W) in [0, 1]."""
+        """Return features (N, h*w, dim) of pictures (N, 3, H, W) in [0, 1]."""
         network: Any = self.model
         return network.forward_features((images - self.mean) / self.std)[:, self.before :]

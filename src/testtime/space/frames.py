@@ -1,4 +1,4 @@
-"""Frames of a space: what was sensed, and what networks say of it, by the name of the modality."""
+"""Frames of a space: measured modalities and pseudo-labels, by name."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from testtime.space.modalities import EDGES, RGB, SENSORY, Modality
 __all__ = ["PseudoLabeller", "SpaceFrames"]
 
 PseudoLabeller = Callable[[Tensor], Any]
-"""From pictures (N, 3, H, W) in [0, 1] to one value for each: a tensor with a leading N, or a list (boxes)."""
+"""Function from pictures (N, 3, H, W) in [0, 1] to one value for each: a tensor with a leading N, or a list (boxes)."""
 
 
 @final
 class SpaceFrames(Sequence[Mapping[str, Any]]):
-    """The frames of a set of samples, and what pseudo-labellers make of their pictures.
+    """Frames of a data set with the modalities of sensors, and pseudo-labels of their pictures.
 
-    Labels that are no sensor's ("semseg", edges of the geometry) are not among them: pre-training sees no label of the test
-    space. Edges are Canny's, computed from the picture.
+    Other labels ("semseg", edges of the geometry) are left out, so that pre-training uses no label of the test space. Edges are
+    Canny edges of the picture.
 
     Args:
-        data: pictures with "depth" and "normals".
-        sensors: which of "depth", "normals" and "edge" are used beside the picture.
-        pseudo: by the name of the modality; any callable, such as a network of other houses.
-        edge_side: a larger picture is brought to this shorter side before its edges are looked for, so that an edge is a pixel
-            wide where tokens are made; None takes it as it is.
+        data: images with "depth" and "normals".
+        sensors: names among "depth", "normals" and "edge" that are used in addition to the picture.
+        pseudo: pseudo-labellers by modality; any callable, such as a network trained on other spaces.
+        edge_side: largest length of the shorter side, in pixels, at which edges are computed, so that an edge is one pixel wide
+            at the resolution of the tokens; None keeps the resolution of the picture.
 
     Raises:
-        ValueError: the data lack a sensor, or a name is no sensor's.
+        ValueError: the data lack a sensor, or a name is not that of a sensor.
 
     >>> from testtime.data import Sample
     >>> class One(DenseSet):
@@ -57,7 +57,7 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
         wrong = sorted({*sensors} - ({*data.tasks, EDGES.name} & {*SENSORY}))
         if wrong:
             raise ValueError(
-                f"{data.name} senses {', '.join(data.tasks)}; it has no {', '.join(wrong)} to learn from"
+                f"{data.name} has {', '.join(data.tasks)}, but no {', '.join(wrong)}; leave it out of sensors"
             )
         self.data, self.sensors, self.pseudo = data, tuple(sensors), dict(pseudo or {})
         self.edge_side = edge_side
@@ -78,7 +78,12 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
         return self._frame(range(len(self))[index])
 
     def values(self, modality: Modality, size: tuple[int, int]) -> Sequence[Tensor]:
-        """One modality of all frames at a size, as a tokenizer learns from them; feature maps keep their own."""
+        """Return one modality of all frames, resized for a tokenizer; feature maps keep their resolution.
+
+        Args:
+            modality: modality of the values.
+            size: (H, W) in pixels.
+        """
         return _Values(self, modality, size)
 
     def _made(self, index: int) -> Mapping[str, Any]:
@@ -97,7 +102,7 @@ class SpaceFrames(Sequence[Mapping[str, Any]]):
         return frame
 
     def _edges(self, image: Tensor) -> Tensor:
-        """Canny's edges of a picture (3, H, W), (1, h, w) of 0 and 1."""
+        """Return the Canny edges, (1, h, w) of 0 and 1, of a picture (3, H, W)."""
         shrink = 1.0 if self.edge_side is None else min(1.0, self.edge_side / min(image.shape[-2:]))
         if shrink < 1:
             size = [round(shrink * side) for side in image.shape[-2:]]

@@ -1,6 +1,6 @@
-"""What a pre-trained model expects of one modality, given others: all tokens at once, in one pass.
+"""Prediction of one modality from others by a pre-trained model: all tokens at once, in one forward pass.
 
-4M's documentation finds one step enough where the picture is given; a sequence is not predicted here.
+According to 4M's documentation one step is enough where the picture is given. Sequences are not supported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ __all__ = ["predicted", "span"]
 
 
 def span(model: FourM, stream: str) -> range:
-    """The places of a stream among all of the model's.
+    """Return the positions of a stream among those of all streams.
+
+    Args:
+        model: the model.
+        stream: name of the stream.
 
     Raises:
         ValueError: the model has no such stream.
@@ -35,26 +39,26 @@ def predicted(
     shown: Tensor | None = None,
     given: tuple[str, Tensor] | None = None,
 ) -> Tensor:
-    """The likeliest id of every place of a stream on the grid.
+    """Predict the most probable id of every position of a stream of kind "grid".
 
     Args:
-        model: pre-trained.
-        stream: asked for.
-        pixels: (N, 3, H, W) in [0, 1].
-        shown: (N, k) numbers of the patches of the picture that are shown; None shows all, unless something else is given.
-        given: a stream and its ids (N, length) that are shown instead of the picture.
+        model: pre-trained model.
+        stream: name of the stream that is predicted.
+        pixels: pictures (N, 3, H, W) in [0, 1].
+        shown: indices (N, k) of the visible patches; None makes all visible.
+        given: name of a stream and its ids (N, length), which replace the picture as input.
 
     Returns:
-        (N, places) int64.
+        ids (N, positions) int64.
 
     Raises:
-        ValueError: the model has no such stream, or it is a sequence or the picture itself.
+        ValueError: the model has no such stream, or the stream is a sequence or the picture itself.
     """
     kinds = {s.name: s.kind for s in model.streams}
     asked_of = span(model, stream)
     if kinds[stream] != "grid":
         raise ValueError(
-            f"{stream} is of kind {kinds[stream]!r}; only tokens on the grid are predicted at once"
+            f"{stream} is of kind {kinds[stream]!r}; only streams of kind 'grid' can be predicted"
         )
     n, device = len(pixels), pixels.device
     name = "rgb" if given is None else given[0]

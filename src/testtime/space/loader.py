@@ -1,7 +1,7 @@
 """Batches for pre-training: a function of the seed and the step, so that a run resumes with the order of its data.
 
-Sources of frames (the test space, pictures of the transfer set) each give a fixed share of every batch. A frame that is read is
-used ``repeat`` times in a row, each time with another crop and mask, and mixed with its neighbours (repeated sampling of 4M).
+Each source of frames (the test space, pictures of the transfer set) gives a fixed fraction of every batch. A frame is used
+``repeat`` times in a row, each time with another crop and mask, and shuffled with its neighbours (repeated sampling of 4M).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from testtime.workers import interrupts_held, start_worker
 __all__ = ["Batches", "Part", "loader"]
 
 BUFFER = 4096
-"""Uses of frames among which the repeated ones are mixed."""
+"""Number of uses of frames in the buffer in which repeated frames are shuffled."""
 
 
 @final
 @dataclass(frozen=True)
 class Part:
-    """A source of frames and its share of every batch.
+    """Source of frames and its fraction of every batch.
 
     Attributes:
-        shards: the frames.
-        share: relative to the other parts: 1 and 1/8 is the paper's "1/8".
-        only: names of the streams that are used; None uses all. The paper mixes in pictures alone: ("rgb", "tok_rgb").
+        shards: shards of the frames.
+        share: weight relative to the other parts: 1 and 1/8 is the paper's "1/8".
+        only: names of the streams that are used; None uses all. The paper adds pictures only: ("rgb", "tok_rgb").
     """
 
     shards: Shards
@@ -49,18 +49,18 @@ class Part:
 
 @final
 class Batches(Dataset[Batch]):
-    """All batches of a pre-training, by step.
+    """All batches of a pre-training, indexed by step.
 
     Args:
-        parts: where frames come from.
-        masking: of the tokens; its streams are those of the model.
-        batch: samples.
-        seed: of order, crops and masks.
-        repeat: uses of a frame in a row.
+        parts: sources of the frames.
+        masking: masking of the tokens; its streams are those of the model.
+        batch: number of samples of a batch.
+        seed: random seed of order, crops and masks.
+        repeat: number of successive uses of a frame.
 
     Raises:
-        ValueError: a part has other tokens than the model is made for or lacks what it is to give, no part has a stream, or a
-            share is not above 0.
+        ValueError: a part has other tokens than the model or lacks a stream of ``only``, no part has a stream of the model, or
+            a share is not above 0.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class Batches(Dataset[Batch]):
         if nowhere:
             raise ValueError(f"no part has {', '.join(nowhere)}; leave it out of the streams")
         if len({p.shards.size for p in parts}) > 1:
-            raise ValueError("the pictures of all parts have one size")
+            raise ValueError("expected pictures of the same size in all parts")
         worded = [p.shards for p in parts if p.shards.vocabulary is not None]
         if any(s.about["boxes"] != worded[0].about["boxes"] for s in worded):
-            raise ValueError("the boxes of all parts are written in one vocabulary")
+            raise ValueError("expected one vocabulary of boxes for all parts")
         self.parts, self.masking, self.batch = tuple(parts), masking, batch
         self.seed, self.repeat = seed, repeat
         self._vocabulary = worded[0].vocabulary if worded else None
@@ -88,11 +88,15 @@ class Batches(Dataset[Batch]):
         return self.compact(step).to("cpu")
 
     def compact(self, step: int) -> Batch:
-        """The batch of a step with pictures of uint8, a quarter of the size; :meth:`Batch.to` brings them to [0, 1]."""
+        """Return the batch of a step with uint8 pictures, a quarter of the size; :meth:`Batch.to` converts them to [0, 1].
+
+        Args:
+            step: number of the step.
+        """
         rng = np.random.default_rng([self.seed, step])
         found: dict[str, list[Tensor]] = {s.name: [] for s in self.masking.streams}
         lengths = []
-        # Shares are exact over time, and a function of the step: how many samples of each part came before it and with it.
+        # Shares are exact over time, and a function of the step: numbers of samples of each part before and after the batch.
         before, until = self._counts(step * self.batch), self._counts((step + 1) * self.batch)
         for number, part in enumerate(self.parts):
             count = until[number] - before[number]
@@ -111,7 +115,7 @@ class Batches(Dataset[Batch]):
         return self._masked({k: torch.cat(v) for k, v in found.items()}, np.concatenate(lengths), rng, step)
 
     def _counts(self, total: int) -> list[int]:
-        """How many of the first samples each part has given: its share of what the parts before it have left."""
+        """Return the number of each part's samples among the first ``total``, which add up to ``total``."""
         shares = [Fraction(p.share) for p in self.parts]
         found: list[int] = []
         for number, share in enumerate(shares):
@@ -119,7 +123,7 @@ class Batches(Dataset[Batch]):
         return found
 
     def _frames(self, number: int, begin: int, count: int) -> Ints:
-        """The frames of uses of a part: epochs of shuffled frames, each repeated, mixed within a buffer."""
+        """Return the frames of a part: epochs of shuffled frames, each repeated, shuffled within a buffer."""
         frames = len(self.parts[number].shards)
         buffers, at = np.divmod(np.arange(begin, begin + count), BUFFER)
         places = buffers * BUFFER + _picked(lambda b: _mixed(self.seed, number, b), buffers, at)
@@ -147,10 +151,12 @@ class Batches(Dataset[Batch]):
             begin = int(self.masking.offsets[number])
             words = tokens[stream.name].tolist()
             for i in np.flatnonzero(mask.shown_of[:, number] + mask.asked_of[:, number]).tolist():
-                said = [w for w in words[i] if w >= 0]
+                sequence = [w for w in words[i] if w >= 0]
                 budgets = int(mask.shown_of[i, number]), int(mask.asked_of[i, number])
                 spans = generator(self.seed, step * self.batch + i, f"spans/{stream.name}")
-                inside, outside = (v.numpy() for v in span_masked(said, *budgets, self._vocabulary, spans))
+                inside, outside = (
+                    v.numpy() for v in span_masked(sequence, *budgets, self._vocabulary, spans)
+                )
                 free = _fill(shown[i], begin, len(inside))
                 shown_id[i, free] = inside
                 free = _fill(asked[i], begin, len(outside))
@@ -162,7 +168,14 @@ class Batches(Dataset[Batch]):
 
 
 def loader(batches: Batches, start: int, steps: int, workers: int = 0) -> Iterator[Batch]:
-    """The batches from step ``start`` to ``steps``, compact, made ahead by other processes if there are workers."""
+    """Iterate over the compact batches of a range of steps, prefetched by other processes if there are workers.
+
+    Args:
+        batches: batches by step.
+        start: first step.
+        steps: end of the range, exclusive.
+        workers: number of processes; 0 prepares batches in this one.
+    """
     if workers == 0:
         return (batches.compact(step) for step in range(start, steps))
     made = DataLoader(
@@ -212,7 +225,7 @@ def _nothing(stream: Stream, count: int, size: tuple[int, int]) -> Tensor:
 
 
 def _picked(table: Callable[[int], Ints], numbers: Ints, at: Ints) -> Ints:
-    """Of each table that is numbered, the entry."""
+    """Return entry ``at[i]`` of table ``numbers[i]``."""
     found = np.empty(len(at), np.int64)
     for number in np.unique(numbers).tolist():
         here = numbers == number
@@ -233,7 +246,7 @@ def _mixed(seed: int, number: int, buffer: int) -> Ints:
 
 
 def _fitting(part: Part, wanted: dict[str, Stream]) -> set[str]:
-    """The streams that a part gives."""
+    """Return the names of the streams that a part gives."""
     there = {s.name: s for s in part.shards.streams}
     lacking = sorted({*(part.only or ())} - there.keys())
     if lacking:
@@ -241,7 +254,7 @@ def _fitting(part: Part, wanted: dict[str, Stream]) -> set[str]:
     given = {name for name in there if name in wanted and (part.only is None or name in part.only)}
     for name in sorted(given):
         if wanted[name] != there[name]:
-            raise ValueError(f"{part.shards.folder} has {there[name]}, the model is made for {wanted[name]}")
+            raise ValueError(f"{part.shards.folder} has {there[name]}, the model has {wanted[name]}")
     if not given:
         raise ValueError(f"{part.shards.folder} has none of {', '.join(wanted)}")
     return given

@@ -1,25 +1,23 @@
-r"""The masked autoencoder of pictures: a quarter of the patches is shown, the pixels of the others are asked for (TST-MAE).
+r"""Masked autoencoder of pictures: the pixels of masked patches are predicted from the visible quarter (TST-MAE).
 
-With the patches :math:`x_p` of a picture, each less its mean and over its deviation, :math:`\hat x_p`, and the places
-:math:`V` that are shown,
+With the patches :math:`x_p` of a picture, their standardised values :math:`\hat x_p`, and the visible positions :math:`V`,
 
 .. math:: L = \frac{1}{|\bar V|} \sum_{p \notin V} \frac{1}{3 s^2} \big\lVert g_\phi(f_\theta(x_V))_p - \hat x_p \big\rVert^2
 
 The encoder :math:`f` has the parts, sizes and names of the one that :class:`~testtime.space.model.FourM` has for pictures, so
-that both are transferred alike and differ in what they were taught. It sees the shown patches alone; the decoder :math:`g`
-sees a mask token, shared by all places, where there is nothing.
+that both are transferred alike and differ only in the objective. Its input is the visible patches; the input of the decoder
+:math:`g` is a shared mask token at all other positions.
 
-Masks are a function of ``seed``, of the steps that were taken, and of the place in the batch: ``forward`` draws from no global
-generator, and a run that is resumed goes on with the masks it would have had. Where a batch is taken through in parts, every
-part meets the same masks.
+Masks are a function of ``seed``, of the number of steps, and of the position in the batch: ``forward`` does not use the global
+generator, and a resumed run draws the same masks. Where a batch is computed in parts, every part uses the same masks.
 
 Departures:
     Blocks and norms are 4M's (SwiGLU, no biases), not those of ViT; there is no class token; patches have no bias, and the
-    embedding of a place is joined by the learned vector of the modality, as in 4M.
+    learned vector of the modality is added to the position embedding, as in 4M.
     The decoder is at most as wide and as deep as the paper's (512, 8), and never more so than 4M's of the same size.
 
 Reference: He, Chen, Xie, Li, Dollár and Girshick, Masked Autoencoders Are Scalable Vision Learners, CVPR 2022. Used as Singh,
-Garjani et al. do (Multimodality as Supervision), where it is what one modality alone can teach.
+Garjani et al. do (Multimodality as Supervision), where it is the baseline of one modality.
 """
 
 from __future__ import annotations
@@ -40,20 +38,20 @@ __all__ = ["MaskedAutoencoder", "PictureEncoder"]
 
 @final
 class PictureEncoder(nn.Module):
-    """The encoder of pictures of :class:`~testtime.space.model.FourM`, by itself: its parts, sizes, names and first weights.
+    """Encoder of pictures with the parts, sizes, names and initial weights of :class:`~testtime.space.model.FourM`'s.
 
-    A state of :class:`testtime.space.model.Encoder` fits it, and its own fits that.
+    It is compatible with the state of :class:`testtime.space.model.Encoder`.
 
     Args:
-        size: a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
+        size: size, a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
         image: (H, W) of the picture in pixels.
-        patch: side in pixels of a patch.
+        patch: side of a patch in pixels.
 
     Attributes:
         dim: width of a feature.
         grid: (h, w) of the patches, row by row.
         size: (H, W) of the pictures, as ``image``.
-        blocks: in order.
+        blocks: blocks in order.
 
     Raises:
         ValueError: there is no size of that name, or the patch does not divide the picture.
@@ -87,18 +85,18 @@ class PictureEncoder(nn.Module):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
-        born(self)
+        initialise_linear(self)
         nn.init.normal_(self.modality, std=0.02)
 
     def forward(self, images: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Features after the norm.
+        """Return features after the norm.
 
         Args:
-            images: (N, 3, H, W) in [0, 1]; of another size than ``size`` the embeddings of places are interpolated.
-            shown: (N, k) int64, the places that the encoder sees; all unless given.
+            images: pictures (N, 3, H, W) in [0, 1]; position embeddings are interpolated if they are not of size ``size``.
+            shown: visible positions (N, k) int64; None is all.
 
         Returns:
-            (N, places, dim), or (N, k, dim) in the order of ``shown``.
+            features (N, positions, dim), or (N, k, dim) in the order of ``shown``.
 
         Raises:
             ValueError: the patch does not divide the pictures.
@@ -107,7 +105,7 @@ class PictureEncoder(nn.Module):
         return self.encoded(picked(content + embedding, shown))
 
     def cut(self, images: Tensor) -> Tensor:
-        """The normalised pixels of every patch, (N, places, 3 * patch * patch), channel by channel.
+        """Return the normalised pixels of every patch, (N, positions, 3 * patch * patch), channel by channel.
 
         Raises:
             ValueError: the patch does not divide the pictures.
@@ -120,12 +118,12 @@ class PictureEncoder(nn.Module):
         return F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
 
     def embedded(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The content of every patch (N, places, dim), and the embedding (places, dim) that is added to it."""
+        """Return the content (N, positions, dim) of every patch, and the embedding (positions, dim) that is added to it."""
         grid = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
         return self.pixels(self.cut(images)), self.places(grid) + self.modality
 
     def places(self, grid: tuple[int, int]) -> Tensor:
-        """The embedding of the places of a grid, (h * w, dim); of another grid than its own bicubic, as DINO does it."""
+        """Return the position embedding of a grid, (h * w, dim), interpolated bicubically for other grids, as in DINO."""
         if grid == self.grid:
             return self.position
         field = self.position.T.view(1, self.dim, *self.grid).float()
@@ -133,7 +131,7 @@ class PictureEncoder(nn.Module):
         return field.view(self.dim, -1).T.to(self.position.dtype)
 
     def encoded(self, x: Tensor) -> Tensor:
-        """Blocks and norm, on tokens (N, k, dim)."""
+        """Apply blocks and norm to tokens (N, k, dim)."""
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -141,25 +139,25 @@ class PictureEncoder(nn.Module):
 
 @final
 class MaskedAutoencoder(MaskedBranch):
-    """An encoder of pictures and a decoder that fills in what it was not shown.
+    """Encoder of pictures and a decoder that reconstructs masked patches.
 
-    It is trained by :func:`testtime.space.pretrain.pretrain`, and transferred by its ``encoder``. Beside a network that has
-    the same encoder, ``Assisted(network, autoencoder)``, it is what :class:`testtime.methods.TTTMAE` adapts by.
+    It is trained by :func:`testtime.space.pretrain.pretrain`, and its ``encoder`` is transferred. With a network that has the
+    same encoder, ``Assisted(network, autoencoder)``, it is the auxiliary task of :class:`testtime.methods.TTTMAE`.
 
     Args:
-        size: of the encoder, a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
+        size: size of the encoder, a name in :data:`~testtime.space.model.SIZES`, or a :class:`~testtime.space.model.Size`.
         image: (H, W) of the picture in pixels.
-        patch: side in pixels of a patch.
-        ratio: share of the patches that are hidden.
-        decoder_dim: width of the decoder, a multiple of four and, above 32, of 32, the width of a head; at most 512 and the
-            encoder's width unless given.
-        decoder_depth: blocks of the decoder; at most 8 and the depth of 4M's decoder unless given.
-        norm_pixels: whether a patch is asked for less its mean and over its deviation.
-        seed: of the masks.
+        patch: side of a patch in pixels.
+        ratio: fraction of the patches that are masked.
+        decoder_dim: width of the decoder, a multiple of four and, above 32, of 32, the width of a head; None is the encoder's
+            width, at most 512.
+        decoder_depth: number of blocks of the decoder; None is the depth of 4M's decoder, at most 8.
+        norm_pixels: whether the pixels of a target patch are standardised.
+        seed: random seed of the masks.
 
     Raises:
-        ValueError: there is no size of that name, the patch does not divide the picture, the ratio hides all or nothing, or
-            heads do not divide the decoder's width.
+        ValueError: there is no size of that name, the patch does not divide the picture, the ratio masks all patches or none,
+            or heads do not divide the decoder's width.
 
     >>> model = MaskedAutoencoder("tiny", (32, 32), 8)
     >>> model.reconstruct(torch.rand(2, 3, 32, 32), torch.tensor([[0, 5], [3, 15]])).shape
@@ -187,12 +185,12 @@ class MaskedAutoencoder(MaskedBranch):
         self.places = places = self.encoder.grid[0] * self.encoder.grid[1]
         if not 0 <= ratio <= 1:
             raise ValueError(
-                f"ratio is the share of the patches that are hidden, above 0 and below 1, got {ratio}"
+                f"expected a ratio, the fraction of masked patches, above 0 and below 1, got {ratio}"
             )
         self.visible = int(places * (1 - ratio))
         if not 0 < self.visible < places:
             raise ValueError(
-                f"a ratio of {ratio} shows {self.visible} of {places} patches; it hides some, and not all"
+                f"a ratio of {ratio} leaves {self.visible} of {places} patches visible; expected at least 1 and fewer than all"
             )
         sizes = SIZES[size] if isinstance(size, str) else size
         dim = min(512, sizes.dim) if decoder_dim is None else decoder_dim
@@ -212,31 +210,31 @@ class MaskedAutoencoder(MaskedBranch):
         self.register_buffer("position", grid_embedding(self.encoder.grid, dim), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         for part in (self.project, self.decoder, self.answer):
-            born(part)
+            initialise_linear(part)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of the batch's pictures, under masks of this step: {"rgb": ()}."""
+        """Return the loss of the batch's pictures with the masks of this step: {"rgb": ()}."""
         rng = generator(self.seed, int(self.step), "mask")
         return {"rgb": self.loss(batch.pixels, self.masks(len(batch.pixels), rng))}
 
     def advance(self, step: int, steps: int) -> None:
-        """Go on to the masks of the next step; ``pretrain`` calls it."""
+        """Advance to the masks of the next step; ``pretrain`` calls it."""
         self.step.fill_(step + 1)
 
     def masks(self, count: int, rng: torch.Generator) -> Tensor:
-        """Draw the places that are shown, (count, visible) int64, each row without repetition."""
+        """Draw visible positions, (count, visible) int64, without repetition in a row."""
         noise = torch.rand(count, self.places, generator=rng, device=rng.device)
         return noise.argsort(1)[:, : self.visible].to(self.position.device)
 
     def loss(self, images: Tensor, shown: Tensor) -> Tensor:
-        """The mean squared error over the patches that are not shown, of pictures (N, 3, H, W) in [0, 1]."""
+        """Return the mean squared error over the masked patches of pictures (N, 3, H, W) in [0, 1]."""
         answer, target = self.reconstruct(images, shown).float(), self.target(images).float()
         hidden = torch.ones(target.shape[:2], device=target.device).scatter(1, shown, 0.0)
         return ((answer - target).square().mean(-1) * hidden).sum() / hidden.sum()
 
     def target(self, images: Tensor) -> Tensor:
-        """What is asked for of every patch, (N, places, 3 * patch * patch); the variance is the unbiased one."""
+        """Return the target of every patch, (N, positions, 3 * patch * patch), standardised with the unbiased variance."""
         patches = self.encoder.cut(images)
         if not self.norm_pixels:
             return patches
@@ -245,10 +243,10 @@ class MaskedAutoencoder(MaskedBranch):
         return (patches - mean) / (variance + 1e-6).sqrt()
 
     def reconstruct(self, images: Tensor, shown: Tensor) -> Tensor:
-        """The decoder's answer for every patch, (N, places, 3 * patch * patch), from those at ``shown`` (N, k)."""
-        seen = self.project(self.encoder(images, shown))
-        empty = self.mask_token.to(seen.dtype).expand(len(seen), len(self.position), -1)
-        x = empty.scatter(1, shown[..., None].expand_as(seen), seen) + self.position
+        """Predict every patch, (N, positions, 3 * patch * patch), from those at ``shown`` (N, k)."""
+        visible = self.project(self.encoder(images, shown))
+        masked = self.mask_token.to(visible.dtype).expand(len(visible), len(self.position), -1)
+        x = masked.scatter(1, shown[..., None].expand_as(visible), visible) + self.position
         for block in self.decoder:
             x = block(x)
         return self.answer(self.decoder_norm(x))
@@ -261,17 +259,17 @@ class MaskedAutoencoder(MaskedBranch):
         labels: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """The same loss, for joint training with a network that has the same encoder."""
+        """Return the same loss, for joint training with a network that has the same encoder."""
         return {"pixels": self.loss(x, self.masks(len(x), generator))}
 
 
 def picked(x: Tensor, places: Tensor | None) -> Tensor:
-    """The tokens (N, k, dim) at some places (N, k) of all (N, places, dim); all where none are named."""
+    """Return the tokens (N, k, dim) at ``places`` (N, k) of all tokens (N, positions, dim); all tokens if it is None."""
     return x if places is None else x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def born(module: nn.Module) -> None:
-    """First weights as in 4M: Xavier for linear layers, query, key and value each for itself; biases 0."""
+def initialise_linear(module: nn.Module) -> None:
+    """Initialise as in 4M: Xavier for linear layers, query, key and value separately; biases 0."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             for weight in layer.weight.chunk(3 if name.endswith("qkv") else 1):

@@ -1,16 +1,17 @@
-r"""Multimodal masking: a few tokens of a frame are shown, a few others asked for, both drawn over all modalities.
+r"""Multimodal masking: a few tokens of a frame are input, a few others are targets, both drawn over all modalities.
 
-For every sample one component of a mixture is drawn; it gives a symmetric or lopsided Dirichlet over the streams of tokens, and
-that divides the budget of shown tokens among them, another one the budget of asked tokens:
+For every sample one component of a mixture is drawn. It has a symmetric or asymmetric Dirichlet distribution over the streams
+of tokens, by which the budget of input tokens is divided among them, and another one for the budget of target tokens:
 
 .. math:: b = \lfloor p B \rfloor, \quad p \sim \operatorname{Dir}(\alpha_{in}), \qquad
           b' = \lfloor p' B' \rfloor, \quad p' \sim \operatorname{Dir}(\alpha_{out})
 
-What rounding leaves goes one by one to the largest share of fresh draws; then no stream gives more than it has. On a grid the
-shown places are random, the asked ones random among the rest. A stream whose alpha is 0 is never drawn.
+The tokens that remain after rounding are assigned one by one to the largest share of new draws; then each stream is limited to
+the tokens it has. On a grid, input positions are random, and target positions are random among the others. A stream whose alpha
+is 0 is never drawn.
 
 Reference: Mizrahi et al., 4M: Massively Multimodal Masked Modeling, NeurIPS 2023; Bachmann et al., 4M-21, NeurIPS 2024, whose
-mixture :func:`mixture` has but for the components made for captions, which test-space training lacks.
+mixture is that of :func:`mixture`, without the components for captions, which test-space training does not have.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 __all__ = ["Component", "Mask", "Masking", "Stream", "mixture", "rgb_to_all"]
 
 LARGEST = 1e9
-"""The largest alpha; shares are equal long before, and near the largest float they are no numbers."""
+"""Largest alpha; shares are equal at much smaller values, and NaN near the largest float."""
 Kind = Literal["pixels", "grid", "sequence"]
 Flags = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -38,11 +39,10 @@ class Stream:
     """Tokens of one modality.
 
     Attributes:
-        name: everything is keyed by it.
-        kind: "pixels" (patches of the picture, shown and never asked for), "grid" (a token for each place of the picture) or
-            "sequence".
-        length: tokens at most.
-        vocabulary: ids are below it; 0 for pixels.
+        name: name of the stream, by which all dictionaries are keyed.
+        kind: "pixels" (patches of the picture, input only), "grid" (a token for each patch of the picture) or "sequence".
+        length: largest number of tokens.
+        vocabulary: number of ids; 0 for pixels.
 
     Raises:
         ValueError: there is no such kind, or the length or the vocabulary is negative.
@@ -64,11 +64,11 @@ class Stream:
 @final
 @dataclass(frozen=True)
 class Component:
-    """One way to divide the budgets.
+    """Component of the mixture: one way to divide the budgets.
 
     Attributes:
-        inputs, targets: alpha of the Dirichlet by stream; a stream that is not named, or has 0, is never drawn.
-        weight: how often the component is drawn, relative to the others.
+        inputs, targets: alpha of the Dirichlet distribution by stream; 0 for a stream that is not in it.
+        weight: relative frequency of the component.
 
     Raises:
         ValueError: an alpha is not in [0, 1e9], or the weight is not a number above 0.
@@ -89,7 +89,11 @@ class Component:
 def mixture(
     streams: Sequence[Stream], alphas: Sequence[float] = (0.01, 0.1, 1.0, 10.0)
 ) -> tuple[Component, ...]:
-    """The paper's "Mixture": all to all with four concentrations, and pixels to all, equally often.
+    """Return the paper's "Mixture": all to all with four concentrations, and pixels to all, with equal weights.
+
+    Args:
+        streams: streams of the model.
+        alphas: concentrations.
 
     >>> [c.inputs["rgb"] for c in mixture([Stream("rgb", "pixels", 64), Stream("tok_depth", "grid", 64, 240)])]
     [0.01, 0.1, 1.0, 10.0, 1000.0]
@@ -108,7 +112,11 @@ def mixture(
 
 
 def rgb_to_all(streams: Sequence[Stream]) -> tuple[Component, ...]:
-    """4M-7: half pixels to all, half all to all with alpha 0.5."""
+    """Return the mixture of 4M-7: half pixels to all, half all to all with alpha 0.5.
+
+    Args:
+        streams: streams of the model.
+    """
     asked = dict.fromkeys((s.name for s in streams if s.kind != "pixels"), 0.5)
     pixels = dict.fromkeys((s.name for s in streams if s.kind == "pixels"), 1000.0)
     return Component(pixels, asked), Component(dict.fromkeys((s.name for s in streams), 0.5), asked)
@@ -117,13 +125,13 @@ def rgb_to_all(streams: Sequence[Stream]) -> tuple[Component, ...]:
 @final
 @dataclass(frozen=True)
 class Mask:
-    """What a batch shows and asks for, as slots that hold a place: the places of all streams, one stream after another.
+    """Positions of the input and target tokens of a batch; the positions of all streams are numbered consecutively.
 
     Attributes:
-        shown: (N, inputs) int64, -1 for a slot that stays empty.
-        asked: (N, targets) int64, likewise.
-        shown_of, asked_of: (N, streams) int64, the tokens of each stream. Of a sequence they are a budget only, and no slot
-            is taken: what it shows is decided by :func:`testtime.space.sequences.span_masked`.
+        shown: positions (N, inputs) int64 of input tokens, -1 for an empty slot.
+        asked: positions (N, targets) int64 of target tokens, -1 for an empty slot.
+        shown_of, asked_of: numbers (N, streams) int64 of tokens of each stream. Those of a sequence are a budget without slots,
+            which :func:`testtime.space.sequences.span_masked` fills.
     """
 
     shown: Ints
@@ -134,16 +142,16 @@ class Mask:
 
 @final
 class Masking:
-    """Draws masks for batches.
+    """Random masks of batches.
 
     Args:
-        streams: of tokens; each has its own stretch of places, in this order.
-        components: the mixture; None is :func:`mixture`.
-        inputs, targets: the budgets of tokens shown and asked for, per sample.
+        streams: streams of tokens, in the order of their positions.
+        components: components of the mixture; None is :func:`mixture`.
+        inputs, targets: numbers of input and target tokens of a sample.
 
     Raises:
-        ValueError: two streams have one name, there is no component, no stream can be asked for, a component names an unknown
-            stream or asks for pixels, or a budget is below 1.
+        ValueError: two streams have one name, there is no component, a component has no input, no target, an unknown stream or
+            pixels as target, or a budget is below 1.
 
     >>> streams = [Stream("rgb", "pixels", 16), Stream("tok_depth", "grid", 16, 240)]
     >>> mask = Masking(streams, inputs=8, targets=4).draw(np.full((3, 2), 16), np.random.default_rng(0))
@@ -161,7 +169,9 @@ class Masking:
         self.streams = tuple(streams)
         self.components = tuple(mixture(streams) if components is None else components)
         if min(inputs, targets) < 1 or not all(isinstance(n, int | np.integer) for n in (inputs, targets)):
-            raise ValueError(f"the budgets are whole numbers of tokens from 1, got {inputs} and {targets}")
+            raise ValueError(
+                f"expected budgets of inputs and targets as whole numbers from 1, got {inputs} and {targets}"
+            )
         names = [s.name for s in self.streams]
         if len(set(names)) < len(names) or not self.components:
             raise ValueError(
@@ -175,12 +185,10 @@ class Masking:
                 raise ValueError(f"no stream {', '.join(unknown)}; there are {', '.join(names)}")
             asked = sorted(name for name in pixels if component.targets.get(name, 0) > 0)
             if asked:
-                raise ValueError(
-                    f"{', '.join(asked)}: pixels are shown and never asked for; ask for their tokens"
-                )
+                raise ValueError(f"{', '.join(asked)}: pixels cannot be a target; use their tokens")
             if not any(component.targets.values()) or not any(component.inputs.values()):
                 raise ValueError(
-                    "every component needs a stream to show and one to ask for, of alpha above 0"
+                    "every component needs an input stream and a target stream with alpha above 0"
                 )
         self.inputs, self.targets = inputs, targets
         self.offsets: Ints = np.cumsum([0, *(s.length for s in self.streams)])
@@ -194,14 +202,14 @@ class Masking:
         self._chance /= self._chance.sum()
 
     def draw(self, lengths: Ints, rng: np.random.Generator) -> Mask:
-        """Masks for a batch.
+        """Draw the masks of a batch.
 
         Args:
-            lengths: (N, streams), the tokens that each sample has of each stream; 0 where it lacks the modality.
-            rng: all randomness comes from it.
+            lengths: numbers (N, streams) of tokens of each sample and stream; 0 for a missing modality.
+            rng: generator of all random numbers.
 
         Raises:
-            ValueError: the lengths have another form, or are longer than the streams.
+            ValueError: the lengths have another shape, or exceed those of the streams.
         """
         most = np.array([s.length for s in self.streams])
         if (
@@ -230,7 +238,7 @@ class Masking:
     def _divided(
         self, alphas: NDArray[np.float64], budget: int, there: Ints, rng: np.random.Generator
     ) -> Ints:
-        """The budget divided among the streams that have tokens and an alpha."""
+        """Divide the budget among the streams that have tokens and an alpha above 0."""
         given = np.zeros(len(self.streams), np.int64)
         able = np.flatnonzero((alphas > 0) & (there > 0))
         if not len(able):
@@ -243,7 +251,7 @@ class Masking:
         return np.minimum(given, there)
 
     def _ranks(self, lengths: Ints, rng: np.random.Generator) -> Ints:
-        """(N, places): the place of every token in a random order of its stream; those that are not there come last."""
+        """Return the rank (N, positions) of every token in a random order of its stream; missing tokens are last."""
         keys = rng.random((len(lengths), self.offsets[-1]))
         place = np.arange(self.offsets[-1]) - self.offsets[self.stream_of]
         keys = np.where(place < lengths[:, self.stream_of], keys, 2.0)
@@ -255,7 +263,7 @@ class Masking:
 
 
 def _slots(flags: Flags, count: int) -> Ints:
-    """The places of the flags that are set, in count slots; -1 in those that are left."""
+    """Return the positions of the flags that are set, in ``count`` slots; -1 in the remaining slots."""
     order = (~flags).argsort(1, kind="stable")[:, :count]
     places = np.where(np.take_along_axis(flags, order, 1), order, -1)
     if places.shape[1] < count:

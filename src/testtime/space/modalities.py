@@ -1,7 +1,7 @@
-"""Modalities: what a place looks like to one sensor or one network, by name, as tokens on a grid or in a sequence.
+"""Modalities: measurements of one sensor or predictions of one network, by name, as tokens on a grid or in a sequence.
 
-Everything in :mod:`testtime.space` is keyed by these names. A frame of a place is a dictionary from names to tensors; a
-modality says what form the tensor has, how it is mirrored, and how it is brought to the range that a tokenizer works in.
+The dictionaries in :mod:`testtime.space` are keyed by these names. A frame of a space is a dictionary from names to tensors; a
+modality defines the form of the tensor, its mirror image, and its normalisation for the tokenizer.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ __all__ = [
 ]
 
 SLACK = 1e-3
-"""How far beyond its range a value may lie, by rounding and resizing."""
+"""Tolerance of the range check, for rounding and resizing."""
 Kind = Literal["image", "classes", "features", "sequence"]
+"""Kind of the values of a modality."""
 
 
 @final
 @dataclass(frozen=True)
 class Modality:
-    """One kind of knowledge of a frame.
+    """Modality of a frame.
 
     Attributes:
-        name: everything is keyed by it.
-        kind: the form of a frame's tensor: "image" (channels, H, W) float32; "classes" (H, W) int64, ids below ``channels``;
+        name: name of the modality.
+        kind: form of a frame's tensor: "image" (channels, H, W) float32; "classes" (H, W) int64, ids below ``channels``;
             "features" (channels, h, w) float32 on a grid of its own, as a network gives them; "sequence" (length,) int64, ids
             below ``channels``, the vocabulary.
-        channels: see ``kind``.
-        normalise: how an image is brought to the range of tokens: "unit" ([0, 1] to [-1, 1]) and "signed" (already in
-            [-1, 1]), of both NaN, which is not known, to 0; "truncated" (per image: less the mean and over the deviation of
-            its middle 80 %, as 4M treats depth), or "none".
-        signs: of the channels in a mirror image: a normal map's x changes its sign.
+        channels: number of channels, classes or ids, see ``kind``.
+        normalise: normalisation of an image: "unit" ([0, 1] to [-1, 1]) or "signed" (already in [-1, 1]), both with 0 for
+            unknown values (NaN); "truncated" (per image, standardised by mean and deviation of its middle 80 %, as 4M's depth),
+            or "none".
+        signs: factors of the channels in a mirror image: -1 for the x component of normals.
     """
 
     name: str
@@ -59,13 +60,18 @@ class Modality:
     signs: tuple[int, ...] = ()
 
     def mirrored(self, value: Tensor) -> Tensor:
-        """The value of the frame seen in a mirror (left is right); a sequence has no mirror image here.
+        """Mirror the value left to right.
+
+        Args:
+            value: raw value of a frame.
 
         Raises:
-            ValueError: a sequence; make it of the mirrored frame instead.
+            ValueError: the modality is a sequence, which has to be computed from the mirrored frame instead.
         """
         if self.kind == "sequence":
-            raise ValueError(f"{self.name} is a sequence: make it again of the mirrored frame")
+            raise ValueError(
+                f"{self.name} is a sequence and cannot be mirrored; compute it from the mirrored frame"
+            )
         value = value.flip(-1)
         if self.signs:
             value = value * value.new_tensor(self.signs).view(-1, 1, 1)
@@ -74,13 +80,13 @@ class Modality:
     def check(self, value: Tensor) -> None:
         """Check raw values of frames, one or a batch: their type, their range, and whether they are finite.
 
-        NaN is a pixel that is not known; only maps have such pixels (depth, normals, edges), pictures and features do not.
+        NaN marks an unknown pixel; it is allowed in maps (depth, normals, edges), but not in pictures and features.
 
         Args:
-            value: values of the kind, with or without a batch dimension in front.
+            value: values of the kind, with or without a leading batch dimension.
 
         Raises:
-            ValueError: the values are none of this modality.
+            ValueError: the values are not of this modality.
 
         >>> RGB.check(torch.full((3, 8, 8), 255, dtype=torch.uint8))
         Traceback (most recent call last):
@@ -107,7 +113,7 @@ class Modality:
         low, high = known.min().item(), known.max().item()
         if low == -math.inf or high == math.inf:
             raise ValueError(
-                f"{self.name}: expected finite {expected}, got infinity; mark what is not known as NaN"
+                f"{self.name}: expected finite {expected}, got infinity; mark unknown values as NaN"
             )
         if bounds is not None and not (bounds[0] - SLACK <= low and high <= bounds[1] + SLACK):
             raise ValueError(
@@ -125,7 +131,11 @@ class Modality:
             )
 
     def normalised(self, value: Tensor) -> Tensor:
-        """Images (N, C, H, W) in the range that tokenizers and networks see; other kinds come back as they are."""
+        """Normalise images (N, C, H, W) for tokenizers and networks; other kinds are returned unchanged.
+
+        Args:
+            value: raw values.
+        """
         if self.normalise == "unit":
             return (value * 2 - 1).nan_to_num(0.0)
         if self.normalise == "signed":
@@ -136,9 +146,12 @@ class Modality:
 
 
 def truncated(value: Tensor) -> Tensor:
-    """Per image, less the mean and over the deviation of its values between the 10th and the 90th percentile.
+    """Standardise each image by mean and deviation of its values between the 10th and the 90th percentile, as 4M does depth.
 
-    NaN is left out of both and becomes 0. As 4M standardises depth, so that near and far rooms look alike.
+    NaN is ignored in both and becomes 0.
+
+    Args:
+        value: images (N, C, H, W).
 
     >>> truncated(torch.arange(11.0).view(1, 1, 1, 11)).squeeze()[5].item()
     0.0
@@ -152,34 +165,49 @@ def truncated(value: Tensor) -> Tensor:
 
 
 RGB = Modality("rgb", "image", 3, "unit")
-"""The picture, [0, 1]."""
+"""Picture, in [0, 1]."""
 
 DEPTH = Modality("depth", "image", 1, "truncated")
-"""Metres along the optical axis; NaN where nothing was measured."""
+"""Depth in metres along the optical axis; NaN where unknown."""
 
 NORMALS = Modality("normals", "image", 3, "signed", (-1, 1, 1))
-"""Unit vectors, x right, y up, z to the viewer; NaN where there is none."""
+"""Unit normals, x right, y up, z to the viewer; NaN where unknown."""
 
 EDGES = Modality("edge", "image", 1, "unit")
-"""Canny edges of the picture, 0 or 1; NaN where they are not known."""
+"""Canny edges of the picture, 0 or 1; NaN where unknown."""
 
 OBJECT_EDGES = Modality("object_edge", "image", 1, "unit")
-"""Where one object ends and another begins, by the word of a network (SAM edges in the paper)."""
+"""Borders between objects, predicted by a network (SAM edges in the paper)."""
 
 SENSORY: Mapping[str, Modality] = {m.name: m for m in (RGB, DEPTH, NORMALS, EDGES)}
-"""What sensors and simple operations give without any network (section 4.1)."""
+"""Modalities of sensors and simple operations, without any network (section 4.1), by name."""
 
 
 def classes(name: str, count: int) -> Modality:
-    """A class for each pixel, by the word of a network."""
+    """Return the modality of classes for each pixel, predicted by a network.
+
+    Args:
+        name: name of the modality.
+        count: number of classes.
+    """
     return Modality(name, "classes", count)
 
 
 def features(name: str, channels: int) -> Modality:
-    """The feature map of a network, on its own grid."""
+    """Return the modality of a network's feature map.
+
+    Args:
+        name: name of the modality.
+        channels: number of channels.
+    """
     return Modality(name, "features", channels)
 
 
 def boxes(name: str, vocabulary: int) -> Modality:
-    """Boxes as a sequence of corners and class names (:mod:`testtime.space.sequences`)."""
+    """Return the modality of boxes as a sequence of corners and class names (:mod:`testtime.space.sequences`).
+
+    Args:
+        name: name of the modality.
+        vocabulary: number of ids.
+    """
     return Modality(name, "sequence", vocabulary)

@@ -1,11 +1,11 @@
-r"""The multimodal masked autoencoder of 4M: an encoder over the tokens that are shown, a decoder that names those asked for.
+r"""The multimodal masked autoencoder of 4M: an encoder of input tokens, and a decoder that predicts target tokens.
 
-.. math:: L = \frac{1}{M} \sum_m \frac{1}{|T_m|} \sum_{t \in T_m} -\log p_\theta(t \mid \text{shown})
+.. math:: L = \frac{1}{M} \sum_m \frac{1}{|T_m|} \sum_{t \in T_m} -\log p_\theta(t \mid \text{inputs})
 
 Every token is content plus embedding: the content is a patch of the picture through a linear layer, or a row of the modality's
-table; the embedding is a fixed sine-cosine of its place plus a learned vector of its modality. The decoder starts from a shared
-mask token (in a sequence, from the token before) plus the embedding of the place that is asked for; its tokens attend only to
-those of their own modality, and all of them to the encoder's.
+table; the embedding is a fixed sine-cosine of its position plus a learned vector of its modality. The input of the decoder is a
+shared mask token (in a sequence, the previous token) plus the embedding of the target position; its tokens attend to those of
+their own modality, and to all tokens of the encoder.
 
 Reference: Mizrahi et al., 4M: Massively Multimodal Masked Modeling, NeurIPS 2023; sizes and details from its released code
 (Apache-2.0), of which nothing is copied. Used as Singh, Garjani et al. do, Multimodality as Supervision: Self-Supervised
@@ -44,19 +44,19 @@ SIZES = {
     "S": Size(8, 8, 512, 8),
     "B": Size(12, 12, 768, 12),
 }
-"""By name; "tiny" is for two cores, the others are 4M's."""
+"""Sizes by name; "tiny" is for two CPU cores, the others are 4M's."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What the model is given: slots of shown and asked tokens (:class:`~testtime.space.masking.Mask`), with their contents.
+    """Input of the model: positions of input and target tokens (:class:`~testtime.space.masking.Mask`), with their ids.
 
     Attributes:
-        pixels: (N, 3, H, W) in [0, 1]; on its way to the device it may be uint8 (:meth:`to`).
-        shown, asked: (N, inputs), (N, targets) int64, places; -1 where a slot is empty.
-        shown_id, asked_id: ids of the same shapes; of a pixel patch without meaning.
-        before_id: (N, targets), in a sequence the token before the one asked for; on a grid without meaning.
+        pixels: pictures (N, 3, H, W) in [0, 1]; uint8 before :meth:`to`.
+        shown, asked: positions (N, inputs) of input and (N, targets) of target tokens, int64; -1 for an empty slot.
+        shown_id, asked_id: ids of the same shapes; not used for patches of pixels.
+        before_id: ids (N, targets) of the token before the target in a sequence; not used on a grid.
     """
 
     pixels: Tensor
@@ -67,14 +67,18 @@ class Batch:
     before_id: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device, with pictures in [0, 1] whatever they were."""
+        """Return the batch on another device, with pictures in [0, 1].
+
+        Args:
+            device: the device.
+        """
         pixels, *rest = (
             getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__
         )
         return Batch(pixels if pixels.is_floating_point() else pixels.float() / 255, *rest)
 
     def part(self, number: int, of: int) -> Batch:
-        """Every of-th sample, beginning with the number-th."""
+        """Return every ``of``-th sample, from sample ``number`` on."""
         return Batch(*(getattr(self, name)[number::of] for name in self.__dataclass_fields__))
 
 
@@ -93,7 +97,7 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention to the tokens themselves or to a context, without biases."""
+    """Self-attention or cross-attention, without biases."""
 
     def __init__(self, dim: int, heads: int, cross: bool = False) -> None:
         super().__init__()
@@ -127,7 +131,7 @@ class Block(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Attention among the asked tokens, then to the context, then the MLP; query and context have norms of their own."""
+    """Self-attention of the target tokens, cross-attention to the context, and MLP; query and context have separate norms."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -135,24 +139,24 @@ class DecoderBlock(nn.Module):
         self.self_attn, self.cross_attn = Attention(dim, heads), Attention(dim, heads, cross=True)
         self.mlp = SwiGLU(dim)
 
-    def forward(self, x: Tensor, context: Tensor, own: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, own: Tensor, visible: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm1(x), own)
-        x = x + self.cross_attn(self.query_norm(x), seen, self.context_norm(context))
+        x = x + self.cross_attn(self.query_norm(x), visible, self.context_norm(context))
         return x + self.mlp(self.norm2(x))
 
 
 @final
 class FourM(nn.Module):
-    """The model.
+    """Multimodal masked autoencoder.
 
     Args:
-        streams: of tokens; those of kind "grid" have as many places as the picture has patches.
-        size: a name in :data:`SIZES`, or a :class:`Size`.
+        streams: streams of tokens; those of kind "grid" have one position for each patch of the picture.
+        size: size, a name in :data:`SIZES`, or a :class:`Size`.
         image: (H, W) of the picture in pixels.
-        patch: side in pixels of a patch.
+        patch: side of a patch in pixels.
 
     Raises:
-        ValueError: the patch does not divide the picture, or a grid has another number of places.
+        ValueError: the patch does not divide the picture, or a grid has another number of positions.
     """
 
     def __init__(
@@ -204,7 +208,7 @@ class FourM(nn.Module):
         self.register_buffer(
             "deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False
         )
-        self._born()
+        self._initialise()
 
     position: Tensor
     stream_of: Tensor
@@ -212,7 +216,7 @@ class FourM(nn.Module):
     deviation: Tensor
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The mean cross-entropy of each stream's asked tokens, in nats; 0 for one that is not asked in this batch."""
+        """Return the mean cross-entropy of each stream's target tokens, in nats; 0 for a stream without targets."""
         hidden = self.decode(batch, self.encode(batch))
         losses = {}
         for number, stream in enumerate(self.streams):
@@ -225,22 +229,22 @@ class FourM(nn.Module):
         return losses
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """How many tokens the loss of each stream is the mean of; parts of a batch weigh as much."""
+        """Return the number of target tokens of each stream, by which the parts of a batch are weighted."""
         of = self._of(batch.asked.to(self.stream_of.device))
         return {s.name: (of == i).sum() for i, s in enumerate(self.streams) if s.kind != "pixels"}
 
     def encode(self, batch: Batch) -> Tensor:
-        """The encoder's output (N, inputs, dim), after its norm; empty slots mean nothing."""
+        """Return the encoder's output (N, inputs, dim) after its norm; the values of empty slots are not used."""
         x = self._content(batch.shown, batch.shown_id, self.tokens, batch.pixels) + self._embedding(
             batch.shown
         )
-        seen = _attended(batch.shown)
+        visible = _attended(batch.shown)
         for block in self.blocks:
-            x = block(x, seen)
+            x = block(x, visible)
         return self.norm(x)
 
     def decode(self, batch: Batch, encoded: Tensor) -> Tensor:
-        """The decoder's output (N, targets, dim), after its norm; times the table of its stream it gives the logits."""
+        """Return the decoder's output (N, targets, dim) after its norm; :meth:`logits` turns it into logits."""
         sequences = [i for i, s in enumerate(self.streams) if s.kind == "sequence"]
         x = self.mask_token.expand(*batch.asked.shape, -1)
         of = self._of(batch.asked)
@@ -257,17 +261,17 @@ class FourM(nn.Module):
             ordered = torch.isin(of, torch.tensor(sequences, device=of.device))
             own = own & (causal | ~ordered[:, :, None])
         own = (own | torch.eye(own.shape[-1], dtype=torch.bool, device=own.device))[:, None]
-        seen = _attended(batch.shown)
+        visible = _attended(batch.shown)
         for block in self.decoder:
-            x = block(x, context, own, seen)
+            x = block(x, context, own, visible)
         return self.decoder_norm(x)
 
     def logits(self, hidden: Tensor, stream: str) -> Tensor:
-        """Logits (..., vocabulary) of a stream from the decoder's output."""
+        """Return the logits (..., vocabulary) of a stream from the decoder's output."""
         return hidden @ self._answers(stream).T
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """The linear embedding of every patch of pictures in [0, 1], (N, places, dim)."""
+        """Return the linear embedding of every patch, (N, positions, dim), of pictures in [0, 1]."""
         x = (pixels - self.mean) / self.deviation
         return self.pixels(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2))
 
@@ -305,8 +309,8 @@ class FourM(nn.Module):
             [line_embedding(s.length, self.dim) if s.kind == "sequence" else grid for s in self.streams]
         )
 
-    def _born(self) -> None:
-        """Xavier for linear layers, query, key and value each for itself; normal with deviation 0.02 for embeddings."""
+    def _initialise(self) -> None:
+        """Initialise: Xavier for linear layers, query, key and value separately; normal with deviation 0.02 for embeddings."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 parts = 3 if name.endswith("qkv") else 2 if name.endswith("kv") else 1
@@ -322,11 +326,11 @@ class FourM(nn.Module):
 
 @final
 class Encoder(nn.Module):
-    """The encoder of pictures alone, as transfer uses it: patches of the picture in, one feature vector for each out.
+    """Encoder of pictures for transfer, with one feature vector for each patch.
 
     Args:
-        model: pre-trained; its patch embedding, blocks and norm are taken as they are, not copied.
-        stream: the name of the pixels among its streams.
+        model: pre-trained model, whose patch embedding, blocks and norm are shared, not copied.
+        stream: name of the stream of pixels.
     """
 
     def __init__(self, model: FourM, stream: str = "rgb") -> None:
@@ -344,7 +348,7 @@ class Encoder(nn.Module):
     deviation: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, places, dim) of pictures (N, 3, H, W) in [0, 1]."""
+        """Return features (N, positions, dim) of pictures (N, 3, H, W) in [0, 1]."""
         x = (images - self.mean) / self.deviation
         x = self.pixels(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2))
         x = x + self.position + self.modality
@@ -354,7 +358,11 @@ class Encoder(nn.Module):
 
 
 def grid_embedding(grid: tuple[int, int], dim: int) -> Tensor:
-    """Sines and cosines of row and column, (rows * columns, dim): the first half tells the row, as in 4M.
+    """Return the sine-cosine embedding of a grid, (rows * columns, dim): the first half encodes the row, as in 4M.
+
+    Args:
+        grid: (rows, columns).
+        dim: width of the embedding.
 
     Raises:
         ValueError: dim is not a multiple of four.
@@ -366,7 +374,12 @@ def grid_embedding(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def line_embedding(length: int, dim: int) -> Tensor:
-    """Sines and cosines of the rank in a sequence, (length, dim)."""
+    """Return the sine-cosine embedding of the index in a sequence, (length, dim).
+
+    Args:
+        length: length of the sequence.
+        dim: width of the embedding.
+    """
     return _waves(torch.arange(length), dim)
 
 
@@ -377,7 +390,7 @@ def _waves(places: Tensor, dim: int) -> Tensor:
 
 
 def _attended(places: Tensor) -> Tensor:
-    """Which keys may be attended to, (N, 1, 1, slots); a sample with none attends to all, which are zeros."""
+    """Return the attention mask of keys, (N, 1, 1, slots); a sample without tokens attends to all slots, which are 0."""
     there = places >= 0
     return (there | ~there.any(1, keepdim=True))[:, None, None]
 

@@ -1,4 +1,4 @@
-"""What a model of a space sees, expects and says, as pictures for a person to look at."""
+"""Pictures of the input, predictions and segmentations of a model of a space."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ GAP, HEAD = 6, 26
 
 
 def coloured(modality: Modality, value: Tensor) -> NDArray[np.uint8]:
-    """An image in its normalised range, or classes, as colours (H, W, 3)."""
+    """Return the colours (H, W, 3) of a normalised image or of classes.
+
+    Args:
+        modality: modality of the value.
+        value: normalised image (C, H, W), or classes (H, W).
+    """
     if modality.kind == "classes":
         return picture(Segmentation(tuple(str(i) for i in range(modality.channels))), value)
     if modality.channels == 3 and not modality.signs:
@@ -43,7 +48,13 @@ def coloured(modality: Modality, value: Tensor) -> NDArray[np.uint8]:
 
 
 def hidden(image: Tensor, shown: Tensor, patch: int) -> NDArray[np.uint8]:
-    """A picture (3, H, W) of which only some patches are shown; the others are grey."""
+    """Return a picture with grey masked patches, (H, W, 3).
+
+    Args:
+        image: picture (3, H, W) in [0, 1].
+        shown: indices of the visible patches.
+        patch: side of a patch in pixels.
+    """
     columns = image.shape[-1] // patch
     pixels = np.full((*image.shape[-2:], 3), 128, np.uint8)
     whole = np.rint(image.permute(1, 2, 0).clamp(0, 1).numpy() * 255).astype(np.uint8)
@@ -65,18 +76,21 @@ def write_pictures(
     width: int = 112,
     seed: int = 0,
 ) -> list[Path]:
-    """Draw frames: the picture, the patches that are shown, what the model expects of each modality, and the segmentations.
+    """Draw frames: picture, visible patches, prediction of each modality, and segmentations.
 
     Args:
-        folder: where ``pictures/light.png`` and ``pictures/dark.png`` are written.
-        model: pre-trained.
-        tokenizers: by stream.
-        segmenters: by name, from pictures to logits.
+        folder: folder of ``pictures/light.png`` and ``pictures/dark.png``.
+        model: pre-trained model.
+        tokenizers: tokenizers by stream.
+        segmenters: segmentation networks by name, from pictures to logits.
         data: frames with "semseg".
-        indices: which.
-        share: of the picture's patches that the model is shown.
-        width: of a picture, in pixels.
-        seed: of the patches.
+        indices: indices of the frames.
+        share: fraction of visible patches.
+        width: width of a picture, in pixels.
+        seed: random seed of the visible patches.
+
+    Returns:
+        paths of the two images.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -90,13 +104,13 @@ def write_pictures(
     shown = keys.argsort(1)[:, : max(1, int(places * share))]
     columns: list[tuple[str, list[NDArray[np.uint8]]]] = [
         ("picture", [np.rint(x.permute(1, 2, 0).numpy() * 255).astype(np.uint8) for x in images]),
-        ("shown", [hidden(x, s, model.patch) for x, s in zip(images, shown, strict=True)]),
+        ("visible", [hidden(x, s, model.patch) for x, s in zip(images, shown, strict=True)]),
     ]
     for stream, tokenizer in tokenizers.items():
         if tokenizer.modality.kind in ("image", "classes"):
             guess = tokenizer.decode(predicted(model, stream, images, shown))
             columns.append(
-                (f"expected {tokenizer.modality.name}", [coloured(tokenizer.modality, g) for g in guess])
+                (f"predicted {tokenizer.modality.name}", [coloured(tokenizer.modality, g) for g in guess])
             )
     task = Segmentation(data.classes)
     columns.append(("label", [picture(task, y) for y in labels["semseg"]]))

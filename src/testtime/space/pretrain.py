@@ -193,7 +193,7 @@ def _fitting(model: nn.Module, batches: Batches, recipe: Recipe) -> None:
         raise ValueError(f"the batches are of {batches.batch} samples, the recipe of {recipe.batch}")
     if (masking.inputs, masking.targets) != (recipe.inputs, recipe.targets):
         raise ValueError(
-            f"the masking shows {masking.inputs} tokens and asks for {masking.targets}, the recipe says {recipe.inputs} "
+            f"the masking has {masking.inputs} input and {masking.targets} target tokens, the recipe {recipe.inputs} "
             f"and {recipe.targets}"
         )
     streams = getattr(model, "streams", masking.streams)

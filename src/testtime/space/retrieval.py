@@ -1,11 +1,11 @@
-r"""Retrieval across modalities: which depth map belongs to this picture? Asked of a model that was not made for it.
+r"""Cross-modal retrieval of the depth map of a picture, by a model that was not trained for it.
 
-From the picture alone, and from the depth map alone, the model predicts the tokens of a feature map; decoded and averaged over
-its places, each is one vector, and the nearest by cosine is the answer.
+The model predicts the tokens of a feature map from the picture alone, and from the depth map alone. Each feature map is decoded
+and averaged to one vector, and the nearest vector by cosine similarity is retrieved.
 
 .. math:: \text{R@}k = \frac1N \sum_i \big[\, |\{j : \cos(a_i, b_j) > \cos(a_i, b_i)\}| < k \,\big]
 
-Departure: the paper does not say how tokens are decoded; here all at once, the likeliest of each place.
+Departure: the paper does not describe how tokens are decoded; here the most probable token of each position, all at once.
 
 Reference: Singh, Garjani et al., Multimodality as Supervision, table 2 (features: those of CLIP).
 """
@@ -18,31 +18,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from testtime.moved import renamed
 from testtime.space.generate import predicted
 from testtime.space.model import FourM
 from testtime.space.tokenizers import Tokenizer
 
-__all__ = ["expected_vectors", "recalls"]
+__all__ = ["predicted_vectors", "recalls"]
+
+__getattr__ = renamed(__name__, {"expected_vectors": "predicted_vectors"})
 
 
-def expected_vectors(
+def predicted_vectors(
     model: FourM,
     features: Tokenizer,
     pixels: Tensor,
     given: tuple[str, Tensor] | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """One vector for each frame, (N, channels): the mean over places of the features that the model expects.
+    """Predict a feature map for each frame, and return its mean over positions, (N, channels).
 
     Args:
-        model: pre-trained with the features' stream.
-        features: their tokenizer.
-        pixels: the pictures (N, 3, H, W) in [0, 1].
-        given: a stream and its ids (N, places), shown instead of the pictures.
-        batch: frames at once.
+        model: pre-trained model with the stream of the features.
+        features: tokenizer of the features.
+        pixels: pictures (N, 3, H, W) in [0, 1].
+        given: name of a stream and its ids (N, positions), which replace the pictures as input.
+        batch: number of frames per forward pass.
 
     Raises:
-        ValueError: the model has not these streams.
+        ValueError: the model does not have these streams.
     """
     found = []
     for i in range(0, len(pixels), batch):
@@ -53,11 +56,11 @@ def expected_vectors(
 
 
 def recalls(queries: Tensor, answers: Tensor, ranks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """R@k in percent, for each k: how often the own answer is among the k nearest, ties counted against it.
+    """Compute R@k in percent: the frequency of the matching vector among the k nearest; ties count as wrong.
 
     Args:
-        queries, answers: vectors (N, C), those of a row belonging together.
-        ranks: the k.
+        queries, answers: vectors (N, C); equal rows match.
+        ranks: values of k.
 
     >>> recalls(torch.eye(4), torch.eye(4)[[0, 1, 3, 2]], (1, 2, 4))
     {1: 50.0, 2: 50.0, 4: 100.0}

@@ -1,4 +1,4 @@
-"""What is transferred: an encoder of pictures or of several modalities, and the head that makes classes of its tokens.
+"""Segmentation network of the transfer: an encoder of pictures or of several modalities, and a head for classes.
 
 Reference: the head is that of MultiMAE (Bachmann et al., ECCV 2022), its blocks those of ConvNeXt (Liu et al., CVPR 2022).
 """
@@ -19,19 +19,20 @@ from testtime.space.model import Block, grid_embedding
 __all__ = ["ConvNeXtHead", "Encoder", "Images", "PatchEncoder", "Segmenter"]
 
 Images = Tensor | Mapping[str, Tensor]
+"""Images (N, 3, H, W), or the inputs of an encoder of several modalities by name."""
 
 
 class Encoder(Protocol):
-    """What is transferred: an ``nn.Module`` from pictures (N, 3, H, W) in [0, 1] to features (N, h*w, dim), after its norm.
+    """Encoder that is transferred: an ``nn.Module`` from pictures (N, 3, H, W) in [0, 1] to features (N, h*w, dim).
 
     Attributes:
-        dim: width of a feature.
-        grid: (h, w), row by row.
-        size: (H, W) of the pictures it takes.
-        blocks: in order; layer decay and drop path go by them.
+        dim: number of channels of a feature.
+        grid: (h, w) of the features, in row-major order.
+        size: (H, W) of the input pictures in pixels.
+        blocks: blocks in order, for layer decay and drop path.
 
-    An attribute ``norm`` (the final norm) learns at the rate of the head; an attribute ``modalities`` names the inputs of
-    an encoder that takes more than the picture: it is then given a dictionary.
+    An attribute ``norm`` (the final norm) has the learning rate of the head; an attribute ``modalities`` contains the names of
+    the inputs of a multimodal encoder, whose input is a dictionary.
     """
 
     @property
@@ -49,13 +50,13 @@ class Encoder(Protocol):
 
 @final
 class PatchEncoder(nn.Module):
-    """A plain ViT over patches of one or several modalities, its blocks those of 4M: the baseline that starts from scratch.
+    """Plain ViT over patches of one or several modalities, with the blocks of 4M: the baseline without pre-training.
 
     Args:
-        modalities: images whose normalised channels are put one after the other; NaN becomes 0.
-        size: (H, W) in pixels.
-        patch: side of a patch.
-        dim, depth, heads: of the blocks; a multiple of four, and of the heads.
+        modalities: modalities of kind "image", whose normalised channels are concatenated; NaN becomes 0.
+        size: (H, W) of the picture in pixels.
+        patch: side of a patch in pixels.
+        dim, depth, heads: width, a multiple of four and of ``heads``, number of blocks, and attention heads of a block.
 
     Raises:
         ValueError: the patch does not divide the size, or a modality is not an image.
@@ -96,7 +97,10 @@ class PatchEncoder(nn.Module):
     position: Tensor
 
     def forward(self, images: Images) -> Tensor:
-        """Features (N, h*w, dim); a tensor is taken for the picture, in [0, 1].
+        """Return features (N, h*w, dim).
+
+        Args:
+            images: modalities by name, or pictures (N, 3, H, W) in [0, 1].
 
         Raises:
             ValueError: a modality is missing.
@@ -115,7 +119,7 @@ class PatchEncoder(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """x + W2 GELU(W1 LN(D x)), D a 7 x 7 convolution of each channel by itself, four times as wide inside; on (N, C, H, W)."""
+    """x + W2 GELU(W1 LN(D x)) on (N, C, H, W), with a depthwise 7 x 7 convolution D and a hidden width of 4 C."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,15 +134,15 @@ class ConvNeXtBlock(nn.Module):
 
 @final
 class ConvNeXtHead(nn.Module):
-    """MultiMAE's head: every token becomes ``sub`` x ``sub`` positions, on which a few ConvNeXt blocks work.
+    """MultiMAE's head: every token becomes ``sub`` x ``sub`` positions, followed by ConvNeXt blocks.
 
     Args:
-        dim: of a token.
+        dim: number of channels of a token.
         grid: (h, w) of the tokens.
-        classes: channels of the output.
-        width: channels of a position; linear dim -> sub * sub * width (6144 = 16 * 384 in the paper).
-        sub: positions along a side of a token.
-        depth: ConvNeXt blocks.
+        classes: number of channels of the output.
+        width: number of channels of a position; linear dim -> sub * sub * width (6144 = 16 * 384 in the paper).
+        sub: number of positions along a side of a token.
+        depth: number of ConvNeXt blocks.
     """
 
     def __init__(
@@ -155,7 +159,7 @@ class ConvNeXtHead(nn.Module):
                 nn.init.zeros_(cast(Tensor, module.bias))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(N, h*w, dim) to (N, classes, h*sub, w*sub)."""
+        """Return logits (N, classes, h*sub, w*sub) of tokens (N, h*w, dim)."""
         (h, w), sub = self.grid, self.sub
         x = self.spread(tokens).view(-1, h, w, sub, sub, self.width)
         x = x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.width, h * sub, w * sub)
@@ -164,11 +168,11 @@ class ConvNeXtHead(nn.Module):
 
 @final
 class Segmenter(nn.Module):
-    """Encoder and head: pictures to logits of their size.
+    """Encoder and head: logits at the resolution of the pictures.
 
     Args:
-        encoder: see :class:`Encoder`; it is trained in place, so copy it if its weights are needed again.
-        head: as :class:`ConvNeXtHead`, features (N, h*w, dim) to logits at any resolution.
+        encoder: encoder, see :class:`Encoder`; it is trained in place.
+        head: network from features (N, h*w, dim) to logits at any resolution, such as :class:`ConvNeXtHead`.
 
     >>> encoder = PatchEncoder(size=(16, 16), patch=8, dim=12, depth=1, heads=3)
     >>> Segmenter(encoder, ConvNeXtHead(12, (2, 2), classes=5, width=4))(torch.rand(1, 3, 16, 16)).shape
@@ -181,15 +185,20 @@ class Segmenter(nn.Module):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the encoder takes, by name."""
+        """Names of the encoder's inputs."""
         return getattr(self.encoder, "modalities", ("rgb",))
 
     def forward(self, images: Images) -> Tensor:
-        """Logits (N, C, H, W), bilinear from those of the head."""
+        """Return logits (N, C, H, W), interpolated bilinearly from those of the head."""
         logits = self.head(self.encoder(images))
         return F.interpolate(logits, self.encoder.size, mode="bilinear", align_corners=False)
 
     def loss(self, images: Images, label: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over the pixels (N, H, W) whose class is known; 0 where there is none."""
+        """Return the mean cross-entropy over labelled pixels, in nats; 0 if there are none.
+
+        Args:
+            images: input of the encoder.
+            label: classes (N, H, W).
+        """
         total = F.cross_entropy(self(images).float(), label, ignore_index=IGNORE, reduction="sum")
         return total / (label != IGNORE).sum().clamp(min=1)

@@ -1,14 +1,14 @@
-r"""Sequences: boxes as words of a small vocabulary, and spans of a sequence hidden behind sentinels.
+r"""Sequences: boxes as words of a small vocabulary, and masking of spans by sentinels.
 
-A box is five words, its corners in bins of the picture and its class:
+A box is five words, its quantised corners and its class:
 
 .. math:: \texttt{v0=}x_{min}\;\texttt{v1=}y_{min}\;\texttt{v2=}x_{max}\;\texttt{v3=}y_{max}\;\text{class}, \qquad
           x \mapsto \operatorname{round}(x\,(\text{bins} - 1))
 
-Boxes come in the order of the distance of their top left corner from the picture's. To hide a part, every token is kept with a
-probability drawn from U(0, 1); each run of tokens that are not becomes one sentinel, and the target says what stood there::
+Boxes are sorted by the distance of their top left corner from the picture's. For masking, every token is kept with a
+probability drawn from U(0, 1); each span of masked tokens becomes one sentinel, and the target contains the spans::
 
-    a b c d e  ->  shown: a [0] d [1]    target: [0] b c [1] e [2]
+    a b c d e  ->  input: a [0] d [1]    target: [0] b c [1] e [2]
 
 Departure: 4M has one vocabulary for boxes and English captions, of 30,000 word pieces; there are no captions here.
 
@@ -29,9 +29,9 @@ from torch import Tensor
 __all__ = ["Box", "BoxVocabulary", "span_joined", "span_masked"]
 
 DRAWS = 32
-"""How often a sequence is drawn at once, before it is looked at whether one fits."""
+"""Number of masks that are drawn at once, before the first that fits the budget is chosen."""
 DECAY = 0.9
-"""Of the probability to keep a token, as often as more is shown than may be."""
+"""Factor of the probability of keeping a token, for each mask that exceeds the budget."""
 
 
 @final
@@ -40,12 +40,12 @@ class Box:
     """A box in a picture.
 
     Attributes:
-        x0, y0, x1, y1: left, top, right and bottom, as shares of the picture's width and height.
-        name: of its class.
-        score: how sure the one who found it was.
+        x0, y0, x1, y1: left, top, right and bottom, as fractions of the picture's width and height.
+        name: name of the class.
+        score: confidence of the detector.
 
     Raises:
-        ValueError: a side lies outside of the picture, or left of or above the opposite one.
+        ValueError: a side lies outside of the picture, or x0 > x1, or y0 > y1.
     """
 
     x0: float
@@ -58,26 +58,26 @@ class Box:
     def __post_init__(self) -> None:
         if not (0 <= self.x0 <= self.x1 <= 1 and 0 <= self.y0 <= self.y1 <= 1):
             raise ValueError(
-                f"sides of a box are shares of the picture, 0 <= x0 <= x1 <= 1 and likewise y, got {self}; divide pixels "
-                "by width and height"
+                f"expected sides of a box as fractions of the picture, 0 <= x0 <= x1 <= 1 and likewise y, got {self}; divide "
+                "pixels by width and height"
             )
 
     def mirrored(self) -> Box:
-        """The box in the mirror image (left is right)."""
+        """Return the box mirrored left to right."""
         return Box(1 - self.x1, self.y0, 1 - self.x0, self.y1, self.name, self.score)
 
 
 @final
 class BoxVocabulary:
-    """The words that boxes are written with, and their ids.
+    """Vocabulary of boxes.
 
     Ids are, in this order: padding, start, end, the sentinels, "v0=0" to "v3=<bins - 1>", the classes.
 
     Args:
         classes: names of the classes.
-        bins: of each coordinate.
-        sentinels: marks of hidden spans; a sequence of n tokens needs n // 2 + 2 at most.
-        score: boxes of a lower one are left out.
+        bins: number of bins of each coordinate.
+        sentinels: number of sentinels of masked spans; a sequence of n tokens needs at most n // 2 + 2.
+        score: smallest confidence of a box that is encoded.
 
     Raises:
         ValueError: a class is named twice or not at all, or there are too few bins or sentinels.
@@ -106,18 +106,18 @@ class BoxVocabulary:
         self._number = {name: self._class + i for i, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         return self._class + len(self.classes)
 
     def encode(self, boxes: Iterable[Box], length: int | None = None) -> Tensor:
-        """The ids (T,) int64 of the boxes and the end.
+        """Return the ids (T,) int64 of the boxes and the end.
 
         Args:
-            boxes: of one picture, in any order.
-            length: tokens at most; what is over is cut off, the end with it, as 4M does.
+            boxes: boxes of one picture, in any order.
+            length: largest number of tokens; longer sequences are truncated, with their end, as in 4M.
 
         Raises:
-            ValueError: a box is of a class that the vocabulary lacks.
+            ValueError: the class of a box is not in the vocabulary.
         """
         ids: list[int] = []
         for box in sorted((b for b in boxes if b.score >= self.score), key=lambda b: b.x0**2 + b.y0**2):
@@ -129,7 +129,11 @@ class BoxVocabulary:
         return torch.tensor([*ids, self.end][:length])
 
     def decode(self, ids: Tensor | Sequence[int]) -> list[Box]:
-        """The boxes that ids say, up to the end; whatever is no whole box, as a model may say, is passed over."""
+        """Return the boxes of ids, up to the end; incomplete boxes, which a model may predict, are skipped.
+
+        Args:
+            ids: ids of a sequence.
+        """
         boxes: list[Box] = []
         corner: list[float] = []
         for i in _until(ids, self.end):
@@ -145,7 +149,11 @@ class BoxVocabulary:
         return boxes
 
     def text(self, ids: Tensor | Sequence[int]) -> str:
-        """The ids as words."""
+        """Return the words of ids.
+
+        Args:
+            ids: ids of a sequence.
+        """
         return " ".join(self._word(int(i)) for i in ids)
 
     def _word(self, i: int) -> str:
@@ -166,21 +174,21 @@ def span_masked(
     vocabulary: BoxVocabulary,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Hide spans of a sequence: what is shown, and what is asked for.
+    """Mask spans of a sequence, and return input and target tokens.
 
-    As long as more is shown than may be, the probability to keep a token falls by a tenth and all are drawn anew. A target that
-    is too long is cut: it begins at a random sentinel, or where that would leave a part of the budget, at the first sentinel
-    from which on everything fits.
+    While the input exceeds its budget, the probability of keeping a token is reduced by 10 % and the mask is drawn again. A
+    target that is too long begins at a random sentinel, or if that would leave a part of the budget, at the first sentinel from
+    which on everything fits.
 
     Args:
-        ids: (T,), without sentinels.
-        input_budget: shown tokens at most, sentinels among them; with 0 everything is asked for.
-        target_budget: asked tokens at most, sentinels among them.
-        vocabulary: where the sentinels come from.
-        generator: all randomness comes from it.
+        ids: ids (T,), without sentinels.
+        input_budget: largest number of input tokens, including sentinels; with 0 all tokens are targets.
+        target_budget: largest number of target tokens, including sentinels.
+        vocabulary: vocabulary with the sentinels.
+        generator: generator of all random numbers.
 
     Returns:
-        ids shown and ids asked for, (I,) and (J,) int64.
+        input ids (I,) and target ids (J,), int64.
 
     Raises:
         ValueError: a budget is negative, or the vocabulary has too few sentinels for the sequence.
@@ -206,7 +214,7 @@ def span_masked(
     shown, target = _divided(words, kept, vocabulary.sentinels)
     begins = [i for i, word in enumerate(target) if word in vocabulary.sentinels]
     if len(target) > target_budget:
-        # The last sentinel only says that the sequence ends: no target begins with it if there is another.
+        # The last sentinel only marks the end of the sequence: no target begins with it if there is another.
         chosen = int(torch.randint(max(1, len(begins) - 1), (), generator=generator))
         begin = begins[chosen]
         if len(target) - begin < target_budget:
@@ -218,10 +226,14 @@ def span_masked(
 def span_joined(
     shown: Tensor | Sequence[int], target: Tensor | Sequence[int], vocabulary: BoxVocabulary
 ) -> Tensor:
-    """The sequence that shown and target tokens say together: each sentinel gives way to what the target says of it.
+    """Join input and target tokens to a sequence: each sentinel is replaced by its span in the target.
 
-    Of a sequence that is shown not at all, what is asked for is the sequence. A sentinel of which the target says nothing
-    leaves nothing.
+    Without input tokens the first span is the sequence. A sentinel without a span is removed.
+
+    Args:
+        shown: input tokens.
+        target: target tokens.
+        vocabulary: vocabulary with the sentinels.
 
     >>> vocabulary = BoxVocabulary(["chair"], bins=11, sentinels=9)
     >>> span_joined([3, 20, 4], [3, 30, 31, 4, 50], vocabulary).tolist()
@@ -242,7 +254,7 @@ def span_joined(
 
 
 def _kept(length: int, keep: float, budget: int, generator: torch.Generator) -> list[bool]:
-    """Which tokens are kept: drawn at a falling probability until they and their sentinels fit, many draws at once."""
+    """Draw the tokens that are kept, at a decreasing probability until they and the sentinels fit the budget."""
     while keep:
         chances = keep * DECAY ** torch.arange(DRAWS, dtype=torch.float64)
         kept = torch.rand(DRAWS, length, generator=generator) < chances[:, None]
@@ -255,7 +267,7 @@ def _kept(length: int, keep: float, budget: int, generator: torch.Generator) -> 
 
 
 def _divided(words: list[int], kept: list[bool], sentinels: range) -> tuple[list[int], list[int]]:
-    """Shown and target tokens, given which are kept; the sentinel after the last ends the target."""
+    """Return input and target tokens for the tokens that are kept; an additional sentinel ends the target."""
     shown: list[int] = []
     target: list[int] = []
     marks = iter(sentinels)

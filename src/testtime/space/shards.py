@@ -1,18 +1,18 @@
-"""Shards: the crops and tokens of a space, made once, read by every pre-training.
+"""Shards: files of the crops and tokens of a space, which every pre-training reads.
 
-A folder holds ``shards.json`` (streams, picture, crops, what it was made from) and ``shard-00000.safetensors``, ..., of some
-hundred frames each:
+A folder holds ``shards.json`` (streams, sizes, crops, origin of the frames) and ``shard-00000.safetensors``, ..., of 256 frames
+each:
 
 ======================  ===========================  =========================================================================
 tensor                  form                         content
 ======================  ===========================  =========================================================================
-``rgb``                 (n, K, 3, H, W) uint8        the picture's crops
-``<stream>``            (n, K, length) int32         the tokens of a crop; -1 where a sequence has ended
-``window``              (n, K, 5) float32            top, left, height, width (shares of the frame), mirrored
+``rgb``                 (n, K, 3, H, W) uint8        crops of the picture
+``<stream>``            (n, K, length) int32         tokens of a crop; -1 after the end of a sequence
+``window``              (n, K, 5) float32            top, left, height, width (fractions of the frame), mirrored
 ======================  ===========================  =========================================================================
 
-The first crop is the largest square in the middle; the others are random windows, mirrored half of the time. All modalities
-of a crop see the same window, so that tokens lie on each other.
+The first crop is the largest centred square; the others are random windows, mirrored with probability 1/2. All modalities of a
+crop have the same window, so that their tokens are aligned.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["Shards", "write_shards"]
 
 FRAMES = 256
 Frame = Mapping[str, Any]
-"""A frame of a space: "rgb" (3, H, W) in [0, 1], and what else there is by the name of its modality; boxes are a list."""
+"""Frame of a space: "rgb" (3, H, W) in [0, 1], and other modalities by name; boxes are a list."""
 
 
 def write_shards(
@@ -64,25 +64,25 @@ def write_shards(
     made_from: Mapping[str, Any] | None = None,
     batch: int = 64,
 ) -> Shards:
-    """Crop and tokenise the frames of a space; what is there is not made again.
+    """Crop and tokenise the frames of a space; existing shards are kept.
 
     Args:
-        folder: of the shards.
-        frames: by index; see :data:`Frame`.
-        tokenizers: by the name of the stream that they give ("tok_depth"); each knows its modality.
-        size: (H, W) of the crops.
-        patch: side of a patch of the picture.
-        crops: K, for each frame.
-        smallest: share of the frame that a random window has at least.
-        boxes: the modality, its vocabulary, and tokens at most.
-        seed: of the windows.
-        made_from: more about the frames, in values of JSON. Shards of other ones are refused, and so are those of tokenizers
-            with other weights.
-        batch: crops that are tokenised at once.
+        folder: folder of the shards.
+        frames: frames by index; see :data:`Frame`.
+        tokenizers: tokenizers by stream ("tok_depth").
+        size: (H, W) of the crops in pixels.
+        patch: side of a patch of the picture in pixels.
+        crops: K, number of crops of each frame.
+        smallest: smallest fraction of the frame's area that a random window covers.
+        boxes: modality and vocabulary of the boxes, and largest number of their tokens.
+        seed: random seed of the windows.
+        made_from: description of the frames, in values of JSON. Existing shards with another description, or of tokenizers with
+            other weights, are an error.
+        batch: number of crops that are tokenised at once.
 
     Raises:
-        ValueError: no frames, or a tokenizer of another size.
-        DataError: the folder holds shards of something else, or a frame lacks a modality.
+        ValueError: there are no frames, or a tokenizer has another size.
+        DataError: the folder contains shards of other frames or tokenizers, or a frame lacks a modality.
     """
     folder = Path(folder)
     if len(frames) == 0:
@@ -139,26 +139,26 @@ def _write(
     seed: int,
     batch: int,
 ) -> None:
-    pictures, seen = [], []
+    pictures, drawn = [], []
     values: dict[str, list[Tensor]] = {name: [] for name in tokenizers}
     words = []
     for index in range(start, min(start + FRAMES, len(frames))):
         frame = frames[index]
         around = windows(crops, smallest, generator(seed, index, "crops"), tuple(frame["rgb"].shape[-2:]))
-        seen.append(around)
+        drawn.append(around)
         for window in around.tolist():
             pictures.append((cropped(frame["rgb"], RGB, window, size) * 255).round().to(torch.uint8))
             for name, tokenizer in tokenizers.items():
                 modality = tokenizer.modality
                 if modality.name not in frame:
-                    raise DataError(f"frame {index} lacks {modality.name}, which {name} is made of")
+                    raise DataError(f"frame {index} lacks {modality.name}, which {name} needs")
                 values[name].append(cropped(frame[modality.name], modality, window, tokenizer.size))
             if boxes is not None:
                 modality, vocabulary, length = boxes
                 ids = vocabulary.encode(cropped(frame[modality.name], modality, window, size), length)
                 words.append(F.pad(ids, (0, length - len(ids)), value=-1))
-    n = len(seen)
-    tensors = {"rgb": torch.stack(pictures).unflatten(0, (n, crops)), "window": torch.stack(seen)}
+    n = len(drawn)
+    tensors = {"rgb": torch.stack(pictures).unflatten(0, (n, crops)), "window": torch.stack(drawn)}
     for name, tokenizer in tokenizers.items():
         parts = [
             tokenizer.encode(torch.stack(values[name][i : i + batch])) for i in range(0, n * crops, batch)
@@ -171,21 +171,21 @@ def _write(
 
 @final
 class Shards:
-    """The shards of a folder.
+    """Shards of a folder.
 
     Attributes:
-        streams: of tokens, the pixels among them.
-        size, patch: of the picture.
-        crops: K, of each frame.
-        vocabulary: of the boxes, or None.
+        streams: streams of tokens and pixels.
+        size, patch: (H, W) of the picture and side of a patch, in pixels.
+        crops: K, number of crops of each frame.
+        vocabulary: vocabulary of the boxes, or None.
 
     Raises:
-        DataError: the folder holds none, some are missing, or a file is damaged.
+        DataError: the folder has no shards, some are missing, or a file is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        path = need_file(self.folder / "shards.json", "what the shards were made from")
+        path = need_file(self.folder / "shards.json", "the description of the shards")
         again = f"delete {self.folder} and make the shards again"
         about = read_json(path, again)
         self.about: dict[str, Any] = about
@@ -202,22 +202,24 @@ class Shards:
         needed = -(-count // FRAMES)
         if count < 1 or needed > there:
             raise DataError(
-                f"{self.folder}: {max(1, needed) - there} shards are missing; run the same command again, it goes on from there"
+                f"{self.folder}: {max(1, needed) - there} shards are missing; run the same command again to resume"
             )
         missing = [i for i in range(-(-len(self) // FRAMES)) if not _file(self.folder, i).exists()]
         if missing:
             raise DataError(
-                f"{self.folder}: {len(missing)} shards are missing; run the same command again, it goes on from there"
+                f"{self.folder}: {len(missing)} shards are missing; run the same command again to resume"
             )
 
     def __len__(self) -> int:
-        """How many frames there are."""
+        """Number of frames."""
         return int(self.about["frames"])
 
     def read(self, indices: Sequence[int], crops: Sequence[int]) -> dict[str, Tensor]:
-        """Pictures and tokens of some frames, one crop of each: "rgb" (N, 3, H, W) uint8, the streams (N, length) int32.
+        """Read one crop of each of N frames: "rgb" (N, 3, H, W) uint8, and streams (N, length) int32; empty for no frames.
 
-        Of no frames it is empty.
+        Args:
+            indices: indices of the frames.
+            crops: index of the crop of each frame.
         """
         if len(indices) != len(crops):
             raise ValueError(f"expected a crop for each frame, got {len(crops)} for {len(indices)}")
@@ -239,7 +241,7 @@ class Shards:
         return found
 
     def _checked(self, path: Path, number: int) -> dict[str, Tensor]:
-        """The tensors of a shard, of the forms that ``shards.json`` promises."""
+        """Read a shard, and compare its shapes with ``shards.json``."""
         shard = _shard(str(path), path.stat().st_mtime_ns)
         count = min(FRAMES, len(self) - number * FRAMES)
         for stream in self.streams:
@@ -255,13 +257,13 @@ class Shards:
 
 @lru_cache(maxsize=512)
 def _shard(path: str, changed: int) -> dict[str, Tensor]:
-    """The tensors of a file, mapped into memory; ``changed`` is its time, so that one that is made anew is read anew."""
+    """Read the tensors of a file, mapped into memory; ``changed`` is its modification time, a part of the cache's key."""
     with damaged(path, "delete it and run the same command again", (SafetensorError,)):
         return load_file(path)
 
 
 def _digest(tokenizer: Tokenizer) -> str:
-    """A short name of a tokenizer's weights."""
+    """Return a digest of a tokenizer's weights."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())

@@ -1,9 +1,9 @@
-"""The contact sheet of a place: frames as they were sensed, and as their tokens tell them."""
+"""Contact sheet of a space: frames, and their reconstruction from tokens."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,16 +39,16 @@ def space_sheet(
     boxes: tuple[Modality, BoxVocabulary, int] | None = None,
     width: int = 150,
 ) -> Image:
-    """Draw the middle crop of frames: each modality as it is, and below it as its tokens tell it.
+    """Draw the centre crop of frames: each modality, and below it the reconstruction from its tokens.
 
     Args:
-        frames: as they were sensed.
-        shards: of these frames.
-        tokenizers: by stream.
-        indices: which frames.
-        report: of :func:`ingest`.
-        boxes: modality, vocabulary and length, if there are some.
-        width: of a picture in pixels at least; it is the next multiple of the crop's.
+        frames: frames of the space.
+        shards: shards of these frames.
+        tokenizers: tokenizers by stream.
+        indices: indices of the frames that are drawn.
+        report: report of :func:`~testtime.space.ingest.ingest`.
+        boxes: modality, vocabulary and largest number of tokens of the boxes, if there are any.
+        width: smallest width of a picture in pixels; the width is a multiple of the crop's.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -56,7 +56,7 @@ def space_sheet(
     image_of = need_pillow()
     from PIL import ImageDraw
 
-    from testtime.scenes.sheet import DIM, GAP, INK, PAPER, RAMP
+    from testtime.scenes.sheet import DIM, GAP, INK, PAPER
 
     high, wide = shards.size
     factor = -(-width // wide)
@@ -82,16 +82,13 @@ def space_sheet(
     )
     text(GAP, 7, title, points=15)
     for n, modality in enumerate(columns):
-        x, facts = side + n * (w + GAP), report["modalities"][modality.name]
-        text(x, 34, modality.name, points=15)
-        if "perplexity" in facts:
-            text(x, 53, f"perplexity {facts['perplexity']:.0f} of {facts['vocabulary']}", DIM, 12)
+        _draw_heading(text, side + n * (w + GAP), modality.name, report["modalities"][modality.name])
     for n, index in enumerate(indices):
         y = top + n * band
         draw.line((GAP, y - 7, full - GAP, y - 7), RULE)
         text(GAP, y, f"frame {index}   {frames.data[index].name}", DIM, 12)
         y += 18
-        for line, words in enumerate(("as it is", "as the\ntokens\ntell it")):
+        for line, words in enumerate(("input", "recon-\nstructed")):
             text(GAP, y + line * (h + 19), words, points=14)
         for m, modality in enumerate(columns):
             x = side + m * (w + GAP)
@@ -104,21 +101,36 @@ def space_sheet(
                 text(x, at + h + 2, note, DIM, 11)
                 if modality.kind == "sequence" and boxes:
                     _draw_boxes(draw, _boxes(frames[index], shards, index, boxes, k), boxes[1], x, at, w, h)
-    y = top + band * len(indices)
+    y = _draw_legend(sheet, text, columns, top + band * len(indices)) + 8
+    for n, (words, bad) in enumerate(wrapped):
+        text(GAP, y + 18 * n, words, RED if bad else INK)
+    return sheet
+
+
+def _draw_heading(text: Callable[..., None], x: float, name: str, facts: Mapping[str, Any]) -> None:
+    from testtime.scenes.sheet import DIM
+
+    text(x, 34, name, points=15)
+    if "perplexity" in facts:
+        text(x, 53, f"perplexity {facts['perplexity']:.0f} of {facts['vocabulary']}", DIM, 12)
+
+
+def _draw_legend(sheet: Image, text: Callable[..., None], columns: Sequence[Modality], y: int) -> int:
+    """Draw the meaning of the colours below ``y``; return the position below it."""
+    from testtime.scenes.sheet import GAP, RAMP
+
+    image_of = need_pillow()
     for modality in columns:
         if modality.name == DEPTH.name:
             ramp = image_of.fromarray(np.repeat(RAMP[None].astype(np.uint8), 12, axis=0))
             sheet.paste(ramp.resize((120, 12), image_of.Resampling.BILINEAR), (GAP + 84, y + 3))
             text(GAP, y, "depth: near")
-            text(GAP + 212, y, "far, each frame by itself; black: not known")
+            text(GAP + 212, y, "far, scaled per frame; black: not known")
             y += 18
         if modality.name == NORMALS.name:
             text(GAP, y, "normals: red to the right, green up, blue to the viewer; black: not known")
             y += 18
-    y += 8
-    for n, (words, bad) in enumerate(wrapped):
-        text(GAP, y + 18 * n, words, RED if bad else INK)
-    return sheet
+    return y
 
 
 def _pair(
@@ -129,7 +141,7 @@ def _pair(
     index: int,
     boxes: Any,
 ) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """Two pictures (H, W, 3) of a frame's middle crop, as sensed and as told by the tokens, and a note for each."""
+    """Return input and reconstruction of a frame's centre crop as pictures (H, W, 3), and a note for each."""
     window = windows(1, 1.0, torch.Generator(), tuple(frame["rgb"].shape[-2:]))[0].tolist()
     size = shards.size
     stored = shards.read([index], [0])
@@ -143,40 +155,40 @@ def _pair(
     )
     with torch.no_grad():
         ids = stored[f"tok_{modality.name}"].long().to(next(tokenizer.parameters()).device)
-        told = tokenizer.decode(ids)[0].cpu()
+        output = tokenizer.decode(ids)[0].cpu()
     codes = f"{len(ids.unique())} codes"
     if modality.kind == "classes":
-        wrong = 100 * float((raw != told)[raw < modality.channels].float().mean())
-        return [_class_colours(v, modality.channels) for v in (raw, told)], [
+        wrong = 100 * float((raw != output)[raw < modality.channels].float().mean())
+        return [_class_colours(v, modality.channels) for v in (raw, output)], [
             "",
             f"{codes}, {wrong:.0f} % differ",
         ]
     if modality.kind == "features":
-        cosine = float(F.cosine_similarity(_at(raw, told), told, dim=0).mean())
-        return _components(raw, told), ["three main components", f"{codes}, cosine {cosine:.2f}"]
-    seen = modality.normalised(raw[None].float())[0]
-    note = f"{codes}, mse {float((seen - told).square().mean()):.3f}"
+        cosine = float(F.cosine_similarity(_at(raw, output), output, dim=0).mean())
+        return _components(raw, output), ["principal components", f"{codes}, cosine {cosine:.2f}"]
+    inputs = modality.normalised(raw[None].float())[0]
+    note = f"{codes}, mse {float((inputs - output).square().mean()):.3f}"
     if modality.normalise == "truncated":
         known = raw > 0
         near, far = (float(v) for v in raw[known].aminmax()) if bool(known.any()) else (0.0, 0.0)
-        return _ramp(raw, told), [f"{near:.1f} to {far:.1f} m", note]
+        return _ramp(raw, output), [f"{near:.1f} to {far:.1f} m", note]
     if modality.normalise == "signed":
         share = float(raw.isfinite().all(0).float().mean())
-        length = told.norm(dim=0, keepdim=True).clamp(min=1e-6)
-        return [_vectors(raw), _vectors(told / length)], [f"known at {share:.0%} of pixels", note]
-    pictures = [(((v + 1) / 2).clamp(0, 1) * 255).round().to(torch.uint8) for v in (seen, told)]
+        length = output.norm(dim=0, keepdim=True).clamp(min=1e-6)
+        return [_vectors(raw), _vectors(output / length)], [f"known at {share:.0%} of pixels", note]
+    pictures = [(((v + 1) / 2).clamp(0, 1) * 255).round().to(torch.uint8) for v in (inputs, output)]
     first = f"{float(raw.mean()):.0%} of pixels" if modality.channels == 1 else ""
     return [p.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy() for p in pictures], [first, note]
 
 
-def _ramp(raw: Tensor, told: Tensor) -> list[NDArray[np.uint8]]:
-    """Depth as colours: what was sensed, and what is told of it after normalisation, from the same near to the same far."""
+def _ramp(raw: Tensor, output: Tensor) -> list[NDArray[np.uint8]]:
+    """Return the colours of depth and of its reconstruction, after normalisation, on the same scale."""
     from testtime.scenes.sheet import depth_colours
 
     known = (raw > 0)[0].numpy()
-    seen = truncated(raw[None].where(raw > 0, torch.nan))[0, 0].numpy()
-    near, far = np.percentile(seen[known], (1, 99)) if known.any() else (-1.0, 1.0)
-    pictures = [depth_colours(np.where(v == 0, 1e-9, v), near, far) for v in (seen, told[0].numpy())]
+    values = truncated(raw[None].where(raw > 0, torch.nan))[0, 0].numpy()
+    near, far = np.percentile(values[known], (1, 99)) if known.any() else (-1.0, 1.0)
+    pictures = [depth_colours(np.where(v == 0, 1e-9, v), near, far) for v in (values, output[0].numpy())]
     pictures[0][~known] = 0
     return pictures
 
@@ -200,25 +212,25 @@ def _at(value: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(value[None], like.shape[-2:], mode="bilinear", antialias=True)[0]
 
 
-def _components(raw: Tensor, told: Tensor) -> list[NDArray[np.uint8]]:
-    """Feature maps as colours: the three main components of the sensed one, for both."""
+def _components(raw: Tensor, output: Tensor) -> list[NDArray[np.uint8]]:
+    """Return the colours of two feature maps: three principal components of the first, for both."""
     flat = raw.flatten(1).double()
     mean = flat.mean(1, keepdim=True)
     _, _, axes = torch.linalg.svd((flat - mean).T, full_matrices=False)
     axes = axes[:3] * torch.where(axes[:3].sum(1, keepdim=True) < 0, -1.0, 1.0)
     spread = (axes @ (flat - mean)).std(1, keepdim=True).clamp(min=1e-9)
     pictures = []
-    for value in (raw, told):
+    for value in (raw, output):
         place = axes @ (value.flatten(1).double() - mean) / spread
         colours = F.pad((place * 48 + 128).clamp(0, 255).T, (0, 3 - len(axes)))
         pictures.append(colours.round().to(torch.uint8).view(*value.shape[-2:], 3).numpy())
     return pictures
 
 
-def _boxes(frame: Mapping[str, Any], shards: Shards, index: int, boxes: Any, told: int) -> list[Box]:
-    """A frame's boxes in the middle crop, as a network said, or as their tokens tell."""
+def _boxes(frame: Mapping[str, Any], shards: Shards, index: int, boxes: Any, decoded: int) -> list[Box]:
+    """Return a frame's boxes in the centre crop: pseudo-labels, or decoded from their tokens."""
     modality, vocabulary, _ = boxes
-    if told:
+    if decoded:
         ids = shards.read([index], [0])[modality.name][0]
         return list(vocabulary.decode(ids[ids >= 0].long()))
     window = windows(1, 1.0, torch.Generator(), tuple(frame["rgb"].shape[-2:]))[0].tolist()

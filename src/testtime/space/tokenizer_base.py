@@ -217,7 +217,7 @@ class Tokenizer(nn.Module, ABC):
     def _losses(self, value: Tensor, seed: int, step: int) -> dict[str, Tensor]:
         """Reconstruction and commitment loss of a batch of raw values."""
         x = self._prepared(value)
-        self._expect(x.shape[0])
+        self._set_batch(x.shape[0])
         with seeded(seed, step, "codes", x.device):
             codes, _, commitment = self._quantised(self._latents(x), learning=True)
         return {"reconstruction": self._loss(self.decoder(codes), x), "commitment": commitment}
@@ -267,7 +267,7 @@ class Tokenizer(nn.Module, ABC):
     def _codes(self, ids: Tensor) -> Tensor:
         """Return the codes (N, latent, h, w) of ids (N, h, w)."""
 
-    def _expect(self, batch: int) -> None:
+    def _set_batch(self, batch: int) -> None:
         """Prepare the quantiser for steps of so many frames."""
 
     def _facts(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class VQTokenizer(Tokenizer):
         codes: Tensor = self.quantizer.get_codes_from_indices(ids)
         return codes
 
-    def _expect(self, batch: int) -> None:
+    def _set_batch(self, batch: int) -> None:
         threshold = batch * math.prod(self.grid) / self.vocabulary / 32
         book = self.quantizer._codebook
         book.threshold_ema_dead_code = book.reset_cluster_size = threshold

@@ -1,8 +1,8 @@
-"""A person's own walk through a place: a video, or a folder of pictures, with depth beside them if there is.
+"""Walk-throughs of a space: a video, or a folder of pictures, optionally with depth.
 
 A folder holds pictures (in itself, or in ``rgb/``, ``images/`` or ``color/``), and may hold ``depth/`` with a file of the same
 stem for each of them, 16-bit PNG in millimetres (0 and 65535: not measured) or float ``.npy`` in metres, and
-``intrinsics.json`` with fx, fy, cx, cy in pixels (and width, height, if they are not of the pictures' own size).
+``intrinsics.json`` with fx, fy, cx, cy in pixels (and width, height, if they refer to another size than the pictures').
 
 The frames of a video are extracted once into such a folder: ``frame_<number>.jpg``, and ``video.json`` with the arguments and
 the sharpness of each frame. Frames are written atomically, and a killed extraction resumes.
@@ -20,7 +20,6 @@ from typing import Any, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from testtime.data.bounded import numpy_array, read_json
@@ -40,17 +39,19 @@ __all__ = [
     "Walkthrough",
     "extract_frames",
     "is_walkthrough",
-    "normals_of",
     "sharp",
     "sharpness",
 ]
 
-__getattr__ = renamed(__name__, {"take_apart": "extract_frames"})
+__getattr__ = renamed(
+    __name__, {"take_apart": "extract_frames", "normals_of": "testtime.space.normals:normals_of"}
+)
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+"""Suffixes of the videos that are read."""
 PLACES = (".", "rgb", "images", "color")
 ORIENTATION = 0x0112
-"""The tag of Exif that says how a picture is to be turned."""
+"""Exif tag of the orientation of a picture."""
 
 TURNS: Mapping[int, Callable[[Tensor], Tensor]] = {
     5: lambda x: x.transpose(-1, -2),
@@ -58,28 +59,28 @@ TURNS: Mapping[int, Callable[[Tensor], Tensor]] = {
     7: lambda x: x.rot90(2, (-2, -1)).transpose(-1, -2),
     8: lambda x: x.rot90(1, (-2, -1)),
 }
-"""By the value of the tag, from pixels as stored to upright ones, where that exchanges height and width."""
+"""Functions from stored to upright pixels, by the value of the tag, where that exchanges height and width."""
 
 REACH = 3
-"""Frames before and after, which a frame's sharpness is compared with."""
+"""Number of frames before and after, with which a frame's sharpness is compared."""
 
 
 @final
 class Walkthrough(DenseSet):
-    """The frames of a folder, decoded when asked for, with "depth" if there is.
+    """Frames of a folder, decoded on access, with "depth" if there is any.
 
     Args:
-        folder: of the pictures; see above. They come in the order of a person: frame_2 before frame_10.
-        depth: another folder of depth; None takes ``depth/`` if it is there, False none.
-        intrinsics: fx, fy, cx, cy in pixels of the upright pictures as stored (of a video's frames before they were made
-            smaller), or a file of them; None reads ``intrinsics.json`` if it is there.
-        fov: degrees that the longer side of a picture spans, where no intrinsics are known.
-        longest: pixels of a frame's longer side at most; larger ones are averaged.
-        blur: a frame is left out whose sharpness is below this share of its neighbours' median; 0 keeps all.
-        name: of the set; the folder's by default.
+        folder: folder of the pictures, see above; they are sorted naturally: frame_2 before frame_10.
+        depth: folder of the depth; None uses ``depth/`` if it exists, False none.
+        intrinsics: fx, fy, cx, cy in pixels of the upright pictures as stored (of a video's frames before downscaling), or a
+            JSON file of them; None reads ``intrinsics.json`` if it exists.
+        fov: field of view of the longer side in degrees, if no intrinsics are known.
+        longest: largest length of a frame's longer side, in pixels; larger frames are downscaled.
+        blur: smallest sharpness of a frame relative to its neighbours' median; 0 keeps all frames.
+        name: name of the data set; the folder's by default.
 
     Raises:
-        DataError: there are no pictures, a picture has no depth although others have, or the intrinsics are no such numbers.
+        DataError: there are no pictures, only some pictures have depth, or the intrinsics are invalid.
         ImportError: Pillow is not installed.
         ValueError: an argument is out of range.
     """
@@ -102,8 +103,8 @@ class Walkthrough(DenseSet):
         self.folder = need_folder([Path(folder)], "the pictures of a walk")
         self.name, self.longest, self.fov = name or self.folder.resolve().name, longest, fov
         self._pictures = by_key(_pictures(self.folder), lambda path: path.stem)
-        # A frame and its camera are asked for one after the other.
-        self._seen = lru_cache(maxsize=4)(lambda key: _picture(self._pictures[key], longest))
+        # A frame and its camera are usually read in succession.
+        self._decoded = lru_cache(maxsize=4)(lambda key: _picture(self._pictures[key], longest))
         self.keys = list(self._pictures)
         if blur:
             self.keys = [self.keys[i] for i in sharp(self._sharpness(), blur)]
@@ -115,30 +116,40 @@ class Walkthrough(DenseSet):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode one frame: upright, and no larger than ``longest``; depth is the nearest pixel's.
+        """Decode one frame: upright, and no larger than ``longest``; depth is resized with nearest neighbours.
+
+        Args:
+            index: index of the frame.
 
         Raises:
-            DataError: a file is damaged, or the depth is of another shape than the picture.
+            DataError: a file is damaged, or the depth has another aspect ratio than the picture.
             IndexError: there is no such frame.
         """
         key = self._key(index)
-        image, _, turn = self._seen(key)
+        image, _, turn = self._decoded(key)
         labels = {}
         if self._depth:
             depth = _metres(self._depth[key])
-            if turn in TURNS and not _alike(depth, image) and _alike(depth.transpose(-1, -2), image):
+            if (
+                turn in TURNS
+                and not _same_aspect(depth, image)
+                and _same_aspect(depth.transpose(-1, -2), image)
+            ):
                 depth = TURNS[turn](depth)
-            if not _alike(depth, image):
+            if not _same_aspect(depth, image):
                 raise DataError(
-                    f"{self._depth[key]}: expected depth as wide for its height as the picture "
+                    f"{self._depth[key]}: expected depth with the aspect ratio of the picture "
                     f"({image.shape[-1]} x {image.shape[-2]}), found {depth.shape[-1]} x {depth.shape[-2]}; "
-                    "crop or turn one as the other"
+                    "crop or rotate one like the other"
                 )
             labels["depth"] = _nearest(depth, image)
         return Sample(image, labels, key)
 
     def subset(self, indices: Iterable[int]) -> Walkthrough:
-        """These frames, in this order, with their cameras.
+        """Return the frames at ``indices``, in this order, with their cameras.
+
+        Args:
+            indices: indices of the frames.
 
         Raises:
             IndexError: an index is out of range.
@@ -150,19 +161,22 @@ class Walkthrough(DenseSet):
         return chosen
 
     def camera(self, index: int) -> Camera:
-        """The pinhole of one frame, at the frame's size. Where it stood is not known: the pose is the identity.
+        """Return the pinhole camera of one frame, at the frame's size; the pose is unknown and set to the identity.
+
+        Args:
+            index: index of the frame.
 
         Raises:
-            DataError: no intrinsics are known, or they are of a picture of another shape.
+            DataError: no intrinsics are known, or they are of a picture with another aspect ratio.
             IndexError: there is no such frame.
         """
         key = self._key(index)
         if self._lens is None and self.fov is None:
             raise DataError(
-                f"{self.folder}: no intrinsics are known; give fx, fy, cx, cy (intrinsics.json), or the degrees that "
-                "the longer side of a picture spans"
+                f"{self.folder}: no intrinsics are known; give fx, fy, cx, cy (intrinsics.json), or fov, the field of view of "
+                "the longer side in degrees"
             )
-        image, stored, _ = self._seen(key)
+        image, stored, _ = self._decoded(key)
         height, width = image.shape[-2:]
         if self._lens is None:
             focal = max(height, width) / 2 / math.tan(math.radians(self.fov or 0.0) / 2)
@@ -172,7 +186,7 @@ class Walkthrough(DenseSet):
         if abs(wide / high * stored[0] / stored[1] - 1) > 0.02 or not (0 < cx < wide and 0 < cy < high):
             raise DataError(
                 f"{key}: expected intrinsics of an upright picture of {stored[1]} x {stored[0]}, found those of "
-                f"{wide} x {high} with its middle at ({cx:g}, {cy:g}); give width and height of the pictures they are of"
+                f"{wide} x {high} with the centre at ({cx:g}, {cy:g}); give width and height of their pictures"
             )
         return Camera(wide, high, fx, fy, cx, cy, np.eye(4)).sized((height, width))
 
@@ -182,7 +196,7 @@ class Walkthrough(DenseSet):
         return self.keys[index]
 
     def _sharpness(self) -> list[float]:
-        """Of every frame: as the video's extraction found it, or looked at now."""
+        """Return the sharpness of every frame, from ``video.json`` or computed now."""
         note = self.folder / "video.json"
         known = read_json(note, "the frames of a video").get("frames", {}) if note.is_file() else {}
         if isinstance(known, dict) and all(isinstance(known.get(key), int | float) for key in self.keys):
@@ -209,7 +223,11 @@ class Walkthrough(DenseSet):
 
 
 def is_walkthrough(path: str | Path) -> bool:
-    """Whether a path is a video, or a folder with pictures in one of the places that :class:`Walkthrough` looks at."""
+    """Return whether a path is a video, or a folder of pictures for :class:`Walkthrough`.
+
+    Args:
+        path: path of a file or folder.
+    """
     path = Path(path)
     if path.is_file():
         return path.suffix.lower() in VIDEOS
@@ -267,50 +285,27 @@ def extract_frames(
             return folder
     stream = cv2.VideoCapture(str(video))
     try:
-        if not stream.isOpened():
-            raise DataError(
-                f"{video}: expected a video, found a file that OpenCV cannot open; convert it to mp4"
-            )
-        size_of = stream.get(cv2.CAP_PROP_FRAME_WIDTH) * stream.get(cv2.CAP_PROP_FRAME_HEIGHT)
-        if size_of > MAX_PIXELS:
-            raise DataError(
-                f"{video}: expected frames of at most {MAX_PIXELS} pixels, found {size_of:.0f}; scale it down"
-            )
-        rate = stream.get(cv2.CAP_PROP_FPS)
-        if every is None and not 0 < rate < 1000:
-            raise ValueError(f"{video} does not say how many frames a second has; give every=, such as 15")
+        rate, count = _checked(stream, video, every)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(note, {"asked": asked}, indent=None)
-        count = max(0, int(stream.get(cv2.CAP_PROP_FRAME_COUNT)))
         share = 1 / every if every is not None else min(1.0, fps / rate)
-        found: dict[str, float] = {}
-        for number in progress(_grabbed(stream), count, f"frames {video.name}"):
-            # Of every 1/share frames the first; exact for whole numbers.
-            if number and math.floor(number * share + 1e-9) == math.floor((number - 1) * share + 1e-9):
-                continue
-            path = folder / f"frame_{number:06d}.jpg"
-            if number == 0 or not path.is_file():
-                whole, pixels = stream.retrieve()
-                if not whole:
-                    break
-                size = pixels.shape[:2]
-                _write(path, _jpeg(pixels[..., ::-1], longest))
-            found[path.stem] = sharpness(_picture(path, longest)[0])
+        found, size, read = _extracted(stream, video, folder, share, count, longest)
     finally:
         stream.release()
     if not found:
         raise DataError(f"{video}: expected frames, found none that OpenCV can decode; convert it to mp4")
-    if number + 1 < 0.9 * count:
-        warnings.warn(
-            f"{video}: only {number + 1} of {count} frames could be read; is it damaged?", stacklevel=2
-        )
-    facts = {"asked": asked, "size": size, "seen": number + 1, "said": count, "frames": found}
+    if read < 0.9 * count:
+        warnings.warn(f"{video}: only {read} of {count} frames could be read; is it damaged?", stacklevel=2)
+    facts = {"asked": asked, "size": size, "seen": read, "said": count, "frames": found}
     write_json(note, facts, indent=None)
     return folder
 
 
 def sharpness(image: Tensor) -> float:
-    """The variance of the Laplacian of the grey picture (3, H, W), in 8-bit levels (Pech-Pacheco et al., ICPR 2000).
+    """Compute the variance of the Laplacian of the grey picture, in 8-bit levels (Pech-Pacheco et al., ICPR 2000).
+
+    Args:
+        image: picture (3, H, W) in [0, 1].
 
     >>> sharpness(torch.full((3, 8, 8), 0.3))
     0.0
@@ -322,9 +317,14 @@ def sharpness(image: Tensor) -> float:
 
 
 def sharp(scores: Sequence[float], blur: float, reach: int = REACH) -> list[int]:
-    """The frames that are not blurred: those with at least a share of the median sharpness of their neighbours.
+    """Return the indices of the frames whose sharpness is at least ``blur`` times the median of their neighbours.
 
-    Neighbours, and no fixed threshold: before a white wall every frame has few edges.
+    The threshold is relative, because every frame of a white wall has few edges.
+
+    Args:
+        scores: sharpness of every frame.
+        blur: smallest relative sharpness.
+        reach: number of neighbours before and after.
 
     >>> sharp([9, 8, 2, 9, 8], 0.5), sharp([0.9, 0.8, 0.2, 0.9, 0.8], 0.5)
     ([0, 1, 3, 4], [0, 1, 3, 4])
@@ -337,71 +337,42 @@ def sharp(scores: Sequence[float], blur: float, reach: int = REACH) -> list[int]
     return kept
 
 
-def normals_of(depth: Tensor, intrinsics: Any, radius: int = 1, straight: float = 0.02) -> Tensor:
-    r"""Normals (3, H, W) of the surface that a pinhole's depth shows: x right, y up, z to the viewer.
+def _checked(stream: Any, video: Path, every: int | None) -> tuple[float, int]:
+    """Check an OpenCV stream; return its frames per second and its number of frames (0: not known)."""
+    import cv2
 
-    Of a plane, one over the depth is linear in the pixel, whatever the angle:
-
-    .. math:: \frac1Z = A x + B y + C, \quad x = \frac{u - c_x}{f_x},\; y = \frac{v - c_y}{f_y}
-              \quad\Rightarrow\quad n \propto (-A,\, B,\, C)
-
-    so that least squares over a square window give the normal, exactly for planes. Of the nine windows that hold a pixel in
-    their middle, at a side or in a corner, the straightest is taken (the middle one where none is twice as straight): normals
-    neither cross the border between two objects nor are rounded off where walls meet.
-
-    Args:
-        depth: (1, H, W), metres along the optical axis; NaN, and what is not positive, is not known.
-        intrinsics: (3, 3) in pixels; a pixel's centre lies at its column and row plus a half.
-        radius: of the windows, (2 radius + 1)^2 pixels; more for a noisy sensor.
-        straight: a window is no surface if the fit misses by more than this share of its depth (root mean square).
-
-    Returns:
-        unit vectors, NaN where depth is not known or none of the windows is a surface: at a discontinuity.
-
-    Raises:
-        ValueError: depth or intrinsics are of another form.
-    """
-    k = torch.as_tensor(np.asarray(intrinsics, dtype=np.float64))
-    if depth.dim() != 3 or depth.shape[0] != 1 or k.shape != (3, 3) or radius < 1:
-        raise ValueError(
-            f"expected depth (1, H, W), intrinsics (3, 3) and a radius of at least 1, got {tuple(depth.shape)}, "
-            f"{tuple(k.shape)} and {radius}"
+    if not stream.isOpened():
+        raise DataError(f"{video}: expected a video, found a file that OpenCV cannot open; convert it to mp4")
+    pixels = stream.get(cv2.CAP_PROP_FRAME_WIDTH) * stream.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    if pixels > MAX_PIXELS:
+        raise DataError(
+            f"{video}: expected frames of at most {MAX_PIXELS} pixels, found {pixels:.0f}; scale it down"
         )
-    height, width = depth.shape[-2:]
-    known = depth.double().where(depth > 0, torch.nan)
-    inverse = F.pad(1 / known[None], [radius] * 4, value=torch.nan)
-    side = 2 * radius + 1
-    step = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    flat, slope = torch.full((side,), 1 / side, dtype=torch.float64), step / (step * step).sum()
-    spread = float((step * step).mean())
+    rate = stream.get(cv2.CAP_PROP_FPS)
+    if every is None and not 0 < rate < 1000:
+        raise ValueError(f"{video} has no known number of frames per second; give every=, such as 15")
+    return rate, max(0, int(stream.get(cv2.CAP_PROP_FRAME_COUNT)))
 
-    def along(plane: Tensor, kernel: Tensor, rows: bool) -> Tensor:
-        return F.conv2d(plane, kernel.view((1, 1, -1, 1) if rows else (1, 1, 1, -1)))
 
-    # Along rows and columns one after the other; NaN of one pixel makes all its windows NaN.
-    level = along(inverse, flat, False)
-    mean, down = along(level, flat, True)[0, 0], along(level, slope, True)[0, 0]
-    across = along(along(inverse, slope, False), flat, True)[0, 0]
-    square = along(along(inverse.square(), flat, False), flat, True)[0, 0]
-    missed = (square - mean.square() - (across.square() + down.square()) * spread).clamp(min=0)
-    missed = missed.sqrt() / mean
-    rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width))
-    a, b = across * k[0, 0], down * k[1, 1]
-    c = mean - a * (columns - k[0, 2]) / k[0, 0] - b * (rows[:, None] - k[1, 2]) / k[1, 1]
-    fits = torch.stack([-a, b, c, missed])
-    around = F.pad(fits, [radius] * 4, value=torch.nan)
-    best = torch.full((4, height, width), torch.inf, dtype=torch.float64)
-    score = torch.full((height, width), torch.inf, dtype=torch.float64)
-    for y in (radius, 0, 2 * radius):
-        for x in (radius, 0, 2 * radius):
-            one = around[:, y : y + height, x : x + width]
-            # Differences below a millionth are rounding's.
-            cost = (one[3] + 1e-6) * (1 if y == x == radius else 2)
-            better = cost.nan_to_num(torch.inf) < score
-            best, score = torch.where(better, one, best), torch.where(better, cost, score)
-    normals = best[:3] / best[:3].norm(dim=0, keepdim=True)
-    surface = (best[3] <= straight) & known[0].isfinite()
-    return normals.where(surface, torch.nan).to(depth.dtype)
+def _extracted(
+    stream: Any, video: Path, folder: Path, share: float, count: int, longest: int
+) -> tuple[dict[str, float], tuple[int, int] | None, int]:
+    """Write the frames of a stream; return their sharpness by stem, the stored (height, width), and the frames read."""
+    found: dict[str, float] = {}
+    size, number = None, -1
+    for number in progress(_grabbed(stream), count, f"frames {video.name}"):
+        # Of every 1/share frames the first; exact for whole numbers.
+        if number and math.floor(number * share + 1e-9) == math.floor((number - 1) * share + 1e-9):
+            continue
+        path = folder / f"frame_{number:06d}.jpg"
+        if number == 0 or not path.is_file():
+            whole, pixels = stream.retrieve()
+            if not whole:
+                break
+            size = pixels.shape[:2]
+            _write(path, _jpeg(pixels[..., ::-1], longest))
+        found[path.stem] = sharpness(_picture(path, longest)[0])
+    return found, size, number + 1
 
 
 def _grabbed(stream: Any) -> Iterator[int]:
@@ -412,7 +383,7 @@ def _grabbed(stream: Any) -> Iterator[int]:
 
 
 def _in_order(folder: Path) -> Iterator[Path]:
-    """The pictures of the first place that has some, numbers in names counted as numbers."""
+    """Iterate over the pictures of the first of the folders that has some, in natural order."""
     for place in PLACES:
         inner = folder / place
         found = images(inner) if inner.is_dir() else []
@@ -433,7 +404,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _picture(path: Path, longest: int) -> tuple[Tensor, tuple[int, int], int]:
-    """The picture upright, (3, H, W) in [0, 1]; its height and width as stored but upright; and how it was turned."""
+    """Return the upright picture (3, H, W) in [0, 1], its stored (height, width) when upright, and its Exif orientation."""
     Resampling = need_pillow().Resampling
     from PIL import ImageOps
 
@@ -458,7 +429,7 @@ def _picture(path: Path, longest: int) -> tuple[Tensor, tuple[int, int], int]:
 
 
 def _metres(path: Path) -> Tensor:
-    """Depth (1, H, W) of one of the two kinds of file."""
+    """Read depth (1, H, W) in metres."""
     if path.suffix == ".npy":
         return float_metres(numpy_array(path, "depth in metres"), path)
     return metres(levels(path, bits=16), 1e-3, (0, 65535))
@@ -467,11 +438,11 @@ def _metres(path: Path) -> Tensor:
 def _lens(
     folder: Path, given: Sequence[float] | str | Path | None
 ) -> tuple[float, float, float, float, tuple[int, int] | None] | None:
-    """fx, fy, cx, cy, and (height, width) of the picture that they are of, if that is said."""
+    """Return fx, fy, cx, cy, and (height, width) of their picture if it is known."""
     where, of = "intrinsics", None
     note, beside = folder / "video.json", folder / "intrinsics.json"
-    if note.is_file() and "size" in (told := read_json(note, "the frames of a video")):
-        of = _size(note, told["size"])
+    if note.is_file() and "size" in (facts := read_json(note, "the frames of a video")):
+        of = _size(note, facts["size"])
     if given is None:
         if not beside.is_file():
             return None
@@ -489,15 +460,15 @@ def _lens(
 
 
 def _size(path: Path, found: Any) -> tuple[int, int]:
-    """Height and width that a file says."""
+    """Return height and width from a file's value."""
     match found:
         case [int(height), int(width)] if 0 < height < 1e6 and 0 < width < 1e6:
             return height, width
     raise DataError(f"{path}: expected a height and a width in pixels, found {str(found)[:80]}")
 
 
-def _alike(depth: Tensor, image: Tensor) -> bool:
-    """Whether both are as wide for their height, but for rounding to whole pixels."""
+def _same_aspect(depth: Tensor, image: Tensor) -> bool:
+    """Return whether both have the same aspect ratio, up to rounding to whole pixels."""
     (h, w), (height, width) = depth.shape[-2:], image.shape[-2:]
     return abs(w * height - h * width) <= 0.5 * (h + w + height + width)
 
@@ -511,7 +482,7 @@ def _nearest(depth: Tensor, image: Tensor) -> Tensor:
 
 
 def _jpeg(pixels: Any, longest: int) -> bytes:
-    """A frame (H, W, 3) uint8 as JPEG, no larger than asked for, colours at full resolution."""
+    """Encode a frame (H, W, 3) uint8 as JPEG, downscaled to ``longest``, without chroma subsampling."""
     image, file = need_pillow().fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
     shrink = min(1.0, longest / max(image.size))
     if shrink < 1:

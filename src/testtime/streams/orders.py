@@ -33,6 +33,7 @@ __getattr__ = renamed(__name__, {"LADDER": "GRADUAL_SEVERITIES"})
 Rows = NDArray[np.int64]
 Conditions = Iterable[str | Domain]
 GRADUAL_SEVERITIES = (1, 2, 3, 4, 5, 4, 3, 2, 1)
+"""Severities of a corruption in a gradual stream, in their order."""
 
 
 def continual(

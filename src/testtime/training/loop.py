@@ -38,6 +38,7 @@ __all__ = ["Files", "Loss", "Plan", "Training", "folder_files"]
 
 Losses = Mapping[str, Tensor]
 Loss = Callable[[int], Losses | Iterable[Losses]]
+"""From the number of a step to its losses by name, or to those of each part of its batch."""
 
 RESERVED = ("step", "lr", "rate")
 AGAIN = "delete it and run the same command again"

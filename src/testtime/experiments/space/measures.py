@@ -25,7 +25,7 @@ from testtime.space.detection import boxes_of, evaluate_detector
 from testtime.space.frames import SpaceFrames
 from testtime.space.modalities import DEPTH
 from testtime.space.pictures import write_pictures
-from testtime.space.retrieval import expected_vectors, recalls
+from testtime.space.retrieval import predicted_vectors, recalls
 from testtime.space.transfer import evaluate
 from testtime.wrap import Episodic, Repeat
 
@@ -69,8 +69,8 @@ def retrieval(work: Workspace) -> dict[str, Any]:
     pixels = torch.stack([frame["rgb"] for frame in frames])
     depth = torch.stack(list(frames.values(DEPTH, known["depth"].size)))
     ids = known["depth"].encode(depth).flatten(1)
-    by_picture = expected_vectors(model, known["features"], pixels)
-    by_depth = expected_vectors(model, known["features"], pixels, (f"tok_{DEPTH.name}", ids))
+    by_picture = predicted_vectors(model, known["features"], pixels)
+    by_depth = predicted_vectors(model, known["features"], pixels, (f"tok_{DEPTH.name}", ids))
     found: dict[str, Any] = {}
     for name, (a, b) in {"depth": (by_picture, by_depth), "picture": (by_depth, by_picture)}.items():
         found |= {f"{name} R@{k}": value for k, value in recalls(a, b).items()}

@@ -18,9 +18,9 @@ from testtime.experiments.space.presets import Place, Views, of_json
 from testtime.experiments.store import Made, Workspace
 from testtime.multitask import Recipe as TeacherRecipe
 from testtime.multitask import Segmentation, multitask_resnet
-from testtime.multitask.presets import GROUPS
 from testtime.scenes.disk import Recipe as Space
 from testtime.scenes.disk import make, read_scenes
+from testtime.scenes.groups import GROUPS
 from testtime.scenes.sceneset import SceneSet
 from testtime.space import masking
 from testtime.space.captioning import Captioner, CaptionVocabulary, captions_of, train_captioner

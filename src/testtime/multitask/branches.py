@@ -1,0 +1,66 @@
+"""Networks with the branches of test-time training, from names and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from testtime.errors import unknown_name
+from testtime.models.assisted import Assisted, Branch
+from testtime.models.multitask import multitask_resnet
+from testtime.models.synchronizer import Synchronizer
+from testtime.source.clust3 import Projectors
+from testtime.source.nc_ttt import NoiseDiscriminator
+from testtime.source.ttt import RotationBranch
+from testtime.source.ttt_plus_plus import ContrastiveBranch
+from testtime.tasks import Tasks
+
+__all__ = ["BRANCHES", "build"]
+
+
+def _synchronizer(tasks: Tasks, channels: int, only: str | None = None, **arguments: Any) -> Branch:
+    return Synchronizer(tasks if only is None else {only: tasks[only]}, channels, **arguments)
+
+
+BRANCHES: dict[str, Callable[..., Branch]] = {
+    "synchronizer": _synchronizer,
+    "rotation": lambda tasks, channels, **arguments: RotationBranch(channels, **arguments),
+    "contrastive": lambda tasks, channels, **arguments: ContrastiveBranch(channels, **arguments),
+    "projectors": lambda tasks, channels, **arguments: Projectors([channels], **arguments),
+    "noise discriminator": lambda tasks, channels, **arguments: NoiseDiscriminator(channels, **arguments),
+}
+"""Functions of tasks, channels of the encoder and arguments, by the name of the branch."""
+
+
+def build(tasks: Tasks, network: Mapping[str, Any], seed: int, imagenet: str | None = None) -> nn.Module:
+    """Return a network for dense tasks with its branch, not trained.
+
+    Args:
+        tasks: tasks by name.
+        network: "depth" and "width" of the ResNet, "branch" (a name of :data:`BRANCHES`, or None) and "arguments" of it, for
+            the synchronizer also "only": the one task that it predicts.
+        seed: random seed of the weights.
+        imagenet: file of public ImageNet weights that the encoder starts from.
+
+    Raises:
+        ValueError: there is no such branch.
+
+    >>> from testtime.tasks import Depth, Edges
+    >>> tasks = {"depth": Depth(), "edge": Edges()}
+    >>> build(tasks, {"depth": 18, "width": 4, "branch": "rotation", "arguments": {}}, seed=0).branch.layers
+    ('encoder',)
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = multitask_resnet(tasks, network["depth"], network["width"])
+        if imagenet is not None:
+            net.encoder.load_imagenet(imagenet)  # type: ignore[operator]
+        if network["branch"] is None:
+            return net
+        if network["branch"] not in BRANCHES:
+            raise unknown_name("branch", network["branch"], BRANCHES)
+        branch = BRANCHES[network["branch"]](tasks, net.encoder.channels, **network["arguments"])
+        return Assisted(net, branch)

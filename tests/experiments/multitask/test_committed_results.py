@@ -1,0 +1,93 @@
+"""The committed results of the family: values that the log and the page of table 1 print."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testtime.experiments import Table, find_experiment, read_run
+
+RESULTS = Path(__file__).parents[3] / "results" / "multitask"
+pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the results are in the repository alone")
+
+
+@cache
+def tables(name: str) -> list[Table]:
+    run = read_run(RESULTS / name)
+    return list(find_experiment(run.about["experiment"]).tables(run))
+
+
+def printed(table: Table, row: str, key: str) -> str:
+    return " ".join(filter(None, table.cell(row, table.column(key))[:2]))
+
+
+@pytest.mark.parametrize("folder", sorted(RESULTS.iterdir()), ids=lambda folder: folder.name)
+def test_every_folder_is_a_run_of_its_experiment(folder: Path) -> None:
+    run = read_run(folder)
+    assert run.about["experiment"] == f"multitask-{folder.name}"
+    assert run.outdated == []
+    assert bool(run.missing) == (folder.name == "components")  # two seeds of three of its rows were never run
+    assert tables(folder.name)
+
+
+@pytest.mark.parametrize(
+    ("study", "row", "column", "value"),
+    [
+        ("table1", "S4T", "Δ last", "+8.4 ±3.1"),
+        ("table1", "S4T", "Δ oracle", "+10.3 ±1.9"),
+        ("table1", "S4T", "Δ own", "+10.3 ±2.5"),
+        ("table1", "S4T's network, BN only", "Δ last", "+8.4 ±3.1"),
+        ("table1", "S4T's network, not adapted", "Δ beyond", "-10.1 ±2.6"),
+        ("table1", "TTT++", "Δ last", "+10.0 ±3.8"),
+        ("table1", "TTT++", "DTW", "163.63 ±47.69"),
+        ("table1", "ActMAD", "Δ beyond", "-3.5 ±3.2"),
+        ("table1", "ClusT3", "SV", "6.68 ±5.14"),
+        ("table1", "NC-TTT", "CS", "0.97 ±0.02"),
+        ("table1", "TIPI", "segmentation", "24.1 ±0.9"),
+        ("table1", "Base", "depth", "0.752 ±0.005"),
+        ("components", "S4T, released loss and channel order", "Δ beyond", "-0.8 ±0.9"),
+        ("components", "TBS + projection's network, BN only", "Δ last", "+12.9"),
+        ("ratio", "0.9", "Δ last", "+11.6"),
+        ("single", "only edge", "Δ last", "+11.3"),
+        ("online", "S4T", "Δ last", "+10.6"),
+    ],
+)
+def test_values_of_the_tables(study: str, row: str, column: str, value: str) -> None:
+    assert printed(tables(study)[0], row, column) == value
+
+
+def test_noise_by_domain() -> None:
+    over = tables("noise")[-1]
+    noise = [f"target + noise {scale}" for scale in ("0.1", "0.2", "0.3", "0.4")]
+    assert [printed(over, "S4T", name).split()[0] for name in ("target", *noise)] == [
+        *("+8.4", "+10.1", "+17.8", "+30.6", "+46.6")
+    ]
+
+
+def test_values_of_the_analyses() -> None:
+    (affinity,), (cost,), (direction,), (masked,) = map(
+        tables, ("affinity", "cost", "direction", "masked-loss")
+    )
+    column = affinity.columns[0]
+    assert [round(affinity.value(row.label, column), 4) for row in affinity.rows] == [0.0385, 0.0114, 0.0114]
+    assert printed(cost, "S4T", "step") == "8.5"
+    assert printed(cost, "TENT", "step") == "3.3"
+    assert printed(cost, "S4T", "against the base") == "+57.3"
+    seeds = direction.values["S4T", "all"]
+    assert [round(seeds[seed], 2) for seed in (0, 1, 2)] == [0.13, -0.14, -0.09]
+    assert masked.value("semseg", masked.column("masked share 0")) == pytest.approx(1.0954554986953735)
+
+
+def test_rates_that_were_tried() -> None:
+    found: Any = read_run(RESULTS / "table1").other("rate of S4T")
+    assert found["rate"] == 1e-4
+    assert [round(gain, 2) for gain in found["tried"].values()] == [7.82, 7.83, 7.74, 6.89, 2.43]
+
+
+def test_the_page_in_docs_is_that_of_the_results() -> None:
+    page = (RESULTS.parents[1] / "docs" / "multitask.html").read_text()
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page))
+    assert "Of the rows that learn, TTT++ has the highest ΔTTT after step 40: +10.0 ±3.8 % (3 seeds)" in text
+    assert page.count("data:image/png;base64,") == 6
