@@ -30,19 +30,10 @@ __all__ = ["HERE", "Batches", "Inputs", "Online", "online"]
 
 HERE = "testtime.experiments.online"
 OPTIONAL = ("reset", "returns", "target", "pace", "speed")  # named in a unit where they are used
-OF_IMAGES = (
-    "closed",
-    "side",
-    "open_set",
-    "batch_size",
-    "ratio",
-    "order",
-    "corruptions",
-    "severity",
-    "rounds",
-    "limit",
+OF_IMAGES = (  # parameters that images depend on
+    *("closed", "side", "open_set", "batch_size", "ratio", "order", "corruptions", "severity", "rounds"),
+    *("limit", "seed", "returns", "target", "pace", "skip_damaged"),
 )
-OF_IMAGES += ("seed", "returns", "target", "pace", "skip_damaged")  # parameters that images depend on
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class NoLabels(Experiment):
         else:
             inputs, p = self._own(request, places)
             column = Batches("own images", None, self.setting(request, "batch_size") or 200)
-            own = {"order": "recorded", "corruptions": [], "limit": None, "slow_limit": None}
+            own: dict[str, Any] = {"order": "recorded", "corruptions": [], "limit": None, "slow_limit": None}
             p = {**base.parameters(asked, inputs, column, 0), **p, **own}
         found, mirror = sets.source_model(inputs.model, inputs.places), self.setting(request, "mirror")
         needs = {"images": base.images_unit(p, inputs, "stream")}

@@ -296,7 +296,7 @@ def _told_baseline(one: dict[str, Any]) -> str:
 
 
 def _domains(results: Results) -> list[Block]:
-    (measure, name), blocks = results.headline, []
+    (measure, name), drawn = results.headline, list[Block]()
     for column in results.columns:
         by_row = {row: results.cells(row, column) for row in results.rows if results.cells(row, column)}
         names = [entry["domain"].replace("_", " ") for entry in next(iter(by_row.values()))[0]["domains"]]
@@ -308,8 +308,8 @@ def _domains(results: Results) -> list[Block]:
         ]
         heads = [report.Column(domain, places=0, shade="heat", style="tilted") for domain in names]
         table = report.Table(f"By domain, {column}", heads, lines, "method")
-        blocks.append(Details(column, [table], opened=not blocks))
-    return [Note(f"{name} in percent, mean over seeds; the stronger the colour, the better."), *blocks]
+        drawn.append(Details(column, [table], opened=not drawn))
+    return [Note(f"{name} in percent, mean over seeds; the stronger the colour, the better."), *drawn]
 
 
 def _made(results: Results) -> Section:
