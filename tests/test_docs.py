@@ -138,7 +138,7 @@ def test_code_of_the_documentation(page: Path, tmp_path: Path, monkeypatch: pyte
 
 def commands(page: Path) -> list[list[str]]:
     """The commands of a page: lines of its blocks for a shell, and text in backquotes."""
-    text = page.read_text()
+    text = page.read_text().replace("\\\n", " ")
     found = [c for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for c in COMMAND.findall(block)]
     found += re.findall(r"`(testtime (?:run|list|report|methods|demo|scenes|space) [^`]+)`", text)
     return [shlex.split(command)[1:] for command in found]
