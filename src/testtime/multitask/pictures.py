@@ -106,7 +106,7 @@ def sheet(
         tasks: tasks by name, in the order of the rows.
         image: (3, H, W) in [0, 1].
         labels: labels of the image by task.
-        strips: predictions for the batch of the image, by name of the strip.
+        strips: predictions for the batch of the image, in the order of the columns.
         index: index of the image in that batch.
         width: width of a picture in pixels.
         dark: light letters on a dark ground.
