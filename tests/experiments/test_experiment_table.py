@@ -1,4 +1,4 @@
-"""Tables: means, spreads, best, pairs; every form of output from one object; the committed results through these classes."""
+"""Tables: means, spreads, best, pairs; every form of output from one object."""
 
 from __future__ import annotations
 

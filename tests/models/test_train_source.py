@@ -48,7 +48,7 @@ def train(script: ModuleType, data: Path, out: Path, *more: str) -> None:
         "--device",
         "cpu",
     ]
-    script.train_augmix(script.parser().parse_args([*arguments, *more]))
+    script.main([*arguments, *more])
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
