@@ -68,9 +68,9 @@ def _last(model: nn.Module) -> nn.Module | None:
     if model._forward_hooks or "forward" in vars(model):
         return None
     if _runs_as(model, (Logits,)):
-        return _last(model.network)
+        return _last(model.get_submodule("network"))
     if "wrapped" in vars(type(model)):  # Preprocessed
-        return _last(getattr(model, vars(type(model))["wrapped"]))
+        return _last(model.get_submodule(vars(type(model))["wrapped"]))
     if _runs_as(model, (nn.Sequential,)):
         for layer in reversed(list(model.children())):
             if layer._forward_hooks or "forward" in vars(layer):
