@@ -150,7 +150,7 @@ def test_commands_of_the_documentation(page: Path, capsys: pytest.CaptureFixture
     names = {one.name for family in list_experiments().values() for one in family}
     for words in commands(page):
         try:
-            arguments = cli.parser(words[:1]).parse_args(words)
+            arguments = cli.parser().parse_args(words)
         except SystemExit as error:
             pytest.fail(f"{page.name}: testtime {shlex.join(words)}: {capsys.readouterr().err or error}")
         asked = [name for name in getattr(arguments, "names", ()) if not name.endswith(".toml")]

@@ -31,6 +31,7 @@ LAYOUTS = (
     "7scenes",
     "procthor",
 )
+"""Names of the layouts that are read."""
 
 
 def read_space(
