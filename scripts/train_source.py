@@ -15,6 +15,7 @@ again.
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -219,9 +220,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    options = parser().parse_args()
+    options = parser().parse_args(arguments)
     if options.command == "digits":
         train_digits(options.out)
         return

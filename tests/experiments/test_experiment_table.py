@@ -1,4 +1,4 @@
-"""Tables: means, spreads, best, pairs; every form of output from one object; the committed results through these classes."""
+"""Tables: means, spreads, best, pairs; every form of output from one object."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import csv
 import io
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from testtime.experiments import Column, Record, Row, Table
-from testtime.files import read_json
 from testtime.report import Page, Section, page_html
 
-RESULTS = Path(__file__).parents[2] / "results"
 ROWS = [
     Row("Source", "base"),
     Row("BN-adapt", "control"),
@@ -152,80 +149,3 @@ def test_the_block_of_a_page_marks_the_same_row_as_the_best() -> None:
     block = made(missing=["one"]).block()
     assert (block.best, [row.role for row in block.rows]) == (False, ["base", "control", "method", "ceiling"])
     assert [row.mark for row in block.rows] == ["", "", "†", ""]
-
-
-def printed(table: Table, row: str) -> list[str]:
-    return [" ".join(filter(None, table.cell(row, column)[:2])) for column in table.columns]
-
-
-def test_the_committed_table_of_open_sets_comes_back() -> None:
-    about = read_json(RESULTS / "cifar10-open/run.json", "")
-    found = [read_json(p, "") for p in sorted((RESULTS / "cifar10-open/cells").glob("*/result.json"))]
-    columns = [
-        Column(name, lambda r, key=key: r["average"][key], of=setting["name"], group=setting["name"])  # type: ignore[misc]
-        for setting in about["columns"]
-        for name, key in (("ACC", "accuracy"), ("AUROC", "auroc"), ("H", "h_score"))
-    ]
-    overall = Column("mean H", lambda r: r["average"]["h_score"])
-    rows = [Row(row["label"]) for row in about["rows"]]
-    cells = [Record(cell["label"], cell["column"], cell["seed"], cell) for cell in found]
-    table = Table.of(about["title"], rows, [overall, *columns], cells)
-    means = [table.cell("PAF+KIP", column)[0] for column in columns]
-    assert means == ["79.4", "77.1", "78.2", "79.5", "78.9", "79.2", "79.4", "87.1", "83.1"]
-    assert [table.best(column) for column in columns[-3:]] == ["PAF+KIP"] * 3
-    assert table.best(columns[0]) == "CoTTA"
-    assert table.leaders(columns[5]) == ["CoTTA"]
-
-
-def test_the_committed_tables_of_a_place_come_back() -> None:
-    found = read_json(RESULTS / "space/retrieval/results.json", "")["results"]
-    names = list(dict.fromkeys(r["column"] for r in found))
-    rows = [Row(label) for label in dict.fromkeys(r["row"] for r in found)]
-    cells = [Record(r["row"], r["column"], r["seed"], r) for r in found]
-    table = Table.of("", rows, [Column(name, lambda r: r["value"], of=name) for name in names], cells)
-    assert printed(table, "TST-MM (all)") == [
-        "4.0 ±1.0",
-        "15.0 ±2.0",
-        "23.3 ±1.5",
-        "2.3 ±0.6",
-        "10.0 ±1.0",
-        "21.3 ±2.1",
-    ]
-    # The place between floor and ceiling is a column too: it is linear, so that its mean is that of the means.
-    found = read_json(RESULTS / "space/propagate/results.json", "")["results"]
-    rows = [Row(label) for label in dict.fromkeys(r["row"] for r in found)]
-    cells = [Record(r["row"], r["column"], r["seed"], r) for r in found]
-    measured = Column("mIoU", lambda r: r["value"])
-    low, high = (Table.of("", rows, [measured], cells).value(rows[i].label, measured) for i in (0, -1))
-    between = Column("between", lambda r: (r["value"] - low) / (high - low), unit="", places=2)
-    table = Table.of("", rows, [measured, between], cells)
-    assert [table.cell(row.label, between)[0] for row in rows] == ["0.00", "0.19", "0.16", "0.20", "1.00"]
-    assert printed(table, "TST-MAE")[0] == "54.8 ±3.4"
-
-
-def test_the_committed_table_of_tasks_comes_back_from_results_that_know_their_base() -> None:
-    folder = RESULTS / "multitask/table1"
-    about = read_json(folder / "study.json", "")
-    found = [read_json(path, "", finite=False) for path in sorted((folder / "cells").glob("*.json"))]
-    base = {c["seed"]: c for c in found if c["row"] == about["rows"][0]}
-
-    def gain(cell: dict[str, Any]) -> float:
-        gains = []
-        for task, series in cell["values"].items():
-            start = base[cell["seed"]]["values"][task][0]
-            sign = 1 if cell["higher_is_better"][task] else -1
-            gains.append(sign * 100 * (series[-1] - start) / start)
-        return sum(gains) / len(gains)
-
-    rows = [Row(label, "base" if i == 0 else "method") for i, label in enumerate(about["rows"])]
-    columns = [
-        Column("depth", lambda c: c["values"]["depth"][-1], unit="RMSE, m", places=3, better="lower"),
-        Column("Δ last", gain, signed=True),
-    ]
-    table = Table.of(
-        about["title"], rows, columns, [Record(c["row"], c["domain"], c["seed"], c) for c in found]
-    )
-    assert printed(table, "TENT") == ["0.645 ±0.009", "+9.1 ±0.9"]
-    assert printed(table, "TTT++'s network, BN only") == ["0.639 ±0.034", "+10.4 ±3.2"]
-    assert printed(table, "Base") == ["0.752 ±0.005", "0.0"]
-    assert table.best(columns[1]) == "TTT++'s network, BN only"

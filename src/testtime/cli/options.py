@@ -25,7 +25,7 @@ class Option:
     """How the command line gives a parameter, in its annotation: ``Annotated[int, Option("processes")]``.
 
     Args:
-        help: what it is, for ``--help``; a default is added.
+        help: text for ``--help``; a default is added.
         convert: function that checks a word and converts it; by default it follows from the type of the parameter.
         metavar: the value in ``--help``.
         names: names of the option, where they are not the parameter's.

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from testtime.intake.outputs import FOR_PIXELS, Logits
-from testtime.models.preprocessed import Preprocessed
 
 __all__ = ["is_dense", "refuse_dense"]
 
@@ -21,7 +20,6 @@ SPATIAL = (
     nn.PixelShuffle,
 )
 SAME_DIMENSIONS = (nn.Identity, nn.Dropout, nn.Dropout2d)
-INSIDE = {Logits: "network", Preprocessed: "model"}
 
 
 def is_dense(model: nn.Module, outputs: Any = None) -> bool:
@@ -69,9 +67,10 @@ def _last(model: nn.Module) -> nn.Module | None:
     """The module that makes the output, but for its dropout; None where that is not certain."""
     if model._forward_hooks or "forward" in vars(model):
         return None
-    for kind, name in INSIDE.items():
-        if _runs_as(model, (kind,)):
-            return _last(getattr(model, name))
+    if _runs_as(model, (Logits,)):
+        return _last(model.get_submodule("network"))
+    if "wrapped" in vars(type(model)):  # Preprocessed
+        return _last(model.get_submodule(vars(type(model))["wrapped"]))
     if _runs_as(model, (nn.Sequential,)):
         for layer in reversed(list(model.children())):
             if layer._forward_hooks or "forward" in vars(layer):

@@ -31,6 +31,7 @@ class Preprocessed(nn.Module):
     mean: Tensor
     std: Tensor
     input_range = (0.0, 1.0)
+    wrapped = "model"  # name of the attribute whose output it returns
 
     def __init__(
         self,

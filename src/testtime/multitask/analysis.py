@@ -69,7 +69,7 @@ def direction(
         adapter: after its steps.
         source: the network before them.
         target: samples with labels.
-        tasks: by name.
+        tasks: tasks by name.
         batch: images at once.
 
     Returns:
@@ -118,7 +118,7 @@ def masked_losses(
         data: labelled samples of the source.
         ratios: masked shares to try.
         batch: images at once.
-        seed: of the masks.
+        seed: random seed of the masks.
 
     Raises:
         TypeError: there is no synchronizer.

@@ -64,7 +64,7 @@ def picture(task: Task, label: Tensor, reach: tuple[float, float] = (0.0, 1.0)) 
     :data:`UNKNOWN` where the label is not known.
 
     Args:
-        task: of the label.
+        task: task of the label.
         label: in the convention of :class:`testtime.data.Sample`.
         reach: nearest and farthest depth of the scale, in metres.
 
@@ -103,12 +103,12 @@ def sheet(
     """One image: a row for each task, a column for its label and one for each strip, its metric under each answer.
 
     Args:
-        tasks: by name, in the order of the rows.
+        tasks: tasks by name, in the order of the rows.
         image: (3, H, W) in [0, 1].
-        labels: of the image, by task.
-        strips: what was answered, for the batch that the image is from.
-        index: of the image in that batch.
-        width: of a picture, in pixels.
+        labels: labels of the image by task.
+        strips: predictions for the batch of the image, in the order of the columns.
+        index: index of the image in that batch.
+        width: width of a picture in pixels.
         dark: light letters on a dark ground.
 
     Raises:

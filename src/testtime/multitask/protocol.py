@@ -73,8 +73,8 @@ class Curve:
 
     Attributes:
         steps: the recorded steps, the first being 0.
-        values: by task, one value for each recorded step.
-        higher_is_better: by task.
+        values: values by task, one for each recorded step.
+        higher_is_better: direction of the metric by task.
     """
 
     steps: list[int]
@@ -114,9 +114,9 @@ def evaluate(
     Args:
         predict: from images (N, 3, H, W) to outputs by task; an adapter's ``predict``, or a model.
         target: samples with labels.
-        tasks: by name.
+        tasks: tasks by name.
         batch: images at once.
-        device: where the images go.
+        device: device of the images.
     """
     meters = {name: task.meter() for name, task in tasks.items()}
     with torch.no_grad():
@@ -162,8 +162,8 @@ def follow(
         adapter: over a multi-task model; it is reset first.
         target: the shifted domain, in the order in which it arrives.
         tasks: those to measure, by name.
-        protocol: what to do.
-        device: where the adapter is.
+        protocol: protocol of adaptation and measurement.
+        device: device of the adapter.
 
     Raises:
         ValueError: the target holds no sample.

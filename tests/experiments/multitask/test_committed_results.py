@@ -87,7 +87,7 @@ def test_rates_that_were_tried() -> None:
 
 
 def test_the_page_in_docs_is_that_of_the_results() -> None:
-    page = (RESULTS.parents[1] / "docs" / "multitask.html").read_text()
+    page = (RESULTS.parents[1] / "docs" / "reports" / "multitask.html").read_text()
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page))
     assert "Of the rows that learn, TTT++ has the highest ΔTTT after step 40: +10.0 ±3.8 % (3 seeds)" in text
     assert page.count("data:image/png;base64,") == 6

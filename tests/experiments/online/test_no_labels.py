@@ -176,6 +176,17 @@ def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
         NO_LABELS.plan(Request("no-labels", (0,), model="digits-cnn", settings={"images": "nowhere"}))
 
 
+@pytest.mark.parametrize("size", ["0", "-3"])
+def test_a_batch_holds_an_image_at_least(
+    size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = images(tmp_path / "mine", 2), tmp_path / "run"
+    command = ["run", "no-labels", "--model", "digits-cnn", "--out", str(out)]
+    assert main([*command, "--set", f"images={folder}", f"batch_size={size}"]) == 2
+    assert f"a batch holds at least 1 image, got batch_size {size}" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_damaged_results_are_named(run: Run) -> None:
     found = {
         a: {**r, "result": {**r["result"], "diagnostics": [{"predicted": [1]}]}}

@@ -170,7 +170,7 @@ def test_the_page_and_the_command(
 ) -> None:
     out, figures = tmp_path / "page.html", tmp_path / "figures.json"
     assert main(["report", *map(str, two), "--out", str(out), "--json", str(figures)]) == 0
-    rows = json.loads(figures.read_text())["tables"][0]["rows"]
+    rows = json.loads(figures.read_text())[0]["rows"]
     tent = next(row["cells"] for row in rows if row["label"] == "TENT")
     assert tent["continual"]["seeds"] == {"0": 30, "1": 32}
     assert "slow†" in capsys.readouterr().out

@@ -51,9 +51,9 @@ class Planner:
     """Makes the units of a run.
 
     Args:
-        request: what the run is asked for; its model is a file of ImageNet weights that encoders start from.
+        request: request of the run; its model is a file of ImageNet weights that encoders start from.
         name: name of the preset.
-        protocol: what is adapted to and measured.
+        protocol: protocol of adaptation and measurement.
         base: row that gains are measured against when learning rates are chosen.
 
     Raises:
@@ -122,7 +122,7 @@ class Planner:
             name: name of the unit, without the seed.
             rows: rows by their role.
             seed: seed of networks, order and randomness.
-            houses: what is adapted to.
+            houses: target houses.
             parameters: further parameters.
         """
         p, limit = self.protocol, self.request.limit

@@ -83,7 +83,7 @@ class Online(Experiment):
 
     Args:
         name: name of the experiment.
-        entry: what ``experiments.toml`` says of it.
+        entry: entry of the experiment in ``experiments.toml``.
     """
 
     family = "online"

@@ -126,7 +126,9 @@ class NoLabels(Experiment):
             inputs, p = base.first_column(asked, places)
         else:
             inputs, p = self._own(request, places)
-            column = Batches("own images", None, self.setting(request, "batch_size") or 200)
+            size = self.setting(request, "batch_size")
+            column = Batches("own images", None, 200 if size is None else size)
+            column.check()
             own: dict[str, Any] = {"order": "recorded", "corruptions": [], "limit": None, "slow_limit": None}
             p = {**base.parameters(asked, inputs, column, 0), **p, **own}
         found, mirror = sets.source_model(inputs.model, inputs.places), self.setting(request, "mirror")

@@ -57,7 +57,7 @@ class Variant:
         effort: share of the preset's steps of pre-training; 0 for the initial model.
         later: places where pre-training continues, with the same tokens.
         more: share of the preset's steps of this continuation.
-        labels: what the transfer learns from: labelled frames "outside", "few" of the test place itself (from the cameras of
+        labels: training data of the transfer: labelled frames "outside", "few" of the test place itself (from the cameras of
             pre-training), or all of these ("space").
         taught: whether the pseudo-labellers were trained.
         frozen: whether only the head learns in transfer.
@@ -104,7 +104,7 @@ class Analysis:
         entries: function from a preset to the cells.
         seeds: random seeds of the training; the houses stay.
         unit: unit of the columns' names, where they are numbers.
-        shows: what the cells are.
+        shows: quantity in the cells, with its unit.
         ends: rows of floor and ceiling, between which the others are placed.
         matrix: whether rows and columns are the same places, so that the diagonal is each model's own place.
         preset: name of the preset where none is given.
