@@ -16,19 +16,7 @@ from typing import Any
 import griffe
 
 SRC = Path(__file__).parents[1] / "src"
-INTERNAL = {
-    "__main__",
-    "bench",
-    "build",
-    "cli",
-    "construction",
-    "files",
-    "gate",
-    "intake",
-    "labels",
-    "lazy",
-    "moved",
-}
+INTERNAL = {"__main__", "build", "cli", "construction", "files", "gate", "intake", "labels", "lazy", "moved"}
 INTERNAL |= {"processor", "progress", "reports", "state", "workers"}
 """Modules of the package that are not for its users; what users need of them is handed out elsewhere."""
 
