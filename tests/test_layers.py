@@ -16,7 +16,7 @@ catalogue laws
 selection wrap saving build prequential
 methods multitask space forecasting vision_language language search
 source
-adapter facts state reports construction gate prediction
+adapter facts state notices construction gate prediction
 norm parts training
 tasks models intake
 streams scenes data corruptions metrics

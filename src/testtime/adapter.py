@@ -17,9 +17,9 @@ from testtime.intake.frozen import Frozen
 from testtime.intake.gradients import explained, gradients
 from testtime.intake.sharing import share
 from testtime.norm.layer import advance, policies_of
+from testtime.notices import Notices
 from testtime.parts.views import MirrorCheck, changes_of
 from testtime.prediction import Prediction, TaskPredictions, as_prediction
-from testtime.reports import Reports
 from testtime.state import AdapterState, all_finite
 
 __all__ = ["Adapter", "state_hash"]
@@ -60,7 +60,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         self._frozen = Frozen()
         self._gate = Gate()
         self._mirror = MirrorCheck()
-        self._reports = Reports(type(self).__name__)
+        self._notices = Notices(type(self).__name__)
 
     # What a method defines --------------------------------------------------------------------------------------------
 
@@ -128,11 +128,11 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
                 y = self._committed(x.clone() if x.is_inference() else x.detach())
                 self.clock += 1
             if not bool(y.valid.any()):
-                self._reports.not_predicted("the model's answers are not finite")
+                self._notices.not_predicted("the model's answers are not finite")
             if y.updated or self._optimizer is None:
-                self._reports.updated()
+                self._notices.updated()
             else:
-                self._reports.not_updated("its filters selected no sample")
+                self._notices.not_updated("its filters selected no sample")
             return y if good.all() else y.spread(good)
 
     def predict(self, x: Tensor) -> Any:
@@ -206,7 +206,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         if len(x) and not bool(good.any()) and not isinstance(self.model, Adapter):
             if not int(self.clock) and bool(torch.isfinite(x).all()):
                 raise ValueError(outside(x, within))
-            self._reports.not_predicted(outside(x, within))
+            self._notices.not_predicted(outside(x, within))
         return (x, good) if bool(good.all()) else (x[good], good)
 
     def _committed(self, x: Tensor) -> Prediction | TaskPredictions:
@@ -230,7 +230,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             with torch.no_grad():
                 y = as_prediction(self._look(x))
             advance(policies, accept=False)
-            self._reports.not_updated(f"the last {what} was not finite")
+            self._notices.not_updated(f"the last {what} was not finite")
         except BaseException as error:
             self._undo(before)
             self._explain(error, x)

@@ -170,9 +170,9 @@ class PETAL(Adapter):
 
     def _learn(self, batches: Iterable[Tensor]) -> None:
         with torch.no_grad():
-            lessons = [(x, self.anchor(x).argmax(dim=1)) for x in images_of(batches)]
+            examples = [(x, self.anchor(x).argmax(dim=1)) for x in images_of(batches)]
         self.prior.variance = self._of_adapted(
-            swag_diagonal(self.anchor, lessons, self.passes, title=None).variance
+            swag_diagonal(self.anchor, examples, self.passes, title=None).variance
         )
 
     @torch.no_grad()

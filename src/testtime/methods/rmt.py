@@ -220,9 +220,9 @@ class RMT(Adapter):
         if self.options.shuffle:
             order = torch.randperm(len(label), generator=generator(self.seed, 0, "replay"))
         self.of_source.hold(images, label, order[: self.options.replay if self.lambda_ce else 0])
-        lessons = images * self.options.warm_up
-        for i, x in enumerate(lessons, 1):
-            self.update(symmetric(self.model(x), self.teacher(x)).mean(), rate=i / len(lessons))
+        examples = images * self.options.warm_up
+        for i, x in enumerate(examples, 1):
+            self.update(symmetric(self.model(x), self.teacher(x)).mean(), rate=i / len(examples))
             self.teacher.update()
 
     @torch.no_grad()

@@ -138,8 +138,10 @@ class TTT(Adapter):
     def _learn(self, batches: Iterable[Tensor]) -> None:
         if self.branch.learned:
             with torch.no_grad(), observing(self.model):
-                lessons = [self._turns(x, f"source {i}") for i, x in enumerate(images_of(batches))]
-            self.branch.fit(lessons, lambda lesson, _: self._loss(*lesson), self.passes, self.rate, self.seed)
+                examples = [self._turns(x, f"source {i}") for i, x in enumerate(images_of(batches))]
+            self.branch.fit(
+                examples, lambda lesson, _: self._loss(*lesson), self.passes, self.rate, self.seed
+            )
 
     def step(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         self.branch.demand("TTT")

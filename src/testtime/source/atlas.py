@@ -186,8 +186,8 @@ def train_task_vectors(
     Reference: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023 (there with a warm-up and a cosine schedule).
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
-    >>> lessons = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
-    >>> train_task_vectors(net, {"fog": lessons, "snow": lessons}, title=None).tasks
+    >>> examples = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
+    >>> train_task_vectors(net, {"fog": examples, "snow": examples}, title=None).tasks
     ('fog', 'snow')
     """
     if not tasks:

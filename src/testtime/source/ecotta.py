@@ -207,8 +207,8 @@ def train_meta(
         ValueError: there are no groups, see :func:`with_meta`; a loss is not finite, or the file belongs to another training.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 2))
-    >>> lessons = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
-    >>> type(train_meta(net, lessons, title=None)[2]).__name__
+    >>> examples = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
+    >>> type(train_meta(net, examples, title=None)[2]).__name__
     'MetaGroup'
     """
     network = with_meta(duplicate(model).eval().requires_grad_(False), layers)

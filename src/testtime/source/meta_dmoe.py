@@ -418,8 +418,8 @@ def train_meta_dmoe(
             not finite, or a file in the folder belongs to another training.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-    >>> lessons = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
-    >>> train_meta_dmoe(net, {"day": lessons, "night": lessons}, title=None).domains
+    >>> examples = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
+    >>> train_meta_dmoe(net, {"day": examples, "night": examples}, title=None).domains
     ('day', 'night')
     """
     if len(domains) < 2:

@@ -158,8 +158,8 @@ def train_vida(
             training.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> lessons = [(torch.rand(8, 3, 2, 2), torch.randint(2, (8,)))] * 3
-    >>> type(train_vida(net, lessons, high_rank=4, title=None)[1]).__name__
+    >>> examples = [(torch.rand(8, 3, 2, 2), torch.randint(2, (8,)))] * 3
+    >>> type(train_vida(net, examples, high_rank=4, title=None)[1]).__name__
     'DomainAdapter'
     """
     network = with_adapters(duplicate(model).eval().requires_grad_(False), low_rank, high_rank, layers, seed)

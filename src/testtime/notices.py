@@ -7,13 +7,13 @@ from typing import final
 
 from testtime.errors import AdapterWarning
 
-__all__ = ["PATIENCE", "Reports"]
+__all__ = ["PATIENCE", "Notices"]
 
 PATIENCE = 50  # batches without any update before a warning
 
 
 @final
-class Reports:
+class Notices:
     """The warnings of one adapter.
 
     Args:
