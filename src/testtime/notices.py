@@ -9,7 +9,8 @@ from testtime.errors import AdapterWarning
 
 __all__ = ["PATIENCE", "Notices"]
 
-PATIENCE = 50  # batches without any update before a warning
+PATIENCE = 50
+"""Batches without any update before a warning."""
 
 
 @final
