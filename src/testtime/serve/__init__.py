@@ -3,7 +3,16 @@
 Nothing here needs more than torch; the server needs ``testtime[serve]``.
 """
 
+from typing import TYPE_CHECKING
+
 from testtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from testtime.serve.engine import Answer
+    from testtime.serve.gate import GateOptions
+    from testtime.serve.session import Session, SessionOptions
+    from testtime.serve.snapshots import Retention, SnapshotInfo
+    from testtime.serve.streams import StreamStatus
 
 __all__ = [
     "Answer",
