@@ -56,8 +56,8 @@ class Worker:
                 "send it to another one, or wait",
                 retry_after=5,
             )
-        if self.waiting >= self.queue:
-            raise self._busy(f"{self.waiting} requests wait, which is the limit")
+        if self.waiting + self.running >= self.queue + self.threads:
+            raise self._busy(f"{self.queue} requests wait, which is the limit")
         loop, entered = asyncio.get_running_loop(), time.monotonic()
         self.waiting += 1
         begun = False
