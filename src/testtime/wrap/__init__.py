@@ -1,0 +1,18 @@
+"""Wrappers, adapter -> adapter: when to forget, with whom a single image is predicted, and how often classes are."""
+
+from testtime.wrap.forgetting import Episodic, ResetEvery
+from testtime.wrap.pacing import Repeat, TimeConstrained
+from testtime.wrap.priors import LabelShift, PriorCorrected
+from testtime.wrap.window import Window
+from testtime.wrap.wrapper import Wrapper
+
+__all__ = [
+    "Episodic",
+    "LabelShift",
+    "PriorCorrected",
+    "Repeat",
+    "ResetEvery",
+    "TimeConstrained",
+    "Window",
+    "Wrapper",
+]
