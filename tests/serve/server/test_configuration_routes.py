@@ -89,7 +89,7 @@ def load(folder: Path, changes: int) -> tuple[list[int], list[int], float]:
                 body = CHANGES[i % len(CHANGES)] if i % 5 else {"method": "tnt", "guarded": False}
                 changed.append((await call.http.put("/configuration", json=body)).status_code)
             done = True
-            statuses = sum(await asyncio.gather(*clients), [])
+            statuses = [status for found in await asyncio.gather(*clients) for status in found]
             return statuses, changed, time.monotonic() - began
 
         return call.runner.run(calls())
