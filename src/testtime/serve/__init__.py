@@ -10,7 +10,8 @@ from testtime.lazy import lazily
 if TYPE_CHECKING:
     from testtime.serve.engine import Answer
     from testtime.serve.gate import GateOptions
-    from testtime.serve.session import Session, SessionOptions
+    from testtime.serve.options import SessionOptions
+    from testtime.serve.session import Session
     from testtime.serve.snapshots import Retention, SnapshotInfo
     from testtime.serve.streams import StreamStatus
 
@@ -29,7 +30,8 @@ __getattr__, __dir__ = lazily(
     {
         "engine": "Answer",
         "gate": "GateOptions",
-        "session": "Session SessionOptions",
+        "options": "SessionOptions",
+        "session": "Session",
         "snapshots": "Retention SnapshotInfo",
         "streams": "StreamStatus",
     },
