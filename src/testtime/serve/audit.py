@@ -67,6 +67,7 @@ class Audit:
     Attributes:
         head: end of the log, as far as it was written.
         waiting: lines that could not be written yet, because the disk is full or read-only.
+        preamble: entries of the record at the beginning of every further file.
         repaired: bytes of a torn last line that were dropped when the log was opened.
         broken: what is wrong with the file that was found; empty if it is whole.
 
@@ -81,10 +82,11 @@ class Audit:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.head, self.repaired, self.broken = Head(), 0, ""
         self.waiting: list[bytes] = []
+        self.preamble: dict[str, Any] = {}
         self._left_out = 0
         self._lock = threading.RLock()
         self._file: Any = None
-        self._size = 0
+        self._size = self._number = 0
         files = _files(self.folder)
         if files:
             self._continue(files[-1][1])
@@ -102,6 +104,8 @@ class Audit:
             wait, further ones are left out, and their number is recorded once there is space again.
         """
         with self._lock:
+            if self._size >= self.rotate and not self.waiting:
+                self._next()
             if len(self.waiting) >= WAITING:
                 self._left_out += 1
             else:
@@ -149,8 +153,6 @@ class Audit:
     def _written(self) -> bool:
         try:
             while self.waiting:
-                if self._size >= self.rotate:
-                    self._next()
                 self._append(self.waiting[0])
                 self.waiting.pop(0)
                 if not self.waiting and self._left_out:
@@ -173,10 +175,15 @@ class Audit:
         self._size += len(line)
 
     def _next(self) -> None:
-        os.fsync(self._file)
+        """Begin a new file, whose first record is the preamble; where that fails, the old one is continued."""
         before = self._file
-        self._open(self._number + 1)
+        try:
+            os.fsync(before)
+            self._open(self._number + 1)
+        except OSError:
+            return
         os.close(before)
+        self._chain("continued", self.preamble)
         files = _files(self.folder)
         for _, path in files[: -self.keep] if self.keep else ():
             path.unlink(missing_ok=True)

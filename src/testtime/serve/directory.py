@@ -74,15 +74,19 @@ class Directory:
     """The files of a session except streams and audit log.
 
     Args:
-        folder: the directory; made if it is missing, for its owner alone.
+        folder: the directory.
+        make: whether it is made if it is missing, for its owner alone; otherwise that is an error.
 
     Attributes:
         streams, audit, adapters: folders in it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, make: bool = True) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if make:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        elif not (self.folder / "session.json").exists():
+            raise FileNotFoundError(f"{folder} holds no session")
         self.streams, self.audit, self.adapters = (
             self.folder / name for name in ("streams", "audit", "adapters")
         )

@@ -16,7 +16,7 @@ from testtime.serve.engine import Engine
 from testtime.serve.snapshots import Snapshot, SnapshotInfo, SnapshotStore, packed, unpacked
 from testtime.serve.streams import Counts, Stream
 
-__all__ = ["Captured", "Keeper", "state_of"]
+__all__ = ["Captured", "Keeper", "state_of", "stream_of"]
 
 RECENT = "session/recent"
 STATE = "state/"
@@ -182,7 +182,7 @@ class Keeper:
         for number in sorted(self.store.numbers(name), reverse=True):
             try:
                 found = self.store.read(name, number)
-                one = _stream(found, engine)
+                one = stream_of(found, engine)
                 engine.activate(one)
             except FileNotFoundError:
                 continue
@@ -223,7 +223,7 @@ def state_of(found: Snapshot) -> dict[str, Tensor]:
     return {k.removeprefix(STATE): v for k, v in found.tensors.items() if k.startswith(STATE)}
 
 
-def _stream(found: Snapshot, engine: Engine) -> Stream:
+def stream_of(found: Snapshot, engine: Engine) -> Stream:
     """A stream as a snapshot describes it.
 
     Raises:

@@ -291,6 +291,7 @@ class Session:
             self._files.describe(configuration, self.options.model)
             self._engine.install(adapter, configuration, self._turns.all())
             self._pacer = Pacer(cost_of(adapter), self.options.clock)
+            self._audit.preamble["configuration"] = configuration
             self._audit.add("configure", before=before, after=configuration)
 
     def streams(self) -> tuple[str, ...]:
@@ -427,13 +428,13 @@ class Session:
         self._recorder = Recorder(self._audit, self._quarantine, options.now)
         self._keeper = Keeper(SnapshotStore(files.streams, options.retention, options.now), self._audit)
         self._turns = Turns(self._engine, self._keeper, options.streams)
-        self._audit.add(
-            "open",
-            configuration=configuration,
-            resumed=found is not None,
-            repaired=self._audit.repaired,
-            broken=self._audit.broken,
-        )
+        self._audit.preamble = {
+            "configuration": configuration,
+            "backlog": options.backlog,
+            "gate": {"repeats": options.gate.repeats, "constant": options.gate.constant},
+        }
+        mended = {"repaired": self._audit.repaired, "broken": self._audit.broken}
+        self._audit.add("open", **self._audit.preamble, resumed=found is not None, **mended)
 
     # A request --------------------------------------------------------------------------------------------------------
 

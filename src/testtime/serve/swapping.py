@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from testtime.state import AdapterState
 
 __all__ = ["Parked", "Ranges", "Slots", "ranges_of", "set_ranges"]
 
+PLAIN = (torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)  # types that numpy has
 Ranges = dict[str, tuple[float, float] | None]
 """Range of the inputs of each adapter in a tree of adapters, by name."""
 
@@ -136,9 +138,8 @@ class Slots:
         digest = hashlib.sha256()
         state = {**dict(zip(self.names(), self._values(), strict=True)), **self.learned()}
         for name, value in sorted(state.items()):
-            flat = value.detach().contiguous().cpu().reshape(-1)
             digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-            digest.update(flat.view(torch.uint8).numpy().data)
+            digest.update(_buffer(value.detach()))
         return digest.hexdigest()
 
     def _values(self) -> list[Tensor]:
@@ -165,6 +166,13 @@ class Slots:
 
 def _parts(adapter: Adapter) -> list[tuple[str, Stateful]]:
     return list(adapter._parts(learned=False).items())
+
+
+def _buffer(value: Tensor) -> Any:
+    """The bytes of a tensor, without a copy where its memory is dense."""
+    if value.device.type == "cpu" and value.dtype in PLAIN and value.is_contiguous():
+        return value.numpy().data
+    return value.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _names(core: AdapterState) -> list[str]:
