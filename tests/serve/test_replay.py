@@ -10,7 +10,7 @@ from small_session import images, network, tent
 from torch import Tensor
 
 from testtime.serve import GateOptions, Session, SessionOptions
-from testtime.serve.replay import replay, verify_session
+from testtime.serve.replaying import replay, verify_session
 
 SYNC = SessionOptions(snapshot_every=3, asynchronous=False)
 
