@@ -4,7 +4,6 @@ r"""BN-adapt: normalise with the statistics of the batch; learn nothing.
     \mu = (1 - \alpha)\,\mu_s + \alpha\,\mu_b, \quad \sigma^2 = (1 - \alpha)\,\sigma_s^2 + \alpha\,\sigma_b^2
 
 with the statistics :math:`s` of the source and :math:`b` of the batch; :math:`\alpha = 1` unless the policy has another.
-is another.
 
 A step:
     1. predict the batch, its BatchNorm layers normalised by the policy.
