@@ -76,7 +76,9 @@ def test_rows_and_seeds_are_added_and_other_settings_are_refused(tmp_path: Path)
     done = run_experiment(Toy(), replace(ASKED, rows=("two",), seeds=(0,)), tmp_path / "run", say=silent).done
     assert done == ["two 0"]
     assert [cell["row"] for cell in read_run(tmp_path / "run").about["cells"]] == ["base", "one", "two"]
-    with pytest.raises(ValueError, match="holds a run with limit None, this one has 5; give another folder"):
+    with pytest.raises(
+        ValueError, match="a run with the default limit, this one has limit 5; give another folder"
+    ):
         run_experiment(Toy(), replace(ASKED, limit=5), tmp_path / "run", say=silent)
     with pytest.raises(ValueError, match="no row 'tow' .did you mean 'two'"):
         run_experiment(Toy(), replace(ASKED, rows=("tow",)), tmp_path / "run", say=silent)
