@@ -13,7 +13,10 @@ from testtime.plugins import resolve
     ("text", "message"),
     [
         ("class Mine\n", r"cannot be imported: SyntaxError: expected ':' \(own_module_0.py, line 1\)"),
-        ("x = 1\ny = x / 0\n", r"cannot be imported: ZeroDivisionError: division by zero \(.*own_module_1.py, line 2\)"),
+        (
+            "x = 1\ny = x / 0\n",
+            r"cannot be imported: ZeroDivisionError: division by zero \(.*own_module_1.py, line 2\)",
+        ),
         ("import math\nmath.no\n", r"cannot be imported: AttributeError: .* \(.*own_module_2.py, line 2\)"),
         ("from math import no\n", r"cannot be imported: ImportError: cannot import name 'no'"),
         ("import no_such_package\n", r"No module named 'no_such_package'; install its package"),
