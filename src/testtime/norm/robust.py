@@ -34,7 +34,7 @@ class RobustStatistics(NormPolicy):
 
     def forward(self, x: Tensor) -> Tensor:
         if (
-            not self.observes() or x.numel() == x.shape[1]
+            not self.observes() or self.lacks_spread(x)
         ):  # one value per channel says nothing of their spread
             return self.normalise_by(x, self.mean, self.var)
         mean, var = self.moments(x)
