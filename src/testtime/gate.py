@@ -227,7 +227,9 @@ def explain(model: nn.Module, x: Tensor, error: BaseException) -> ValueError | N
     Returns:
         the error to raise instead, or None where the model takes the batch, and a batch of one sample of it.
     """
-    if not isinstance(error, Exception) or isinstance(error, TypeError | ValueError | RankError | torch.OutOfMemoryError):
+    if not isinstance(error, Exception) or isinstance(
+        error, TypeError | ValueError | RankError | torch.OutOfMemoryError
+    ):
         return None
     return _refusal(model, x) or (_refusal(model, x[:1]) if len(x) > 1 else None)
 

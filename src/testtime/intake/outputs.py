@@ -132,8 +132,10 @@ class Logits(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Any:
-        whole = self.shards is None or current_shards() is not None
-        y = self._logits(x) if whole else self.shards.run(self.network, self._logits, x)
+        shards = (
+            self.shards if current_shards() is None else None
+        )  # a network in this one runs what it is given
+        y = self._logits(x) if shards is None else shards.run(self.network, self._logits, x)
         if self.contract is None:
             return y
         if isinstance(y, Tensor):

@@ -44,7 +44,8 @@ def current_shards() -> Shards | None:
 
 def shards_of(model: nn.Module) -> Shards | None:
     """The shards that the batches of a model are run in, None where it runs them whole."""
-    return next((m.shards for m in model.modules() if isinstance(getattr(m, "shards", None), Shards)), None)
+    found = (getattr(m, "shards", None) for m in model.modules())
+    return next((shards for shards in found if isinstance(shards, Shards)), None)
 
 
 @final
@@ -132,7 +133,9 @@ class Shards:
             return
         different = list({id(p): p for p in moving.values()}.values())
         used = dict(zip(map(id, different), _Summed.apply(self.group, *different), strict=True))
-        places = [(network.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2], p) for n, p in moving.items()]
+        places = [
+            (network.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2], p) for n, p in moving.items()
+        ]
         for module, name, p in places:
             module._parameters[name] = used[id(p)]  # as torch.func.functional_call does
         try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from testtime.adapter import Adapter, state_hash
 from testtime.errors import RankError
 from testtime.intake.outputs import Logits
-from testtime.intake.shards import Shards
+from testtime.intake.shards import Group, Shards
 
 __all__ = ["DataParallel"]
 
@@ -37,15 +37,16 @@ class DataParallel:
     Args:
         adapter: an adapter of one network, built in every process on the same weights with the same arguments. Its state has
             the same names as without processes: a state saved here continues there.
-        group: the processes; all of ``torch.distributed`` unless given.
+        group: the processes, a group of ``torch.distributed`` (all unless given), or any
+            :class:`testtime.intake.shards.Group`.
         timeout: seconds after which a process that does not answer is given up.
         check_every: steps between two comparisons of the states of the processes; 0 compares never.
 
     Raises:
         RuntimeError: ``torch.distributed`` is not initialised.
         TypeError: no adapter.
-        ValueError: a layer mixes the samples of a batch otherwise than by the statistics of BatchNorm (NHL, EcoTTA,
-            :func:`testtime.norm.unmix_tns`, several models in one pass).
+        ValueError: a layer mixes the samples of a batch otherwise than by the statistics of BatchNorm (EcoTTA, ITTA,
+            NHL, :func:`testtime.norm.unmix_tns`, several models in one pass).
         RankError: the processes hold different states, so that they were not built alike.
 
     Cost: for every forward, the outputs and two statistics for each BatchNorm layer are exchanged, and for every backward the
@@ -58,7 +59,9 @@ class DataParallel:
         self, adapter: Adapter, group: Any = None, timeout: float = 60.0, check_every: int = 100
     ) -> None:
         if not isinstance(adapter, Adapter):
-            raise TypeError(f"DataParallel runs an adapter, got {type(adapter).__name__}; build one: Tent(model)")
+            raise TypeError(
+                f"DataParallel runs an adapter, got {type(adapter).__name__}; build one: Tent(model)"
+            )
         if not timeout > 0 or check_every < 0:
             raise ValueError(
                 f"timeout is a number of seconds above 0 and check_every counts steps, got {timeout} and {check_every}"
@@ -66,7 +69,7 @@ class DataParallel:
         _refuse(adapter)
         self.adapter = adapter
         self.check_every = check_every
-        self.processes = _Processes(group, timeout)
+        self.processes: Group = group if hasattr(group, "gather") else _Processes(group, timeout)
         self.check()
 
     def __call__(self, x: Tensor) -> Any:
