@@ -104,8 +104,8 @@ OPTIONS = frozenset(
         *("adacontrast:AdaContrast", "atlas:ATLAS", "meta_dmoe:MetaDMoE", "nc_ttt:NCTTT", "paf_kip:PAFKIP"),
         *("rmt:RMT", "roid:ROID", "stamp:STAMP", "ttt_plus_plus:TTTPlusPlus", "vida:ViDA"),
     )
-)
-"""Options of methods that a saved state may name; their modules are imported when one does."""
+) | {"testtime.wrap.guarded:GuardOptions"}
+"""Options of methods and wrappers that a saved state may name; their modules are imported when one does."""
 
 
 def _part(name: str) -> Callable[..., Any] | None:

@@ -1,6 +1,7 @@
 """Wrappers, adapter -> adapter: when to forget, with whom a single image is predicted, and how often classes are."""
 
 from testtime.wrap.forgetting import Episodic, ResetEvery
+from testtime.wrap.guarded import Guarded, GuardEvent, GuardOptions
 from testtime.wrap.pacing import Repeat, TimeConstrained
 from testtime.wrap.priors import LabelShift, PriorCorrected
 from testtime.wrap.window import Window
@@ -8,6 +9,9 @@ from testtime.wrap.wrapper import Wrapper
 
 __all__ = [
     "Episodic",
+    "GuardEvent",
+    "GuardOptions",
+    "Guarded",
     "LabelShift",
     "PriorCorrected",
     "Repeat",
