@@ -233,7 +233,8 @@ class Guarded(Wrapper):
         return int(self.interval) > 1
 
     def _learn(self, batches: Iterable[Any]) -> None:
-        arriving, kept = iter(batches), []
+        arriving = iter(batches)
+        kept: list[Any] = []
         while sum(len(_images(b)) for b in kept) < IMAGES and (batch := next(arriving, None)) is not None:
             kept.append(batch)
         self.adapter.prepare(chain(kept, arriving))
