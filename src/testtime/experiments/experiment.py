@@ -233,10 +233,15 @@ class Experiment(ABC):
         return ()
 
     def page(self, run: Run) -> Page:
-        """Return the page of a run."""
-        from testtime.experiments.pages import run_page
+        """Return the page of a run: its tables, its figures, and how it was made."""
+        from testtime.experiments.pages import run_page, table_blocks
+        from testtime.report import Chart, Figure, Section
 
-        return run_page(self, run)
+        drawn = [
+            Figure(one, one.title) if isinstance(one, Chart) else one for one in self.figures(run) if one
+        ]
+        result = Section("result", "Result", "The result", table_blocks(*self.tables(run)))
+        return run_page(run, run.about["note"], [result, Section("figures", "Figures", "Figures", drawn)])
 
     def compared(self, runs: Sequence[Run]) -> Sequence[Table]:
         """Return the tables of several runs of the family side by side.
@@ -252,9 +257,10 @@ class Experiment(ABC):
         Raises:
             ValueError: the runs cannot be compared, see :meth:`compared`.
         """
-        from testtime.experiments.pages import comparison_page
+        from testtime.experiments.pages import tables_page
 
-        return comparison_page(self, runs)
+        names = ", ".join(run.about["experiment"] for run in runs)
+        return tables_page(f"{len(runs)} runs", f"testtime · {self.family}", names, self.compared(runs))
 
     def setting(self, request: Request, name: str) -> Any:
         """Return the value of a setting of the family, or its default."""
