@@ -33,7 +33,7 @@ class Reference(nn.Module):
     """The shipped model and the same model normalised by the batch, which learn nothing, as two trees over shared weights.
 
     Args:
-        model: network inside an adapter at its birth.
+        model: network inside an adapter in its initial state.
         adapted: parameters of it that move, which are copied.
     """
 

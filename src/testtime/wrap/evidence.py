@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from testtime.intake.sharing import AtLeastFloat32, Birth, Stateful
+from testtime.intake.sharing import AtLeastFloat32, InitialState, Stateful
 
 __all__ = ["Evidence", "Healthy", "Usual"]
 
@@ -18,7 +18,7 @@ USUAL = 0.9  # weight of the past in the usual values
 WARM = 5  # batches before values are usual
 
 
-class Healthy(Birth):
+class Healthy(InitialState):
     """The last state of the adapter that a check approved of; a reset forgets it."""
 
     learned = False

@@ -232,7 +232,7 @@ class Guarded(Wrapper):
         """Whether the adapter's answers are served without a check of every batch."""
         return int(self.interval) > 1
 
-    def _learn(self, batches: Iterable[Any]) -> None:
+    def _prepare(self, batches: Iterable[Any]) -> None:
         arriving = iter(batches)
         kept: list[Any] = []
         while sum(len(_images(b)) for b in kept) < IMAGES and (batch := next(arriving, None)) is not None:
@@ -243,7 +243,7 @@ class Guarded(Wrapper):
         self.competence.calibrate(x, Calibration(self.reference, self.disturb, within, self.seed))
         self.healthy.remember(self.adapter.state_dict())
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         y = self._classified(self.adapter.predict(x))
         if self.trusted:
             return y
@@ -395,7 +395,7 @@ class Guarded(Wrapper):
             self.adapter._restore(self.healthy.known())
             self._event("restore", unhealthy)
         elif rung == 2:
-            self.adapter._restore(_upper_half(self.adapter._born()))
+            self.adapter._restore(_upper_half(self.adapter._initial_state()))
             self._event("partial_reset", unhealthy)
         else:
             self.adapter.reset()
@@ -472,11 +472,11 @@ def _spread(counts: Tensor) -> float:
     return diversity(counts.cpu().numpy()) if bool(counts.any()) else 0.0
 
 
-def _upper_half(birth: dict[str, Tensor]) -> dict[str, Tensor]:
+def _upper_half(initial: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries of the upper half of the adapted parameters, in the order of the layers."""
-    names = [name for name in birth if name.startswith("model.")]
+    names = [name for name in initial if name.startswith("model.")]
     upper = {name.removeprefix("model.") for name in names[len(names) // 2 :]}
-    return {k: v for k, v in birth.items() if any(name in k for name in upper)}
+    return {k: v for k, v in initial.items() if any(name in k for name in upper)}
 
 
 def _disturbance(network: nn.Module) -> Callable[[Tensor], Tensor]:
