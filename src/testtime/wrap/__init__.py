@@ -2,6 +2,7 @@
 
 from testtime.wrap.data_parallel import DataParallel
 from testtime.wrap.forgetting import Episodic, ResetEvery
+from testtime.wrap.guarded import Guarded, GuardEvent, GuardOptions
 from testtime.wrap.pacing import Repeat, TimeConstrained
 from testtime.wrap.priors import LabelShift, PriorCorrected
 from testtime.wrap.window import Window
@@ -10,6 +11,9 @@ from testtime.wrap.wrapper import Wrapper
 __all__ = [
     "DataParallel",
     "Episodic",
+    "GuardEvent",
+    "GuardOptions",
+    "Guarded",
     "LabelShift",
     "PriorCorrected",
     "Repeat",
