@@ -164,6 +164,9 @@ def serve(
                 model, used, tokens, limits, host=host, deadline=requests.deadline, kept=Kept(state, asked)
             )
             _log(logs)
+            if used.guarded and not model.source:
+                advice = "name a folder of images as in training: --source FOLDER"
+                logging.getLogger("testtime.serve").warning("the guards are not calibrated; %s", advice)
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{found.getsockname()[1]}"
             print(f"{model.name} with {used.method} at {address}, state in {Path(state)}", flush=True)
