@@ -20,7 +20,7 @@ adapter facts state notices construction gate prediction
 norm parts training
 tasks models intake
 streams scenes data corruptions metrics
-files errors labels lazy progress processor workers plugins moved
+files toml claims errors labels lazy progress processor workers plugins moved
 """  # docs/architecture.md explains them
 LEVEL = {
     name: -i for i, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()

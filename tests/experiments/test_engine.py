@@ -13,8 +13,8 @@ import pytest
 import torch
 from toy_family import Toy, events
 
+from testtime.claims import claimed
 from testtime.experiments import Processes, Request, read_run, run_experiment
-from testtime.experiments.claims import claimed
 from testtime.experiments.store import Store
 from testtime.files import write_json
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from testtime.claims import holder
 from testtime.experiments.backends import Backend, Here
-from testtime.experiments.claims import holder
 from testtime.experiments.experiment import Experiment, Unit, closure
 from testtime.experiments.provenance import provenance
 from testtime.experiments.request import Request

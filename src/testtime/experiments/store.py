@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from testtime.experiments.claims import claimed
+from testtime.claims import claimed
 from testtime.experiments.provenance import SCHEMA, provenance
 from testtime.files import damaged, read_json, sweep, write_json
 from testtime.plugins import resolve
