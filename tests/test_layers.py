@@ -13,7 +13,7 @@ cli __main__
 experiments
 serve report
 catalogue laws
-selection wrap saving build prequential
+selection wrap saving build evaluation prequential
 methods multitask space forecasting vision_language language search
 source
 adapter facts state notices construction gate prediction

@@ -19,10 +19,10 @@ from testtime.experiments import Request, list_experiments
 from testtime.experiments.methods import argument
 from testtime.experiments.online import listing
 from testtime.experiments.online.experiment import Batches, Inputs, online
-from testtime.experiments.online.stream import ORDERS
 from testtime.experiments.registry import find_method
 from testtime.metrics import h_score
 from testtime.models import MODELS
+from testtime.streams.named import ORDERS
 
 ENTRIES = listing.entries()
 

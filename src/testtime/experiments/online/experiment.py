@@ -12,19 +12,22 @@ import torch
 
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data.named import EMBEDDED
+from testtime.data.places import find_set, has_source, image_size, images_of
 from testtime.errors import DataError, need_packages, unknown_name
 from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
-from testtime.experiments.online import listing, sets
+from testtime.experiments.online import listing
 from testtime.experiments.online.comparison import Comparison
 from testtime.experiments.online.pages import main_table, online_page
 from testtime.experiments.online.results import Results
-from testtime.experiments.online.stream import ORDERS
+from testtime.experiments.online.stream import source_model
 from testtime.experiments.registry import code_of, find_method
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.table import Row, Table
+from testtime.models import OpenedModel
 from testtime.processor import processor_name
 from testtime.report import Page
+from testtime.streams.named import ORDERS, corrupted_domains
 
 __all__ = ["HERE", "Batches", "Inputs", "Online", "online"]
 
@@ -116,7 +119,7 @@ class Online(Experiment):
     def plan_with(self, request: Request, inputs: Inputs, columns: Sequence[Batches]) -> Plan:
         """Return the plan of a request whose data and weights are known."""
         rows, left_out, cells = self.chosen_rows(self.rows, request), [], []
-        if not sets.has_source(inputs.closed, inputs.places):
+        if not has_source(inputs.closed, inputs.places):
             left_out = [row.label for row in rows if find_method(row.about["method"]).source != "none"]
             rows = [row for row in rows if row.label not in left_out]
         for seed in request.seeds or ():
@@ -197,7 +200,7 @@ class Online(Experiment):
             )
         places = {"data": str(Path(request.data).resolve())}
         if source := self.setting(request, "source"):
-            places["set source"] = places[f"set {sets.find_set(source, places)}"]
+            places["set source"] = places[f"set {find_set(source, places)}"]
         return places
 
     def find_inputs(self, request: Request, columns: Sequence[Batches], places: dict[str, str]) -> Inputs:
@@ -208,27 +211,27 @@ class Online(Experiment):
         """
         closed, found = self.entry["closed"], self.find_model(request, places)
         try:
-            images = sets.images_of(closed, places)
+            images = images_of(closed, places)
         except DataError as error:
             try:  # own images in place of the set
-                closed = sets.find_set(request.data, places)
-                images = sets.images_of(closed, places)
-                sets.check_classes(images, found)
+                closed = find_set(request.data, places)
+                images = images_of(closed, places)
+                found.check_classes(images)
             except ValueError as other:
                 own = "a folder of own images, with a folder for each class"
                 raise DataError(f"{error}; nor is {request.data} {own}: {other}") from None
-        sets.check_classes(images, found)
-        stream, size = self.stream(request), sets.image_size(closed, found.side)
-        origin = sets.domains(closed, places, stream["corruptions"], stream["severity"], size)[1]
+        found.check_classes(images)
+        stream, size = self.stream(request), image_size(closed, found.side)
+        origin = corrupted_domains(closed, places, stream["corruptions"], stream["severity"], size)[1]
         facts = {"weights": found.digest, closed: images.digest(), "corruptions": origin}
         opened = [column.open_set for column in columns if column.open_set is not None]
-        facts |= {name: sets.images_of(name, places).digest() for name in opened}
+        facts |= {name: images_of(name, places).digest() for name in opened}
         return Inputs(closed, found.name, found.side, facts, places)
 
-    def find_model(self, request: Request, places: dict[str, str]) -> sets.OpenedModel:
+    def find_model(self, request: Request, places: dict[str, str]) -> OpenedModel:
         """Open the source model; an own file is added to the places."""
         name = request.model or self.entry["model"]
-        found = sets.source_model(name, places)
+        found = source_model(name, places)
         if Path(name).is_file():
             places[f"model {found.name}"] = str(Path(name).resolve())
             return found
@@ -268,7 +271,7 @@ class Online(Experiment):
         if wanted == []:
             raise ValueError("the list of open sets is empty; leave it out to take the experiment's own")
         if wanted is not None:
-            names = [None if name == "none" else sets.find_set(name, places) for name in wanted]
+            names = [None if name == "none" else find_set(name, places) for name in wanted]
             columns = [column for name in names for column in _with_open_set(columns, name)]
         if (size := self.setting(request, "batch_size")) is not None:
             columns = [replace(column, batch_size=size) for column in columns]

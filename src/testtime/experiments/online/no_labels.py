@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from testtime import report
+from testtime.data.places import find_set, has_source, images_of, source_batches
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
 from testtime.experiments.methods import build_method
-from testtime.experiments.online import listing, sets
+from testtime.experiments.online import listing
 from testtime.experiments.online.cell import SLOW
 from testtime.experiments.online.experiment import HERE, Batches, Inputs, online
-from testtime.experiments.online.stream import cached_stream
+from testtime.experiments.online.stream import cached_stream, source_model
 from testtime.experiments.pages import provenance_section, table_blocks
 from testtime.experiments.registry import code_of, find_method
 from testtime.experiments.request import Request
@@ -74,7 +75,7 @@ def group_images(work: Workspace) -> dict[str, Any]:
 def run_in_shadow(work: Workspace) -> dict[str, Any]:
     """Let a candidate predict and learn, and keep its diagnostics; labels, where there are any, only judge it afterwards."""
     p, device = work.parameters, work.parameters["device"]
-    found, plain = (sets.source_model(p["model"], work.places) for _ in range(2))
+    found, plain = (source_model(p["model"], work.places) for _ in range(2))
     adapter = build_method(p, found.model.to(device), found.classes, 0)
     adapter.to(device)
     stream, labels, lines = cached_stream(work, p["limit"]), [], []
@@ -88,7 +89,7 @@ def run_in_shadow(work: Workspace) -> dict[str, Any]:
     with autocast(device, p["precision"]):
         if adapter.source != "none":
             size = stream.domains[0].size
-            batches = sets.source_batches(p["closed"], work.places, stream.batch_size, 0, size)
+            batches = source_batches(p["closed"], work.places, stream.batch_size, 0, size)
             adapter.prepare([x.to(device) for x in batches])
         source = Source(plain.model.to(device))
         for one in monitor(adapter, images(), source, disturb=mirrored if p["mirror"] else turned):
@@ -131,7 +132,7 @@ class NoLabels(Experiment):
             column.check()
             own: dict[str, Any] = {"order": "recorded", "corruptions": [], "limit": None, "slow_limit": None}
             p = {**base.parameters(asked, inputs, column, 0), **p, **own}
-        found, mirror = sets.source_model(inputs.model, inputs.places), self.setting(request, "mirror")
+        found, mirror = source_model(inputs.model, inputs.places), self.setting(request, "mirror")
         needs = {"images": base.images_unit(p, inputs, "stream")}
         appearance = {**needs["images"].parameters, "classes": found.classes}
         others = {
@@ -143,7 +144,7 @@ class NoLabels(Experiment):
         rows, left_out, cells = [], {}, []
         for row in base.chosen_rows(base.rows, request):
             adapter = build_method(row.about, found.model, found.classes, 0)
-            if adapter.source != "none" and not sets.has_source(inputs.closed, inputs.places):
+            if adapter.source != "none" and not has_source(inputs.closed, inputs.places):
                 left_out[row.label] = "it must see images of the source; give them with the setting source"
             elif adapter.cost[0] > SLOW and request.rows is None:
                 left_out[row.label] = f"it takes {adapter.cost[0]:g} forwards a batch; name it with --rows"
@@ -166,10 +167,10 @@ class NoLabels(Experiment):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; expected the folder of images as they arrive")
         name, found = (
-            sets.find_set(str(folder.resolve()), places),
+            find_set(str(folder.resolve()), places),
             online("field-continual").find_model(request, places),
         )
-        images = sets.images_of(name, places, skip)
+        images = images_of(name, places, skip)
         facts = {"weights": found.digest, name: images.digest()}
         facts |= {f"damaged {number}": path for number, path in enumerate(images.skipped, 1)}
         return Inputs(name, found.name, found.side, facts, places), {"skip_damaged": True} if skip else {}
