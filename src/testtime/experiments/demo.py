@@ -18,7 +18,7 @@ from testtime.data import embedded
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
 from testtime.experiments.methods import build_method
-from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.registry import code_of
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.store import Workspace
@@ -130,7 +130,7 @@ class Digits(Experiment):
                     },
                     f"{row.label}, seed {seed}",
                     needs={"source": source},
-                    code=code_of(find_method(name)),
+                    code=code_of(name),
                 )
                 cells.append(Cell(row.label, "continual", seed, unit))
         others = {f"source, seed {seed}": source for seed, source in sources.items()}

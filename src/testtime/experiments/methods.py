@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from testtime.adapter import Adapter
-from testtime.build import nested_arguments
-from testtime.experiments.registry import find_method
+from testtime.build import find_method, nested_arguments
 from testtime.plugins import resolve
 from testtime.wrap import ResetEvery
 
@@ -38,7 +37,7 @@ def build_method(row: Mapping[str, Any], model: nn.Module, classes: int, seed: i
     """Build the adapter of a row on a model.
 
     Args:
-        row: facts of the row: ``method`` (for :func:`testtime.experiments.registry.find_method`), its ``arguments`` and
+        row: facts of the row: ``method`` (for :func:`testtime.build.find_method`), its ``arguments`` and
             ``reset_every`` if the adapter is reset after so many steps.
         model: source model.
         classes: number of classes, for methods that take it.

@@ -1,30 +1,20 @@
-"""The experiments by family, and methods and data sets by name; nothing imports torch before it is asked for."""
+"""The experiments by family, and by name; nothing imports torch before it is asked for."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from testtime.errors import did_you_mean, unknown_name
 from testtime.plugins import plugins, resolve
 
 if TYPE_CHECKING:
-    from testtime.adapter import Adapter
     from testtime.experiments.experiment import Experiment
 
-__all__ = [
-    "FAMILIES",
-    "Listed",
-    "code_of",
-    "find_experiment",
-    "find_method",
-    "find_reader",
-    "list_experiments",
-]
+__all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "list_experiments"]
 
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
@@ -84,21 +74,10 @@ def find_experiment(name: str) -> Experiment:
     return made
 
 
-def find_method(name: str) -> type[Adapter]:
-    """Return a class of adapters, see :func:`testtime.build.find_method`."""
+def code_of(method: str) -> dict[str, str]:
+    """Return the SHA-256 of the file of a method by the name of its class, for the code of a unit."""
     from testtime.build import find_method
-
-    return find_method(name)
-
-
-def code_of(*parts: Any) -> dict[str, str]:
-    """Return the SHA-256 of the files of classes or functions by their names, for the code of a unit."""
     from testtime.data import sha256_of
 
-    return {part.__qualname__: sha256_of(Path(inspect.getfile(part))) for part in parts}
-
-
-def find_reader(name: str) -> Callable[..., Any] | None:
-    """Return the function of an entry point ``testtime.data``; None if there is none of this name."""
-    point = plugins("testtime.data").get(name)
-    return None if point is None else point.load()
+    cls = find_method(method)
+    return {cls.__qualname__: sha256_of(Path(inspect.getfile(cls)))}

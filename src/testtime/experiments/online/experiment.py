@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, final
 
 import torch
 
+from testtime.build import find_method
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data.named import EMBEDDED
 from testtime.data.places import find_set, has_source, image_size, images_of
@@ -20,7 +21,7 @@ from testtime.experiments.online.comparison import Comparison
 from testtime.experiments.online.pages import main_table, online_page
 from testtime.experiments.online.results import Results
 from testtime.experiments.online.stream import source_model
-from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.registry import code_of
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.table import Row, Table
@@ -129,7 +130,7 @@ class Online(Experiment):
                 for row in rows:
                     name, code = (
                         f"{row.label}, {column.name}, seed {seed}",
-                        code_of(find_method(row.about["method"])),
+                        code_of(row.about["method"]),
                     )
                     unit = Unit(
                         f"{HERE}.cell:adapt_online", {**row.about, **p}, name, needs, code, inputs.places

@@ -20,7 +20,7 @@ from testtime.experiments.online.cell import SLOW
 from testtime.experiments.online.experiment import HERE, Batches, Inputs, online
 from testtime.experiments.online.stream import cached_stream, source_model
 from testtime.experiments.pages import provenance_section, table_blocks
-from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.registry import code_of
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.store import Workspace
@@ -149,7 +149,7 @@ class NoLabels(Experiment):
             elif adapter.cost[0] > SLOW and request.rows is None:
                 left_out[row.label] = f"it takes {adapter.cost[0]:g} forwards a batch; name it with --rows"
             else:
-                kind, code = f"{HERE}.no_labels:run_in_shadow", code_of(find_method(row.about["method"]))
+                kind, code = f"{HERE}.no_labels:run_in_shadow", code_of(row.about["method"])
                 unit = Unit(kind, {**row.about, **p}, row.label, needs, code, inputs.places)
                 rows.append(row)
                 cells.append(Cell(row.label, "", p["seed"], unit))
