@@ -182,11 +182,13 @@ class _Schedule:
     def _show(self, meter: Meter) -> None:
         busy = {**self.running, **{address: unit for address, (unit, _) in self.elsewhere.items()}}
         names = ", ".join(f"{u.name}{' (elsewhere)' * (a in self.elsewhere)}" for a, u in busy.items())
-        done = sum(weight for a, weight in self.weights.items() if a not in self.waiting and a not in busy)
+        ended = [weight for a, weight in self.weights.items() if a not in self.waiting and a not in busy]
+        done, counts = sum(ended), f"{len(ended)}/{len(self.weights)} units"
         if isinstance(self.backend, Here):
             own = sum(self.weights[address] for address in self.running)
-            self.backend.report = lambda share: meter.update(done + share * own, names)
-        meter.update(done + sum(self.weights[address] * self.store.share(address) for address in busy), names)
+            self.backend.report = lambda share: meter.update(done + share * own, names, counts)
+        share = sum(self.weights[address] * self.store.share(address) for address in busy)
+        meter.update(done + share, names, counts)
 
     def _end(self, unit: Unit, outcome: Outcome) -> None:
         state = outcome["state"]
