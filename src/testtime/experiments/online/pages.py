@@ -117,9 +117,10 @@ def main_table(results: Results) -> Table:
     changed = ", for the experiment without the changes of this run" * bool(results.changes)
     notes = ["Averaged over the domains."] + [NOTES["opened"]] * results.opened
     notes += [f"Published: {about['source']}{changed}."] * any(results.about["published"].values())
-    return _table(
-        results, results.title, columns, [*notes, about["note"], *(f["note"] for f in results.facts.values())]
-    )
+    if "source model" not in results.run.stand_ins:  # the note is on the model of the experiment
+        notes.append(about["note"])
+    notes += [fact["note"] for fact in results.facts.values()]
+    return _table(results, results.title, columns, notes)
 
 
 def _table(results: Results, title: str, columns: Sequence[Column], notes: Sequence[str]) -> Table:
