@@ -65,10 +65,8 @@ class Batches:
         if not self.ratio > 0:
             raise ValueError(f"ratio is a number above 0, got {self.ratio}; leave out the open set for none")
         if self.open_set is not None and round(self.batch_size / (1 + self.ratio)) < 1:
-            raise ValueError(
-                f"a batch of {self.batch_size} with {self.ratio:g} unknown for each known image holds no known one; take a "
-                "larger batch, or no open set"
-            )
+            holds = f"a batch of {self.batch_size} with {self.ratio:g} unknown for each known image"
+            raise ValueError(f"{holds} holds no known one; take a larger batch, or no open set")
 
 
 class Inputs(NamedTuple):
@@ -103,9 +101,8 @@ class Online(Experiment):
         self.columns = tuple(Batches(**column) for column in entry["columns"])
         others = dict.fromkeys(("open_sets", "batch_size", "source"))
         self.settings = {**{key: entry.get(key) for key in listing.STREAM}, **others}
-        self.rows = tuple(
-            Row(label, r.pop("role", "method"), about=r) for label, r in listing.rows(entry).items()
-        )
+        rows = listing.rows(entry).items()
+        self.rows = tuple(Row(label, about.pop("role", "method"), about=about) for label, about in rows)
 
     def check_machine(self, say: Callable[[str], None]) -> None:
         if EMBEDDED & {self.entry["closed"], *(column.open_set for column in self.columns)}:
@@ -128,23 +125,15 @@ class Online(Experiment):
                 p = self.parameters(request, inputs, column, seed)
                 needs = {"images": self.images_unit(p, inputs, f"{column.name}, seed {seed}")}
                 for row in rows:
-                    name, code = (
-                        f"{row.label}, {column.name}, seed {seed}",
-                        code_of(row.about["method"]),
-                    )
-                    unit = Unit(
-                        f"{HERE}.cell:adapt_online", {**row.about, **p}, name, needs, code, inputs.places
-                    )
+                    name, code = f"{row.label}, {column.name}, seed {seed}", code_of(row.about["method"])
+                    facts = {**row.about, **p}
+                    unit = Unit(f"{HERE}.cell:adapt_online", facts, name, needs, code, inputs.places)
                     cells.append(Cell(row.label, column.name, seed, unit))
         labels, names = [row.label for row in rows], [column.name for column in columns]
         baseline = self._baseline(request, inputs, columns)
         about = {
-            **{
-                "closed": inputs.closed,
-                "model": inputs.model,
-                "left_out": left_out,
-                "limit": self.limit(request),
-            },
+            **{"closed": inputs.closed, "model": inputs.model, "left_out": left_out},
+            "limit": self.limit(request),
             "stream": self.stream(request),
             "columns": [asdict(column) for column in columns],
             "published": listing.published(self.entry["published"], labels, names),
@@ -196,9 +185,8 @@ class Online(Experiment):
     def places(self, request: Request) -> dict[str, str]:
         """Return the places that a request names; a DataError says that the folder of data is not there."""
         if request.data != Request.data and not Path(request.data).is_dir():
-            raise DataError(
-                f"{request.data}: no such folder; expected that of data sets and weights, or of own images"
-            )
+            expected = "expected that of data sets and weights, or of own images"
+            raise DataError(f"{request.data}: no such folder; {expected}")
         places = {"data": str(Path(request.data).resolve())}
         if source := self.setting(request, "source"):
             places["set source"] = places[f"set {find_set(source, places)}"]
@@ -252,14 +240,12 @@ class Online(Experiment):
             raise ValueError(f"severity is a whole number from 1 to 5, got {s['severity']}")
         if s["order"] not in ORDERS:
             raise unknown_name("order", s["order"], ORDERS)
-        if unknown := [
-            corruption for corruption in s["corruptions"] if corruption not in CORRUPTIONS + EXTRA
-        ]:
-            raise unknown_name("corruption", unknown[0], CORRUPTIONS + EXTRA)
-        if s["order"] == "wandering" and (s["target"] is None or s["pace"] is None):
-            raise ValueError(
-                "a wandering stream needs a target and a pace; take the experiment field-wandering"
-            )
+        for corruption in s["corruptions"]:
+            if corruption not in CORRUPTIONS + EXTRA:
+                raise unknown_name("corruption", corruption, CORRUPTIONS + EXTRA)
+        if s["order"] == "wandering" and None in (s["target"], s["pace"]):
+            advice = "take the experiment field-wandering"
+            raise ValueError(f"a wandering stream needs a target and a pace; {advice}")
         return s
 
     def chosen_columns(self, request: Request, places: dict[str, str]) -> list[Batches]:
@@ -312,9 +298,6 @@ def _with_open_set(columns: Sequence[Batches], name: str | None) -> list[Batches
         return same
     if name is None:
         return [replace(columns[0], name="closed set", open_set=None, note="")]
-    kinds = {(column.batch_size, column.ratio): column for column in columns}
-    prefix = len(kinds) > 1
-    return [
-        replace(c, name=f"{c.name} {name}" if prefix else name, open_set=name, note="")
-        for c in kinds.values()
-    ]
+    kinds = {(column.batch_size, column.ratio): column for column in columns}.values()
+    names = [f"{c.name} {name}" if len(kinds) > 1 else name for c in kinds]
+    return [replace(c, name=n, open_set=name, note="") for c, n in zip(kinds, names, strict=True)]
