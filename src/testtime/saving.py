@@ -102,7 +102,8 @@ OPTIONS = frozenset(
     f"testtime.methods.{name}Options"
     for name in (
         *("adacontrast:AdaContrast", "atlas:ATLAS", "meta_dmoe:MetaDMoE", "nc_ttt:NCTTT", "paf_kip:PAFKIP"),
-        *("rmt:RMT", "roid:ROID", "stamp:STAMP", "ttt_plus_plus:TTTPlusPlus", "vida:ViDA"),
+        *("petal:PETAL", "rmt:RMT", "roid:ROID", "rotta:RoTTA", "sotta:SoTTA", "stamp:STAMP"),
+        *("ttt_plus_plus:TTTPlusPlus", "vida:ViDA"),
     )
 )
 """Options of methods that a saved state may name; their modules are imported when one does."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from small_world import batch, by_batch, jitter, net, stream
 from testtime.adapter import state_hash
-from testtime.methods.petal import PETAL, quantile_of
+from testtime.methods.petal import PETAL, PETALOptions, quantile_of
 from testtime.parts import adam, generator, identity, sgd
 from testtime.source.petal import SwagDiagonal, swag_diagonal
 
@@ -70,7 +70,7 @@ def test_equals_the_published_loop(chance: float | None) -> None:
     data = stream([16] * 14)
     data = data[7:] + data[:7]
     reference = Published(swag, 0.72, 1e-5, 0.2, chance)
-    settings = {"decay": 0.99, "alpha": 1e-5, "quantile": 0.2, "restoration": chance}
+    settings = {"decay": 0.99, "alpha": 1e-5, "quantile": 0.2, "options": PETALOptions(chance)}
     ours = PETAL(swag, sgd(0.05), views=4, threshold=0.72, augment=jitter, seed=3, **settings)
     assert ours.source == "none"
     for clock, x in enumerate(data):
@@ -171,8 +171,10 @@ def test_nothing_returns_at_a_quantile_of_zero() -> None:
 
 
 def test_says_what_it_expects() -> None:
-    with pytest.raises(ValueError, match="passes >= 2 and a quantile"):
+    with pytest.raises(ValueError, match="views >= 1 and a quantile"):
         PETAL(net(), quantile=2)
+    with pytest.raises(ValueError, match="is at least 2, got 1"):
+        PETALOptions(passes=1)
     with pytest.raises(ValueError, match="at least 2"):
         swag_diagonal(net(), source(), passes=1)
     with pytest.raises(RuntimeError, match="or give it the network of swag_diagonal"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from small_world import CLASSES, batch, jitter, mirrored, net, stream
 from testtime.adapter import state_hash
 from testtime.methods import RoTTA
-from testtime.methods.rotta import CSTU, timeliness
+from testtime.methods.rotta import CSTU, RoTTAOptions, timeliness
 from testtime.parts import adam, identity
 
 
@@ -215,7 +215,14 @@ def test_timeliness_and_the_loss_in_numpy() -> None:
 def test_teacher_statistics_stay_at_the_source_unless_it_observes() -> None:
     x = stream([16])[0]
     still, moved = (
-        RoTTA(net(), CLASSES, capacity=16, frequency=16, teacher_observes=o, augment=identity)
+        RoTTA(
+            net(),
+            CLASSES,
+            capacity=16,
+            frequency=16,
+            augment=identity,
+            options=RoTTAOptions(teacher_observes=o),
+        )
         for o in (False, True)
     )
     still(x), moved(x)

@@ -1,6 +1,7 @@
 """Self-distillation: losses, centres, teacher and schedules recomputed in numpy; views that show what they should."""
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from toy_space import shards, streams
 
 from testtime.parts.randomness import generator
-from testtime.space.dino import ProjectionHead, SelfDistilled, coloured, window
+from testtime.space.dino import DistillationOptions, ProjectionHead, SelfDistilled, coloured, window
 from testtime.space.loader import Batches, Part
 from testtime.space.masking import Masking
 from testtime.space.model import Batch, Size
@@ -20,7 +21,8 @@ SMALL = Size(1, 1, 16, 2)
 def model(seed=0, **settings):
     torch.manual_seed(seed)
     given = {"outputs": 12, "hidden": 8, "bottleneck": 6, "crops": 2, "local": (8, 8), **settings}
-    return SelfDistilled(SMALL, (16, 16), 4, **given).train()
+    options = {f.name: given.pop(f.name) for f in fields(DistillationOptions) if f.name in given}
+    return SelfDistilled(SMALL, (16, 16), 4, **given, options=DistillationOptions(**options)).train()
 
 
 def pictures(n=3, seed=0):

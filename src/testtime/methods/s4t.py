@@ -115,7 +115,7 @@ class S4T(Adapter):
 
     def _disagreement(self, x: Tensor, y: dict[str, Tensor], synchronised: dict[str, Tensor]) -> Tensor:
         """The pseudo-label prediction loss (eq. 6, 8)."""
-        if self._branch.reconstruct:
+        if self._branch.options.reconstruct:
             return Reconstruction().loss(synchronised["image"], x)
         losses = []
         for name, task in self._branch.tasks.items():

@@ -166,6 +166,7 @@ class STAMPOptions:
     Args:
         capacity: number of images in the memory.
         decay: weight of the past in the memory's count of the classes.
+        rho: radius of the sharpness-aware step.
         score: open-set score: "energy" of the mean logits or, as in the paper, "entropy" of the mean prediction.
         chunk: number of views in one forward, each normalised by itself; a divisor of ``views``. Predictions do not depend on
             it.
@@ -181,6 +182,7 @@ class STAMPOptions:
 
     capacity: Positive = 64
     decay: float = 0.9
+    rho: float = 0.05
     score: Literal["energy", "entropy"] = "energy"
     chunk: int = 1
     original: bool = True
@@ -211,7 +213,6 @@ class STAMP(Adapter):
         views: V, number of views that the prediction averages.
         alpha: who is certain, as a fraction of log C; 0.25 (CIFAR-10), 0.9 (CIFAR-100), 0.8 (ImageNet).
         consistent: admit only what the source model, under batch statistics, predicts alike; not on ImageNet.
-        rho: the radius of the sharpness-aware step.
         period: period in steps of the cosine schedule of the learning rate: 150, 750 (ImageNet); None keeps the rate.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         options: settings that are rarely changed.
@@ -243,7 +244,6 @@ class STAMP(Adapter):
         views: Positive = 32,
         alpha: float = 0.25,
         consistent: bool = True,
-        rho: float = 0.05,
         period: Positive | None = 150,
         augment: Augmentation = random_crop_flip,
         options: STAMPOptions = STAMPOptions(),
@@ -255,7 +255,7 @@ class STAMP(Adapter):
             raise ValueError(f"expected views and a chunk that divides it, got views={views}, chunk={chunk}")
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.views, self.alpha = classes, optimizer, views, alpha
-        self.consistent, self.rho, self.period, self.options = consistent, rho, period, options
+        self.consistent, self.period, self.options = consistent, period, options
         self.augment = preserving(augment, self.model)
         self.norm, self.cost = norm, (views + consistent + 2, 2)
         self.origin = share(self.model)
@@ -305,7 +305,7 @@ class STAMP(Adapter):
             def loss() -> Tensor:
                 return self_weighted_entropy(self.model(images), total, self.options.epsilon)
 
-            self.update(sharpness_aware_gradients(loss, self._adapted, self.rho), self._rate())
+            self.update(sharpness_aware_gradients(loss, self._adapted, self.options.rho), self._rate())
         return self._answer(log_p, z, x.dtype, reliable=reliable)
 
     def _rate(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from testtime.intake.model import DetachedCopies
 from testtime.intake.sharing import Stateful, duplicate
+from testtime.moved import takes_former
 from testtime.parts import generator
 from testtime.parts.features import linear_head, with_features
 from testtime.parts.groups import convolutions_of, groups_of
@@ -24,6 +26,7 @@ from testtime.source.passes import passes_over
 __all__ = [
     "AdaptiveGroup",
     "Consistent",
+    "ITTAOptions",
     "LearnedConsistency",
     "adaptive_groups",
     "alignment",
@@ -253,15 +256,30 @@ def consistency_loss(
     return loss
 
 
+@final
+@dataclass(frozen=True)
+class ITTAOptions:
+    """Layers of the consistency and of the network in :func:`train_itta`.
+
+    Args:
+        depth: number of linear layers of f_w.
+        layers: dotted names of the groups, see :func:`with_adaptive`.
+        head: name of the linear head; the last linear layer unless given.
+    """
+
+    depth: int = 2
+    layers: Sequence[str] | None = None
+    head: str | None = None
+
+
+@takes_former
 def train_itta(
     model: nn.Module,
     batches: Collection[tuple[Tensor, Tensor]],
     passes: int = 5,
     rate: float = 5e-5,
     alpha: float = 1.0,
-    depth: int = 2,
-    layers: Sequence[str] | None = None,
-    head: str | None = None,
+    options: ITTAOptions = ITTAOptions(),
     seed: int = 0,
     file: str | Path | None = None,
     title: str | None = "ITTA",
@@ -274,9 +292,7 @@ def train_itta(
         passes: number of passes over the batches.
         rate: learning rate of both; DomainBed's, in which the paper works.
         alpha: weight of the consistency beside the task.
-        depth: linear layers of f_w.
-        layers: dotted names of the groups, see :func:`with_adaptive`.
-        head: name of the linear head; the last linear layer unless given.
+        options: layers of the consistency and of the network.
         seed: random seed of styles and first weights.
         file: path of a checkpoint after every pass, from which the same call continues; None for none.
         title: title of the progress bar; None for none.
@@ -294,11 +310,11 @@ def train_itta(
     tensor(15)
     """
     network = duplicate(model).eval().requires_grad_(True)
-    name, last = linear_head(network, head)
+    name, last = linear_head(network, options.head)
     dtype = torch.promote_types(last.weight.dtype, torch.float32)
     both = Consistent(
-        with_adaptive(network, layers),
-        LearnedConsistency(last.in_features, depth, seed).to(last.weight.device, dtype),
+        with_adaptive(network, options.layers),
+        LearnedConsistency(last.in_features, options.depth, seed).to(last.weight.device, dtype),
     )
     for group in adaptive_groups(network):
         group.scale.requires_grad_(False), group.shift.requires_grad_(False)
@@ -307,7 +323,7 @@ def train_itta(
         "passes": passes,
         "rate": rate,
         "alpha": alpha,
-        "depth": depth,
+        "depth": options.depth,
         "seed": seed,
     }
     with tapped(both.network, [name], given=True) as (at_head,):
