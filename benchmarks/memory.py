@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from testtime.adapter import Adapter
 from testtime.data.named import training_images
 from testtime.experiments import Request
-from testtime.experiments.methods import build_method
+from testtime.build import build_method
 from testtime.experiments.online.experiment import online
 from testtime.experiments.online.stream import source_model
 from testtime.experiments.online.stream import make_stream

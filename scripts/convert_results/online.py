@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from testtime.build import find_method
+from testtime.build import argument, find_method
 from testtime.experiments import Plan, Request, Unit
-from testtime.experiments.methods import argument
 from testtime.experiments.online.experiment import Batches, Inputs, Online, online
 from testtime.experiments.provenance import SCHEMA
 from testtime.experiments.run import RunFolder

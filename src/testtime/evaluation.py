@@ -25,7 +25,11 @@ from testtime.streams import Batch, Stream
 
 __all__ = ["LINES", "STATE", "Progress", "evaluate", "finish", "read_samples", "resume", "save"]
 
-STATE, LINES, SAMPLES = "state.safetensors", "batches.jsonl", "samples.safetensors"
+LINES = "batches.jsonl"
+"""File with a line for each batch."""
+STATE = "state.safetensors"
+"""File of the checkpoint."""
+SAMPLES = "samples.safetensors"
 CHECKPOINT = 60.0  # seconds between two checkpoints
 COLUMNS = [f.name for f in fields(Samples) if f.name != "selected"]
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 
+from testtime.build import build_method
 from testtime.data import embedded
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
-from testtime.experiments.methods import build_method
 from testtime.experiments.registry import code_of
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from testtime.errors import did_you_mean, unknown_name
 from testtime.plugins import plugins, resolve
@@ -75,10 +75,14 @@ def find_experiment(name: str) -> Experiment:
     return made
 
 
-def code_of(method: str) -> dict[str, str]:
-    """Return the SHA-256 of the file of a method by the name of its class, for the code of a unit."""
+def code_of(*parts: Any) -> dict[str, str]:
+    """Return the SHA-256 of the files of classes or functions by their names, for the code of a unit.
+
+    Args:
+        parts: classes, functions, and names of methods for :func:`testtime.build.find_method`.
+    """
     from testtime.build import find_method
     from testtime.data import sha256_of
 
-    cls = find_method(method)
-    return {cls.__qualname__: sha256_of(Path(inspect.getfile(cls)))}
+    found = [find_method(part) if isinstance(part, str) else part for part in parts]
+    return {part.__qualname__: sha256_of(Path(inspect.getfile(part))) for part in found}

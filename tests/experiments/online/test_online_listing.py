@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from small_online import asked
 
-from testtime.build import find_method, nested_arguments
+from testtime.build import argument, find_method, nested_arguments
 from testtime.data.named import NAMED
 from testtime.experiments import Request, list_experiments
-from testtime.experiments.methods import argument
 from testtime.experiments.online import listing
 from testtime.experiments.online.experiment import Batches, Inputs, online
 from testtime.metrics import h_score

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.build import build_method
 from testtime.data.places import images_of, source_batches
 from testtime.evaluation import Progress, evaluate, finish
-from testtime.experiments.methods import build_method
 from testtime.experiments.online.stream import cached_stream, source_model
 from testtime.experiments.store import Workspace
 from testtime.methods import Source

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from testtime import report
+from testtime.build import build_method
 from testtime.data.places import find_set, has_source, images_of, source_batches
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
-from testtime.experiments.methods import build_method
 from testtime.experiments.online import listing
 from testtime.experiments.online.cell import SLOW
 from testtime.experiments.online.experiment import HERE, Batches, Inputs, Online, online
