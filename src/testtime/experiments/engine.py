@@ -23,7 +23,7 @@ __all__ = ["Summary", "run_experiment"]
 ATTEMPTS = 3  # at a unit whose process is killed
 POLL = 1.0  # seconds between two checks of units that other processes work on
 KILLED = (
-    f"its process was killed {ATTEMPTS} times, probably for memory; take fewer --jobs or a smaller --limit"
+    f"its process was killed {ATTEMPTS} times, probably for memory; fewer --jobs or a smaller --limit help"
 )
 OUTDATED = "made with another version of the code and kept; --again makes them again: {}"
 
@@ -116,9 +116,7 @@ class _Schedule:
         self.running: dict[str, Unit] = {}
         self.elsewhere: dict[str, tuple[Unit, str]] = {}
         self.stored: set[str] = set()  # addresses whose artefacts are in the store
-        self.failed: dict[
-            str, str
-        ] = {}  # name of the failed unit, by its address and by those of what needs it
+        self.failed: dict[str, str] = {}  # name of the failed unit, also by the addresses of what needs it
         self.attempts: dict[str, int] = {}
         self.weights: dict[str, float] = {}
         self.polled = 0.0

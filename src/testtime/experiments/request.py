@@ -46,9 +46,8 @@ class Request:
     token: str = ""
 
     def __post_init__(self) -> None:
-        if self.seeds is not None and (
-            not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0
-        ):
+        seeds = self.seeds
+        if seeds is not None and (not seeds or len({*seeds}) < len(seeds) or min(seeds) < 0):
             raise ValueError(f"expected different seeds from 0, at least one, got {self.seeds}")
         if self.rows is not None and not self.rows:
             raise ValueError("the list of rows is empty; leave it out to take all of the experiment's")
@@ -103,9 +102,8 @@ class Request:
 
     def started(self, seeds: tuple[int, ...], precision: str) -> Request:
         """Return the request with everything resolved that may be left open."""
-        return replace(
-            self, seeds=self.seeds or seeds, precision=precision, token=self.token or secrets.token_hex(4)
-        )
+        token = self.token or secrets.token_hex(4)
+        return replace(self, seeds=self.seeds or seeds, precision=precision, token=token)
 
 
 def _differs(name: str, before: object, now: object) -> str:

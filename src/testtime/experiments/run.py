@@ -11,9 +11,9 @@ from typing import Any
 from testtime.experiments.experiment import Experiment, Plan, Unit, closure
 from testtime.experiments.provenance import SCHEMA, now
 from testtime.experiments.request import Request
-from testtime.experiments.store import read_result
+from testtime.experiments.store import read_result, read_versioned
 from testtime.experiments.table import Record, Row
-from testtime.files import damaged, read_json, slug, write_json
+from testtime.files import read_json, slug, write_json
 
 __all__ = ["Run", "RunFolder", "read_run"]
 
@@ -55,9 +55,8 @@ class RunFolder:
         """
         request.write(self.path / "run.toml")
         path = self.path / "run.json"
-        before = (
-            read_json(path, AGAIN, ABOUT) if path.is_file() else {"sessions": [], "others": {}, "units": {}}
-        )
+        new: dict[str, Any] = {"sessions": [], "others": {}, "units": {}}
+        before = read_json(path, AGAIN, ABOUT) if path.is_file() else new
         names = ("family", "title", "source", "note")
         units = {u.address: {"name": u.name, "code": u.versions} for u in closure(plan.units)}
         earlier = {name: address for name, address in before["others"].items() if name not in plan.others}
@@ -91,14 +90,9 @@ class RunFolder:
 
     def fail(self, unit: Unit, error: str, trace: str) -> Path:
         """Keep the error of a unit."""
-        content = {
-            "schema": SCHEMA,
-            "address": unit.address,
-            "name": unit.name,
-            "time": now(),
-            "error": error,
-        }
-        return write_json(self._file("failures", unit), {**content, "traceback": trace.splitlines()})
+        content = {"schema": SCHEMA, "address": unit.address, "name": unit.name, "time": now()}
+        content |= {"error": error, "traceback": trace.splitlines()}
+        return write_json(self._file("failures", unit), content)
 
 
 @dataclass(frozen=True)
@@ -134,13 +128,12 @@ class Run:
             read: function that turns the result of a unit into what the functions of the columns take; under "made" the
                 result has the provenance of the unit: versions, machine, threads, seconds.
         """
-        return [
-            Record(
-                c["row"], c["column"], c["seed"], read({**found["result"], "made": found["made"]}), c["about"]
-            )
-            for c in self.about["cells"]
-            if (found := self.results.get(c["unit"])) is not None
-        ]
+        records = []
+        for c in self.about["cells"]:
+            if (found := self.results.get(c["unit"])) is not None:
+                result = read({**found["result"], "made": found["made"]})
+                records.append(Record(c["row"], c["column"], c["seed"], result, c["about"]))
+        return records
 
     def other(self, name: str) -> Mapping[str, Any] | None:
         """Return the result of a unit that no cell shows, by its name in the plan; None if it is not finished."""
@@ -162,18 +155,17 @@ class Run:
     @property
     def stand_ins(self) -> dict[str, tuple[str, str]]:
         """By name of the resource, what was used and what the source used, where the two differ."""
-        used = {name: self.about["used"].get(name) for name in self.about["resources"]}
-        preferred = {name: resource["prefers"] for name, resource in self.about["resources"].items()}
-        return {
-            name: (used[name], preferred[name]) for name in used if used[name] not in (None, preferred[name])
-        }
+        found = {}
+        for name, resource in self.about["resources"].items():
+            if (used := self.about["used"].get(name)) not in (None, resource["prefers"]):
+                found[name] = (used, resource["prefers"])
+        return found
 
     @property
     def notes(self) -> list[str]:
         """Remarks for every table of the run: stand-ins, results of other versions, failures."""
-        notes = [
-            f"{name}: {used} stands in for {prefers}." for name, (used, prefers) in self.stand_ins.items()
-        ]
+        pairs = self.stand_ins.items()
+        notes = [f"{name}: {used} stands in for {prefers}." for name, (used, prefers) in pairs]
         notes += [f"Made with another version of the code: {', '.join(self.outdated)}."] * bool(self.outdated)
         return notes + [f"Failed: {found['name']}: {found['error']}." for found in self.failures.values()]
 
@@ -188,20 +180,11 @@ def read_run(folder: str | Path) -> Run:
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime run makes one")
-    about = read_json(path, AGAIN, ABOUT)
-    with damaged(path, AGAIN):
-        if about["schema"] > SCHEMA:
-            raise ValueError(
-                f"it has schema {about['schema']}, this version of testtime reads up to {SCHEMA}"
-            )
+    about = read_versioned(path, AGAIN, ABOUT)
     files = [sorted((Path(folder) / kind).glob("*.json")) for kind in ("results", "failures")]
     results = {found["unit"]["address"]: found for found in map(read_result, files[0])}
     failed = [read_json(file, AGAIN, {"address": str, "name": str, "error": str}) for file in files[1]]
     failures = {found["address"]: found for found in failed}
     order = [address for address in about["units"] if address in results]
-    return Run(
-        Path(folder),
-        about,
-        {address: results[address] for address in order},
-        {address: found for address, found in failures.items() if address in about["units"]},
-    )
+    current = {address: found for address, found in failures.items() if address in about["units"]}
+    return Run(Path(folder), about, {address: results[address] for address in order}, current)

@@ -21,7 +21,7 @@ from testtime.experiments.provenance import SCHEMA, provenance
 from testtime.files import damaged, read_json, sweep, write_json
 from testtime.plugins import resolve
 
-__all__ = ["Made", "Outcome", "Store", "Workspace", "execute", "read_result"]
+__all__ = ["Made", "Outcome", "Store", "Workspace", "execute", "read_result", "read_versioned"]
 
 AGAIN = "delete it and give the same command again: it makes it again"
 RESULT = {"schema": int, "unit": {"address": str, "name": str, "code": dict}, "result": dict, "made": dict}
@@ -120,8 +120,18 @@ def read_result(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         DataError: it is damaged, or from a later version of this library.
     """
-    found: dict[str, Any] = read_json(path, AGAIN, RESULT)
-    with damaged(path, AGAIN):
+    return read_versioned(path, AGAIN, RESULT)
+
+
+def read_versioned(path: Path, advice: str, shape: Any) -> dict[str, Any]:
+    """Read a file of JSON with a schema version.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is damaged, or from a later version of this library.
+    """
+    found: dict[str, Any] = read_json(path, advice, shape)
+    with damaged(path, advice):
         if found["schema"] > SCHEMA:
             raise ValueError(
                 f"it has schema {found['schema']}, this version of testtime reads up to {SCHEMA}"
@@ -178,11 +188,8 @@ def execute(
 
 def _attempt(store: Store, described: Mapping[str, Any], report: Callable[[float], None]) -> dict[str, Any]:
     """Call the function of a unit and return the content of its result file."""
-    folder, cache, parameters = (
-        store.folder(described["address"]),
-        store.root / "cache",
-        described["parameters"],
-    )
+    folder, cache = store.folder(described["address"]), store.root / "cache"
+    parameters = described["parameters"]
     sweep(folder)
     cache.mkdir(parents=True, exist_ok=True)
     needs = {}
