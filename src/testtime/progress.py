@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 __all__ = ["Meter", "progress", "remaining"]
 
-UNITS, SECONDS = 3, 5.0  # of work, before an estimate is shown: until then it says nothing about the rest
+UNITS, SECONDS = 3, 5.0  # of work, before an estimate is shown: before, it is no estimate of the rest
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Meter:
         left = remaining(done, self.total - self.before, now - self._begin)
         if counts:
             left = f", {left.rpartition(', ')[2]}" if left else ""
-        counts = counts or f"{self.before + done:.6g}/{self.total:.6g}"
+        counts = counts or f"{_count(self.before + done)}/{_count(self.total)}"
         note = f"  {note}" if note else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.before + done, text=f"{counts}{left}{note}")
@@ -65,6 +65,11 @@ class Meter:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _count(value: float) -> str:
+    """A count of units in full; one of parts of units with one decimal."""
+    return f"{value:.6g}" if value == int(value) else f"{value:.1f}"
 
 
 def progress(items: Iterable[T], total: int, title: str, done: int = 0, every: float = 10.0) -> Iterator[T]:

@@ -22,9 +22,7 @@ __all__ = ["Summary", "run_experiment"]
 
 ATTEMPTS = 3  # at a unit whose process is killed
 POLL = 1.0  # seconds between two checks of units that other processes work on
-KILLED = (
-    f"its process was killed {ATTEMPTS} times, probably for memory; take fewer --jobs or images"
-)
+KILLED = f"its process was killed {ATTEMPTS} times, probably for memory; take fewer --jobs or images"
 OUTDATED = "made with another version of the code and kept; --again makes them again: {}"
 
 
@@ -93,10 +91,16 @@ def run_experiment(
     precision = resolve_precision(asked, need_device(request.device), started, say)
     request = request.started(experiment.seeds, precision)
     whole = request.joined(before) if before else request
+    plan = experiment.plan(whole)  # what it refuses is refused before anything is written
+    with run.claimed():
+        if (
+            there := run.request()
+        ) != before:  # another process has begun or extended this run in the meantime
+            whole = request.joined(there) if there else request
+            plan = experiment.plan(whole)
+        run.write(experiment, whole, plan, provenance(command, request.device, precision))
     request = replace(request, token=whole.token)
-    plan = experiment.plan(whole)
     units = plan.units if request == whole else experiment.plan(request).units
-    run.write(experiment, whole, plan, provenance(command, request.device, precision))
     place = Path(store) if store is not None else run.path.absolute().parent / "store"
     with backend or Here() as where:
         schedule = _Schedule(run, Store(place.absolute()), where, again, say)

@@ -269,13 +269,18 @@ class Experiment(ABC):
         """Return those of the rows that the request names, the base rows, and one for each own method.
 
         Rows are named by their labels in any spelling, or by a method (``about["method"]``) that is nobody's label. The row of
-        an own method has the import path or entry point as ``about["method"]``, and the label of its class, or the name of the
-        class where a row of the experiment has that label.
+        an own method has the label of its class, and the import path or entry point as ``about["method"]``.
 
         Raises:
             ValueError: there is no row of this name.
         """
-        own = [Row(_own_label(name, rows), about={"method": name}) for name in request.methods]
+        from testtime.build import find_method
+
+        own, taken = [], {row.label for row in rows}
+        for name in request.methods:
+            label = find_method(name).label
+            own.append(Row(f"{label} ({name})" if label in taken else label, about={"method": name}))
+            taken.add(label)
         if request.rows is None:
             return [*rows, *own]
         labels = {_bare(row.label) for row in rows}
@@ -290,14 +295,6 @@ class Experiment(ABC):
             *(r for r, names in zip(rows, spelled, strict=True) if wanted & names or r.role == "base"),
             *own,
         ]
-
-
-def _own_label(method: str, rows: Sequence[Row]) -> str:
-    """The label of an own method."""
-    from testtime.build import find_method
-
-    cls = find_method(method)
-    return cls.__name__ if cls.label in {row.label for row in rows} else cls.label
 
 
 def _bare(label: str) -> str:
