@@ -77,7 +77,7 @@ class Learns(Adapter):
         super().__init__(network())
         self.mean = self.Mean()
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         self.mean.value = torch.stack([x.mean() for x in batches]).mean()
 
     def step(self, x: Tensor) -> Tensor:

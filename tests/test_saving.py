@@ -618,13 +618,22 @@ def killed_while_saving(folder: Path, kills: int) -> set[float]:
     save(adapters[0], folder)
     rng, found = np.random.default_rng(0), set()
     for _ in range(kills):
+        reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             while True:
-                save(adapters[1], folder), save(adapters[0], folder)
-        time.sleep(rng.uniform(0.005, 0.05))
+                for adapter in reversed(adapters):
+                    save(adapter, folder)
+                    os.write(writing, b".")
+        os.close(writing)
+        for _ in range(
+            rng.integers(3)
+        ):  # whole saves, however slow the machine is; then somewhere in the next ones
+            assert os.read(reading, 1) == b"."
+        time.sleep(rng.uniform(0, 0.02))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        os.close(reading)
         there = load(folder, network())
         assert (state_hash(there), there.optimizer.lr) in whole
         found.add(there.optimizer.lr)

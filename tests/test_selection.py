@@ -202,6 +202,7 @@ def test_a_collapse_is_seen_against_the_others_and_not_against_the_stream() -> N
     assert judged({"a": narrow, "b": narrow})[0].alarms == ()  # the stream holds one class
     one, other = judged({"a": narrow, "b": few})
     assert "collapse" in one.alarms[0]
+    assert "(diversity 0 %, " in one.alarms[0]
     assert other.alarms == ()
 
 

@@ -1,4 +1,4 @@
-"""What may meet a network: the checks of a batch in a call, and of the source batches in ``prepare``."""
+"""Admission of inputs to a network: the checks of a batch in a call, and of the source batches in ``prepare``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_batch(x: Any) -> None:
 
 
 def admit(x: Tensor, within: Range | None) -> Tensor:
-    """Find the samples of a batch that may meet the network.
+    """Find the samples of a batch that the network may receive.
 
     Args:
         x: batch (N, ...) that :func:`check_batch` lets pass.
@@ -112,7 +112,7 @@ def outside(x: Tensor, within: Range | None) -> str:
 
 
 class Gate:
-    """The check of the batches of one adapter: which samples may meet the network.
+    """The check of the batches of one adapter: which samples the network may receive.
 
     Attributes:
         within: range of the inputs as declared, or as estimated from the first images; None if unknown.

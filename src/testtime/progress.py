@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 __all__ = ["Meter", "progress", "remaining"]
 
-UNITS, SECONDS = 3, 5.0  # of work, before an estimate is shown: until then it says nothing about the rest
+UNITS, SECONDS = 3, 5.0  # of work, before an estimate is shown: before, it is no estimate of the rest
 
 T = TypeVar("T")
 

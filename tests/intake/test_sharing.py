@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from testtime.intake.sharing import Birth, Logits, Stateful, share, twin
+from testtime.intake.sharing import InitialState, Logits, Stateful, share, twin
 from testtime.norm import EMAStatistics, ema_statistics, norm_affine
 
 
@@ -85,13 +85,13 @@ def test_moving_is_what_is_persistent_and_there() -> None:
 
 
 def test_birth_holds_copies_of_what_it_was_told() -> None:
-    birth, weight = Birth(["model.weight", "clock"]), torch.ones(2)
+    birth, weight = InitialState(["model.weight", "clock"]), torch.ones(2)
     assert birth.known() == {}
     birth.remember({"model.weight": weight, "clock": torch.tensor(3), "other": weight})
     weight.zero_()
     assert birth.known()["model.weight"].tolist() == [1, 1]
     assert int(birth.known()["clock"]) == 3
-    other = Birth(["model.weight", "clock"])
+    other = InitialState(["model.weight", "clock"])
     for name, value in birth.moving().items():
         other.restore(name, value)
     assert {k: v.tolist() for k, v in other.known().items()} == {"model.weight": [1, 1], "clock": 3}

@@ -194,7 +194,7 @@ class CAFA(Adapter):
         logits, z = with_features(self.model, self._tap, x)
         return logits, z.to(torch.promote_types(z.dtype, torch.float32))
 
-    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+    def _prepare(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         images, labels = labelled_images_of(batches)
         with torch.no_grad():
             seen = [self._see(x.clone() if x.is_inference() else x) for x in images]

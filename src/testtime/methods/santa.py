@@ -132,7 +132,7 @@ class SANTA(Adapter):
         self.adapt([*affine, *beside.parameters()] if affine else [], optimizer)
         self.of_source = SourceReplay()
 
-    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+    def _prepare(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         images, labels = labelled_images_of(batches)
         with torch.no_grad():
             seen = [self._see(x) for x in images]

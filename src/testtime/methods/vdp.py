@@ -169,7 +169,7 @@ class VDP(Adapter):
         self.teacher = Teacher(self.model, prompts, decay)
         self.sensitivity = Sensitivity(prompts[1], sensitivity_decay)
 
-    def _look(self, x: Tensor) -> Any:
+    def _predict_batch(self, x: Tensor) -> Any:
         """The teacher's answer (N, C): a call answers the same."""
         return self.teacher(x)
 
@@ -182,7 +182,7 @@ class VDP(Adapter):
         return torch.stack(seen).mean(dim=0)
 
     def step(self, x: Tensor) -> Any:
-        answer, label = self._look(x), self._label(x)
+        answer, label = self._predict_batch(x), self._label(x)
         loss = soft_cross_entropy(self.model(x), label).mean()
         specific, agnostic = torch.autograd.grad(loss, self._adapted)
         self.sensitivity.update(agnostic)

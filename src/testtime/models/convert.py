@@ -105,7 +105,7 @@ def convert(source: str | Path, target: str | Path, key: str | None = None) -> N
         key: name under which the weights lie; see :func:`tensors_of`.
 
     Raises:
-        WeightsError: if the conversion fails, with what it said.
+        WeightsError: if the conversion fails, with its message.
     """
     command = [sys.executable, "-m", "testtime.models.convert", str(source), str(target)]
     command += [] if key is None else ["--key", key]

@@ -1,4 +1,4 @@
-"""The base of every policy: a BatchNorm layer that is told which statistics to use, and the finding of norm layers."""
+"""The base of every policy: a BatchNorm layer with a rule for the statistics to use, and the finding of norm layers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class NormPolicy(Stateful, ABC):
     def forward(self, x: Tensor) -> Tensor: ...
 
     def observes(self) -> bool:
-        """Whether this forward meets a batch to learn from: it is :func:`observing`, or repeats a forward that was.
+        """Whether this forward is of a batch to learn from: it is :func:`observing`, or repeats a forward that was.
 
         ``torch.utils.checkpoint`` repeats a forward in the backward, which may have left :func:`observing`.
         """
@@ -163,7 +163,7 @@ def advance(model: nn.Module | Iterable[NormPolicy], *, accept: bool = True) -> 
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Inside, policies that tell looking from observing (robust, running) observe: they meet a batch to learn from."""
+    """Inside, policies that distinguish predicting from observing (robust, running) observe: the batch is one to learn from."""
     policies = policies_of(model)
     for m in policies:
         m.observing = True

@@ -2,7 +2,7 @@ r"""Running statistics: BatchNorm as in training, with the statistics learned on
 
 .. math:: \mu_t = (1 - m)\,\mu_{t-1} + m\,\mu_b, \qquad \sigma_t^2 = (1 - m)\,\sigma_{t-1}^2 + m\,\tfrac{n}{n-1}\,\sigma_b^2
 
-While it observes (:func:`testtime.norm.observing`), a batch is normalised by its own statistics; while it only looks, by
+While it observes (:func:`testtime.norm.observing`), a batch is normalised by its own statistics; while it only predicts, by
 the running ones. NOTE and SoTTA adapt in this way. The running variance takes the unbiased one, as torch's does.
 """
 

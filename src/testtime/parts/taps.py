@@ -1,4 +1,4 @@
-"""Taps: what a layer in the middle of a network says, for methods that look at more than the answer."""
+"""Taps: the output of an inner layer of a network, for methods that read more than the logits."""
 
 from __future__ import annotations
 

@@ -9,27 +9,35 @@ from testtime.lazy import lazily
 
 if TYPE_CHECKING:
     from testtime.serve.engine import Answer
-    from testtime.serve.gate import GateOptions
-    from testtime.serve.session import Session, SessionOptions
+    from testtime.serve.gate import GateOptions, read_image
+    from testtime.serve.options import SessionOptions
+    from testtime.serve.replaying import Replayed, replay, verify_session
+    from testtime.serve.session import Session
     from testtime.serve.snapshots import Retention, SnapshotInfo
     from testtime.serve.streams import StreamStatus
 
 __all__ = [
     "Answer",
     "GateOptions",
+    "Replayed",
     "Retention",
     "Session",
     "SessionOptions",
     "SnapshotInfo",
     "StreamStatus",
+    "read_image",
+    "replay",
+    "verify_session",
 ]
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
         "engine": "Answer",
-        "gate": "GateOptions",
-        "session": "Session SessionOptions",
+        "gate": "GateOptions read_image",
+        "options": "SessionOptions",
+        "replaying": "Replayed replay verify_session",
+        "session": "Session",
         "snapshots": "Retention SnapshotInfo",
         "streams": "StreamStatus",
     },

@@ -11,19 +11,21 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from testtime.errors import DataError
-from testtime.files import parse_json
+from testtime.files import parse_json, sync_folder
 
 __all__ = ["Audit", "Head", "Verified", "records", "verify"]
 
 ORIGIN = "0" * 64
 SUFFIX = ".jsonl"
 LONGEST = 2**20  # bytes of a record
+WAITING = 1000  # records that wait for space on the disk
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Audit:
     Attributes:
         head: end of the log, as far as it was written.
         waiting: lines that could not be written yet, because the disk is full or read-only.
+        preamble: entries of the record at the beginning of every further file.
         repaired: bytes of a torn last line that were dropped when the log was opened.
         broken: what is wrong with the file that was found; empty if it is whole.
 
@@ -79,13 +82,15 @@ class Audit:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.head, self.repaired, self.broken = Head(), 0, ""
         self.waiting: list[bytes] = []
+        self.preamble: dict[str, Any] = {}
+        self._left_out = 0
+        self._lock = threading.RLock()
         self._file: Any = None
-        self._size = 0
+        self._size = self._number = 0
         files = _files(self.folder)
-        self._number = files[-1][0] if files else 1
         if files:
             self._continue(files[-1][1])
-        self._open()
+        self._open(files[-1][0] if files else 1)
 
     def add(self, event: str, **facts: Any) -> Head:
         """Append a record.
@@ -95,14 +100,18 @@ class Audit:
             facts: its values, which JSON can hold; a float that is not finite becomes null.
 
         Returns:
-            the head after it. Where it could not be written, it waits and is written with a later one.
+            the head after it. Where it could not be written, it waits and is written with a later one; where 1,000 records
+            wait, further ones are left out, and their number is recorded once there is space again.
         """
-        record = {"seq": self.head.seq + 1, "time": self.clock(), "event": event, **facts}
-        text = _text(record)
-        self.head = Head(self.head.seq + 1, _chained(self.head.hash, text))
-        self.waiting.append(f'{text[:-1]},"hash":"{self.head.hash}"}}\n'.encode())
-        self.flush()
-        return self.head
+        with self._lock:
+            if self._size >= self.rotate and not self.waiting:
+                self._next()
+            if len(self.waiting) >= WAITING:
+                self._left_out += 1
+            else:
+                self._chain(event, facts)
+            self.flush()
+            return self.head
 
     def flush(self, *, durable: bool = False) -> bool:
         """Write what waits.
@@ -113,24 +122,45 @@ class Audit:
         Returns:
             whether all is written.
         """
-        try:
-            while self.waiting:
-                if self._size >= self.rotate:
-                    self._next()
-                self._append(self.waiting[0])
-                self.waiting.pop(0)
-            if durable:
-                os.fsync(self._file)
+        with self._lock:
+            if not self._written():
+                return False
+            if not durable or self._file is None:
+                return True
+            handle = os.dup(self._file)
+        try:  # without the lock: other records need not wait for the disk
+            os.fsync(handle)
         except OSError:
             return False
+        finally:
+            os.close(handle)
         return True
 
     def close(self) -> None:
         """Write what waits to the disk and close the file."""
-        if self._file is not None:
-            self.flush(durable=True)
-            os.close(self._file)
-            self._file = None
+        with self._lock:
+            if self._file is not None:
+                self.flush(durable=True)
+                os.close(self._file)
+                self._file = None
+
+    def _chain(self, event: str, facts: Mapping[str, Any]) -> None:
+        record = {"seq": self.head.seq + 1, "time": self.clock(), "event": event, **facts}
+        text = _text(record)
+        self.head = Head(self.head.seq + 1, _chained(self.head.hash, text))
+        self.waiting.append(f'{text[:-1]},"hash":"{self.head.hash}"}}\n'.encode())
+
+    def _written(self) -> bool:
+        try:
+            while self.waiting:
+                self._append(self.waiting[0])
+                self.waiting.pop(0)
+                if not self.waiting and self._left_out:
+                    left_out, self._left_out = self._left_out, 0
+                    self._chain("left out", {"records": left_out})
+        except OSError:
+            return False
+        return True
 
     def _append(self, line: bytes) -> None:
         """Write a line whole, or leave the file as it was."""
@@ -145,19 +175,24 @@ class Audit:
         self._size += len(line)
 
     def _next(self) -> None:
-        os.fsync(self._file)
-        os.close(self._file)
-        self._number += 1
-        self._open()
+        """Begin a new file, whose first record is the preamble; where that fails, the old one is continued."""
+        before = self._file
+        try:
+            os.fsync(before)
+            self._open(self._number + 1)
+        except OSError:
+            return
+        os.close(before)
+        self._chain("continued", self.preamble)
         files = _files(self.folder)
         for _, path in files[: -self.keep] if self.keep else ():
             path.unlink(missing_ok=True)
 
-    def _open(self) -> None:
-        path = self.folder / f"{self._number:06d}{SUFFIX}"
+    def _open(self, number: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        self._file = os.open(path, flags, 0o600)
-        self._size = os.fstat(self._file).st_size
+        self._file = os.open(self.folder / f"{number:06d}{SUFFIX}", flags, 0o600)
+        self._number, self._size = number, os.fstat(self._file).st_size
+        sync_folder(self.folder)
 
     def _continue(self, path: Path) -> None:
         """Find the head of the last file; drop a torn last line."""

@@ -17,9 +17,9 @@ from torch import nn
 
 from testtime.adapter import Adapter
 from testtime.errors import DataError
-from testtime.files import check_shape, damaged, read_json, read_tensors, sweep, write_bytes
+from testtime.files import check_shape, damaged, read_json, read_tensors, sweep, sync_folder, write_bytes
 from testtime.saving import DESCRIPTION, STATE, load, save
-from testtime.serve.engine import ranges_of, set_ranges
+from testtime.serve.swapping import Ranges, ranges_of, set_ranges
 
 __all__ = ["Directory", "DirectoryLock"]
 
@@ -74,15 +74,19 @@ class Directory:
     """The files of a session except streams and audit log.
 
     Args:
-        folder: the directory; made if it is missing, for its owner alone.
+        folder: the directory.
+        make: whether it is made if it is missing, for its owner alone; otherwise that is an error.
 
     Attributes:
         streams, audit, adapters: folders in it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, make: bool = True) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if make:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        elif not (self.folder / "session.json").exists():
+            raise FileNotFoundError(f"{folder} holds no session")
         self.streams, self.audit, self.adapters = (
             self.folder / name for name in ("streams", "audit", "adapters")
         )
@@ -129,7 +133,7 @@ class Directory:
             digest = hashlib.sha256((_metadata(folder)["sha256"] + text).encode()).hexdigest()[:16]
             if not (self.adapters / digest).is_dir():
                 os.rename(folder, self.adapters / digest)
-                _sync(self.adapters)
+                sync_folder(self.adapters)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return digest
@@ -153,6 +157,57 @@ class Directory:
         adapter = load(folder, model, classes, functions)
         self._set_ranges(adapter, folder)
         return adapter
+
+    def given(self, adapter: Adapter) -> tuple[Adapter, str]:
+        """An adapter as it begins to serve here, and the hash of its configuration.
+
+        In an existing directory it gets the state in which the configuration of the directory began to serve.
+
+        Raises:
+            ValueError: an argument of the adapter cannot be written to a file, or the directory belongs to another
+                configuration.
+            DataError: the files are damaged.
+        """
+        configuration, found = self.keep(adapter), self.found()
+        if found is None or found.configuration == configuration:
+            return adapter, configuration
+        if not self.same(found.configuration, configuration):
+            raise ValueError(
+                f"{self.folder} holds a session of another configuration; continue it by Session.resume(model, "
+                "directory) and change it by configure(adapter), or choose another directory"
+            )
+        self.begin_as(found.configuration, adapter)
+        return adapter, found.configuration
+
+    def serving(
+        self,
+        model: nn.Module | None,
+        classes: Iterable[type[Adapter]] | Mapping[str, type[Adapter]] = (),
+        functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
+    ) -> tuple[Adapter, str]:
+        """The adapter of the configuration that serves, as it was when it began to, and the hash of that.
+
+        Args:
+            model: the source model; None: the one that the directory names.
+            classes, functions: your own, as :func:`testtime.load` takes them.
+
+        Raises:
+            ValueError: the model is not the one that it was built on, or none is named.
+            DataError: the files are damaged.
+        """
+        found = self.found()
+        if found is None:
+            raise FileNotFoundError(f"{self._description} is missing; {ADVICE}")
+        if model is None and found.model is None:
+            raise ValueError(
+                f"{self.folder} does not name its model; pass it: Session.resume(model, directory), or begin sessions with "
+                "SessionOptions(model=name)"
+            )
+        if model is None:
+            from testtime.models import load_model
+
+            model = load_model(str(found.model))
+        return self.adapter(found.configuration, model, classes, functions), found.configuration
 
     def begin_as(self, configuration: str, adapter: Adapter) -> None:
         """Give an adapter of the same class, arguments and model the state in which a configuration began to serve.
@@ -180,14 +235,14 @@ class Directory:
         sweep(self.folder)
 
 
-def ranges_read(content: Any) -> dict[str, tuple[float, float] | None]:
+def ranges_read(content: Any) -> Ranges:
     """The ranges that a file holds.
 
     Raises:
         TypeError, ValueError: it holds something else.
     """
     check_shape(content, dict)
-    found: dict[str, tuple[float, float] | None] = {}
+    found: Ranges = {}
     for name, pair in content.items():
         check_shape(pair, (list, type(None)), name)
         if pair is None:
@@ -212,11 +267,3 @@ def _metadata(folder: Path) -> dict[str, str]:
         found = dict(file.metadata() or {})
         check_shape(found, {"testtime": str, "sha256": str})
     return found
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

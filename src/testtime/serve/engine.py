@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from testtime.adapter import Adapter, state_hash
+from testtime.adapter import Adapter
 from testtime.prediction import Prediction
 from testtime.serve.gate import Screening
-from testtime.serve.streams import Ranges, Stream
+from testtime.serve.streams import Stream
+from testtime.serve.swapping import Parked, Ranges, Slots
 
 __all__ = ["Answer", "Engine", "Outcome"]
 
@@ -76,16 +77,30 @@ class Engine:
         repeats: number of digests that are kept for each stream.
     """
 
+    slots: Slots
+
     def __init__(self, adapter: Adapter, configuration: str, history: int = 256, repeats: int = 64) -> None:
         self.history, self.repeats = history, repeats
         self.install(adapter, configuration)
 
-    def install(self, adapter: Adapter, configuration: str) -> None:
-        """Serve with another adapter; states of the one before do not belong to it."""
+    def install(self, adapter: Adapter, configuration: str, streams: Iterable[Stream] = ()) -> None:
+        """Serve with another adapter.
+
+        Args:
+            adapter: the adapter.
+            configuration: hash of the configuration.
+            streams: streams that were served by the one before.
+        """
+        if streams:
+            self.retire()
+        for stream in streams:
+            if isinstance(stream.state, Parked):
+                stream.state = self.slots.named(stream.state)
         self.adapter, self.configuration = adapter, configuration
-        self.initial: dict[str, Tensor] = adapter.state_dict()
-        self.initial_ranges = ranges_of(adapter)
+        self.slots = Slots(adapter)
+        self.initial, self.initial_ranges = self.slots.copy(), self.slots.ranges()
         self.initial_hash, self.initial_step = self.hash(), int(adapter.clock)
+        self.shipped = [p.clone() for p in self.slots.adapted()]
         self.active: Stream | None = None
         self.form: tuple[int, ...] | None = None  # shape of the logits of a sample
 
@@ -94,7 +109,7 @@ class Engine:
         return Stream(
             name,
             self.configuration,
-            _copied(self.initial),
+            self.initial.clone(),
             dict(self.initial_ranges),
             deque(maxlen=self.repeats),
             deque(maxlen=self.history),
@@ -106,20 +121,20 @@ class Engine:
         """Put the state of a stream into the network; that of the stream before is taken out.
 
         A state of another configuration is kept where it fits; otherwise the stream begins again.
+
+        Raises:
+            ValueError: the state is not one of this adapter.
         """
         if self.active is stream:
             return
         assert stream.state is not None
-        self.retire()
-        ranges = stream.ranges
-        try:
-            self.adapter.load_state_dict(stream.state)
-        except ValueError:
-            if stream.configuration == self.configuration:
-                raise
-            self.adapter.load_state_dict(self.initial)
-            ranges = self.initial_ranges
-        set_ranges(self.adapter, ranges)
+        if isinstance(stream.state, Parked):
+            self._leave(self.slots.exchange(stream.state))
+            ranges = stream.ranges
+        else:
+            self.retire()
+            ranges = self._load(stream)
+        self.slots.set_ranges(ranges)
         if stream.configuration != self.configuration:
             stream.configuration = self.configuration
             stream.hash, stream.step = self.hash(), int(self.adapter.clock)
@@ -127,18 +142,17 @@ class Engine:
 
     def retire(self) -> None:
         """Take the state of the active stream out of the network."""
-        if self.active is not None:
-            self.active.state = self.adapter.state_dict()
-            self.active.ranges = ranges_of(self.adapter)
-            self.active = None
+        self._leave(self.slots.copy() if self.active is not None else None)
 
     def state(self, stream: Stream) -> dict[str, Tensor]:
-        """An independent copy of the state of a stream."""
+        """An independent copy of the state of a stream, without what only ``prepare`` writes."""
         if self.active is stream:
-            stream.ranges = ranges_of(self.adapter)
-            return self.adapter.state_dict()
+            stream.ranges = self.slots.ranges()
+            return self.slots.named(self.slots.copy())
         assert stream.state is not None
-        return _copied(stream.state)
+        if isinstance(stream.state, Parked):
+            return self.slots.named(stream.state.clone())
+        return {name: value.clone() for name, value in stream.state.items()}
 
     def put(self, stream: Stream, state: Mapping[str, Tensor] | None, ranges: Ranges | None = None) -> None:
         """Give a stream another state.
@@ -156,10 +170,10 @@ class Engine:
             self.adapter.reset()
             ranges = self.initial_ranges if ranges is None else ranges
         else:
-            self.adapter.load_state_dict(state)
+            self.adapter.load_state_dict(self._whole(state))
         if ranges is not None:
-            set_ranges(self.adapter, ranges)
-        stream.ranges = ranges_of(self.adapter)
+            self.slots.set_ranges(ranges)
+        stream.ranges = self.slots.ranges()
         stream.hash, stream.step = self.hash(), int(self.adapter.clock)
 
     def drop(self, stream: Stream) -> None:
@@ -168,9 +182,35 @@ class Engine:
             self.active = None
         stream.state = None
 
+    def size(self, stream: Stream) -> int:
+        """Bytes of the state of a stream."""
+        if isinstance(stream.state, dict):
+            return sum(v.nbytes for v in stream.state.values())
+        return self.initial.nbytes if stream.state is None else stream.state.nbytes
+
     def hash(self) -> str:
         """Hash of the state in the network."""
-        return state_hash(self.adapter)[:HASH]
+        return self.slots.hash()[:HASH]
+
+    def _leave(self, parked: Parked | None) -> None:
+        if self.active is not None:
+            self.active.state, self.active.ranges = parked, self.slots.ranges()
+            self.active = None
+
+    def _load(self, stream: Stream) -> Ranges:
+        """Load the state of a stream that came from elsewhere, and return its ranges."""
+        assert isinstance(stream.state, dict)
+        try:
+            self.adapter.load_state_dict(self._whole(stream.state))
+        except ValueError:
+            if stream.configuration == self.configuration:
+                raise
+            self.slots.exchange(self.initial.clone())
+            return self.initial_ranges
+        return stream.ranges
+
+    def _whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**state, **self.slots.learned()}
 
     def within(self) -> tuple[float, float] | None:
         """Range of the inputs of the stream whose state is in the network."""
@@ -199,17 +239,48 @@ class Engine:
         parts: list[tuple[list[int], Prediction]] = []
         learned, moved = False, 0.0
         if adapt and admitted:
-            before = [p.detach().clone() for p in self._moving()]
-            y = _classified(self.adapter(_rows(x, admitted)))
-            learned, moved = y.updated, self._moved(before)
-            stream.step, stream.hash = int(self.adapter.clock), self.hash()
-            stream.recent.extend(screening.digests[row] for row in admitted)
+            y, moved = self._step(stream, _rows(x, admitted), [screening.digests[row] for row in admitted])
+            learned = y.updated
             parts.append((admitted, y))
         elif admitted:
             apart = sorted(admitted + apart)
         if apart:
             parts.append((apart, _classified(self.adapter.predict(_rows(x, apart)))))
         return self._joined(x, parts, learned, moved)
+
+    def learn(self, stream: Stream, x: Tensor, digests: Sequence[bytes]) -> float:
+        """Learn from samples that were answered before, and return how far the adapted parameters moved."""
+        return self._step(stream, x, digests)[1]
+
+    def answer(self, stream: Stream, found: Outcome, screening: Screening, skipped: str) -> Answer:
+        """The answer to a request, from what :meth:`process` made of it."""
+        predicted = found.logits.nan_to_num(-torch.inf).argmax(dim=1)
+        predicted[~found.valid] = -1
+        refused = tuple(
+            reason or (None if ok else "not answered")
+            for reason, ok in zip(screening.refused, found.valid.tolist(), strict=True)
+        )
+        return Answer(
+            logits=found.logits,
+            predicted=predicted,
+            confidence=found.logits.float().softmax(dim=1).amax(dim=1),
+            score=found.score,
+            refused=refused,
+            learned=found.learned,
+            adapted=not skipped and bool(screening.admitted),
+            serving=str(getattr(self.adapter, "serving", "adapter")),
+            offset=stream.offset,
+            state=stream.hash,
+            quarantined=screening.quarantined,
+            skipped=skipped,
+        )
+
+    def _step(self, stream: Stream, x: Tensor, digests: Sequence[bytes]) -> tuple[Prediction, float]:
+        before = [p.clone() for p in self.slots.adapted()]
+        y = _classified(self.adapter(x))
+        stream.step, stream.hash = int(self.adapter.clock), self.hash()
+        stream.recent.extend(digests)
+        return y, self._distance(before)
 
     def _joined(
         self, x: Tensor, parts: Sequence[tuple[list[int], Prediction]], learned: bool, moved: float
@@ -231,14 +302,14 @@ class Engine:
         logits[~valid] = torch.nan
         return Outcome(logits, score, valid, learned, moved)
 
-    def _moving(self) -> list[nn.Parameter]:
-        return [p for p in self.adapter.parameters() if p.requires_grad]
+    def distance(self) -> float:
+        """Euclidean distance of the adapted parameters in the network from those of the shipped model."""
+        return self._distance(self.shipped)
 
-    def _moved(self, before: Sequence[Tensor]) -> float:
-        """Euclidean norm of the change of the adapted parameters."""
+    def _distance(self, before: Sequence[Tensor]) -> float:
         if not before:
             return 0.0
-        change = torch._foreach_sub([p.detach() for p in self._moving()], list(before))
+        change = torch._foreach_sub(self.slots.adapted(), list(before))
         return float(torch.stack([n.double() for n in torch._foreach_norm(change)]).norm())
 
 
@@ -253,17 +324,3 @@ def _classified(y: Any) -> Prediction:
 
 def _rows(x: Tensor, rows: list[int]) -> Tensor:
     return x if len(rows) == len(x) else x[rows]
-
-
-def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}
-
-
-def ranges_of(adapter: Adapter) -> Ranges:
-    return {name: m._gate.within for name, m in adapter.named_modules() if isinstance(m, Adapter)}
-
-
-def set_ranges(adapter: Adapter, ranges: Ranges) -> None:
-    for name, module in adapter.named_modules():
-        if isinstance(module, Adapter):
-            module._gate.within = ranges.get(name)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from testtime.adapter import Adapter
 from testtime.wrap import Window, Wrapper
 
-__all__ = ["Pacer", "due"]
+__all__ = ["Pacer", "cost_of", "due"]
 
 KEPT = 32  # times of each kind that count
 SIZES = 64  # batch sizes that are known at a time
@@ -106,3 +106,9 @@ def due(adapter: Adapter, size: int) -> bool:
             return int(adapter.arrived) + size >= adapter.every
         adapter = adapter.adapter
     return True
+
+
+def cost_of(adapter: Adapter) -> float:
+    """Time of a step in predictions, as the method declares it: its forwards, and two for each backward."""
+    forwards, backwards = adapter.cost
+    return max(1.0, forwards + 2 * backwards)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,54 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.errors import DataError
 from testtime.serve.audit import Audit, Head
 from testtime.serve.directory import Directory, DirectoryLock, ranges_read
-from testtime.serve.engine import Answer, Engine, Outcome
-from testtime.serve.gate import GateOptions, Held, InputGate, Quarantine, Screening
-from testtime.serve.pacing import Pacer, due
-from testtime.serve.snapshots import Retention, Snapshot, SnapshotInfo, SnapshotStore, packed, unpacked
-from testtime.serve.streams import Counts, Stream, StreamStatus, check_stream
+from testtime.serve.engine import Answer, Engine
+from testtime.serve.gate import Held, InputGate, Quarantine, Screening
+from testtime.serve.keeping import Keeper, state_of
+from testtime.serve.options import SessionOptions
+from testtime.serve.pacing import Pacer, cost_of, due
+from testtime.serve.recording import Recorder
+from testtime.serve.snapshots import SnapshotInfo, SnapshotStore
+from testtime.serve.streams import Stream, StreamStatus
+from testtime.serve.turns import Turns
 
-__all__ = ["Session", "SessionOptions"]
+__all__ = ["Session"]
 
-RECENT = "session/recent"
-STATE = "state/"
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """Settings of a session.
-
-    Attributes:
-        snapshot_every: steps of a stream between two snapshots; 0: only when asked, and when the session is closed.
-        retention: which snapshots are kept.
-        gate: settings of the input gate.
-        history: number of requests of which a record is kept for each stream.
-        streams: largest number of streams.
-        audit_rotate: bytes after which a new file of the audit log begins.
-        audit_keep: number of files of the audit log that are kept; 0: all.
-        model: name for :func:`testtime.models.load_model`, with which :meth:`Session.resume` finds the model by itself.
-        clock: monotonic time in seconds, with which deadlines are kept.
-        now: time in seconds since 1970.
-    """
-
-    snapshot_every: int = 100
-    retention: Retention = field(default_factory=Retention)
-    gate: GateOptions = field(default_factory=GateOptions)
-    history: int = 256
-    streams: int = 1024
-    audit_rotate: int = 2**24
-    audit_keep: int = 0
-    model: str | None = None
-    clock: Callable[[], float] = field(default=time.monotonic, compare=False)
-    now: Callable[[], float] = field(default=time.time, compare=False)
-
-    def __post_init__(self) -> None:
-        least = {"snapshot_every": 0, "history": 1, "streams": 1, "audit_rotate": 1, "audit_keep": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is at least {low}, got {getattr(self, name)}")
+DEFAULT = SessionOptions()
 
 
 class Session:
@@ -87,20 +51,12 @@ class Session:
         OSError: the directory cannot be written to.
     """
 
-    _network: threading.RLock
-    _registry: threading.Lock
-    _engine: Engine
-    _gate: InputGate
-    _closed: bool
+    _turns: Turns
 
-    def __init__(
-        self, adapter: Adapter, directory: str | Path, *, options: SessionOptions = SessionOptions()
-    ) -> None:
-        if not isinstance(adapter, Adapter):
-            raise TypeError(
-                f"expected an adapter, as testtime.adapt(model) builds it, got {type(adapter).__name__}"
-            )
-        self._start(Directory(directory), options, lambda found: self._given(adapter, found))
+    def __init__(self, adapter: Adapter, directory: str | Path, *, options: SessionOptions = DEFAULT) -> None:
+        _check_adapter(adapter)
+        files = Directory(directory)
+        self._start(files, options, lambda: files.given(adapter))
 
     @classmethod
     def resume(
@@ -108,7 +64,7 @@ class Session:
         model: nn.Module | None,
         directory: str | Path,
         *,
-        options: SessionOptions = SessionOptions(),
+        options: SessionOptions = DEFAULT,
         classes: Iterable[type[Adapter]] | Mapping[str, type[Adapter]] = (),
         functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
     ) -> Session:
@@ -130,15 +86,10 @@ class Session:
             raise FileNotFoundError(f"{directory} holds no session; begin one by Session(adapter, directory)")
         self = cls.__new__(cls)
         files = Directory(directory)
-
-        def known(_: str | None) -> tuple[Adapter, str]:
-            found = files.found()
-            assert found is not None
-            source = _model(found.model, directory) if model is None else model
-            return files.adapter(found.configuration, source, classes, functions), found.configuration
-
-        self._start(files, options, known)
+        self._start(files, options, lambda: files.serving(model, classes, functions))
         return self
+
+    # Requests ---------------------------------------------------------------------------------------------------------
 
     def submit(
         self, x: Tensor, stream: str = "default", *, deadline: float | None = None, learn: bool = True
@@ -148,27 +99,33 @@ class Session:
         Args:
             x: samples (N, ...), floating point.
             stream: name of the stream; an unknown one begins.
-            deadline: seconds from now; where a step would take longer, the last state answers, and nothing is learned.
+            deadline: seconds from now; where a step would take longer, the last state answers, and nothing is learned, or
+                later (:meth:`catch_up`).
             learn: whether the stream may learn from them.
 
         Raises:
             TypeError, ValueError: bad input, refused before any work; the message says what was expected.
-            DataError: the stream has snapshots, and all are damaged.
+            DataError: the stream has snapshots, and none can be used.
             RuntimeError: the session is closed, or has as many streams as it may have.
         """
         began = self.options.clock()
         _check_deadline(deadline)
         self._gate.check(x)
-        with self._turn(stream) as one:
+        with self._turns.of(stream) as one:
             self._engine.activate(one)
             screening = self._gate.screen(x, one.recent, self._engine.within())
             left = None if deadline is None else deadline - (self.options.clock() - began)
             skipped = self._skipped(one, len(screening.admitted), left, learn)
-            outcome = self._timed(one, x, screening, not skipped)
-            answer = self._answer(one, outcome, screening, skipped)
-            self._note(one, x, screening, answer, outcome)
-            if self._due(one):
-                self._snapshot_or_note(one)
+            answer, moved = self._answered(one, x, screening, skipped)
+            if skipped == "deadline":
+                one.postpone(x, screening, self.options.backlog)
+            more = {"moved": moved, "distance": self._engine.distance()} if answer.adapted else {}
+            self._recorder.note(one, x, screening, answer, self._engine.adapter, **more)
+            captured = self._keeper.capture(one, self._engine) if self._due(one) else None
+        if captured is not None and self.options.asynchronous:
+            self._keeper.later(captured)
+        elif captured is not None:
+            self._keeper.attempt(captured)
         return answer
 
     def predict(self, x: Tensor, stream: str = "default") -> Answer:
@@ -177,42 +134,93 @@ class Session:
         Args, raises: as of :meth:`submit`.
         """
         self._gate.check(x)
-        with self._turn(stream) as one:
+        with self._turns.of(stream) as one:
             self._engine.activate(one)
             screening = self._gate.screen(x, (), self._engine.within())
-            outcome = self._engine.process(one, x, screening, False)
-            return self._answer(one, outcome, screening, "asked")
+            return self._answered(one, x, screening, "asked")[0]
+
+    def catch_up(self, stream: str = "default", *, budget: float | None = None) -> int:
+        """Learn from samples that were answered without learning because of a deadline (``SessionOptions.backlog``).
+
+        Args:
+            stream: name of a known stream.
+            budget: seconds; a step that is expected to take longer than what is left is not begun. None: without a limit.
+
+        Returns:
+            number of samples that were learned; 0 where none waits, learning is off or the time does not suffice.
+
+        Raises:
+            ValueError: there is no such stream.
+        """
+        began, done = self.options.clock(), 0
+        while True:
+            left = None if budget is None else budget - (self.options.clock() - began)
+            with self._turns.of(stream, known=True) as one:
+                size = one.backlog[0].admitted if one.backlog else 0
+                if not size or self._skipped(one, size, left, True):
+                    return done
+                self._engine.activate(one)
+                late = one.backlog.popleft()
+                started = self.options.clock()
+                moved = self._engine.learn(one, late.x, late.digests)
+                self._pacer.took(size, self.options.clock() - started, learning=True)
+                self._recorder.note_late(one, late, moved, self._engine.distance())
+                captured = self._keeper.capture(one, self._engine) if self._due(one) else None
+            done += size
+            if captured is not None:
+                self._keeper.later(captured) if self.options.asynchronous else self._keeper.attempt(captured)
 
     def pause(self, stream: str = "default") -> None:
-        """Switch learning of a stream off; it goes on answering from its last state."""
+        """Switch learning of a stream off; it goes on answering from its last state. A resumed session keeps that."""
         self._pause(stream, True)
 
     def unpause(self, stream: str = "default") -> None:
         """Switch learning of a stream on again."""
         self._pause(stream, False)
 
+    # Snapshots --------------------------------------------------------------------------------------------------------
+
     def snapshot(self, stream: str = "default", wait: bool = True) -> SnapshotInfo:
-        """Write a snapshot of a stream.
+        """Take a snapshot of a stream.
 
         Args:
             stream: name of a known stream.
-            wait: whether the snapshot is durable, and thereby acknowledged, when this returns.
+            wait: whether the snapshot is durable, and thereby acknowledged, when this returns; otherwise a thread writes it
+                (:meth:`settle`).
 
         Raises:
             ValueError: there is no such stream.
             OSError: the disk is full or read-only; the earlier snapshots are as before.
         """
-        with self._turn(stream, known=True) as one:
-            return self._snapshot(one)
+        with self._turns.of(stream, known=True) as one:
+            captured = self._keeper.capture(one, self._engine)
+        return self._keeper.write(captured) if wait else self._keeper.later(captured)
 
     def snapshots(self, stream: str = "default") -> tuple[SnapshotInfo, ...]:
-        """The acknowledged snapshots of a stream that are kept, oldest first."""
-        return self._store.infos(self._known(stream).name)
+        """The acknowledged snapshots of a stream that are kept, oldest first.
+
+        Raises:
+            ValueError: there is no such stream.
+        """
+        return self._keeper.store.infos(self._turns.known(stream).name)
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Wait until the snapshots that were taken with ``wait=False``, or while serving, are written.
+
+        Args:
+            timeout: seconds; None: without a limit.
+
+        Raises:
+            OSError: one could not be written since the last call.
+            TimeoutError: the time is over.
+        """
+        self._keeper.settle(timeout)
 
     def rollback(self, stream: str = "default", to: int | None = None) -> SnapshotInfo | None:
         """Give a stream the state of a snapshot, or that of the shipped model; the stream goes on from where it is.
 
-        The state is written as a new snapshot, so that a resumed session does not return to the state before.
+        The state is written as a new snapshot, so that a resumed session does not return to the state before. Samples that
+        were to be learned later are not.
 
         Args:
             stream: name of a known stream.
@@ -226,28 +234,31 @@ class Session:
             DataError: the snapshot is damaged. The stream is as before.
             OSError: the disk is full or read-only. The stream is as before.
         """
-        with self._turn(stream, known=True) as one:
-            found = None if to is None else self._store.read(one.name, to)
+        with self._turns.of(stream, known=True) as one:
+            found = None if to is None else self._keeper.store.read(one.name, to)
             if found is not None and found.info.configuration != self._engine.configuration:
                 raise ValueError(
                     f"snapshot {to} of stream {stream!r} belongs to configuration {found.info.configuration}, and "
                     f"{self._engine.configuration} serves; configure() that one first"
                 )
-            before = self._engine.state(one), dict(one.ranges), one.hash
+            self._engine.activate(one)
+            state, ranges, before = self._engine.state(one), dict(one.ranges), one.hash
+            if found is None:
+                self._engine.put(one, None)
+            else:
+                self._engine.put(one, state_of(found), ranges_read(found.facts["ranges"]))
+            facts = {"stream": one.name, "to": to, "offset": one.offset, "before": before, "state": one.hash}
+            self._audit.add("rollback", **facts)
             try:
-                if found is None:
-                    self._engine.put(one, None)
-                else:
-                    self._engine.put(one, _state_of(found), ranges_read(found.facts["ranges"]))
-                self._audit.add(
-                    "rollback", stream=one.name, to=to, offset=one.offset, before=before[2], after=one.hash
-                )
-                self._snapshot(one)
+                self._keeper.write(self._keeper.capture(one, self._engine))
             except OSError:
-                self._engine.put(one, before[0], before[1])
-                self._audit.add("rollback failed", stream=one.name, to=to, offset=one.offset, state=one.hash)
+                self._engine.put(one, state, ranges)
+                self._audit.add("rollback failed", stream=one.name, offset=one.offset, state=one.hash)
                 raise
+            one.backlog.clear()
             return None if found is None else found.info
+
+    # Management -------------------------------------------------------------------------------------------------------
 
     def configure(self, adapter: Adapter) -> None:
         """Serve with another adapter from the next request on.
@@ -263,12 +274,11 @@ class Session:
                 samples of this session's shape. The old one keeps serving.
             OSError: the disk is full or read-only. The old one keeps serving.
         """
-        if not isinstance(adapter, Adapter):
-            raise TypeError(
-                f"expected an adapter, as testtime.adapt(model) builds it, got {type(adapter).__name__}"
-            )
-        with self._network:
-            self._check_open()
+        _check_adapter(adapter)
+        if adapter is self._engine.adapter:
+            raise ValueError("this adapter serves already; build another one")
+        with self._turns.network:
+            self._turns.check_open()
             if adapter.fingerprint != self._engine.adapter.fingerprint:
                 raise ValueError(
                     "the adapter was built on another source model than this session; expected the same weights, or begin "
@@ -277,17 +287,16 @@ class Session:
             if self._gate.shape is not None:
                 like = next(self._engine.adapter.parameters(), torch.zeros(()))
                 adapter.predict(torch.full((2, *self._gate.shape), 0.5).to(like))
-            configuration = self._files.keep(adapter)
+            configuration, before = self._files.keep(adapter), self._engine.configuration
             self._files.describe(configuration, self.options.model)
-            before = self._engine.configuration
-            self._engine.retire()
-            self._engine.install(adapter, configuration)
-            self._pacer = Pacer(_cost(adapter), self.options.clock)
+            self._engine.install(adapter, configuration, self._turns.all())
+            self._pacer = Pacer(cost_of(adapter), self.options.clock)
+            self._audit.preamble["configuration"] = configuration
             self._audit.add("configure", before=before, after=configuration)
 
     def streams(self) -> tuple[str, ...]:
         """Names of the streams, those that are only on the disk too."""
-        return tuple(sorted({*self._streams, *self._store.streams()}))
+        return self._turns.names()
 
     def status(self, stream: str = "default") -> StreamStatus:
         """What a stream is and has done.
@@ -295,11 +304,9 @@ class Session:
         Raises:
             ValueError: there is no such stream.
         """
-        one = self._known(stream)
-        infos = self._store.infos(one.name)
+        one = self._turns.known(stream)
+        infos = self._keeper.store.infos(one.name)
         last = infos[-1] if infos else None
-        state = one.state
-        size = sum(v.nbytes for v in (self._engine.initial if state is None else state).values())
         return StreamStatus(
             stream=one.name,
             offset=one.offset,
@@ -312,14 +319,18 @@ class Session:
             snapshots=len(infos),
             snapshot=None if last is None else last.number,
             snapshot_offset=None if last is None else last.offset,
-            pending=0,
-            bytes=size,
+            pending=sum(late.admitted for late in tuple(one.backlog)),
+            bytes=self._engine.size(one),
             error=one.error,
         )
 
     def history(self, stream: str = "default") -> Sequence[dict[str, Any]]:
-        """Records of the last requests of a stream, oldest first."""
-        return tuple(self._known(stream).history)
+        """Records of the last requests of a stream, oldest first: those of the audit log, with time and diagnostics.
+
+        Raises:
+            ValueError: there is no such stream.
+        """
+        return tuple(self._turns.known(stream).history)
 
     def quarantine(self, stream: str | None = None) -> tuple[Held, ...]:
         """The last samples that were refused, or not learned from, of a stream or of all."""
@@ -330,22 +341,36 @@ class Session:
 
         Raises:
             ValueError: there is no such stream.
+            OSError: its files cannot be deleted.
         """
-        with self._turn(stream, known=True) as one:
-            self._store.forget(one.name)
-            self._quarantine.forget(one.name)
-            self._drop(one)
-            self._audit.add("forget", stream=one.name, offset=one.offset)
+        self._turns.check_known(stream)
+        offset: int | None = None
+        with self._turns.network:
+            there = self._turns.in_memory(stream) is not None
+            if not there:  # it is not read, for its snapshots may be damaged
+                self._keeper.forget(stream)
+        if there:
+            with self._turns.of(stream) as one:
+                self._keeper.forget(one.name)
+                self._turns.drop(one)
+                offset = one.offset
+        self._quarantine.forget(stream)
+        self._audit.add("forget", stream=stream, offset=offset)
 
     @property
-    def head(self) -> Head:
-        """End of the audit log; kept elsewhere, it shows whether the log was truncated later."""
-        return self._audit.head
+    def adapter(self) -> Adapter:
+        """The adapter that serves, for reading; it belongs to the session."""
+        return self._engine.adapter
 
     @property
     def configuration(self) -> str:
         """Hash of the configuration that serves, 16 hexadecimal digits."""
         return self._engine.configuration
+
+    @property
+    def head(self) -> Head:
+        """End of the audit log; kept elsewhere, it shows whether the log was truncated later."""
+        return self._audit.head
 
     def close(self) -> None:
         """Write a last snapshot of every stream that moved, and give the directory back.
@@ -353,19 +378,24 @@ class Session:
         Raises:
             OSError: a snapshot could not be written; the directory is given back all the same.
         """
-        with self._registry:
-            if self._closed:
-                return
-            self._closed = True
+        if not self._turns.close():
+            return
+        failures: list[OSError] = []
+        streams = self._turns.all()
         try:
-            for one in list(self._streams.values()):
-                if one.saved_offset != one.offset:
-                    self._snapshot(one)
-            with self._network:
-                self._audit.add("close", streams=len(self._streams))
+            for one in streams:
+                with one.lock, self._turns.network:
+                    moved = one.saved_offset != one.offset and not one.gone
+                    captured = self._keeper.capture(one, self._engine) if moved else None
+                if captured is not None:
+                    self._keeper.attempt(captured, failures)
+            self._keeper.close()
+            self._audit.add("close", streams=len(streams))
         finally:
             self._audit.close()
             self._lock.release()
+        if failures:
+            raise failures[0]
 
     def __enter__(self) -> Self:
         return self
@@ -378,262 +408,76 @@ class Session:
     # How a session begins ---------------------------------------------------------------------------------------------
 
     def _start(
-        self,
-        files: Directory,
-        options: SessionOptions,
-        find: Callable[[str | None], tuple[Adapter, str]],
+        self, files: Directory, options: SessionOptions, find: Callable[[], tuple[Adapter, str]]
     ) -> None:
         self.options, self._files = options, files
         self._lock = DirectoryLock(files.folder)
         try:
             files.sweep()
             found = files.found()
-            adapter, configuration = find(None if found is None else found.configuration)
+            adapter, configuration = find()
             self._audit = Audit(files.audit, options.now, options.audit_rotate, options.audit_keep)
             if found is None:
                 files.describe(configuration, options.model)
         except BaseException:
             self._lock.release()
             raise
-        self._closed = False
-        self._network, self._registry = threading.RLock(), threading.Lock()
         self._gate, self._quarantine = InputGate(options.gate), Quarantine(options.gate)
         self._engine = Engine(adapter, configuration, options.history, options.gate.repeats)
-        self._pacer = Pacer(_cost(adapter), options.clock)
-        self._store = SnapshotStore(files.streams, options.retention, options.now)
-        self._streams: dict[str, Stream] = {}
-        self._audit.add(
-            "open",
-            configuration=configuration,
-            resumed=found is not None,
-            repaired=self._audit.repaired,
-            broken=self._audit.broken,
-        )
-
-    def _given(self, adapter: Adapter, known: str | None) -> tuple[Adapter, str]:
-        configuration = self._files.keep(adapter)
-        if known is None or known == configuration:
-            return adapter, configuration
-        if not self._files.same(known, configuration):
-            raise ValueError(
-                f"{self._files.folder} holds a session of another configuration; continue it by Session.resume(model, "
-                "directory) and change it by configure(adapter), or choose another directory"
-            )
-        self._files.begin_as(known, adapter)
-        return adapter, known
-
-    @contextmanager
-    def _turn(self, name: str, *, known: bool = False) -> Iterator[Stream]:
-        """The turn of a stream: nobody else uses it, or the network, meanwhile. A new one that got no answer is dropped."""
-        check_stream(name)
-        while True:
-            one = self._known(name) if known else self._stream(name)
-            with one.lock, self._network:
-                self._check_open()
-                if one.gone:
-                    continue
-                try:
-                    yield one
-                finally:
-                    if not one.counts.requests and one.saved_offset < 0:
-                        self._drop(one)
-                return
-
-    def _drop(self, one: Stream) -> None:
-        self._engine.drop(one)
-        one.gone = True
-        with self._registry:
-            self._streams.pop(one.name, None)
-
-    def _stream(self, name: str) -> Stream:
-        """The stream of a name: as it is in memory, from its last good snapshot, or new."""
-        with self._registry:
-            if name in self._streams:
-                return self._streams[name]
-        with self._network:
-            self._check_open()
-            with self._registry:
-                if name in self._streams:
-                    return self._streams[name]
-                if len(self._streams) >= self.options.streams:
-                    raise RuntimeError(
-                        f"this session has {self.options.streams} streams, as many as it may have; forget() one, or raise "
-                        "SessionOptions.streams"
-                    )
-            one = self._resumed(name) or self._engine.begin(name)
-            with self._registry:
-                self._streams[name] = one
-            return one
-
-    def _known(self, name: str) -> Stream:
-        if check_stream(name) not in self._streams and name not in self._store.streams():
-            raise ValueError(f"there is no stream {name!r}; there are {', '.join(self.streams()) or 'none'}")
-        return self._stream(name)
-
-    def _resumed(self, name: str) -> Stream | None:
-        found, errors = self._store.last_good(name)
-        for error in errors:
-            self._audit.add("damaged", stream=name, error=str(error))
-        if found is None:
-            if errors:
-                raise DataError(
-                    f"stream {name!r} has {len(errors)} snapshots, and all are damaged (first: {errors[0]}); forget() the "
-                    "stream to begin it anew"
-                )
-            return None
-        one = self._engine.begin(name)
-        one.configuration, one.offset, one.step = found.info.configuration, found.info.offset, found.info.step
-        one.hash, one.paused = found.info.state, bool(found.facts.get("paused", False))
-        one.serving = str(found.facts.get("serving", "adapter"))
-        counts = {k: v for k, v in found.facts["counts"].items() if k in Counts.__dataclass_fields__}
-        one.counts = Counts(**{k: int(v) for k, v in counts.items()})
-        one.recent.extend(unpacked(found.tensors.get(RECENT, torch.zeros(0, 16, dtype=torch.uint8))))
-        one.state, one.ranges = _state_of(found), ranges_read(found.facts["ranges"])
-        self._engine.activate(one)
-        one.saved_step, one.saved_offset = one.step, one.offset
-        self._audit.add("resume", stream=name, snapshot=found.info.number, offset=one.offset, state=one.hash)
-        return one
+        self._pacer = Pacer(cost_of(adapter), options.clock)
+        self._recorder = Recorder(self._audit, self._quarantine, options.now)
+        self._keeper = Keeper(SnapshotStore(files.streams, options.retention, options.now), self._audit)
+        self._turns = Turns(self._engine, self._keeper, options.streams)
+        self._audit.preamble = {
+            "configuration": configuration,
+            "backlog": options.backlog,
+            "gate": {"repeats": options.gate.repeats, "constant": options.gate.constant},
+        }
+        mended = {"repaired": self._audit.repaired, "broken": self._audit.broken}
+        self._audit.add("open", **self._audit.preamble, resumed=found is not None, **mended)
 
     # A request --------------------------------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this session is closed; continue it by Session.resume(model, directory)")
 
     def _skipped(self, one: Stream, size: int, left: float | None, learn: bool) -> str:
         """Why the adapter takes no step; empty if it takes one."""
         if not learn or one.paused:
             return "paused" if one.paused else "asked"
-        if not self._audit.flush():
+        if self._audit.waiting and not self._audit.flush():
             return "audit"
-        adapter = self._engine.adapter
-        return "" if self._pacer.fits(size, left, learning=due(adapter, size)) else "deadline"
+        learning = due(self._engine.adapter, size)
+        return "" if self._pacer.fits(size, left, learning=learning) else "deadline"
 
-    def _timed(self, one: Stream, x: Tensor, screening: Screening, adapt: bool) -> Outcome:
+    def _answered(self, one: Stream, x: Tensor, screening: Screening, skipped: str) -> tuple[Answer, float]:
+        """The answer to a request, and how far the adapted parameters moved."""
         size = len(screening.admitted)
-        learning = adapt and due(self._engine.adapter, size)
+        learning = not skipped and due(self._engine.adapter, size)
         began = self.options.clock()
-        outcome = self._engine.process(one, x, screening, adapt)
+        outcome = self._engine.process(one, x, screening, not skipped)
         if size:
             self._pacer.took(size, self.options.clock() - began, learning=learning)
         if self._gate.shape is None:
             self._gate.shape = tuple(x.shape[1:])
-        return outcome
-
-    def _answer(self, one: Stream, found: Outcome, screening: Screening, skipped: str) -> Answer:
-        adapted = not skipped and bool(screening.admitted)
-        logits = found.logits
-        p = logits.float().softmax(dim=1).amax(dim=1)
-        predicted = logits.nan_to_num(-torch.inf).argmax(dim=1)
-        predicted[~found.valid] = -1
-        refused = tuple(
-            reason or (None if ok else "not answered")
-            for reason, ok in zip(screening.refused, found.valid.tolist(), strict=True)
-        )
-        serving = str(getattr(self._engine.adapter, "serving", "adapter"))
-        return Answer(
-            logits=logits,
-            predicted=predicted,
-            confidence=p,
-            score=found.score,
-            refused=refused,
-            learned=found.learned,
-            adapted=adapted,
-            serving=serving,
-            offset=one.offset,
-            state=one.hash,
-            quarantined=screening.quarantined,
-            skipped=skipped,
-        )
-
-    def _note(self, one: Stream, x: Tensor, screening: Screening, answer: Answer, outcome: Outcome) -> None:
-        """Count a request, and write what was learned from it to the audit log."""
-        adapter, size, counts = self._engine.adapter, len(screening.admitted), one.counts
-        refused = sum(reason is not None for reason in answer.refused)
-        quarantined = sum(reason is not None for reason in screening.quarantined)
-        now = self.options.now()
-        self._quarantine.note(screening, x, one.name, one.offset, now)
-        events = [_event(event) for event in getattr(adapter, "events", ())] if answer.adapted else []
-        counts.requests += 1
-        counts.refused += refused
-        counts.quarantined += quarantined
-        counts.learned += size if answer.learned else 0
-        counts.shed += size if answer.skipped == "deadline" else 0
-        counts.unlearned += size if answer.skipped not in ("", "deadline") else 0
-        one.offset, one.serving = one.offset + len(x), answer.serving
-        one.healthy = one.healthy and not any(e["kind"] in ("alarm", "fallback") for e in events)
-        record: dict[str, Any] = {
-            "stream": one.name,
-            "offset": answer.offset,
-            "samples": len(x),
-            "digest": screening.digest,
-            "admitted": size,
-            "refused": refused,
-            "quarantined": quarantined,
-            "adapted": answer.adapted,
-            "learned": answer.learned,
-            "skipped": answer.skipped,
-            "moved": outcome.moved,
-            "serving": answer.serving,
-            "answer": digest_of(answer.logits),
-            "state": one.hash,
-        }
-        if events:
-            record["events"] = events
-        self._audit.add("learn" if answer.adapted else "answer", **record)
-        diagnostics = dict(getattr(adapter, "diagnostics", {}))
-        one.history.append({"time": now, **record, "events": events, "diagnostics": diagnostics})
-
-    # Snapshots --------------------------------------------------------------------------------------------------------
+        return self._engine.answer(one, outcome, screening, skipped), outcome.moved
 
     def _due(self, one: Stream) -> bool:
         every = self.options.snapshot_every
         return bool(every) and one.step - one.saved_step >= every
 
-    def _snapshot_or_note(self, one: Stream) -> None:
-        """Write a snapshot that is due; a failure is noted and tried again, and the request is answered all the same."""
-        try:
-            self._snapshot(one)
-        except OSError as error:
-            one.saved_step, one.error = one.step, str(error)
-            self._audit.add("snapshot failed", stream=one.name, offset=one.offset, error=str(error))
-
-    def _snapshot(self, one: Stream) -> SnapshotInfo:
-        with one.lock, self._network:
-            tensors = {STATE + name: value for name, value in self._engine.state(one).items()}
-            tensors[RECENT] = packed(one.recent)
-            if not self._audit.flush(durable=True):
-                raise OSError("the audit log cannot be written; free some space on the disk")
-            head = self._audit.head
-            facts = {**one.facts(), "paused": one.paused, "head": {"seq": head.seq, "hash": head.hash}}
-            number = self._store.next_number(one.name)
-            info = self._store.write(one.name, number, tensors, facts)
-            one.saved_step, one.saved_offset, one.error, one.healthy = one.step, one.offset, "", True
-            self._audit.add("snapshot", stream=one.name, snapshot=number, offset=one.offset, state=one.hash)
-            return info
-
     def _pause(self, stream: str, paused: bool) -> None:
-        with self._turn(stream) as one:
+        with self._turns.of(stream) as one:
             if one.paused == paused:
                 return
             one.paused = paused
-            try:
-                self._snapshot(one)
-            except OSError as error:
-                one.error = str(error)
             self._audit.add("pause" if paused else "unpause", stream=one.name, offset=one.offset)
+            captured = self._keeper.capture(one, self._engine)
+        self._keeper.attempt(captured)
 
 
-def digest_of(logits: Tensor) -> str:
-    """Digest of an answer's logits, 16 hexadecimal digits."""
-    import hashlib
-
-    plain = logits.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(plain.data, digest_size=8).hexdigest()
-
-
-def _state_of(found: Snapshot) -> dict[str, Tensor]:
-    return {k.removeprefix(STATE): v for k, v in found.tensors.items() if k.startswith(STATE)}
+def _check_adapter(adapter: Any) -> None:
+    if not isinstance(adapter, Adapter):
+        raise TypeError(
+            f"expected an adapter, as testtime.adapt(model) builds it, got {type(adapter).__name__}"
+        )
 
 
 def _check_deadline(deadline: Any) -> None:
@@ -643,23 +487,3 @@ def _check_deadline(deadline: Any) -> None:
         raise TypeError(f"deadline is a number of seconds or None, got {deadline!r}")
     if math.isnan(deadline):
         raise ValueError("deadline is a number of seconds, got NaN")
-
-
-def _cost(adapter: Adapter) -> float:
-    forwards, backwards = adapter.cost
-    return max(1.0, forwards + 2 * backwards)
-
-
-def _event(event: Any) -> dict[str, Any]:
-    return {name: getattr(event, name, None) for name in ("kind", "reason", "step")}
-
-
-def _model(name: str | None, directory: str | Path) -> nn.Module:
-    if name is None:
-        raise ValueError(
-            f"{directory} does not name its model; pass it: Session.resume(model, directory), or begin sessions with "
-            "SessionOptions(model=name)"
-        )
-    from testtime.models import load_model
-
-    return load_model(name)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,7 @@ class SnapshotStore:
     def __init__(self, folder: str | Path, retention: Retention, clock: Callable[[], float]) -> None:
         self.folder, self.retention, self.clock = Path(folder), retention, clock
         self._known: dict[str, dict[int, SnapshotInfo | None]] = {}
+        self._lock = threading.RLock()
 
     def streams(self) -> list[str]:
         """Names of the streams that have a folder."""
@@ -154,9 +156,14 @@ class SnapshotStore:
         )
         return sorted(name for name in found if name is not None)
 
+    def numbers(self, stream: str) -> list[int]:
+        """Numbers of the snapshots of a stream, damaged ones too, in their order."""
+        with self._lock:
+            return sorted(self._index(stream))
+
     def next_number(self, stream: str) -> int:
         """Number that the next snapshot of a stream gets."""
-        return max(self._index(stream), default=0) + 1
+        return max(self.numbers(stream), default=0) + 1
 
     def write(
         self, stream: str, number: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
@@ -180,8 +187,9 @@ class SnapshotStore:
         with safe_open(path, framework="pt") as file:
             checksum = file.metadata()["sha256"]
         info = self._info(described, path.stat().st_size, checksum)
-        self._index(stream)[number] = info
-        self._prune(stream)
+        with self._lock:
+            self._index(stream)[number] = info
+            self._prune(stream)
         return info
 
     def read(self, stream: str, number: int) -> Snapshot:
@@ -192,8 +200,8 @@ class SnapshotStore:
             DataError: it is damaged, or of another stream; the message names the file.
         """
         path = self._home(stream) / _file(number)
-        if number not in self._index(stream):
-            there = ", ".join(map(str, sorted(self._index(stream)))) or "none"
+        if number not in (numbers := self.numbers(stream)):
+            there = ", ".join(map(str, numbers)) or "none"
             raise ValueError(f"stream {stream!r} has no snapshot {number}; there are {there}")
         if path.is_symlink():
             raise DataError(f"{path} is a symbolic link, which is not followed; {OTHERWISE}")
@@ -211,35 +219,28 @@ class SnapshotStore:
             if (facts["stream"], facts["number"]) != (stream, number):
                 raise ValueError(f"it is snapshot {facts['number']} of stream {facts['stream']!r}")
         info = self._info(facts, path.stat().st_size, metadata["sha256"])
-        self._index(stream)[number] = info
+        with self._lock:
+            self._index(stream)[number] = info
         return Snapshot(info, tensors, facts)
 
     def infos(self, stream: str) -> tuple[SnapshotInfo, ...]:
         """The snapshots of a stream that can be read, oldest first."""
         found = []
-        for number, info in sorted(self._index(stream).items()):
+        with self._lock:
+            known = sorted(self._index(stream).items())
+        for number, info in known:
             try:
                 found.append(info or self.read(stream, number).info)
             except (DataError, FileNotFoundError):
                 continue
         return tuple(found)
 
-    def last_good(self, stream: str) -> tuple[Snapshot | None, list[DataError]]:
-        """The newest snapshot that can be read, and the errors of those after it."""
-        errors: list[DataError] = []
-        for number in sorted(self._index(stream), reverse=True):
-            try:
-                return self.read(stream, number), errors
-            except DataError as error:
-                errors.append(error)
-            except FileNotFoundError:
-                continue
-        return None, errors
-
     def forget(self, stream: str) -> None:
         """Delete the snapshots of a stream."""
-        self._known.pop(stream, None)
-        shutil.rmtree(self._home(stream), ignore_errors=False) if self._home(stream).exists() else None
+        with self._lock:
+            self._known.pop(stream, None)
+            if (home := self._home(stream)).exists():
+                shutil.rmtree(home)
 
     def _home(self, stream: str) -> Path:
         home = self.folder / folder_of(check_stream(stream))

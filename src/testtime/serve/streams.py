@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from testtime.serve.gate import Screening
+from testtime.serve.swapping import Parked, Ranges
+
 __all__ = ["Counts", "Stream", "StreamStatus", "check_stream", "folder_of", "name_of"]
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-Ranges = dict[str, tuple[float, float] | None]
 
 
 def check_stream(name: Any) -> str:
@@ -111,6 +113,26 @@ class StreamStatus:
     error: str
 
 
+@dataclass(frozen=True)
+class Late:
+    """Samples that are to be learned later.
+
+    Attributes:
+        offset: place of their request in the stream.
+        x: the admitted samples, a copy.
+        digests: digest of each.
+    """
+
+    offset: int
+    x: Tensor
+    digests: tuple[bytes, ...]
+
+    @property
+    def admitted(self) -> int:
+        """Number of samples."""
+        return len(self.digests)
+
+
 @dataclass
 class Stream:
     """A stream while its session is open.
@@ -118,7 +140,7 @@ class Stream:
     Attributes:
         name: name.
         configuration: hash of the configuration that its state belongs to.
-        state: what moves; None while the adapter holds it.
+        state: what moves, by name where it came from elsewhere; None while the adapter holds it.
         ranges: range of the inputs of each adapter in the tree, by name.
         offset: number of samples so far.
         step: steps of its adapter.
@@ -126,15 +148,17 @@ class Stream:
         paused: whether learning is off.
         recent: digests of the samples that were admitted last.
         history: records of the last requests.
+        backlog: samples to be learned later, oldest first.
         gone: whether it was forgotten; a request that waited for it begins again.
     """
 
     name: str
     configuration: str
-    state: dict[str, Tensor] | None
+    state: Parked | dict[str, Tensor] | None
     ranges: Ranges
     recent: deque[bytes]
     history: deque[dict[str, Any]]
+    backlog: deque[Late] = field(default_factory=deque)
     hash: str = ""
     offset: int = 0
     step: int = 0
@@ -147,6 +171,21 @@ class Stream:
     error: str = ""
     gone: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def postpone(self, x: Tensor, screening: Screening, most: int) -> None:
+        """Keep a copy of the admitted samples of a request, which are to be learned later; the oldest leave for new ones.
+
+        Args:
+            x: samples (N, ...).
+            screening: what the gate found of them.
+            most: number of samples that may wait.
+        """
+        rows = screening.admitted
+        if not rows or len(rows) > most:
+            return
+        self.backlog.append(Late(self.offset, x[rows].detach(), tuple(screening.digests[i] for i in rows)))
+        while sum(late.admitted for late in self.backlog) > most:
+            self.backlog.popleft()
 
     def facts(self) -> dict[str, Any]:
         """What a snapshot holds beside the state, in values of JSON."""

@@ -101,7 +101,7 @@ def with_adapters(
             layer = getattr(owner, leaf)
             if not isinstance(layer, nn.Linear | nn.Conv2d):
                 raise ValueError(
-                    f"an adapter stands beside a torch.nn.Linear or Conv2d, and {name} is a {type(layer).__name__}; "
+                    f"an adapter is for a torch.nn.Linear or Conv2d, and {name} is a {type(layer).__name__}; "
                     "name other layers"
                 )
             setattr(owner, leaf, DomainAdapter(layer, low_rank, high_rank))

@@ -14,7 +14,7 @@ __all__ = ["Episodic", "ResetEvery"]
 
 @final
 class Episodic(Wrapper):
-    r"""Every batch is met by the adapter as it was born.
+    r"""Reset the adapter before every batch.
 
     .. math:: \theta_t = \theta_0 - \eta \nabla L(x_t; \theta_0)
 
@@ -22,7 +22,7 @@ class Episodic(Wrapper):
         1. reset the adapter;
         2. let it predict and learn the batch.
 
-    ``predict`` looks with what the last batch left.
+    ``predict`` uses the state that the last batch left.
 
     Args:
         adapter: adapter that is reset.
@@ -47,12 +47,12 @@ class Episodic(Wrapper):
 
 @final
 class ResetEvery(Wrapper):
-    r"""Back to birth after a fixed number of steps: the adapter never drifts further than that.
+    r"""Reset the adapter every ``every`` steps: it never drifts further than that.
 
     .. math:: \theta_t \leftarrow \theta_0 \quad \text{whenever } t \bmod T = 0
 
     A step:
-        1. when ``every`` steps have passed since birth or the last reset, reset the adapter;
+        1. when ``every`` steps have passed since the beginning or the last reset, reset the adapter;
         2. let it predict and learn the batch.
 
     Args:

@@ -66,7 +66,7 @@ class PriorCorrected(Wrapper):
         z = reweighted(y.logits, y.valid, self.of)
         return Prediction(z, score=y.score, valid=y.valid, selected=y.selected, updated=y.updated)
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self._correct(self.adapter.predict(x))
 
     def step(self, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class LabelShift(Wrapper):
 
     A step:
         1. let the adapter predict and learn the batch, with the head for the distribution :math:`\pi` so far;
-        2. move :math:`\pi` towards the mean answer; the batches that follow meet the head for that.
+        2. move :math:`\pi` towards the mean answer; the following batches use the head for that.
 
     Args:
         adapter: any, around a model with a :class:`testtime.source.label_shift.ShiftedHead` (there: how it is made and
