@@ -79,6 +79,8 @@ class AdaptiveGroup(nn.Module):
         ValueError: the group has no convolution, or gives something other than maps.
     """
 
+    mixes_samples = True
+
     def __init__(self, group: nn.Module) -> None:
         super().__init__()
         convolutions = convolutions_of(group)
