@@ -39,6 +39,7 @@ __all__ = [
     "replacing",
     "slug",
     "sweep",
+    "sync_folder",
     "write_array",
     "write_bytes",
     "write_image",
@@ -98,12 +99,19 @@ def replacing(path: str | Path, *, private: bool = False, durable: bool = True) 
                 error.errno, f"{error.strerror or error}; free some space on the disk", str(path)
             ) from error
         raise
-    if durable and os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Flush a folder to the disk, so that a power failure does not lose the names of new files; nothing outside of POSIX."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sweep(folder: str | Path) -> None:

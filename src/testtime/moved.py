@@ -25,6 +25,8 @@ MODULES = {
     "testtime.bench.cache": "testtime.streams.cache",
     "testtime.bench.methods": "testtime.catalogue",
     "testtime.bench.prequential": "testtime.prequential",
+    "testtime.bench.protocols": "testtime.experiments.online.former",
+    "testtime.bench.sets": "testtime.experiments.online.former",
     "testtime.checkpoint": "testtime.training.checkpoint",
     "testtime.choosing": "testtime.selection",
     "testtime.fingerprint": "testtime.intake.fingerprint",
@@ -72,16 +74,19 @@ WITHOUT_SEED = (
 )
 METHODS = {
     **{name: {"seed": ""} for name in WITHOUT_SEED},
-    "adacontrast:AdaContrast": _into_options("begin capacity head"),
+    "adacontrast:AdaContrast": _into_options("contrast diversity begin capacity head"),
     "atlas:ATLAS": _into_options("tasks severity passes rate skip"),
     "cmf:CMF": _into_options("temperature weighting consistency prior"),
     "meta_dmoe:MetaDMoE": _into_options("tasks severity passes rate support mask depth heads head"),
     "nc_ttt:NCTTT": _into_options("width hidden small large layer passes rate"),
     "paf_kip:PAFKIP": _into_options("primary minimise maximise models source_statistics output batched"),
+    "petal:PETAL": _into_options("restoration passes"),
     "rmt:RMT": _into_options("replay shuffle ensemble warm_up head") | {"outputs": "projection"},
     "roid:ROID": _into_options("temperature weighting consistency prior"),
+    "rotta:RoTTA": _into_options("lambda_t lambda_u teacher_observes"),
     "santa:SANTA": {"outputs": "projection"},
-    "stamp:STAMP": _into_options("capacity decay score chunk original count normalise epsilon skip"),
+    "sotta:SoTTA": _into_options("observe_twice skip"),
+    "stamp:STAMP": _into_options("capacity decay rho score chunk original count normalise epsilon skip"),
     "ttt_plus_plus:TTTPlusPlus": _into_options("layer temperature passes rate")
     | {"outputs": "options.projection"},
     "vida:ViDA": _into_options("adapter_rate adapter_decay scale allotment restoration layers"),
@@ -89,7 +94,17 @@ METHODS = {
 RECIPE = "passes expert_passes aggregator_passes rate expert_rate pretrain_rate aggregator_rate inner_rate support mask"
 ARGUMENTS = {
     **{f"testtime.methods.{name}": changed for name, changed in METHODS.items()},
-    "testtime.space.ingest:ingest": {"say": "log"},
+    "testtime.models.synchronizer:Synchronizer": _into_options(
+        "ratio strategy layout projection reconstruct lambda_tp lambda_tbs layers"
+    ),
+    "testtime.source.dann:train_dann": _into_options("alpha beta hidden head"),
+    "testtime.source.itta:train_itta": _into_options("depth layers head"),
+    "testtime.space.dino:SelfDistilled": _into_options(
+        "local wide narrow temperature sharpening warmup momentum centring patches"
+    ),
+    "testtime.space.ingest:ingest": {"say": "log"}
+    | _into_options("smallest pseudo modalities vocabulary box_tokens rows limit radius"),
+    "testtime.space.tokenizers:VQTokenizer": _into_options("latent decay commitment"),
     "testtime.source.meta_dmoe:train_meta_dmoe": {name: f"recipe.{name}" for name in RECIPE.split()},
 }
 """New name of every keyword argument that has changed, by "module:class" or "module:function": "" for one that is gone,
@@ -171,14 +186,18 @@ def current_arguments(taker: Any, arguments: Mapping[str, Any], saved: bool = Fa
     return found
 
 
-def takes_former(function: F) -> F:
-    """Let a function take the keyword arguments that it had before."""
+def takes_former(taker: F) -> F:
+    """Let a function or a class take the keyword arguments that it had before."""
+    function = taker.__init__ if isinstance(taker, type) else taker  # type: ignore[misc]  # of the class itself
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **current_arguments(function, kwargs))
+        return function(*args, **current_arguments(taker, kwargs))
 
-    return cast(F, call)
+    if not isinstance(taker, type):
+        return cast(F, call)
+    type.__setattr__(taker, "__init__", call)
+    return taker
 
 
 def _warn_of_argument(taker: str, old: str, new: str) -> None:

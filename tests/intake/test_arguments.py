@@ -80,7 +80,10 @@ def test_what_cannot_be_meant_is_refused_at_construction(name: str) -> None:
 
 
 def test_numbers_of_other_kinds_and_none_where_it_is_annotated_are_taken() -> None:
-    assert STAMP(net(), np.int64(3), alpha=np.float32(0.5), period=None, rho=0).period is None
+    assert (
+        STAMP(net(), np.int64(3), alpha=np.float32(0.5), period=None, options=STAMPOptions(rho=0)).period
+        is None
+    )
     assert OSTTA(net(), alpha=[0.5, 1]).alpha == [0.5, 1]
     assert OSTTA(net(), alpha=torch.tensor(0.5)).alpha == 0.5
     assert PAFKIP(net(), 3, margin=float("inf")).margin == float("inf")

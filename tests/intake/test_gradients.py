@@ -27,6 +27,7 @@ from testtime.methods import (
     Tent,
 )
 from testtime.methods.paf_kip import PAFKIPOptions
+from testtime.methods.sotta import SoTTAOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 X = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -68,7 +69,7 @@ METHODS: dict[str, Callable[[nn.Module], Adapter]] = {
     "ETA": lambda m: ETA(m, 5, margin=2.0),
     "EATA": lambda m: EATA(m, 5, margin=2.0),
     "SAR": lambda m: SAR(m, 5, margin=2.0, skip=()),
-    "SoTTA": lambda m: SoTTA(m, 5, capacity=16, frequency=16, threshold=0.0, skip=()),
+    "SoTTA": lambda m: SoTTA(m, 5, capacity=16, frequency=16, threshold=0.0, options=SoTTAOptions(skip=())),
     "PAFKIP": lambda m: PAFKIP(m, 5),
     "PAFKIP batched": lambda m: PAFKIP(m, 5, options=PAFKIPOptions(batched=True)),
     "TTT": TTT,

@@ -68,7 +68,7 @@ from testtime.methods.nc_ttt import NCTTTOptions
 from testtime.methods.rmt import RMTOptions
 from testtime.methods.stamp import STAMPOptions
 from testtime.methods.ttt_plus_plus import TTTPlusPlusOptions
-from testtime.multitask import Assisted, Synchronizer
+from testtime.multitask import Assisted, Synchronizer, SynchronizerOptions
 from testtime.parts import random_crop_flip
 from testtime.source.meta_dmoe import Recipe, train_meta_dmoe
 
@@ -84,7 +84,16 @@ OBSERVES = {"null_step": "the statistics it answers with follow its memory, what
 def synchronized(model: nn.Module) -> S4T:
     with ambient():
         branch = Synchronizer(
-            DENSE_TASKS, 16, 8, size=8, patch=2, width=16, depth=1, decoder_depth=1, heads=2, ratio=0.5
+            DENSE_TASKS,
+            16,
+            8,
+            size=8,
+            patch=2,
+            width=16,
+            depth=1,
+            decoder_depth=1,
+            heads=2,
+            options=SynchronizerOptions(ratio=0.5),
         )
     branch = branch.to(next(model.parameters()).dtype)
     return S4T(Assisted(model, branch), optimizer=sgd(1e-1))

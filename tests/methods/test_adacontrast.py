@@ -89,9 +89,7 @@ def test_equals_the_published_loop(norm: str) -> None:
         net(norm),
         sgd(0.02),
         neighbours=4,
-        options=AdaContrastOptions(begin=20, capacity=30, full_batch=None),
-        contrast=0.6,
-        diversity=0.8,
+        options=AdaContrastOptions(0.6, 0.8, begin=20, capacity=30, full_batch=None),
         decay=0.9,
         weak=weakly,
         strong=jitter,
@@ -128,11 +126,9 @@ def test_votes_only_after_enough_images() -> None:
         a = AdaContrast(
             net(),
             adam(0.05),
-            options=AdaContrastOptions(begin=begin, capacity=16, full_batch=None),
+            options=AdaContrastOptions(0, 0, begin, 16, full_batch=None),
             weak=mirrored,
             strong=mirrored,
-            diversity=0,
-            contrast=0,
         )
         a(x)
         a.memory.probability = torch.eye(CLASSES)[3].expand(16, CLASSES).double().clone()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from small_world import batch, by_batch, jitter, net, stream
 from testtime.adapter import state_hash
-from testtime.methods.petal import PETAL, quantile_of
+from testtime.methods.petal import PETAL, PETALOptions, quantile_of
 from testtime.parts import adam, generator, identity, sgd
 from testtime.source.petal import SwagDiagonal, swag_diagonal
 
@@ -70,7 +70,7 @@ def test_equals_the_published_loop(chance: float | None) -> None:
     data = stream([16] * 14)
     data = data[7:] + data[:7]
     reference = Published(swag, 0.72, 1e-5, 0.2, chance)
-    settings = {"decay": 0.99, "alpha": 1e-5, "quantile": 0.2, "restoration": chance}
+    settings = {"decay": 0.99, "alpha": 1e-5, "quantile": 0.2, "options": PETALOptions(chance)}
     ours = PETAL(swag, sgd(0.05), views=4, threshold=0.72, augment=jitter, seed=3, **settings)
     assert ours.source == "none"
     for clock, x in enumerate(data):
@@ -125,9 +125,9 @@ def test_swag_goes_on_where_it_was_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_swag_of_half_precision_has_the_variance_of_float32(dtype: torch.dtype) -> None:
     narrow = net().to(dtype)
-    lessons = [(x.to(dtype), y) for x, y in source()]
-    ours = swag_diagonal(narrow, lessons, title=None)
-    wide = swag_diagonal(copy.deepcopy(narrow).float(), [(x.float(), y) for x, y in lessons], title=None)
+    examples = [(x.to(dtype), y) for x, y in source()]
+    ours = swag_diagonal(narrow, examples, title=None)
+    wide = swag_diagonal(copy.deepcopy(narrow).float(), [(x.float(), y) for x, y in examples], title=None)
     assert ours.variance.dtype == torch.float32
     torch.testing.assert_close(ours.variance, wide.variance, rtol=1e-4, atol=1e-12)
     for p, q in zip(ours.network.parameters(), wide.network.parameters(), strict=True):
@@ -171,8 +171,10 @@ def test_nothing_returns_at_a_quantile_of_zero() -> None:
 
 
 def test_says_what_it_expects() -> None:
-    with pytest.raises(ValueError, match="passes >= 2 and a quantile"):
+    with pytest.raises(ValueError, match="views >= 1 and a quantile"):
         PETAL(net(), quantile=2)
+    with pytest.raises(ValueError, match="is at least 2, got 1"):
+        PETALOptions(passes=1)
     with pytest.raises(ValueError, match="at least 2"):
         swag_diagonal(net(), source(), passes=1)
     with pytest.raises(RuntimeError, match="or give it the network of swag_diagonal"):

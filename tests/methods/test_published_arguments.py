@@ -41,7 +41,7 @@ from testtime.methods.nc_ttt import NCTTTOptions
 from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.methods.rmt import RMTOptions
 from testtime.methods.roid import ROIDOptions
-from testtime.methods.sotta import smoothed_entropy
+from testtime.methods.sotta import SoTTAOptions, smoothed_entropy
 from testtime.methods.stamp import STAMPOptions
 from testtime.norm import alpha_statistics, ema_statistics, source_statistics, unmix_tns
 from testtime.parts import adam, katana, random_crop_flip, sgd
@@ -54,7 +54,7 @@ PUBLISHED: dict[str, Callable[[nn.Module], Adapter]] = {
     "TIPI-ImageNet": partial(TIPI, optimizer=sgd(2.5e-4), entropy_weight=1),
     "STAMP": partial(STAMP, classes=CLASSES, views=3, alpha=0.8, period=None, options=STAMPOptions(
         capacity=8, original=False, count="admission", normalise="held", epsilon=0.0, score="entropy")),
-    "SoTTA": partial(SoTTA, **SMALL, threshold=0.5, loss=SUMMED, observe_twice=True),
+    "SoTTA": partial(SoTTA, **SMALL, threshold=0.5, loss=SUMMED, options=SoTTAOptions(observe_twice=True)),
     "NOTE": partial(NOTE, **SMALL, loss=smoothed_entropy),
     "alpha-BN": partial(BNAdapt, norm=partial(alpha_statistics, alpha=0.1, unbiased=True)),
     "moving average": partial(BNAdapt, norm=partial(ema_statistics, decay=0.9, unbiased=True)),

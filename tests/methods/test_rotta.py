@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from small_world import CLASSES, batch, jitter, mirrored, net, stream
 from testtime.adapter import state_hash
 from testtime.methods import RoTTA
-from testtime.methods.rotta import CSTU, timeliness
+from testtime.methods.rotta import CSTU, RoTTAOptions, timeliness
 from testtime.parts import adam, identity
 
 
@@ -215,7 +215,14 @@ def test_timeliness_and_the_loss_in_numpy() -> None:
 def test_teacher_statistics_stay_at_the_source_unless_it_observes() -> None:
     x = stream([16])[0]
     still, moved = (
-        RoTTA(net(), CLASSES, capacity=16, frequency=16, teacher_observes=o, augment=identity)
+        RoTTA(
+            net(),
+            CLASSES,
+            capacity=16,
+            frequency=16,
+            augment=identity,
+            options=RoTTAOptions(teacher_observes=o),
+        )
         for o in (False, True)
     )
     still(x), moved(x)
@@ -232,7 +239,7 @@ def test_says_that_it_needs_batch_norm(norm: str) -> None:
         RoTTA(net(norm), CLASSES)
 
 
-def test_state_is_enough_and_reset_is_birth() -> None:
+def test_state_is_enough_and_reset_restores_the_initial_state() -> None:
     data = stream([10, 3, 1, 25, 8])
     a, dirty = (RoTTA(net(), CLASSES, adam(1e-2), capacity=8, frequency=8) for _ in range(2))
     born = state_hash(a)

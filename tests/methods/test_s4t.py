@@ -9,7 +9,16 @@ from torch import nn
 
 from testtime import sgd
 from testtime.methods import S4T
-from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Normals, Segmentation, Synchronizer
+from testtime.multitask import (
+    Assisted,
+    Depth,
+    Edges,
+    MultiTaskNet,
+    Normals,
+    Segmentation,
+    Synchronizer,
+    SynchronizerOptions,
+)
 from testtime.norm import batch_statistics
 from testtime.parts.randomness import generator
 
@@ -21,7 +30,7 @@ def source(seed=0, **settings):
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     net = MultiTaskNet(encoder, {k: nn.Conv2d(8, t.channels, 1) for k, t in TASKS.items()}, TASKS)
     small = {"features": 4, "size": 16, "patch": 4, "width": 8, "depth": 1, "decoder_depth": 1, "heads": 2}
-    return Assisted(net, Synchronizer(TASKS, 8, **{**small, **settings})).double()
+    return Assisted(net, Synchronizer(TASKS, 8, **small, options=SynchronizerOptions(**settings))).double()
 
 
 def batch(seed=0):

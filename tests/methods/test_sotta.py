@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from small_world import CLASSES, batch, net, norms_of, stream
 from testtime.adapter import state_hash
 from testtime.methods import SoTTA
-from testtime.methods.sotta import HUS, mean_entropy, smoothed_entropy
+from testtime.methods.sotta import HUS, SoTTAOptions, mean_entropy, smoothed_entropy
 from testtime.parts import adam, generator, sgd
 
 
@@ -107,7 +107,7 @@ def test_equals_the_published_loop(size: int, norm: str) -> None:
         frequency=16,
         threshold=0.6,
         loss=partial(smoothed_entropy, over_classes="sum"),
-        observe_twice=True,
+        options=SoTTAOptions(observe_twice=True),
     )
     for clock, x in enumerate(stream([size] * 20)):
         torch.testing.assert_close(ours(x).logits, reference.step(x, clock), rtol=0, atol=1e-8)
@@ -187,13 +187,13 @@ def test_top_layers_stay() -> None:
 
     a = SoTTA(Named(), CLASSES)
     assert len(a._adapted) == 2
-    assert len(SoTTA(Named(), CLASSES, skip=())._adapted) == 4
+    assert len(SoTTA(Named(), CLASSES, options=SoTTAOptions(skip=()))._adapted) == 4
     with pytest.raises(ValueError, match="leaves none"):
-        SoTTA(Named(), CLASSES, skip=("layer1", "layer4"))
+        SoTTA(Named(), CLASSES, options=SoTTAOptions(skip=("layer1", "layer4")))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_state_is_enough_and_reset_is_birth(norm: str) -> None:
+def test_state_is_enough_and_reset_restores_the_initial_state(norm: str) -> None:
     data = stream([10, 3, 1, 25, 8])
     a, dirty = (SoTTA(net(norm), CLASSES, capacity=8, frequency=8, threshold=0.5) for _ in range(2))
     born = state_hash(a)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from testtime.models.synchronizer import legacy_order, position_embedding, visible_tokens
+from testtime.models.synchronizer import SynchronizerOptions, legacy_order, position_embedding, visible_tokens
 from testtime.multitask import Depth, Edges, Normals, Segmentation, Synchronizer
 
 TASKS = {t.name: t for t in (Segmentation(tuple("abc")), Depth(), Normals(), Edges())}
@@ -67,7 +67,7 @@ def test_the_position_embedding_is_that_of_masked_autoencoders():
 def test_the_synchronizer_is_a_masked_autoencoder_over_stacked_latents():
     """Recomputed with one kernel over the stacked channels, tokens dropped and filled by hand."""
     torch.manual_seed(0)
-    branch = Synchronizer(TASKS, 6, **SMALL, ratio=0.5).double().eval()
+    branch = Synchronizer(TASKS, 6, **SMALL, options=SynchronizerOptions(ratio=0.5)).double().eval()
     z = torch.randn(2, 6, 5, 7, dtype=torch.float64, generator=rng())
     seen = branch.draw(2, rng(1))
     projected, synchronised = branch(z, (10, 12), seen)
@@ -107,7 +107,9 @@ def test_the_synchronizer_is_a_masked_autoencoder_over_stacked_latents():
 
 def test_a_hidden_token_has_no_influence_and_a_seen_one_has():
     torch.manual_seed(0)
-    branch = Synchronizer(TASKS, 6, **SMALL, layout="per_task", strategy="hide", ratio=0.5).eval()
+    branch = Synchronizer(
+        TASKS, 6, **SMALL, options=SynchronizerOptions(layout="per_task", strategy="hide", ratio=0.5)
+    ).eval()
     latents = {name: torch.randn(1, 4, 16, 16, generator=rng(i)) for i, name in enumerate(TASKS)}
     seen = torch.arange(32)[None]  # the first two tasks
     before = branch.synchronise(latents, (16, 16), seen)
@@ -131,7 +133,9 @@ def test_tasks_are_keyed_by_name_whatever_their_order():
 
 def test_the_source_loss_is_that_of_both_outputs():
     torch.manual_seed(0)
-    branch = Synchronizer(TASKS, 6, **SMALL, lambda_tp=0.5, lambda_tbs=2.0).eval()
+    branch = Synchronizer(
+        TASKS, 6, **SMALL, options=SynchronizerOptions(lambda_tp=0.5, lambda_tbs=2.0)
+    ).eval()
     z, x = torch.randn(2, 6, 4, 4, generator=rng()), torch.rand(2, 3, 16, 16)
     labels = {"depth": torch.rand(2, 1, 16, 16), "semseg": torch.randint(0, 3, (2, 16, 16))}
     losses = branch.source_loss(torch.nn.Identity(), x, [z], labels, rng(5))
@@ -146,7 +150,7 @@ def test_the_source_loss_is_that_of_both_outputs():
 
 
 def test_without_projection_it_sees_the_latent_itself_and_with_reconstruction_predicts_the_image():
-    branch = Synchronizer(TASKS, 6, **SMALL, projection=False, ratio=0.0)
+    branch = Synchronizer(TASKS, 6, **SMALL, options=SynchronizerOptions(projection=False, ratio=0.0))
     assert list(branch.embed) == ["z"]
     losses = branch.source_loss(
         torch.nn.Identity(),
@@ -156,7 +160,7 @@ def test_without_projection_it_sees_the_latent_itself_and_with_reconstruction_pr
         rng(),
     )
     assert set(losses) == {"depth"}
-    image = Synchronizer(TASKS, 6, **SMALL, projection=False, reconstruct=True)
+    image = Synchronizer(TASKS, 6, **SMALL, options=SynchronizerOptions(projection=False, reconstruct=True))
     x = torch.rand(1, 3, 16, 16)
     assert set(image.source_loss(torch.nn.Identity(), x, [torch.randn(1, 6, 4, 4)], {}, rng())) == {"image"}
 
@@ -171,8 +175,9 @@ def test_without_projection_it_sees_the_latent_itself_and_with_reconstruction_pr
     ],
 )
 def test_bad_settings_are_refused(wrong, message):
+    size = {"size": wrong.pop("size")} if "size" in wrong else {}
     with pytest.raises(ValueError, match=message):
-        Synchronizer(TASKS, 6, **{**SMALL, **wrong})
+        Synchronizer(TASKS, 6, **{**SMALL, **size}, options=SynchronizerOptions(**wrong))
 
 
 def test_the_legacy_order_reads_stacked_channels_in_another_order():

@@ -7,7 +7,7 @@ from torch import nn
 
 from testtime import Adapter
 from testtime.data import DenseSet, Sample
-from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer
+from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer, SynchronizerOptions
 from testtime.multitask.analysis import _network, affinity, affinity_gap, direction, masked_losses
 from testtime.parts.optimizers import sgd
 from testtime.parts.randomness import generator
@@ -30,7 +30,7 @@ class Few(DenseSet):
 def model():
     torch.manual_seed(0)
     net = MultiTaskNet(nn.Conv2d(3, 5, 3, 2, 1), {k: nn.Conv2d(5, 1, 1) for k in TASKS}, TASKS)
-    return Assisted(net, Synchronizer(TASKS, 5, 4, 8, 2, 8, 1, 1, 2, ratio=0.5)).eval()
+    return Assisted(net, Synchronizer(TASKS, 5, 4, 8, 2, 8, 1, 1, 2, SynchronizerOptions(ratio=0.5))).eval()
 
 
 def test_affinity_is_the_mean_cosine_between_latents():

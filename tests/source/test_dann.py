@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from small_world import batch, net
 from testtime import methods
 from testtime.methods import Tent
-from testtime.source.dann import learning_rate, reversal, reverse_gradient, train_dann
+from testtime.source.dann import DANNOptions, learning_rate, reversal, reverse_gradient, train_dann
 
 
 def source(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:
@@ -36,7 +36,7 @@ def critic() -> list[Tensor]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Linear, "reset_parameters", note)
-        train_dann(net(), source(), target(), 0, hidden=16, seed=3, title=None)
+        train_dann(net(), source(), target(), 0, options=DANNOptions(hidden=16), seed=3, title=None)
     return [t.double() for t in drawn]
 
 
@@ -77,7 +77,10 @@ def test_equals_the_loop() -> None:
             for i, (t, g) in enumerate(zip([*body, *plain[8].parameters(), *w], gradients, strict=True)):
                 velocity[i] = 0.9 * velocity.get(i, 0) + g
                 t -= 0.02 / (1 + 10 * progress) ** 0.75 * velocity[i]
-    ours, given = train_dann(net(), source(), target(), 4, 0.02, hidden=16, seed=3, title=None), net()
+    ours, given = (
+        train_dann(net(), source(), target(), 4, 0.02, options=DANNOptions(hidden=16), seed=3, title=None),
+        net(),
+    )
     assert list(ours.state_dict()) == list(given.state_dict())
     for k, v in plain.state_dict().items():
         np.testing.assert_allclose(ours.state_dict()[k].numpy(), v.numpy(), rtol=0, atol=1e-9, err_msg=k)
@@ -107,7 +110,9 @@ def test_features_of_the_domains_come_together() -> None:
         there, here = [draw(64, 0.0, rng) for _ in range(8)], [draw(64, 2.0, rng)[0] for _ in range(8)]
         x, other = draw(512, 0.0, rng)[0], draw(512, 2.0, rng)[0]
         for gamma, found in distances.items():
-            trained = train_dann(network, there, here, 20, 0.01, gamma, hidden=32, title=None)
+            trained = train_dann(
+                network, there, here, 20, 0.01, gamma, options=DANNOptions(hidden=32), title=None
+            )
             with torch.no_grad():
                 found.append(apart(trained, x, other))
     assert np.mean(distances[10.0]) < np.mean(distances[0.0]), distances
@@ -155,23 +160,27 @@ def test_training_goes_on_where_it_was_left(tmp_path: Path) -> None:
 
     file, whole = (
         tmp_path / "dann.safetensors",
-        train_dann(dropping(), source(), target(), 4, hidden=8, title=None),
+        train_dann(dropping(), source(), target(), 4, options=DANNOptions(hidden=8), title=None),
     )
     with pytest.raises(Power):
-        train_dann(dropping(), Cut(source()), target(), 4, hidden=8, file=file, title=None)
+        train_dann(
+            dropping(), Cut(source()), target(), 4, options=DANNOptions(hidden=8), file=file, title=None
+        )
     torch.rand(5)  # dropout does not draw from the global generator
     state = torch.get_rng_state()
-    again = train_dann(dropping(), source(), target(), 4, hidden=8, file=file, title=None)
+    again = train_dann(
+        dropping(), source(), target(), 4, options=DANNOptions(hidden=8), file=file, title=None
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
     with pytest.raises(ValueError, match="belongs to another training"):
-        train_dann(dropping(), source(), target(), 5, hidden=8, file=file, title=None)
+        train_dann(dropping(), source(), target(), 5, options=DANNOptions(hidden=8), file=file, title=None)
 
 
 def test_gives_a_network_like_the_callers() -> None:
     given = net().requires_grad_(False)
     before = copy.deepcopy(given.state_dict())
-    ours = train_dann(given, source(1), target(1), 1, hidden=8, title=None)
+    ours = train_dann(given, source(1), target(1), 1, options=DANNOptions(hidden=8), title=None)
     assert all(torch.equal(v, before[k]) for k, v in given.state_dict().items())
     assert [type(m) for m in ours.modules()] == [type(m) for m in given.modules()]
     assert not any(p.requires_grad or p.grad is not None for p in ours.parameters())

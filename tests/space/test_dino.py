@@ -1,6 +1,7 @@
 """Self-distillation: losses, centres, teacher and schedules recomputed in numpy; views that show what they should."""
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from toy_space import shards, streams
 
 from testtime.parts.randomness import generator
-from testtime.space.dino import ProjectionHead, SelfDistilled, coloured, window
+from testtime.space.dino import DistillationOptions, ProjectionHead, SelfDistilled, coloured, window
 from testtime.space.loader import Batches, Part
 from testtime.space.masking import Masking
 from testtime.space.model import Batch, Size
@@ -20,7 +21,8 @@ SMALL = Size(1, 1, 16, 2)
 def model(seed=0, **settings):
     torch.manual_seed(seed)
     given = {"outputs": 12, "hidden": 8, "bottleneck": 6, "crops": 2, "local": (8, 8), **settings}
-    return SelfDistilled(SMALL, (16, 16), 4, **given).train()
+    options = {f.name: given.pop(f.name) for f in fields(DistillationOptions) if f.name in given}
+    return SelfDistilled(SMALL, (16, 16), 4, **given, options=DistillationOptions(**options)).train()
 
 
 def pictures(n=3, seed=0):
@@ -135,14 +137,14 @@ def test_teacher_centres_and_schedules_follow():
     assert [m.decay(k, 10) for k in (0, 10)] == [0.996, 1.0]
 
 
-def test_looking_teaches_the_centre_nothing():
+def test_evaluation_does_not_move_the_centre():
     m = model().eval()
     m(batch())
     m.advance(0, 10)
     assert m.centre.abs().max() == 0
 
 
-def test_the_teacher_learns_from_nobody_but_the_student():
+def test_the_teacher_follows_only_the_student():
     m = disturbed(model())
     losses = m(batch())
     torch.stack(list(losses.values())).mean().backward()

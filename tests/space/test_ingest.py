@@ -18,7 +18,7 @@ from testtime.errors import DataError
 from testtime.scenes import SceneSet
 from testtime.space.alignment import alignment
 from testtime.space.frames import SpaceFrames
-from testtime.space.ingest import TokenizerRecipe, ingest, summary
+from testtime.space.ingest import IngestOptions, TokenizerRecipe, ingest, summary
 from testtime.space.modalities import EDGES, RGB, boxes, classes, features, truncated
 from testtime.space.sequences import Box, BoxVocabulary
 from testtime.space.shards import Shards
@@ -39,7 +39,7 @@ def scenes() -> SceneSet:
 @pytest.fixture(scope="module")
 def taken(scenes, tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("taken")
-    return out, ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5)
+    return out, ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, options=IngestOptions(rows=2), seed=5)
 
 
 def test_tokens_are_those_of_the_tokenizers_that_were_written(taken, scenes):
@@ -111,12 +111,21 @@ def test_what_is_there_is_kept(taken, scenes, monkeypatch):
     monkeypatch.setattr(Tokenizer, "fit", lambda *a, **k: pytest.fail("learned again"))
     monkeypatch.setattr("testtime.space.ingest.alignment", lambda *a, **k: pytest.fail("looked again"))
     monkeypatch.setattr("testtime.space.shards._write", lambda *a, **k: pytest.fail("tokenised again"))
-    assert ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5) == report
+    assert ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, options=IngestOptions(rows=2), seed=5) == report
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
     with pytest.raises(DataError, match=r"holds something else \(seed: 5 there, 6 asked\)"):
-        ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, rows=2, seed=6)
+        ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, options=IngestOptions(rows=2), seed=6)
     with pytest.raises(DataError, match=r"holds something else \(frames: 10 there, 9 asked"):
-        ingest(scenes, out, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5, limit=9)
+        ingest(
+            scenes,
+            out,
+            32,
+            8,
+            crops=3,
+            recipe=QUICK,
+            options=IngestOptions(rows=2, limit=9),
+            seed=5,
+        )
 
 
 def test_a_killed_work_ends_the_same(taken, scenes, tmp_path, monkeypatch):
@@ -131,9 +140,12 @@ def test_a_killed_work_ends_the_same(taken, scenes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Tokenizer, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
-        ingest(scenes, tmp_path, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5)
+        ingest(scenes, tmp_path, 32, 8, crops=3, recipe=QUICK, options=IngestOptions(rows=2), seed=5)
     assert not (tmp_path / "report.json").exists()
-    assert ingest(scenes, tmp_path, 32, 8, crops=3, recipe=QUICK, rows=2, seed=5) == report
+    assert (
+        ingest(scenes, tmp_path, 32, 8, crops=3, recipe=QUICK, options=IngestOptions(rows=2), seed=5)
+        == report
+    )
     assert count[0] == 5
     files = {p.relative_to(out) for p in out.rglob("*") if p.is_file()}
     assert files == {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
@@ -159,7 +171,17 @@ def test_faults_are_in_report_summary_and_on_the_sheet(scenes, tmp_path):
     lines: list[str] = []
     data = Changed(scenes, lambda x: 1000 * x.roll(2, -1), only="depth")
     quick = replace(QUICK, kind="vq", codebook=32, steps=2)
-    report = ingest(data, tmp_path, 16, 8, crops=1, recipe=quick, rows=1, sensors=["depth"], log=lines.append)
+    report = ingest(
+        data,
+        tmp_path,
+        16,
+        8,
+        crops=1,
+        recipe=quick,
+        sensors=["depth"],
+        options=IngestOptions(rows=1),
+        log=lines.append,
+    )
     shift, unit = report["warnings"]
     assert "shifted by (-2, 0) pixels" in shift
     assert "m; check that the unit is metres" in unit
@@ -188,11 +210,7 @@ def test_pseudo_labels_of_every_kind_are_taken_in(scenes, tmp_path):
         crops=1,
         recipe=replace(QUICK, steps=2),
         sensors=[],
-        rows=1,
-        pseudo=pseudo,
-        modalities=kinds,
-        vocabulary=vocabulary,
-        box_tokens=8,
+        options=IngestOptions(rows=1, pseudo=pseudo, modalities=kinds, vocabulary=vocabulary, box_tokens=8),
     )
     assert [m["form"] for m in report["modalities"].values()] == ["image", "classes", "features", "sequence"]
     stored = Shards(tmp_path / "shards").read([3], [0])
@@ -201,10 +219,10 @@ def test_pseudo_labels_of_every_kind_are_taken_in(scenes, tmp_path):
     found = vocabulary.decode(stored["boxes"][0][stored["boxes"][0] >= 0].long())
     assert [(b.x0, b.y0, b.x1, b.y1) for b in found] == [(3 / 16, 4 / 16, 13 / 16, 8 / 16)]
     with pytest.raises(ValueError, match="expected the modality of each pseudo-label"):
-        ingest(scenes, tmp_path / "b", 16, 8, pseudo=pseudo)
+        ingest(scenes, tmp_path / "b", 16, 8, options=IngestOptions(pseudo=pseudo))
 
 
-def test_bad_arguments_are_told(scenes, tmp_path):
+def test_bad_arguments_are_refused(scenes, tmp_path):
     with pytest.raises(ValueError, match="expected a size in multiples of patch"):
         ingest(scenes, tmp_path, 20, 8)
     with pytest.raises(ValueError, match="but no heat"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from torch import Tensor
 
 from testtime.errors import WeightsError
 from testtime.space.modalities import DEPTH, EDGES, NORMALS, RGB, boxes, classes, features
-from testtime.space.tokenizers import FSQTokenizer, Tokenizer, VQTokenizer, load_tokenizer, perplexity
+from testtime.space.tokenizers import (
+    FSQTokenizer,
+    Tokenizer,
+    VQOptions,
+    VQTokenizer,
+    load_tokenizer,
+    perplexity,
+)
 
 pytest.importorskip("vector_quantize_pytorch")
 
@@ -24,7 +32,8 @@ SMALL = {"size": (16, 16), "patch": 8, "width": 16, "depth": 1}
 
 
 def vq(modality=RGB, **kw) -> VQTokenizer:
-    return VQTokenizer(modality, **{**SMALL, "codebook": 24, "latent": 8, **kw})
+    own = {"latent": 8, **{f.name: kw.pop(f.name) for f in fields(VQOptions) if f.name in kw}}
+    return VQTokenizer(modality, **{**SMALL, "codebook": 24, "options": VQOptions(**own), **kw})
 
 
 def fsq(modality=RGB, **kw) -> FSQTokenizer:
@@ -309,7 +318,7 @@ def test_losses_are_those_of_the_modalities():
         assert vq(modality)._loss(4 * a[:, :1], 4 * b[:, :1]).item() == pytest.approx(smooth)
 
 
-def test_where_nothing_was_measured_stands_the_mean():
+def test_the_mean_is_where_nothing_was_measured():
     tokenizer = vq(DEPTH)
     nothing = torch.full((1, 1, 16, 16), torch.nan)
     assert torch.equal(tokenizer.encode(nothing), tokenizer.encode(torch.full((1, 1, 16, 16), 3.0)))

@@ -68,7 +68,8 @@ def ingest(
     from testtime.space.sources import read_space
 
     need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space")
-    t, more = tokens, {"sensors": sensors, "seed": seed, "rows": rows, "limit": limit, "device": device}
+    options = space.IngestOptions(rows=rows, limit=limit)
+    t, more = tokens, {"sensors": sensors, "options": options, "seed": seed, "device": device}
     if t.size % t.patch:
         raise ValueError(f"--size {t.size} is not a multiple of --patch {t.patch}; choose another --size")
     data = read_space(path, frames=Path(out) / "frames", **vars(source))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from testtime.errors import DataError, did_you_mean, unknown_name
+from testtime.experiments.registry import find_method
 from testtime.experiments.table import Row
 
 if TYPE_CHECKING:
@@ -233,10 +234,15 @@ class Experiment(ABC):
         return ()
 
     def page(self, run: Run) -> Page:
-        """Return the page of a run."""
-        from testtime.experiments.pages import run_page
+        """Return the page of a run: its tables, its figures, and how it was made."""
+        from testtime.experiments.pages import run_page, table_blocks
+        from testtime.report import Chart, Figure, Section
 
-        return run_page(self, run)
+        drawn = [
+            Figure(one, one.title) if isinstance(one, Chart) else one for one in self.figures(run) if one
+        ]
+        result = Section("result", "Result", "The result", table_blocks(*self.tables(run)))
+        return run_page(run, run.about["note"], [result, Section("figures", "Figures", "Figures", drawn)])
 
     def compared(self, runs: Sequence[Run]) -> Sequence[Table]:
         """Return the tables of several runs of the family side by side.
@@ -252,9 +258,10 @@ class Experiment(ABC):
         Raises:
             ValueError: the runs cannot be compared, see :meth:`compared`.
         """
-        from testtime.experiments.pages import comparison_page
+        from testtime.experiments.pages import tables_page
 
-        return comparison_page(self, runs)
+        names = ", ".join(run.about["experiment"] for run in runs)
+        return tables_page(f"{len(runs)} runs", f"testtime · {self.family}", names, self.compared(runs))
 
     def setting(self, request: Request, name: str) -> Any:
         """Return the value of a setting of the family, or its default."""
@@ -287,12 +294,16 @@ class Experiment(ABC):
         """Return those of the rows that the request names, the base rows, and one for each own method.
 
         Rows are named by their labels in any spelling, or by a method (``about["method"]``) that is nobody's label. The row of
-        an own method has the import path or entry point as ``about["method"]``.
+        an own method has the label of its class, and the import path or entry point as ``about["method"]``.
 
         Raises:
             ValueError: there is no row of this name.
         """
-        own = [Row(name.rpartition(":")[2], about={"method": name}) for name in request.methods]
+        own, taken = [], {row.label for row in rows}
+        for name in request.methods:
+            label = find_method(name).label
+            own.append(Row(f"{label} ({name})" if label in taken else label, about={"method": name}))
+            taken.add(label)
         if request.rows is None:
             return [*rows, *own]
         labels = {_bare(row.label) for row in rows}

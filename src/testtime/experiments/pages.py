@@ -1,16 +1,18 @@
-"""The page of a run from its tables and figures, and the parts that the pages of all families share."""
+"""Pages: of a run, from a lead and sections; of tables side by side; and the sentence that names the best rows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from testtime.report import (
     Block,
-    Chart,
     Definitions,
-    Figure,
+    Details,
+    Grid,
+    Markup,
     Note,
     Page,
     Section,
@@ -25,44 +27,70 @@ from testtime.report import (
 )
 
 if TYPE_CHECKING:
-    from testtime.experiments.experiment import Experiment
     from testtime.experiments.run import Run
     from testtime.experiments.table import Table
 
-__all__ = ["comparison_page", "provenance_section", "run_page", "table_blocks", "unfinished", "winner"]
+__all__ = ["provenance_section", "run_page", "table_blocks", "tables_page", "unfinished", "winner"]
 
 
-def run_page(experiment: Experiment, run: Run) -> Page:
-    """Return the page of a run: its tables, its figures, and how it was made."""
-    blocks = [block for table in experiment.tables(run) for block in table_blocks(table)]
-    drawn = [Figure(f, f.title) if isinstance(f, Chart) else f for f in experiment.figures(run) if f]
+def run_page(
+    run: Run,
+    lead: Text | Sequence[Block] = "",
+    sections: Sequence[Section] = (),
+    facts: Sequence[tuple[Text, object]] = (),
+    *made: Block,
+    title: str = "",
+) -> Page:
+    """Return the page of a run: lead, remarks on the whole run, sections, what is missing, and how it was made.
+
+    Args:
+        run: the run.
+        lead: findings.
+        sections: sections; remarks on the whole run (:attr:`Run.notes`) are left out below their tables.
+        facts: facts of the family for the provenance, such as the stream.
+        made: blocks below the provenance.
+        title: title; empty takes the experiment's.
+    """
+    about = run.about
+    said = [lead] if isinstance(lead, str | Markup) else lead
     return Page(
-        title=run.about["title"],
-        kicker=f"testtime · {run.about['family']} · {run.about['experiment']}",
-        lead=run.about["note"],
+        title=title or about["title"],
+        kicker=f"testtime · {about['family']} · {about['experiment']}",
+        lead=[*said, *map(Note, run.notes)],
         sections=[
-            Section("result", "Result", "The result", blocks),
-            Section("figures", "Figures", "Figures", drawn),
-            provenance_section(run),
+            *(replace(s, blocks=_without(s.blocks, run.notes)) for s in sections),
+            provenance_section(run, facts, *made),
         ],
         unfinished=unfinished(run),
     )
 
 
-def comparison_page(experiment: Experiment, runs: Sequence[Run]) -> Page:
-    """Return the page of several runs of a family side by side."""
-    tables = experiment.compared(runs)
+def tables_page(title: str, kicker: Text, lead: Text, tables: Sequence[Table]) -> Page:
+    """Return a page with a section for each table, such as a comparison of runs."""
     sections = [
         Section(f"table{number}", table.title, table.title, table_blocks(table))
         for number, table in enumerate(tables, 1)
     ]
-    names = [run.about["experiment"] for run in runs]
-    return Page(f"{len(runs)} runs", f"testtime · {experiment.family}", ", ".join(names), sections)
+    return Page(title, kicker, lead, sections)
 
 
-def table_blocks(table: Table) -> list[Block]:
-    """Return a table and the remarks below it."""
-    return [table.block(), *map(Note, table.remarks("bold", "Below, in italics"))]
+def table_blocks(*tables: Table) -> list[Block]:
+    """Return tables, each with the remarks below it."""
+    found: list[Block] = []
+    for table in tables:
+        found += [table.block(), *map(Note, table.remarks("bold", "Below, in italics"))]
+    return found
+
+
+def _without(blocks: Sequence[Block], notes: Sequence[str]) -> list[Block]:
+    """The blocks without some remarks."""
+    found: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Details | Grid):
+            found.append(replace(block, blocks=_without(block.blocks, notes)))
+        elif not (isinstance(block, Note) and block.text in notes):
+            found.append(block)
+    return found
 
 
 def unfinished(run: Run) -> Text:
@@ -120,21 +148,15 @@ def winner(
     return phrase("{} has the highest {}{}{}.", named(best), figure, where, after)
 
 
-def provenance_section(run: Run, items: Sequence[tuple[Text, object]] = (), *blocks: Block) -> Section:
-    """Return the section that says how a run was made.
-
-    Args:
-        run: the run.
-        items: further facts of the family, such as the stream.
-        blocks: blocks below the list.
-    """
+def provenance_section(run: Run, facts: Sequence[tuple[Text, object]] = (), *blocks: Block) -> Section:
+    """Return the section that says how a run was made."""
     about, last = run.about, run.about["sessions"][-1]
     commands = [" ".join(session["command"]) for session in about["sessions"] if session["command"]]
     found: list[tuple[Text, object]] = [
         ("experiment", about["experiment"]),
         ("source of the published figures", about["source"] or "–"),
         *((name, f"{used}, for {prefers}") for name, (used, prefers) in run.stand_ins.items()),
-        *items,
+        *facts,
         ("seeds", ", ".join(map(str, run.request.seeds or ()))),
         *(("command", command) for command in dict.fromkeys(commands)),
         ("precision", run.request.precision),

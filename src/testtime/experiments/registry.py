@@ -30,6 +30,7 @@ FAMILIES = {
     "demo": "testtime.experiments.demo_list",
     "multitask": "testtime.experiments.multitask.listing",
     "online": "testtime.experiments.online.listing",
+    "production": "testtime.experiments.production.listing",
     "space": "testtime.experiments.space.listing",
 }
 """By family, the light module that lists its experiments in ``LISTED``."""

@@ -14,9 +14,9 @@ K nearest images gives to a weak view,
 where :math:`\bar p` is the mean prediction of the batch's strong views.
 
 A step:
-    1. the student looks at a weak view; its K nearest in the memory vote on the label, once ``begin`` images were met, and
+    1. the student predicts a weak view; its K nearest in the memory vote on the label, after ``begin`` images, and
        before that its own prediction is the label;
-    2. the teacher follows the student, and both look at a strong view each;
+    2. the teacher follows the student, and both predict a strong view each;
     3. update all parameters once on L, at the share of the learning rate that a batch smaller than ``full_batch`` gets;
     4. the keys with their labels, and the teacher's features and predictions of the weak view, enter the memory, from which
        the oldest leave;
@@ -155,6 +155,8 @@ class AdaContrastOptions:
     """Settings of AdaContrast that are rarely changed.
 
     Args:
+        contrast: gamma_ctr, weight of the contrast.
+        diversity: gamma_div, weight of the entropy of the mean prediction.
         begin: number of images that are processed before neighbours vote.
         capacity: number of images in the memory.
         head: name of the linear head; the last linear layer unless given.
@@ -165,6 +167,8 @@ class AdaContrastOptions:
         ValueError: begin, capacity or full_batch is below 1.
     """
 
+    contrast: float = 1.0
+    diversity: float = 1.0
     begin: int = 1024
     capacity: int = 16384
     head: str | None = None
@@ -188,8 +192,6 @@ class AdaContrast(Adapter):
         optimizer: moves all parameters.
         neighbours: K.
         temperature: tau.
-        contrast: gamma_ctr, the weight of the contrast.
-        diversity: gamma_div, the weight of the entropy of the mean prediction.
         decay: beta, the weight of the past in the teacher.
         weak, strong: make a view within the model's invariances.
         options: settings that are rarely changed.
@@ -220,8 +222,6 @@ class AdaContrast(Adapter):
         optimizer: OptimizerFactory = sgd(2e-4, weight_decay=1e-4),  # noqa: B008 - a frozen value
         neighbours: Positive = 10,
         temperature: float = 0.07,
-        contrast: float = 1.0,
-        diversity: float = 1.0,
         decay: float = 0.999,
         weak: Augmentation = random_crop_flip,
         strong: Augmentation = simclr,
@@ -231,7 +231,7 @@ class AdaContrast(Adapter):
     ) -> None:
         super().__init__(norm(model), seed)
         self.optimizer, self.neighbours, self.options, self.norm = optimizer, neighbours, options, norm
-        self.temperature, self.contrast, self.diversity, self.decay = temperature, contrast, diversity, decay
+        self.temperature, self.decay = temperature, decay
         self.weak, self.strong = preserving(weak, self.model), preserving(strong, self.model)
         name, linear = linear_head(self.model, options.head)
         self._tap = head_tap(self.model, options.head)
@@ -260,10 +260,12 @@ class AdaContrast(Adapter):
             _, k = self._see(self.teacher.model, self._teachers_tap, view("key", self.strong))
         logits, q = self._see(self.model, self._tap, view("query", self.strong))
         loss = F.cross_entropy(logits, label)
-        loss = loss + self.contrast * class_contrast(q, k, label, *self._held(), temperature=self.temperature)
+        loss = loss + self.options.contrast * class_contrast(
+            q, k, label, *self._held(), temperature=self.temperature
+        )
         full = self.options.full_batch
         share = 1.0 if full is None else min(1.0, len(x) / full)
-        self.update(loss - self.diversity * marginal_entropy(logits), rate=share)
+        self.update(loss - self.options.diversity * marginal_entropy(logits), rate=share)
         with torch.no_grad():
             slow, z = self._see(self.teacher.model, self._teachers_tap, weak)
             memory.update(k, label, z, slow.softmax(dim=1, dtype=z.dtype))

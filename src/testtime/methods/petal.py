@@ -12,21 +12,21 @@ confidence is below :math:`p_{th}`,
     \theta_d \leftarrow \mu_d \;\text{ where }\; F_d < \operatorname{quantile}_\delta(F)
 
 A step, after ``prepare(batches)`` has learned the variance, unless the network brings it along:
-    1. the student predicts the batch, the source model says how sure it is, and the teacher answers;
+    1. the student predicts the batch, the source model gives its confidence, and the teacher predicts;
     2. update weights and biases of all layers once on L, then the teacher;
-    3. return the share :math:`\delta` of the weights that this batch says least about to the source.
+    3. return the share :math:`\delta` of the weights with the least Fisher information on this batch to the source.
 
 What is learned on source data lies in :mod:`testtime.source.petal`.
 
 Departures:
     The paper trains the source network on, with labels, and starts from the mean of that path:
     ``swag_diagonal`` does so, and gives a network that brings its variance along. For a network that comes alone
-    ``prepare`` lets a copy of it learn its own answers on unlabelled images for ``passes`` passes, and takes the variance of
-    that path; the mean is the network as given.
+    ``prepare`` trains a copy of it on its own predictions of unlabelled images, in ``PETALOptions.passes`` passes, and takes
+    the variance of that path; the mean is the network as given.
     The published variance is a difference of two averages, which rounding may turn negative; here it is not (Welford).
     The published code computes all views even where it does not use them; this does not. Its views change all images alike
     (``augment=partial(katana, alike=True)``); here each draws for itself.
-    The paper's other variant returns weights by chance, as CoTTA does: ``restoration=0.01``.
+    The paper's other variant returns weights by chance, as CoTTA does: ``PETALOptions(restoration=0.01)``.
     Published code step by step, up to the draws: ``PETAL(swag_diagonal(model, batches))`` (CIFAR-10; ``threshold=0.72`` for
     CIFAR-100) and ``PETAL(swag_diagonal(model, batches), sgd(1e-2), threshold=0.1, alpha=1e-11, quantile=0.003)`` (ImageNet).
 
@@ -40,6 +40,7 @@ Vetrov and Wilson, A Simple Baseline for Bayesian Uncertainty in Deep Learning, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -58,7 +59,7 @@ from testtime.parts.views import preserving
 from testtime.source.branches import images_of
 from testtime.source.petal import SwagDiagonal, flat, swag_diagonal
 
-__all__ = ["PETAL", "DiagonalPrior", "quantile_of"]
+__all__ = ["PETAL", "DiagonalPrior", "PETALOptions", "quantile_of"]
 
 
 @final
@@ -88,6 +89,30 @@ class DiagonalPrior(Stateful):
 
 
 @final
+@dataclass(frozen=True)
+class PETALOptions:
+    """Settings of PETAL that are rarely changed.
+
+    Args:
+        restoration: chance of a weight to return to the source, instead of the weights of the least information; None for the
+            latter.
+        passes: number of passes of ``prepare`` over its batches.
+
+    Raises:
+        ValueError: passes is below 2.
+    """
+
+    restoration: float | None = None
+    passes: Natural = 5
+
+    def __post_init__(self) -> None:
+        if self.passes < 2:
+            raise ValueError(
+                f"passes counts the passes of prepare over its batches and is at least 2, got {self.passes}"
+            )
+
+
+@final
 class PETAL(Adapter):
     """CoTTA as probabilistic inference, with a prior from the source and a restoration by the Fisher information.
 
@@ -100,14 +125,13 @@ class PETAL(Adapter):
         decay: beta, the weight of the past in the teacher.
         alpha: the weight of the prior; 1e-9 (CIFAR), 1e-11 (ImageNet).
         quantile: delta, the share of the weights that return to the source; 0.03 (CIFAR), 0.003 (ImageNet).
-        restoration: chance of a weight to return to the source, instead of those of the least information; None for those.
-        passes: passes of ``prepare`` over its batches.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches its randomness off.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in all three models.
         seed: random seed of the views.
 
     Raises:
-        ValueError: views is below 1, passes below 2, or quantile not in [0, 1].
+        ValueError: views is below 1, or quantile not in [0, 1].
         RuntimeError: it is called before ``prepare``, and the network brings no variance along.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -135,19 +159,16 @@ class PETAL(Adapter):
         decay: float = 0.999,
         alpha: float = 1e-9,
         quantile: float = 0.03,
-        restoration: float | None = None,
-        passes: Natural = 5,
         augment: Augmentation = katana,
+        options: PETALOptions = PETALOptions(),
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
-        if views < 1 or passes < 2 or not 0 <= quantile <= 1:
-            raise ValueError(
-                f"expected views >= 1, passes >= 2 and a quantile in [0, 1], got {views}, {passes} and {quantile}"
-            )
+        if views < 1 or not 0 <= quantile <= 1:
+            raise ValueError(f"expected views >= 1 and a quantile in [0, 1], got {views} and {quantile}")
         super().__init__(norm(model), seed)
         self.optimizer, self.views, self.threshold, self.decay = optimizer, views, threshold, decay
-        self.alpha, self.quantile, self.passes, self.restoration = alpha, quantile, passes, restoration
+        self.alpha, self.quantile, self.options = alpha, quantile, options
         self.augment = preserving(augment, self.model)
         self.norm, self.cost = norm, (2 + views, 1)
         self.anchor = share(self.model)
@@ -168,15 +189,15 @@ class PETAL(Adapter):
         parts = every.split([p.numel() for p in parameters])
         return torch.cat([part for p, part in zip(parameters, parts, strict=True) if id(p) in ids])
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         with torch.no_grad():
             examples = [(x, self.anchor(x).argmax(dim=1)) for x in images_of(batches)]
         self.prior.variance = self._of_adapted(
-            swag_diagonal(self.anchor, examples, self.passes, title=None).variance
+            swag_diagonal(self.anchor, examples, self.options.passes, title=None).variance
         )
 
     @torch.no_grad()
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         """The teacher's answer (N, C): a call answers the same."""
         z = self.anchor(x)
         wide = torch.promote_types(z.dtype, torch.float32)
@@ -194,15 +215,16 @@ class PETAL(Adapter):
                 "PETAL does not know the variance of its weights on the source: call adapter.prepare(batches) with "
                 "unlabelled source batches first, or give it the network of swag_diagonal(model, labelled batches)"
             )
-        student, teacher = self.model(x), self._look(x)
+        student, teacher = self.model(x), self._predict_batch(x)
         loss = soft_cross_entropy(student, teacher).mean() + self.alpha * self.prior()
         gradients = torch.autograd.grad(loss, self._adapted, materialize_grads=True)
         self.update(gradients)
         self.teacher.update()
-        if self.restoration is None:
+        chance = self.options.restoration
+        if chance is None:
             self._return_some([g.square() for g in gradients])
         else:
-            restore_at_random(self._adapted, self.prior.origin, self.restoration, self.seed, int(self.clock))
+            restore_at_random(self._adapted, self.prior.origin, chance, self.seed, int(self.clock))
         return teacher
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 r"""RoTTA: learn from a memory that is balanced, fresh and certain, with statistics that move slowly.
 
 With the teacher :math:`\theta'`, the classes :math:`C`, the capacity :math:`N` of the memory, the age
-:math:`A` of an image (images met since) and its entropy :math:`U` when it was met,
+:math:`A` of an image (images processed since) and its entropy :math:`U` when it was processed,
 
 .. math::
     H(A, U) &= \lambda_t\, \frac{1}{1 + \exp(-A / N)} + \lambda_u\, \frac{U}{\log C} \\
@@ -20,7 +20,7 @@ A step:
 
 Departures:
     As published, and not in the paper: the teacher normalises the memory as the student does, so that its own
-    statistics move too (``teacher_observes``); U is :math:`-\sum p \log (p + 10^{-6})`.
+    statistics move too (``RoTTAOptions.teacher_observes``); U is :math:`-\sum p \log (p + 10^{-6})`.
     The published code adapts BatchNorm alone; this adapts what else there is of normalisation too.
     The published views change all images alike; here each draws for itself (:func:`testtime.parts.katana`).
     Published code step by step: ``RoTTA(model, classes)``, up to the draws of the views.
@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, final
@@ -54,7 +55,7 @@ from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.parts.views import preserving
 
-__all__ = ["CSTU", "RoTTA", "timeliness"]
+__all__ = ["CSTU", "RoTTA", "RoTTAOptions", "timeliness"]
 
 
 def timeliness(age: Tensor) -> Tensor:
@@ -81,8 +82,8 @@ class CSTU(ImageMemory):
     Attributes:
         images: (N, ...) from the first batch on; empty before.
         label: (N,) pseudo-labels; -1 is a free place.
-        uncertainty: (N,) entropy in nats when it was met.
-        age: (N,) images met since, itself included.
+        uncertainty: (N,) entropy in nats when it was processed.
+        age: (N,) images processed since, itself included.
         seen: images offered so far.
 
     Reference: Yuan et al., CVPR 2023.
@@ -151,6 +152,22 @@ class CSTU(ImageMemory):
 
 
 @final
+@dataclass(frozen=True)
+class RoTTAOptions:
+    """Settings of RoTTA that are rarely changed.
+
+    Args:
+        lambda_t, lambda_u: weights of age and uncertainty in the memory's score.
+        teacher_observes: whether the teacher normalises the memory as the student does, and its statistics move; otherwise its
+            statistics stay at the source.
+    """
+
+    lambda_t: float = 1.0
+    lambda_u: float = 1.0
+    teacher_observes: bool = True
+
+
+@final
 class RoTTA(Adapter):
     """Learn from a memory that is balanced, fresh and certain, with statistics that move slowly.
 
@@ -161,11 +178,9 @@ class RoTTA(Adapter):
         capacity: N, of the memory.
         frequency: number of images between two updates.
         decay: 1 - nu, the weight of the past in the teacher.
-        lambda_t, lambda_u: the weights of age and uncertainty in the memory's score.
         augment: the strong view that the student learns, within the model's invariances; ``testtime.parts.identity``
             switches randomness off.
-        teacher_observes: the teacher normalises the memory as the student does, and its statistics move; if
-            not, its statistics stay at the source.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in student and teacher; alpha is the weight of a new batch.
         seed: random seed of the view.
 
@@ -194,10 +209,8 @@ class RoTTA(Adapter):
         capacity: Positive = 64,
         frequency: Positive = 64,
         decay: float = 0.999,
-        lambda_t: float = 1.0,
-        lambda_u: float = 1.0,
         augment: Augmentation = katana,
-        teacher_observes: bool = True,
+        options: RoTTAOptions = RoTTAOptions(),
         norm: Callable[[nn.Module], nn.Module] = partial(robust_statistics, alpha=0.05),  # noqa: B008
         seed: int = 0,
     ) -> None:
@@ -208,16 +221,15 @@ class RoTTA(Adapter):
                 "none; use a method for LayerNorm and GroupNorm models, such as CoTTA, SoTTA or STAMP"
             )
         self.classes, self.optimizer, self.capacity, self.frequency = classes, optimizer, capacity, frequency
-        self.decay, self.lambda_t, self.lambda_u = decay, lambda_t, lambda_u
         self.augment = preserving(augment, self.model)
-        self.teacher_observes, self.norm = teacher_observes, norm
+        self.decay, self.options, self.norm = decay, options, norm
         self.cost = (1 + 2 * capacity / frequency, capacity / frequency)
         affine = norm_affine(self.model)
         self.adapt(affine, optimizer)
         self.teacher = Teacher(self.model, affine, decay)
-        self.memory = CSTU(classes, capacity, lambda_t, lambda_u)
+        self.memory = CSTU(classes, capacity, options.lambda_t, options.lambda_u)
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self.teacher(x)
 
     def step(self, x: Tensor) -> Tensor:
@@ -232,9 +244,9 @@ class RoTTA(Adapter):
         return answer
 
     def _replay(self, start: int) -> None:
-        """Learn from the memory once; ``start`` tells the updates of one step apart."""
+        """Learn from the memory once; ``start`` identifies the update within a step."""
         images, age = self.memory.aged()
-        if self.teacher_observes:
+        if self.options.teacher_observes:
             with observing(self.teacher):
                 teacher = self.teacher(images)
         else:

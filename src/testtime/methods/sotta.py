@@ -19,11 +19,11 @@ A step:
 Departures:
     The published code predicts image by image; under running statistics one forward gives the same numbers.
     The published loss smooths the logarithm: ``loss=partial(smoothed_entropy, over_classes="sum")``.
-    The published statistics move in both forwards of SAM; here once per memory, unless ``observe_twice``.
-    As published, the top layers of a ResNet or a ViT stay as they are (``skip``).
+    The published statistics move in both forwards of SAM; here once per memory, unless ``SoTTAOptions(observe_twice=True)``.
+    As published, the top layers of a ResNet or a ViT stay as they are (``SoTTAOptions.skip``).
     The published code has images wait until ``frequency`` are there; here a batch is answered when it comes.
     Published code step by step: ``SoTTA(model, classes, loss=partial(smoothed_entropy, over_classes="sum"),
-    observe_twice=True)``, up to the draws; ``threshold=0.66`` (CIFAR-100), ``0.33`` (ImageNet).
+    options=SoTTAOptions(observe_twice=True))``, up to the draws; ``threshold=0.66`` (CIFAR-100), ``0.33`` (ImageNet).
 
 Cost: one forward of the batch; for every ``frequency`` images two forwards and two backwards of the memory.
 ``cost`` counts batches of a multiple of ``frequency``; a smaller one that completes it pays for the memory
@@ -36,6 +36,7 @@ Streams, NeurIPS 2023.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Literal, final
@@ -53,7 +54,7 @@ from testtime.parts.memory import ImageMemory
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.prediction import Prediction
 
-__all__ = ["HUS", "SoTTA", "mean_entropy", "smoothed_entropy"]
+__all__ = ["HUS", "SoTTA", "SoTTAOptions", "mean_entropy", "smoothed_entropy"]
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class HUS(ImageMemory):
         images: (capacity, ...) from the first batch on; empty before.
         label: (capacity,) pseudo-labels; -1 is a free place.
         arrival: (capacity,) the number of the image in the stream.
-        seen: images met so far, kept or not.
+        seen: images processed so far, kept or not.
 
     Reference: Gong et al., NeurIPS 2023.
     """
@@ -139,6 +140,20 @@ class HUS(ImageMemory):
 
 
 @final
+@dataclass(frozen=True)
+class SoTTAOptions:
+    """Settings of SoTTA that are rarely changed.
+
+    Args:
+        observe_twice: whether the running statistics move in both forwards of an update, as in the published code.
+        skip: parts of names of layers that are not adapted.
+    """
+
+    observe_twice: bool = False
+    skip: Sequence[str] = TOP_LAYERS
+
+
+@final
 class SoTTA(Adapter):
     """Sharpness-aware entropy minimisation on a memory of confident images, balanced over the classes.
 
@@ -152,8 +167,7 @@ class SoTTA(Adapter):
         rho: the radius of the sharpness-aware step.
         loss: loss of the memory's logits, :func:`mean_entropy` or, as published, :func:`smoothed_entropy`
             with the sum over classes.
-        observe_twice: move the running statistics in both forwards of an update, as the published code does.
-        skip: parts of names of layers that stay as they are.
+        options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers; the momentum is the weight of a new memory.
         seed: random seed of the removal from the memory.
 
@@ -181,17 +195,16 @@ class SoTTA(Adapter):
         threshold: float = 0.99,
         rho: float = 0.05,
         loss: Callable[[Tensor], Tensor] = mean_entropy,
-        observe_twice: bool = False,
-        skip: Sequence[str] = TOP_LAYERS,
+        options: SoTTAOptions = SoTTAOptions(),
         norm: Callable[[nn.Module], nn.Module] = partial(running_statistics, momentum=0.2),  # noqa: B008
         seed: int = 0,
     ) -> None:
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.capacity, self.frequency = classes, optimizer, capacity, frequency
-        self.threshold, self.rho, self.loss, self.observe_twice = threshold, rho, loss, observe_twice
-        self.skip, self.norm = tuple(skip), norm
+        self.threshold, self.rho, self.loss = threshold, rho, loss
+        self.options, self.norm = options, norm
         self.cost = (1 + 2 * capacity / frequency, 2 * capacity / frequency)
-        self.adapt(norm_affine(self.model, self.skip), optimizer)
+        self.adapt(norm_affine(self.model, options.skip), optimizer)
         self.memory = HUS(classes, capacity)
 
     def step(self, x: Tensor) -> Tensor:
@@ -218,7 +231,7 @@ class SoTTA(Adapter):
             return
 
         def loss() -> Tensor:
-            if self.observe_twice:
+            if self.options.observe_twice:
                 advance(self.model)
             with observing(self.model):
                 return self.loss(self.model(images))

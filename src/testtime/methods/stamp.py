@@ -142,8 +142,8 @@ class RBM(ImageMemory):
                 place = int(free[0])
             else:
                 counted = places if places.any() else held
-                crowded = np.flatnonzero(labels == np.where(held > 0, counted, -1).argmax())
-                place = int(crowded[arrivals[crowded].argmin()])
+                candidates = np.flatnonzero(labels == np.where(held > 0, counted, -1).argmax())
+                place = int(candidates[arrivals[candidates].argmin()])
             labels[place], arrivals[place], origin[place] = c, seen + row, row
         device = self.label.device
         self.label, self.arrival = torch.from_numpy(labels).to(device), torch.from_numpy(arrivals).to(device)
@@ -166,6 +166,7 @@ class STAMPOptions:
     Args:
         capacity: number of images in the memory.
         decay: weight of the past in the memory's count of the classes.
+        rho: radius of the sharpness-aware step.
         score: open-set score: "energy" of the mean logits or, as in the paper, "entropy" of the mean prediction.
         chunk: number of views in one forward, each normalised by itself; a divisor of ``views``. Predictions do not depend on
             it.
@@ -181,6 +182,7 @@ class STAMPOptions:
 
     capacity: Positive = 64
     decay: float = 0.9
+    rho: float = 0.05
     score: Literal["energy", "entropy"] = "energy"
     chunk: int = 1
     original: bool = True
@@ -211,7 +213,6 @@ class STAMP(Adapter):
         views: V, number of views that the prediction averages.
         alpha: who is certain, as a fraction of log C; 0.25 (CIFAR-10), 0.9 (CIFAR-100), 0.8 (ImageNet).
         consistent: admit only what the source model, under batch statistics, predicts alike; not on ImageNet.
-        rho: the radius of the sharpness-aware step.
         period: period in steps of the cosine schedule of the learning rate: 150, 750 (ImageNet); None keeps the rate.
         augment: makes a view within the model's invariances; ``testtime.parts.identity`` switches randomness off.
         options: settings that are rarely changed.
@@ -243,7 +244,6 @@ class STAMP(Adapter):
         views: Positive = 32,
         alpha: float = 0.25,
         consistent: bool = True,
-        rho: float = 0.05,
         period: Positive | None = 150,
         augment: Augmentation = random_crop_flip,
         options: STAMPOptions = STAMPOptions(),
@@ -255,15 +255,15 @@ class STAMP(Adapter):
             raise ValueError(f"expected views and a chunk that divides it, got views={views}, chunk={chunk}")
         super().__init__(norm(model), seed)
         self.classes, self.optimizer, self.views, self.alpha = classes, optimizer, views, alpha
-        self.consistent, self.rho, self.period, self.options = consistent, rho, period, options
+        self.consistent, self.period, self.options = consistent, period, options
         self.augment = preserving(augment, self.model)
         self.norm, self.cost = norm, (views + consistent + 2, 2)
         self.origin = share(self.model)
         self.adapt(norm_affine(self.model, options.skip), optimizer)
-        self.crowd = grouped([self.model] * chunk) if chunk > 1 else None
+        self.chunked = grouped([self.model] * chunk) if chunk > 1 else None
         self.memory = RBM(classes, options.capacity, options.decay, options.count)
 
-    def _look(self, x: Tensor) -> Prediction:
+    def _predict_batch(self, x: Tensor) -> Prediction:
         return self._answer(*self._averaged(x), x.dtype)
 
     @torch.no_grad()
@@ -272,7 +272,7 @@ class STAMP(Adapter):
         log_p, z = [], []
         for first in range(0, self.views, self.options.chunk):
             views = [self._view(x, i) for i in range(first, first + self.options.chunk)]
-            logits = (self.crowd or self.model)(torch.cat(views)).unflatten(0, (self.options.chunk, -1))
+            logits = (self.chunked or self.model)(torch.cat(views)).unflatten(0, (self.options.chunk, -1))
             z.append(logits.to(torch.promote_types(logits.dtype, torch.float32)))
             log_p.append(z[-1].log_softmax(dim=-1))
         return torch.cat(log_p).logsumexp(dim=0) - math.log(self.views), torch.cat(z).mean(dim=0)
@@ -305,7 +305,7 @@ class STAMP(Adapter):
             def loss() -> Tensor:
                 return self_weighted_entropy(self.model(images), total, self.options.epsilon)
 
-            self.update(sharpness_aware_gradients(loss, self._adapted, self.rho), self._rate())
+            self.update(sharpness_aware_gradients(loss, self._adapted, self.options.rho), self._rate())
         return self._answer(log_p, z, x.dtype, reliable=reliable)
 
     def _rate(self) -> float:

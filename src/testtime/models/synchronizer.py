@@ -14,21 +14,75 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from testtime.models.assisted import Branch
 from testtime.models.multitask import resized
+from testtime.moved import takes_former
 from testtime.tasks import Reconstruction, Task, Tasks
 
-__all__ = ["Layout", "Strategy", "Synchronizer", "legacy_order", "position_embedding", "visible_tokens"]
+__all__ = [
+    "Layout",
+    "Strategy",
+    "Synchronizer",
+    "SynchronizerOptions",
+    "legacy_order",
+    "position_embedding",
+    "visible_tokens",
+]
 
 Strategy = Literal["same", "random", "disjoint", "hide"]
 Layout = Literal["channels", "per_task"]
 
 
+@final
+@dataclass(frozen=True)
+class SynchronizerOptions:
+    """Masks, losses and ablations of a :class:`Synchronizer`.
+
+    Args:
+        ratio: fraction of the tokens that are masked; 0 masks nothing.
+        strategy: masked tokens (figure 5): the "same" for all tasks, "random" ones for each, "disjoint" (no place is visible
+            in two tasks), or "hide" (some tasks entirely).
+        layout: "channels": a token is a place, with all tasks stacked in its channels (the released code, only "same");
+            "per_task": a token is a place of one task (the paper's wording).
+        projection: whether there is a projection; without it the synchronizer reads z itself (table 2).
+        reconstruct: whether the image is predicted instead of the tasks (table 2).
+        lambda_tp, lambda_tbs: weights of the two losses in joint training (eq. 7).
+        layers: name of the layer of the network that gives z.
+
+    Raises:
+        ValueError: a ratio outside [0, 1), or a strategy or a missing projection that the layout does not allow.
+    """
+
+    ratio: float = 0.8
+    strategy: Strategy = "same"
+    layout: Layout = "channels"
+    projection: bool = True
+    reconstruct: bool = False
+    lambda_tp: float = 1.0
+    lambda_tbs: float = 1.0
+    layers: Sequence[str] = ("encoder",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio is the masked share and lies in [0, 1), got {self.ratio}")
+        if self.layout == "channels" and self.strategy != "same":
+            raise ValueError(
+                f"strategy {self.strategy!r} masks tasks differently, but in layout 'channels' a token holds all tasks; "
+                "pass layout='per_task'"
+            )
+        if self.layout == "per_task" and not self.projection:
+            raise ValueError(
+                "without the projection there are no task-specific latents; pass layout='channels'"
+            )
+
+
+@takes_former
 class Synchronizer(Branch):
     """Task-specific projection and Task Behavior Synchronizer.
 
@@ -41,18 +95,10 @@ class Synchronizer(Branch):
         width: width of the transformer.
         depth, decoder_depth: blocks of its encoder and decoder.
         heads: attention heads.
-        ratio: share of the tokens that are masked; 0 masks nothing.
-        strategy: which tokens of which tasks (figure 5): "same" for all tasks, "random" for each, "disjoint" (no place is
-            seen by two tasks), or "hide" (some tasks entirely).
-        layout: "channels": a token is a place, with all tasks stacked in its channels (the released code, only "same");
-            "per_task": a token is a place of one task (the paper's wording).
-        projection: False leaves the projection out, and the synchronizer sees z itself (table 2).
-        reconstruct: predict the image instead of the tasks (table 2).
-        lambda_tp, lambda_tbs: weights of the two losses in joint training (eq. 7).
-        layers: the layer of the network that gives z.
+        options: masks, losses and ablations.
 
     Raises:
-        ValueError: a size that the patches do not divide, a ratio outside [0, 1), or a strategy that the layout lacks.
+        ValueError: a size that the patches do not divide, or options that do not fit the tasks.
 
     >>> from testtime.multitask import Depth, Edges, Normals, Segmentation
     >>> tasks = {t.name: t for t in (Segmentation(tuple("abcdefg")), Depth(), Normals(), Edges())}
@@ -71,21 +117,17 @@ class Synchronizer(Branch):
         depth: int = 4,
         decoder_depth: int = 2,
         heads: int = 4,
-        ratio: float = 0.8,
-        strategy: Strategy = "same",
-        layout: Layout = "channels",
-        projection: bool = True,
-        reconstruct: bool = False,
-        lambda_tp: float = 1.0,
-        lambda_tbs: float = 1.0,
-        layers: Sequence[str] = ("encoder",),
+        options: SynchronizerOptions = SynchronizerOptions(),
     ) -> None:
         super().__init__()
-        _check(size, patch, ratio, strategy, layout, len(tasks), projection)
+        if size % patch:
+            raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
+        if options.strategy == "hide" and len(tasks) < 2:
+            raise ValueError("strategy 'hide' needs two tasks at least: one to hide and one to see")
         self.tasks: dict[str, Task] = dict(tasks)
-        self.size, self.patch, self.ratio = size, patch, ratio
-        self.strategy, self.layout, self.reconstruct = strategy, layout, reconstruct
-        self.lambda_tp, self.lambda_tbs, self.layers = lambda_tp, lambda_tbs, tuple(layers)
+        self.size, self.patch, self.ratio, self.options = size, patch, options.ratio, options
+        self.layers = tuple(options.layers)
+        layout, projection = options.layout, options.projection
         names = list(tasks) if projection else ["z"]
         self.project = nn.ModuleDict(
             {name: nn.Conv2d(channels, features, 1) for name in tasks} if projection else {}
@@ -108,7 +150,7 @@ class Synchronizer(Branch):
         self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.decoder = nn.ModuleList(_block(width, heads) for _ in range(decoder_depth))
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
-        predicted: Tasks = {"image": Reconstruction()} if reconstruct else tasks
+        predicted: Tasks = {"image": Reconstruction()} if options.reconstruct else tasks
         self.predict = nn.ModuleDict(
             {name: nn.Linear(width, patch * patch * t.channels) for name, t in predicted.items()}
         )
@@ -118,7 +160,7 @@ class Synchronizer(Branch):
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Which tokens are seen, (n, seen) indices; drawn on the generator's device."""
-        return visible_tokens(n, self.groups, self.places, self.ratio, self.strategy, generator)
+        return visible_tokens(n, self.groups, self.places, self.ratio, self.options.strategy, generator)
 
     def forward(
         self, z: Tensor, size: Sequence[int], seen: Tensor | None = None
@@ -144,7 +186,7 @@ class Synchronizer(Branch):
         ]
         tokens = torch.stack(parts, 1) if self.groups > 1 else torch.stack(parts).sum(0)[:, None]
         tokens = tokens + self.embed_bias + self.position
-        if self.layout == "per_task":
+        if self.options.layout == "per_task":
             tokens = tokens + self.task_embedding
         tokens = tokens.flatten(1, 2)
         n, count, width = tokens.shape
@@ -157,7 +199,7 @@ class Synchronizer(Branch):
         if seen is not None:
             tokens = self.mask_token.to(tokens.dtype).expand(n, count, -1).scatter(1, seen, tokens)
         tokens = tokens.unflatten(1, (self.groups, self.places)) + self.position
-        if self.layout == "per_task":
+        if self.options.layout == "per_task":
             tokens = tokens + self.task_embedding_out
         tokens = tokens.flatten(1, 2)
         for block in self.decoder:
@@ -179,15 +221,18 @@ class Synchronizer(Branch):
         r"""By task, :math:`\lambda_{TP} L_i(y_i^{TP}) + \lambda_{TBS} L_i(y_i^{TBS})` (eq. 4, 5)."""
         projected, synchronised = self(seen[0], x.shape[-2:], self.draw(len(x), generator))
         losses = {
-            name: self.lambda_tp * task.loss(projected[name], labels[name])
+            name: self.options.lambda_tp * task.loss(projected[name], labels[name])
             for name, task in self.tasks.items()
             if name in projected and name in labels
         }
-        if self.reconstruct:
-            return {**losses, "image": self.lambda_tbs * Reconstruction().loss(synchronised["image"], x)}
+        if self.options.reconstruct:
+            return {
+                **losses,
+                "image": self.options.lambda_tbs * Reconstruction().loss(synchronised["image"], x),
+            }
         for name, task in self.tasks.items():
             if name in labels:
-                losses[name] = losses.get(name, 0) + self.lambda_tbs * task.loss(
+                losses[name] = losses.get(name, 0) + self.options.lambda_tbs * task.loss(
                     synchronised[name], labels[name]
                 )
         return losses
@@ -293,24 +338,6 @@ def position_embedding(side: int, width: int) -> Tensor:
     rows, columns = torch.meshgrid(place, place, indexing="ij")
     angles = [axis.flatten()[:, None] * frequency for axis in (columns, rows)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
-
-
-def _check(
-    size: int, patch: int, ratio: float, strategy: Strategy, layout: Layout, tasks: int, projection: bool
-) -> None:
-    if size % patch:
-        raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio is the masked share and lies in [0, 1), got {ratio}")
-    if layout == "channels" and strategy != "same":
-        raise ValueError(
-            f"strategy {strategy!r} masks tasks differently, but in layout 'channels' a token holds all tasks; "
-            "pass layout='per_task'"
-        )
-    if strategy == "hide" and tasks < 2:
-        raise ValueError("strategy 'hide' needs two tasks at least: one to hide and one to see")
-    if layout == "per_task" and not projection:
-        raise ValueError("without the projection there are no task-specific latents; pass layout='channels'")
 
 
 def _block(width: int, heads: int) -> nn.Module:

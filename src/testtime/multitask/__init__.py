@@ -2,7 +2,7 @@
 
 from testtime.models.assisted import Assisted, Branch
 from testtime.models.multitask import MultiTaskNet, PyramidEncoder, multitask_resnet
-from testtime.models.synchronizer import Synchronizer
+from testtime.models.synchronizer import Synchronizer, SynchronizerOptions
 from testtime.multitask.training import Recipe, load_trained, train
 from testtime.tasks import (
     Depth,
@@ -28,6 +28,7 @@ __all__ = [
     "Reconstruction",
     "Segmentation",
     "Synchronizer",
+    "SynchronizerOptions",
     "Task",
     "Tasks",
     "load_trained",

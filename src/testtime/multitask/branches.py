@@ -12,6 +12,7 @@ from testtime.errors import unknown_name
 from testtime.models.assisted import Assisted, Branch
 from testtime.models.multitask import multitask_resnet
 from testtime.models.synchronizer import Synchronizer
+from testtime.moved import current_arguments
 from testtime.source.clust3 import Projectors
 from testtime.source.nc_ttt import NoiseDiscriminator
 from testtime.source.ttt import RotationBranch
@@ -22,7 +23,8 @@ __all__ = ["BRANCHES", "build"]
 
 
 def _synchronizer(tasks: Tasks, channels: int, only: str | None = None, **arguments: Any) -> Branch:
-    return Synchronizer(tasks if only is None else {only: tasks[only]}, channels, **arguments)
+    mine = tasks if only is None else {only: tasks[only]}
+    return Synchronizer(mine, channels, **current_arguments(Synchronizer, arguments, saved=True))
 
 
 BRANCHES: dict[str, Callable[..., Branch]] = {

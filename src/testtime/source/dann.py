@@ -1,4 +1,4 @@
-r"""DANN: train on a labelled source and an unlabelled target, so that the features do not tell which of them an image is from.
+r"""DANN: train on a labelled source and an unlabelled target, so that the features do not depend on the domain of an image.
 
 With features :math:`G_f`, the classes :math:`G_y` read from them, the probability :math:`G_d` that they are of the target,
 source images :math:`x_i` of labels :math:`y_i` and target images :math:`x_j`, the cross-entropy :math:`\ell`, and the learning
@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -46,12 +47,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.intake.sharing import duplicate
+from testtime.moved import takes_former
 from testtime.parts import generator
 from testtime.parts.features import linear_head, with_features
 from testtime.parts.taps import tapped
 from testtime.source.passes import passes_over
 
-__all__ = ["learning_rate", "reversal", "reverse_gradient", "train_dann"]
+__all__ = ["DANNOptions", "learning_rate", "reversal", "reverse_gradient", "train_dann"]
 
 T = TypeVar("T")
 
@@ -87,7 +89,7 @@ def learning_rate(progress: float, first: float = 0.01, alpha: float = 10.0, bet
 
 @final
 class _Pairs(Collection[tuple[Tensor, Tensor, Tensor]]):
-    """Source batches beside target batches, as many as the longer of the two has; the shorter begins anew."""
+    """Source batches beside target batches, as many as the longer of the two has; the shorter restarts."""
 
     def __init__(self, source: Collection[tuple[Tensor, Tensor]], target: Collection[Tensor]) -> None:
         if not len(source) or not len(target):
@@ -126,7 +128,7 @@ def _forever(batches: Iterable[T]) -> Iterator[T]:
 
 @final
 class _Adversaries(nn.Module):
-    """A network, and the critic that tells domains by its features.
+    """A network, and the domain classifier on its features.
 
     Attributes:
         steps: (), how many were done.
@@ -150,6 +152,24 @@ class _Adversaries(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
 
+@final
+@dataclass(frozen=True)
+class DANNOptions:
+    """Schedule, domain classifier and head of :func:`train_dann`.
+
+    Args:
+        alpha, beta: parameters of the schedule of the learning rate.
+        hidden: number of units in each hidden layer of the domain classifier.
+        head: name of the linear head; the last linear layer unless given.
+    """
+
+    alpha: float = 10.0
+    beta: float = 0.75
+    hidden: int = 1024
+    head: str | None = None
+
+
+@takes_former
 def train_dann(
     model: nn.Module,
     source: Collection[tuple[Tensor, Tensor]],
@@ -157,27 +177,22 @@ def train_dann(
     passes: int = 10,
     rate: float = 0.01,
     gamma: float = 10.0,
-    alpha: float = 10.0,
-    beta: float = 0.75,
-    hidden: int = 1024,
-    head: str | None = None,
+    options: DANNOptions = DANNOptions(),
     seed: int = 0,
     file: str | Path | None = None,
     title: str | None = "DANN",
 ) -> nn.Module:
-    """A network whose features do not tell source from target, trained by SGD with momentum 0.9.
+    """A network with the same features for source and target, trained by SGD with momentum 0.9.
 
     Args:
         model: a classifier that ends in a linear head, trained or not; it is left as it is.
         source: batches of images (N, C, H, W) and labels (N,); a loader that shuffles works too.
         target: batches of unlabelled images (M, C, H, W).
-        passes: number of passes over the longer of the two; the shorter begins anew meanwhile.
+        passes: number of passes over the longer of the two; the shorter restarts meanwhile.
         rate: initial learning rate mu_0.
         gamma: speed at which the reversal gets its full strength; 0 switches it off, which is training on the source alone,
             but for the target's part in BatchNorm.
-        alpha, beta: parameters of the schedule of the learning rate.
-        hidden: units in each hidden layer of the domain classifier.
-        head: name of the linear head; the last linear layer unless given.
+        options: schedule, domain classifier and head.
         seed: random seed of the domain classifier's first weights, and of dropout on the CPU.
         file: path of a checkpoint after every pass, from which the same call continues; None for none.
         title: title of the progress bar; None for none.
@@ -198,25 +213,25 @@ def train_dann(
     """
     pairs = _Pairs(source, target)
     network = duplicate(model).train().requires_grad_(True)
-    name, last = linear_head(network, head)
-    both = _Adversaries(network, last.in_features, hidden, seed)
+    name, last = linear_head(network, options.head)
+    both = _Adversaries(network, last.in_features, options.hidden, seed)
     optimizer = torch.optim.SGD(both.parameters(), rate, momentum=0.9)
 
     def loss(x: Tensor, y: Tensor, other: Tensor) -> Tensor:
         step = int(both.steps)
         progress, both.steps = step / (passes * len(pairs)), both.steps + 1
         for group in optimizer.param_groups:  # by the step, where a training has one rate for a pass
-            group["lr"] = learning_rate(progress, rate, alpha, beta)
+            group["lr"] = learning_rate(progress, rate, options.alpha, options.beta)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(generator(seed, step, "dropout").initial_seed())
             logits, z = with_features(network, at_head, torch.cat([x, other]))
-        suspicion = both.critic(reverse_gradient(z, reversal(progress, gamma))).squeeze(1)
-        # -log(1 - G_d) = softplus(suspicion), -log G_d = softplus(-suspicion)
-        told = F.softplus(suspicion[: len(x)]).mean() + F.softplus(-suspicion[len(x) :]).mean()
-        return F.cross_entropy(logits[: len(x)], y) + told
+        domain = both.critic(reverse_gradient(z, reversal(progress, gamma))).squeeze(1)
+        # -log(1 - G_d) = softplus(domain), -log G_d = softplus(-domain)
+        confusion = F.softplus(domain[: len(x)]).mean() + F.softplus(-domain[len(x) :]).mean()
+        return F.cross_entropy(logits[: len(x)], y) + confusion
 
     described = {"kind": "train_dann", "passes": passes, "steps": len(pairs), "rate": rate, "gamma": gamma}
-    described |= {"alpha": alpha, "beta": beta, "hidden": hidden, "seed": seed}
+    described |= {"alpha": options.alpha, "beta": options.beta, "hidden": options.hidden, "seed": seed}
     with tapped(network, [name], given=True) as (at_head,):
         for _ in passes_over(
             pairs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from testtime.intake.model import DetachedCopies
 from testtime.intake.sharing import Stateful, duplicate
+from testtime.moved import takes_former
 from testtime.parts import generator
 from testtime.parts.features import linear_head, with_features
 from testtime.parts.groups import convolutions_of, groups_of
@@ -24,6 +26,7 @@ from testtime.source.passes import passes_over
 __all__ = [
     "AdaptiveGroup",
     "Consistent",
+    "ITTAOptions",
     "LearnedConsistency",
     "adaptive_groups",
     "alignment",
@@ -64,10 +67,10 @@ def mix_style(x: Tensor, partner: Tensor, share: Tensor) -> Tensor:
 
 @final
 class AdaptiveGroup(nn.Module):
-    """A group of a network, and its adaptive parameters: a scale and a shift of each channel, the identity at birth.
+    """A group of a network, and its adaptive parameters: a scale and a shift of each channel, the identity initially.
 
     Args:
-        group: gives maps (N, C, H, W); its last convolution tells C.
+        group: gives maps (N, C, H, W); its last convolution determines C.
 
     Attributes:
         partner, share: arguments of :func:`mix_style`, which changes the maps where they are set.
@@ -75,6 +78,8 @@ class AdaptiveGroup(nn.Module):
     Raises:
         ValueError: the group has no convolution, or gives something other than maps.
     """
+
+    mixes_samples = True
 
     def __init__(self, group: nn.Module) -> None:
         super().__init__()
@@ -147,9 +152,9 @@ class LearnedConsistency(Stateful):
         seed: random seed of its first weights.
 
     Attributes:
-        learned: whether an adapter's ``prepare`` teaches it; then it belongs to the adapter's state. One that was trained
+        learned: whether an adapter's ``prepare`` trains it; then it belongs to the adapter's state. One that was trained
             with the network belongs to the network.
-        lessons: (), of how many batches it was taught.
+        lessons: (), number of batches it was trained on.
 
     >>> consistency, z = LearnedConsistency(4), torch.rand(2, 4)
     >>> consistency(z, z).item()
@@ -188,7 +193,7 @@ class LearnedConsistency(Stateful):
 
 @contextmanager
 def _drawn(seed: int) -> Iterator[None]:
-    """Inside, torch's generator on the CPU starts from the seed; then it stands where it stood."""
+    """Inside, torch's generator on the CPU starts from the seed; afterwards its state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, 0, "consistency").initial_seed())
         yield
@@ -227,7 +232,7 @@ def consistency_loss(
     alpha: float | None,
     seed: int,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a batch of images and labels says: to f_w by L_align, and to the network, unless alpha is None, by its losses."""
+    """The loss of a batch of images and labels: to f_w by L_align, and to the network, unless alpha is None, by its losses."""
     head = {id(p) for p in at_head.parameters()}
     theta = [p for p in network.parameters() if p.requires_grad and id(p) not in head]
     weights = dict(consistency.named_parameters())
@@ -253,15 +258,30 @@ def consistency_loss(
     return loss
 
 
+@final
+@dataclass(frozen=True)
+class ITTAOptions:
+    """Layers of the consistency and of the network in :func:`train_itta`.
+
+    Args:
+        depth: number of linear layers of f_w.
+        layers: dotted names of the groups, see :func:`with_adaptive`.
+        head: name of the linear head; the last linear layer unless given.
+    """
+
+    depth: int = 2
+    layers: Sequence[str] | None = None
+    head: str | None = None
+
+
+@takes_former
 def train_itta(
     model: nn.Module,
     batches: Collection[tuple[Tensor, Tensor]],
     passes: int = 5,
     rate: float = 5e-5,
     alpha: float = 1.0,
-    depth: int = 2,
-    layers: Sequence[str] | None = None,
-    head: str | None = None,
+    options: ITTAOptions = ITTAOptions(),
     seed: int = 0,
     file: str | Path | None = None,
     title: str | None = "ITTA",
@@ -274,9 +294,7 @@ def train_itta(
         passes: number of passes over the batches.
         rate: learning rate of both; DomainBed's, in which the paper works.
         alpha: weight of the consistency beside the task.
-        depth: linear layers of f_w.
-        layers: dotted names of the groups, see :func:`with_adaptive`.
-        head: name of the linear head; the last linear layer unless given.
+        options: layers of the consistency and of the network.
         seed: random seed of styles and first weights.
         file: path of a checkpoint after every pass, from which the same call continues; None for none.
         title: title of the progress bar; None for none.
@@ -289,16 +307,16 @@ def train_itta(
             another training.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 2))
-    >>> lessons = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
-    >>> train_itta(net, lessons, title=None).consistency.lessons
+    >>> examples = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
+    >>> train_itta(net, examples, title=None).consistency.lessons
     tensor(15)
     """
     network = duplicate(model).eval().requires_grad_(True)
-    name, last = linear_head(network, head)
+    name, last = linear_head(network, options.head)
     dtype = torch.promote_types(last.weight.dtype, torch.float32)
     both = Consistent(
-        with_adaptive(network, layers),
-        LearnedConsistency(last.in_features, depth, seed).to(last.weight.device, dtype),
+        with_adaptive(network, options.layers),
+        LearnedConsistency(last.in_features, options.depth, seed).to(last.weight.device, dtype),
     )
     for group in adaptive_groups(network):
         group.scale.requires_grad_(False), group.shift.requires_grad_(False)
@@ -307,7 +325,7 @@ def train_itta(
         "passes": passes,
         "rate": rate,
         "alpha": alpha,
-        "depth": depth,
+        "depth": options.depth,
         "seed": seed,
     }
     with tapped(both.network, [name], given=True) as (at_head,):
@@ -355,11 +373,11 @@ def learn_consistency(
         network, tap = copy.deepcopy((model, at_head))
     network.requires_grad_(True)
     with torch.no_grad():
-        lessons = [(x, network(x).argmax(dim=1)) for x in images]
+        examples = [(x, network(x).argmax(dim=1)) for x in images]
     consistency.begin(seed)
     consistency.requires_grad_(True)
     for _ in passes_over(
-        lessons,
+        examples,
         passes,
         consistency,
         torch.optim.Adam(consistency.parameters(), rate),

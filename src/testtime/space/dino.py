@@ -36,18 +36,20 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from testtime.moved import takes_former
 from testtime.parts.augment import _brightness, _contrast, _grey, _hue, _saturation
 from testtime.parts.randomness import generator
 from testtime.space.mae import PictureEncoder
 from testtime.space.model import Batch, Size
 
-__all__ = ["ProjectionHead", "SelfDistilled"]
+__all__ = ["DistillationOptions", "ProjectionHead", "SelfDistilled"]
 
 
 @final
@@ -118,6 +120,51 @@ class Network(nn.Module):
 
 
 @final
+@dataclass(frozen=True)
+class DistillationOptions:
+    """Views, temperatures and moving averages of :class:`SelfDistilled`.
+
+    Args:
+        local: (H, W) of narrow views; 3/7 of the images (96 of 224 pixels), in whole patches, unless given.
+        wide: range of the fraction of the area in a wide view.
+        narrow: range of the fraction of the area in a narrow view.
+        temperature: tau_s, temperature of the student.
+        sharpening: tau_t, temperature of the teacher, at the beginning and after the warmup.
+        warmup: fraction of the steps in which tau_t rises.
+        momentum: lambda_0, weight of the teacher's past at the beginning; 1 at the end.
+        centring: m, weight of the centre's past.
+        patches: whether there is a loss of masked patches.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    local: tuple[int, int] | None = None
+    wide: tuple[float, float] = (0.4, 1.0)
+    narrow: tuple[float, float] = (0.05, 0.4)
+    temperature: float = 0.1
+    sharpening: tuple[float, float] = (0.04, 0.07)
+    warmup: float = 0.3
+    momentum: float = 0.996
+    centring: float = 0.9
+    patches: bool = True
+
+    def __post_init__(self) -> None:
+        wide, narrow = self.wide, self.narrow
+        if not (0 < wide[0] <= wide[1] <= 1 and 0 < narrow[0] <= narrow[1] <= 1):
+            raise ValueError(
+                f"wide and narrow are ranges of shares of the area, in (0, 1], got {wide} and {narrow}"
+            )
+        if not all(0 < t < math.inf for t in (self.temperature, *self.sharpening)):
+            raise ValueError(f"temperatures are above 0, got {self.temperature} and {self.sharpening}")
+        if not all(0 <= x <= 1 for x in (self.momentum, self.centring, self.warmup)):
+            raise ValueError(
+                f"momentum, centring and warmup are in [0, 1], got {self.momentum}, {self.centring} and {self.warmup}"
+            )
+
+
+@final
+@takes_former
 class SelfDistilled(nn.Module):
     """A student and the teacher that follows it; trained by :func:`testtime.space.pretrain.pretrain`.
 
@@ -129,15 +176,7 @@ class SelfDistilled(nn.Module):
         hidden: width of the head's layers.
         bottleneck: size of the head's vector.
         crops: number of narrow views of an image.
-        local: (H, W) of narrow views; 3/7 of ``image`` (96 of 224 pixels), in whole patches, unless given.
-        wide: range of the fraction of the area in a wide view.
-        narrow: range of the fraction of the area in a narrow view.
-        temperature: tau_s, temperature of the student.
-        sharpening: tau_t, temperature of the teacher, at the beginning and after the warmup.
-        warmup: fraction of the steps in which tau_t rises.
-        momentum: lambda_0, weight of the teacher's past at the beginning; 1 at the end.
-        centring: m, weight of the centre's past.
-        patches: whether there is a loss of masked patches.
+        options: views, temperatures and moving averages.
         seed: random seed of views and masks.
 
     Raises:
@@ -162,47 +201,26 @@ class SelfDistilled(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         crops: int = 8,
-        local: tuple[int, int] | None = None,
-        wide: tuple[float, float] = (0.4, 1.0),
-        narrow: tuple[float, float] = (0.05, 0.4),
-        temperature: float = 0.1,
-        sharpening: tuple[float, float] = (0.04, 0.07),
-        warmup: float = 0.3,
-        momentum: float = 0.996,
-        centring: float = 0.9,
-        patches: bool = True,
+        options: DistillationOptions = DistillationOptions(),
         seed: int = 0,
     ) -> None:
         super().__init__()
         encoder = PictureEncoder(size, image, patch)
-        if local is None:
-            local = (_share(image[0], patch), _share(image[1], patch))
+        local = options.local or (_share(image[0], patch), _share(image[1], patch))
         if local[0] % patch or local[1] % patch:
             raise ValueError(f"a patch of {patch} does not divide narrow views of {local[0]} x {local[1]}")
-        if not (0 < wide[0] <= wide[1] <= 1 and 0 < narrow[0] <= narrow[1] <= 1):
-            raise ValueError(
-                f"wide and narrow are ranges of shares of the area, in (0, 1], got {wide} and {narrow}"
-            )
-        if not all(0 < t < math.inf for t in (temperature, *sharpening)):
-            raise ValueError(f"temperatures are above 0, got {temperature} and {sharpening}")
-        if not (0 <= momentum <= 1 and 0 <= centring <= 1 and 0 <= warmup <= 1):
-            raise ValueError(
-                f"momentum, centring and warmup are in [0, 1], got {momentum}, {centring} and {warmup}"
-            )
         if crops < 0 or outputs < 2 or min(hidden, bottleneck) < 1:
             raise ValueError(
                 f"crops is at least 0, outputs at least 2, hidden and bottleneck at least 1, got {crops}, {outputs}, "
                 f"{hidden} and {bottleneck}"
             )
         self.image, self.local, self.crops = image, local, crops
-        self.wide, self.narrow = wide, narrow
-        self.temperature, self.sharpening, self.warmup = temperature, sharpening, warmup
-        self.momentum, self.centring, self.patches, self.seed = momentum, centring, patches, seed
+        self.options, self.seed = options, seed
         self.student = Network(encoder, ProjectionHead(encoder.dim, hidden, bottleneck, outputs))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.mask_token = nn.Parameter(torch.zeros(encoder.dim)) if patches else None
+        self.mask_token = nn.Parameter(torch.zeros(encoder.dim)) if options.patches else None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("sharpness", torch.tensor(sharpening[0]))
+        self.register_buffer("sharpness", torch.tensor(options.sharpening[0]))
         self.register_buffer("centre", torch.zeros(outputs))
         self.register_buffer("patch_centre", torch.zeros(outputs))
         self._sums: dict[
@@ -219,7 +237,7 @@ class SelfDistilled(nn.Module):
         wide, narrow = self.views(batch.pixels)
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher(wide)
-        hidden = self.hidden(len(wide), wide.device) if self.patches else None
+        hidden = self.hidden(len(wide), wide.device) if self.options.patches else None
         features, logits = self.student(wide, hidden, self.mask_token)
         answers = [*logits.chunk(2)]
         if self.crops:
@@ -253,7 +271,7 @@ class SelfDistilled(nn.Module):
         """
         for name, (total, count) in self._sums.items():
             mean = _over_processes(total, count)
-            self.get_buffer(name).lerp_(mean, 1 - self.centring)
+            self.get_buffer(name).lerp_(mean, 1 - self.options.centring)
         self._sums.clear()
         theirs, mine = ([p.detach() for p in net.parameters()] for net in (self.teacher, self.student))
         torch._foreach_lerp_(theirs, mine, 1 - self.decay(step, steps))
@@ -271,7 +289,7 @@ class SelfDistilled(nn.Module):
         >>> model.decay(0, 10), model.decay(5, 10), model.decay(10, 10)
         (0.996, 0.998, 1.0)
         """
-        return 1 - 0.5 * (1 - self.momentum) * (1 + math.cos(math.pi * step / steps))
+        return 1 - 0.5 * (1 - self.options.momentum) * (1 + math.cos(math.pi * step / steps))
 
     def sharpened(self, step: int, steps: int) -> float:
         """Return tau_t, the teacher's temperature in a step.
@@ -280,15 +298,17 @@ class SelfDistilled(nn.Module):
             step: number of the step.
             steps: number of all steps.
         """
-        begin, end = self.sharpening
-        risen = min(1.0, step / (self.warmup * steps)) if self.warmup > 0 else 1.0
+        begin, end = self.options.sharpening
+        risen = min(1.0, step / (self.options.warmup * steps)) if self.options.warmup > 0 else 1.0
         return begin + (end - begin) * risen
 
     @torch.no_grad()
     def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the views of this step, wide (2 N, 3, H, W) and narrow (crops * N, 3, h, w), of images (N, 3, H, W)."""
-        wide = [self._view(images, f"wide {i}", self.image, self.wide) for i in range(2)]
-        narrow = [self._view(images, f"narrow {i}", self.local, self.narrow) for i in range(self.crops)]
+        wide = [self._view(images, f"wide {i}", self.image, self.options.wide) for i in range(2)]
+        narrow = [
+            self._view(images, f"narrow {i}", self.local, self.options.narrow) for i in range(self.crops)
+        ]
         return torch.cat(wide), torch.cat(narrow) if narrow else images[:0]
 
     def hidden(self, count: int, device: torch.device) -> Tensor:
@@ -316,7 +336,7 @@ class SelfDistilled(nn.Module):
     def _distance(self, target: Tensor, answer: Tensor, centre: Tensor) -> Tensor:
         """Compute the cross-entropy (N,), in nats, of the student's logits (N, outputs) with the teacher's."""
         wanted = ((target.float() - centre) / self.sharpness).softmax(-1)
-        return -(wanted * (answer.float() / self.temperature).log_softmax(-1)).sum(-1)
+        return -(wanted * (answer.float() / self.options.temperature).log_softmax(-1)).sum(-1)
 
     def _accumulate(self, name: str, logits: Tensor) -> None:
         if self.training:

@@ -42,7 +42,7 @@ from testtime.space.sheet import space_sheet
 from testtime.space.sources import SensorSet, read_space
 from testtime.space.tokenizers import FSQTokenizer, Tokenizer, VQTokenizer, load_tokenizer
 
-__all__ = ["TokenizerRecipe", "ingest", "summary"]
+__all__ = ["IngestOptions", "TokenizerRecipe", "ingest", "summary"]
 
 __getattr__ = renamed(
     __name__, {"LAYOUTS": "testtime.space.sources:LAYOUTS", "Sensed": "testtime.space.sources:SensorSet"}
@@ -128,6 +128,32 @@ class _Cropping:
             )
 
 
+@final
+@dataclass(frozen=True)
+class IngestOptions:
+    """Frames, pseudo-labels and contact sheet of :func:`ingest`.
+
+    Args:
+        smallest: smallest fraction of the frame's area that a random crop covers.
+        pseudo: pseudo-labellers by modality, see :class:`~testtime.space.frames.SpaceFrames`.
+        modalities: modalities of the pseudo-labels, by the same names.
+        vocabulary: vocabulary of the boxes, if a modality is a sequence.
+        box_tokens: largest number of tokens of a frame's boxes.
+        rows: number of frames on the contact sheet.
+        limit: largest number of frames, which are chosen at equal distances; None uses all.
+        radius: radius in pixels of the windows for normals, see :class:`~testtime.space.sources.SensorSet`.
+    """
+
+    smallest: float = 0.4
+    pseudo: Mapping[str, PseudoLabeller] | None = None
+    modalities: Mapping[str, Modality] | None = None
+    vocabulary: BoxVocabulary | None = None
+    box_tokens: int = 64
+    rows: int = 4
+    limit: int | None = None
+    radius: int | None = None
+
+
 @takes_former
 def ingest(
     source: DenseSet | str | Path,
@@ -135,17 +161,10 @@ def ingest(
     size: int | tuple[int, int] = 64,
     patch: int = 8,
     crops: int = 4,
-    smallest: float = 0.4,
     recipe: TokenizerRecipe | None = None,
     sensors: Sequence[str] | None = None,
-    pseudo: Mapping[str, PseudoLabeller] | None = None,
-    modalities: Mapping[str, Modality] | None = None,
-    vocabulary: BoxVocabulary | None = None,
-    box_tokens: int = 64,
+    options: IngestOptions = IngestOptions(),
     seed: int = 0,
-    rows: int = 4,
-    limit: int | None = None,
-    radius: int | None = None,
     device: str = "cpu",
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -157,17 +176,10 @@ def ingest(
         size: (H, W) of the crops in pixels, or the side of a square.
         patch: side of a token's patch in pixels.
         crops: number of crops of each frame; the first is the largest centred square.
-        smallest: smallest fraction of the frame's area that a random crop covers.
         recipe: recipe of the tokenizers; None uses the defaults.
         sensors: names among "depth", "normals" and "edge"; None uses all that are measured or can be computed.
-        pseudo: pseudo-labellers by modality, see :class:`~testtime.space.frames.SpaceFrames`.
-        modalities: modalities of the pseudo-labels, by the same names.
-        vocabulary: vocabulary of the boxes, if a modality is a sequence.
-        box_tokens: largest number of tokens of a frame's boxes.
+        options: frames, pseudo-labels and contact sheet.
         seed: random seed of crops and tokenizers.
-        rows: number of frames on the contact sheet.
-        limit: largest number of frames, which are chosen at equal distances; None uses all.
-        radius: radius in pixels of the windows for normals, see :class:`~testtime.space.sources.SensorSet`.
         device: device of the tokenizers' training.
         log: function that receives a line for each stage.
 
@@ -182,16 +194,16 @@ def ingest(
     """
     need_pillow()
     out, recipe = Path(out), recipe or TokenizerRecipe()
-    pseudo, modalities = dict(pseudo or {}), dict(modalities or {})
-    boxes = _box_stream(pseudo, modalities, vocabulary, box_tokens)
-    cut = _Cropping((size, size) if isinstance(size, int) else size, patch, crops, smallest, seed)
+    pseudo, modalities = dict(options.pseudo or {}), dict(options.modalities or {})
+    boxes = _box_stream(pseudo, modalities, options.vocabulary, options.box_tokens)
+    cut = _Cropping((size, size) if isinstance(size, int) else size, patch, crops, options.smallest, seed)
     data = source if isinstance(source, DenseSet) else read_space(source, frames=out / "frames")
-    data = _limited(data, limit)
-    sensed = SensorSet(data, radius)
+    data = _limited(data, options.limit)
+    sensed = SensorSet(data, options.radius)
     used = list(sensed.tasks if sensors is None else sensors)
     frames = SpaceFrames(sensed, used, pseudo, edge_side=min(cut.size))
     by_name = {RGB.name: RGB, **{s: SENSORY[s] for s in used}, **{name: modalities[name] for name in pseudo}}
-    about = _described(data, cut, recipe, list(by_name), radius)
+    about = _described(data, cut, recipe, list(by_name), options.radius)
     _check_folder(out, about)
     log(f"{len(data)} frames of {data.name}: {', '.join(by_name)} (normals: {sensed.normals})")
     checks = _kept(out / "alignment.json", lambda: _checks(sensed, used))
@@ -203,7 +215,7 @@ def ingest(
     tokenizers, reports = _tokenizers(out, frames, by_name, cut, recipe, device, log)
     log("tokens and crops")
     shards = write_shards(
-        out / "shards", frames, tokenizers, cut.size, patch, crops, smallest, boxes, seed, about
+        out / "shards", frames, tokenizers, cut.size, patch, crops, options.smallest, boxes, seed, about
     )
     report = {
         **{key: about[key] for key in ("source", "frames", "size", "patch", "crops")},
@@ -215,7 +227,7 @@ def ingest(
         "sheet": "sheet.png",
     }
     log("contact sheet")
-    shown = np.unique(np.linspace(0, len(data) - 1, max(1, rows)).round().astype(int)).tolist()
+    shown = np.unique(np.linspace(0, len(data) - 1, max(1, options.rows)).round().astype(int)).tolist()
     write_image(out / "sheet.png", space_sheet(frames, shards, tokenizers, shown, report, boxes))
     write_json(out / "report.json", report)
     return report

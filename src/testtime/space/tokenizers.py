@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from testtime.errors import WeightsError, missing_extra
+from testtime.moved import current_arguments, takes_former
 from testtime.parts.randomness import seeded
 from testtime.space.autoencoder import Network
 from testtime.space.modalities import Modality
@@ -39,6 +41,7 @@ __all__ = [
     "Frames",
     "Tokenizer",
     "TokenizerReport",
+    "VQOptions",
     "VQTokenizer",
     "load_tokenizer",
     "perplexity",
@@ -49,6 +52,32 @@ LARGEST = 2**17
 
 
 @final
+@dataclass(frozen=True)
+class VQOptions:
+    """Codes of a :class:`VQTokenizer` and their loss.
+
+    Args:
+        latent: size of a code.
+        decay: decay of the running means.
+        commitment: beta, weight of the commitment loss.
+
+    Raises:
+        ValueError: decay is not in [0, 1), or commitment is negative.
+    """
+
+    latent: int = 32
+    decay: float = 0.99
+    commitment: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1 or not 0 <= self.commitment < math.inf:
+            raise ValueError(
+                f"decay is in [0, 1) and commitment at least 0, got {self.decay} and {self.commitment}"
+            )
+
+
+@final
+@takes_former
 class VQTokenizer(Tokenizer):
     r"""Vector quantisation: the code of the largest cosine, codes being running means of what chose them.
 
@@ -64,12 +93,10 @@ class VQTokenizer(Tokenizer):
         size: (H, W) of the frames.
         patch: side of a token's patch.
         codebook: number of codes (4M: 16,384 for images, 8,192 for most others, 4,096 for classes).
-        latent: size of a code.
         width: channels at the grid of the tokens; half of it, but 32 at least, at each finer one.
         depth: blocks at the grid of the tokens, in encoder and in decoder.
         network: "convolution" or "transformer".
-        decay: decay of the running means.
-        commitment: beta, weight of the commitment loss.
+        options: codes and their loss.
         seed: random seed of the initial weights and codes.
 
     Raises:
@@ -91,24 +118,20 @@ class VQTokenizer(Tokenizer):
         size: tuple[int, int] = (64, 64),
         patch: int = 8,
         codebook: int = 512,
-        latent: int = 32,
         width: int = 64,
         depth: int = 1,
         network: Network = "convolution",
-        decay: float = 0.99,
-        commitment: float = 1.0,
+        options: VQOptions = VQOptions(),
         seed: int = 0,
     ) -> None:
-        if not 0 <= decay < 1 or not 0 <= commitment < math.inf:
-            raise ValueError(f"decay is in [0, 1) and commitment at least 0, got {decay} and {commitment}")
-        super().__init__(modality, size, patch, codebook, latent, width, depth, network, seed)
-        self.arguments |= {"codebook": codebook, "latent": latent, "decay": decay, "commitment": commitment}
+        super().__init__(modality, size, patch, codebook, options.latent, width, depth, network, seed)
+        self.arguments |= {"codebook": codebook, **asdict(options)}
         with seeded(seed, 0, "codebook"):
             self.quantizer = _package().VectorQuantize(
-                dim=latent,
+                dim=options.latent,
                 codebook_size=codebook,
-                decay=decay,
-                commitment_weight=commitment,
+                decay=options.decay,
+                commitment_weight=options.commitment,
                 use_cosine_sim=True,
                 rotation_trick=False,
                 threshold_ema_dead_code=1.0,
@@ -216,7 +239,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ]
         if large or of.channels > LARGEST or max(arguments["size"]) > LARGEST:
             raise ValueError(f"a size above {LARGEST}")
-        tokenizer = (VQTokenizer if kind == "vq" else FSQTokenizer)(of, **arguments)
+        made = VQTokenizer if kind == "vq" else FSQTokenizer
+        tokenizer = made(of, **current_arguments(made, arguments, saved=True))
     except KeyError as error:
         raise WeightsError(f"{path} is not of a tokenizer: its metadata lack {error}") from error
     except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -12,6 +12,7 @@
 from testtime.moved import renamed
 from testtime.streams.ccc import CCCStream, Difficulty
 from testtime.streams.domain import Blend, Condition, Domain, clean, corrupted, fingerprint, published
+from testtime.streams.faults import noise_images, rebatched, stuck
 from testtime.streams.orders import (
     GRADUAL_SEVERITIES,
     continual,
@@ -22,6 +23,7 @@ from testtime.streams.orders import (
     open_set,
     recorded,
 )
+from testtime.streams.poisoning import poisoned
 from testtime.streams.stream import Batch, Plan, Stream
 
 __all__ = [
@@ -42,9 +44,13 @@ __all__ = [
     "gradual",
     "label_shift",
     "mixed",
+    "noise_images",
     "open_set",
+    "poisoned",
     "published",
+    "rebatched",
     "recorded",
+    "stuck",
 ]
 
 __getattr__ = renamed(__name__, {"LADDER": "GRADUAL_SEVERITIES", "Wandering": "CCCStream"})

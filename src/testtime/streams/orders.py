@@ -245,7 +245,7 @@ def label_shift(
     return Stream(tuple(domains), _cut(visits, batch_size), batch_size, seed, workers)
 
 
-def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
+def open_set(stream: Stream, unknown: ImageSet | Domain, ratio: float = 1.0) -> Stream:
     """Mix images of unknown classes into a stream: of every batch of B images, B / (1 + ratio) are known.
 
     The known images keep their order and their corruption. The unknown images are resized to their size and get the corruption
@@ -254,7 +254,7 @@ def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
 
     Args:
         stream: stream of the known images.
-        unknown: images of other classes; their labels are ignored.
+        unknown: images of other classes; their labels are ignored. Those of a `Domain` keep its condition and size.
         ratio: number of unknown images for each known image.
 
     Raises:
@@ -273,7 +273,11 @@ def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
             f"{stream.batch_size}, got {ratio}"
         )
     count = len(stream.domains)
-    domains = stream.domains + tuple(domain.of_unknown(unknown) for domain in stream.domains)
+    if isinstance(unknown, Domain):
+        others, name = (replace(unknown, known=False),) * count, unknown.images.name
+    else:
+        others, name = tuple(domain.of_unknown(unknown) for domain in stream.domains), unknown.name
+    domains = stream.domains + others
     plans = []
     visits = sorted({plan.visit for plan in stream.plans})
     for visit in visits:
@@ -281,7 +285,7 @@ def open_set(stream: Stream, unknown: ImageSet, ratio: float = 1.0) -> Stream:
         rows = np.concatenate([plan.rows for plan in parts])
         cuts = [rows[i : i + known] for i in range(0, len(rows), known)]
         extra = [round(len(cut) * (stream.batch_size - known) / known) for cut in cuts]
-        ids = _cycle(len(unknown), sum(extra), derive_seed(stream.seed, "unknown", unknown.name, visit))
+        ids = _cycle(len(unknown), sum(extra), derive_seed(stream.seed, "unknown", name, visit))
         for number_of, (cut, more) in enumerate(zip(cuts, extra, strict=True)):
             mine, ids = ids[:more], ids[more:]
             like = cut[np.arange(more) * len(cut) // max(more, 1), 0]

@@ -1,0 +1,271 @@
+"""The experiments of the family: which units a run consists of, and what its tables show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
+from testtime.experiments.online import sets
+from testtime.experiments.production import following, listing, measures, world
+from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.request import Request
+from testtime.experiments.run import Run
+from testtime.experiments.table import Column, Record, Row, Table
+from testtime.plugins import resolve
+
+__all__ = ["Production", "production"]
+
+GUARDED = " guarded"  # behind the label of a method
+BENIGN = (
+    "continual",
+    "repeated",
+    "mini-ccc",
+    "mixed",
+)  # classes in random order, one known image after another
+BASES = (Row("Source", "base", about={"method": "Source"}), Row("BN", "base", about={"method": "BNAdapt"}))
+METHODS = (
+    Row("TENT", about={"method": "Tent"}),
+    Row("EATA", about={"method": "EATA", "arguments": {"fisher_alpha": 1.0}}),
+    Row("RoTTA", about={"method": "RoTTA"}),
+    Row("ROID", about={"method": "ROID"}),
+    Row("PAF+KIP", about={"method": "PAFKIP"}),
+)
+TENFOLD = Row("TENT x10", about={"method": "Tent", "arguments": {"optimizer": "testtime.parts:adam(0.01)"}})
+BLIND = Row("TENT x10, blind reset", "control", about={**TENFOLD.about, "reset_every": 100})
+Records = Sequence[Record]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Production(Experiment):
+    """Methods with and without a guard on some streams.
+
+    Args:
+        name: name of the experiment.
+        streams: names of the streams.
+        rows: rows beside Source and BN; each but a control has a second one with the guard.
+        length: samples of a stream where the request has no limit.
+        batch_size: samples of a batch.
+        read: function that makes the tables.
+        note: remarks for the page.
+    """
+
+    name: str
+    streams: Sequence[str]
+    rows: Sequence[Row]
+    length: int
+    batch_size: int
+    read: Callable[[Run, Records], Sequence[Table]]
+    note: str = ""
+    source = ""
+    family = "production"
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        """The subject, as it is listed."""
+        return {listed.name: listed.title for listed in listing.LISTED}[self.name]
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:  # type: ignore[override]
+        """Digits and their network, or any others."""
+        data = Resource("images", "data", "digits", ("own",))
+        return data, Resource("source model", "weights", "digits-cnn", ("own",))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The settings; ``closed`` and ``open_set`` are data sets or folders, ``guard`` is the import path of a wrapper."""
+        sets_ = {"closed": "digits", "open_set": "photographs", "source": None}
+        other = {"guard": "testtime.wrap:ResetEvery", "batch_size": self.batch_size, "steps": 20}
+        return {**sets_, **other, "streams": list(self.streams)}
+
+    def plan(self, request: Request) -> Plan:
+        places = {"data": str(Path(request.data).resolve())}
+        p = self._parameters(request, places)
+        guard = self.setting(request, "guard")
+        rows = self.chosen_rows([*BASES, *self.rows], request)
+        shown: list[Row] = []
+        cells: list[Cell] = []
+        for row in rows:
+            guarded = guard and row.role == "method"
+            shown += [row, replace(row, label=row.label + GUARDED)] if guarded else [row]
+        for stream in self.setting(request, "streams"):
+            for seed in request.seeds or ():
+                made: dict[str, Unit] = {}
+                for row in shown:
+                    plain = row.label.removesuffix(GUARDED)
+                    needs: dict[str, Unit] = {base: made[base] for base in ("Source", "BN") if base in made}
+                    facts = {**p, **row.about, "stream": stream, "seed": seed, "guard": ""}
+                    code = code_of(find_method(row.about["method"]), following.follow, world.make_stream)
+                    if plain != row.label:
+                        facts["guard"], needs["unguarded"] = guard, made[plain]
+                        code |= code_of(resolve(guard))
+                    name = f"{row.label}, {stream}, seed {seed}"
+                    kind = "testtime.experiments.production.following:follow"
+                    made[row.label] = Unit(kind, facts, name, needs, code, places)
+                    cells.append(Cell(row.label, stream, seed, made[row.label]))
+        used = {"images": p["closed"], "source model": p["model"]}
+        about = {"streams": self.setting(request, "streams"), "length": p["length"]}
+        return Plan(shown, cells, facts=p["facts"], used=used, about=about)
+
+    def _parameters(self, request: Request, places: dict[str, str]) -> dict[str, Any]:
+        """The parameters that all units share; digests are read here, and own folders and files added to the places."""
+        closed, opened = (
+            sets.find_set(self.setting(request, name), places) for name in ("closed", "open_set")
+        )
+        if source := self.setting(request, "source"):
+            places["set source"] = places[f"set {sets.find_set(source, places)}"]
+        name = request.model or "digits-cnn"
+        found, images = sets.source_model(name, places), sets.images_of(closed, places)
+        sets.check_classes(images, found)
+        if Path(name).is_file():
+            places[f"model {found.name}"], name = str(Path(name).resolve()), found.name
+        size = sets.image_size(closed, found.side)
+        facts = {"weights": found.digest, closed: images.digest()}
+        facts["corruptions"] = sets.domains(closed, places, world.CORRUPTIONS, 5, size)[1]
+        if "open set" in self.setting(request, "streams"):
+            facts[opened] = sets.images_of(opened, places).digest()
+        return {
+            **{"closed": closed, "open_set": opened, "model": name, "side": found.side, "facts": facts},
+            **{"length": request.limit or self.length, "batch_size": self.setting(request, "batch_size")},
+            **{
+                "steps": self.setting(request, "steps"),
+                "device": request.device,
+                "precision": request.precision,
+            },
+        }
+
+    def tables(self, run: Run) -> Sequence[Table]:
+        return self.read(run, run.records())
+
+
+def _at(*path: str) -> Callable[[dict[str, Any]], float | None]:
+    """The value at a path of a result; None where there is none."""
+
+    def read(result: dict[str, Any]) -> float | None:
+        found: Any = result
+        for name in path:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found
+
+    return read
+
+
+def _table(
+    run: Run, title: str, columns: Sequence[Column], records: Records, notes: Sequence[str] = ()
+) -> Table:
+    return Table.of(title, run.rows, columns, records, run.missing, [*run.notes, *notes])
+
+
+def _zoo_tables(run: Run, records: Records) -> Sequence[Table]:
+    streams = run.about["about"]["streams"]
+    windows = {record.result["window"] for record in records}
+    note = f"Windows of {', '.join(f'{window:,}' for window in sorted(windows))} samples."
+    benign = [record for record in records if record.column in BENIGN]
+    promise = _at("less", "Source", "worst")
+    lowest: dict[tuple[str, int], list[float]] = {}
+    for record in records:
+        if (value := promise(record.result)) is not None:
+            lowest.setdefault((record.row, record.seed), []).append(value)
+    worst = [Record(row, "worst", seed, {"worst": min(found)}, {}) for (row, seed), found in lowest.items()]
+    marked = [replace(record, column="benign") for record in benign]
+    signed = partial(Column, unit="points", signed=True)
+    summary = [
+        signed("worst", _at("worst"), "worst", group="window less Source,"),
+        Column("promise kept", lambda r: _kept(promise(r)), None, unit="% of streams", places=0),
+        Column("mean", _at("accuracy")),
+        Column("last fifth", _at("last_fifth")),
+        Column("worst window", _at("worst_window")),
+        signed("less BN", _at("less", "BN", "mean")),
+        signed("less unguarded, benign", _at("less", "unguarded", "mean"), "benign"),
+        Column("delay", _at("delay"), unit="batches", better="lower"),
+        Column("false resets", _at("false_resets"), "benign", unit="per stream", better="lower"),
+    ]
+    everything = [*(replace(record, column="all") for record in records), *marked, *worst]
+    summary = [c if c.of else replace(c, of="all") for c in summary]
+    by_stream = [signed(name, promise, name) for name in streams]
+    means = [Column(name, _at("accuracy"), name) for name in streams]
+    return [
+        _table(run, "The failure zoo, all streams", summary, everything, [note, *_explained()]),
+        _table(run, "Worst window less the shipped model", by_stream, records, [note]),
+        _table(run, "Accuracy", means, records),
+    ]
+
+
+def _kept(worst: float | None) -> float | None:
+    return None if worst is None else 100.0 * (worst >= -measures.MARGIN)
+
+
+def _explained() -> list[str]:
+    return [
+        f"The promise: no window more than {measures.MARGIN:g} point below the shipped model on the same samples.",
+        "Delay: from the batch from which the unguarded run loses most to the first batch that the guard answers otherwise or "
+        "takes back; false resets: those before that batch, or on a stream without damage.",
+        f"Benign streams: {', '.join(BENIGN)}.",
+    ]
+
+
+def _poisoning_tables(run: Run, records: Records) -> Sequence[Table]:
+    kinds = [kind for kind in run.about["about"]["streams"] if kind != "none"]
+    clean = {(r.row, r.seed): r.result["accuracy"] for r in records if r.column == "none"}
+    lost = [
+        replace(r, result={"lost": clean[r.row, r.seed] - r.result["accuracy"]})
+        for r in records
+        if r.column in kinds and (r.row, r.seed) in clean
+    ]
+    columns = [
+        Column(kind, _at("lost"), kind, "loss by", "points", better="lower", signed=True) for kind in kinds
+    ]
+    none = [Column("accuracy without", _at("accuracy"), "none")]
+    notes = [f"{kind}: {world.ATTACKS[kind]}." for kind in kinds]
+    return [_table(run, "Accuracy that benign samples lose", [*none, *columns], [*records, *lost], notes)]
+
+
+def _soak_tables(run: Run, records: Records) -> Sequence[Table]:
+    def tenths(name: str, function: Callable[[list[float]], float]) -> Callable[[dict[str, Any]], float]:
+        return lambda result: function(result["tenths"][name])
+
+    names = ("first", *map(str, range(2, 10)), "last")
+    parts = [Column(n, tenths("accuracy", lambda v, i=i: v[i]), group="tenth") for i, n in enumerate(names)]  # type: ignore[misc]
+    columns = [
+        Column("accuracy", _at("accuracy")),
+        Column(
+            "worst window", _at("less", "Source", "worst"), group="less Source,", unit="points", signed=True
+        ),
+        Column(
+            "p99 of time",
+            tenths("p99_ms", lambda v: v[-1] / v[0]),
+            unit="last / first",
+            places=2,
+            better="lower",
+        ),
+        Column(
+            "median of time",
+            tenths("median_ms", lambda v: v[-1] / v[0]),
+            unit="last / first",
+            places=2,
+            better="lower",
+        ),
+        Column(
+            "memory", tenths("memory", lambda v: v[-1] - v[0]), unit="MiB, last less first", better="lower"
+        ),
+    ]
+    return [
+        _table(run, "Soak", columns, records),
+        _table(run, "Accuracy from tenth to tenth", parts, records),
+    ]
+
+
+ALL = {
+    "failure-zoo": (tuple(world.STREAMS), (*METHODS, TENFOLD, BLIND), 20_000, 64, _zoo_tables),
+    "poisoning": (tuple(world.ATTACKS), METHODS, 10_000, 200, _poisoning_tables),
+    "soak": (("repeated",), (METHODS[0], TENFOLD), 1_000_000, 64, _soak_tables),
+}
+
+
+def production(name: str) -> Production:
+    """Return an experiment of the family by its name; a KeyError says that there is none."""
+    return Production(name, *ALL[name])

@@ -1,0 +1,250 @@
+"""The input gate of a session: which samples of a request are answered, and which of those are learned from.
+
+A *refused* sample (NaN or infinity, out of range) is not shown to the network: its row of the answer is NaN. A *quarantined*
+sample (constant, repeated) is predicted, and never learned from. Both are noted with a reason and a digest; pixels are kept
+only on demand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from testtime.errors import need_pillow
+from testtime.gate import admit, check_batch
+
+__all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "read_image"]
+
+FORMATS = ("PNG", "JPEG")
+SHORT = 16  # bytes of a digest
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """Settings of the input gate.
+
+    Attributes:
+        shape: shape of a sample without the batch dimension; None: that of the first request.
+        repeats: number of the last admitted samples of the stream that a new sample must differ from; 0: no comparison.
+        constant: whether a sample of one value is quarantined.
+        most: largest number of samples in a request.
+        largest: largest number of values in a sample.
+        quarantine: number of refused and quarantined samples whose reason and digest are kept in memory, over all streams.
+        pixels: whether their values are kept too, in memory alone; off by default, for privacy.
+    """
+
+    shape: tuple[int, ...] | None = None
+    repeats: int = 64
+    constant: bool = True
+    most: int = 4096
+    largest: int = 2**26
+    quarantine: int = 64
+    pixels: bool = False
+
+    def __post_init__(self) -> None:
+        counts = {"repeats": self.repeats, "quarantine": self.quarantine}
+        for name, value in (*counts.items(), ("most", self.most - 1), ("largest", self.largest - 1)):
+            if value < 0:
+                least = 0 if name in counts else 1
+                raise ValueError(f"{name} is a number of at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What the gate found of a request of N samples.
+
+    Attributes:
+        refused: reason of each sample that must not meet the network, or None.
+        quarantined: reason of each sample that may be predicted and not learned from, or None.
+        digests: digest of each sample, 16 bytes.
+    """
+
+    refused: tuple[str | None, ...]
+    quarantined: tuple[str | None, ...]
+    digests: tuple[bytes, ...]
+
+    @property
+    def admitted(self) -> list[int]:
+        """Rows to learn from."""
+        return [
+            i
+            for i, both in enumerate(zip(self.refused, self.quarantined, strict=True))
+            if both == (None, None)
+        ]
+
+    @property
+    def apart(self) -> list[int]:
+        """Rows to predict only."""
+        return [
+            i for i, (r, q) in enumerate(zip(self.refused, self.quarantined, strict=True)) if r is None and q
+        ]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the whole request, 32 hexadecimal digits."""
+        return hashlib.blake2b(b"".join(self.digests), digest_size=SHORT).hexdigest()
+
+
+@dataclass(frozen=True)
+class Held:
+    """A sample in quarantine.
+
+    Attributes:
+        stream: name of its stream.
+        offset: place of the sample in its stream.
+        reason: why it was refused, or not learned from.
+        digest: digest of its values, hexadecimal.
+        time: seconds since 1970.
+        refused: whether it was refused; otherwise it was answered.
+        pixels: its values; None unless the gate keeps them.
+    """
+
+    stream: str
+    offset: int
+    reason: str
+    digest: str
+    time: float
+    refused: bool
+    pixels: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+class Quarantine:
+    """The last samples that were refused or not learned from: reason and digest, in memory, bounded.
+
+    Args:
+        options: those of the gate.
+    """
+
+    def __init__(self, options: GateOptions) -> None:
+        self.pixels = options.pixels
+        self._held: deque[Held] = deque(maxlen=options.quarantine)
+
+    def note(self, screening: Screening, x: Tensor, stream: str, offset: int, time: float) -> None:
+        """Note the samples of a request that were not admitted."""
+        for row, (r, q) in enumerate(zip(screening.refused, screening.quarantined, strict=True)):
+            if (reason := r or q) is not None:
+                pixels = x[row].detach().cpu().clone() if self.pixels else None
+                digest = screening.digests[row].hex()
+                self._held.append(Held(stream, offset + row, reason, digest, time, r is not None, pixels))
+
+    def held(self, stream: str | None = None) -> tuple[Held, ...]:
+        """The samples of a stream, or of all of them, oldest first."""
+        return tuple(one for one in tuple(self._held) if stream in (None, one.stream))
+
+    def forget(self, stream: str) -> None:
+        """Drop the samples of a stream."""
+        kept = [one for one in tuple(self._held) if one.stream != stream]
+        self._held.clear()
+        self._held.extend(kept)
+
+
+class InputGate:
+    """The checks of a request before the network meets it.
+
+    Args:
+        options: settings.
+
+    Attributes:
+        shape: shape of a sample without the batch dimension; None before the first request.
+
+    >>> gate = InputGate(GateOptions())
+    >>> x = torch.rand(4, 3, 8, 8); x[1] = x[0]; x[2] = 0.5; x[3, 0, 0, 0] = torch.nan
+    >>> found = gate.screen(x, (), (0.0, 1.0))
+    >>> found.refused
+    (None, None, None, 'not finite')
+    >>> found.quarantined, found.admitted
+    ((None, 'repeated', 'constant', None), [0])
+    """
+
+    def __init__(self, options: GateOptions) -> None:
+        self.options, self.shape = options, options.shape
+
+    def check(self, x: Any) -> None:
+        """Refuse what is no request for this model.
+
+        Raises:
+            TypeError: x is no dense floating-point tensor.
+            ValueError: x has no batch dimension or no samples, too many, or samples of another shape than those before.
+        """
+        check_batch(x)
+        if not len(x):
+            raise ValueError(f"expected at least one sample, got shape {tuple(x.shape)}")
+        if len(x) > self.options.most:
+            raise ValueError(
+                f"expected at most {self.options.most} samples in a request, got {len(x)}; send several requests"
+            )
+        if x[0].numel() > self.options.largest:
+            raise ValueError(
+                f"expected at most {self.options.largest} values in a sample, got shape {tuple(x.shape[1:])}"
+            )
+        if self.shape is not None and tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"expected samples of shape {self.shape}, got {tuple(x.shape[1:])}; resize the images, or send one batch "
+                f"(N, {', '.join(map(str, self.shape))})"
+            )
+
+    def screen(self, x: Tensor, recent: Iterable[bytes], within: tuple[float, float] | None) -> Screening:
+        """Sort the samples of a request that :meth:`check` lets pass.
+
+        Args:
+            x: samples (N, ...).
+            recent: digests of the samples of the stream that were admitted last.
+            within: range of the inputs, as :func:`testtime.gate.admit` takes it.
+        """
+        finite, inside = admit(x, None).tolist(), admit(x, within).tolist()
+        refused = tuple(
+            None if ok else "out of range" if fin else "not finite"
+            for fin, ok in zip(finite, inside, strict=True)
+        )
+        flat, digests = [False] * len(x), _digests(x)
+        if self.options.constant and x[0].numel() > 1:
+            low, high = x.flatten(1).aminmax(dim=1)
+            flat = (low == high).tolist()
+        known = set(recent) if self.options.repeats else set()
+        held: list[str | None] = []
+        for one, reason, same in zip(digests, refused, flat, strict=True):
+            why = None if reason else "constant" if same else "repeated" if one in known else None
+            if self.options.repeats and reason is None:
+                known.add(one)
+            held.append(why)
+        return Screening(refused, tuple(held), digests)
+
+
+def read_image(data: bytes, *, largest: int = 2**24) -> Tensor:
+    """Decode a PNG or JPEG file; its size is checked before memory is allocated.
+
+    Args:
+        data: content of the file.
+        largest: largest number of pixels.
+
+    Returns:
+        the image (3, H, W) in RGB, float32 in [0, 1].
+
+    Raises:
+        ValueError: the file is damaged, of another format, or too large.
+        ImportError: Pillow is not installed.
+    """
+    image = need_pillow()
+    try:
+        with image.open(BytesIO(data), formats=FORMATS) as file:
+            if file.width * file.height > largest:
+                raise ValueError(
+                    f"expected at most {largest} pixels, got {file.width} x {file.height}; send a smaller image"
+                )
+            pixels = np.array(file.convert("RGB"))
+    except (OSError, SyntaxError, EOFError, image.DecompressionBombError) as error:
+        raise ValueError(f"expected the content of a PNG or JPEG file ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
+
+
+def _digests(x: Tensor) -> tuple[bytes, ...]:
+    rows = x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8).numpy()
+    return tuple(hashlib.blake2b(row.data, digest_size=SHORT).digest() for row in rows)

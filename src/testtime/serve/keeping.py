@@ -1,0 +1,240 @@
+"""Snapshots of the streams of a session: captured in the turn of a stream, written by a thread, acknowledged when durable."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from testtime.errors import DataError
+from testtime.serve.audit import Audit
+from testtime.serve.directory import ranges_read
+from testtime.serve.engine import Engine
+from testtime.serve.snapshots import Snapshot, SnapshotInfo, SnapshotStore, packed, unpacked
+from testtime.serve.streams import Counts, Stream
+
+__all__ = ["Captured", "Keeper", "state_of", "stream_of"]
+
+RECENT = "session/recent"
+STATE = "state/"
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A snapshot that is not written yet.
+
+    Attributes:
+        stream: its stream.
+        info: what is known of it; not acknowledged.
+        tensors: copies of the tensors.
+        facts: description in values of JSON.
+    """
+
+    stream: Stream
+    info: SnapshotInfo
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Keeper:
+    """Takes snapshots of streams and restores them.
+
+    Args:
+        store: the snapshots.
+        audit: the audit log; it is flushed to the disk before a snapshot is acknowledged.
+    """
+
+    def __init__(self, store: SnapshotStore, audit: Audit) -> None:
+        self.store, self._audit = store, audit
+        self._numbers: dict[str, int] = {}
+        self._changed = threading.Condition()
+        self._waiting: dict[str, Captured] = {}  # the newest of each stream
+        self._busy, self._ending = False, False
+        self._failures: list[Exception] = []
+        self._thread: threading.Thread | None = None
+        self._writing = threading.RLock()
+
+    def capture(self, one: Stream, engine: Engine) -> Captured:
+        """Copy what a snapshot of a stream holds; the caller holds the turn of the stream.
+
+        Raises:
+            DataError: the folder of the stream cannot be used.
+        """
+        tensors = {STATE + name: value for name, value in engine.state(one).items()}
+        tensors[RECENT] = packed(one.recent)
+        head = self._audit.head
+        facts = {**one.facts(), "paused": one.paused, "head": {"seq": head.seq, "hash": head.hash}}
+        with self._writing:
+            number = max(self._numbers.get(one.name, 0) + 1, self.store.next_number(one.name))
+            self._numbers[one.name] = number
+        info = SnapshotInfo(
+            stream=one.name,
+            number=number,
+            offset=one.offset,
+            step=one.step,
+            time=self.store.clock(),
+            bytes=0,
+            checksum="",
+            healthy=one.healthy,
+            state=one.hash,
+            configuration=one.configuration,
+            acknowledged=False,
+        )
+        one.saved_step, one.healthy = one.step, True
+        return Captured(one, info, tensors, facts)
+
+    def write(self, captured: Captured) -> SnapshotInfo:
+        """Write a snapshot; it is durable, and thereby acknowledged, when this returns.
+
+        Raises:
+            OSError: the disk is full or read-only; the earlier snapshots are as before.
+            ValueError: the stream was forgotten meanwhile.
+        """
+        one, info = captured.stream, captured.info
+        try:
+            if not self._audit.flush(durable=True):
+                raise OSError("the audit log cannot be written; free some space on the disk")
+            with self._writing:
+                if one.gone:
+                    raise ValueError(f"stream {one.name!r} was forgotten before its snapshot was written")
+                done = self.store.write(one.name, info.number, captured.tensors, captured.facts)
+        except OSError as error:
+            one.error, one.healthy = str(error), one.healthy and info.healthy
+            self._audit.add("snapshot failed", stream=one.name, offset=info.offset, error=str(error))
+            raise
+        one.saved_offset, one.error = max(one.saved_offset, info.offset), ""
+        self._audit.add(
+            "snapshot", stream=one.name, snapshot=info.number, offset=info.offset, state=info.state
+        )
+        return done
+
+    def attempt(self, captured: Captured, failures: list[OSError] | None = None) -> None:
+        """Write a snapshot; a failure is noted in the status of its stream and in the log, and nothing is raised."""
+        try:
+            self.write(captured)
+        except OSError as error:
+            if failures is not None:
+                failures.append(error)
+
+    def later(self, captured: Captured) -> SnapshotInfo:
+        """Let the thread write a snapshot; one of the same stream that still waits is left out in its favour."""
+        with self._changed:
+            before = self._waiting.pop(captured.stream.name, None)
+            if before is not None and not before.info.healthy:
+                info = replace(captured.info, healthy=False)
+                captured = replace(captured, info=info, facts={**captured.facts, "healthy": False})
+            self._waiting[captured.stream.name] = captured
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="testtime-snapshots", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return captured.info
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Wait until every snapshot is written.
+
+        Args:
+            timeout: seconds; None: without a limit.
+
+        Raises:
+            OSError: one could not be written since the last call.
+            TimeoutError: the time is over.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout):
+                raise TimeoutError(
+                    f"{len(self._waiting) + self._busy} snapshots were not written in {timeout} s"
+                )
+            failures, self._failures = self._failures, []
+        if failures:
+            raise failures[0]
+
+    def close(self) -> None:
+        """Write what waits and end the thread."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def forget(self, name: str) -> None:
+        """Delete the snapshots of a stream.
+
+        Raises:
+            OSError: they cannot be deleted.
+        """
+        with self._changed:
+            self._waiting.pop(name, None)
+        with self._writing:
+            self.store.forget(name)
+            self._numbers.pop(name, None)
+
+    def resumed(self, name: str, engine: Engine) -> Stream | None:
+        """The stream of a name from its last good snapshot, in the network; None if it has none.
+
+        Raises:
+            DataError: it has snapshots, and none can be used.
+        """
+        errors: list[Exception] = []
+        for number in sorted(self.store.numbers(name), reverse=True):
+            try:
+                found = self.store.read(name, number)
+                one = stream_of(found, engine)
+                engine.activate(one)
+            except FileNotFoundError:
+                continue
+            except ValueError as error:  # DataError is one
+                errors.append(error)
+                self._audit.add("damaged", stream=name, snapshot=number, error=str(error))
+                continue
+            one.saved_step, one.saved_offset = one.step, one.offset
+            self._audit.add("resume", stream=name, snapshot=number, offset=one.offset, state=one.hash)
+            return one
+        if errors:
+            raise DataError(
+                f"stream {name!r} has {len(errors)} snapshots, and none can be used (the last: {errors[0]}); forget() the "
+                "stream to begin it anew"
+            )
+        return None
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting or self._ending)
+                if not self._waiting:
+                    return
+                captured = self._waiting.pop(next(iter(self._waiting)))
+                self._busy = True
+            try:
+                self.write(captured)
+            except (OSError, ValueError) as error:
+                if not captured.stream.gone:
+                    with self._changed:
+                        self._failures = [*self._failures[-9:], error]
+
+
+def state_of(found: Snapshot) -> dict[str, Tensor]:
+    """The state of an adapter in a snapshot, by name."""
+    return {k.removeprefix(STATE): v for k, v in found.tensors.items() if k.startswith(STATE)}
+
+
+def stream_of(found: Snapshot, engine: Engine) -> Stream:
+    """A stream as a snapshot describes it.
+
+    Raises:
+        ValueError, TypeError: the description is damaged.
+    """
+    one = engine.begin(found.info.stream)
+    one.configuration, one.offset, one.step = found.info.configuration, found.info.offset, found.info.step
+    one.hash, one.paused = found.info.state, bool(found.facts.get("paused", False))
+    one.serving = str(found.facts.get("serving", "adapter"))
+    counts = {k: v for k, v in found.facts["counts"].items() if k in Counts.__dataclass_fields__}
+    one.counts = Counts(**{k: int(v) for k, v in counts.items()})
+    one.recent.extend(unpacked(found.tensors.get(RECENT, torch.zeros(0, 16, dtype=torch.uint8))))
+    one.state, one.ranges = state_of(found), ranges_read(found.facts["ranges"])
+    return one

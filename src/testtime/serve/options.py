@@ -1,0 +1,59 @@
+"""Settings of a session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from testtime.serve.gate import GateOptions
+from testtime.serve.snapshots import Retention
+
+__all__ = ["SessionOptions"]
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Settings of a session.
+
+    Attributes:
+        snapshot_every: steps of a stream between two snapshots; 0: only when asked, and when the session is closed.
+        asynchronous: whether a thread writes the snapshots that are taken while serving.
+        retention: which snapshots are kept.
+        gate: settings of the input gate.
+        history: number of requests of which a record is kept for each stream.
+        streams: largest number of streams.
+        backlog: number of samples of each stream that are kept in memory, to be learned later, where a deadline left no time;
+            0: none. A resumed session has lost them.
+        audit_rotate: bytes after which a new file of the audit log begins.
+        audit_keep: number of files of the audit log that are kept; 0: all.
+        model: name for :func:`testtime.models.load_model`, with which :meth:`Session.resume` finds the model by itself.
+        clock: monotonic time in seconds, with which deadlines are kept.
+        now: time in seconds since 1970.
+    """
+
+    snapshot_every: int = 100
+    asynchronous: bool = True
+    retention: Retention = field(default_factory=Retention)
+    gate: GateOptions = field(default_factory=GateOptions)
+    history: int = 256
+    streams: int = 1024
+    backlog: int = 0
+    audit_rotate: int = 2**24
+    audit_keep: int = 0
+    model: str | None = None
+    clock: Callable[[], float] = field(default=time.monotonic, compare=False)
+    now: Callable[[], float] = field(default=time.time, compare=False)
+
+    def __post_init__(self) -> None:
+        least = {
+            "snapshot_every": 0,
+            "history": 1,
+            "streams": 1,
+            "backlog": 0,
+            "audit_rotate": 1,
+            "audit_keep": 0,
+        }
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is at least {low}, got {getattr(self, name)}")

@@ -1,0 +1,112 @@
+"""What a session notes of a request: counts, history, quarantine and the record in the audit log."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from testtime.adapter import Adapter
+from testtime.serve.audit import Audit
+from testtime.serve.engine import Answer
+from testtime.serve.gate import Quarantine, Screening
+from testtime.serve.streams import Late, Stream
+
+__all__ = ["Recorder", "digest_of"]
+
+UNHEALTHY = ("alarm", "fallback")
+
+
+class Recorder:
+    """Notes requests.
+
+    Args:
+        audit: the audit log.
+        quarantine: samples that were not learned from.
+        now: time in seconds since 1970.
+    """
+
+    def __init__(self, audit: Audit, quarantine: Quarantine, now: Callable[[], float]) -> None:
+        self._audit, self._quarantine, self._now = audit, quarantine, now
+
+    def note(
+        self, one: Stream, x: Tensor, screening: Screening, answer: Answer, adapter: Adapter, **more: Any
+    ) -> None:
+        """Note a request that was answered.
+
+        Args:
+            one: its stream.
+            x: the samples (N, ...).
+            screening: what the gate found.
+            answer: the answer.
+            adapter: the adapter; its ``events`` and ``diagnostics``, which guards have, are noted too.
+            more: further entries of the record.
+        """
+        size, now, counts = len(screening.admitted), self._now(), one.counts
+        self._quarantine.note(screening, x, one.name, one.offset, now)
+        events = [_event(event) for event in getattr(adapter, "events", ())] if answer.adapted else []
+        refused = sum(reason is not None for reason in answer.refused)
+        quarantined = sum(reason is not None for reason in screening.quarantined)
+        counts.requests += 1
+        counts.refused += refused
+        counts.quarantined += quarantined
+        counts.learned += size if answer.learned else 0
+        counts.shed += size if answer.skipped == "deadline" else 0
+        counts.unlearned += size if answer.skipped not in ("", "deadline") else 0
+        one.offset, one.serving = one.offset + len(x), answer.serving
+        one.healthy = one.healthy and not any(event["kind"] in UNHEALTHY for event in events)
+        record: dict[str, Any] = {
+            "stream": one.name,
+            "offset": answer.offset,
+            "samples": len(x),
+            "digest": screening.digest,
+            "admitted": size,
+            "refused": refused,
+            "quarantined": quarantined,
+            "learned": answer.learned,
+            "skipped": answer.skipped,
+            "serving": answer.serving,
+            "answer": digest_of(answer.logits),
+            "state": answer.state,
+            **more,
+        }
+        if events:
+            record["events"] = events
+        self._audit.add("learn" if answer.adapted else "answer", **record)
+        diagnostics = {k: float(v) for k, v in getattr(adapter, "diagnostics", {}).items()}
+        one.history.append(
+            {
+                "time": now,
+                **record,
+                "adapted": answer.adapted,
+                "events": events,
+                "diagnostics": diagnostics if answer.adapted else {},
+            }
+        )
+
+    def note_late(self, one: Stream, late: Late, moved: float, distance: float) -> None:
+        """Note that samples were learned later than they were answered."""
+        one.counts.caught_up += late.admitted
+        one.counts.learned += late.admitted
+        record = {
+            "stream": one.name,
+            "offset": late.offset,
+            "samples": late.admitted,
+            "moved": moved,
+            "distance": distance,
+            "state": one.hash,
+        }
+        self._audit.add("catch up", **record)
+
+
+def digest_of(logits: Tensor) -> str:
+    """Digest of the logits of an answer, 16 hexadecimal digits."""
+    plain = logits.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(plain.data, digest_size=8).hexdigest()
+
+
+def _event(event: Any) -> dict[str, Any]:
+    return {name: getattr(event, name, None) for name in ("kind", "reason", "step")}

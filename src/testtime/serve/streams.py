@@ -1,0 +1,202 @@
+"""The streams of a session: their names, their state while another stream is served, their counts."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from testtime.serve.gate import Screening
+from testtime.serve.swapping import Parked, Ranges
+
+__all__ = ["Counts", "Stream", "StreamStatus", "check_stream", "folder_of", "name_of"]
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+
+
+def check_stream(name: Any) -> str:
+    """Return the name of a stream: 1 to 64 letters, digits, ``.``, ``_`` and ``-``, of which ``.`` and ``-`` do not come first.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it holds other characters, or is too long.
+
+    >>> check_stream("camera-1")
+    'camera-1'
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"expected the name of a stream as a text, got {type(name).__name__}")
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"expected the name of a stream, 1 to 64 of letters, digits, '.', '_' and '-' with a letter, a digit or '_' "
+            f"first, got {name[:80]!r}"
+        )
+    return name
+
+
+def folder_of(name: str) -> str:
+    """Name of the folder of a stream, also where the file system ignores case.
+
+    >>> folder_of("Hall.2"), name_of("+hall.2")
+    ('+hall.2', 'Hall.2')
+    """
+    return "".join(f"+{c.lower()}" if c.isupper() else c for c in check_stream(name))
+
+
+def name_of(folder: str) -> str | None:
+    """Name of the stream that a folder belongs to; None if it belongs to none."""
+    name = re.sub(r"\+([a-z])", lambda found: found[1].upper(), folder)
+    return name if NAME.fullmatch(name) and folder_of(name) == folder else None
+
+
+@dataclass
+class Counts:
+    """Counts of a stream, in samples, since it began.
+
+    Attributes:
+        requests: requests, not samples.
+        learned: samples of requests that moved the state.
+        shed: samples that were answered without learning because a deadline would have been missed.
+        unlearned: samples that were answered without learning because learning was off.
+        caught_up: shed samples that were learned later.
+        refused: samples without an answer.
+        quarantined: samples that were answered and never learned from.
+    """
+
+    requests: int = 0
+    learned: int = 0
+    shed: int = 0
+    unlearned: int = 0
+    caught_up: int = 0
+    refused: int = 0
+    quarantined: int = 0
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """What a stream is and has done.
+
+    Attributes:
+        stream: name.
+        offset: number of samples so far.
+        step: steps of its adapter.
+        state: hash of its state, 16 hexadecimal digits.
+        paused: whether learning is off.
+        serving: whose answer the last request got: "adapter", "bn" or "source".
+        configuration: hash of the configuration that serves it.
+        counts: counts, see :class:`Counts`.
+        snapshots: number of acknowledged snapshots that are kept.
+        snapshot: number of the last one; None without.
+        snapshot_offset: its offset.
+        pending: samples that are to be learned later.
+        bytes: size of its state in memory.
+        error: the last failure of a snapshot or of the audit log; empty if the last attempt succeeded.
+    """
+
+    stream: str
+    offset: int
+    step: int
+    state: str
+    paused: bool
+    serving: str
+    configuration: str
+    counts: Counts
+    snapshots: int
+    snapshot: int | None
+    snapshot_offset: int | None
+    pending: int
+    bytes: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Late:
+    """Samples that are to be learned later.
+
+    Attributes:
+        offset: place of their request in the stream.
+        x: the admitted samples, a copy.
+        digests: digest of each.
+    """
+
+    offset: int
+    x: Tensor
+    digests: tuple[bytes, ...]
+
+    @property
+    def admitted(self) -> int:
+        """Number of samples."""
+        return len(self.digests)
+
+
+@dataclass
+class Stream:
+    """A stream while its session is open.
+
+    Attributes:
+        name: name.
+        configuration: hash of the configuration that its state belongs to.
+        state: what moves, by name where it came from elsewhere; None while the adapter holds it.
+        ranges: range of the inputs of each adapter in the tree, by name.
+        offset: number of samples so far.
+        step: steps of its adapter.
+        hash: hash of the state, 16 hexadecimal digits.
+        paused: whether learning is off.
+        recent: digests of the samples that were admitted last.
+        history: records of the last requests.
+        backlog: samples to be learned later, oldest first.
+        gone: whether it was forgotten; a request that waited for it begins again.
+    """
+
+    name: str
+    configuration: str
+    state: Parked | dict[str, Tensor] | None
+    ranges: Ranges
+    recent: deque[bytes]
+    history: deque[dict[str, Any]]
+    backlog: deque[Late] = field(default_factory=deque)
+    hash: str = ""
+    offset: int = 0
+    step: int = 0
+    paused: bool = False
+    serving: str = "adapter"
+    healthy: bool = True
+    counts: Counts = field(default_factory=Counts)
+    saved_step: int = 0
+    saved_offset: int = -1
+    error: str = ""
+    gone: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def postpone(self, x: Tensor, screening: Screening, most: int) -> None:
+        """Keep a copy of the admitted samples of a request, which are to be learned later; the oldest leave for new ones.
+
+        Args:
+            x: samples (N, ...).
+            screening: what the gate found of them.
+            most: number of samples that may wait.
+        """
+        rows = screening.admitted
+        if not rows or len(rows) > most:
+            return
+        self.backlog.append(Late(self.offset, x[rows].detach(), tuple(screening.digests[i] for i in rows)))
+        while sum(late.admitted for late in self.backlog) > most:
+            self.backlog.popleft()
+
+    def facts(self) -> dict[str, Any]:
+        """What a snapshot holds beside the state, in values of JSON."""
+        return {
+            "stream": self.name,
+            "configuration": self.configuration,
+            "offset": self.offset,
+            "step": self.step,
+            "state": self.hash,
+            "healthy": self.healthy,
+            "serving": self.serving,
+            "ranges": {k: None if v is None else list(v) for k, v in self.ranges.items()},
+            "counts": asdict(self.counts),
+        }

@@ -1,0 +1,113 @@
+"""A replay computes every recorded answer again, through restarts, rollbacks and changes of configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_session import images, network, tent
+from torch import Tensor
+
+from testtime.serve import GateOptions, Session, SessionOptions
+from testtime.serve.replaying import replay, verify_session
+
+SYNC = SessionOptions(snapshot_every=3, asynchronous=False)
+
+
+def samples(stream: str, n: int = 20) -> Tensor:
+    return torch.cat([images(1000 * ord(stream) + i) for i in range(n)])
+
+
+INPUTS = {name: samples(name) for name in "ab"}
+
+
+def feed(session: Session, stream: str, requests: int, **more: object) -> None:
+    for _ in range(requests):
+        offset = session.status(stream).offset if stream in session.streams() else 0
+        session.submit(INPUTS[stream][offset : offset + 4], stream, **more)
+
+
+def test_a_replay_reproduces_every_answer(tmp_path: Path) -> None:
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        for _ in range(4):
+            feed(session, "a", 1)
+            feed(session, "b", 1)
+        session.rollback("a", 1)
+        feed(session, "a", 2)
+        session.rollback("b")
+        feed(session, "b", 1, learn=False)
+        session.configure(tent(lr=0.1))
+        feed(session, "b", 2)
+        feed(session, "a", 2)
+    with Session.resume(network(), tmp_path, options=SYNC) as session:
+        feed(session, "b", 2)
+        session.forget("a")
+        feed(session, "a", 2)
+    found = replay(tmp_path, network(), INPUTS)
+    assert (found.answers, found.samples, found.differences, found.left_out) == (19, 76, [], {})
+    assert verify_session(tmp_path).faults == ()
+    assert verify_session(tmp_path).closed
+
+
+def test_a_replay_goes_back_to_what_a_killed_process_lost(tmp_path: Path) -> None:
+    session = Session(tent(), tmp_path, options=SYNC)
+    feed(session, "a", 5)  # the snapshot is after three
+    session._audit.close()
+    session._lock.release()
+    with Session.resume(network(), tmp_path) as session:
+        assert session.status("a").offset == 12
+        feed(session, "a", 3)
+    found = replay(tmp_path, network(), lambda stream, offset, count: INPUTS[stream][offset : offset + count])
+    assert (found.answers, found.differences) == (8, [])
+
+
+def test_a_replay_begins_at_a_snapshot(tmp_path: Path) -> None:
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        feed(session, "a", 8)
+    found = replay(tmp_path, network(), INPUTS, start={"a": 2})
+    assert (found.answers, found.differences) == (2, [])
+    assert found.left_out == {"the state of its stream is not known": 6}
+    with pytest.raises(ValueError, match="no snapshot 9"):
+        replay(tmp_path, network(), INPUTS, start={"a": 9})
+
+
+def test_a_replay_of_a_log_whose_beginning_is_gone(tmp_path: Path) -> None:
+    options = SessionOptions(snapshot_every=3, asynchronous=False, audit_rotate=1500, audit_keep=3)
+    with Session(tent(), tmp_path, options=options) as session:
+        feed(session, "a", 16)
+    assert len(list((tmp_path / "audit").iterdir())) == 3
+    assert verify_session(tmp_path).faults == ()
+    found = replay(tmp_path, network(), INPUTS)
+    assert found.answers > 3
+    assert found.differences == []
+
+
+def test_other_inputs_and_other_answers_are_differences(tmp_path: Path) -> None:
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        feed(session, "a", 3)
+    other = INPUTS["a"].clone()
+    other[5] += 0.01
+    found = replay(tmp_path, network(), {"a": other})
+    assert found.answers == 1
+    assert found.differences == ["record 3, stream 'a', offset 4: the samples are not those of the session"]
+    with pytest.raises(ValueError, match="inputs has none of this name"):
+        replay(tmp_path, network(), {})
+
+
+def test_postponed_samples_are_replayed_where_they_were_learned(tmp_path: Path) -> None:
+    now = [0.0]
+    options = SessionOptions(backlog=8, clock=lambda: now[0], gate=GateOptions(repeats=4))
+    with Session(tent(), tmp_path, options=options) as session:
+        feed(session, "a", 1)
+        feed(session, "a", 3, deadline=-1.0)
+        assert session.status("a").counts.shed == 12
+        assert session.status("a").pending == 8  # the oldest left
+        assert session.catch_up("a") == 8
+        assert session.status("a").counts.caught_up == 8
+        feed(session, "a", 1)
+    alone = tent()
+    for i in (0, 2, 3):
+        alone(INPUTS["a"][4 * i : 4 * i + 4])
+    found = replay(tmp_path, network(), INPUTS)
+    assert (found.answers, found.differences) == (5, [])
