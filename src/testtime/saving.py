@@ -275,7 +275,7 @@ def _to_dtype(adapter: Adapter, saved: str | None, state: Mapping[str, Tensor]) 
         adapter.to(DTYPES[saved])
 
 
-# What a file says of an adapter -----------------------------------------------------------------------------------------
+# The description of an adapter in a file -------------------------------------------------------------------------------
 
 
 def _describe(adapter: Adapter) -> dict[str, Any]:

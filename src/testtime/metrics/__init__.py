@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from testtime.metrics.appearance import appearance_clusters, appearance_features
     from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
     from testtime.metrics.competence import competence_table, errors_per_change, never_rising
-    from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
+    from testtime.metrics.cost import Cost, median_milliseconds, milliseconds, peak_memory, state_bytes
     from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
     from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
     from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
@@ -49,6 +49,7 @@ __all__ = [
     "forgetting",
     "fpr_at",
     "h_score",
+    "median_milliseconds",
     "milliseconds",
     "never_rising",
     "nll",
@@ -66,7 +67,7 @@ __getattr__, __dir__ = lazily(
         "appearance": "appearance_clusters appearance_features",
         "calibration": "CalibrationError brier calibration_error nll",
         "competence": "competence_table errors_per_change never_rising",
-        "cost": "Cost milliseconds peak_memory state_bytes",
+        "cost": "Cost median_milliseconds milliseconds peak_memory state_bytes",
         "dense": "RMSE MeanAngle MeanIoU",
         "edges": "BCE AveragePrecision EdgeF",
         "label_free": "aetta consistency diversity dropout_disagreement",

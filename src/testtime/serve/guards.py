@@ -54,8 +54,9 @@ class ShadowAlarm:
 
     Each sample of the shadow traffic yields an excess :math:`x_t \in [-1, 1]`, a proxy of its loss under the served answer less
     that under the shipped model's (:func:`risk_excess`). The alarm is raised when the evidence E of
-    :mod:`testtime.metrics.sequences` against :math:`E[x_t \mid \text{past}] \le` ``tolerance`` reaches 1 / ``probability``: as long as that holds, it is raised
-    with at most this probability in the whole stream, however long it is and however often one looks.
+    :mod:`testtime.metrics.sequences` against :math:`E[x_t \mid \text{past}] \le` ``tolerance`` reaches 1 / ``probability``: as
+    long as that holds, it is raised with at most this probability in the whole stream, however long it is and however often one
+    looks.
 
     Args:
         options: settings.

@@ -1,5 +1,6 @@
 """Wrappers, adapter -> adapter: when to forget, with whom a single image is predicted, and how often classes are."""
 
+from testtime.wrap.data_parallel import DataParallel
 from testtime.wrap.forgetting import Episodic, ResetEvery
 from testtime.wrap.guard_options import GuardEvent, GuardOptions
 from testtime.wrap.guarded import Guarded
@@ -9,6 +10,7 @@ from testtime.wrap.window import Window
 from testtime.wrap.wrapper import Wrapper
 
 __all__ = [
+    "DataParallel",
     "Episodic",
     "GuardEvent",
     "GuardOptions",
