@@ -248,8 +248,9 @@ class Guarded(Wrapper):
         parameters = [p.detach().clone() for p in self._moving_parameters]
         due = self._due(copies)
         before = None if due == "none" else self.adapter.state_dict()
-        rows = spread_rows(x) if due == "part" else slice(None)
-        disturbed = self.adapter.predict(self.disturb(x[rows])) if due in ("part", "full") else None
+        rows = spread_rows(x)
+        part = x[rows] if due == "part" else x
+        disturbed = self.adapter.predict(self.disturb(part)) if due in ("part", "full") else None
         y = self._classified(self.adapter(x))
         values = batch_values(x, y.logits)
         surprise = self.usual.surprise(values)
@@ -262,7 +263,7 @@ class Guarded(Wrapper):
         if surprise >= SURPRISE and due != "full":
             due, disturbed = "full", None
         if due == "part":
-            due = "none" if self._still_trusted(x[rows], y.at(rows), disturbed) else "full"
+            due = "none" if self._still_trusted(part, y.at(rows), disturbed) else "full"
         answer = self._unchecked(y) if due == "none" else self._check(x, y, due, disturbed, before, copies)
         moved = [
             (p.detach() - b).square().sum() for p, b in zip(self._moving_parameters, parameters, strict=True)
