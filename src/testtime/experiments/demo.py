@@ -14,7 +14,9 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 
+from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data import embedded
+from testtime.errors import unknown_name
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
 from testtime.experiments.methods import build_method
@@ -100,6 +102,14 @@ class Digits(Experiment):
     )
 
     def plan(self, request: Request) -> Plan:
+        epochs, corruptions = (self.setting(request, name) for name in ("epochs", "corruptions"))
+        if type(epochs) is not int or epochs < 1:
+            raise ValueError(f"epochs is a whole number from 1, got {epochs}")
+        if not corruptions:
+            raise ValueError("the list of corruptions is empty; leave it out to take the experiment's own")
+        for name in corruptions:
+            if name not in CORRUPTIONS + EXTRA:
+                raise unknown_name("corruption", str(name), CORRUPTIONS + EXTRA)
         images = embedded()
         facts = {
             "digits": hashlib.sha256((images.train.digest() + images.test.digest()).encode()).hexdigest()
@@ -109,7 +119,7 @@ class Digits(Experiment):
         sources = {
             seed: Unit(
                 "testtime.experiments.demo:train_on_digits",
-                {"seed": seed, "epochs": self.setting(request, "epochs"), "facts": facts},
+                {"seed": seed, "epochs": epochs, "facts": facts},
                 f"source, seed {seed}",
             )
             for seed in request.seeds
@@ -126,7 +136,7 @@ class Digits(Experiment):
                         "method": name,
                         "seed": seed,
                         "limit": request.limit,
-                        "corruptions": self.setting(request, "corruptions"),
+                        "corruptions": corruptions,
                     },
                     f"{row.label}, seed {seed}",
                     needs={"source": source},
@@ -134,7 +144,7 @@ class Digits(Experiment):
                 )
                 cells.append(Cell(row.label, "continual", seed, unit))
         others = {f"source, seed {seed}": source for seed, source in sources.items()}
-        return Plan(rows, cells, others, facts, about={"corruptions": self.setting(request, "corruptions")})
+        return Plan(rows, cells, others, facts, about={"corruptions": corruptions})
 
     def tables(self, run: Run) -> Sequence[Table]:
         names = run.about["about"]["corruptions"]

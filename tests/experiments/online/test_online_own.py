@@ -42,7 +42,7 @@ def network(path: Path, classes: int = 3) -> Path:
 @pytest.fixture
 def own(tmp_path: Path) -> Request:
     """CIFAR-10's experiment, asked for own images and an own network."""
-    settings = {"corruptions": ["fog", "contrast"], "batch_size": 8, "open_sets": ["none"]}
+    settings = {"corruptions": ["fog", "contrast"], "batch_size": 8}
     data, model = photographs(tmp_path / "photos"), network(tmp_path / "mine.safetensors")
     base = Request("cifar10-open", (0,), ("TENT", "EATA"), precision="float32", settings=settings)
     return replace(base, data=str(data), model=str(model))
@@ -65,6 +65,7 @@ def test_any_experiment_takes_own_images_and_an_own_network(own: Request, tmp_pa
     )
     text = online("cifar10-open").tables(found)[0].text()
     assert "closed set: photos stands in for cifar10." in text
+    assert "a public ResNet-20" not in text  # the note is about the network that was replaced
     unit = found.about["cells"][0]["unit"]
     assert str(tmp_path) not in str(found.results[unit]["unit"])  # the result does not depend on places
 
@@ -85,8 +86,9 @@ def test_an_own_method_is_a_row_beside_the_others(own: Request, tmp_path: Path) 
     request = replace(own, rows=("TENT",), methods=("testtime.methods.tent:Tent",))
     assert run(tmp_path / "runs" / "own", request).exit_code == 0
     found = results(tmp_path / "runs" / "own")
-    assert [row for row, _, _ in found] == ["Source", "TENT", "Tent"]
-    assert found["TENT", "closed set", 0]["average"] == found["Tent", "closed set", 0]["average"]
+    mine = "TENT (testtime.methods.tent:Tent)"  # its label is that of another row
+    assert [row for row, _, _ in found] == ["Source", "TENT", mine]
+    assert found["TENT", "closed set", 0]["average"] == found[mine, "closed set", 0]["average"]
 
 
 def test_another_network_takes_the_place_of_the_experiments(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ class Online(Experiment):
         self.stream(request)
         places = self.places(request)
         columns = self.chosen_columns(request, places)
+        own = not sets.is_there(
+            self.entry["closed"], places
+        )  # own images have no unknown ones unless they are named
+        if own and self.setting(request, "open_sets") is None:
+            there = [c for c in columns if c.open_set is None or sets.is_there(c.open_set, places)]
+            columns = there or [replace(columns[0], name="closed set", open_set=None, note="")]
         return self.plan_with(request, self.find_inputs(request, columns, places), columns)
 
     def plan_with(self, request: Request, inputs: Inputs, columns: Sequence[Batches]) -> Plan:

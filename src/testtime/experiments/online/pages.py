@@ -151,9 +151,9 @@ def main_table(results: Results) -> Table:
     changed = ", for the experiment without the changes of this run" * bool(results.changes)
     notes = ["Averaged over the domains."] + [OPENED] * results.opened
     notes += [f"Published: {about['source']}{changed}."] * any(results.about["published"].values())
-    return _table(
-        results, results.title, columns, [*notes, about["note"], *(f["note"] for f in results.facts.values())]
-    )
+    if not results.run.stand_ins:  # the note is about the data and weights that it names
+        notes.append(about["note"])
+    return _table(results, results.title, columns, [*notes, *(f["note"] for f in results.facts.values())])
 
 
 def _table(results: Results, title: str, columns: Sequence[Column], notes: Sequence[str]) -> Table:

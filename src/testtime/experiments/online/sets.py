@@ -34,6 +34,7 @@ __all__ = [
     "has_source",
     "image_size",
     "images_of",
+    "is_there",
 ]
 __all__ += ["source_batches", "source_model"]
 
@@ -71,6 +72,15 @@ def images_of(name: str, places: Places, skip_damaged: bool = False) -> ImageSet
         DataError: it is not there; the message names the file.
     """
     return _open(name, places.get(f"set {name}", ""), places["data"], skip_damaged)
+
+
+def is_there(name: str, places: Places) -> bool:
+    """Return whether a data set can be opened."""
+    try:
+        images_of(name, places)
+    except DataError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=8)
