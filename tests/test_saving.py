@@ -395,7 +395,7 @@ def test_a_description_that_makes_no_sense_is_refused(change: dict[str, Any], tm
 # Damage -----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_order_of_folder_and_model_is_said(tmp_path: Path) -> None:
+def test_the_order_of_folder_and_model_is_in_the_error(tmp_path: Path) -> None:
     save(Tent(network()), tmp_path)
     with pytest.raises(TypeError, match=r"testtime\.load\(folder, model\)"):
         load(network(), tmp_path)  # type: ignore[arg-type]
@@ -528,7 +528,7 @@ def test_the_dtype_of_an_adapter_comes_back(tmp_path: Path) -> None:
     assert again(X.double()).dtype == torch.float64
 
 
-def test_what_an_adapter_was_told_of_its_model_comes_back(tmp_path: Path) -> None:
+def test_what_an_adapter_knows_of_its_model_comes_back(tmp_path: Path) -> None:
     adapter = adapt(network(), "paf-kip", classes=3, preserves=Views(mirror=False), input_range=(0.0, 2.0))
     assert adapter.fingerprint == fingerprint(network())
     adapter(X)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from testtime.errors import AdapterWarning
+from testtime.errors import AdapterWarning, RankError
 
 __all__ = [
     "Gate",
@@ -222,12 +222,14 @@ def explain(model: nn.Module, x: Tensor, error: BaseException) -> ValueError | N
     Args:
         model: the network.
         x: the batch.
-        error: exception of the call; a TypeError, a ValueError and a lack of memory are passed on as they are.
+        error: exception of the call; a TypeError, a ValueError, a lack of memory and a lost process are passed on as they are.
 
     Returns:
         the error to raise instead, or None where the model takes the batch, and a batch of one sample of it.
     """
-    if not isinstance(error, Exception) or isinstance(error, TypeError | ValueError | torch.OutOfMemoryError):
+    if not isinstance(error, Exception) or isinstance(
+        error, TypeError | ValueError | RankError | torch.OutOfMemoryError
+    ):
         return None
     return _refusal(model, x) or (_refusal(model, x[:1]) if len(x) > 1 else None)
 

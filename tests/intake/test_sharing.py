@@ -48,7 +48,7 @@ def test_share_of_a_share_is_wrapped_once() -> None:
     assert not isinstance(tree.network, Logits)
 
 
-def test_share_of_a_model_born_in_inference_mode_can_be_differentiated() -> None:
+def test_share_of_a_model_made_in_inference_mode_can_be_differentiated() -> None:
     with torch.inference_mode():
         model = network()
     tree = share(model)
@@ -84,7 +84,7 @@ def test_moving_is_what_is_persistent_and_there() -> None:
     assert counter.count.item() == 3
 
 
-def test_birth_holds_copies_of_what_it_was_told() -> None:
+def test_the_initial_state_holds_copies() -> None:
     birth, weight = InitialState(["model.weight", "clock"]), torch.ones(2)
     assert birth.known() == {}
     birth.remember({"model.weight": weight, "clock": torch.tensor(3), "other": weight})

@@ -115,7 +115,7 @@ def test_what_is_recorded():
     assert Protocol(steps=0).recorded == [0]
 
 
-def test_a_run_begins_at_birth():
+def test_a_run_begins_at_the_initial_state():
     a = adapter()
     a(torch.zeros(1, 3, 2, 2))
     assert follow(a, Numbers(), TASKS, Protocol(steps=1, batch=2)).values["level"] == pytest.approx([2, 12])

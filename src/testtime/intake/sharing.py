@@ -44,7 +44,7 @@ class AtLeastFloat32(nn.Module):
 class Stateful(nn.Module):
     """A module whose persistent buffers move: they are part of an adapter's state.
 
-    ``learned`` says that only ``prepare`` writes them: they are saved, and a reset keeps them.
+    ``learned`` marks buffers that only ``prepare`` writes: they are saved, and a reset keeps them.
     """
 
     learned: bool = False

@@ -3,8 +3,7 @@ r"""BN-adapt: normalise with the statistics of the batch; learn nothing.
 .. math:: z = f_{\theta_0}(x; \mu, \sigma^2), \qquad
     \mu = (1 - \alpha)\,\mu_s + \alpha\,\mu_b, \quad \sigma^2 = (1 - \alpha)\,\sigma_s^2 + \alpha\,\sigma_b^2
 
-with the statistics :math:`s` of the source and :math:`b` of the batch; :math:`\alpha = 1` unless the policy
-says otherwise.
+with the statistics :math:`s` of the source and :math:`b` of the batch; :math:`\alpha = 1` unless the policy has another.
 
 A step:
     1. predict the batch, its BatchNorm layers normalised by the policy.

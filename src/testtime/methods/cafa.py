@@ -15,7 +15,7 @@ A step, after ``prepare(batches)`` has taken the Gaussians once:
 
 Departures:
     No code was found, and of the paper's text the abstract and summaries alone were at hand. They give the distance, its use
-    within and between classes, that normalisation layers move, and that no weight stands between the two terms; the ratio
+    within and between classes, that normalisation layers move, and that there is no weight between the two terms; the ratio
     under the logarithm, which needs none, is this reading of it. So are the optimizer and the statistics of the batch, those
     of Tent. Figures of this method are those of this reading, not the paper's.
     The paper knows the source's labels. ``prepare`` takes them with the images, ``prepare([(images, labels), ...])``; where

@@ -134,9 +134,9 @@ class MetaDMoE(Adapter):
         RuntimeError: it is called before ``prepare``, and the network is not one of ``train_meta_dmoe``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-    >>> lessons = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
+    >>> examples = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
     >>> from testtime.source.meta_dmoe import train_meta_dmoe
-    >>> dmoe = MetaDMoE(train_meta_dmoe(net, {"day": lessons, "night": lessons}, title=None))
+    >>> dmoe = MetaDMoE(train_meta_dmoe(net, {"day": examples, "night": examples}, title=None))
     >>> [dmoe(torch.rand(8, 3, 4, 4)).updated for _ in range(3)]
     [True, False, False]
     """

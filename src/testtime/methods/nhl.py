@@ -97,6 +97,7 @@ class NeuroModulated(Stateful):
         mixing, shift: M (K, K), the identity initially, and b (K,), zero.
     """
 
+    mixes_samples = True
     weight: Tensor
 
     def __init__(self, layer: nn.Conv2d, rate: float, temperature: float) -> None:

@@ -140,7 +140,7 @@ class TTT(Adapter):
             with torch.no_grad(), observing(self.model):
                 examples = [self._turns(x, f"source {i}") for i, x in enumerate(images_of(batches))]
             self.branch.fit(
-                examples, lambda lesson, _: self._loss(*lesson), self.passes, self.rate, self.seed
+                examples, lambda example, _: self._loss(*example), self.passes, self.rate, self.seed
             )
 
     def step(self, x: Tensor) -> Tensor | dict[str, Tensor]:

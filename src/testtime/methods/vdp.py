@@ -20,7 +20,7 @@ Departures:
     There is no official code, and this was written from the paper's abstract and its description of the framework: two prompts
     that are summed on the input, a frozen network, a student and a teacher that follows it, images with and without
     augmentation, and a homeostasis that suppresses what of the domain-agnostic prompt is sensitive to domains. The formulas
-    above that say how are this library's choice, and so are the values of all arguments; figures of the paper cannot be
+    above that specify more are this library's choice, and so are the values of all arguments; figures of the paper cannot be
     claimed. In particular the sensitivity is a running mean of squared gradients, the prompts are as large as an image and
     begin at zero, and the teacher labels by the mean over views, as in CoTTA.
 

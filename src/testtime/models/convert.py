@@ -194,7 +194,7 @@ def _whole(name: str, value: Tensor) -> Tensor:
 
 
 class _Ignored:
-    """What takes the place of objects beside the weights; it does nothing with what the file says of them."""
+    """What takes the place of objects beside the weights; it ignores their content in the file."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
         return super().__new__(cls)

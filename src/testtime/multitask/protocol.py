@@ -2,7 +2,7 @@
 
 The S4T paper writes of "each batch for up to 40 steps in an online manner" and reports, for every method, the step that is
 best on the test labels; its released code adapts to the first batch alone and measures once. Here a protocol chooses which, the
-last step is the headline, and the oracle's choice may stand beside it.
+last step is the headline, and the oracle's choice may be shown beside it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class EMAStatistics(NormPolicy):
         self.register_buffer("var", self.source_var.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == x.shape[1]:  # one value per channel has no spread
+        if self.lacks_spread(x):  # one value per channel has no spread
             return self.normalise_by(x, self.mean, self.var)
         mean, var = self.moments(x, self.unbiased)
         mean, var = self.mean.lerp(mean, 1 - self.decay), self.var.lerp(var, 1 - self.decay)

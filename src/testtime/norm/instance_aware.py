@@ -64,7 +64,7 @@ class InstanceAwareStatistics(NormPolicy):
         """The statistics (C,) that an instance is held against."""
         if not self.observes():
             return self.mean, self.var
-        if x.numel() == x.shape[1]:  # one value per channel has no statistics
+        if self.lacks_spread(x):  # one value per channel has no statistics
             return self.source_mean, self.source_var
         mean, var = self.moments(x, unbiased=True)
         self.propose(mean=self.mean.lerp(mean, self.momentum), var=self.var.lerp(var, self.momentum))

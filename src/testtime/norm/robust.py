@@ -33,7 +33,7 @@ class RobustStatistics(NormPolicy):
         self.register_buffer("var", self.source_var.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.observes() or x.numel() == x.shape[1]:  # one value per channel has no spread
+        if not self.observes() or self.lacks_spread(x):  # one value per channel has no spread
             return self.normalise_by(x, self.mean, self.var)
         mean, var = self.moments(x)
         mean, var = self.mean.lerp(mean, self.alpha), self.var.lerp(var, self.alpha)

@@ -34,7 +34,7 @@ class RunningStatistics(NormPolicy):
     def forward(self, x: Tensor) -> Tensor:
         if not self.observes():
             return self.normalise_by(x, self.mean, self.var)
-        if self.proposal is None and x.numel() > x.shape[1]:
+        if self.proposal is None and not self.lacks_spread(x):
             mean, var = self.moments(x.detach(), unbiased=True)
             self.propose(mean=self.mean.lerp(mean, self.momentum), var=self.var.lerp(var, self.momentum))
         return self.normalise_by_batch(x)

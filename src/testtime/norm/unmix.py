@@ -60,6 +60,7 @@ class UnMixStatistics(NormPolicy):
         mean, var: (K, C), of the components.
     """
 
+    mixes_samples = True
     mean: Tensor
     var: Tensor
 

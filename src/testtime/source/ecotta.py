@@ -31,6 +31,8 @@ __all__ = [
 class BatchScale(nn.Module):
     """Normalise each channel of maps (N, C, H, W) by the batch, then scale and shift; one value per channel stays."""
 
+    mixes_samples = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))

@@ -79,6 +79,8 @@ class AdaptiveGroup(nn.Module):
         ValueError: the group has no convolution, or gives something other than maps.
     """
 
+    mixes_samples = True
+
     def __init__(self, group: nn.Module) -> None:
         super().__init__()
         convolutions = convolutions_of(group)
@@ -305,8 +307,8 @@ def train_itta(
             another training.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 2))
-    >>> lessons = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
-    >>> train_itta(net, lessons, title=None).consistency.lessons
+    >>> examples = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
+    >>> train_itta(net, examples, title=None).consistency.lessons
     tensor(15)
     """
     network = duplicate(model).eval().requires_grad_(True)
@@ -371,11 +373,11 @@ def learn_consistency(
         network, tap = copy.deepcopy((model, at_head))
     network.requires_grad_(True)
     with torch.no_grad():
-        lessons = [(x, network(x).argmax(dim=1)) for x in images]
+        examples = [(x, network(x).argmax(dim=1)) for x in images]
     consistency.begin(seed)
     consistency.requires_grad_(True)
     for _ in passes_over(
-        lessons,
+        examples,
         passes,
         consistency,
         torch.optim.Adam(consistency.parameters(), rate),

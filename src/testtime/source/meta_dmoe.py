@@ -208,8 +208,8 @@ class _Together:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __contains__(self, lesson: object) -> bool:
-        return any(lesson is one for one in self)
+    def __contains__(self, example: object) -> bool:
+        return any(example is one for one in self)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         shown = [iter(batches) for batches in self.domains]

@@ -31,6 +31,7 @@ class Episodic(Wrapper):
 
     Reference: the episodic mode of Tent's code (Wang et al., ICLR 2021); MEMO (Zhang et al., NeurIPS 2022).
 
+    >>> import torch
     >>> from torch import nn
     >>> from testtime.methods import Tent
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -67,6 +68,7 @@ class ResetEvery(Wrapper):
     Reference: Press, Schneider, Kümmerer and Bethge, RDumb: A simple approach that questions our progress in
     continual test-time adaptation, NeurIPS 2023, section 4 (there around ETA).
 
+    >>> import torch
     >>> from torch import nn
     >>> from testtime.methods import Tent
     >>> ResetEvery(Tent(nn.LayerNorm(3)), 1000).every

@@ -44,6 +44,7 @@ class PriorCorrected(Wrapper):
     Reference: Marsden, Döbler and Yang, Universal Test-Time Adaptation through Weight Ensembling, Diversity Weighting, and
     Prior Correction, WACV 2024.
 
+    >>> import torch
     >>> from torch import nn
     >>> from testtime.methods import Source
     >>> net = nn.Linear(2, 2)
@@ -97,6 +98,7 @@ class LabelShift(Wrapper):
     Reference: Park, Yang, Choo and Yun, Label Shift Adapter for Test-Time Adaptation under Covariate and Label Shifts, ICCV
     2023.
 
+    >>> import torch
     >>> from torch import nn
     >>> from testtime.source.label_shift import with_label_shift
     >>> from testtime.methods import Tent
