@@ -26,8 +26,8 @@ def main() -> None:
             y = adapter(batch.x)
             known = batch.y >= 0
             right = accuracy((y.argmax(1) == batch.y)[known].numpy())
-            told = auroc(y.score[known].numpy(), y.score[~known].numpy())
-            print(f"{batch.domain:12} batch {batch.index:2}  accuracy {right:5.1f} %  AUROC {told:5.1f} %")
+            area = auroc(y.score[known].numpy(), y.score[~known].numpy())
+            print(f"{batch.domain:12} batch {batch.index:2}  accuracy {right:5.1f} %  AUROC {area:5.1f} %")
             testtime.save(adapter, folder)  # a crash costs nothing:
             adapter = testtime.load(folder, model)  # this is where the next process would go on
 

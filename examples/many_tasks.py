@@ -2,7 +2,7 @@
 # # Many tasks at once, in a house of another style
 #
 # A network that segments, measures depth, finds normals and edges is trained on rendered houses of one style, with a small
-# synchronizer beside it. Then it meets houses of another style, and S4T adapts all tasks together. The control estimates the
+# synchronizer beside it. Then it gets houses of another style, and S4T adapts all tasks together. The control estimates the
 # statistics of the normalisation layers on the same batches and learns nothing.
 #
 # `python examples/many_tasks.py [FOLDER OF THE PICTURES]` takes two or three minutes on two cores and needs

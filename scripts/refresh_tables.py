@@ -1,4 +1,4 @@
-"""Write the tables of the documentation anew from the results.
+"""Write the tables of the documentation again from the results.
 
     python scripts/refresh_tables.py [docs/results.md ...]
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def refreshed(text: str) -> str:
-    """Return a page with its tables written anew."""
+    """Return a page with its tables written again."""
     return TABLE.sub(lambda m: f"{m[1]}\n{_table(int(m[2]), m[3].split())}\n\n{m[4]}", text)
 
 

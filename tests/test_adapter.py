@@ -77,7 +77,7 @@ class Learns(Adapter):
         super().__init__(network())
         self.mean = self.Mean()
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         self.mean.value = torch.stack([x.mean() for x in batches]).mean()
 
     def step(self, x: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def test_what_is_not_a_batch_of_images_is_refused() -> None:
         adapter(torch.rand(3))
 
 
-def test_reset_is_birth_and_the_optimizer_forgets() -> None:
+def test_reset_restores_the_initial_state_and_the_optimizer_forgets() -> None:
     adapter = Descends(adam(1e-2))
     birth = state_hash(adapter)
     first = [adapter(images(seed=i)) for i in range(3)]
@@ -185,7 +185,7 @@ def test_reset_is_birth_and_the_optimizer_forgets() -> None:
     assert all(adapter(images(seed=i)).equal(y) for i, y in enumerate(first))
 
 
-def test_prepare_gives_birth_and_reset_keeps_what_it_taught() -> None:
+def test_prepare_changes_the_initial_state_and_reset_keeps_it() -> None:
     adapter = Learns()
     adapter.prepare([images(seed=1), images(seed=2)])
     taught = adapter.mean.value.clone()
@@ -212,7 +212,7 @@ def test_a_foreign_state_is_refused_by_name() -> None:
         Descends().load_state_dict(wrong)
 
 
-def test_nothing_to_adapt_is_told() -> None:
+def test_nothing_to_adapt_is_refused() -> None:
     class Nothing(Adapter):
         def __init__(self) -> None:
             super().__init__(nn.Linear(2, 2))
@@ -222,7 +222,7 @@ def test_nothing_to_adapt_is_told() -> None:
         Nothing()
 
 
-def test_update_without_adapt_is_told() -> None:
+def test_update_without_adapt_is_refused() -> None:
     class Forgot(Adapter):
         def step(self, x: Tensor) -> Tensor:
             self.update(self.model(x).sum())
@@ -232,7 +232,7 @@ def test_update_without_adapt_is_told() -> None:
         Forgot(nn.Linear(2, 2))(torch.rand(1, 2))
 
 
-def test_a_method_without_a_step_is_told() -> None:
+def test_a_method_without_a_step_is_refused() -> None:
     with pytest.raises(TypeError, match="has no step"):
         Adapter(nn.Linear(2, 2))(torch.rand(1, 2))
 
@@ -260,7 +260,7 @@ def test_train_and_eval_change_nothing() -> None:
     assert not any(m.training for m in adapter.model.modules())
 
 
-def test_moves_to_another_type_with_its_state_and_its_birth() -> None:
+def test_moves_to_another_type_with_its_state_and_its_initial_state() -> None:
     adapter = Descends(adam(1e-2))
     adapter(images())
     adapter.double()

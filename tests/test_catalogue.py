@@ -65,7 +65,7 @@ def test_a_class_of_another_package_is_read_if_it_is_plain(tmp_path):
     assert [read_facts(path, name) for name in ("Theirs", "Computed", "Nothing")] == [None, None, None]
 
 
-def test_methods_of_other_packages_stand_in_the_list_and_are_not_imported(tmp_path, monkeypatch):
+def test_methods_of_other_packages_are_listed_and_not_imported(tmp_path, monkeypatch):
     package = tmp_path / "someones"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")

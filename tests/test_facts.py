@@ -175,6 +175,20 @@ def test_former_facts_are_translated_with_a_warning():
     assert OnImages.needs == ("classifier", "images")
 
 
+def test_former_names_of_overridden_methods_work_with_a_warning():
+    def former(self, x):
+        return torch.ones(len(x), 3)
+
+    with pytest.warns(DeprecationWarning, match="Constant._look is now _predict_batch"):
+        constant = type("Constant", (Adapter,), {"_look": former})
+    assert torch.equal(constant(nn.Linear(4, 3)).predict(torch.rand(2, 4)), torch.ones(2, 3))
+    batches = []
+    with pytest.warns(DeprecationWarning, match="Learner._learn is now _prepare"):
+        learner = type("Learner", (Adapter,), {"_learn": lambda self, source: batches.extend(source)})
+    learner(nn.Linear(4, 3)).prepare([torch.rand(2, 4)])
+    assert [len(x) for x in batches] == [2]
+
+
 def test_repr_names_method_wrappers_and_settings_that_are_not_the_defaults():
     net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     assert repr(Tent(net)) == "Tent(Sequential)"

@@ -152,7 +152,7 @@ def test_batches_without_any_answer_are_reported_once() -> None:
         adapter(torch.full_like(images(), torch.nan))
 
 
-def test_a_method_that_never_updates_says_so_once() -> None:
+def test_a_method_that_never_updates_warns_once() -> None:
     adapter = EATA(network(), 4, fisher_alpha=0, margin=1e-6)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

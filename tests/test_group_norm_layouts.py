@@ -164,7 +164,7 @@ def test_the_batch_norm_memory_methods_are_survived() -> None:
     assert survives(work) == ""
 
 
-def test_a_crash_is_told_from_an_error() -> None:
+def test_a_crash_is_distinguished_from_an_error() -> None:
     def crash() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -61,6 +61,6 @@ def test_features_are_those_of_the_kernel_where_torch_has_no_list(monkeypatch: p
     assert processor_name()
 
 
-def test_the_load_is_a_number_or_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_load_is_a_number_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(processor.os, "getloadavg", raising=False)
     assert machine_load() is None

@@ -41,7 +41,7 @@ def test_a_meter_shows_parts_of_a_work_and_what_is_being_done(
     clock = iter([0.0, 5.0, 10.0, 12.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     with module.Meter("units", 8.5) as meter:
-        meter.update(0.25)
+        meter.update(1 / 3)
         meter.update(2.5, "TENT, CoTTA")
         meter.update(3.0)
     assert capsys.readouterr().err.splitlines() == ["units: 2.5/8.5, 0.25/s, 0:24 left  TENT, CoTTA"]

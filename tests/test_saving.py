@@ -395,7 +395,7 @@ def test_a_description_that_makes_no_sense_is_refused(change: dict[str, Any], tm
 # Damage -----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_order_of_folder_and_model_is_said(tmp_path: Path) -> None:
+def test_the_order_of_folder_and_model_is_in_the_error(tmp_path: Path) -> None:
     save(Tent(network()), tmp_path)
     with pytest.raises(TypeError, match=r"testtime\.load\(folder, model\)"):
         load(network(), tmp_path)  # type: ignore[arg-type]
@@ -528,7 +528,7 @@ def test_the_dtype_of_an_adapter_comes_back(tmp_path: Path) -> None:
     assert again(X.double()).dtype == torch.float64
 
 
-def test_what_an_adapter_was_told_of_its_model_comes_back(tmp_path: Path) -> None:
+def test_what_an_adapter_knows_of_its_model_comes_back(tmp_path: Path) -> None:
     adapter = adapt(network(), "paf-kip", classes=3, preserves=Views(mirror=False), input_range=(0.0, 2.0))
     assert adapter.fingerprint == fingerprint(network())
     adapter(X)
@@ -618,13 +618,22 @@ def killed_while_saving(folder: Path, kills: int) -> set[float]:
     save(adapters[0], folder)
     rng, found = np.random.default_rng(0), set()
     for _ in range(kills):
+        reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             while True:
-                save(adapters[1], folder), save(adapters[0], folder)
-        time.sleep(rng.uniform(0.005, 0.05))
+                for adapter in reversed(adapters):
+                    save(adapter, folder)
+                    os.write(writing, b".")
+        os.close(writing)
+        for _ in range(
+            rng.integers(3)
+        ):  # whole saves, however slow the machine is; then somewhere in the next ones
+            assert os.read(reading, 1) == b"."
+        time.sleep(rng.uniform(0, 0.02))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        os.close(reading)
         there = load(folder, network())
         assert (state_hash(there), there.optimizer.lr) in whole
         found.add(there.optimizer.lr)

@@ -58,7 +58,7 @@ def stream(batches: int = 3, n: int = 16) -> list[Tensor]:
     return [torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(t)) for t in range(batches)]
 
 
-def test_signs_are_those_of_the_answers() -> None:
+def test_diagnostics_are_those_of_the_predictions() -> None:
     net, batches = network(), stream()
     diagnostics = list(monitor(Tent(net), batches, Source(net)))
     tent, source = Tent(net), Source(net)
@@ -202,6 +202,7 @@ def test_a_collapse_is_seen_against_the_others_and_not_against_the_stream() -> N
     assert judged({"a": narrow, "b": narrow})[0].alarms == ()  # the stream holds one class
     one, other = judged({"a": narrow, "b": few})
     assert "collapse" in one.alarms[0]
+    assert "(diversity 0 %, " in one.alarms[0]
     assert other.alarms == ()
 
 
@@ -223,7 +224,7 @@ def test_the_best_sound_candidate_is_chosen_and_a_cheap_one_that_is_near_is_name
     assert [c.name for c in advice.candidates] == ["good", "near", "Source", "bad"]
 
 
-def test_a_stream_that_is_too_short_is_told() -> None:
+def test_a_stream_that_is_too_short_is_reported() -> None:
     short, long = {"a": [DIAGNOSTICS] * 3}, {"a": [DIAGNOSTICS] * 4}  # 60 and 80 images of 4 classes
     assert "60 images are too few" in recommend(short, same(short)).reasons[-1]
     assert "give 80 or more" in recommend(short, same(short)).reasons[-1]

@@ -70,7 +70,7 @@ def test_a_refused_state_leaves_the_adapter_as_it_was():
     assert all(torch.equal(before[n], after[n]) for n in before)
 
 
-def test_reset_returns_to_birth():
+def test_reset_restores_the_initial_state():
     one, fresh = adapter(), adapter()
     one(images(0))
     one.reset()

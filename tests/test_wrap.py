@@ -26,7 +26,7 @@ def tent() -> Tent:
     return Tent(WORLD.network(), sgd(0.1, momentum=0.9))
 
 
-def test_episodic_meets_every_batch_as_born() -> None:
+def test_episodic_resets_before_every_batch() -> None:
     stream = WORLD.stream(3)
     adapter = Episodic(tent())
     for x in stream:
@@ -70,7 +70,7 @@ def test_repeat_learns_a_batch_several_times_and_predicts_after() -> None:
     assert episodic(x).equal(y)
 
 
-def test_window_predicts_in_company_and_learns_when_enough_arrived() -> None:
+def test_window_predicts_all_its_images_and_learns_after_enough_new_ones() -> None:
     images = torch.cat(WORLD.stream(1, 10))
     adapter, bare = Window(tent(), size=4), tent()
     for i in range(10):
@@ -99,7 +99,7 @@ def test_window_larger_batches_stay_whole() -> None:
     assert adapter(x[:2]).equal(bare.predict(torch.cat([x[-2:], x[:2]]))[-2:])
 
 
-def test_window_predict_looks_in_company_too() -> None:
+def test_window_predict_uses_all_its_images_too() -> None:
     x = WORLD.stream(1, 5)[0]
     adapter = Window(tent(), size=4)
     adapter(x[:3])
@@ -120,7 +120,7 @@ def test_window_owns_its_images_and_reset_empties_it() -> None:
     assert state_hash(adapter) == birth
 
 
-def test_window_says_when_an_image_does_not_fit() -> None:
+def test_window_refuses_an_image_that_does_not_fit() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     adapter = Window(Tent(net), size=4)
     adapter(torch.rand(2, 3, 8, 8))
@@ -144,7 +144,7 @@ def test_facts_are_those_of_the_adapter_inside() -> None:
     assert Episodic(eata).source == eata.source == "data"
 
 
-def test_prepare_teaches_the_adapter_inside_and_reset_keeps_it() -> None:
+def test_prepare_is_passed_on_to_the_adapter_inside_and_reset_keeps_it() -> None:
     stream, source = WORLD.stream(3), WORLD.source()
     wrapped, bare = ResetEvery(EATA(WORLD.network(), CLASSES), 2), EATA(WORLD.network(), CLASSES)
     wrapped.prepare(source)
@@ -154,7 +154,7 @@ def test_prepare_teaches_the_adapter_inside_and_reset_keeps_it() -> None:
     assert wrapped(stream[2]).equal(bare(stream[2]))
 
 
-def test_a_state_loaded_first_does_not_become_the_birth_of_the_adapter_inside() -> None:
+def test_a_state_loaded_first_does_not_become_the_initial_state_of_the_adapter_inside() -> None:
     used, fresh = Episodic(tent()), Episodic(tent())
     x = WORLD.stream(1)[0]
     used(x)
@@ -251,7 +251,9 @@ def test_the_prior_is_of_logits() -> None:
 @pytest.mark.parametrize(
     ("speed", "cost", "delay"), [(1.0, None, 2), (0.5, None, 1), (0.3, None, 0), (1.0, 1.0, 0), (1.0, 3.5, 3)]
 )
-def test_a_slow_adapter_misses_what_arrives_meanwhile(speed: float, cost: float | None, delay: int) -> None:
+def test_a_slow_adapter_misses_the_batches_that_come_meanwhile(
+    speed: float, cost: float | None, delay: int
+) -> None:
     network, stream = WORLD.network(), WORLD.stream(7)
     adapter = TimeConstrained(Tent(network, sgd(0.1)), Source(network), speed, cost)
     assert adapter.delay == delay

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from testtime.saving import load, save
     from testtime.wrap import (
         Episodic,
+        Guarded,
         LabelShift,
         PriorCorrected,
         Repeat,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Episodic",
+    "Guarded",
     "LabelShift",
     "Prediction",
     "PriorCorrected",
@@ -52,7 +54,7 @@ __getattr__, __dir__ = lazily(
         "parts.optimizers": "adam sgd",
         "prediction": "Prediction TaskPredictions energy",
         "saving": "load save",
-        "wrap": "Episodic LabelShift PriorCorrected Repeat ResetEvery TimeConstrained Window",
+        "wrap": "Episodic Guarded LabelShift PriorCorrected Repeat ResetEvery TimeConstrained Window",
     },
 )
 

@@ -34,7 +34,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
 
     The base does everything else. A call refuses bad images before the forward, runs ``step`` under gradients whatever
     the caller's grad mode, and commits it or not: a step that is not finite leaves the state as it was. The state is a value
-    (:class:`testtime.state.AdapterState`): ``state_dict`` copies what moves, ``reset`` loads the state of birth. Calls of one
+    (:class:`testtime.state.AdapterState`): ``state_dict`` copies what moves, ``reset`` loads the initial state. Calls of one
     adapter from several threads wait for each other.
 
     Args:
@@ -72,11 +72,11 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         """
         raise TypeError(f"{type(self).__name__} has no step(x): a method is __init__ and step")
 
-    def _look(self, x: Tensor) -> Any:
+    def _predict_batch(self, x: Tensor) -> Any:
         """Predict a batch without learning; overridden where a prediction is more than the model's output."""
         return self.model(x)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         """Learn what the method needs from unlabelled source batches; overridden by methods with ``prepare``."""
 
     def update(self, loss: Tensor | Sequence[Tensor | None], rate: float = 1.0) -> None:
@@ -140,7 +140,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         with self._lock:
             self._frozen.check(self)
             x, good = self._admit(x, learn=False)
-            self._born()
+            self._initial_state()
             if len(x) == 0:
                 return self._nothing(x, good)
             with torch.inference_mode(False), torch.no_grad():
@@ -162,19 +162,19 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         """
         with self._lock:
             self._frozen.check(self)
-            before, birth, taught = self.state_dict(), self._birth, self.taught
+            before, initial, taught = self.state_dict(), self._initial, self.taught
             batches = Screened(source, self.labelled_source, self._gate.within)
             self.reset()
             try:
                 with torch.inference_mode(False), torch.enable_grad(), explained():
-                    self._learn(batches)
+                    self._prepare(batches)
                     advance(self, accept=False)
-                self._birth, self._frozen, self._gate.within = None, Frozen(), batches.within
-                now = self._born()
+                self._initial, self._frozen, self._gate.within = None, Frozen(), batches.within
+                now = self._initial_state()
                 if taught is not None:
                     taught.remember(now)
             except BaseException as error:
-                self._birth = birth
+                self._initial = initial
                 self._undo(before)
                 if isinstance(error, _Diverged):
                     raise ValueError(
@@ -193,7 +193,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
     # How the base keeps its promises ----------------------------------------------------------------------------------
 
     def _admit(self, x: Any, learn: bool) -> tuple[Tensor, Tensor]:
-        """The samples of a batch that may meet the network, and which they are (a mask over the batch)."""
+        """The samples of a batch that the network may receive, and which they are (a mask over the batch)."""
         check_batch(x)
         if x.dim() != 4 and ("images" in self.needs or any(changes_of(v) for v in vars(self).values())):
             raise ValueError(
@@ -228,7 +228,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         except _Diverged as what:
             self._undo(before)
             with torch.no_grad():
-                y = as_prediction(self._look(x))
+                y = as_prediction(self._predict_batch(x))
             advance(policies, accept=False)
             self._notices.not_updated(f"the last {what} was not finite")
         except BaseException as error:
@@ -239,7 +239,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
 
     def _predicted(self, x: Tensor) -> Prediction | TaskPredictions:
         try:
-            return as_prediction(self._look(x))
+            return as_prediction(self._predict_batch(x))
         except Exception as error:
             self._explain(error, x)
             raise

@@ -38,6 +38,10 @@ class NonFiniteError(TesttimeError, ArithmeticError, ValueError):
     """
 
 
+class RankError(TesttimeError, RuntimeError):
+    """A process that adapts together with others was lost, is late, or holds another state."""
+
+
 class AdapterWarning(UserWarning):
     """An adapter runs, and its images, its model or its settings are probably not what was meant."""
 

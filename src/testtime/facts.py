@@ -20,6 +20,7 @@ SourceData = Literal["none", "statistics", "data"]
 NORM_KINDS = ("BatchNorm", "GroupNorm", "LayerNorm")
 """The kinds of normalisation layers."""
 FORMER = {"dense": "classifier", "multi_task": "classifier", "images_only": "images"}
+FORMER_METHODS = {"_look": "_predict_batch", "_learn": "_prepare"}
 
 
 class Facts:
@@ -76,6 +77,8 @@ class Facts:
             cls.name = cls.label.lower()
         for fact in FORMER.keys() & declared.keys():
             _translate(cls, fact, bool(declared[fact]))
+        for old in FORMER_METHODS.keys() & declared.keys():
+            _rename(cls, old)
 
     def __repr__(self) -> str:
         """The class, the class of its model or the adapter it wraps, and the arguments that are not the defaults."""
@@ -93,6 +96,18 @@ class Facts:
 def norm_kinds(needs: tuple[Need, ...]) -> tuple[str, ...]:
     """Return the kinds of normalisation layers, of :data:`NORM_KINDS`, that a method of these needs works with."""
     return ("BatchNorm",) if "BatchNorm" in needs else NORM_KINDS
+
+
+def _rename(cls: type[Facts], old: str) -> None:
+    """Take over a method of a class by the name that it had before."""
+    new = FORMER_METHODS[old]
+    warnings.warn(
+        f"{cls.__name__}.{old} is now {new}; the old name goes with the next version",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+    if new not in vars(cls):
+        setattr(cls, new, vars(cls)[old])
 
 
 def _translate(cls: type[Facts], fact: str, value: bool) -> None:

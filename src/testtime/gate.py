@@ -1,4 +1,4 @@
-"""What may meet a network: the checks of a batch in a call, and of the source batches in ``prepare``."""
+"""Admission of inputs to a network: the checks of a batch in a call, and of the source batches in ``prepare``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from testtime.errors import AdapterWarning
+from testtime.errors import AdapterWarning, RankError
 
 __all__ = [
     "Gate",
@@ -52,7 +52,7 @@ def check_batch(x: Any) -> None:
 
 
 def admit(x: Tensor, within: Range | None) -> Tensor:
-    """Find the samples of a batch that may meet the network.
+    """Find the samples of a batch that the network may receive.
 
     Args:
         x: batch (N, ...) that :func:`check_batch` lets pass.
@@ -112,7 +112,7 @@ def outside(x: Tensor, within: Range | None) -> str:
 
 
 class Gate:
-    """The check of the batches of one adapter: which samples may meet the network.
+    """The check of the batches of one adapter: which samples the network may receive.
 
     Attributes:
         within: range of the inputs as declared, or as estimated from the first images; None if unknown.
@@ -222,12 +222,14 @@ def explain(model: nn.Module, x: Tensor, error: BaseException) -> ValueError | N
     Args:
         model: the network.
         x: the batch.
-        error: exception of the call; a TypeError, a ValueError and a lack of memory are passed on as they are.
+        error: exception of the call; a TypeError, a ValueError, a lack of memory and a lost process are passed on as they are.
 
     Returns:
         the error to raise instead, or None where the model takes the batch, and a batch of one sample of it.
     """
-    if not isinstance(error, Exception) or isinstance(error, TypeError | ValueError | torch.OutOfMemoryError):
+    if not isinstance(error, Exception) or isinstance(
+        error, TypeError | ValueError | RankError | torch.OutOfMemoryError
+    ):
         return None
     return _refusal(model, x) or (_refusal(model, x[:1]) if len(x) > 1 else None)
 

@@ -25,6 +25,8 @@ MODULES = {
     "testtime.bench.cache": "testtime.streams.cache",
     "testtime.bench.methods": "testtime.catalogue",
     "testtime.bench.prequential": "testtime.prequential",
+    "testtime.bench.protocols": "testtime.experiments.online.former",
+    "testtime.bench.sets": "testtime.experiments.online.former",
     "testtime.checkpoint": "testtime.training.checkpoint",
     "testtime.choosing": "testtime.selection",
     "testtime.fingerprint": "testtime.intake.fingerprint",

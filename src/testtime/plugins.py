@@ -9,11 +9,12 @@ A package registers a class of adapters under ``testtime.methods``, a function o
 
 from __future__ import annotations
 
+import traceback
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-__all__ = ["plugins", "resolve"]
+__all__ = ["located", "plugins", "resolve"]
 
 
 def plugins(group: str) -> dict[str, EntryPoint]:
@@ -32,16 +33,35 @@ def resolve(path: str) -> Any:
         path: "package.module:name".
 
     Raises:
-        ImportError: there is no such module or name.
+        ImportError: there is no such module or name, or the code of the module raises an error.
 
     >>> resolve("math:pi")
     3.141592653589793
     """
     module, _, name = path.partition(":")
     try:
-        return getattr(import_module(module), name)
+        found = import_module(module)
     except ModuleNotFoundError as error:
         advice = "install its package, or add the folder of the module to PYTHONPATH"
         raise ImportError(f"{path}: {error}; {advice}") from error
+    except Exception as error:  # the code of another's module may raise anything
+        raise ImportError(f"{path}: the module cannot be imported: {located(error)}") from error
+    try:
+        return getattr(found, name)
     except AttributeError as error:
         raise ImportError(f"{path}: {error}; expected an import path as package.module:name") from error
+
+
+def located(error: BaseException) -> str:
+    """Return the type and message of an error with the line of code that raised it.
+
+    >>> try:
+    ...     compile("1 +", "mine.py", "exec")
+    ... except SyntaxError as error:
+    ...     print(located(error))
+    SyntaxError: invalid syntax (mine.py, line 1)
+    """
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"

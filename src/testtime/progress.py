@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 __all__ = ["Meter", "progress", "remaining"]
 
-UNITS, SECONDS = 3, 5.0  # of work, before an estimate is shown: until then it says nothing about the rest
+UNITS, SECONDS = 3, 5.0  # of work, before an estimate is shown: before, it is no estimate of the rest
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Meter:
             note: name of the current item.
         """
         now = time.monotonic()
-        counts = f"{self.before + done:.6g}/{self.total:.6g}"
+        counts = f"{_count(self.before + done)}/{_count(self.total)}"
         left = remaining(done, self.total - self.before, now - self._begin)
         note = f"  {note}" if note else ""
         if self._bar is not None:
@@ -62,6 +62,11 @@ class Meter:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _count(value: float) -> str:
+    """A count of units in full; one of parts of units with one decimal."""
+    return f"{value:.6g}" if value == int(value) else f"{value:.1f}"
 
 
 def progress(items: Iterable[T], total: int, title: str, done: int = 0, every: float = 10.0) -> Iterator[T]:

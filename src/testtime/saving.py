@@ -105,8 +105,8 @@ OPTIONS = frozenset(
         *("petal:PETAL", "rmt:RMT", "roid:ROID", "rotta:RoTTA", "sotta:SoTTA", "stamp:STAMP"),
         *("ttt_plus_plus:TTTPlusPlus", "vida:ViDA"),
     )
-)
-"""Options of methods that a saved state may name; their modules are imported when one does."""
+) | {"testtime.wrap.guarded:GuardOptions"}
+"""Options of methods and wrappers that a saved state may name; their modules are imported when one does."""
 
 
 def _part(name: str) -> Callable[..., Any] | None:
@@ -275,7 +275,7 @@ def _to_dtype(adapter: Adapter, saved: str | None, state: Mapping[str, Tensor]) 
         adapter.to(DTYPES[saved])
 
 
-# What a file says of an adapter -----------------------------------------------------------------------------------------
+# The description of an adapter in a file -------------------------------------------------------------------------------
 
 
 def _describe(adapter: Adapter) -> dict[str, Any]:

@@ -64,7 +64,7 @@ NEAR = 1.0  # percent points of estimated accuracy within which a cheaper one is
 NARROWING = 0.1  # of diversity, lost beyond what the median candidate loses
 WINDOW = 10  # images of each class, on average, in a stretch that is drawn
 COLLAPSE = 0.5  # of the diversity of the answers of the most diverse candidate
-ALIKE = 10  # images of each class, on average, in a group of those that look alike
+ALIKE = 10  # images of each class, on average, in a cluster of similar appearance
 GROUPS = 64  # at most
 
 
@@ -348,7 +348,7 @@ def recommend(seen: Mapping[str, Sequence[Diagnostics]], appearance: ArrayLike) 
     ranked = sorted((c for c in found if not c.alarms), key=lambda c: -c.accuracy)
     rest = tuple(c for c in found if c.alarms)
     if not ranked:
-        why = (f"Nothing speaks for a change to {c.name}: {'; '.join(c.alarms)}." for c in found)
+        why = (f"No diagnostic supports a change to {c.name}: {'; '.join(c.alarms)}." for c in found)
         return Advice(found[0].name, tuple(why), found)
     chosen = ranked[0]
     near = [c for c in ranked if c.accuracy >= chosen.accuracy - NEAR]
@@ -390,18 +390,18 @@ def _judged(
     for part, (own, other) in enumerate(zip(spread, most, strict=True), 1):
         if own < COLLAPSE * other:
             alarms.append(
-                f"in part {part} of {len(spread)} its predictions collapse to few classes (diversity {100 * own:.0f} %, "
-                f"another candidate's {100 * other:.0f} %)"
+                f"in part {part} of {len(spread)} its predictions collapse to few classes (diversity {round(100 * own)} %, "
+                f"another candidate's {round(100 * other)} %)"
             )
     narrowed = spread[-1] - spread[0] - usual
     if narrowed < -NARROWING:
         alarms.append(
             "its predictions narrow and those of others do not "
-            f"(diversity {100 * spread[0]:.0f} %, then {100 * spread[-1]:.0f} %)"
+            f"(diversity {round(100 * spread[0])} %, then {round(100 * spread[-1])} %)"
         )
     if 1 - changed < 1.5 / diagnostics[0].classes:
         alarms.append(
-            f"its predictions change for {100 * changed:.0f} % of the disturbed images, as random ones would"
+            f"its predictions change for {round(100 * changed)} % of the disturbed images, as random ones would"
         )
     return Candidate(
         name,

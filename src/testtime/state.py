@@ -1,4 +1,4 @@
-"""The state of an adapter as a value: what moves, its birth, its checks when it is loaded."""
+"""The state of an adapter as a value: what moves, its initial values, its checks when it is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.construction import Lock
-from testtime.intake.sharing import Birth, Stateful, at_least_float32
+from testtime.intake.sharing import InitialState, Stateful, at_least_float32
 from testtime.norm.layer import NormPolicy, advance
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, initialised, scaled
 
@@ -26,7 +26,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 class AdapterState(Stateful):
     """The half of an adapter that holds what moves: adapted parameters, moving buffers, optimizer state, count of steps.
 
-    ``state_dict`` copies it, ``load_state_dict`` is a transaction, ``reset`` loads the state of birth.
+    ``state_dict`` copies it, ``load_state_dict`` is a transaction, ``reset`` loads the initial state.
 
     Args:
         model: the tree that the adapter works on.
@@ -34,7 +34,7 @@ class AdapterState(Stateful):
 
     Attributes:
         clock: number of steps taken, an int64 scalar on the CPU.
-        taught: values of birth that ``prepare`` moved; None for methods without.
+        taught: initial values that ``prepare`` changed; None for methods without.
     """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
@@ -42,11 +42,11 @@ class AdapterState(Stateful):
         self.model = model
         self.seed = seed
         self.clock = torch.zeros((), dtype=torch.int64)
-        self.taught: Birth | None = None
+        self.taught: InitialState | None = None
         self._adapted: list[nn.Parameter] = []
         self._masters = MasterWeights([])
         self._optimizer: torch.optim.Optimizer | None = None
-        self._birth: dict[str, Tensor] | None = None
+        self._initial: dict[str, Tensor] | None = None
         self._lock = Lock()
 
     def adapt(self, parameters: Iterable[nn.Parameter], optimizer: OptimizerFactory) -> None:
@@ -78,19 +78,19 @@ class AdapterState(Stateful):
         self._optimizer = initialised(optimizer(self._masters.weights), self._masters.weights)
 
     def remember_birth(self) -> None:
-        """Declare, last in ``__init__``, that ``prepare`` changes the state of birth; the state then holds those changes."""
-        self.taught = Birth(self._moving(learned=False))
+        """Declare, last in ``__init__``, that ``prepare`` changes the initial state; the state then holds those changes."""
+        self.taught = InitialState(self._moving(learned=False))
 
     def reset(self) -> None:
-        """Return to birth: parameters, statistics, memory, optimizer, randomness; what ``prepare`` learned stays."""
+        """Return to the initial state: parameters, statistics, memory, optimizer, randomness. ``prepare`` is kept."""
         with self._lock:
-            self._restore({**self._born(), **(self.taught.known() if self.taught else {})})
+            self._restore({**self._initial_state(), **(self.taught.known() if self.taught else {})})
 
     def state_dict(
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> Any:
         """Return what moves, by name, as independent tensors: enough to continue the run in another process."""
-        self._born()
+        self._initial_state()
         state = {f"{prefix}{k}": v.detach().clone() for k, v in self._moving(learned=True).items()}
         if destination is None:
             return state
@@ -108,7 +108,7 @@ class AdapterState(Stateful):
                 names what differs. The adapter is then as before.
         """
         with self._lock:
-            self._born()
+            self._initial_state()
             before = self.state_dict()
             try:
                 self._restore(self._checked(state_dict))
@@ -158,11 +158,11 @@ class AdapterState(Stateful):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _born(self) -> dict[str, Tensor]:
-        if self._birth is None:
+    def _initial_state(self) -> dict[str, Tensor]:
+        if self._initial is None:
             with torch.inference_mode(False):
-                self._birth = {k: v.detach().clone() for k, v in self._moving(learned=False).items()}
-        return self._birth
+                self._initial = {k: v.detach().clone() for k, v in self._moving(learned=False).items()}
+        return self._initial
 
     def _undo(self, before: Mapping[str, Tensor]) -> None:
         advance(self, accept=False)
@@ -213,12 +213,12 @@ class AdapterState(Stateful):
         self._masters.follow(fn, self._optimizer)
         for state in self._optimizer.state.values() if self._optimizer else ():
             state.update({k: at_least_float32(v, fn) for k, v in state.items()})
-        if self._birth is not None:
+        if self._initial is not None:
             live = self._moving(learned=False)
-            birth = {k: v.to(live[k].device, live[k].dtype) for k, v in self._birth.items() if k in live}
-            for k in live.keys() - birth.keys():  # the float32 copies of what became half precision
-                birth[k] = birth[k.replace("master.", "model.", 1)].float()
-            self._birth = birth
+            initial = {k: v.to(live[k].device, live[k].dtype) for k, v in self._initial.items() if k in live}
+            for k in live.keys() - initial.keys():  # the float32 copies of what became half precision
+                initial[k] = initial[k.replace("master.", "model.", 1)].float()
+            self._initial = initial
         return self
 
 

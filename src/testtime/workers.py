@@ -83,7 +83,7 @@ def interrupts_held() -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise :class:`Terminated` in the block when SIGTERM arrives, so that workers are ended and partial files removed."""
+    """Raise :class:`Terminated` in the block on SIGTERM, so that workers are ended and partial files removed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated

@@ -29,8 +29,8 @@ class Size:
     kinds: Annotated[tuple[Literal["fog", "snow"], ...] | None, Option("some of those")] = None
 
 
-MANY = ["a", "b", "--width", "5", "--kinds", "snow", "fog", "--seeds", "3,1"]
-MANY += ["--levels", "3", "3", "--quick", "--order", "continual"]
+MANY = ["a", "b", "--width", "5", "--kinds", "snow", "--kinds", "fog", "--seeds", "3", "--seeds", "1"]
+MANY += ["--levels", "3", "--quick", "--order", "continual", "--levels", "3"]
 
 
 def work(

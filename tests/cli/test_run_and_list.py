@@ -46,7 +46,7 @@ def test_a_run_prints_its_table_writes_its_page_and_goes_on_from_its_file(
     again = ["run", str(out / "run.toml"), "--methods", "testtime.methods.tent:Tent", "--jobs", "1"]
     assert main(again) == 0
     run = read_run(out)
-    assert [row.label for row in run.rows] == ["Source", "BN-adapt", "Tent"]
+    assert [row.label for row in run.rows] == ["Source", "BN-adapt", "TENT (testtime.methods.tent:Tent)"]
     assert run.missing == []
     assert [session["command"][1] for session in run.about["sessions"]] == ["run", "run"]
     assert run.about["sessions"][1]["command"] == ["testtime", *again]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from toy_family import Toy, events
 
-from testtime.experiments import Processes, Request, read_run, run_experiment
+from testtime.errors import DataError
+from testtime.experiments import Plan, Processes, Request, read_run, run_experiment
 from testtime.experiments.claims import claimed
 from testtime.experiments.store import Store
-from testtime.files import write_json
+from testtime.files import read_json, write_json
 
 ASKED = Request("toy", precision="float32")
 
@@ -76,7 +79,9 @@ def test_rows_and_seeds_are_added_and_other_settings_are_refused(tmp_path: Path)
     done = run_experiment(Toy(), replace(ASKED, rows=("two",), seeds=(0,)), tmp_path / "run", say=silent).done
     assert done == ["two 0"]
     assert [cell["row"] for cell in read_run(tmp_path / "run").about["cells"]] == ["base", "one", "two"]
-    with pytest.raises(ValueError, match="holds a run with limit None, this one has 5; give another folder"):
+    with pytest.raises(
+        ValueError, match="a run with the default limit, this one has limit 5; give another folder"
+    ):
         run_experiment(Toy(), replace(ASKED, limit=5), tmp_path / "run", say=silent)
     with pytest.raises(ValueError, match="no row 'tow' .did you mean 'two'"):
         run_experiment(Toy(), replace(ASKED, rows=("tow",)), tmp_path / "run", say=silent)
@@ -185,13 +190,16 @@ def test_an_own_method_gets_a_row_and_is_added_to_the_run(tmp_path: Path) -> Non
     toy = Toy()
     run_experiment(toy, replace(ASKED, seeds=(0,), rows=("one",)), tmp_path / "run", say=silent)
     request = replace(ASKED, seeds=(0,), rows=("one",), methods=("toy_family:Mine",))
-    assert run_experiment(toy, request, tmp_path / "run", say=silent).done == ["Mine 0"]
+    assert run_experiment(toy, request, tmp_path / "run", say=silent).done == ["one (toy_family:Mine) 0"]
     rows = read_run(tmp_path / "run").rows
     assert [(row.label, dict(row.about)) for row in rows] == [
         ("base", {"gain": 0.0}),
         ("one", {"gain": 1.0}),
-        ("Mine", {"method": "toy_family:Mine"}),
+        ("one (toy_family:Mine)", {"method": "toy_family:Mine"}),
     ]
+    more = replace(request, rows=("base",), methods=("testtime.methods:PAFKIP",))
+    run_experiment(toy, more, tmp_path / "run", say=silent)
+    assert [row.label for row in read_run(tmp_path / "run").rows][2:] == ["one (toy_family:Mine)", "PAF+KIP"]
 
 
 def test_a_unit_that_fails_in_another_process_is_reported_and_not_tried_again(tmp_path: Path) -> None:
@@ -234,3 +242,57 @@ def test_the_provenance_names_versions_machine_precision_and_command(tmp_path: P
     path.write_text(path.read_text().replace(f'"{run.request.precision}"', '"bfloat16"'))
     run_experiment(Toy(), request, tmp_path / "run", say=silent)
     assert read_run(tmp_path / "run").request.precision == "bfloat16"
+
+
+def test_processes_that_begin_a_run_at_once_agree_on_it(tmp_path: Path) -> None:
+    class Slow(Toy):
+        def plan(self, request: Request) -> Plan:
+            if threading.current_thread() not in met:
+                met.append(threading.current_thread())
+                barrier.wait(30)
+            return super().plan(request)
+
+    barrier, met = threading.Barrier(2), list[threading.Thread]()
+    planned = [Slow(), Slow()]
+
+    def begin(toy: Toy, seed: int) -> None:
+        run_experiment(toy, replace(ASKED, seeds=(seed,), rows=("one",)), tmp_path / "run", say=silent)
+
+    threads = [threading.Thread(target=begin, args=(toy, seed)) for seed, toy in enumerate(planned)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run = read_run(tmp_path / "run")
+    assert (run.request.seeds, run.missing, len(run.about["sessions"])) == ((0, 1), [], 2)
+    assert not list((tmp_path / "run").glob("claim-*"))
+
+
+def test_a_folder_of_a_later_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    run_experiment(Toy(), replace(ASKED, seeds=(0,)), tmp_path / "run", say=silent)
+    path = tmp_path / "run" / "run.json"
+    write_json(path, read_json(path, "") | {"schema": 99})
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*.*")}
+    with pytest.raises(DataError, match="it has schema 99, this version of testtime reads up to 1"):
+        run_experiment(Toy(), replace(ASKED, seeds=(1,)), tmp_path / "run", say=silent)
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*.*")} == before
+
+
+def test_units_are_tried_again_where_the_process_that_starts_workers_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[str] = []
+    start = ProcessPoolExecutor.submit
+
+    def submit(self: ProcessPoolExecutor, *args: Any) -> Any:
+        if not failed:
+            failed.append("once")
+            raise EOFError("unexpected EOF")
+        return start(self, *args)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
+    with Processes(2) as backend:
+        summary = run_experiment(
+            Toy(), replace(ASKED, seeds=(0,)), tmp_path / "run", backend=backend, say=silent
+        )
+    assert (failed, summary.failed, len(summary.done)) == (["once"], {}, 5)

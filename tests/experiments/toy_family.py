@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from testtime import Adapter
 from testtime.experiments import (
     Cell,
     Column,
@@ -59,6 +60,12 @@ def cell(work: Workspace) -> dict[str, Any]:
     weights = int((work.needs["source"].folder / "weights.txt").read_text())
     value = weights + work.needs["rate"].result["rate"] + work.parameters["gain"]
     return {"value": value, "random": torch.rand(3).tolist(), "threads": torch.get_num_threads()}
+
+
+class Mine(Adapter):
+    """A method with the label of a row."""
+
+    label = "one"
 
 
 class Toy(Experiment):

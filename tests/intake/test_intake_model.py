@@ -238,8 +238,8 @@ def test_tensors_of_the_last_forward_are_copied_by_value(inference: bool) -> Non
 def test_a_model_trained_on_the_source_may_be_wrapped_and_keep_features() -> None:
     model = Keeps()
     model(X)
-    lessons = [(X, torch.arange(8) % 5)] * 2
-    assert train_meta(nn.DataParallel(model), lessons, title=None)(X).shape == (8, 5)
+    examples = [(X, torch.arange(8) % 5)] * 2
+    assert train_meta(nn.DataParallel(model), examples, title=None)(X).shape == (8, 5)
 
 
 def test_a_duplicate_has_its_own_memory() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from testtime.intake.sharing import Birth, Logits, Stateful, share, twin
+from testtime.intake.sharing import InitialState, Logits, Stateful, share, twin
 from testtime.norm import EMAStatistics, ema_statistics, norm_affine
 
 
@@ -48,7 +48,7 @@ def test_share_of_a_share_is_wrapped_once() -> None:
     assert not isinstance(tree.network, Logits)
 
 
-def test_share_of_a_model_born_in_inference_mode_can_be_differentiated() -> None:
+def test_share_of_a_model_made_in_inference_mode_can_be_differentiated() -> None:
     with torch.inference_mode():
         model = network()
     tree = share(model)
@@ -84,14 +84,14 @@ def test_moving_is_what_is_persistent_and_there() -> None:
     assert counter.count.item() == 3
 
 
-def test_birth_holds_copies_of_what_it_was_told() -> None:
-    birth, weight = Birth(["model.weight", "clock"]), torch.ones(2)
+def test_the_initial_state_holds_copies() -> None:
+    birth, weight = InitialState(["model.weight", "clock"]), torch.ones(2)
     assert birth.known() == {}
     birth.remember({"model.weight": weight, "clock": torch.tensor(3), "other": weight})
     weight.zero_()
     assert birth.known()["model.weight"].tolist() == [1, 1]
     assert int(birth.known()["clock"]) == 3
-    other = Birth(["model.weight", "clock"])
+    other = InitialState(["model.weight", "clock"])
     for name, value in birth.moving().items():
         other.restore(name, value)
     assert {k: v.tolist() for k, v in other.known().items()} == {"model.weight": [1, 1], "clock": 3}

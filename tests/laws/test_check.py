@@ -51,7 +51,7 @@ def test_what_an_adapter_raises_breaks_the_law() -> None:
         ({"excuses": {"alive": " "}}, "the excuse for alive gives no reason"),
     ],
 )
-def test_mistakes_are_told(arguments: dict, message: str) -> None:
+def test_mistakes_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_adapter(Tent, **arguments)
 

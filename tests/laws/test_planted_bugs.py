@@ -111,7 +111,7 @@ class KeepsTracking(Sound):
 class CoolsItsLogits(Sound):
     broken = "null_step"
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self.model(x) / 1.1
 
     def step(self, x: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class PreparesFromWhatComes(Sound):
         batches = [torch.nan_to_num(x) for x in source]
         super().prepare([torch.cat(batches).clamp(0, 1)])
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         self.level = torch.stack([x.mean() for x in batches]).mean()
 
 
@@ -311,7 +311,7 @@ class ForgetsWhatItWasBornWith(Sound):
         super().__init__(model, norm)
         self.register_buffer("shown", torch.zeros((), dtype=torch.int64))
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         self.shown = torch.tensor(sum(len(x) for x in batches))
 
 
@@ -345,9 +345,9 @@ class CountsLooks(Sound):
         super().__init__(model, norm)
         self.register_buffer("looks", torch.zeros((), dtype=torch.int64))
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         self.looks = self.looks + 1
-        return super()._look(x)
+        return super()._predict_batch(x)
 
 
 class ForgetsItsPrefix(Sound):

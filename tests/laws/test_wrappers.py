@@ -10,10 +10,19 @@ import torch
 from torch import nn
 
 from testtime.adapter import Adapter
-from testtime.laws import CLASSES, Case, parametrize_with_laws
+from testtime.laws import CLASSES, WORLDS, Case, parametrize_with_laws
 from testtime.methods import EATA, PAFKIP, EcoTTA, RoTTA, Source, Tent
 from testtime.source.label_shift import shifted_heads, with_label_shift
-from testtime.wrap import Episodic, LabelShift, PriorCorrected, Repeat, ResetEvery, TimeConstrained, Window
+from testtime.wrap import (
+    Episodic,
+    Guarded,
+    LabelShift,
+    PriorCorrected,
+    Repeat,
+    ResetEvery,
+    TimeConstrained,
+    Window,
+)
 
 
 def around(
@@ -41,10 +50,23 @@ def with_lively_head(model: nn.Module) -> nn.Module:
     return tree
 
 
+def prepared(model: nn.Module) -> Adapter:
+    """A guard that is calibrated on the source."""
+    guarded = Guarded(Tent(model))
+    dtype = next(model.parameters()).dtype
+    guarded.prepare([x[:16].to(dtype) for x in WORLDS["batchnorm"].source(2)])
+    return guarded
+
+
 FOLLOWS = {"null_step": "its head follows the label distribution, whatever the learning rate"}
 META = {"null_step": "meta networks normalise by the batch, whatever they learn"}
 MISSED = {"null_step": "what arrives while it learns is answered by another model, under source statistics"}
 PRIOR = {"null_step": "it reweights every answer by the classes of its batch"}
+SHIPPED = {
+    "null_step": "where the shipped model is competent, the guard answers with it, under source statistics"
+}
+SPARED = SHIPPED | {"declared": "prepare spares a forward of a checked batch"}
+CHEAPER = SHIPPED | {"declared": "it predicts at less than the cost of a step"}
 EVERY_TWO, WINDOW = partial(ResetEvery, every=2), partial(Window, size=24)
 
 CASES = [
@@ -72,6 +94,12 @@ CASES = [
     Case("LabelShift-Tent", around(LabelShift, lambda model: Tent(with_lively_head(model))), FOLLOWS),
     Case("LabelShift-RoTTA", around(LabelShift, lambda model: ROTTA(with_lively_head(model))), FOLLOWS, ["batchnorm"]),
     Case("LabelShift-PAFKIP", around(LabelShift, lambda model: PAF(with_lively_head(model))), OF_PAF | FOLLOWS, ["batchnorm"]),
+    Case("Guarded-Tent", around(Guarded, Tent), SHIPPED),
+    Case("Guarded-PAFKIP", around(Guarded, PAF), OF_PAF | SHIPPED, ["batchnorm"]),
+]  # fmt: skip
+SLOW_CASES = [
+    Case("Guarded-prepared-Tent", prepared, SPARED, ["batchnorm"]),
+    Case("Guarded-RoTTA", around(Guarded, ROTTA), CHEAPER, ["batchnorm"]),
 ]  # fmt: skip
 
 
@@ -83,4 +111,10 @@ def test_obeys(check: Callable[[], None]) -> None:
 @pytest.mark.slow
 @parametrize_with_laws(CASES)
 def test_obeys_in_every_world(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.slow
+@parametrize_with_laws(SLOW_CASES)
+def test_guards_obey(check: Callable[[], None]) -> None:
     check()

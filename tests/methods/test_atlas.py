@@ -21,12 +21,12 @@ from testtime.source.atlas import TaskVectors, train_task_vectors, with_task_vec
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias"]  # all but the head
 
 
-def lessons(seed: int = 900, drift: float = 0.5) -> list[tuple[Tensor, Tensor]]:
+def examples(seed: int = 900, drift: float = 0.5) -> list[tuple[Tensor, Tensor]]:
     return [batch(20, seed + i, drift) for i in range(3)]
 
 
 def tasks() -> dict[str, list[tuple[Tensor, Tensor]]]:
-    return {"near": lessons(900, 0.5), "far": lessons(950, 1.0)}
+    return {"near": examples(900, 0.5), "far": examples(950, 1.0)}
 
 
 def tuned(seed: int) -> nn.Module:
@@ -169,7 +169,7 @@ def test_training_goes_on_where_it_was_left(tmp_path: Path) -> None:
             return super().__iter__()
 
     whole = train_task_vectors(net(), tasks(), 2, 1e-2, title=None)
-    cut = {"near": lessons(900, 0.5), "far": Cut(lessons(950, 1.0))}
+    cut = {"near": examples(900, 0.5), "far": Cut(examples(950, 1.0))}
     with pytest.raises(Power):
         train_task_vectors(net(), cut, 2, 1e-2, folder=tmp_path, title=None)
     assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == ["far.safetensors", "near.safetensors"]
@@ -186,7 +186,7 @@ def test_prepare_makes_vectors_of_corrupted_images_and_own_answers() -> None:
         options=ATLASOptions(tasks=("contrast", "gaussian_noise"), severity=2, passes=2, rate=1e-2),
     )
     assert ours.source == "data"
-    images = [x for x, _ in lessons(drift=0)]
+    images = [x for x, _ in examples(drift=0)]
     ours.prepare(images)
     taught = {
         task: [
@@ -208,7 +208,7 @@ def test_prepare_makes_vectors_of_corrupted_images_and_own_answers() -> None:
 def test_vectors_that_come_along_are_not_in_the_state() -> None:
     brought = ATLAS(with_task_vectors(net(), {"a": tuned(1)}), CLASSES)
     assert "model.network.vectors" not in brought.state_dict()
-    brought.prepare([x for x, _ in lessons()])  # has nothing to learn
+    brought.prepare([x for x, _ in examples()])  # has nothing to learn
     assert len(brought.vectors.vectors) == 1
     assert "model.network.vectors" in ATLAS(net(), CLASSES).state_dict()
 
@@ -255,7 +255,7 @@ def test_the_memory_holds_the_surest_of_each_class_once() -> None:
         memory.update(torch.rand(1, 1, 2, 2), torch.zeros(1, 2))
 
 
-def test_a_second_look_from_the_end_of_the_stream() -> None:
+def test_a_second_prediction_from_the_end_of_the_stream() -> None:
     """The offline form: the stream again and again, then predict. It lowers the loss it is trained on."""
     data = stream([24] * 4, skew=False)
     labels = [batch(24, 100 + i)[1] for i in range(4)]
@@ -289,5 +289,5 @@ def test_says_what_it_expects() -> None:
     with pytest.raises(ValueError, match="task 'fog'.*1 are missing or of another shape, first 3.weight"):
         with_task_vectors(net(), {"fog": other})
     with pytest.raises(TypeError, match="give the images alone"):
-        ATLAS(net(), CLASSES).prepare(lessons())
+        ATLAS(net(), CLASSES).prepare(examples())
     assert isinstance(ATLAS(net(), CLASSES).vectors, TaskVectors)

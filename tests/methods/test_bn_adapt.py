@@ -87,7 +87,7 @@ def test_a_model_without_batch_norm_is_refused(layer_net: nn.Module) -> None:
         BNAdapt(layer_net)
 
 
-def test_a_look_that_raises_leaves_no_trace(net: nn.Module, stream: list[Tensor]) -> None:
+def test_a_prediction_that_raises_leaves_no_trace(net: nn.Module, stream: list[Tensor]) -> None:
     adapter, fresh = BNAdapt(net, norm=ema_statistics), BNAdapt(net, norm=ema_statistics)
     broken = adapter.model.network.fc
     adapter.model.network.fc = nn.Linear(3, 5).double()

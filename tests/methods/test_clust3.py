@@ -146,7 +146,7 @@ def test_joint_training_adds_the_loss_to_those_of_the_tasks() -> None:
     assert branch.project[0].weight.grad.abs().max() > 0
 
 
-def test_prepare_teaches_the_projectors_and_only_them() -> None:
+def test_prepare_trains_the_projectors_and_only_them() -> None:
     net, batches = dense_world.network(), [dense_world.batch(i) for i in range(1, 4)]
     clust3 = ClusT3(net, clusters=4)
     assert clust3.source == "data"
@@ -181,7 +181,7 @@ def test_running_statistics_move_once_a_step() -> None:
     torch.testing.assert_close(policy.mean, 0.1 * first.mean((0, 2, 3)).detach(), rtol=0, atol=1e-12)
 
 
-def test_it_says_what_it_cannot_watch() -> None:
+def test_layers_that_cannot_be_read_are_refused() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(ValueError, match="nothing to adapt"):
         ClusT3(net)

@@ -78,7 +78,7 @@ def test_without_noise_the_hidden_weights_are_the_sources(net: nn.Module, stream
         torch.testing.assert_close(cmf(x).logits, roid(x).logits, rtol=0, atol=1e-12)
 
 
-def test_reset_begins_the_filter_anew(net: nn.Module, stream: list[Tensor]) -> None:
+def test_reset_restarts_the_filter(net: nn.Module, stream: list[Tensor]) -> None:
     cmf = CMF(net, 5, q=10.0)
     first = [cmf(x).logits for x in stream[:4]]
     assert float(cmf.filter.variance) > 0

@@ -143,7 +143,7 @@ def test_the_anchor_costs_no_memory_and_never_moves() -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), source, strict=True))
 
 
-def test_state_is_enough_and_reset_is_birth() -> None:
+def test_state_is_enough_and_reset_restores_the_initial_state() -> None:
     data = stream([8, 3, 1, 8])
     a, dirty = CoTTA(net(), views=2, seed=5), CoTTA(net(), views=2, seed=5)
     born = state_hash(a)

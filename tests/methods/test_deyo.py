@@ -151,7 +151,7 @@ def test_other_sizes_keep_their_size() -> None:
         shuffle_patches(torch.rand(1, 3, 3, 8), generator(0, 0, "a"))
 
 
-def test_nobody_kept_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
+def test_no_kept_sample_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
     for settings in ({"margin": 1e-6}, {"threshold": 1.0}):
         deyo = DeYO(net, 5, **settings)
         before = deyo.state_dict()

@@ -19,7 +19,7 @@ from testtime.parts import sgd
 from testtime.source.ecotta import MetaGroup, train_meta, with_meta
 
 
-def lessons() -> list[tuple[Tensor, Tensor]]:
+def examples() -> list[tuple[Tensor, Tensor]]:
     return [batch(32, 900 + i) for i in range(4)]
 
 
@@ -73,7 +73,7 @@ def standard(x: Tensor) -> Tensor:
 
 
 def test_equals_the_loop() -> None:
-    network = train_meta(net(), lessons(), 3, title=None)
+    network = train_meta(net(), examples(), 3, title=None)
     reference = Loop(network, 0.05)
     ours = EcoTTA(network, sgd(0.02), hold=0.7, margin=0.05)
     assert ours.source == "none"
@@ -89,8 +89,8 @@ def test_equals_the_loop() -> None:
 
 
 def test_sets_out_near_the_source_and_learns_its_task() -> None:
-    before, x = train_meta(net(), lessons(), 0, title=None), batch(64, 5)
-    after = train_meta(net(), lessons(), 10, title=None)
+    before, x = train_meta(net(), examples(), 0, title=None), batch(64, 5)
+    after = train_meta(net(), examples(), 10, title=None)
     close, taught = (F.cross_entropy(m(x[0]), x[1]).item() for m in (before, after))
     source = F.cross_entropy(net()(x[0]), x[1]).item()
     assert abs(close - source) < 0.5
@@ -114,18 +114,18 @@ def test_training_goes_on_where_it_was_left(tmp_path: Path) -> None:
                 raise Power
             return super().__iter__()
 
-    file, whole = tmp_path / "meta.safetensors", train_meta(net(), lessons(), 4, title=None)
+    file, whole = tmp_path / "meta.safetensors", train_meta(net(), examples(), 4, title=None)
     with pytest.raises(Power):
-        train_meta(net(), Cut(lessons()), 4, file=file, title=None)
-    again = train_meta(net(), lessons(), 4, file=file, title=None)
+        train_meta(net(), Cut(examples()), 4, file=file, title=None)
+    again = train_meta(net(), examples(), 4, file=file, title=None)
     for p, q in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
-def test_prepare_teaches_the_networks_own_answers() -> None:
+def test_prepare_trains_on_the_networks_own_predictions() -> None:
     ours, x = EcoTTA(net(), passes=3), stream([12])[0]
-    ours.prepare([x for x, _ in lessons()])
-    own = [(x, net()(x).argmax(1)) for x, _ in lessons()]
+    ours.prepare([x for x, _ in examples()])
+    own = [(x, net()(x).argmax(1)) for x, _ in examples()]
     np.testing.assert_allclose(
         ours.predict(x).numpy(), train_meta(net(), own, 3, title=None)(x).detach().numpy(), atol=1e-10
     )
@@ -134,7 +134,7 @@ def test_prepare_teaches_the_networks_own_answers() -> None:
     ours.reset()
     assert all(torch.equal(v, once[k]) for k, v in ours.state_dict().items())
     ours(x)
-    ours.prepare([x for x, _ in lessons()])
+    ours.prepare([x for x, _ in examples()])
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(value, once[name], rtol=0, atol=1e-10, msg=name)
     assert state_hash(ours)

@@ -73,7 +73,7 @@ def test_equals_the_published_loop_with_layer_norm(layer_net: nn.Module, stream:
         torch.testing.assert_close(eta(x).logits, expected, rtol=0, atol=1e-10)
 
 
-def test_rdumb_is_eta_that_begins_anew(net: nn.Module, stream: list[Tensor]) -> None:
+def test_rdumb_is_eta_with_resets(net: nn.Module, stream: list[Tensor]) -> None:
     """RDumb (Press et al., NeurIPS 2023): weights, optimizer and mean prediction, every so many steps; not at the others."""
     rdumb = ResetEvery(ETA(net, classes=5, d_margin=0.6), 8)
     expected = [z for begin in (0, 8, 16) for z in published(net, stream[begin : begin + 8], 1e-3, 0.6)[0]]
@@ -123,7 +123,7 @@ def test_first_step_by_hand(net: nn.Module, stream: list[Tensor], slope: Callabl
     np.testing.assert_allclose(bias.detach().numpy(), before - 0.1 * expected, atol=1e-8)
 
 
-def test_nobody_kept_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
+def test_no_kept_sample_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
     eta = ETA(net, 5, margin=1e-9)
     before = eta.state_dict()
     y = eta(stream[0])

@@ -25,7 +25,7 @@ from testtime.source.itta import (
 )
 
 
-def lessons(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:
+def examples(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:
     return [batch(size, 900 + i) for i in range(count)]
 
 
@@ -78,7 +78,7 @@ IDENTITY = {
 
 def test_training_equals_the_loop() -> None:
     """The network by its two losses, f_w by the gradient of the alignment; Adam by hand."""
-    both = train_itta(net(), lessons(), 2, 1e-2, alpha=0.7, seed=3, title=None)
+    both = train_itta(net(), examples(), 2, 1e-2, alpha=0.7, seed=3, title=None)
     p = {k: v.detach().clone() for k, v in net().state_dict().items()}
     w = [v.clone() for v in LearnedConsistency(32, seed=3).double().state_dict().values() if v.dim() == 2]
     # the first weights are drawn in float32
@@ -86,7 +86,7 @@ def test_training_equals_the_loop() -> None:
     moved = [*body, "8.weight", "8.bias"]
     first, second = {}, {}
     for step in range(6):
-        x, y = lessons()[step % 3]
+        x, y = examples()[step % 3]
         q = {k: v.clone().requires_grad_(k in moved) for k, v in p.items() if v.is_floating_point()}
         v = [t.clone().requires_grad_() for t in w]
         z, other = forward(q, IDENTITY, x, None), forward(q, IDENTITY, x, (3, step))
@@ -121,7 +121,7 @@ def test_training_equals_the_loop() -> None:
 
 
 def test_adapting_equals_the_loop() -> None:
-    both = train_itta(net(), lessons(), 1, 1e-3, seed=3, title=None)
+    both = train_itta(net(), examples(), 1, 1e-3, seed=3, title=None)
     p = {k.replace(".group", ""): v for k, v in both.network.state_dict().items()}
     w, theta = list(both.consistency.parameters()), {k: v.clone() for k, v in IDENTITY.items()}
     velocity = {k: torch.zeros_like(v) for k, v in theta.items()}
@@ -166,7 +166,7 @@ def test_alignment_is_an_angle() -> None:
 
 def test_prepare_brings_the_gradients_together() -> None:
     """On the network's own answers f_w learns alone; what it learned survives a reset and does not pile up."""
-    images, body = [x for x, _ in lessons(4, 16)], [k for k, _ in net().named_parameters() if "8." not in k]
+    images, body = [x for x, _ in examples(4, 16)], [k for k, _ in net().named_parameters() if "8." not in k]
 
     def apart(ours: ITTA) -> float:
         total, w = 0.0, list(ours.consistency.parameters())
@@ -211,18 +211,18 @@ def test_training_goes_on_where_it_was_left(tmp_path: Path) -> None:
                 raise Power
             return super().__iter__()
 
-    file, whole = tmp_path / "itta.safetensors", train_itta(net(), lessons(), 4, title=None)
+    file, whole = tmp_path / "itta.safetensors", train_itta(net(), examples(), 4, title=None)
     with pytest.raises(Power):
-        train_itta(net(), Cut(lessons()), 4, file=file, title=None)
-    again = train_itta(net(), lessons(), 4, file=file, title=None)
+        train_itta(net(), Cut(examples()), 4, file=file, title=None)
+    again = train_itta(net(), examples(), 4, file=file, title=None)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
     with pytest.raises(ValueError, match="belongs to another training"):
-        train_itta(net(), lessons(), 4, alpha=2.0, file=file, title=None)
+        train_itta(net(), examples(), 4, alpha=2.0, file=file, title=None)
 
 
 def test_a_trained_network_answers_as_before_until_it_adapts() -> None:
     source, x = net(), stream([9])[0]
-    both = train_itta(source, lessons(), 0, title=None)
+    both = train_itta(source, examples(), 0, title=None)
     assert isinstance(both, Consistent)
     np.testing.assert_allclose(both(x).detach().numpy(), source(x).detach().numpy(), atol=1e-12)
     assert all(p.requires_grad for p in source.parameters())

@@ -84,7 +84,7 @@ def test_moments_of_an_adaptive_optimizer(reset: bool) -> None:
         torch.testing.assert_close(ours(x).logits, torch.stack(expected), rtol=0, atol=1e-8)
 
 
-def test_the_optimizer_is_born_with_the_weights() -> None:
+def test_the_optimizer_is_reset_with_the_weights() -> None:
     """Adam's moments of one image say nothing to the next, whatever the company."""
     x = stream([3])[0]
     together = MEMO(net("group"), adam(1e-3), views=2, augment=identity)(x)

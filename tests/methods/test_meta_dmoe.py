@@ -135,27 +135,27 @@ def test_training_equals_the_loop(mask: str) -> None:
     """Experts, aggregator and, through the gradient of a gradient, both together."""
     ours, source, data = trained(mask=mask), net(), domains()
 
-    def fit(weights: list[Tensor], rates: list[float], lessons: list, loss: object, passes: int = 2) -> None:
+    def fit(weights: list[Tensor], rates: list[float], examples: list, loss: object, passes: int = 2) -> None:
         groups = [{"params": [w], "lr": rate} for w, rate in zip(weights, rates, strict=True)]
         optimizer = torch.optim.Adam(groups)
         for done in range(passes):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * 0.96**done
-            for lesson in lessons:
+            for example in examples:
                 optimizer.zero_grad()
-                loss(*lesson).backward()
+                loss(*example).backward()
                 optimizer.step()
 
     def leaves() -> dict[str, Tensor]:
         return {name: p.detach().clone().requires_grad_() for name, p in source.named_parameters()}
 
     experts = []
-    for lessons in data.values():
+    for examples in data.values():
         w = leaves()
         fit(
             list(w.values()),
             [1e-2] * len(w),
-            lessons,
+            examples,
             lambda x, y, w=w: F.cross_entropy(forward(w, x, source)[0], y),
         )
         experts.append({name: p.detach() for name, p in w.items()})
@@ -164,7 +164,7 @@ def test_training_equals_the_loop(mask: str) -> None:
             torch.testing.assert_close(w[name], p.detach(), rtol=0, atol=1e-9)
 
     order = torch.tensor([0] * 3 + [1] * 2 + [2] * 3)[torch.randperm(8, generator=generator(3, 0, "order"))]
-    shown = [iter(lessons) for lessons in data.values()]
+    shown = [iter(examples) for examples in data.values()]
     together = [(*next(shown[k]), k) for k in order.tolist()]
     aggregator = ours.fresh()
     aggregator.requires_grad_(True)

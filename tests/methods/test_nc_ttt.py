@@ -174,7 +174,7 @@ def test_joint_training_adds_the_loss_and_reaches_the_encoder() -> None:
     assert total.isfinite()
 
 
-def test_it_must_be_taught_and_forgets_a_former_lesson() -> None:
+def test_it_must_be_prepared_and_forgets_a_former_prepare() -> None:
     batches = [dense_world.batch(i) for i in range(1, 4)]
     ncttt = NCTTT(dense_world.network(), options=NCTTTOptions(passes=3))
     with pytest.raises(RuntimeError, match=r"call adapter.prepare\(batches\)"):

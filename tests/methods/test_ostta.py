@@ -148,7 +148,7 @@ def test_second_step_by_hand(net: nn.Module, stream: list[Tensor], slope: Callab
     np.testing.assert_allclose(bias.detach().numpy(), before - 0.05 * expected, atol=1e-8)
 
 
-def test_nobody_kept_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
+def test_no_kept_sample_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
     ostta = OSTTA(net)
     with torch.no_grad():
         for name, p in ostta.model.named_parameters():

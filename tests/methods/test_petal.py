@@ -125,9 +125,9 @@ def test_swag_goes_on_where_it_was_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_swag_of_half_precision_has_the_variance_of_float32(dtype: torch.dtype) -> None:
     narrow = net().to(dtype)
-    lessons = [(x.to(dtype), y) for x, y in source()]
-    ours = swag_diagonal(narrow, lessons, title=None)
-    wide = swag_diagonal(copy.deepcopy(narrow).float(), [(x.float(), y) for x, y in lessons], title=None)
+    examples = [(x.to(dtype), y) for x, y in source()]
+    ours = swag_diagonal(narrow, examples, title=None)
+    wide = swag_diagonal(copy.deepcopy(narrow).float(), [(x.float(), y) for x, y in examples], title=None)
     assert ours.variance.dtype == torch.float32
     torch.testing.assert_close(ours.variance, wide.variance, rtol=1e-4, atol=1e-12)
     for p, q in zip(ours.network.parameters(), wide.network.parameters(), strict=True):

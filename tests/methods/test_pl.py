@@ -74,7 +74,7 @@ def test_loss_in_numpy(net: nn.Module, stream: list[Tensor], slope: Callable[...
     np.testing.assert_allclose((before - bias.detach()).numpy(), gradient, rtol=1e-5, atol=1e-9)
 
 
-def test_nobody_confident_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
+def test_no_confident_sample_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
     pl = PL(net, threshold=1.0)
     before = pl.state_dict()
     y = pl(stream[0])

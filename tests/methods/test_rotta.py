@@ -239,7 +239,7 @@ def test_says_that_it_needs_batch_norm(norm: str) -> None:
         RoTTA(net(norm), CLASSES)
 
 
-def test_state_is_enough_and_reset_is_birth() -> None:
+def test_state_is_enough_and_reset_restores_the_initial_state() -> None:
     data = stream([10, 3, 1, 25, 8])
     a, dirty = (RoTTA(net(), CLASSES, adam(1e-2), capacity=8, frequency=8) for _ in range(2))
     born = state_hash(a)

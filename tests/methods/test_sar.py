@@ -118,7 +118,7 @@ def test_equals_the_published_loop_with_layer_norm(layer_net: nn.Module, stream:
     assert reference.events["returned"] == 0
 
 
-def test_a_return_begins_everything_anew(net: nn.Module, stream: list[Tensor]) -> None:
+def test_a_return_restores_everything(net: nn.Module, stream: list[Tensor]) -> None:
     """Weights, momentum and average are those of birth, and the clock goes on."""
     sar = SAR(net, 5, adam(1e-2), margin=1.0, floor=math.log(5) + 1)  # every average is too low
     birth = sar.state_dict()
@@ -175,7 +175,7 @@ def test_without_sharpness_and_selection_it_is_tent(net: nn.Module, stream: list
         torch.testing.assert_close(sar(x).logits, tent(x).logits, rtol=0, atol=1e-12)
 
 
-def test_nobody_certain_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
+def test_no_certain_sample_moves_nothing(net: nn.Module, stream: list[Tensor]) -> None:
     sar = SAR(net, 5, margin=1e-6)
     before = sar.state_dict()
     y = sar(stream[0])

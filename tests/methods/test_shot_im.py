@@ -87,7 +87,7 @@ def test_the_head_stays(net: nn.Module, stream: list[Tensor]) -> None:
         SHOTIM(net, head="top")
 
 
-def test_one_image_teaches_nothing(net: nn.Module, stream: list[Tensor]) -> None:
+def test_one_image_changes_nothing(net: nn.Module, stream: list[Tensor]) -> None:
     """Its gradient is zero but for rounding, which Adam would make a step of."""
     shot = SHOTIM(net, adam(1e-2))
     before = shot.state_dict()

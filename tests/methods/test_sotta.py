@@ -193,7 +193,7 @@ def test_top_layers_stay() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_state_is_enough_and_reset_is_birth(norm: str) -> None:
+def test_state_is_enough_and_reset_restores_the_initial_state(norm: str) -> None:
     data = stream([10, 3, 1, 25, 8])
     a, dirty = (SoTTA(net(norm), CLASSES, capacity=8, frequency=8, threshold=0.5) for _ in range(2))
     born = state_hash(a)

@@ -269,7 +269,7 @@ def test_consistency_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_state_is_enough_and_reset_is_birth(norm: str) -> None:
+def test_state_is_enough_and_reset_restores_the_initial_state(norm: str) -> None:
     data = stream([10, 3, 1, 25, 8])
     a, dirty = (
         STAMP(net(norm), CLASSES, views=2, alpha=0.9, options=STAMPOptions(capacity=8), period=4)

@@ -144,7 +144,7 @@ def test_only_the_untransformed_images_move_the_statistics(net: nn.Module, strea
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_outputs_that_nobody_declared_are_refused() -> None:
+def test_undeclared_outputs_are_refused() -> None:
     class Undeclared(nn.Module):
         def __init__(self) -> None:
             super().__init__()

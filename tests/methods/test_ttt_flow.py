@@ -82,7 +82,7 @@ def test_the_density_integrates_to_one() -> None:
     assert density.sum().item() * 0.05**2 == pytest.approx(1, abs=1e-4)
 
 
-def test_at_birth_a_coupling_changes_nothing() -> None:
+def test_a_new_coupling_changes_nothing() -> None:
     u = torch.randn(3, 5)
     v, log_det = Coupling(5, 4, swapped=True)(u)
     assert v.equal(u)

@@ -62,7 +62,7 @@ def heard(adapter: TTTPlusPlus) -> list[float]:
     return losses
 
 
-def test_views_are_told_apart_pair_by_pair() -> None:
+def test_views_are_contrasted_pair_by_pair() -> None:
     h = torch.randn(10, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for temperature in (0.5, 0.07):
         expected = info_nce(h.numpy(), temperature)

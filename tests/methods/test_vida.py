@@ -17,7 +17,7 @@ from testtime.parts import adam, generator, identity, sgd
 from testtime.source.vida import DomainAdapter, train_vida, with_adapters
 
 
-def lessons() -> list[tuple[Tensor, Tensor]]:
+def examples() -> list[tuple[Tensor, Tensor]]:
     return [batch(20, 900 + i) for i in range(3)]
 
 
@@ -80,7 +80,7 @@ class Published:
 
 @pytest.mark.parametrize("released", [False, True])
 def test_equals_the_published_loop(released: bool) -> None:
-    network = train_vida(net(), lessons(), passes=2, rate=1e-2, high_rank=6, title=None)
+    network = train_vida(net(), examples(), passes=2, rate=1e-2, high_rank=6, title=None)
     reference = Published(network, 0.235, (0.02, 0.05), (0.9, 0.8), 0.05 if released else None)
     ours = ViDA(
         network,
@@ -160,10 +160,10 @@ def test_where_adapters_stand() -> None:
 
 
 def test_training_moves_the_adapters_alone_and_goes_on_where_it_was_left(tmp_path: Path) -> None:
-    whole = train_vida(net(), lessons(), 3, 1e-2, high_rank=4, title=None)
+    whole = train_vida(net(), examples(), 3, 1e-2, high_rank=4, title=None)
     file = tmp_path / "vida.safetensors"
-    train_vida(net(), lessons(), 2, 1e-2, high_rank=4, file=file, title=None)
-    again = train_vida(net(), lessons(), 3, 1e-2, high_rank=4, file=file, title=None)
+    train_vida(net(), examples(), 2, 1e-2, high_rank=4, file=file, title=None)
+    again = train_vida(net(), examples(), 3, 1e-2, high_rank=4, file=file, title=None)
     for (n, p), q in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(p, q), n
     assert torch.equal(whole[0].layer.weight, net()[0].weight)

@@ -29,7 +29,7 @@ def test_robustbench_networks_take_their_own_normalisation() -> None:
     assert model_card("cifar10-wrn28-10").std == (1.0, 1.0, 1.0)
 
 
-def test_the_names_are_told() -> None:
+def test_unknown_names_are_refused_with_the_known() -> None:
     with pytest.raises(ValueError, match="did you mean 'cifar10-resnet20'.*; there are cifar10-resnet20, "):
         load_model("resnet-20")
 

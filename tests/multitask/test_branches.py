@@ -18,7 +18,7 @@ def network(branch: str | None, **arguments: object) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", BRANCHES)
-def test_every_branch_stands_on_the_same_network(name: str) -> None:
+def test_every_branch_has_the_same_network(name: str) -> None:
     plain, assisted = network(None), network(name, **(SMALL if name == "synchronizer" else {}))
     assert isinstance(plain, MultiTaskNet)
     assert isinstance(assisted, Assisted)

@@ -72,7 +72,7 @@ class Counting(Adapter):
         self.calls = self.calls + 1
         return self.model(x)
 
-    def _look(self, x):
+    def _predict_batch(self, x):
         return {"level": self.model(x)["level"] + 10 * self.calls}
 
 
@@ -115,7 +115,7 @@ def test_what_is_recorded():
     assert Protocol(steps=0).recorded == [0]
 
 
-def test_a_run_begins_at_birth():
+def test_a_run_begins_at_the_initial_state():
     a = adapter()
     a(torch.zeros(1, 3, 2, 2))
     assert follow(a, Numbers(), TASKS, Protocol(steps=1, batch=2)).values["level"] == pytest.approx([2, 12])

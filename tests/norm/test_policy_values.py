@@ -239,7 +239,7 @@ def test_unmix(case: Case) -> None:
     close(policy.var, variances)
 
 
-def test_unmix_is_born_as_the_source() -> None:
+def test_unmix_starts_as_the_source() -> None:
     """The mixture of many components has the source's mean and variance, whatever their spread; layers differ."""
     bn = layer(nn.BatchNorm2d)
     for alpha in (0.0, 0.3, 1.0):

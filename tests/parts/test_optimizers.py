@@ -57,7 +57,7 @@ def test_sgd_by_hand(nesterov: bool) -> None:
     ],
     ids=str,
 )
-def test_born_changes_neither_the_parameters_nor_the_path(factory: object) -> None:
+def test_initialised_changes_neither_the_parameters_nor_the_path(factory: object) -> None:
     p = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimizer = factory([p])  # type: ignore[operator]
     path = []
@@ -68,7 +68,7 @@ def test_born_changes_neither_the_parameters_nor_the_path(factory: object) -> No
     np.testing.assert_allclose(run(factory, GRADIENTS), path, rtol=1e-12)
 
 
-def test_born_state_is_there_and_zero() -> None:
+def test_initialised_state_is_there_and_zero() -> None:
     p = nn.Parameter(torch.ones(3))
     optimizer = initialised(adam(0.1)([p]), [p])
     assert p.equal(torch.ones(3))
@@ -108,7 +108,7 @@ def test_factories_are_values() -> None:
     ids=lambda factory: factory.func.__name__,
 )
 def test_state_that_does_not_begin_at_zero_is_kept(factory: partial[torch.optim.Optimizer]) -> None:
-    test_born_changes_neither_the_parameters_nor_the_path(factory)
+    test_initialised_changes_neither_the_parameters_nor_the_path(factory)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def shifted(tailed: tuple[ImageSet, nn.Module], **arguments: int) -> nn.Module:
     return with_label_shift(net, frequencies(data.targets(range(len(data))), 3), hidden=16, **arguments)
 
 
-def test_a_trained_head_serves_the_distribution_it_is_told(
+def test_a_trained_head_serves_the_distribution_it_is_given(
     tailed: tuple[ImageSet, nn.Module], tmp_path: Path
 ) -> None:
     data, net = tailed

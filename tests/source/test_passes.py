@@ -48,9 +48,9 @@ def test_groups_learn_at_multiples_of_the_rate_and_lessons_say_more() -> None:
     batches, net, _ = world()
     _, plain, _ = world()
     groups = [{"params": [net.weight]}, {"params": [net.bias], "times": 0.1}]
-    lessons = [(x, y, 2.0) for x, y in batches]
+    examples = [(x, y, 2.0) for x, y in batches]
     for _ in passes_over(
-        lessons,
+        examples,
         1,
         net,
         torch.optim.SGD(groups, 1.0),
@@ -196,9 +196,9 @@ def test_half_precision_learns_what_float32_does(
             p.data = p.data.to(dtype).float()
         net = net.to(dtype) if half else net
         began = net.weight.detach().float().clone()
-        lessons = [(x.to(net.weight), y) for x, y in batches]
+        examples = [(x.to(net.weight), y) for x, y in batches]
         for _ in passes_over(
-            lessons,
+            examples,
             20,
             net,
             kind(net.parameters(), lr=rate),

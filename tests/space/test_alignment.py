@@ -85,7 +85,7 @@ def test_a_shift_is_found_in_the_noise_of_a_sensor():
 
 
 @pytest.mark.shared
-def test_the_two_lenses_of_the_kinect_are_told_apart():
+def test_the_two_lenses_of_the_kinect_are_distinguished():
     """7-Scenes has depth as the infrared camera sees it, with a focal length of 585 pixels beside 525 of the colours'."""
     root = Path(__file__).parents[2] / ".data" / "7scenes"
     if not root.is_dir():

@@ -137,14 +137,14 @@ def test_teacher_centres_and_schedules_follow():
     assert [m.decay(k, 10) for k in (0, 10)] == [0.996, 1.0]
 
 
-def test_looking_teaches_the_centre_nothing():
+def test_evaluation_does_not_move_the_centre():
     m = model().eval()
     m(batch())
     m.advance(0, 10)
     assert m.centre.abs().max() == 0
 
 
-def test_the_teacher_learns_from_nobody_but_the_student():
+def test_the_teacher_follows_only_the_student():
     m = disturbed(model())
     losses = m(batch())
     torch.stack(list(losses.values())).mean().backward()

@@ -222,7 +222,7 @@ def test_pseudo_labels_of_every_kind_are_taken_in(scenes, tmp_path):
         ingest(scenes, tmp_path / "b", 16, 8, options=IngestOptions(pseudo=pseudo))
 
 
-def test_bad_arguments_are_told(scenes, tmp_path):
+def test_bad_arguments_are_refused(scenes, tmp_path):
     with pytest.raises(ValueError, match="expected a size in multiples of patch"):
         ingest(scenes, tmp_path, 20, 8)
     with pytest.raises(ValueError, match="but no heat"):

@@ -218,7 +218,7 @@ def words_of(places, ids, i):
     return ids[i][here][places[i][here].argsort()].tolist()
 
 
-def test_sequences_are_masked_in_spans_and_said_again(space):
+def test_sequences_are_masked_in_spans_and_repeated(space):
     """What is shown and what is asked say the stored sequence where nothing was cut; before each word stands its own."""
     frames, sentinels = frames_of(space), VOCABULARY.sentinels
     components = [

@@ -213,7 +213,7 @@ def test_the_papers_sizes():
     assert (len(b.blocks), b.dim, b.blocks[0].mlp.fc1.out_features) == (12, 768, 2048)
 
 
-def test_query_key_and_value_are_born_as_matrices_of_their_own():
+def test_query_key_and_value_are_initialised_as_matrices_of_their_own():
     m = FourM([Stream("rgb", "pixels", 64), Stream("tok_depth", "grid", 64, 9)], "tiny", (64, 64), 8)
     bound = np.sqrt(6 / (96 + 96))
     weight = m.blocks[0].attn.qkv.weight

@@ -122,7 +122,7 @@ def test_after_a_kill_the_same_call_goes_on_bit_for_bit(space, tmp_path, workers
     assert {p.name for p in broken.iterdir()} == {"losses.jsonl", "model.safetensors"}
 
 
-def test_a_kill_before_the_first_checkpoint_begins_anew(space, tmp_path):
+def test_a_run_killed_before_the_first_checkpoint_restarts(space, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pretrain(model(space, kind=killed(FourM, 1)), batches(space), RECIPE, tmp_path / "a")
     again = pretrain(model(space), batches(space), RECIPE, tmp_path / "a")

@@ -61,7 +61,7 @@ def test_too_long_a_sequence_is_cut_and_its_last_box_not_read():
     )
 )
 @settings(max_examples=50, deadline=None)
-def test_boxes_on_the_bins_are_told_exactly(raw: list[tuple[int, int, int, int, str]]):
+def test_boxes_on_the_bins_are_encoded_exactly(raw: list[tuple[int, int, int, int, str]]):
     boxes = [Box(a / 10, b / 10, c / 10, d / 10, name) for a, b, c, d, name in raw]
     told = WORDS.decode(WORDS.encode(boxes))
     assert told == sorted(boxes, key=lambda b: b.x0**2 + b.y0**2)

@@ -148,7 +148,7 @@ def test_reading_keeps_the_order_over_files(tmp_path):
         made.read([1, 2], [0])
 
 
-def test_shards_that_are_made_anew_are_read_anew(tmp_path):
+def test_shards_that_are_made_again_are_read_again(tmp_path):
     first = shards(tmp_path, 4).read([0], [0])
     for path in tmp_path.iterdir():
         path.unlink()
@@ -156,7 +156,7 @@ def test_shards_that_are_made_anew_are_read_anew(tmp_path):
     assert not torch.equal(first["tok_rgb"], again["tok_rgb"])
 
 
-def test_what_cannot_be_made_is_said_before_anything_is(tmp_path):
+def test_what_cannot_be_made_is_refused_before_anything_is(tmp_path):
     with pytest.raises(ValueError, match="no frames"):
         shards(tmp_path / "a", 0)
     with pytest.raises(ValueError, match=r"tokenizer of tok_rgb is for \(8, 8\), the crops are \(16, 16\)"):

@@ -68,7 +68,7 @@ def test_a_frame_without_a_camera_takes_the_first_that_is_known(scenes):
 # --- sources
 
 
-def test_layouts_are_told_apart(tmp_path, scenes):
+def test_layouts_are_distinguished(tmp_path, scenes):
     from testtime.scenes import Recipe, make
 
     make(tmp_path / "scenes", [Recipe(seed=1, frames=2, size=(16, 16))])

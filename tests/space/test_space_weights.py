@@ -134,7 +134,7 @@ def test_patches_are_embedded_as_4m_does():
     )
 
 
-def test_modalities_are_left_out_only_when_that_is_said():
+def test_modalities_are_left_out_only_on_request():
     state = published()
     with pytest.raises(
         WeightsError, match=r"tok_clip@224\.\w+ is unknown.*leave_out=True ignores modalities"

@@ -318,7 +318,7 @@ def test_losses_are_those_of_the_modalities():
         assert vq(modality)._loss(4 * a[:, :1], 4 * b[:, :1]).item() == pytest.approx(smooth)
 
 
-def test_where_nothing_was_measured_stands_the_mean():
+def test_the_mean_is_where_nothing_was_measured():
     tokenizer = vq(DEPTH)
     nothing = torch.full((1, 1, 16, 16), torch.nan)
     assert torch.equal(tokenizer.encode(nothing), tokenizer.encode(torch.full((1, 1, 16, 16), 3.0)))

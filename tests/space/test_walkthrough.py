@@ -93,7 +93,7 @@ def test_large_pictures_are_averaged_and_their_camera_follows(tmp_path):
     assert walk.camera(0).k.tolist() == [[25, 0, 15.75], [0, 22.5, 11.75], [0, 0, 1]]
 
 
-def test_a_field_of_view_stands_for_intrinsics(tmp_path):
+def test_a_field_of_view_replaces_intrinsics(tmp_path):
     save(tmp_path / "a.png", picture())
     k = Walkthrough(tmp_path, fov=90).camera(0).k
     assert np.allclose(k, [[16, 0, 16], [0, 16, 12], [0, 0, 1]], atol=1e-9)
@@ -126,7 +126,7 @@ def test_depth_in_millimetres_and_in_metres(tmp_path):
     assert Walkthrough(tmp_path, depth=False).tasks == ()
 
 
-def test_bad_depth_is_told(tmp_path):
+def test_bad_depth_is_refused(tmp_path):
     save(tmp_path / "a.png", picture())
     save(tmp_path / "b.png", picture())
     save(tmp_path / "depth" / "a.png", np.full((24, 32), 900, np.uint16))
@@ -149,7 +149,7 @@ def test_bad_depth_is_told(tmp_path):
         Walkthrough(tmp_path)[1]
 
 
-def test_bad_pictures_are_told(tmp_path):
+def test_bad_pictures_are_refused(tmp_path):
     with pytest.raises(DataError, match="expected pictures .* found none"):
         Walkthrough(tmp_path)
     (tmp_path / "a.heic").write_bytes(b"x")
@@ -268,7 +268,7 @@ def test_a_killed_extraction_goes_on_and_ends_the_same(video, tmp_path, monkeypa
     assert extract_frames(video, tmp_path / "whole", every=3) == whole
 
 
-def test_bad_videos_are_told(video, tmp_path):
+def test_bad_videos_are_refused(video, tmp_path):
     with pytest.raises(DataError, match="no such file; expected a video"):
         extract_frames(tmp_path / "none.mp4", tmp_path / "f")
     damaged = tmp_path / "damaged.mp4"

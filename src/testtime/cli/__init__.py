@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from testtime import __version__
-from testtime.cli import experiments, multitask, online, scenes, space
+from testtime.cli import experiments, multitask, online, scenes, serve, space
 from testtime.cli.command import Parser, add_command
 from testtime.cli.former import translated
 from testtime.cli.options import Commands
@@ -15,7 +15,7 @@ from testtime.workers import Terminated, terminable
 __all__ = ["main", "parser"]
 
 
-COMMANDS: Commands = {**experiments.COMMANDS, **online.COMMANDS}
+COMMANDS: Commands = {**experiments.COMMANDS, **online.COMMANDS, **serve.COMMANDS}
 FAMILIES: dict[str, tuple[str, Commands]] = {
     "scenes": ("furnished houses with exact labels: make, show", scenes.COMMANDS),
     "multitask": ("models of several dense tasks: train", multitask.COMMANDS),

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from testtime.cli.options import once, whole
+from testtime.cli.options import once, seeds, whole, words
 from testtime.errors import did_you_mean
 
 __all__ = ["Parser", "add_command"]
@@ -96,6 +96,8 @@ def _add_option(parser: Parser, key: str, hint: Any, default: Any, named: bool =
             settings |= {"choices": get_args(kind), "metavar": None}
         if several:
             settings |= {"nargs": "+", "action": _Several, "const": option.several}
+        elif option.convert in (words, seeds):
+            settings |= {"action": _Several}
     if not required:
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         settings["help"] += f" ({shown})" if shown not in (None, False, "") else ""
@@ -108,9 +110,11 @@ def _add_option(parser: Parser, key: str, hint: Any, default: Any, named: bool =
 
 
 class _Several(argparse.Action):
-    """Stores words as a tuple; each may stand once, unless the option says otherwise."""
+    """Stores words as a tuple, also those of an option that is given again; each may stand once, unless it says otherwise."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        values = [*(() if before is self.default else before), *values]
         try:
             found = tuple(values) if self.const else once(values, " ".join(map(str, values)))
         except argparse.ArgumentTypeError as error:

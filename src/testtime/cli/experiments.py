@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from testtime.cli.options import (
     Commands,
@@ -19,6 +18,7 @@ from testtime.cli.options import (
     new_file,
     new_folder,
     print_progress,
+    setting,
     words,
 )
 from testtime.experiments.registry import find_experiment, list_experiments
@@ -58,7 +58,7 @@ class Changes:
         if self.data is not None and not Path(self.data).is_dir():
             raise ValueError(f"--data {self.data}: no such folder; expected that of data sets and weights")
         given = {name: value for name, value in vars(self).items() if value is not None}
-        settings = {**before.settings, **dict(map(_setting, self.settings))}
+        settings = {**before.settings, **dict(map(setting, self.settings))}
         return replace(before, **{**given, "settings": settings})
 
 
@@ -169,17 +169,6 @@ def _show(tables: Sequence[Table], page: Page, path: str | Path, markdown: bool 
     for table in tables:
         print(table.markdown() if markdown else table.text(), end="\n\n")
     print(write_page(path, page))
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """A setting, its value read as TOML; what is no TOML is a string."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"expected a setting as KEY=VALUE, got {text!r}")
-    try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name, value
 
 
 COMMANDS: Commands = {"run": run, "list": list_, "report": report}

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 __all__ = [
     *("Commands", "Device", "Jobs", "Option", "Precision", "Seed", "Seeds", "device", "existing", "new_file"),
-    *("new_folder", "number", "once", "print_progress", "seeds", "size", "whole", "words"),
+    *("new_folder", "number", "once", "print_progress", "seeds", "setting", "size", "whole", "words"),
 ]
 
 Commands = dict[str, Callable[..., int]]
@@ -142,6 +143,17 @@ def new_file(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{path.parent} is no folder; make it first, or choose another")
     _need_writable(path.parent)
     return text
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Convert a setting KEY=VALUE, whose value is read as TOML; what is no TOML is a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"expected a setting as KEY=VALUE, got {text!r}")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
 
 
 def _need_writable(folder: Path) -> None:

@@ -88,9 +88,13 @@ class Processes(Backend):
             self._pool = self._stack.enter_context(pool)
         try:
             future = self._pool.submit(execute, described, root, again)
-        except BrokenProcessPool as error:
+        except (
+            BrokenProcessPool,
+            EOFError,
+            ConnectionError,
+        ) as error:  # also where the process that starts them is gone
             future = Future()
-            future.set_exception(error)
+            future.set_exception(BrokenProcessPool(str(error)))
         self._running[future] = described["address"]
 
     def finished(self, timeout: float) -> list[tuple[str, Outcome]]:

@@ -93,10 +93,16 @@ def run_experiment(
     precision = resolve_precision(asked, need_device(request.device), started, say)
     request = request.started(experiment.seeds, precision)
     whole = request.joined(before) if before else request
+    plan = experiment.plan(whole)  # what it refuses is refused before anything is written
+    with run.claimed():
+        if (
+            there := run.request()
+        ) != before:  # another process has begun or extended this run in the meantime
+            whole = request.joined(there) if there else request
+            plan = experiment.plan(whole)
+        run.write(experiment, whole, plan, provenance(command, request.device, precision))
     request = replace(request, token=whole.token)
-    plan = experiment.plan(whole)
     units = plan.units if request == whole else experiment.plan(request).units
-    run.write(experiment, whole, plan, provenance(command, request.device, precision))
     place = Path(store) if store is not None else run.path.absolute().parent / "store"
     with backend or Here() as where:
         schedule = _Schedule(run, Store(place.absolute()), where, again, say)

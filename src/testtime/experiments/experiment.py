@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from testtime.errors import DataError, did_you_mean, unknown_name
+from testtime.experiments.registry import find_method
 from testtime.experiments.table import Row
 
 if TYPE_CHECKING:
@@ -293,12 +294,16 @@ class Experiment(ABC):
         """Return those of the rows that the request names, the base rows, and one for each own method.
 
         Rows are named by their labels in any spelling, or by a method (``about["method"]``) that is nobody's label. The row of
-        an own method has the import path or entry point as ``about["method"]``.
+        an own method has the label of its class, and the import path or entry point as ``about["method"]``.
 
         Raises:
             ValueError: there is no row of this name.
         """
-        own = [Row(name.rpartition(":")[2], about={"method": name}) for name in request.methods]
+        own, taken = [], {row.label for row in rows}
+        for name in request.methods:
+            label = find_method(name).label
+            own.append(Row(f"{label} ({name})" if label in taken else label, about={"method": name}))
+            taken.add(label)
         if request.rows is None:
             return [*rows, *own]
         labels = {_bare(row.label) for row in rows}

@@ -17,6 +17,15 @@ from testtime.files import damaged, write_text
 __all__ = ["Request", "read_toml", "write_toml"]
 
 AGAIN = "repair it, or delete it and give the same command again"
+LARGEST_SEED = 2**32 - 1  # what every generator takes
+PRECISIONS = ("auto", "float32", "bfloat16")
+SEVERAL = ("seeds", "rows", "methods")
+KINDS: Mapping[str, tuple[type, str]] = {
+    "seeds": (int, "a list of whole numbers"),
+    **dict.fromkeys(("rows", "methods"), (str, "a list of strings")),
+    "limit": (int, "a whole number"),
+    **dict.fromkeys(("experiment", "device", "precision", "data", "model", "token"), (str, "a string")),
+}
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,24 @@ class Request:
     token: str = ""
 
     def __post_init__(self) -> None:
+        for name, (kind, form) in KINDS.items():
+            value = getattr(self, name)
+            if isinstance(value, list | range) and name in SEVERAL:
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            parts = value if name in SEVERAL else (value,)
+            if value is not None and not (isinstance(parts, tuple) and all(type(p) is kind for p in parts)):
+                raise ValueError(f"expected {name} as {form}, got {value!r}")
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"expected settings as a table of names and values, got {self.settings!r}")
         if self.seeds is not None and (
             not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0
         ):
             raise ValueError(f"expected different seeds from 0, at least one, got {self.seeds}")
+        if self.seeds is not None and max(self.seeds) > LARGEST_SEED:
+            raise ValueError(f"expected seeds up to {LARGEST_SEED}, got {max(self.seeds)}")
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         if self.rows is not None and not self.rows:
             raise ValueError("the list of rows is empty; leave it out to take all of the experiment's")
         if self.limit is not None and self.limit < 1:
@@ -65,7 +88,7 @@ class Request:
 
         Raises:
             FileNotFoundError: there is no such file.
-            DataError: it is no TOML, or has another key than the fields of a request.
+            DataError: it is no TOML, or has another key than the fields of a request, or a value of another type.
         """
         content = read_toml(path)
         known = {f.name for f in fields(cls)}
@@ -73,10 +96,8 @@ class Request:
             if name not in known:
                 raise DataError(f"{path}: {unknown_name('key', name, sorted(known))}")
         with damaged(path, AGAIN):
-            content["experiment"] = str(content["experiment"])
-            for name in ("seeds", "rows", "methods"):
-                if name in content:
-                    content[name] = tuple(content[name])
+            if "experiment" not in content:
+                raise ValueError("expected the key experiment, a name of testtime list")
             return cls(**content)
 
     def write(self, path: str | Path) -> Path:
@@ -113,7 +134,8 @@ class Request:
 
 
 def _differs(name: str, before: object, now: object) -> str:
-    return f"the folder holds a run with {name} {before}, this one has {now}; give another folder with --out"
+    was, wanted = (f"the default {name}" if one is None else f"{name} {one}" for one in (before, now))
+    return f"the folder holds a run with {was}, this one has {wanted}; give another folder with --out"
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

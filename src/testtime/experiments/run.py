@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from testtime.experiments.claims import claimed
 from testtime.experiments.experiment import Experiment, Plan, Unit, closure
 from testtime.experiments.provenance import SCHEMA, now
 from testtime.experiments.request import Request
-from testtime.experiments.store import read_result
+from testtime.experiments.store import check_schema, read_result
 from testtime.experiments.table import Record, Row
 from testtime.files import damaged, read_json, slug, write_json
 
@@ -53,11 +56,9 @@ class RunFolder:
             plan: plan of the experiment for this request.
             session: provenance of this command; those of earlier ones are kept.
         """
+        there = (self.path / "run.json").is_file()
+        before = _about(self.path) if there else {"sessions": [], "others": {}, "units": {}}
         request.write(self.path / "run.toml")
-        path = self.path / "run.json"
-        before = (
-            read_json(path, AGAIN, ABOUT) if path.is_file() else {"sessions": [], "others": {}, "units": {}}
-        )
         names = ("family", "title", "source", "note")
         units = {u.address: {"name": u.name, "code": u.versions} for u in closure(plan.units)}
         earlier = {name: address for name, address in before["others"].items() if name not in plan.others}
@@ -74,7 +75,17 @@ class RunFolder:
             "units": units,
             "sessions": [*before["sessions"], session],
         }
-        write_json(path, about)
+        write_json(self.path / "run.json", about)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Wait until no other process writes what this run consists of, and keep others from it while the block runs."""
+        while True:
+            with claimed(self.path) as (own, _):
+                if own is not None:
+                    yield
+                    return
+            time.sleep(0.1)
 
     def _file(self, kind: str, unit: Unit) -> Path:
         return self.path / kind / f"{slug(unit.name)[:80]}-{unit.address[:12]}.json"
@@ -82,7 +93,7 @@ class RunFolder:
     def result(self, unit: Unit) -> dict[str, Any] | None:
         """Return the content of a unit's result file; None if there is none."""
         path = self._file("results", unit)
-        return read_result(path) if path.is_file() else None
+        return read_result(path, unit.address) if path.is_file() else None
 
     def adopt(self, unit: Unit, content: Mapping[str, Any]) -> None:
         """Keep the result of a unit; an earlier error of it is removed."""
@@ -185,15 +196,9 @@ def read_run(folder: str | Path) -> Run:
         ValueError: it is none.
         DataError: a file in it is damaged.
     """
-    path = Path(folder) / "run.json"
-    if not path.is_file():
+    if not (Path(folder) / "run.json").is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime run makes one")
-    about = read_json(path, AGAIN, ABOUT)
-    with damaged(path, AGAIN):
-        if about["schema"] > SCHEMA:
-            raise ValueError(
-                f"it has schema {about['schema']}, this version of testtime reads up to {SCHEMA}"
-            )
+    about = _about(Path(folder))
     files = [sorted((Path(folder) / kind).glob("*.json")) for kind in ("results", "failures")]
     results = {found["unit"]["address"]: found for found in map(read_result, files[0])}
     failed = [read_json(file, AGAIN, {"address": str, "name": str, "error": str}) for file in files[1]]
@@ -205,3 +210,18 @@ def read_run(folder: str | Path) -> Run:
         {address: results[address] for address in order},
         {address: found for address, found in failures.items() if address in about["units"]},
     )
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Read the ``run.json`` of a run."""
+    path = folder / "run.json"
+    about: dict[str, Any] = read_json(path, AGAIN, ABOUT)
+    with damaged(path, AGAIN):
+        check_schema(about)
+        for unit in [*(cell["unit"] for cell in about["cells"]), *about["others"].values()]:
+            if unit not in about["units"]:
+                raise ValueError(f"the unit {unit} of a cell is not among its units")
+        for address, unit in about["units"].items():
+            if not (isinstance(unit, dict) and isinstance(unit.get("code"), dict) and "name" in unit):
+                raise ValueError(f"the unit {address} has no name and code")
+    return about

@@ -21,7 +21,7 @@ from testtime.experiments.provenance import SCHEMA, provenance
 from testtime.files import damaged, read_json, sweep, write_json
 from testtime.plugins import resolve
 
-__all__ = ["Made", "Outcome", "Store", "Workspace", "execute", "read_result"]
+__all__ = ["Made", "Outcome", "Store", "Workspace", "check_schema", "execute", "read_result"]
 
 AGAIN = "delete it and give the same command again: it makes it again"
 RESULT = {"schema": int, "unit": {"address": str, "name": str, "code": dict}, "result": dict, "made": dict}
@@ -94,7 +94,7 @@ class Store:
     def result(self, address: str) -> dict[str, Any] | None:
         """Return the content of a unit's result file; None if there is none."""
         path = self.folder(address) / "result.json"
-        return read_result(path) if path.is_file() else None
+        return read_result(path, address) if path.is_file() else None
 
     def share(self, address: str) -> float:
         """Return the done share of a unit that is being worked on, from 0 to 1."""
@@ -113,20 +113,29 @@ class Store:
             file.write(text.encode())
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path, address: str | None = None) -> dict[str, Any]:
     """Read the file of a result.
+
+    Args:
+        path: the file.
+        address: address of the unit whose result is expected; None for any.
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it is damaged, or from a later version of this library.
+        DataError: it is damaged, from a later version of this library, or of another unit.
     """
     found: dict[str, Any] = read_json(path, AGAIN, RESULT)
     with damaged(path, AGAIN):
-        if found["schema"] > SCHEMA:
-            raise ValueError(
-                f"it has schema {found['schema']}, this version of testtime reads up to {SCHEMA}"
-            )
+        check_schema(found)
+        if address not in (None, found["unit"]["address"]):
+            raise ValueError(f"it holds the result of another unit, {found['unit']['name']}")
     return found
+
+
+def check_schema(found: Mapping[str, Any]) -> None:
+    """Refuse a file of a later version of this library with a ValueError."""
+    if found["schema"] > SCHEMA:
+        raise ValueError(f"it has schema {found['schema']}, this version of testtime reads up to {SCHEMA}")
 
 
 def execute(
@@ -165,7 +174,7 @@ def execute(
             if not own.held():
                 return {"state": "elsewhere", "token": ""}
             write_json(folder / "result.json", content)
-        except Exception as error:  # noqa: BLE001 - one unit must not end the run of the others; it is reported
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - one unit must not end the run of the others
             text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
             write_json(folder / "error.json", {"error": text, "traceback": trace, "token": own.token})
             store.log("failed", described, error=text)
@@ -192,9 +201,13 @@ def _attempt(store: Store, described: Mapping[str, Any], report: Callable[[float
             raise FileNotFoundError(f"{store.folder(address)}: the needed unit {name!r} has no result there")
         needs[name] = Made(found["result"], store.folder(address))
     made = provenance([], parameters.get("device", "cpu"), parameters.get("precision", "float32"))
-    with _own_randomness(described["address"]):
+    with _own_surroundings(described["address"]):
         work = Workspace(parameters, described["places"], needs, folder, cache, report)
         result = resolve(described["kind"])(work)
+    if not isinstance(result, Mapping):
+        raise TypeError(
+            f"{described['kind']} returned {type(result).__name__}, expected a dictionary of values"
+        )
     unit = {name: value for name, value in described.items() if name != "places"}
     return {"schema": SCHEMA, "unit": unit, "result": result, "made": made}
 
@@ -212,11 +225,12 @@ class _Noted:
 
 
 @contextmanager
-def _own_randomness(address: str) -> Iterator[None]:
-    """Seed the global generators by the address while the block runs, whatever ran before in this process."""
+def _own_surroundings(address: str) -> Iterator[None]:
+    """Seed the global generators by the address while the block runs; they and the working folder are restored after it."""
     import torch
 
     seed, before, legacy = int(address[:8], 16), random.getstate(), np.random.get_state()  # noqa: NPY002
+    where = Path.cwd()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         random.seed(seed)
@@ -225,5 +239,6 @@ def _own_randomness(address: str) -> Iterator[None]:
         try:
             yield
         finally:
+            os.chdir(where)
             random.setstate(before)
             np.random.set_state(legacy)  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Gradients that a model does not let through: what to tell its user."""
+"""Gradients that a model does not let through: error messages for its user."""
 
 from __future__ import annotations
 

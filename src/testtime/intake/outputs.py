@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from testtime.errors import AdapterWarning
 from testtime.intake.gradients import require_gradient
+from testtime.intake.shards import Shards, current_shards
 from testtime.intake.views import Views, checked
 
 __all__ = ["Contract", "Logits", "Outputs"]
@@ -119,6 +120,7 @@ class Logits(nn.Module):
                 f"input_range is the lowest and the highest value of the inputs, got {input_range!r}"
             )
         self.network = network
+        self.shards: Shards | None = None  # set while a group of processes shares the batches out
         self.outputs = outputs
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self.views = checked(views, "preserves")  # the keyword of every method
@@ -130,7 +132,10 @@ class Logits(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Any:
-        y = self._choose(self._run(x))
+        shards = (
+            self.shards if current_shards() is None else None
+        )  # a network in this one runs what it is given
+        y = self._logits(x) if shards is None else shards.run(self.network, self._logits, x)
         if self.contract is None:
             return y
         if isinstance(y, Tensor):
@@ -141,6 +146,9 @@ class Logits(nn.Module):
             _refuse_probabilities(y)
             _warn_of_bounded(y)
         return y
+
+    def _logits(self, x: Any) -> Any:
+        return self._choose(self._run(x))
 
     def _run(self, x: Any) -> Any:
         """The network's output; a network that writes into its input, as ``x.sub_(mean)`` does, gets a copy each time."""

@@ -13,7 +13,7 @@ from testtime.intake.frozen import remember
 from testtime.intake.model import DetachedCopies, check_model, copy_model
 from testtime.intake.outputs import Logits
 
-__all__ = ["AtLeastFloat32", "Birth", "Stateful", "at_least_float32", "duplicate", "share", "twin"]
+__all__ = ["AtLeastFloat32", "InitialState", "Stateful", "at_least_float32", "duplicate", "share", "twin"]
 
 
 def at_least_float32(value: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
@@ -44,7 +44,7 @@ class AtLeastFloat32(nn.Module):
 class Stateful(nn.Module):
     """A module whose persistent buffers move: they are part of an adapter's state.
 
-    ``learned`` says that only ``prepare`` writes them: they are saved, and a reset keeps them.
+    ``learned`` marks buffers that only ``prepare`` writes: they are saved, and a reset keeps them.
     """
 
     learned: bool = False
@@ -70,8 +70,8 @@ class Stateful(nn.Module):
         return other
 
 
-class Birth(AtLeastFloat32, Stateful):
-    """What an adapter was born with, where ``prepare`` moved it: saved with its state, so that a reset finds it anywhere.
+class InitialState(AtLeastFloat32, Stateful):
+    """The initial state of an adapter, as far as ``prepare`` changed it: saved with its state, for a reset in any process.
 
     Args:
         names: names of the tensors that move; they have no values until :meth:`remember`.
@@ -84,10 +84,10 @@ class Birth(AtLeastFloat32, Stateful):
         for name in names:
             self.register_buffer(name.replace(".", "/"), torch.empty(0))  # a buffer's name has no dots
 
-    def remember(self, birth: Mapping[str, Tensor]) -> None:
-        """Hold a copy of what the tensors are at birth."""
+    def remember(self, initial: Mapping[str, Tensor]) -> None:
+        """Hold a copy of the initial values of the tensors."""
         for name in self._buffers:
-            self._buffers[name] = birth[name.replace("/", ".")].clone()
+            self._buffers[name] = initial[name.replace("/", ".")].clone()
 
     def known(self) -> dict[str, Tensor]:
         """What is held, by name; empty before any ``prepare``."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from testtime.adapter import state_hash
-from testtime.laws.trial import Make, answers, born, flat, look, require, same, same_answers
+from testtime.laws.trial import Make, answers, built, flat, predicted, require, same, same_answers
 from testtime.laws.worlds import World, ambient
 from testtime.prediction import Prediction
 
@@ -29,9 +29,9 @@ def source_untouched(make: Make, world: World) -> None:
     flags, modes = [p.requires_grad for p in parameters], [m.training for m in network.modules()]
     kinds = [type(m) for m in network.modules()]
 
-    adapter = born(make, world, network)
+    adapter = built(make, world, network)
     answers(adapter, world.stream(3))
-    look(adapter, world.stream(1)[0])
+    predicted(adapter, world.stream(1)[0])
     adapter.reset()
 
     require(kinds == [type(m) for m in network.modules()], "layers of the caller's model were replaced")
@@ -48,7 +48,7 @@ def source_untouched(make: Make, world: World) -> None:
 
 def tensors_owned(make: Make, world: World) -> None:
     """A batch is not changed, and neither it nor its answer is kept: writing on them later is harmless."""
-    adapter = born(make, world)
+    adapter = built(make, world)
     held: list[Tensor] = []
     with ambient():
         for x in world.stream(4):
@@ -60,11 +60,11 @@ def tensors_owned(make: Make, world: World) -> None:
             require(not graph, "the answer carries a graph")
             held += [given, *outputs, y.valid, *y.selected.values()]
     probe = world.stream(1, seed=3)[0]
-    before, hash_before = look(adapter, probe), state_hash(adapter)
+    before, hash_before = predicted(adapter, probe), state_hash(adapter)
     for tensor in held:
         tensor.fill_(1 if tensor.dtype == torch.bool else 0.123)
     require(state_hash(adapter) == hash_before, "overwriting past batches or answers changed the state")
-    same(look(adapter, probe), before, "predict() after past batches or answers were overwritten")
+    same(predicted(adapter, probe), before, "predict() after past batches or answers were overwritten")
 
 
 def ambient_untouched(make: Make, world: World) -> None:
@@ -112,7 +112,7 @@ def any_grad_context(make: Make, world: World) -> None:
     def run(build: Callable[[], Any], call: Callable[[], Any]) -> tuple[list[Prediction], str]:
         network = world.network()
         with build():
-            adapter = born(make, world, network)
+            adapter = built(make, world, network)
         with call():
             inputs = [x.clone() for x in [*batches, probe]]  # inference tensors, inside inference mode
             ys = answers(adapter, inputs[:-1])
@@ -135,9 +135,9 @@ def any_grad_context(make: Make, world: World) -> None:
 
 def label_blind(make: Make, world: World) -> None:
     """What predicts and learns takes the inputs and nothing else, so that no label can reach it."""
-    adapter = born(make, world)
+    adapter = built(make, world)
     methods: list[tuple[str, Callable[..., Any]]] = [
-        (name, getattr(adapter, name)) for name in ("step", "_look", "forward", "predict")
+        (name, getattr(adapter, name)) for name in ("step", "_predict_batch", "forward", "predict")
     ]
     for name, method in methods:
         parameters = list(inspect.signature(method).parameters)

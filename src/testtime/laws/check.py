@@ -95,7 +95,7 @@ def check_adapter(
 
     Args:
         make: builds the adapter on a model: the class itself, or a function of the model.
-        excuses: for a law that the method must break, the fact of its paper that says why.
+        excuses: for a law that the method must break, the fact of its paper that is the reason.
         worlds: names from ``testtime.laws.WORLDS``; those in which the method can live.
         laws: the names of those to try; all unless given.
 

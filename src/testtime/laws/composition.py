@@ -1,4 +1,4 @@
-"""Composition: adapters go into wrappers and modules, and say the truth about themselves."""
+"""Composition: adapters go into wrappers and modules, and declare correct facts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import inspect
 from torch import nn
 
 from testtime.adapter import state_hash
-from testtime.laws.trial import Make, answers, born, grown, inner, require, same, same_answers
+from testtime.laws.trial import Make, answers, built, grown, inner, require, same, same_answers
 from testtime.laws.worlds import Meter, World
 from testtime.wrap import Episodic, ResetEvery
 
@@ -18,11 +18,11 @@ __all__ = ["composes", "declared"]
 def composes(make: Make, world: World) -> None:
     """It works inside Episodic and ResetEvery, as a deep copy, and as a part of a module that is saved."""
     batches = world.stream(4)
-    alone = [answers(born(make, world), [x])[0] for x in batches]
+    alone = [answers(built(make, world), [x])[0] for x in batches]
 
-    episodic = born(lambda model: Episodic(make(model)), world)
+    episodic = built(lambda model: Episodic(make(model)), world)
     same_answers([answers(episodic, [x])[0] for x in batches], alone, "inside Episodic")
-    reset = born(lambda model: ResetEvery(make(model), 2), world)
+    reset = built(lambda model: ResetEvery(make(model), 2), world)
     y = answers(reset, batches[:3])[2]
     same(y, alone[2], "inside ResetEvery(..., 2), the third answer")
 
@@ -49,7 +49,7 @@ def declared(make: Make, world: World) -> None:
     network = world.network()
     meter = network.meter
     assert isinstance(meter, Meter)
-    adapter = born(make, world, network)
+    adapter = built(make, world, network)
     for a in inner(adapter):
         for name in list(inspect.signature(type(a).__init__).parameters)[1:]:
             require(hasattr(a, name), f"{type(a).__name__} takes {name!r}, but has no attribute {name!r}")

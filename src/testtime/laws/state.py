@@ -5,23 +5,34 @@ from __future__ import annotations
 import torch
 
 from testtime.adapter import state_hash
-from testtime.laws.trial import Make, answers, born, grown, load, look, require, same, same_answers, saved
+from testtime.laws.trial import (
+    Make,
+    answers,
+    built,
+    grown,
+    load,
+    predicted,
+    require,
+    same,
+    same_answers,
+    saved,
+)
 from testtime.laws.worlds import World
 
 __all__ = ["predict_is_pure", "reset_is_birth", "restore_is_total", "save_is_enough", "snapshot_is_a_value"]
 
 
 def reset_is_birth(make: Make, world: World) -> None:
-    """A reset brings back the state of birth, also in an instance that began by loading another state."""
-    birth = state_hash(born(make, world))
+    """A reset restores the initial state, also in an instance that began by loading another state."""
+    initial = state_hash(built(make, world))
     adapter = grown(make, world, world.stream(4))
-    late = born(make, world)
+    late = built(make, world)
     late.load_state_dict(adapter.state_dict())
     for how, a in (("after a run", adapter), ("after loading a state", late)):
         a.reset()
         require(
-            state_hash(a) == birth,
-            f"{how}, a reset does not bring back the state of birth: {_difference(a, born(make, world))}",
+            state_hash(a) == initial,
+            f"{how}, a reset does not restore the initial state: {_difference(a, built(make, world))}",
         )
 
 
@@ -30,7 +41,7 @@ def save_is_enough(make: Make, world: World) -> None:
     first, second = world.stream(4), world.stream(4, seed=3)
     adapter = grown(make, world, first)
     file = saved(adapter)
-    fresh = make(world.network())  # a state holds what prepare() taught, and the birth that it led to
+    fresh = make(world.network())  # a state holds what prepare() learned, and the initial state after it
     load(fresh, file)
     same_answers(
         answers(fresh, second), answers(adapter, second), "continued from a file by a fresh instance"
@@ -43,7 +54,7 @@ def save_is_enough(make: Make, world: World) -> None:
     adapter.reset()
     require(
         state_hash(fresh) == state_hash(adapter),
-        f"a fresh instance that loaded a state resets to another birth: {_difference(fresh, adapter)}",
+        f"a fresh instance that loaded a state resets to another initial state: {_difference(fresh, adapter)}",
     )
 
 
@@ -88,9 +99,9 @@ def predict_is_pure(make: Make, world: World) -> None:
     dirty = probe.clone()
     dirty[0] = torch.nan
     for x, what in ((probe, "a batch"), (probe[:1], "one image"), (probe[:0], "no image"), (dirty, "a NaN")):
-        look(adapter, x)
+        predicted(adapter, x)
         require(state_hash(adapter) == before, f"predict on {what} changed the state")
-    same(look(adapter, probe), look(adapter, probe), "predict, called again,")
+    same(predicted(adapter, probe), predicted(adapter, probe), "predict, called again,")
     same_answers(answers(adapter, batches[2:]), answers(undisturbed, batches[2:]), "after predict")
 
 

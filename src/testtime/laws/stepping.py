@@ -15,12 +15,12 @@ from testtime.laws.trial import (
     Make,
     adapted,
     answers,
-    born,
+    built,
     deviation,
     flat,
     grown,
     inner,
-    look,
+    predicted,
     require,
     same,
     same_answers,
@@ -50,7 +50,7 @@ __all__ = [
 
 def same_form(make: Make, world: World) -> None:
     """An answer has the form of the model's logits, and one score, validity and mask entry per image."""
-    network, adapter = world.network(), born(make, world)
+    network, adapter = world.network(), built(make, world)
     for size in (16, 5, 2, 1):
         x = world.stream(1, size)[0]
         with torch.no_grad():
@@ -95,7 +95,7 @@ def _well_formed(y: Any, output: Any, what: str) -> None:
 
 def alive(make: Make, world: World) -> None:
     """After a few batches the adapted parameters have moved, and the answers differ from the source's."""
-    adapter, batches, probe = born(make, world), world.stream(6), world.stream(1, seed=3)[0]
+    adapter, batches, probe = built(make, world), world.stream(6), world.stream(1, seed=3)[0]
     before = [p.detach().clone() for p in adapted(adapter)]
     answers(adapter, batches)
     with torch.no_grad():
@@ -104,14 +104,14 @@ def alive(make: Make, world: World) -> None:
         moved = max(deviation(p, b) for p, b in zip(adapted(adapter), before, strict=True))
         require(moved > 0, f"none of the {len(before)} adapted parameters moved in {len(batches)} batches")
     require(
-        deviation(look(adapter, probe), source) > 0,
+        deviation(predicted(adapter, probe), source) > 0,
         f"after {len(batches)} batches it answers as the source model",
     )
 
 
 def frozen_is_frozen(make: Make, world: World) -> None:
     """What is not declared to move, by adapt() or as state, stays bitwise: weights and constant buffers."""
-    adapter = born(make, world)
+    adapter = built(make, world)
     moving = {id(t) for m in adapter.modules() if isinstance(m, Stateful) for t in m.moving().values()}
     frozen = {k: v for k, v in [*adapter.named_parameters(), *adapter.named_buffers()] if id(v) not in moving}
     before = {k: v.detach().clone() for k, v in frozen.items()}
@@ -123,21 +123,25 @@ def frozen_is_frozen(make: Make, world: World) -> None:
 
 def null_step(make: Make, world: World) -> None:
     """At a learning rate of zero, predict, step and the source under the same norm policy answer the same."""
-    adapter, network = still(born(make, world)), world.network()
+    adapter, network = still(built(make, world)), world.network()
     norms: list[Any] = [a.norm for a in inner(adapter) if callable(getattr(a, "norm", None))]
     with ambient():
-        # An adapter that does not say its policy is held against its own network, which keeps the policy it has.
-        source = Source(network, norm=norms[0]) if norms else Source(inner(born(make, world))[-1].model)
+        # An adapter that does not declare its policy is compared with its own network, which keeps the policy it has.
+        source = Source(network, norm=norms[0]) if norms else Source(inner(built(make, world))[-1].model)
     for i, x in enumerate(world.stream(3)):
-        looked, stepped, expected = look(adapter, x), answers(adapter, [x])[0], answers(source, [x])[0]
+        unadapted, stepped, expected = (
+            predicted(adapter, x),
+            answers(adapter, [x])[0],
+            answers(source, [x])[0],
+        )
         same(stepped, expected, f"batch {i}: the step, against the source model,", 1e-6)
-        same(looked, expected, f"batch {i}: predict, against the source model,", 1e-6)
+        same(unadapted, expected, f"batch {i}: predict, against the source model,", 1e-6)
 
 
 def output_timing(make: Make, world: World) -> None:
     """The declared output is true: "after" feels its update, "before" does not, "teacher" is no student."""
     batches = world.stream(5)
-    declared = born(make, world).output
+    declared = built(make, world).output
     require(
         declared in ("before", "after", "teacher"),
         f"output is {declared!r}, expected 'before', 'after' or 'teacher'",
@@ -153,11 +157,11 @@ def output_timing(make: Make, world: World) -> None:
     if declared == "after":
         require(felt > 0, "output is 'after', but no answer feels its own batch's update")
     student, probe = grown(make, world, batches[:2]), world.stream(1, seed=3)[0]
-    before = look(student, probe)
+    before = predicted(student, probe)
     with torch.no_grad():
         for p in adapted(student):
             p.mul_(1.5)
-    change = deviation(look(student, probe), before)
+    change = deviation(predicted(student, probe), before)
     if declared == "teacher":
         require(
             change == 0,
@@ -170,8 +174,8 @@ def output_timing(make: Make, world: World) -> None:
 
 
 def deterministic(make: Make, world: World) -> None:
-    """Two instances on one stream answer and end the same, wherever the global random generators stand."""
-    one, other = born(make, world), born(make, world)
+    """Two instances on one stream answer and end the same, whatever the state of the global generators."""
+    one, other = built(make, world), built(make, world)
     for i, x in enumerate(world.stream(4)):
         with ambient(10):
             first = flat(one(x.clone()))
@@ -194,7 +198,7 @@ def any_batch(make: Make, world: World) -> None:
     """One image, two, none, ragged, constant, all filtered out or all taken: nothing is NaN."""
 
     def try_on(network: nn.Module, batches: list[Tensor], what: str) -> None:
-        adapter = born(make, world, network)
+        adapter = built(make, world, network)
         for i, (x, y) in enumerate(zip(batches, answers(adapter, batches), strict=True)):
             bad = int((~torch.isfinite(y)).sum())
             require(y.shape == (len(x), *y.shape[1:]), f"{what}: {len(x)} images got {len(y)} answers")
@@ -234,7 +238,7 @@ def survives_nonfinite(make: Make, world: World) -> None:
         mask = torch.ones(len(x) + 3, dtype=torch.bool)
         mask[[0, 6, len(x) + 2]] = False
         masks.append(mask)
-    one, other = born(make, world), born(make, world)
+    one, other = built(make, world), built(make, world)
     for i, (y, z, good) in enumerate(zip(answers(one, dirty), answers(other, clean), masks, strict=True)):
         require(
             torch.equal(y.valid, good),
@@ -242,7 +246,7 @@ def survives_nonfinite(make: Make, world: World) -> None:
         )
         same(y[good], z.logits, f"batch {i}: the rows of the good images")
         require(y[~good].isnan().all(), f"batch {i}: a refused image was answered")
-        same(look(one, dirty[i])[good], look(other, clean[i]).logits, "predict on the good images")
+        same(predicted(one, dirty[i])[good], predicted(other, clean[i]).logits, "predict on the good images")
     require(
         state_hash(one) == state_hash(other), "the state differs from that of the run without the bad images"
     )
@@ -255,7 +259,7 @@ def survives_nonfinite(make: Make, world: World) -> None:
 
 
 def _prepare_is_screened(make: Make, world: World) -> None:
-    """Source batches with bad images teach what the good ones teach; batches that a call refuses are refused."""
+    """Source batches with bad images have the effect of the good ones alone; batches that a call refuses are refused."""
     source = world.source()
     dirty = [torch.cat([x, x[:2]]) for x in source]
     for x in dirty:
@@ -289,11 +293,11 @@ def _prepare_is_screened(make: Make, world: World) -> None:
 
 
 def no_residue(make: Make, world: World) -> None:
-    """After a reset the adapter answers a stream as one that never met another."""
+    """After a reset the adapter answers a stream as one that never processed another."""
     first, second = world.stream(5), world.stream(5, seed=3)
     used = grown(make, world, first)
     used.reset()
-    same_answers(answers(used, second), answers(born(make, world), second), "after a reset")
+    same_answers(answers(used, second), answers(built(make, world), second), "after a reset")
 
 
 def bounded(make: Make, world: World) -> None:
@@ -325,7 +329,7 @@ def _footprint(thing: Any, seen: set[int]) -> int:
 def one_tick(make: Make, world: World) -> None:
     """Moving statistics advance once per observed batch, however many forwards a step makes."""
     network = ema_statistics(world.network())
-    adapter = born(make, world, network)
+    adapter = built(make, world, network)
     policies = {name: m for name, m in adapter.named_modules() if isinstance(m, EMAStatistics)}
     met: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in policies}
     for name, module in policies.items():
@@ -350,10 +354,10 @@ def one_tick(make: Make, world: World) -> None:
 
 def any_precision(make: Make, world: World) -> None:
     """In float64, float16, bfloat16 and under autocast it updates, stays finite and answers in the model's type."""
-    learns = any(y.updated for y in answers(born(make, world), world.stream(3)))
+    learns = any(y.updated for y in answers(built(make, world), world.stream(3)))
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         network, batches = world.network().to(dtype), [x.to(dtype) for x in world.stream(3)]
-        adapter = born(make, world, network)
+        adapter = built(make, world, network)
         _finite_state(adapter, f"{dtype}, before the first batch")
         ys = answers(adapter, batches)
         for y in ys:
@@ -361,7 +365,7 @@ def any_precision(make: Make, world: World) -> None:
             require(y.valid.all(), f"{dtype}: {int((~y.valid).sum())} answers are not finite")
         require(not learns or any(y.updated for y in ys), f"{dtype}: it updates nothing, and does in float32")
         _finite_state(adapter, f"{dtype}")
-    adapter = born(make, world)
+    adapter = built(make, world)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ys = answers(adapter, world.stream(3))
     require(all(bool(y.valid.all()) for y in ys), "under autocast answers are not finite")

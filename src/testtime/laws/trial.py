@@ -1,4 +1,4 @@
-"""What laws are made of: an adapter born in a world, its answers, and comparisons that say by how much."""
+"""Parts of the laws: an adapter built in a world, its predictions, and comparisons with the size of a difference."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def require(truth: object, measured: str) -> None:
         raise LawBroken(measured)
 
 
-def born(make: Make, world: World, network: nn.Module | None = None) -> Adapter:
-    """A fresh adapter on the world's network, prepared if it wants to see its source."""
+def built(make: Make, world: World, network: nn.Module | None = None) -> Adapter:
+    """A fresh adapter on the world's network, prepared if it needs source data."""
     network = world.network() if network is None else network
     with ambient():
         adapter = make(network)
@@ -57,20 +57,20 @@ def flat(y: Any) -> Prediction:
 
 
 def answers(adapter: Adapter, batches: Iterable[Tensor]) -> list[Prediction]:
-    """What the adapter answers to the batches; the global generator always stands the same at the first."""
+    """What the adapter answers to the batches; the state of the global generator is the same at the first."""
     with ambient():
         return [flat(adapter(x.clone())) for x in batches]  # clone() keeps the memory format
 
 
 def grown(make: Make, world: World, batches: Iterable[Tensor], network: nn.Module | None = None) -> Adapter:
-    """A fresh adapter that has met the batches."""
-    adapter = born(make, world, network)
+    """A fresh adapter after the batches."""
+    adapter = built(make, world, network)
     answers(adapter, batches)
     return adapter
 
 
-def look(adapter: Adapter, x: Tensor) -> Prediction:
-    """What the adapter predicts, learning nothing."""
+def predicted(adapter: Adapter, x: Tensor) -> Prediction:
+    """The prediction of the adapter without learning."""
     with ambient():
         return flat(adapter.predict(x.clone()))
 
@@ -118,7 +118,7 @@ def adapted(adapter: Adapter) -> list[nn.Parameter]:
 
 
 def still(adapter: Adapter) -> Adapter:
-    """The same adapter with an optimizer that stands still: a learning rate of zero, also under a schedule."""
+    """The same adapter with an optimizer that does not move: a learning rate of zero, also under a schedule."""
     for optimizer in (a._optimizer for a in inner(adapter) if a._optimizer is not None):
         vars(optimizer)["step"] = lambda: None
     return adapter

@@ -65,7 +65,7 @@ class Metered(nn.Module):
             self.meter.backwards += len(x)
 
         def first(module: nn.Module, inputs: Any, output: Any) -> None:
-            # A backward, wherever in the network it sets out, ends at the first activation that asks for a gradient.
+            # A backward, wherever in the network it begins, ends at the first activation that asks for a gradient.
             if unseen and isinstance(output, Tensor) and output.requires_grad:
                 unseen.clear()
                 output.register_hook(count)
@@ -148,7 +148,6 @@ class TinyDense(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-@functools.cache
 class Encoded(nn.Module):
     """A linear classifier on the mean of the features of a masked autoencoder's encoder."""
 

@@ -9,7 +9,7 @@ the source,
         + \big\lVert \sigma_l^2 - \hat\sigma_l^2 \big\rVert_1 \Big), \qquad D_l = C_l H_l W_l
 
 A step, after ``prepare(batches)`` has summarised the source once:
-    1. predict the batch, and look at what every normalisation layer gives;
+    1. predict the batch, and record the output of every normalisation layer;
     2. take the gradient of the distance to the source with respect to all parameters;
     3. update them once, and answer with the prediction of 1.
 
@@ -18,10 +18,10 @@ Departures:
     layer and halves, and so does this. Its variances are unbiased (``unbiased=True``), and its source statistics are the mean
     over batches of the statistics of each batch (``batch_average=True``); here variances are biased, and the source statistics
     are those of all images together.
-    The published CIFAR code takes several steps on the stream and reports the best by the labels; nothing here looks at
-    labels. The answer is the forward before the update: look with ``predict``, or wrap in ``Repeat``, for the one after it.
+    The published CIFAR code takes several steps on the stream and reports the best by the labels; nothing here uses
+    labels. The answer is the forward before the update: call ``predict``, or wrap in ``Repeat``, for the one after it.
     A batch of one image has no variance: its values alone are matched.
-    The statistics of the source are those under the policy of ``norm`` while it only looks; by default, and in the paper,
+    The statistics of the source are those under the policy of ``norm`` while it only predicts; by default, and in the paper,
     BatchNorm uses those of training (``eval()``), there and at test time.
 
 Cost: one forward, one backward through all weights. ``prepare`` costs one forward a batch, once.
@@ -197,7 +197,7 @@ class ActMAD(Adapter):
         self.activations = SourceActivations(taps, unbiased, batch_average)
         self.adapt(network.parameters(), optimizer)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         self.activations.clear()
         for x in batches:  # under gradients: without them torch's transformers go around their norms
             x = x.clone() if x.is_inference() else x

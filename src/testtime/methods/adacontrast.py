@@ -14,9 +14,9 @@ K nearest images gives to a weak view,
 where :math:`\bar p` is the mean prediction of the batch's strong views.
 
 A step:
-    1. the student looks at a weak view; its K nearest in the memory vote on the label, once ``begin`` images were met, and
+    1. the student predicts a weak view; its K nearest in the memory vote on the label, after ``begin`` images, and
        before that its own prediction is the label;
-    2. the teacher follows the student, and both look at a strong view each;
+    2. the teacher follows the student, and both predict a strong view each;
     3. update all parameters once on L, at the share of the learning rate that a batch smaller than ``full_batch`` gets;
     4. the keys with their labels, and the teacher's features and predictions of the weak view, enter the memory, from which
        the oldest leave;

@@ -178,7 +178,7 @@ class AdaNPC(Adapter):
         self._tap = head_tap(self.model, head)
 
     @torch.no_grad()
-    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+    def _prepare(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         images, labels = labelled_images_of(batches)
         seen = [with_features(self.model, self._tap, x) for x in images]
         z = torch.cat([z for _, z in seen]).to(self.of_source.rows.dtype)
@@ -203,7 +203,7 @@ class AdaNPC(Adapter):
     def _answer(self, logits: Tensor, p: Tensor, selected: dict[str, Tensor] | None = None) -> Prediction:
         return Prediction(_floored(p).log().to(logits.dtype), score=energy(logits), selected=selected)
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         logits, _, p = self._vote(x)
         return self._answer(logits, p)
 

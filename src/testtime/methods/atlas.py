@@ -11,7 +11,7 @@ and each parameter block b (a weight or a bias of a layer), trusted images :math
     (q_i, \hat c_i) = \max_c p_\theta(c \mid \alpha(x_i))
 
 which is FixMatch without labels. An image is trusted where :math:`\theta_0` is among the k surest of its class so far, and
-then what :math:`\theta_0` says is its label.
+then the prediction of :math:`\theta_0` is its label.
 
 A step, from :math:`\lambda = 0`, once there are task vectors (``train_task_vectors``, ``with_task_vectors`` or
 ``prepare``):
@@ -27,9 +27,9 @@ Departures:
     with the surest of each class as labelled). The threshold and :math:`\lambda_u` are FixMatch's, k is this library's.
     Figures of the paper cannot be claimed.
     There the whole test set is at hand: it is gone through ten times, and then predicted. Here it is a stream: whom to trust is
-    among those met so far, and is answered before it is learned. ``Repeat(ATLAS(model, classes), 10)`` learns each batch ten
+    among those so far, and is predicted before it is learned. ``Repeat(ATLAS(model, classes), 10)`` learns each batch ten
     times and then answers; the offline form is the stream ten times through, and then ``predict``.
-    The recipe does not say how AdamW decays; without decay it is Adam, which is the default.
+    The recipe does not define how AdamW decays; without decay it is Adam, which is the default.
     There the task vectors are of CLIP's image encoder, fine-tuned on 22 data sets, and the head is made of text. Here they are
     of everything but the head (``skip``), and ``prepare``, for a network that comes without, makes some from unlabelled source
     images: for each corruption in ``tasks`` a copy of the network learns to answer the corrupted images as it answered the
@@ -270,7 +270,7 @@ class ATLAS(Adapter):
             self.source = "none"
         self.adapt([vectors.coefficients], optimizer)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         if not self.vectors.learned:
             return
         images = images_of(batches)

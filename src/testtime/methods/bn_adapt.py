@@ -1,19 +1,18 @@
-r"""BN-adapt: normalise with the statistics of what arrives; learn nothing.
+r"""BN-adapt: normalise with the statistics of the batch; learn nothing.
 
 .. math:: z = f_{\theta_0}(x; \mu, \sigma^2), \qquad
     \mu = (1 - \alpha)\,\mu_s + \alpha\,\mu_b, \quad \sigma^2 = (1 - \alpha)\,\sigma_s^2 + \alpha\,\sigma_b^2
 
-with the statistics :math:`s` of the source and :math:`b` of the batch; :math:`\alpha = 1` unless the policy
-says otherwise.
+with the statistics :math:`s` of the source and :math:`b` of the batch; :math:`\alpha = 1` unless the policy has another.
 
 A step:
-    1. predict the batch, its BatchNorm layers normalised as the policy says.
+    1. predict the batch, its BatchNorm layers normalised by the policy.
 
 Departures:
     A single value per channel (one image at a 1x1 layer) has no variance: the source statistics serve it.
     Schneider et al. let alpha be n / (N + n) for n images and a prior worth N of them; here alpha is fixed,
     so give that value for the batch size in use: ``alpha=64 / (16 + 64)`` for batches of 64 and N = 16.
-    Variances are biased unless the policy says ``unbiased=True``.
+    Variances are biased unless the policy has ``unbiased=True``.
     Published code step by step: ``BNAdapt(model)`` is the "norm" baseline of TENT and its heirs
     (``BatchNorm2d`` in train mode without running statistics); ``norm=partial(alpha_statistics, alpha=0.1,
     unbiased=True)`` is alpha-BN, and Schneider et al.'s BayesianBatchNorm with the alpha above;
@@ -42,7 +41,7 @@ __all__ = ["BNAdapt"]
 
 @final
 class BNAdapt(Adapter):
-    """Normalise with the statistics of what arrives; learn nothing.
+    """Normalise with the statistics of the batch; learn nothing.
 
     Args:
         model: a classifier with BatchNorm layers.

@@ -15,7 +15,7 @@ A step, after ``prepare(batches)`` has taken the Gaussians once:
 
 Departures:
     No code was found, and of the paper's text the abstract and summaries alone were at hand. They give the distance, its use
-    within and between classes, that normalisation layers move, and that no weight stands between the two terms; the ratio
+    within and between classes, that normalisation layers move, and that there is no weight between the two terms; the ratio
     under the logarithm, which needs none, is this reading of it. So are the optimizer and the statistics of the batch, those
     of Tent. Figures of this method are those of this reading, not the paper's.
     The paper knows the source's labels. ``prepare`` takes them with the images, ``prepare([(images, labels), ...])``; where
@@ -194,7 +194,7 @@ class CAFA(Adapter):
         logits, z = with_features(self.model, self._tap, x)
         return logits, z.to(torch.promote_types(z.dtype, torch.float32))
 
-    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+    def _prepare(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         images, labels = labelled_images_of(batches)
         with torch.no_grad():
             seen = [self._see(x.clone() if x.is_inference() else x) for x in images]

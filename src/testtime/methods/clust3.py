@@ -15,13 +15,13 @@ A step:
     3. update them once, and answer with the prediction of 1.
 
 The paper takes 20 to 100 iterations on a batch, from the source each time, and evaluates after them: call the adapter as
-often, look with ``predict``, and ``reset`` before the next batch.
+often, call ``predict``, and ``reset`` before the next batch.
 
 What is learned on source data lies in :mod:`testtime.source.clust3`.
 
 Departures:
     The paper trains projectors and network together: give ``Assisted(network, Projectors(...))``, as
-    :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` teaches the projectors, the network
+    :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` trains the projectors, the network
     frozen: ``passes`` over the batches with Adam.
     The paper watches the first two stages of a ResNet: ``layers=("layer1", "layer2")``. Unless named, it is the encoder of
     a multi-task network, or what a classifier's head is given.
@@ -114,7 +114,7 @@ class ClusT3(Adapter):
         self.source = "data" if self.branch.learned else "none"
         self.adapt(upstream(self.model, self._taps), optimizer)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         if self.branch.learned:
             self.branch.teach(self.model, self._taps, batches, self.passes, self.rate, self.seed)
 

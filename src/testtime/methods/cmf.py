@@ -158,7 +158,7 @@ class CMF(Adapter):
         self.filter = MomentumFilter(source, alpha, noise)
         self.register_buffer("average", source.new_full((classes,), 1 / classes))
 
-    def _look(self, x: Tensor) -> Prediction:
+    def _predict_batch(self, x: Tensor) -> Prediction:
         return corrected(self.model(x), self.options.prior)
 
     def step(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ With the student :math:`\theta`, its average :math:`\theta'`, the source :math:`
     \theta &\leftarrow M \odot \theta_0 + (1 - M) \odot \theta, \qquad M \sim \text{Bernoulli}(p)
 
 A step:
-    1. ask the source how confident it is; the teacher answers with the mean logits of its views, or at once;
+    1. compute the confidence of the source model; the teacher answers with the mean logits of its views, or at once;
     2. move every weight and bias of the student towards that answer, then the teacher towards the student;
     3. return a random share of the student's weights to the source; answer as the teacher did in 1.
 
@@ -121,10 +121,10 @@ class CoTTA(Adapter):
         self.adapt(moving.values(), optimizer)
         self.origin = [self.anchor.get_parameter(name) for name in moving]
         self.teacher = Teacher(self.model, self._adapted, decay)
-        self.crowd = grouped([self.teacher.model] * chunk) if chunk > 1 else None
+        self.chunked = grouped([self.teacher.model] * chunk) if chunk > 1 else None
 
     @torch.no_grad()
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         """The teacher's answer (N, C): a call answers the same."""
         z = self.anchor(x)
         confidence = z.softmax(dim=1, dtype=torch.promote_types(z.dtype, torch.float32)).amax(dim=1).mean()
@@ -136,12 +136,12 @@ class CoTTA(Adapter):
         for first in range(0, self.views, self.chunk):
             names = [f"view {i}" for i in range(first, first + self.chunk)]
             views = [self.augment(x, generator(self.seed, int(self.clock), v, x.device)) for v in names]
-            z = (self.crowd or self.teacher)(torch.cat(views)).unflatten(0, (self.chunk, -1))
+            z = (self.chunked or self.teacher)(torch.cat(views)).unflatten(0, (self.chunk, -1))
             total = total + z.sum(dim=0, dtype=total.dtype)
         return total / self.views
 
     def step(self, x: Tensor) -> Tensor:
-        student, teacher = self.model(x), self._look(x)
+        student, teacher = self.model(x), self._predict_batch(x)
         loss = soft_cross_entropy(student, teacher)
         if self.symmetric:
             loss = (loss + soft_cross_entropy(teacher, student)) / 2

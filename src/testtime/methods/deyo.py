@@ -13,7 +13,7 @@ A step:
     1. predict the batch, normalised by its own statistics: that is the answer;
     2. destroy the objects of those that are certain enough, and predict them again, normalised among themselves;
     3. keep whose label lost enough of its probability, and update scale and shift of the normalisation layers once on
-       their weighted mean entropy; the weights carry no gradient. Where nobody is kept nothing moves.
+       their weighted mean entropy; the weights carry no gradient. Where no sample is kept nothing moves.
 
 Departures:
     The loss is the mean over the kept, as in the published code; the paper writes it for each sample.

@@ -14,7 +14,7 @@ A step, after ``prepare(batches)`` has learned the importance once:
     1. predict the batch, normalised by its own statistics;
     2. keep what is certain enough and unlike the mean prediction so far;
     3. update scale and shift of the normalisation layers once on the mean weighted entropy of the kept plus
-       the regulariser, and the mean prediction; where nobody is kept, neither moves. Answer with the
+       the regulariser, and the mean prediction; where no sample is kept, neither moves. Answer with the
        prediction of 1.
 
 Departures:
@@ -173,7 +173,7 @@ class EATA(Adapter):
         """E_0, the reliable entropy in nats."""
         return self.margin * math.log(self.classes)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         self.fisher.update(self.model, batches)
 
     def step(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""EcoTTA: small networks beside the groups of a frozen one learn, and are held to what the frozen ones say.
+r"""EcoTTA: small networks beside the groups of a frozen one learn, and are kept near the outputs of the frozen ones.
 
 With the groups :math:`f_1 \dots f_K` of the frozen network, and beside each a meta network of a normalisation :math:`n_k`
 and a block :math:`c_k` of a convolution, a normalisation and a ReLU,
@@ -73,7 +73,7 @@ __getattr__ = renamed(
 
 @final
 class EcoTTA(Adapter):
-    """Small networks beside the groups of a frozen one learn, and are held to what the frozen ones say.
+    """Small networks beside the groups of a frozen one learn, and are kept near the outputs of the frozen ones.
 
     Args:
         model: a convolutional classifier; one of ``train_meta`` needs no ``prepare``.
@@ -131,7 +131,7 @@ class EcoTTA(Adapter):
         if not self.warmth.done:
             self.remember_birth()
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         images = images_of(batches)
         groups = meta_groups(self.model)
         with torch.no_grad():

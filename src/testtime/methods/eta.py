@@ -1,4 +1,4 @@
-r"""ETA: minimise the entropy of reliable samples that say something new.
+r"""ETA: minimise the entropy of reliable samples that are not redundant.
 
 With the mean prediction :math:`m` of what was learned from before and :math:`E_0 = m_0 \log C`,
 
@@ -13,7 +13,7 @@ A step:
     2. keep what is certain enough and unlike the mean prediction so far (the first batch: only certain
        enough); the weight :math:`S_{ent}` carries no gradient;
     3. update scale and shift of the normalisation layers once on the mean weighted entropy of the kept, and
-       the mean prediction with the mean of the kept; where nobody is kept, neither moves. Answer with the
+       the mean prediction with the mean of the kept; where no sample is kept, neither moves. Answer with the
        prediction of 1.
 
 Departures:
@@ -61,7 +61,7 @@ class MeanPrediction(Stateful):
         decay: beta, the weight of the past.
         like: a tensor whose device and precision (at least float32) the average takes.
 
-    ``update`` advances it, calling says which predictions are unlike it.
+    ``update`` advances it, a call returns which predictions are unlike it.
     """
 
     mean: Tensor
@@ -99,7 +99,7 @@ def active_entropy(
         d_margin: the cosine below which it is new.
 
     Returns:
-        the scalar loss (NaN where nobody is kept), the mask (N,) of the kept, and the probabilities (N, C).
+        the scalar loss (NaN where no sample is kept), the mask (N,) of the kept, and the probabilities (N, C).
     """
     h = entropy(logits)
     p = logits.detach().softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
@@ -110,7 +110,7 @@ def active_entropy(
 
 @final
 class ETA(Adapter):
-    """Minimise the entropy of reliable samples that say something new.
+    """Minimise the entropy of reliable samples that are not redundant.
 
     Args:
         model: any classifier with normalisation layers.

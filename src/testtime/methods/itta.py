@@ -20,7 +20,7 @@ time :math:`\min_\Theta L_w` alone.
 A step:
     1. see the batch twice, the second time every image in the style of another one of the batch;
     2. take the gradient of the learned consistency with respect to the adaptive parameters, and update them once;
-    3. predict the batch anew, and answer.
+    3. predict the batch again, and answer.
 
 What is learned on source data lies in :mod:`testtime.source.itta`.
 
@@ -37,7 +37,7 @@ Departures:
     them, on what the linear head is given: equal features cost nothing. Gradients are compared at unit length, over all
     parameters but the head's. BatchNorm keeps its source statistics, in training and at test.
     ``train_itta`` trains network and :math:`f_w` together on the labelled source. For a network that comes alone
-    ``prepare`` teaches :math:`f_w` alone, with the network's own answers to unlabelled images for labels.
+    ``prepare`` trains :math:`f_w` alone, with the network's own answers to unlabelled images for labels.
     At test the published code is reported to go by Adam at a tenth of the rate of training, ``adam(5e-6)`` where that is
     DomainBed's; scales and shifts hardly move at that rate, and the default is this library's.
 
@@ -154,7 +154,7 @@ class ITTA(Adapter):
         self._tap = head_tap(home, head)
         self.adapt([p for g in adaptive_groups(self.model) for p in (g.scale, g.shift)], optimizer)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         if not self.consistency.learned:
             return
         images = images_of(batches)

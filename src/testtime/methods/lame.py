@@ -157,5 +157,5 @@ class LAME(Adapter):
         log_z = laplacian_adjusted(log_p, w, self.weight, self.iterations, self.tolerance)
         return Prediction(log_z.to(logits.dtype), score=energy(logits))
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self.step(x)

@@ -16,7 +16,7 @@ Departures:
     it answers with those of the one image: the default policy. On CIFAR its network has no BatchNorm.
     The published views start from a random crop of any size on ImageNet, of a padded image on CIFAR; here the latter for
     both (:func:`testtime.parts.augmix`).
-    ``episodic=False`` goes on from image to image, which the paper does not; ``predict`` looks with what the last left.
+    ``episodic=False`` goes on from image to image, which the paper does not; ``predict`` uses the state that the last left.
     Published code step by step, up to the draws: ``MEMO(model)`` (CIFAR, ResNet-26 with GroupNorm),
     ``MEMO(model, sgd(2.5e-4, momentum=0), views=64)`` (ImageNet, ResNet-50); its other ImageNet networks take AdamW, 1e-5
     and weight decay 0.01.
@@ -99,9 +99,9 @@ class MEMO(Adapter):
         answers = []
         for i, image in enumerate(x.split(1)):
             if self.episodic:
-                birth = self._born()
+                initial = self._initial_state()
                 names = [n for n in self.moving() if self.reset_optimizer or not n.startswith("optimizer.")]
-                self._restore({name: birth[name] for name in names if name != "clock"})
+                self._restore({name: initial[name] for name in names if name != "clock"})
             copies = image.expand(self.views, *image.shape[1:])
             views = self.augment(copies, generator(self.seed, int(self.clock), f"image {i}", x.device))
             with observing(self.model):

@@ -1,4 +1,4 @@
-r"""Meta-DMoE: a student learns, in one step, what experts of the source domains say together of a new one.
+r"""Meta-DMoE: a student learns, in one step, the joint output of experts of the source domains on a new one.
 
 With an expert :math:`M_k` for each of K source domains, an aggregator :math:`A_\phi`, and a student of an encoder
 :math:`f_{\theta_e}` and a head :math:`h_{\theta_c}`, all experts and the student giving features of D values,
@@ -25,14 +25,14 @@ What is learned on source data lies in :mod:`testtime.source.meta_dmoe`.
 
 Departures:
     Of the paper's text the abstract and Algorithm 1 were at hand; all else follows the published code. Algorithm 1 puts 0 in
-    the place of what the domain's own expert says (``mask="zero"``); the code leaves it out, as here. With the zero, the mean
+    the place of the domain's own expert (``mask="zero"``); the code leaves it out, as here. With the zero, the mean
     over experts has another scale in training than at test, where none is masked: with three of them the step then did harm.
-    Of the step's norm the paper's notation does not say whether it is squared; the code takes the mean of squares, as here.
-    One domain makes a meta-batch, as in the code. There the batches of a domain are drawn anew; here the batches of all
+    Of the step's norm the paper's notation leaves open whether it is squared; the code takes the mean of squares, as here.
+    One domain makes a meta-batch, as in the code. There the batches of a domain are newly drawn; here the batches of all
     domains are shown in one random order, the same in every pass.
     The published code pre-trains the student on all domains together; here it is the network that is given. Its experts begin
     at ImageNet and train BatchNorm's statistics; here they begin at the network given and keep them (``norm``).
-    The code makes its optimizers anew in every pass, so that Adam forgets; here it does not. It keeps the weights that were
+    The code makes new optimizers in every pass, so that Adam forgets; here it does not. It keeps the weights that were
     best on a validation domain; here the last ones are taken. Its aggregator has dropout of 0.1 while it is pre-trained; here
     none. Of its 16 heads of attention there are here as many as divide D.
     For a network that comes alone, ``prepare`` takes corruptions of the unlabelled source images for domains, and the network's
@@ -118,13 +118,13 @@ class MetaDMoEOptions:
 
 @final
 class MetaDMoE(Adapter):
-    """A student learns, in one step, what experts of the source domains say together of a new one.
+    """A student learns, in one step, the joint output of experts of the source domains on a new one.
 
     Args:
         model: a network of ``train_meta_dmoe``; any other classifier with a linear head needs ``prepare``.
         optimizer: moves the student's encoder; without momentum, at the ``inner_rate`` it was meta-trained with (1e-3 for
             Camelyon17, 3e-4 for iWildCam, 1e-4 for RxRx1 and FMoW).
-        when: "first" learns from the first batch after birth or a reset, which is the paper's; "every" from every batch.
+        when: "first" learns from the first batch after construction or a reset, which is the paper's; "every" from every batch.
         options: settings that are rarely changed.
         norm: the policy of the BatchNorm layers in student and experts, also while ``prepare`` trains them.
         seed: random seed of the initial weights of the aggregator, in ``prepare``.
@@ -134,9 +134,9 @@ class MetaDMoE(Adapter):
         RuntimeError: it is called before ``prepare``, and the network is not one of ``train_meta_dmoe``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-    >>> lessons = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
+    >>> examples = [(torch.rand(8, 3, 4, 4), torch.randint(2, (8,)))] * 3
     >>> from testtime.source.meta_dmoe import train_meta_dmoe
-    >>> dmoe = MetaDMoE(train_meta_dmoe(net, {"day": lessons, "night": lessons}, title=None))
+    >>> dmoe = MetaDMoE(train_meta_dmoe(net, {"day": examples, "night": examples}, title=None))
     >>> [dmoe(torch.rand(8, 3, 4, 4)).updated for _ in range(3)]
     [True, False, False]
     """
@@ -185,7 +185,7 @@ class MetaDMoE(Adapter):
         if not brought:
             self.remember_birth()
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         if not self.mixture.learned:
             return
         images = images_of(batches)

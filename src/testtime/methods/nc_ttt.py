@@ -1,4 +1,4 @@
-r"""NC-TTT: let a discriminator that told little noise from much on the source say what still looks like the source.
+r"""NC-TTT: keep features where a discriminator, trained on the source to distinguish small from large noise, predicts small.
 
 With the projection z of a feature vector to d dimensions, its views :math:`\tilde z = z + \sigma \epsilon`,
 :math:`\epsilon \sim \mathcal N(0, I)`, of little noise (:math:`\sigma_s`, in distribution) and of much (:math:`\sigma_o`),
@@ -21,13 +21,13 @@ A step:
     3. update them once, and answer with the prediction of 1.
 
 The paper takes several iterations on a batch, from the source each time, and evaluates after them: call the adapter as
-often, look with ``predict``, and ``reset`` before the next batch.
+often, call ``predict``, and ``reset`` before the next batch.
 
 What is learned on source data lies in :mod:`testtime.source.nc_ttt`.
 
 Departures:
     The paper trains branch and network together: give ``Assisted(network, NoiseDiscriminator(...))``, as
-    :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` teaches the branch, the network
+    :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` trains the branch, the network
     frozen: ``passes`` over the batches with Adam.
     Every place of a feature map is a vector of its own. The projection is linear and then standardised, by the batch while
     it is learned and by the source's averages at test time: otherwise a projection to a point would solve the task, and the
@@ -98,7 +98,7 @@ class NCTTTOptions:
 
 @final
 class NCTTT(Adapter):
-    """Let a discriminator of little noise from much say what still looks like the source.
+    """Keep features where a discriminator of small and large noise, trained on the source, predicts small noise.
 
     Args:
         model: a multi-task network or a classifier, with the ``NoiseDiscriminator`` it was trained with
@@ -153,7 +153,7 @@ class NCTTT(Adapter):
         self.source = "data" if self.branch.learned else "none"
         self.adapt(upstream(self.model, self._taps), optimizer)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         if self.branch.learned:
             passes, rate = self.options.passes, self.options.rate
             self.branch.teach(self.model, self._taps, batches, passes, rate, self.seed)

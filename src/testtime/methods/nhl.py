@@ -9,17 +9,17 @@ a soft competition between them,
     \tilde u &= M u + b, \qquad \min_{M, b} \; \frac1N \sum_i H(f_\theta(x_i)), \qquad H = -\sum_c p_c \log p_c
 
 A step:
-    1. the first convolution meets the batch, learns from it by its own responses, and passes the new ones on;
+    1. the first convolution processes the batch, learns from it by its own responses, and passes the new ones on;
     2. take the gradient of the mean entropy at the top with respect to the neuro-modulator M, b, and update that once;
-    3. predict the batch anew, and answer.
+    3. predict the batch again, and answer.
 
 Departures:
     There is no official code, and the paper's full text was not at hand: this was written from its abstract, the caption of its
     overview ("the first convolution layer of the source model is finetuned by Hebbian learning rule and the neuro-modulator is
     further fine-tuned by the entropy loss before making a prediction"), and the rule of SoftHebb, which is taken for its soft
     Hebbian learning. Figures of the paper cannot be claimed. What was chosen:
-    The neuro-modulator is a convolution of one pixel that mixes the responses, the identity at birth. A scale and shift of each
-    would do nothing, for the BatchNorm behind a first convolution undoes them where it follows the batch.
+    The neuro-modulator is a convolution of one pixel that mixes the responses, initially the identity. A scale and shift
+    of each would do nothing, for the BatchNorm behind a first convolution undoes them where it follows the batch.
     Nothing else learns: the scale and shift of the normalisation layers stay, as the abstract names the modulator alone.
     The competition is between the neurons at one place; u leaves out the bias of the layer; the mean is over all places of all
     images, so that the rule does not depend on the size of batch and image; the values of rate and temperature are this
@@ -56,7 +56,7 @@ def soft_hebbian(layer: nn.Conv2d, weight: Tensor, x: Tensor, temperature: float
     r"""What the soft Hebbian rule makes of a batch: the mean of :math:`y_k (x_i - u_k w_{ik})` over patches.
 
     Args:
-        layer: tells how patches are taken (stride, padding, dilation, groups).
+        layer: layer whose patches are taken (stride, padding, dilation, groups).
         weight: w, of the layer's form (K, C, h, w).
         x: input of the layer, (N, C, H, W).
         temperature: tau, above 0; the nearer to it, the more a single neuron wins.
@@ -94,9 +94,10 @@ class NeuroModulated(Stateful):
 
     Attributes:
         weight: the filters (K, C, h, w); they set out from the layer's.
-        mixing, shift: M (K, K), the identity at birth, and b (K,), zero.
+        mixing, shift: M (K, K), the identity initially, and b (K,), zero.
     """
 
+    mixes_samples = True
     weight: Tensor
 
     def __init__(self, layer: nn.Conv2d, rate: float, temperature: float) -> None:
@@ -122,7 +123,7 @@ def _modulated(model: nn.Module, name: str | None, rate: float, temperature: flo
     if not named:
         wanted = "no torch.nn.Conv2d" if name is None else f"no torch.nn.Conv2d named {name!r}"
         raise ValueError(
-            f"NHL teaches the first convolution, and this model has {wanted}; its convolutions are {list(found)[:10]}"
+            f"NHL adapts the first convolution, and this model has {wanted}; its convolutions are {list(found)[:10]}"
         )
     parent, _, leaf = named[0].rpartition(".")
     layer = NeuroModulated(found[named[0]], rate, temperature)

@@ -1,7 +1,7 @@
 r"""NOTE: let instances correct the statistics, and learn from a memory that is balanced although the stream is not.
 
-With the memory :math:`M` of capacity N, filled by prediction-balanced reservoir sampling, n_c images of pseudo-label c met and
-m_c of them held,
+With the memory :math:`M` of capacity N, filled by prediction-balanced reservoir sampling, n_c images of pseudo-label c so
+far and m_c of them held,
 
 .. math::
     P(\text{an image of a largest class } c \text{ replaces one of its own}) = m_c / n_c, \qquad
@@ -63,7 +63,7 @@ class PBRS(ImageMemory):
     Attributes:
         images: (N, ...) from the first batch on; empty before.
         label: (N,) pseudo-labels; -1 is a free place.
-        met: (C,) images met so far, by pseudo-label.
+        met: (C,) images processed so far, by pseudo-label.
         seen: their number.
 
     Reference: Gong et al., NeurIPS 2022, algorithm 1.

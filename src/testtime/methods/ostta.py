@@ -27,7 +27,7 @@ Departures:
     The authors published no code; this follows the re-implementation in the code of UniEnt, which compares
     the two models on the same batch, takes the mean over the kept and the mean prediction over all.
     Confidences that are equal up to rounding (all, before the first update) count as kept.
-    Every normalisation layer is adapted, not only BatchNorm2d, and dropout stays off. Where nobody is kept
+    Every normalisation layer is adapted, not only BatchNorm2d, and dropout stays off. Where no sample is kept
     (or, with the losses of UniEnt, a term has no sample) that code's loss is NaN; here nothing moves.
     That code step by step: ``OSTTA(model, adam(1e-3), alpha)`` (CIFAR, 100 known and 100 unknown images a
     batch), ``OSTTA(model, sgd(1e-3), alpha)`` (ImageNet, 32 and 32), with the best alpha of {1, 0.5, 0.2,
@@ -105,7 +105,7 @@ class OSTTA(Adapter):
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> y = OSTTA(net)(torch.rand(8, 3, 8, 8))
-    >>> y.updated, y.selected["minimised"].sum()  # before the first update nobody has become less sure
+    >>> y.updated, y.selected["minimised"].sum()  # no prediction is less certain before the first update
     (True, tensor(8))
     """
 

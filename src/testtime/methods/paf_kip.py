@@ -13,7 +13,7 @@ With the adapting model :math:`f`, its moving average :math:`e`, the source mode
     z = \textstyle\sum_i c_i z_i, \quad i \in \{s(x), f(\tilde x), e(\tilde x)\}                         && (10, 11)
 
 A step:
-    1. look at the batch with three models: the source on x, the adapting one and its average on the augmented view;
+    1. predict the batch with three models: the source on x, the adapting one and its average on the augmented view;
     2. lower the entropy of what the primary filter takes for known, weighted by the average's confidence; raise it
        where both filters see an unknown; leave out what only the primary filter refuses;
     3. update the scale and shift of the normalisation layers; answer with the weighted logits, and with the energy of
@@ -22,7 +22,7 @@ A step:
 Departures:
     No code was published. The paper leaves open, and this chooses: batch statistics in f and e (as TENT), the source's
     own in s (``source_statistics``); z from the forward before the update (``PAFKIPOptions(output="after")`` forwards
-    the updated f anew, as the order of lines 17-19 of Algorithm 1 can be read: update f, compute z, update e); the crop pads an
+    x again, as the order of lines 17-19 of Algorithm 1 can be read: update f, compute z, update e); the crop pads an
     eighth of the side with zeros; momentum 0.9 for SGD. w and the filters carry no gradient. The mean is over the whole
     batch (Algorithm 1, line 16).
 
@@ -209,7 +209,7 @@ class PAFKIP(Adapter):
             source, ema = self.origin(x), self.ema(view)
         return {"source": source, "adapting": self.model(view), "ema": ema}
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self._answer(self._three(x, x))
 
     def _answer(self, logits: dict[str, Tensor], selected: dict[str, Tensor] | None = None) -> Prediction:

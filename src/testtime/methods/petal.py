@@ -12,9 +12,9 @@ confidence is below :math:`p_{th}`,
     \theta_d \leftarrow \mu_d \;\text{ where }\; F_d < \operatorname{quantile}_\delta(F)
 
 A step, after ``prepare(batches)`` has learned the variance, unless the network brings it along:
-    1. the student predicts the batch, the source model says how sure it is, and the teacher answers;
+    1. the student predicts the batch, the source model gives its confidence, and the teacher predicts;
     2. update weights and biases of all layers once on L, then the teacher;
-    3. return the share :math:`\delta` of the weights that this batch says least about to the source.
+    3. return the share :math:`\delta` of the weights with the least Fisher information on this batch to the source.
 
 What is learned on source data lies in :mod:`testtime.source.petal`.
 
@@ -189,7 +189,7 @@ class PETAL(Adapter):
         parts = every.split([p.numel() for p in parameters])
         return torch.cat([part for p, part in zip(parameters, parts, strict=True) if id(p) in ids])
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         with torch.no_grad():
             examples = [(x, self.anchor(x).argmax(dim=1)) for x in images_of(batches)]
         self.prior.variance = self._of_adapted(
@@ -197,7 +197,7 @@ class PETAL(Adapter):
         )
 
     @torch.no_grad()
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         """The teacher's answer (N, C): a call answers the same."""
         z = self.anchor(x)
         wide = torch.promote_types(z.dtype, torch.float32)
@@ -215,7 +215,7 @@ class PETAL(Adapter):
                 "PETAL does not know the variance of its weights on the source: call adapter.prepare(batches) with "
                 "unlabelled source batches first, or give it the network of swag_diagonal(model, labelled batches)"
             )
-        student, teacher = self.model(x), self._look(x)
+        student, teacher = self.model(x), self._predict_batch(x)
         loss = soft_cross_entropy(student, teacher).mean() + self.alpha * self.prior()
         gradients = torch.autograd.grad(loss, self._adapted, materialize_grads=True)
         self.update(gradients)

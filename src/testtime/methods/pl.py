@@ -7,7 +7,7 @@ With the label :math:`\hat y = \arg\max_c p_c(x)` and the confident :math:`K = \
 A step:
     1. predict the batch, normalised by its own statistics: that is the answer;
     2. label with its own prediction whom the model is confident of;
-    3. update scale and shift of the normalisation layers once on their mean cross-entropy; where nobody is kept,
+    3. update scale and shift of the normalisation layers once on their mean cross-entropy; where no sample is kept,
        nothing moves.
 
 Departures:
@@ -15,7 +15,7 @@ Departures:
     baseline of the test-time papers, whose settings differ. LAME's moves what is moved here, by ``sgd(1e-2)``; that of
     T3A moves all weights of the network, by Adam, under the statistics of the source; both with :math:`\tau` = 0.9.
     The default optimizer is that of Tent, so that the two differ by the loss alone.
-    Where nobody is confident the loss of those codes is NaN.
+    Where no sample is confident the loss of those codes is NaN.
 
 Cost: one forward, one backward.
 

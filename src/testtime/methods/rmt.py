@@ -27,7 +27,7 @@ Departures:
     replays the batches that ``prepare`` was given in their order.
     The published answer is the sum of the two logits (``ensemble="sum"``): the same classes, at twice the scale.
     The published code warms up on 50,000 source images; this on ``warm_up`` passes over what ``prepare`` is shown (the
-    rate rising linearly, the loss S between student and teacher). What it left is birth, and a part of the state.
+    rate rising linearly, the loss S between student and teacher). Its result is the initial state, and a part of the state.
     The published views change all images alike (``augment=partial(katana, alike=True)``); here each draws for itself.
     Published code step by step, up to the draws: ``RMT(model, options=RMTOptions(replay=n, shuffle=False, ensemble="sum"))``
     (CIFAR; ImageNet with ``sgd(1e-2)``) prepared with labelled batches; for DomainNet-126 it has no projection
@@ -208,7 +208,7 @@ class RMT(Adapter):
         self.of_source = SourceReplay()
         self.remember_birth()
 
-    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+    def _prepare(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         self._begin()
         images, labels = labelled_images_of(batches)
         with torch.no_grad():
@@ -245,7 +245,7 @@ class RMT(Adapter):
     def _together(self, student: Tensor, teacher: Tensor) -> Tensor:
         return student + teacher if self.options.ensemble == "sum" else (student + teacher) / 2
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self._together(self.model(x), self.teacher(x))
 
     def _drawn(self, batch: int) -> Tensor | list[int]:

@@ -1,4 +1,4 @@
-r"""ROID: certain and diverse samples teach, weights stay near the source, and answers know how often classes are.
+r"""ROID: learn from certain and diverse samples, keep weights near the source, correct predictions for class frequencies.
 
 With the mean prediction so far :math:`\bar y`, a view :math:`\tilde x`, and :math:`\lfloor \cdot \rfloor` for scaling a
 batch of numbers to [0, 1],
@@ -180,7 +180,7 @@ class ROIDOptions:
 
 @final
 class ROID(Adapter):
-    """Certain and diverse samples teach, weights stay near the source, and answers know how often classes are.
+    """Learn from certain and diverse samples, keep weights near the source, correct predictions for class frequencies.
 
     Args:
         model: any classifier with normalisation layers.
@@ -241,7 +241,7 @@ class ROID(Adapter):
         self.register_buffer("anchor", flat(affine), persistent=False)
         self.register_buffer("average", self.anchor.new_full((classes,), 1 / classes))
 
-    def _look(self, x: Tensor) -> Prediction:
+    def _predict_batch(self, x: Tensor) -> Prediction:
         return corrected(self.model(x), self.options.prior)
 
     def step(self, x: Tensor) -> Tensor:

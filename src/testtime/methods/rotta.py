@@ -1,7 +1,7 @@
 r"""RoTTA: learn from a memory that is balanced, fresh and certain, with statistics that move slowly.
 
 With the teacher :math:`\theta'`, the classes :math:`C`, the capacity :math:`N` of the memory, the age
-:math:`A` of an image (images met since) and its entropy :math:`U` when it was met,
+:math:`A` of an image (images processed since) and its entropy :math:`U` when it was processed,
 
 .. math::
     H(A, U) &= \lambda_t\, \frac{1}{1 + \exp(-A / N)} + \lambda_u\, \frac{U}{\log C} \\
@@ -82,8 +82,8 @@ class CSTU(ImageMemory):
     Attributes:
         images: (N, ...) from the first batch on; empty before.
         label: (N,) pseudo-labels; -1 is a free place.
-        uncertainty: (N,) entropy in nats when it was met.
-        age: (N,) images met since, itself included.
+        uncertainty: (N,) entropy in nats when it was processed.
+        age: (N,) images processed since, itself included.
         seen: images offered so far.
 
     Reference: Yuan et al., CVPR 2023.
@@ -229,7 +229,7 @@ class RoTTA(Adapter):
         self.teacher = Teacher(self.model, affine, decay)
         self.memory = CSTU(classes, capacity, options.lambda_t, options.lambda_u)
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self.teacher(x)
 
     def step(self, x: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class RoTTA(Adapter):
         return answer
 
     def _replay(self, start: int) -> None:
-        """Learn from the memory once; ``start`` tells the updates of one step apart."""
+        """Learn from the memory once; ``start`` identifies the update within a step."""
         images, age = self.memory.aged()
         if self.options.teacher_observes:
             with observing(self.teacher):

@@ -9,14 +9,14 @@ A step:
     2. project z into one latent for each task, mask most of it, and let the synchronizer predict every task from the rest;
     3. move encoder, projection and synchronizer once, so that the synchronizer agrees with the predictions of 1.
 
-The paper takes up to 40 steps on a batch: call the adapter as often, and look with ``predict`` between; ``predict`` uses the
+The paper takes up to 40 steps on a batch: call the adapter as often, and measure with ``predict`` between; ``predict`` uses the
 running statistics, as the paper's evaluation does. The synchronizer is trained with the network on the source
 (:func:`testtime.multitask.train`); it takes no part in a prediction.
 
 Departures:
     ``preset="paper"``: L_i are the tasks' own losses, the predictions of 1 as soft labels (eq. 6). ``preset="released"``, the
     published code: L1 between raw outputs, and every task weight applied twice; where the target is Taskonomy that code
-    instead weights by a freshly learned factor, of 1/2 for every task at birth.
+    instead weights by a freshly learned factor, of 1/2 for every task initially.
     The published code silences segmentation when the *labels* of a batch are all ignored; no label reaches this.
     The published code optimises the heads too, which no gradient reaches; here they stay out.
 

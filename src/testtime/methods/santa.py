@@ -20,7 +20,7 @@ Departures:
     only images are given, the prototypes take the source model's own predictions for labels.
     Equation 2 sums both terms; the code of Döbler et al., which tables compare with, takes their mean, and so does this:
     ``lambda_sa=2`` for the equation to the letter. That code was read; the authors' was not.
-    Unlike elsewhere the adapting model stands before the logarithm: a sure source is followed, an unsure one hardly.
+    Unlike elsewhere the adapting model is the weight before the logarithm: a sure source is followed, an unsure one hardly.
     The published views change all images alike (``augment=partial(katana, alike=True)``); here each draws for itself.
     That code step by step, up to the draws: ``SANTA(model)`` (CIFAR, batches of 200), ``SANTA(model, sgd(1e-2,
     nesterov=True))`` (ImageNet, batches of 64) prepared with labelled batches; for DomainNet-126 it has no projection
@@ -132,7 +132,7 @@ class SANTA(Adapter):
         self.adapt([*affine, *beside.parameters()] if affine else [], optimizer)
         self.of_source = SourceReplay()
 
-    def _learn(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
+    def _prepare(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         images, labels = labelled_images_of(batches)
         with torch.no_grad():
             seen = [self._see(x) for x in images]

@@ -13,17 +13,17 @@ A step:
     1. predict the batch, normalised by its own statistics: that is the answer; keep what is certain enough;
     2. climb to the worst point nearby, keep who is certain enough there too, and take the gradient of their mean
        entropy;
-    3. go back and update scale and shift of the normalisation layers with it, and the average e; where nobody is
-       kept, neither moves. When e falls below ``floor``, the weights, the optimizer and e are as they were born.
+    3. go back and update scale and shift of the normalisation layers with it, and the average e; where no sample is
+       kept, neither moves. When e falls below ``floor``, the weights, the optimizer and e return to their initial values.
 
 Departures:
     The second selection, at the worst point, is the published code's; Algorithm 1 of the paper selects once
     (``reselect=False``).
     The published code resets the weights, but then writes the old average back, so that it resets again after every
     batch that follows, whether it kept an image or not, until the average has grown; its reset misses the momentum of
-    the optimizer too (``recovery="weights"``). Here both begin anew. Its ``reset_constant`` is ignored in favour of
+    the optimizer too (``recovery="weights"``). Here both restart. Its ``reset_constant`` is ignored in favour of
     0.2; ``floor`` is not.
-    Where nobody is kept, the published loss is NaN or the momentum moves the weights on; here nothing moves.
+    Where no sample is kept, the published loss is NaN or the momentum moves the weights on; here nothing moves.
     The floor is an absolute entropy: for ten classes, whose E_0 is 0.92, the mean entropy of the kept often lies below
     0.2, and then most batches end in a return to the source. ``floor=0`` never returns.
     As published, the top layers of a ResNet or a ViT stay as they are (``skip``), and dropout stays off here.
@@ -161,6 +161,6 @@ class SAR(Adapter):
 
     def _recover(self) -> None:
         """Return to the source."""
-        birth, weights = self._born(), self.recovery == "weights"
+        initial, weights = self._initial_state(), self.recovery == "weights"
         names = [n for n in self.moving() if (n.startswith("model.") if weights else n != "clock")]
-        self._restore({name: birth[name] for name in names})
+        self._restore({name: initial[name] for name in names})

@@ -18,7 +18,7 @@ Departures:
     the set. Its new bottleneck layer, which learns ten times as fast, is not added either: the model stays as it is.
     The published codes add 1e-5 within the logarithms of both terms (``epsilon=(1e-5, 1e-5)``), T3A's in the second term
     alone (``epsilon=(0, 1e-5)``); here they are exact.
-    SHOT trains with the statistics of the batch and tests with running ones (``norm=running_statistics``, and look with
+    SHOT trains with the statistics of the batch and tests with running ones (``norm=running_statistics``, and call
     ``predict``).
     Published code step by step: ``SHOTIM(model, adam(5e-5), epsilon=(0, 1e-5), norm=source_statistics)`` is that of T3A
     (the rate times 0.1, 1 or 10, on DomainBed); the default optimizer is that of SHOT's backbone.

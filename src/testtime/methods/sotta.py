@@ -92,7 +92,7 @@ class HUS(ImageMemory):
         images: (capacity, ...) from the first batch on; empty before.
         label: (capacity,) pseudo-labels; -1 is a free place.
         arrival: (capacity,) the number of the image in the stream.
-        seen: images met so far, kept or not.
+        seen: images processed so far, kept or not.
 
     Reference: Gong et al., NeurIPS 2023.
     """

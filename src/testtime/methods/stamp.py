@@ -142,8 +142,8 @@ class RBM(ImageMemory):
                 place = int(free[0])
             else:
                 counted = places if places.any() else held
-                crowded = np.flatnonzero(labels == np.where(held > 0, counted, -1).argmax())
-                place = int(crowded[arrivals[crowded].argmin()])
+                candidates = np.flatnonzero(labels == np.where(held > 0, counted, -1).argmax())
+                place = int(candidates[arrivals[candidates].argmin()])
             labels[place], arrivals[place], origin[place] = c, seen + row, row
         device = self.label.device
         self.label, self.arrival = torch.from_numpy(labels).to(device), torch.from_numpy(arrivals).to(device)
@@ -260,10 +260,10 @@ class STAMP(Adapter):
         self.norm, self.cost = norm, (views + consistent + 2, 2)
         self.origin = share(self.model)
         self.adapt(norm_affine(self.model, options.skip), optimizer)
-        self.crowd = grouped([self.model] * chunk) if chunk > 1 else None
+        self.chunked = grouped([self.model] * chunk) if chunk > 1 else None
         self.memory = RBM(classes, options.capacity, options.decay, options.count)
 
-    def _look(self, x: Tensor) -> Prediction:
+    def _predict_batch(self, x: Tensor) -> Prediction:
         return self._answer(*self._averaged(x), x.dtype)
 
     @torch.no_grad()
@@ -272,7 +272,7 @@ class STAMP(Adapter):
         log_p, z = [], []
         for first in range(0, self.views, self.options.chunk):
             views = [self._view(x, i) for i in range(first, first + self.options.chunk)]
-            logits = (self.crowd or self.model)(torch.cat(views)).unflatten(0, (self.options.chunk, -1))
+            logits = (self.chunked or self.model)(torch.cat(views)).unflatten(0, (self.options.chunk, -1))
             z.append(logits.to(torch.promote_types(logits.dtype, torch.float32)))
             log_p.append(z[-1].log_softmax(dim=-1))
         return torch.cat(log_p).logsumexp(dim=0) - math.log(self.views), torch.cat(z).mean(dim=0)

@@ -143,7 +143,7 @@ class T3A(Adapter):
         with torch.autocast(z.device.type, enabled=False):
             return z.to(prototypes.dtype) @ prototypes.T
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         logits, z = with_features(self.model, self._tap, x)
         return self._by_prototypes(z).to(logits.dtype)
 

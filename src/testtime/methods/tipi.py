@@ -1,4 +1,4 @@
-r"""TIPI: predict alike under small transformations, of which the worst stands for all.
+r"""TIPI: predict alike under small transformations, of which the worst represents all.
 
 With the prediction :math:`p_\theta(x) = \operatorname{softmax} f_\theta(x)`, a random start :math:`\delta_0`, uniform in
 :math:`[-\epsilon, \epsilon]`, and one signed gradient step,
@@ -21,12 +21,12 @@ For a regression D is the task's own loss with the prediction of the batch as th
 are summed with the weights of their losses; edges are two classes.
 
 Departures:
-    The published code starts at :math:`\delta_0 = 0` unless told otherwise, as on ImageNet (``random_start=False``). There the
+    The published code starts at :math:`\delta_0 = 0` by default, except on ImageNet (``random_start=False``). There the
     divergence has no gradient, and the signs are those of rounding errors: on CIFAR-10 runs of that code in float32 and
     float64 differed by 0.12 in a logit in the first batch and by 0.5 in the twelfth.
     The published code predicts again after the update, in evaluation mode, by moving statistics of the untransformed
     images; it has a flag for the statistics of the batch where that is larger than 64. This answers with the forward before
-    the update: take ``norm=running_statistics`` and look with ``predict``, or wrap in ``Repeat``, for the former. The second
+    the update: take ``norm=running_statistics`` and call ``predict``, or wrap in ``Repeat``, for the former. The second
     set of BatchNorm statistics is there under every policy, for only the first forward of a step moves any.
     The transformed images are not clipped to [0, 1]. Normalisation layers of every kind adapt, not BatchNorm alone.
     Published settings: ``TIPI(model, adam(1e-3), random_start=False)`` (CIFAR-10, batches of 200),

@@ -1,4 +1,4 @@
-r"""TTT: keep learning, on the test images, to tell how far an image was turned.
+r"""TTT: keep learning, on the test images, to predict the rotation of an image.
 
 With the shared features :math:`z = E_{\theta_e}(x)`, the image :math:`R_k x` turned by k quarter turns, and a branch
 :math:`s` that guesses k,
@@ -20,13 +20,13 @@ What is learned on source data lies in :mod:`testtime.source.ttt`.
 Departures:
     The paper trains branch and network together: give ``Assisted(network, RotationBranch(...))``, as
     :func:`testtime.multitask.train` leaves it (one random turn for each image and step). On a network that comes alone
-    ``prepare`` teaches the branch on the features of the frozen network: ``passes`` over its batches with Adam. A branch so
-    taught stays as it is at test time, as in the paper's equation; one that was trained with the network moves, as in its
+    ``prepare`` trains the branch on the features of the frozen network: ``passes`` over its batches with Adam. A branch so
+    trained stays as it is at test time, as in the paper's equation; one that was trained with the network moves, as in its
     code. The paper calls the difference negligible.
     The branch is linear on the features, averaged over places; the paper's, which parts from the network after its second
     stage, repeats the rest of the network: name such a stage as ``layer``, and the branch is still linear.
-    The paper meets single images and makes a batch of each, of 32 random crops, flips and turns. Here the batch is what
-    arrives, and every image is turned all four ways; ``augment=random_crop_flip`` draws a crop and a flip for each of them.
+    The paper adapts to single images and makes a batch of each, of 32 random crops, flips and turns. Here the batch is that of
+    the call, and every image is turned all four ways; ``augment=random_crop_flip`` draws a crop and a flip for each of them.
     Images that are not square go through the network in two shapes, upright and lying, which BatchNorm sees one by one.
     The answer is the forward before the update. The paper's networks have GroupNorm; BatchNorm uses the source's statistics.
 
@@ -70,7 +70,7 @@ __getattr__ = renamed(
 
 @final
 class TTT(Adapter):
-    """Keep learning to tell how far an image was turned.
+    """Keep learning to predict the rotation of an image.
 
     Args:
         model: a multi-task network or a classifier, with the ``RotationBranch`` it was trained with
@@ -135,12 +135,12 @@ class TTT(Adapter):
         branch = [] if self.branch.learned else self.branch.parameters()
         self.adapt([*upstream(self.model, self._taps), *branch], optimizer)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         if self.branch.learned:
             with torch.no_grad(), observing(self.model):
                 examples = [self._turns(x, f"source {i}") for i, x in enumerate(images_of(batches))]
             self.branch.fit(
-                examples, lambda lesson, _: self._loss(*lesson), self.passes, self.rate, self.seed
+                examples, lambda example, _: self._loss(*example), self.passes, self.rate, self.seed
             )
 
     def step(self, x: Tensor) -> Tensor | dict[str, Tensor]:

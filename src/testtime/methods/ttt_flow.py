@@ -11,12 +11,12 @@ through affine couplings (RealNVP) of its halves,
 It is fitted to the features of the finished source network by minimising L; at test time L adapts the network, F frozen.
 
 A step:
-    1. predict the batch, and ask the flow how likely its features are;
+    1. predict the batch, and compute the likelihood of its features by the flow;
     2. take the gradient of L with respect to the layers up to the watched one;
     3. update them once, and answer with the prediction of 1.
 
 The paper takes 10 iterations on a batch, from the source each time, and evaluates after them: call the adapter as often,
-look with ``predict``, and ``reset`` before the next batch.
+call ``predict``, and ``reset`` before the next batch.
 
 What is learned on source data lies in :mod:`testtime.source.ttt_flow`.
 
@@ -129,7 +129,7 @@ class TTTFlow(Adapter):
         self.source = "data" if self.branch.learned else "none"
         self.adapt(upstream(self.model, self._taps), optimizer)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         if self.branch.learned:
             self.branch.teach(self.model, self._taps, batches, self.passes, self.rate, self.seed)
 

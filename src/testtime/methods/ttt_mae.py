@@ -22,7 +22,7 @@ The network is given with its autoencoder, ``Assisted(network, autoencoder)``, w
 Departures:
     The paper's copies are one centre crop of the image, and so they are here: the image itself. Its learning rate is
     1e-2 for 256 copies, hence 5e-3 for 128; with another number of copies choose the rate accordingly.
-    All images of a batch meet the same B masks, so that an image is treated alike wherever it stands in its batch.
+    All images of a batch get the same B masks, so that an image is treated alike at every place of its batch.
     The answer of a step is the forward before its update, the paper's that after the last step: ``Repeat`` gives it.
 
 Cost: one forward, and for each image B forwards and backwards of a quarter of its patches through the encoder and of all

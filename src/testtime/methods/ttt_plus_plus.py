@@ -1,4 +1,4 @@
-r"""TTT++: keep learning to tell images apart, and hold mean and covariance of the features to those of the source.
+r"""TTT++: keep learning to discriminate images, and hold mean and covariance of the features to those of the source.
 
 With the features :math:`z`, averaged over places, their projection :math:`h = g(z)`, two random views of every image whose
 normalised projections are :math:`u_1 \dots u_{2N}` with :math:`u_{i'}` the other view of :math:`u_i`, and mean and
@@ -10,7 +10,7 @@ covariance :math:`\mu_f, \Sigma_f` of f (z or h) over the batch and a queue of t
         + \frac12 \frac{\lVert \mu_f - \hat\mu_f \rVert_2^2}{v_\mu} \\
     \min_\theta \; & \lambda_{con} L_{con} + \lambda_z A_z + \lambda_h A_h
 
-where :math:`v_\Sigma, v_\mu` say how much batches of the source differ in this: the mean, over all but the first, of the
+where :math:`v_\Sigma, v_\mu` are how much batches of the source differ in this: the mean, over all but the first, of the
 squared distance to the first. On the source :math:`L_{con}` is learned jointly with the task.
 
 A step, after ``prepare(batches)`` has summarised the source once:
@@ -22,14 +22,14 @@ What is learned on source data lies in :mod:`testtime.source.ttt_plus_plus`.
 
 Departures:
     The paper trains branch and network together: give ``Assisted(network, ContrastiveBranch(...))``, as
-    :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` also teaches the branch on features
+    :func:`testtime.multitask.train` leaves it. On a network that comes alone ``prepare`` also trains the branch on features
     of the frozen network: ``passes`` over one pair of views of every image with Adam. At test time it stays as it is, as in
     the published scripts (``--fix_ssh``).
     The published code multiplies the contrastive loss by T / 0.07 (``scale_con=0.5 / 0.07``), uses its queue only once it
     is full, draws separate batches for the two losses, leaves the first batch out of the source's moments, lets every
     forward move the BatchNorm statistics, and takes its first two epochs to move nothing else. Here the queue counts from
     the first batch on, one batch serves all, and only its own forward moves the statistics.
-    The published code goes up to 500 times through the test set, halves the rate where the test error says so, and reports
+    The published code goes up to 500 times through the test set, halves the rate by the test error, and reports
     the best epoch by the labels; here a call is one step, and no label is seen.
     The answer is the forward before the update, normalised by the batch; ``predict`` uses the running statistics.
 
@@ -121,7 +121,7 @@ class SourceMoments(Stateful):
 
 @final
 class FeatureQueue(Stateful):
-    """The features of the last images, as they were when those were met.
+    """The features of the last images, as they were when those were processed.
 
     Args:
         capacity: largest number of entries.
@@ -174,7 +174,7 @@ class TTTPlusPlusOptions:
 
 @final
 class TTTPlusPlus(Adapter):
-    """Keep learning to tell images apart, and hold the features' mean and covariance to the source's.
+    """Keep learning to discriminate images, and hold the features' mean and covariance to the source's.
 
     Args:
         model: a multi-task network or a classifier, with the ``ContrastiveBranch`` it was trained with
@@ -241,7 +241,7 @@ class TTTPlusPlus(Adapter):
         self.projections, self.projection_queue = SourceMoments(), FeatureQueue(queue, outer.T)
 
     @torch.no_grad()
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         images = images_of(batches)
         if self.branch.learned:
             with observing(self.model):

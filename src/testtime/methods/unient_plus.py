@@ -8,7 +8,7 @@ With the posterior :math:`\pi` of :mod:`testtime.methods.unient` as weight inste
 
 A step:
     1. predict the batch; take its features from the source model, each normalised by the batch's statistics;
-    2. score every image by how far it is from all prototypes, and let two Gaussians say how likely it is
+    2. score every image by how far it is from all prototypes, and let two Gaussians give the probability that it is
        known;
     3. update scale and shift of the normalisation layers once on the weighted entropies. A batch that does
        not split (one image, equal scores) is not learned from. Answer with the prediction of 1.
@@ -62,7 +62,7 @@ class UniEntPlus(Adapter):
     Raises:
         ValueError: the model has no normalisation layer with scale and shift, or no linear head of C outputs.
 
-    ``selected`` says to which side each sample leans.
+    ``selected`` holds the side to which each sample leans.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> y = UniEntPlus(net, classes=2)(torch.rand(8, 3, 8, 8))

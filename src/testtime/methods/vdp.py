@@ -20,7 +20,7 @@ Departures:
     There is no official code, and this was written from the paper's abstract and its description of the framework: two prompts
     that are summed on the input, a frozen network, a student and a teacher that follows it, images with and without
     augmentation, and a homeostasis that suppresses what of the domain-agnostic prompt is sensitive to domains. The formulas
-    above that say how are this library's choice, and so are the values of all arguments; figures of the paper cannot be
+    above that specify more are this library's choice, and so are the values of all arguments; figures of the paper cannot be
     claimed. In particular the sensitivity is a running mean of squared gradients, the prompts are as large as an image and
     begin at zero, and the teacher labels by the mean over views, as in CoTTA.
 
@@ -169,7 +169,7 @@ class VDP(Adapter):
         self.teacher = Teacher(self.model, prompts, decay)
         self.sensitivity = Sensitivity(prompts[1], sensitivity_decay)
 
-    def _look(self, x: Tensor) -> Any:
+    def _predict_batch(self, x: Tensor) -> Any:
         """The teacher's answer (N, C): a call answers the same."""
         return self.teacher(x)
 
@@ -182,7 +182,7 @@ class VDP(Adapter):
         return torch.stack(seen).mean(dim=0)
 
     def step(self, x: Tensor) -> Any:
-        answer, label = self._look(x), self._label(x)
+        answer, label = self._predict_batch(x), self._label(x)
         loss = soft_cross_entropy(self.model(x), label).mean()
         specific, agnostic = torch.autograd.grad(loss, self._adapted)
         self.sensitivity.update(agnostic)

@@ -36,7 +36,7 @@ Departures:
     ``adam(3e-4)`` and ``adapter_rate=1/300`` (CIFAR-100, of 50), ``sgd(5e-7)``, ``adapter_rate=0.4`` and
     ``adapter_decay=0.8`` (ImageNet, of 50).
 
-    By-passes of ungrouped layers are added to the layer's weight before it meets an image, which is the same function.
+    By-passes of ungrouped layers are added to the layer's weight before the forward, which is the same function.
 
 Cost: two forwards and one for each view, one backward.
 
@@ -199,7 +199,7 @@ class ViDA(Adapter):
         for m in (*domain_adapters(self.model), *domain_adapters(self.teacher.model)):
             m.low, m.high = low, high
 
-    def _look(self, x: Tensor) -> Any:
+    def _predict_batch(self, x: Tensor) -> Any:
         """The teacher's answer (N, C): a call answers the same."""
         self._allot(x)
         return self.teacher(x)

@@ -18,8 +18,8 @@ class Branch(Stateful, ABC):
     """What test-time training adds to a network: a module with a task of its own, learned together with the network's.
 
     Attributes:
-        layers: names of the network's layers that it looks at; :meth:`source_loss` gets what they gave.
-        learned: whether an adapter's ``prepare`` taught it; then it belongs to the adapter's state. A branch that was
+        layers: names of the network's layers that it reads; :meth:`source_loss` gets what they gave.
+        learned: whether an adapter's ``prepare`` trained it; then it belongs to the adapter's state. A branch that was
             trained with the network belongs to the network.
     """
 

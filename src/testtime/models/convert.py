@@ -105,7 +105,7 @@ def convert(source: str | Path, target: str | Path, key: str | None = None) -> N
         key: name under which the weights lie; see :func:`tensors_of`.
 
     Raises:
-        WeightsError: if the conversion fails, with what it said.
+        WeightsError: if the conversion fails, with its message.
     """
     command = [sys.executable, "-m", "testtime.models.convert", str(source), str(target)]
     command += [] if key is None else ["--key", key]
@@ -194,7 +194,7 @@ def _whole(name: str, value: Tensor) -> Tensor:
 
 
 class _Ignored:
-    """What takes the place of objects beside the weights; it does nothing with what the file says of them."""
+    """What takes the place of objects beside the weights; it ignores their content in the file."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
         return super().__new__(cls)

@@ -56,8 +56,8 @@ def open_model(name: str, folder: str | Path = ".") -> OpenedModel:
         name: key of :data:`testtime.models.MODELS`; path of a ``.safetensors`` or ``.npz`` file, whose architecture is the one
             of this library with tensors of the same names and shapes, of any number of classes; ``timm:NAME``; ``hf:NAME``, a
             name or folder of Hugging Face's transformers; or ``package.module:function``, a function without arguments that
-            returns a network for images in [0, 1], which may say its ``image_size``.
-        folder: folder in which the weights of a named model are looked for.
+            returns a network for images in [0, 1], which may declare its ``image_size``.
+        folder: folder in which the weights of a named model are searched.
 
     Raises:
         ValueError: there is no such model.

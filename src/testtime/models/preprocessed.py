@@ -45,7 +45,8 @@ class Preprocessed(nn.Module):
             raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one length and positive std")
         self.model, self.views = model, checked(views, "views")
         for name, values in (("mean", mean), ("std", std)):
-            by_channel = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            numbers = [float(value) for value in values]
+            by_channel = torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, by_channel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

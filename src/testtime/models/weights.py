@@ -147,7 +147,7 @@ def _adopt(path: str | Path, model: nn.Module, mean: Tensor, std: Tensor) -> Non
 
 
 def _check(path: str | Path, state: Mapping[str, Tensor], inner: nn.Module) -> None:
-    """Compare keys and shapes, and say the first differences."""
+    """Compare keys and shapes, and report the first differences."""
     own = inner.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]

@@ -1,4 +1,4 @@
-"""Pictures of every task before, during and after adaptation: what was seen, what is right, what the network says."""
+"""Pictures of every task before, during and after adaptation: input, label and prediction."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Protocols of multi-task test-time training: on which batches, for how many steps, and what is measured when.
 
 The S4T paper writes of "each batch for up to 40 steps in an online manner" and reports, for every method, the step that is
-best on the test labels; its released code adapts to the first batch alone and measures once. Here a protocol says which, the
-last step is the headline, and the oracle's choice may stand beside it.
+best on the test labels; its released code adapts to the first batch alone and measures once. Here a protocol chooses which, the
+last step is the headline, and the oracle's choice may be shown beside it.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def follow(
 
     Args:
         adapter: over a multi-task model; it is reset first.
-        target: the shifted domain, in the order in which it arrives.
+        target: the shifted domain, in the order of the stream.
         tasks: those to measure, by name.
         protocol: protocol of adaptation and measurement.
         device: device of the adapter.

@@ -2,7 +2,7 @@ r"""EMA statistics: an exponential moving average over the test batches, started
 
 .. math:: \mu_t = \rho\,\mu_{t-1} + (1 - \rho)\,\mu_b, \qquad \sigma_t^2 = \rho\,\sigma_{t-1}^2 + (1 - \rho)\,\sigma_b^2
 
-The batch that is met takes part in its own normalisation; a batch of one value per channel has no part in either.
+The present batch takes part in its own normalisation; a batch of one value per channel has no part in either.
 Reference: Schneider et al., NeurIPS 2020 (the online form).
 """
 
@@ -32,7 +32,7 @@ class EMAStatistics(NormPolicy):
         self.register_buffer("var", self.source_var.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == x.shape[1]:  # one value per channel says nothing about their spread
+        if self.lacks_spread(x):  # one value per channel has no spread
             return self.normalise_by(x, self.mean, self.var)
         mean, var = self.moments(x, self.unbiased)
         mean, var = self.mean.lerp(mean, 1 - self.decay), self.var.lerp(var, 1 - self.decay)

@@ -17,6 +17,8 @@ __all__ = ["Grouped", "grouped"]
 class Grouped(nn.Module):
     """Several normalisation layers side by side: each serves its equal share of the batch."""
 
+    mixes_samples = True
+
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = layers  # a plain list: the layers belong to their own models

@@ -8,9 +8,9 @@ places (the variance unbiased), and the soft shrinkage :math:`\psi(d; \lambda) =
     \mu' &= \mu + \psi(\tilde\mu - \mu;\, k\, s_\mu), \qquad
     \sigma'^2 = \sigma^2 + \psi(\tilde\sigma^2 - \sigma^2;\, k\, s_{\sigma^2})
 
-so that a difference which L draws of the same world explain is left alone. While it looks, :math:`\mu` and :math:`\sigma^2` are
-the running ones; while it observes (:func:`testtime.norm.observing`), those of the batch, and the running ones move towards
-them with the momentum, as torch's do.
+so that a difference which L draws of the same world explain is left alone. A prediction uses the running :math:`\mu` and
+:math:`\sigma^2`. While it observes (:func:`testtime.norm.observing`), it uses those of the batch, and the running ones move
+towards them with the momentum, as torch's do.
 
 Departures:
     As in the published code, :math:`\sigma^2` in :math:`s` holds the layer's eps, the batch's variance is unbiased, and what
@@ -64,7 +64,7 @@ class InstanceAwareStatistics(NormPolicy):
         """The statistics (C,) that an instance is held against."""
         if not self.observes():
             return self.mean, self.var
-        if x.numel() == x.shape[1]:  # one value per channel has no statistics
+        if self.lacks_spread(x):  # one value per channel has no statistics
             return self.source_mean, self.source_var
         mean, var = self.moments(x, unbiased=True)
         self.propose(mean=self.mean.lerp(mean, self.momentum), var=self.var.lerp(var, self.momentum))

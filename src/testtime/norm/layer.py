@@ -1,4 +1,4 @@
-"""The base of every policy: a BatchNorm layer that is told which statistics to use, and the finding of norm layers."""
+"""The base of every policy: a BatchNorm layer with a rule for the statistics to use, and the finding of norm layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from testtime.intake.shards import Shards, current_shards
 from testtime.intake.sharing import Stateful, share
 
 __all__ = [
@@ -52,6 +53,7 @@ class NormPolicy(Stateful, ABC):
         self.layer = layer
         self.observing = False
         self._observed = False
+        self._shards: Shards | None = None
         self.proposal: dict[str, Tensor] | None = None
         # A subclass may act on its own after normalising: it gets normalised input and unit statistics.
         self.plain = type(layer) in PLAIN
@@ -75,7 +77,7 @@ class NormPolicy(Stateful, ABC):
     def forward(self, x: Tensor) -> Tensor: ...
 
     def observes(self) -> bool:
-        """Whether this forward meets a batch to learn from: it is :func:`observing`, or repeats a forward that was.
+        """Whether this forward is of a batch to learn from: it is :func:`observing`, or repeats a forward that was.
 
         ``torch.utils.checkpoint`` repeats a forward in the backward, which may have left :func:`observing`.
         """
@@ -83,6 +85,17 @@ class NormPolicy(Stateful, ABC):
         if torch.is_grad_enabled() and not repeats:
             self._observed = self.observing
         return self._observed if repeats else self.observing
+
+    def shards(self) -> Shards | None:
+        """The processes that share out the batch of this forward, or of the one that it repeats (see :meth:`observes`)."""
+        if torch._C._current_graph_task_id() == -1:
+            self._shards = current_shards()
+        return self._shards
+
+    def lacks_spread(self, x: Tensor) -> bool:
+        """Whether a batch (N, C, ...) has one value per channel, in all processes that share it."""
+        shards = self.shards()
+        return x.numel() == x.shape[1] if shards is None else shards.values(x) == 1
 
     def normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """Normalise (N, C, ...) with the statistics (C,), or (N, C) where each instance has its own; then scale and shift.
@@ -104,14 +117,16 @@ class NormPolicy(Stateful, ABC):
         Raises:
             ValueError: one value per channel, and the source holds no statistics (torch refuses it too).
         """
-        if x.numel() == x.shape[1]:
+        if self.lacks_spread(x):
             if self.source_mean is None:
                 raise ValueError(
                     f"a BatchNorm layer got one value per channel, {tuple(x.shape)}, which has no spread to normalise by, and "
                     "it holds no running statistics (track_running_stats=False); pass a batch of two images or more"
                 )
             return self.normalise_by(x, self.source_mean, self.source_var)
-        layer = self.layer
+        layer, shards = self.layer, self.shards()
+        if shards is not None:
+            return self.normalise(x, *shards.moments(x.to(torch.promote_types(x.dtype, torch.float32))))
         if self.plain:
             return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
         return layer(F.batch_norm(x, None, None, None, None, True, 0.0, layer.eps))
@@ -125,9 +140,13 @@ class NormPolicy(Stateful, ABC):
 
     def moments(self, x: Tensor, unbiased: bool = False) -> tuple[Tensor, Tensor]:
         """Mean and variance (C,) of the batch over all but the channel dimension, in the source's type."""
-        if x.numel() == x.shape[1]:
+        if self.lacks_spread(x):
             return self.source_mean, self.source_var
-        x, over = x.to(self.source_mean.dtype), [0, *range(2, x.dim())]
+        x, over, shards = x.to(self.source_mean.dtype), [0, *range(2, x.dim())], self.shards()
+        if shards is not None:
+            mean, var = shards.moments(x)
+            values = shards.values(x)
+            return mean, var * (values / (values - 1)) if unbiased else var
         # Two passes: torch.var_mean over several dimensions takes several times as long on a CPU.
         mean = x.mean(dim=over, keepdim=True)
         var = (x - mean).square().mean(dim=over)
@@ -163,7 +182,7 @@ def advance(model: nn.Module | Iterable[NormPolicy], *, accept: bool = True) -> 
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Inside, policies that tell looking from observing (robust, running) observe: they meet a batch to learn from."""
+    """Inside, policies that distinguish predicting from observing (robust, running) observe: the batch is one to learn from."""
     policies = policies_of(model)
     for m in policies:
         m.observing = True

@@ -3,7 +3,7 @@ r"""Robust statistics (RoTTA's RobustBN): moving statistics that only the batche
 .. math:: \mu_t = (1 - \alpha)\,\mu_{t-1} + \alpha\,\mu_b, \qquad \sigma_t^2 = (1 - \alpha)\,\sigma_{t-1}^2 + \alpha\,\sigma_b^2
 
 While it observes (:func:`testtime.norm.observing`), a batch is normalised by the statistics that already hold it,
-gradients included; while it only looks, by the stored ones.
+gradients included; while it only predicts, by the stored ones.
 Reference: Yuan et al., Robust Test-Time Adaptation in Dynamic Scenarios, CVPR 2023, eq. 3 and 4.
 """
 
@@ -33,9 +33,7 @@ class RobustStatistics(NormPolicy):
         self.register_buffer("var", self.source_var.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            not self.observes() or x.numel() == x.shape[1]
-        ):  # one value per channel says nothing of their spread
+        if not self.observes() or self.lacks_spread(x):  # one value per channel has no spread
             return self.normalise_by(x, self.mean, self.var)
         mean, var = self.moments(x)
         mean, var = self.mean.lerp(mean, self.alpha), self.var.lerp(var, self.alpha)

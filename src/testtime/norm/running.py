@@ -2,7 +2,7 @@ r"""Running statistics: BatchNorm as in training, with the statistics learned on
 
 .. math:: \mu_t = (1 - m)\,\mu_{t-1} + m\,\mu_b, \qquad \sigma_t^2 = (1 - m)\,\sigma_{t-1}^2 + m\,\tfrac{n}{n-1}\,\sigma_b^2
 
-While it observes (:func:`testtime.norm.observing`), a batch is normalised by its own statistics; while it only looks, by
+While it observes (:func:`testtime.norm.observing`), a batch is normalised by its own statistics; while it only predicts, by
 the running ones. NOTE and SoTTA adapt in this way. The running variance takes the unbiased one, as torch's does.
 """
 
@@ -34,7 +34,7 @@ class RunningStatistics(NormPolicy):
     def forward(self, x: Tensor) -> Tensor:
         if not self.observes():
             return self.normalise_by(x, self.mean, self.var)
-        if self.proposal is None and x.numel() > x.shape[1]:
+        if self.proposal is None and not self.lacks_spread(x):
             mean, var = self.moments(x.detach(), unbiased=True)
             self.propose(mean=self.mean.lerp(mean, self.momentum), var=self.var.lerp(var, self.momentum))
         return self.normalise_by_batch(x)

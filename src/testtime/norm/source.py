@@ -1,4 +1,4 @@
-"""Source statistics: what the model learned in training, whatever arrives."""
+"""Source statistics: what the model learned in training, whatever the inputs."""
 
 from __future__ import annotations
 

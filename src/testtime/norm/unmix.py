@@ -16,17 +16,17 @@ over its places, and m the momentum of a batch of :math:`B_{max}`,
     \sigma_k^2 \leftarrow \sigma_k^2 + \tfrac{\lambda}{B} \sum_b p_{bk} (\tilde\sigma_b^2 - \sigma_k^2), \quad
     \lambda = 1 - (1 - m)^{B / B_{max}}
 
-Instance b is normalised by :math:`\mu_b, \sigma_b^2`; at birth the mixture of the components has the source's mean, and on
+Instance b is normalised by :math:`\mu_b, \sigma_b^2`; initially the mixture of the components has the source's mean, and on
 average its variance.
 
 Departures:
     The published draw is not centred: the mean of 16 components is then off by a deviation of 0.18 :math:`\sigma_s` in every
-    channel of every layer, which costs a ResNet-20 28 points on clean images before anything has arrived (docs/field.md);
+    channel of every layer, which costs a ResNet-20 28 points on clean images before the first batch (docs/field.md);
     ``unmix_tns(model, centred=False)`` is that.
     Written from the authors' description, which gives the statistics and their mixing; the published code, which has no
-    licence, was not read. The form of the birth, of tau and of the momentum is what is reported of that code. That the
+    licence, was not read. The form of the initialisation, of tau and of the momentum is what is reported of that code. That the
     components move by the very mixing above, m = 0.1, and :math:`B_{max}` = 64, the batch of the paper's streams, are this
-    library's reading. The published layers are said to move in every forward, so that any extra forward counts twice; here
+    library's reading. The published layers are reported to move in every forward, so that any extra forward counts twice; here
     they move once per adapted batch. What is one value per channel (a layer after pooling) has no instance statistics: as
     reported of that code, the source's serve, and nothing moves.
     Gradients flow through the instance's statistics and through p; in the published code none flows through p:
@@ -60,6 +60,7 @@ class UnMixStatistics(NormPolicy):
         mean, var: (K, C), of the components.
     """
 
+    mixes_samples = True
     mean: Tensor
     var: Tensor
 
@@ -126,7 +127,7 @@ def unmix_tns(
         temperature: tau.
         momentum: step of the components for a batch of ``full_batch``, in [0, 1].
         full_batch: images.
-        centred: whether the components' means at birth have exactly the source's for their mean; the published have not.
+        centred: whether the initial means of the components have exactly the source's for their mean; the published have not.
         detach_assignment: whether p is a constant for gradients, as in the published code.
         seed: random seed of the initial means of the components.
 

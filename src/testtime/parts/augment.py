@@ -205,7 +205,7 @@ def katana(
     colour: bool = True,
     shift: float = SHIFT,
 ) -> Tensor:
-    """The strong augmentation of CoTTA and RoTTA: colours, place, blur and noise, drawn anew for every image.
+    """The strong augmentation of CoTTA and RoTTA: colours, place, blur and noise, newly drawn for every image.
 
     In this order: clip to [0, 1]; brightness 0.6-1.4, contrast 0.7-1.3, saturation 0.5-1.5, hue +-0.06 of the
     circle and gamma 0.7-1.3, in an order drawn once per batch; turn by +-15 degrees, shift by whole pixels up
@@ -271,7 +271,7 @@ def katana(
 
 
 def simclr(x: Tensor, rng: torch.Generator, mirror: bool = True, colour: bool = True) -> Tensor:
-    """The augmentation of contrastive learning: a window, its colours and its mirror image, drawn anew for every image.
+    """The augmentation of contrastive learning: a window, its colours and its mirror image, newly drawn for every image.
 
     In this order: a window of 0.2 to 1 of the area and of 3/4 to 4/3 of the proportions, brought to the size of the image;
     horizontal flip; with a chance of 0.8 brightness, contrast and saturation 0.6-1.4 and hue +-0.1 of the circle, in an

@@ -110,7 +110,7 @@ def augmix(
     colour: bool = True,
     shift: float = SHIFT,
 ) -> Tensor:
-    """Random crop and flip, then AugMix at severity 1, drawn anew for every image.
+    """Random crop and flip, then AugMix at severity 1, newly drawn for every image.
 
     Each of ``chains`` applies one to ``longest`` changes: autocontrast, equalise, posterise to four bits, solarise, turn
     (up to 2 degrees), shear (up to 0.03), shift (up to a thirtieth of the side). The chains are averaged with weights of a

@@ -33,7 +33,7 @@ def groups_of(model: nn.Module) -> list[str]:
     convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     if not convolutions:
         raise ValueError(
-            "the groups of a network are told by their convolutions, and this model has none; expected a convolutional network"
+            "the groups of a network are found by their convolutions, and this model has none; expected a convolutional network"
         )
     return convolutions
 

@@ -22,7 +22,7 @@ class ImageMemory(Stateful):
     Attributes:
         images: (capacity, ...) from the first batch on; empty before.
         label: (capacity,) pseudo-labels; -1 is a free place.
-        seen: images met so far, kept or not.
+        seen: images processed so far, kept or not.
     """
 
     images: Tensor

@@ -1,4 +1,4 @@
-"""How frequent classes are in a batch, and answers that know it."""
+"""Class frequencies of a batch, and predictions corrected for them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reweighted(
 
     Args:
         logits: logits of the batch, (N, C).
-        good: (N,) which rows tell the prior; where there is none, the logits come back.
+        good: (N,) rows that the prior is estimated from; where there is none, the logits come back.
         of: quantity that the prior multiplies, "probabilities" or "logits".
     """
     if not bool(good.any()):

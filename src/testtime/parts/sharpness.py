@@ -13,7 +13,7 @@ __all__ = ["at_worst_point", "sharpness_aware_gradients"]
 
 @contextmanager
 def at_worst_point(loss: Tensor, parameters: Sequence[Tensor], rho: float = 0.05) -> Iterator[None]:
-    r"""Inside, the parameters stand where the loss is worst within a ball; afterwards they are back, bit for bit.
+    r"""Inside, the parameters are where the loss is worst within a ball; afterwards they are back, bit for bit.
 
     .. math:: \theta + \rho\, g / \lVert g \rVert_2, \qquad g = \nabla L(\theta)
 
@@ -47,7 +47,7 @@ def sharpness_aware_gradients(
     .. math:: \nabla L\big(\theta + \rho\, g / \lVert g \rVert_2\big), \qquad g = \nabla L(\theta)
 
     Args:
-        loss: computes the scalar loss anew; it is called twice (two forwards, two backwards).
+        loss: computes the scalar loss again; it is called twice (two forwards, two backwards).
         parameters: theta; the norm is taken over all of them together.
         rho: the radius.
 

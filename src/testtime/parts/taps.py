@@ -1,4 +1,4 @@
-"""Taps: what a layer in the middle of a network says, for methods that look at more than the answer."""
+"""Taps: the output of an inner layer of a network, for methods that read more than the logits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+from testtime.intake.shards import shards_of
 
 __all__ = ["Tap", "tap", "tapped", "watched"]
 
@@ -100,4 +102,5 @@ def watched(model: nn.Module, taps: Iterable[Tap], x: Tensor) -> tuple[Any, Sequ
     missing = [type(t.layer).__name__ for t, z in zip(taps, seen, strict=True) if z is None]
     if missing:
         raise RuntimeError(f"these tapped layers took no part in the forward: {', '.join(missing)}")
-    return y, [z for z in seen if z is not None]
+    shards, found = shards_of(model), [z for z in seen if z is not None]
+    return y, found if shards is None else [shards.whole(z, len(x)) for z in found]

@@ -80,14 +80,14 @@ CONFIDENT = 0.9
 KEPT = 0.2  # share of contradictions, at most, where a mirrored image keeps its class
 CHANGED = 0.45  # share of contradictions, at least, where it does not
 ERROR = 1e-3  # probability of a warning at a share of KEPT, and of none at a share of CHANGED
-LIMIT = 1000  # images after which no more are looked at
+LIMIT = 1000  # images after which no more are examined
 
 
 @torch.no_grad()
 def contradicted(model: nn.Module, x: Tensor) -> tuple[int, int]:
     """How many images are predicted with confidence both as they are and mirrored, and how many of them as two classes.
 
-    BatchNorm layers use the statistics of the batch, with which classes are told apart also on corrupted images.
+    BatchNorm layers use the statistics of the batch, which distinguish classes also on corrupted images.
 
     Args:
         model: returns logits (N, C); nothing of it changes.

@@ -238,7 +238,7 @@ def _first(layout: Layout, room: Room, models: list[Model]) -> Placed | None:
 
 
 def _curtains(layout: Layout, room: Room, style: Style, made: Any) -> None:
-    """Hang curtains on both sides of each window, down to the floor where nothing stands below."""
+    """Hang curtains on both sides of each window, down to the floor where there is no furniture below."""
     if room.kind == "bath" or style.draw("curtains", room.index).random() < 0.2:
         return
     curtain = made("curtain")

@@ -1,4 +1,4 @@
-"""The classes of furnished houses in groups that a small network can tell apart."""
+"""The classes of furnished houses in groups that a small network can distinguish."""
 
 from __future__ import annotations
 

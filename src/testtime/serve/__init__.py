@@ -1,6 +1,6 @@
 """Serve an adapter in production: sessions with snapshots, rollback, an input gate, deadlines and an audit log.
 
-Nothing here needs more than torch; the server needs ``testtime[serve]``.
+The server (``testtime.serve.server``) and its clients need ``testtime[serve]``; the rest needs nothing more than torch.
 """
 
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from testtime.lazy import lazily
 
 if TYPE_CHECKING:
+    from testtime.serve.client import AsyncClient, Client
     from testtime.serve.engine import Answer
     from testtime.serve.gate import GateOptions, read_image
     from testtime.serve.options import SessionOptions
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "AsyncClient",
+    "Client",
     "GateOptions",
     "Replayed",
     "Retention",
@@ -33,6 +36,7 @@ __all__ = [
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "client": "AsyncClient Client",
         "engine": "Answer",
         "gate": "GateOptions read_image",
         "options": "SessionOptions",

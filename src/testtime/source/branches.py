@@ -41,7 +41,7 @@ class UnsupervisedBranch(Branch):
         layers: names of the layers whose features the branch uses.
 
     Attributes:
-        taught: (), bool; whether :meth:`teach` has run. Joint training does not set it.
+        taught: (), bool; whether :meth:`teach` has trained it. Joint training does not set it.
     """
 
     taught: Tensor

@@ -27,7 +27,7 @@ class Projectors(UnsupervisedBranch):
     Called with what the layers gave, feature maps (N, C, h, w) or vectors (N, C), it returns I(X; Z) in nats, a scalar
     between 0 and log K, averaged over projectors and layers.
 
-    >>> Projectors([8], clusters=10)([torch.zeros(2, 8, 4, 4)]).item() < 1e-6  # all alike: nothing to tell apart
+    >>> Projectors([8], clusters=10)([torch.zeros(2, 8, 4, 4)]).item() < 1e-6  # all alike
     True
     """
 

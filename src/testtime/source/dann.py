@@ -1,4 +1,4 @@
-r"""DANN: train on a labelled source and an unlabelled target, so that the features do not tell which of them an image is from.
+r"""DANN: train on a labelled source and an unlabelled target, so that the features do not depend on the domain of an image.
 
 With features :math:`G_f`, the classes :math:`G_y` read from them, the probability :math:`G_d` that they are of the target,
 source images :math:`x_i` of labels :math:`y_i` and target images :math:`x_j`, the cross-entropy :math:`\ell`, and the learning
@@ -89,7 +89,7 @@ def learning_rate(progress: float, first: float = 0.01, alpha: float = 10.0, bet
 
 @final
 class _Pairs(Collection[tuple[Tensor, Tensor, Tensor]]):
-    """Source batches beside target batches, as many as the longer of the two has; the shorter begins anew."""
+    """Source batches beside target batches, as many as the longer of the two has; the shorter restarts."""
 
     def __init__(self, source: Collection[tuple[Tensor, Tensor]], target: Collection[Tensor]) -> None:
         if not len(source) or not len(target):
@@ -128,7 +128,7 @@ def _forever(batches: Iterable[T]) -> Iterator[T]:
 
 @final
 class _Adversaries(nn.Module):
-    """A network, and the critic that tells domains by its features.
+    """A network, and the domain classifier on its features.
 
     Attributes:
         steps: (), how many were done.
@@ -182,13 +182,13 @@ def train_dann(
     file: str | Path | None = None,
     title: str | None = "DANN",
 ) -> nn.Module:
-    """A network whose features do not tell source from target, trained by SGD with momentum 0.9.
+    """A network with the same features for source and target, trained by SGD with momentum 0.9.
 
     Args:
         model: a classifier that ends in a linear head, trained or not; it is left as it is.
         source: batches of images (N, C, H, W) and labels (N,); a loader that shuffles works too.
         target: batches of unlabelled images (M, C, H, W).
-        passes: number of passes over the longer of the two; the shorter begins anew meanwhile.
+        passes: number of passes over the longer of the two; the shorter restarts meanwhile.
         rate: initial learning rate mu_0.
         gamma: speed at which the reversal gets its full strength; 0 switches it off, which is training on the source alone,
             but for the target's part in BatchNorm.
@@ -225,10 +225,10 @@ def train_dann(
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(generator(seed, step, "dropout").initial_seed())
             logits, z = with_features(network, at_head, torch.cat([x, other]))
-        suspicion = both.critic(reverse_gradient(z, reversal(progress, gamma))).squeeze(1)
-        # -log(1 - G_d) = softplus(suspicion), -log G_d = softplus(-suspicion)
-        told = F.softplus(suspicion[: len(x)]).mean() + F.softplus(-suspicion[len(x) :]).mean()
-        return F.cross_entropy(logits[: len(x)], y) + told
+        domain = both.critic(reverse_gradient(z, reversal(progress, gamma))).squeeze(1)
+        # -log(1 - G_d) = softplus(domain), -log G_d = softplus(-domain)
+        confusion = F.softplus(domain[: len(x)]).mean() + F.softplus(-domain[len(x) :]).mean()
+        return F.cross_entropy(logits[: len(x)], y) + confusion
 
     described = {"kind": "train_dann", "passes": passes, "steps": len(pairs), "rate": rate, "gamma": gamma}
     described |= {"alpha": options.alpha, "beta": options.beta, "hidden": options.hidden, "seed": seed}

@@ -31,6 +31,8 @@ __all__ = [
 class BatchScale(nn.Module):
     """Normalise each channel of maps (N, C, H, W) by the batch, then scale and shift; one value per channel stays."""
 
+    mixes_samples = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
@@ -46,10 +48,10 @@ class MetaGroup(nn.Module):
     """A group of a frozen network, and its meta network.
 
     Args:
-        group: maps (N, C, h, w) to maps (N, D, H, W); its first and last convolutions tell C and D.
+        group: maps (N, C, h, w) to maps (N, D, H, W); its first and last convolutions determine C and D.
 
     Attributes:
-        mode: "adapted"; "frozen" answers as the group alone; "born" sets out from the statistics of the batch.
+        mode: "adapted"; "frozen" predicts as the group alone; "initial" begins with the statistics of the batch.
         gap: the distance of the last answer to that of the group, where it was asked for by ``watched``.
 
     Raises:
@@ -80,7 +82,7 @@ class MetaGroup(nn.Module):
             raise ValueError(
                 f"expected maps (N, C, H, W) from a group, got {tuple(y.shape)}; name other layers"
             )
-        if self.mode == "born":
+        if self.mode == "initial":
             self._set_out(y.detach())
         if x.shape[2:] != y.shape[2:]:
             x = F.adaptive_avg_pool2d(x, (y.shape[2], y.shape[3]))
@@ -115,7 +117,7 @@ def with_meta(model: nn.Module, layers: Sequence[str] | None = None) -> nn.Modul
     """
     with torch.random.fork_rng(
         devices=[]
-    ):  # a convolution draws its first weights, which the warm-up draws anew
+    ):  # a convolution draws its first weights, which the warm-up draws again
         torch.default_generator.manual_seed(0)
         for name in groups_of(model) if layers is None else layers:
             parent, _, leaf = name.rpartition(".")
@@ -141,7 +143,7 @@ def warm_up(
             g.conv.reset_parameters()
     first = next(iter(batches))[0]
     with torch.no_grad():
-        in_mode(groups, "born", lambda: model(first))
+        in_mode(groups, "initial", lambda: model(first))
     own = [p for g in groups for p in g.meta()]
     for p in own:
         p.requires_grad_(True)

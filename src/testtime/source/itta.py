@@ -67,10 +67,10 @@ def mix_style(x: Tensor, partner: Tensor, share: Tensor) -> Tensor:
 
 @final
 class AdaptiveGroup(nn.Module):
-    """A group of a network, and its adaptive parameters: a scale and a shift of each channel, the identity at birth.
+    """A group of a network, and its adaptive parameters: a scale and a shift of each channel, the identity initially.
 
     Args:
-        group: gives maps (N, C, H, W); its last convolution tells C.
+        group: gives maps (N, C, H, W); its last convolution determines C.
 
     Attributes:
         partner, share: arguments of :func:`mix_style`, which changes the maps where they are set.
@@ -78,6 +78,8 @@ class AdaptiveGroup(nn.Module):
     Raises:
         ValueError: the group has no convolution, or gives something other than maps.
     """
+
+    mixes_samples = True
 
     def __init__(self, group: nn.Module) -> None:
         super().__init__()
@@ -150,9 +152,9 @@ class LearnedConsistency(Stateful):
         seed: random seed of its first weights.
 
     Attributes:
-        learned: whether an adapter's ``prepare`` teaches it; then it belongs to the adapter's state. One that was trained
+        learned: whether an adapter's ``prepare`` trains it; then it belongs to the adapter's state. One that was trained
             with the network belongs to the network.
-        lessons: (), of how many batches it was taught.
+        lessons: (), number of batches it was trained on.
 
     >>> consistency, z = LearnedConsistency(4), torch.rand(2, 4)
     >>> consistency(z, z).item()
@@ -191,7 +193,7 @@ class LearnedConsistency(Stateful):
 
 @contextmanager
 def _drawn(seed: int) -> Iterator[None]:
-    """Inside, torch's generator on the CPU starts from the seed; then it stands where it stood."""
+    """Inside, torch's generator on the CPU starts from the seed; afterwards its state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, 0, "consistency").initial_seed())
         yield
@@ -230,7 +232,7 @@ def consistency_loss(
     alpha: float | None,
     seed: int,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a batch of images and labels says: to f_w by L_align, and to the network, unless alpha is None, by its losses."""
+    """The loss of a batch of images and labels: to f_w by L_align, and to the network, unless alpha is None, by its losses."""
     head = {id(p) for p in at_head.parameters()}
     theta = [p for p in network.parameters() if p.requires_grad and id(p) not in head]
     weights = dict(consistency.named_parameters())
@@ -305,8 +307,8 @@ def train_itta(
             another training.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 2))
-    >>> lessons = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
-    >>> train_itta(net, lessons, title=None).consistency.lessons
+    >>> examples = [(torch.rand(8, 3, 8, 8), torch.randint(2, (8,)))] * 3
+    >>> train_itta(net, examples, title=None).consistency.lessons
     tensor(15)
     """
     network = duplicate(model).eval().requires_grad_(True)
@@ -371,11 +373,11 @@ def learn_consistency(
         network, tap = copy.deepcopy((model, at_head))
     network.requires_grad_(True)
     with torch.no_grad():
-        lessons = [(x, network(x).argmax(dim=1)) for x in images]
+        examples = [(x, network(x).argmax(dim=1)) for x in images]
     consistency.begin(seed)
     consistency.requires_grad_(True)
     for _ in passes_over(
-        lessons,
+        examples,
         passes,
         consistency,
         torch.optim.Adam(consistency.parameters(), rate),

@@ -80,7 +80,7 @@ class Featured(nn.Module):
 
 @final
 class Aggregator(AtLeastFloat32):
-    """A transformer over what the experts say of an image.
+    """A transformer over the outputs of the experts for an image.
 
     Args:
         wide: D, of the features.
@@ -122,7 +122,7 @@ class Mixture(Stateful):
         head: name of the linear head; the last linear layer unless given.
 
     Attributes:
-        learned: whether an adapter's ``prepare`` taught it; then it belongs to the adapter's state.
+        learned: whether an adapter's ``prepare`` trained it; then it belongs to the adapter's state.
         taught: (), bool; whether it was trained.
     """
 
@@ -208,8 +208,8 @@ class _Together:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __contains__(self, lesson: object) -> bool:
-        return any(lesson is one for one in self)
+    def __contains__(self, example: object) -> bool:
+        return any(example is one for one in self)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         shown = [iter(batches) for batches in self.domains]

@@ -27,7 +27,7 @@ def in_distribution(noise: Tensor, small: float, large: float) -> Tensor:
 
 @final
 class NoiseDiscriminator(UnsupervisedBranch):
-    """A linear projection of a layer's features, and a perceptron that tells little noise on it from much.
+    """A linear projection of a layer's features, and a perceptron that distinguishes little noise on it from much.
 
     Args:
         channels: number of channels of the watched layer.

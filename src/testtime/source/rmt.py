@@ -21,7 +21,7 @@ class SourceReplay(Stateful):
 
     Attributes:
         prototypes: (C, D) mean feature of each class.
-        met: (C,) how many features that were; a class of none has no prototype.
+        met: (C,) number of features; a class of none has no prototype.
         images: (M, ...) to replay.
         label: (M,).
         batch: (M,) number of the batch that each image to replay came in.

@@ -16,12 +16,12 @@ __all__ = ["Coupling", "Flow"]
 
 @final
 class Coupling(nn.Module):
-    """An affine coupling: one half of a vector says how the other is scaled and shifted. At birth it changes nothing.
+    """An affine coupling: one half of a vector determines scale and shift of the other. Initially it changes nothing.
 
     Args:
         channels: D; the first D // 2 are one half.
         hidden: units of each of the two hidden layers.
-        swapped: let the second half say.
+        swapped: whether the second half determines them.
     """
 
     def __init__(self, channels: int, hidden: int, swapped: bool = False) -> None:

@@ -26,7 +26,7 @@ def contrastive(h: Tensor, temperature: float = 0.5) -> Tensor:
         temperature: T.
 
     Returns:
-        a scalar; zero for one image, which nothing is to be told apart from.
+        a scalar; zero for one image, which has no negatives.
 
     >>> contrastive(torch.eye(2).repeat(2, 1), 1.0)  # log(1 + 2 / e)
     tensor(0.5514)

@@ -54,8 +54,7 @@ class DomainAdapter(nn.Module):
 
 def _product(up: nn.Module, down: nn.Module) -> Tensor:
     """B A, as the weight of one layer: cheaper than both on every pixel, however high the rank."""
-    b, a = up.get_parameter("weight"), down.get_parameter("weight")
-    return b.flatten(1) @ a.flatten(1)
+    return up.weight.flatten(1) @ down.weight.flatten(1)  # type: ignore[operator]
 
 
 def _bypass(layer: nn.Linear | nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Module]:
@@ -101,7 +100,7 @@ def with_adapters(
             layer = getattr(owner, leaf)
             if not isinstance(layer, nn.Linear | nn.Conv2d):
                 raise ValueError(
-                    f"an adapter stands beside a torch.nn.Linear or Conv2d, and {name} is a {type(layer).__name__}; "
+                    f"an adapter is for a torch.nn.Linear or Conv2d, and {name} is a {type(layer).__name__}; "
                     "name other layers"
                 )
             setattr(owner, leaf, DomainAdapter(layer, low_rank, high_rank))

@@ -18,7 +18,7 @@ theirs                                                    ours                  
 ========================================================  ======================================  =========================
 
 Released checkpoints hold the table of answers twice, as ``to_logits`` and as the decoder's ``token_emb``: training ties them,
-release does not. Of a grid the decoder never reads ``token_emb`` (a mask token stands there), so that ``to_logits`` is all that
+release does not. Of a grid the decoder never reads ``token_emb`` (a mask token replaces it), so that ``to_logits`` is all that
 is needed; of a sequence it reads both, and two that differ are refused, since the model has one table.
 
 Names and forms are those of https://github.com/apple/ml-4m (code Apache-2.0, of which nothing is copied). The weights come

@@ -14,7 +14,7 @@ __all__ = ["Episodic", "ResetEvery"]
 
 @final
 class Episodic(Wrapper):
-    r"""Every batch is met by the adapter as it was born.
+    r"""Reset the adapter before every batch.
 
     .. math:: \theta_t = \theta_0 - \eta \nabla L(x_t; \theta_0)
 
@@ -22,7 +22,7 @@ class Episodic(Wrapper):
         1. reset the adapter;
         2. let it predict and learn the batch.
 
-    ``predict`` looks with what the last batch left.
+    ``predict`` uses the state that the last batch left.
 
     Args:
         adapter: adapter that is reset.
@@ -31,6 +31,7 @@ class Episodic(Wrapper):
 
     Reference: the episodic mode of Tent's code (Wang et al., ICLR 2021); MEMO (Zhang et al., NeurIPS 2022).
 
+    >>> import torch
     >>> from torch import nn
     >>> from testtime.methods import Tent
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -47,12 +48,12 @@ class Episodic(Wrapper):
 
 @final
 class ResetEvery(Wrapper):
-    r"""Back to birth after a fixed number of steps: the adapter never drifts further than that.
+    r"""Reset the adapter every ``every`` steps: it never drifts further than that.
 
     .. math:: \theta_t \leftarrow \theta_0 \quad \text{whenever } t \bmod T = 0
 
     A step:
-        1. when ``every`` steps have passed since birth or the last reset, reset the adapter;
+        1. when ``every`` steps have passed since the beginning or the last reset, reset the adapter;
         2. let it predict and learn the batch.
 
     Args:
@@ -67,6 +68,7 @@ class ResetEvery(Wrapper):
     Reference: Press, Schneider, Kümmerer and Bethge, RDumb: A simple approach that questions our progress in
     continual test-time adaptation, NeurIPS 2023, section 4 (there around ETA).
 
+    >>> import torch
     >>> from torch import nn
     >>> from testtime.methods import Tent
     >>> ResetEvery(Tent(nn.LayerNorm(3)), 1000).every

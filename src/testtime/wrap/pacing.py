@@ -61,15 +61,15 @@ class Repeat(Wrapper):
 
 @final
 class TimeConstrained(Wrapper):
-    r"""The stream does not wait: what arrives while the adapter is still learning is answered without learning.
+    r"""The stream does not wait: batches that come while the adapter is still learning are predicted without learning.
 
-    With the cost c of a step of the adapter, in plain predictions, and :math:`\eta` batches arriving in the time of one,
+    With the cost c of a step of the adapter, in plain predictions, and :math:`\eta` batches coming in the time of one,
 
     .. math:: \text{batches that are missed after each that is learned} = \lceil \eta\, c \rceil - 1
 
     A step:
-        1. if the last lesson is over, let the adapter predict and learn the batch: its lesson begins;
-        2. else answer without learning, by another model or by the adapter as it is.
+        1. if the last update is over, let the adapter predict the batch and update itself on it: this update begins;
+        2. else predict without learning, by another model or by the adapter as it is.
 
     Departures: the paper measures c by the clock, so that no run is repeated; here it is declared, the forwards of a step and
     two for each backward unless given, and a run is a function of its seed. A method that answers and learns within one
@@ -77,7 +77,8 @@ class TimeConstrained(Wrapper):
 
     Args:
         adapter: any.
-        meanwhile: who answers what is missed; the paper's is ``Source(model)``. None is the adapter as it is, without learning.
+        meanwhile: adapter that predicts the missed batches; the paper's is ``Source(model)``. None: the adapter itself, without
+            learning.
         speed: eta, in (0, 1] in the paper; 1 is a stream as fast as the source model.
         cost: c; what the adapter declares unless given.
 
@@ -125,17 +126,17 @@ class TimeConstrained(Wrapper):
         """Batches that are missed after each that is learned."""
         return max(0, math.ceil(self.speed * self.taken) - 1)
 
-    def _born(self) -> dict[str, Tensor]:
+    def _initial_state(self) -> dict[str, Tensor]:
         if self.meanwhile is not None:
-            self.meanwhile._born()
-        return super()._born()
+            self.meanwhile._initial_state()
+        return super()._initial_state()
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return (self.meanwhile if self.meanwhile is not None and int(self.busy) else self.adapter).predict(x)
 
     def step(self, x: Tensor) -> Tensor:
         if int(self.busy):
-            y = self._look(x)
+            y = self._predict_batch(x)
             self.busy -= 1
             return y
         self.busy += self.delay

@@ -44,6 +44,7 @@ class PriorCorrected(Wrapper):
     Reference: Marsden, Döbler and Yang, Universal Test-Time Adaptation through Weight Ensembling, Diversity Weighting, and
     Prior Correction, WACV 2024.
 
+    >>> import torch
     >>> from torch import nn
     >>> from testtime.methods import Source
     >>> net = nn.Linear(2, 2)
@@ -66,7 +67,7 @@ class PriorCorrected(Wrapper):
         z = reweighted(y.logits, y.valid, self.of)
         return Prediction(z, score=y.score, valid=y.valid, selected=y.selected, updated=y.updated)
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self._correct(self.adapter.predict(x))
 
     def step(self, x: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class LabelShift(Wrapper):
 
     A step:
         1. let the adapter predict and learn the batch, with the head for the distribution :math:`\pi` so far;
-        2. move :math:`\pi` towards the mean answer; the batches that follow meet the head for that.
+        2. move :math:`\pi` towards the mean answer; the following batches use the head for that.
 
     Args:
         adapter: any, around a model with a :class:`testtime.source.label_shift.ShiftedHead` (there: how it is made and
@@ -97,6 +98,7 @@ class LabelShift(Wrapper):
     Reference: Park, Yang, Choo and Yun, Label Shift Adapter for Test-Time Adaptation under Covariate and Label Shifts, ICCV
     2023.
 
+    >>> import torch
     >>> from torch import nn
     >>> from testtime.source.label_shift import with_label_shift
     >>> from testtime.methods import Tent

@@ -15,11 +15,11 @@ __all__ = ["Window"]
 
 @final
 class Window(Wrapper):
-    """Single images in company: each is predicted with the last ones, and learned from when enough arrived.
+    """Window of the last images: each image is predicted together with them, and the adapter learns when enough are new.
 
     A step:
         1. put the new images behind the last ones; beyond ``size`` the oldest leave (a batch stays whole);
-        2. when ``every`` new images have arrived, let the adapter predict and learn all these, else predict;
+        2. after ``every`` new images, let the adapter predict and learn all these, else predict;
         3. answer the rows of the new images, and remember the last ``size`` images.
 
     Args:
@@ -64,7 +64,7 @@ class Window(Wrapper):
             )
         return torch.cat([self.window.to(x), x])[-max(self.size, len(x)) :]
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         company = self._company(x)
         return self.adapter.predict(company).at(_last(len(x), company))
 

@@ -12,10 +12,10 @@ __all__ = ["Wrapper"]
 
 
 class Wrapper(Adapter):
-    """Base of what tweaks an adapter without knowing its method: it holds one, and is one.
+    """Base of adapters that change another adapter without knowing its method.
 
     The facts (``output``, ``source``, ``labelled_source``, ``stochastic``, ``cost``) are the inner adapter's, ``predict``
-    asks it, ``prepare`` teaches it, and its state is part of the wrapper's. A subclass says ``step``.
+    and ``prepare`` are passed on to it, and its state is part of the wrapper's. A subclass defines ``step``.
 
     Args:
         adapter: any adapter, a wrapper too.
@@ -41,16 +41,16 @@ class Wrapper(Adapter):
         assert isinstance(self.model, Adapter)
         return self.model
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Tensor) -> Tensor:
         return self.adapter.predict(x)
 
-    def _learn(self, batches: Iterable[Tensor]) -> None:
+    def _prepare(self, batches: Iterable[Tensor]) -> None:
         self.adapter.prepare(batches)
 
     def reset(self) -> None:
         super().reset()
         self.adapter.reset()
 
-    def _born(self) -> dict[str, Tensor]:
-        self.adapter._born()  # together, so that a state loaded later does not become the inner one's birth
-        return super()._born()
+    def _initial_state(self) -> dict[str, Tensor]:
+        self.adapter._initial_state()  # together, so that a state loaded later does not become the inner one's initial state
+        return super()._initial_state()

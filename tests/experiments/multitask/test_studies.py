@@ -79,7 +79,7 @@ class Explodes(Adapter):
     def step(self, x: Any) -> Any:
         return self.model(x)
 
-    def _look(self, x: Any) -> Any:
+    def _predict_batch(self, x: Any) -> Any:
         return {k: y * (torch.inf if self.clock and self.rate > 1 else 1) for k, y in self.model(x).items()}
 
 

@@ -110,7 +110,7 @@ def test_a_run_goes_on_and_is_added_to(tmp_path: Path) -> None:
     said: list[str] = []
     assert list(read_candidates(shadow(tmp_path / "run", ASKED, said.append))[0]) == ["Source", "TENT"]
     assert said == ["2 of 3 units are finished already"]
-    with pytest.raises(ValueError, match="holds a run with limit 30, this one has 10"):
+    with pytest.raises(ValueError, match="holds a run with limit 30, this one has limit 10"):
         shadow(tmp_path / "run", replace(ASKED, limit=10))
 
 

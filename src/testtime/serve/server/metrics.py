@@ -1,0 +1,156 @@
+"""Metrics for Prometheus, in a registry of the server's own; the number of their series is bounded."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+VALUES = 32  # values of a label that comes from inputs; further ones are "other"
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"))
+OTHER = "other"
+
+
+class Metrics:
+    """Counters, histograms and gauges of a server.
+
+    Args:
+        streams: number of streams with series of their own; the others share "other".
+    """
+
+    def __init__(self, streams: int) -> None:
+        self.streams = streams
+        self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)
+        own: dict[str, Any] = {"registry": self.registry, "namespace": "testtime"}
+        self._requests = Counter("requests", "Requests answered", ("route", "method", "status"), **own)
+        self._seconds = Histogram("request_seconds", "Time of a request", ("route",), buckets=SECONDS, **own)
+        self._refused = Counter("requests_refused", "Requests refused", ("reason",), **own)
+        self._samples = Counter("samples", "Samples by what became of them", ("stream", "outcome"), **own)
+        self._gate = Counter("samples_refused", "Samples that the gate refused", ("reason",), **own)
+        self._answers = Counter("answers", "Answered batches", ("stream", "serving", "adapted"), **own)
+        self._shed = Counter("adaptation_shed", "Batches answered from the last state", ("stream",), **own)
+        self._events = Counter("guard_events", "Events of the guards", ("stream", "kind"), **own)
+        self._waited = Histogram("queue_seconds", "Time in the queue of the model", buckets=SECONDS, **own)
+        self._queue = Gauge("queue_length", "Requests that wait for the model", **own)
+        self._changes = Counter("configuration_changes", "Changes of the configuration", ("result",), **own)
+        self._actions = Counter("stream_actions", "Management of streams", ("action",), **own)
+        self._count = Gauge("streams", "Streams with a state", **own)
+        self._estimates = Gauge(
+            "estimate", "Estimates of the last step of a stream", ("stream", "name"), **own
+        )
+        self._lock = threading.Lock()
+        self._labels: dict[str, set[str]] = {}
+        self._seen: dict[str, int] = {}  # offset of the last record of each stream that was counted
+
+    # Requests ---------------------------------------------------------------------------------------------------------
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request and its time; route is the route's pattern, not the path."""
+        method = method if method in METHODS else OTHER
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """Count a request that was refused, by the code of its problem."""
+        self._refused.labels(self._bounded("reason", reason, 4 * VALUES)).inc()
+
+    # Streams ----------------------------------------------------------------------------------------------------------
+
+    def samples(
+        self, stream: str, refused: Iterable[str | None], adapted: bool, serving: str, waited: float
+    ) -> None:
+        """Count the samples of an answer.
+
+        Args:
+            stream: identity of the stream.
+            refused: why a sample was refused, or None, for each.
+            adapted: whether the batch was adapted to.
+            serving: whose answer it is.
+            waited: time in the queue, in seconds.
+        """
+        label, admitted = self._stream(stream), 0
+        for reason in refused:
+            if reason is None:
+                admitted += 1
+                continue
+            self._samples.labels(label, "refused").inc()
+            word = reason.partition(":")[0].partition(";")[0].strip()[:60]
+            self._gate.labels(self._bounded("gate", word, VALUES)).inc()
+        self._samples.labels(label, "adapted" if adapted else "answered").inc(admitted)
+        self._answers.labels(label, serving, str(adapted).lower()).inc()
+        if not adapted:
+            self._shed.labels(label).inc()
+        self._waited.observe(waited)
+
+    def events(self, stream: str, history: Sequence[Mapping[str, Any]]) -> None:
+        """Count events of the guards of a stream.
+
+        Args:
+            stream: identity of the stream.
+            history: records of its last requests, oldest first; those that were counted before are left out.
+        """
+        with self._lock:
+            seen = self._seen.get(stream, -1)
+            new = [record for record in history if record["offset"] > seen]
+            if new:
+                self._seen[stream] = new[-1]["offset"]
+        for event in (event for record in new for event in record["events"]):
+            self._events.labels(self._stream(stream), self._bounded("kind", event["kind"], VALUES)).inc()
+
+    def forget(self, stream: str) -> None:
+        """Remove the series of a stream that was deleted."""
+        with self._lock:
+            self._seen.pop(stream, None)
+            self._labels.get("stream", set()).discard(stream)
+        for family in (self._samples, self._answers, self._shed, self._events):
+            family.remove_by_labels({"stream": stream})
+
+    def changed(self, result: str) -> None:
+        """Count a change of the configuration: "accepted" or "refused"."""
+        self._changes.labels(result).inc()
+
+    def action(self, name: str) -> None:
+        """Count an action of management: "snapshot", "rollback", "pause", "resume" or "delete"."""
+        self._actions.labels(name).inc()
+
+    def text(self, streams: int, waiting: int, estimates: Mapping[str, Mapping[str, float]]) -> bytes:
+        """Return all metrics in the text format of Prometheus.
+
+        Args:
+            streams: number of streams.
+            waiting: number of requests that wait for the model.
+            estimates: estimates by name, for the streams with series of their own.
+        """
+        with self._lock:
+            self._count.set(streams)
+            self._queue.set(waiting)
+            self._estimates.clear()
+            for stream, values in estimates.items():
+                for name, value in values.items():
+                    self._estimates.labels(stream, name).set(math.nan if value is None else value)
+            return generate_latest(self.registry)
+
+    def labelled(self, streams: Iterable[str]) -> list[str]:
+        """Return the streams that have series of their own."""
+        return [stream for stream in streams if self._stream(stream) == stream]
+
+    def _stream(self, stream: str) -> str:
+        return self._bounded("stream", stream, self.streams)
+
+    def _bounded(self, label: str, value: str, most: int) -> str:
+        """The value, or "other" when there are already so many of the label."""
+        with self._lock:
+            known = self._labels.setdefault(label, set())
+            if value not in known and len(known) >= most:
+                return OTHER
+            known.add(value)
+            return value

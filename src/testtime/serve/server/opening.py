@@ -1,0 +1,117 @@
+"""The session of a server, as its directory holds it or as the command asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from testtime.files import damaged, read_json, write_json
+from testtime.serve import GateOptions, Session, SessionOptions
+from testtime.serve.server.served import Configuration, ServedModel
+
+__all__ = ["Kept", "open_session", "session_options"]
+
+ADVICE = "delete it, and the session gets the configuration of the command"
+NAME = "configuration.json"
+SHAPE: dict[str, Any] = {"method": str, "options": dict, "guarded": bool}
+
+
+class Kept:
+    """The file in the directory of a session that keeps its configuration, so that a restart continues with it.
+
+    It holds what the command asked for, the configuration in use with its hash and, while it is changed, the next one.
+
+    Args:
+        directory: directory of the session.
+        asked: configuration of the command.
+    """
+
+    def __init__(self, directory: str | Path, asked: Configuration) -> None:
+        self.path, self.asked = Path(directory) / NAME, asked
+
+    def read(self, number: str) -> Configuration | None:
+        """Return the configuration of the session.
+
+        Args:
+            number: hash of the session's configuration.
+
+        Returns:
+            the configuration; None where the file is missing, or the command asks for another one than before.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        content = read_json(self.path, ADVICE, {"asked": SHAPE, "used": SHAPE, "hash": str})
+        with damaged(self.path, ADVICE):
+            if Configuration(**content["asked"]) != self.asked:
+                return None
+            used = content["used"] if number == content["hash"] else content.get("next")
+            return None if used is None else Configuration(**used)
+
+    def write(self, number: str, used: Configuration, following: Configuration | None = None) -> None:
+        """Write the configuration in use, and the one that follows while it is changed.
+
+        Args:
+            number: hash of the session's configuration.
+            used: the configuration.
+            following: the next one.
+
+        Raises:
+            OSError: the disk is full or read-only.
+        """
+        content = {"asked": asdict(self.asked), "used": asdict(used), "hash": number}
+        write_json(self.path, content | ({} if following is None else {"next": asdict(following)}))
+
+
+def open_session(
+    model: ServedModel, asked: Configuration, directory: str | Path, options: SessionOptions | None = None
+) -> tuple[Session, Configuration]:
+    """Begin the session of a directory, or continue it.
+
+    A session that was given another configuration while it served (``PUT /configuration``) continues with that one, as long as
+    the command asks for the same as before; a command that asks for another one changes it.
+
+    Args:
+        model: the model.
+        asked: configuration of the command.
+        directory: directory of the session.
+        options: settings of the session; by default the shape of the samples is that of the model.
+
+    Returns:
+        the session, and the configuration that it serves.
+
+    Raises:
+        ValueError: a configuration is not valid, or the directory belongs to another model.
+        RuntimeError: another process holds the directory.
+        DataError: a file of the directory is damaged.
+    """
+    kept, options = Kept(directory, asked), options or session_options(model)
+    if not (Path(directory) / "session.json").exists():
+        session = Session(model.build(asked), directory, options=options)
+        kept.write(session.configuration, asked)
+        return session, asked
+    session = Session.resume(model.network, directory, options=options)
+    try:
+        used = kept.read(session.configuration)
+        if used is None:
+            session.configure(model.build(asked))
+            used = asked
+        kept.write(session.configuration, used)
+    except BaseException:
+        session.close()
+        raise
+    return session, used
+
+
+def session_options(model: ServedModel, **settings: Any) -> SessionOptions:
+    """Return the settings of a session that takes the images of a model.
+
+    Args:
+        model: the model.
+        settings: further ones of :class:`testtime.serve.SessionOptions`.
+    """
+    shape = None if model.side is None else (model.channels, model.side, model.side)
+    return SessionOptions(gate=GateOptions(shape=shape), **settings)

@@ -1,0 +1,194 @@
+"""What a guard knows of the shipped model: where it is right, calibrated on unlabelled source images and drifts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from testtime.corruptions import EXTRA, corrupt
+from testtime.intake.sharing import AtLeastFloat32, Stateful, twin
+from testtime.metrics.competence import competence_table, errors_per_change
+from testtime.norm import has_batch_norm
+from testtime.norm.batch import BatchStatistics
+from testtime.norm.layer import swap_policy
+from testtime.norm.source import SourceStatistics
+from testtime.parts.features import linear_head
+from testtime.parts.randomness import generator
+from testtime.parts.taps import tap, watched
+
+__all__ = ["Competence", "Reference", "drifts"]
+
+ERRORS_PER_CHANGE = 2.5  # before a calibration
+IMAGES, BATCH = 384, 64  # images of a calibration, and in a batch of it
+LINES = ((0.5, 0.0), (0.25, 0.0), (0.5, 0.5), (0.25, 0.7), (0.75, 0.25), (0.4, 0.2), (0.2, 0.4), (1.0, 0.25))
+NOISES, BLURS, SEVERITIES = (0.05, 0.15, 0.3), (3, 5), (3, 5)
+
+
+class Reference(nn.Module):
+    """The shipped model and the same model normalised by the batch, which learn nothing, as two trees over shared weights.
+
+    Args:
+        model: network inside an adapter in its initial state.
+        adapted: parameters of it that move, which are copied.
+    """
+
+    def __init__(self, model: nn.Module, adapted: list[nn.Parameter]) -> None:
+        super().__init__()
+        shipped = swap_policy(twin(model, own=adapted), SourceStatistics, again=True)
+        self.bn = swap_policy(twin(shipped), BatchStatistics, again=True) if has_batch_norm(shipped) else None
+        try:
+            self.taps = [tap(shipped, linear_head(shipped)[0], given=True)]
+        except ValueError:
+            self.taps = []  # no linear layer: the logits are the features
+        self.shipped = shipped
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits (N, C) of the shipped model, and the features (N, F) from which it read them."""
+        logits, seen = watched(self.shipped, self.taps, x)
+        features = seen[0] if seen and seen[0].dim() == 2 and len(seen[0]) == len(x) else logits
+        return logits, features.float()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What :meth:`Competence.calibrate` works with: the models, a disturbance that keeps the class, a random seed."""
+
+    reference: Reference
+    disturb: Callable[[Tensor], Tensor]
+    within: tuple[float, float]
+    seed: int
+
+
+class Competence(AtLeastFloat32, Stateful):
+    """The probability that the shipped model is right about a sample, by the distance of its features to their class.
+
+    ``prepare`` of a guard fits it; a reset keeps it.
+
+    Attributes:
+        centres: mean features of the classes, (C, F), infinite for a class without samples; empty before a calibration.
+        scale: mean squared distance of a source sample to the mean of its class.
+        ends, shares: table of :func:`testtime.metrics.competence_table`.
+        ratio: errors of a model that learns for one prediction that a disturbance changes.
+    """
+
+    learned = True
+    centres: Tensor
+    scale: Tensor
+    ends: Tensor
+    shares: Tensor
+    ratio: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("centres", "ends", "shares"):
+            self.register_buffer(name, torch.empty(0))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("ratio", torch.tensor(ERRORS_PER_CHANGE))
+
+    @property
+    def known(self) -> bool:
+        """Whether it has been calibrated."""
+        return bool(self.shares.numel())
+
+    def distance(self, features: Tensor, predicted: Tensor) -> Tensor:
+        """Return the distances (N,) of features (N, F) to the mean of their predicted class (N,); infinite without a mean."""
+        off = features.float() - self.centres[predicted]
+        return (off.square().sum(dim=1) / self.scale).nan_to_num(nan=torch.inf)
+
+    def probability(self, features: Tensor, predicted: Tensor) -> Tensor:
+        """Return the probability (N,) that the predictions (N,) from features (N, F) are right."""
+        return self.shares[torch.searchsorted(self.ends, self.distance(features, predicted))]
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, by: Calibration) -> None:
+        """Fit to unlabelled source images: the shipped model's predictions of the images stand for labels under every drift.
+
+        Args:
+            x: source images (N, ...), of which the first 384 are used.
+            by: models and disturbance.
+        """
+        x = x[:IMAGES]
+        logits, features = _forward(by.reference, x)
+        truth = logits.argmax(dim=1)
+        counts = torch.bincount(truth, minlength=logits.shape[1]).to(features)
+        sums = features.new_zeros(logits.shape[1], features.shape[1]).index_add_(0, truth, features)
+        self.centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], torch.inf)
+        # A sample took part in the mean of its class: its distance to the mean of the others is larger by n / (n - 1).
+        n = counts[truth]
+        spread = (features - self.centres[truth]).square().sum(dim=1) * (n / (n - 1).clamp(min=1)).square()
+        self.scale = spread[n > 1].mean() if bool((n > 1).any()) else spread.new_ones(())
+        self.scale = self.scale.clamp(min=1e-12)
+        distances, right, errors, changed = (
+            [spread / self.scale],
+            [torch.ones_like(truth, dtype=torch.bool)],
+            [],
+            [],
+        )
+        for drifted in drifts(x, by.within, by.seed):
+            logits, features = _forward(by.reference, drifted)
+            predicted = logits.argmax(dim=1)
+            distances.append(self.distance(features, predicted))
+            right.append(predicted == truth)
+            for error, change in _windows(by, drifted, truth):
+                errors.append(error)
+                changed.append(change)
+        d = torch.cat(distances).clamp(max=1e6).cpu().numpy()
+        ends, shares = competence_table(d, torch.cat(right).cpu().numpy())
+        self.ends, self.shares = (
+            torch.as_tensor(v, dtype=x.dtype, device=x.device).float() for v in (ends, shares)
+        )
+        self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed))
+
+
+def _forward(reference: Reference, x: Tensor) -> tuple[Tensor, Tensor]:
+    logits, features = zip(*(reference(part) for part in x.split(BATCH)), strict=True)
+    return torch.cat(logits), torch.cat(features)
+
+
+def _windows(by: Calibration, x: Tensor, truth: Tensor) -> Iterator[tuple[float, float]]:
+    """Errors and changed predictions of the model that normalises by the batch (of the shipped one where there is none).
+
+    The images come once in the order given, and once sorted by class.
+    """
+    model = by.reference.bn or by.reference.shipped
+    for order in (torch.arange(len(x), device=x.device), truth.argsort(stable=True)):
+        for part in order.split(BATCH):
+            if len(part) >= BATCH // 2:
+                plain, other = (model(v).argmax(dim=1) for v in (x[part], by.disturb(x[part])))
+                error, change = (plain != truth[part]).float().mean(), (plain != other).float().mean()
+                if float(error) > 0.05:
+                    yield float(error), float(change)
+
+
+def drifts(x: Tensor, within: tuple[float, float], seed: int) -> Iterator[Tensor]:
+    """Yield the samples as they are and under generic drifts: gain and offset, noise, blur, and four corruptions.
+
+    Args:
+        x: samples (N, ...); blur and corruptions are of images (N, C, H, W) alone, the corruptions of three channels in [0, 1].
+        within: lowest and highest value of the samples.
+        seed: random seed of the noise.
+
+    >>> len(list(drifts(torch.rand(2, 3, 8, 8), (0.0, 1.0), 0))), len(list(drifts(torch.rand(2, 5), (0.0, 1.0), 0)))
+    (22, 12)
+    """
+    low, high = within
+    yield x
+    for gain, offset in LINES:
+        yield (low + (high - low) * offset + gain * (x - low)).clamp(low, high)
+    for i, sigma in enumerate(NOISES):
+        noise = torch.randn(x.shape, generator=generator(seed, i, "drift"), dtype=torch.float32).to(x)
+        yield (x + sigma * (high - low) * noise).clamp(low, high)
+    if x.dim() != 4:
+        return
+    for side in BLURS:
+        pad = (side // 2,) * 4
+        yield F.avg_pool2d(F.pad(x, pad, mode="replicate"), side, 1)
+    if x.shape[1] == 3 and (low, high) == (0.0, 1.0) and min(x.shape[2:]) >= 8:
+        for make in (partial(corrupt, name=n, severity=s) for n in EXTRA for s in SEVERITIES):
+            yield make(x.clamp(0, 1))

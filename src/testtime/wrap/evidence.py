@@ -1,0 +1,146 @@
+"""What a guard has counted: pools of recent samples, in which old ones weigh less, and usual values of a batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from testtime.intake.sharing import AtLeastFloat32, InitialState, Stateful
+
+__all__ = ["Evidence", "Healthy", "Usual"]
+
+SHARE = 16  # samples of a batch from which its own share counts beside that of the pool
+LONGER = 4  # the pool of overruled predictions is this many windows long
+SURPRISE = 4.0  # standard deviations from the usual value
+USUAL = 0.9  # weight of the past in the usual values
+WARM = 5  # batches before values are usual
+
+
+class Healthy(InitialState):
+    """The last state of the adapter that a check approved of; a reset forgets it."""
+
+    learned = False
+
+
+class Usual(AtLeastFloat32, Stateful):
+    """Mean and variance of a few values of a batch that cost nothing, and whether those of a batch are unusual.
+
+    Attributes:
+        mean, var: moving mean and variance of the values, (K,); empty before the first batch.
+        count: number of batches.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("var", torch.empty(0))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def surprise(self, values: Tensor) -> float:
+        """Return the largest distance of values (K,) from the mean, in deviations; infinite before five batches."""
+        if int(self.count) < WARM:
+            return math.inf
+        return float(((values - self.mean).abs() / (self.var.sqrt() + 1e-3)).max())
+
+    def take(self, values: Tensor) -> None:
+        """Count a batch."""
+        values = values.to(self.mean.device)
+        if not int(self.count):
+            self.mean, self.var = values.clone(), torch.zeros_like(values)
+        off = values - self.mean
+        weight = max(1 - USUAL, 1 / (int(self.count) + 1))
+        self.mean = self.mean + weight * off
+        self.var = (1 - weight) * (self.var + weight * off.square())
+        self.count += 1
+
+
+class Evidence(AtLeastFloat32, Stateful):
+    """Counts of recent samples, in which a sample weighs half as much after ``window`` others.
+
+    Samples on which the shipped model is competent are told apart from the others: on the first kind candidates are compared
+    with the shipped model, on the second by the consistency of their predictions.
+
+    Args:
+        window: samples after which the weight of a sample is halved.
+
+    Attributes:
+        other: (3,) samples of the second kind; those of them whose prediction by the adapter, and by BN, changes under a
+            disturbance.
+        competent: (3,) samples of the first kind; those of them on which the adapter, and BN, predict as the shipped model.
+        overruled: (2,) all samples; those on which the guard prefers another prediction to the adapter's.
+        adapter_classes, bn_classes: samples of the second kind by predicted class, (C,); empty before the first batch.
+        estimates: (2,) estimated accuracy of adapter and BN on samples of the second kind.
+    """
+
+    other: Tensor
+    competent: Tensor
+    overruled: Tensor
+    adapter_classes: Tensor
+    bn_classes: Tensor
+    estimates: Tensor
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+        for name, size in {"other": 3, "competent": 3, "overruled": 2, "estimates": 2}.items():
+            self.register_buffer(name, torch.zeros(size))
+        self.register_buffer("adapter_classes", torch.empty(0))
+        self.register_buffer("bn_classes", torch.empty(0))
+
+    def take(
+        self, competent: Tensor, shipped: Tensor, adapter: tuple[Tensor, Tensor], bn: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Count a batch.
+
+        Args:
+            competent: samples on which the shipped model is competent, (N,) bool.
+            shipped: its predicted classes, (N,).
+            adapter, bn: predicted classes of the batch and of the disturbed batch by a candidate, (N,) each.
+
+        Returns:
+            (2,) share of the predictions of adapter and BN that change: the larger of that in the pool and in the batch.
+        """
+        n, strange = len(competent), ~competent
+        fade = 0.5 ** (n / self.window)
+        changed = torch.stack([strange, strange & (adapter[0] != adapter[1]), strange & (bn[0] != bn[1])])
+        agrees = torch.stack([competent, competent & (adapter[0] == shipped), competent & (bn[0] == shipped)])
+        now = changed.sum(dim=1).to(self.other)
+        self.other = fade * self.other + now
+        self.competent = fade * self.competent + agrees.sum(dim=1).to(self.competent)
+        pooled = (self.other[1:] + 1) / (self.other[0] + 1)
+        if now[0] < SHARE:
+            return pooled
+        return torch.maximum(pooled, now[1:] / now[0])
+
+    def take_classes(self, adapter: Tensor, bn: Tensor, classes: int) -> None:
+        """Count the predicted classes (M,) of adapter and BN on samples of the second kind."""
+        if not self.adapter_classes.numel():
+            self.adapter_classes = self.other.new_zeros(classes)
+            self.bn_classes = self.other.new_zeros(classes)
+        fade = 0.5 ** (len(adapter) / self.window)
+        for name, predicted in (("adapter_classes", adapter), ("bn_classes", bn)):
+            counts = torch.bincount(predicted, minlength=classes).to(self.other)
+            setattr(self, name, fade * getattr(self, name) + counts)
+
+    def take_overruled(self, count: int, of: int) -> float:
+        """Count predictions of the adapter that the guard overrules, and return their share in the pool, one added."""
+        fade = 0.5 ** (of / (LONGER * self.window))
+        self.overruled = fade * self.overruled + self.overruled.new_tensor([of, count])
+        return float((self.overruled[1] + 1) / (self.overruled[0] + 1))
+
+    def agreement(self) -> Tensor:
+        """Return the share of competent samples on which adapter and BN agree with the shipped model, (2,); 1 without any."""
+        if self.competent[0] < SHARE:
+            return torch.ones_like(self.estimates)
+        return self.competent[1:] / self.competent[0]
+
+    def clear(self) -> None:
+        """Forget the samples: the adapter is no longer the one they were counted for."""
+        for name in ("other", "competent", "overruled", "adapter_classes", "bn_classes", "estimates"):
+            setattr(self, name, torch.zeros_like(getattr(self, name)))

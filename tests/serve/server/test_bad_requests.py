@@ -1,0 +1,80 @@
+"""Bad requests are refused with a problem that says what to do: no error of the server, no change of any state."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
+from bad_requests import BAD
+from server_world import Caller, images, outputs, serving
+
+from testtime.serve.server import Limits
+
+
+def state(call: Caller) -> tuple[object, ...]:
+    """All that a request may change."""
+    session = call.session
+    return (
+        tuple((name, session.status(name), len(session.history(name))) for name in session.streams()),
+        session.configuration,
+        call.service.configuration,
+    )
+
+
+def refuse(call: Caller, name: str, times: int) -> None:
+    method, path, settings, status = BAD[name]
+    for _ in range(times):
+        response = call(method, path, **settings)
+        assert response.status_code == status, f"{name}: {response.status_code} {response.text[:500]}"
+        assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status
+    assert len(problem["detail"]) > 8
+    assert len(problem["advice"]) > 4
+    assert problem["request"] == response.headers["x-request-id"]
+
+
+def test_there_are_many_kinds() -> None:
+    assert len(BAD) >= 60
+
+
+def test_bad_requests_change_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as call:
+        call.infer(images(0))
+        before = state(call)
+        for name in BAD:
+            refuse(call, name, 2)
+        assert state(call) == before
+        with serving(tmp_path / "other") as other:
+            other.infer(images(0))
+            want = outputs(other.infer(images(1)))
+        assert outputs(call.infer(images(1))) == want
+        counted = call.get("/metrics").text
+        assert 'testtime_requests_refused_total{reason="bad-shape"} 8.0' in counted
+        assert "testtime_configuration_changes_total" in counted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_thousand_of_each_leave_state_and_memory_as_they_were(tmp_path: Path) -> None:
+    """The memory of the second half of the requests grows by less than 5 MiB."""
+    with serving(tmp_path, limits=Limits(rate=None)) as call:
+        call.infer(images(0))
+        before = state(call)
+        for name in BAD:
+            refuse(call, name, 500)
+        gc.collect()
+        half = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for name in BAD:
+            refuse(call, name, 500)
+        gc.collect()
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - half
+        print(
+            f"{1000 * len(BAD)} bad requests of {len(BAD)} kinds; peak memory grew by {grown} KiB in the second half"
+        )
+        assert state(call) == before
+        assert grown < 5 * 1024

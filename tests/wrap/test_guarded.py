@@ -1,0 +1,141 @@
+"""Guarded serves an adapter where it is better than the shipped model, and undoes what broke it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import testtime
+from testtime import adam, state_hash
+from testtime.laws.worlds import WORLDS, classified
+from testtime.methods import Source, Tent
+from testtime.wrap import Guarded, GuardOptions
+
+
+def network() -> nn.Module:
+    return WORLDS["batchnorm"].network()
+
+
+def drawn(n: int, seed: int, of: int | None = None) -> tuple[Tensor, Tensor]:
+    """Images and classes like those the network was trained on, of one class if given."""
+    rng = torch.Generator().manual_seed(seed)
+    x, y = classified(8 * n if of is not None else n, rng)
+    rows = torch.nonzero(y == of)[:n, 0] if of is not None else slice(n)
+    return x[rows], y[rows]
+
+
+@pytest.fixture(scope="module")
+def calibration() -> list[Tensor]:
+    return [drawn(64, seed)[0] for seed in (100, 101)]
+
+
+def dark(x: Tensor) -> Tensor:
+    """A drift on which the shipped model fails."""
+    return 0.35 * x
+
+
+def right(adapter: testtime.Adapter, batches: list[tuple[Tensor, Tensor]]) -> float:
+    return float(torch.cat([adapter(x).argmax(1) == y for x, y in batches]).float().mean())
+
+
+def test_it_serves_the_adapter_where_the_shipped_model_fails(calibration: list[Tensor]) -> None:
+    batches = [(dark(x), y) for x, y in (drawn(64, seed) for seed in range(8))]
+    guarded = Guarded(Tent(network()))
+    guarded.prepare(calibration)
+    shipped, alone = right(Source(network()), batches), right(Tent(network()), batches)
+    assert alone > shipped + 0.2
+    assert right(guarded, batches) > alone - 0.03
+    assert guarded.serving == "adapter"
+
+
+def test_batches_of_one_class_are_served_by_the_shipped_model(calibration: list[Tensor]) -> None:
+    batches = [drawn(48, 10 + c, of=c) for c in range(5) for _ in range(2)]
+    guarded = Guarded(Tent(network(), optimizer=adam(1e-2)))
+    guarded.prepare(calibration)
+    shipped, alone = (right(a, batches) for a in (Source(network()), Tent(network(), optimizer=adam(1e-2))))
+    assert alone < shipped - 0.2
+    assert right(guarded, batches) >= shipped - 0.01
+    assert guarded.serving == "source"
+    assert [event.kind for event in guarded.events] == ["skip"]
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_after_a_stretch_of_one_class_nothing_is_lost(calibration: list[Tensor], calibrated: bool) -> None:
+    guarded = Guarded(Tent(network(), optimizer=adam(1e-2)))
+    if calibrated:
+        guarded.prepare(calibration)
+    for seed in range(40):
+        guarded(drawn(32, seed, of=3)[0])
+    later = [drawn(64, 200 + seed) for seed in range(6)]
+    assert right(guarded, later) >= right(Source(network()), later) - 0.01
+
+
+def test_copies_of_one_image_teach_nothing() -> None:
+    guarded = Guarded(Tent(network()))
+    x = drawn(1, 0)[0].expand(16, -1, -1, -1)
+    before = state_hash(guarded.adapter)
+    assert not guarded(x).updated
+    assert state_hash(guarded.adapter) == before
+    assert [event.kind for event in guarded.events] == ["skip"]
+    assert guarded.events[0].step == 0
+
+
+def test_a_collapsed_adapter_is_restored(calibration: list[Tensor]) -> None:
+    guarded = Guarded(Tent(network(), optimizer=adam(1e-9)), options=GuardOptions(patience=2))
+    guarded.prepare(calibration)
+    healthy = state_hash(guarded.adapter)
+    bias = [p for name, p in guarded.adapter.named_parameters() if "bias" in name and p.requires_grad][-1]
+    with torch.no_grad():
+        bias.add_(torch.linspace(-20, 20, len(bias)))
+    assert state_hash(guarded.adapter) != healthy
+    kinds = []
+    for seed in range(8):
+        guarded(dark(drawn(64, seed)[0]))
+        kinds += [event.kind for event in guarded.events]
+    assert "restore" in kinds
+    assert (
+        float((bias.detach() - dict(network().named_parameters())["network.features.4.bias"]).abs().max())
+        < 1e-3
+    )
+
+
+def test_trust_saves_checks_and_predict_asks_the_adapter(calibration: list[Tensor]) -> None:
+    guarded = Guarded(Source(network()), options=GuardOptions(check=0.25))
+    guarded.prepare(calibration)
+    meter = guarded.reference.shipped.network.meter
+    used = []
+    for seed in range(40):
+        x, meter.forwards = drawn(32, seed)[0], 0
+        guarded(x)
+        used.append(meter.forwards // 32)
+    assert guarded.trusted
+    assert set(used[:4]) == {5}
+    assert used.count(1) >= 12
+    assert guarded.diagnostics["entropy"] > 0
+
+
+def test_saved_and_loaded_it_goes_on(tmp_path: Path, calibration: list[Tensor]) -> None:
+    guarded = Guarded(Tent(network()), options=GuardOptions(window=64))
+    guarded.prepare(calibration)
+    guarded(dark(drawn(32, 0)[0]))
+    testtime.save(guarded, tmp_path / "saved")
+    other = testtime.load(tmp_path / "saved", network())
+    x = dark(drawn(32, 1)[0])
+    assert torch.equal(guarded(x).logits, other(x).logits)
+    assert state_hash(guarded) == state_hash(other)
+    assert other.options.window == 64
+    assert other.serving == guarded.serving
+
+
+def test_what_it_refuses() -> None:
+    tent = Tent(network())
+    tent(drawn(4, 0)[0])
+    with pytest.raises(ValueError, match="has processed 1 batches"):
+        Guarded(tent)
+    with pytest.raises(TypeError, match="several tasks"):
+        Guarded(Tent(WORLDS["dense"].network().network))
+    with pytest.raises(ValueError, match="exposure in"):
+        GuardOptions(exposure=2.0)
