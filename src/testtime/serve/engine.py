@@ -216,6 +216,16 @@ class Engine:
         """Range of the inputs of the stream whose state is in the network."""
         return self.adapter.input_range
 
+    def try_out(self, x: Tensor, screening: Screening) -> None:
+        """Before the first step, which cannot be taken back, check that the model answers with logits.
+
+        Raises:
+            ValueError: it does not, or it does not take the samples.
+        """
+        rows = sorted(screening.admitted + screening.apart)
+        if self.form is None and rows:
+            self.form = tuple(_classified(self.adapter.predict(_rows(x, rows))).shape[1:])
+
     def process(self, stream: Stream, x: Tensor, screening: Screening, adapt: bool) -> Outcome:
         """Answer a request, and learn from it.
 
@@ -232,10 +242,6 @@ class Engine:
             ValueError: the model does not take the samples, or does not return logits; the state is as before.
         """
         admitted, apart = screening.admitted, screening.apart
-        if self.form is None and (
-            admitted or apart
-        ):  # before the first step, for a step cannot be taken back
-            self.form = tuple(_classified(self.adapter.predict(_rows(x, sorted(admitted + apart)))).shape[1:])
         parts: list[tuple[list[int], Prediction]] = []
         learned, moved = False, 0.0
         if adapt and admitted:
