@@ -20,9 +20,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from testtime.adapter import Adapter
 from testtime.data.named import training_images
 from testtime.experiments import Request
-from testtime.experiments.methods import build_method
-from testtime.experiments.online import sets
+from testtime.build import build_method
 from testtime.experiments.online.experiment import online
+from testtime.experiments.online.stream import source_model
 from testtime.experiments.online.stream import make_stream
 
 MIB = 2**20
@@ -78,7 +78,7 @@ def main() -> None:
     source = training_images(inputs.closed, given.data)
     found = {}
     for row in field.chosen_rows(field.rows, request):
-        adapter = build_method(row.about, sets.source_model(inputs.model, inputs.places).model, 10, 0)
+        adapter = build_method(row.about, source_model(inputs.model, inputs.places).model, 10, 0)
         if adapter.source != "none":
             adapter.prepare([source.batch(range(200 * i, 200 * i + 200)) for i in range(3)])
         found[row.label] = kept(adapter, x)

@@ -12,8 +12,8 @@ from itertools import combinations
 from pathlib import Path
 
 import testtime.experiments.online
-from testtime.experiments.online import sets
 from testtime.experiments.online.experiment import online
+from testtime.experiments.online.stream import difficulty as measured
 from testtime.progress import progress
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--data", default=".data", help="folder of data sets and weights (.data)")
     given = parser.parse_args()
     wanted = online(given.experiment).entry
-    difficulty = sets.difficulty(wanted["closed"], wanted["model"], {"data": given.data})
+    difficulty = measured(wanted["closed"], wanted["model"], {"data": given.data})
     folder = Path(testtime.experiments.online.__file__).parent / "difficulties"
     folder.mkdir(exist_ok=True)
     difficulty.file = folder / f"{wanted['closed']}-{wanted['model']}.json"

@@ -12,9 +12,8 @@ import argparse
 import torch
 
 from testtime.experiments import Request
-from testtime.experiments.online import sets
 from testtime.experiments.online.experiment import online
-from testtime.experiments.online.stream import make_stream
+from testtime.experiments.online.stream import make_stream, source_model
 from testtime.methods import CoTTA
 from testtime.parts import adam
 from testtime.progress import progress
@@ -32,7 +31,7 @@ def main() -> None:
         field, request = online(f"field-{name}"), Request(f"field-{name}", data=given.data)
         inputs, parameters = field.first_column(request, field.places(request))
         stream = make_stream(parameters, inputs.places, parameters["slow_limit"])
-        model = sets.source_model(inputs.model, inputs.places).model
+        model = source_model(inputs.model, inputs.places).model
         cotta = CoTTA(model.to(memory_format=torch.channels_last), adam(0.0))
         wrong = 0
         with torch.autocast("cpu", torch.bfloat16):

@@ -13,14 +13,14 @@ cli __main__
 experiments
 serve report
 catalogue laws
-selection wrap saving build prequential
+selection wrap saving build evaluation prequential
 methods multitask space forecasting vision_language language search
 source
 adapter facts state notices construction gate prediction
 norm parts training
 tasks models intake
 streams scenes data corruptions metrics
-files errors labels lazy progress processor workers plugins moved
+files toml claims errors labels lazy progress processor workers plugins moved
 """  # docs/architecture.md explains them
 LEVEL = {
     name: -i for i, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()

@@ -14,7 +14,9 @@ from torch import nn
 import testtime
 from testtime import moved
 from testtime.files import read_tensors, write_tensors
-from testtime.methods import RMT, STAMP, Tent
+from testtime.methods import RMT, STAMP, RoTTA, SoTTA, Tent
+from testtime.methods.rotta import RoTTAOptions
+from testtime.methods.sotta import SoTTAOptions
 from testtime.methods.stamp import STAMPOptions
 
 
@@ -149,6 +151,14 @@ FORMER = {
     "tent": (lambda: Tent(network(), testtime.adam(0.1)), {"seed": 3}),
     "rmt": (lambda: RMT(network(), projection=4), {"outputs": 4, "replay": 8, "head": None}),
     "rmt without a projection": (lambda: RMT(network(), projection=None), {"outputs": None, "warm_up": 1}),
+    "rotta": (
+        lambda: RoTTA(network(), 3, capacity=8, frequency=8, options=RoTTAOptions(lambda_t=2.0)),
+        {"lambda_t": 2.0, "lambda_u": 1.0, "teacher_observes": True},
+    ),
+    "sotta": (
+        lambda: SoTTA(network(), 3, capacity=8, frequency=8, options=SoTTAOptions(skip=("0",))),
+        {"observe_twice": False, "skip": ["0"]},
+    ),
     "stamp": (
         lambda: STAMP(network(), 3, views=2, options=STAMPOptions(capacity=8, skip=("0",))),
         {"capacity": 8, "skip": ["0"], "epsilon": 1e-5},

@@ -45,3 +45,17 @@ def test_a_meter_shows_parts_of_a_work_and_what_is_being_done(
         meter.update(2.5, "TENT, CoTTA")
         meter.update(3.0)
     assert capsys.readouterr().err.splitlines() == ["units: 2.5/8.5, 0.25/s, 0:24 left  TENT, CoTTA"]
+
+
+def test_counts_stand_in_place_of_sizes_and_their_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 2.0, 6.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with module.Meter("run", 3.4, every=1.0) as meter:
+        meter.update(0.1, "images", "1/5 units")
+        meter.update(1.7, "TENT", "3/5 units")
+    assert capsys.readouterr().err.splitlines() == [
+        "run: 1/5 units  images",
+        "run: 3/5 units, 0:06 left  TENT",
+    ]

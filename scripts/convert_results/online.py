@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from testtime.build import argument, find_method
 from testtime.experiments import Plan, Request, Unit
-from testtime.experiments.methods import argument
 from testtime.experiments.online.experiment import Batches, Inputs, Online, online
 from testtime.experiments.provenance import SCHEMA
-from testtime.experiments.registry import find_method
 from testtime.experiments.run import RunFolder
 from testtime.metrics import h_score
 

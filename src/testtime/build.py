@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +17,11 @@ from testtime.errors import did_you_mean
 from testtime.methods import METHODS
 from testtime.moved import current_arguments
 from testtime.plugins import plugins, resolve
+from testtime.wrap import ResetEvery
 
-__all__ = ["adapt", "find_method", "list_methods", "nested_arguments"]
+__all__ = ["adapt", "argument", "build_method", "find_method", "list_methods", "nested_arguments"]
+
+CALL = re.compile(r"([\w.]+:\w+)(?:\((.*)\))?")
 
 
 def list_methods() -> list[str]:
@@ -128,6 +133,37 @@ def nested_arguments(cls: type[Adapter], arguments: Mapping[str, Any]) -> dict[s
     fields = {name: value for name, value in arguments.items() if name in inside}
     rest = {name: value for name, value in arguments.items() if name not in inside}
     return rest | ({"options": dataclasses.replace(options, **fields)} if fields else {})
+
+
+def argument(value: Any) -> Any:
+    """Return the value of an argument: what "package.module:name" names, or the result of calling it; others as they are.
+
+    >>> argument(0.5), argument(["ema"]), argument("builtins:dict()"), argument("testtime.parts:sgd(0.05)").lr
+    (0.5, ('ema',), {}, 0.05)
+    """
+    match = CALL.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return tuple(value) if isinstance(value, list) else value
+    found = resolve(match[1])
+    return found if match[2] is None else found(*json.loads(f"[{match[2]}]"))
+
+
+def build_method(row: Mapping[str, Any], model: nn.Module, classes: int, seed: int) -> Adapter:
+    """Build the adapter of a row on a model.
+
+    Args:
+        row: facts of the row: ``method`` (for :func:`find_method`), its ``arguments`` and
+            ``reset_every`` if the adapter is reset after so many steps.
+        model: source model.
+        classes: number of classes, for methods that take it.
+        seed: random seed, for methods that take it.
+    """
+    cls = find_method(row["method"])
+    takes = inspect.signature(cls.__init__).parameters
+    given = {name: value for name, value in (("classes", classes), ("seed", seed)) if name in takes}
+    arguments = {name: argument(value) for name, value in row.get("arguments", {}).items()}
+    adapter = cls(model, **{**given, **nested_arguments(cls, arguments)})
+    return ResetEvery(adapter, row["reset_every"]) if row.get("reset_every") else adapter
 
 
 def _bare(name: str) -> str:

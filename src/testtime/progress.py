@@ -42,16 +42,19 @@ class Meter:
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.before, text="")
         return self
 
-    def update(self, done: float, note: str = "") -> None:
+    def update(self, done: float, note: str = "", counts: str = "") -> None:
         """Show that so much of the work is done.
 
         Args:
             done: size of what is done, that of earlier runs not included.
             note: name of the current item.
+            counts: what is shown in place of the sizes and their rate, such as "3/20 units".
         """
         now = time.monotonic()
-        counts = f"{_count(self.before + done)}/{_count(self.total)}"
         left = remaining(done, self.total - self.before, now - self._begin)
+        if counts:
+            left = f", {left.rpartition(', ')[2]}" if left else ""
+        counts = counts or f"{_count(self.before + done)}/{_count(self.total)}"
         note = f"  {note}" if note else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.before + done, text=f"{counts}{left}{note}")

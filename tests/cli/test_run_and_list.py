@@ -92,6 +92,16 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert list(tmp_path.rglob("*.json")) == []
 
 
+def test_lines_of_the_list_fit_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 80
+    assert any(line.endswith("...") for line in lines)
+
+
 def test_the_list_has_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     assert "demo\n  digits  Handwritten digits under corruption" in capsys.readouterr().out

@@ -15,9 +15,9 @@ import pytest
 import torch
 from toy_family import Toy, events
 
+from testtime.claims import claimed
 from testtime.errors import DataError
 from testtime.experiments import Plan, Processes, Request, read_run, run_experiment
-from testtime.experiments.claims import claimed
 from testtime.experiments.store import Store
 from testtime.files import read_json, write_json
 

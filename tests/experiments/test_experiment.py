@@ -13,7 +13,7 @@ import torch
 from toy_family import Toy
 
 from testtime.errors import DataError
-from testtime.experiments import Request, Resource, Unit, find_experiment, read_run, run_experiment
+from testtime.experiments import Request, Unit, find_experiment, read_run, run_experiment
 from testtime.experiments.experiment import closure
 from testtime.experiments.store import Store, execute
 from testtime.files import read_json, write_json
@@ -60,19 +60,6 @@ def test_needs_come_first_and_once_and_bring_their_versions() -> None:
     d = Unit("m:f", {"n": 4}, "d", {"b": b, "c": c}, {"D": "2"})
     assert [u.name for u in closure([d, a])] == ["a", "2", "3", "d"]
     assert d.versions == {"D": "2", "b: a: A": "1", "c: a: A": "1"}
-
-
-def test_a_resource_is_what_was_given_or_the_first_that_is_there() -> None:
-    resource = Resource("closed set", "data", "imagenet", ("cifar10", "own"))
-    assert resource.choose(None, {"imagenet", "cifar10"}.__contains__) == "imagenet"
-    assert resource.choose(None, {"cifar10"}.__contains__) == "cifar10"
-    assert resource.choose("some/folder", {}.__contains__) == "some/folder"
-    with pytest.raises(
-        DataError, match="no closed set is there: expected imagenet or cifar10; give its folder"
-    ):
-        resource.choose(None, {}.__contains__)
-    with pytest.raises(ValueError, match="no source model 'resnet' .did you mean 'resnet50'"):
-        Resource("source model", "weights", "resnet50").choose("resnet", {}.__contains__)
 
 
 def test_a_unit_is_executed_from_plain_values_and_leaves_the_global_generators(tmp_path: Path) -> None:

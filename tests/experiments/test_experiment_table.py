@@ -92,11 +92,6 @@ def test_rows_are_compared_on_the_seeds_that_both_have() -> None:
     pair = table.paired("TENT", "BN-adapt", ERROR)
     assert pair.differences == {0: -1.0, 2: 1.0}
     assert (pair.mean, pair.spread, pair.better, pair.worse) == (0.0, math.sqrt(2.0), 1, 1)
-    against = made().against("Source")
-    assert against.title == "Errors, against Source"
-    assert against.values["BN-adapt", "fog error"] == {0: -10.0, 1: -7.0, 2: -10.0}
-    assert against.cell("BN-adapt", against.columns[0]) == ("-9.0", "±1.7", "")
-    assert [row.label for row in against.rows] == ["BN-adapt", "TENT", "Labels"]
     assert math.isnan(table.paired("TENT", "CoTTA", ERROR).mean)
 
 

@@ -9,9 +9,9 @@ import pytest
 from toy_family import Toy
 
 from testtime.experiments import Request, read_run, run_experiment
-from testtime.experiments.pages import unfinished, winner
+from testtime.experiments.pages import run_page, table_blocks, unfinished, winner
 from testtime.experiments.run import RunFolder
-from testtime.report import page_html
+from testtime.report import Section, page_html
 from testtime.report.markup import plain
 
 ASKED = Request("toy", precision="float32", seeds=(0,))
@@ -88,3 +88,18 @@ def test_units_that_no_cell_shows_stay_when_another_command_plans_others(tmp_pat
     run = read_run(tmp_path / "run")
     assert run.other("rate 0") == before.other("rate 0") == {"rate": 0.5}
     assert run.other("rate 1") == {"rate": 10.5}
+
+
+def test_remarks_on_the_run_stand_once_on_its_page(tmp_path: Path) -> None:
+    run_experiment(Toy(), ASKED, tmp_path / "run", say=silent)
+    run = read_run(tmp_path / "run")
+    resources = {"images": {"prefers": "public images"}}
+    about = {**run.about, "resources": resources, "used": {"images": "drawn ones"}}
+    changed = replace(run, about=about)
+    (table,) = Toy().tables(changed)
+    told = "images: drawn ones stands in for public images."
+    assert told in table.text()
+    sections = [Section(f"s{i}", "", "", table_blocks(table)) for i in range(3)]
+    html = page_html(run_page(changed, "A lead.", sections))
+    assert html.count(told) == 1
+    assert html.count("1 seed") == 3  # what is said of a table stays with it

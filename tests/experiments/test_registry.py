@@ -10,8 +10,9 @@ import pytest
 
 import testtime
 from testtime import plugins
+from testtime.build import find_method
+from testtime.data.named import reader
 from testtime.experiments import Experiment, find_experiment, list_experiments
-from testtime.experiments.registry import find_method, find_reader
 
 TOY = "toy_family"
 
@@ -74,8 +75,8 @@ def test_methods_are_found_by_name_entry_point_and_import_path(monkeypatch: pyte
 
 def test_data_sets_and_experiments_of_other_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "entry_points", points(mine="testtime.data:image_folder"))
-    assert find_reader("mine") is testtime.data.image_folder
-    assert find_reader("other") is None
+    assert reader("mine") is testtime.data.image_folder
+    assert reader("other") is None
     monkeypatch.setattr(plugins, "entry_points", points(toys=TOY))
     assert [one.name for one in list_experiments()["toys"]] == ["toy"]
     assert find_experiment("toy").title == "Numbers"

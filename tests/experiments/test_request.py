@@ -9,7 +9,7 @@ import pytest
 
 from testtime.errors import DataError
 from testtime.experiments import Request
-from testtime.experiments.request import read_toml, write_toml
+from testtime.toml import read_toml, write_toml
 
 WHOLE = Request(
     "digits",

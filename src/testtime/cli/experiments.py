@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -119,16 +120,18 @@ def list_(
     *,
     as_json: Annotated[bool, Option("for programs", names=("--json",))] = False,
 ) -> int:
-    """List the experiments by family."""
+    """List the experiments by family, a line each; --json has their sources in full."""
     found = list_experiments(family)
     if as_json:
         print(json.dumps({name: [vars(one) for one in listed] for name, listed in found.items()}, indent=1))
         return 0
+    room = shutil.get_terminal_size((120, 24)).columns
     for name, listed in found.items():
         width = max(len(one.name) for one in listed)
         print(name)
         for one in listed:
-            print(f"  {one.name:{width}}  {one.title}{f' ({one.source})' if one.source else ''}")
+            line = f"  {one.name:{width}}  {one.title}{f' ({one.source})' if one.source else ''}"
+            print(line if len(line) <= room else f"{line[: room - 3].rstrip()}...")
     return 0
 
 

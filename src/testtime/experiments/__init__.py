@@ -27,7 +27,7 @@ command), ``results/*.json``, ``failures/*.json``. The store lies beside it and 
    ``work.progress(done, total)``. Whatever the result depends on is a parameter (digests of data and weights, device,
    precision, seed). A learning rate that is chosen on a validation shift is the result of a unit that the cell needs.
 2. A subclass of :class:`Experiment` whose objects are the tables: ``plan(request)`` and ``tables(run)``. ``chosen_rows`` adds
-   rows for own methods of the request; :func:`~testtime.experiments.registry.find_method` finds the class of any row.
+   rows for own methods of the request; :func:`~testtime.build.find_method` finds the class of any row.
    Versions of code (``Unit.code``, :func:`~testtime.experiments.registry.code_of`) do not change the address; a result of
    another version is reported, and made again with ``again=True``. A measurement of time is a unit with ``alone=True``; one
    that belongs to a single run has ``request.token`` among its parameters. What a table needs beside its cells (baselines,

@@ -14,11 +14,11 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 
+from testtime.build import build_method
 from testtime.data import embedded
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
-from testtime.experiments.methods import build_method
-from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.registry import code_of
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.store import Workspace
@@ -41,10 +41,8 @@ def train_on_digits(work: Workspace) -> dict[str, Any]:
     x, y = data.batch(range(len(data))), data.targets(range(len(data)))
     torch.manual_seed(seed)
     model = DigitsCNN()
-    optimizer, per_epoch = (
-        torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4),
-        -(-len(x) // BATCH),
-    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
+    per_epoch = -(-len(x) // BATCH)
 
     def loss(step: int) -> dict[str, torch.Tensor]:
         epoch, at = divmod(step, per_epoch)
@@ -54,9 +52,8 @@ def train_on_digits(work: Workspace) -> dict[str, Any]:
 
     plan = loop.Plan(epochs * per_epoch, save_every=per_epoch)
     files = loop.folder_files(work.folder, "source.safetensors")
-    training = loop.Training(
-        model.train(), optimizer, plan, "source network", files, work.parameters, seed, show=False
-    )
+    name, recipe = "source network", work.parameters
+    training = loop.Training(model.train(), optimizer, plan, name, files, recipe, seed, show=False)
     for step in training.iterate(loss):
         if (step + 1) % per_epoch == 0:
             work.progress((step + 1) // per_epoch, epochs)
@@ -73,8 +70,7 @@ def adapt_to_digits(work: Workspace) -> dict[str, Any]:
     load(work.needs["source"].folder / "source.safetensors", model)
     adapter = build_method(p, model.eval(), 10, p["seed"])
     stream = continual(embedded().test, p["corruptions"], 5, BATCH, p["limit"], p["seed"])
-    wrong = dict.fromkeys(p["corruptions"], 0)
-    seen = dict.fromkeys(p["corruptions"], 0)
+    wrong, seen = (dict.fromkeys(p["corruptions"], 0) for _ in range(2))
     with autocast("cpu", p["precision"]):
         for number, batch in enumerate(stream, 1):
             wrong[batch.domain] += int((adapter(batch.x).logits.argmax(1) != batch.y).sum())
@@ -101,40 +97,22 @@ class Digits(Experiment):
 
     def plan(self, request: Request) -> Plan:
         images = embedded()
-        facts = {
-            "digits": hashlib.sha256((images.train.digest() + images.test.digest()).encode()).hexdigest()
-        }
-        common = {"device": "cpu", "precision": request.precision, "facts": facts}
-        assert request.seeds is not None
-        sources = {
-            seed: Unit(
-                "testtime.experiments.demo:train_on_digits",
-                {"seed": seed, "epochs": self.setting(request, "epochs"), "facts": facts},
-                f"source, seed {seed}",
-            )
-            for seed in request.seeds
-        }
-        rows = self.chosen_rows(self.rows, request)
-        cells = []
-        for seed, source in sources.items():
+        digests = images.train.digest() + images.test.digest()
+        facts = {"digits": hashlib.sha256(digests.encode()).hexdigest()}
+        corruptions = self.setting(request, "corruptions")
+        common: dict[str, Any] = {"device": "cpu", "precision": request.precision, "facts": facts}
+        common |= {"limit": request.limit, "corruptions": corruptions}
+        rows, cells, others = self.chosen_rows(self.rows, request), [], {}
+        for seed in request.seeds or ():
+            training = {"seed": seed, "epochs": self.setting(request, "epochs"), "facts": facts}
+            name = f"source, seed {seed}"
+            others[name] = source = Unit(f"{__name__}:train_on_digits", training, name)
             for row in rows:
-                name = row.about["method"]
-                unit = Unit(
-                    "testtime.experiments.demo:adapt_to_digits",
-                    {
-                        **common,
-                        "method": name,
-                        "seed": seed,
-                        "limit": request.limit,
-                        "corruptions": self.setting(request, "corruptions"),
-                    },
-                    f"{row.label}, seed {seed}",
-                    needs={"source": source},
-                    code=code_of(find_method(name)),
-                )
+                method, name = row.about["method"], f"{row.label}, seed {seed}"
+                parameters, needs = {**common, "method": method, "seed": seed}, {"source": source}
+                unit = Unit(f"{__name__}:adapt_to_digits", parameters, name, needs, code_of(method))
                 cells.append(Cell(row.label, "continual", seed, unit))
-        others = {f"source, seed {seed}": source for seed, source in sources.items()}
-        return Plan(rows, cells, others, facts, about={"corruptions": self.setting(request, "corruptions")})
+        return Plan(rows, cells, others, facts, about={"corruptions": corruptions})
 
     def tables(self, run: Run) -> Sequence[Table]:
         names = run.about["about"]["corruptions"]
@@ -142,9 +120,8 @@ class Digits(Experiment):
             Column("mean", lambda result: sum(result["error"].values()) / len(names), better="lower"),
             *(Column(name, partial(_error, name), better="lower") for name in names),
         ]
-        return [
-            Table.of("Error on corrupted digits", run.rows, columns, run.records(), run.missing, run.notes)
-        ]
+        title = "Error on corrupted digits"
+        return [Table.of(title, run.rows, columns, run.records(), run.missing, run.notes)]
 
 
 def _error(corruption: str, result: dict[str, Any]) -> float:

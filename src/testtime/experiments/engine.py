@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from testtime.claims import holder
 from testtime.experiments.backends import Backend, Here
-from testtime.experiments.claims import holder
 from testtime.experiments.experiment import Experiment, Unit, closure
 from testtime.experiments.provenance import provenance
 from testtime.experiments.request import Request
@@ -22,9 +22,7 @@ __all__ = ["Summary", "run_experiment"]
 
 ATTEMPTS = 3  # at a unit whose process is killed
 POLL = 1.0  # seconds between two checks of units that other processes work on
-KILLED = (
-    f"its process was killed {ATTEMPTS} times, probably for memory; take fewer --jobs or a smaller --limit"
-)
+KILLED = f"its process was killed {ATTEMPTS} times, probably for memory; take fewer --jobs or images"
 OUTDATED = "made with another version of the code and kept; --again makes them again: {}"
 
 
@@ -122,9 +120,7 @@ class _Schedule:
         self.running: dict[str, Unit] = {}
         self.elsewhere: dict[str, tuple[Unit, str]] = {}
         self.stored: set[str] = set()  # addresses whose artefacts are in the store
-        self.failed: dict[
-            str, str
-        ] = {}  # name of the failed unit, by its address and by those of what needs it
+        self.failed: dict[str, str] = {}  # name of the failed unit, also by the addresses of what needs it
         self.attempts: dict[str, int] = {}
         self.weights: dict[str, float] = {}
         self.polled = 0.0
@@ -188,11 +184,13 @@ class _Schedule:
     def _show(self, meter: Meter) -> None:
         busy = {**self.running, **{address: unit for address, (unit, _) in self.elsewhere.items()}}
         names = ", ".join(f"{u.name}{' (elsewhere)' * (a in self.elsewhere)}" for a, u in busy.items())
-        done = sum(weight for a, weight in self.weights.items() if a not in self.waiting and a not in busy)
+        ended = [weight for a, weight in self.weights.items() if a not in self.waiting and a not in busy]
+        done, counts = sum(ended), f"{len(ended)}/{len(self.weights)} units"
         if isinstance(self.backend, Here):
             own = sum(self.weights[address] for address in self.running)
-            self.backend.report = lambda share: meter.update(done + share * own, names)
-        meter.update(done + sum(self.weights[address] * self.store.share(address) for address in busy), names)
+            self.backend.report = lambda share: meter.update(done + share * own, names, counts)
+        share = sum(self.weights[address] * self.store.share(address) for address in busy)
+        meter.update(done + share, names, counts)
 
     def _end(self, unit: Unit, outcome: Outcome) -> None:
         state = outcome["state"]

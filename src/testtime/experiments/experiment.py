@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from testtime.errors import DataError, did_you_mean, unknown_name
-from testtime.experiments.registry import find_method
+from testtime.errors import did_you_mean, unknown_name
 from testtime.experiments.table import Row
 
 if TYPE_CHECKING:
@@ -167,29 +166,6 @@ class Resource:
     prefers: str
     accepts: tuple[str, ...] = ()
 
-    def choose(self, given: str | None, there: Callable[[str], bool]) -> str:
-        """Return the name of what is used: what was given, otherwise the first that is there.
-
-        Args:
-            given: name or path that the user chose; None for a free choice.
-            there: function that says whether something of this name is there.
-
-        Raises:
-            ValueError: the experiment does not accept what was given.
-            DataError: nothing that it accepts is there.
-        """
-        names = [name for name in (self.prefers, *self.accepts) if name != "own"]
-        if given is not None:
-            if given in names or "own" in self.accepts:
-                return given
-            raise unknown_name(self.name, given, names)
-        for name in names:
-            if there(name):
-                return name
-        raise DataError(
-            f"no {self.name} is there: expected {' or '.join(names)}; give its folder with --data"
-        )
-
 
 class Experiment(ABC):
     """A table or figure as a named object: it plans units of work, and reads tables out of their results.
@@ -276,9 +252,8 @@ class Experiment(ABC):
             default = self.settings[name]
             kind = next((kind for kind in kinds if isinstance(default, kind)), None)
             if kind and (not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool)):
-                raise ValueError(
-                    f"{self.name}: expected the setting {name} in the form of {default!r}, got {value!r}"
-                )
+                expected = f"expected the setting {name} in the form of {default!r}"
+                raise ValueError(f"{self.name}: {expected}, got {value!r}")
 
     def check_machine(self, say: Callable[[str], None]) -> None:  # noqa: B027 - nothing to check by default
         """Refuse a run for which packages are missing, and report what will be slow.
@@ -299,6 +274,8 @@ class Experiment(ABC):
         Raises:
             ValueError: there is no row of this name.
         """
+        from testtime.build import find_method
+
         own, taken = [], {row.label for row in rows}
         for name in request.methods:
             label = find_method(name).label

@@ -1,9 +1,8 @@
-"""The experiments by family, and methods and data sets by name; nothing imports torch before it is asked for."""
+"""The experiments by family, and by name; nothing imports torch before it is asked for."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,18 +12,9 @@ from testtime.errors import did_you_mean, unknown_name
 from testtime.plugins import plugins, resolve
 
 if TYPE_CHECKING:
-    from testtime.adapter import Adapter
     from testtime.experiments.experiment import Experiment
 
-__all__ = [
-    "FAMILIES",
-    "Listed",
-    "code_of",
-    "find_experiment",
-    "find_method",
-    "find_reader",
-    "list_experiments",
-]
+__all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "list_experiments"]
 
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
@@ -85,21 +75,14 @@ def find_experiment(name: str) -> Experiment:
     return made
 
 
-def find_method(name: str) -> type[Adapter]:
-    """Return a class of adapters, see :func:`testtime.build.find_method`."""
-    from testtime.build import find_method
-
-    return find_method(name)
-
-
 def code_of(*parts: Any) -> dict[str, str]:
-    """Return the SHA-256 of the files of classes or functions by their names, for the code of a unit."""
+    """Return the SHA-256 of the files of classes or functions by their names, for the code of a unit.
+
+    Args:
+        parts: classes, functions, and names of methods for :func:`testtime.build.find_method`.
+    """
+    from testtime.build import find_method
     from testtime.data import sha256_of
 
-    return {part.__qualname__: sha256_of(Path(inspect.getfile(part))) for part in parts}
-
-
-def find_reader(name: str) -> Callable[..., Any] | None:
-    """Return the function of an entry point ``testtime.data``; None if there is none of this name."""
-    point = plugins("testtime.data").get(name)
-    return None if point is None else point.load()
+    found = [find_method(part) if isinstance(part, str) else part for part in parts]
+    return {part.__qualname__: sha256_of(Path(inspect.getfile(part))) for part in found}

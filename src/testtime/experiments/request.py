@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import secrets
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from testtime.errors import DataError, unknown_name
-from testtime.files import damaged, write_text
+from testtime.files import damaged
+from testtime.toml import AGAIN, read_toml, write_toml
 
-__all__ = ["Request", "read_toml", "write_toml"]
+__all__ = ["Request"]
 
-AGAIN = "repair it, or delete it and give the same command again"
 LARGEST_SEED = 2**32 - 1  # what every generator takes
 PRECISIONS = ("auto", "float32", "bfloat16")
 SEVERAL = ("seeds", "rows", "methods")
@@ -69,9 +66,8 @@ class Request:
                 raise ValueError(f"expected {name} as {form}, got {value!r}")
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"expected settings as a table of names and values, got {self.settings!r}")
-        if self.seeds is not None and (
-            not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0
-        ):
+        seeds = self.seeds
+        if seeds is not None and (not seeds or len({*seeds}) < len(seeds) or min(seeds) < 0):
             raise ValueError(f"expected different seeds from 0, at least one, got {self.seeds}")
         if self.seeds is not None and max(self.seeds) > LARGEST_SEED:
             raise ValueError(f"expected seeds up to {LARGEST_SEED}, got {max(self.seeds)}")
@@ -128,68 +124,10 @@ class Request:
 
     def started(self, seeds: tuple[int, ...], precision: str) -> Request:
         """Return the request with everything resolved that may be left open."""
-        return replace(
-            self, seeds=self.seeds or seeds, precision=precision, token=self.token or secrets.token_hex(4)
-        )
+        token = self.token or secrets.token_hex(4)
+        return replace(self, seeds=self.seeds or seeds, precision=precision, token=token)
 
 
 def _differs(name: str, before: object, now: object) -> str:
     was, wanted = (f"the default {name}" if one is None else f"{name} {one}" for one in (before, now))
     return f"the folder holds a run with {was}, this one has {wanted}; give another folder with --out"
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is no TOML.
-    """
-    with damaged(path, AGAIN, (tomllib.TOMLDecodeError,)), open(path, "rb") as file:
-        return tomllib.load(file)
-
-
-def write_toml(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write strings, numbers, truth values, lists of them, and flat tables of them as TOML.
-
-    Raises:
-        ValueError: the content is not of these types.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     read_toml(write_toml(f"{folder}/run.toml", {"seeds": [0, 1], "settings": {"rate": 1e-05, "order": "a\\tb"}}))
-    {'seeds': [0, 1], 'settings': {'rate': 1e-05, 'order': 'a\\tb'}}
-    """
-    lines = [_line(name, value) for name, value in content.items() if not isinstance(value, Mapping)]
-    for name, table in content.items():
-        if isinstance(table, Mapping):
-            lines += ["", f"[{_key(name)}]", *(_line(key, value) for key, value in table.items())]
-    text = "\n".join(lines) + "\n"
-    plain = {name: _plain(value) for name, value in content.items()}
-    if tomllib.loads(text) != plain:
-        raise ValueError(f"{path}: the content does not come back from TOML; expected flat tables")
-    return write_text(path, text)
-
-
-def _line(name: str, value: Any) -> str:
-    return f"{_key(name)} = {_text(value)}"
-
-
-def _key(name: str) -> str:
-    return name if name.isascii() and name.replace("_", "").replace("-", "").isalnum() else _text(name)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_text(item) for item in value)}]"
-    if not isinstance(value, str | bool | int | float) or (
-        isinstance(value, float) and not math.isfinite(value)
-    ):
-        raise ValueError(f"expected strings, finite numbers, truth values or lists of them, got {value!r}")
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from testtime.experiments.claims import claimed
+from testtime.claims import claimed
 from testtime.experiments.experiment import Experiment, Plan, Unit, closure
 from testtime.experiments.provenance import SCHEMA, now
 from testtime.experiments.request import Request
@@ -102,14 +102,9 @@ class RunFolder:
 
     def fail(self, unit: Unit, error: str, trace: str) -> Path:
         """Keep the error of a unit."""
-        content = {
-            "schema": SCHEMA,
-            "address": unit.address,
-            "name": unit.name,
-            "time": now(),
-            "error": error,
-        }
-        return write_json(self._file("failures", unit), {**content, "traceback": trace.splitlines()})
+        content = {"schema": SCHEMA, "address": unit.address, "name": unit.name, "time": now()}
+        content |= {"error": error, "traceback": trace.splitlines()}
+        return write_json(self._file("failures", unit), content)
 
 
 @dataclass(frozen=True)
@@ -145,13 +140,12 @@ class Run:
             read: function that turns the result of a unit into what the functions of the columns take; under "made" the
                 result has the provenance of the unit: versions, machine, threads, seconds.
         """
-        return [
-            Record(
-                c["row"], c["column"], c["seed"], read({**found["result"], "made": found["made"]}), c["about"]
-            )
-            for c in self.about["cells"]
-            if (found := self.results.get(c["unit"])) is not None
-        ]
+        records = []
+        for c in self.about["cells"]:
+            if (found := self.results.get(c["unit"])) is not None:
+                result = read({**found["result"], "made": found["made"]})
+                records.append(Record(c["row"], c["column"], c["seed"], result, c["about"]))
+        return records
 
     def other(self, name: str) -> Mapping[str, Any] | None:
         """Return the result of a unit that no cell shows, by its name in the plan; None if it is not finished."""
@@ -173,18 +167,17 @@ class Run:
     @property
     def stand_ins(self) -> dict[str, tuple[str, str]]:
         """By name of the resource, what was used and what the source used, where the two differ."""
-        used = {name: self.about["used"].get(name) for name in self.about["resources"]}
-        preferred = {name: resource["prefers"] for name, resource in self.about["resources"].items()}
-        return {
-            name: (used[name], preferred[name]) for name in used if used[name] not in (None, preferred[name])
-        }
+        found = {}
+        for name, resource in self.about["resources"].items():
+            if (used := self.about["used"].get(name)) not in (None, resource["prefers"]):
+                found[name] = (used, resource["prefers"])
+        return found
 
     @property
     def notes(self) -> list[str]:
         """Remarks for every table of the run: stand-ins, results of other versions, failures."""
-        notes = [
-            f"{name}: {used} stands in for {prefers}." for name, (used, prefers) in self.stand_ins.items()
-        ]
+        pairs = self.stand_ins.items()
+        notes = [f"{name}: {used} stands in for {prefers}." for name, (used, prefers) in pairs]
         notes += [f"Made with another version of the code: {', '.join(self.outdated)}."] * bool(self.outdated)
         return notes + [f"Failed: {found['name']}: {found['error']}." for found in self.failures.values()]
 
@@ -204,12 +197,8 @@ def read_run(folder: str | Path) -> Run:
     failed = [read_json(file, AGAIN, {"address": str, "name": str, "error": str}) for file in files[1]]
     failures = {found["address"]: found for found in failed}
     order = [address for address in about["units"] if address in results]
-    return Run(
-        Path(folder),
-        about,
-        {address: results[address] for address in order},
-        {address: found for address, found in failures.items() if address in about["units"]},
-    )
+    current = {address: found for address, found in failures.items() if address in about["units"]}
+    return Run(Path(folder), about, {address: results[address] for address in order}, current)
 
 
 def _about(folder: Path) -> dict[str, Any]:

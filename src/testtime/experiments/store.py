@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from testtime.experiments.claims import claimed
+from testtime.claims import claimed
 from testtime.experiments.provenance import SCHEMA, provenance
 from testtime.files import damaged, read_json, sweep, write_json
 from testtime.plugins import resolve
@@ -187,11 +187,8 @@ def execute(
 
 def _attempt(store: Store, described: Mapping[str, Any], report: Callable[[float], None]) -> dict[str, Any]:
     """Call the function of a unit and return the content of its result file."""
-    folder, cache, parameters = (
-        store.folder(described["address"]),
-        store.root / "cache",
-        described["parameters"],
-    )
+    folder, cache = store.folder(described["address"]), store.root / "cache"
+    parameters = described["parameters"]
     sweep(folder)
     cache.mkdir(parents=True, exist_ok=True)
     needs = {}

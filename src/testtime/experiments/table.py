@@ -206,15 +206,6 @@ class Table:
         values, better, worse = list(found.values()), sum(g > 0 for g in gains), sum(g < 0 for g in gains)
         return Paired(found, mean(values), deviation(values), better, worse)
 
-    def against(self, row: str) -> Table:
-        """Return the table of the differences to a row, seed by seed; that row is left out."""
-        rows = [other for other in self.rows if other.label != row]
-        values = {
-            (o.label, c.key): self.paired(o.label, row, c).differences for o in rows for c in self.columns
-        }
-        columns = [replace(column, signed=True, published={}) for column in self.columns]
-        return replace(self, title=f"{self.title}, against {row}", rows=rows, columns=columns, values=values)
-
     def sorted_by(self, key: str) -> Table:
         """Return the table with its rows ordered by a column, the best first; rows without a value are last."""
         column = self.column(key)

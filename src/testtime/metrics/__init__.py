@@ -10,7 +10,7 @@ from testtime.lazy import lazily
 if TYPE_CHECKING:
     from testtime.metrics.appearance import appearance_clusters, appearance_features
     from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
-    from testtime.metrics.cost import Cost, milliseconds, peak_memory, state_bytes
+    from testtime.metrics.cost import Cost, median_milliseconds, milliseconds, peak_memory, state_bytes
     from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
     from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
     from testtime.metrics.label_free import aetta, consistency, diversity, dropout_disagreement
@@ -44,6 +44,7 @@ __all__ = [
     "forgetting",
     "fpr_at",
     "h_score",
+    "median_milliseconds",
     "milliseconds",
     "nll",
     "oscr",
@@ -59,7 +60,7 @@ __getattr__, __dir__ = lazily(
     {
         "appearance": "appearance_clusters appearance_features",
         "calibration": "CalibrationError brier calibration_error nll",
-        "cost": "Cost milliseconds peak_memory state_bytes",
+        "cost": "Cost median_milliseconds milliseconds peak_memory state_bytes",
         "dense": "RMSE MeanAngle MeanIoU",
         "edges": "BCE AveragePrecision EdgeF",
         "label_free": "aetta consistency diversity dropout_disagreement",

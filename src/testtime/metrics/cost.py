@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-__all__ = ["Cost", "milliseconds", "peak_memory", "state_bytes"]
+__all__ = ["Cost", "median_milliseconds", "milliseconds", "peak_memory", "state_bytes"]
 
 
 class Cost:
@@ -71,6 +72,25 @@ def milliseconds(call: Callable[[], object], device: torch.device | str = "cpu")
     result = call()
     _wait(device)
     return 1000 * (time.perf_counter() - start), result
+
+
+def median_milliseconds(
+    call: Callable[[], object], device: torch.device | str = "cpu", seconds: float = 0.5
+) -> float:
+    """Return the median duration of a call in milliseconds: three calls do not count, then at least five do.
+
+    Args:
+        call: function without arguments.
+        device: device to synchronise with.
+        seconds: duration of the measurement.
+    """
+    times: list[float] = []
+    for _ in range(3):
+        call()
+    began = time.monotonic()
+    while len(times) < 5 or time.monotonic() - began < seconds:
+        times.append(milliseconds(call, device)[0])
+    return median(times)
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from testtime.data import sha256_of
+from testtime.data import ImageSet, sha256_of
 from testtime.errors import DataError, WeightsError, need_packages
 from testtime.intake.fingerprint import fingerprint
 from testtime.intake.views import Views, views_of
@@ -47,6 +47,21 @@ class OpenedModel:
     def views(self) -> Views:
         """The changes of an image that keep its class; all, where the model declares nothing."""
         return views_of(self.model) or Views()
+
+    def check_classes(self, images: ImageSet) -> int:
+        """Return the number of classes of an image set, which is that of the model's outputs.
+
+        Raises:
+            DataError: it is not.
+        """
+        if len(images.classes) != self.classes:
+            raise DataError(
+                f"expected {self.classes:,} classes of {images.name}, as many as {self.name} has outputs, found "
+                f"{len(images.classes):,} ({', '.join(images.classes[:3])}, ...): their numbers would not be those of the "
+                "outputs; name the class folders of ImageNet by wnids, bring the folders of all classes, or give a --model of "
+                "these classes"
+            )
+        return self.classes
 
 
 def open_model(name: str, folder: str | Path = ".") -> OpenedModel:

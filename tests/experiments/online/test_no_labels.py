@@ -14,9 +14,9 @@ from small_online import silent
 from testtime.cli import main
 from testtime.errors import DataError
 from testtime.experiments import Request, Run, read_run, run_experiment
-from testtime.experiments.online import sets
 from testtime.experiments.online.no_labels import NO_LABELS, advice_table, read_candidates, true_accuracy
 from testtime.experiments.online.stream import make_stream
+from testtime.models import open_model
 from testtime.report import page_html
 from testtime.selection import recommend
 
@@ -53,7 +53,7 @@ def test_a_run_holds_the_diagnostics_of_every_candidate(run: Run) -> None:
 def test_the_truth_is_kept_apart_and_right(run: Run) -> None:
     unit = next(iter(run.results.values()))["unit"]
     places = {"data": "."}
-    model = sets.source_model("digits-cnn", places).model
+    model = open_model("digits-cnn").model
     parameters = next(
         r["unit"]["parameters"] for r in run.results.values() if "method" in r["unit"]["parameters"]
     )

@@ -16,11 +16,11 @@ import pytest
 import torch
 from small_online import ROWS, asked, finished, results, run, unit, workspace
 
+from testtime import evaluation
+from testtime.evaluation import Progress, read_samples
 from testtime.experiments import Unit, read_run
 from testtime.experiments.online import cell as cell_module
-from testtime.experiments.online import checkpoint, sets
 from testtime.experiments.online.cell import adapt_online, machine_state, measure_baseline, plain_milliseconds
-from testtime.experiments.online.checkpoint import Progress, read_samples
 from testtime.experiments.online.experiment import online
 from testtime.experiments.online.stream import make_stream
 from testtime.methods import Tent
@@ -75,7 +75,7 @@ def stopped(one: Unit, folder: Path, after: int, monkeypatch: pytest.MonkeyPatch
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(cell_module, "CHECKPOINT", 0.0)
+        patch.setattr(evaluation, "CHECKPOINT", 0.0)
         with pytest.raises(Stop):
             adapt_online(workspace(one, folder, stop))
 
@@ -99,7 +99,7 @@ def test_an_interrupted_cell_goes_on_and_ends_as_if_nothing_had_happened(
         assert whole[name] == cut[name]
     for name in ("declared", "forwards", "backwards", "state_bytes"):
         assert whole["cost"][name] == cut["cost"][name]
-    assert not (tmp_path / "cut" / checkpoint.STATE).exists()
+    assert not (tmp_path / "cut" / evaluation.STATE).exists()
 
 
 @pytest.mark.parametrize("keep", [0, 60, -1])
@@ -108,7 +108,7 @@ def test_a_cell_with_a_damaged_checkpoint_starts_again_and_says_so(
 ) -> None:
     one, folder = unit(), tmp_path / "cell"
     stopped(one, folder, 3, monkeypatch)
-    path = folder / checkpoint.STATE
+    path = folder / evaluation.STATE
     path.write_bytes(path.read_bytes()[:keep])
     with caplog.at_level(logging.WARNING):
         result = adapt_online(workspace(one, folder))
@@ -139,25 +139,25 @@ def killed_in_checkpoints(folder: Path, kills: int) -> set[int]:
     folder.mkdir()
     rng, found = np.random.default_rng(0), set()
     for _ in range(kills):
-        (folder / checkpoint.STATE).unlink(missing_ok=True)
+        (folder / evaluation.STATE).unlink(missing_ok=True)
         pid = os.fork()
         if pid == 0:
             progress = Progress()
             adapter.reset()
             for i in range(2000):
                 adapter(x)
-                columns = {name: np.full(2, i, np.int32) for name in checkpoint.COLUMNS}
+                columns = {name: np.full(2, i, np.int32) for name in evaluation.COLUMNS}
                 progress.parts.append(Samples(**columns, selected={"kept": np.ones(2, bool)}))
                 progress.lines.append({"visit": 0})
                 progress.used = {"forwards": 2 * i + 2, "backwards": 0, "peak_memory": 1}
-                checkpoint.save(folder, adapter, progress)
+                evaluation.save(folder, adapter, progress)
             os._exit(0)
-        while not (folder / checkpoint.STATE).exists():
+        while not (folder / evaluation.STATE).exists():
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.1))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        progress = checkpoint.resume(folder, adapter)
+        progress = evaluation.resume(folder, adapter)
         assert progress.done >= 1
         assert progress.used["forwards"] == 2 * progress.done
         assert int(adapter.state_dict()["clock"]) == progress.done
@@ -273,7 +273,7 @@ def test_a_wandering_stream_keeps_to_the_accuracy_that_was_asked_for(tmp_path: P
 
 
 def test_the_packaged_difficulty_is_that_of_its_model() -> None:
-    file = Path(sets.__file__).parent / "difficulties" / "cifar10-cifar10-resnet20.json"
+    file = Path(cell_module.__file__).parent / "difficulties" / "cifar10-cifar10-resnet20.json"
     assert len(json.loads(file.read_text())) == 1 + 15 * 5 + 105 * 25
 
 

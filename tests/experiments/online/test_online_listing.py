@@ -13,16 +13,14 @@ from typing import Any
 import pytest
 from small_online import asked
 
-from testtime.build import nested_arguments
+from testtime.build import argument, find_method, nested_arguments
 from testtime.data.named import NAMED
 from testtime.experiments import Request, list_experiments
-from testtime.experiments.methods import argument
 from testtime.experiments.online import listing
 from testtime.experiments.online.experiment import Batches, Inputs, online
-from testtime.experiments.online.stream import ORDERS
-from testtime.experiments.registry import find_method
 from testtime.metrics import h_score
 from testtime.models import MODELS
+from testtime.streams.named import ORDERS
 
 ENTRIES = listing.entries()
 

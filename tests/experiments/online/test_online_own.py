@@ -11,13 +11,14 @@ import torch
 from small_online import asked, results, run
 
 from testtime.data import Crop
+from testtime.data.places import find_set, image_size, images_of
 from testtime.errors import DataError
 from testtime.experiments import Request, read_run
-from testtime.experiments.online import sets
 from testtime.experiments.online.experiment import online
 from testtime.experiments.online.results import Results
 from testtime.files import write_tensors
 from testtime.models import open_model, resnet20
+from testtime.streams.named import corrupted_domains
 
 image = pytest.importorskip("PIL.Image", reason="pip install -e '.[images]'")
 CLASSES = ("cat", "dog", "fox")
@@ -119,11 +120,11 @@ def test_a_set_has_as_many_classes_as_the_model_has_outputs(tmp_path: Path) -> N
     for folder, name in ((tmp_path / "part", "n02099601"), (tmp_path / "mine", "cats")):
         photographs(folder / "imagenet" / "val", (name,), 1)
     model = replace(open_model("digits-cnn"), name="imagenet-resnet18", classes=1000)
-    assert sets.check_classes(sets.images_of("imagenet", {"data": str(tmp_path / "part")}), model) == 1000
+    assert model.check_classes(images_of("imagenet", {"data": str(tmp_path / "part")})) == 1000
     with pytest.raises(
         DataError, match=r"expected 1,000 classes of imagenet-val, .* found 1 \(cats, \.\.\.\)"
     ):
-        sets.check_classes(sets.images_of("imagenet", {"data": str(tmp_path / "mine")}), model)
+        model.check_classes(images_of("imagenet", {"data": str(tmp_path / "mine")}))
 
 
 def test_our_imagenet_c_keeps_the_shape_of_pictures(tmp_path: Path) -> None:
@@ -131,8 +132,8 @@ def test_our_imagenet_c_keeps_the_shape_of_pictures(tmp_path: Path) -> None:
     pixels[250:350, 100:200] = 255
     (tmp_path / "imagenet" / "val" / "n01").mkdir(parents=True)
     image.fromarray(pixels).save(tmp_path / "imagenet" / "val" / "n01" / "a.png")
-    (domain,), origin = sets.domains(
-        "imagenet", {"data": str(tmp_path)}, ["brightness"], 1, sets.image_size("imagenet", 224)
+    (domain,), origin = corrupted_domains(
+        "imagenet", {"data": str(tmp_path)}, ["brightness"], 1, image_size("imagenet", 224)
     )
     assert origin.startswith("ours-")
     assert domain.size == Crop(224, 256)
@@ -144,4 +145,4 @@ def test_an_unknown_set_is_named_with_those_there_are() -> None:
     with pytest.raises(
         ValueError, match=r"no data set 'svnh' \(did you mean 'svhn'\?\); there are none, cifar10"
     ):
-        sets.find_set("svnh", {})
+        find_set("svnh", {})

@@ -144,6 +144,10 @@ def test_the_title_is_the_experiments_only_if_the_run_is(run: Run) -> None:
     own = changed(run, experiment="my own", title="Mine")
     assert Results(own).title == "Mine"
     assert "Changed from" not in lead(own)
+    replaced = replace(changed(run, note="On our model."), about={**run.about, "note": "On our model."})
+    assert "On our model." in main_table(Results(replaced)).notes
+    about = {**replaced.about, "used": {"closed set": "digits", "source model": "mine"}}
+    assert "On our model." not in main_table(Results(replace(replaced, about=about))).notes
     noted = changed(run, columns=[{**run.about["about"]["columns"][0], "note": "A <remark>."}])
     assert "A <remark>." in main_table(Results(noted)).notes
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from testtime.build import find_method
 from testtime.data import sha256_of
 from testtime.errors import need_packages, unknown_name
 from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
 from testtime.experiments.multitask.listing import read_constants
-from testtime.experiments.registry import find_method
 from testtime.experiments.request import Request
 from testtime.experiments.table import Row
 from testtime.multitask.protocol import Protocol

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.build import find_method
 from testtime.data.dense import DenseSet
 from testtime.experiments.multitask.houses import TASKS, Houses
-from testtime.experiments.registry import find_method
 from testtime.experiments.store import Workspace
 from testtime.methods import Source
 from testtime.models.assisted import Assisted

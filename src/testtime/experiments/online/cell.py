@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,22 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.experiments.methods import build_method
-from testtime.experiments.online import checkpoint, sets
-from testtime.experiments.online.stream import cached_stream, reset_by_visit
+from testtime.build import build_method
+from testtime.data.places import images_of, source_batches
+from testtime.evaluation import Progress, evaluate, finish
+from testtime.experiments.online.stream import cached_stream, source_model
 from testtime.experiments.store import Workspace
 from testtime.methods import Source
-from testtime.metrics import (
-    Cost,
-    Samples,
-    forgetting,
-    milliseconds,
-    peak_memory,
-    score_shares,
-    state_bytes,
-    summarise,
-)
-from testtime.prequential import Record, prequential
+from testtime.metrics import Samples, forgetting, median_milliseconds, score_shares, state_bytes, summarise
 from testtime.processor import Precision, autocast, machine_load, processor_name
 from testtime.streams import Stream
 from testtime.wrap import TimeConstrained
@@ -37,8 +25,7 @@ __all__ = ["SLOW", "adapt_online", "machine_state", "measure_baseline", "plain_m
 
 SLOW = 20  # forwards a batch; a method above gets the experiment's slow_limit
 CLEAN_IMAGES = 1000  # on which forgetting is measured
-CHECKPOINT = 60.0  # seconds between two checkpoints
-WARM, LEAST, SECONDS = 3, 5, 0.5  # forwards before the clock counts, forwards at least, and for how long
+SECONDS = 0.5  # for which a plain forward is measured
 SIDE = 32  # of images for the baseline, where the model takes any
 STATE = ("processor", "device", "precision", "threads")
 
@@ -56,9 +43,9 @@ def _moved(model: nn.Module, device: torch.device) -> nn.Module:
 def adapt_online(work: Workspace) -> dict[str, Any]:
     """Run a method on a stream, batch after batch; a unit that was interrupted goes on from its last checkpoint."""
     p, device = work.parameters, torch.device(work.parameters["device"])
-    found, images = sets.source_model(p["model"], work.places), sets.images_of(p["closed"], work.places)
+    found, images = source_model(p["model"], work.places), images_of(p["closed"], work.places)
     model, form = _moved(found.model, device), _form(device)
-    adapter = build_method(p, model, sets.check_classes(images, found), p["seed"])
+    adapter = build_method(p, model, found.check_classes(images), p["seed"])
     limit = p["limit"]
     if p["slow_limit"] is not None and adapter.cost[0] > SLOW:
         limit = min(limit or p["slow_limit"], p["slow_limit"])
@@ -77,61 +64,19 @@ def adapt_online(work: Workspace) -> dict[str, Any]:
 
     with autocast(p["device"], p["precision"]):
         if adapter.source != "none":
-            batches = sets.source_batches(p["closed"], work.places, p["batch_size"], p["seed"], size)
+            batches = source_batches(p["closed"], work.places, p["batch_size"], p["seed"], size)
             adapter.prepare([x.to(device, memory_format=form) for x in batches])
         before = forgetting(adapter, clean_batches())
-        progress = _adapt(work, adapter, model, stream)
+        reset = bool(p.get("reset"))
+        progress = evaluate(adapter, stream, work.folder, model, device, form, reset, work.progress)
         after = forgetting(adapter, clean_batches())
-    samples = Samples.join(progress.parts)
-    checkpoint.finish(work.folder, samples)
+    samples = finish(work.folder, progress)
     return {
         **_figures(samples, stream),
         "forgetting": {"before": before, "after": after},
         "cost": _cost(progress, adapter, len(samples)),
         "limit": limit,
         "state": machine_state(p["device"], p["precision"], torch.get_num_threads()),
-    }
-
-
-def _adapt(work: Workspace, adapter: Adapter, model: nn.Module, stream: Stream) -> checkpoint.Progress:
-    """Give the adapter what it has not seen of the stream, with a checkpoint now and then."""
-    p, device = work.parameters, torch.device(work.parameters["device"])
-    progress = checkpoint.resume(work.folder, adapter)
-    earlier, saved = dict(progress.used), time.monotonic()
-    batches = (
-        reset_by_visit(adapter, stream, progress.done) if p.get("reset") else stream.since(progress.done)
-    )
-    with Cost(model) as cost, (work.folder / checkpoint.LINES).open("a") as log:
-        for record in prequential(adapter, batches, device=device, memory_format=_form(device)):
-            progress.parts.append(record.samples)
-            progress.lines.append(_line(record))
-            progress.used = {
-                "forwards": earlier["forwards"] + cost.forwards,
-                "backwards": earlier["backwards"] + cost.backwards,
-                "peak_memory": max(earlier["peak_memory"], peak_memory(device) or 0),
-            }
-            log.write(json.dumps(progress.lines[-1]) + "\n")
-            log.flush()
-            work.progress(progress.done, len(stream))
-            if time.monotonic() - saved > CHECKPOINT:
-                checkpoint.save(work.folder, adapter, progress)
-                saved = time.monotonic()
-    return progress
-
-
-def _line(record: Record) -> dict[str, Any]:
-    s = record.samples
-    took = {
-        name: [int((mask & s.known).sum()), int((mask & ~s.known).sum())] for name, mask in s.selected.items()
-    }
-    return {
-        "batch": record.index,
-        **{name: getattr(record, name) for name in ("visit", "domain", "updated")},
-        "known": int(s.known.sum()),
-        "unknown": int((~s.known).sum()),
-        "correct": int(s.correct.sum()),
-        "ms": round(record.milliseconds, 3),
-        "selected": took,
     }
 
 
@@ -148,7 +93,7 @@ def _figures(samples: Samples, stream: Stream) -> dict[str, Any]:
     }
 
 
-def _cost(progress: checkpoint.Progress, adapter: Adapter, images: int) -> dict[str, Any]:
+def _cost(progress: Progress, adapter: Adapter, images: int) -> dict[str, Any]:
     taken = [line["ms"] for line in progress.lines]
     return {
         "declared": list(adapter.cost),
@@ -192,15 +137,9 @@ def plain_milliseconds(
 def _measured(work: Workspace, count: int) -> float:
     """The median time of a batch of this size in milliseconds."""
     p, device = work.parameters, torch.device(work.parameters["device"])
-    found = sets.source_model(p["model"], work.places)
+    found = source_model(p["model"], work.places)
     model, side = _moved(found.model, device), found.side or SIDE
     x = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
     x = x.to(device, memory_format=_form(device))
-    times: list[float] = []
     with torch.no_grad(), autocast(p["device"], p["precision"]):
-        for _ in range(WARM):
-            model(x)
-        began = time.monotonic()
-        while len(times) < LEAST or time.monotonic() - began < SECONDS:
-            times.append(milliseconds(lambda: model(x), device)[0])
-    return round(median(times), 4)
+        return round(median_milliseconds(lambda: model(x), device, SECONDS), 4)

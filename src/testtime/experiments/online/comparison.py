@@ -19,6 +19,11 @@ __all__ = ["Comparison"]
 MARGIN = 0.5  # points of error that a dearer method has to be better to be worth it
 SOURCE, COST = "Source", "cost"
 FEWER = "On fewer images of each domain, for its cost."
+COSTS = (
+    Column("forwards", lambda cost: cost["step"][0], COST, unit="", places=None, better=None),
+    Column("backwards", lambda cost: cost["step"][1], COST, unit="", places=None, better=None),
+    Column("time", lambda cost: cost["time"], COST, unit="", better=None),
+)
 BAD = "Not better than the source model"
 IDLE = f"No benefit over a cheaper one, which is as good or better on every stream tried (within {MARGIN:g} point of error)"
 MORE = "ECE: expected calibration error. Lost: accuracy on clean images lost by the end of the stream."
@@ -60,14 +65,9 @@ class Comparison:
             for cell in one.cells(row, column)
         ]
         rows = list(dict.fromkeys(record.row for record in self.records))
-        self.rows = [Row(row, note=FEWER if self._fewer(row) else "") for row in rows]
-        costs = [
-            Column("forwards", lambda cost: cost["step"][0], COST, unit="", places=None, better=None),
-            Column("backwards", lambda cost: cost["step"][1], COST, unit="", places=None, better=None),
-            Column("time", lambda cost: cost["time"], COST, unit="", better=None),
-        ]
+        self.rows = [Row(row, note=FEWER * self._fewer(row)) for row in rows]
         self.of_streams = self._columns("error")
-        table = self._table("Error by method and stream", [*self.of_streams, *costs])
+        table = self._table("Error by method and stream", [*self.of_streams, *COSTS])
 
         def key(row: Row) -> tuple[int, float]:
             base = SOURCE in rows

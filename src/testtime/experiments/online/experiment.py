@@ -10,21 +10,25 @@ from typing import Any, NamedTuple, final
 
 import torch
 
+from testtime.build import find_method
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data.named import EMBEDDED
+from testtime.data.places import find_set, has_source, image_size, images_of
 from testtime.errors import DataError, need_packages, unknown_name
 from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
-from testtime.experiments.online import listing, sets
+from testtime.experiments.online import listing
 from testtime.experiments.online.comparison import Comparison
 from testtime.experiments.online.pages import main_table, online_page
 from testtime.experiments.online.results import Results
-from testtime.experiments.online.stream import ORDERS
-from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.online.stream import source_model
+from testtime.experiments.registry import code_of
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.table import Row, Table
+from testtime.models import OpenedModel
 from testtime.processor import processor_name
 from testtime.report import Page
+from testtime.streams.named import ORDERS, corrupted_domains
 
 __all__ = ["HERE", "Batches", "Inputs", "Online", "online"]
 
@@ -61,10 +65,8 @@ class Batches:
         if not self.ratio > 0:
             raise ValueError(f"ratio is a number above 0, got {self.ratio}; leave out the open set for none")
         if self.open_set is not None and round(self.batch_size / (1 + self.ratio)) < 1:
-            raise ValueError(
-                f"a batch of {self.batch_size} with {self.ratio:g} unknown for each known image holds no known one; take a "
-                "larger batch, or no open set"
-            )
+            holds = f"a batch of {self.batch_size} with {self.ratio:g} unknown for each known image"
+            raise ValueError(f"{holds} holds no known one; take a larger batch, or no open set")
 
 
 class Inputs(NamedTuple):
@@ -99,9 +101,8 @@ class Online(Experiment):
         self.columns = tuple(Batches(**column) for column in entry["columns"])
         others = dict.fromkeys(("open_sets", "batch_size", "source"))
         self.settings = {**{key: entry.get(key) for key in listing.STREAM}, **others}
-        self.rows = tuple(
-            Row(label, r.pop("role", "method"), about=r) for label, r in listing.rows(entry).items()
-        )
+        rows = listing.rows(entry).items()
+        self.rows = tuple(Row(label, about.pop("role", "method"), about=about) for label, about in rows)
 
     def check_machine(self, say: Callable[[str], None]) -> None:
         if EMBEDDED & {self.entry["closed"], *(column.open_set for column in self.columns)}:
@@ -116,7 +117,7 @@ class Online(Experiment):
     def plan_with(self, request: Request, inputs: Inputs, columns: Sequence[Batches]) -> Plan:
         """Return the plan of a request whose data and weights are known."""
         rows, left_out, cells = self.chosen_rows(self.rows, request), [], []
-        if not sets.has_source(inputs.closed, inputs.places):
+        if not has_source(inputs.closed, inputs.places):
             left_out = [row.label for row in rows if find_method(row.about["method"]).source != "none"]
             rows = [row for row in rows if row.label not in left_out]
         for seed in request.seeds or ():
@@ -124,23 +125,15 @@ class Online(Experiment):
                 p = self.parameters(request, inputs, column, seed)
                 needs = {"images": self.images_unit(p, inputs, f"{column.name}, seed {seed}")}
                 for row in rows:
-                    name, code = (
-                        f"{row.label}, {column.name}, seed {seed}",
-                        code_of(find_method(row.about["method"])),
-                    )
-                    unit = Unit(
-                        f"{HERE}.cell:adapt_online", {**row.about, **p}, name, needs, code, inputs.places
-                    )
+                    name, code = f"{row.label}, {column.name}, seed {seed}", code_of(row.about["method"])
+                    facts = {**row.about, **p}
+                    unit = Unit(f"{HERE}.cell:adapt_online", facts, name, needs, code, inputs.places)
                     cells.append(Cell(row.label, column.name, seed, unit))
         labels, names = [row.label for row in rows], [column.name for column in columns]
         baseline = self._baseline(request, inputs, columns)
         about = {
-            **{
-                "closed": inputs.closed,
-                "model": inputs.model,
-                "left_out": left_out,
-                "limit": self.limit(request),
-            },
+            **{"closed": inputs.closed, "model": inputs.model, "left_out": left_out},
+            "limit": self.limit(request),
             "stream": self.stream(request),
             "columns": [asdict(column) for column in columns],
             "published": listing.published(self.entry["published"], labels, names),
@@ -192,12 +185,11 @@ class Online(Experiment):
     def places(self, request: Request) -> dict[str, str]:
         """Return the places that a request names; a DataError says that the folder of data is not there."""
         if request.data != Request.data and not Path(request.data).is_dir():
-            raise DataError(
-                f"{request.data}: no such folder; expected that of data sets and weights, or of own images"
-            )
+            expected = "expected that of data sets and weights, or of own images"
+            raise DataError(f"{request.data}: no such folder; {expected}")
         places = {"data": str(Path(request.data).resolve())}
         if source := self.setting(request, "source"):
-            places["set source"] = places[f"set {sets.find_set(source, places)}"]
+            places["set source"] = places[f"set {find_set(source, places)}"]
         return places
 
     def find_inputs(self, request: Request, columns: Sequence[Batches], places: dict[str, str]) -> Inputs:
@@ -208,27 +200,27 @@ class Online(Experiment):
         """
         closed, found = self.entry["closed"], self.find_model(request, places)
         try:
-            images = sets.images_of(closed, places)
+            images = images_of(closed, places)
         except DataError as error:
             try:  # own images in place of the set
-                closed = sets.find_set(request.data, places)
-                images = sets.images_of(closed, places)
-                sets.check_classes(images, found)
+                closed = find_set(request.data, places)
+                images = images_of(closed, places)
+                found.check_classes(images)
             except ValueError as other:
                 own = "a folder of own images, with a folder for each class"
                 raise DataError(f"{error}; nor is {request.data} {own}: {other}") from None
-        sets.check_classes(images, found)
-        stream, size = self.stream(request), sets.image_size(closed, found.side)
-        origin = sets.domains(closed, places, stream["corruptions"], stream["severity"], size)[1]
+        found.check_classes(images)
+        stream, size = self.stream(request), image_size(closed, found.side)
+        origin = corrupted_domains(closed, places, stream["corruptions"], stream["severity"], size)[1]
         facts = {"weights": found.digest, closed: images.digest(), "corruptions": origin}
         opened = [column.open_set for column in columns if column.open_set is not None]
-        facts |= {name: sets.images_of(name, places).digest() for name in opened}
+        facts |= {name: images_of(name, places).digest() for name in opened}
         return Inputs(closed, found.name, found.side, facts, places)
 
-    def find_model(self, request: Request, places: dict[str, str]) -> sets.OpenedModel:
+    def find_model(self, request: Request, places: dict[str, str]) -> OpenedModel:
         """Open the source model; an own file is added to the places."""
         name = request.model or self.entry["model"]
-        found = sets.source_model(name, places)
+        found = source_model(name, places)
         if Path(name).is_file():
             places[f"model {found.name}"] = str(Path(name).resolve())
             return found
@@ -248,14 +240,12 @@ class Online(Experiment):
             raise ValueError(f"severity is a whole number from 1 to 5, got {s['severity']}")
         if s["order"] not in ORDERS:
             raise unknown_name("order", s["order"], ORDERS)
-        if unknown := [
-            corruption for corruption in s["corruptions"] if corruption not in CORRUPTIONS + EXTRA
-        ]:
-            raise unknown_name("corruption", unknown[0], CORRUPTIONS + EXTRA)
-        if s["order"] == "wandering" and (s["target"] is None or s["pace"] is None):
-            raise ValueError(
-                "a wandering stream needs a target and a pace; take the experiment field-wandering"
-            )
+        for corruption in s["corruptions"]:
+            if corruption not in CORRUPTIONS + EXTRA:
+                raise unknown_name("corruption", corruption, CORRUPTIONS + EXTRA)
+        if s["order"] == "wandering" and None in (s["target"], s["pace"]):
+            advice = "take the experiment field-wandering"
+            raise ValueError(f"a wandering stream needs a target and a pace; {advice}")
         return s
 
     def chosen_columns(self, request: Request, places: dict[str, str]) -> list[Batches]:
@@ -268,7 +258,7 @@ class Online(Experiment):
         if wanted == []:
             raise ValueError("the list of open sets is empty; leave it out to take the experiment's own")
         if wanted is not None:
-            names = [None if name == "none" else sets.find_set(name, places) for name in wanted]
+            names = [None if name == "none" else find_set(name, places) for name in wanted]
             columns = [column for name in names for column in _with_open_set(columns, name)]
         if (size := self.setting(request, "batch_size")) is not None:
             columns = [replace(column, batch_size=size) for column in columns]
@@ -308,9 +298,6 @@ def _with_open_set(columns: Sequence[Batches], name: str | None) -> list[Batches
         return same
     if name is None:
         return [replace(columns[0], name="closed set", open_set=None, note="")]
-    kinds = {(column.batch_size, column.ratio): column for column in columns}
-    prefix = len(kinds) > 1
-    return [
-        replace(c, name=f"{c.name} {name}" if prefix else name, open_set=name, note="")
-        for c in kinds.values()
-    ]
+    kinds = {(column.batch_size, column.ratio): column for column in columns}.values()
+    names = [f"{c.name} {name}" if len(kinds) > 1 else name for c in kinds]
+    return [replace(c, name=n, open_set=name, note="") for c, n in zip(kinds, names, strict=True)]

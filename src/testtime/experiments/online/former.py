@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 
-from testtime.experiments.online import listing, sets
+from testtime.data.places import image_size
+from testtime.experiments.online import listing
 from testtime.streams import Domain
+from testtime.streams.named import corrupted_domains
 
 __all__ = ["PROTOCOLS", "domains"]
 
@@ -29,7 +31,7 @@ def domains(
         severity: severity of all of them, 1 to 5.
 
     Returns:
-        the domains, and "published" or "ours-" with a fingerprint; see :func:`testtime.experiments.online.sets.domains`.
+        the domains, and "published" or "ours-" with a fingerprint; see :func:`testtime.streams.named.corrupted_domains`.
     """
-    size = sets.image_size(name, 224) if name == "imagenet" else None
-    return sets.domains(name, {"data": str(root)}, corruptions, severity, size)
+    size = image_size(name, 224) if name == "imagenet" else None
+    return corrupted_domains(name, {"data": str(root)}, corruptions, severity, size)

@@ -14,16 +14,18 @@ __all__ = ["LISTED", "STREAM", "Figures", "entries", "published", "read", "rows"
 
 Figures = tuple[float | None, ...]  # accuracy, AUROC, H-score, in percent
 STREAM = (
-    "order",
-    "corruptions",
-    "severity",
-    "rounds",
-    "slow_limit",
-    "target",
-    "pace",
-    "speed",
-    "reset",
-    "returns",
+    *(
+        "order",
+        "corruptions",
+        "severity",
+        "rounds",
+        "slow_limit",
+        "target",
+        "pace",
+        "speed",
+        "reset",
+        "returns",
+    ),
 )
 """The settings of a stream; what an entry does not have is not set."""
 COLUMN = {"open_set": None, "batch_size": 200, "ratio": 1.0, "note": ""}
@@ -82,9 +84,7 @@ def published(name: str, labels: Sequence[str], columns: Sequence[str]) -> dict[
 
 
 ONLINE = "testtime.experiments.online.experiment:online"
-SHADOW = (
-    "Candidates in shadow on a stream without labels, own images or that of an experiment: which one to take"
-)
+SHADOW = "Candidates in shadow on a stream without labels, own or of an experiment: which one to take"
 LISTED = (
     *(Listed(name, entry["title"], ONLINE, entry["source"]) for name, entry in entries().items()),
     Listed("no-labels", SHADOW, "testtime.experiments.online.no_labels:NO_LABELS"),

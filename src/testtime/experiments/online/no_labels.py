@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from testtime import report
+from testtime.build import build_method
+from testtime.data.places import find_set, has_source, images_of, source_batches
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
-from testtime.experiments.methods import build_method
-from testtime.experiments.online import listing, sets
+from testtime.experiments.online import listing
 from testtime.experiments.online.cell import SLOW
-from testtime.experiments.online.experiment import HERE, Batches, Inputs, online
-from testtime.experiments.online.stream import cached_stream
-from testtime.experiments.pages import provenance_section, table_blocks
-from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.online.experiment import HERE, Batches, Inputs, Online, online
+from testtime.experiments.online.stream import cached_stream, source_model
+from testtime.experiments.pages import run_page, table_blocks
+from testtime.experiments.registry import code_of
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.store import Workspace
@@ -74,7 +75,7 @@ def group_images(work: Workspace) -> dict[str, Any]:
 def run_in_shadow(work: Workspace) -> dict[str, Any]:
     """Let a candidate predict and learn, and keep its diagnostics; labels, where there are any, only judge it afterwards."""
     p, device = work.parameters, work.parameters["device"]
-    found, plain = (sets.source_model(p["model"], work.places) for _ in range(2))
+    found, plain = (source_model(p["model"], work.places) for _ in range(2))
     adapter = build_method(p, found.model.to(device), found.classes, 0)
     adapter.to(device)
     stream, labels, lines = cached_stream(work, p["limit"]), [], []
@@ -88,7 +89,7 @@ def run_in_shadow(work: Workspace) -> dict[str, Any]:
     with autocast(device, p["precision"]):
         if adapter.source != "none":
             size = stream.domains[0].size
-            batches = sets.source_batches(p["closed"], work.places, stream.batch_size, 0, size)
+            batches = source_batches(p["closed"], work.places, stream.batch_size, 0, size)
             adapter.prepare([x.to(device) for x in batches])
         source = Source(plain.model.to(device))
         for one in monitor(adapter, images(), source, disturb=mirrored if p["mirror"] else turned):
@@ -96,9 +97,8 @@ def run_in_shadow(work: Workspace) -> dict[str, Any]:
             right += int((labels[-1] == one.predicted).sum())
             known += int((labels[-1] >= 0).sum())
             work.progress(len(lines), len(stream))
-    judged = (
-        known and p["order"] != "recorded"
-    )  # the folders of own images need not be the classes of the model
+    # The folders of own images need not be the classes of the model.
+    judged = known and p["order"] != "recorded"
     return {"diagnostics": lines, "accuracy": 100 * right / known if judged else None}
 
 
@@ -122,57 +122,48 @@ class NoLabels(Experiment):
         base = online(stream or "field-continual")
         asked = replace(request, settings={k: v for k, v in request.settings.items() if k in base.settings})
         places = base.places(asked)
-        if stream:
-            inputs, p = base.first_column(asked, places)
-        else:
-            inputs, p = self._own(request, places)
-            size = self.setting(request, "batch_size")
-            column = Batches("own images", None, 200 if size is None else size)
-            column.check()
-            own: dict[str, Any] = {"order": "recorded", "corruptions": [], "limit": None, "slow_limit": None}
-            p = {**base.parameters(asked, inputs, column, 0), **p, **own}
-        found, mirror = sets.source_model(inputs.model, inputs.places), self.setting(request, "mirror")
+        inputs, p = base.first_column(asked, places) if stream else self._own(base, request, asked, places)
+        found, mirror = source_model(inputs.model, inputs.places), self.setting(request, "mirror")
         needs = {"images": base.images_unit(p, inputs, "stream")}
+        kinds = (f"{HERE}.no_labels:group_images", f"{HERE}.no_labels:run_in_shadow")
         appearance = {**needs["images"].parameters, "classes": found.classes}
-        others = {
-            "appearance": Unit(
-                f"{HERE}.no_labels:group_images", appearance, "appearance", needs, places=inputs.places
-            )
-        }
+        others = {"appearance": Unit(kinds[0], appearance, "appearance", needs, places=inputs.places)}
         p["mirror"] = found.views.mirror if mirror is None else mirror
         rows, left_out, cells = [], {}, []
         for row in base.chosen_rows(base.rows, request):
             adapter = build_method(row.about, found.model, found.classes, 0)
-            if adapter.source != "none" and not sets.has_source(inputs.closed, inputs.places):
+            if adapter.source != "none" and not has_source(inputs.closed, inputs.places):
                 left_out[row.label] = "it must see images of the source; give them with the setting source"
             elif adapter.cost[0] > SLOW and request.rows is None:
                 left_out[row.label] = f"it takes {adapter.cost[0]:g} forwards a batch; name it with --rows"
             else:
-                kind, code = f"{HERE}.no_labels:run_in_shadow", code_of(find_method(row.about["method"]))
-                unit = Unit(kind, {**row.about, **p}, row.label, needs, code, inputs.places)
+                code = code_of(row.about["method"])
+                unit = Unit(kinds[1], {**row.about, **p}, row.label, needs, code, inputs.places)
                 rows.append(row)
                 cells.append(Cell(row.label, "", p["seed"], unit))
         about = {"model": inputs.model, "stream": stream or inputs.closed, "left_out": left_out}
         return Plan(rows, cells, others, inputs.facts, about=about)
 
-    def _own(self, request: Request, places: dict[str, str]) -> tuple[Inputs, dict[str, Any]]:
+    def _own(
+        self, base: Online, request: Request, asked: Request, places: dict[str, str]
+    ) -> tuple[Inputs, dict[str, Any]]:
         """A folder of images and the model that is in use, and the parameters of its units."""
-        folder, skip = (
-            Path(self.setting(request, "images") or request.data),
-            self.setting(request, "skip_damaged"),
-        )
+        folder = Path(self.setting(request, "images") or request.data)
+        skip, size = self.setting(request, "skip_damaged"), self.setting(request, "batch_size")
         if request.model is None:
             raise ValueError("own images need --model, the network that is in use")
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; expected the folder of images as they arrive")
-        name, found = (
-            sets.find_set(str(folder.resolve()), places),
-            online("field-continual").find_model(request, places),
-        )
-        images = sets.images_of(name, places, skip)
+        name, found = find_set(str(folder.resolve()), places), base.find_model(request, places)
+        images = images_of(name, places, skip)
         facts = {"weights": found.digest, name: images.digest()}
         facts |= {f"damaged {number}": path for number, path in enumerate(images.skipped, 1)}
-        return Inputs(name, found.name, found.side, facts, places), {"skip_damaged": True} if skip else {}
+        inputs, column = Inputs(name, found.name, found.side, facts, places), Batches("own images")
+        column = replace(column, batch_size=column.batch_size if size is None else size)
+        column.check()
+        own: dict[str, Any] = {"order": "recorded", "corruptions": [], "limit": None, "slow_limit": None}
+        more = {"skip_damaged": True} if skip else {}
+        return inputs, {**base.parameters(asked, inputs, column, 0), **own, **more}
 
     def tables(self, run: Run) -> Sequence[Table]:
         return [advice_table(run)]
@@ -186,16 +177,13 @@ class NoLabels(Experiment):
             series.append(report.Series(candidate.name, ends, guesses, tints.get(candidate.name, 0)))
         chart = report.line_chart(series, title="Estimated accuracy", y="%", x="images")
         drawn = report.Figure(chart, "Accuracy as it is estimated without labels")
-        return Page(
-            title=_take(run, advice),
-            kicker=f"testtime · {len(groups)} images without labels · {about['model']}",
-            lead=[report.Bullets(advice.reasons)],
-            sections=[
-                Section("time", "Time", "Over time", [drawn]),
-                Section("diagnostics", "Diagnostics", "Diagnostics of each", table_blocks(advice_table(run))),
-                provenance_section(run, [("stream", about["stream"])]),
-            ],
-        )
+        kind = f"{len(groups)} images without labels · {about['model']}"
+        sections = [
+            Section("time", "Time", "Over time", [drawn]),
+            Section("diagnostics", "Diagnostics", "Diagnostics of each", table_blocks(advice_table(run))),
+        ]
+        lead: list[report.Block] = [report.Note(kind), report.Bullets(advice.reasons)]
+        return run_page(run, lead, sections, [("stream", about["stream"])], title=_take(run, advice))
 
 
 NO_LABELS = NoLabels()
@@ -216,9 +204,8 @@ def read_candidates(run: Run) -> tuple[dict[str, list[Diagnostics]], NDArray[np.
             lines = r.result["diagnostics"]
             seen[r.row] = [Diagnostics(**{**line, "predicted": tuple(line["predicted"])}) for line in lines]
     if not seen or appearance is None:
-        raise ValueError(
-            f"{run.folder}: no candidate is finished; the same testtime run command goes on from there"
-        )
+        advice = "the same testtime run command goes on from there"
+        raise ValueError(f"{run.folder}: no candidate is finished; {advice}")
     return seen, np.array(appearance["groups"])
 
 

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from testtime import report
+from testtime.experiments.online import listing
 from testtime.experiments.online.results import Results, number
-from testtime.experiments.pages import provenance_section, table_blocks, unfinished, winner
+from testtime.experiments.pages import run_page, table_blocks, winner
 from testtime.experiments.table import Column, Row, Table
 from testtime.report import Block, Details, Figure, Grid, Note, Page, Section, listed, mean, show
+from testtime.streams.named import ORDERS
 
 __all__ = ["main_table", "online_page"]
 
 Values = Callable[[dict[str, Any]], Sequence[float | None]]
+NOTES: dict[str, str] = listing.read("experiments.toml")["notes"]
 SMOOTH = 5  # batches in the moving average of the curves
 MEASURES = (("accuracy", "ACC"), ("auroc", "AUROC"), ("h_score", "H"))
 MORE = (
@@ -27,56 +30,21 @@ MORE = (
     ("nll", "NLL", "nats", 2, "lower", "negative log likelihood of the known"),
     ("brier", "Brier", "", 2, "lower", "squared error of the probabilities on the known, 0 to 2"),
 )
-FILTERS = {
-    "known_maximised": "Known images taken for unknown, and pushed towards doubt",
-    "unknown_minimised": "Unknown images taken for known, and learned from",
-}
-AFTER = "{corruptions} of severity {severity}{times}, one after the other"
-JOINED = "{corruptions} of severity {severity}{times}, shuffled into one"
-ARRIVAL = {
-    "continual": AFTER,
-    "gradual": "{corruptions}{times}, one after the other, whose severity rises from 1 to 5 and falls again",
-    "mixed": JOINED,
-    "correlated": f"{AFTER}, the images of a class in succession",
-    "mixed-correlated": f"{JOINED}, the images of a class in succession",
-    "label-shift": f"{AFTER}, in each of which every class dominates for a time",
-    "wandering": "blends of two of {corruptions} whose severities change all the time, such that the source model is right in "
-    "about {target} %",
-}
-WITHOUT_DOMAINS = ("mixed", "mixed-correlated", "wandering")
-FEWER = "Fewer images of each domain, for it costs more than 20 forwards a batch."
-OPENED = (
-    "ACC: right answers to known images. AUROC: how well the open-set score tells known from unknown. H: the harmonic mean of "
-    "the two averages."
-)
-CLEAN = (
-    "Clean before and after: accuracy on uncorrupted known images before the stream and after it, without learning; the "
-    "difference is what was forgotten."
-)
-CHOOSING = (
-    "Methods that choose which images to learn from can choose wrongly. The worst mistake is to raise the uncertainty of a "
-    "known image; the second worst to lower that of an unknown one."
-)
-TIMES = (
-    "Forwards and backwards are counted, in batches through the whole network. The times are medians of a run that may have "
-    "shared its processor; they compare methods, not machines. State is what a checkpoint of the adapter holds. The peak is "
-    "that of the process; – where the system does not tell."
-)
-EARLIER = (
-    "An earlier version ran cells of this page: the plain forward that their times are divided by was measured in each of "
-    "them, and differs between them."
-)
+FILTERS = ("known_maximised", "unknown_minimised")
 
 
 def online_page(results: Results) -> Page:
     """Return the page of a run."""
+    run, stream = results.run, results.stream
     first = [*results.ranked[:3], *(n for n in ("PAF+KIP", "TENT", "Source") if n in results.rows)]
     keys = {name: tint for name, tint in report.colours([*first, *results.ranked]).items() if tint}
-    return Page(
-        title=results.title,
-        kicker=f"testtime · {results.run.about['experiment']}",
-        lead=_lead(results),
-        sections=[
+    severity = f", severity {stream['severity']}" if "{severity}" in ORDERS[stream["order"]].about else ""
+    facts = [("closed set", results.about["closed"]), ("model", results.about["model"])]
+    facts += [("stream", f"{stream['order']}{severity}, {', '.join(stream['corruptions'])}")]
+    return run_page(
+        run,
+        _lead(results),
+        [
             Section("result", "Result", "The result", table_blocks(main_table(results))),
             Section("time", "Time", "Over time", _over_time(results, keys)),
             Section("filters", "Filters", "What the filters did", _filters(results, keys)),
@@ -84,24 +52,23 @@ def online_page(results: Results) -> Page:
             Section("cost", "Cost", "What it costs", _costs(results, keys)),
             Section("domains", "Domains", "Domain by domain", _domains(results)),
             Section("more", "More", "Calibration, refusal, forgetting", table_blocks(_more_table(results))),
-            _made(results),
         ],
-        unfinished=unfinished(results.run),
+        facts,
+        _arguments(results),
+        Note(NOTES["kept"]),
+        title=results.title,
     )
 
 
 def _lead(results: Results) -> report.Text:
-    measure, name = results.headline
+    run, (measure, name) = results.run, results.headline
     values = {row: results.mean(row, measure) for row in results.rows}
     by_column = [{row: results.mean(row, measure, c) for row in results.rows} for c in results.columns]
     names = {row: report.strong(row) + report.sup("†") for row in results.rows if results.fewer(row)}
-    best = [winner(values, name, by_column, "Source", names)] if not results.run.missing else []
-    parts: list[report.Text] = [*best, f"The stream: {_stream(results)}."]
+    parts = [winner(values, name, by_column, "Source", names)] if not run.missing else []
+    parts.append(f"The stream: {_stream(results)}.")
     if results.changes:
-        parts.append(
-            f"Changed from the experiment {results.run.about['experiment']}: {'; '.join(results.changes)}."
-        )
-    parts += [f"{used} stands in for {prefers}." for used, prefers in results.run.stand_ins.values()]
+        parts.append(f"Changed from the experiment {run.about['experiment']}: {'; '.join(results.changes)}.")
     if left := results.about["left_out"]:
         parts.append(f"Left out, for want of images of the source (the setting source): {listed(left)}.")
     return report.join(parts)
@@ -109,22 +76,21 @@ def _lead(results: Results) -> report.Text:
 
 def _stream(results: Results) -> str:
     """What arrived, from what the results say."""
-    stream, kinds = results.stream, len(results.stream["corruptions"])
+    stream, kinds, order = results.stream, len(results.stream["corruptions"]), ORDERS[results.stream["order"]]
     words = {
         "corruptions": f"{kinds} corruption{'s' * (kinds != 1)}",
         "severity": stream["severity"],
         "times": f", {stream['rounds']} times over" if stream["rounds"] > 1 else "",
         "target": show(100 * number(stream["target"]), 0),
     }
-    parts = [ARRIVAL[stream["order"]].format(**words) + ", and the clean images at last" * stream["returns"]]
-    if stream["speed"]:
-        parts.append("the source model answers the batches that a method is too slow for")
+    parts = [order.about.format(**words) + ", and the clean images at last" * stream["returns"]]
+    parts += ["the source model answers the batches that a method is too slow for"] * bool(stream["speed"])
     counts: dict[str, list[str]] = {}
     for row in results.rows:
         counts.setdefault(f"{results.per_domain(row):,.0f}", []).append(row)
     most = max(counts, key=lambda count: len(counts[count]))
     fewer = [f"{count} for {listed(rows)}" for count, rows in counts.items() if count != most]
-    whole = "in all" if stream["order"] in WITHOUT_DOMAINS else "in each"
+    whole = "in each" if order.in_turn else "in all"
     parts.append(f"{most} known images {whole}{f' ({listed(fewer)})' if fewer else ''}")
     opened = [fact for fact in results.facts.values() if fact["open_set"] is not None]
     if opened:
@@ -149,18 +115,20 @@ def main_table(results: Results) -> Table:
             known = {row: value for row, value in told.items() if value is not None}
             columns.append(Column(short, partial(_average, measure), name, name, published=known))
     changed = ", for the experiment without the changes of this run" * bool(results.changes)
-    notes = ["Averaged over the domains."] + [OPENED] * results.opened
+    notes = ["Averaged over the domains."] + [NOTES["opened"]] * results.opened
     notes += [f"Published: {about['source']}{changed}."] * any(results.about["published"].values())
-    return _table(
-        results, results.title, columns, [*notes, about["note"], *(f["note"] for f in results.facts.values())]
-    )
+    if "source model" not in results.run.stand_ins:  # the note is on the model of the experiment
+        notes.append(about["note"])
+    notes += [fact["note"] for fact in results.facts.values()]
+    return _table(results, results.title, columns, notes)
 
 
 def _table(results: Results, title: str, columns: Sequence[Column], notes: Sequence[str]) -> Table:
     run = results.run
     fewer = [row for row in results.rows if results.fewer(row)]
     rows = [
-        Row(row.label, row.role, FEWER if row.label in fewer else row.note, row.about) for row in run.rows
+        Row(row.label, row.role, NOTES["fewer"] if row.label in fewer else row.note, row.about)
+        for row in run.rows
     ]
     return Table.of(title, rows, columns, run.records(), run.missing, [*filter(None, notes), *run.notes])
 
@@ -177,76 +145,71 @@ def _more_table(results: Results) -> Table:
     ]
     columns.append(Column("clean before", lambda result: result["forgetting"]["before"], better=None))
     columns.append(Column("clean after", lambda result: result["forgetting"]["after"], better=None))
-    return _table(results, "Other measures by method", columns, [CLEAN])
+    return _table(results, "Other measures by method", columns, [NOTES["clean"]])
 
 
 def _over_time(results: Results, keys: dict[str, int]) -> list[Block]:
-    note = "Each line is a moving average over five batches and all seeds. Press a name to bring its line forward."
-    if results.stream["order"] not in WITHOUT_DOMAINS:
-        state = "reset at each" if results.stream["reset"] else "never reset"
-        note += f" Dashed lines mark the shifts from one domain to the next; the state is {state}."
-    blocks: list[Block] = [Note(note), report.Legend(keys)]
+    state = "reset at each" if results.stream["reset"] else "never reset"
+    shifts = f" {NOTES['shifts'].format(state)}" * ORDERS[results.stream["order"]].in_turn
+    blocks: list[Block] = [Note(NOTES["curves"] + shifts), report.Legend(keys)]
     for column in results.columns:
         for measure, name in (("h_score", "H-score"), ("accuracy", "Accuracy"))[not results.opened :]:
             means = [f"{row} {show(results.mean(row, measure, column))}" for row in results.ranked]
-            curves = _curves(results, column, keys, lambda cell, m=measure: cell["time"][m])  # type: ignore[misc]
             title, told = f"{name} over time · {column}", f"Averages: {', '.join(means)}."
-            blocks.append(Figure(_lines(results, column, curves, title, f"{name}, %", told), title))
+            values: Values = lambda cell, m=measure: cell["time"][m]  # type: ignore[misc]  # noqa: E731
+            blocks.append(_figure(results, column, keys, values, title, f"{name}, %", told))
     return blocks
 
 
-def _lines(
-    results: Results, column: str, curves: Sequence[report.Series], title: str, y: str, told: str = ""
-) -> report.Chart | None:
-    cell = next(results.cells(row, column)[0] for row in results.rows if results.cells(row, column))
-    marks = [(float(i), entry["domain"].replace("_", " ")) for i, entry in enumerate(cell["domains"])]
-    return report.line_chart(curves, title=title, y=y, description=told, marks=marks)
+def _figure(
+    results: Results, column: str, keys: dict[str, int], values: Values, title: str, y: str, told: str = ""
+) -> Figure:
+    """The curves of a column, with its shifts."""
+    curves = _curves(results, column, keys, values)
+    domains = next(cells[0]["domains"] for row in results.rows if (cells := results.cells(row, column)))
+    marks = [(float(i), entry["domain"].replace("_", " ")) for i, entry in enumerate(domains)]
+    chart = report.line_chart(curves, title=title, y=y, description=told, marks=marks) if curves else None
+    return Figure(chart, title)
 
 
 def _filters(results: Results, keys: dict[str, int]) -> list[Block]:
-    drawn: list[Block] = []
+    drawn, lines = [], []
     for column in results.columns:
-        for key, caption in FILTERS.items():
-            curves = _curves(results, column, keys, lambda cell, k=key: cell["filters"]["time"].get(k, []))  # type: ignore[misc]
-            title = f"{caption} · {column}"
-            drawn += [Figure(_lines(results, column, curves, title, "% of them"), title)] if curves else []
-    lines = []
+        for key in FILTERS:
+            values: Values = lambda cell, k=key: cell["filters"]["time"].get(k, [])  # type: ignore[misc]  # noqa: E731
+            drawn.append(_figure(results, column, keys, values, f"{NOTES[key]} · {column}", "% of them"))
     for row in results.rows:
         took = [cell["filters"]["all"] for cell in results.cells(row)]
         for name in dict.fromkeys(key.partition("_")[2] for key in took[0]):
             pair = [mean([number(t.get(f"{side}_{name}")) for t in took]) for side in ("known", "unknown")]
             lines.append(report.Row(row, [name, *pair]))
-    if not drawn and not lines:
-        return [Note("None of these methods chooses among the images of a batch.")]
+    if not lines:
+        return [Note(NOTES["no_filters"])]
     heads = [
         report.Column("what it did", style="left"),
         report.Column("of known", "%"),
         report.Column("of unknown", "%"),
     ]
-    return [Note(CHOOSING), *drawn, report.Table("What the filters took", heads, lines, "method")]
+    return [Note(NOTES["choosing"]), *drawn, report.Table("What the filters took", heads, lines, "method")]
 
 
 def _scores(results: Results) -> list[Block]:
     if not results.opened:
-        return [Note("This run had no unknown images.")]
+        return [Note(NOTES["closed"])]
     blocks: list[Block] = []
     for column in results.columns:
         drawn: list[Block] = []
         for row in results.ranked:
             scores = next((cell.get("scores") for cell in results.cells(row, column)), None) or {}
             title, area = f"Scores of {row}, {column}", show(results.mean(row, "auroc", column))
-            told = f"Known and unknown images; AUROC {area} percent."
-            chart = report.share_chart(
-                scores, title=title, ends=("surely known", "surely unknown"), description=told
+            ends, told = (
+                ("surely known", "surely unknown"),
+                f"Known and unknown images; AUROC {area} percent.",
             )
+            chart = report.share_chart(scores, title=title, ends=ends, description=told)
             drawn += [Figure(chart, f"{row} {area}")] if chart else []
         blocks += [Details(f"{column}, with AUROC", [Grid(drawn)], opened=not blocks)] if drawn else []
-    note = "The open-set score of every image, all domains together, first seed: the less the two overlap, the better."
-    return (
-        [Note(note), *blocks]
-        if blocks
-        else [Note("The scores of the images were not kept with these results.")]
-    )
+    return [Note(NOTES["scores"]), *blocks] if blocks else [Note(NOTES["no_scores"])]
 
 
 def _costs(results: Results, keys: dict[str, int]) -> list[Block]:
@@ -279,7 +242,7 @@ def _costs(results: Results, keys: dict[str, int]) -> list[Block]:
     heads += [report.Column("published", explain="times of the source, in units of TENT's")] * bool(latency)
     heads += [report.Column("state", "KiB", places=0), report.Column("peak", "MiB", places=0)]
     earlier = any("relative" in cell["cost"] for row in results.rows for cell in results.cells(row))
-    notes = [TIMES, *map(_told_baseline, results.baselines), *[EARLIER] * earlier]
+    notes = [NOTES["times"], *map(_told_baseline, results.baselines), *[NOTES["earlier"]] * earlier]
     x = "time for each batch, in plain forwards (logarithmic)"
     chart = report.scatter(
         points, title=f"{name} against time for each batch", x=x, y=f"{name}, %", logarithmic=True, suffix="×"
@@ -309,28 +272,18 @@ def _domains(results: Results) -> list[Block]:
         heads = [report.Column(domain, places=0, shade="heat", style="tilted") for domain in names]
         table = report.Table(f"By domain, {column}", heads, lines, "method")
         drawn.append(Details(column, [table], opened=not drawn))
-    return [Note(f"{name} in percent, mean over seeds; the stronger the colour, the better."), *drawn]
+    return [Note(NOTES["domains"].format(name)), *drawn]
 
 
-def _made(results: Results) -> Section:
-    about, stream, lines = results.about, results.stream, []
-    severity = "" if stream["order"] in ("gradual", "wandering") else f", severity {stream['severity']}"
-    told = f"{stream['order']}{severity}, {', '.join(stream['corruptions'])}"
+def _arguments(results: Results) -> report.Table:
+    lines = []
     for row in results.run.rows:
         resets = {"reset every": row.about["reset_every"]} if "reset_every" in row.about else {}
         arguments = {**row.about.get("arguments", {}), **resets}
         words = ", ".join(f"{name}={value}" for name, value in arguments.items())
         lines.append(report.Row(row.label, [row.about["method"], words or "defaults"]))
     heads = [report.Column("class", style="left"), report.Column("arguments", style="left")]
-    cells = len(results.run.about["cells"])
-    note = (
-        f"{cells - len(results.run.missing)} of {cells} cells are finished. The prediction of every image lies in the folder "
-        "of its unit in the store: samples.safetensors, batches.jsonl."
-    )
-    items = [("closed set", about["closed"]), ("model", about["model"]), ("stream", told)]
-    return provenance_section(
-        results.run, items, report.Table("Arguments by method", heads, lines, "row"), Note(note)
-    )
+    return report.Table("Arguments by method", heads, lines, "row")
 
 
 def _curves(results: Results, column: str, keys: dict[str, int], values: Values) -> list[report.Series]:

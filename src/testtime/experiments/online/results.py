@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -46,15 +47,12 @@ class Results:
         self.run, self.about, self.stream = run, run.about["about"], run.about["about"]["stream"]
         self._cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
         with damaged(run.folder / "results", "delete the run and give the same command again"):
-            for record in run.records():
-                check_shape(record.result, RESULT, f"{record.row}, {record.column}, seed {record.seed}")
-                self._cells.setdefault((record.row, record.column), []).append(
-                    {**record.result, "seed": record.seed}
-                )
+            for r in run.records():
+                check_shape(r.result, RESULT, f"{r.row}, {r.column}, seed {r.seed}")
+                self._cells.setdefault((r.row, r.column), []).append({**r.result, "seed": r.seed})
         if not self._cells:
-            raise ValueError(
-                f"{run.folder}: no cell is finished yet; the same testtime run command goes on from there"
-            )
+            advice = "the same testtime run command goes on from there"
+            raise ValueError(f"{run.folder}: no cell is finished yet; {advice}")
         self.rows = [row.label for row in run.rows if any(row.label == label for label, _ in self._cells)]
         self.facts = {
             c["name"]: c for c in self.about["columns"] if any(c["name"] == name for _, name in self._cells)
@@ -69,9 +67,8 @@ class Results:
 
     def cells(self, row: str, column: str | None = None) -> list[dict[str, Any]]:
         """Return the results of a row in a column, one for each seed; those of all columns without one."""
-        return [
-            r for c in (self.columns if column is None else [column]) for r in self._cells.get((row, c), [])
-        ]
+        names = self.columns if column is None else [column]
+        return [cell for name in names for cell in self._cells.get((row, name), [])]
 
     def values(self, row: str, column: str | None, measure: str) -> list[float]:
         """Return a measure averaged over domains, one value for each seed; NaN where it is not defined."""
@@ -103,18 +100,15 @@ class Results:
 
     def times(self, row: str, column: str | None = None) -> list[float]:
         """Return the times of a batch in plain forwards; NaN where none was measured in the state of the machine."""
-        return [
-            self._relative(cell, self.facts[name]["batch_size"])
-            for name in (self.columns if column is None else [column])
-            for cell in self.cells(row, name)
-        ]
-
-    def _relative(self, cell: dict[str, Any], batch_size: int) -> float:
-        if "relative" in cell["cost"]:  # an earlier version measured a plain forward in every cell
-            return number(cell["cost"]["relative"])
-        return number(cell["cost"]["ms"]) / plain_milliseconds(
-            self.baselines, cell.get("state", {}), batch_size
-        )
+        found = []
+        for name in self.columns if column is None else [column]:
+            for cell in self.cells(row, name):
+                plain = plain_milliseconds(
+                    self.baselines, cell.get("state", {}), self.facts[name]["batch_size"]
+                )
+                # An earlier version measured a plain forward in every cell.
+                found.append(number(cell["cost"].get("relative", number(cell["cost"]["ms"]) / plain)))
+        return found
 
     def per_domain(self, row: str) -> float:
         """Return the number of known images of a domain, the mean over columns and seeds."""
@@ -127,28 +121,31 @@ class Results:
     @property
     def changes(self) -> list[str]:
         """In what the run differs from the experiment of its name, as text."""
-        entry, found = listing.entries().get(self.run.about["experiment"]), []
+        entry, request = listing.entries().get(self.run.about["experiment"]), self.run.request
         if entry is None:
             return []
-        ours = {**self.stream, "limit": self.about["limit"]}
-        for name in ("order", "severity", "rounds", "limit"):
-            here, there = ("all" if one[name] is None else one[name] for one in (ours, entry))
-            found += [f"{name} {here} instead of {there}"] * (here != there)
-        kinds, whole = len(ours["corruptions"]), len(entry["corruptions"])
-        found += [f"{kinds} of {whole} corruptions"] * (kinds < whole)
-        here, there = (", ".join(map(str, seeds)) for seeds in (self.run.request.seeds or (), entry["seeds"]))
-        found += [f"seeds {here} instead of {there}"] * (here != there)
+        ours, kinds = {**self.stream, "limit": self.about["limit"]}, len(entry["corruptions"])
+        facts = [
+            *(
+                (f"{key} {{}} instead of {{}}", ours[key], entry[key])
+                for key in ("order", "severity", "rounds")
+            ),
+            ("limit {} instead of {}", ours["limit"] or "all", entry["limit"] or "all"),
+            ("{} of {} corruptions", min(len(ours["corruptions"]), kinds), kinds),
+            ("seeds {} instead of {}", _listed(request.seeds or ()), _listed(entry["seeds"])),
+        ]
+        found = [form.format(here, there) for form, here, there in facts if here != there]
         labels, known = {row.label for row in self.run.rows}, listing.rows(entry)
         if missing := [label for label in known if label not in labels]:
             several = f"{len(labels)} of {len(known)} methods"
             found.append(f"without {listed(missing)}" if len(missing) < 6 else several)
         forms = {"name": "{}", "batch_size": "batches of {}", "ratio": "{:g} unknown for each known"}
         for key, form in forms.items():
-            both = [
+            here, there = (
                 list(dict.fromkeys(form.format(c[key]) for c in of["columns"])) for of in (self.about, entry)
-            ]
-            if both[0] != both[1]:
-                return [*found, f"{listed(both[0])} instead of {listed(both[1])}"]
+            )
+            if here != there:
+                return [*found, f"{listed(here)} instead of {listed(there)}"]
         return found
 
     @property
@@ -156,3 +153,7 @@ class Results:
         """The title of the experiment, if the run is that experiment in all but the number of images and seeds."""
         other = [change for change in self.changes if not change.startswith(("limit ", "seeds "))]
         return f"{self.run.about['experiment']}, changed" if other else str(self.run.about["title"])
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))

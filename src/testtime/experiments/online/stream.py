@@ -1,47 +1,44 @@
-"""The stream of a unit, from its parameters and places."""
+"""The stream of a unit, from its parameters and places; ``model NAME`` among them is an own file of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+import json
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from testtime.adapter import Adapter
-from testtime.experiments.online import sets
+from testtime.data.places import Places, image_size, images_of
 from testtime.experiments.store import Workspace
-from testtime.streams import (
-    GRADUAL_SEVERITIES,
-    Batch,
-    CCCStream,
-    Stream,
-    clean,
-    continual,
-    correlated,
-    label_shift,
-    mixed,
-    open_set,
-    recorded,
-)
+from testtime.models import OpenedModel, open_model
+from testtime.streams import CCCStream, Difficulty, Stream, clean, open_set, recorded
 from testtime.streams.cache import cached, missing, render
+from testtime.streams.named import ORDERS, corrupted_domains
 
-__all__ = ["ORDERS", "cached_stream", "make_stream", "render_images", "reset_by_visit"]
+__all__ = ["cached_stream", "difficulty", "make_stream", "render_images", "source_model"]
 
 CCC_STEPS = 2  # of a wandering stream, from one severity to the next
-ARRIVALS: dict[str, Callable[..., Stream]] = {
-    "continual": continual,
-    "gradual": continual,  # with GRADUAL_SEVERITIES
-    "mixed": mixed,
-    "correlated": correlated,
-    "mixed-correlated": partial(correlated, together=True),
-    "label-shift": label_shift,
-}
-ORDERS = (*ARRIVALS, "wandering")
 
 
-def make_stream(
-    p: Mapping[str, Any], places: sets.Places, limit: int | None, cache: Path | None = None
-) -> Stream:
+def source_model(name: str, places: Places) -> OpenedModel:
+    """Open a source model, see :func:`testtime.models.open_model`."""
+    return open_model(places.get(f"model {name}", name), places["data"])
+
+
+def difficulty(closed: str, model: str, places: Places, cache: Path | None = None) -> Difficulty:
+    """Return the accuracy of a source model on blends of two corruptions of a closed set.
+
+    What was measured before comes with the package (``scripts/measure_difficulty.py`` wrote it); the rest is measured when it
+    is asked for, and kept in the cache.
+    """
+    found, images = source_model(model, places), images_of(closed, places)
+    file = resources.files(__package__) / "difficulties" / f"{closed}-{model}.json"
+    known = json.loads(file.read_text()) if file.is_file() and f"model {model}" not in places else {}
+    kept = None if cache is None else cache / f"difficulty-{images.digest()[:12]}-{found.digest[:12]}.json"
+    return Difficulty(known, found.model, images, file=kept)
+
+
+def make_stream(p: Mapping[str, Any], places: Places, limit: int | None, cache: Path | None = None) -> Stream:
     """Build the stream of a unit.
 
     The corrupted images are those of one fixed set, as the published sets are; the seed draws their order, and which of them
@@ -53,25 +50,25 @@ def make_stream(
         limit: known images of each domain; None takes all.
         cache: folder for what is measured for a wandering stream.
     """
-    images = sets.images_of(p["closed"], places, p.get("skip_damaged", False))
-    size = sets.image_size(p["closed"], p["side"])
+    images = images_of(p["closed"], places, p.get("skip_damaged", False))
+    size = image_size(p["closed"], p["side"])
     if p["order"] == "recorded":
         return recorded(clean(images, size), p["batch_size"])
     if p["order"] == "wandering":
-        difficulty = sets.difficulty(p["closed"], p["model"], places, cache)
+        measured = difficulty(p["closed"], p["model"], places, cache)
         facts = p["target"], p["pace"], p["batch_size"], tuple(p["corruptions"]), CCC_STEPS, p["seed"]
         count = (limit or len(images)) * len(p["corruptions"]) * p["rounds"]
-        stream = CCCStream(images, difficulty, *facts).first(-(-count // p["batch_size"]))
+        stream = CCCStream(images, measured, *facts).first(-(-count // p["batch_size"]))
     else:
-        severities = GRADUAL_SEVERITIES if p["order"] == "gradual" else (p["severity"],)
-        pairs = [(corruption, severity) for corruption in p["corruptions"] for severity in severities]
-        made = [sets.domains(p["closed"], places, [c], severity, size)[0][0] for c, severity in pairs]
+        order = ORDERS[p["order"]]
+        pairs = [(kind, level) for kind in p["corruptions"] for level in order.severities or (p["severity"],)]
+        made = [corrupted_domains(p["closed"], places, [kind], level, size)[0][0] for kind, level in pairs]
         whole = made * p["rounds"] + ([clean(images, size)] if p.get("returns") else [])
-        arrive = ARRIVALS[p["order"]]
-        stream = arrive(None, whole, batch_size=p["batch_size"], limit=limit, seed=p["seed"])
+        assert order.create is not None
+        stream = order.create(None, whole, batch_size=p["batch_size"], limit=limit, seed=p["seed"])
     if p["open_set"] is None:
         return stream
-    return open_set(stream, sets.images_of(p["open_set"], places), p["ratio"])
+    return open_set(stream, images_of(p["open_set"], places), p["ratio"])
 
 
 def render_images(work: Workspace) -> dict[str, Any]:
@@ -90,13 +87,3 @@ def cached_stream(work: Workspace, limit: int | None) -> Stream:
     p = work.parameters
     whole, stream = (make_stream(p, work.places, n, work.cache) for n in (p["limit"], limit))
     return cached(stream, work.cache, whole).prefetch(1)
-
-
-def reset_by_visit(adapter: Adapter, stream: Stream, start: int) -> Iterator[Batch]:
-    """Pass on the batches from a number on; before the first of each visit the adapter is reset."""
-    before = stream.plans[start - 1].visit if start else None
-    for batch in stream.since(start):
-        if batch.visit != before:
-            adapter.reset()
-        before = batch.visit
-        yield batch

@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+from testtime.data.places import find_set, image_size, images_of
 from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
-from testtime.experiments.online import sets
+from testtime.experiments.online.stream import source_model
 from testtime.experiments.production import following, listing, measures, world
-from testtime.experiments.registry import code_of, find_method
+from testtime.experiments.registry import code_of
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.table import Column, Record, Row, Table
 from testtime.plugins import resolve
+from testtime.streams.named import corrupted_domains
 
 __all__ = ["Production", "production"]
 
@@ -99,7 +101,7 @@ class Production(Experiment):
                     plain = row.label.removesuffix(GUARDED)
                     needs: dict[str, Unit] = {base: made[base] for base in ("Source", "BN") if base in made}
                     facts = {**p, **row.about, "stream": stream, "seed": seed, "guard": ""}
-                    code = code_of(find_method(row.about["method"]), following.follow, world.make_stream)
+                    code = code_of(row.about["method"], following.follow, world.make_stream)
                     if plain != row.label:
                         facts["guard"], needs["unguarded"] = guard, made[plain]
                         code |= code_of(resolve(guard))
@@ -113,21 +115,19 @@ class Production(Experiment):
 
     def _parameters(self, request: Request, places: dict[str, str]) -> dict[str, Any]:
         """The parameters that all units share; digests are read here, and own folders and files added to the places."""
-        closed, opened = (
-            sets.find_set(self.setting(request, name), places) for name in ("closed", "open_set")
-        )
+        closed, opened = (find_set(self.setting(request, name), places) for name in ("closed", "open_set"))
         if source := self.setting(request, "source"):
-            places["set source"] = places[f"set {sets.find_set(source, places)}"]
+            places["set source"] = places[f"set {find_set(source, places)}"]
         name = request.model or "digits-cnn"
-        found, images = sets.source_model(name, places), sets.images_of(closed, places)
-        sets.check_classes(images, found)
+        found, images = source_model(name, places), images_of(closed, places)
+        found.check_classes(images)
         if Path(name).is_file():
             places[f"model {found.name}"], name = str(Path(name).resolve()), found.name
-        size = sets.image_size(closed, found.side)
+        size = image_size(closed, found.side)
         facts = {"weights": found.digest, closed: images.digest()}
-        facts["corruptions"] = sets.domains(closed, places, world.CORRUPTIONS, 5, size)[1]
+        facts["corruptions"] = corrupted_domains(closed, places, world.CORRUPTIONS, 5, size)[1]
         if "open set" in self.setting(request, "streams"):
-            facts[opened] = sets.images_of(opened, places).digest()
+            facts[opened] = images_of(opened, places).digest()
         return {
             **{"closed": closed, "open_set": opened, "model": name, "side": found.side, "facts": facts},
             **{"length": request.limit or self.length, "batch_size": self.setting(request, "batch_size")},

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from testtime.adapter import Adapter
+from testtime.build import argument, build_method
 from testtime.corruptions import CORRUPTIONS
 from testtime.data import ImageSet, from_arrays
-from testtime.experiments.methods import argument, build_method
-from testtime.experiments.online import sets
+from testtime.data.places import Places, image_size, images_of, source_batches
+from testtime.experiments.online.stream import difficulty, source_model
 from testtime.files import read_array, write_array
 from testtime.methods import Source
 from testtime.norm import advance, batch_statistics, observing
@@ -39,6 +40,7 @@ from testtime.streams import (
 )
 from testtime.streams.cache import cached
 from testtime.streams.domain import derive_seed
+from testtime.streams.named import corrupted_domains
 from testtime.wrap import Wrapper
 
 __all__ = ["ATTACKS", "STREAMS", "attacked", "make_adapter", "make_stream"]
@@ -81,35 +83,35 @@ ORDERS: dict[str, Callable[..., Stream]] = {
 Logits = Callable[[Tensor], Tensor]
 
 
-def make_adapter(p: Mapping[str, Any], places: sets.Places) -> Adapter:
+def make_adapter(p: Mapping[str, Any], places: Places) -> Adapter:
     """Build the adapter of a unit, in its guard if it has one, and let it see its source."""
-    found, device = sets.source_model(p["model"], places), torch.device(p["device"])
+    found, device = source_model(p["model"], places), torch.device(p["device"])
     adapter = build_method(p, found.model.to(device), found.classes, p["seed"])
     if p["guard"]:
         adapter = argument(p["guard"])(adapter)
     adapter.to(device)
     if adapter.source != "none" or p["guard"]:
-        size = sets.image_size(p["closed"], p["side"])
-        batches = sets.source_batches(p["closed"], places, p["batch_size"], p["seed"], size)
+        size = image_size(p["closed"], p["side"])
+        batches = source_batches(p["closed"], places, p["batch_size"], p["seed"], size)
         adapter.prepare([x.to(device) for x in batches])
     return adapter
 
 
-def make_stream(p: Mapping[str, Any], places: sets.Places, cache: Path) -> Stream:
+def make_stream(p: Mapping[str, Any], places: Places, cache: Path) -> Stream:
     """Build the stream of a unit: ``p["length"]`` samples, to a whole number of batches in each domain.
 
     A domain whose images are too few for its share comes several times in succession, each time in another order.
     """
     name, length, batch = p["stream"], p["length"], p["batch_size"]
-    images, size = sets.images_of(p["closed"], places), sets.image_size(p["closed"], p["side"])
+    images, size = images_of(p["closed"], places), image_size(p["closed"], p["side"])
     order = np.random.default_rng(0).permutation(len(images))[: max(length, batch)]
     images = images.subset(np.sort(order))
     if name == "mini-ccc":
-        difficulty, pace = (
-            sets.difficulty(p["closed"], p["model"], places, cache),
+        measured, pace = (
+            difficulty(p["closed"], p["model"], places, cache),
             max(batch, length // PAIRS),
         )
-        ccc = CCCStream(images, difficulty, TARGET, pace, batch, CORRUPTIONS, 2, p["seed"])
+        ccc = CCCStream(images, measured, TARGET, pace, batch, CORRUPTIONS, 2, p["seed"])
         return cached(ccc.first(-(-length // batch)), cache)
     domains, limit = _visits(p, images, places, size, cache)
     stream = ORDERS.get(name, continual)(None, domains, batch_size=batch, limit=limit, seed=p["seed"])
@@ -118,7 +120,7 @@ def make_stream(p: Mapping[str, Any], places: sets.Places, cache: Path) -> Strea
     if name == "stuck":
         return stuck(stream)
     if name == "open set":
-        return cached(open_set(stream, sets.images_of(p["open_set"], places)), cache)
+        return cached(open_set(stream, images_of(p["open_set"], places)), cache)
     side = domains[0].shape[0]
     if name == "noise":
         return open_set(stream, clean(noise_images(1000, side)))
@@ -128,13 +130,13 @@ def make_stream(p: Mapping[str, Any], places: sets.Places, cache: Path) -> Strea
 
 
 def _visits(
-    p: Mapping[str, Any], images: ImageSet, places: sets.Places, size: Any, cache: Path
+    p: Mapping[str, Any], images: ImageSet, places: Places, size: Any, cache: Path
 ) -> tuple[list[Domain], int]:
     """The domains of a stream in their order, rendered, and the images of each visit."""
     name, batch = p["stream"], p["batch_size"]
     whole = name in ("continual", "repeated", "mixed")
     names = CORRUPTIONS if whole else CHANGES
-    made = sets.domains(p["closed"], places, names, 5, size)[0]
+    made = corrupted_domains(p["closed"], places, names, 5, size)[0]
     if len(images) < len(made[0]):  # the stream is shorter than the set
         made = [replace(domain, images=images) for domain in made if not domain.ready] or made
     ends = [] if whole else [clean(images, size)]
@@ -148,9 +150,7 @@ def _visits(
     return [domain for domain in visited for _ in range(times)], min(limit, len(images))
 
 
-def _malicious(
-    p: Mapping[str, Any], images: ImageSet, places: sets.Places, size: Any, cache: Path
-) -> ImageSet:
+def _malicious(p: Mapping[str, Any], images: ImageSet, places: Places, size: Any, cache: Path) -> ImageSet:
     """The images in the places of the malicious ones: fixed before the stream, as far as they can be."""
     facts = (p["facts"]["weights"], images.digest(), p["stream"], p["steps"])
     path = cache / f"malicious-{derive_seed(*facts):016x}.npy"
@@ -160,8 +160,8 @@ def _malicious(
     return from_arrays(f"malicious-{p['stream']}", pixels, channels=pixels.shape[1])
 
 
-def _made_malicious(p: Mapping[str, Any], images: ImageSet, places: sets.Places, size: Any) -> Tensor:
-    model = sets.source_model(p["model"], places).model.cpu()
+def _made_malicious(p: Mapping[str, Any], images: ImageSet, places: Places, size: Any) -> Tensor:
+    model = source_model(p["model"], places).model.cpu()
     chosen = np.random.default_rng(1).permutation(len(images))[:200]
     x, y = images.batch(chosen, size), images.targets(chosen)
     if p["stream"] == "duplicates":

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from testtime.experiments.methods import argument, build_method
+from testtime.build import argument, build_method
 from testtime.norm import alpha_statistics
 from testtime.wrap import ResetEvery
 

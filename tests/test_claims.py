@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from testtime.experiments import claims
-from testtime.experiments.claims import STALE, claimed, holder, machine, start_time
+from testtime import claims
+from testtime.claims import STALE, claimed, holder, machine, start_time
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
 
