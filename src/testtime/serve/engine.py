@@ -100,7 +100,7 @@ class Engine:
         self.slots = Slots(adapter)
         self.initial, self.initial_ranges = self.slots.copy(), self.slots.ranges()
         self.initial_hash, self.initial_step = self.hash(), int(adapter.clock)
-        self.shipped = [p.clone() for p in self.slots.adapted()]
+        self.shipped = self._flat()
         self.active: Stream | None = None
         self.form: tuple[int, ...] | None = None  # shape of the logits of a sample
 
@@ -282,7 +282,7 @@ class Engine:
         )
 
     def _step(self, stream: Stream, x: Tensor, digests: Sequence[bytes]) -> tuple[Prediction, float]:
-        before = [p.clone() for p in self.slots.adapted()]
+        before = self._flat()
         y = _classified(self.adapter(x))
         stream.step, stream.hash = int(self.adapter.clock), self.hash()
         stream.recent.extend(digests)
@@ -312,11 +312,13 @@ class Engine:
         """Euclidean distance of the adapted parameters in the network from those of the shipped model."""
         return self._distance(self.shipped)
 
-    def _distance(self, before: Sequence[Tensor]) -> float:
-        if not before:
-            return 0.0
-        change = torch._foreach_sub(self.slots.adapted(), list(before))
-        return float(torch.stack([n.double() for n in torch._foreach_norm(change)]).norm())
+    def _distance(self, before: Tensor) -> float:
+        return float(torch.linalg.vector_norm(self._flat() - before, dtype=torch.float64))
+
+    def _flat(self) -> Tensor:
+        """A copy of the adapted parameters as one vector."""
+        values = self.slots.adapted()
+        return torch.cat([v.reshape(-1) for v in values]) if values else torch.zeros(0)
 
 
 def _classified(y: Any) -> Prediction:

@@ -180,7 +180,8 @@ class SnapshotStore:
             OSError: the disk is full or read-only; the earlier snapshots are as before.
         """
         folder = self._home(stream)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.mkdir(exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
         described = {**facts, "stream": stream, "number": number, "time": self.clock(), "format": FORMAT}
         path = folder / _file(number)
         write_tensors(path, tensors, {KEY: json.dumps(described, allow_nan=False)}, private=True)
