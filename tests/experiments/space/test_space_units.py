@@ -11,10 +11,11 @@ from space_speck import SPECK, Speck
 from testtime.experiments.experiment import closure
 from testtime.experiments.space.analyses import ALL, MAE, SENSED, SENSORS, TEACHER, WHOLE, Variant
 from testtime.experiments.space.planning import Planner
-from testtime.experiments.space.presets import PRESETS, Place, Views, houses
+from testtime.experiments.space.presets import PRESETS
 from testtime.experiments.space.units import labelled_scenes, read_teacher, read_views, trained
 from testtime.experiments.store import Workspace, execute
 from testtime.scenes.disk import read_scenes
+from testtime.scenes.places import Place, Views, houses
 from testtime.space.loader import Batches
 from testtime.space.shards import Shards
 
