@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from testtime.cli.options import Commands, Device, Option, Seed, existing, new_folder, number, setting, whole
@@ -16,10 +18,11 @@ from testtime.errors import need_packages
 if TYPE_CHECKING:
     from testtime.serve.server import Configuration, Limits, ServedModel
 
-__all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "serve"]
+__all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "Showing", "serve"]
 
 MIB = 2**20
 SOURCE_BATCH = 64
+METHOD = "paf-kip"
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,10 @@ class Adaptation:
     """The model and how it adapts."""
 
     model: Annotated[
-        str, Option("source model: a name, a file of weights, timm:NAME, hf:NAME or package.module:function")
-    ]
-    method: Annotated[str, Option("name of testtime methods")] = "paf-kip"
+        str | None,
+        Option("source model: a name, a file of weights, timm:NAME, hf:NAME or package.module:function"),
+    ] = None
+    method: Annotated[str | None, Option("name of testtime methods (paf-kip; tent in the demo)")] = None
     settings: Annotated[
         tuple[str, ...], Option("arguments of the method", metavar="KEY=VALUE", names=("--set",))
     ] = ()
@@ -58,9 +62,10 @@ class Adaptation:
 
         if self.guarded and self.no_guard:
             raise ValueError("--guarded and --no-guard exclude each other; give one of them")
-        if ":" not in self.method:
-            find_method(self.method)
-        return Configuration(self.method, dict(map(setting, self.settings)), not self.no_guard)
+        method = self.method or METHOD
+        if ":" not in method:
+            find_method(method)
+        return Configuration(method, dict(map(setting, self.settings)), not self.no_guard)
 
     def opened(self) -> ServedModel:
         """Open the model and the source images.
@@ -72,6 +77,7 @@ class Adaptation:
         from testtime.models import open_model
         from testtime.serve.server import ServedModel
 
+        assert self.model is not None
         found = open_model(self.model, self.data)
         network = found.model.to(self.device)
         name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in found.name)
@@ -129,10 +135,44 @@ class Secrets:
     ] = None
 
 
+@dataclass(frozen=True)
+class Showing:
+    """The demo."""
+
+    demo: Annotated[
+        bool, Option("serve the packaged digits model to a simulated camera, and open its page")
+    ] = False
+    no_browser: Annotated[bool, Option("do not open the page of the demo")] = False
+
+    def check(self, adaptation: Adaptation, state: str | None) -> Adaptation:
+        """Return what is served: in the demo, the digits model and TENT unless another method is named.
+
+        Raises:
+            ValueError: a model or folder is missing, or is given where the demo has its own.
+        """
+        if not self.demo:
+            for name, given in (("--model", adaptation.model), ("--state", state)):
+                if given is None:
+                    raise ValueError(f"serve needs {name}; testtime serve --demo shows how it works without")
+            if self.no_browser:
+                raise ValueError("--no-browser belongs to --demo; the page is at the address that is printed")
+            return adaptation
+        from testtime.serve import demo
+
+        for name, given in (("--model", adaptation.model), ("--source", adaptation.source)):
+            if given is not None:
+                raise ValueError(f"the demo has its own model and images; leave {name} or --demo out")
+        return replace(adaptation, model=demo.MODEL, method=adaptation.method or demo.METHOD)
+
+
 def serve(
     *,
     adaptation: Adaptation,
-    state: Annotated[str, Option("folder of snapshots, audit log and configuration", new_folder, "DIR")],
+    state: Annotated[
+        str | None,
+        Option("folder of snapshots, audit log and configuration; temporary in the demo", new_folder, "DIR"),
+    ] = None,
+    showing: Showing,
     host: Annotated[str, Option("address; tokens are needed unless it is this machine's own")] = "127.0.0.1",
     port: Annotated[int, Option("port; 0 takes a free one", whole(0))] = 8000,
     requests: Requests,
@@ -145,25 +185,39 @@ def serve(
     from testtime.serve.server.options import check_access
     from testtime.serve.server.tokens import Tokens
 
+    adaptation = showing.check(adaptation, state)
     tokens = Tokens.read(os.environ, secrets.token_file, secrets.manage_token_file)
     check_access(host, tokens)
     asked, limits = adaptation.configuration(), requests.limits()
+    from testtime.serve.page import ROUTER
     from testtime.serve.server import ServerOptions, create_app, listening, open_session, run, session_options
     from testtime.serve.server.opening import Kept
 
-    with listening(host, port) as found:
+    with ExitStack() as stack:
+        found = stack.enter_context(listening(host, port))
+        folder = Path(state or stack.enter_context(TemporaryDirectory(prefix="testtime-")))
         model = adaptation.opened()
         options = session_options(model, snapshot_every=requests.snapshot_every, streams=limits.streams)
-        session, used = open_session(model, asked, state, options)
-        with session:
-            server = ServerOptions(
-                model, used, tokens, limits, host=host, deadline=requests.deadline, kept=Kept(state, asked)
+        if showing.demo:
+            from testtime.serve import demo
+
+            model, options = demo.prepared(model, options)
+        session, used = open_session(model, asked, folder, options)
+        stack.enter_context(session)
+        server = ServerOptions(
+            model, used, tokens, limits, host=host, deadline=requests.deadline, kept=Kept(folder, asked)
+        )
+        _log(logs)
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{found.getsockname()[1]}"
+        print(f"{model.name} with {used.method} at {address}, state in {folder}", flush=True)
+        app = create_app(session, server, (ROUTER,))
+        if showing.demo:
+            browser, service = not showing.no_browser, app.state.service
+            stack.enter_context(
+                demo.showing(address, tokens.use, browser=browser, ready=lambda: service.ready)
             )
-            _log(logs)
-            shown = f"[{host}]" if ":" in host else host
-            address = f"http://{shown}:{found.getsockname()[1]}"
-            print(f"{model.name} with {used.method} at {address}, state in {Path(state)}", flush=True)
-            return run(create_app(session, server), found)
+        return run(app, found)
 
 
 def _log(form: str) -> None:
