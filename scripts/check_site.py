@@ -16,8 +16,20 @@ from typing import Any
 import griffe
 
 SRC = Path(__file__).parents[1] / "src"
-INTERNAL = {"__main__", "build", "cli", "construction", "files", "gate", "intake", "labels", "lazy", "moved"}
-INTERNAL |= {"processor", "progress", "reports", "state", "workers"}
+INTERNAL = {
+    "__main__",
+    "build",
+    "claims",
+    "cli",
+    "construction",
+    "files",
+    "gate",
+    "intake",
+    "labels",
+    "lazy",
+    "moved",
+}
+INTERNAL |= {"processor", "progress", "reports", "state", "toml", "workers"}
 """Modules of the package that are not for its users; what users need of them is handed out elsewhere."""
 
 ASSET = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^\"]*\"[^>]*>")

@@ -22,10 +22,10 @@ from testtime.files import parse_json
 
 __all__ = ["BEAT", "STALE", "Claim", "claimed", "holder", "machine", "start_time"]
 
-BEAT = 10.0  # seconds between two heartbeats
-STALE = (
-    90.0  # seconds without a heartbeat after which a claim of another host counts as that of a dead process
-)
+BEAT = 10.0
+"""Seconds between two heartbeats of a claim."""
+STALE = 90.0
+"""Seconds without a heartbeat after which a claim of another host counts as that of a dead process."""
 _own: set[str] = set()  # the tokens of the claims of this process
 
 

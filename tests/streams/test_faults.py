@@ -68,5 +68,5 @@ def test_a_domain_of_unknown_images_keeps_its_condition() -> None:
     for batch in mixed:
         assert int((batch.y < 0).sum()) == 5
         assert batch.x[batch.y < 0].mul(255).round().unique().tolist() == [200]
-    under = open_set(continual(GREY, ["contrast"], batch_size=20), other, ratio=1 / 3)[0]
+    under = open_set(continual(GREY, ["brightness"], batch_size=20), other, ratio=1 / 3)[0]
     assert under.x[under.y < 0].mul(255).round().unique().tolist() != [200]

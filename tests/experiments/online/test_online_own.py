@@ -86,8 +86,9 @@ def test_an_own_method_is_a_row_beside_the_others(own: Request, tmp_path: Path) 
     request = replace(own, rows=("TENT",), methods=("testtime.methods.tent:Tent",))
     assert run(tmp_path / "runs" / "own", request).exit_code == 0
     found = results(tmp_path / "runs" / "own")
-    assert [row for row, _, _ in found] == ["Source", "TENT", "Tent"]
-    assert found["TENT", "closed set", 0]["average"] == found["Tent", "closed set", 0]["average"]
+    own_row = "TENT (testtime.methods.tent:Tent)"
+    assert [row for row, _, _ in found] == ["Source", "TENT", own_row]
+    assert found["TENT", "closed set", 0]["average"] == found[own_row, "closed set", 0]["average"]
 
 
 def test_another_network_takes_the_place_of_the_experiments(tmp_path: Path) -> None:

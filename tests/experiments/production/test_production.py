@@ -127,7 +127,7 @@ def test_reaction_is_counted_from_the_damage_of_the_unguarded_run() -> None:
     silent = made([1] * 12, [0] * 6, {})
     assert following._reaction(silent, unguarded, source, 2) == {"onset": 2, "delay": 4, "false_resets": 0}
     unharmed = following._reaction(guarded, source, source, 2)
-    assert unharmed == {"onset": None, "delay": None, "false_resets": 2}
+    assert unharmed == {"onset": None, "delay": None, "false_resets": 1}
 
 
 def test_the_adapter_is_asked_whom_it_serves_and_what_happened() -> None:
@@ -144,7 +144,7 @@ def test_the_adapter_is_asked_whom_it_serves_and_what_happened() -> None:
 
 def test_tables_show_each_method_with_and_without_the_guard(tmp_path: Path) -> None:
     experiment = find_experiment("failure-zoo")
-    settings = {"streams": ["continual", "noise"], "batch_size": 16}
+    settings = {"streams": ["continual", "noise"], "batch_size": 16, "guard": "testtime.wrap:Episodic"}
     request = Request("failure-zoo", seeds=(0,), rows=("TENT",), limit=240, settings=settings)
     summary = run_experiment(experiment, request, tmp_path / "run")
     assert summary.exit_code == 0
@@ -164,7 +164,7 @@ def test_tables_show_each_method_with_and_without_the_guard(tmp_path: Path) -> N
 
 def test_poisoning_shows_what_benign_samples_lose(tmp_path: Path) -> None:
     experiment = find_experiment("poisoning")
-    settings = {"streams": ["none", "flip"], "batch_size": 40, "steps": 3}
+    settings = {"streams": ["none", "flip"], "batch_size": 40, "steps": 3, "guard": ""}
     request = Request("poisoning", seeds=(0,), rows=("TENT",), limit=240, settings=settings)
     run_experiment(experiment, request, tmp_path / "run")
     run = read_run(tmp_path / "run")
@@ -180,7 +180,7 @@ def test_soak_compares_the_last_tenth_with_the_first(tmp_path: Path) -> None:
     experiment = find_experiment("soak")
     run_experiment(
         experiment,
-        Request("soak", seeds=(0,), rows=("TENT",), limit=640, settings={"batch_size": 16}),
+        Request("soak", seeds=(0,), rows=("TENT",), limit=640, settings={"batch_size": 16, "guard": ""}),
         tmp_path / "run",
     )
     run = read_run(tmp_path / "run")

@@ -81,7 +81,7 @@ class Production(Experiment):
     def settings(self) -> Mapping[str, Any]:  # type: ignore[override]
         """The settings; ``closed`` and ``open_set`` are data sets or folders, ``guard`` is the import path of a wrapper."""
         sets_ = {"closed": "digits", "open_set": "photographs", "source": None}
-        other = {"guard": "testtime.wrap:ResetEvery", "batch_size": self.batch_size, "steps": 20}
+        other = {"guard": "testtime.wrap:Guarded", "batch_size": self.batch_size, "steps": 20}
         return {**sets_, **other, "streams": list(self.streams)}
 
     def plan(self, request: Request) -> Plan:

@@ -23,7 +23,7 @@ from testtime.processor import autocast
 __all__ = ["Trace", "follow", "read_trace"]
 
 STATE, TRACE, CHECKPOINT = "state.safetensors", "trace.safetensors", 60.0  # seconds between two checkpoints
-REACTIONS = ("restore", "partial_reset", "fallback")  # events of a guard that take back what was learned
+RESETS = ("restore", "partial_reset", "alarm")  # events of a guard that take back what was learned
 SERVING = ("adapter", "bn", "source")
 PARTS = 10
 log = logging.getLogger(__name__)
@@ -176,11 +176,11 @@ def _less(answers: measures.Answers, other: measures.Answers, window: int) -> di
 def _reaction(trace: Trace, unguarded: Trace, source: Trace, window: int) -> dict[str, Any]:
     """When the guard acted on the damage of the unguarded run, in batches, and how often it acted without any.
 
-    The delay counts from the onset of the damage to the first batch that got another answer than the adapter's or at which
-    the guard took back what was learned; where there is none, to the end of the stream.
+    The delay counts from the onset of the damage to the first batch that got another answer than the adapter's (a fallback) or
+    at which the guard took back what was learned; where there is none, to the end of the stream.
     """
     onset = measures.damage_onset(unguarded.answers, source.answers, window)
-    acted = sorted(batch for kind in REACTIONS for batch in trace.events.get(kind, ()))
+    acted = sorted(batch for kind in RESETS for batch in trace.events.get(kind, ()))
     if onset is None:
         return {"onset": None, "delay": None, "false_resets": len(acted)}
     first = int(np.searchsorted(trace.starts, onset, side="right")) - 1
