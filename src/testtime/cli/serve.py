@@ -202,12 +202,13 @@ def serve(
             from testtime.serve import demo
 
             model, options = demo.prepared(model, options)
+            print("calibrating the guards on images of the training set", flush=True)
         session, used = open_session(model, asked, folder, options)
         stack.enter_context(session)
         server = ServerOptions(
             model, used, tokens, limits, host=host, deadline=requests.deadline, kept=Kept(folder, asked)
         )
-        _log(logs)
+        _log(logs, logging.WARNING if showing.demo else logging.INFO)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{found.getsockname()[1]}"
         print(f"{model.name} with {used.method} at {address}, state in {folder}", flush=True)
@@ -220,14 +221,14 @@ def serve(
         return run(app, found)
 
 
-def _log(form: str) -> None:
-    """Write log lines to standard error."""
+def _log(form: str, level: int) -> None:
+    """Write log lines from a level on to standard error."""
     from testtime.serve.server import JsonFormatter
 
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else plain)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.captureWarnings(True)
 

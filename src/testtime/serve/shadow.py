@@ -23,6 +23,7 @@ __all__ = ["Judgement", "Shadow"]
 
 LOGGER = logging.getLogger("testtime.serve")
 POLITE = 10  # niceness of the thread, where threads have one
+SMALLEST = 4  # pixels of a side whose appearance has features
 PAUSE = 0.02  # seconds between looks at whether the server is busy
 
 
@@ -49,7 +50,7 @@ class Judgement:
 class Shadow:
     """A thread in which candidates adapt to a share of the requests of one stream.
 
-    All candidates get the same images, those of the first stream that is offered, and adapt in states of their own, in memory
+    All candidates get the same images, of one size, those of the first stream that is offered, and adapt in states of their own, in memory
     alone. The thread waits while the server is busy; what does not fit into its queue is left out and counted.
 
     Args:
@@ -66,8 +67,9 @@ class Shadow:
         ValueError: there is no candidate, or a number is out of range.
 
     >>> from testtime.methods import Source, Tent
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 2))
-    >>> with Shadow({"tent": Tent(net.eval())}, Source(net), share=1.0, least=8, every=1) as shadow:
+    >>> from torch.nn import BatchNorm2d, Conv2d, Flatten, Linear, Sequential
+    >>> net = Sequential(Conv2d(3, 4, 3), BatchNorm2d(4), Flatten(), Linear(144, 2)).eval()
+    >>> with Shadow({"tent": Tent(net)}, Source(net), share=1.0, least=8, every=1) as shadow:
     ...     shadow.offer(torch.rand(8, 3, 8, 8), "camera")
     ...     shadow.settle()
     >>> shadow.judgement.images, shadow.judgement.advice.name
@@ -101,7 +103,7 @@ class Shadow:
         self._seen: dict[str, deque[Diagnostics]] = {name: deque(maxlen=window) for name in candidates}
         self._looks: deque[Tensor] = deque(maxlen=window)
         self._errors: dict[str, str] = {}
-        self._stream: str | None = None
+        self._first: tuple[str, torch.Size] | None = None
         self._owed, self._dropped = 0.0, 0
         self._lock, self._over = threading.Lock(), threading.Event()
         self._now = torch.empty(0)
@@ -124,9 +126,10 @@ class Shadow:
             stream: name of its stream.
         """
         with self._lock:
-            if not len(x) or stream != (self._stream or stream):
+            images = len(x) > 0 and x.dim() == 4 and min(x.shape[2:]) >= SMALLEST
+            if not images or (stream, x.shape[1:]) != (self._first or (stream, x.shape[1:])):
                 return
-            self._stream = stream
+            self._first = stream, x.shape[1:]
             self._owed += self.share
             if self._owed < 1:
                 return
@@ -176,7 +179,9 @@ class Shadow:
         images, advice = sum(map(len, self._looks)), self.judgement.advice
         if images >= self.least and (advice is None or self._batches % self._every == 0):
             advice = self._advice()
-        self.judgement = Judgement(self._stream, images, self._dropped, advice, dict(self._errors))
+        self.judgement = Judgement(
+            None if self._first is None else self._first[0], images, self._dropped, advice, dict(self._errors)
+        )
 
     def _advice(self) -> Advice | None:
         """The recommendation; without any diagnostic against it, the method that serves stays first."""

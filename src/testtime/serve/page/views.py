@@ -32,11 +32,15 @@ class RecordView(BaseModel):
     offset: int = Field(description="number of samples of the stream before it")
     samples: int
     learned: bool = Field(description="whether the state moved")
-    skipped: str = Field(description="why nothing was learned: deadline, paused, asked, audit; otherwise empty")
+    skipped: str = Field(
+        description="why nothing was learned: deadline, paused, asked, audit; otherwise empty"
+    )
     serving: str = Field(description="whose answer it got: adapter, bn or source")
     refused: int = Field(description="samples without an answer")
     quarantined: int = Field(description="samples that were answered and not learned from")
-    moved: float | None = Field(description="distance by which the adapted parameters moved; null without a step")
+    moved: float | None = Field(
+        description="distance by which the adapted parameters moved; null without a step"
+    )
     distance: float | None = Field(description="their distance from those of the shipped model")
     diagnostics: dict[str, float | None] = Field(description="estimates of the guards; null where unknown")
     events: list[EventView]
