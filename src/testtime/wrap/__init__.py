@@ -2,7 +2,8 @@
 
 from testtime.wrap.data_parallel import DataParallel
 from testtime.wrap.forgetting import Episodic, ResetEvery
-from testtime.wrap.guarded import Guarded, GuardEvent, GuardOptions
+from testtime.wrap.guard_options import GuardEvent, GuardOptions
+from testtime.wrap.guarded import Guarded
 from testtime.wrap.pacing import Repeat, TimeConstrained
 from testtime.wrap.priors import LabelShift, PriorCorrected
 from testtime.wrap.window import Window

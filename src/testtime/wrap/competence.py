@@ -20,8 +20,9 @@ from testtime.norm.source import SourceStatistics
 from testtime.parts.features import linear_head
 from testtime.parts.randomness import generator
 from testtime.parts.taps import tap, watched
+from testtime.selection import disturbance
 
-__all__ = ["Competence", "Reference", "drifts"]
+__all__ = ["Calibration", "Competence", "Reference", "disturbing", "drifts"]
 
 ERRORS_PER_CHANGE = 2.5  # before a calibration
 IMAGES, BATCH = 384, 64  # images of a calibration, and in a batch of it
@@ -192,3 +193,16 @@ def drifts(x: Tensor, within: tuple[float, float], seed: int) -> Iterator[Tensor
     if x.shape[1] == 3 and (low, high) == (0.0, 1.0) and min(x.shape[2:]) >= 8:
         for make in (partial(corrupt, name=n, severity=s) for n in EXTRA for s in SEVERITIES):
             yield make(x.clamp(0, 1))
+
+
+def disturbing(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a change of images that keeps their class as the model declares it; other samples get a little noise."""
+    change = disturbance(network)
+
+    def disturb(x: Tensor) -> Tensor:
+        if x.dim() == 4 and min(x.shape[2:]) > 1:
+            return change(x)
+        rng = generator(0, x.numel(), "disturbance")
+        return x + 0.05 * x.float().std() * torch.randn(x.shape, generator=rng).to(x)
+
+    return disturb

@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 from testtime.intake.sharing import AtLeastFloat32, InitialState, Stateful
+from testtime.metrics.label_free import diversity
 
-__all__ = ["Evidence", "Healthy", "Usual"]
+__all__ = [
+    "Evidence",
+    "Healthy",
+    "Usual",
+    "batch_values",
+    "count_diversity",
+    "predicted_diversity",
+    "spread_rows",
+]
 
+PART = 32  # samples of a batch that a check confirms the trust with
 SHARE = 16  # samples of a batch from which its own share counts beside that of the pool
 LONGER = 4  # the pool of overruled predictions is this many windows long
 SURPRISE = 4.0  # standard deviations from the usual value
@@ -134,6 +144,11 @@ class Evidence(AtLeastFloat32, Stateful):
         self.overruled = fade * self.overruled + self.overruled.new_tensor([of, count])
         return float((self.overruled[1] + 1) / (self.overruled[0] + 1))
 
+    def share_competent(self) -> float:
+        """Return the share of the samples that the shipped model is competent about; 1 without any."""
+        samples = self.competent[0] + self.other[0]
+        return float(self.competent[0] / samples) if samples > 0 else 1.0
+
     def agreement(self) -> Tensor:
         """Return the share of competent samples on which adapter and BN agree with the shipped model, (2,); 1 without any."""
         if self.competent[0] < SHARE:
@@ -144,3 +159,27 @@ class Evidence(AtLeastFloat32, Stateful):
         """Forget the samples: the adapter is no longer the one they were counted for."""
         for name in ("other", "competent", "overruled", "adapter_classes", "bn_classes", "estimates"):
             setattr(self, name, torch.zeros_like(getattr(self, name)))
+
+
+def spread_rows(x: Tensor) -> Tensor:
+    """Return the indices of at most 32 samples, spread over the batch."""
+    return torch.arange(len(x), device=x.device)[:: max(1, len(x) // PART)][:PART]
+
+
+def batch_values(x: Tensor, logits: Tensor) -> Tensor:
+    """Return confidence and diversity of the predictions, and mean and deviation of the input, (4,)."""
+    p = logits.float().softmax(dim=1)
+    mean = p.mean(dim=0)
+    spread = -(mean * mean.clamp(min=1e-12).log()).sum() / math.log(len(mean))
+    part = x.float()
+    return torch.stack([p.amax(dim=1).mean(), spread, part.mean(), part.std(correction=0)]).nan_to_num().cpu()
+
+
+def predicted_diversity(logits: Tensor) -> float:
+    """Return the diversity of the predicted classes of logits (N, C)."""
+    return count_diversity(torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1]))
+
+
+def count_diversity(counts: Tensor) -> float:
+    """Return the diversity of counts (C,); 0 without any."""
+    return diversity(counts.cpu().numpy()) if bool(counts.any()) else 0.0

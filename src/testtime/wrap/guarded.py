@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, Literal, final
@@ -14,20 +14,28 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.intake.dense import refuse_dense
 from testtime.intake.outputs import declares_tasks
-from testtime.metrics.label_free import diversity
 from testtime.parts.losses import entropy
-from testtime.parts.randomness import generator
 from testtime.prediction import Prediction, energy
-from testtime.selection import disturbance
-from testtime.wrap.competence import IMAGES, Calibration, Competence, Reference
-from testtime.wrap.evidence import SURPRISE, Evidence, Healthy, Usual
+from testtime.wrap.competence import IMAGES, Calibration, Competence, Reference, disturbing
+from testtime.wrap.evidence import (
+    PART,
+    SURPRISE,
+    Evidence,
+    Healthy,
+    Usual,
+    batch_values,
+    count_diversity,
+    predicted_diversity,
+    spread_rows,
+)
+from testtime.wrap.guard_options import GuardEvent, GuardOptions, Kind, Serving
 from testtime.wrap.wrapper import Wrapper
 
-__all__ = ["GuardEvent", "GuardOptions", "Guarded"]
+__all__ = ["Guarded"]
 
-Kind = Literal["skip", "restore", "partial_reset", "fallback", "recover", "alarm"]
-Serving = Literal["adapter", "bn", "source"]
+Due = Literal["none", "part", "light", "full"]
 SERVING: tuple[Serving, ...] = ("adapter", "bn", "source")
+DEFAULTS = GuardOptions()
 DIAGNOSTICS = (
     *("estimated_accuracy", "estimated_accuracy_source", "agreement", "entropy", "diversity"),
     *("unknown_share", "statistics_drift", "update_norm"),
@@ -43,59 +51,12 @@ FALLEN = 0.15  # estimated accuracy that the adapter has lost against BN, from w
 CREDIT = 0.1  # estimated accuracy that learning may add to that of BN statistics
 COLLAPSED = 0.5  # diversity of the adapter's predictions against those of BN
 UNKNOWN = 0.5  # probability below which the shipped model does not know a sample
+LIGHT = 3  # batches after a full check of which only the shipped model's predictions are computed
+SAMPLES = 5000  # between two checks of a trusted adapter, at most
+BURST = 4  # times the exposure that the share in a single batch may be
+STRANGE = 0.25  # change of the share of samples that the shipped model is competent about
 SLOTS = 4  # events of a step, at most
 ENOUGH = 64  # samples for a judgement about the adapter itself
-
-
-@final
-@dataclass(frozen=True)
-class GuardEvent:
-    """What a guard did in a step.
-
-    Attributes:
-        kind: "skip" (nothing was learned from the batch), "restore" (of the last healthy state), "partial_reset" (of the upper
-            half of the layers), "fallback" (to the shipped model), "recover" (from it) or "alarm".
-        reason: sentence for people.
-        step: number of the step, from 0.
-    """
-
-    kind: Kind
-    reason: str
-    step: int
-
-
-@final
-@dataclass(frozen=True)
-class GuardOptions:
-    """Settings of Guarded.
-
-    Args:
-        window: samples after which the weight of a sample as evidence is halved.
-        check: share of the batches that are checked where the adapter is trusted; all are where it is not.
-        exposure: share of the predictions on which the guard may prefer another one, up to which the adapter is trusted.
-        margin: estimated accuracy that a candidate must have beyond the shipped model's to be served.
-        patience: checks in a row that find the adapter unhealthy, before it is restored.
-
-    Raises:
-        ValueError: one of them is out of range.
-    """
-
-    window: int = 256
-    check: float = 0.05
-    exposure: float = 0.02
-    margin: float = 0.05
-    patience: int = 4
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or self.patience < 1:
-            raise ValueError(
-                f"window counts samples and patience checks, 1 at least, got {self.window} and {self.patience}"
-            )
-        if not 0 < self.check <= 1 or not 0 < self.exposure < 1 or not 0 <= self.margin < 1:
-            raise ValueError(
-                "check is in (0, 1], exposure in (0, 1) and margin in [0, 1), got "
-                f"{self.check}, {self.exposure} and {self.margin}"
-            )
 
 
 @dataclass(frozen=True)
@@ -103,21 +64,25 @@ class _Verdict:
     """What a check of a batch finds.
 
     Attributes:
-        shipped: logits (N, C) of the shipped model.
+        answer: prediction of the candidate where it is preferred, elsewhere of the shipped model.
+        shipped: classes (N,) that the shipped model predicts.
         right: probability (N,) that it is right.
-        chosen: logits (N, C) of the candidate.
         preferred: samples (N,) on which the candidate is preferred to the shipped model.
         candidate: name of the candidate.
         estimate: its estimated accuracy on the samples that the shipped model is not competent about.
+        overruled: share of the adapter's predictions that are not served.
+        strange: whether the share of samples that the shipped model is competent about is not that of recent batches.
         unhealthy: what is wrong with the adapter, empty for nothing.
     """
 
+    answer: Prediction
     shipped: Tensor
     right: Tensor
-    chosen: Tensor
     preferred: Tensor
     candidate: Serving
     estimate: float
+    overruled: float
+    strange: bool
     unhealthy: str
 
 
@@ -133,13 +98,13 @@ class Guarded(Wrapper):
 
     A step:
         1. where the adapter is trusted and the batch is like those before, let it predict and learn, and answer that;
-        2. else check: predict the batch with the shipped model and with BN statistics too, and a disturbed batch with the
-           adapter and with BN statistics;
+        2. else check: predict the batch with the shipped model too; in one batch of four, and where anything is unusual,
+           also with BN statistics, and a disturbed batch with the adapter and with BN statistics;
         3. answer the prediction of the candidate of the higher :math:`\hat a_k` where :math:`\hat a_k > P(x)` + ``margin``,
            elsewhere that of the shipped model; where the adapter predicts the same class, its logits;
         4. take the step back where a quarter of the batch was overruled, or repeats the sample before;
-        5. trust the adapter while hardly any of its predictions are overruled, and then check one batch in 2, 4, ...,
-           1 / ``check``;
+        5. trust the adapter while hardly any of its predictions are overruled, and then check 32 samples of one batch in 2,
+           4, ..., 1 / ``check``, at least once in 5,000 samples;
         6. where the adapter has fallen below BN statistics, or collapsed to few classes, in ``patience`` checks in a row:
            restore the last healthy state; the second time reset the upper half of its layers, the third time all of it.
 
@@ -186,7 +151,7 @@ class Guarded(Wrapper):
     last: Tensor
 
     def __init__(
-        self, adapter: Adapter, source: Adapter | None = None, options: GuardOptions = GuardOptions()
+        self, adapter: Adapter, source: Adapter | None = None, options: GuardOptions = DEFAULTS
     ) -> None:
         super().__init__(adapter)
         if int(adapter.clock):
@@ -205,7 +170,7 @@ class Guarded(Wrapper):
         self.options, self.shipped = options, source
         self._moving_parameters = [p for a in inner for p in a._adapted]
         self.reference = Reference(network, self._moving_parameters)
-        self.disturb = _disturbance(network)
+        self.disturb = disturbing(network)
         self.competence, self.evidence, self.usual = Competence(), Evidence(options.window), Usual()
         self.healthy = Healthy(adapter.state_dict())
         self.healthy.remember(adapter.state_dict())
@@ -231,6 +196,29 @@ class Guarded(Wrapper):
     def trusted(self) -> bool:
         """Whether the adapter's answers are served without a check of every batch."""
         return int(self.interval) > 1
+
+    def shipped_prediction(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the guard knows about the shipped model's predictions of a batch; the state stays the same.
+
+        Args:
+            x: batch (N, ...).
+
+        Returns:
+            which samples were admitted (N,) bool, the predicted classes (N,) int64, and the probabilities (N,) that they are
+            right; 0 where a sample was refused.
+
+        Raises:
+            TypeError, ValueError: x is not a batch of floating-point samples.
+        """
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            admitted, good = self._admit(x, learn=False)
+            classes = torch.zeros(len(good), dtype=torch.int64, device=x.device)
+            right = torch.zeros(len(good), device=x.device)
+            if len(admitted):
+                logits, features = self.reference(admitted)
+                classes[good] = logits.argmax(dim=1)
+                right[good] = self._probability(admitted, logits, features)
+        return good, classes, right
 
     def _prepare(self, batches: Iterable[Any]) -> None:
         arriving = iter(batches)
@@ -258,75 +246,129 @@ class Guarded(Wrapper):
         self._slots = (None,) * SLOTS
         copies = self._copies(x) > COPIES
         parameters = [p.detach().clone() for p in self._moving_parameters]
-        checked = int(self.waiting) <= 0 or copies
-        before = self.adapter.state_dict() if checked else None
-        disturbed = self.adapter.predict(self.disturb(x)) if checked else None
+        due = self._due(copies)
+        before = None if due == "none" else self.adapter.state_dict()
+        rows = spread_rows(x)
+        part = x[rows] if due == "part" else x
+        disturbed = self.adapter.predict(self.disturb(part)) if due in ("part", "full") else None
         y = self._classified(self.adapter(x))
-        values = _values(x, y.logits)
+        values = batch_values(x, y.logits)
         surprise = self.usual.surprise(values)
         self.usual.take(values)
         self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
             "entropy": float(entropy(y.logits.float()).nanmean()),
-            "diversity": _diversity(y.logits),
+            "diversity": predicted_diversity(y.logits),
             "statistics_drift": surprise if math.isfinite(surprise) else math.nan,
         }
-        if not checked and surprise < SURPRISE:
-            self.waiting -= 1
-            self._serve("adapter", "")
-        else:
-            disturbed = self.adapter.predict(self.disturb(x)) if disturbed is None else disturbed
-            y = self._check(x, y, disturbed, before, copies)
+        if surprise >= SURPRISE and due != "full":
+            due, disturbed = "full", None
+        if due == "part":
+            due = "none" if self._still_trusted(part, y.at(rows), disturbed) else "full"
+        answer = self._unchecked(y) if due == "none" else self._check(x, y, due, disturbed, before, copies)
         moved = [
             (p.detach() - b).square().sum() for p, b in zip(self._moving_parameters, parameters, strict=True)
         ]
         self.diagnostics["update_norm"] = float(torch.stack(moved).sum().sqrt()) if moved else 0.0
-        return y
+        return answer
 
     # The check of a batch -------------------------------------------------------------------------------------------------
 
+    def _due(self, copies: bool) -> Due:
+        if copies or (not self.trusted and int(self.waiting) <= 0):
+            return "full"
+        if not self.trusted:
+            return "light"
+        return "part" if int(self.waiting) <= 0 else "none"
+
+    def _unchecked(self, y: Prediction) -> Prediction:
+        self.waiting -= 1
+        self._serve("adapter", "")
+        return y
+
+    def _still_trusted(self, x: Tensor, y: Prediction, disturbed: Tensor | None) -> bool:
+        """Check a part of a batch; only what confirms the trust is final, otherwise the whole batch is checked."""
+        verdict = self._judge(x, y, disturbed, copies=False)
+        trusted = self._trusts(verdict, len(x))
+        self._report(verdict, verdict.answer)
+        return trusted
+
     def _check(
-        self, x: Tensor, y: Prediction, disturbed: Tensor, before: dict[str, Tensor] | None, copies: bool
+        self,
+        x: Tensor,
+        y: Prediction,
+        due: Due,
+        disturbed: Tensor | None,
+        before: dict[str, Tensor] | None,
+        copies: bool,
     ) -> Prediction:
         """Decide who is served, whether the step counts and whether the adapter is trusted; return the answer."""
-        verdict = self._judge(x, y, disturbed, copies)
-        answer = self._combined(y, verdict.shipped, verdict.chosen, verdict.preferred)
-        overruled = answer.argmax(dim=1) != y.logits.argmax(dim=1)
-        share = float(overruled.float().mean())
-        pooled = self.evidence.take_overruled(int(overruled.sum()), len(x))
+        if due == "light":
+            verdict = self._judge(x, y, None, copies)
+            if verdict.strange:
+                due = "full"
+        if due == "full":
+            if disturbed is None or len(disturbed) != len(x):
+                disturbed = self.adapter.predict(self.disturb(x))
+            verdict = self._judge(x, y, disturbed, copies)
+        answer = verdict.answer
         self._report(verdict, answer)
-        self._serve(*self._served(verdict, share))
-        if before is not None and (copies or share > HOPELESS):
+        self._serve(*self._served(verdict))
+        if before is not None and (copies or verdict.overruled > HOPELESS):
             self.adapter._restore(before)
             answer.updated = False
-            why = (
-                "the batch repeats the same samples"
-                if copies
-                else f"{share:.0%} of its predictions were overruled"
-            )
-            self._event("skip", f"nothing was learned: {why}")
-        trusted = not verdict.unhealthy and max(pooled, share / 3) <= self.options.exposure and not copies
-        self.interval.fill_(
-            min(2 * int(self.interval), max(1, round(1 / self.options.check))) if trusted else 1
-        )
-        self.waiting.copy_(self.interval - 1)
-        if trusted and self.trusted:
-            self.healthy.remember(self.adapter.state_dict())
-        self._climb(verdict.unhealthy)
+            share = f"{verdict.overruled:.0%} of its predictions were overruled"
+            self._event("skip", f"nothing was learned: {'samples repeat' if copies else share}")
+        if due == "full":
+            if not self._trusts(verdict, len(x)) or copies:
+                self.interval.fill_(1)
+                self.waiting.fill_(LIGHT)
+            self._climb(verdict.unhealthy)
+        else:
+            self.waiting -= 1
         return answer
 
-    def _judge(self, x: Tensor, y: Prediction, disturbed: Tensor, copies: bool) -> _Verdict:
+    def _trusts(self, verdict: _Verdict, size: int) -> bool:
+        """Count the overruled predictions; if they are few, lengthen the interval and remember the adapter's state."""
+        pooled = self.evidence.take_overruled(round(verdict.overruled * size), size)
+        if verdict.unhealthy or max(pooled, verdict.overruled / BURST) > self.options.exposure:
+            return False
+        longest = min(round(1 / self.options.check), SAMPLES // size)
+        self.interval.fill_(max(2, min(2 * int(self.interval), longest)))
+        self.waiting.copy_(self.interval)
+        self.healthy.remember(self.adapter.state_dict())
+        return True
+
+    def _judge(self, x: Tensor, y: Prediction, disturbed: Tensor | None, copies: bool) -> _Verdict:
+        """Compare the candidates with the shipped model, by the last estimates where there are no disturbed predictions."""
         logits, features = self.reference(x)
         shipped = logits.argmax(dim=1)
         right = self._probability(x, logits, features)
-        adapter = y.logits.argmax(dim=1), disturbed.argmax(dim=1)
-        model = self.reference.bn
-        bn, bn_classes = logits, adapter
+        competent = right >= COMPETENT
+        usual = self.evidence.share_competent()
+        strange = len(x) >= PART // 2 and abs(float(competent.float().mean()) - usual) > STRANGE
+        unhealthy, bn = "", None
+        if disturbed is not None:
+            bn, unhealthy = self._estimate(x, y, disturbed.argmax(dim=1), shipped, competent)
+        candidate, estimate = self._candidate(self.evidence.estimates)
+        preferred = (estimate > right + self.options.margin) & (not copies)
+        chosen = y.logits
+        if candidate == "bn" and self.reference.bn is not None:
+            chosen = self.reference.bn(x) if bn is None else bn
+        answer = self._combined(y, logits, chosen, preferred)
+        overruled = float((answer.argmax(dim=1) != y.logits.argmax(dim=1)).float().mean())
+        return _Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
+
+    def _estimate(
+        self, x: Tensor, y: Prediction, disturbed: Tensor, shipped: Tensor, competent: Tensor
+    ) -> tuple[Tensor | None, str]:
+        """Estimate the accuracy of adapter and BN; return the logits of BN, and what is wrong with the adapter."""
+        adapter = y.logits.argmax(dim=1), disturbed
+        model, bn, bn_classes = self.reference.bn, None, adapter
         if model is not None:
             bn = model(x)
             bn_classes = bn.argmax(dim=1), model(self.disturb(x)).argmax(dim=1)
-        competent = right >= COMPETENT
         changes = self.evidence.take(competent, shipped, adapter, bn_classes)
-        self.evidence.take_classes(adapter[0][~competent], bn_classes[0][~competent], logits.shape[1])
+        self.evidence.take_classes(adapter[0][~competent], bn_classes[0][~competent], y.shape[1])
         agreement = self.evidence.agreement()
         estimates = torch.minimum(1 - self.competence.ratio * changes, agreement).clamp(min=0)
         unhealthy = self._unhealthy(estimates, agreement)
@@ -337,16 +379,13 @@ class Guarded(Wrapper):
         else:
             estimates[1] = 0
         self.evidence.estimates = estimates
-        candidate, estimate = self._candidate(estimates)
-        preferred = (estimate > right + self.options.margin) & (not copies)
-        chosen = bn if candidate == "bn" else y.logits
-        return _Verdict(logits, right, chosen, preferred, candidate, estimate, unhealthy)
+        return bn, unhealthy
 
     def _unhealthy(self, estimates: Tensor, agreement: Tensor) -> str:
         """What is wrong with the adapter, in words; empty if nothing is known to be."""
         evidence, has_bn = self.evidence, self.reference.bn is not None
         if has_bn and evidence.other[0] >= ENOUGH:
-            own, bn = (_spread(counts) for counts in (evidence.adapter_classes, evidence.bn_classes))
+            own, bn = (count_diversity(counts) for counts in (evidence.adapter_classes, evidence.bn_classes))
             if own < COLLAPSED * bn:
                 return f"its predictions collapse to few classes (diversity {own:.2f}, that of BN {bn:.2f})"
             if estimates[0] < estimates[1] - FALLEN:
@@ -404,15 +443,13 @@ class Guarded(Wrapper):
             self._event("alarm", f"the adapter was reset, for {unhealthy}")
         self.evidence.clear()
 
-    def _served(self, verdict: _Verdict, overruled: float) -> tuple[Serving, str]:
-        if overruled <= self.options.exposure:
+    def _served(self, verdict: _Verdict) -> tuple[Serving, str]:
+        if verdict.overruled <= self.options.exposure:
             return "adapter", ""
         if float(verdict.preferred.float().mean()) >= 0.5:
             return verdict.candidate, ""
-        return (
-            "source",
-            verdict.unhealthy or f"the shipped model is preferred on {overruled:.0%} of the batch",
-        )
+        share = f"the shipped model is preferred on {verdict.overruled:.0%} of the batch"
+        return "source", verdict.unhealthy or share
 
     def _serve(self, serving: Serving, reason: str) -> None:
         before = self.serving
@@ -427,7 +464,7 @@ class Guarded(Wrapper):
         self._slots = (*self.events, event, *(None,) * SLOTS)[:SLOTS]
 
     def _report(self, verdict: _Verdict, answer: Prediction) -> None:
-        right, agrees = verdict.right, answer.argmax(dim=1) == verdict.shipped.argmax(dim=1)
+        right, agrees = verdict.right, answer.argmax(dim=1) == verdict.shipped
         served = torch.where(verdict.preferred, torch.full_like(right, verdict.estimate), right)
         self.diagnostics |= {
             "estimated_accuracy": 100 * float(served.mean()),
@@ -455,38 +492,8 @@ def _images(batch: Any) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch[0]
 
 
-def _values(x: Tensor, logits: Tensor) -> Tensor:
-    """What is usual or not about a batch: confidence and diversity of the predictions, mean and deviation of the input."""
-    p = logits.float().softmax(dim=1)
-    mean = p.mean(dim=0)
-    spread = -(mean * mean.clamp(min=1e-12).log()).sum() / math.log(len(mean))
-    part = x.float()
-    return torch.stack([p.amax(dim=1).mean(), spread, part.mean(), part.std(correction=0)]).nan_to_num().cpu()
-
-
-def _diversity(logits: Tensor) -> float:
-    return _spread(torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1]))
-
-
-def _spread(counts: Tensor) -> float:
-    return diversity(counts.cpu().numpy()) if bool(counts.any()) else 0.0
-
-
 def _upper_half(initial: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries of the upper half of the adapted parameters, in the order of the layers."""
     names = [name for name in initial if name.startswith("model.")]
     upper = {name.removeprefix("model.") for name in names[len(names) // 2 :]}
     return {k: v for k, v in initial.items() if any(name in k for name in upper)}
-
-
-def _disturbance(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The change of images that keeps their class; samples of another form get a little noise."""
-    change = disturbance(network)
-
-    def disturb(x: Tensor) -> Tensor:
-        if x.dim() == 4 and min(x.shape[2:]) > 1:
-            return change(x)
-        rng = generator(0, x.numel(), "disturbance")
-        return x + 0.05 * x.float().std() * torch.randn(x.shape, generator=rng).to(x)
-
-    return disturb
