@@ -50,8 +50,8 @@ class Judgement:
 class Shadow:
     """A thread in which candidates adapt to a share of the requests of one stream.
 
-    All candidates get the same images, of one size, those of the first stream that is offered, and adapt in states of their own, in memory
-    alone. The thread waits while the server is busy; what does not fit into its queue is left out and counted.
+    All candidates get the same images, of one size, those of the first stream that is offered, and adapt in their own states,
+    in memory alone. The thread waits while the server is busy; what does not fit into its queue is left out and counted.
 
     Args:
         candidates: adapters by name, as they were built.

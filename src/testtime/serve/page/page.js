@@ -157,7 +157,7 @@ function tiles() {
   $("tiles").replaceChildren(
     tile("Estimated accuracy", ours === null ? "–" : ours.toFixed(1), ours === null ? "" : "%",
       ours === null ? "needs guards" : `shipped model ${shipped.toFixed(1)} % (${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(1)})`),
-    tile("Unknown inputs", unknown === null ? "–" : (100 * unknown).toFixed(0), unknown === null ? "" : "%", "share of recent samples"),
+    tile("Unknown inputs", unknown === null ? "–" : (100 * unknown).toFixed(0), unknown === null ? "" : "%", "of what came last, to the shipped model"),
     tile("Who answers", {adapter: "adapter", bn: "BN", source: "shipped"}[status.serving] ?? status.serving, "", WHO[status.serving]?.[0] ?? ""),
     tile("Samples", number(status.offset), "", `${number(status.counts.requests)} requests, ${number(status.step)} steps`),
     tile("Learned from", learned.toFixed(0), "%", `${number(status.counts.quarantined)} held back, ${number(status.counts.refused)} refused`));
@@ -178,7 +178,7 @@ function charts() {
   const shown = [
     {title: "Estimated accuracy", whole: true, height: 210, low: 0, high: 100, format: percent, strip, marks, none,
       series: [{name: "as served", colour: 1, points: accuracy[0]}, {name: "shipped model", colour: 2, points: accuracy[1]}]},
-    {title: "Unknown inputs", low: 0, high: 100, format: percent, none, series: [{name: "unknown", colour: 4, points: of("unknown_share", 100)}]},
+    {title: "Unknown to the shipped model", low: 0, high: 100, format: percent, none, series: [{name: "unknown", colour: 4, points: of("unknown_share", 100)}]},
     {title: "Entropy of the predictions, nats", format: plain, none, series: [{name: "entropy", colour: 3, points: of("entropy")}]},
     {title: "Drift of the statistics, deviations", format: plain, none, series: [{name: "drift", colour: 6, points: of("statistics_drift")}]},
     {title: "Step of the parameters, norm", format: plain, series: [{name: "step", colour: 1, points: points(r => r.moved)}]},
