@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +16,12 @@ from testtime.cli.options import Commands, Device, Option, Seed, existing, new_f
 from testtime.errors import need_packages
 
 if TYPE_CHECKING:
+    from testtime.serve import SessionOptions
+    from testtime.serve.demo import Camera
     from testtime.serve.server import Configuration, Limits, ServedModel
+    from testtime.serve.shadow import Shadow
 
-__all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "Showing", "serve"]
+__all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "Shadows", "Showing", "serve"]
 
 MIB = 2**20
 SOURCE_BATCH = 64
@@ -164,6 +167,45 @@ class Showing:
                 raise ValueError(f"the demo has its own model and images; leave {name} or --demo out")
         return replace(adaptation, model=demo.MODEL, method=adaptation.method or demo.METHOD)
 
+    def camera(
+        self, address: str, token: str | None, ready: Callable[[], bool]
+    ) -> AbstractContextManager[Camera]:
+        """Return the context in which the camera sends its images."""
+        from testtime.serve import demo
+
+        return demo.showing(address, token, browser=not self.no_browser, ready=ready)
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """Methods in shadow."""
+
+    shadow: Annotated[
+        tuple[str, ...],
+        Option("methods that adapt beside the one that serves; their answers are judged, never served"),
+    ] = ()
+    shadow_share: Annotated[float, Option("share of a stream's requests that they get", number(1))] = 0.05
+
+    def configurations(self, used: Configuration) -> dict[str, Configuration]:
+        """Return the candidates by name, the one that serves first; empty without methods in shadow."""
+        if not self.shadow:
+            return {}
+        others = [name for name in self.shadow if name != used.method]
+        return {used.method: used, **{name: replace(used, method=name, options={}) for name in others}}
+
+    def running(self, model: ServedModel, candidates: Mapping[str, Configuration]) -> Shadow:
+        """Return the candidates, built, for a context.
+
+        Raises:
+            ValueError: a method does not work with this model.
+        """
+        from testtime.methods import Source
+        from testtime.serve.shadow import Shadow
+
+        print(f"preparing {len(candidates)} methods in shadow", flush=True)
+        built = {name: model.build(one) for name, one in candidates.items()}
+        return Shadow(built, Source(model.network), share=self.shadow_share)
+
 
 def serve(
     *,
@@ -176,6 +218,7 @@ def serve(
     host: Annotated[str, Option("address; tokens are needed unless it is this machine's own")] = "127.0.0.1",
     port: Annotated[int, Option("port; 0 takes a free one", whole(0))] = 8000,
     requests: Requests,
+    shadows: Shadows,
     secrets: Secrets,
     logs: Annotated[Literal["json", "text"], Option("form of the log lines on standard error")] = "json",
     command: Sequence[str] = (),
@@ -190,35 +233,58 @@ def serve(
     check_access(host, tokens)
     asked, limits = adaptation.configuration(), requests.limits()
     from testtime.serve.page import ROUTER
-    from testtime.serve.server import ServerOptions, create_app, listening, open_session, run, session_options
+    from testtime.serve.server import ServerOptions, create_app, listening, open_session, run
     from testtime.serve.server.opening import Kept
 
     with ExitStack() as stack:
         found = stack.enter_context(listening(host, port))
         folder = Path(state or stack.enter_context(TemporaryDirectory(prefix="testtime-")))
-        model = adaptation.opened()
-        options = session_options(model, snapshot_every=requests.snapshot_every, streams=limits.streams)
-        if showing.demo:
-            from testtime.serve import demo
-
-            model, options = demo.prepared(model, options)
-            print("calibrating the guards on images of the training set", flush=True)
+        model, options = _opened(adaptation, requests, showing)
         session, used = open_session(model, asked, folder, options)
         stack.enter_context(session)
+        candidates = shadows.configurations(used)
         server = ServerOptions(
-            model, used, tokens, limits, host=host, deadline=requests.deadline, kept=Kept(folder, asked)
+            model,
+            used,
+            tokens,
+            limits,
+            host=host,
+            deadline=requests.deadline,
+            kept=Kept(folder, asked),
+            candidates=candidates,
+            shadow=stack.enter_context(shadows.running(model, candidates)) if candidates else None,
         )
         _log(logs, logging.WARNING if showing.demo else logging.INFO)
+        if used.guarded and not model.source:
+            advice = "name a folder of images as in training: --source FOLDER"
+            logging.getLogger("testtime.serve").warning("the guards are not calibrated; %s", advice)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{found.getsockname()[1]}"
         print(f"{model.name} with {used.method} at {address}, state in {folder}", flush=True)
         app = create_app(session, server, (ROUTER,))
         if showing.demo:
-            browser, service = not showing.no_browser, app.state.service
-            stack.enter_context(
-                demo.showing(address, tokens.use, browser=browser, ready=lambda: service.ready)
-            )
+            stack.enter_context(showing.camera(address, tokens.use, lambda: app.state.service.ready))
         return run(app, found)
+
+
+def _opened(
+    adaptation: Adaptation, requests: Requests, showing: Showing
+) -> tuple[ServedModel, SessionOptions]:
+    """The model, and the settings of its session."""
+    from testtime.models import MODELS
+    from testtime.serve.server import session_options
+
+    model = adaptation.opened()
+    named = adaptation.model if adaptation.model in MODELS else None
+    options = session_options(
+        model, snapshot_every=requests.snapshot_every, streams=requests.max_streams, model=named
+    )
+    if not showing.demo:
+        return model, options
+    from testtime.serve import demo
+
+    print("calibrating the guards on images of the training set", flush=True)
+    return demo.prepared(model, options)
 
 
 def _log(form: str, level: int) -> None:

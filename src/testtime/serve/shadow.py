@@ -97,7 +97,7 @@ class Shadow:
         self.share, self.least = share, least
         self.names, self.busy = tuple(candidates), busy
         self.judgement = Judgement()
-        self.serving = self.names[0]
+        self.serving: str | None = self.names[0]
         self._every, self._batches = every, 0
         self._taken: queue.Queue[Tensor] = queue.Queue(waiting)
         self._seen: dict[str, deque[Diagnostics]] = {name: deque(maxlen=window) for name in candidates}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import HTMLResponse
 
-from testtime.serve.page.views import HistoryView, ShadowView, held_view, record_view
+from testtime.serve.page.views import HistoryView, ShadowView, held_view, record_view, shadow_view
 from testtime.serve.server.access import client
 from testtime.serve.server.problems import responses
 from testtime.serve.server.schemas import STREAM
@@ -57,7 +57,6 @@ async def shown() -> HTMLResponse:
     response_model=HistoryView,
     responses=responses(404),
     summary="The last requests of a stream",
-    openapi_extra={"x-no-422": True},
 )
 async def history(
     stream: Annotated[str, Path(description="identity of the stream", pattern=STREAM)],
@@ -80,7 +79,10 @@ async def history(
 )
 async def shadow(service: Annotated[Service, Depends(client)]) -> ShadowView:
     """Which of the methods that run in shadow is recommended, and why; ``PUT /configuration`` switches to it."""
-    return ShadowView(running=False)
+    running = service.options.shadow
+    if running is None:
+        return ShadowView(running=False)
+    return shadow_view(running, service.options.candidates, service.candidate)
 
 
 def _file(package: str, name: str) -> str:

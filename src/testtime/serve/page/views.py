@@ -13,8 +13,19 @@ from testtime.serve.gate import png_bytes
 
 if TYPE_CHECKING:
     from testtime.serve.gate import Held
+    from testtime.serve.server.served import Configuration
+    from testtime.serve.shadow import Shadow
 
-__all__ = ["EventView", "HeldView", "HistoryView", "RecordView", "ShadowView", "held_view", "record_view"]
+__all__ = [
+    "EventView",
+    "HeldView",
+    "HistoryView",
+    "RecordView",
+    "ShadowView",
+    "held_view",
+    "record_view",
+    "shadow_view",
+]
 
 
 class EventView(BaseModel):
@@ -115,6 +126,42 @@ def held_view(held: Held) -> HeldView:
         digest=held.digest,
         refused=held.refused,
         image=image,
+    )
+
+
+def shadow_view(
+    shadow: Shadow, configurations: Mapping[str, Configuration], serving: str | None
+) -> ShadowView:
+    """Return what is known of the candidates as the page gets it."""
+    found = shadow.judgement
+    judged = {} if found.advice is None else {one.name: one for one in found.advice.candidates}
+    candidates = []
+    for name, one in configurations.items():
+        about = judged.get(name)
+        candidates.append(
+            CandidateView(
+                name=name,
+                method=one.method,
+                options=dict(one.options),
+                guarded=one.guarded,
+                accuracy=None if about is None else _finite(about.accuracy),
+                agreement=None if about is None else _finite(about.agreement),
+                milliseconds=None if about is None else _finite(about.milliseconds),
+                alarms=[] if about is None else list(about.alarms),
+                error=found.errors.get(name, ""),
+            )
+        )
+    return ShadowView(
+        running=True,
+        stream=found.stream,
+        share=shadow.share,
+        images=found.images,
+        needed=shadow.least,
+        dropped=found.dropped,
+        serving=serving,
+        recommended=None if found.advice is None else found.advice.name,
+        reasons=[] if found.advice is None else list(found.advice.reasons),
+        candidates=candidates,
     )
 
 
