@@ -38,7 +38,14 @@ def test_candidates_learn_from_their_share_of_one_stream():
 def test_a_busy_server_leaves_images_out_and_memory_is_bounded():
     net, busy = network(), [True]
     shadow = Shadow(
-        {"tent": Tent(net)}, Source(net), share=1.0, busy=lambda: busy[0], window=3, least=8, every=1, waiting=2
+        {"tent": Tent(net)},
+        Source(net),
+        share=1.0,
+        busy=lambda: busy[0],
+        window=3,
+        least=8,
+        every=1,
+        waiting=2,
     )
     with shadow:
         for seed in range(12):

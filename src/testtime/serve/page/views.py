@@ -95,13 +95,15 @@ class ShadowView(BaseModel):
     """What is known about other methods, from a share of the traffic."""
 
     running: bool
-    stream: str | None = Field(None, description="the stream whose images they get")
-    share: float = Field(0.0, description="share of its requests")
-    images: int = Field(0, description="images that the judgement rests on")
-    needed: int = Field(0, description="images for a first judgement")
-    dropped: int = Field(0, description="images that were left out because the server was busy")
-    serving: str | None = Field(None, description="name of the candidate that serves")
-    recommended: str | None = Field(None, description="name of the recommended one; null before a judgement")
+    stream: str | None = Field(default=None, description="the stream whose images they get")
+    share: float = Field(default=0.0, description="share of its requests")
+    images: int = Field(default=0, description="images that the judgement rests on")
+    needed: int = Field(default=0, description="images for a first judgement")
+    dropped: int = Field(default=0, description="images that were left out because the server was busy")
+    serving: str | None = Field(default=None, description="name of the candidate that serves")
+    recommended: str | None = Field(
+        default=None, description="name of the recommended one; null before a judgement"
+    )
     reasons: list[str] = Field(default_factory=list)
     candidates: list[CandidateView] = Field(default_factory=list)
 
