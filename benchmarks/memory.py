@@ -18,12 +18,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from testtime.adapter import Adapter
+from testtime.build import build_method
 from testtime.data.named import training_images
 from testtime.experiments import Request
-from testtime.build import build_method
 from testtime.experiments.online.experiment import online
-from testtime.experiments.online.stream import source_model
-from testtime.experiments.online.stream import make_stream
+from testtime.experiments.online.stream import make_stream, source_model
 
 MIB = 2**20
 

@@ -2,8 +2,8 @@
 
     python scripts/compare_processes.py [--processes 2] [METHOD ...]
 
-Five batches of 24 digits with Gaussian noise, digits-cnn in float64, on the CPU with gloo; the first process has 5 images of each
-batch, the last one the others, those between none.
+Five batches of 24 digits with Gaussian noise, digits-cnn in float64, on the CPU with gloo; the first process has 5 images
+of each batch, the last one the others, those between none.
 """
 
 from __future__ import annotations

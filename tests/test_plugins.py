@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from testtime.plugins import resolve
+from testtime.plugins import load_plugin, resolve
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,11 @@ def test_an_own_module_that_fails_is_reported_in_one_line(
     with pytest.raises(ImportError, match=rf"^own_module_{number}:Mine: .*{message}") as caught:
         resolve(f"own_module_{number}:Mine")
     assert "\n" not in str(caught.value)
+
+
+def test_a_broken_entry_point_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_plugin.py").write_text("x = [][0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = r"entry point mine = broken_plugin:Mine of testtime.methods cannot be loaded: IndexError: .*line 1\); repair or"
+    with pytest.raises(ImportError, match=message):
+        load_plugin(EntryPoint("mine", "broken_plugin:Mine", "testtime.methods"))

@@ -16,7 +16,7 @@ from testtime.adapter import Adapter
 from testtime.errors import did_you_mean
 from testtime.methods import METHODS
 from testtime.moved import current_arguments
-from testtime.plugins import plugins, resolve
+from testtime.plugins import load_plugin, plugins, resolve
 from testtime.wrap import ResetEvery
 
 __all__ = ["adapt", "argument", "build_method", "find_method", "list_methods", "nested_arguments"]
@@ -87,12 +87,13 @@ def find_method(name: str) -> type[Adapter]:
     elif _bare(name) in known:
         found = getattr(testtime.methods, known[_bare(name)])
     elif name in others:
-        found = others[name].load()
+        found = load_plugin(others[name])
     else:
         names = list_methods()
         guess = did_you_mean(name.replace("_", "-"), names)
+        own = "an own class is named as package.module:Class; " * ("." in name)
         raise ValueError(
-            f"there is no method {name!r}{guess}; testtime.list_methods() has {', '.join(names)}"
+            f"there is no method {name!r}{guess}; {own}testtime.list_methods() has {', '.join(names)}"
         )
     if not (isinstance(found, type) and issubclass(found, Adapter)):
         raise ValueError(f"{name}: expected a class of testtime.Adapter, got {found!r}")

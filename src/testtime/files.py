@@ -98,6 +98,8 @@ def replacing(path: str | Path, *, private: bool = False, durable: bool = True) 
             raise OSError(
                 error.errno, f"{error.strerror or error}; free some space on the disk", str(path)
             ) from error
+        if isinstance(error, OSError) and error.filename == str(partial):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if durable:
         sync_folder(path.parent)

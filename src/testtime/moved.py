@@ -29,6 +29,7 @@ MODULES = {
     "testtime.bench.sets": "testtime.experiments.online.former",
     "testtime.checkpoint": "testtime.training.checkpoint",
     "testtime.choosing": "testtime.selection",
+    "testtime.experiments.multitask.houses": "testtime.multitask.houses",
     "testtime.fingerprint": "testtime.intake.fingerprint",
     "testtime.frozen": "testtime.intake.frozen",
     "testtime.gradients": "testtime.intake.gradients",

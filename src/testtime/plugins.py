@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-__all__ = ["located", "plugins", "resolve"]
+__all__ = ["load_plugin", "located", "plugins", "resolve"]
 
 
 def plugins(group: str) -> dict[str, EntryPoint]:
@@ -24,6 +24,22 @@ def plugins(group: str) -> dict[str, EntryPoint]:
         group: "testtime.methods", "testtime.data" or "testtime.experiments".
     """
     return {point.name: point for point in entry_points(group=group)}
+
+
+def load_plugin(point: EntryPoint) -> Any:
+    """Return what an entry point names.
+
+    Raises:
+        ImportError: it cannot be imported; the message names the entry point and its package.
+    """
+    try:
+        return point.load()
+    except Exception as error:  # the code of another's module may raise anything
+        package = point.dist.name if point.dist else "the package that registers it"
+        raise ImportError(
+            f"the entry point {point.name} = {point.value} of {point.group} cannot be loaded: {located(error)}; repair or "
+            f"uninstall {package}"
+        ) from error
 
 
 def resolve(path: str) -> Any:

@@ -80,12 +80,17 @@ def test_an_own_function_makes_the_network(tmp_path: Path, monkeypatch: pytest.M
         "    net.image_size = 2\n"
         "    return net\n"
         "number = int\n"
+        "def broken():\n"
+        "    raise RuntimeError('no weights')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     found = open_model("my_networks:small")
     assert (found.name, found.classes, found.side, len(found.digest)) == ("small", 4, 2, 64)
     with pytest.raises(ValueError, match=r"my_networks:number\(\) returned int, expected a torch.nn.Module"):
         open_model("my_networks:number")
+    message = r"my_networks:broken\(\) fails with RuntimeError: no weights \(.*my_networks.py, line 8\)"
+    with pytest.raises(ValueError, match=message):
+        open_model("my_networks:broken")
     with pytest.raises(
         ImportError, match="no_such:thing cannot be imported .*; expected a name of this library"
     ):

@@ -25,3 +25,9 @@ def test_the_normalisation_follows_the_dtype() -> None:
 def test_a_wrong_normalisation_is_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="one length and positive std"):
         Preprocessed(nn.Identity(), mean, std)
+
+
+@pytest.mark.filterwarnings("error")
+def test_mean_and_std_may_be_tensors() -> None:
+    model = Preprocessed(nn.Identity(), torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.5]))
+    assert model(torch.ones(1, 2, 1, 1)).flatten().tolist() == [1.0, 1.5]

@@ -22,7 +22,7 @@ LIGHT, DARK = (
 def table(rows: int = 12) -> rp.Table:
     """A table with groups, spread, published figures, shades, and rows enough for a filter."""
     columns = [
-        rp.Column("mean H", "%", better="higher", style="headline"),
+        rp.Column("mean H", "%", better="higher"),
         *(rp.Column(name, group=group, better="higher") for group in ("A", "B") for name in ("ACC", "H")),
         rp.Column("heat", shade="heat", places=0),
         rp.Column("bar", shade="bar", explain=HOSTILE),
@@ -66,7 +66,6 @@ def lines(small: bool = False) -> rp.Chart | None:
         title=f"H over time {HOSTILE}",
         y="H-score, %",
         marks=marks,
-        references=[rp.Reference("published", 71.0)],
         small=small,
     )
 
@@ -88,7 +87,7 @@ def points() -> list[rp.Point]:
 def page() -> rp.Page:
     """The page."""
     several = [
-        rp.Point(name, 20.0 + 2 * k + 3 * i, 0, 0.9, i + 1, setting, 23.0 if i == 0 else None)
+        rp.Point(name, 20.0 + 2 * k + 3 * i, 0, 0.9, i + 1, setting)
         for k, name in enumerate(METHODS)
         for i, setting in enumerate(("continual", HOSTILE))
     ]
@@ -98,9 +97,9 @@ def page() -> rp.Page:
         rp.Figure(lines(), "H-score over time"),
         rp.Figure(
             rp.scatter(points(), title="Cost", x="time", y="H, %", logarithmic=True, suffix="×"),
-            rp.phrase("H against {}", rp.emphasis("time")),
+            rp.phrase("H against {}", rp.code("time")),
         ),
-        rp.Figure(rp.row_chart(several, title="Errors", x="error, %", reference=25.0), "Errors"),
+        rp.Figure(rp.row_chart(several, title="Errors", x="error, %"), "Errors"),
         rp.Figure(rp.row_chart(several, title="Bars", x="error, %", bars=True), "Bars"),
         rp.Figure(
             rp.heat_map(["a", "b", HOSTILE], ["w", "x", "y", "z"], matrix, title="Confusion"), "Confusion"

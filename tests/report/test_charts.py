@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from testtime import errors
 from testtime.report import (
     Chart,
     Point,
-    Reference,
     Series,
     drawing,
     heat_map,
@@ -25,7 +25,8 @@ from testtime.report import (
     scatter,
     share_chart,
 )
-from testtime.report.labels import spread_out, text_width
+from testtime.report.lines import apart
+from testtime.report.points import text_width
 
 pytest.importorskip("altair", reason="the charts need testtime[report]")
 pytest.importorskip("vl_convert", reason="the charts need testtime[report]")
@@ -33,7 +34,7 @@ pytest.importorskip("vl_convert", reason="the charts need testtime[report]")
 import sample
 from svg import elements, lines, named, path, texts
 
-ROWS = [Point("a", 10.0, 0, 2.0, 1), Point("b", 30.0, 0, 0.0, 2, published=25.0), Point("c", -20.0, 0, 1.0)]
+ROWS = [Point("a", 10.0, 0, 2.0, 1), Point("b", 30.0, 0, 0.0, 2), Point("c", -20.0, 0, 1.0)]
 
 
 def affine(measured: list[float], data: list[float], tolerance: float = 0.2) -> float:
@@ -78,18 +79,16 @@ def test_a_line_and_its_band_break_at_nan() -> None:
     )
 
 
-def test_references_marks_and_ends() -> None:
+def test_marks_and_ends() -> None:
     series = [Series("low", [0, 1, 2], [1.0, 2.0, 1.0], 1), Series("lower", [0, 1, 2], [1.0, 2.0, 1.01], 2)]
     marks = [(0.0, "fog"), (1.0, "<b>&\"'</b>")]
-    chart = line_chart(series, title="t", y="y", marks=marks, references=[Reference("published", 1.5)])
+    chart = line_chart(series, title="t", y="y", marks=marks)
     shown = texts(chart)
-    assert {"fog", marks[1][1], "low", "lower", "published"} <= shown.keys()
-    ends = sorted(shown[name][1] for name in ("low", "lower", "published"))
+    assert {"fog", marks[1][1], "low", "lower"} <= shown.keys()
+    ends = sorted(shown[name][1] for name in ("low", "lower"))
     assert all(b - a >= 14 for a, b in pairwise(ends))
-    _, (points,) = lines(chart)["low"]
-    assert named(chart)["published: 1.50"][1][1] == pytest.approx((points[0][1] + points[1][1]) / 2, abs=0.2)
     assert chart is not None
-    assert chart.keys == (("low", "k1"), ("lower", "k2"), ("published", "ink"))
+    assert chart.keys == (("low", "k1"), ("lower", "k2"))
 
 
 def test_lines_of_many_points_have_no_tooltip_for_each() -> None:
@@ -119,10 +118,10 @@ def test_a_logarithmic_scatter() -> None:
 def test_labels_of_a_scatter_cover_no_label_and_no_point(which: int) -> None:
     points = sample.points()
     chart = scatter(points, title="t", x="time", y="H, %")
-    font = 13.0 if which == 0 else 12.0
+    font = drawing.FONT
     names = {p.name for p in points}
     boxes = {
-        name: (x, y - 0.5 * font, x + text_width(name, font), y)
+        name: (x, y - 0.5 * font, x + text_width(name), y)
         for name, (x, y) in texts(chart, which).items()
         if name in names
     }
@@ -152,7 +151,7 @@ def test_thousands_of_points_are_drawn_in_seconds() -> None:
 
 @pytest.mark.parametrize("bars", [False, True])
 def test_rows_have_their_values_spread_and_published_value(bars: bool) -> None:
-    chart = row_chart(ROWS, title="t", x="error, %", bars=bars, reference=5.0)
+    chart = row_chart(ROWS, title="t", x="error, %", bars=bars)
     parts: dict[str, list[tuple[float, float]]] = {}
     for element, (x, _), told in elements(chart):
         if told:
@@ -165,9 +164,8 @@ def test_rows_have_their_values_spread_and_published_value(bars: bool) -> None:
     assert (-21.0, -19.0) in [tuple(round(v, 1) for v in pair) for pair in at["c"]]
     if not bars:
         assert {(10.0, 10.0)} < {tuple(round(v, 1) for v in pair) for pair in at["a"]}
-        assert (25.0, 25.0) in [tuple(round(v, 1) for v in pair) for pair in at["b"]]
     assert chart is not None
-    assert chart.description == "a: 10.00 ±2.00; b: 30.00, published 25.00; c: -20.00 ±1.00"
+    assert chart.description == "a: 10.00 ±2.00; b: 30.00; c: -20.00 ±1.00"
     if bars:
         bounds = [
             sorted(_rectangle(e, place))
@@ -279,10 +277,10 @@ def test_a_single_value_has_a_scale(value: float) -> None:
 
 
 def test_a_drawing_has_the_colours_of_the_page_and_no_font_of_its_own(charts: list[Chart]) -> None:
+    style = (Path(drawing.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     for chart in charts:
         svg = chart.svg(7)
-        assert not re.search(r"#\d\w0c0d", svg)
-        assert set(re.findall(r"var\(--(\w+)\)", svg)) <= drawing.COLOURS.keys()
+        assert set(re.findall(r"var\(--(\w+)\)", svg)) <= set(re.findall(r"--(\w+):", style))
         assert not re.findall(r"#[0-9a-f]{3,8}\b|rgb\(", svg)
         assert "font-family" not in svg
         assert "<script" not in svg
@@ -298,26 +296,19 @@ def test_drawings_are_the_same_every_time() -> None:
 
 
 def test_the_specifications_follow_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen = drawing.Layers.specification, []
+    real, seen = drawing.specification, []
 
-    def checked(self: drawing.Layers, size: drawing.Size, width: float, height: object) -> dict[str, Any]:
-        found = real(self, size, width, height)
+    def checked(*drawn: Any) -> dict[str, Any]:
+        found = real(*drawn)
         drawing.altair().LayerChart.from_dict(found, validate=True)
         seen.append(found)
         return found
 
-    monkeypatch.setattr(drawing.Layers, "specification", checked)
-    line_chart(
-        [Series("a", [0, 1], [1, 2], 2, [1, 1])],
-        title="t",
-        y="y",
-        x="x",
-        references=[Reference("r", 1)],
-        small=True,
-    )
+    monkeypatch.setattr(drawing, "specification", checked)
+    line_chart([Series("a", [0, 1], [1, 2], 2, [1, 1])], title="t", y="y", x="x", small=True)
     scatter(sample.points()[:4], title="t", x="x", y="y", small=True)
-    row_chart(ROWS, title="t", x="x", reference=1.0, small=True)
-    heat_map(["a"], ["b"], [[1.0]], title="t", down="d", across="a", small=True)
+    row_chart(ROWS, title="t", x="x", small=True)
+    heat_map(["a"], ["b"], [[1.0]], title="t", small=True)
     share_chart({"a": [1.0]}, title="t", ends=("a", "b"))
     assert len(seen) == 5
 
@@ -364,7 +355,7 @@ def test_no_name_ends_the_process(odd: str, kept: str) -> None:
         row_chart([Point(name, 1.0, 0, 0, 1, name)], title=name, x=name),
         line_chart([Series(name, [0, 1], [1, 2], 1)], title=name, y=name, x=name, x_names=[name, "c"]),
         scatter([Point(name, 1, 1, 0, 1)], title=name, x=name, y=name, suffix=odd),
-        heat_map([name], [name], [[1.0]], title=name, down=name, across=name),
+        heat_map([name], [name], [[1.0]], title=name),
         share_chart({name: [1.0]}, title=name, ends=(name, "c")),
     ]
     for chart in drawn:
@@ -377,9 +368,9 @@ def test_places_of_names_are_found_whatever_their_size() -> None:
     assert {"first", "second"} <= texts(chart).keys()
 
 
-def test_ends_are_moved_as_little_as_needed() -> None:
-    assert spread_out([0.0, 100.0], 10.0, 0.0, 100.0) == [0.0, 100.0]
-    assert spread_out([50.0, 50.0, 50.0], 10.0, 0.0, 100.0) == [40.0, 50.0, 60.0]
-    assert spread_out([99.0, 98.0], 10.0, 0.0, 100.0) == [100.0, 90.0]
-    assert spread_out([30.0, 20.0, 10.0], 10.0, 0.0, 100.0) == [30.0, 20.0, 10.0]
-    assert spread_out([], 10.0, 0.0, 100.0) == []
+def test_ends_are_moved_apart_inside_the_range() -> None:
+    assert apart([0.0, 100.0], 10.0, 100.0) == [0.0, 100.0]
+    assert apart([50.0, 50.0, 50.0], 10.0, 100.0) == [50.0, 60.0, 70.0]
+    assert apart([99.0, 98.0], 10.0, 100.0) == [100.0, 90.0]
+    assert apart([30.0, 20.0, 10.0], 10.0, 100.0) == [30.0, 20.0, 10.0]
+    assert apart([], 10.0, 100.0) == []

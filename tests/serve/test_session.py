@@ -208,3 +208,61 @@ def _events(directory: Path) -> list[dict]:
     from testtime.serve.audit import records
 
     return list(records(directory / "audit"))
+
+
+def test_a_guard_is_heard(tmp_path: Path) -> None:
+    """Diagnostics, events and whose answer it is come from the guard, and its state travels with the stream."""
+    from testtime.wrap import Guarded
+
+    def guarded() -> Guarded:
+        adapter = Guarded(tent())
+        adapter.prepare([images(900 + i, 16) for i in range(8)])
+        return adapter
+
+    alone = guarded()
+    options = SessionOptions(snapshot_every=2, asynchronous=False)
+    session = Session(guarded(), tmp_path, options=options)
+    answers = []
+    for i in range(4):
+        want = alone(images(i, 8))
+        answers.append(session.submit(images(i, 8)))
+        session.submit(images(50 + i, 8), "other")
+        assert torch.equal(answers[-1].logits, want.logits)
+        assert answers[-1].serving == alone.serving
+        assert set(session.history()[-1]["diagnostics"]) == set(alone.diagnostics)
+    session._audit.close()
+    session._lock.release()
+    with Session.resume(network(), tmp_path) as resumed:
+        assert resumed.status().offset == 32
+        want = alone(images(4, 8))
+        again = resumed.submit(images(4, 8))
+        assert torch.equal(again.logits, want.logits)
+        assert again.state == state_hash(alone)[:16]
+
+
+def test_requests_of_many_threads(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with Session(tent(), tmp_path, options=SessionOptions(snapshot_every=2)) as session:
+
+        def serve(name: str) -> list[str]:
+            return [session.submit(images(1000 * ord(name) + i), name).state for i in range(6)]
+
+        with ThreadPoolExecutor(4) as pool:
+            states = dict(zip("abcd", pool.map(serve, "abcd"), strict=True))
+    for name, found in states.items():
+        alone = tent()
+        for i, state in enumerate(found):
+            alone(images(1000 * ord(name) + i))
+            assert state_hash(alone)[:16] == state
+
+
+def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    import stat
+
+    directory = tmp_path / "session"
+    with Session(tent(), directory) as session:
+        session.submit(images(0))
+    for path in (directory, *directory.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), path

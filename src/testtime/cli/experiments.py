@@ -37,7 +37,9 @@ class Changes:
     """What differs from the experiment, or from the file of a request."""
 
     data: Annotated[str | None, Option("folder of data sets and weights, or own images (.data)")] = None
-    model: Annotated[str | None, Option("source model: a name, a file, timm:NAME or hf:NAME")] = None
+    model: Annotated[
+        str | None, Option("source model: a name, a file, timm:NAME, hf:NAME or module:function")
+    ] = None
     methods: Annotated[tuple[str, ...] | None, Option(OWN, words, "A,B", ("--methods", "--method"))] = None
     seeds: Seeds = None
     rows: Annotated[tuple[str, ...] | None, Option("some of the experiment's", metavar="ROW")] = None

@@ -28,9 +28,9 @@ def train(
     jobs: Jobs = 2,
 ) -> int:
     """Train a source network; the same command goes on where it was left."""
-    from testtime.experiments.multitask.houses import TASKS, Houses
     from testtime.experiments.multitask.listing import read_constants
     from testtime.multitask import branches, training
+    from testtime.multitask.houses import TASKS, Houses
     from testtime.processor import resolve_precision
     from testtime.scenes.groups import read_grouped
     from testtime.scenes.tracer import warn_if_slow

@@ -148,18 +148,25 @@ def serve(
     tokens = Tokens.read(os.environ, secrets.token_file, secrets.manage_token_file)
     check_access(host, tokens)
     asked, limits = adaptation.configuration(), requests.limits()
+    from testtime.models import MODELS
     from testtime.serve.server import ServerOptions, create_app, listening, open_session, run, session_options
     from testtime.serve.server.opening import Kept
 
     with listening(host, port) as found:
         model = adaptation.opened()
-        options = session_options(model, snapshot_every=requests.snapshot_every, streams=limits.streams)
+        named = adaptation.model if adaptation.model in MODELS else None
+        options = session_options(
+            model, snapshot_every=requests.snapshot_every, streams=limits.streams, model=named
+        )
         session, used = open_session(model, asked, state, options)
         with session:
             server = ServerOptions(
                 model, used, tokens, limits, host=host, deadline=requests.deadline, kept=Kept(state, asked)
             )
             _log(logs)
+            if used.guarded and not model.source:
+                advice = "name a folder of images as in training: --source FOLDER"
+                logging.getLogger("testtime.serve").warning("the guards are not calibrated; %s", advice)
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{found.getsockname()[1]}"
             print(f"{model.name} with {used.method} at {address}, state in {Path(state)}", flush=True)

@@ -11,7 +11,7 @@ from testtime.data.folders import image_folder, imagenet, places365, textures, t
 from testtime.data.imageset import ImageSet
 from testtime.data.svhn import svhn
 from testtime.errors import DataError, unknown_name
-from testtime.plugins import plugins
+from testtime.plugins import load_plugin, plugins
 
 __all__ = ["EMBEDDED", "NAMED", "TRAINING", "named", "reader", "training_images"]
 
@@ -70,7 +70,7 @@ def reader(name: str) -> Reader | None:
     if name in NAMED:
         return NAMED[name]
     point = plugins("testtime.data").get(name)
-    return None if point is None else point.load()
+    return None if point is None else load_plugin(point)
 
 
 def named(name: str, root: str | Path) -> ImageSet:

@@ -19,7 +19,7 @@ from testtime.data.named import NAMED, TRAINING, named, reader, training_images
 from testtime.errors import DataError, unknown_name
 from testtime.plugins import plugins
 
-__all__ = ["Places", "find_set", "has_source", "image_size", "images_of", "source_batches"]
+__all__ = ["Places", "find_set", "has_source", "image_size", "images_of", "is_there", "source_batches"]
 
 Places = Mapping[str, str]
 SMALL = ("cifar10", "cifar100", "digits")  # sets of 32x32 pixels
@@ -54,6 +54,15 @@ def images_of(name: str, places: Places, skip_damaged: bool = False) -> ImageSet
         DataError: it is not there; the message names the file.
     """
     return _open(name, places.get(f"set {name}", ""), places["data"], skip_damaged)
+
+
+def is_there(name: str, places: Places) -> bool:
+    """Return whether a data set can be opened."""
+    try:
+        images_of(name, places)
+    except DataError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=8)

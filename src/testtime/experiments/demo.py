@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from testtime.build import build_method
+from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data import embedded
+from testtime.errors import unknown_name
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
 from testtime.experiments.registry import code_of
@@ -96,15 +98,22 @@ class Digits(Experiment):
     )
 
     def plan(self, request: Request) -> Plan:
+        epochs, corruptions = (self.setting(request, name) for name in ("epochs", "corruptions"))
+        if type(epochs) is not int or epochs < 1:
+            raise ValueError(f"epochs is a whole number from 1, got {epochs}")
+        if not corruptions:
+            raise ValueError("the list of corruptions is empty; leave it out to take the experiment's own")
+        for name in corruptions:
+            if name not in CORRUPTIONS + EXTRA:
+                raise unknown_name("corruption", str(name), CORRUPTIONS + EXTRA)
         images = embedded()
         digests = images.train.digest() + images.test.digest()
         facts = {"digits": hashlib.sha256(digests.encode()).hexdigest()}
-        corruptions = self.setting(request, "corruptions")
         common: dict[str, Any] = {"device": "cpu", "precision": request.precision, "facts": facts}
         common |= {"limit": request.limit, "corruptions": corruptions}
         rows, cells, others = self.chosen_rows(self.rows, request), [], {}
         for seed in request.seeds or ():
-            training = {"seed": seed, "epochs": self.setting(request, "epochs"), "facts": facts}
+            training = {"seed": seed, "epochs": epochs, "facts": facts}
             name = f"source, seed {seed}"
             others[name] = source = Unit(f"{__name__}:train_on_digits", training, name)
             for row in rows:

@@ -12,7 +12,6 @@ from testtime.report import (
     Definitions,
     Details,
     Grid,
-    Markup,
     Note,
     Page,
     Section,
@@ -52,7 +51,7 @@ def run_page(
         title: title; empty takes the experiment's.
     """
     about = run.about
-    said = [lead] if isinstance(lead, str | Markup) else lead
+    said = [lead] if isinstance(lead, str) else lead
     return Page(
         title=title or about["title"],
         kicker=f"testtime · {about['family']} · {about['experiment']}",

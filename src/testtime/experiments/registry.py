@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testtime.errors import did_you_mean, unknown_name
-from testtime.plugins import plugins, resolve
+from testtime.plugins import load_plugin, plugins, resolve
 
 if TYPE_CHECKING:
     from testtime.experiments.experiment import Experiment
@@ -54,7 +54,7 @@ def list_experiments(family: str | None = None) -> dict[str, list[Listed]]:
     if family is not None and family not in names:
         raise unknown_name("family", family, names)
     chosen = names if family is None else [family]
-    modules = {n: others[n].load() if n in others else import_module(FAMILIES[n]) for n in chosen}
+    modules = {n: load_plugin(others[n]) if n in others else import_module(FAMILIES[n]) for n in chosen}
     return {name: list(module.LISTED) for name, module in modules.items()}
 
 
@@ -66,7 +66,9 @@ def find_experiment(name: str) -> Experiment:
     """
     from testtime.experiments.experiment import Experiment
 
-    listed = {one.name: one.load for family in list_experiments().values() for one in family}
+    listed = {one.name: one.load for family in FAMILIES for one in list_experiments(family)[family]}
+    if name not in listed:  # those of other packages are loaded only where they are needed
+        listed = {one.name: one.load for family in list_experiments().values() for one in family}
     if name not in listed:
         meant = did_you_mean(name, listed)
         raise ValueError(f"no experiment {name!r}{meant}; testtime list shows all {len(listed)}")

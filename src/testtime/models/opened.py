@@ -18,7 +18,7 @@ from testtime.intake.views import Views, views_of
 from testtime.models.preprocessed import Preprocessed
 from testtime.models.weights import classifier_name, load_weights, read_weights, strip_prefixes
 from testtime.models.zoo import MODELS, ModelCard, load_model, model_card
-from testtime.plugins import resolve
+from testtime.plugins import located, resolve
 
 __all__ = ["OpenedModel", "find_weights", "open_model"]
 
@@ -215,7 +215,10 @@ def _from_function(module: str, name: str) -> OpenedModel:
         build: Callable[[], Any] = resolve(f"{module}:{name}")
     except ImportError as error:
         raise ImportError(f"{module}:{name} cannot be imported ({error}); expected {KINDS}") from error
-    model = build()
+    try:
+        model = build()
+    except Exception as error:  # the user's own code may raise anything
+        raise ValueError(f"{module}:{name}() fails with {located(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{module}:{name}() returned {type(model).__name__}, expected a torch.nn.Module")
     found = fingerprint(model.eval())

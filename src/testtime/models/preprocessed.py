@@ -36,8 +36,8 @@ class Preprocessed(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
         views: Views | None = None,
     ) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """HTML pages and charts: typed objects in, a page that needs nothing else out. The package knows no experiment.
 
 A page is a tree of frozen dataclasses. Every string in it is escaped; elements inside a text come from :func:`strong`,
-:func:`sub`, :func:`code`, :func:`dim`, :func:`link` and are put together with ``+``, :func:`phrase`, :func:`join` and
+:func:`sub`, :func:`sup`, :func:`code`, :func:`dim` and are put together with ``+``, :func:`phrase`, :func:`join` and
 :func:`listed`. A paragraph is a string.
 
 - **Page**: ``Page(title, kicker, lead, sections, unfinished)``, ``Section(id, short, heading, blocks)``; sections without
@@ -59,21 +59,8 @@ from testtime.report.blocks import (
 )
 from testtime.report.drawing import Chart
 from testtime.report.heat import heat_map
-from testtime.report.lines import Reference, Series, line_chart, share_chart
-from testtime.report.markup import (
-    Markup,
-    Text,
-    code,
-    dim,
-    emphasis,
-    join,
-    link,
-    listed,
-    phrase,
-    strong,
-    sub,
-    sup,
-)
+from testtime.report.lines import Series, line_chart, share_chart
+from testtime.report.markup import Text, code, dim, join, listed, phrase, strong, sub, sup
 from testtime.report.points import Point, row_chart, scatter
 from testtime.report.rendering import page_html, write_chart, write_page
 from testtime.report.table import Cell, Column, Row, Table
@@ -91,7 +78,7 @@ __all__ = [
     "Grid",
     "Legend",
 ]
-__all__ += ["Markup", "Note", "Page", "Picture", "Point", "Reference", "Row", "Section", "Series", "Table"]
-__all__ += ["Text", "code", "colours", "deviation", "dim", "emphasis", "first_of", "heat_map", "join"]
-__all__ += ["line_chart", "link", "listed", "mean", "page_html", "phrase", "row_chart", "scatter"]
-__all__ += ["share_chart", "show", "signed", "strong", "sub", "sup", "write_chart", "write_page"]
+__all__ += ["Note", "Page", "Picture", "Point", "Row", "Section", "Series", "Table", "Text", "code"]
+__all__ += ["colours", "deviation", "dim", "first_of", "heat_map", "join", "line_chart", "listed", "mean"]
+__all__ += ["page_html", "phrase", "row_chart", "scatter", "share_chart", "show", "signed", "strong", "sub"]
+__all__ += ["sup", "write_chart", "write_page"]

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from testtime.report.markup import Text
 from testtime.report.table import Table
@@ -36,7 +36,6 @@ SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 class Note:
     """A paragraph of the second rank: how a table or a chart is to be read."""
 
-    kind: ClassVar = "note"
     text: Text
 
 
@@ -45,7 +44,6 @@ class Note:
 class Bullets:
     """A list of short texts."""
 
-    kind: ClassVar = "bullets"
     items: Sequence[Text]
 
 
@@ -54,7 +52,6 @@ class Bullets:
 class Definitions:
     """Names and what belongs to them, such as the settings of a run."""
 
-    kind: ClassVar = "definitions"
     items: Sequence[tuple[Text, object]]
 
 
@@ -63,7 +60,6 @@ class Definitions:
 class Figure:
     """A chart with its caption; nothing where there is no chart, because there was nothing to draw."""
 
-    kind: ClassVar = "figure"
     chart: Chart | None
     caption: Text
 
@@ -78,7 +74,6 @@ class Grid:
         width: least width of a block, in rem.
     """
 
-    kind: ClassVar = "grid"
     blocks: Sequence[Block]
     width: float = 18.0
 
@@ -92,7 +87,6 @@ class Legend:
         keys: colour by name, see :func:`testtime.report.words.colours`.
     """
 
-    kind: ClassVar = "legend"
     keys: dict[str, int]
 
 
@@ -108,7 +102,6 @@ class Picture:
         dark: the same on a dark ground; None shows ``image`` on both.
     """
 
-    kind: ClassVar = "picture"
     image: Path | bytes
     caption: Text = ""
     alt: str = ""
@@ -131,7 +124,6 @@ class Details:
         opened: whether it is shown at first.
     """
 
-    kind: ClassVar = "details"
     summary: Text
     blocks: Sequence[Block]
     opened: bool = False

@@ -1,58 +1,55 @@
-"""From Altair's specification to SVG that lives in a page: small, without fonts of its own, in the colours of the page."""
+"""From Altair's layers to SVG that lives in a page: small, without fonts of its own, in the colours of the page."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from html import escape
 from importlib import import_module
 from typing import Any, final
 
 from testtime.errors import need_packages
 
-__all__ = ["COLOURS", "NARROW", "SMALL", "WIDE", "Chart", "Layers", "Size", "altair", "clean", "drawn"]
+__all__ = ["FONT", "NARROW", "WIDE", "Chart", "altair", "clean", "colour", "drawn", "label_of", "layer"]
+__all__ += ["padded", "scaled", "specification", "x_axis"]
 
-COLOURS = {
-    name: f"#0{place:x}0c0d"
-    for place, name in enumerate(("ink", "dim", "rule", "quiet", "paper", "heat", "cold"), 1)
-} | {f"k{number}": f"#1{number:x}0c0d" for number in range(1, 7)}
-"""The colours that charts are drawn with, by the name of the page's CSS property that replaces each."""
-
+WIDE, NARROW = 1040, 358
+"""Widths of a drawing on a wide page, and on a phone or beside others, in pixels."""
+FONT = 13
+"""Size of the text, in pixels."""
+NAMED = 400
+"""Marks of a layer up to which each shows its figures when it is pointed at."""
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-POINT = re.compile(r"([ML])(-?[\d.]+),(-?[\d.]+)")
-LINES = re.compile(r"(?:[ML]-?[\d.]+,-?[\d.]+)+Z?")
-NOTHING: Mapping[str, Any] = {}
-CHANNELS = {"px": "x", "py": "y", "px2": "x2", "py2": "y2", "c": "color", "t": "text"}
-CHANNELS |= {"series": "detail", "name": "description"}
-GEOMETRY = {"d", "transform", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "cx", "cy"}
-DROPPED = {"class", "version", "pointer-events", "font-family", "role", "aria-hidden", "aria-roledescription"}
-DROPPED |= {"aria-label", "stroke-miterlimit"}
+UNSCALED = {"color": "N", "size": "Q", "opacity": "Q"}
+GEOMETRY = ("d", "transform", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "cx", "cy", "dy")
+PAINT = ("fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity")
+TYPE = ("text-anchor", "font-size", "font-weight")
+CONFIG = {
+    "axis": {
+        **dict.fromkeys(("labelColor", "titleColor"), "var(--dim)"),
+        **dict.fromkeys(("labelFontSize", "titleFontSize"), FONT - 1),
+        **{"titleFontWeight": "normal", "titlePadding": 8, "labelPadding": 6},
+        **{"gridColor": "var(--rule)", "domain": False, "ticks": False},
+    },
+    "axisX": {"labelFlush": False, "tickCount": {"expr": "ceil(width / 110)"}},
+    "title": {
+        "anchor": "start",
+        "frame": "bounds",
+        "fontWeight": "normal",
+        "fontSize": FONT - 1,
+        "color": "var(--dim)",
+    },
+    "view": {"stroke": None},
+    "text": {"fontSize": FONT, "fill": "var(--ink)"},
+}
 
 Rows = Sequence[Mapping[str, object]]
-
-
-@final
-@dataclass(frozen=True)
-class Size:
-    """A size a chart is drawn in.
-
-    Args:
-        width: width of the whole drawing, in pixels.
-        font: size of the text, in pixels.
-        narrow: whether it is for a phone or one of several charts side by side.
-    """
-
-    width: int
-    font: float
-    narrow: bool
-
-
-WIDE = Size(1040, 13, False)
-NARROW = Size(358, 12, True)
-SMALL = Size(358, 12, True)
 
 
 @final
@@ -86,26 +83,22 @@ class Chart:
         """
         kinds = ("small",) if self.small else ("wide", "narrow")
         return "".join(
-            self._element(content, width, height, f"c{number}{kind[0]}", f"chart {kind}")
-            for kind, (content, width, height) in zip(kinds, self.drawings, strict=True)
+            self._element(*drawing, f"c{number}{kind[0]}", f"chart {kind}")
+            for kind, drawing in zip(kinds, self.drawings, strict=True)
         )
 
     def file(self, style: str) -> str:
         """Return the wide drawing as an SVG file of its own, with the CSS that defines its colours."""
         content, width, height = self.drawings[0]
-        width = max(
-            width, (SMALL if self.small else WIDE).width
-        )  # fonts may be wider than those it was measured with
         svg = self._element(f"<style>{style}</style>{content}", width, height, "c", "chart")
         return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
 
     def _element(self, content: str, width: float, height: float, name: str, kind: str) -> str:
-        title, description = (ElementTree.Element(tag, id=name + tag[0]) for tag in ("title", "desc"))
-        title.text, description.text = self.title, self.description
-        head = "".join(ElementTree.tostring(e, encoding="unicode") for e in (title, description))
+        title, told = escape(self.title, quote=False), escape(self.description, quote=False)
         return (
             f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
-            f'aria-labelledby="{name}t" aria-describedby="{name}d">{head}{content}</svg>'
+            f'aria-labelledby="{name}t" aria-describedby="{name}d">'
+            f'<title id="{name}t">{title}</title><desc id="{name}d">{told}</desc>{content}</svg>'
         )
 
 
@@ -120,81 +113,41 @@ def altair() -> Any:
     return import_module("altair")
 
 
-class Layers:
-    """The layers of a chart, the lowest first. The fields of the data decide what a mark shows, see :meth:`add`."""
+def layer(mark: str, rows: Rows, place: Mapping[str, Any], **options: Any) -> list[Any]:
+    """Return a layer of a chart in a list, which is empty where there are no data.
 
-    def __init__(self) -> None:
-        self._charts: list[Any] = []
-        self._data: dict[str, Rows] = {}
-
-    def add(self, mark: str, rows: Rows, place: Mapping[str, Any] = NOTHING, **options: Any) -> None:
-        """Add a layer, unless it has no data.
-
-        Args:
-            mark: kind of mark of Vega-Lite, such as "line".
-            rows: data. Beside "x" and "y" (in the units of the axes) they may have "x2" and "y2", "px", "py", "px2" and "py2"
-                (in pixels), "c" (colour), "t" (text), "size", "opacity", "series" (lines of one series are one line) and
-                "name": the text that is shown where a mark is pointed at.
-            place: channels of the axes, and others that are not fields.
-            options: options of the mark.
-        """
-        if not rows:
-            return
-        alt, raw, data = altair(), {"scale": None}, f"d{len(self._data)}"
-        known = {
-            "px": alt.X("px:Q", axis=None, **raw),
-            "py": alt.Y("py:Q", axis=None, **raw),
-            **{key: getattr(alt, key.upper())(f"{key}:Q") for key in ("x2", "y2")},
-            "px2": alt.X2("px2:Q"),
-            "py2": alt.Y2("py2:Q"),
-            "c": alt.Color("c:N", **raw),
-            "t": alt.Text("t:N"),
-            "size": alt.Size("size:Q", **raw),
-            "opacity": alt.Opacity("opacity:Q", **raw),
-            "series": alt.Detail("series:N"),
-            "name": alt.Description("name:N"),
-        }
-        fields = {CHANNELS.get(key, key): known[key] for key in rows[0] if key in known}
-        self._data[data] = rows
-        self._charts.append(
-            alt.Chart(
-                alt.NamedData(name=data),
-                mark=alt.MarkDef(type=mark, aria="name" in rows[0], **options),
-                encoding=alt.FacetedEncoding(**{**place, **fields}),
-            )
-        )
-
-    def specification(self, size: Size, width: float, height: object) -> dict[str, Any]:
-        """Return the specification in Vega-Lite.
-
-        Args:
-            size: size of the text.
-            width, height: size of the plot without its axes.
-        """
-        names = ("label", "title")
-        axis: dict[str, Any] = {f"{name}Color": COLOURS["dim"] for name in names}
-        axis |= {f"{name}FontSize": size.font - 1 for name in names}
-        axis |= {"gridColor": COLOURS["rule"], "domain": False, "ticks": False, "labelPadding": 6}
-        config = {
-            "axis": {**axis, "titleFontWeight": "normal"},
-            "view": {"stroke": None},
-            "text": {"fontSize": size.font},
-        }
-        layered = altair().LayerChart(
-            layer=self._charts, width=width, height=height, background="transparent", padding=2
-        )
-        found: dict[str, Any] = layered.to_dict(validate=False)  # the schema takes longer than the drawing
-        return found | {"datasets": self._data, "config": config}
+    Args:
+        mark: kind of mark of Vega-Lite, such as "line".
+        rows: data. Beside the fields of ``place`` they may have "x2", "y2", "color", "size", "opacity", "text", "detail"
+            (lines of one detail are one line) and "description": the text that is shown where a mark is pointed at.
+        place: channels of the axes.
+        options: options of the mark.
+    """
+    if not rows:
+        return []
+    alt, fields = altair(), [name for name in rows[0] if name not in place]
+    described = "description" in fields and (mark == "line" or len(rows) <= NAMED)
+    channels = {n: getattr(alt, n.title())(f"{n}:{kind}", scale=None) for n, kind in UNSCALED.items()}
+    channels |= {name: f"{name}:N" for name in ("text", "detail", "description", "yOffset")}
+    encoding = {name: channels.get(name, name) for name in fields if name != "description" or described}
+    known = [{key: value for key, value in row.items() if value == value} for row in rows]
+    drawn = alt.Chart(alt.Data(values=known), mark=alt.MarkDef(type=mark, aria=described, **options))
+    return [drawn.encode(**place, **encoding)]
 
 
-def drawn(draw: Callable[[Size], dict[str, Any]], small: bool) -> tuple[tuple[str, float, float], ...]:
+Drawings = tuple[tuple[str, float, float], ...]
+
+
+def drawn(draw: Callable[[int], tuple[list[Any], object]], small: bool, title: str = "") -> Drawings:
     """Draw a chart in the sizes of a page.
 
     Args:
-        draw: function that returns the specification for a size.
+        draw: function that returns the layers, the lowest first, and the height of the plot, for the width of the drawing.
         small: whether it is drawn once, to stand beside others.
+        title: title of the y axis, above it.
     """
-    return tuple(_svg(draw(size)) for size in ((SMALL,) if small else (WIDE, NARROW)))
+    widths = (NARROW,) if small else (WIDE, NARROW)
+    return tuple(_svg(specification(width, *draw(width), title)) for width in widths)
 
 
 def clean(value: Any) -> Any:
@@ -206,58 +159,99 @@ def clean(value: Any) -> Any:
     return UNSAFE.sub(" ", value) if isinstance(value, str) else value
 
 
-def _svg(specification: Mapping[str, Any]) -> tuple[str, float, float]:
-    altair()
-    text = import_module("vl_convert").vegalite_to_svg(clean(specification))
+def specification(width: int, layers: list[Any], height: object, title: str) -> dict[str, Any]:
+    """Return layers as a specification of Vega-Lite; the plot takes the width that axes and names leave."""
+    fit = {"type": "fit-x", "contains": "padding"}
+    size = {"width": width, "height": height, "autosize": fit, "padding": 2, "background": "transparent"}
+    whole = altair().LayerChart(layer=layers, **size, **({"title": title} if title else {}))
+    found: dict[str, Any] = clean(whole.to_dict(validate=False))  # the schema takes longer than the drawing
+    return found | {"config": CONFIG}
+
+
+def _svg(wanted: Mapping[str, Any]) -> tuple[str, float, float]:
+    text = import_module("vl_convert").vegalite_to_svg(wanted)
     root = ElementTree.fromstring(text)
-    _, _, width, height = map(float, root.attrib["viewBox"].split())
-    _clean(root)
+    _, _, wide, high = map(float, root.attrib["viewBox"].split())
+    _tidy(root)
     content = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
-    for name, colour in COLOURS.items():
-        content = content.replace(colour, f"var(--{name})")
-    return content, round(width, 1), round(height, 1)
+    return content, round(wide, 1), round(high, 1)
 
 
-def _clean(element: ElementTree.Element) -> None:
-    """Keep what is seen: no empty groups, no backgrounds, coordinates to a tenth of a pixel; names become tooltips."""
+def _tidy(element: ElementTree.Element) -> None:
+    """Keep what is seen, in coordinates of a tenth of a pixel; what describes a mark becomes its tooltip."""
     element.tag = element.tag.rpartition("}")[2]
-    label = element.attrib.get("aria-label") if element.tag != "g" else None
-    kind = element.attrib.get("class", "")
-    for key, value in list(element.attrib.items()):
-        if key in DROPPED or (key, value) in {("opacity", "1"), ("stroke-width", "1")} or value == "":
-            del element.attrib[key]
-        elif key in GEOMETRY:
-            element.attrib[key] = _shorter(value, key)
-    if element.attrib.get("transform") in ("translate(0,0)", "translate(0 0)"):
-        del element.attrib["transform"]
+    kind, label = element.attrib.get("class", ""), element.attrib.get("aria-label")
+    short = {key: NUMBER.sub(_tenths, element.attrib[key]) for key in GEOMETRY if key in element.attrib}
+    kept = {key: element.attrib[key] for key in (*PAINT, *TYPE) if key in element.attrib}
+    element.attrib = short | {key: value for key, value in kept.items() if value not in ("", "1")}
     for child in list(element):
-        if child.attrib.get("class") in ("background", "foreground"):
+        _tidy(child)
+        if (child.tag == "g" and not len(child)) or child.attrib.get("class") == "none":
             element.remove(child)
-            continue
-        _clean(child)
-        if child.tag == "g" and not len(child):
-            element.remove(child)
-        elif child.tag == "g" and not child.attrib and not child.text:
-            place = list(element).index(child)
-            element.remove(child)
-            for offset, inner in enumerate(child):
-                element.insert(place + offset, inner)
-    if "mark-line" in kind:
+    if kind in ("background", "foreground"):
+        element.attrib = {"class": "none"}
+    elif "mark-line" in kind:
         for path in element:
             path.attrib["class"] = "line"
-    if label:
-        title = ElementTree.SubElement(element, "title")
-        title.text = label
+    if label and element.tag != "g":
+        ElementTree.SubElement(element, "title").text = label
 
 
-def _shorter(value: str, key: str) -> str:
-    """Round coordinates to tenths of a pixel; the points of a line follow each other by their differences."""
-    if key != "d" or not LINES.fullmatch(value):
-        return NUMBER.sub(lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
-    at, parts = (0, 0), []
-    for command, x, y in POINT.findall(value):
-        to = round(10 * float(x)), round(10 * float(y))
-        step = to if command == "M" else (to[0] - at[0], to[1] - at[1])
-        parts.append(f"{command if command == 'M' else 'l'}{step[0] / 10:g} {step[1] / 10:g}")
-        at = to
-    return "".join(parts).replace(" -", "-") + ("Z" if value.endswith("Z") else "")
+def _tenths(found: re.Match[str]) -> str:
+    return f"{float(found[0]):.1f}".removesuffix(".0")
+
+
+def colour(number: int) -> str:
+    """Return the colour with a number: 0 is the grey of the background.
+
+    Raises:
+        ValueError: there is no such colour.
+    """
+    if not 0 <= number <= 6:
+        raise ValueError(f"expected a colour from 0 to 6, got {number}")
+    return f"var(--k{number})" if number else "var(--quiet)"
+
+
+def padded(values: Iterable[float], share: float = 0.06) -> tuple[float, float]:
+    """Return a range around values; it does not leave [0, 100] or the positive numbers where the values do not."""
+    known = [value for value in values if math.isfinite(value)]
+    low, high = min(known), max(known)
+    pad = share * ((high - low) or abs(high) or 1.0)
+    below, above = low - pad, high + pad
+    return (max(below, 0.0) if low >= 0 else below), (min(above, 100.0) if high <= 100 < above else above)
+
+
+def scaled(channel: str, bounds: tuple[float, float], axis: Mapping[str, Any] | None, **scale: Any) -> Any:
+    """Return the channel of an axis, "x" or "y", with exactly this range.
+
+    Args:
+        channel: name of the channel.
+        bounds: range of the values.
+        axis: options of the axis of Vega-Lite; None for none.
+        scale: further options of the scale, such as its type.
+    """
+    alt = altair()
+    of = alt.Scale(domain=list(bounds), nice=False, zero=False, **scale)
+    return getattr(alt, channel.upper())(f"{channel}:Q", scale=of, axis=axis and alt.Axis(**axis))
+
+
+def label_of(places: Sequence[object], names: Sequence[object]) -> str:
+    """Return the expression of Vega that is the name of a place; a name may have several lines."""
+    return f"{json.dumps(clean(names))}[indexof({json.dumps(clean(places))}, datum.value)]"
+
+
+def x_axis(title: str, width: int, names: Sequence[tuple[float, str]] = ()) -> dict[str, Any]:
+    """Return the options of an x axis.
+
+    Args:
+        title: title below it; without a title and names the axis has no labels.
+        width: width of the drawing.
+        names: places that have a name instead of a number.
+    """
+    axis: dict[str, Any] = {"title": title or None, "grid": False, "labels": bool(title or names)}
+    if names:
+        places, words = zip(*names, strict=True)
+        tilted = len(names) * max(map(len, words)) * 0.6 * FONT > width - 60
+        turned = {"labelAngle": -40, "labelAlign": "right", "labelBaseline": "middle"} if tilted else {}
+        axis |= {"values": places, "labelExpr": label_of(places, words), "labelLimit": 130, **turned}
+    return axis

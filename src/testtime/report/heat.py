@@ -6,14 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from testtime.report.axes import quoted
-from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
-from testtime.report.labels import text_width
+from testtime.report.drawing import FONT, Chart, altair, drawn, layer
 from testtime.report.words import show
 
 __all__ = ["heat_map"]
-
-MANY = 2500  # cells up to which each shows its number when it is pointed at
 
 
 def heat_map(
@@ -22,26 +18,21 @@ def heat_map(
     values: Sequence[Sequence[float]],
     *,
     title: str,
-    description: str = "",
     places: int = 1,
     low: float | None = None,
     high: float | None = None,
     diverging: bool = False,
-    down: str = "",
-    across: str = "",
     small: bool = False,
 ) -> Chart | None:
     """Draw a matrix; the larger a number, the stronger its colour on light and on dark ground. None for an empty one.
 
     Args:
-        rows, columns: names; values has a row for each row name.
+        rows, columns: names, which differ; values has a row for each row name.
         values: numbers; NaN leaves a cell empty.
         title: subject of the chart.
-        description: the figures in words; empty lists those of a matrix of at most 400 cells.
         places: decimals; numbers are printed where the cells have room for them.
         low, high: numbers without colour and of the strongest colour; None takes the least and the largest.
         diverging: whether numbers below zero have another colour, the stronger the smaller; ``low`` is not used.
-        down, across: meaning of rows and columns, such as "label" and "prediction".
         small: whether it is drawn once, to stand beside others.
 
     Raises:
@@ -49,44 +40,41 @@ def heat_map(
     """
     if len(values) != len(rows) or any(len(line) != len(columns) for line in values):
         raise ValueError(f"expected {len(rows)} rows of {len(columns)} values for the heat map {title!r}")
-    known = [value for line in values for value in line if math.isfinite(value)]
-    if not known:
+    cells = [
+        (r, c, v) for r, line in zip(rows, values, strict=True) for c, v in zip(columns, line, strict=True)
+    ]
+    cells = [cell for cell in cells if math.isfinite(cell[2])]
+    if not cells:
         return None
+    known = [value for _, _, value in cells]
     top = high if high is not None else max(map(abs, known)) if diverging else max(known)
     bottom = 0.0 if diverging else min(known) if low is None else low
-    cells = [(i, j, v) for i, line in enumerate(values) for j, v in enumerate(line) if math.isfinite(v)]
-    printed = [show(v, places) for _, _, v in cells]
-    told = [f"{rows[i]}, {columns[j]}: {text}" for (i, j, _), text in zip(cells, printed, strict=True)]
+    marks, told = [], []
+    for row, column, value in cells:
+        share = min(1.0, max(0.0, ((abs(value) if diverging else value) - bottom) / ((top - bottom) or 1.0)))
+        tint = "var(--cold)" if diverging and value < 0 else "var(--heat)"
+        told.append(f"{row}, {column}: {show(value, places)}")
+        marks.append(
+            {"y": row, "x": column, "color": tint, "opacity": 0.08 + 0.92 * share, "description": told[-1]}
+        )
+    texts = [{"y": row, "x": column, "text": show(value, places)} for row, column, value in cells]
 
-    def mark(index: int) -> dict[str, object]:
-        i, j, v = cells[index]
-        share = min(1.0, max(0.0, ((abs(v) if diverging else v) - bottom) / ((top - bottom) or 1.0)))
-        tint = COLOURS["cold" if diverging and v < 0 else "heat"]
-        found = {"column": j, "row": i, "opacity": 0.08 + 0.92 * share, "c": tint}
-        return found | ({"name": told[index]} if len(cells) <= MANY else {})
-
-    def draw(size: Size) -> dict[str, Any]:
-        alt, font = altair(), size.font - 1
-        beside = min(max(text_width(name, font) for name in rows), 0.34 * size.width)
-        wide = min((size.width - beside - 30) / len(columns), 60.0)
-        high = min(wide, 30.0)
-        tilted = max(text_width(name, font) for name in columns) > wide - 4
+    def draw(width: int) -> tuple[list[Any], object]:
+        alt, letter = altair(), 0.6 * FONT
+        beside = min(letter * max(map(len, rows)), 0.34 * width)
+        wide = (width - beside - 30) / len(columns)
+        tilted = letter * max(map(len, columns)) > wide
         turned = {"labelAngle": -50, "labelAlign": "left"} if tilted else {"labelAngle": 0}
-        gap = alt.Scale(padding=0.03)
-        x_axis = _axis(columns, orient="top", title=across or None, **turned)
-        y_axis = _axis(rows, title=down or None, labelLimit=beside, minExtent=beside)
-        place = {"x": alt.X("column:O", axis=x_axis, scale=gap), "y": alt.Y("row:O", axis=y_axis, scale=gap)}
-        layers = Layers()
-        layers.add("rect", [mark(index) for index in range(len(cells))], place)
-        if max(text_width(text, font) for text in printed) <= wide - 3 and size.font <= high:
-            numbers = [{"column": j, "row": i, "t": t} for (i, j, _), t in zip(cells, printed, strict=True)]
-            layers.add("text", numbers, place, color=COLOURS["ink"], fontSize=font)
-        return layers.specification(size, wide * len(columns), high * len(rows))
+        common = {"title": None, "grid": False, "labelOverlap": False}
+        across = alt.Axis(orient="top", **common, **turned)
+        bands = alt.Scale(padding=0.03)
+        place = {
+            "x": alt.X("x:N", sort=list(columns), axis=across, scale=bands),
+            "y": alt.Y("y:N", sort=list(rows), axis=alt.Axis(labelLimit=0.34 * width, **common), scale=bands),
+        }
+        fits = letter * max(len(one["text"]) for one in texts) < wide and min(wide, 30) >= FONT
+        layers = layer("rect", marks, place) + layer("text", texts if fits else [], place, fontSize=FONT - 1)
+        return layers, min(wide, 30.0) * len(rows)
 
     listed = "; ".join(told) if len(cells) <= 400 else f"{len(rows)} x {len(columns)} values"
-    return Chart(title, description or listed, drawn(draw, small))
-
-
-def _axis(names: Sequence[str], **options: Any) -> Any:
-    text = f"{quoted(list(names))}[datum.value]"
-    return altair().Axis(grid=False, labelExpr=text, labelOverlap=False, **options)
+    return Chart(title, listed, drawn(draw, small))

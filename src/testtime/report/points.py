@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, final
 
-from testtime.report.axes import NAMED, colour, log_ticks, padded, scale, x_axis, y_axis
-from testtime.report.drawing import COLOURS, Chart, Layers, Size, altair, drawn
-from testtime.report.labels import Label, place_labels, text_width
+from testtime.report.drawing import (
+    FONT,
+    NAMED,
+    NARROW,
+    Chart,
+    altair,
+    clean,
+    colour,
+    drawn,
+    label_of,
+    layer,
+    padded,
+    scaled,
+    x_axis,
+)
 from testtime.report.words import show
 
 __all__ = ["Point", "row_chart", "scatter"]
 
-LABELLED = 60  # points that may have a label, the most important ones
-QUIET_REACH = 60.0  # longest distance of the label of a grey point, in pixels
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom end."""
+LABELLED = 60
+"""Points that may have a label, the most important ones."""
+AROUND = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
+"""Sides of a point where its label may stand, the better first: to the right, to the left, above, ..."""
 
 
 @final
@@ -30,7 +48,6 @@ class Point:
         spread: standard deviation: of y in a scatter plot, of x in row charts.
         colour: number of the colour.
         setting: meaning of the colour, in a chart of rows in several settings.
-        published: the published value of x, a hollow diamond in row charts.
     """
 
     name: str
@@ -39,7 +56,16 @@ class Point:
     spread: float = 0.0
     colour: int = 0
     setting: str = ""
-    published: float | None = None
+
+    @property
+    def reach(self) -> float:
+        """The length of its whisker in a scatter plot."""
+        return self.spread if self.colour else 0.0
+
+    @property
+    def tint(self) -> str:
+        """The colour of its label."""
+        return colour(self.colour) if self.colour else "var(--dim)"
 
 
 def scatter(
@@ -48,7 +74,6 @@ def scatter(
     title: str,
     x: str,
     y: str,
-    description: str = "",
     logarithmic: bool = False,
     suffix: str = "",
     height: int = 360,
@@ -61,90 +86,101 @@ def scatter(
             the figures of every point are in the description, and shown where it is pointed at.
         title: subject of the chart.
         x, y: titles of the axes, with the unit.
-        description: the figures in words; empty lists them.
         logarithmic: whether the x axis is logarithmic.
         suffix: text after each number of the x axis, such as "×".
-        height: height of the plot.
+        height: height of the plot, in pixels.
         small: whether it is drawn once, to stand beside others.
     """
     known = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y) and (p.x > 0 or not logarithmic)]
     if not known:
         return None
-    listed = [f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known]
-    told = description or ("; ".join(listed) if len(known) <= NAMED else f"{len(known)} points")
+    listed = "; ".join(f"{p.name}: {show(p.y, 2)} at {show(p.x, 2)}{suffix}" for p in known)
     known.sort(key=lambda p: p.colour or math.inf)
-    low, high = padded([e for p in known for e in (p.y - _reach(p), p.y + _reach(p))], 0.1)
+    low, high = padded([edge for p in known for edge in (p.y - p.reach, p.y + p.reach)], 0.1)
+    first, last = padded([p.x for p in known], 0.12)
     if logarithmic:
         first, last = min(p.x for p in known) / 1.25, max(p.x for p in known) * 1.6
-    else:
-        first, last = padded([p.x for p in known], 0.12)
+    change, back = (math.log, math.exp) if logarithmic else (float, float)
+    whiskers = [
+        {"x": p.x, "y": p.y - p.reach, "y2": p.y + p.reach, "color": p.tint} for p in known if p.reach
+    ]
+    dots = [{"x": p.x, "y": p.y, "color": colour(p.colour), "size": 70 if p.colour else 45} for p in known]
+    for p, dot in zip(known, dots, strict=True):
+        dot["description"] = f"{p.name}: {_figures(p.y, p.spread)} at {show(p.x, 2)}{suffix}"
 
-    def draw(size: Size) -> dict[str, Any]:
-        alt, width = altair(), size.width - 56
-        values = log_ticks(first, last) if logarithmic else ()
-        axis = x_axis(x, size, suffix=suffix, values=values, grid=True)
+    def draw(width: int) -> tuple[list[Any], object]:
+        text = f"format(datum.value, '~g') + {json.dumps(clean(suffix))}"
+        axis = {**x_axis(x, width), "grid": True, "labelExpr": text}
+        kind = {"type": "log"} if logarithmic else {}
+        if logarithmic:
+            axis["values"] = [m * 10.0**power for power in range(-9, 10) for m in (1, 2, 5)]
         place = {
-            "x": alt.X("x:Q", scale=scale(first, last, logarithmic), axis=axis),
-            "y": alt.Y("y:Q", scale=scale(low, high), axis=y_axis(y, height)),
+            "x": scaled("x", (first, last), axis, **kind),
+            "y": scaled("y", (low, high), {"title": None}),
         }
-        change = math.log if logarithmic else float
-        across, up = width / (change(last) - change(first)), height / (high - low)
+        across, up = (width - 60) / (change(last) - change(first)), height / (high - low)
         spots = [(across * (change(p.x) - change(first)), up * (high - p.y)) for p in known]
-        pairs = list(zip(known, spots, strict=True))
-        whiskers = [(a - 1, b - r * up, a + 1, b + r * up) for p, (a, b) in pairs if (r := _reach(p))]
-        farthest = [math.inf if p.colour else QUIET_REACH for p in known[:LABELLED]]
-        frame = (-2.0, -6.0, width + 8.0, height - 2.0)
-        labels = place_labels(spots, [p.name for p in known[:LABELLED]], farthest, whiskers, frame, size.font)
-        layers = Layers()
-        _add_leaders(layers, labels, spots)
-        bounds = [(p, p.y - _reach(p), p.y + _reach(p)) for p in known if _reach(p)]
-        errors = [{"x": p.x, "y": down, "y2": above, "c": colour(p.colour)} for p, down, above in bounds]
-        layers.add("rule", errors, place, strokeWidth=1.6)
-        dots = [_dot(p, suffix, len(known) <= NAMED) for p in known[::-1]]
-        layers.add("circle", dots, place, opacity=1, stroke=COLOURS["paper"], strokeWidth=1)
-        for weight, tint in (("normal", lambda _: COLOURS["dim"]), ("bold", colour)):
-            chosen = [
-                (one, p) for one in labels if bool((p := known[one.index]).colour) == (weight == "bold")
-            ]
-            texts = [{"px": one.x, "py": one.y, "t": p.name, "c": tint(p.colour)} for one, p in chosen]
-            layers.add("text", texts, align="left", baseline="middle", fontWeight=weight)
-        return layers.specification(size, width, height)
+        taken = [
+            (a - 1, b - p.reach * up, a + 1, b + p.reach * up) for p, (a, b) in zip(known, spots, strict=True)
+        ]
+        found = _labels(spots, [p.name for p in known[:LABELLED]], taken, width - 60, height)
+        texts = [
+            {"x": back(change(first) + a / across), "y": high - b / up, "text": p.name, "color": p.tint}
+            for p, (a, b) in ((known[i], at) for i, at in found.items())
+        ]
+        layers = layer("rule", whiskers, place, strokeWidth=1.6)
+        layers += layer("circle", dots[::-1], place, opacity=1, stroke="var(--paper)", strokeWidth=1)
+        return layers + layer("text", texts, place, align="left", baseline="middle"), height
 
-    return Chart(title, told, drawn(draw, small))
+    return Chart(title, listed if len(known) <= NAMED else f"{len(known)} points", drawn(draw, small, y))
 
 
-def _add_leaders(layers: Layers, labels: Sequence[Label], spots: Sequence[tuple[float, float]]) -> None:
-    """Lines between points and labels that are not beside them."""
-    ends = [(*spots[one.index], *one.leader) for one in labels if one.leader]
-    lines = [dict(zip(("px", "py", "px2", "py2"), end, strict=True)) for end in ends]
-    layers.add("rule", lines, color=COLOURS["dim"], strokeWidth=0.8, opacity=0.7)
+def _labels(
+    spots: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    taken: Sequence[Box],
+    width: float,
+    height: float,
+) -> dict[int, tuple[float, float]]:
+    """Find free places beside points for their labels: by index, the left end of the middle line.
+
+    Args:
+        spots: places of the points, in pixels, the most important first.
+        names: labels of the first points; one that finds no place is left out.
+        taken: boxes that no label may cover, beside the points themselves.
+        width, height: size of the plot.
+    """
+    boxes, found = [*taken, *((x - 6, y - 6, x + 6, y + 6) for x, y in spots)], {}
+    high, sides = 1.1 * FONT, [(reach, *side) for reach in (8, 18, 30) for side in AROUND]
+    for index, (name, (x, y)) in enumerate(zip(names, spots, strict=False)):
+        wide = text_width(name)
+        for reach, dx, dy in sides:
+            left, middle = x + reach * dx + (dx - 1) * wide / 2, y + (reach + high / 2) * dy
+            box = (left, middle - high / 2, left + wide, middle + high / 2)
+            inside = box[0] >= 0 and box[1] >= -4 and box[2] <= width and box[3] <= height
+            if inside and not any(_meet(box, other) for other in boxes):
+                boxes.append(box)
+                found[index] = left, middle
+                break
+    return found
 
 
-def _reach(point: Point) -> float:
-    """The length of a whisker of a scatter plot."""
-    return point.spread if point.colour and point.spread > 0 else 0.0
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _dot(point: Point, suffix: str, named: bool) -> dict[str, object]:
-    """The mark of a point, with its figures."""
-    found = {"x": point.x, "y": point.y, "c": colour(point.colour), "size": 70 if point.colour else 45}
-    name = f"{point.name}: {_spread(point.y, point.spread)} at {show(point.x, 2)}{suffix}"
-    return found | ({"name": name} if named else {})
+def text_width(text: str) -> float:
+    """Estimate the width of a text in a wide sans-serif font, in pixels."""
+    narrow, wide = set(" '.,:;ilj|()/"), set("+=<>%@mwMW×±")
+    return FONT * sum(0.36 if c in narrow else 0.86 if c in wide else 0.68 for c in text)
 
 
-def _spread(value: float, spread: float) -> str:
+def _figures(value: float, spread: float) -> str:
     return show(value, 2) + (f" ±{show(spread, 2)}" if spread > 0 else "")
 
 
 def row_chart(
-    points: Sequence[Point],
-    *,
-    title: str,
-    x: str,
-    bars: bool = False,
-    description: str = "",
-    reference: float | None = None,
-    small: bool = False,
+    points: Sequence[Point], *, title: str, x: str, bars: bool = False, small: bool = False
 ) -> Chart | None:
     """Draw a row for each name, its values as dots with whiskers or as bars from zero; None if there is no value.
 
@@ -153,80 +189,43 @@ def row_chart(
         title: subject of the chart.
         x: title of the axis, with the unit.
         bars: whether the values are bars from zero.
-        description: the figures in words; empty lists them.
-        reference: place of a vertical line, such as zero or the model without adaptation.
         small: whether it is drawn once, to stand beside others.
     """
     known = [p for p in points if math.isfinite(p.x)]
     if not known:
         return None
     names = list(dict.fromkeys(p.name for p in points))
-    settings = {p.setting: p.colour for p in reversed(points)}
-    ends = [e for p in known for e in (p.x - p.spread, p.x + p.spread, p.published) if e is not None]
-    ends += [reference] if reference is not None else []
-    low, high = padded([*ends, 0.0] if bars else ends, 0.05)
+    settings = {p.setting: p.colour for p in points}
+    ends = [edge for p in known for edge in (p.x - p.spread, p.x + p.spread)] + [0.0] * bars
+    low, high = padded(ends, 0.05)
     low = 0.0 if bars and min(ends) >= 0 else low
-    row = max(26, (15 if bars else 11) * len(settings) + 8)
+    marks: list[dict[str, object]] = [{"y": p.name, "x": p.x, "color": colour(p.colour)} for p in known]
+    for p, mark in zip(known, marks, strict=True):
+        mark["description"] = f"{', '.join(filter(None, (p.name, p.setting)))}: {_figures(p.x, p.spread)}"
+        mark |= {"yOffset": p.setting} if len(settings) > 1 else {}
+    errors = [
+        {**mark, "x": p.x - p.spread, "x2": p.x + p.spread, **({"color": "var(--ink)"} if bars else {})}
+        for p, mark in zip(known, marks, strict=True)
+        if p.spread > 0
+    ]
 
-    def draw(size: Size) -> dict[str, Any]:
-        alt = altair()
-        longest = max(text_width(name, size.font) for name in names)
-        above = size.narrow and longest > 0.36 * size.width
-        step = row + 18 if above else row
-        axis = x_axis(x, size, grid=True)
-        place = {
-            "x": alt.X("x:Q", scale=scale(low, high), axis=axis),
-            "y": _names(names, size, row, above, not bars),
-        }
-        layers = Layers()
-        if reference is not None:
-            layers.add("rule", [{"x": reference}], {"x": place["x"]}, color=COLOURS["ink"], strokeDash=[2, 3])
+    def draw(width: int) -> tuple[list[Any], object]:
+        alt, words = altair(), [wrap(name, 16) if width == NARROW else [name] for name in names]
+        axis = {"title": None, "grid": not bars, "labelColor": "var(--ink)", "labelFontSize": FONT}
+        beside = alt.Axis(labelExpr=label_of(names, words), labelLimit=width / 2, **axis)
+        rows = alt.Y("y:N", sort=names, scale=alt.Scale(padding=0.15), axis=beside)
+        place = {"x": scaled("x", (low, high), {**x_axis(x, width), "grid": True}), "y": rows}
         if len(settings) > 1:
-            order = list(dict.fromkeys(p.setting for p in points))
-            place["yOffset"] = alt.YOffset("setting:N", sort=order, scale=alt.Scale(paddingOuter=0.1))
-        common = [
-            (p, {"row": p.name, "setting": p.setting, "x": p.x, "c": colour(p.colour), "name": _told(p)})
-            for p in known
-        ]
-        tint = {"c": COLOURS["ink"]} if bars else {}
-        errors = [{**m, "x": p.x - p.spread, "x2": p.x + p.spread, **tint} for p, m in common if p.spread > 0]
-        printed = [{**m, "x": p.published} for p, m in common if p.published is not None]
-        if bars:
-            layers.add("bar", [{**m, "x2": 0.0} for _, m in common], place, opacity=0.85)
-        layers.add("rule", errors, place, strokeWidth=1.5)
-        if not bars:
-            white = {"stroke": COLOURS["paper"], "strokeWidth": 1}
-            layers.add("circle", [m for _, m in common], place, size=64, opacity=1, **white)
-        hollow = {"shape": "diamond", "fill": COLOURS["paper"], "strokeWidth": 1.4}
-        layers.add("point", printed, place, size=56, opacity=1, **hollow)
-        width = size.width - (16 if above else longest + 24)
-        return layers.specification(size, width, alt.Step(step, **{"for": "position"}))
+            place["yOffset"] = alt.YOffset(
+                "yOffset:N", sort=list(settings), scale=alt.Scale(paddingOuter=0.1)
+            )
+        layers = layer("bar", [{**mark, "x2": 0.0} for mark in marks] if bars else [], place, opacity=0.85)
+        layers += layer("rule", errors, place, strokeWidth=1.5)
+        around = {"stroke": "var(--paper)", "strokeWidth": 1}
+        layers += layer("circle", [] if bars else marks, place, size=64, opacity=1, **around)
+        step = max((15 if bars else 11) * len(settings) + 8, (FONT + 2) * max(map(len, words)) + 6, 26)
+        return layers, alt.Step(step, **{"for": "position"})
 
-    keys = tuple((name, f"k{settings[name]}") for name in dict.fromkeys(p.setting for p in points))
-    told = description or "; ".join(map(_told, known))
-    return Chart(title, told, drawn(draw, small), keys if len(keys) > 1 else (), keyed=True)
-
-
-def _names(names: Sequence[str], size: Size, row: float, above: bool, grid: bool) -> Any:
-    """The axis of the rows' names, which stand beside the rows, or above them where there is no room."""
-    alt = altair()
-    longest = max(text_width(name, size.font) for name in names)
-    place = (
-        {"labelAlign": "left", "labelPadding": 0, "labelOffset": -row / 2 - 6}
-        if above
-        else {"minExtent": longest + 8}
-    )
-    style = {"labelColor": COLOURS["ink"], "labelFontSize": size.font, "labelLimit": 0}
-    gap = 22 / (row + 18) if above else 0.25
-    bands = alt.Scale(paddingInner=gap, paddingOuter=gap / 2)
-    return alt.Y(
-        "row:N", sort=list(names), scale=bands, axis=alt.Axis(title=None, grid=grid, **style, **place)
-    )
-
-
-def _told(point: Point) -> str:
-    """The figures of a value in words."""
-    printed = f", published {show(point.published, 2)}" if point.published is not None else ""
-    return (
-        f"{', '.join(filter(None, (point.name, point.setting)))}: {_spread(point.x, point.spread)}{printed}"
-    )
+    told = "; ".join(str(mark["description"]) for mark in marks)
+    keys = tuple((name, f"k{number}") for name, number in settings.items()) if len(settings) > 1 else ()
+    return Chart(title, told, drawn(draw, small), keys, keyed=True)

@@ -32,7 +32,7 @@ def page_html(page: Page) -> str:
     ids = [section.id for section in page.sections]
     if twice := {name for name in ids if ids.count(name) > 1}:
         raise ValueError(f"expected a different id for each section, got {', '.join(sorted(twice))} twice")
-    lead = [page.lead] if isinstance(page.lead, str | Markup) else page.lead
+    lead = [page.lead] if isinstance(page.lead, str) else page.lead
     sections = [(section, blocks) for section in page.sections if (blocks := _shown(section.blocks))]
     numbers = count(1)
     template = _environment().get_template("page.html")
@@ -81,10 +81,8 @@ def _environment() -> Any:
     found.globals |= {
         name: Markup(_template(f"{name}.{kind}")) for name, kind in (("style", "css"), ("script", "js"))
     }
-    found.filters["kind"] = lambda block: getattr(block, "kind", "paragraph")
-    found.filters["plain"] = plain
-    found.filters["shown"] = lambda value: value if isinstance(value, Markup) else str(value)
-    found.filters["there"] = _shown
+    filters: dict[str, Any] = {"plain": plain, "there": _shown}
+    found.filters |= filters | {"kind": lambda block: type(block).__name__.lower()}
     return found
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar, Literal, final
+from typing import Any, Literal, final
 
 from testtime.report.markup import Text, plain
 from testtime.report.words import first_of, show, signed, unrounded
@@ -28,8 +28,7 @@ class Column:
         explain: explanation, shown where the name is pointed at.
         signed: whether numbers above zero have a sign.
         shade: "heat" colours a cell the stronger the larger its number is, "bar" draws a bar behind it.
-        style: "headline" stands out, "quiet" stands back, "left" is aligned left as prose is, "tilted" has its name written
-            upwards, for many narrow columns.
+        style: "left" is aligned left as prose is, "tilted" has its name written upwards, for many narrow columns.
     """
 
     head: Text
@@ -40,7 +39,7 @@ class Column:
     explain: str = ""
     signed: bool = False
     shade: Literal["", "heat", "bar"] = ""
-    style: Literal["", "headline", "quiet", "left", "tilted"] = ""
+    style: Literal["", "left", "tilted"] = ""
 
 
 @final
@@ -52,7 +51,6 @@ class Cell:
         value: number or text; None and NaN are printed as a dash and sorted last.
         spread: standard deviation beside a number; 0 and NaN are left out.
         published: the published number, below.
-        note: text of the second rank after the value.
         text: text that is printed instead of the number, which is then the sort key alone.
         bold: whether it is bold whatever the column says.
     """
@@ -60,7 +58,6 @@ class Cell:
     value: float | Text | None
     spread: float = 0.0
     published: float | None = None
-    note: Text = ""
     text: Text = ""
     bold: bool = False
 
@@ -112,7 +109,6 @@ class Table:
         ValueError: a row has more or fewer cells than there are columns.
     """
 
-    kind: ClassVar = "table"
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Row]
@@ -158,7 +154,6 @@ class Table:
                     "spread": f"±{show(cell.spread, column.places)}" if cell.spread > 0 else "",
                     "room": min(room, 9),
                     "published": "" if cell.published is None else unrounded(cell.published, column.places),
-                    "note": cell.note,
                     "share": round(100 * min(max(share, 0.0), 1.0)) if shade else None,
                 }
             )

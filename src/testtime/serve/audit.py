@@ -24,6 +24,7 @@ __all__ = ["Audit", "Head", "Verified", "records", "verify"]
 
 ORIGIN = "0" * 64
 SUFFIX = ".jsonl"
+FIRST = f"{1:06d}{SUFFIX}"  # with rotation it may be gone, and the log then begins later
 LONGEST = 2**20  # bytes of a record
 WAITING = 1000  # records that wait for space on the disk
 
@@ -169,8 +170,7 @@ class Audit:
             while written < len(line):
                 written += os.write(self._file, line[written:])
         except OSError:
-            if written:
-                os.ftruncate(self._file, self._size)
+            os.ftruncate(self._file, self._size)
             raise
         self._size += len(line)
 
@@ -277,8 +277,11 @@ def _scan(name: str, lines: list[bytes], before: Head | None, seen: dict[int, st
             continue
         seq, given = record["seq"], record.pop("hash")
         count, event = count + 1, record["event"]
-        if before is None and seq == 1:
+        if before is None and (seq == 1 or name == FIRST):
             before = Head()
+            if seq != 1:
+                faults.append(f"the log begins with record {seq}: earlier ones were removed")
+                before = None
         if before is not None:
             if seq != before.seq + 1:
                 faults.append(

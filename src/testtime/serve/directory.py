@@ -125,6 +125,7 @@ class Directory:
         for old in self.adapters.glob(".new-*"):
             shutil.rmtree(old, ignore_errors=True)
         folder = self.adapters / f".new-{secrets.token_hex(6)}"
+        folder.mkdir(mode=0o700)
         try:
             save(adapter, folder)
             (folder / DESCRIPTION).unlink()

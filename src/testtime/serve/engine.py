@@ -100,7 +100,7 @@ class Engine:
         self.slots = Slots(adapter)
         self.initial, self.initial_ranges = self.slots.copy(), self.slots.ranges()
         self.initial_hash, self.initial_step = self.hash(), int(adapter.clock)
-        self.shipped = [p.clone() for p in self.slots.adapted()]
+        self.shipped = self._flat()
         self.active: Stream | None = None
         self.form: tuple[int, ...] | None = None  # shape of the logits of a sample
 
@@ -216,6 +216,16 @@ class Engine:
         """Range of the inputs of the stream whose state is in the network."""
         return self.adapter.input_range
 
+    def try_out(self, x: Tensor, screening: Screening) -> None:
+        """Before the first step, which cannot be taken back, check that the model answers with logits.
+
+        Raises:
+            ValueError: it does not, or it does not take the samples.
+        """
+        rows = sorted(screening.admitted + screening.apart)
+        if self.form is None and rows:
+            self.form = tuple(_classified(self.adapter.predict(_rows(x, rows))).shape[1:])
+
     def process(self, stream: Stream, x: Tensor, screening: Screening, adapt: bool) -> Outcome:
         """Answer a request, and learn from it.
 
@@ -232,10 +242,6 @@ class Engine:
             ValueError: the model does not take the samples, or does not return logits; the state is as before.
         """
         admitted, apart = screening.admitted, screening.apart
-        if self.form is None and (
-            admitted or apart
-        ):  # before the first step, for a step cannot be taken back
-            self.form = tuple(_classified(self.adapter.predict(_rows(x, sorted(admitted + apart)))).shape[1:])
         parts: list[tuple[list[int], Prediction]] = []
         learned, moved = False, 0.0
         if adapt and admitted:
@@ -276,7 +282,7 @@ class Engine:
         )
 
     def _step(self, stream: Stream, x: Tensor, digests: Sequence[bytes]) -> tuple[Prediction, float]:
-        before = [p.clone() for p in self.slots.adapted()]
+        before = self._flat()
         y = _classified(self.adapter(x))
         stream.step, stream.hash = int(self.adapter.clock), self.hash()
         stream.recent.extend(digests)
@@ -306,11 +312,13 @@ class Engine:
         """Euclidean distance of the adapted parameters in the network from those of the shipped model."""
         return self._distance(self.shipped)
 
-    def _distance(self, before: Sequence[Tensor]) -> float:
-        if not before:
-            return 0.0
-        change = torch._foreach_sub(self.slots.adapted(), list(before))
-        return float(torch.stack([n.double() for n in torch._foreach_norm(change)]).norm())
+    def _distance(self, before: Tensor) -> float:
+        return float(torch.linalg.vector_norm(self._flat() - before, dtype=torch.float64))
+
+    def _flat(self) -> Tensor:
+        """A copy of the adapted parameters as one vector."""
+        values = self.slots.adapted()
+        return torch.cat([v.reshape(-1) for v in values]) if values else torch.zeros(0)
 
 
 def _classified(y: Any) -> Prediction:

@@ -8,6 +8,7 @@ only on demand.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from testtime.errors import need_pillow
-from testtime.gate import admit, check_batch
+from testtime.gate import check_batch
 
 __all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "read_image"]
 
@@ -199,15 +200,10 @@ class InputGate:
             recent: digests of the samples of the stream that were admitted last.
             within: range of the inputs, as :func:`testtime.gate.admit` takes it.
         """
-        finite, inside = admit(x, None).tolist(), admit(x, within).tolist()
-        refused = tuple(
-            None if ok else "out of range" if fin else "not finite"
-            for fin, ok in zip(finite, inside, strict=True)
-        )
-        flat, digests = [False] * len(x), _digests(x)
-        if self.options.constant and x[0].numel() > 1:
-            low, high = x.flatten(1).aminmax(dim=1)
-            flat = (low == high).tolist()
+        low, high = (v.tolist() for v in x.detach().flatten(1).aminmax(dim=1))
+        refused = tuple(_refusal(one, other, within) for one, other in zip(low, high, strict=True))
+        digests, single = _digests(x), x[0].numel() == 1
+        flat = [self.options.constant and not single and a == b for a, b in zip(low, high, strict=True)]
         known = set(recent) if self.options.repeats else set()
         held: list[str | None] = []
         for one, reason, same in zip(digests, refused, flat, strict=True):
@@ -216,6 +212,16 @@ class InputGate:
                 known.add(one)
             held.append(why)
         return Screening(refused, tuple(held), digests)
+
+
+def _refusal(low: float, high: float, within: tuple[float, float] | None) -> str | None:
+    """Why a sample with these extremes is refused, by the rule of :func:`testtime.gate.admit`."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "not finite"
+    if within is None:
+        return None
+    width = within[1] - within[0]
+    return None if low >= within[0] - width and high <= within[1] + width else "out of range"
 
 
 def read_image(data: bytes, *, largest: int = 2**24) -> Tensor:

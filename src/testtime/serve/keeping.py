@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from testtime.errors import DataError
+from testtime.files import damaged
 from testtime.serve.audit import Audit
 from testtime.serve.directory import ranges_read
 from testtime.serve.engine import Engine
@@ -227,8 +228,13 @@ def stream_of(found: Snapshot, engine: Engine) -> Stream:
     """A stream as a snapshot describes it.
 
     Raises:
-        ValueError, TypeError: the description is damaged.
+        DataError: the description is damaged.
     """
+    with damaged(f"snapshot {found.info.number} of stream {found.info.stream!r}", "roll back to another"):
+        return _described(found, engine)
+
+
+def _described(found: Snapshot, engine: Engine) -> Stream:
     one = engine.begin(found.info.stream)
     one.configuration, one.offset, one.step = found.info.configuration, found.info.offset, found.info.step
     one.hash, one.paused = found.info.state, bool(found.facts.get("paused", False))

@@ -225,6 +225,7 @@ class _Replay:
         if screening.digest != record["digest"]:
             self._differs(one, record, "the samples are not those of the session")
             return
+        engine.try_out(x, screening)
         outcome = engine.process(one, x, screening, record["event"] == "learn")
         if record["skipped"] == "deadline":
             one.postpone(x, screening, self.backlog)

@@ -451,6 +451,7 @@ class Session:
         """The answer to a request, and how far the adapted parameters moved."""
         size = len(screening.admitted)
         learning = not skipped and due(self._engine.adapter, size)
+        self._engine.try_out(x, screening)
         began = self.options.clock()
         outcome = self._engine.process(one, x, screening, not skipped)
         if size:

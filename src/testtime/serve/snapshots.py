@@ -180,7 +180,8 @@ class SnapshotStore:
             OSError: the disk is full or read-only; the earlier snapshots are as before.
         """
         folder = self._home(stream)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.mkdir(exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
         described = {**facts, "stream": stream, "number": number, "time": self.clock(), "format": FORMAT}
         path = folder / _file(number)
         write_tensors(path, tensors, {KEY: json.dumps(described, allow_nan=False)}, private=True)
@@ -216,6 +217,8 @@ class SnapshotStore:
                     f"format {facts['format']}, this version reads up to {FORMAT}; update testtime"
                 )
             check_shape(facts, SHAPE)
+            if min(facts["number"], facts["offset"], facts["step"]) < 0:
+                raise ValueError("a negative count")
             if (facts["stream"], facts["number"]) != (stream, number):
                 raise ValueError(f"it is snapshot {facts['number']} of stream {facts['stream']!r}")
         info = self._info(facts, path.stat().st_size, metadata["sha256"])
@@ -288,5 +291,11 @@ def packed(digests: Iterable[bytes]) -> Tensor:
 
 
 def unpacked(tensor: Tensor) -> list[bytes]:
-    """The digests that :func:`packed` packed."""
-    return [bytes(row) for row in tensor.to(torch.uint8).reshape(-1, 16).numpy()]
+    """The digests that :func:`packed` packed.
+
+    Raises:
+        ValueError: these are none.
+    """
+    if tensor.dtype != torch.uint8 or tensor.dim() != 2 or tensor.shape[1] != 16:
+        raise ValueError(f"digests of shape {tuple(tensor.shape)}, {tensor.dtype}")
+    return [bytes(row) for row in tensor.numpy()]

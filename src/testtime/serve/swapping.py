@@ -76,6 +76,10 @@ class Slots:
                 self._others += [(prefix, module, name) for name in module.moving()]
         self._gates = {name: m._gate for name, m in adapter.named_modules() if isinstance(m, Adapter)}
         self._fixed_names = [f"{prefix}{name}" for prefix, core in self._cores for name in _names(core)]
+        self._taught = {prefix: m for prefix, m in adapter._parts(learned=True).items() if m.learned}
+        self._all = [*self.names(), *self.learned()]
+        self._order = sorted(range(len(self._all)), key=lambda place: self._all[place])
+        self._heads: dict[int, tuple[torch.dtype, torch.Size, bytes]] = {}
 
     def names(self) -> list[str]:
         """Names of the entries, as ``state_dict`` has them: fixed, buffers, others."""
@@ -130,17 +134,24 @@ class Slots:
 
     def learned(self) -> dict[str, Tensor]:
         """The live tensors that only ``prepare`` writes, by name: the same for every stream."""
-        parts = self.adapter._parts(learned=True).items()
-        return {f"{prefix}{name}": v for prefix, m in parts if m.learned for name, v in m.moving().items()}
+        return {f"{prefix}{name}": v for prefix, m in self._taught.items() for name, v in m.moving().items()}
 
     def hash(self) -> str:
         """The same as :func:`testtime.state_hash` of the adapter, without a copy of the state."""
         digest = hashlib.sha256()
-        state = {**dict(zip(self.names(), self._values(), strict=True)), **self.learned()}
-        for name, value in sorted(state.items()):
-            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-            digest.update(_buffer(value.detach()))
+        values = [*self._values(), *(v for m in self._taught.values() for v in m.moving().values())]
+        for place in self._order:
+            value = values[place]
+            digest.update(self._head(place, value.dtype, value.shape))
+            digest.update(_buffer(value))
         return digest.hexdigest()
+
+    def _head(self, place: int, dtype: torch.dtype, shape: torch.Size) -> bytes:
+        known = self._heads.get(place)
+        if known is None or known[:2] != (dtype, shape):
+            known = dtype, shape, f"{self._all[place]}:{dtype}:{tuple(shape)}".encode()
+            self._heads[place] = known
+        return known[2]
 
     def _values(self) -> list[Tensor]:
         return [*self._fixed(), *self._held(), *self._kept()]
@@ -170,6 +181,7 @@ def _parts(adapter: Adapter) -> list[tuple[str, Stateful]]:
 
 def _buffer(value: Tensor) -> Any:
     """The bytes of a tensor, without a copy where its memory is dense."""
+    value = value.detach()
     if value.device.type == "cpu" and value.dtype in PLAIN and value.is_contiguous():
         return value.numpy().data
     return value.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data

@@ -10,9 +10,9 @@ import pytest
 from speck import SIZE, SPECK
 
 from testtime.experiments import Request, Run, find_experiment, read_run, run_experiment
-from testtime.experiments.multitask.houses import Houses
 from testtime.experiments.multitask.planning import PRESETS, at_rate
 from testtime.experiments.multitask.studies import Study
+from testtime.multitask.houses import Houses
 from testtime.multitask.protocol import Protocol
 from testtime.report import page_html
 

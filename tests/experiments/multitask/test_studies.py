@@ -13,11 +13,11 @@ from speck import SPECK
 from testtime import Adapter
 from testtime.experiments import Request, find_experiment, list_experiments, read_run, run_experiment
 from testtime.experiments.experiment import closure
-from testtime.experiments.multitask.houses import TASKS, Houses, Noisy
 from testtime.experiments.multitask.planning import PRESETS, Planner, at_rate
 from testtime.experiments.multitask.studies import STUDIES, Study, find_row
 from testtime.experiments.store import Store, execute
 from testtime.multitask.branches import build
+from testtime.multitask.houses import TASKS, Houses, Noisy
 from testtime.multitask.protocol import Protocol
 from testtime.scenes.groups import GROUPS
 

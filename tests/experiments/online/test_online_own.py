@@ -43,7 +43,7 @@ def network(path: Path, classes: int = 3) -> Path:
 @pytest.fixture
 def own(tmp_path: Path) -> Request:
     """CIFAR-10's experiment, asked for own images and an own network."""
-    settings = {"corruptions": ["fog", "contrast"], "batch_size": 8, "open_sets": ["none"]}
+    settings = {"corruptions": ["fog", "contrast"], "batch_size": 8}
     data, model = photographs(tmp_path / "photos"), network(tmp_path / "mine.safetensors")
     base = Request("cifar10-open", (0,), ("TENT", "EATA"), precision="float32", settings=settings)
     return replace(base, data=str(data), model=str(model))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from testtime.experiments.experiment import closure
 from testtime.experiments.space.planning import Planner
-from testtime.experiments.space.presets import Preset, Views, houses
+from testtime.experiments.space.presets import Preset
 from testtime.experiments.store import Made, Store, execute
 from testtime.multitask import Recipe as TeacherRecipe
+from testtime.scenes.places import Views, houses
 from testtime.space.model import Size
 from testtime.space.pretrain import Recipe
 from testtime.space.transfer import TransferRecipe

@@ -11,10 +11,11 @@ from space_speck import SPECK, Speck
 from testtime.experiments.experiment import closure
 from testtime.experiments.space.analyses import ALL, MAE, SENSED, SENSORS, TEACHER, WHOLE, Variant
 from testtime.experiments.space.planning import Planner
-from testtime.experiments.space.presets import PRESETS, Place, Views, houses
+from testtime.experiments.space.presets import PRESETS
 from testtime.experiments.space.units import labelled_scenes, read_teacher, read_views, trained
 from testtime.experiments.store import Workspace, execute
 from testtime.scenes.disk import read_scenes
+from testtime.scenes.places import Place, Views, houses
 from testtime.space.loader import Batches
 from testtime.space.shards import Shards
 
@@ -51,8 +52,12 @@ def test_a_variant_is_measured_once(speck):
     assert after == files
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="the values were recorded with AVX512; training follows the rounding of the processor",
+)
 def test_results_are_those_of_the_version_before_the_engine(speck):
-    """Values of the class Lab for this preset and seed 0, on a processor of x86_64."""
+    """Values of the class Lab for this preset and seed 0."""
     assert speck.result(SENSED)["mIoU"] == pytest.approx(1.9053676423320824, abs=1e-6)
     later = replace(
         SENSED, test=Place(shift="cold", moved=1), later=(Place(shift="cold", moved=1),), more=0.67

@@ -150,3 +150,29 @@ def test_a_damaged_file_of_the_configuration(tmp_path: Path) -> None:
         open_session(served(), TENT, tmp_path)
     path.unlink()
     open_session(served(), TENT, tmp_path)[0].close()
+
+
+def test_guards_report_what_they_do(tmp_path: Path) -> None:
+    model = ServedModel(network(), "small", 3, 6, source=(images(50, 64),))
+    guarded = Configuration("tent", {"optimizer": {"function": "adam", "with": {"lr": 0.01}}})
+    with serving(tmp_path, model=model, configuration=guarded) as call:
+        for i in range(3):
+            facts = call.infer(images(i, 16)).json()["parameters"]
+            assert facts["serving"] in ("adapter", "bn", "source")
+        one = call.post(INFER, json=request(images(7, 1).expand(16, -1, -1, -1) + 0.01 * images(8, 16)))
+        assert one.status_code == 200
+        estimates = call.get("/streams/default").json()["diagnostics"]
+        assert {"estimated_accuracy", "update_norm", "statistics_drift"} <= estimates.keys()
+        text = call.get("/metrics").text
+        assert 'testtime_estimate{name="estimated_accuracy",stream="default"}' in text
+        assert 'testtime_answers_total{adapted="true",serving=' in text
+        events = [event for record in call.session.history() for event in record["events"]]
+        counted = sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in text.splitlines()
+            if line.startswith("testtime_guard_events_total{")
+        )
+        assert counted == len(events)
+    with serving(tmp_path, model=model, configuration=guarded) as call:
+        assert call.get("/configuration").json()["guarded"] is True
+        assert call.get("/streams/default").json()["offset"] == 64

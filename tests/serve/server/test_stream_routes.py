@@ -142,7 +142,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(call.session._store, "write", full)
+            patch.setattr(call.session, "snapshot", full)
             refused = call.post("/streams/default/snapshots")
         assert (refused.status_code, refused.json()["code"]) == (507, "disk")
         assert call.infer(images(1)).status_code == 200

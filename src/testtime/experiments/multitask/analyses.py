@@ -16,7 +16,6 @@ import numpy as np
 
 from testtime import report
 from testtime.experiments.experiment import Cell, Plan
-from testtime.experiments.multitask.houses import TASKS
 from testtime.experiments.multitask.listing import LISTED, read_constants
 from testtime.experiments.multitask.pages import LEADS, NOTES, family_page
 from testtime.experiments.multitask.planning import MultitaskExperiment, Planner, at_rate
@@ -25,6 +24,7 @@ from testtime.experiments.pages import table_blocks
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.table import Column, Record, Row, Table
+from testtime.multitask.houses import TASKS
 from testtime.report import Block, Figure, Grid, Note, Page, Section, Text, heat_map, signed
 
 __all__ = ["AFFINITY", "COST", "DIRECTION", "MASKED_LOSS"]

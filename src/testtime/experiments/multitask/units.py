@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.build import find_method
 from testtime.data.dense import DenseSet
-from testtime.experiments.multitask.houses import TASKS, Houses
 from testtime.experiments.store import Workspace
 from testtime.methods import Source
 from testtime.models.assisted import Assisted
 from testtime.models.synchronizer import legacy_order
 from testtime.multitask.analysis import affinity, direction, masked_losses
 from testtime.multitask.branches import build
+from testtime.multitask.houses import TASKS, Houses
 from testtime.multitask.pictures import Strip, sheet, varied
 from testtime.multitask.protocol import Protocol, follow, loaded
 from testtime.multitask.training import Recipe, load_trained, train

@@ -13,7 +13,7 @@ import torch
 from testtime.build import find_method
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data.named import EMBEDDED
-from testtime.data.places import find_set, has_source, image_size, images_of
+from testtime.data.places import find_set, has_source, image_size, images_of, is_there
 from testtime.errors import DataError, need_packages, unknown_name
 from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
 from testtime.experiments.online import listing
@@ -112,6 +112,12 @@ class Online(Experiment):
         self.stream(request)
         places = self.places(request)
         columns = self.chosen_columns(request, places)
+        own = not is_there(
+            self.entry["closed"], places
+        )  # own images have no unknown ones unless they are named
+        if own and self.setting(request, "open_sets") is None:
+            there = [c for c in columns if c.open_set is None or is_there(c.open_set, places)]
+            columns = there or [replace(columns[0], name="closed set", open_set=None, note="")]
         return self.plan_with(request, self.find_inputs(request, columns, places), columns)
 
     def plan_with(self, request: Request, inputs: Inputs, columns: Sequence[Batches]) -> Plan:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, final
 
@@ -19,15 +20,10 @@ from testtime.experiments.table import Column, Record, Row, Table
 from testtime.plugins import resolve
 from testtime.streams.named import corrupted_domains
 
-__all__ = ["Production", "production"]
+__all__ = ["Production"]
 
 GUARDED = " guarded"  # behind the label of a method
-BENIGN = (
-    "continual",
-    "repeated",
-    "mini-ccc",
-    "mixed",
-)  # classes in random order, one known image after another
+BENIGN = ("continual", "repeated", "mini-ccc", "mixed")  # known images alone, their classes in random order
 BASES = (Row("Source", "base", about={"method": "Source"}), Row("BN", "base", about={"method": "BNAdapt"}))
 METHODS = (
     Row("TENT", about={"method": "Tent"}),
@@ -42,76 +38,52 @@ Records = Sequence[Record]
 
 
 @final
-@dataclass(frozen=True, eq=False)
 class Production(Experiment):
     """Methods with and without a guard on some streams.
 
+    Settings: ``closed`` and ``open_set`` are data sets or folders, ``source`` is a folder of images of the source, ``guard`` is
+    the import path of a wrapper ("" for none), ``steps`` is the number of steps of an attack.
+
     Args:
-        name: name of the experiment.
-        streams: names of the streams.
-        rows: rows beside Source and BN; each but a control has a second one with the guard.
-        length: samples of a stream where the request has no limit.
-        batch_size: samples of a batch.
-        read: function that makes the tables.
-        note: remarks for the page.
+        name: name of the experiment, of :data:`ALL`.
     """
 
-    name: str
-    streams: Sequence[str]
-    rows: Sequence[Row]
-    length: int
-    batch_size: int
-    read: Callable[[Run, Records], Sequence[Table]]
-    note: str = ""
-    source = ""
     family = "production"
+    resources = (
+        Resource("images", "data", "digits", ("own",)),
+        Resource("source model", "weights", "digits-cnn", ("own",)),
+    )
 
-    @property
-    def title(self) -> str:  # type: ignore[override]
-        """The subject, as it is listed."""
-        return {listed.name: listed.title for listed in listing.LISTED}[self.name]
-
-    @property
-    def resources(self) -> tuple[Resource, ...]:  # type: ignore[override]
-        """Digits and their network, or any others."""
-        data = Resource("images", "data", "digits", ("own",))
-        return data, Resource("source model", "weights", "digits-cnn", ("own",))
-
-    @property
-    def settings(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """The settings; ``closed`` and ``open_set`` are data sets or folders, ``guard`` is the import path of a wrapper."""
-        sets_ = {"closed": "digits", "open_set": "photographs", "source": None}
-        other = {"guard": "testtime.wrap:Guarded", "batch_size": self.batch_size, "steps": 20}
-        return {**sets_, **other, "streams": list(self.streams)}
+    def __init__(self, name: str) -> None:
+        streams, self.rows, self.length, batch_size, self.read = ALL[name]
+        self.name, self.title = name, {listed.name: listed.title for listed in listing.LISTED}[name]
+        data = {"closed": "digits", "open_set": "photographs", "source": None}
+        guard = {"guard": "testtime.wrap:Guarded", "batch_size": batch_size, "steps": 20}
+        self.settings = {**data, **guard, "streams": list(streams)}
 
     def plan(self, request: Request) -> Plan:
         places = {"data": str(Path(request.data).resolve())}
-        p = self._parameters(request, places)
-        guard = self.setting(request, "guard")
-        rows = self.chosen_rows([*BASES, *self.rows], request)
-        shown: list[Row] = []
-        cells: list[Cell] = []
-        for row in rows:
-            guarded = guard and row.role == "method"
-            shown += [row, replace(row, label=row.label + GUARDED)] if guarded else [row]
-        for stream in self.setting(request, "streams"):
-            for seed in request.seeds or ():
-                made: dict[str, Unit] = {}
-                for row in shown:
-                    plain = row.label.removesuffix(GUARDED)
-                    needs: dict[str, Unit] = {base: made[base] for base in ("Source", "BN") if base in made}
-                    facts = {**p, **row.about, "stream": stream, "seed": seed, "guard": ""}
-                    code = code_of(row.about["method"], following.follow, world.make_stream)
-                    if plain != row.label:
-                        facts["guard"], needs["unguarded"] = guard, made[plain]
-                        code |= code_of(resolve(guard))
-                    name = f"{row.label}, {stream}, seed {seed}"
-                    kind = "testtime.experiments.production.following:follow"
-                    made[row.label] = Unit(kind, facts, name, needs, code, places)
-                    cells.append(Cell(row.label, stream, seed, made[row.label]))
+        p, guard = self._parameters(request, places), self.setting(request, "guard")
+        shown: list[tuple[Row, str]] = []
+        for row in self.chosen_rows([*BASES, *self.rows], request):
+            guarded = replace(row, label=row.label + GUARDED)
+            shown += [(row, ""), (guarded, guard)] if guard and row.role == "method" else [(row, "")]
+        cells, streams = [], self.setting(request, "streams")
+        for stream, seed in product(streams, request.seeds or ()):
+            made: dict[str, Unit] = {}
+            for row, around in shown:
+                needs: dict[str, Unit] = {base: made[base] for base in ("Source", "BN") if base in made}
+                code = code_of(row.about["method"])
+                if around:
+                    needs["unguarded"] = made[row.label.removesuffix(GUARDED)]
+                    code |= code_of(resolve(around))
+                facts = {**p, **row.about, "stream": stream, "seed": seed, "guard": around}
+                name = f"{row.label}, {stream}, seed {seed}"
+                made[row.label] = Unit(f"{following.__name__}:follow", facts, name, needs, code, places)
+                cells.append(Cell(row.label, stream, seed, made[row.label]))
         used = {"images": p["closed"], "source model": p["model"]}
-        about = {"streams": self.setting(request, "streams"), "length": p["length"]}
-        return Plan(shown, cells, facts=p["facts"], used=used, about=about)
+        about = {"streams": streams, "length": p["length"]}
+        return Plan([row for row, _ in shown], cells, facts=p["facts"], used=used, about=about)
 
     def _parameters(self, request: Request, places: dict[str, str]) -> dict[str, Any]:
         """The parameters that all units share; digests are read here, and own folders and files added to the places."""
@@ -124,18 +96,13 @@ class Production(Experiment):
         if Path(name).is_file():
             places[f"model {found.name}"], name = str(Path(name).resolve()), found.name
         size = image_size(closed, found.side)
-        facts = {"weights": found.digest, closed: images.digest()}
+        facts = {"weights": found.digest, closed: images.digest(), opened: images_of(opened, places).digest()}
         facts["corruptions"] = corrupted_domains(closed, places, world.CORRUPTIONS, 5, size)[1]
-        if "open set" in self.setting(request, "streams"):
-            facts[opened] = images_of(opened, places).digest()
+        given = {name: self.setting(request, name) for name in ("batch_size", "steps")}
         return {
             **{"closed": closed, "open_set": opened, "model": name, "side": found.side, "facts": facts},
-            **{"length": request.limit or self.length, "batch_size": self.setting(request, "batch_size")},
-            **{
-                "steps": self.setting(request, "steps"),
-                "device": request.device,
-                "precision": request.precision,
-            },
+            **{"length": request.limit or self.length, **given},
+            **{"device": request.device, "precision": request.precision},
         }
 
     def tables(self, run: Run) -> Sequence[Table]:
@@ -162,50 +129,45 @@ def _table(
 
 def _zoo_tables(run: Run, records: Records) -> Sequence[Table]:
     streams = run.about["about"]["streams"]
-    windows = {record.result["window"] for record in records}
-    note = f"Windows of {', '.join(f'{window:,}' for window in sorted(windows))} samples."
-    benign = [record for record in records if record.column in BENIGN]
+    windows = sorted({record.result["window"] for record in records})
     promise = _at("less", "Source", "worst")
     lowest: dict[tuple[str, int], list[float]] = {}
     for record in records:
         if (value := promise(record.result)) is not None:
             lowest.setdefault((record.row, record.seed), []).append(value)
-    worst = [Record(row, "worst", seed, {"worst": min(found)}, {}) for (row, seed), found in lowest.items()]
-    marked = [replace(record, column="benign") for record in benign]
-    signed = partial(Column, unit="points", signed=True)
+    whole = [replace(record, column="all") for record in records]
+    whole += [replace(record, column="benign") for record in records if record.column in BENIGN]
+    whole += [Record(row, "worst", seed, {"worst": min(found)}, {}) for (row, seed), found in lowest.items()]
+    points, batches = partial(Column, unit="points", signed=True), partial(Column, better="lower")
     summary = [
-        signed("worst", _at("worst"), "worst", group="window less Source,"),
-        Column("promise kept", lambda r: _kept(promise(r)), None, unit="% of streams", places=0),
-        Column("mean", _at("accuracy")),
-        Column("last fifth", _at("last_fifth")),
-        Column("worst window", _at("worst_window")),
-        signed("less BN", _at("less", "BN", "mean")),
-        signed("less unguarded, benign", _at("less", "unguarded", "mean"), "benign"),
-        Column("delay", _at("delay"), unit="batches", better="lower"),
-        Column("false resets", _at("false_resets"), "benign", unit="per stream", better="lower"),
+        points("worst", _at("worst"), "worst", group="window less Source,"),
+        Column("promise kept", lambda r: _kept(promise(r)), "all", unit="% of streams", places=0),
+        Column("mean", _at("accuracy"), "all"),
+        Column("last fifth", _at("last_fifth"), "all"),
+        Column("worst window", _at("worst_window"), "all"),
+        points("less BN", _at("less", "BN", "mean"), "all"),
+        points("less unguarded, benign", _at("less", "unguarded", "mean"), "benign"),
+        batches("delay", _at("delay"), "all", unit="batches"),
+        batches("false resets", _at("false_resets"), "benign", unit="per stream"),
     ]
-    everything = [*(replace(record, column="all") for record in records), *marked, *worst]
-    summary = [c if c.of else replace(c, of="all") for c in summary]
-    by_stream = [signed(name, promise, name) for name in streams]
+    notes = [
+        f"Windows of {', '.join(f'{window:,}' for window in windows)} samples.",
+        f"The promise: no window more than {measures.MARGIN:g} point below the shipped model on the same samples.",
+        "Delay: from the batch from which the unguarded run loses most to the first batch that the guard answers otherwise or "
+        "takes back; false resets: those before that batch, or on a stream without damage.",
+        f"Benign streams: {', '.join(BENIGN)}.",
+    ]
+    by_stream = [points(name, promise, name) for name in streams]
     means = [Column(name, _at("accuracy"), name) for name in streams]
     return [
-        _table(run, "The failure zoo, all streams", summary, everything, [note, *_explained()]),
-        _table(run, "Worst window less the shipped model", by_stream, records, [note]),
+        _table(run, "The failure zoo, all streams", summary, whole, notes),
+        _table(run, "Worst window less the shipped model", by_stream, records, notes[:1]),
         _table(run, "Accuracy", means, records),
     ]
 
 
 def _kept(worst: float | None) -> float | None:
     return None if worst is None else 100.0 * (worst >= -measures.MARGIN)
-
-
-def _explained() -> list[str]:
-    return [
-        f"The promise: no window more than {measures.MARGIN:g} point below the shipped model on the same samples.",
-        "Delay: from the batch from which the unguarded run loses most to the first batch that the guard answers otherwise or "
-        "takes back; false resets: those before that batch, or on a stream without damage.",
-        f"Benign streams: {', '.join(BENIGN)}.",
-    ]
 
 
 def _poisoning_tables(run: Run, records: Records) -> Sequence[Table]:
@@ -264,8 +226,3 @@ ALL = {
     "poisoning": (tuple(world.ATTACKS), METHODS, 10_000, 200, _poisoning_tables),
     "soak": (("repeated",), (METHODS[0], TENFOLD), 1_000_000, 64, _soak_tables),
 }
-
-
-def production(name: str) -> Production:
-    """Return an experiment of the family by its name; a KeyError says that there is none."""
-    return Production(name, *ALL[name])

@@ -4,7 +4,7 @@ from testtime.experiments.registry import Listed
 
 __all__ = ["LISTED"]
 
-LOAD = "testtime.experiments.production.experiment:production"
+LOAD = "testtime.experiments.production.experiment:Production"
 LISTED = (
     Listed("failure-zoo", "Twelve streams that break adapters, with and without a guard", LOAD),
     Listed("poisoning", "Malicious images in every batch: what others lose, with and without a guard", LOAD),

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, final
 
-from testtime.experiments.space.presets import Place, Preset, houses
+from testtime.experiments.space.presets import Preset
+from testtime.scenes.places import Place, houses
 
 __all__ = [
     "ALL",

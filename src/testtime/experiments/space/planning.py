@@ -9,7 +9,8 @@ from typing import Any, final
 from testtime.errors import unknown_name
 from testtime.experiments.experiment import Unit
 from testtime.experiments.space.analyses import FLOOR, PSEUDO, SENSORS, WHOLE, Variant
-from testtime.experiments.space.presets import Place, Preset, Views
+from testtime.experiments.space.presets import Preset
+from testtime.scenes.places import Place, Views
 
 __all__ = ["MEASURES", "Planner"]
 

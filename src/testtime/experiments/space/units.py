@@ -9,31 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import nn
-
 from testtime.data.dense import DenseSet
 from testtime.data.shared_classes import relabelled
-from testtime.experiments.space.presets import Place, Views, of_json
+from testtime.experiments.space.presets import of_json
 from testtime.experiments.store import Made, Workspace
 from testtime.multitask import Recipe as TeacherRecipe
 from testtime.multitask import Segmentation, multitask_resnet
 from testtime.scenes.disk import Recipe as Space
 from testtime.scenes.disk import make, read_scenes
 from testtime.scenes.groups import GROUPS
+from testtime.scenes.places import Place, Views
 from testtime.scenes.sceneset import SceneSet
 from testtime.space import masking
-from testtime.space.captioning import Captioner, CaptionVocabulary, captions_of, train_captioner
-from testtime.space.detection import Detector, boxes_of, train_detector
-from testtime.space.dino import SelfDistilled
-from testtime.space.foreign import named_encoder
+from testtime.space.build import encoder_of, fine_tuned, initialised
+from testtime.space.captioning import CaptionVocabulary, captions_of, train_captioner
+from testtime.space.detection import boxes_of, train_detector
 from testtime.space.frames import SpaceFrames
 from testtime.space.loader import Batches, Part
-from testtime.space.mae import MaskedAutoencoder, PictureEncoder
 from testtime.space.modalities import SENSORY
-from testtime.space.model import Encoder, FourM, Size
 from testtime.space.pretrain import Recipe, pretrain
-from testtime.space.segmenter import ConvNeXtHead, PatchEncoder, Segmenter
 from testtime.space.shards import Shards, write_shards
 from testtime.space.teachers import STRUCTURE, Teacher, train_teacher
 from testtime.space.tokenizers import FSQTokenizer, Tokenizer, load_tokenizer
@@ -65,33 +59,13 @@ def read_views(work: Workspace) -> SceneSet:
         ValueError: too few cameras of a house stand in the part of it that is asked for.
     """
     facts = work.parameters["views"]
-    places = tuple(Place(**place) for place in facts["places"])
-    views = Views(places, facts["frames"], facts["cameras"])
+    views = Views(tuple(Place(**place) for place in facts["places"]), facts["frames"], facts["cameras"])
     sets = [
         read_scenes(made.folder, made.result["spaces"])
         for need, made in work.needs.items()
         if need.startswith("scenes")
     ]
-    spaces = {space.name: space for found in sets for space in found.spaces}
-    names = [recipe.name for recipe in views.rendered(tuple(work.parameters["image"]))]
-    found = SceneSet([spaces[name] for name in names])
-    if places[0].whole:
-        return found
-    chosen: list[int] = []
-    for number, place in enumerate(places):
-        records = found.spaces[number].records
-        rows = [
-            at
-            for at, (space, row) in enumerate(found.places)
-            if space == number and place.holds(records[row])
-        ]
-        if len(rows) < views.each:
-            raise ValueError(
-                f"{place}: {len(rows)} of {len(records)} cameras stand there, {views.each} are needed; take another room or "
-                "more rings"
-            )
-        chosen += rows[: views.each]
-    return found.subset(chosen)
+    return views.choose([space for found in sets for space in found.spaces], tuple(work.parameters["image"]))
 
 
 def labelled_scenes(work: Workspace) -> DenseSet:
@@ -163,27 +137,6 @@ def shards(work: Workspace) -> dict[str, Any]:
     return {"frames": len(found), "streams": [asdict(stream) for stream in found.streams]}
 
 
-def initialised(facts: Mapping[str, Any]) -> Any:
-    """Return a model before it has learned anything, the same for the same facts."""
-    if facts["objective"] == "named":
-        return named_encoder(facts["name"])
-    objective, size, seed = facts["objective"], Size(**facts["size"]), facts["seed"]
-    image, patch = tuple(facts["image"]), facts["patch"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if objective == "mae":
-            return MaskedAutoencoder(size, image, patch, seed=seed)
-        if objective == "dino":
-            outputs, hidden, bottleneck = facts["projection"]
-            return SelfDistilled(size, image, patch, outputs, hidden, bottleneck, crops=4, seed=seed)
-        if objective == "mm":
-            return FourM([masking.Stream(**stream) for stream in facts["streams"]], size, image, patch)
-        if facts["modalities"] == ["rgb"]:
-            return PictureEncoder(size, image, patch)
-        seen = [SENSORY[name] for name in facts["modalities"]]
-        return PatchEncoder(seen, image, patch, size.dim, size.encoder, size.heads)
-
-
 def pretraining(work: Workspace) -> dict[str, Any]:
     """Pre-train a model on shards of a space and of the transfer set's images."""
     p, own = work.parameters, Shards(work.needs["shards"].folder)
@@ -203,28 +156,11 @@ def pretraining(work: Workspace) -> dict[str, Any]:
     return {"model": facts}
 
 
-def _encoder(model: Any) -> Any:
-    """The image encoder of a pre-trained model; an encoder is its own."""
-    return Encoder(model) if isinstance(model, FourM) else getattr(model, "encoder", model)
-
-
-def _network(facts: Mapping[str, Any], encoder: Any) -> nn.Module:
-    """A fine-tuned model before its training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(facts["seed"])
-        if facts["task"] == "captions":
-            return Captioner(encoder, CaptionVocabulary(facts["words"]), *facts["head"])
-        if facts["task"] == "boxes":
-            return Detector(encoder, facts["classes"], *facts["head"])
-        head = ConvNeXtHead(encoder.dim, encoder.grid, len(facts["classes"]), *facts["head"])
-        return Segmenter(encoder, head)
-
-
 def trained(made: Made) -> Any:
     """Return the model of a pre-training or a transfer with its weights, on the CPU, in evaluation mode."""
     facts = made.result["model"]
     if "task" in facts:
-        model = _network(facts, _encoder(initialised(facts["encoder"])))
+        model = fine_tuned(facts, encoder_of(initialised(facts["encoder"])))
     else:
         model = initialised(facts)
     checkpoint.load(made.folder / WEIGHTS, model)
@@ -236,8 +172,8 @@ def _begun(work: Workspace, facts: Mapping[str, Any]) -> tuple[dict[str, Any], A
     p, before = work.parameters, work.needs.get("pretraining")
     own = p["encoder"] if before is None else before.result["model"]
     whole = {**facts, "encoder": own, "head": p["head"], "seed": p["seed"]}
-    encoder = _encoder(initialised(own) if before is None else trained(before))
-    return whole, _network(whole, encoder), of_json(TransferRecipe, p["recipe"])
+    encoder = encoder_of(initialised(own) if before is None else trained(before))
+    return whole, fine_tuned(whole, encoder), of_json(TransferRecipe, p["recipe"])
 
 
 def segmenter(work: Workspace) -> dict[str, Any]:

@@ -111,7 +111,11 @@ def _described(app: FastAPI) -> dict[str, Any]:
         schemas |= own["$defs"]
         for path in described["paths"].values():
             for route in path.values():
-                if route.pop("x-no-422", False):  # where FastAPI assumes its own error
-                    route["responses"].pop("422", None)
+                if "HTTPValidationError" in str(
+                    route["responses"].get("422")
+                ):  # these errors are problems, with 400
+                    del route["responses"]["422"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         app.openapi_schema = described
     return app.openapi_schema

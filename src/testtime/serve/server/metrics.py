@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
+
+if TYPE_CHECKING:
+    from testtime.serve import Answer
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -37,7 +40,9 @@ class Metrics:
         self._samples = Counter("samples", "Samples by what became of them", ("stream", "outcome"), **own)
         self._gate = Counter("samples_refused", "Samples that the gate refused", ("reason",), **own)
         self._answers = Counter("answers", "Answered batches", ("stream", "serving", "adapted"), **own)
-        self._shed = Counter("adaptation_shed", "Batches answered from the last state", ("stream",), **own)
+        self._shed = Counter(
+            "adaptation_shed", "Batches answered from the last state", ("stream", "reason"), **own
+        )
         self._events = Counter("guard_events", "Events of the guards", ("stream", "kind"), **own)
         self._waited = Histogram("queue_seconds", "Time in the queue of the model", buckets=SECONDS, **own)
         self._queue = Gauge("queue_length", "Requests that wait for the model", **own)
@@ -65,30 +70,26 @@ class Metrics:
 
     # Streams ----------------------------------------------------------------------------------------------------------
 
-    def samples(
-        self, stream: str, refused: Iterable[str | None], adapted: bool, serving: str, waited: float
-    ) -> None:
+    def samples(self, stream: str, answer: Answer, waited: float) -> None:
         """Count the samples of an answer.
 
         Args:
             stream: identity of the stream.
-            refused: why a sample was refused, or None, for each.
-            adapted: whether the batch was adapted to.
-            serving: whose answer it is.
+            answer: the answer.
             waited: time in the queue, in seconds.
         """
         label, admitted = self._stream(stream), 0
-        for reason in refused:
+        for reason in answer.refused:
             if reason is None:
                 admitted += 1
                 continue
             self._samples.labels(label, "refused").inc()
             word = reason.partition(":")[0].partition(";")[0].strip()[:60]
             self._gate.labels(self._bounded("gate", word, VALUES)).inc()
-        self._samples.labels(label, "adapted" if adapted else "answered").inc(admitted)
-        self._answers.labels(label, serving, str(adapted).lower()).inc()
-        if not adapted:
-            self._shed.labels(label).inc()
+        self._samples.labels(label, "adapted" if answer.adapted else "answered").inc(admitted)
+        self._answers.labels(label, answer.serving, str(answer.adapted).lower()).inc()
+        if answer.skipped:
+            self._shed.labels(label, self._bounded("skipped", answer.skipped, VALUES)).inc()
         self._waited.observe(waited)
 
     def events(self, stream: str, history: Sequence[Mapping[str, Any]]) -> None:

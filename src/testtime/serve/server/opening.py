@@ -106,7 +106,7 @@ def open_session(
     return session, used
 
 
-def session_options(model: ServedModel, **settings: Any) -> SessionOptions:
+def session_options(model: ServedModel, /, **settings: Any) -> SessionOptions:
     """Return the settings of a session that takes the images of a model.
 
     Args:

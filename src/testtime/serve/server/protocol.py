@@ -111,7 +111,6 @@ async def model_ready(name: Name, service: Annotated[Service, Depends(client)]) 
     responses=responses(404, 409, 415, 507),
     summary="Predict a batch and adapt to it",
     openapi_extra={
-        "x-no-422": True,
         "requestBody": {
             "required": True,
             "content": {JSON: {"schema": {"$ref": "#/components/schemas/InferBody"}, "example": EXAMPLE}},

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-import testtime.wrap
 from testtime.adapter import Adapter
 from testtime.build import adapt, find_method, nested_arguments
 from testtime.data import Crop
 from testtime.errors import unknown_name
 from testtime.saving import PARTS
+from testtime.wrap import Guarded
 
 __all__ = ["Configuration", "ServedModel"]
 
@@ -95,6 +95,8 @@ class ServedModel:
     def build(self, configuration: Configuration) -> Adapter:
         """Build the adapter of a configuration, prepared on the source images, and try a step.
 
+        Guards are calibrated on the source images; without any they are more cautious.
+
         Args:
             configuration: method, its options and whether it is guarded.
 
@@ -107,13 +109,13 @@ class ServedModel:
         """
         try:
             built = self._built(configuration)
-            prepared = built.source != "none" or configuration.guarded
+            prepared = bool(self.source) and (built.source != "none" or configuration.guarded)
             if built.source != "none" and not self.source:
                 raise ValueError(
                     f"{configuration.method} learns from source images before the first request, and there are none; name "
                     "their folder: testtime serve --source FOLDER"
                 )
-            if prepared and self.source:
+            if prepared:
                 built.prepare(self.source)
             built(self._trial())
             if prepared:
@@ -141,10 +143,7 @@ class ServedModel:
         adapter = adapt(self.network, cls, **{**given, **nested_arguments(cls, options)})
         if not configuration.guarded:
             return adapter
-        guarded: Callable[[Adapter], Adapter] | None = getattr(testtime.wrap, "Guarded", None)
-        if guarded is None:
-            raise ValueError("this version has no guards; set guarded to false (testtime serve --no-guard)")
-        return guarded(adapter)
+        return Guarded(adapter)
 
     def _trial(self) -> Tensor:
         if self.source:

@@ -97,7 +97,7 @@ class Service:
 
         packed, answer, waited = await self.model.run(job)
         self._known.add(stream)
-        self.metrics.samples(stream, answer.refused, answer.adapted, answer.serving, waited)
+        self.metrics.samples(stream, answer, waited)
         return packed
 
     async def ask(self, job: Callable[[Session], T]) -> T:

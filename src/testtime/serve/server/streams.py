@@ -44,7 +44,7 @@ def _body(model: str, kinds: Sequence[str] = ()) -> dict[str, Any]:
     response_model=schemas.ImageAnswer,
     responses=responses(409, 415, 507),
     summary="Predict images and adapt to them",
-    openapi_extra={"x-no-422": True, **_body("EncodedImages", tuple(KINDS))},
+    openapi_extra=_body("EncodedImages", tuple(KINDS)),
 )
 async def images(
     stream: Stream,
@@ -96,7 +96,6 @@ async def stream_list(service: Client) -> dict[str, Any]:
     response_model=schemas.StreamView,
     responses=responses(404),
     summary="Status of a stream",
-    openapi_extra={"x-no-422": True},
 )
 async def stream_status(stream: Stream, service: Client) -> dict[str, Any]:
     """Offset, state, counts and estimates of a stream."""
@@ -113,7 +112,6 @@ async def stream_status(stream: Stream, service: Client) -> dict[str, Any]:
     response_model=schemas.SnapshotList,
     responses=responses(404),
     summary="List the snapshots of a stream",
-    openapi_extra={"x-no-422": True},
 )
 async def snapshot_list(stream: Stream, service: Client) -> dict[str, Any]:
     """Snapshots that a rollback can return to, the oldest first."""
@@ -131,7 +129,6 @@ async def snapshot_list(stream: Stream, service: Client) -> dict[str, Any]:
     response_model=schemas.SnapshotView,
     responses=responses(404, 507),
     summary="Take a snapshot",
-    openapi_extra={"x-no-422": True},
 )
 async def take_snapshot(stream: Stream, service: Manager) -> dict[str, Any]:
     """Write the state of a stream to the disk; the answer acknowledges it."""
@@ -143,7 +140,7 @@ async def take_snapshot(stream: Stream, service: Manager) -> dict[str, Any]:
     response_model=schemas.RollbackAnswer,
     responses=responses(404, 409, 415, 507),
     summary="Return to a snapshot, or to the shipped model",
-    openapi_extra={"x-no-422": True, **_body("RollbackBody")},
+    openapi_extra=_body("RollbackBody"),
 )
 async def rollback(stream: Stream, request: Request, service: Manager) -> dict[str, Any]:
     """Replace the state of a stream by an earlier one."""
@@ -170,7 +167,6 @@ async def rollback(stream: Stream, request: Request, service: Manager) -> dict[s
     response_model=schemas.StreamView,
     responses=responses(404),
     summary="Pause learning",
-    openapi_extra={"x-no-422": True},
 )
 async def pause(stream: Stream, service: Manager) -> dict[str, Any]:
     """Answer from the present state from now on."""
@@ -182,7 +178,6 @@ async def pause(stream: Stream, service: Manager) -> dict[str, Any]:
     response_model=schemas.StreamView,
     responses=responses(404),
     summary="Resume learning",
-    openapi_extra={"x-no-422": True},
 )
 async def resume(stream: Stream, service: Manager) -> dict[str, Any]:
     """Adapt again from the present state."""
@@ -194,7 +189,6 @@ async def resume(stream: Stream, service: Manager) -> dict[str, Any]:
     status_code=204,
     responses=responses(404, 507),
     summary="Delete a stream",
-    openapi_extra={"x-no-422": True},
 )
 async def delete(stream: Stream, service: Manager) -> Response:
     """Forget the state of a stream and its snapshots."""

@@ -1,4 +1,4 @@
-"""The data of the family: rendered houses with four dense tasks."""
+"""Rendered houses as data with four dense tasks: segmentation, depth, normals and edges."""
 
 from __future__ import annotations
 

@@ -1,0 +1,140 @@
+"""What serving costs beside the adapter, as ratios within one run.
+
+    python benchmarks/serving.py                                  # ResNet-20, 200 x 32 x 32 and 1 x 32 x 32, Tent
+    python benchmarks/serving.py --model resnet50 --batch-sizes 1 # ResNet-50 at 224 x 224 (needs torchvision)
+
+For each batch size, an adapter alone and a session around an equal one take turns on the same images; the parts of a session
+are timed by themselves. An exchange takes the state of one stream out of the network and puts that of another in. A snapshot
+is durable when it counts: audit log, file and folder are flushed. Random weights and images: only times and bytes count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from testtime.methods import Tent
+from testtime.models import resnet20
+from testtime.serve import Session, SessionOptions
+from testtime.serve.gate import GateOptions, InputGate
+from testtime.serve.swapping import Slots
+
+
+def network(name: str) -> tuple[nn.Module, int]:
+    torch.manual_seed(0)
+    if name == "resnet20":
+        return resnet20().eval(), 32
+    import torchvision
+
+    return getattr(torchvision.models, name)().eval(), 224
+
+
+def timed(calls: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of the processor of each call, taking turns; two rounds are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds + 2):
+        order = list(calls.items())
+        for name, call in order[i % len(order) :] + order[: i % len(order)]:
+            start = time.process_time()
+            call(i)
+            if i >= 2:
+                seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def overhead(name: str, size: int, rounds: int, folder: Path) -> None:
+    net, side = network(name)
+    alone = Tent(net)
+    pool = [torch.rand(size, 3, side, side, generator=torch.Generator().manual_seed(i)) for i in range(rounds + 2)]
+    gate = InputGate(GateOptions())
+    with Session(Tent(net), folder / str(size), options=SessionOptions(snapshot_every=0)) as session:
+        slots = session._engine.slots
+        waiting = [slots.copy()]
+
+        def exchange(_: int) -> None:
+            waiting[0] = slots.exchange(waiting[0])
+
+        calls: dict[str, Callable[[int], object]] = {
+            "forward": lambda i: alone.predict(pool[i]),
+            "step of the adapter": lambda i: alone(pool[i]),
+            "step of the session": lambda i: session.submit(pool[i]),
+            "gate": lambda i: gate.screen(pool[i], (), (0.0, 1.0)),
+            "hash of the state": lambda _: slots.hash(),
+            "exchange of streams": exchange,
+        }
+        seconds = timed(calls, rounds)
+        state = waiting[0].nbytes
+    weights = sum(p.nbytes for p in net.parameters())
+    print(f"\n{name}, {size} x 3 x {side} x {side}: state of a stream {state} bytes, weights {weights}")
+    print(f"{'':24}{'ms':>9}{'/ step':>9}{'/ forward':>10}")
+    step, forward = seconds["step of the adapter"], seconds["forward"]
+    for call, taken in seconds.items():
+        ratios = [
+            statistics.median(a / b for a, b in zip(taken, to, strict=True)) for to in (step, forward)
+        ]
+        print(f"{call:24}{1e3 * statistics.median(taken):9.3f}{ratios[0]:9.4f}{ratios[1]:10.4f}")
+
+
+def snapshots(name: str, count: int, folder: Path) -> None:
+    net, side = network(name)
+    options = SessionOptions(snapshot_every=0)
+    with Session(Tent(net), folder / "snapshots", options=options) as session:
+        session.submit(torch.rand(2, 3, side, side))
+        taken, plain = [], []
+        size = session.snapshot().bytes
+        for i in range(count):
+            start = time.perf_counter()
+            session.snapshot()
+            middle = time.perf_counter()
+            path = folder / f"plain{i % 2}"
+            with open(path, "wb") as file:
+                file.write(bytes(size))
+                file.flush()
+                os.fsync(file.fileno())
+            plain.append(time.perf_counter() - middle)
+            taken.append(middle - start)
+    taken.sort()
+    plain.sort()
+    at = int(0.99 * count)
+    print(f"\nsnapshot of {size} bytes, {count} times, durable")
+    print(f"{'':34}{'median ms':>10}{'p99 ms':>9}")
+    print(f"{'snapshot':34}{1e3 * taken[count // 2]:10.2f}{1e3 * taken[at]:9.2f}")
+    print(f"{'write and fsync of as many bytes':34}{1e3 * plain[count // 2]:10.2f}{1e3 * plain[at]:9.2f}")
+
+
+def memory(name: str, streams: int) -> None:
+    net, _ = network(name)
+    slots = Slots(Tent(net))
+    gc.collect()
+    parked = [slots.copy() for _ in range(streams)]
+    print(f"\n{streams} streams of {name}: {sum(p.nbytes for p in parked) / 2**20:.1f} MiB of state")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[200, 1])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--snapshots", type=int, default=200)
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        for size in options.batch_sizes:
+            overhead(options.model, size, options.rounds, Path(folder))
+        snapshots(options.model, options.snapshots, Path(folder))
+    memory(options.model, options.streams)
+
+
+if __name__ == "__main__":
+    main()

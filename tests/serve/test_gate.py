@@ -1,0 +1,132 @@
+"""The input gate: every kind of bad input is refused or quarantined with its reason, and changes nothing."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from small_session import images, network, tent
+
+from testtime.serve import GateOptions, Session, SessionOptions, read_image
+from testtime.serve.gate import InputGate, Quarantine
+
+REFUSED = {
+    "list": [1.0],
+    "uint8": torch.zeros(2, 3, 6, 6, dtype=torch.uint8),
+    "complex": torch.zeros(2, 3, 6, 6, dtype=torch.complex64),
+    "bool": torch.zeros(2, 3, 6, 6, dtype=torch.bool),
+    "sparse": torch.zeros(2, 3, 6, 6).to_sparse(),
+    "meta": torch.zeros(2, 3, 6, 6, device="meta"),
+    "scalar": torch.tensor(1.0),
+    "one image": torch.zeros(3, 6, 6),
+    "no samples": torch.zeros(0, 3, 6, 6),
+    "no values": torch.zeros(2, 0, 6, 6),
+    "channels": torch.zeros(2, 1, 6, 6),
+    "size": torch.zeros(2, 3, 6, 7),
+    "rank": torch.zeros(2, 1, 3, 6, 6),
+    "many": torch.zeros(1, 1, 1, 1).expand(5000, 3, 6, 6),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_request_is_refused(tmp_path: Path, kind: str) -> None:
+    with Session(tent(), tmp_path) as session:
+        state = session.submit(images(0)).state
+        for call in (session.submit, session.predict):
+            with pytest.raises((TypeError, ValueError), match="expected"):
+                call(REFUSED[kind])  # type: ignore[arg-type]
+        status = session.status()
+        assert (status.state, status.offset, status.counts.requests) == (state, 4, 1)
+
+
+BAD = {
+    "not finite": [torch.nan, torch.inf, -torch.inf],
+    "out of range": [255.0, -200.0, 3e38],
+}
+
+
+def test_bad_values_never_reach_the_network(tmp_path: Path) -> None:
+    x = images(1)
+    with Session(tent(), tmp_path / "a") as one, Session(tent(), tmp_path / "b") as other:
+        one.submit(images(0)), other.submit(images(0))
+        want = other.submit(x)
+        bad = [images(2, 1) for values in BAD.values() for _ in values]
+        for sample, value in zip(bad, [v for values in BAD.values() for v in values], strict=True):
+            sample[0, 1, 2, 3] = value
+        got = one.submit(torch.cat([x, *bad]))
+        assert torch.equal(got.logits[:4], want.logits)
+        assert got.state == want.state
+        assert got.refused[4:] == ("not finite",) * 3 + ("out of range",) * 3
+        assert got.predicted[4:].tolist() == [-1] * 6
+        assert got.logits[4:].isnan().all()
+        assert got.score[4:].isnan().all()
+        alone = one.submit(torch.cat(bad))
+        assert not alone.adapted
+        assert (alone.state, alone.logits.shape) == (want.state, (6, 3))
+        assert one.status().counts.refused == 12
+
+
+def test_a_copy_is_learned_once(tmp_path: Path) -> None:
+    options = SessionOptions(gate=GateOptions(repeats=8))
+    with Session(tent(), tmp_path, options=options) as session:
+        session.submit(images(0, 8))
+        assert session.submit(images(0, 8)).quarantined == ("repeated",) * 8
+        session.submit(images(1, 8))
+        assert session.submit(images(0, 8)).learned  # they are no longer among the last eight
+    with Session.resume(network(), tmp_path, options=options) as session:
+        assert session.submit(images(0, 8)).quarantined == ("repeated",) * 8
+
+
+def test_the_quarantine_is_bounded_and_holds_no_pixels() -> None:
+    gate = InputGate(GateOptions(quarantine=5))
+    quarantine = Quarantine(gate.options)
+    x = torch.full((8, 3, 2, 2), 0.5)
+    found = gate.screen(x, (), None)
+    for i in range(3):
+        quarantine.note(found, x, "ab"[i % 2], 8 * i, 0.0)
+    held = quarantine.held()
+    assert [one.offset for one in held] == [19, 20, 21, 22, 23]
+    assert {one.reason for one in held} == {"constant"}
+    assert all(one.pixels is None and len(one.digest) == 32 for one in held)
+    quarantine.forget("a")
+    assert quarantine.held() == ()
+    kept = Quarantine(GateOptions(pixels=True))
+    kept.note(found, x, "a", 0, 0.0)
+    assert torch.equal(kept.held("a")[0].pixels, x[0])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_digests_are_of_the_bytes(kind: torch.dtype) -> None:
+    gate, x = InputGate(GateOptions()), images(0).to(kind)
+    plain = gate.screen(x, (), None)
+    assert gate.screen(x.flip(0).flip(0), (), None) == plain
+    assert gate.screen(x.contiguous(memory_format=torch.channels_last), (), None) == plain
+    assert gate.screen(x[:2], (), None).digests == plain.digests[:2]
+    assert gate.screen(x, plain.digests, None).admitted == []
+
+
+def test_settings_are_checked() -> None:
+    for words in ({"repeats": -1}, {"most": 0}, {"largest": 0}, {"quarantine": -1}):
+        with pytest.raises(ValueError, match="is a number of at least"):
+            GateOptions(**words)  # type: ignore[arg-type]
+
+
+def test_images_are_decoded_and_damaged_files_refused() -> None:
+    pil = pytest.importorskip("PIL.Image", reason="pip install -e '.[images]'")
+    for kind in ("PNG", "JPEG"):
+        file = BytesIO()
+        pil.new("RGB", (5, 4), (255, 0, 51)).save(file, kind)
+        x = read_image(file.getvalue())
+        assert (x.shape, x.dtype) == ((3, 4, 5), torch.float32)
+        assert x[:, 2, 2].tolist() == pytest.approx([1.0, 0.0, 0.2], abs=0.01)
+        for data in (file.getvalue()[:30], b"", b"GIF89a"):
+            with pytest.raises(ValueError, match="expected the content of a PNG or JPEG file"):
+                read_image(data)
+        with pytest.raises(ValueError, match="expected at most 19 pixels, got 5 x 4"):
+            read_image(file.getvalue(), largest=19)
+    gif = BytesIO()
+    pil.new("RGB", (5, 4)).save(gif, "GIF")
+    with pytest.raises(ValueError, match="PNG or JPEG"):
+        read_image(gif.getvalue())

@@ -1,0 +1,325 @@
+"""Snapshots: what is kept, what is refused, and what happens to damaged files and full disks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_session import images, network, tent
+
+from testtime.errors import DataError
+from testtime.serve import Retention, Session, SessionOptions
+from testtime.serve.audit import records
+from testtime.serve.snapshots import SnapshotStore
+
+FACTS = {
+    "offset": 12,
+    "step": 3,
+    "healthy": True,
+    "state": "abc",
+    "configuration": "c",
+    "ranges": {"": [0.0, 1.0]},
+    "counts": {"learned": 12},
+}
+SYNC = SessionOptions(snapshot_every=0, asynchronous=False)
+
+
+def store(folder: Path, **retention: Any) -> SnapshotStore:
+    return SnapshotStore(folder, Retention(**retention), lambda: 1.5)
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {"state/a": torch.arange(6.0), "state/b": torch.tensor(3), "state/c": torch.empty(0)}
+
+
+def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = store(tmp_path).write("Cam.1", 1, tensors(), FACTS)
+    found = store(tmp_path).read("Cam.1", 1)
+    assert found.info == written
+    assert {k: found.facts[k] for k in FACTS} == FACTS
+    assert all(torch.equal(found.tensors[k], v) for k, v in tensors().items())
+    path = tmp_path / "+cam.1" / "000000001.safetensors"
+    assert (written.bytes, written.offset, written.time) == (path.stat().st_size, 12, 1.5)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(path.parent).st_mode) == 0o700
+    assert store(tmp_path).streams() == ["Cam.1"]
+
+
+def test_what_is_kept_is_kept_from_its_first_day() -> None:
+    """Nothing is needed later that was deleted before, and every power of two has a snapshot of that age."""
+    retention, there = Retention(last=3, healthy=2), set()
+    for n in range(1, 400):
+        there.add(n)
+        kept = retention.kept(there, {m for m in there if m % 50 == 0})
+        assert kept <= there
+        there = kept
+        assert {n, n - 1, n - 2} - {0, -1} <= there
+        assert {m for m in (n // 50 * 50, n // 50 * 50 - 50) if m > 0} <= there
+        for j in range(n.bit_length() - 1):
+            assert any(2**j <= n - m < 2 ** (j + 1) for m in there | {0})
+        assert len(there) <= 3 + 2 + 2 * n.bit_length()
+
+
+def test_the_ring_on_the_disk(tmp_path: Path) -> None:
+    kept = store(tmp_path, last=2, healthy=1)
+    for n in range(1, 41):
+        kept.write("a", n, tensors(), {**FACTS, "healthy": n == 5})
+    names = sorted(int(path.stem) for path in (tmp_path / "a").iterdir())
+    assert names == [5, 16, 32, 36, 38, 39, 40]
+    assert [info.number for info in store(tmp_path).infos("a")] == names
+    again = store(tmp_path, last=2, healthy=1)  # it does not know yet which are healthy
+    again.write("a", 41, tensors(), {**FACTS, "healthy": False})
+    assert 5 in again.numbers("a")
+
+
+def test_a_snapshot_elsewhere_is_refused(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    one.write("a", 1, tensors(), FACTS)
+    (tmp_path / "b").mkdir()
+    os.link(tmp_path / "a" / "000000001.safetensors", tmp_path / "b" / "000000001.safetensors")
+    with pytest.raises(DataError, match="it is snapshot 1 of stream 'a'"):
+        one.read("b", 1)
+    (tmp_path / "a" / "000000002.safetensors").symlink_to(tmp_path / "a" / "000000001.safetensors")
+    with pytest.raises(DataError, match="symbolic link"):
+        store(tmp_path).read("a", 2)
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    assert store(tmp_path).streams() == ["a", "b"]
+    with pytest.raises(DataError, match="symbolic link"):
+        store(tmp_path).read("c", 1)
+    with pytest.raises(ValueError, match="expected the name of a stream"):
+        one.read("../a", 1)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    from testtime.files import write_tensors
+
+    store(tmp_path).write("a", 1, tensors(), FACTS)
+    facts = {**FACTS, "stream": "a", "number": 1, "time": 0.0, "format": 99}
+    path = tmp_path / "a" / "000000001.safetensors"
+    write_tensors(path, tensors(), {"testtime.snapshot": json.dumps(facts)})
+    with pytest.raises(DataError, match="format 99, this version reads up to"):
+        store(tmp_path).read("a", 1)
+
+
+# Damaged files ----------------------------------------------------------------------------------------------------------
+
+
+def mutations(whole: bytes, rng: random.Random) -> Iterator[bytes]:
+    """Bit flips, truncations, exchanged, doubled and removed blocks, other lengths of the header, other values in it."""
+    size = struct.unpack("<Q", whole[:8])[0]
+    while True:
+        data = bytearray(whole)
+        kind = rng.randrange(8)
+        if kind == 0:
+            for _ in range(rng.choice((1, 1, 1, 2, 8))):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[rng.randrange(len(data)) :]
+        elif kind == 2:
+            at, n = rng.randrange(len(data)), rng.randrange(1, 64)
+            data[at : at + n] = bytes(n)
+        elif kind == 3:
+            at, n = rng.randrange(len(data)), rng.randrange(1, 64)
+            data[at:at] = data[at : at + n]
+        elif kind == 4:
+            at, n = rng.randrange(len(data)), rng.randrange(1, 64)
+            del data[at : at + n]
+        elif kind == 5:
+            data[:8] = struct.pack(
+                "<Q", rng.choice((0, 1, size - 1, size + 1, 2**31, 2**63, rng.randrange(2**64)))
+            )
+        elif kind == 6:
+            digits = [i for i in range(8, 8 + size) if chr(data[i]).isdigit()]
+            for _ in range(rng.choice((1, 1, 3))):
+                data[rng.choice(digits)] = ord(rng.choice("0123456789"))
+        else:
+            words = [
+                b'"F32"',
+                b'"I64"',
+                b'"shape"',
+                b'"data_offsets"',
+                b"sha256",
+                b"testtime.snapshot",
+                b"[",
+                b"}",
+            ]
+            found = [w for w in words if w in data]
+            word = rng.choice(found)
+            at = data.find(word)
+            data[at : at + len(word)] = rng.choice(
+                (b'"F64"', b'"BOOL"', b'"U8"', b"sha257", b"[[[[", b"", b"null", b'""')
+            )
+        if bytes(data) != whole:
+            yield bytes(data)
+
+
+def mutate(folder: Path, count: int, seed: int) -> int:
+    """Read so many mutations of a snapshot; return how many were read, which must hold what was written."""
+    one = store(folder)
+    one.write("a", 1, tensors(), FACTS)
+    path = folder / "a" / "000000001.safetensors"
+    want, same = one.read("a", 1), 0
+    for _, data in zip(range(count), mutations(path.read_bytes(), random.Random(seed)), strict=False):
+        path.write_bytes(data)
+        try:
+            found = one.read("a", 1)
+        except DataError:
+            continue
+        same += 1
+        assert found.facts == want.facts
+        assert found.tensors.keys() == want.tensors.keys()
+        assert all(torch.equal(found.tensors[k], v) for k, v in want.tensors.items())
+    return same
+
+
+def test_damaged_snapshots_are_refused(tmp_path: Path) -> None:
+    assert mutate(tmp_path, 2000, 0) < 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_damaged_snapshots_are_refused(tmp_path: Path) -> None:
+    print(mutate(tmp_path, 100_000, 1))
+
+
+def test_a_snapshot_whose_checksum_was_forged_is_still_checked(tmp_path: Path) -> None:
+    """Who writes the file can also write its checksum: what it holds must not break the session."""
+    from testtime.files import read_tensors, write_tensors
+
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        good = session.submit(images(0)).state
+        session.snapshot()
+        session.submit(images(1))
+    first, last = sorted((tmp_path / "streams" / "default").iterdir())
+    whole, metadata = read_tensors(last)
+    facts = json.loads(metadata["testtime.snapshot"])
+    forged: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"counts": {"learned": "many"}}, {}),
+        ({"counts": {"learned": None}}, {}),
+        ({"ranges": {"": [1, 0]}}, {}),
+        ({"ranges": {"": "all"}}, {}),
+        ({"offset": -4}, {}),
+        ({"step": 1.5}, {}),
+        ({"number": True}, {}),
+        ({}, {"session/recent": torch.rand(3, 5)}),
+        ({}, {"state/clock": torch.tensor(-1)}),
+        ({}, {"state/clock": torch.tensor([1, 2])}),
+        ({}, {"state/model.network.1.weight": torch.full((4,), torch.nan)}),
+        ({}, {"state/other": torch.zeros(1)}),
+    ]
+    for words, more in forged:
+        write_tensors(last, {**whole, **more}, {"testtime.snapshot": json.dumps({**facts, **words})})
+        with Session.resume(network(), tmp_path, options=SYNC) as session:
+            assert session.status().state == good, (words, more)
+            assert session.status().offset == 4
+    assert first.exists()
+
+
+# Disks ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "write"])
+def test_a_full_disk_keeps_the_last_good_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        good = session.submit(images(0))
+        session.snapshot()
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, call, full)
+        answer = session.submit(images(1))
+        with pytest.raises(OSError, match="No space left|audit log cannot be written"):
+            session.snapshot()
+        assert session.status().error
+        assert [s.offset for s in session.snapshots()] == [4]
+        before = session.status().state
+        with pytest.raises(OSError, match="No space left|audit log cannot be written"):
+            session.rollback(to=1)
+        assert session.status().state == before == answer.state
+        if call == "write":  # what cannot be recorded is not learned
+            assert session.submit(images(2)).skipped == "audit"
+            assert session.status().state == before
+        monkeypatch.undo()
+        assert session.submit(images(3)).learned
+        assert session.snapshot().number > 1
+        assert session.status().error == ""
+        assert session.rollback(to=1) is not None
+        assert session.status().state == good.state
+    names = [path.name for path in (tmp_path / "streams" / "default").iterdir()]
+    assert not [name for name in names if not name.endswith(".safetensors")]
+
+
+def test_a_limit_of_the_system_in_the_midst_of_a_file(tmp_path: Path) -> None:
+    """A real short write: the system lets no file grow beyond a size."""
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        session.submit(images(0))
+        session.snapshot()
+        size = (tmp_path / "streams" / "default" / "000000001.safetensors").stat().st_size
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                session.snapshot()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert session.snapshot().number == 3
+        assert [s.number for s in session.snapshots()] == [1, 3]
+        assert "snapshot failed" in [r["event"] for r in records(tmp_path / "audit")]
+
+
+def test_snapshots_while_serving_fail_without_failing_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for asynchronous in (False, True):
+        options = SessionOptions(snapshot_every=1, asynchronous=asynchronous)
+        with Session(tent(), tmp_path / str(asynchronous), options=options) as session:
+            session.submit(images(0))
+            session.settle()
+            assert len(session.snapshots()) == 1
+
+            def broken(*_: object, **__: object) -> None:
+                raise OSError(errno.EROFS, "Read-only file system")
+
+            monkeypatch.setattr(os, "replace", broken)
+            session.submit(images(1))
+            if asynchronous:
+                with pytest.raises(OSError, match="Read-only"):
+                    session.settle()
+            assert "Read-only" in session.status().error
+            monkeypatch.undo()
+            session.submit(images(2))
+            session.settle()
+            assert [s.offset for s in session.snapshots()] == [4, 12]
+            assert session.status().error == ""
+
+
+def test_snapshots_of_a_thread_are_those_of_their_moment(tmp_path: Path) -> None:
+    options = SessionOptions(snapshot_every=0)
+    with Session(tent(), tmp_path, options=options) as session:
+        states = {}
+        for i in range(6):
+            answer = session.submit(images(i))
+            info = session.snapshot(wait=False)
+            states[info.number] = answer.state
+            assert (info.acknowledged, info.state) == (False, answer.state)
+        session.settle(60)
+        there = session.snapshots()
+        assert there[-1].number == 6
+        assert all(s.acknowledged and s.state == states[s.number] for s in there)
+        for s in there:
+            restored = session.rollback(to=s.number)
+            assert restored is not None
+            assert session.status().state == states[s.number]

@@ -1,0 +1,122 @@
+"""The exchange of states: the same as through state_dict, for every method, and equal to an adapter alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_session import images, network
+from torch import nn
+
+from testtime.adapter import Adapter, state_hash
+from testtime.methods import EATA, NOTE, SAR, T3A, CoTTA, RoTTA, SoTTA, Tent
+from testtime.norm import ema_statistics
+from testtime.parts.optimizers import sgd
+from testtime.serve import Session, SessionOptions
+from testtime.serve.swapping import Slots
+from testtime.wrap import Episodic, ResetEvery, Window
+
+MAKE = {
+    "tent": lambda: Tent(network()),
+    "momentum": lambda: Tent(network(), optimizer=sgd(0.01, momentum=0.9)),
+    "statistics": lambda: Tent(network(), norm=ema_statistics),
+    "half": lambda: Tent(network().bfloat16()),
+    "cotta": lambda: CoTTA(network(), views=2),
+    "eata": lambda: EATA(network(), classes=3),
+    "note": lambda: NOTE(network(), classes=3, capacity=8),
+    "rotta": lambda: RoTTA(network(), classes=3, capacity=8),
+    "sar": lambda: SAR(network(), classes=3),
+    "sotta": lambda: SoTTA(network(), classes=3, capacity=8),
+    "t3a": lambda: T3A(network()),
+    "window": lambda: Window(Tent(network()), size=6),
+    "reset": lambda: ResetEvery(Episodic(Tent(network())), 3),
+}
+
+
+def made(name: str) -> Adapter:
+    adapter = MAKE[name]()
+    if adapter.source != "none":
+        adapter.prepare([images(500, 16)])
+    return adapter
+
+
+def batch(i: int, like: Adapter) -> torch.Tensor:
+    kind = next((p.dtype for p in like.parameters()), torch.float32)
+    return images(i).to(kind)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_two_states_take_turns_in_one_adapter(name: str) -> None:
+    adapter, alone = made(name), (made(name), made(name))
+    slots = Slots(adapter)
+    expected = adapter.state_dict().keys() - slots.learned().keys()
+    assert sorted(slots.names()) == sorted(expected)
+    assert slots.hash() == state_hash(adapter)
+    waiting = slots.copy()
+    for i in range(6):
+        for other in (0, 1):
+            x = batch(10 * i + other, adapter)
+            assert torch.equal(adapter(x).logits, alone[other](x).logits)
+            assert slots.hash() == state_hash(adapter) == state_hash(alone[other])
+            waiting = slots.exchange(waiting)
+    for other in (1, 0):
+        waiting = slots.exchange(waiting)
+        named = slots.named(slots.copy())
+        assert all(torch.equal(v, named[k]) for k, v in alone[other].state_dict().items() if k in named)
+
+
+def test_a_stream_costs_its_state_alone(tmp_path: Path) -> None:
+    with Session(Tent(network()), tmp_path) as session:
+        session.submit(images(0), "a")
+        session.submit(images(0), "b")
+        size = sum(v.nbytes for v in session.adapter.state_dict().values())
+        assert session.status("a").bytes == session.status("b").bytes == size
+        norm = sum(p.nbytes for m in network() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+        assert size <= 3 * norm + 8 + 2 * 8  # with Adam's two moments and its counts
+
+
+def test_an_estimated_range_belongs_to_its_stream(tmp_path: Path) -> None:
+    """One camera sends values up to 255, another up to 1: neither is judged by the other."""
+    with Session(Tent(network()), tmp_path, options=SessionOptions()) as session:
+        with pytest.warns(UserWarning, match="first images lie in about"):
+            loud = session.submit(images(0) * 255, "loud")
+        quiet = session.submit(images(0), "quiet")
+        assert loud.refused == quiet.refused == (None,) * 4
+        assert session.submit(images(1) * 255, "quiet").refused == ("out of range",) * 4
+        assert session.submit(images(1) * 255, "loud").refused == (None,) * 4
+    with Session.resume(network(), tmp_path) as session:
+        assert session.submit(images(2) * 255, "quiet").refused == ("out of range",) * 4
+        assert session.submit(images(2) * 255, "loud").refused == (None,) * 4
+
+
+def interleaved(directory: Path, streams: int, requests: int) -> None:
+    options = SessionOptions(snapshot_every=0, streams=streams)
+    order = torch.randperm(streams * requests, generator=torch.Generator().manual_seed(0)).tolist()
+    done = [0] * streams
+    found: dict[tuple[int, int], tuple[torch.Tensor, str]] = {}
+    session = Session(Tent(network()), directory, options=options)
+    for place in order:
+        i = place % streams
+        answer = session.submit(images(1000 * i + done[i], 2), f"s{i}")
+        found[i, done[i]] = answer.logits, answer.state
+        done[i] += 1
+    alone = Tent(network())
+    for i in range(streams):
+        alone.reset()
+        for j in range(requests):
+            y = alone(images(1000 * i + j, 2))
+            logits, state = found[i, j]
+            assert torch.equal(y.logits, logits)
+            assert state_hash(alone)[:16] == state
+    session.close()
+
+
+def test_interleaved_streams(tmp_path: Path) -> None:
+    interleaved(tmp_path, 12, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_thousand_interleaved_streams(tmp_path: Path) -> None:
+    interleaved(tmp_path, 1000, 5)
