@@ -1,6 +1,7 @@
 """What serving costs beside the adapter, as ratios within one run.
 
     python benchmarks/serving.py                                  # ResNet-20, 200 x 32 x 32 and 1 x 32 x 32, Tent
+    python benchmarks/serving.py --model wrn40-2 --batch-sizes 1
     python benchmarks/serving.py --model resnet50 --batch-sizes 1 # ResNet-50 at 224 x 224 (needs torchvision)
 
 For each batch size, an adapter alone and a session around an equal one take turns on the same images; the parts of a session
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from testtime.methods import Tent
-from testtime.models import resnet20
+from testtime.models import WideResNet, resnet20
 from testtime.serve import Session, SessionOptions
 from testtime.serve.gate import GateOptions, InputGate
 from testtime.serve.swapping import Slots
@@ -33,6 +34,8 @@ def network(name: str) -> tuple[nn.Module, int]:
     torch.manual_seed(0)
     if name == "resnet20":
         return resnet20().eval(), 32
+    if name == "wrn40-2":
+        return WideResNet(40, 2, 100).eval(), 32
     import torchvision
 
     return getattr(torchvision.models, name)().eval(), 224

@@ -5,21 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from testtime.cli.options import Commands, Device, Option, Seed, existing, new_folder, number, setting, whole
 from testtime.errors import need_packages
 
 if TYPE_CHECKING:
+    from testtime.serve import SessionOptions
+    from testtime.serve.demo import Camera
     from testtime.serve.server import Configuration, Limits, ServedModel
+    from testtime.serve.shadow import Shadow
 
-__all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "serve"]
+__all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "Shadows", "Showing", "serve"]
 
 MIB = 2**20
 SOURCE_BATCH = 64
+METHOD = "paf-kip"
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,10 @@ class Adaptation:
     """The model and how it adapts."""
 
     model: Annotated[
-        str, Option("source model: a name, a file of weights, timm:NAME, hf:NAME or package.module:function")
-    ]
-    method: Annotated[str, Option("name of testtime methods")] = "paf-kip"
+        str | None,
+        Option("source model: a name, a file of weights, timm:NAME, hf:NAME or package.module:function"),
+    ] = None
+    method: Annotated[str | None, Option("name of testtime methods (paf-kip; tent in the demo)")] = None
     settings: Annotated[
         tuple[str, ...], Option("arguments of the method", metavar="KEY=VALUE", names=("--set",))
     ] = ()
@@ -58,9 +65,10 @@ class Adaptation:
 
         if self.guarded and self.no_guard:
             raise ValueError("--guarded and --no-guard exclude each other; give one of them")
-        if ":" not in self.method:
-            find_method(self.method)
-        return Configuration(self.method, dict(map(setting, self.settings)), not self.no_guard)
+        method = self.method or METHOD
+        if ":" not in method:
+            find_method(method)
+        return Configuration(method, dict(map(setting, self.settings)), not self.no_guard)
 
     def opened(self) -> ServedModel:
         """Open the model and the source images.
@@ -72,6 +80,7 @@ class Adaptation:
         from testtime.models import open_model
         from testtime.serve.server import ServedModel
 
+        assert self.model is not None
         found = open_model(self.model, self.data)
         network = found.model.to(self.device)
         name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in found.name)
@@ -129,13 +138,87 @@ class Secrets:
     ] = None
 
 
+@dataclass(frozen=True)
+class Showing:
+    """The demo."""
+
+    demo: Annotated[
+        bool, Option("serve the packaged digits model to a simulated camera, and open its page")
+    ] = False
+    no_browser: Annotated[bool, Option("do not open the page of the demo")] = False
+
+    def check(self, adaptation: Adaptation, state: str | None) -> Adaptation:
+        """Return what is served: in the demo, the digits model and TENT unless another method is named.
+
+        Raises:
+            ValueError: a model or folder is missing, or is given where the demo has its own.
+        """
+        if not self.demo:
+            for name, given in (("--model", adaptation.model), ("--state", state)):
+                if given is None:
+                    raise ValueError(f"serve needs {name}; testtime serve --demo shows how it works without")
+            if self.no_browser:
+                raise ValueError("--no-browser belongs to --demo; the page is at the address that is printed")
+            return adaptation
+        from testtime.serve import demo
+
+        for name, given in (("--model", adaptation.model), ("--source", adaptation.source)):
+            if given is not None:
+                raise ValueError(f"the demo has its own model and images; leave {name} or --demo out")
+        return replace(adaptation, model=demo.MODEL, method=adaptation.method or demo.METHOD)
+
+    def camera(
+        self, address: str, token: str | None, ready: Callable[[], bool]
+    ) -> AbstractContextManager[Camera]:
+        """Return the context in which the camera sends its images."""
+        from testtime.serve import demo
+
+        return demo.showing(address, token, browser=not self.no_browser, ready=ready)
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """Methods in shadow."""
+
+    shadow: Annotated[
+        tuple[str, ...],
+        Option("methods that adapt beside the one that serves; their answers are judged, never served"),
+    ] = ()
+    shadow_share: Annotated[float, Option("share of a stream's requests that they get", number(1))] = 0.05
+
+    def configurations(self, used: Configuration) -> dict[str, Configuration]:
+        """Return the candidates by name, the one that serves first; empty without methods in shadow."""
+        if not self.shadow:
+            return {}
+        others = [name for name in self.shadow if name != used.method]
+        return {used.method: used, **{name: replace(used, method=name, options={}) for name in others}}
+
+    def running(self, model: ServedModel, candidates: Mapping[str, Configuration]) -> Shadow:
+        """Return the candidates, built, for a context.
+
+        Raises:
+            ValueError: a method does not work with this model.
+        """
+        from testtime.methods import Source
+        from testtime.serve.shadow import Shadow
+
+        print(f"preparing {len(candidates)} methods in shadow", flush=True)
+        built = {name: model.build(one) for name, one in candidates.items()}
+        return Shadow(built, Source(model.network), share=self.shadow_share)
+
+
 def serve(
     *,
     adaptation: Adaptation,
-    state: Annotated[str, Option("folder of snapshots, audit log and configuration", new_folder, "DIR")],
+    state: Annotated[
+        str | None,
+        Option("folder of snapshots, audit log and configuration; temporary in the demo", new_folder, "DIR"),
+    ] = None,
+    showing: Showing,
     host: Annotated[str, Option("address; tokens are needed unless it is this machine's own")] = "127.0.0.1",
     port: Annotated[int, Option("port; 0 takes a free one", whole(0))] = 8000,
     requests: Requests,
+    shadows: Shadows,
     secrets: Secrets,
     logs: Annotated[Literal["json", "text"], Option("form of the log lines on standard error")] = "json",
     command: Sequence[str] = (),
@@ -145,42 +228,73 @@ def serve(
     from testtime.serve.server.options import check_access
     from testtime.serve.server.tokens import Tokens
 
+    adaptation = showing.check(adaptation, state)
     tokens = Tokens.read(os.environ, secrets.token_file, secrets.manage_token_file)
     check_access(host, tokens)
     asked, limits = adaptation.configuration(), requests.limits()
-    from testtime.models import MODELS
-    from testtime.serve.server import ServerOptions, create_app, listening, open_session, run, session_options
+    from testtime.serve.page import ROUTER
+    from testtime.serve.server import ServerOptions, create_app, listening, open_session, run
     from testtime.serve.server.opening import Kept
 
-    with listening(host, port) as found:
-        model = adaptation.opened()
-        named = adaptation.model if adaptation.model in MODELS else None
-        options = session_options(
-            model, snapshot_every=requests.snapshot_every, streams=limits.streams, model=named
+    with ExitStack() as stack:
+        found = stack.enter_context(listening(host, port))
+        folder = Path(state or stack.enter_context(TemporaryDirectory(prefix="testtime-")))
+        model, options = _opened(adaptation, requests, showing)
+        session, used = open_session(model, asked, folder, options)
+        stack.enter_context(session)
+        candidates = shadows.configurations(used)
+        server = ServerOptions(
+            model,
+            used,
+            tokens,
+            limits,
+            host=host,
+            deadline=requests.deadline,
+            kept=Kept(folder, asked),
+            candidates=candidates,
+            shadow=stack.enter_context(shadows.running(model, candidates)) if candidates else None,
         )
-        session, used = open_session(model, asked, state, options)
-        with session:
-            server = ServerOptions(
-                model, used, tokens, limits, host=host, deadline=requests.deadline, kept=Kept(state, asked)
-            )
-            _log(logs)
-            if used.guarded and not model.source:
-                advice = "name a folder of images as in training: --source FOLDER"
-                logging.getLogger("testtime.serve").warning("the guards are not calibrated; %s", advice)
-            shown = f"[{host}]" if ":" in host else host
-            address = f"http://{shown}:{found.getsockname()[1]}"
-            print(f"{model.name} with {used.method} at {address}, state in {Path(state)}", flush=True)
-            return run(create_app(session, server), found)
+        _log(logs, logging.WARNING if showing.demo else logging.INFO)
+        if used.guarded and not model.source:
+            advice = "name a folder of images as in training: --source FOLDER"
+            logging.getLogger("testtime.serve").warning("the guards are not calibrated; %s", advice)
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{found.getsockname()[1]}"
+        print(f"{model.name} with {used.method} at {address}, state in {folder}", flush=True)
+        app = create_app(session, server, (ROUTER,))
+        if showing.demo:
+            stack.enter_context(showing.camera(address, tokens.use, lambda: app.state.service.ready))
+        return run(app, found)
 
 
-def _log(form: str) -> None:
-    """Write log lines to standard error."""
+def _opened(
+    adaptation: Adaptation, requests: Requests, showing: Showing
+) -> tuple[ServedModel, SessionOptions]:
+    """The model, and the settings of its session."""
+    from testtime.models import MODELS
+    from testtime.serve.server import session_options
+
+    model = adaptation.opened()
+    named = adaptation.model if adaptation.model in MODELS else None
+    options = session_options(
+        model, snapshot_every=requests.snapshot_every, streams=requests.max_streams, model=named
+    )
+    if not showing.demo:
+        return model, options
+    from testtime.serve import demo
+
+    print("calibrating the guards on images of the training set", flush=True)
+    return demo.prepared(model, options)
+
+
+def _log(form: str, level: int) -> None:
+    """Write log lines from a level on to standard error."""
     from testtime.serve.server import JsonFormatter
 
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else plain)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.captureWarnings(True)
 

@@ -10,7 +10,7 @@ is about 1 for source samples, whatever the shares of the classes in a batch, an
 of the logits and the norm of the features relative to that of the mean, a logistic regression makes one score of it, and a
 table of the share of right predictions by score, never rising, turns scores into probabilities.
 
-Consistency: a classifier that learns or that normalises by the batch is wrong on a share of the samples that is at most
+Consistency: a classifier that learns or that normalises by the batch is wrong on a share of the samples that is about
 :math:`\kappa` times the share of predictions that change when the image is disturbed; :math:`\kappa` is measured.
 
 Both are original to this library.

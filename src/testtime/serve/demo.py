@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import webbrowser
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Self, final
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
 import torch
@@ -13,8 +17,17 @@ from torch import Tensor
 
 from testtime.corruptions import corrupt
 from testtime.data import embedded
+from testtime.serve.gate import png_bytes
 
-__all__ = ["SCENES", "Camera", "Frames", "Scene", "frames"]
+if TYPE_CHECKING:
+    from testtime.serve.options import SessionOptions
+    from testtime.serve.server import ServedModel
+
+__all__ = ["METHOD", "MODEL", "SCENES", "Camera", "Frames", "Scene", "frames", "prepared", "showing"]
+
+MODEL, METHOD, STREAM = "digits-cnn", "tent", "camera"
+SOURCE_BATCH = 64
+HISTORY = 2048  # requests that the page shows from the beginning
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ class Camera:
     def _run(self) -> None:
         for taken in self._source:
             try:
-                self._send([_png(image) for image in taken.images])
+                self._send([png_bytes(image) for image in taken.images])
             except Exception as error:  # noqa: BLE001 - handed to the caller, who decides
                 if not self._over.is_set():
                     self._failed(error)
@@ -145,12 +158,43 @@ class Camera:
                 return
 
 
-def _png(image: Tensor) -> bytes:
-    import io
+def prepared(model: ServedModel, options: SessionOptions) -> tuple[ServedModel, SessionOptions]:
+    """Return the model with the digits that it was trained on as source images, and settings that keep more for the page.
 
-    from testtime.errors import need_pillow
+    Raises:
+        ImportError: scikit-learn or Pillow is not installed.
+    """
+    train, rows = embedded().train, range(0, len(embedded().train), SOURCE_BATCH)
+    source = tuple(train.batch(range(at, min(at + SOURCE_BATCH, len(train)))) for at in rows)
+    gate = replace(options.gate, pixels=True)  # the images are public
+    return replace(model, source=tuple(map(model.placed, source))), replace(
+        options, gate=gate, history=HISTORY
+    )
 
-    pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    file = io.BytesIO()
-    need_pillow().fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+
+@contextmanager
+def showing(
+    address: str, token: str | None = None, *, browser: bool = True, ready: Callable[[], bool] = lambda: True
+) -> Iterator[Camera]:
+    """Send the images of the camera to a server while the context lasts, and open its page.
+
+    Args:
+        address: address of the server; it may begin to answer later.
+        token: the client's token.
+        browser: whether the page is opened in the browser.
+        ready: whether the server takes requests; a camera that it refuses otherwise says nothing.
+    """
+    from testtime.serve import Client
+
+    if browser:  # one in a terminal would keep this thread
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    def failed(error: Exception) -> None:
+        if ready():
+            logging.getLogger("testtime.serve").warning("the camera stopped: %s", error)
+
+    with (
+        Client(address, token=token, retries=1) as client,
+        Camera(partial(client.send_image, stream=STREAM), failed=failed) as camera,
+    ):
+        yield camera

@@ -22,7 +22,7 @@ from torch import Tensor
 from testtime.errors import need_pillow
 from testtime.gate import check_batch
 
-__all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "read_image"]
+__all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "png_bytes", "read_image"]
 
 FORMATS = ("PNG", "JPEG")
 SHORT = 16  # bytes of a digest
@@ -249,6 +249,21 @@ def read_image(data: bytes, *, largest: int = 2**24) -> Tensor:
     except (OSError, SyntaxError, EOFError, image.DecompressionBombError) as error:
         raise ValueError(f"expected the content of a PNG or JPEG file ({error})") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """Encode an image as a PNG file.
+
+    Args:
+        image: image (C, H, W) of 1 or 3 channels in [0, 1]; what is no number is black.
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    pixels = image.nan_to_num().mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+    file = BytesIO()
+    need_pillow().fromarray(pixels.squeeze(2).numpy()).save(file, "PNG")
+    return file.getvalue()
 
 
 def _digests(x: Tensor) -> tuple[bytes, ...]:

@@ -162,7 +162,7 @@ class Competence(AtLeastFloat32, Stateful):
         ends, shares = competence_table(-(quantities @ weights), good)
         for name, values in (("weights", weights), ("ends", ends), ("shares", shares)):
             setattr(self, name, torch.as_tensor(values, dtype=torch.float32, device=x.device))
-        self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed))
+        self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed, share=0.5))
 
 
 def _forward(reference: Reference, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,10 +127,10 @@ def serving(
     configuration: Configuration = TENT,
     **options: Any,
 ) -> Iterator[Caller]:
-    model = options.pop("model", None) or served()
+    model, routers = options.pop("model", None) or served(), options.pop("routers", ())
     session, used = open_session(model, configuration, folder)
     kept = Kept(folder, configuration)
-    app = create_app(session, ServerOptions(model, used, tokens, limits, kept=kept, **options))
+    app = create_app(session, ServerOptions(model, used, tokens, limits, kept=kept, **options), routers)
     caller = Caller(app, session, token)
     try:
         yield caller

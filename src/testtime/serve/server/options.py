@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from testtime.serve.server.opening import Kept
 from testtime.serve.server.served import Configuration, ServedModel
 from testtime.serve.server.tokens import Tokens
+
+if TYPE_CHECKING:
+    from testtime.serve.shadow import Shadow
 
 __all__ = ["Limits", "ServerOptions", "check_access", "is_loopback"]
 
@@ -72,6 +76,8 @@ class ServerOptions:
         deadline: time in which a request is to be answered if it names none, in seconds; the session sheds adaptation for it.
             None: no deadline.
         kept: file in which a change of the configuration is kept; None: it is not.
+        candidates: configurations of the methods in shadow by name, among them the one that serves.
+        shadow: the methods in shadow, running; None: there are none.
         labelled_streams: number of streams with series of their own in the metrics; the others share "other".
 
     Raises:
@@ -85,6 +91,8 @@ class ServerOptions:
     host: str = "127.0.0.1"
     deadline: float | None = None
     kept: Kept | None = None
+    candidates: Mapping[str, Configuration] = field(default_factory=dict)
+    shadow: Shadow | None = None
     labelled_streams: int = 50
 
     def __post_init__(self) -> None:

@@ -52,6 +52,8 @@ class Service:
         limits = options.limits
         self.model = Worker("testtime-model", THREADS, limits.queue, limits.wait)
         self.managers = Worker("testtime-manage", MANAGERS, limits.queue, limits.wait)
+        if options.shadow is not None:
+            options.shadow.busy = lambda: self.model.waiting + self.model.running > 0
         self._changing = asyncio.Lock()
         self._known = set(session.streams())
 
@@ -93,6 +95,9 @@ class Service:
             with translated():
                 answer = self.session.submit(x, stream, deadline=left, learn=learn)
             self.metrics.events(stream, self.session.history(stream))
+            if self.options.shadow is not None:
+                admitted = [not (r or q) for r, q in zip(answer.refused, answer.quarantined, strict=True)]
+                self.options.shadow.offer(x[admitted], stream)
             return pack(answer), answer, waited
 
         packed, answer, waited = await self.model.run(job)
@@ -171,8 +176,16 @@ class Service:
                 self.metrics.changed("refused")
                 raise
             self.configuration, self.changes = configuration, self.changes + 1
+            if self.options.shadow is not None:
+                self.options.shadow.serving = self.candidate
             self.metrics.changed("accepted")
             log(logging.INFO, "configuration", **asdict(configuration))
+
+    @property
+    def candidate(self) -> str | None:
+        """Name of the candidate in shadow whose configuration serves; None if it is another one."""
+        names = (name for name, one in self.options.candidates.items() if one == self.configuration)
+        return next(names, None)
 
     async def close(self) -> None:
         """Refuse further requests, wait for those in progress, and close the session with a last snapshot."""

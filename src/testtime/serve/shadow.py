@@ -1,0 +1,190 @@
+"""Other methods beside the one that serves, on a share of the traffic: their answers are judged, and never served."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from testtime.adapter import Adapter
+from testtime.metrics.appearance import appearance_features
+from testtime.selection import Advice, Diagnostics, monitor, recommend
+
+__all__ = ["Judgement", "Shadow"]
+
+LOGGER = logging.getLogger("testtime.serve")
+POLITE = 10  # niceness of the thread, where threads have one
+SMALLEST = 4  # pixels of a side whose appearance has features
+PAUSE = 0.02  # seconds between looks at whether the server is busy
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of the candidates.
+
+    Attributes:
+        stream: the stream whose images they get; None before the first.
+        images: images that the judgement rests on.
+        dropped: images of the share that were left out because the queue was full.
+        advice: the recommendation; None before the first.
+        errors: why candidates were stopped, by name.
+    """
+
+    stream: str | None = None
+    images: int = 0
+    dropped: int = 0
+    advice: Advice | None = None
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+
+@final
+class Shadow:
+    """A thread in which candidates adapt to a share of the requests of one stream.
+
+    All candidates get the same images, of one size, those of the first stream that is offered, and adapt in their own states,
+    in memory alone. The thread waits while the server is busy; what does not fit into its queue is left out and counted.
+
+    Args:
+        candidates: adapters by name, as they were built.
+        source: adapter that answers as the shipped model does, for the agreement.
+        share: share of the requests, in (0, 1].
+        busy: function that says whether requests wait for the model.
+        window: number of the last batches that a judgement rests on.
+        least: number of images for a first judgement.
+        every: number of batches between two judgements.
+        waiting: number of batches that may wait.
+
+    Raises:
+        ValueError: there is no candidate, or a number is out of range.
+
+    >>> from testtime.methods import Source, Tent
+    >>> from torch.nn import BatchNorm2d, Conv2d, Flatten, Linear, Sequential
+    >>> net = Sequential(Conv2d(3, 4, 3), BatchNorm2d(4), Flatten(), Linear(144, 2)).eval()
+    >>> with Shadow({"tent": Tent(net)}, Source(net), share=1.0, least=8, every=1) as shadow:
+    ...     shadow.offer(torch.rand(8, 3, 8, 8), "camera")
+    ...     shadow.settle()
+    >>> shadow.judgement.images, shadow.judgement.advice.name
+    (8, 'tent')
+    """
+
+    def __init__(
+        self,
+        candidates: Mapping[str, Adapter],
+        source: Adapter,
+        *,
+        share: float = 0.05,
+        busy: Callable[[], bool] = lambda: False,
+        window: int = 256,
+        least: int = 256,
+        every: int = 8,
+        waiting: int = 8,
+    ) -> None:
+        if not candidates:
+            raise ValueError("expected candidates by name, got none")
+        if not 0 < share <= 1:
+            raise ValueError(f"share is a share of the requests in (0, 1], got {share}")
+        if min(window, least, every, waiting) < 1:
+            raise ValueError("window, least, every and waiting are numbers of at least 1")
+        self.share, self.least = share, least
+        self.names, self.busy = tuple(candidates), busy
+        self.judgement = Judgement()
+        self.serving: str | None = self.names[0]
+        self._every, self._batches = every, 0
+        self._taken: queue.Queue[Tensor] = queue.Queue(waiting)
+        self._seen: dict[str, deque[Diagnostics]] = {name: deque(maxlen=window) for name in candidates}
+        self._looks: deque[Tensor] = deque(maxlen=window)
+        self._errors: dict[str, str] = {}
+        self._first: tuple[str, torch.Size] | None = None
+        self._owed, self._dropped = 0.0, 0
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._now = torch.empty(0)
+        self._monitors = {name: monitor(one, self._arriving(), source) for name, one in candidates.items()}
+        self._thread = threading.Thread(target=self._run, name="testtime-shadow", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def offer(self, x: Tensor, stream: str) -> None:
+        """Give the candidates a batch if it belongs to their share; this takes no longer than a copy.
+
+        Args:
+            x: admitted samples (N, ...).
+            stream: name of its stream.
+        """
+        with self._lock:
+            images = len(x) > 0 and x.dim() == 4 and min(x.shape[2:]) >= SMALLEST
+            if not images or (stream, x.shape[1:]) != (self._first or (stream, x.shape[1:])):
+                return
+            self._first = stream, x.shape[1:]
+            self._owed += self.share
+            if self._owed < 1:
+                return
+            self._owed -= 1
+        try:
+            self._taken.put_nowait(x.detach().clone())
+        except queue.Full:
+            with self._lock:
+                self._dropped += len(x)
+
+    def settle(self) -> None:
+        """Wait until the batches that were offered are processed."""
+        self._taken.join()
+
+    # In the thread ------------------------------------------------------------------------------------------------------
+
+    def _arriving(self) -> Iterator[Tensor]:
+        while True:
+            yield self._now
+
+    def _run(self) -> None:
+        if sys.platform == "linux":  # there, threads have a niceness of their own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
+        while not self._over.is_set():
+            try:
+                x = self._taken.get(timeout=10 * PAUSE)
+            except queue.Empty:
+                continue
+            try:
+                self._process(x)
+            finally:
+                self._taken.task_done()
+
+    def _process(self, x: Tensor) -> None:
+        """Let all candidates adapt to a batch, and judge them from time to time."""
+        self._now = x
+        for name in [name for name in self.names if name not in self._errors]:
+            while self.busy() and not self._over.wait(PAUSE):
+                pass
+            try:
+                self._seen[name].append(next(self._monitors[name]))
+            except Exception as error:  # noqa: BLE001 - a method may fail in any way; it is stopped, and the page says why
+                self._errors[name] = f"stopped: {type(error).__name__}: {error}"[:500]
+                LOGGER.warning("candidate %s %s", name, self._errors[name])
+        self._looks.append(appearance_features(x))
+        self._batches += 1
+        images, advice = sum(map(len, self._looks)), self.judgement.advice
+        if images >= self.least and (advice is None or self._batches % self._every == 0):
+            advice = self._advice()
+        self.judgement = Judgement(
+            None if self._first is None else self._first[0], images, self._dropped, advice, dict(self._errors)
+        )
+
+    def _advice(self) -> Advice | None:
+        """The recommendation; without any diagnostic against it, the method that serves stays first."""
+        order = sorted(self.names, key=lambda name: name != self.serving)
+        seen = {name: tuple(self._seen[name]) for name in order if name not in self._errors}
+        return recommend(seen, torch.cat(tuple(self._looks))) if seen else None
