@@ -20,7 +20,7 @@ from testtime.errors import DataError
 from testtime.files import check_shape, damaged, parse_json, read_tensors, sweep, write_tensors
 from testtime.serve.streams import check_stream, folder_of, name_of
 
-__all__ = ["FORMAT", "Retention", "Snapshot", "SnapshotInfo", "SnapshotStore"]
+__all__ = ["FORMAT", "Retention", "Snapshot", "SnapshotInfo", "SnapshotStore", "snapshot_file"]
 
 FORMAT = 1
 KEY = "testtime.snapshot"
@@ -183,7 +183,7 @@ class SnapshotStore:
         self.folder.mkdir(exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)
         described = {**facts, "stream": stream, "number": number, "time": self.clock(), "format": FORMAT}
-        path = folder / _file(number)
+        path = folder / snapshot_file(number)
         write_tensors(path, tensors, {KEY: json.dumps(described, allow_nan=False)}, private=True)
         with safe_open(path, framework="pt") as file:
             checksum = file.metadata()["sha256"]
@@ -200,7 +200,7 @@ class SnapshotStore:
             ValueError: there is no snapshot of this number; the message names those that there are.
             DataError: it is damaged, or of another stream; the message names the file.
         """
-        path = self._home(stream) / _file(number)
+        path = self._home(stream) / snapshot_file(number)
         if number not in (numbers := self.numbers(stream)):
             there = ", ".join(map(str, numbers)) or "none"
             raise ValueError(f"stream {stream!r} has no snapshot {number}; there are {there}")
@@ -266,7 +266,7 @@ class SnapshotStore:
         healthy = {info.number for info in self.infos(stream) if info.healthy}
         for number in index.keys() - self.retention.kept(index, healthy):
             try:
-                (self._home(stream) / _file(number)).unlink(missing_ok=True)
+                (self._home(stream) / snapshot_file(number)).unlink(missing_ok=True)
             except OSError:  # read-only: it stays, and is deleted after a later snapshot
                 continue
             del index[number]
@@ -276,7 +276,8 @@ class SnapshotStore:
         return SnapshotInfo(bytes=size, checksum=checksum, **{name: facts[name] for name in names})
 
 
-def _file(number: int) -> str:
+def snapshot_file(number: int) -> str:
+    """Name of the file of a snapshot in the folder of its stream."""
     return f"{number:09d}{SUFFIX}"
 
 

@@ -153,3 +153,27 @@ def test_requests_at_once_are_all_answered(tmp_path: Path) -> None:
         responses = call.gather(*calls, ("GET", "/v2/health/live", {}), ("GET", "/metrics", {}))
         assert {r.status_code for r in responses} == {200}
         assert [call.session.status(f"s{i}").offset for i in range(3)] == [32, 32, 32]
+
+
+def test_a_large_body_is_parsed_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    from testtime.serve.server import bodies, service
+
+    seen = []
+
+    def noted(body: bytes, *given: object) -> object:
+        seen.append((len(body) > 2**16, threading.current_thread() is threading.main_thread()))
+        return bodies.validated(body, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(service, "validated", noted)
+    x = images(0, 100)
+    want = served().build(TENT)(x)
+    with serving(tmp_path) as call:
+        assert outputs(call.infer(x, deadline=60, stream="a"))["logits"] == want.logits.flatten().tolist()
+        call.infer(x[:1])
+        bad = call.post(INFER, content=b"[" + b"1," * 2**16)
+    assert seen == [(True, False), (False, True), (True, False)]
+    assert (bad.status_code, bad.json()["code"]) == (400, "bad-json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from testtime import __version__
 from testtime.serve.server import schemas
 from testtime.serve.server.access import client, service_of
-from testtime.serve.server.bodies import received, validated
+from testtime.serve.server.bodies import received
 from testtime.serve.server.problems import Refusal, responses
 from testtime.serve.server.schemas import STREAM, InferBody
 from testtime.serve.server.served import ServedModel
@@ -126,8 +128,9 @@ async def infer(name: Name, request: Request, service: Annotated[Service, Depend
     """
     model = _named(name, service)
     body = await received(request, JSON, BYTES)
+    since = time.monotonic()
     header, tail = split(body, request.headers.get(BYTES_HEADER))
-    asked = validated(header, InferBody)
+    asked = await service.parse(header, InferBody)
     settings = _settings(asked.parameters, request.headers.get("x-stream"))
     binary = _outputs(asked)
 
@@ -137,7 +140,9 @@ async def infer(name: Name, request: Request, service: Annotated[Service, Depend
     def pack(answer: Answer) -> Response:
         return _response(answer, asked.id, model.name, settings["stream"], binary)
 
-    return await service.submit(settings["stream"], read, pack, settings["deadline"], settings["learn"])
+    return await service.submit(
+        settings["stream"], read, pack, settings["deadline"], settings["learn"], since
+    )
 
 
 def _named(name: str, service: Service) -> ServedModel:
@@ -169,8 +174,6 @@ def _settings(parameters: Mapping[str, Any], header: str | None) -> dict[str, An
 
 def stream_name(value: Any) -> str:
     """Check the name of a stream."""
-    import re
-
     if not isinstance(value, str) or not re.fullmatch(STREAM, value):
         raise Refusal(
             400,

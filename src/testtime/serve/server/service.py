@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from testtime.errors import DataError
+from testtime.serve.server.bodies import validated
 from testtime.serve.server.logs import log
 from testtime.serve.server.metrics import Metrics
 from testtime.serve.server.options import ServerOptions
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Service"]
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+SMALL = 2**16  # bytes of JSON that are parsed in the event loop
 THREADS = 2  # one prepares and packs while the other computes
 MANAGERS = 2
 SHORTEST = 0.001  # seconds: the deadline of a request that waited longer than its own
@@ -57,6 +61,16 @@ class Service:
         self._changing = asyncio.Lock()
         self._known = set(session.streams())
 
+    async def parse(self, body: bytes, model: type[M]) -> M:
+        """Parse and validate a body, a large one in a thread.
+
+        Raises:
+            Refusal: it is no JSON or holds something else, or the server is busy.
+        """
+        if len(body) <= SMALL:
+            return validated(body, model)
+        return await self.model.run(lambda _: validated(body, model))
+
     async def submit(
         self,
         stream: str,
@@ -64,6 +78,7 @@ class Service:
         pack: Callable[[Answer], T],
         deadline: float | None = None,
         learn: bool = True,
+        since: float | None = None,
     ) -> T:
         """Answer a batch of a stream in a thread.
 
@@ -73,6 +88,7 @@ class Service:
             pack: function of the answer, for the response.
             deadline: seconds in which it is to be answered; None: that of the options.
             learn: whether the stream adapts to it.
+            since: monotonic time at which the request was complete; None: now.
 
         Raises:
             Refusal: the batch is not valid, or the server is busy.
@@ -86,11 +102,11 @@ class Service:
                 retry_after=60,
             )
         deadline = self.options.deadline if deadline is None else deadline
+        began = time.monotonic() if since is None else since
 
         def job(waited: float) -> tuple[T, Answer, float]:
-            began = time.monotonic()
             x = self.options.model.placed(read())
-            spent = waited + time.monotonic() - began
+            spent = time.monotonic() - began
             left = None if deadline is None else max(SHORTEST, deadline - spent)
             with translated():
                 answer = self.session.submit(x, stream, deadline=left, learn=learn)

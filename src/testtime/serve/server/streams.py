@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,8 +60,10 @@ async def images(
     otherwise scaled.
     """
     body = await received(request, JSON, *KINDS)
+    since = time.monotonic()
     model, limits = service.options.model, service.options.limits
-    encoded = validated(body, EncodedImages).images if (content_type(request) or JSON) == JSON else None
+    several = (content_type(request) or JSON) == JSON
+    encoded = (await service.parse(body, EncodedImages)).images if several else None
     if encoded is not None and len(encoded) > limits.batch:
         raise Refusal(
             413,
@@ -82,7 +85,7 @@ async def images(
         }
         return Response(to_json(content, inf_nan_mode="null"), media_type=JSON)
 
-    return await service.submit(stream, read, pack, deadline, learn)
+    return await service.submit(stream, read, pack, deadline, learn, since)
 
 
 @ROUTER.get("/streams", response_model=schemas.StreamList, responses=responses(), summary="List the streams")
