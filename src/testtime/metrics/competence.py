@@ -90,7 +90,7 @@ def errors_per_change(errors: ArrayLike, changed: ArrayLike, share: float = 0.9)
     Returns:
         the quantile of their ratios, between 1 and 10.
 
-    >>> errors_per_change([0.2, 0.3], [0.1, 0.1], share=1.0)
+    >>> round(errors_per_change([0.2, 0.3], [0.1, 0.1], share=1.0), 6)
     3.0
     """
     e, c = np.asarray(errors, float), np.asarray(changed, float)
