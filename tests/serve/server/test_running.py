@@ -154,7 +154,9 @@ def start(folder: Path, *arguments: str, **environ: str) -> tuple[subprocess.Pop
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line.startswith("digits-cnn with bn-adapt at http://127.0.0.1:"), process.communicate()
+    if not line.startswith("digits-cnn with "):
+        process.kill()
+        pytest.fail(f"{line}{process.communicate()[1]}")
     return process, line.split(" at ")[1].split(",")[0]
 
 
