@@ -13,6 +13,9 @@ endif
 demo: $(VENV)/.ok
 	$(PY) -m testtime demo
 
+serve: $(VENV)/.ok
+	$(PY) -m testtime serve --demo
+
 test: $(VENV)/.ok
 	$(PY) -m pytest -n auto --dist loadfile
 
@@ -35,4 +38,4 @@ $(VENV)/.ok: pyproject.toml constraints.txt
 	$(PY) -m pip install -q $(PIP_ARGS) -e ".[dev]"
 	$(PY) -c "import pathlib; pathlib.Path('$@').touch()"
 
-.PHONY: demo test check docs slow
+.PHONY: demo serve test check docs slow

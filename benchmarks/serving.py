@@ -57,7 +57,9 @@ def timed(calls: dict[str, Callable[[int], object]], rounds: int) -> dict[str, l
 def overhead(name: str, size: int, rounds: int, folder: Path) -> None:
     net, side = network(name)
     alone = Tent(net)
-    pool = [torch.rand(size, 3, side, side, generator=torch.Generator().manual_seed(i)) for i in range(rounds + 2)]
+    pool = [
+        torch.rand(size, 3, side, side, generator=torch.Generator().manual_seed(i)) for i in range(rounds + 2)
+    ]
     gate = InputGate(GateOptions())
     with Session(Tent(net), folder / str(size), options=SessionOptions(snapshot_every=0)) as session:
         slots = session._engine.slots
@@ -81,9 +83,7 @@ def overhead(name: str, size: int, rounds: int, folder: Path) -> None:
     print(f"{'':24}{'ms':>9}{'/ step':>9}{'/ forward':>10}")
     step, forward = seconds["step of the adapter"], seconds["forward"]
     for call, taken in seconds.items():
-        ratios = [
-            statistics.median(a / b for a, b in zip(taken, to, strict=True)) for to in (step, forward)
-        ]
+        ratios = [statistics.median(a / b for a, b in zip(taken, to, strict=True)) for to in (step, forward)]
         print(f"{call:24}{1e3 * statistics.median(taken):9.3f}{ratios[0]:9.4f}{ratios[1]:10.4f}")
 
 
@@ -123,7 +123,9 @@ def memory(name: str, streams: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[200, 1])
     parser.add_argument("--rounds", type=int, default=15)

@@ -47,9 +47,7 @@ def batches(size: int, count: int, seed: int) -> list[Tensor]:
     """Batches of digits under noise, none of which was sent before: the gate keeps repeated images from being learned."""
     test, draws = embedded().test, torch.Generator().manual_seed(seed)
     images = corrupt(test.batch(range(len(test))), "gaussian_noise")
-    rows = torch.randperm(len(images), generator=draws).repeat(
-        size * count // len(images) + 1
-    )
+    rows = torch.randperm(len(images), generator=draws).repeat(size * count // len(images) + 1)
     chosen = images[rows[: size * count]]
     return list((chosen + 0.01 * torch.randn(chosen.shape, generator=draws)).clamp(0, 1).split(size))
 

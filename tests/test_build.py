@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from testtime.build import argument, build_method
+from testtime.build import adapt, argument, build_method
 from testtime.norm import alpha_statistics
 from testtime.wrap import ResetEvery
 
@@ -33,3 +33,9 @@ def test_a_row_builds_its_method_with_what_it_takes() -> None:
     assert "models=('source',)" in repr(adapter)
     source = build_method({"method": "Source"}, network().eval(), 10, 7)
     assert source(torch.zeros(1, 3, 4, 4)).valid.tolist() == [True]
+
+
+def test_a_guarded_adapter() -> None:
+    guarded = adapt(network(), "tent", guarded=True)
+    assert type(guarded).__name__ == "Guarded"
+    assert type(guarded.model).__name__ == "Tent"

@@ -118,3 +118,9 @@ def test_every_module_and_function_is_within_the_limits():
     }
     assert len(found) > 200
     assert {path: some for path, some in found.items() if some} == {}
+
+
+def test_the_names_of_test_files_are_unique():
+    """pytest imports them by their base names."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

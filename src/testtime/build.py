@@ -17,7 +17,7 @@ from testtime.errors import did_you_mean
 from testtime.methods import METHODS
 from testtime.moved import current_arguments
 from testtime.plugins import load_plugin, plugins, resolve
-from testtime.wrap import ResetEvery
+from testtime.wrap import Guarded, ResetEvery
 
 __all__ = ["adapt", "argument", "build_method", "find_method", "list_methods", "nested_arguments"]
 
@@ -33,12 +33,16 @@ def list_methods() -> list[str]:
     return sorted({method.name for method in METHODS.values()} | plugins("testtime.methods").keys())
 
 
-def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments: Any) -> Adapter:
+def adapt(
+    model: nn.Module, method: str | type[Adapter] = "paf-kip", *, guarded: bool = False, **arguments: Any
+) -> Adapter:
     """Wrap a model in a method.
 
     Args:
         model: any classifier; timm and Hugging Face models work as they come.
         method: name that :func:`find_method` takes, or a class, your own too.
+        guarded: whether the adapter is put into :class:`testtime.wrap.Guarded`, which serves it only where it is likely to be
+            better than the model; then call ``prepare`` with source batches.
         arguments: those of the method's class, e.g. ``classes=10``.
 
     Raises:
@@ -63,7 +67,8 @@ def adapt(model: nn.Module, method: str | type[Adapter] = "paf-kip", **arguments
         raise ValueError(
             f"{cls.__name__}: {error}; it takes {', '.join(takes)}{_place(cls, arguments)}"
         ) from None
-    return cls(model, **arguments)
+    adapter = cls(model, **arguments)
+    return Guarded(adapter) if guarded else adapter
 
 
 def find_method(name: str) -> type[Adapter]:

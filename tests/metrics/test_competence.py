@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from testtime.metrics.competence import competence_table, errors_per_change, never_rising
+from testtime.metrics.competence import competence_table, errors_per_change, logistic_weights, never_rising
 
 
 def test_the_closest_sequence_that_never_rises() -> None:
@@ -40,3 +40,14 @@ def test_errors_per_change_is_a_quantile_within_bounds() -> None:
     assert errors_per_change([0.2, 0.4, 0.6], [0.1, 0.1, 0.1], 0.5) == 4.0
     assert errors_per_change([0.9], [0.0]) == 10.0
     assert errors_per_change([], []) == 10.0
+
+
+def test_the_weights_of_the_logistic_regression_are_where_its_gradient_vanishes() -> None:
+    rng = np.random.default_rng(3)
+    f = rng.normal(size=(200, 2))
+    y = rng.uniform(size=200) < 1 / (1 + np.exp(-(0.5 + 2 * f[:, 0] - f[:, 1])))
+    w = logistic_weights(f, y)
+    x = np.column_stack([np.ones(200), f])
+    gradient = x.T @ (1 / (1 + np.exp(-x @ w)) - y) + 0.01 * w
+    assert np.abs(gradient).max() < 1e-8
+    assert np.abs(w - [0.5, 2, -1]).max() < 0.6

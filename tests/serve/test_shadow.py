@@ -6,6 +6,7 @@ from torch import nn
 
 from testtime.adapter import state_hash
 from testtime.methods import BNAdapt, Source, Tent
+from testtime.selection import Advice, Candidate
 from testtime.serve.shadow import Shadow
 
 
@@ -72,3 +73,22 @@ def test_a_candidate_that_fails_is_stopped_and_the_others_go_on(monkeypatch: pyt
     assert shadow.judgement.advice.name == "tent"
     with pytest.raises(ValueError, match=r"share of the requests in \(0, 1\]"):
         Shadow({"tent": Tent(net)}, Source(net), share=0)
+
+
+@pytest.mark.parametrize(("gain", "recommended"), [(0.4, "tent"), (4.0, "bn")])
+def test_a_small_gain_is_no_reason_for_a_change(
+    monkeypatch: pytest.MonkeyPatch, gain: float, recommended: str
+) -> None:
+    found = [
+        Candidate(name, accuracy, 0.0, 90.0, 90.0, 0.0, 90.0, 0.0, 5.0, ())
+        for name, accuracy in (("bn", 80 + gain), ("tent", 80.0))
+    ]
+    monkeypatch.setattr("testtime.serve.shadow.recommend", lambda *_: Advice("bn", ("why",), tuple(found)))
+    net = network()
+    with Shadow({"tent": Tent(net), "bn": BNAdapt(net)}, Source(net), share=1.0, least=8) as shadow:
+        shadow.offer(batch(0), "hall")
+        shadow.settle()
+    advice = shadow.judgement.advice
+    assert advice is not None
+    assert advice.name == recommended
+    assert advice.reasons[-1] == "why"

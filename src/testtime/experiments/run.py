@@ -178,7 +178,9 @@ class Run:
         """Remarks for every table of the run: stand-ins, results of other versions, failures."""
         pairs = self.stand_ins.items()
         notes = [f"{name}: {used} stands in for {prefers}." for name, (used, prefers) in pairs]
-        notes += [f"Made with another version of the code: {', '.join(self.outdated)}."] * bool(self.outdated)
+        old = self.outdated
+        some = ", ".join(old[:5]) + f" and {len(old) - 5} more" * (len(old) > 5)
+        notes += [f"Made with another version of the code: {some}."] * bool(old)
         return notes + [f"Failed: {found['name']}: {found['error']}." for found in self.failures.values()]
 
 

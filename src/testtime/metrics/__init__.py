@@ -10,7 +10,12 @@ from testtime.lazy import lazily
 if TYPE_CHECKING:
     from testtime.metrics.appearance import appearance_clusters, appearance_features
     from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
-    from testtime.metrics.competence import competence_table, errors_per_change, never_rising
+    from testtime.metrics.competence import (
+        competence_table,
+        errors_per_change,
+        logistic_weights,
+        never_rising,
+    )
     from testtime.metrics.cost import Cost, median_milliseconds, milliseconds, peak_memory, state_bytes
     from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
     from testtime.metrics.edges import BCE, AveragePrecision, EdgeF
@@ -49,6 +54,7 @@ __all__ = [
     "forgetting",
     "fpr_at",
     "h_score",
+    "logistic_weights",
     "median_milliseconds",
     "milliseconds",
     "never_rising",
@@ -66,7 +72,7 @@ __getattr__, __dir__ = lazily(
     {
         "appearance": "appearance_clusters appearance_features",
         "calibration": "CalibrationError brier calibration_error nll",
-        "competence": "competence_table errors_per_change never_rising",
+        "competence": "competence_table errors_per_change logistic_weights never_rising",
         "cost": "Cost median_milliseconds milliseconds peak_memory state_bytes",
         "dense": "RMSE MeanAngle MeanIoU",
         "edges": "BCE AveragePrecision EdgeF",

@@ -6,10 +6,11 @@ class,
 
 .. math:: d(x) = \|f(x) - \mu_{c(x)}\|^2 / V
 
-is about 1 for source samples, whatever the shares of the classes in a batch, and grows as they are corrupted. A table of the
-share of right predictions by distance, never rising, turns distances into probabilities.
+is about 1 for source samples, whatever the shares of the classes in a batch, and grows as they are corrupted. With the margin
+of the logits and the norm of the features relative to that of the mean, a logistic regression makes one score of it, and a
+table of the share of right predictions by score, never rising, turns scores into probabilities.
 
-Consistency: a classifier that learns or that normalises by the batch is wrong on a share of the samples that is at most
+Consistency: a classifier that learns or that normalises by the batch is wrong on a share of the samples that is about
 :math:`\kappa` times the share of predictions that change when the image is disturbed; :math:`\kappa` is measured.
 
 Both are original to this library.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["competence_table", "errors_per_change", "never_rising"]
+__all__ = ["competence_table", "errors_per_change", "logistic_weights", "never_rising"]
 
 
 def never_rising(values: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
@@ -89,9 +90,40 @@ def errors_per_change(errors: ArrayLike, changed: ArrayLike, share: float = 0.9)
     Returns:
         the quantile of their ratios, between 1 and 10.
 
-    >>> errors_per_change([0.2, 0.3], [0.1, 0.1], share=1.0)
+    >>> round(errors_per_change([0.2, 0.3], [0.1, 0.1], share=1.0), 6)
     3.0
     """
     e, c = np.asarray(errors, float), np.asarray(changed, float)
     ratios = e / np.maximum(c, 1e-3)
     return float(np.clip(np.quantile(ratios, share), 1.0, 10.0)) if len(ratios) else 10.0
+
+
+def logistic_weights(
+    features: ArrayLike, right: ArrayLike, ridge: float = 0.01, steps: int = 30
+) -> NDArray[np.float64]:
+    r"""Return the weights of a logistic regression, by Newton's method.
+
+    .. math:: \min_w \sum_i \log(1 + e^{-s_i w^\top (1, f_i)}) + \tfrac r2 \|w\|^2, \qquad s_i = \pm 1
+
+    Args:
+        features: features (N, K).
+        right: whether the label of each sample is positive, (N,).
+        ridge: r.
+        steps: steps of Newton's method.
+
+    Returns:
+        weights (1 + K,), that of the constant first.
+
+    >>> w = logistic_weights([[0.0], [1.0], [2.0], [3.0]], [1, 1, 0, 1])
+    >>> bool(w[1] < 0)
+    True
+    """
+    f, y = np.asarray(features, float), np.asarray(right, float)
+    x = np.concatenate([np.ones((len(f), 1)), f], axis=1)
+    w = np.zeros(x.shape[1])
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
+        slope = x.T @ (p - y) + ridge * w
+        curve = (x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(w))
+        w = w - np.linalg.solve(curve, slope)
+    return w

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self, final
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from testtime.adapter import Adapter
 from testtime.metrics.appearance import appearance_features
-from testtime.selection import Advice, Diagnostics, monitor, recommend
+from testtime.selection import NEAR, Advice, Diagnostics, monitor, recommend
 
 __all__ = ["Judgement", "Shadow"]
 
@@ -184,7 +184,15 @@ class Shadow:
         )
 
     def _advice(self) -> Advice | None:
-        """The recommendation; without any diagnostic against it, the method that serves stays first."""
+        """The recommendation: the method that serves, unless another one is estimated better by a point or more."""
         order = sorted(self.names, key=lambda name: name != self.serving)
         seen = {name: tuple(self._seen[name]) for name in order if name not in self._errors}
-        return recommend(seen, torch.cat(tuple(self._looks))) if seen else None
+        if not seen:
+            return None
+        advice = recommend(seen, torch.cat(tuple(self._looks)))
+        found = {one.name: one for one in advice.candidates}
+        best, own = found[advice.name], found.get(self.serving or "")
+        if own is None or own.alarms or best is own or best.accuracy - own.accuracy >= NEAR:
+            return advice
+        near = f"{best.name} is estimated {best.accuracy - own.accuracy:.1f} points better, too little for a change."
+        return replace(advice, name=own.name, reasons=(near, *advice.reasons))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from testtime.corruptions import EXTRA, corrupt
 from testtime.intake.sharing import AtLeastFloat32, Stateful, twin
-from testtime.metrics.competence import competence_table, errors_per_change
+from testtime.metrics.competence import competence_table, errors_per_change, logistic_weights
 from testtime.norm import has_batch_norm
 from testtime.norm.batch import BatchStatistics
 from testtime.norm.layer import swap_policy
@@ -25,9 +25,10 @@ from testtime.selection import disturbance
 __all__ = ["Calibration", "Competence", "Reference", "disturbing", "drifts"]
 
 ERRORS_PER_CHANGE = 2.5  # before a calibration
-IMAGES, BATCH = 384, 64  # images of a calibration, and in a batch of it
+TINY, FAR = 1e-9, 30.0  # added before a logarithm; the largest quantity
+IMAGES, BATCH = 320, 64  # images of a calibration, and in a batch of it
 LINES = ((0.5, 0.0), (0.25, 0.0), (0.5, 0.5), (0.25, 0.7), (0.75, 0.25), (0.4, 0.2), (0.2, 0.4), (1.0, 0.25))
-NOISES, BLURS, SEVERITIES = (0.05, 0.15, 0.3), (3, 5), (3, 5)
+NOISES, BLURS, SEVERITY = (0.05, 0.15, 0.3), (3, 5), 5
 
 
 class Reference(nn.Module):
@@ -67,13 +68,14 @@ class Calibration:
 
 
 class Competence(AtLeastFloat32, Stateful):
-    """The probability that the shipped model is right about a sample, by the distance of its features to their class.
+    """The probability that the shipped model is right about a sample, by how typical its features are of the predicted class.
 
     ``prepare`` of a guard fits it; a reset keeps it.
 
     Attributes:
         centres: mean features of the classes, (C, F), infinite for a class without samples; empty before a calibration.
         scale: mean squared distance of a source sample to the mean of its class.
+        weights: weights of the quantities of a sample in its score, (4,).
         ends, shares: table of :func:`testtime.metrics.competence_table`.
         ratio: errors of a model that learns for one prediction that a disturbance changes.
     """
@@ -81,13 +83,14 @@ class Competence(AtLeastFloat32, Stateful):
     learned = True
     centres: Tensor
     scale: Tensor
+    weights: Tensor
     ends: Tensor
     shares: Tensor
     ratio: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("centres", "ends", "shares"):
+        for name in ("centres", "weights", "ends", "shares"):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("ratio", torch.tensor(ERRORS_PER_CHANGE))
@@ -97,21 +100,38 @@ class Competence(AtLeastFloat32, Stateful):
         """Whether it has been calibrated."""
         return bool(self.shares.numel())
 
-    def distance(self, features: Tensor, predicted: Tensor) -> Tensor:
-        """Return the distances (N,) of features (N, F) to the mean of their predicted class (N,); infinite without a mean."""
-        off = features.float() - self.centres[predicted]
-        return (off.square().sum(dim=1) / self.scale).nan_to_num(nan=torch.inf)
+    def quantities(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Return what the score of a sample is made of, (N, 4).
 
-    def probability(self, features: Tensor, predicted: Tensor) -> Tensor:
-        """Return the probability (N,) that the predictions (N,) from features (N, F) are right."""
-        return self.shares[torch.searchsorted(self.ends, self.distance(features, predicted))]
+        They are the logarithm of the distance of the features to the mean of the predicted class, the margin of the logits, and
+        the logarithm of the relative squared norm of the features, and its square.
+
+        Args:
+            logits, features: outputs (N, C) and (N, F) of the shipped model.
+        """
+        predicted = logits.argmax(dim=1)
+        centres = self.centres[predicted]
+        distance = (features.float() - centres).square().sum(dim=1) / self.scale
+        margin = logits.float().topk(2, dim=1).values.diff(dim=1)[:, 0].neg()
+        norm = (features.float().square().sum(dim=1) + TINY).log() - (
+            centres.square().sum(dim=1) + TINY
+        ).log()
+        found = torch.stack([(distance + TINY).log(), margin, norm, norm.square()], dim=1)
+        return found.nan_to_num(nan=FAR, posinf=FAR, neginf=-FAR).clamp(-FAR, FAR)
+
+    def probability(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Return the probability (N,) that the predictions are right; arguments as of :meth:`quantities`."""
+        known = self.quantities(logits, features)
+        found = self.shares[torch.searchsorted(self.ends, -(known @ self.weights))]
+        unseen = self.centres[logits.argmax(dim=1)].isinf().any(dim=1)  # a class without source samples
+        return torch.where(unseen, self.shares[-1], found)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, by: Calibration) -> None:
         """Fit to unlabelled source images: the shipped model's predictions of the images stand for labels under every drift.
 
         Args:
-            x: source images (N, ...), of which the first 384 are used.
+            x: source images (N, ...), of which the first 320 are used; every second drift sees them sorted by class.
             by: models and disturbance.
         """
         x = x[:IMAGES]
@@ -125,26 +145,24 @@ class Competence(AtLeastFloat32, Stateful):
         spread = (features - self.centres[truth]).square().sum(dim=1) * (n / (n - 1).clamp(min=1)).square()
         self.scale = spread[n > 1].mean() if bool((n > 1).any()) else spread.new_ones(())
         self.scale = self.scale.clamp(min=1e-12)
-        distances, right, errors, changed = (
-            [spread / self.scale],
-            [torch.ones_like(truth, dtype=torch.bool)],
-            [],
-            [],
-        )
-        for drifted in drifts(x, by.within, by.seed):
+        # The distances of these samples to their own mean are too small; they take the place of unseen ones.
+        own = self.quantities(logits, features)
+        own[:, 0] = (spread / self.scale + TINY).log().clamp(-FAR, FAR)
+        known, right, errors, changed = [own], [torch.ones_like(truth, dtype=torch.bool)], [], []
+        orders = cycle((torch.arange(len(x), device=x.device), truth.argsort(stable=True)))
+        for drifted, order in zip(drifts(x, by.within, by.seed), orders, strict=False):
             logits, features = _forward(by.reference, drifted)
-            predicted = logits.argmax(dim=1)
-            distances.append(self.distance(features, predicted))
-            right.append(predicted == truth)
-            for error, change in _windows(by, drifted, truth):
+            known.append(self.quantities(logits, features))
+            right.append(logits.argmax(dim=1) == truth)
+            for error, change in _windows(by, drifted[order], truth[order]):
                 errors.append(error)
                 changed.append(change)
-        d = torch.cat(distances).clamp(max=1e6).cpu().numpy()
-        ends, shares = competence_table(d, torch.cat(right).cpu().numpy())
-        self.ends, self.shares = (
-            torch.as_tensor(v, dtype=x.dtype, device=x.device).float() for v in (ends, shares)
-        )
-        self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed))
+        quantities, good = torch.cat(known).cpu().numpy(), torch.cat(right).cpu().numpy()
+        weights = logistic_weights(quantities, good)[1:]
+        ends, shares = competence_table(-(quantities @ weights), good)
+        for name, values in (("weights", weights), ("ends", ends), ("shares", shares)):
+            setattr(self, name, torch.as_tensor(values, dtype=torch.float32, device=x.device))
+        self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed, share=0.5))
 
 
 def _forward(reference: Reference, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,18 +171,14 @@ def _forward(reference: Reference, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _windows(by: Calibration, x: Tensor, truth: Tensor) -> Iterator[tuple[float, float]]:
-    """Errors and changed predictions of the model that normalises by the batch (of the shipped one where there is none).
-
-    The images come once in the order given, and once sorted by class.
-    """
+    """Errors and changed predictions of the model that normalises by the batch (of the shipped one where there is none)."""
     model = by.reference.bn or by.reference.shipped
-    for order in (torch.arange(len(x), device=x.device), truth.argsort(stable=True)):
-        for part in order.split(BATCH):
-            if len(part) >= BATCH // 2:
-                plain, other = (model(v).argmax(dim=1) for v in (x[part], by.disturb(x[part])))
-                error, change = (plain != truth[part]).float().mean(), (plain != other).float().mean()
-                if float(error) > 0.05:
-                    yield float(error), float(change)
+    for part, right in zip(x.split(BATCH), truth.split(BATCH), strict=True):
+        if len(part) >= BATCH // 2:
+            plain, other = (model(v).argmax(dim=1) for v in (part, by.disturb(part)))
+            error, change = (plain != right).float().mean(), (plain != other).float().mean()
+            if float(error) > 0.05:
+                yield float(error), float(change)
 
 
 def drifts(x: Tensor, within: tuple[float, float], seed: int) -> Iterator[Tensor]:
@@ -176,7 +190,7 @@ def drifts(x: Tensor, within: tuple[float, float], seed: int) -> Iterator[Tensor
         seed: random seed of the noise.
 
     >>> len(list(drifts(torch.rand(2, 3, 8, 8), (0.0, 1.0), 0))), len(list(drifts(torch.rand(2, 5), (0.0, 1.0), 0)))
-    (22, 12)
+    (18, 12)
     """
     low, high = within
     yield x
@@ -191,8 +205,8 @@ def drifts(x: Tensor, within: tuple[float, float], seed: int) -> Iterator[Tensor
         pad = (side // 2,) * 4
         yield F.avg_pool2d(F.pad(x, pad, mode="replicate"), side, 1)
     if x.shape[1] == 3 and (low, high) == (0.0, 1.0) and min(x.shape[2:]) >= 8:
-        for make in (partial(corrupt, name=n, severity=s) for n in EXTRA for s in SEVERITIES):
-            yield make(x.clamp(0, 1))
+        for name in EXTRA:
+            yield corrupt(x.clamp(0, 1), name, SEVERITY)
 
 
 def disturbing(network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -90,8 +90,8 @@ class _Verdict:
 class Guarded(Wrapper):
     r"""An adapter that is served only where it is likely to be better than the shipped model, and is undone where it broke.
 
-    For each sample, :math:`P(x)` is the probability that the shipped model is right, from the distance of the features to those
-    of the predicted class (:mod:`testtime.metrics.competence`). On the samples that the model is not competent about, the
+    For each sample, :math:`P(x)` is the probability that the shipped model is right, from how typical its features are of the
+    predicted class (:mod:`testtime.metrics.competence`). On the samples that the model is not competent about, the
     accuracy of a candidate k, the adapter or BN statistics without learning, is estimated as
 
     .. math:: \hat a_k = 1 - \kappa \cdot \text{share of its predictions that a disturbance changes}
@@ -407,7 +407,7 @@ class Guarded(Wrapper):
         """The probability (N,) that the shipped model is right."""
         predicted = logits.argmax(dim=1)
         if self.competence.known:
-            return self.competence.probability(features, predicted)
+            return self.competence.probability(logits, features)
         same = predicted == self.reference(self.disturb(x))[0].argmax(dim=1)
         return torch.where(same, CONSISTENT, CHANGED)
 

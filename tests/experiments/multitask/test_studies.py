@@ -170,9 +170,9 @@ def test_the_variants_differ_in_what_their_names_say() -> None:
     assert branch("components", "TBS").ratio == 0
     assert list(branch("components", "TBS").embed) == ["z"]
     assert len(branch("components", "TBS + projection").embed) == 4
-    assert branch("components", "TBS + masks, image reconstruction").reconstruct
-    assert branch("masks", "(d) hide tasks").strategy == "hide"
-    assert branch("masks", "(c) same for all").layout == "per_task"
+    assert branch("components", "TBS + masks, image reconstruction").options.reconstruct
+    assert branch("masks", "(d) hide tasks").options.strategy == "hide"
+    assert branch("masks", "(c) same for all").options.layout == "per_task"
     assert branch("ratio", "0.95").ratio == 0.95
     assert list(branch("single", "only depth").tasks) == ["depth"]
     assert [row.label for row in STUDIES["multitask-ratio"].rows[8:]] == [

@@ -69,6 +69,7 @@ def write_run(
             units[address] = {"name": address, "code": {}}
     for seed in range(missing):
         cells.append({"row": "TENT", "column": "a column", "seed": 90 + seed, "unit": "none", "about": {}})
+        units["none"] = {"name": "none", "code": {}}
     rows = [{"label": label, "role": "method", "note": "", "about": {"method": label}} for label in errors]
     facts = {
         "columns": [column],

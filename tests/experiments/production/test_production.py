@@ -13,6 +13,7 @@ from testtime.experiments.production import following, world
 from testtime.experiments.production.following import TRACE, Trace, follow, read_trace
 from testtime.methods import Tent
 from testtime.models import load_model
+from testtime.serve import Session
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 PLACES = {"data": "."}
@@ -195,3 +196,21 @@ def test_other_data_needs_its_model(tmp_path: Path) -> None:
     request = Request("failure-zoo", seeds=(0,), settings={"closed": "nothing"})
     with pytest.raises(ValueError, match="data set"):
         find_experiment("failure-zoo").plan(request)
+
+
+def test_a_poisoned_stream_changes_no_answer_of_another_stream_of_the_session(tmp_path: Path) -> None:
+    stream = world.make_stream({**P, "stream": "flip", "batch_size": 40, "length": 240}, PLACES, tmp_path)
+    benign = [stream[t].x[stream[t].y >= 0] for t in range(3)]
+    attack = world.attacked(Tent(load_model("digits-cnn")), stream.since(0), "flip", 3)
+
+    def answers(name: str, poison: bool) -> list[torch.Tensor]:
+        found = []
+        with Session(Tent(load_model("digits-cnn")), tmp_path / name) as session:
+            for x in benign:
+                if poison:
+                    session.submit(next(attack).x, "malicious")
+                found.append(session.submit(x, "ours").logits)
+        return found
+
+    alone, beside = answers("alone", False), answers("beside", True)
+    assert all(map(torch.equal, alone, beside))

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 from server_world import Caller, images, serving
 
+from testtime.serve.page import ROUTER
 from testtime.serve.server import Limits
 
 
@@ -22,7 +23,7 @@ def references(value: Any) -> set[str]:
 
 
 def test_every_route_describes_bodies_answers_and_errors(tmp_path: Path) -> None:
-    with serving(tmp_path) as call:
+    with serving(tmp_path, routers=(ROUTER,)) as call:
         described = call.get("/openapi.json").json()
     schemas = described["components"]["schemas"]
     for reference in references(described):
@@ -114,7 +115,7 @@ REQUEST = {"method", "url", "headers", "files", "data", "params", "auth", "cooki
 
 
 def test_fuzzed_requests_get_what_the_description_says(tmp_path: Path) -> None:
-    with serving(tmp_path, limits=Limits(rate=None)) as call:
+    with serving(tmp_path, limits=Limits(rate=None), routers=(ROUTER,)) as call:
         call.infer(images(0))
         assert fuzz(call, 3) >= 50
         assert call.infer(images(1)).status_code == 200
@@ -123,7 +124,7 @@ def test_fuzzed_requests_get_what_the_description_says(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_fuzzed_requests_get_what_the_description_says(tmp_path: Path) -> None:
-    with serving(tmp_path, limits=Limits(rate=None)) as call:
+    with serving(tmp_path, limits=Limits(rate=None), routers=(ROUTER,)) as call:
         call.infer(images(0))
         sent = fuzz(call, 500)
         print(json.dumps({"requests": sent}))

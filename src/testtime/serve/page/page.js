@@ -182,7 +182,7 @@ function charts() {
     {title: "Entropy of the predictions, nats", format: plain, none, series: [{name: "entropy", colour: 3, points: of("entropy")}]},
     {title: "Drift of the statistics, deviations", format: plain, none, series: [{name: "drift", colour: 6, points: of("statistics_drift")}]},
     {title: "Step of the parameters, norm", format: plain, series: [{name: "step", colour: 1, points: points(r => r.moved)}]},
-    {title: "Distance from the shipped parameters", format: plain, series: [{name: "distance", colour: 2, points: points(r => r.distance)}]},
+    {title: "Distance from the shipped model", format: plain, series: [{name: "distance", colour: 2, points: points(r => r.distance)}]},
   ];
   shown.forEach((chart, i) => {
     const figure = $("charts").children[i] ?? $("charts").appendChild(make("figure", {class: chart.whole ? "whole" : ""}));
