@@ -1,4 +1,4 @@
-"""The page as HTML: templates of Jinja2 that escape whatever is not :class:`~testtime.report.markup.Markup`."""
+"""The page as HTML: templates of Jinja2 that escape whatever is not ``markupsafe.Markup``."""
 
 from __future__ import annotations
 
