@@ -29,7 +29,7 @@ INTERNAL = {
     "lazy",
     "moved",
 }
-INTERNAL |= {"processor", "progress", "reports", "state", "toml", "workers"}
+INTERNAL |= {"notices", "processor", "progress", "state", "toml", "workers"}
 """Modules of the package that are not for its users; what users need of them is handed out elsewhere."""
 
 ASSET = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^\"]*\"[^>]*>")
