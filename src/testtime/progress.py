@@ -48,7 +48,7 @@ class Meter:
         Args:
             done: size of what is done, that of earlier runs not included.
             note: name of the current item.
-            counts: what is shown in place of the sizes and their rate, such as "3/20 units".
+            counts: text in place of the sizes and their rate, such as "3/20 units".
         """
         now = time.monotonic()
         left = remaining(done, self.total - self.before, now - self._begin)

@@ -61,7 +61,7 @@ class Here(Backend):
 
 
 class Processes(Backend):
-    """Processes of this machine, one torch thread each. A pool whose process was killed is made anew.
+    """Processes of this machine, one torch thread each. A pool whose process was killed is made again.
 
     Args:
         jobs: number of processes.

@@ -268,7 +268,7 @@ class Experiment(ABC):
     def chosen_rows(self, rows: Sequence[Row], request: Request) -> list[Row]:
         """Return those of the rows that the request names, the base rows, and one for each own method.
 
-        Rows are named by their labels in any spelling, or by a method (``about["method"]``) that is nobody's label. The row of
+        Rows are named by their labels in any spelling, or by a method (``about["method"]``) that is no row's label. The row of
         an own method has the label of its class, and the import path or entry point as ``about["method"]``.
 
         Raises:

@@ -83,7 +83,7 @@ class Row:
         label: its name.
         cells: a cell for each column; a plain number or text is a cell without more.
         role: "base" is what the others are compared with, a "control" could explain a gain and is set in italics, a "ceiling"
-            uses what nobody has in the field: it stands back and is never the best.
+            uses what is unknown in the field: it is set apart and is never the best.
         mark: a footnote mark after the name.
     """
 

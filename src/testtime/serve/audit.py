@@ -44,7 +44,7 @@ class Verified:
     Attributes:
         records: number of records.
         head: end of the log.
-        faults: what is wrong, each with file and record; empty if the log is whole.
+        faults: faults of the log, each with file and record; empty if it is whole.
         torn: whether the last line is incomplete, as a killed process leaves it.
         closed: whether the last record is that of a session that was closed.
     """
@@ -70,7 +70,7 @@ class Audit:
         waiting: lines that could not be written yet, because the disk is full or read-only.
         preamble: entries of the record at the beginning of every further file.
         repaired: bytes of a torn last line that were dropped when the log was opened.
-        broken: what is wrong with the file that was found; empty if it is whole.
+        broken: fault of the file that was found; empty if it is whole.
 
     Raises:
         OSError: the folder cannot be written to.

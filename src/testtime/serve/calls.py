@@ -56,7 +56,7 @@ class ServerError(TesttimeError):
     Attributes:
         status: status of the response; 0 without one.
         code: kind of the error, such as "bad-shape"; empty without a problem object.
-        advice: what to do.
+        advice: remedy, as a sentence.
         request: identity of the request in the logs of the server.
         retry_after: seconds after which the request may be sent again; None: it would not be accepted.
     """

@@ -232,7 +232,7 @@ class Engine:
         Args:
             stream: the stream, active.
             x: samples (N, ...).
-            screening: what the gate found of them.
+            screening: findings of the gate.
             adapt: whether the adapter takes a step on the admitted samples.
 
         Returns:

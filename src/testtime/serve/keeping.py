@@ -29,7 +29,7 @@ class Captured:
 
     Attributes:
         stream: its stream.
-        info: what is known of it; not acknowledged.
+        info: facts of the snapshot, not acknowledged yet.
         tensors: copies of the tensors.
         facts: description in values of JSON.
     """
@@ -197,7 +197,7 @@ class Keeper:
         if errors:
             raise DataError(
                 f"stream {name!r} has {len(errors)} snapshots, and none can be used (the last: {errors[0]}); forget() the "
-                "stream to begin it anew"
+                "stream to begin it again"
             )
         return None
 

@@ -2,7 +2,7 @@
 
 Every change of owner takes the next epoch of the stream by making a file that must not exist yet, and the highest epoch owns
 the stream. A snapshot is acknowledged once its file is there and its owner has then found its epoch still the highest: whoever
-takes a higher epoch afterwards reads the folder after that and finds it. Names of snapshots hold the epoch, so that nobody
+takes a higher epoch afterwards reads the folder after that and finds it. Names of snapshots hold the epoch, so that no process
 overwrites a file of another owner. Clocks decide only when an owner is taken for dead, not what is kept.
 """
 
@@ -92,7 +92,7 @@ class Leases:
         os.utime(path)
 
     def acquire(self, stream: str, patience: float) -> Lease:
-        """Become the owner of a stream: at once if nobody alive owns it, otherwise once its owner gives it up when asked.
+        """Become the owner of a stream: at once if no living process owns it, otherwise once its owner gives it up when asked.
 
         Args:
             stream: name of the stream.
@@ -121,7 +121,7 @@ class Leases:
             time.sleep(POLL)
 
     def holds(self, lease: Lease) -> bool:
-        """Whether nobody has taken the stream over."""
+        """Whether no other process has taken the stream over."""
         return _epoch(lease.folder) == lease.epoch
 
     def wanted(self, lease: Lease) -> bool:

@@ -40,7 +40,7 @@ class Recorder:
         Args:
             one: its stream.
             x: the samples (N, ...).
-            screening: what the gate found.
+            screening: findings of the gate.
             answer: the answer.
             adapter: the adapter; its ``events`` and ``diagnostics``, which guards have, are noted too.
             more: further entries of the record.

@@ -140,7 +140,7 @@ class Stream:
     Attributes:
         name: name.
         configuration: hash of the configuration that its state belongs to.
-        state: what moves, by name where it came from elsewhere; None while the adapter holds it.
+        state: moving tensors, by name where they came from elsewhere; None while the adapter holds it.
         ranges: range of the inputs of each adapter in the tree, by name.
         offset: number of samples so far.
         step: steps of its adapter.
@@ -177,7 +177,7 @@ class Stream:
 
         Args:
             x: samples (N, ...).
-            screening: what the gate found of them.
+            screening: findings of the gate.
             most: number of samples that may wait.
         """
         rows = screening.admitted

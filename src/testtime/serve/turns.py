@@ -37,7 +37,7 @@ class Turns:
 
     @contextmanager
     def of(self, name: str, *, known: bool = False) -> Iterator[Stream]:
-        """The turn of a stream: nobody else uses it, or the network, meanwhile. A new one that got no answer is dropped.
+        """The turn of a stream: no other request uses it, or the network, meanwhile. A new one that got no answer is dropped.
 
         Raises:
             TypeError, ValueError: this is no name of a stream, or with ``known`` there is no stream of this name.

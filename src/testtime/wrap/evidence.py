@@ -73,7 +73,7 @@ class Usual(AtLeastFloat32, Stateful):
 class Evidence(AtLeastFloat32, Stateful):
     """Counts of recent samples, in which a sample weighs half as much after ``window`` others.
 
-    Samples on which the shipped model is competent are told apart from the others: on the first kind candidates are compared
+    Samples on which the shipped model is competent are separated from the others: on the first kind candidates are compared
     with the shipped model, on the second by the consistency of their predictions.
 
     Args:

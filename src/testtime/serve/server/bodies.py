@@ -77,7 +77,7 @@ def validated(body: bytes, model: type[M], status: int = 400) -> M:
 
     Args:
         body: body of the request.
-        model: what it is to hold.
+        model: schema of the content.
         status: status of the refusal.
 
     Raises:

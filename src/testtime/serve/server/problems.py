@@ -33,8 +33,8 @@ class Refusal(Exception):
     Args:
         status: status of the response, 400 or above.
         code: kind of the error: lower-case words with hyphens.
-        detail: what was found, and what was expected.
-        advice: what to do, as a sentence without its full stop.
+        detail: finding and expectation, as a sentence.
+        advice: remedy, as a sentence without its full stop.
         retry_after: seconds after which the same request may be sent again; None: it will not be accepted.
         close: whether the connection is closed, because the request was not read to its end.
     """

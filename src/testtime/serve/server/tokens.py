@@ -24,7 +24,7 @@ class Tokens:
 
     Args:
         use: token of clients; None: everyone on this machine may use and manage the server.
-        manage: token of managers; None beside a token of clients: nobody may manage it.
+        manage: token of managers; None beside a token of clients: no one may manage it.
 
     Raises:
         ValueError: a token is short, holds characters that a header does not carry, both are equal, or only the manager's is
