@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from testtime.methods import Tent
+from testtime.adapter import state_hash
+from testtime.methods import EATA, PAFKIP, T3A, CoTTA, RoTTA, Source, Tent
 from testtime.state import all_finite
+from testtime.wrap import Episodic, Repeat
 
 
 def adapter():
@@ -76,3 +78,68 @@ def test_reset_restores_the_initial_state():
     one.reset()
     born = fresh.state_dict()
     assert all(torch.equal(value, born[name]) for name, value in one.state_dict().items())
+
+
+def chain(depth):
+    torch.manual_seed(0)
+    blocks = [m for _ in range(depth) for m in (nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2))]
+    return nn.Sequential(nn.Conv2d(1, 2, 3), *blocks, nn.Flatten(), nn.Linear(72, 3))
+
+
+@pytest.fixture
+def visited(monkeypatch):
+    """The modules that walks over trees have come past."""
+    modules, walk = [], nn.Module.named_modules
+
+    def counted(self, *args, **kwargs):
+        modules.append(self)
+        return walk(self, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "named_modules", counted)
+    return modules
+
+
+def visits(visited, call):
+    visited.clear()
+    call()
+    return len(visited)
+
+
+def test_reset_and_load_take_a_bounded_number_of_walks(visited):
+    for depth in (4, 16):
+        one = Tent(chain(depth))
+        fresh, state = state_hash(one), one.state_dict()
+        one(images(0))
+        moved = state_hash(one)
+        nn.Identity().registers = nn.Identity()  # what was found before no longer holds
+        walk = visits(visited, lambda: list(one.named_modules()))  # noqa: B023
+        assert visits(visited, one.reset) <= 2 * walk
+        assert state_hash(one) == fresh
+        one(images(0))
+        assert state_hash(one) == moved
+        nn.Identity().registers = nn.Identity()
+        assert visits(visited, lambda: one.load_state_dict(state)) <= 2 * walk  # noqa: B023
+        assert state_hash(one) == fresh
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Source,
+        Tent,
+        lambda net: EATA(net, 3, fisher_alpha=0),
+        lambda net: RoTTA(net, 3, capacity=4, frequency=2),
+        lambda net: CoTTA(net, views=2),
+        T3A,
+        lambda net: PAFKIP(net, 3),
+        lambda net: Episodic(Repeat(Tent(net), 3)),
+    ],
+)
+def test_a_step_walks_over_no_tree(make, visited):
+    one = make(chain(2))
+    for m in one.modules():
+        if hasattr(m, "_mirror"):
+            m._mirror.open = False  # it copies the model until it has decided
+    one(images(0))
+    one(images(1))
+    assert visits(visited, lambda: one(images(2))) == 0

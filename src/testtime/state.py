@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from testtime.construction import Lock
 from testtime.intake.sharing import InitialState, Stateful, at_least_float32
+from testtime.intake.trees import REGISTRATIONS, named_modules_of, names_of
 from testtime.norm.layer import NormPolicy, advance
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, initialised, scaled
 
@@ -44,6 +45,7 @@ class AdapterState(Stateful):
         self.clock = torch.zeros((), dtype=torch.int64)
         self.taught: InitialState | None = None
         self._adapted: list[nn.Parameter] = []
+        self._names: tuple[int, list[str]] | None = None  # of the adapted, and the registrations then
         self._masters = MasterWeights([])
         self._optimizer: torch.optim.Optimizer | None = None
         self._initial: dict[str, Tensor] | None = None
@@ -121,27 +123,32 @@ class AdapterState(Stateful):
         return self
 
     def moving(self) -> dict[str, Tensor]:
-        names = {id(p): name for name, p in self.model.named_parameters()} if self._adapted else {}
         live = {"clock": self.clock, **super().moving()}
-        for p, master in zip(self._adapted, self._masters.weights, strict=True):
-            live[f"model.{names[id(p)]}"] = p
+        weights = self._masters.weights
+        for name, p, master in zip(self._adapted_names(), self._adapted, weights, strict=True):
+            live[f"model.{name}"] = p
             if master is not p:
-                live[f"master.{names[id(p)]}"] = master
+                live[f"master.{name}"] = master
             for key, value in (self._optimizer.state[master] if self._optimizer else {}).items():
-                live[f"optimizer.{names[id(p)]}.{key}"] = value
+                live[f"optimizer.{name}.{key}"] = value
         return live
 
     def restore(self, name: str, value: Tensor) -> None:
+        self.restore_all({name: value})
+
+    def restore_all(self, values: Mapping[str, Tensor]) -> None:
         live = self.moving()
-        if name in self._buffers:
-            super().restore(name, value)
-        elif live[name].shape != value.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(live[name].shape)}, the saved state {tuple(value.shape)}"
-            )
-        else:
+        fixed = [name for name in values if name not in self._buffers]
+        for name in values.keys() & self._buffers.keys():
+            super().restore(name, values[name])
+        for name in fixed:
+            if live[name].shape != values[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(live[name].shape)}, the saved state {tuple(values[name].shape)}"
+                )
+        if fixed:
             with torch.no_grad():
-                live[name].copy_(value)
+                torch._foreach_copy_([live[name] for name in fixed], [values[name] for name in fixed])
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -158,6 +165,12 @@ class AdapterState(Stateful):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def _adapted_names(self) -> list[str]:
+        """The names of the adapted parameters in the model, in their order."""
+        if self._names is None or self._names[0] != REGISTRATIONS.count:
+            self._names = REGISTRATIONS.count, names_of(self.model, self._adapted) if self._adapted else []
+        return self._names[1]
+
     def _initial_state(self) -> dict[str, Tensor]:
         if self._initial is None:
             with torch.inference_mode(False):
@@ -169,8 +182,8 @@ class AdapterState(Stateful):
         self._restore(before)
 
     def _parts(self, *, learned: bool) -> dict[str, Stateful]:
-        parts = {name: m for name, m in self.named_modules() if isinstance(m, Stateful)}
-        return {f"{name}." if name else "": m for name, m in parts.items() if learned or not m.learned}
+        parts = named_modules_of(self, Stateful)
+        return {f"{name}." if name else "": m for name, m in parts if learned or not m.learned}
 
     def _moving(self, *, learned: bool) -> dict[str, Tensor]:
         return {p + k: v for p, m in self._parts(learned=learned).items() for k, v in m.moving().items()}
@@ -178,9 +191,9 @@ class AdapterState(Stateful):
     def _restore(self, state: Mapping[str, Tensor]) -> None:
         with torch.inference_mode(False):
             for prefix, module in self._parts(learned=True).items():
-                for name in module.moving():
-                    if prefix + name in state:
-                        module.restore(name, state[prefix + name])
+                names = [name for name in module.moving() if prefix + name in state]
+                if names:
+                    module.restore_all({name: state[prefix + name] for name in names})
 
     def _checked(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """A saved state that fits, converted to the types and devices of this adapter.

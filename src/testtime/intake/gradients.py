@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from testtime.intake.trees import modules_of
+
 __all__ = ["explained", "gradients", "require_gradient"]
 
 ADVICE = (
@@ -73,7 +75,12 @@ def require_gradient(module: nn.Module, output: Any) -> None:
     """
     if not torch.is_grad_enabled() or any(y.requires_grad for y in _tensors(output)):
         return
-    if any(p.requires_grad for p in module.parameters()):
+    if any(
+        p.requires_grad
+        for m in modules_of(module, nn.Module)
+        for p in m._parameters.values()
+        if p is not None
+    ):
         raise ValueError(ADVICE)
 
 

@@ -22,6 +22,8 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from testtime.intake.trees import modules_of
+
 __all__ = ["Group", "Shards", "current_shards", "shards_of"]
 
 _CURRENT: ContextVar[Shards | None] = ContextVar("shards", default=None)
@@ -44,7 +46,7 @@ def current_shards() -> Shards | None:
 
 def shards_of(model: nn.Module) -> Shards | None:
     """The shards that the batches of a model are run in, None where it runs them whole."""
-    found = (getattr(m, "shards", None) for m in model.modules())
+    found = (getattr(m, "shards", None) for m in modules_of(model, nn.Module))
     return next((shards for shards in found if isinstance(shards, Shards)), None)
 
 

@@ -62,6 +62,11 @@ class Stateful(nn.Module):
         """Give the moving tensor ``name`` a value back; a buffer may have grown meanwhile."""
         self._buffers[name] = value.clone()
 
+    def restore_all(self, values: Mapping[str, Tensor]) -> None:
+        """Give several moving tensors their values back; overridden where their finding takes a walk."""
+        for name, value in values.items():
+            self.restore(name, value)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy after any forward, whatever tensors the model keeps of it."""
         other = memo[id(self)] = type(self).__new__(type(self))

@@ -51,10 +51,13 @@ class Branch(Stateful, ABC):
         return dict([*self.named_parameters(), *self.named_buffers()]) if self.learned else {}
 
     def restore(self, name: str, value: Tensor) -> None:
-        with torch.no_grad():
-            self.get_parameter(name).copy_(value) if name in dict(
-                self.named_parameters()
-            ) else self.get_buffer(name).copy_(value)
+        self.restore_all({name: value})
+
+    @torch.no_grad()
+    def restore_all(self, values: Mapping[str, Tensor]) -> None:
+        live = dict([*self.named_parameters(), *self.named_buffers()])
+        for name, value in values.items():
+            live[name].copy_(value)
 
 
 class MaskedBranch(Branch):

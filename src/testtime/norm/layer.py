@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from testtime.intake.shards import Shards, current_shards
 from testtime.intake.sharing import Stateful, share
+from testtime.intake.trees import modules_of
 
 __all__ = [
     "TOP_LAYERS",
@@ -167,7 +168,7 @@ class NormPolicy(Stateful, ABC):
 
 def policies_of(model: nn.Module) -> list[NormPolicy]:
     """The layers of a tree that follow a policy."""
-    return [m for m in model.modules() if isinstance(m, NormPolicy)]
+    return modules_of(model, NormPolicy)  # type: ignore[type-abstract]
 
 
 def advance(model: nn.Module | Iterable[NormPolicy], *, accept: bool = True) -> None:

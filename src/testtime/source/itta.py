@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,8 +187,13 @@ class LearnedConsistency(Stateful):
         return dict([*self.named_parameters(), *self.named_buffers()]) if self.learned else {}
 
     def restore(self, name: str, value: Tensor) -> None:
-        with torch.no_grad():
-            self.moving()[name].copy_(value)
+        self.restore_all({name: value})
+
+    @torch.no_grad()
+    def restore_all(self, values: Mapping[str, Tensor]) -> None:
+        live = self.moving()
+        for name, value in values.items():
+            live[name].copy_(value)
 
 
 @contextmanager
