@@ -16,6 +16,7 @@ from testtime.intake.fingerprint import Fingerprint, state_hash
 from testtime.intake.frozen import Frozen
 from testtime.intake.gradients import explained, gradients
 from testtime.intake.sharing import share
+from testtime.intake.journal import Journal
 from testtime.norm.layer import advance, policies_of
 from testtime.notices import Notices
 from testtime.parts.views import MirrorCheck, changes_of
@@ -162,7 +163,9 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         """
         with self._lock:
             self._frozen.check(self)
-            before, initial, taught = self.state_dict(), self._initial, self.taught
+            self._initial_state()
+            before, initial = Journal().before(self._parts(learned=True).values()), self._initial
+            taught = self.taught
             batches = Screened(source, self.labelled_source, self._gate.within)
             self.reset()
             try:
@@ -211,13 +214,15 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
 
     def _committed(self, x: Tensor) -> Prediction | TaskPredictions:
         """Take a step and commit it, or restore the state where anything was not finite, and predict without learning."""
-        before, policies, self._updated = self.state_dict(), policies_of(self), False
+        self._initial_state()
+        before, policies = self._journal.before(self._parts(learned=True).values()), policies_of(self)
+        self._updated = False
         advance(policies, accept=False)  # what a prediction that raised has left
         try:
             self._mirror(self, x)
             with explained():
                 y = as_prediction(self.step(x))
-            self._frozen.check(self)  # the model's own forward may write into a buffer
+            self._frozen.check_buffers(self)  # the model's own forward may write into a buffer
             if not bool(y.valid.any()):
                 raise _Diverged("answer")
             proposals = [v for m in policies for v in (m.proposal or {}).values()]

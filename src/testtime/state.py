@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from testtime.construction import Lock
 from testtime.intake.sharing import InitialState, Stateful, at_least_float32
 from testtime.intake.trees import REGISTRATIONS, named_modules_of, names_of
+from testtime.intake.journal import LARGE, Before, Journal
 from testtime.norm.layer import NormPolicy, advance
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, initialised, scaled
 
@@ -20,8 +22,16 @@ NEVER_NEGATIVE = ("clock", "step", "var", "exp_avg_sq", "max_exp_avg_sq", "squar
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Return whether no tensor holds NaN or infinity."""
-    return not tensors or bool(torch.isfinite(torch.stack(torch._foreach_norm(list(tensors)))).all())
+    """Return whether the norms of all tensors are finite; a NaN or infinity in one makes its norm so."""
+    large = [t for t in tensors if t.numel() >= LARGE]
+    norms = list(torch._foreach_norm(large)) if large else []
+    for device in {t.device for t in tensors}:
+        small = [t for t in tensors if t.numel() < LARGE and t.device == device]
+        if small:
+            flat = torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in small])
+            wide = torch.promote_types(flat.dtype, torch.float32)
+            norms.append(torch.linalg.vector_norm(flat, dtype=wide))
+    return all(math.isfinite(norm) for norm in norms)
 
 
 class AdapterState(Stateful):
@@ -45,11 +55,13 @@ class AdapterState(Stateful):
         self.clock = torch.zeros((), dtype=torch.int64)
         self.taught: InitialState | None = None
         self._adapted: list[nn.Parameter] = []
+        self._places: tuple[int, list[tuple[Any, Any]]] | None = None  # of parameters and optimizer state
         self._names: tuple[int, list[str]] | None = None  # of the adapted, and the registrations then
         self._masters = MasterWeights([])
         self._optimizer: torch.optim.Optimizer | None = None
         self._initial: dict[str, Tensor] | None = None
         self._lock = Lock()
+        self._journal = Journal()
 
     def adapt(self, parameters: Iterable[nn.Parameter], optimizer: OptimizerFactory) -> None:
         """Declare, in ``__init__``, the adapted parameters and their optimizer; they stop sharing memory with the source model.
@@ -76,7 +88,7 @@ class AdapterState(Stateful):
         for p in self._adapted:
             p.data = p.data.clone()
             p.requires_grad_(True)
-        self._masters = MasterWeights(self._adapted)
+        self._masters, self._places = MasterWeights(self._adapted), None
         self._optimizer = initialised(optimizer(self._masters.weights), self._masters.weights)
 
     def remember_birth(self) -> None:
@@ -111,7 +123,7 @@ class AdapterState(Stateful):
         """
         with self._lock:
             self._initial_state()
-            before = self.state_dict()
+            before = Journal().before(self._parts(learned=True).values())
             try:
                 self._restore(self._checked(state_dict))
             except BaseException:
@@ -132,6 +144,21 @@ class AdapterState(Stateful):
             for key, value in (self._optimizer.state[master] if self._optimizer else {}).items():
                 live[f"optimizer.{name}.{key}"] = value
         return live
+
+    def _fixed_places(self) -> list[tuple[Any, Any]]:
+        entries = sum(map(len, self._optimizer.state.values())) if self._optimizer else 0
+        if self._places is None or self._places[0] != entries:
+            found: list[tuple[Any, Any]] = []
+            weights = self._masters.weights
+            for i, (p, master) in enumerate(zip(self._adapted, weights, strict=True)):
+                found += [(self._adapted, i)] if master is p else [(self._adapted, i), (weights, i)]
+                state = self._optimizer.state[master] if self._optimizer else {}
+                found += [(state, key) for key in state]
+            self._places = entries, found
+        return self._places[1]
+
+    def _moving_elsewhere(self) -> dict[str, Tensor]:
+        return {"clock": self.clock, **super().moving()}
 
     def restore(self, name: str, value: Tensor) -> None:
         self.restore_all({name: value})
@@ -177,9 +204,9 @@ class AdapterState(Stateful):
                 self._initial = {k: v.detach().clone() for k, v in self._moving(learned=False).items()}
         return self._initial
 
-    def _undo(self, before: Mapping[str, Tensor]) -> None:
+    def _undo(self, before: Before) -> None:
         advance(self, accept=False)
-        self._restore(before)
+        before.undo()
 
     def _parts(self, *, learned: bool) -> dict[str, Stateful]:
         parts = named_modules_of(self, Stateful)
@@ -224,6 +251,7 @@ class AdapterState(Stateful):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self._masters.follow(fn, self._optimizer)
+        self._journal, self._places = Journal(), None
         for state in self._optimizer.state.values() if self._optimizer else ():
             state.update({k: at_least_float32(v, fn) for k, v in state.items()})
         if self._initial is not None:

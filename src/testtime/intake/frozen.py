@@ -55,9 +55,28 @@ class Frozen:
         self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int, int | None]] | None = (
             None
         )
+        self._buffers: list[tuple[str, weakref.ref[Tensor], int]] = []  # buffers among them, own version
 
     def __reduce__(self) -> tuple[type[Frozen], tuple[()]]:
         return Frozen, ()  # a copy has memory of its own
+
+    def check_buffers(self, owner: nn.Module) -> None:
+        """Check that the model's own forward has not written into a buffer whose memory the adapter shares.
+
+        Args:
+            owner: the adapter, after a :meth:`check`.
+
+        Raises:
+            ValueError: it has.
+        """
+        for name, own, unmoved in self._buffers:
+            tensor = own()
+            if tensor is not None and tensor._version != unmoved:
+                raise ValueError(
+                    f"the model of this {type(owner).__name__} writes into its buffer {name} while it predicts in evaluation "
+                    "mode: this changes the model that the adapter was built on, and a reset cannot take it back; write to "
+                    "it only if self.training (observers of a quantization: model.apply(disable_observer))"
+                )
 
     def check(self, owner: nn.Module) -> None:
         """Compare the model that an adapter was built on with what it was then.
@@ -80,16 +99,15 @@ class Frozen:
             tensors += [(name, b, b._version) for name, b in constant]
             found = [(name, t, _ORIGINALS.get(t), own) for name, t, own in tensors]
             self._watched = [(name, weakref.ref(t), *known, own) for name, t, known, own in found if known]
-        for name, own, original, version, unmoved in self._watched:
-            tensor, source = own(), original()
-            if unmoved is not None and tensor is not None and tensor._version != unmoved:
-                raise ValueError(
-                    f"the model of this {type(owner).__name__} writes into its buffer {name} while it predicts in evaluation "
-                    "mode: this changes the model that the adapter was built on, and a reset cannot take it back; write to "
-                    "it only if self.training (observers of a quantization: model.apply(disable_observer))"
-                )
+            self._buffers = [
+                (name, own, unmoved) for name, own, _, _, unmoved in self._watched if unmoved is not None
+            ]
+        self.check_buffers(owner)
+        for name, own, original, version, _ in self._watched:
+            source = original()
             if source is None or source._version == version:
                 continue
+            tensor = own()
             if tensor is not None and _same_memory(tensor, source):
                 raise ValueError(
                     f"{name} of the model that this {type(owner).__name__} was built on has changed since (by training, "

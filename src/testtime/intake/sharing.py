@@ -54,6 +54,14 @@ class Stateful(nn.Module):
         constant = self._non_persistent_buffers_set
         return {k: v for k, v in self._buffers.items() if v is not None and k not in constant}
 
+    def _fixed_places(self) -> list[tuple[Any, Any]]:
+        """Where the moving tensors are that keep their shape and are written in place: a container and the key in it."""
+        return []
+
+    def _moving_elsewhere(self) -> dict[str, Tensor]:
+        """The moving tensors that are in none of the :meth:`_fixed_places`, by name."""
+        return self.moving()
+
     def grows(self, name: str) -> bool:
         """Whether the moving buffer ``name`` may change its shape, as a memory without a fixed size does."""
         return True

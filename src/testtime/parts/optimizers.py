@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.intake.sharing import at_least_float32
+from testtime.parts.one_call_adam import OneCallAdam
 from testtime.moved import renamed
 
 __all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "scaled", "sgd"]
@@ -42,7 +43,7 @@ class adam:
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
-        return torch.optim.Adam(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay)
+        return OneCallAdam(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)

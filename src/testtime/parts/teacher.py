@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from testtime.intake.journal import LARGE
 from testtime.intake.sharing import Stateful, twin
 
 __all__ = ["Teacher"]
@@ -41,6 +43,12 @@ class Teacher(Stateful):
     def moving(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.average, strict=True))
 
+    def _fixed_places(self) -> list[tuple[Any, Any]]:
+        return [(self.average, i) for i in range(len(self.average))]
+
+    def _moving_elsewhere(self) -> dict[str, Tensor]:
+        return {}
+
     def restore(self, name: str, value: Tensor) -> None:
         with torch.no_grad():
             self.model.get_parameter(name).copy_(value)
@@ -52,5 +60,11 @@ class Teacher(Stateful):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the student."""
-        torch._foreach_lerp_([p.data for p in self.average], [p.data for p in self.student], 1 - self.decay)
+        """Move the average towards the student. What is large is written to new memory: see :class:`Journal`."""
+        pairs = [(p.data, s.data) for p, s in zip(self.average, self.student, strict=True)]
+        small = [(p, s) for p, s in pairs if p.numel() < LARGE]
+        if small:
+            torch._foreach_lerp_([p for p, _ in small], [s for _, s in small], 1 - self.decay)
+        for p, (value, s) in zip(self.average, pairs, strict=True):
+            if p.numel() >= LARGE:
+                p.data = value.lerp(s, 1 - self.decay)
