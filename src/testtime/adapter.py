@@ -15,8 +15,8 @@ from testtime.gate import Gate, Screened, check_batch, explain, outside
 from testtime.intake.fingerprint import Fingerprint, state_hash
 from testtime.intake.frozen import Frozen
 from testtime.intake.gradients import explained, gradients
-from testtime.intake.sharing import share
 from testtime.intake.journal import Journal
+from testtime.intake.sharing import share
 from testtime.norm.layer import advance, policies_of
 from testtime.notices import Notices
 from testtime.parts.views import MirrorCheck, changes_of

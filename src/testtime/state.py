@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from testtime.construction import Lock
+from testtime.intake.journal import LARGE, Before, Journal
 from testtime.intake.sharing import InitialState, Stateful, at_least_float32
 from testtime.intake.trees import REGISTRATIONS, named_modules_of, names_of
-from testtime.intake.journal import LARGE, Before, Journal
 from testtime.norm.layer import NormPolicy, advance
 from testtime.parts.optimizers import MasterWeights, OptimizerFactory, initialised, scaled
 
@@ -239,14 +239,29 @@ class AdapterState(Stateful):
                 f"(first {missing[:3]}), {len(foreign)} are unknown (first {foreign[:3]}); build the adapter with the "
                 "same model and arguments as the one that was saved"
             )
+        state = {**state, **self._presents(state)}
         grows = {
             prefix + name
             for prefix, m in self._parts(learned=True).items()
             if not isinstance(m, NormPolicy)
             for name in m.moving()
-            if name in m._buffers and m.grows(name)
+            if (name in m._buffers or m.replaced) and m.grows(name)
         }
         return {name: _fitting(name, state[name], now, name in grows) for name, now in live.items()}
+
+    def _presents(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of a saved state whose form has changed since, in the present form."""
+        changed = {
+            p: m for p, m in self._parts(learned=True).items() if type(m).present is not Stateful.present
+        }
+        found = {}
+        for prefix, module in changed.items():
+            own = {name: state[prefix + name] for name in module.moving()}
+            if all(
+                isinstance(v, Tensor) and v.layout == torch.strided and not v.is_meta for v in own.values()
+            ):
+                found.update({prefix + name: v for name, v in module.present(own).items()})
+        return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -88,7 +88,7 @@ def test_supports_keep_copies_and_their_state_travels() -> None:
     before = memory.features.clone()
     z.zero_()
     assert torch.equal(memory.features, before)
-    np.testing.assert_allclose(memory.features[memory.entropy.isfinite()].norm(dim=1), 1)
+    np.testing.assert_allclose(memory.features.norm(dim=1), 1)
     a, b = T3A(net(), 3), T3A(net(), 3)
     x, y = stream([16, 16])
     a(x), b(y)
@@ -102,3 +102,40 @@ def test_says_what_it_expects() -> None:
         T3A(net(), -1)
     with pytest.raises(ValueError, match="one feature vector for each of the 2 images"):
         T3A(nn.Sequential(nn.Linear(8, 2), nn.Flatten()))(torch.rand(2, 3, 8, 8))
+
+
+def test_a_state_of_dense_supports_loads() -> None:
+    """Until 2026 the features of a state were (C, K, D), zero in free places."""
+    ours, x = T3A(net(), 3), stream([16, 9, 5])
+    for batch_ in x[:2]:
+        ours(batch_)
+    state = ours.state_dict()
+    doubt = state["memory.entropy"]
+    dense = doubt.new_zeros(*doubt.shape, state["memory.features"].shape[1])
+    dense[doubt.isfinite()] = state["memory.features"]
+    other = T3A(net(), 3)
+    other.load_state_dict(state | {"memory.features": dense})
+    assert state_hash(other) == state_hash(ours)
+    assert torch.equal(other(x[2]).logits, ours(x[2]).logits)
+    with pytest.raises(ValueError, match=r"supports and .* entropies of supports"):
+        other.load_state_dict(state | {"memory.features": state["memory.features"][1:]})
+    with pytest.raises(ValueError, match="same model and supports="):
+        T3A(net(), 4).load_state_dict(state)
+
+
+def test_memory_is_in_proportion_to_the_supports_that_are_held() -> None:
+    ours = T3A(net(), 100)
+    assert len(ours.memory.features) == CLASSES
+    for x in stream([16, 9]):
+        ours(x)
+    assert len(ours.memory.features) == CLASSES + 25
+    assert ours.memory.entropy.isfinite().sum() == CLASSES + 25
+
+
+def test_an_update_replaces_the_supports_of_the_classes_in_the_batch_alone() -> None:
+    memory = T3A(net(), 5).memory
+    before, logits = memory.held, torch.zeros(2, CLASSES, dtype=torch.float64)
+    logits[:, 1] = 9
+    memory.update(torch.randn(2, before[0][0].shape[1]), logits)
+    assert [c for c in range(CLASSES) if memory.held[c] is not before[c]] == [1]
+    assert len(memory.held[1][0]) == 3

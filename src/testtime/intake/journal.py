@@ -49,11 +49,13 @@ class Before:
         places: of the tensors of fixed shape: a container and the key in it.
         fixed: their values.
         others: other tensors: their part, name, the live tensor and its value.
+        replaced: attributes that are replaced and never written to: their part, name and value.
     """
 
     places: list[tuple[Any, Any]] = field(default_factory=list)
     fixed: list[Tensor] = field(default_factory=list)
     others: list[tuple[Stateful, str, Tensor, Tensor]] = field(default_factory=list)
+    replaced: list[tuple[Stateful, str, Any]] = field(default_factory=list)
 
     def undo(self) -> None:
         """Give every tensor that was written or replaced its value back."""
@@ -68,10 +70,12 @@ class Before:
                     parts.setdefault(module, {})[name] = kept
             for module, values in parts.items():
                 module.restore_all(values)
+            for module, name, value in self.replaced:
+                setattr(module, name, value)
 
 
 class Journal:
-    """Takes the state of an adapter before its steps. Small tensors are copied, in one call of torch, into memory that is kept."""
+    """Takes the state of an adapter before its steps; small tensors are copied, in one call, into memory that is kept."""
 
     def __init__(self) -> None:
         self._live: list[Tensor] = []
@@ -91,6 +95,7 @@ class Journal:
         with torch.inference_mode(False), torch.no_grad():
             for module in parts:
                 taken.places += module._fixed_places()
+                taken.replaced += [(module, name, getattr(module, name)) for name in module.replaced]
                 for name, v in module._moving_elsewhere().items():
                     taken.others.append((module, name, v, as_it_is(v)))
             live = [container[key] for container, key in taken.places]

@@ -48,6 +48,7 @@ class Stateful(nn.Module):
     """
 
     learned: bool = False
+    replaced: tuple[str, ...] = ()  # attributes that hold moving tensors and are replaced, never written to
 
     def moving(self) -> dict[str, Tensor]:
         """The live tensors that move, by name."""
@@ -61,6 +62,10 @@ class Stateful(nn.Module):
     def _moving_elsewhere(self) -> dict[str, Tensor]:
         """The moving tensors that are in none of the :meth:`_fixed_places`, by name."""
         return self.moving()
+
+    def present(self, saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A saved state of this part in its present form; overridden where an earlier version had another."""
+        return saved
 
     def grows(self, name: str) -> bool:
         """Whether the moving buffer ``name`` may change its shape, as a memory without a fixed size does."""

@@ -112,8 +112,8 @@ class FeatureMemory(Stateful):
         self.met = self.met + len(z)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        held = self.label >= 0
-        return self.rows[held], self.label[held]
+        held = min(int(self.met), len(self.label)) if self.bounded else len(self.label)
+        return self.rows[:held], self.label[:held]  # places are taken in their order
 
 
 @final
@@ -195,7 +195,7 @@ class AdaNPC(Adapter):
         z = F.normalize(z.to(self.of_source.rows.dtype), dim=1)
         (rows, label), (more, labels) = self.of_source(), self.of_stream()
         with torch.autocast(z.device.type, enabled=False):
-            likeness = z @ torch.cat([rows, more.to(rows.dtype)]).T
+            likeness = torch.cat([z @ rows.T, z @ more.to(rows.dtype).T], dim=1)
         label = torch.cat([label, labels])
         p = vote(likeness, label, logits.shape[1], self.neighbours, self.temperature)
         return logits, z, p

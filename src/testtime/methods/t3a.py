@@ -29,8 +29,8 @@ Reference: Iwasawa and Matsuo, Test-Time Classifier Adjustment Module for Model-
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
@@ -50,50 +50,118 @@ __all__ = ["T3A", "Supports"]
 class Supports(Stateful):
     """The supports of every class: unit vectors, those of lowest entropy first.
 
+    Memory is in proportion to the supports that are held, and an update touches those of the classes in the batch.
+
     Args:
         head: the linear head; its weights (C, D) are the first supports.
         capacity: K, for each class.
 
-    Attributes:
-        features: (C, K, D).
-        entropy: (C, K) in nats; infinite is a free place.
+    ``update`` offers features, calling gives the sums (C, D) of the supports and their numbers (C,). The state has the entries
 
-    ``update`` offers features, calling gives the sums (C, D) of the supports and their numbers (C, 1).
+    - features: (M, D), of all supports, by class and within it by entropy;
+    - entropy: (C, K) in nats; infinite is a free place.
     """
 
-    features: Tensor
-    entropy: Tensor
+    replaced = ("_held", "_given")
 
     def __init__(self, head: nn.Linear, capacity: int) -> None:
         super().__init__()
         weight = head.weight.detach()
         wide = torch.promote_types(weight.dtype, torch.float32)
-        classes, width = weight.shape
-        self.register_buffer("features", weight.new_zeros(classes, capacity, width, dtype=wide))
-        self.register_buffer("entropy", weight.new_full((classes, capacity), torch.inf, dtype=wide))
-        self.features[:, 0] = F.normalize(weight.to(wide), dim=1)
+        self.capacity = capacity
         with torch.no_grad():
-            self.entropy[:, 0] = entropy(head(weight)).to(wide)
+            rows, doubt = F.normalize(weight.to(wide), dim=1), entropy(head(weight)).to(wide)
+        self._held = _by_class(rows[doubt.isfinite()], doubt[:, None])
+        self._given: dict[str, Tensor] | None = None
+        self._summed: list[Tensor] = []  # the supports whose sums these are
+        self._sums = rows.new_empty(0)
+
+    @property
+    def held(self) -> list[tuple[Tensor, Tensor]]:
+        """The supports (k, D) of each class and their entropies (k,)."""
+        if self._given is not None:
+            self._held, self._given = _by_class(self._given["features"], self._given["entropy"]), None
+        return self._held
+
+    @property
+    def features(self) -> Tensor:
+        """All supports, (M, D)."""
+        return self.moving()["features"]
+
+    @property
+    def entropy(self) -> Tensor:
+        """The entropies (C, K); infinite is a free place."""
+        return self.moving()["entropy"]
+
+    def moving(self) -> dict[str, Tensor]:
+        if self._given is not None:
+            return self._given
+        rows, doubts = zip(*self._held, strict=True)
+        free = [F.pad(d, (0, self.capacity - len(d)), value=torch.inf) for d in doubts]
+        return {"features": torch.cat(rows), "entropy": torch.stack(free)}
+
+    def _moving_elsewhere(self) -> dict[str, Tensor]:
+        return {}  # it is replaced and never written to
+
+    def restore(self, name: str, value: Tensor) -> None:
+        self._given = self.moving() | {name: value.clone()}
+
+    def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A saved state in the present form; until 2026 its features were (C, K, D), free places too."""
+        features, doubt = saved["features"], saved["entropy"]
+        form, width = (len(self.held), self.capacity), self.held[0][0].shape[1]
+        if doubt.shape != form or features.shape[-1:] != (width,):
+            raise ValueError(
+                f"the saved state has entropies {tuple(doubt.shape)} of features {tuple(features.shape)}, expected {form} and "
+                f"(..., {width}); build the adapter with the same model and supports= as the one that was saved"
+            )
+        if features.dim() == 3 and features.shape[:2] == doubt.shape:
+            features = features[doubt.isfinite()]
+        if len(features) != int(doubt.isfinite().sum()):
+            raise ValueError(
+                f"the saved state has {len(features)} supports and {int(doubt.isfinite().sum())} entropies of supports; "
+                "expected as many"
+            )
+        return {**saved, "features": features}
+
+    def grows(self, name: str) -> bool:
+        """The number of supports does; the entropies have a place for each that there may be, free ones are infinite."""
+        return True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._held = [(fn(rows), fn(doubt)) for rows, doubt in self.held]
+        self._summed = []
+        return super()._apply(fn, recurse)
 
     def update(self, z: Tensor, logits: Tensor) -> None:
         """Offer features (N, D) whose prediction was logits (N, C)."""
-        classes, capacity, width = self.features.shape
-        own = torch.arange(classes, device=z.device).repeat_interleave(capacity)
-        label = torch.cat([own, logits.argmax(dim=1)])
-        doubt = torch.cat([self.entropy.flatten(), entropy(logits).to(self.entropy)])
-        rows = torch.cat([self.features.flatten(0, 1), F.normalize(z.to(self.features), dim=1)])
-        order = doubt.argsort(stable=True)
-        order = order[label[order].argsort(stable=True)]  # by class, and within it by entropy
-        label = label[order]
-        count = label.bincount(minlength=classes)
-        rank = torch.arange(len(label), device=z.device) - (count.cumsum(0) - count)[label]
-        kept = rank < capacity  # every class offers at least its own places, so that all are filled
-        self.features = rows[order[kept]].view(classes, capacity, width)
-        self.entropy = doubt[order[kept]].view(classes, capacity)
+        held, like = list(self.held), self.held[0][0]
+        unit, doubt = F.normalize(z.to(like), dim=1), entropy(logits).to(like)
+        label = torch.where(doubt.isfinite(), logits.argmax(dim=1), -1)
+        for c in label.unique().tolist():
+            if c >= 0:
+                own = label == c
+                rows, doubts = torch.cat([held[c][0], unit[own]]), torch.cat([held[c][1], doubt[own]])
+                kept = doubts.argsort(stable=True)[: self.capacity]
+                held[c] = rows[kept], doubts[kept]
+        self._held = held
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        held = self.entropy.isfinite()[..., None]
-        return (self.features * held).sum(dim=1), held.sum(dim=1)
+        held, known = self.held, self._summed
+        if len(known) != len(held):
+            known, self._sums = [], held[0][0].new_empty(len(held), held[0][0].shape[1])
+        for c, (rows, _) in enumerate(held):
+            if not known or rows is not known[c]:
+                torch.sum(rows, dim=0, out=self._sums[c])
+        self._summed = [rows for rows, _ in held]
+        return self._sums, self._sums.new_tensor([len(rows) for rows, _ in held])
+
+
+def _by_class(features: Tensor, doubt: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The rows (M, D) and the finite entropies of (C, K) of each class."""
+    finite = doubt.isfinite()
+    counts = finite.sum(dim=1).tolist()
+    return list(zip(features.split(counts), doubt[finite].split(counts), strict=True))
 
 
 @final
@@ -139,9 +207,9 @@ class T3A(Adapter):
 
     def _by_prototypes(self, z: Tensor) -> Tensor:
         total, count = self.memory()
-        prototypes = F.normalize(total, dim=1) if self.unit else total / count
+        length = total.norm(dim=1).clamp_min(1e-12) if self.unit else count
         with torch.autocast(z.device.type, enabled=False):
-            return z.to(prototypes.dtype) @ prototypes.T
+            return z.to(total.dtype) @ total.T / length
 
     def _predict_batch(self, x: Tensor) -> Tensor:
         logits, z = with_features(self.model, self._tap, x)

@@ -18,9 +18,9 @@ __all__ = ["OneCallAdam"]
 class OneCallAdam(torch.optim.Adam):
     r"""torch's Adam with the state of torch's Adam, as fast as the arithmetic on a CPU.
 
-    Parameters with fewer than 16,384 elements take their step together, in torch's fused kernel. A larger one is written to new
-    memory, so that the value of before the step, which :class:`testtime.intake.journal.Journal` holds, need not be copied. On other
-    devices, and for parameters without the state of Adam, the step is that of ``torch.optim.Adam``.
+    Parameters with fewer than 16,384 elements take their step together, in torch's fused kernel. A larger one is written to
+    new memory, so that its value before the step, which :class:`testtime.intake.journal.Journal` holds, need not be
+    copied. On other devices the step is that of ``torch.optim.Adam``.
 
     Args:
         parameters: parameters, as of ``torch.optim.Adam``.

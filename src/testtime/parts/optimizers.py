@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from testtime.intake.sharing import at_least_float32
-from testtime.parts.one_call_adam import OneCallAdam
 from testtime.moved import renamed
+from testtime.parts.one_call_adam import OneCallAdam
 
 __all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "scaled", "sgd"]
 
