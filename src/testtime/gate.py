@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -64,10 +65,14 @@ def admit(x: Tensor, within: Range | None) -> Tensor:
     """
     if not len(x):
         return torch.ones(0, dtype=torch.bool, device=x.device)
+    least, most = (float(v) for v in x.aminmax())
+    width = 0.0 if within is None else within[1] - within[0]
+    inside = within is None or (least >= within[0] - width and most <= within[1] + width)
+    if inside and math.isfinite(least) and math.isfinite(most):  # all samples, usually
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
     low, high = x.flatten(1).aminmax(dim=1)
     good = torch.isfinite(low) & torch.isfinite(high)
     if within is not None:
-        width = within[1] - within[0]
         good &= (low >= within[0] - width) & (high <= within[1] + width)
     return good
 

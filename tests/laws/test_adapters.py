@@ -179,7 +179,7 @@ CASES = [
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
     Case("NOTE", partial(NOTE, classes=CLASSES, capacity=16, frequency=16), OBSERVES),
     Case("LAME", LAME, SHARES),
-    Case("T3A", T3A, PROTOTYPES),
+    Case("T3A", partial(T3A, supports=2), PROTOTYPES),
     Case("AdaNPC", partial(AdaNPC, capacity=64), VOTES),
     Case("RMT", partial(RMT, projection=16, options=RMTOptions(replay=64)), WARMED),
     Case("PETAL", partial(PETAL, views=3), DRAWS | UNSURE),
