@@ -100,7 +100,7 @@ class Engine:
         self.slots = Slots(adapter)
         self.initial, self.initial_ranges = self.slots.copy(), self.slots.ranges()
         self.initial_hash, self.initial_step = self.hash(), int(adapter.clock)
-        self.shipped = self._flat()
+        self.shipped = self.slots.weights().clone()
         self.active: Stream | None = None
         self.form: tuple[int, ...] | None = None  # shape of the logits of a sample
 
@@ -260,8 +260,11 @@ class Engine:
 
     def answer(self, stream: Stream, found: Outcome, screening: Screening, skipped: str) -> Answer:
         """The answer to a request, from what :meth:`process` made of it."""
-        predicted = found.logits.nan_to_num(-torch.inf).argmax(dim=1)
-        predicted[~found.valid] = -1
+        if bool(found.valid.all()):
+            predicted = found.logits.argmax(dim=1)
+        else:
+            predicted = found.logits.nan_to_num(-torch.inf).argmax(dim=1)
+            predicted[~found.valid] = -1
         refused = tuple(
             reason or (None if ok else "not answered")
             for reason, ok in zip(screening.refused, found.valid.tolist(), strict=True)
@@ -282,7 +285,7 @@ class Engine:
         )
 
     def _step(self, stream: Stream, x: Tensor, digests: Sequence[bytes]) -> tuple[Prediction, float]:
-        before = self._flat()
+        before = self.slots.weights().clone()
         y = _classified(self.adapter(x))
         stream.step, stream.hash = int(self.adapter.clock), self.hash()
         stream.recent.extend(digests)
@@ -294,6 +297,9 @@ class Engine:
         if parts:
             y = parts[0][1]
             self.form = tuple(y.shape[1:])
+            if len(parts[0][0]) == len(x) and bool(y.valid.all()):
+                score = y.score.to("cpu", torch.promote_types(y.dtype, torch.float32), copy=True)
+                return Outcome(y.logits.to("cpu", copy=True), score, y.valid.cpu(), learned, moved)
             shape, dtype = tuple(y.score.shape[1:]), y.dtype
         else:
             if self.form is None:
@@ -313,12 +319,8 @@ class Engine:
         return self._distance(self.shipped)
 
     def _distance(self, before: Tensor) -> float:
-        return float(torch.linalg.vector_norm(self._flat() - before, dtype=torch.float64))
-
-    def _flat(self) -> Tensor:
-        """A copy of the adapted parameters as one vector."""
-        values = self.slots.adapted()
-        return torch.cat([v.reshape(-1) for v in values]) if values else torch.zeros(0)
+        now = self.slots.weights()
+        return float(torch.linalg.vector_norm(now - before, dtype=torch.float64))
 
 
 def _classified(y: Any) -> Prediction:
