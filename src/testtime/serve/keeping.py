@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,13 +113,10 @@ class Keeper:
         )
         return done
 
-    def attempt(self, captured: Captured, failures: list[OSError] | None = None) -> None:
+    def attempt(self, captured: Captured) -> None:
         """Write a snapshot; a failure is noted in the status of its stream and in the log, and nothing is raised."""
-        try:
+        with suppress(OSError):
             self.write(captured)
-        except OSError as error:
-            if failures is not None:
-                failures.append(error)
 
     def later(self, captured: Captured) -> SnapshotInfo:
         """Let the thread write a snapshot; one of the same stream that still waits is left out in its favour."""
