@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,13 +147,18 @@ class Engine:
 
     def state(self, stream: Stream) -> dict[str, Tensor]:
         """An independent copy of the state of a stream, without what only ``prepare`` writes."""
+        return self.captured(stream)()
+
+    def captured(self, stream: Stream) -> Callable[[], dict[str, Tensor]]:
+        """Copy the state of a stream now, and return a function that names its tensors later, in any thread."""
         if self.active is stream:
             stream.ranges = self.slots.ranges()
-            return self.slots.named(self.slots.copy())
-        assert stream.state is not None
-        if isinstance(stream.state, Parked):
-            return self.slots.named(stream.state.clone())
-        return {name: value.clone() for name, value in stream.state.items()}
+        state = self.slots.copy() if self.active is stream else stream.state
+        assert state is not None
+        if isinstance(state, Parked):
+            return partial(self.slots.named, state if self.active is stream else state.clone())
+        copied = {name: value.clone() for name, value in state.items()}
+        return lambda: copied
 
     def put(self, stream: Stream, state: Mapping[str, Tensor] | None, ranges: Ranges | None = None) -> None:
         """Give a stream another state.
