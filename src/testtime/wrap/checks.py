@@ -16,7 +16,10 @@ from testtime.wrap.guard_options import Serving
 __all__ = ["Checks", "Verdict", "combined"]
 
 COMPETENT = 0.9  # probability from which the shipped model counts as competent about a sample
-CONSISTENT, CHANGED = 0.95, 0.4  # the same before a calibration: its prediction stays, or changes, when disturbed
+CONSISTENT, CHANGED = (
+    0.95,
+    0.4,
+)  # the same before a calibration: its prediction stays, or changes, when disturbed
 FALLEN = 0.15  # estimated accuracy that the adapter has lost against BN, from which it is restored
 CREDIT = 0.1  # estimated accuracy that learning may add to that of BN statistics
 COLLAPSED = 0.5  # diversity of the adapter's predictions against those of BN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, ClassVar, Literal, final
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.errors import AdapterWarning
 from testtime.intake.dense import refuse_dense
 from testtime.intake.outputs import declares_tasks
 from testtime.parts.losses import entropy
@@ -38,6 +40,10 @@ DIAGNOSTICS = (
     *("estimated_accuracy", "estimated_accuracy_source", "agreement", "entropy", "diversity"),
     *("unknown_share", "statistics_drift", "update_norm"),
 )
+UNCALIBRATED = (
+    "this guard is not calibrated, so that it serves the adapter less often than it could; call prepare(batches) with "
+    "unlabelled images as in training before the first batch, or testtime.adapt(model, guarded=True, source=batches)"
+)
 HOPELESS = 0.25  # share of a batch's predictions that are overruled, from which nothing is learned from it
 COPIES = 0.25  # share of a batch that repeats the sample before, from which nothing is learned from it
 UNKNOWN = 0.5  # probability below which the shipped model does not know a sample
@@ -64,12 +70,17 @@ class Guarded(Wrapper):
         2. else check: predict the batch with the shipped model too; in one batch of four, and where anything is unusual,
            also with BN statistics, and a disturbed batch with the adapter and with BN statistics;
         3. answer the prediction of the candidate of the higher :math:`\hat a_k` where :math:`\hat a_k > P(x)` + ``margin``,
-           elsewhere that of the shipped model; where the adapter predicts the same class, its logits;
+           elsewhere that of the shipped model; where the adapter predicts the same class, its logits; where the adapter would
+           be preferred and predicts another class than the shipped model, BN statistics have a vote: two against one;
         4. take the step back where a quarter of the batch was overruled, or repeats the sample before;
-        5. trust the adapter while hardly any of its predictions are overruled, and then check 32 samples of one batch in 2,
-           4, ..., 1 / ``check``, at least once in 5,000 samples;
-        6. where the adapter has fallen below BN statistics, or collapsed to few classes, in ``patience`` checks in a row:
-           restore the last healthy state; the second time reset the upper half of its layers, the third time all of it.
+        5. trust the adapter while hardly any of its predictions are overruled and most of those votes are for it, and then
+           check 64 samples of one batch in 2, 4, ..., 1 / ``check``, at least once in 2,000 samples;
+        6. where the adapter loses the votes for long, has fallen below BN statistics, or collapsed to few classes, in
+           ``patience`` checks in a row: restore the last healthy state; reset the upper half of its layers if that comes again
+           before it is trusted; then all of it.
+
+    That it loses the votes is a bet against it (:meth:`testtime.wrap.evidence.Evidence.take_votes`), which adds up over all
+    checks, so that a slow decay is noticed: not trusted at a gain of 3, unhealthy at 100.
 
     ``prepare`` calibrates P and :math:`\kappa` on unlabelled source images under generic drifts, where the shipped model's
     predictions of the clean images stand for labels. Without it, the shipped model counts as competent wherever its
@@ -212,8 +223,10 @@ class Guarded(Wrapper):
 
     def step(self, x: Tensor) -> Tensor:
         self._slots = (None,) * SLOTS
+        if not self.competence.known and not int(self.clock):
+            warnings.warn(UNCALIBRATED, AdapterWarning, stacklevel=6)
         copies = self._copies(x) > COPIES
-        parameters = torch._foreach_add([p.detach() for p in self._moving_parameters], 0)
+        start = _copied(self._moving_parameters)
         due = self._due(copies)
         before = None if due == "none" else self.adapter.state_dict()
         rows = spread_rows(x)
@@ -233,9 +246,7 @@ class Guarded(Wrapper):
         if due == "part":
             due = "none" if self._still_trusted(part, y.at(rows)) else "full"
         answer = self._unchecked(y) if due == "none" else self._check(x, y, due, disturbed, before, copies)
-        moved = torch._foreach_sub([p.detach() for p in self._moving_parameters], parameters)
-        norms = torch._foreach_norm(moved)
-        self.diagnostics["update_norm"] = float(torch.stack(norms).norm()) if norms else 0.0
+        self.diagnostics["update_norm"] = _distance(self._moving_parameters, start)
         return answer
 
     # The check of a batch -------------------------------------------------------------------------------------------------
@@ -376,6 +387,18 @@ class Guarded(Wrapper):
         if not isinstance(y, Prediction) or y.dim() != 2:
             raise TypeError("Guarded compares predicted classes (N, C), and this adapter answers otherwise")
         return y
+
+
+def _copied(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return list(torch._foreach_add([p.detach() for p in parameters], 0)) if parameters else []
+
+
+def _distance(parameters: list[nn.Parameter], start: list[Tensor]) -> float:
+    """The distance of the parameters from these values."""
+    if not parameters:
+        return 0.0
+    moved = torch._foreach_sub([p.detach() for p in parameters], start)
+    return float(torch.stack(torch._foreach_norm(moved)).norm())
 
 
 def _images(batch: Any) -> Tensor:
