@@ -53,8 +53,13 @@ def main() -> None:
     later = {name: times[options.rounds // 2 :] for name, times in taken.items()}
     median = statistics.median(later["guarded"]) / statistics.median(later["plain"])
     total = sum(later["guarded"]) / sum(later["plain"])
-    print(f"{options.method}, batches of {options.batch_size}: median {median:.3f}, all {total:.3f} of a step,", end=" ")
-    print(f"trusted in {trusted} of {len(later['plain'])} rounds, {1e3 * statistics.median(later['plain']):.1f} ms")
+    print(
+        f"{options.method}, batches of {options.batch_size}: median {median:.3f}, all {total:.3f} of a step,",
+        end=" ",
+    )
+    print(
+        f"trusted in {trusted} of {len(later['plain'])} rounds, {1e3 * statistics.median(later['plain']):.1f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ HOPELESS = 0.25  # share of a batch's predictions that are overruled, from which
 COPIES = 0.25  # share of a batch that repeats the sample before, from which nothing is learned from it
 UNKNOWN = 0.5  # probability below which the shipped model does not know a sample
 LIGHT = 3  # batches after a full check of which only the shipped model's predictions are computed
+LEAST = 8  # samples from one full check to the next, at least
 SAMPLES = 2000  # between two checks of a trusted adapter, at most
 BURST = 4  # times the exposure that the share in a single batch may be
 SLOTS = 4  # events of a step, at most
@@ -299,7 +300,7 @@ class Guarded(Wrapper):
         if due == "full":
             if not self._trusts(verdict, len(x)) or copies:
                 self.interval.fill_(1)
-                self.waiting.fill_(LIGHT)
+                self.waiting.fill_(max(LIGHT, LEAST // len(x) - 1))
             self._climb(verdict.unhealthy)
         else:
             self.waiting -= 1
