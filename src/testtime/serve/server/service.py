@@ -30,6 +30,9 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 SMALL = 2**16  # bytes of JSON that are parsed in the event loop
 THREADS = 2  # one prepares and packs while the other computes
+RECORDS = (
+    2 * THREADS
+)  # last records of a stream that a request looks at: those of requests beside it are among them
 MANAGERS = 2
 SHORTEST = 0.001  # seconds: the deadline of a request that waited longer than its own
 
@@ -110,7 +113,7 @@ class Service:
             left = None if deadline is None else max(SHORTEST, deadline - spent)
             with translated():
                 answer = self.session.submit(x, stream, deadline=left, learn=learn)
-            self.metrics.events(stream, self.session.history(stream))
+            self.metrics.events(stream, self.session.history(stream, last=RECORDS))
             if self.options.shadow is not None:
                 admitted = [not (r or q) for r, q in zip(answer.refused, answer.quarantined, strict=True)]
                 self.options.shadow.offer(x[admitted], stream)
