@@ -47,7 +47,7 @@ UNCALIBRATED = (
 HOPELESS = 0.25  # share of a batch's predictions that are overruled, from which nothing is learned from it
 COPIES = 0.25  # share of a batch that repeats the sample before, from which nothing is learned from it
 UNKNOWN = 0.5  # probability below which the shipped model does not know a sample
-LIGHT = 3  # batches after a full check of which only the shipped model's predictions are computed
+LIGHT = 3  # batches without disturbed predictions after a full check, at least
 LEAST = 8  # samples from one full check to the next, at least
 SAMPLES = 2000  # between two checks of a trusted adapter, at most
 BURST = 4  # times the exposure that the share in a single batch may be
@@ -245,7 +245,7 @@ class Guarded(Wrapper):
         if surprise >= SURPRISE and due != "full":
             due = "full"
         if due == "part":
-            due = "none" if self._still_trusted(part, y.at(rows)) else "full"
+            due = "none" if self._still_trusted(part, y.at(rows), len(x)) else "full"
         answer = self._unchecked(y) if due == "none" else self._check(x, y, due, disturbed, before, copies)
         self.diagnostics["update_norm"] = _distance(self._moving_parameters, start)
         return answer
@@ -264,10 +264,10 @@ class Guarded(Wrapper):
         self._serve("adapter", "")
         return y
 
-    def _still_trusted(self, x: Tensor, y: Prediction) -> bool:
-        """Check a part of a batch; only what confirms the trust is final, otherwise the whole batch is checked."""
+    def _still_trusted(self, x: Tensor, y: Prediction, size: int) -> bool:
+        """Check a part of a batch of ``size`` samples; unless it confirms the trust, the whole batch is checked."""
         verdict = self.checks.judge(x, y, None, copies=False)
-        trusted = self._trusts(verdict, len(x))
+        trusted = self._trusts(verdict, size)
         self._report(verdict, verdict.answer)
         return trusted
 
@@ -307,8 +307,14 @@ class Guarded(Wrapper):
         return answer
 
     def _trusts(self, verdict: Verdict, size: int) -> bool:
-        """Count the overruled predictions; if they are few, lengthen the interval and remember the adapter's state."""
-        pooled = self.evidence.take_overruled(round(verdict.overruled * size), size)
+        """Count the overruled predictions; if they are few, lengthen the interval and remember the adapter's state.
+
+        Args:
+            verdict: on the batch, or on a part of it.
+            size: samples of the batch.
+        """
+        checked = len(verdict.right)
+        pooled = self.evidence.take_overruled(round(verdict.overruled * checked), checked)
         exposed = max(pooled, verdict.overruled / BURST) > self.options.exposure
         if verdict.unhealthy or exposed or self.evidence.doubt() > DOUBT:
             return False
