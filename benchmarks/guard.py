@@ -19,6 +19,7 @@ import torch
 from testtime.build import adapt
 from testtime.data.places import images_of, source_batches
 from testtime.models import load_model
+from testtime.wrap import Guarded
 
 
 def main() -> None:
@@ -35,7 +36,8 @@ def main() -> None:
     images = images_of("digits", places)
     model = load_model("digits-cnn")
     source = list(source_batches("digits", places, 64, 0, None))
-    plain, guarded = adapt(model, options.method), adapt(model, options.method, guarded=True, source=source)
+    plain, guarded = adapt(model, options.method), Guarded(adapt(model, options.method))
+    guarded.prepare(source)
     taken: dict[str, list[float]] = {"plain": [], "guarded": []}
     trusted = 0
     rng = torch.Generator().manual_seed(0)
@@ -49,7 +51,7 @@ def main() -> None:
             began = time.process_time()
             adapter(x)
             taken[name].append(time.process_time() - began)
-        trusted += guarded.trusted and i >= options.rounds // 2
+        trusted += int(guarded.trusted and i >= options.rounds // 2)
     later = {name: times[options.rounds // 2 :] for name, times in taken.items()}
     median = statistics.median(later["guarded"]) / statistics.median(later["plain"])
     total = sum(later["guarded"]) / sum(later["plain"])

@@ -103,7 +103,7 @@ def guard_code(guard: Any) -> dict[str, str]:
     >>> sorted(guard_code(Guarded))[:3]
     ['Guarded', 'testtime.metrics.competence', 'testtime.metrics.label_free']
     """
-    found = [inspect.getmodule(guard)]
+    found = [import_module(guard.__module__)]
     for module in found:
         homes = (inspect.getmodule(value) for value in vars(module).values())
         inside = (m for m in homes if m is not None and m.__name__.startswith(GUARDS))

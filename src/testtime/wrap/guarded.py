@@ -383,7 +383,7 @@ class Guarded(Wrapper):
         """The share of the batch that repeats the sample before it."""
         values = x.flatten(1)
         some, first = values[:, ::PIXELS], values[0].double().sum()
-        repeats = int(self.clock) > 0 and bool(first == self.last)
+        repeats = int(int(self.clock) > 0 and bool(first == self.last))
         for i in (some[1:] == some[:-1]).all(dim=1).nonzero()[:, 0].tolist():
             repeats += torch.equal(values[i], values[i + 1])
         self.last = values[-1].double().sum().to(self.last)
@@ -405,7 +405,7 @@ def _distance(parameters: list[nn.Parameter], start: list[Tensor]) -> float:
     if not parameters:
         return 0.0
     moved = torch._foreach_sub([p.detach() for p in parameters], start)
-    return float(torch.stack(torch._foreach_norm(moved)).norm())
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moved))))
 
 
 def _images(batch: Any) -> Tensor:
