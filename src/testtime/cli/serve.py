@@ -79,19 +79,22 @@ class Adaptation:
         from testtime.data import image_folder
         from testtime.models import open_model
         from testtime.serve.server import ServedModel
+        from testtime.serve.server.served import channels_of
 
+        sys.path.append(str(Path.cwd()))  # where the user's own module may lie
         assert self.model is not None
         found = open_model(self.model, self.data)
         network = found.model.to(self.device)
+        channels = channels_of(network)
         name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in found.name)
-        served = ServedModel(network, name, found.classes, found.side, seed=self.seed)
+        served = ServedModel(network, name, found.classes, found.side, channels, seed=self.seed)
         if self.source is None:
             return served
-        images = image_folder(self.source, channels=served.channels)
+        images = image_folder(self.source, channels=channels)
         rows = range(0, len(images), max(1, len(images) // self.source_limit))[: self.source_limit]
         parts = [rows[at : at + SOURCE_BATCH] for at in range(0, len(rows), SOURCE_BATCH)]
         batches = tuple(images.batch(part, served.size).to(self.device) for part in parts)
-        return ServedModel(network, name, found.classes, found.side, source=batches, seed=self.seed)
+        return replace(served, source=batches)
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,15 @@ class Shadows:
     ] = ()
     shadow_share: Annotated[float, Option("share of a stream's requests that they get", number(1))] = 0.05
 
+    def check(self) -> None:
+        """Raise ValueError where there is no such method, or the share is 0."""
+        from testtime.build import find_method
+
+        for name in self.shadow:
+            find_method(name)
+        if not self.shadow_share:
+            raise ValueError("expected a --shadow-share above 0; leave --shadow out for no methods in shadow")
+
     def configurations(self, used: Configuration) -> dict[str, Configuration]:
         """Return the candidates by name, the one that serves first; empty without methods in shadow."""
         if not self.shadow:
@@ -232,6 +244,7 @@ def serve(
     tokens = Tokens.read(os.environ, secrets.token_file, secrets.manage_token_file)
     check_access(host, tokens)
     asked, limits = adaptation.configuration(), requests.limits()
+    shadows.check()
     from testtime.serve.page import ROUTER
     from testtime.serve.server import ServerOptions, create_app, listening, open_session, run
     from testtime.serve.server.opening import Kept
@@ -240,7 +253,10 @@ def serve(
         found = stack.enter_context(listening(host, port))
         folder = Path(state or stack.enter_context(TemporaryDirectory(prefix="testtime-")))
         model, options = _opened(adaptation, requests, showing)
-        session, used = open_session(model, asked, folder, options)
+        try:
+            session, used = open_session(model, asked, folder, options)
+        except RuntimeError as error:  # another server has the folder
+            raise ValueError(str(error)) from error
         stack.enter_context(session)
         candidates = shadows.configurations(used)
         server = ServerOptions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,13 +144,10 @@ class Keeper:
         with self._counting:
             captured.stream.writing -= 1
 
-    def attempt(self, captured: Captured, failures: list[OSError] | None = None) -> None:
+    def attempt(self, captured: Captured) -> None:
         """Write a snapshot; a failure is noted in the status of its stream and in the log, and nothing is raised."""
-        try:
+        with suppress(OSError):
             self.write(captured)
-        except OSError as error:
-            if failures is not None:
-                failures.append(error)
 
     def later(self, captured: Captured) -> SnapshotInfo:
         """Let the thread write a snapshot; one of the same stream that still waits is left out in its favour."""

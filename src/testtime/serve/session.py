@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.errors import DataError
 from testtime.serve.audit import Audit, Head
 from testtime.serve.directory import Directory, DirectoryLock, ranges_read
 from testtime.serve.engine import Answer, Engine
@@ -384,19 +385,23 @@ class Session:
         """Write a last snapshot of every stream that moved, and give the directory back.
 
         Raises:
-            OSError: a snapshot could not be written; the directory is given back all the same.
+            OSError: a snapshot could not be written; those of the other streams are, and the directory is given back.
+            DataError: the same, because the folder of the stream is damaged.
         """
         if not self._turns.close():
             return
-        failures: list[OSError] = []
+        failures: list[OSError | DataError] = []
         streams = self._turns.all()
         try:
             for one in streams:
-                with one.lock, self._turns.network:
-                    moved = not one.saved and not one.gone
-                    captured = self._keeper.capture(one, self._engine) if moved else None
-                if captured is not None:
-                    self._keeper.attempt(captured, failures)
+                try:
+                    with one.lock, self._turns.network:
+                        moved = not one.saved and not one.gone
+                        captured = self._keeper.capture(one, self._engine) if moved else None
+                    if captured is not None:
+                        self._keeper.write(captured)
+                except (OSError, DataError) as error:
+                    failures.append(error)
             self._keeper.close()
             self._audit.add("close", streams=len(streams))
         finally:

@@ -26,6 +26,7 @@ class Limits:
         body: largest body of a request, in bytes; otherwise 413.
         batch: largest number of samples in a request; otherwise 413.
         pixels: largest number of pixels of an image, by its header, before memory is allocated; otherwise 413.
+        batch_pixels: largest number of pixels of all images of a request, by their headers; otherwise 413.
         rate: requests per second of one client, on average; otherwise 429. None: no limit.
         burst: number of requests that a client may send at once.
         queue: largest number of requests that wait for the model; otherwise 503.
@@ -42,6 +43,7 @@ class Limits:
     body: int = 16 * 2**20
     batch: int = 256
     pixels: int = 9_000_000
+    batch_pixels: int = 90_000_000
     rate: float | None = 1000.0
     burst: int = 2000
     queue: int = 64

@@ -178,7 +178,8 @@ def stream_name(value: Any) -> str:
         raise Refusal(
             400,
             "bad-stream",
-            f"the name of the stream is {str(value)[:80]!r}, expected 1 to 64 letters, digits or '._-'",
+            f"the name of the stream is {str(value)[:80]!r}, expected 1 to 64 letters, digits or '._-', not "
+            "beginning with '.' or '-'",
             "choose another name",
         )
     return value

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
@@ -63,6 +65,7 @@ class Service:
             options.shadow.busy = lambda: self.model.waiting + self.model.running > 0
         self._changing = asyncio.Lock()
         self._known = set(session.streams())
+        self._beginning: Counter[str] = Counter()
 
     async def parse(self, body: bytes, model: type[M]) -> M:
         """Parse and validate a body, a large one in a thread.
@@ -96,14 +99,6 @@ class Service:
         Raises:
             Refusal: the batch is not valid, or the server is busy.
         """
-        if stream not in self._known and len(self._known) >= self.options.limits.streams:
-            raise Refusal(
-                429,
-                "streams",
-                f"there are {len(self._known)} streams, which is the limit",
-                "use one of them, or delete one: DELETE /streams/{id}",
-                retry_after=60,
-            )
         deadline = self.options.deadline if deadline is None else deadline
         began = time.monotonic() if since is None else since
 
@@ -119,10 +114,32 @@ class Service:
                 self.options.shadow.offer(x[admitted], stream)
             return pack(answer), answer, waited
 
-        packed, answer, waited = await self.model.run(job)
-        self._known.add(stream)
+        with self._place(stream):
+            packed, answer, waited = await self.model.run(job)
+            self._known.add(stream)
         self.metrics.samples(stream, answer, waited)
         return packed
+
+    @contextmanager
+    def _place(self, stream: str) -> Iterator[None]:
+        """Keep a place for a stream that may begin, until its first batch is answered."""
+        if stream not in self._known:
+            many = len(self._known.union(self._beginning) - {stream})
+            if many >= self.options.limits.streams:
+                raise Refusal(
+                    429,
+                    "streams",
+                    f"there are {many} streams, which is the limit",
+                    "use one of them, or delete one: DELETE /streams/{id}",
+                    retry_after=60,
+                )
+        self._beginning[stream] += 1
+        try:
+            yield
+        finally:
+            self._beginning[stream] -= 1
+            if not self._beginning[stream]:
+                del self._beginning[stream]
 
     async def ask(self, job: Callable[[Session], T]) -> T:
         """Call a function of the session in a thread of management."""
@@ -213,7 +230,11 @@ class Service:
         self.ready = False
         await self.model.close()
         await self.managers.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.session.close)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self.session.close)
+        except (OSError, DataError) as error:
+            log(logging.ERROR, "not saved", error=str(error))
+            return
         self.closed = True
         log(logging.INFO, "closed", streams=len(self._known))
 
@@ -234,9 +255,10 @@ class translated:
             ) from error
         if isinstance(error, OSError):
             log(logging.ERROR, "disk", error=str(error))
+            gone = isinstance(error, FileNotFoundError)
             raise Refusal(
                 507,
                 "disk",
-                f"the state could not be written ({error.strerror})",
-                "free some space for the server",
+                f"the state could not be {'found' if gone else 'written'} ({error.strerror or 'a file is missing'})",
+                "restore the folder of the state" if gone else "free some space for the server",
             ) from error

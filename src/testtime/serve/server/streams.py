@@ -74,7 +74,7 @@ async def images(
 
     def read() -> Tensor:
         files = [body] if encoded is None else from_base64(encoded)
-        return decode_images(files, model.channels, model.size, limits.pixels)
+        return decode_images(files, model.channels, model.size, limits.pixels, limits.batch_pixels)
 
     def pack(answer: Answer) -> Response:
         content = {
