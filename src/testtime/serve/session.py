@@ -381,23 +381,25 @@ class Session:
         """End of the audit log; kept elsewhere, it shows whether the log was truncated later."""
         return self._audit.head
 
+    def note(self, event: str, **facts: Any) -> None:
+        """Add a record to the audit log, of a kind that a replay passes over."""
+        self._audit.add(event, **facts)
+
     def close(self) -> None:
         """Write a last snapshot of every stream that moved, and give the directory back.
 
         Raises:
-            OSError: a snapshot could not be written; those of the other streams are, and the directory is given back.
-            DataError: the same, because the folder of the stream is damaged.
+            OSError, DataError: a snapshot could not be written; the others are, and the directory is given back.
         """
         if not self._turns.close():
             return
-        failures: list[OSError | DataError] = []
-        streams = self._turns.all()
+        failures, streams = list[OSError | DataError](), self._turns.all()
         try:
             for one in streams:
                 try:
                     with one.lock, self._turns.network:
-                        moved = not one.saved and not one.gone
-                        captured = self._keeper.capture(one, self._engine) if moved else None
+                        kept = one.saved or one.gone
+                        captured = None if kept else self._keeper.capture(one, self._engine)
                     if captured is not None:
                         self._keeper.write(captured)
                 except (OSError, DataError) as error:
