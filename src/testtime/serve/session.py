@@ -116,6 +116,7 @@ class Session:
         with self._turns.of(stream) as one:
             self._engine.activate(one)
             screening = self._gate.screen(x, one.recent, self._engine.within())
+            x = self._gate.settled(x)
             left = None if deadline is None else deadline - (self.options.clock() - began)
             skipped = self._skipped(one, len(screening.admitted), left, learn)
             answer, moved = self._answered(one, x, screening, skipped)
@@ -137,7 +138,7 @@ class Session:
         with self._turns.of(stream) as one:
             self._engine.activate(one)
             screening = self._gate.screen(x, (), self._engine.within())
-            return self._answered(one, x, screening, "asked")[0]
+            return self._answered(one, self._gate.settled(x), screening, "asked")[0]
 
     def catch_up(self, stream: str = "default", *, budget: float | None = None) -> int:
         """Learn from samples that were answered without learning because of a deadline (``SessionOptions.backlog``).
@@ -380,23 +381,25 @@ class Session:
         """End of the audit log; kept elsewhere, it shows whether the log was truncated later."""
         return self._audit.head
 
+    def note(self, event: str, **facts: Any) -> None:
+        """Add a record to the audit log, of a kind that a replay passes over."""
+        self._audit.add(event, **facts)
+
     def close(self) -> None:
         """Write a last snapshot of every stream that moved, and give the directory back.
 
         Raises:
-            OSError: a snapshot could not be written; those of the other streams are, and the directory is given back.
-            DataError: the same, because the folder of the stream is damaged.
+            OSError, DataError: a snapshot could not be written; the others are, and the directory is given back.
         """
         if not self._turns.close():
             return
-        failures: list[OSError | DataError] = []
-        streams = self._turns.all()
+        failures, streams = list[OSError | DataError](), self._turns.all()
         try:
             for one in streams:
                 try:
                     with one.lock, self._turns.network:
-                        moved = not one.saved and not one.gone
-                        captured = self._keeper.capture(one, self._engine) if moved else None
+                        kept = one.saved or one.gone
+                        captured = None if kept else self._keeper.capture(one, self._engine)
                     if captured is not None:
                         self._keeper.write(captured)
                 except (OSError, DataError) as error:
@@ -444,7 +447,7 @@ class Session:
         self._audit.preamble = {
             "configuration": configuration,
             "backlog": options.backlog,
-            "gate": {"repeats": options.gate.repeats, "constant": options.gate.constant},
+            "gate": options.gate.recorded,
         }
         mended = {"repaired": self._audit.repaired, "broken": self._audit.broken}
         self._audit.add("open", **self._audit.preamble, resumed=found is not None, **mended)

@@ -13,6 +13,7 @@ from testtime.serve.server.served import Configuration, ServedModel
 from testtime.serve.server.tokens import Tokens
 
 if TYPE_CHECKING:
+    from testtime.serve.alarms import StreamAlarms
     from testtime.serve.shadow import Shadow
 
 __all__ = ["Limits", "ServerOptions", "check_access", "is_loopback"]
@@ -80,6 +81,7 @@ class ServerOptions:
         kept: file in which a change of the configuration is kept; None: it is not.
         candidates: configurations of the methods in shadow by name, among them the one that serves.
         shadow: the methods in shadow, running; None: there are none.
+        alarms: the alarms on shadow traffic, running; None: there are none.
         labelled_streams: number of streams with series of their own in the metrics; the others share "other".
 
     Raises:
@@ -95,6 +97,7 @@ class ServerOptions:
     kept: Kept | None = None
     candidates: Mapping[str, Configuration] = field(default_factory=dict)
     shadow: Shadow | None = None
+    alarms: StreamAlarms | None = None
     labelled_streams: int = 50
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from testtime.serve.server.worker import Worker
 
 if TYPE_CHECKING:
     from testtime.serve import Answer, Session
+    from testtime.serve.alarms import AlarmState
 
 __all__ = ["Service"]
 
@@ -62,7 +63,9 @@ class Service:
         self.model = Worker("testtime-model", THREADS, limits.queue, limits.wait)
         self.managers = Worker("testtime-manage", MANAGERS, limits.queue, limits.wait)
         if options.shadow is not None:
-            options.shadow.busy = lambda: self.model.waiting + self.model.running > 0
+            options.shadow.thread.busy = self._busy
+        if options.alarms is not None:
+            options.alarms.thread.busy, options.alarms.raised = self._busy, self._alarmed
         self._changing = asyncio.Lock()
         self._known = set(session.streams())
         self._beginning: Counter[str] = Counter()
@@ -109,9 +112,11 @@ class Service:
             with translated():
                 answer = self.session.submit(x, stream, deadline=left, learn=learn)
             self.metrics.events(stream, self.session.history(stream, last=RECORDS))
+            admitted = [not (r or q) for r, q in zip(answer.refused, answer.quarantined, strict=True)]
             if self.options.shadow is not None:
-                admitted = [not (r or q) for r, q in zip(answer.refused, answer.quarantined, strict=True)]
                 self.options.shadow.offer(x[admitted], stream)
+            if self.options.alarms is not None:
+                self.options.alarms.offer(x[admitted], answer.logits[admitted], stream)
             return pack(answer), answer, waited
 
         with self._place(stream):
@@ -162,6 +167,8 @@ class Service:
             return job(session)
 
         done = await self.ask(checked)
+        if self.options.alarms is not None and action in ("delete", "rollback"):
+            self.options.alarms.clear(stream)
         if action == "delete":
             self._known.discard(stream)
             self.metrics.forget(stream)
@@ -214,8 +221,22 @@ class Service:
             self.configuration, self.changes = configuration, self.changes + 1
             if self.options.shadow is not None:
                 self.options.shadow.serving = self.candidate
+            if self.options.alarms is not None:
+                self.options.alarms.clear()
             self.metrics.changed("accepted")
             log(logging.INFO, "configuration", **asdict(configuration))
+
+    def _busy(self) -> bool:
+        return self.model.waiting + self.model.running > 0
+
+    def _alarmed(self, stream: str, state: AlarmState) -> None:
+        """Record an alarm on shadow traffic: audit log, metrics and log."""
+        assert self.options.alarms is not None
+        facts = {"stream": stream, "samples": state.samples, "evidence": state.evidence}
+        facts |= asdict(self.options.alarms.options)
+        self.session.note("alarm", **facts)
+        self.metrics.event(stream, "shadow alarm")
+        log(logging.WARNING, "alarm", **facts)
 
     @property
     def candidate(self) -> str | None:
