@@ -116,6 +116,7 @@ class Session:
         with self._turns.of(stream) as one:
             self._engine.activate(one)
             screening = self._gate.screen(x, one.recent, self._engine.within())
+            x = self._gate.settled(x)
             left = None if deadline is None else deadline - (self.options.clock() - began)
             skipped = self._skipped(one, len(screening.admitted), left, learn)
             answer, moved = self._answered(one, x, screening, skipped)
@@ -137,7 +138,7 @@ class Session:
         with self._turns.of(stream) as one:
             self._engine.activate(one)
             screening = self._gate.screen(x, (), self._engine.within())
-            return self._answered(one, x, screening, "asked")[0]
+            return self._answered(one, self._gate.settled(x), screening, "asked")[0]
 
     def catch_up(self, stream: str = "default", *, budget: float | None = None) -> int:
         """Learn from samples that were answered without learning because of a deadline (``SessionOptions.backlog``).
@@ -446,7 +447,7 @@ class Session:
         self._audit.preamble = {
             "configuration": configuration,
             "backlog": options.backlog,
-            "gate": {"repeats": options.gate.repeats, "constant": options.gate.constant},
+            "gate": options.gate.recorded,
         }
         mended = {"repaired": self._audit.repaired, "broken": self._audit.broken}
         self._audit.add("open", **self._audit.preamble, resumed=found is not None, **mended)

@@ -15,6 +15,7 @@ from testtime.serve.swapping import Parked, Ranges
 
 __all__ = ["Counts", "Stream", "StreamStatus", "check_stream", "folder_of", "name_of"]
 
+FALLEN = 0.5  # share of the samples above which a fallback makes a snapshot unhealthy
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
@@ -146,6 +147,9 @@ class Stream:
         step: steps of its adapter.
         hash: hash of the state, 16 hexadecimal digits.
         paused: whether learning is off.
+        healthy: whether no guard undid anything since the last snapshot.
+        judged: samples that the adapter took a step on since the last snapshot.
+        fallen: those of them that the shipped model answered.
         recent: digests of the samples that were admitted last.
         history: records of the last requests.
         backlog: samples to be learned later, oldest first.
@@ -171,6 +175,8 @@ class Stream:
     paused: bool = False
     serving: str = "adapter"
     healthy: bool = True
+    judged: int = 0
+    fallen: int = 0
     counts: Counts = field(default_factory=Counts)
     saved_step: int = 0
     saved_offset: int = -1
@@ -198,6 +204,11 @@ class Stream:
             self.backlog.popleft()
 
     @property
+    def sound(self) -> bool:
+        """Whether a snapshot of now is healthy: nothing was undone, and the shipped model answered at most half."""
+        return self.healthy and self.fallen <= FALLEN * self.judged
+
+    @property
     def saved(self) -> bool:
         """Whether the last snapshot is acknowledged, and the present state."""
         return not self.writing and (self.saved_offset, self.saved_hash) == (self.offset, self.hash)
@@ -210,7 +221,7 @@ class Stream:
             "offset": self.offset,
             "step": self.step,
             "state": self.hash,
-            "healthy": self.healthy,
+            "healthy": self.sound,
             "serving": self.serving,
             "ranges": {k: None if v is None else list(v) for k, v in self.ranges.items()},
             "counts": asdict(self.counts),

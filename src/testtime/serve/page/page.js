@@ -231,7 +231,7 @@ function snapshots() {
     `Roll ${stream} back to ${name}?`, `${stream} is back at ${name}`);
   const button = (to, name) => make("button", {type: "button", "data-to": to ?? "shipped", "data-stream": stream, onclick: roll(to, name)}, "Roll back");
   const rows = [...state.snapshots].reverse().map(s => make("tr", {}, make("th", {scope: "row"}, String(s.number)), make("td", {}, number(s.offset)),
-    make("td", {}, clock(s.time)), make("td", {}, s.healthy ? "healthy" : "after an alarm"), make("td", {}, (s.bytes / 1024).toFixed(0)),
+    make("td", {}, clock(s.time)), make("td", {}, s.healthy ? "healthy" : "not healthy"), make("td", {}, (s.bytes / 1024).toFixed(0)),
     make("td", {}, s.configuration === state.status.configuration ? button(s.number, `snapshot ${s.number}`) : "other configuration")));
   rows.push(make("tr", {}, make("th", {scope: "row"}, "shipped"), make("td", {}, "0"), make("td"), make("td", {}, "as shipped"), make("td"),
     make("td", {}, button(null, "the shipped model"))));
