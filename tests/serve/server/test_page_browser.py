@@ -195,7 +195,7 @@ def test_many_streams_are_a_list_to_choose_from(world: tuple[str, Session], brow
     page = opened(browser, url, 390, "light", seen := [])
     for i in range(20):
         session.submit(images(i), f"gate-{i}")
-    page.wait_for_selector("nav select")
+    page.wait_for_selector("nav option >> nth=21", state="attached")
     assert page.locator("nav option").count() == 22
     page.select_option("nav select", "gate-7")
     page.wait_for_selector("#method >> text=gate-7")
