@@ -122,7 +122,9 @@ class Directory:
         content = {"format": FORMAT, "configuration": configuration, "model": model}
         write_bytes(self._description, (json.dumps(content, indent=1) + "\n").encode(), private=True)
         found = (path for path in self.adapters.iterdir() if path.name.isalnum() and not path.is_symlink())
-        earlier = sorted((path for path in found if path.name != configuration), key=lambda p: p.stat().st_mtime)
+        earlier = sorted(
+            (path for path in found if path.name != configuration), key=lambda p: p.stat().st_mtime
+        )
         for path in earlier[:-ADAPTERS]:
             shutil.rmtree(path, ignore_errors=True)
 
