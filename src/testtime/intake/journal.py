@@ -20,7 +20,8 @@ LARGE = 2**14  # elements of a tensor that is not copied before a step
 def as_it_is(value: Tensor) -> Tensor:
     """The present value of a tensor, which later writes to the tensor do not change.
 
-    Both share their memory until one is written (copy-on-write of torch). Where a memory cannot be shared so, this is a copy.
+    Both share their memory until one is written (copy-on-write of torch). Where a memory cannot be shared so, and on other
+    devices, whose streams the copy of a write would not wait for, this is a copy.
 
     >>> value = torch.zeros(2)
     >>> kept = as_it_is(value)
@@ -29,7 +30,7 @@ def as_it_is(value: Tensor) -> Tensor:
     tensor([0., 0.])
     """
     value = value.detach()
-    if value.device.type not in ("cpu", "cuda") or value.layout != torch.strided:
+    if value.device.type != "cpu" or value.layout != torch.strided:
         return value.clone()
     try:
         return torch._lazy_clone(value)
@@ -38,7 +39,8 @@ def as_it_is(value: Tensor) -> Tensor:
 
 
 def _shares(one: Tensor, other: Tensor) -> bool:
-    return torch._C._data_address(one) == torch._C._data_address(other) and one.shape == other.shape
+    address: Any = torch._C._data_address  # type: ignore[attr-defined]
+    return bool(address(one) == address(other)) and one.shape == other.shape
 
 
 @dataclass

@@ -72,7 +72,7 @@ class OneCallAdam(torch.optim.Adam):
             torch._foreach_add_(steps, 1)
             torch._fused_adam_(
                 chosen,
-                [p.grad for p in chosen],
+                [p.grad for p in chosen if p.grad is not None],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
