@@ -16,7 +16,8 @@ from testtime.cli.options import Commands, Device, Option, Seed, existing, new_f
 from testtime.errors import need_packages
 
 if TYPE_CHECKING:
-    from testtime.serve import SessionOptions
+    from testtime.serve import Session, SessionOptions
+    from testtime.serve.alarms import StreamAlarms
     from testtime.serve.demo import Camera
     from testtime.serve.server import Configuration, Limits, ServedModel
     from testtime.serve.shadow import Shadow
@@ -79,19 +80,22 @@ class Adaptation:
         from testtime.data import image_folder
         from testtime.models import open_model
         from testtime.serve.server import ServedModel
+        from testtime.serve.server.served import channels_of
 
+        sys.path.append(str(Path.cwd()))  # where the user's own module may lie
         assert self.model is not None
         found = open_model(self.model, self.data)
         network = found.model.to(self.device)
+        channels = channels_of(network)
         name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in found.name)
-        served = ServedModel(network, name, found.classes, found.side, seed=self.seed)
+        served = ServedModel(network, name, found.classes, found.side, channels, seed=self.seed)
         if self.source is None:
             return served
-        images = image_folder(self.source, channels=served.channels)
+        images = image_folder(self.source, channels=channels)
         rows = range(0, len(images), max(1, len(images) // self.source_limit))[: self.source_limit]
         parts = [rows[at : at + SOURCE_BATCH] for at in range(0, len(rows), SOURCE_BATCH)]
         batches = tuple(images.batch(part, served.size).to(self.device) for part in parts)
-        return ServedModel(network, name, found.classes, found.side, source=batches, seed=self.seed)
+        return replace(served, source=batches)
 
 
 @dataclass(frozen=True)
@@ -178,13 +182,32 @@ class Showing:
 
 @dataclass(frozen=True)
 class Shadows:
-    """Methods in shadow."""
+    """What runs beside the requests: methods in shadow, and the alarm."""
 
     shadow: Annotated[
         tuple[str, ...],
         Option("methods that adapt beside the one that serves; their answers are judged, never served"),
     ] = ()
     shadow_share: Annotated[float, Option("share of a stream's requests that they get", number(1))] = 0.05
+    alarm_share: Annotated[
+        float,
+        Option("share of the requests that the shipped model answers too, for the alarm; 0: none", number(1)),
+    ] = 0.02
+    alarm_probability: Annotated[
+        float, Option("probability, at most, of a false alarm in a whole stream", number(1))
+    ] = 0.05
+
+    def check(self) -> None:
+        """Raise ValueError where there is no such method, or the share is 0."""
+        from testtime.build import find_method
+        from testtime.serve import AlarmOptions
+
+        for name in self.shadow:
+            find_method(name)
+        if self.alarm_share:
+            AlarmOptions(probability=self.alarm_probability, share=self.alarm_share)
+        if not self.shadow_share:
+            raise ValueError("expected a --shadow-share above 0; leave --shadow out for no methods in shadow")
 
     def configurations(self, used: Configuration) -> dict[str, Configuration]:
         """Return the candidates by name, the one that serves first; empty without methods in shadow."""
@@ -192,6 +215,17 @@ class Shadows:
             return {}
         others = [name for name in self.shadow if name != used.method]
         return {used.method: used, **{name: replace(used, method=name, options={}) for name in others}}
+
+    def alarms(self, model: ServedModel, session: Session) -> StreamAlarms | None:
+        """Return the alarms on shadow traffic, for a context; None where they are off."""
+        from testtime.serve import AlarmOptions
+        from testtime.serve.alarms import StreamAlarms
+
+        if not self.alarm_share:
+            return None
+        options = AlarmOptions(probability=self.alarm_probability, share=self.alarm_share, seed=model.seed)
+        reference = StreamAlarms.reference_of(model.network, session.adapter, model.source)
+        return StreamAlarms(reference, options)
 
     def running(self, model: ServedModel, candidates: Mapping[str, Configuration]) -> Shadow:
         """Return the candidates, built, for a context.
@@ -232,6 +266,7 @@ def serve(
     tokens = Tokens.read(os.environ, secrets.token_file, secrets.manage_token_file)
     check_access(host, tokens)
     asked, limits = adaptation.configuration(), requests.limits()
+    shadows.check()
     from testtime.serve.page import ROUTER
     from testtime.serve.server import ServerOptions, create_app, listening, open_session, run
     from testtime.serve.server.opening import Kept
@@ -240,9 +275,12 @@ def serve(
         found = stack.enter_context(listening(host, port))
         folder = Path(state or stack.enter_context(TemporaryDirectory(prefix="testtime-")))
         model, options = _opened(adaptation, requests, showing)
-        session, used = open_session(model, asked, folder, options)
+        try:
+            session, used = open_session(model, asked, folder, options)
+        except RuntimeError as error:  # another server has the folder
+            raise ValueError(str(error)) from error
         stack.enter_context(session)
-        candidates = shadows.configurations(used)
+        candidates, alarms = shadows.configurations(used), shadows.alarms(model, session)
         server = ServerOptions(
             model,
             used,
@@ -253,6 +291,7 @@ def serve(
             kept=Kept(folder, asked),
             candidates=candidates,
             shadow=stack.enter_context(shadows.running(model, candidates)) if candidates else None,
+            alarms=None if alarms is None else stack.enter_context(alarms),
         )
         _log(logs, logging.WARNING if showing.demo else logging.INFO)
         if used.guarded and not model.source:

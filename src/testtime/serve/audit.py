@@ -67,6 +67,7 @@ class Audit:
 
     Attributes:
         head: end of the log, as far as it was written.
+        durable: sequence number of the last record that is known to be on the disk.
         waiting: lines that could not be written yet, because the disk is full or read-only.
         preamble: entries of the record at the beginning of every further file.
         repaired: bytes of a torn last line that were dropped when the log was opened.
@@ -82,6 +83,7 @@ class Audit:
         self.folder, self.clock, self.rotate, self.keep = Path(folder), clock, rotate, keep
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.head, self.repaired, self.broken = Head(), 0, ""
+        self.durable = 0
         self.waiting: list[bytes] = []
         self.preamble: dict[str, Any] = {}
         self._left_out = 0
@@ -128,13 +130,14 @@ class Audit:
                 return False
             if not durable or self._file is None:
                 return True
-            handle = os.dup(self._file)
+            handle, last = os.dup(self._file), self.head.seq
         try:  # without the lock: other records need not wait for the disk
             os.fsync(handle)
         except OSError:
             return False
         finally:
             os.close(handle)
+        self.durable = max(self.durable, last)
         return True
 
     def close(self) -> None:
@@ -151,8 +154,14 @@ class Audit:
         self.head = Head(self.head.seq + 1, _chained(self.head.hash, text))
         self.waiting.append(f'{text[:-1]},"hash":"{self.head.hash}"}}\n'.encode())
 
+    def _check_there(self) -> None:
+        """Raise OSError where the file was removed or replaced: what is written to it would be lost."""
+        if self._file is not None and not os.path.samestat(os.stat(self._path), os.fstat(self._file)):
+            raise OSError(f"{self._path} was replaced by another file")
+
     def _written(self) -> bool:
         try:
+            self._check_there()
             while self.waiting:
                 self._append(self.waiting[0])
                 self.waiting.pop(0)
@@ -190,7 +199,8 @@ class Audit:
 
     def _open(self, number: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        self._file = os.open(self.folder / f"{number:06d}{SUFFIX}", flags, 0o600)
+        path = self.folder / f"{number:06d}{SUFFIX}"
+        self._file, self._path = os.open(path, flags, 0o600), path
         self._number, self._size = number, os.fstat(self._file).st_size
         sync_folder(self.folder)
 

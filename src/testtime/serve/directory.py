@@ -79,6 +79,10 @@ class Directory:
 
     Attributes:
         streams, audit, adapters: folders in it.
+
+    Raises:
+        FileNotFoundError: it holds no session.
+        DataError: one of its folders, or its description, is a symbolic link.
     """
 
     def __init__(self, folder: str | Path, *, make: bool = True) -> None:
@@ -91,6 +95,9 @@ class Directory:
             self.folder / name for name in ("streams", "audit", "adapters")
         )
         self._description = self.folder / "session.json"
+        for path in (self.streams, self.audit, self.adapters, self._description):
+            if path.is_symlink():
+                raise DataError(f"{path} is a symbolic link, which is not followed; {ADVICE}")
 
     def found(self) -> Found | None:
         """The description; None in a new directory.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,14 +32,18 @@ class Captured:
     Attributes:
         stream: its stream.
         info: facts of the snapshot, not acknowledged yet.
-        tensors: copies of the tensors.
+        tensors: function that names the tensors of a copy of the state.
         facts: description in values of JSON.
+        seq: record of the audit log that is on the disk before the snapshot is.
+        written: function of the stream that is called when the snapshot is durable, by who wrote it; without any lock.
     """
 
     stream: Stream
     info: SnapshotInfo
-    tensors: dict[str, Tensor]
+    tensors: Callable[[], dict[str, Tensor]]
     facts: dict[str, Any]
+    seq: int
+    written: Callable[[Stream], None] | None = None
 
 
 class Keeper:
@@ -56,21 +62,28 @@ class Keeper:
         self._busy, self._ending = False, False
         self._failures: list[Exception] = []
         self._thread: threading.Thread | None = None
-        self._writing = threading.RLock()
+        self._writing, self._counting = threading.RLock(), threading.Lock()
 
-    def capture(self, one: Stream, engine: Engine) -> Captured:
+    def capture(
+        self, one: Stream, engine: Engine, written: Callable[[Stream], None] | None = None
+    ) -> Captured:
         """Copy what a snapshot of a stream holds; the caller holds the turn of the stream.
+
+        Args:
+            one: the stream.
+            engine: the network and its states.
+            written: see :class:`Captured`.
 
         Raises:
             DataError: the folder of the stream cannot be used.
         """
-        tensors = {STATE + name: value for name, value in engine.state(one).items()}
-        tensors[RECENT] = packed(one.recent)
-        head = self._audit.head
+        named, recent, head = engine.captured(one), packed(one.recent), self._audit.head
         facts = {**one.facts(), "paused": one.paused, "head": {"seq": head.seq, "hash": head.hash}}
-        with self._writing:
-            number = max(self._numbers.get(one.name, 0) + 1, self.store.next_number(one.name))
+        with self._counting:  # and not the lock of the writer, which waits for the disk
+            known = self._numbers.get(one.name)
+            number = self.store.next_number(one.name) if known is None else known + 1
             self._numbers[one.name] = number
+            one.writing += 1
         info = SnapshotInfo(
             stream=one.name,
             number=number,
@@ -79,13 +92,17 @@ class Keeper:
             time=self.store.clock(),
             bytes=0,
             checksum="",
-            healthy=one.healthy,
+            healthy=one.sound,
             state=one.hash,
             configuration=one.configuration,
             acknowledged=False,
         )
-        one.saved_step, one.healthy = one.step, True
-        return Captured(one, info, tensors, facts)
+        one.saved_step, one.healthy, one.judged, one.fallen = one.step, True, 0, 0
+
+        def tensors() -> dict[str, Tensor]:
+            return {**{STATE + name: value for name, value in named().items()}, RECENT: recent}
+
+        return Captured(one, info, tensors, facts, head.seq, written)
 
     def write(self, captured: Captured) -> SnapshotInfo:
         """Write a snapshot; it is durable, and thereby acknowledged, when this returns.
@@ -94,36 +111,50 @@ class Keeper:
             OSError: the disk is full or read-only; the earlier snapshots are as before.
             ValueError: the stream was forgotten meanwhile.
         """
+        try:
+            done = self._write(captured)
+        finally:
+            self._no_longer(captured)
+        if captured.written is not None:
+            captured.written(captured.stream)
+        return done
+
+    def _write(self, captured: Captured) -> SnapshotInfo:
         one, info = captured.stream, captured.info
         try:
-            if not self._audit.flush(durable=True):
+            if self._audit.durable < captured.seq and not self._audit.flush(durable=True):
                 raise OSError("the audit log cannot be written; free some space on the disk")
             with self._writing:
                 if one.gone:
                     raise ValueError(f"stream {one.name!r} was forgotten before its snapshot was written")
-                done = self.store.write(one.name, info.number, captured.tensors, captured.facts)
+                done = self.store.write(one.name, info.number, captured.tensors(), captured.facts)
         except OSError as error:
-            one.error, one.healthy = str(error), one.healthy and info.healthy
+            one.error, one.healthy, one.leaving = str(error), one.healthy and info.healthy, False
             self._audit.add("snapshot failed", stream=one.name, offset=info.offset, error=str(error))
             raise
-        one.saved_offset, one.error = max(one.saved_offset, info.offset), ""
+        one.error = ""
+        if info.offset >= one.saved_offset:
+            one.saved_offset, one.saved_hash = info.offset, info.state
         self._audit.add(
             "snapshot", stream=one.name, snapshot=info.number, offset=info.offset, state=info.state
         )
         return done
 
-    def attempt(self, captured: Captured, failures: list[OSError] | None = None) -> None:
+    def _no_longer(self, captured: Captured) -> None:
+        with self._counting:
+            captured.stream.writing -= 1
+
+    def attempt(self, captured: Captured) -> None:
         """Write a snapshot; a failure is noted in the status of its stream and in the log, and nothing is raised."""
-        try:
+        with suppress(OSError):
             self.write(captured)
-        except OSError as error:
-            if failures is not None:
-                failures.append(error)
 
     def later(self, captured: Captured) -> SnapshotInfo:
         """Let the thread write a snapshot; one of the same stream that still waits is left out in its favour."""
         with self._changed:
             before = self._waiting.pop(captured.stream.name, None)
+            if before is not None:
+                self._no_longer(before)
             if before is not None and not before.info.healthy:
                 info = replace(captured.info, healthy=False)
                 captured = replace(captured, info=info, facts={**captured.facts, "healthy": False})
@@ -169,9 +200,26 @@ class Keeper:
         """
         with self._changed:
             self._waiting.pop(name, None)
-        with self._writing:
+        with self._writing, self._counting:
             self.store.forget(name)
             self._numbers.pop(name, None)
+
+    def release(self, name: str) -> None:
+        """Keep nothing of a stream in memory whose state is on the disk alone."""
+        with self._counting:
+            self.store.release(name)
+            self._numbers.pop(name, None)
+
+    def described(self, name: str, engine: Engine) -> Stream | None:
+        """A stream that is on the disk alone, without its state; None if no snapshot of it can be read."""
+        for number in sorted(self.store.numbers(name), reverse=True):
+            try:
+                one = stream_of(self.store.read(name, number), engine)
+            except (ValueError, FileNotFoundError):
+                continue
+            one.state = {}
+            return one
+        return None
 
     def resumed(self, name: str, engine: Engine) -> Stream | None:
         """The stream of a name from its last good snapshot, in the network; None if it has none.
@@ -191,7 +239,7 @@ class Keeper:
                 errors.append(error)
                 self._audit.add("damaged", stream=name, snapshot=number, error=str(error))
                 continue
-            one.saved_step, one.saved_offset = one.step, one.offset
+            one.saved_step, one.saved_offset, one.saved_hash = one.step, one.offset, one.hash
             self._audit.add("resume", stream=name, snapshot=number, offset=one.offset, state=one.hash)
             return one
         if errors:

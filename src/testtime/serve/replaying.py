@@ -179,8 +179,7 @@ class _Replay:
             self._of_stream(event, record)
 
     def _open(self, record: dict[str, Any]) -> None:
-        gate = record["gate"]
-        self.gate = InputGate(GateOptions(repeats=gate["repeats"], constant=gate["constant"]))
+        self.gate = InputGate(GateOptions.replayed(record["gate"]))
         self.backlog, self.streams = record["backlog"], {}
         self._configure(record["configuration"])
 
@@ -225,6 +224,7 @@ class _Replay:
         if screening.digest != record["digest"]:
             self._differs(one, record, "the samples are not those of the session")
             return
+        x = self.gate.settled(x)
         engine.try_out(x, screening)
         outcome = engine.process(one, x, screening, record["event"] == "learn")
         if record["skipped"] == "deadline":

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from testtime.errors import DataError
-from testtime.files import check_shape, damaged, parse_json, read_tensors, sweep, write_tensors
+from testtime.files import check_shape, damaged, parse_json, read_tensors, sweep, sync_folder, write_tensors
 from testtime.serve.streams import check_stream, folder_of, name_of
 
 __all__ = ["FORMAT", "Retention", "Snapshot", "SnapshotInfo", "SnapshotStore", "snapshot_file"]
@@ -52,7 +52,8 @@ class SnapshotInfo:
         time: seconds since 1970.
         bytes: size of the file.
         checksum: SHA-256 of tensors and description.
-        healthy: whether no guard raised an alarm since the snapshot before.
+        healthy: whether, since the snapshot before, no guard undid anything (restore, partial reset, alarm) and the shipped
+            model answered at most half of the samples.
         state: hash of the state, 16 hexadecimal digits.
         configuration: hash of the configuration that it belongs to.
         acknowledged: whether it is durable; False while a writer is still at work.
@@ -180,8 +181,10 @@ class SnapshotStore:
             OSError: the disk is full or read-only; the earlier snapshots are as before.
         """
         folder = self._home(stream)
-        self.folder.mkdir(exist_ok=True, mode=0o700)
-        folder.mkdir(exist_ok=True, mode=0o700)
+        for new in (self.folder, folder):
+            if not new.is_dir():
+                new.mkdir(exist_ok=True, mode=0o700)
+                sync_folder(new.parent)
         described = {**facts, "stream": stream, "number": number, "time": self.clock(), "format": FORMAT}
         path = folder / snapshot_file(number)
         write_tensors(path, tensors, {KEY: json.dumps(described, allow_nan=False)}, private=True)
@@ -237,6 +240,11 @@ class SnapshotStore:
             except (DataError, FileNotFoundError):
                 continue
         return tuple(found)
+
+    def release(self, stream: str) -> None:
+        """Keep nothing of a stream in memory."""
+        with self._lock:
+            self._known.pop(stream, None)
 
     def forget(self, stream: str) -> None:
         """Delete the snapshots of a stream."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class Kept:
         Raises:
             OSError: the disk is full or read-only.
         """
+        if not (self.path.parent / "session.json").exists():
+            raise FileNotFoundError(ENOENT, "the folder of the session is gone", str(self.path.parent))
         content = {"asked": asdict(self.asked), "used": asdict(used), "hash": number}
         write_json(self.path, content | ({} if following is None else {"next": asdict(following)}))
 
