@@ -116,11 +116,7 @@ def corrupt(
     >>> corrupt(torch.full((1, 3, 32, 32), 51, dtype=torch.uint8), "brightness", 5)[0, :, 0, 0]
     tensor([127, 127, 127], dtype=torch.uint8)
     """
-    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"expected images as a uint8 or a floating-point tensor in [0, 1], got {kind}")
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"expected images of shape (N, 3, H, W), got {tuple(x.shape)}")
+    check_images(x)
     if name not in FUNCTIONS:
         raise ValueError(
             f"unknown corruption {name!r}{did_you_mean(name, FUNCTIONS)}; there are {', '.join(CORRUPTIONS + EXTRA)}"
@@ -131,10 +127,6 @@ def corrupt(
         raise ValueError(f"expected constants 'cifar', 'imagenet' or 'auto', got {constants!r}")
     if len(x) == 0:
         return x.clone()
-    if x.is_floating_point():
-        low, high = (bound.item() for bound in x.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"expected images in [0, 1], got values from {low:g} to {high:g}")
     if constants == "auto":
         constants = "cifar" if min(x.shape[2:]) <= 64 else "imagenet"
     function = FUNCTIONS[name]
@@ -155,6 +147,24 @@ def corrupt(
             y = to_8_bits(y) if quantise else y.clamp_(0, 1)
         parts.append(y)
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(x.dtype)
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse what is not a batch of colour images.
+
+    Raises:
+        TypeError: `x` is neither a uint8 nor a floating-point tensor.
+        ValueError: wrong shape, or floating-point values outside of [0, 1].
+    """
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"expected images as a uint8 or a floating-point tensor in [0, 1], got {kind}")
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"expected images of shape (N, 3, H, W), got {tuple(x.shape)}")
+    if x.is_floating_point() and len(x):
+        low, high = (bound.item() for bound in x.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"expected images in [0, 1], got values from {low:g} to {high:g}")
 
 
 def check_seeds(seeds: Tensor | Sequence[int] | None, count: int) -> Tensor:

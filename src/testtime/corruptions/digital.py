@@ -244,7 +244,9 @@ def through_opencv(image: NDArray[np.uint8], quality: int, out: NDArray[np.uint8
     import cv2
 
     _, file = cv2.imencode(".jpg", cv2.merge(tuple(image[::-1])), (cv2.IMWRITE_JPEG_QUALITY, quality))
-    cv2.split(cv2.imdecode(file, cv2.IMREAD_COLOR), tuple(out[::-1]))
+    decoded = cv2.imdecode(file, cv2.IMREAD_COLOR)
+    assert decoded is not None  # it was encoded a line above
+    cv2.split(decoded, tuple(out[::-1]))
 
 
 def through_pillow(image: NDArray[np.uint8], quality: int, out: NDArray[np.uint8]) -> None:

@@ -99,7 +99,8 @@ def gaussian_blur(x: Tensor, sigma: float, mode: str = "nearest", truncate: floa
 def filter2d(x: Tensor, kernel: Tensor, border: str = "reflect") -> Tensor:
     """Correlate every channel of (N, C, H, W) with an odd (k, l) kernel.
 
-    It is done tap by tap, and above `TAPS` weights by Fourier transforms, which differ by rounding (1e-6). The border is mirrored about the centre of its pixel ("reflect", OpenCV's 101) or repeated ("replicate").
+    It is done tap by tap, and above `TAPS` weights by Fourier transforms, which differ by rounding (1e-6). The border is
+    mirrored about the centre of its pixel ("reflect", OpenCV's 101) or repeated ("replicate").
     """
     h, w = x.shape[2:]
     pad = (kernel.shape[1] // 2,) * 2 + (kernel.shape[0] // 2,) * 2
