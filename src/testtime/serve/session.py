@@ -380,8 +380,7 @@ class Session:
             for one in streams:
                 try:
                     with one.lock, self._turns.network:
-                        kept = one.saved or one.gone
-                        captured = None if kept else self._keeper.capture(one, self._engine)
+                        captured = None if one.saved or one.gone else self._keeper.capture(one, self._engine)
                     if captured is not None:
                         self._keeper.write(captured)
                 except (OSError, DataError) as error:
