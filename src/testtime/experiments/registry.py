@@ -14,7 +14,9 @@ from testtime.plugins import load_plugin, plugins, resolve
 if TYPE_CHECKING:
     from testtime.experiments.experiment import Experiment
 
-__all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "list_experiments"]
+__all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "guard_code", "list_experiments"]
+
+GUARDS = ("testtime.wrap.", "testtime.metrics.")  # packages of the modules that a guard is made of
 
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
@@ -68,9 +70,25 @@ def find_experiment(name: str) -> Experiment:
 
 
 def code_of(*parts: Any) -> dict[str, str]:
-    """Return the SHA-256 of the files of classes, functions and methods (by name) by their names, for the code of a unit."""
+    """Return the SHA-256 of the files of classes, functions, modules and methods (by name) by their names."""
     from testtime.build import find_method
     from testtime.data import sha256_of
 
     found = [find_method(part) if isinstance(part, str) else part for part in parts]
-    return {part.__qualname__: sha256_of(Path(inspect.getfile(part))) for part in found}
+    names = [getattr(part, "__qualname__", part.__name__) for part in found]
+    return {name: sha256_of(Path(inspect.getfile(part))) for name, part in zip(names, found, strict=True)}
+
+
+def guard_code(guard: Any) -> dict[str, str]:
+    """Return the SHA-256 of the file of a guard (a wrapper's class) and of the modules of these packages that it imports.
+
+    >>> from testtime.wrap import Guarded
+    >>> sorted(guard_code(Guarded))[:3]
+    ['Guarded', 'testtime.metrics.competence', 'testtime.metrics.label_free']
+    """
+    found = [import_module(guard.__module__)]
+    for module in found:
+        homes = (inspect.getmodule(value) for value in vars(module).values())
+        inside = (m for m in homes if m is not None and m.__name__.startswith(GUARDS))
+        found += [m for m in dict.fromkeys(inside) if m not in found]
+    return code_of(guard, *found[1:])

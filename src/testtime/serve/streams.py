@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from testtime.serve.gate import Screening
 from testtime.serve.swapping import Parked, Ranges
+
+if TYPE_CHECKING:
+    from testtime.serve.snapshots import SnapshotInfo
 
 __all__ = ["Counts", "Stream", "StreamStatus", "check_stream", "folder_of", "name_of"]
 
@@ -112,6 +116,32 @@ class StreamStatus:
     pending: int
     bytes: int
     error: str
+
+    @classmethod
+    def of(cls, one: Stream, infos: Sequence[SnapshotInfo], size: int) -> StreamStatus:
+        """The status of a stream.
+
+        Args:
+            one: the stream.
+            infos: its acknowledged snapshots, oldest first.
+            size: bytes of its state in memory.
+        """
+        return cls(
+            stream=one.name,
+            offset=one.offset,
+            step=one.step,
+            state=one.hash,
+            paused=one.paused,
+            serving=one.serving,
+            configuration=one.configuration,
+            counts=replace(one.counts),
+            snapshots=len(infos),
+            snapshot=infos[-1].number if infos else None,
+            snapshot_offset=infos[-1].offset if infos else None,
+            pending=sum(late.admitted for late in tuple(one.backlog)),
+            bytes=size,
+            error=one.error,
+        )
 
 
 @dataclass(frozen=True)

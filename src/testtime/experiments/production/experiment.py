@@ -13,22 +13,11 @@ from typing import Any, final
 import numpy as np
 
 from testtime.data.places import find_set, image_size, images_of
-from testtime.experiments import (
-    Cell,
-    Column,
-    Experiment,
-    Plan,
-    Record,
-    Request,
-    Resource,
-    Row,
-    Run,
-    Table,
-    Unit,
-)
+from testtime.experiments import Cell, Column, Experiment, Plan, Record, Request, Row, Run, Table
+from testtime.experiments.experiment import Resource, Unit
 from testtime.experiments.online.stream import source_model
 from testtime.experiments.production import following, listing, world
-from testtime.experiments.registry import code_of
+from testtime.experiments.registry import code_of, guard_code
 from testtime.metrics import windows
 from testtime.plugins import resolve
 from testtime.streams.named import corrupted_domains
@@ -86,7 +75,7 @@ class Production(Experiment):
                 code = code_of(row.about["method"])
                 if around:
                     needs["unguarded"] = made[row.label.removesuffix(GUARDED)]
-                    code |= code_of(resolve(around))
+                    code |= guard_code(resolve(around))
                 facts = {**p, **row.about, "stream": stream, "seed": seed, "guard": around}
                 name = f"{row.label}, {stream}, seed {seed}"
                 made[row.label] = Unit(f"{following.__name__}:follow", facts, name, needs, code, places)
