@@ -36,8 +36,8 @@ def peer() -> ModuleType | None:
         return None
     blur = imagecorruptions.corruptions.gaussian
 
-    def gaussian(image: Any, sigma: float, multichannel: bool = False) -> Any:
-        return blur(image, sigma, channel_axis=-1 if multichannel else None)
+    def gaussian(image: Any, sigma: Any, multichannel: bool = False, **others: Any) -> Any:
+        return blur(image, sigma, channel_axis=-1 if multichannel else None, **others)
 
     imagecorruptions.corruptions.gaussian = gaussian
     return imagecorruptions  # type: ignore[no-any-return]
