@@ -18,7 +18,17 @@ from testtime.serve import Session, SessionOptions
 from testtime.serve.swapping import Slots
 from testtime.wrap import Episodic, ResetEvery, Window
 
+
+def wide() -> nn.Module:
+    """With a layer whose tensors are too large for blocks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 160), nn.Linear(160, 3))
+        return nn.Sequential(*net).eval()
+
+
 MAKE = {
+    "wide": lambda: CoTTA(wide(), views=2),
     "tent": lambda: Tent(network()),
     "momentum": lambda: Tent(network(), optimizer=sgd(0.01, momentum=0.9)),
     "statistics": lambda: Tent(network(), norm=ema_statistics),
