@@ -41,7 +41,7 @@ def ran(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         analysis = find_experiment(f"multitask-{name}")
         monkeypatch.setattr(analysis, "study", study)
         if name == "cost":
-            monkeypatch.setattr(analysis, "facts", {"rounds": 3})
+            monkeypatch.setattr(analysis, "options", {"rounds": 3})
         request = Request(analysis.name, seeds, precision="float32", settings={"preset": "speck"})
         summary = run_experiment(analysis, request, folder / name, say=lambda line: None)
         assert summary.failed == {}
