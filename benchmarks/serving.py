@@ -12,6 +12,7 @@ is durable when it counts: audit log, file and folder are flushed. Random weight
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import statistics
@@ -114,6 +115,42 @@ def snapshots(name: str, count: int, folder: Path) -> None:
     print(f"{'write and fsync of as many bytes':34}{1e3 * plain[count // 2]:10.2f}{1e3 * plain[at]:9.2f}")
 
 
+def added(name: str, count: int, folder: Path) -> None:
+    """Time of requests that take a snapshot, written by a thread, beside that of the same ones without.
+
+    On a machine that does other work, the two differ by less than by chance: the last row is the processor's time that a
+    snapshot takes in the thread of the request, the time of the others is that of a clock.
+    """
+    net, side = network(name)
+    pool = [torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+    seconds: dict[int, list[float]] = {0: [], 2: []}
+    with contextlib.ExitStack() as stack:
+        sessions = {
+            every: stack.enter_context(
+                Session(Tent(net), folder / f"added{every}", options=SessionOptions(snapshot_every=every))
+            )
+            for every in seconds
+        }
+        for i, x in enumerate(pool):
+            for every in (0, 2) if i // 2 % 2 else (2, 0):
+                start = time.perf_counter()
+                sessions[every].submit(x)
+                seconds[every].append(time.perf_counter() - start)
+            if i % 2:  # these took a snapshot; the thread is done before the next one is due
+                sessions[2].settle()
+        copying = []
+        for _ in range(count):
+            start = time.thread_time()
+            sessions[2].snapshot(wait=False)
+            copying.append(time.thread_time() - start)
+            sessions[2].settle()
+    plain, taking = (sorted(seconds[every][11::2]) for every in (0, 2))
+    print(f"\nrequests of one image that take a snapshot, every second one of {count}")
+    print(f"{'':34}{'median ms':>10}{'p99 ms':>9}")
+    for text, values in (("without", plain), ("with", taking), ("copy of the state", sorted(copying))):
+        print(f"{text:34}{1e3 * statistics.median(values):10.2f}{1e3 * values[int(0.99 * len(values))]:9.2f}")
+
+
 def memory(name: str, streams: int) -> None:
     net, _ = network(name)
     slots = Slots(Tent(net))
@@ -138,6 +175,7 @@ def main() -> None:
         for size in options.batch_sizes:
             overhead(options.model, size, options.rounds, Path(folder))
         snapshots(options.model, options.snapshots, Path(folder))
+        added(options.model, 2 * options.snapshots, Path(folder))
     memory(options.model, options.streams)
 
 

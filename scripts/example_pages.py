@@ -7,9 +7,10 @@ A cell "# %% [markdown]" becomes text, a cell "# %%" code. The pictures of a pag
 writes: PICTURES says after which heading each stands.
 """
 
-import argparse
 import sys
 from pathlib import Path
+
+from generated_pages import write_or_check
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = "<!-- Written by scripts/example_pages.py from examples/{name}; do not edit. -->"
@@ -62,27 +63,5 @@ def _picture(name: str, heading: str) -> list[str]:
     return [f"![{words}](../images/{file})", f"*`python examples/{name} docs/images`*"]
 
 
-def main() -> int:
-    """Write the pages, or compare them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 where a page would change"
-    )
-    check = parser.parse_args().check
-    folder = ROOT / "docs" / "examples"
-    folder.mkdir(exist_ok=True)
-    changed = []
-    for name, text in pages().items():
-        path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            changed.append(name)
-            if not check:
-                path.write_text(text, encoding="utf-8")
-    print(f"docs/examples: {', '.join(changed) or 'nothing'} {'would change' if check else 'changed'}")
-    return int(check and bool(changed))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(ROOT / "docs" / "examples", pages(), __doc__))

@@ -7,12 +7,13 @@ A page describes a family: methods that adapt the same thing. A new method is ad
 from its class (testtime.facts.Facts). `make docs` adds its docstring.
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote_plus
+
+from generated_pages import write_or_check
 
 from testtime.catalogue import catalogue
 from testtime.methods import METHODS
@@ -238,26 +239,5 @@ def _sentence(m: dict[str, Any]) -> str:
     return str(m["sentence"]).replace("|", r"\|")
 
 
-def main() -> int:
-    """Write the pages, or compare them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 where a page would change"
-    )
-    check = parser.parse_args().check
-    ROOT.mkdir(parents=True, exist_ok=True)
-    changed = []
-    for name, text in pages().items():
-        path = ROOT / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            changed.append(name)
-            if not check:
-                path.write_text(text, encoding="utf-8")
-    print(f"docs/methods: {', '.join(changed) or 'nothing'} {'would change' if check else 'changed'}")
-    return int(check and bool(changed))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(ROOT, pages(), __doc__))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import re
 import runpy
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -29,15 +28,6 @@ RUN = [ROOT / "docs" / name for name in ("index.md", "choosing.md")]
 RUN += sorted((ROOT / "docs" / "start").glob("*.md")) + sorted((ROOT / "docs" / "guides").glob("*.md"))
 BLOCK = re.compile(r'^```python(?: title="([\w.]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^(testtime [^#\n]*)", re.MULTILINE)
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def the_ten_lines() -> str:
@@ -160,16 +150,16 @@ def test_commands_of_the_documentation(page: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("name", ["method_pages", "example_pages"])
 def test_written_pages_are_up_to_date(name: str) -> None:
     folder = ROOT / "docs" / name.replace("_pages", "s")
-    for file, text in script(name).pages().items():
+    for file, text in importlib.import_module(name).pages().items():
         there = (folder / file).read_text(encoding="utf-8")
         assert there == text, f"docs/{folder.name}/{file} is out of date: python scripts/{name}.py"
-    assert {path.name for path in folder.glob("*.md")} == {*script(name).pages()}
+    assert {path.name for path in folder.glob("*.md")} == {*importlib.import_module(name).pages()}
 
 
 def test_docstrings_become_markdown() -> None:
     for extra in ("griffe", "latex2mathml"):
         pytest.importorskip(extra, reason="pip install -e '.[docs]'")
-    markdown = script("docstring_markup").markdown
+    markdown = importlib.import_module("docstring_markup").markdown
     text = "Cost: one forward of :func:`~a.b.step`.\n\nA step:\n    1. predict;\n    2. update.\n"
     assert markdown(text, {"a.b.step": "a.b.step"}.get) == (
         '**Cost:** one forward of <autoref identifier="a.b.step" optional>`step`</autoref>.\n\n'
@@ -194,7 +184,7 @@ def test_a_name_without_a_page_and_a_foreign_script_are_faults(tmp_path: Path) -
     (tmp_path / "page.html").write_text(
         '<script src="https://a.example/b.js"></script><a href="https://c.example">c</a>'
     )
-    found = script("check_site").faults(tmp_path)
+    found = importlib.import_module("check_site").faults(tmp_path)
     assert "testtime.load is in no page of docs/api or docs/methods: add its module there" in found
     assert not [fault for fault in found if fault.startswith(("testtime.adapt ", "testtime.parts.entropy "))]
     assert not [fault for fault in found if "no docstring" in fault]
@@ -210,7 +200,7 @@ def test_the_site_builds_without_faults(tmp_path: Path) -> None:
         pytest.importorskip(extra, reason="pip install -e '.[docs]'")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True)
-    assert script("check_site").faults(tmp_path) == []
+    assert importlib.import_module("check_site").faults(tmp_path) == []
 
 
 @pytest.mark.slow

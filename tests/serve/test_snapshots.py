@@ -9,6 +9,7 @@ import random
 import resource
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from small_session import images, network, tent
 
 from testtime.errors import DataError
-from testtime.serve import Retention, Session, SessionOptions
+from testtime.serve import Retention, Session, SessionOptions, verify_session
 from testtime.serve.audit import records
 from testtime.serve.snapshots import SnapshotStore
 
@@ -323,3 +324,72 @@ def test_snapshots_of_a_thread_are_those_of_their_moment(tmp_path: Path) -> None
             restored = session.rollback(to=s.number)
             assert restored is not None
             assert session.status().state == states[s.number]
+
+
+def test_a_request_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk takes its time, streams are answered and captured, and nothing counts as acknowledged."""
+    free, real = threading.Event(), os.fsync
+    with Session(tent(), tmp_path, options=SessionOptions(snapshot_every=1)) as session:
+        names = "abcde"
+        session.submit(images(99), "first")
+        session.settle(60)
+
+        def slow(file: int) -> None:
+            assert free.wait(60)
+            real(file)
+
+        monkeypatch.setattr(os, "fsync", slow)
+        states = {name: [session.submit(images(i), name).state for i in range(3)] for name in names}
+        assert [session.snapshots(name) for name in names] == [()] * 5
+        with pytest.raises(TimeoutError):
+            session.settle(0)
+        free.set()
+        session.settle(60)
+        for name in names:
+            assert session.snapshots(name)[-1].state == states[name][-1]
+            assert session.status(name).snapshot_offset == 12
+
+
+def test_snapshots_that_wait_share_a_flush_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot flushes its file and its folder; the log is flushed once for all that wait."""
+    flushed: list[str] = []
+    with Session(tent(), tmp_path, options=SessionOptions(snapshot_every=0)) as session:
+        for i in range(8):
+            session.submit(images(i), f"s{i}")
+            session.snapshot(f"s{i}")  # the folder of the stream is made
+            session.submit(images(10 + i), f"s{i}")
+        held, real = threading.Event(), os.fsync
+
+        def counted(file: int) -> None:
+            assert held.wait(60)
+            flushed.append(os.readlink(f"/proc/self/fd/{file}"))
+            real(file)
+
+        monkeypatch.setattr(os, "fsync", counted)
+        for i in range(8):
+            session.snapshot(f"s{i}", wait=False)
+        held.set()
+        session.settle(60)
+        logs = [name for name in flushed if name.endswith(".jsonl")]
+        assert (len(logs), len(flushed)) == (1, 1 + 2 * 8)
+        session.snapshot("s0")  # nothing was recorded since but the snapshots themselves
+        assert len(flushed) == 4 + 2 * 8
+        assert verify_session(tmp_path).faults == ()
+
+
+def test_the_folder_of_a_new_stream_is_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed, real = [], os.fsync
+
+    def noted(file: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")))
+        real(file)
+
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        session.submit(images(0), "a")
+        monkeypatch.setattr(os, "fsync", noted)
+        session.snapshot("a")
+        assert tmp_path in flushed
+        assert tmp_path / "streams" in flushed
+        assert flushed[-1] == tmp_path / "streams" / "a"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from small_session import images, network
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from testtime.adapter import Adapter, state_hash
 from testtime.methods import EATA, NOTE, SAR, T3A, CoTTA, RoTTA, SoTTA, Tent
@@ -120,3 +121,80 @@ def test_interleaved_streams(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_a_thousand_interleaved_streams(tmp_path: Path) -> None:
     interleaved(tmp_path, 1000, 5)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of torch, and the tensors that they take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.tensors = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        self.tensors += sum(isinstance(a, Tensor) for a in args)
+        self.tensors += sum(len(a) for a in args if isinstance(a, list))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layers", [1, 20])
+def test_an_exchange_visits_blocks_and_no_modules(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(*(nn.BatchNorm2d(3) for _ in range(layers)), nn.Flatten(), nn.Linear(108, 3)).eval()
+    adapter = Tent(net)
+    slots = Slots(adapter)
+    waiting = slots.exchange(slots.copy())
+    adapter(images(0))
+    visited: list[nn.Module] = []
+    real = nn.Module.named_modules
+    monkeypatch.setattr(nn.Module, "named_modules", lambda m, *a, **k: visited.append(m) or real(m, *a, **k))
+    slots.hash()
+    with Operations() as count:
+        slots.exchange(waiting)
+    assert visited == []
+    assert (count.calls, count.tensors) == (2, 4)  # one block out, one in, whatever the number of layers
+
+
+def test_a_parameter_whose_memory_others_use_keeps_it() -> None:
+    adapter, alone = Tent(network()), Tent(network())
+    seen = adapter._adapted[0].detach()
+    slots = Slots(adapter)
+    start, waiting = slots.copy(), slots.copy()
+    adapter(images(0))
+    alone(images(0))
+    assert torch.equal(seen, adapter._adapted[0])
+    assert slots.hash() == state_hash(adapter) == state_hash(alone)
+    assert torch.equal(slots.weights(), torch.cat([p.detach() for p in alone._adapted]))
+    moved = slots.exchange(waiting)
+    assert torch.equal(seen, network()[1].weight)
+    assert all(torch.equal(v, slots.named(moved)[k]) for k, v in alone.state_dict().items())
+    slots.exchange(moved)
+    assert slots.hash() == state_hash(alone)
+    slots.exchange(start)
+    assert slots.hash() == state_hash(Tent(network()))
+
+
+def test_an_optimizer_that_replaces_its_tensors_stays_on_the_blocks() -> None:
+    class Replacing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for state in self.state.values():
+                state["momentum_buffer"] = state["momentum_buffer"].clone()
+
+    def made() -> Tent:
+        return Tent(network(), optimizer=lambda p: Replacing(p, lr=0.1, momentum=0.9))
+
+    adapter, alone = made(), made()
+    slots = Slots(adapter)
+    waiting = slots.copy()
+    for i in range(3):
+        adapter(images(i))
+        alone(images(i))
+        assert slots.hash() == state_hash(adapter) == state_hash(alone)
+        waiting = slots.exchange(waiting)
+        assert slots.hash() != state_hash(alone)
+        waiting = slots.exchange(waiting)
+    with torch.no_grad():
+        adapter._optimizer.state[adapter._adapted[0]]["momentum_buffer"] = torch.zeros(9)
+        adapter.clock += 1
+    with pytest.raises(RuntimeError, match="keeps their shapes and types"):
+        slots.hash()

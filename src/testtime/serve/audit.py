@@ -67,6 +67,7 @@ class Audit:
 
     Attributes:
         head: end of the log, as far as it was written.
+        durable: sequence number of the last record that is known to be on the disk.
         waiting: lines that could not be written yet, because the disk is full or read-only.
         preamble: entries of the record at the beginning of every further file.
         repaired: bytes of a torn last line that were dropped when the log was opened.
@@ -82,6 +83,7 @@ class Audit:
         self.folder, self.clock, self.rotate, self.keep = Path(folder), clock, rotate, keep
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.head, self.repaired, self.broken = Head(), 0, ""
+        self.durable = 0
         self.waiting: list[bytes] = []
         self.preamble: dict[str, Any] = {}
         self._left_out = 0
@@ -128,13 +130,14 @@ class Audit:
                 return False
             if not durable or self._file is None:
                 return True
-            handle = os.dup(self._file)
+            handle, last = os.dup(self._file), self.head.seq
         try:  # without the lock: other records need not wait for the disk
             os.fsync(handle)
         except OSError:
             return False
         finally:
             os.close(handle)
+        self.durable = max(self.durable, last)
         return True
 
     def close(self) -> None:

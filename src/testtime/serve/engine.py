@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class Engine:
         self.slots = Slots(adapter)
         self.initial, self.initial_ranges = self.slots.copy(), self.slots.ranges()
         self.initial_hash, self.initial_step = self.hash(), int(adapter.clock)
-        self.shipped = self._flat()
+        self.shipped = self.slots.weights().clone()
         self.active: Stream | None = None
         self.form: tuple[int, ...] | None = None  # shape of the logits of a sample
 
@@ -146,13 +147,18 @@ class Engine:
 
     def state(self, stream: Stream) -> dict[str, Tensor]:
         """An independent copy of the state of a stream, without what only ``prepare`` writes."""
+        return self.captured(stream)()
+
+    def captured(self, stream: Stream) -> Callable[[], dict[str, Tensor]]:
+        """Copy the state of a stream now, and return a function that names its tensors later, in any thread."""
         if self.active is stream:
             stream.ranges = self.slots.ranges()
-            return self.slots.named(self.slots.copy())
-        assert stream.state is not None
-        if isinstance(stream.state, Parked):
-            return self.slots.named(stream.state.clone())
-        return {name: value.clone() for name, value in stream.state.items()}
+        state = self.slots.copy() if self.active is stream else stream.state
+        assert state is not None
+        if isinstance(state, Parked):
+            return partial(self.slots.named, state if self.active is stream else state.clone())
+        copied = {name: value.clone() for name, value in state.items()}
+        return lambda: copied
 
     def put(self, stream: Stream, state: Mapping[str, Tensor] | None, ranges: Ranges | None = None) -> None:
         """Give a stream another state.
@@ -260,8 +266,11 @@ class Engine:
 
     def answer(self, stream: Stream, found: Outcome, screening: Screening, skipped: str) -> Answer:
         """The answer to a request, from what :meth:`process` made of it."""
-        predicted = found.logits.nan_to_num(-torch.inf).argmax(dim=1)
-        predicted[~found.valid] = -1
+        if bool(found.valid.all()):
+            predicted = found.logits.argmax(dim=1)
+        else:
+            predicted = found.logits.nan_to_num(-torch.inf).argmax(dim=1)
+            predicted[~found.valid] = -1
         refused = tuple(
             reason or (None if ok else "not answered")
             for reason, ok in zip(screening.refused, found.valid.tolist(), strict=True)
@@ -282,7 +291,7 @@ class Engine:
         )
 
     def _step(self, stream: Stream, x: Tensor, digests: Sequence[bytes]) -> tuple[Prediction, float]:
-        before = self._flat()
+        before = self.slots.weights().clone()
         y = _classified(self.adapter(x))
         stream.step, stream.hash = int(self.adapter.clock), self.hash()
         stream.recent.extend(digests)
@@ -294,6 +303,9 @@ class Engine:
         if parts:
             y = parts[0][1]
             self.form = tuple(y.shape[1:])
+            if len(parts[0][0]) == len(x) and bool(y.valid.all()):
+                score = y.score.to("cpu", torch.promote_types(y.dtype, torch.float32), copy=True)
+                return Outcome(y.logits.to("cpu", copy=True), score, y.valid.cpu(), learned, moved)
             shape, dtype = tuple(y.score.shape[1:]), y.dtype
         else:
             if self.form is None:
@@ -313,12 +325,8 @@ class Engine:
         return self._distance(self.shipped)
 
     def _distance(self, before: Tensor) -> float:
-        return float(torch.linalg.vector_norm(self._flat() - before, dtype=torch.float64))
-
-    def _flat(self) -> Tensor:
-        """A copy of the adapted parameters as one vector."""
-        values = self.slots.adapted()
-        return torch.cat([v.reshape(-1) for v in values]) if values else torch.zeros(0)
+        now = self.slots.weights()
+        return float(torch.linalg.vector_norm(now - before, dtype=torch.float64))
 
 
 def _classified(y: Any) -> Prediction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,14 +31,16 @@ class Captured:
     Attributes:
         stream: its stream.
         info: facts of the snapshot, not acknowledged yet.
-        tensors: copies of the tensors.
+        tensors: function that names the tensors of a copy of the state.
         facts: description in values of JSON.
+        seq: record of the audit log that is on the disk before the snapshot is.
     """
 
     stream: Stream
     info: SnapshotInfo
-    tensors: dict[str, Tensor]
+    tensors: Callable[[], dict[str, Tensor]]
     facts: dict[str, Any]
+    seq: int
 
 
 class Keeper:
@@ -56,7 +59,7 @@ class Keeper:
         self._busy, self._ending = False, False
         self._failures: list[Exception] = []
         self._thread: threading.Thread | None = None
-        self._writing = threading.RLock()
+        self._writing, self._counting = threading.RLock(), threading.Lock()
 
     def capture(self, one: Stream, engine: Engine) -> Captured:
         """Copy what a snapshot of a stream holds; the caller holds the turn of the stream.
@@ -64,12 +67,11 @@ class Keeper:
         Raises:
             DataError: the folder of the stream cannot be used.
         """
-        tensors = {STATE + name: value for name, value in engine.state(one).items()}
-        tensors[RECENT] = packed(one.recent)
-        head = self._audit.head
+        named, recent, head = engine.captured(one), packed(one.recent), self._audit.head
         facts = {**one.facts(), "paused": one.paused, "head": {"seq": head.seq, "hash": head.hash}}
-        with self._writing:
-            number = max(self._numbers.get(one.name, 0) + 1, self.store.next_number(one.name))
+        with self._counting:  # and not the lock of the writer, which waits for the disk
+            known = self._numbers.get(one.name)
+            number = self.store.next_number(one.name) if known is None else known + 1
             self._numbers[one.name] = number
         info = SnapshotInfo(
             stream=one.name,
@@ -85,7 +87,11 @@ class Keeper:
             acknowledged=False,
         )
         one.saved_step, one.healthy = one.step, True
-        return Captured(one, info, tensors, facts)
+
+        def tensors() -> dict[str, Tensor]:
+            return {**{STATE + name: value for name, value in named().items()}, RECENT: recent}
+
+        return Captured(one, info, tensors, facts, head.seq)
 
     def write(self, captured: Captured) -> SnapshotInfo:
         """Write a snapshot; it is durable, and thereby acknowledged, when this returns.
@@ -96,12 +102,12 @@ class Keeper:
         """
         one, info = captured.stream, captured.info
         try:
-            if not self._audit.flush(durable=True):
+            if self._audit.durable < captured.seq and not self._audit.flush(durable=True):
                 raise OSError("the audit log cannot be written; free some space on the disk")
             with self._writing:
                 if one.gone:
                     raise ValueError(f"stream {one.name!r} was forgotten before its snapshot was written")
-                done = self.store.write(one.name, info.number, captured.tensors, captured.facts)
+                done = self.store.write(one.name, info.number, captured.tensors(), captured.facts)
         except OSError as error:
             one.error, one.healthy = str(error), one.healthy and info.healthy
             self._audit.add("snapshot failed", stream=one.name, offset=info.offset, error=str(error))
@@ -169,7 +175,7 @@ class Keeper:
         """
         with self._changed:
             self._waiting.pop(name, None)
-        with self._writing:
+        with self._writing, self._counting:
             self.store.forget(name)
             self._numbers.pop(name, None)
 

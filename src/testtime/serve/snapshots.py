@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from testtime.errors import DataError
-from testtime.files import check_shape, damaged, parse_json, read_tensors, sweep, write_tensors
+from testtime.files import check_shape, damaged, parse_json, read_tensors, sweep, sync_folder, write_tensors
 from testtime.serve.streams import check_stream, folder_of, name_of
 
 __all__ = ["FORMAT", "Retention", "Snapshot", "SnapshotInfo", "SnapshotStore", "snapshot_file"]
@@ -180,8 +180,10 @@ class SnapshotStore:
             OSError: the disk is full or read-only; the earlier snapshots are as before.
         """
         folder = self._home(stream)
-        self.folder.mkdir(exist_ok=True, mode=0o700)
-        folder.mkdir(exist_ok=True, mode=0o700)
+        for new in (self.folder, folder):
+            if not new.is_dir():
+                new.mkdir(exist_ok=True, mode=0o700)
+                sync_folder(new.parent)
         described = {**facts, "stream": stream, "number": number, "time": self.clock(), "format": FORMAT}
         path = folder / snapshot_file(number)
         write_tensors(path, tensors, {KEY: json.dumps(described, allow_nan=False)}, private=True)
