@@ -57,7 +57,7 @@ def page_of(folder: Path) -> str:
 
 def lead_of(folder: Path) -> str:
     run = read_run(folder)
-    return re.sub(r"<[^>]*>", "", str(STUDIES[run.about["experiment"]].page(run).lead))
+    return re.sub(r"<[^>]*>", "", str(STUDIES[run.about["experiment"]].page(run).lead[0]))
 
 
 def section(html: str, name: str) -> str:
