@@ -42,12 +42,12 @@ def test_a_busy_server_leaves_images_out_and_memory_is_bounded():
         {"tent": Tent(net)},
         Source(net),
         share=1.0,
-        busy=lambda: busy[0],
         window=3,
         least=8,
         every=1,
         waiting=2,
     )
+    shadow.thread.busy = lambda: busy[0]
     with shadow:
         for seed in range(12):
             shadow.offer(batch(seed), "hall")

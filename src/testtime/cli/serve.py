@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from testtime.cli.options import Commands, Device, Option, Seed, existing, new_folder, number, setting, whole
 from testtime.errors import need_packages
 
 if TYPE_CHECKING:
+    from testtime.serve import AlarmOptions
     from testtime.serve.server import Configuration, Limits, ServedModel
 
 __all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "Shadows", "Showing", "serve"]
@@ -25,6 +27,8 @@ SOURCE = "folder of unlabelled images as in training, for guards and methods tha
 DEADLINE = "seconds in which requests without a deadline are answered; adaptation is left out for it"
 SHADOW = "methods that adapt beside the one that serves; their answers are judged, never served"
 STATE = "folder of snapshots, audit log and configuration; temporary in the demo"
+ALARM = "share of the requests that the shipped model answers too, for the alarm; 0: none"
+FALSE = "probability, at most, of a false alarm in a whole stream"
 SNAPSHOTS = "steps of a stream between two snapshots; 0: only at the end"
 Set = Annotated[tuple[str, ...], Option("arguments of the method", metavar="KEY=VALUE", names=("--set",))]
 
@@ -68,6 +72,7 @@ class Adaptation:
         """
         from testtime.serve.server import open_served
 
+        sys.path.append(str(Path.cwd()))  # where the user's own module may lie
         assert self.model is not None
         images = (self.source, self.source_limit)
         return open_served(self.model, self.data, *images, device=self.device, seed=self.seed)
@@ -136,10 +141,30 @@ class Showing:
 
 @dataclass(frozen=True)
 class Shadows:
-    """Methods in shadow."""
+    """What runs beside the requests: methods in shadow, and the alarm."""
 
     shadow: Annotated[tuple[str, ...], Option(SHADOW)] = ()
     shadow_share: Annotated[float, Option("share of a stream's requests that they get", number(1))] = 0.05
+    alarm_share: Annotated[float, Option(ALARM, number(1))] = 0.02
+    alarm_probability: Annotated[float, Option(FALSE, number(1))] = 0.05
+
+    def check(self) -> None:
+        """Raise ValueError where there is no such method, or the share is 0."""
+        from testtime.build import find_method
+
+        for name in self.shadow:
+            find_method(name)
+        self.alarm(seed=0)
+        if not self.shadow_share:
+            raise ValueError("expected a --shadow-share above 0; leave --shadow out for no methods in shadow")
+
+    def alarm(self, seed: int) -> AlarmOptions | None:
+        """Return the options of the alarm; None where it is off."""
+        from testtime.serve import AlarmOptions
+
+        if not self.alarm_share:
+            return None
+        return AlarmOptions(probability=self.alarm_probability, share=self.alarm_share, seed=seed)
 
     def configurations(self, used: Configuration) -> dict[str, Configuration]:
         """Return the candidates by name, the one that serves first; empty without methods in shadow."""
@@ -166,23 +191,16 @@ def serve(
     from testtime.models import MODELS
     from testtime.serve import demo
     from testtime.serve.page import ROUTER
-    from testtime.serve.server import (
-        ServerOptions,
-        Tokens,
-        create_app,
-        listening,
-        open_session,
-        run,
-        session_options,
-    )
+    from testtime.serve.server import ServerOptions, Tokens, create_app, listening, run
     from testtime.serve.server.logs import write_logs
-    from testtime.serve.server.opening import Kept, shadowed
+    from testtime.serve.server.opening import Kept, open_session, opened_alarms, session_options, shadowed
     from testtime.serve.server.options import check_access
 
     adaptation = showing.check(adaptation, state)
     tokens = Tokens.read(os.environ, secrets.token_file, secrets.manage_token_file)
     check_access(host, tokens)
     asked, limits = adaptation.configuration(), requests.limits()
+    shadows.check()
     with ExitStack() as stack:
         found = stack.enter_context(listening(host, port))
         folder = Path(state or stack.enter_context(TemporaryDirectory(prefix="testtime-")))
@@ -192,24 +210,19 @@ def serve(
         if showing.demo:
             print("calibrating the guards on images of the training set", flush=True)
             model, options = demo.prepared(model, options)
-        session, used = open_session(model, asked, folder, options)
+        try:
+            session, used = open_session(model, asked, folder, options)
+        except RuntimeError as error:  # another server has the folder
+            raise ValueError(str(error)) from error
         stack.enter_context(session)
-        candidates, shadow = shadows.configurations(used), None
+        candidates, beside = shadows.configurations(used), dict[str, Any]()
+        if alarm := shadows.alarm(model.seed):
+            beside["alarms"] = stack.enter_context(opened_alarms(model, session, alarm))
         if candidates:
             print(f"preparing {len(candidates)} methods in shadow", flush=True)
-            shadow = stack.enter_context(shadowed(model, candidates, shadows.shadow_share))
-        kept, deadline = Kept(folder, asked), requests.deadline
-        server = ServerOptions(
-            model,
-            used,
-            tokens,
-            limits,
-            host=host,
-            deadline=deadline,
-            kept=kept,
-            candidates=candidates,
-            shadow=shadow,
-        )
+            beside["shadow"] = stack.enter_context(shadowed(model, candidates, shadows.shadow_share))
+        beside |= {"host": host, "deadline": requests.deadline, "kept": Kept(folder, asked)}
+        server = ServerOptions(model, used, tokens, limits, candidates=candidates, **beside)
         write_logs(logs, logging.WARNING if showing.demo else logging.INFO)
         if used.guarded and not model.source:
             advice = "name a folder of images as in training: --source FOLDER"

@@ -154,8 +154,14 @@ class Audit:
         self.head = Head(self.head.seq + 1, _chained(self.head.hash, text))
         self.waiting.append(f'{text[:-1]},"hash":"{self.head.hash}"}}\n'.encode())
 
+    def _check_there(self) -> None:
+        """Raise OSError where the file was removed or replaced: what is written to it would be lost."""
+        if self._file is not None and not os.path.samestat(os.stat(self._path), os.fstat(self._file)):
+            raise OSError(f"{self._path} was replaced by another file")
+
     def _written(self) -> bool:
         try:
+            self._check_there()
             while self.waiting:
                 self._append(self.waiting[0])
                 self.waiting.pop(0)
@@ -193,7 +199,8 @@ class Audit:
 
     def _open(self, number: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        self._file = os.open(self.folder / f"{number:06d}{SUFFIX}", flags, 0o600)
+        path = self.folder / f"{number:06d}{SUFFIX}"
+        self._file, self._path = os.open(path, flags, 0o600), path
         self._number, self._size = number, os.fstat(self._file).st_size
         sync_folder(self.folder)
 

@@ -327,6 +327,8 @@ def need_model(model: str | None) -> str:
 
 
 def _stream(name: str) -> str:
+    if "/" in name:
+        raise ValueError(f"expected the name of a stream without a slash, got {name!r}")
     return f"/streams/{quote(name, safe='')}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,7 @@ class Captured:
         tensors: function that names the tensors of a copy of the state.
         facts: description in values of JSON.
         seq: record of the audit log that is on the disk before the snapshot is.
+        written: function of the stream that is called when the snapshot is durable, by who wrote it; without any lock.
     """
 
     stream: Stream
@@ -41,6 +43,7 @@ class Captured:
     tensors: Callable[[], dict[str, Tensor]]
     facts: dict[str, Any]
     seq: int
+    written: Callable[[Stream], None] | None = None
 
 
 class Keeper:
@@ -61,8 +64,15 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._writing, self._counting = threading.RLock(), threading.Lock()
 
-    def capture(self, one: Stream, engine: Engine) -> Captured:
+    def capture(
+        self, one: Stream, engine: Engine, written: Callable[[Stream], None] | None = None
+    ) -> Captured:
         """Copy what a snapshot of a stream holds; the caller holds the turn of the stream.
+
+        Args:
+            one: the stream.
+            engine: the network and its states.
+            written: see :class:`Captured`.
 
         Raises:
             DataError: the folder of the stream cannot be used.
@@ -73,6 +83,7 @@ class Keeper:
             known = self._numbers.get(one.name)
             number = self.store.next_number(one.name) if known is None else known + 1
             self._numbers[one.name] = number
+            one.writing += 1
         info = SnapshotInfo(
             stream=one.name,
             number=number,
@@ -91,7 +102,7 @@ class Keeper:
         def tensors() -> dict[str, Tensor]:
             return {**{STATE + name: value for name, value in named().items()}, RECENT: recent}
 
-        return Captured(one, info, tensors, facts, head.seq)
+        return Captured(one, info, tensors, facts, head.seq, written)
 
     def write(self, captured: Captured) -> SnapshotInfo:
         """Write a snapshot; it is durable, and thereby acknowledged, when this returns.
@@ -100,6 +111,15 @@ class Keeper:
             OSError: the disk is full or read-only; the earlier snapshots are as before.
             ValueError: the stream was forgotten meanwhile.
         """
+        try:
+            done = self._write(captured)
+        finally:
+            self._no_longer(captured)
+        if captured.written is not None:
+            captured.written(captured.stream)
+        return done
+
+    def _write(self, captured: Captured) -> SnapshotInfo:
         one, info = captured.stream, captured.info
         try:
             if self._audit.durable < captured.seq and not self._audit.flush(durable=True):
@@ -109,27 +129,32 @@ class Keeper:
                     raise ValueError(f"stream {one.name!r} was forgotten before its snapshot was written")
                 done = self.store.write(one.name, info.number, captured.tensors(), captured.facts)
         except OSError as error:
-            one.error, one.healthy = str(error), one.healthy and info.healthy
+            one.error, one.healthy, one.leaving = str(error), one.healthy and info.healthy, False
             self._audit.add("snapshot failed", stream=one.name, offset=info.offset, error=str(error))
             raise
-        one.saved_offset, one.error = max(one.saved_offset, info.offset), ""
+        one.error = ""
+        if info.offset >= one.saved_offset:
+            one.saved_offset, one.saved_hash = info.offset, info.state
         self._audit.add(
             "snapshot", stream=one.name, snapshot=info.number, offset=info.offset, state=info.state
         )
         return done
 
-    def attempt(self, captured: Captured, failures: list[OSError] | None = None) -> None:
+    def _no_longer(self, captured: Captured) -> None:
+        with self._counting:
+            captured.stream.writing -= 1
+
+    def attempt(self, captured: Captured) -> None:
         """Write a snapshot; a failure is noted in the status of its stream and in the log, and nothing is raised."""
-        try:
+        with suppress(OSError):
             self.write(captured)
-        except OSError as error:
-            if failures is not None:
-                failures.append(error)
 
     def later(self, captured: Captured) -> SnapshotInfo:
         """Let the thread write a snapshot; one of the same stream that still waits is left out in its favour."""
         with self._changed:
             before = self._waiting.pop(captured.stream.name, None)
+            if before is not None:
+                self._no_longer(before)
             if before is not None and not before.info.healthy:
                 info = replace(captured.info, healthy=False)
                 captured = replace(captured, info=info, facts={**captured.facts, "healthy": False})
@@ -179,6 +204,23 @@ class Keeper:
             self.store.forget(name)
             self._numbers.pop(name, None)
 
+    def release(self, name: str) -> None:
+        """Keep nothing of a stream in memory whose state is on the disk alone."""
+        with self._counting:
+            self.store.release(name)
+            self._numbers.pop(name, None)
+
+    def described(self, name: str, engine: Engine) -> Stream | None:
+        """A stream that is on the disk alone, without its state; None if no snapshot of it can be read."""
+        for number in sorted(self.store.numbers(name), reverse=True):
+            try:
+                one = stream_of(self.store.read(name, number), engine)
+            except (ValueError, FileNotFoundError):
+                continue
+            one.state = {}
+            return one
+        return None
+
     def resumed(self, name: str, engine: Engine) -> Stream | None:
         """The stream of a name from its last good snapshot, in the network; None if it has none.
 
@@ -197,7 +239,7 @@ class Keeper:
                 errors.append(error)
                 self._audit.add("damaged", stream=name, snapshot=number, error=str(error))
                 continue
-            one.saved_step, one.saved_offset = one.step, one.offset
+            one.saved_step, one.saved_offset, one.saved_hash = one.step, one.offset, one.hash
             self._audit.add("resume", stream=name, snapshot=number, offset=one.offset, state=one.hash)
             return one
         if errors:

@@ -22,7 +22,10 @@ class SessionOptions:
         retention: which snapshots are kept.
         gate: settings of the input gate.
         history: number of requests of which a record is kept for each stream.
-        streams: largest number of streams.
+        streams: largest number of streams, those that are on the disk alone included.
+        resident: largest number of streams whose state stays in memory; above it, the ones that were used first leave.
+        idle: seconds without a request after which a stream leaves the memory, when another one is served; 0: never. Its state
+            is then in its last snapshot alone, from which its next request continues bit for bit; its history is lost.
         backlog: number of samples of each stream that are kept in memory, to be learned later, where a deadline left no time;
             0: none. A resumed session has lost them.
         audit_rotate: bytes after which a new file of the audit log begins.
@@ -38,6 +41,8 @@ class SessionOptions:
     gate: GateOptions = field(default_factory=GateOptions)
     history: int = 256
     streams: int = 1024
+    resident: int = 1024
+    idle: float = 0.0
     backlog: int = 0
     audit_rotate: int = 2**24
     audit_keep: int = 0
@@ -50,6 +55,8 @@ class SessionOptions:
             "snapshot_every": 0,
             "history": 1,
             "streams": 1,
+            "resident": 1,
+            "idle": 0,
             "backlog": 0,
             "audit_rotate": 1,
             "audit_keep": 0,

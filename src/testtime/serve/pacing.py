@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from testtime.adapter import Adapter
 from testtime.wrap import Window, Wrapper
 
-__all__ = ["Pacer", "cost_of", "due"]
+__all__ = ["Pacer", "check_deadline", "cost_of", "due"]
 
 KEPT = 32  # times of each kind that count
 SIZES = 64  # batch sizes that are known at a time
@@ -92,6 +94,16 @@ class Pacer:
                 times.remove(max(times))
                 if not times:
                     del self._times[key]
+
+
+def check_deadline(deadline: Any) -> None:
+    """Raise TypeError or ValueError where a deadline is neither a number of seconds nor None."""
+    if deadline is None:
+        return
+    if isinstance(deadline, bool) or not isinstance(deadline, int | float):
+        raise TypeError(f"deadline is a number of seconds or None, got {deadline!r}")
+    if math.isnan(deadline):
+        raise ValueError("deadline is a number of seconds, got NaN")
 
 
 def due(adapter: Adapter, size: int) -> bool:

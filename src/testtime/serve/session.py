@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.errors import DataError
 from testtime.serve.audit import Audit, Head
 from testtime.serve.directory import Directory, DirectoryLock, ranges_read
 from testtime.serve.engine import Answer, Engine
 from testtime.serve.gate import Held, InputGate, Quarantine, Screening
-from testtime.serve.keeping import Keeper, state_of
+from testtime.serve.idle import Idle
+from testtime.serve.keeping import Captured, Keeper, state_of
 from testtime.serve.options import SessionOptions
-from testtime.serve.pacing import Pacer, cost_of, due
+from testtime.serve.pacing import Pacer, check_deadline, cost_of, due
 from testtime.serve.recording import Recorder
 from testtime.serve.snapshots import SnapshotInfo, SnapshotStore
 from testtime.serve.streams import Stream, StreamStatus
@@ -109,7 +111,7 @@ class Session:
             RuntimeError: the session is closed, or has as many streams as it may have.
         """
         began = self.options.clock()
-        _check_deadline(deadline)
+        check_deadline(deadline)
         self._gate.check(x)
         with self._turns.of(stream) as one:
             self._engine.activate(one)
@@ -121,11 +123,9 @@ class Session:
                 one.postpone(x, screening, self.options.backlog)
             more = {"moved": moved, "distance": self._engine.distance()} if answer.adapted else {}
             self._recorder.note(one, x, screening, answer, self._engine.adapter, **more)
-            captured = self._keeper.capture(one, self._engine) if self._due(one) else None
-        if captured is not None and self.options.asynchronous:
-            self._keeper.later(captured)
-        elif captured is not None:
-            self._keeper.attempt(captured)
+            due = [self._keeper.capture(one, self._engine)] if self._due(one) else []
+            due += self._idle.captured()
+        self._write(due)
         return answer
 
     def predict(self, x: Tensor, stream: str = "default") -> Answer:
@@ -165,10 +165,9 @@ class Session:
                 moved = self._engine.learn(one, late.x, late.digests)
                 self._pacer.took(size, self.options.clock() - started, learning=True)
                 self._recorder.note_late(one, late, moved, self._engine.distance())
-                captured = self._keeper.capture(one, self._engine) if self._due(one) else None
+                due = [self._keeper.capture(one, self._engine)] if self._due(one) else []
             done += size
-            if captured is not None:
-                self._keeper.later(captured) if self.options.asynchronous else self._keeper.attempt(captured)
+            self._write(due)
 
     def pause(self, stream: str = "default") -> None:
         """Switch learning of a stream off; it goes on answering from its last state. A resumed session keeps that."""
@@ -202,7 +201,8 @@ class Session:
         Raises:
             ValueError: there is no such stream.
         """
-        return self._keeper.store.infos(self._turns.known(stream).name)
+        self._turns.check_known(stream)
+        return self._keeper.store.infos(stream)
 
     def settle(self, timeout: float | None = None) -> None:
         """Wait until the snapshots that were taken with ``wait=False``, or while serving, are written.
@@ -304,7 +304,7 @@ class Session:
         Raises:
             ValueError: there is no such stream.
         """
-        one = self._turns.known(stream)
+        one = self._turns.peek(stream)
         infos = self._keeper.store.infos(one.name)
         last = infos[-1] if infos else None
         return StreamStatus(
@@ -324,13 +324,21 @@ class Session:
             error=one.error,
         )
 
-    def history(self, stream: str = "default") -> Sequence[dict[str, Any]]:
+    def history(self, stream: str = "default", last: int | None = None) -> Sequence[dict[str, Any]]:
         """Records of the last requests of a stream, oldest first: those of the audit log, with time and diagnostics.
+
+        Args:
+            stream: name of a known stream; one that is on the disk alone has none.
+            last: number of records; None: all that are kept. The cost is that of the records returned.
 
         Raises:
             ValueError: there is no such stream.
         """
-        return tuple(self._turns.known(stream).history)
+        self._turns.check_known(stream)
+        one = self._turns.in_memory(stream)
+        if one is None:
+            return ()
+        return tuple(one.history) if last is None else tuple(islice(reversed(one.history), last))[::-1]
 
     def quarantine(self, stream: str | None = None) -> tuple[Held, ...]:
         """The last samples that were refused, or not learned from, of a stream or of all."""
@@ -372,23 +380,29 @@ class Session:
         """End of the audit log; kept elsewhere, it shows whether the log was truncated later."""
         return self._audit.head
 
+    def note(self, event: str, **facts: Any) -> None:
+        """Add a record to the audit log, of a kind that a replay passes over."""
+        self._audit.add(event, **facts)
+
     def close(self) -> None:
         """Write a last snapshot of every stream that moved, and give the directory back.
 
         Raises:
-            OSError: a snapshot could not be written; the directory is given back all the same.
+            OSError, DataError: a snapshot could not be written; the others are, and the directory is given back.
         """
         if not self._turns.close():
             return
-        failures: list[OSError] = []
-        streams = self._turns.all()
+        failures, streams = list[OSError | DataError](), self._turns.all()
         try:
             for one in streams:
-                with one.lock, self._turns.network:
-                    moved = one.saved_offset != one.offset and not one.gone
-                    captured = self._keeper.capture(one, self._engine) if moved else None
-                if captured is not None:
-                    self._keeper.attempt(captured, failures)
+                try:
+                    with one.lock, self._turns.network:
+                        kept = one.saved or one.gone
+                        captured = None if kept else self._keeper.capture(one, self._engine)
+                    if captured is not None:
+                        self._keeper.write(captured)
+                except (OSError, DataError) as error:
+                    failures.append(error)
             self._keeper.close()
             self._audit.add("close", streams=len(streams))
         finally:
@@ -427,7 +441,8 @@ class Session:
         self._pacer = Pacer(cost_of(adapter), options.clock)
         self._recorder = Recorder(self._audit, self._quarantine, options.now)
         self._keeper = Keeper(SnapshotStore(files.streams, options.retention, options.now), self._audit)
-        self._turns = Turns(self._engine, self._keeper, options.streams)
+        self._turns = Turns(self._engine, self._keeper, options.streams, options.clock)
+        self._idle = Idle(self._turns, self._keeper, self._engine, self._audit, options)
         self._audit.preamble = {
             "configuration": configuration,
             "backlog": options.backlog,
@@ -460,6 +475,10 @@ class Session:
             self._gate.shape = tuple(x.shape[1:])
         return self._engine.answer(one, outcome, screening, skipped), outcome.moved
 
+    def _write(self, due: list[Captured]) -> None:
+        for captured in due:
+            self._keeper.later(captured) if self.options.asynchronous else self._keeper.attempt(captured)
+
     def _due(self, one: Stream) -> bool:
         every = self.options.snapshot_every
         return bool(every) and one.step - one.saved_step >= every
@@ -479,12 +498,3 @@ def _check_adapter(adapter: Any) -> None:
         raise TypeError(
             f"expected an adapter, as testtime.adapt(model) builds it, got {type(adapter).__name__}"
         )
-
-
-def _check_deadline(deadline: Any) -> None:
-    if deadline is None:
-        return
-    if isinstance(deadline, bool) or not isinstance(deadline, int | float):
-        raise TypeError(f"deadline is a number of seconds or None, got {deadline!r}")
-    if math.isnan(deadline):
-        raise ValueError("deadline is a number of seconds, got NaN")

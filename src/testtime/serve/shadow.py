@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import queue
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self, final
 
@@ -18,13 +15,12 @@ from torch import Tensor
 from testtime.adapter import Adapter
 from testtime.metrics.appearance import appearance_features
 from testtime.selection import NEAR, Advice, Diagnostics, monitor, recommend
+from testtime.serve.background import Background
 
 __all__ = ["Judgement", "Shadow"]
 
 LOGGER = logging.getLogger("testtime.serve")
-POLITE = 10  # niceness of the thread, where threads have one
 SMALLEST = 4  # pixels of a side whose appearance has features
-PAUSE = 0.02  # seconds between looks at whether the server is busy
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,6 @@ class Shadow:
         candidates: adapters by name, as they were built.
         source: adapter that answers as the shipped model does, for the agreement.
         share: share of the requests, in (0, 1].
-        busy: function that says whether requests wait for the model.
         window: number of the last batches that a judgement rests on.
         least: number of images for a first judgement.
         every: number of batches between two judgements.
@@ -82,7 +77,6 @@ class Shadow:
         source: Adapter,
         *,
         share: float = 0.05,
-        busy: Callable[[], bool] = lambda: False,
         window: int = 256,
         least: int = 256,
         every: int = 8,
@@ -95,28 +89,26 @@ class Shadow:
         if min(window, least, every, waiting) < 1:
             raise ValueError("window, least, every and waiting are numbers of at least 1")
         self.share, self.least = share, least
-        self.names, self.busy = tuple(candidates), busy
+        self.names = tuple(candidates)
         self.judgement = Judgement()
         self.serving: str | None = self.names[0]
         self._every, self._batches = every, 0
-        self._taken: queue.Queue[Tensor] = queue.Queue(waiting)
         self._seen: dict[str, deque[Diagnostics]] = {name: deque(maxlen=window) for name in candidates}
         self._looks: deque[Tensor] = deque(maxlen=window)
         self._errors: dict[str, str] = {}
         self._first: tuple[str, torch.Size] | None = None
         self._owed, self._dropped = 0.0, 0
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
         self._now = torch.empty(0)
         self._monitors = {name: monitor(one, self._arriving(), source) for name, one in candidates.items()}
-        self._thread = threading.Thread(target=self._run, name="testtime-shadow", daemon=True)
+        self.thread = Background("testtime-shadow", self._process, waiting)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self.thread.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+        self.thread.__exit__()
 
     def offer(self, x: Tensor, stream: str) -> None:
         """Give the candidates a batch if it belongs to their share; this takes no longer than a copy.
@@ -134,15 +126,13 @@ class Shadow:
             if self._owed < 1:
                 return
             self._owed -= 1
-        try:
-            self._taken.put_nowait(x.detach().clone())
-        except queue.Full:
+        if not self.thread.offer(x.detach().clone()):
             with self._lock:
                 self._dropped += len(x)
 
     def settle(self) -> None:
         """Wait until the batches that were offered are processed."""
-        self._taken.join()
+        self.thread.settle()
 
     # In the thread ------------------------------------------------------------------------------------------------------
 
@@ -150,25 +140,11 @@ class Shadow:
         while True:
             yield self._now
 
-    def _run(self) -> None:
-        if sys.platform == "linux":  # there, threads have a niceness of their own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
-        while not self._over.is_set():
-            try:
-                x = self._taken.get(timeout=10 * PAUSE)
-            except queue.Empty:
-                continue
-            try:
-                self._process(x)
-            finally:
-                self._taken.task_done()
-
     def _process(self, x: Tensor) -> None:
         """Let all candidates adapt to a batch, and judge them from time to time."""
         self._now = x
         for name in [name for name in self.names if name not in self._errors]:
-            while self.busy() and not self._over.wait(PAUSE):
-                pass
+            self.thread.pause()
             try:
                 self._seen[name].append(next(self._monitors[name]))
             except Exception as error:  # noqa: BLE001 - a method may fail in any way; it is stopped, and the page says why

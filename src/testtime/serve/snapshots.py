@@ -240,6 +240,11 @@ class SnapshotStore:
                 continue
         return tuple(found)
 
+    def release(self, stream: str) -> None:
+        """Keep nothing of a stream in memory."""
+        with self._lock:
+            self._known.pop(stream, None)
+
     def forget(self, stream: str) -> None:
         """Delete the snapshots of a stream."""
         with self._lock:

@@ -149,7 +149,13 @@ class Stream:
         recent: digests of the samples that were admitted last.
         history: records of the last requests.
         backlog: samples to be learned later, oldest first.
-        gone: whether it was forgotten; a request that waited for it begins again.
+        saved_step: step of the adapter when the last snapshot was captured.
+        saved_offset: offset of the last acknowledged snapshot; -1 without.
+        saved_hash: hash of the state in it.
+        used: monotonic time of the last request.
+        leaving: whether it leaves the memory once its state is durable, unless a request comes before.
+        writing: number of snapshots that are captured and not written yet.
+        gone: whether it was forgotten, or left the memory; a request that waited for it begins again.
     """
 
     name: str
@@ -168,6 +174,10 @@ class Stream:
     counts: Counts = field(default_factory=Counts)
     saved_step: int = 0
     saved_offset: int = -1
+    saved_hash: str = ""
+    used: float = 0.0
+    leaving: bool = False
+    writing: int = 0
     error: str = ""
     gone: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -186,6 +196,11 @@ class Stream:
         self.backlog.append(Late(self.offset, x[rows].detach(), tuple(screening.digests[i] for i in rows)))
         while sum(late.admitted for late in self.backlog) > most:
             self.backlog.popleft()
+
+    @property
+    def saved(self) -> bool:
+        """Whether the last snapshot is acknowledged, and the present state."""
+        return not self.writing and (self.saved_offset, self.saved_hash) == (self.offset, self.hash)
 
     def facts(self) -> dict[str, Any]:
         """What a snapshot holds beside the state, in values of JSON."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from testtime.serve.engine import Engine
@@ -22,18 +23,22 @@ class Turns:
         engine: the network and its states.
         keeper: snapshots, from which streams are resumed.
         most: largest number of streams.
+        clock: monotonic time in seconds.
 
     Attributes:
         network: lock of the network.
         closed: whether the session is closed.
     """
 
-    def __init__(self, engine: Engine, keeper: Keeper, most: int) -> None:
-        self._engine, self._keeper, self._most = engine, keeper, most
+    def __init__(
+        self, engine: Engine, keeper: Keeper, most: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine, self._keeper, self._most, self._clock = engine, keeper, most, clock
         self.network = threading.RLock()
         self.closed = False
         self._registry = threading.Lock()
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, Stream] = {}  # the one that was used last comes last
+        self._left: set[str] = set()  # names of streams that left the memory as they are on the disk
 
     @contextmanager
     def of(self, name: str, *, known: bool = False) -> Iterator[Stream]:
@@ -50,6 +55,7 @@ class Turns:
                 self.check_open()
                 if one.gone:
                     continue
+                self._use(one)
                 try:
                     yield one
                 finally:
@@ -66,6 +72,36 @@ class Turns:
         """
         self.check_known(name)
         return self._find(name)
+
+    def peek(self, name: str) -> Stream:
+        """The stream of a name, for reading: one that left the memory stays on the disk, and comes without its state.
+
+        Raises:
+            TypeError, ValueError, DataError: as :meth:`known`.
+        """
+        self.check_known(name)
+        left = name in self._left and self.in_memory(name) is None
+        return (self._keeper.described(name, self._engine) if left else None) or self._find(name)
+
+    def unused(self, now: float, seconds: float, most: int, count: int) -> list[Stream]:
+        """Streams that had no request for longest, first those of the longest time.
+
+        Args:
+            now: monotonic time.
+            seconds: time after which a stream counts as unused; 0: never.
+            most: number of streams above which the first ones count as unused.
+            count: largest number of streams that are returned; those that leave already are not.
+        """
+        found: list[Stream] = []
+        with self._registry:
+            above = len(self._streams) - most
+            for place, one in enumerate(self._streams.values()):
+                late = seconds > 0 and now - one.used >= seconds
+                if len(found) == count or not (late or place < above):
+                    break
+                if not one.leaving:
+                    found.append(one)
+        return found
 
     def check_known(self, name: str) -> None:
         """Raise ValueError where there is no stream of this name."""
@@ -85,6 +121,11 @@ class Turns:
         """The streams in memory."""
         with self._registry:
             return list(self._streams.values())
+
+    def unload(self, one: Stream) -> None:
+        """Remove a stream from memory that is on the disk; its turn is the caller's."""
+        self._left.add(one.name)
+        self.drop(one)
 
     def drop(self, one: Stream) -> None:
         """Remove a stream from memory; its turn is the caller's."""
@@ -112,12 +153,20 @@ class Turns:
             self.check_open()
             if (one := self.in_memory(name)) is not None:
                 return one
-            if len(self._streams) >= self._most:
+            resumed = self._keeper.resumed(name, self._engine)
+            if resumed is None and len(self.names()) >= self._most:
                 raise RuntimeError(
                     f"this session has {self._most} streams, as many as it may have; forget() one, or raise "
                     "SessionOptions.streams"
                 )
-            one = self._keeper.resumed(name, self._engine) or self._engine.begin(name)
+            one = resumed or self._engine.begin(name)
+            one.used = self._clock()
             with self._registry:
                 self._streams[name] = one
+                self._left.discard(name)
             return one
+
+    def _use(self, one: Stream) -> None:
+        one.used, one.leaving = self._clock(), False
+        with self._registry:
+            self._streams[one.name] = self._streams.pop(one.name)

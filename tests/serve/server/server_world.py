@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Iterator
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import torch
 from fastapi import FastAPI
 from torch import Tensor, nn
 
-from testtime.serve import Session
+from testtime.serve import Client, Session
 from testtime.serve.server import (
     Configuration,
     Limits,
@@ -24,7 +27,9 @@ from testtime.serve.server import (
     ServerOptions,
     Tokens,
     create_app,
+    listening,
     open_session,
+    run,
 )
 from testtime.serve.server.opening import Kept
 
@@ -138,6 +143,39 @@ def serving(
         caller.runner.run(caller.http.aclose())
         caller.runner.run(caller.service.close())
         caller.runner.close()
+
+
+def on_loopback(
+    folder: Path,
+    talk: Callable[[Client, int], None],
+    number: int = signal.SIGTERM,
+    limits: Limits = Limits(),  # noqa: B008
+) -> int:
+    """Serve in this thread while another one talks to the server and then sends a signal; the exit code."""
+    model = served()
+    session, used = open_session(model, TENT, folder)
+    found = listening("127.0.0.1", 0)
+    port = found.getsockname()[1]
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with Client(f"http://127.0.0.1:{port}", model="small", retries=0) as client:
+                talk(client, port)
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+            failed.append(error)
+        finally:
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=work)
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    thread.start()
+    code = run(create_app(session, ServerOptions(model, used, limits=limits)), found)
+    thread.join()
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+    if failed:
+        raise failed[0]
+    return code
 
 
 def outputs(response: httpx.Response) -> dict[str, Any]:

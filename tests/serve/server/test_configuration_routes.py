@@ -70,14 +70,15 @@ def test_a_built_adapter_has_taken_no_step() -> None:
 
 
 def load(folder: Path, changes: int) -> tuple[list[int], list[int], float]:
-    """Change the configuration while four clients send requests; the statuses of both."""
-    with serving(folder, limits=Limits(rate=None)) as call:
+    """Change the configuration while four clients send requests, which may wait for a busy machine; the statuses of both."""
+    with serving(folder, limits=Limits(rate=None, wait=120.0)) as call:
         done = False
 
         async def client(stream: str) -> list[int]:
             found = []
             while not done:
                 response = await call.http.post(INFER, json=request(images(len(found)), stream=stream))
+                assert response.status_code == 200, response.text
                 found.append(response.status_code)
             return found
 

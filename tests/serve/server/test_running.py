@@ -10,18 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("uvicorn", reason="pip install -e '.[serve]'")
-from server_world import TENT, images, served
+from server_world import images, on_loopback, served
 
 from testtime.serve import Client, Session
 from testtime.serve.client import ServerBusyError
-from testtime.serve.server import Limits, ServerOptions, create_app, listening, open_session, run
+from testtime.serve.server import Limits, listening
 
 CLI = [
     sys.executable,
@@ -36,51 +35,24 @@ CLI = [
 ]
 
 
-def serve(
-    folder: Path,
-    talk: Callable[[Client, int], None],
-    number: int = signal.SIGTERM,
-    limits: Limits = Limits(),  # noqa: B008
-) -> int:
-    """Serve in this thread while another one talks to the server and then sends a signal; the exit code."""
-    model = served()
-    session, used = open_session(model, TENT, folder)
-    found = listening("127.0.0.1", 0)
-    port = found.getsockname()[1]
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            with Client(f"http://127.0.0.1:{port}", model="small", retries=0) as client:
-                talk(client, port)
-        except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
-            failed.append(error)
-        finally:
-            os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=work)
-    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
-    thread.start()
-    code = run(create_app(session, ServerOptions(model, used, limits=limits)), found)
-    thread.join()
-    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
-    if failed:
-        raise failed[0]
-    return code
-
-
 def test_sigterm_answers_what_is_in_progress_and_writes_a_last_snapshot(tmp_path: Path) -> None:
-    answers = []
+    answers, slow = [], []
 
     def talk(client: Client, port: int) -> None:
         for i in range(3):
             answers.append(client.infer(images(i), "door"))
-        slow = threading.Thread(target=lambda: answers.append(client.infer(torch.rand(200, 3, 6, 6), "door")))
-        slow.start()
-        while client.status("door").offset == 12 and slow.is_alive():
+
+        def late() -> None:
+            with Client(f"http://127.0.0.1:{port}", model="small") as own:
+                answers.append(own.infer(torch.rand(200, 3, 6, 6), "door"))
+
+        slow.append(threading.Thread(target=late))
+        slow[0].start()
+        while client.status("door").offset == 12 and slow[0].is_alive():
             time.sleep(0.001)
 
-    assert serve(tmp_path, talk) == 0
+    assert on_loopback(tmp_path, talk) == 0
+    slow[0].join()
     assert [answer.offset for answer in answers] == [0, 4, 8, 12]
     with Session.resume(served().network, tmp_path) as session:
         assert session.status("door").offset == 212
@@ -88,7 +60,7 @@ def test_sigterm_answers_what_is_in_progress_and_writes_a_last_snapshot(tmp_path
 
 
 def test_sigint_ends_with_130(tmp_path: Path) -> None:
-    assert serve(tmp_path, lambda client, port: None, signal.SIGINT) == 130
+    assert on_loopback(tmp_path, lambda client, port: None, signal.SIGINT) == 130
 
 
 def test_slow_connections_are_closed_and_others_answered(tmp_path: Path) -> None:
@@ -106,7 +78,7 @@ def test_slow_connections_are_closed_and_others_answered(tmp_path: Path) -> None
             one.close()
         assert client.infer(images(1)).offset == 4
 
-    assert serve(tmp_path, talk, limits=Limits(receive=0.5)) == 0
+    assert on_loopback(tmp_path, talk, limits=Limits(receive=0.5)) == 0
 
 
 def test_connections_and_bytes_beyond_the_limits(tmp_path: Path) -> None:
@@ -134,7 +106,7 @@ def test_connections_and_bytes_beyond_the_limits(tmp_path: Path) -> None:
             time.sleep(0.02)
         assert client.infer(images(0)).learned
 
-    assert serve(tmp_path, talk, limits=Limits(connections=10, body=10_000)) == 0
+    assert on_loopback(tmp_path, talk, limits=Limits(connections=10, body=10_000)) == 0
 
 
 def test_a_port_in_use_is_an_error_before_any_work() -> None:

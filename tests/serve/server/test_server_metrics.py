@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,23 @@ def test_events_and_estimates_of_guards() -> None:
     assert 'testtime_estimate{name="estimated_accuracy",stream="a"} 0.75' in text
     metrics.forget("a")
     assert "guard_events_total{" not in metrics.text(0, 0, {}).decode()
+
+
+def test_a_request_looks_at_few_records(tmp_path: Path) -> None:
+    """The cost of counting events does not grow with the history that is kept."""
+    with serving(tmp_path) as call:
+        real, seen = call.session.history, []
+
+        def counted(*args: Any, **options: Any) -> Any:
+            found = real(*args, **options)
+            seen.append(len(found))
+            return found
+
+        call.session.history = counted
+        for i in range(12):
+            assert call.infer(images(i)).status_code == 200
+        assert len(real()) == 12
+        assert (len(seen), max(seen)) == (12, 4)
 
 
 def test_the_registry_is_the_servers_own(tmp_path: Path) -> None:

@@ -134,6 +134,10 @@ function alarms() {
   const lines = [], now = state.records.at(-1)?.time ?? 0;
   if (state.lost) lines.push(["No data", state.lost]);
   if (state.status?.error) lines.push(["Disk", state.status.error]);
+  const alarm = state.status?.alarm;
+  if (alarm?.raised) lines.push(["Worse than the shipped model",
+    `the answers of ${state.stream} are likely to be wrong more often than the shipped model's, by more than ${percent(100 * alarm.tolerance)} of the samples; `
+    + `such an alarm is false in at most ${percent(100 * alarm.probability)} of all streams (${number(alarm.samples)} samples compared); roll back, or change the configuration`, alarm.time]);
   if (state.status?.serving === "source") lines.push(["Fallback", "the shipped model answers"]);
   const found = state.records.filter(r => now - r.time < 300).flatMap(r => r.events.filter(e => ["alarm", "restore", "partial_reset"].includes(e.kind))
     .map(e => [KINDS[e.kind][0].toUpperCase() + KINDS[e.kind].slice(1), e.reason, r.time]));
@@ -240,7 +244,8 @@ function facts() {
   const {status, configuration} = state, c = status.counts;
   list("counts", [["learned from", number(c.learned)], ["held back", number(c.quarantined)], ["refused", number(c.refused)],
     ["learning left out for a deadline", `${number(c.shed)}, of which ${number(c.caught_up)} learned later`], ["learning switched off", number(c.unlearned)],
-    ["steps", number(status.step)], ["waiting to be learned", number(status.pending)], ["state in memory", `${(status.bytes / 1024).toFixed(1)} kB`]]);
+    ["steps", number(status.step)], ["compared with the shipped model", status.alarm ? `${number(status.alarm.samples)} samples` : "off"],
+    ["evidence of being worse", status.alarm ? `${status.alarm.evidence.toPrecision(2)}, alarm at ${number(1 / status.alarm.probability)}` : "off"], ["waiting to be learned", number(status.pending)], ["state in memory", `${(status.bytes / 1024).toFixed(1)} kB`]]);
   list("configuration", [["method", configuration.method], ["guards", configuration.guarded ? "on" : "off"],
     ["options", Object.keys(configuration.options).length ? make("pre", {}, JSON.stringify(configuration.options, null, 1)) : "as by default"],
     ["changed", `${configuration.changes} times since the start`], ["answers of", WHO[status.serving]?.[0] ?? status.serving],

@@ -67,7 +67,10 @@ async def manager(
 
 def _from_this_machine(request: Request) -> None:
     """Refuse what the browser of this machine sends for a page of another site (by its name, or from another origin)."""
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:  # half an address of IPv6
+        host = ""
     origin = request.headers.get("origin")
     foreign = origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host', '')}"
     if not is_loopback(host) or foreign:

@@ -32,7 +32,7 @@ async def received(request: Request, *kinds: str) -> bytes:
             415,
             "content-type",
             f"the content type is {kind[:100]!r}, expected {' or '.join(kinds)}",
-            "set the header Content-Type",
+            f"set the header Content-Type: {kinds[-1]}",
         )
     coding = request.headers.get("content-encoding", "identity").lower()
     if coding != "identity":
@@ -61,6 +61,10 @@ def parsed(body: bytes) -> Any:
     Raises:
         Refusal: 400: it is none.
     """
+    if not body:
+        raise Refusal(
+            400, "bad-json", "expected JSON, found an empty body", "/openapi.json describes the request"
+        )
     try:
         return from_json(body, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:

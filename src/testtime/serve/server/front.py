@@ -40,6 +40,8 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the server sends no body, and the routes are those of GET
+            scope = {**scope, "method": "GET"}
         identity, began, status, sent = secrets.token_hex(8), time.monotonic(), 500, False
         scope.setdefault("state", {})["request"] = identity
 
@@ -79,6 +81,18 @@ class Front:
                     retry_after=delay,
                     close=True,
                 )
+        names = {name for name, _ in scope["headers"]}
+        if {
+            b"content-length",
+            b"transfer-encoding",
+        } <= names:  # two servers may read two different requests from that
+            raise Refusal(
+                400,
+                "two-lengths",
+                "the request has Content-Length and Transfer-Encoding",
+                "send one of them",
+                close=True,
+            )
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if lengths and (not lengths[0].isdigit() or int(lengths[0]) > self.limits.body):
             raise self._too_large(lengths[0].decode("latin-1")[:20])

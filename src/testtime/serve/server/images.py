@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ DAMAGED = (
         zlib.error,
     ),
 )  # what Pillow raises while it reads damaged files
+SIDE = 65_535  # pixels of the longest side, that of JPEG: scaling an image of a single column takes long
 AGAIN = "encode the image again as PNG or JPEG with 8 bits per channel"
 
 
@@ -58,7 +60,11 @@ def from_base64(texts: Sequence[str]) -> list[bytes]:
 
 
 def decode_images(
-    files: Sequence[bytes], channels: int, size: Crop | tuple[int, int] | None, pixels: int
+    files: Sequence[bytes],
+    channels: int,
+    size: Crop | tuple[int, int] | None,
+    pixels: int,
+    together: int | None = None,
 ) -> Tensor:
     """Decode images and bring them to the size of the model.
 
@@ -67,6 +73,7 @@ def decode_images(
         channels: 1 (grey) or 3 (RGB).
         size: size of the result; None keeps that of the images, which is to be the same for all.
         pixels: largest number of pixels of an image.
+        together: largest number of pixels of all images, by their headers; None: without a limit.
 
     Returns:
         images in [0, 1], float32 (N, channels, H, W).
@@ -74,10 +81,19 @@ def decode_images(
     Raises:
         Refusal: 400 or 413: a file is no such image, damaged, or too large.
     """
-    images = []
+    images: list[Tensor] = []
+    left = math.inf if together is None else together
     for i, file in enumerate(files):
         place = f"images.{i}: " if len(files) > 1 else ""
         array = torch.from_numpy(_decoded(file, channels, pixels, place))
+        left -= array.shape[-2] * array.shape[-1]
+        if left < 0:
+            raise Refusal(
+                413,
+                "images-too-large",
+                f"{place}the images up to this one have more than {together} pixels together",
+                "scale them down first, or send fewer at once",
+            )
         image = array.float().div_(255)[None]
         try:
             images.append(resized(image, size).clamp(0, 1))
@@ -94,7 +110,7 @@ def decode_images(
 
 def _decoded(file: bytes, channels: int, pixels: int, place: str) -> np.ndarray:
     Image = need_pillow()
-    from PIL import ImageOps
+    from PIL import ImageOps, UnidentifiedImageError
 
     kind = next((name for sign, name in SIGNATURES.items() if file.startswith(sign)), None)
     if kind is None:
@@ -102,11 +118,11 @@ def _decoded(file: bytes, channels: int, pixels: int, place: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(file), formats=[kind]) as image:
             width, height = image.size
-            if width * height > pixels:
+            if width * height > pixels or max(width, height) > SIDE:
                 raise Refusal(
                     413,
                     "image-too-large",
-                    f"{place}the image has {width} x {height} pixels, expected at most {pixels}",
+                    f"{place}the image has {width} x {height} pixels, expected at most {pixels}, and {SIDE} on a side",
                     "scale it down first",
                 )
             deep = kind == "PNG" and file[24] > 8
@@ -121,6 +137,10 @@ def _decoded(file: bytes, channels: int, pixels: int, place: str) -> np.ndarray:
         raise
     except Image.DecompressionBombError as error:
         raise Refusal(413, "image-too-large", f"{place}{error}", "scale it down first") from None
+    except UnidentifiedImageError:
+        raise Refusal(
+            400, "bad-image", f"{place}expected a {kind} image, found a file that only begins as one", AGAIN
+        ) from None
     except DAMAGED as error:
         raise Refusal(
             400, "bad-image", f"{place}expected a {kind} image, found a damaged file ({error})", AGAIN

@@ -52,6 +52,7 @@ class Metrics:
         self._estimates = Gauge(
             "estimate", "Estimates of the last step of a stream", ("stream", "name"), **own
         )
+        self._alarms = Gauge("alarm", "Whether the alarm on shadow traffic is raised", ("stream",), **own)
         self._lock = threading.Lock()
         self._labels: dict[str, set[str]] = {}
         self._seen: dict[str, int] = {}  # offset of the last record of each stream that was counted
@@ -105,7 +106,11 @@ class Metrics:
             if new:
                 self._seen[stream] = new[-1]["offset"]
         for event in (event for record in new for event in record["events"]):
-            self._events.labels(self._stream(stream), self._bounded("kind", event["kind"], VALUES)).inc()
+            self.event(stream, event["kind"])
+
+    def event(self, stream: str, kind: str) -> None:
+        """Count an event of the guards, or an alarm on shadow traffic."""
+        self._events.labels(self._stream(stream), self._bounded("kind", kind, VALUES)).inc()
 
     def forget(self, stream: str) -> None:
         """Remove the series of a stream that was deleted."""
@@ -123,18 +128,28 @@ class Metrics:
         """Count an action of management: "snapshot", "rollback", "pause", "resume" or "delete"."""
         self._actions.labels(name).inc()
 
-    def text(self, streams: int, waiting: int, estimates: Mapping[str, Mapping[str, float]]) -> bytes:
+    def text(
+        self,
+        streams: int,
+        waiting: int,
+        estimates: Mapping[str, Mapping[str, float]],
+        alarms: Mapping[str, bool] | None = None,
+    ) -> bytes:
         """Return all metrics in the text format of Prometheus.
 
         Args:
             streams: number of streams.
             waiting: number of requests that wait for the model.
             estimates: estimates by name, for the streams with series of their own.
+            alarms: whether the alarm on shadow traffic is raised, for the same streams; None without alarms.
         """
         with self._lock:
             self._count.set(streams)
             self._queue.set(waiting)
             self._estimates.clear()
+            self._alarms.clear()
+            for stream, raised in (alarms or {}).items():
+                self._alarms.labels(stream).set(raised)
             for stream, values in estimates.items():
                 for name, value in values.items():
                     self._estimates.labels(stream, name).set(math.nan if value is None else value)

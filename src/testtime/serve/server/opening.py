@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from testtime.data import image_folder
 from testtime.files import damaged, read_json, write_json
 from testtime.methods import Source
 from testtime.models import open_model
-from testtime.serve import GateOptions, Session, SessionOptions
-from testtime.serve.server.served import Configuration, ServedModel
+from testtime.serve import AlarmOptions, GateOptions, Session, SessionOptions
+from testtime.serve.alarms import StreamAlarms
+from testtime.serve.server.served import Configuration, ServedModel, channels_of
 from testtime.serve.shadow import Shadow
 
-__all__ = ["Kept", "open_served", "open_session", "session_options", "shadowed"]
+__all__ = ["Kept", "open_served", "open_session", "opened_alarms", "session_options", "shadowed"]
 
 ADVICE = "delete it, and the session gets the configuration of the command"
 NAME = "configuration.json"
@@ -68,6 +70,8 @@ class Kept:
         Raises:
             OSError: the disk is full or read-only.
         """
+        if not (self.path.parent / "session.json").exists():
+            raise FileNotFoundError(ENOENT, "the folder of the session is gone", str(self.path.parent))
         content = {"asked": asdict(self.asked), "used": asdict(used), "hash": number}
         write_json(self.path, content | ({} if following is None else {"next": asdict(following)}))
 
@@ -95,15 +99,28 @@ def open_served(
     """
     found = open_model(model, data)
     network = found.model.to(device)
+    channels = channels_of(network)
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in found.name)
-    served = ServedModel(network, name, found.classes, found.side, seed=seed)
+    served = ServedModel(network, name, found.classes, found.side, channels, seed=seed)
     if source is None:
         return served
-    images = image_folder(source, channels=served.channels)
+    images = image_folder(source, channels=channels)
     rows = range(0, len(images), max(1, len(images) // limit))[:limit]
     parts = [rows[at : at + SOURCE_BATCH] for at in range(0, len(rows), SOURCE_BATCH)]
     batches = tuple(images.batch(part, served.size).to(device) for part in parts)
-    return ServedModel(network, name, found.classes, found.side, source=batches, seed=seed)
+    return replace(served, source=batches)
+
+
+def opened_alarms(model: ServedModel, session: Session, options: AlarmOptions) -> StreamAlarms:
+    """Return the alarms on shadow traffic, for a context.
+
+    Args:
+        model: the model.
+        session: session that serves it.
+        options: options of the alarm.
+    """
+    reference = StreamAlarms.reference_of(model.network, session.adapter, model.source)
+    return StreamAlarms(reference, options)
 
 
 def shadowed(model: ServedModel, candidates: Mapping[str, Configuration], share: float) -> Shadow:

@@ -75,8 +75,10 @@ async def metrics(service: Annotated[Service, Depends(client)]) -> Response:
 
     def job(session: Session) -> bytes:
         streams = session.streams()
-        estimates = {name: _estimates(session, name) for name in service.metrics.labelled(streams)}
-        return service.metrics.text(len(streams), service.model.waiting, estimates)
+        names, watch = service.metrics.labelled(streams), service.options.alarms
+        estimates = {name: _estimates(session, name) for name in names}
+        alarms = None if watch is None else {name: watch.state(name).raised for name in names}
+        return service.metrics.text(len(streams), service.model.waiting, estimates, alarms)
 
     return Response(await service.ask(job), media_type=CONTENT_TYPE)
 

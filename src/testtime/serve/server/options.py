@@ -13,6 +13,7 @@ from testtime.serve.server.served import Configuration, ServedModel
 from testtime.serve.server.tokens import Tokens
 
 if TYPE_CHECKING:
+    from testtime.serve.alarms import StreamAlarms
     from testtime.serve.shadow import Shadow
 
 __all__ = ["Limits", "ServerOptions", "check_access", "is_loopback"]
@@ -26,6 +27,7 @@ class Limits:
         body: largest body of a request, in bytes; otherwise 413.
         batch: largest number of samples in a request; otherwise 413.
         pixels: largest number of pixels of an image, by its header, before memory is allocated; otherwise 413.
+        batch_pixels: largest number of pixels of all images of a request, by their headers; otherwise 413.
         rate: requests per second of one client, on average; otherwise 429. None: no limit.
         burst: number of requests that a client may send at once.
         queue: largest number of requests that wait for the model; otherwise 503.
@@ -42,6 +44,7 @@ class Limits:
     body: int = 16 * 2**20
     batch: int = 256
     pixels: int = 9_000_000
+    batch_pixels: int = 90_000_000
     rate: float | None = 1000.0
     burst: int = 2000
     queue: int = 64
@@ -78,6 +81,7 @@ class ServerOptions:
         kept: file in which a change of the configuration is kept; None: it is not.
         candidates: configurations of the methods in shadow by name, among them the one that serves.
         shadow: the methods in shadow, running; None: there are none.
+        alarms: the alarms on shadow traffic, running; None: there are none.
         labelled_streams: number of streams with series of their own in the metrics; the others share "other".
 
     Raises:
@@ -93,6 +97,7 @@ class ServerOptions:
     kept: Kept | None = None
     candidates: Mapping[str, Configuration] = field(default_factory=dict)
     shadow: Shadow | None = None
+    alarms: StreamAlarms | None = None
     labelled_streams: int = 50
 
     def __post_init__(self) -> None:

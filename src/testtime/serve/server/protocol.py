@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Header, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic_core import to_json
 from torch import Tensor
@@ -119,10 +119,15 @@ async def model_ready(name: Name, service: Annotated[Service, Depends(client)]) 
         },
     },
 )
-async def infer(name: Name, request: Request, service: Annotated[Service, Depends(client)]) -> Response:
+async def infer(
+    name: Name,
+    request: Request,
+    service: Annotated[Service, Depends(client)],
+    x_stream: Annotated[str | None, Header(description="identity of the stream")] = None,
+) -> Response:
     """Predict the batch of the input and adapt the stream to it.
 
-    The stream is the parameter ``stream``, or the header ``X-Stream``. Of a sample that the gate refuses, ``predicted`` is -1,
+    The stream is the parameter ``stream`` or, without it, the header ``X-Stream``. Of a sample that the gate refuses, ``predicted`` is -1,
     ``refused`` says why, and the other outputs are null. With the header ``Inference-Header-Content-Length`` the data follow
     the JSON as bytes (binary tensor extension).
     """
@@ -131,7 +136,7 @@ async def infer(name: Name, request: Request, service: Annotated[Service, Depend
     since = time.monotonic()
     header, tail = split(body, request.headers.get(BYTES_HEADER))
     asked = await service.parse(header, InferBody)
-    settings = _settings(asked.parameters, request.headers.get("x-stream"))
+    settings = _settings(asked.parameters, x_stream)
     binary = _outputs(asked)
 
     def read() -> Tensor:
@@ -178,7 +183,8 @@ def stream_name(value: Any) -> str:
         raise Refusal(
             400,
             "bad-stream",
-            f"the name of the stream is {str(value)[:80]!r}, expected 1 to 64 letters, digits or '._-'",
+            f"the name of the stream is {str(value)[:80]!r}, expected 1 to 64 letters, digits or '._-', not "
+            "beginning with '.' or '-'",
             "choose another name",
         )
     return value

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,8 +32,11 @@ def listening(host: str, port: int) -> socket.socket:
         port: port; 0 takes a free one.
 
     Raises:
+        ValueError: this is no number of a port.
         OSError: the address is not this machine's, or the port is in use.
     """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"expected a port from 0 to {2**16 - 1}, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -78,6 +82,9 @@ def run(app: FastAPI, found: socket.socket) -> int:
         timeout_graceful_shutdown=int(-(-limits.shutdown // 1)),
     )
     server = _Server(config)
+    warnings.filterwarnings(
+        "ignore", module=r"PIL\."
+    )  # remarks on each damaged image, in words of its sender
     try:
         asyncio.run(server.until_stopped(found))
     finally:
@@ -123,10 +130,11 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose request header does not arrive in time."""
+    """Closes a connection whose request header does not arrive, or whose response is not read, in time."""
 
     seconds: float = 15.0
     timer: asyncio.TimerHandle | None = None
+    unread: asyncio.TimerHandle | None = None
 
     @classmethod
     def within(cls, seconds: float) -> type[_Protocol]:
@@ -148,10 +156,30 @@ class _Protocol(H11Protocol):
         elif self.timer is None and (self.cycle is None or self.cycle.response_complete):
             self._wait()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a request that is complete, although its client sends no more; then the connection is closed."""
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.response_complete:
+            return False
+        cycle.keep_alive = False
+        return True
+
+    def pause_writing(self) -> None:
+        """Wait until the client reads."""
+        super().pause_writing()
+        self.unread = self.loop.call_later(self.seconds, self._not_read)
+
+    def resume_writing(self) -> None:
+        """Go on, for the client reads."""
+        if self.unread is not None:
+            self.unread.cancel()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        if self.timer is not None:
-            self.timer.cancel()
+        for timer in (self.timer, self.unread):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
@@ -162,3 +190,7 @@ class _Protocol(H11Protocol):
         if self.transport is not None and not self.transport.is_closing():
             log(logging.INFO, "slow connection", client=str((self.client or ("",))[0]))
             self.transport.close()
+
+    def _not_read(self) -> None:
+        log(logging.INFO, "response not read", client=str((self.client or ("",))[0]))
+        self.transport.abort()

@@ -196,6 +196,22 @@ class RollbackAnswer(BaseModel):
     snapshot: SnapshotView | None
 
 
+class AlarmView(BaseModel):
+    """The alarm on shadow traffic: the answers that are served have a higher risk than the shipped model's."""
+
+    raised: bool = Field(
+        description="whether it was raised since it was cleared by a rollback or a configuration"
+    )
+    samples: int = Field(description="number of samples that the shipped model answered too")
+    evidence: float = Field(
+        description="evidence against a risk within the tolerance; raised at 1 / probability"
+    )
+    time: float | None = Field(description="when it was raised, in seconds since 1970")
+    probability: float = Field(description="probability, at most, of a false alarm in the whole stream")
+    tolerance: float = Field(description="excess of the risk that is tolerated, as a share of the samples")
+    share: float = Field(description="share of the requests that are shadow traffic")
+
+
 class StreamView(BaseModel):
     """The status of a stream."""
 
@@ -214,6 +230,7 @@ class StreamView(BaseModel):
     bytes: int = Field(description="size of the state in memory")
     error: str = Field(description="last failure of a snapshot or of the audit log; empty if there is none")
     diagnostics: dict[str, float | None] = Field(description="estimates of the last step; null where unknown")
+    alarm: AlarmView | None = Field(description="the alarm on shadow traffic; null where there is none")
 
 
 class StreamList(BaseModel):

@@ -21,7 +21,7 @@ from testtime.errors import unknown_name
 from testtime.saving import PARTS
 from testtime.wrap import Guarded
 
-__all__ = ["Configuration", "ServedModel"]
+__all__ = ["Configuration", "ServedModel", "channels_of"]
 
 PLAIN = (bool, int, float, str)
 TRIAL = 4  # images of the trial step
@@ -151,6 +151,21 @@ class ServedModel:
         side = self.side or ANY_SIDE
         images = torch.rand(TRIAL, self.channels, side, side, generator=torch.Generator().manual_seed(0))
         return self.placed(images)
+
+
+def channels_of(network: nn.Module) -> Literal[1, 3]:
+    """Return the number of channels that a network takes, that of its first convolution; 3 for a network without one.
+
+    Raises:
+        ValueError: it takes images of another number of channels than 1 or 3.
+    """
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if first is None else first.in_channels
+    if channels not in (1, 3):
+        raise ValueError(
+            f"expected a model for images of 1 or 3 channels, its first convolution has {channels}"
+        )
+    return 1 if channels == 1 else 3
 
 
 def _decoded(value: Any) -> Any:

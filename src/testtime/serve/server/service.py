@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +25,7 @@ from testtime.serve.server.worker import Worker
 
 if TYPE_CHECKING:
     from testtime.serve import Answer, Session
+    from testtime.serve.alarms import AlarmState
 
 __all__ = ["Service"]
 
@@ -30,6 +33,9 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 SMALL = 2**16  # bytes of JSON that are parsed in the event loop
 THREADS = 2  # one prepares and packs while the other computes
+RECORDS = (
+    2 * THREADS
+)  # last records of a stream that a request looks at: those of requests beside it are among them
 MANAGERS = 2
 SHORTEST = 0.001  # seconds: the deadline of a request that waited longer than its own
 
@@ -57,9 +63,12 @@ class Service:
         self.model = Worker("testtime-model", THREADS, limits.queue, limits.wait)
         self.managers = Worker("testtime-manage", MANAGERS, limits.queue, limits.wait)
         if options.shadow is not None:
-            options.shadow.busy = lambda: self.model.waiting + self.model.running > 0
+            options.shadow.thread.busy = self._busy
+        if options.alarms is not None:
+            options.alarms.thread.busy, options.alarms.raised = self._busy, self._alarmed
         self._changing = asyncio.Lock()
         self._known = set(session.streams())
+        self._beginning: Counter[str] = Counter()
 
     async def parse(self, body: bytes, model: type[M]) -> M:
         """Parse and validate a body, a large one in a thread.
@@ -93,14 +102,6 @@ class Service:
         Raises:
             Refusal: the batch is not valid, or the server is busy.
         """
-        if stream not in self._known and len(self._known) >= self.options.limits.streams:
-            raise Refusal(
-                429,
-                "streams",
-                f"there are {len(self._known)} streams, which is the limit",
-                "use one of them, or delete one: DELETE /streams/{id}",
-                retry_after=60,
-            )
         deadline = self.options.deadline if deadline is None else deadline
         began = time.monotonic() if since is None else since
 
@@ -110,16 +111,40 @@ class Service:
             left = None if deadline is None else max(SHORTEST, deadline - spent)
             with translated():
                 answer = self.session.submit(x, stream, deadline=left, learn=learn)
-            self.metrics.events(stream, self.session.history(stream))
+            self.metrics.events(stream, self.session.history(stream, last=RECORDS))
+            admitted = [not (r or q) for r, q in zip(answer.refused, answer.quarantined, strict=True)]
             if self.options.shadow is not None:
-                admitted = [not (r or q) for r, q in zip(answer.refused, answer.quarantined, strict=True)]
                 self.options.shadow.offer(x[admitted], stream)
+            if self.options.alarms is not None:
+                self.options.alarms.offer(x[admitted], answer.logits[admitted], stream)
             return pack(answer), answer, waited
 
-        packed, answer, waited = await self.model.run(job)
-        self._known.add(stream)
+        with self._place(stream):
+            packed, answer, waited = await self.model.run(job)
+            self._known.add(stream)
         self.metrics.samples(stream, answer, waited)
         return packed
+
+    @contextmanager
+    def _place(self, stream: str) -> Iterator[None]:
+        """Keep a place for a stream that may begin, until its first batch is answered."""
+        if stream not in self._known:
+            many = len(self._known.union(self._beginning) - {stream})
+            if many >= self.options.limits.streams:
+                raise Refusal(
+                    429,
+                    "streams",
+                    f"there are {many} streams, which is the limit",
+                    "use one of them, or delete one: DELETE /streams/{id}",
+                    retry_after=60,
+                )
+        self._beginning[stream] += 1
+        try:
+            yield
+        finally:
+            self._beginning[stream] -= 1
+            if not self._beginning[stream]:
+                del self._beginning[stream]
 
     async def ask(self, job: Callable[[Session], T]) -> T:
         """Call a function of the session in a thread of management."""
@@ -142,6 +167,8 @@ class Service:
             return job(session)
 
         done = await self.ask(checked)
+        if self.options.alarms is not None and action in ("delete", "rollback"):
+            self.options.alarms.clear(stream)
         if action == "delete":
             self._known.discard(stream)
             self.metrics.forget(stream)
@@ -194,8 +221,22 @@ class Service:
             self.configuration, self.changes = configuration, self.changes + 1
             if self.options.shadow is not None:
                 self.options.shadow.serving = self.candidate
+            if self.options.alarms is not None:
+                self.options.alarms.clear()
             self.metrics.changed("accepted")
             log(logging.INFO, "configuration", **asdict(configuration))
+
+    def _busy(self) -> bool:
+        return self.model.waiting + self.model.running > 0
+
+    def _alarmed(self, stream: str, state: AlarmState) -> None:
+        """Record an alarm on shadow traffic: audit log, metrics and log."""
+        assert self.options.alarms is not None
+        facts = {"stream": stream, "samples": state.samples, "evidence": state.evidence}
+        facts |= asdict(self.options.alarms.options)
+        self.session.note("alarm", **facts)
+        self.metrics.event(stream, "shadow alarm")
+        log(logging.WARNING, "alarm", **facts)
 
     @property
     def candidate(self) -> str | None:
@@ -210,7 +251,11 @@ class Service:
         self.ready = False
         await self.model.close()
         await self.managers.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.session.close)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self.session.close)
+        except (OSError, DataError) as error:
+            log(logging.ERROR, "not saved", error=str(error))
+            return
         self.closed = True
         log(logging.INFO, "closed", streams=len(self._known))
 
@@ -231,9 +276,10 @@ class translated:
             ) from error
         if isinstance(error, OSError):
             log(logging.ERROR, "disk", error=str(error))
+            gone = isinstance(error, FileNotFoundError)
             raise Refusal(
                 507,
                 "disk",
-                f"the state could not be written ({error.strerror})",
-                "free some space for the server",
+                f"the state could not be {'found' if gone else 'written'} ({error.strerror or 'a file is missing'})",
+                "restore the folder of the state" if gone else "free some space for the server",
             ) from error

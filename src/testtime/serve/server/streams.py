@@ -74,7 +74,7 @@ async def images(
 
     def read() -> Tensor:
         files = [body] if encoded is None else from_base64(encoded)
-        return decode_images(files, model.channels, model.size, limits.pixels)
+        return decode_images(files, model.channels, model.size, limits.pixels, limits.batch_pixels)
 
     def pack(answer: Answer) -> Response:
         content = {
@@ -105,7 +105,7 @@ async def stream_status(stream: Stream, service: Client) -> dict[str, Any]:
 
     def job(session: Session) -> dict[str, Any]:
         service.need(stream)
-        return _status(session, stream)
+        return _status(session, stream, service)
 
     return await service.ask(job)
 
@@ -202,7 +202,7 @@ async def delete(stream: Stream, service: Manager) -> Response:
 async def _switch(stream: str, service: Service, action: str) -> dict[str, Any]:
     def job(session: Session) -> dict[str, Any]:
         (session.pause if action == "pause" else session.unpause)(stream)
-        return _status(session, stream)
+        return _status(session, stream, service)
 
     return await service.act(action, stream, job)
 
@@ -227,8 +227,13 @@ def _snapshot(info: SnapshotInfo) -> dict[str, Any]:
     return {name: getattr(info, name) for name in schemas.SnapshotView.model_fields}
 
 
-def _status(session: Session, stream: str) -> dict[str, Any]:
+def _status(session: Session, stream: str, service: Service) -> dict[str, Any]:
     found, last = asdict(session.status(stream)), session.history(stream)[-1:]
+    alarms = service.options.alarms
+    found["alarm"] = None
+    if alarms is not None:
+        chosen = {name: getattr(alarms.options, name) for name in ("probability", "tolerance", "share")}
+        found["alarm"] = asdict(alarms.state(stream)) | chosen
     found["diagnostics"] = {}
     for record in last:
         values = {name: float(value) for name, value in record["diagnostics"].items()}
