@@ -89,7 +89,7 @@ FAMILIES = {
         "The weights of the network stay; what learns are prompts, adapters, small networks beside it or a few "
         "coefficients. Some are trained on the source first ([testtime.source](../api/source.md)), so that a step at "
         "test time helps the task.",
-        ("ecotta", "vdp", "vida", "nhl", "itta", "meta-dmoe", "atlas"),
+        ("ecotta", "vdp", "vida", "foa", "nhl", "itta", "meta-dmoe", "atlas"),
     ),
     "training": Family(
         "Test-time training with a branch",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from testtime.build import adapt, argument, build_method
+from testtime.errors import AdapterWarning
 from testtime.norm import alpha_statistics
 from testtime.wrap import ResetEvery
 
@@ -39,3 +42,14 @@ def test_a_guarded_adapter() -> None:
     guarded = adapt(network(), "tent", guarded=True)
     assert type(guarded).__name__ == "Guarded"
     assert type(guarded.model).__name__ == "Tent"
+
+
+def test_a_guard_is_calibrated_on_source_batches_or_warns() -> None:
+    x = torch.rand(64, 3, 4, 4)
+    guarded = adapt(network(), "tent", guarded=True, source=[x])
+    assert guarded.competence.known
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guarded(x[:8])
+    with pytest.warns(AdapterWarning, match=r"not calibrated.*prepare"):
+        adapt(network(), "tent", guarded=True)(x[:8])

@@ -18,6 +18,7 @@ from testtime.intake.gradients import explained, gradients
 from testtime.intake.sharing import share
 from testtime.norm.layer import advance, policies_of
 from testtime.notices import Notices
+from testtime.parts.lean import saving
 from testtime.parts.views import MirrorCheck, changes_of
 from testtime.prediction import Prediction, TaskPredictions, as_prediction
 from testtime.state import AdapterState, all_finite
@@ -42,9 +43,10 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             memory with the model they came from.
         seed: every random draw is a function of (seed, steps, purpose).
 
-    Every method takes three more keywords, which describe the model (:class:`testtime.intake.outputs.Logits`): ``outputs``,
+    Every method takes keywords that describe the model (:class:`testtime.intake.outputs.Logits`): ``outputs``,
     which part of its output the logits are; ``input_range``, the lowest and highest value of its inputs; ``preserves``, which
-    changes of an image preserve its class (:class:`testtime.models.Views`).
+    changes of an image preserve its class (:class:`testtime.models.Views`). A fourth, ``autograd``, says what a step saves for
+    its backward (:mod:`testtime.parts.lean`).
 
     Facts about the method are class attributes (:class:`testtime.facts.Facts`).
 
@@ -53,6 +55,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
     """
 
     fingerprint: Fingerprint
+    autograd: str | None = "plain"  # of an adapter around another, whose step runs the other's
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         super().__init__(model if isinstance(model, Adapter) else share(model), seed)
@@ -215,7 +218,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         advance(policies, accept=False)  # what a prediction that raised has left
         try:
             self._mirror(self, x)
-            with explained():
+            with explained(), saving(self.autograd):
                 y = as_prediction(self.step(x))
             self._frozen.check(self)  # the model's own forward may write into a buffer
             if not bool(y.valid.any()):

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -34,7 +34,12 @@ def list_methods() -> list[str]:
 
 
 def adapt(
-    model: nn.Module, method: str | type[Adapter] = "paf-kip", *, guarded: bool = False, **arguments: Any
+    model: nn.Module,
+    method: str | type[Adapter] = "paf-kip",
+    *,
+    guarded: bool = False,
+    source: Iterable[Any] | None = None,
+    **arguments: Any,
 ) -> Adapter:
     """Wrap a model in a method.
 
@@ -42,7 +47,9 @@ def adapt(
         model: any classifier; timm and Hugging Face models work as they come.
         method: name that :func:`find_method` takes, or a class, your own too.
         guarded: whether the adapter is put into :class:`testtime.wrap.Guarded`, which serves it only where it is likely to be
-            better than the model; then call ``prepare`` with source batches.
+            better than the model. It is calibrated on ``source``; without, it warns at the first batch that it is not.
+        source: batches as in training, with which ``prepare`` is called: unlabelled images (N, C, H, W), or pairs (images,
+            labels) for a method with ``labelled_source``.
         arguments: those of the method's class, e.g. ``classes=10``.
 
     Raises:
@@ -68,7 +75,10 @@ def adapt(
             f"{cls.__name__}: {error}; it takes {', '.join(takes)}{_place(cls, arguments)}"
         ) from None
     adapter = cls(model, **arguments)
-    return Guarded(adapter) if guarded else adapter
+    adapter = Guarded(adapter) if guarded else adapter
+    if source is not None:
+        adapter.prepare(source)
+    return adapter
 
 
 def find_method(name: str) -> type[Adapter]:

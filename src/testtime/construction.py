@@ -19,7 +19,7 @@ from testtime.moved import current_arguments
 
 __all__ = ["Construction", "Lock"]
 
-OF_EVERY_METHOD = ("outputs", "input_range", "preserves")
+OF_EVERY_METHOD = ("outputs", "input_range", "preserves", "autograd")
 
 
 class Lock:
@@ -39,16 +39,21 @@ class Lock:
 
 
 def _described(
-    model: nn.Module, outputs: Any = None, input_range: Any = None, preserves: Any = None
+    model: nn.Module,
+    outputs: Any = None,
+    input_range: Any = None,
+    preserves: Any = None,
+    autograd: Any = None,
 ) -> Logits:
     """The model with what the keywords of every method declare; a tree that has its logits already keeps its names."""
     if not isinstance(model, Logits):
-        return Logits(model, outputs, input_range, preserves)
+        return Logits(model, outputs, input_range, preserves, autograd)
     return Logits(
         model.network,
         model.outputs if outputs is None else outputs,
         model.input_range if input_range is None else input_range,
         model.views if preserves is None else preserves,
+        model.autograd if autograd is None else autograd,
     )
 
 
@@ -122,6 +127,7 @@ def _agree(adapter: Any) -> None:
     if "outputs" in cls.of_every_method():
         adapter.outputs = getattr(model, "outputs", None)
     adapter.preserves = getattr(model, "views", None)
+    adapter.autograd = getattr(model, "autograd", None)
     if declares_tasks(model) and "classifier" in adapter.needs:
         raise ValueError(
             f"{name} works on the logits of a classifier, (N, C), and this model declares several tasks; methods for "

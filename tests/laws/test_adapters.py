@@ -19,6 +19,7 @@ from testtime.methods import (
     CMF,
     EATA,
     ETA,
+    FOA,
     ITTA,
     LAME,
     MEMO,
@@ -135,6 +136,9 @@ HEBBIAN = {
 }
 PARTNERS = {"order_equivariant": "draws whose style an image takes on by their places in the batch"}
 ALONE = {"null_step": "answers image by image, each normalised by itself (a single test point)"}
+PROMPTS = {
+    "null_step": "answers with prompts beside the tokens of the image, which the source model does not have"
+}
 EVERYWHERE = (*CLASSIFICATION, "dense")
 
 CASES = [
@@ -148,6 +152,7 @@ CASES = [
     Case("DeYO", partial(DeYO, classes=CLASSES), CERTAIN),
     Case("EATA", partial(EATA, classes=CLASSES)),
     Case("ETA", partial(ETA, classes=CLASSES)),
+    Case("FOA", partial(FOA, population=6), PROMPTS, ["vit"]),
     Case("MEMO", partial(MEMO, views=2, augment=random_crop_flip), DRAWS | ALONE),
     Case("NCTTT", partial(NCTTT, options=NCTTTOptions(passes=1)), worlds=EVERYWHERE),
     Case("OSTTA", OSTTA),

@@ -111,3 +111,26 @@ def test_postponed_samples_are_replayed_where_they_were_learned(tmp_path: Path) 
         alone(INPUTS["a"][4 * i : 4 * i + 4])
     found = replay(tmp_path, network(), INPUTS)
     assert (found.answers, found.differences) == (5, [])
+
+
+def test_adapters_that_served_long_ago_are_deleted_and_a_replay_leaves_their_records_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("testtime.serve.directory.ADAPTERS", 1)
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        first = session.configuration
+        feed(session, "a", 2)
+        for lr in (0.02, 0.03):
+            session.configure(tent(lr=lr))
+            feed(session, "a", 2)
+        feed(session, "b", 2)  # a stream that began after them
+        kept = {path.name for path in (tmp_path / "adapters").iterdir()}
+        assert session.configuration in kept
+        assert first not in kept
+        assert len(kept) == 2
+    found = replay(tmp_path, network(), INPUTS)
+    assert (found.answers, found.differences) == (2, [])
+    assert found.left_out == {
+        "the adapter of its configuration was deleted": 2,
+        "the state of its stream is not known": 4,  # it came from that adapter
+    }

@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from testtime.errors import DataError
 from testtime.serve import Retention, Session, SessionOptions, verify_session
 from testtime.serve.audit import records
 from testtime.serve.snapshots import SnapshotStore
+from testtime.wrap import Wrapper
 
 FACTS = {
     "offset": 12,
@@ -393,3 +395,39 @@ def test_the_folder_of_a_new_stream_is_durable_too(tmp_path: Path, monkeypatch: 
         assert tmp_path in flushed
         assert tmp_path / "streams" in flushed
         assert flushed[-1] == tmp_path / "streams" / "a"
+
+
+class Moody(Wrapper):
+    """A guard whose events and whose answers are those of a script."""
+
+    script: tuple[tuple[str, ...], ...] = ()
+
+    def step(self, x: torch.Tensor) -> Any:
+        *events, self.serving = self.script[int(self.clock) % len(self.script)]
+        self.events = [SimpleNamespace(kind=kind, reason="", step=int(self.clock)) for kind in events]
+        return self.adapter(x)
+
+
+@pytest.mark.parametrize(
+    ("script", "healthy"),
+    [
+        (((["adapter"]),) * 4, True),
+        ((["fallback", "source"], ["recover", "adapter"]) * 2, True),  # a batch now and then
+        ((["fallback", "source"], ["source"], ["source"], ["recover", "adapter"]), False),
+        ((["restore", "adapter"], *(["adapter"],) * 3), False),
+        ((["partial_reset", "adapter"], *(["adapter"],) * 3), False),
+        ((["alarm", "source"], *(["adapter"],) * 3), False),
+        ((["skip", "bn"], *(["bn"],) * 3), True),
+    ],
+)
+def test_what_makes_a_snapshot_unhealthy(tmp_path: Path, script: Any, healthy: bool) -> None:
+    guard = Moody(tent())
+    guard.script = script
+    with Session(guard, tmp_path, options=SYNC) as session:
+        for i in range(4):
+            session.submit(images(i))
+        assert session.snapshot().healthy is healthy
+        guard.script = (("adapter",),)
+        session.submit(images(5))
+        assert session.snapshot().healthy  # it is judged by what happened since the one before
+        assert [s.healthy for s in session.snapshots()] == [healthy, True]

@@ -12,7 +12,7 @@ import testtime
 from testtime import adam, state_hash
 from testtime.laws.worlds import WORLDS, classified
 from testtime.methods import Source, Tent
-from testtime.wrap import Guarded, GuardOptions
+from testtime.wrap import Guarded, GuardOptions, competence
 
 
 def network() -> nn.Module:
@@ -128,6 +128,57 @@ def test_saved_and_loaded_it_goes_on(tmp_path: Path, calibration: list[Tensor]) 
     assert state_hash(guarded) == state_hash(other)
     assert other.options.window == 64
     assert other.serving == guarded.serving
+
+
+def test_two_votes_overrule_the_adapter() -> None:
+    guarded = Guarded(Source(network()), options=GuardOptions(margin=0.0))
+    x = drawn(32, 0)[0]
+    shipped, bn = guarded.reference(x)[0].argmax(1), guarded.reference.bn(x).argmax(1)
+    guarded.evidence.estimates = torch.tensor([1.0, 0.0])  # the adapter is preferred everywhere
+    other = torch.where(bn == shipped, (shipped + 1) % 5, bn)  # where BN statistics disagree, it is with them
+    y = testtime.Prediction(8 * nn.functional.one_hot(other, 5).float())
+    verdict = guarded.checks.judge(x, y, None, copies=False)
+    assert 0 < int((bn != shipped).sum()) < 32
+    assert torch.equal(verdict.answer.argmax(1), torch.where(bn == shipped, shipped, bn))
+
+
+def test_lost_votes_add_up_and_end_the_trust(calibration: list[Tensor]) -> None:
+    guarded = Guarded(Source(network()), options=GuardOptions(check=0.25, exposure=0.1))
+    guarded.prepare(calibration)
+    evidence, all_of_them = guarded.evidence, torch.ones(2, dtype=torch.bool)
+    for seed in range(12):
+        guarded(drawn(32, seed)[0])
+    assert guarded.trusted
+    for _ in range(6):  # two votes a check
+        evidence.take_votes(all_of_them, ~all_of_them)
+    assert evidence.doubt() == pytest.approx(1.5**12, rel=1e-3)
+    for seed in range(12, 20):
+        guarded(drawn(32, seed)[0])
+        if guarded.events:
+            break
+    assert not guarded.trusted
+    evidence.take_votes(torch.ones(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool))
+    assert evidence.doubt() == 1.0
+
+
+def test_a_change_between_the_compared_pixels_is_no_copy() -> None:
+    guarded = Guarded(Source(network()))
+    x = drawn(1, 0)[0].expand(8, -1, -1, -1).clone()
+    x.flatten(1)[:, 1] += torch.arange(8) / 100
+    assert guarded._copies(x) == 0
+    assert guarded._copies(x[[2, 2, 3, 3]]) == 0.5
+
+
+def test_a_calibration_of_few_errors_keeps_the_ratio(
+    monkeypatch: pytest.MonkeyPatch, calibration: list[Tensor]
+) -> None:
+    found = {}
+    for windows in (0, 1):  # in each of 13 drifts at least
+        monkeypatch.setattr(competence, "_windows", lambda *_, n=windows: iter([(0.4, 0.1)] * n))
+        guarded = Guarded(Source(network()))
+        guarded.prepare(calibration)
+        found[windows] = float(guarded.competence.ratio)
+    assert found == {0: 2.5, 1: 4.0}
 
 
 def test_what_it_refuses() -> None:

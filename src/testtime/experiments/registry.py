@@ -15,7 +15,10 @@ from testtime.plugins import load_plugin, plugins, resolve
 if TYPE_CHECKING:
     from testtime.experiments.experiment import Experiment
 
-__all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "list_experiments", "read_constants"]
+__all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "guard_code", "list_experiments"]
+__all__ += ["read_constants"]
+
+GUARDS = ("testtime.wrap.", "testtime.metrics.")  # packages of the modules that a guard is made of
 
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
@@ -92,10 +95,29 @@ def code_of(*parts: Any) -> dict[str, str]:
     """Return the SHA-256 of the files of classes or functions by their names, for the code of a unit.
 
     Args:
-        parts: classes, functions, and names of methods for :func:`testtime.build.find_method`.
+        parts: classes, functions, modules, and names of methods for :func:`testtime.build.find_method`.
     """
     from testtime.build import find_method
     from testtime.data import sha256_of
 
     found = [find_method(part) if isinstance(part, str) else part for part in parts]
-    return {part.__qualname__: sha256_of(Path(inspect.getfile(part))) for part in found}
+    names = [getattr(part, "__qualname__", part.__name__) for part in found]
+    return {name: sha256_of(Path(inspect.getfile(part))) for name, part in zip(names, found, strict=True)}
+
+
+def guard_code(guard: Any) -> dict[str, str]:
+    """Return the SHA-256 of the file of a guard, and of the modules that it is made of: what it imports of these packages.
+
+    Args:
+        guard: class of a wrapper.
+
+    >>> from testtime.wrap import Guarded
+    >>> sorted(guard_code(Guarded))[:3]
+    ['Guarded', 'testtime.metrics.competence', 'testtime.metrics.label_free']
+    """
+    found = [import_module(guard.__module__)]
+    for module in found:
+        homes = (inspect.getmodule(value) for value in vars(module).values())
+        inside = (m for m in homes if m is not None and m.__name__.startswith(GUARDS))
+        found += [m for m in dict.fromkeys(inside) if m not in found]
+    return code_of(guard, *found[1:])

@@ -24,6 +24,8 @@ FOR_PIXELS = (
     "(testtime.multitask.MultiTaskNet)"
 )
 HALF = (torch.float16, torch.bfloat16)
+AUTOGRAD = ("plain", "lean", "recompute")
+"""What a step may save for its backward (:mod:`testtime.parts.lean`)."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,10 @@ class Logits(nn.Module):
         outputs: which part of the output the logits are: a key or attribute, an index, or a function of the output.
         input_range: lowest and highest value of the inputs, in units of the inputs; (0, 1) for images unless said otherwise.
         views: which changes of an image preserve its class (:class:`testtime.models.Views`).
+        autograd: what a step saves for its backward, "plain", "lean" or "recompute"; None for the default of adapters.
 
     Raises:
-        TypeError, ValueError: outputs, input_range or views is not one of these.
+        TypeError, ValueError: outputs, input_range, views or autograd is not one of these.
 
     >>> class Two(nn.Module):
     ...     def forward(self, x):
@@ -111,6 +114,7 @@ class Logits(nn.Module):
         outputs: Outputs | None = None,
         input_range: tuple[float, float] | None = None,
         views: Views | None = None,
+        autograd: str | None = None,
     ) -> None:
         super().__init__()
         if outputs is not None and not isinstance(outputs, str | int) and not callable(outputs):
@@ -119,7 +123,10 @@ class Logits(nn.Module):
             raise ValueError(
                 f"input_range is the lowest and the highest value of the inputs, got {input_range!r}"
             )
+        if autograd not in (None, *AUTOGRAD):
+            raise ValueError(f"autograd is one of {', '.join(map(repr, AUTOGRAD))}, got {autograd!r}")
         self.network = network
+        self.autograd = autograd
         self.shards: Shards | None = None  # set while a group of processes shares the batches out
         self.outputs = outputs
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))

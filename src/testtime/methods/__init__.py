@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from testtime.methods.eata import EATA
     from testtime.methods.ecotta import EcoTTA
     from testtime.methods.eta import ETA
+    from testtime.methods.foa import FOA
     from testtime.methods.itta import ITTA
     from testtime.methods.lame import LAME
     from testtime.methods.memo import MEMO
@@ -65,6 +66,7 @@ __all__ = [
     "CMF",
     "EATA",
     "ETA",
+    "FOA",
     "ITTA",
     "LAME",
     "MEMO",
@@ -139,6 +141,7 @@ METHODS = {
     "EATA": Method("eata", "eata", "EATA"),
     "EcoTTA": Method("ecotta", "ecotta", "EcoTTA"),
     "ETA": Method("eta", "eta", "ETA"),
+    "FOA": Method("foa", "foa", "FOA"),
     "ITTA": Method("itta", "itta", "ITTA"),
     "LAME": Method("lame", "lame", "LAME"),
     "MEMO": Method("memo", "memo", "MEMO"),

@@ -26,6 +26,7 @@ __all__ = ["Directory", "DirectoryLock"]
 FORMAT = 1
 ADVICE = "restore it from a copy, or begin in another directory"
 RANGES = "ranges.json"
+ADAPTERS = 32  # adapters of earlier configurations that are kept
 
 
 class DirectoryLock:
@@ -79,6 +80,10 @@ class Directory:
 
     Attributes:
         streams, audit, adapters: folders in it.
+
+    Raises:
+        FileNotFoundError: it holds no session.
+        DataError: one of its folders, or its description, is a symbolic link.
     """
 
     def __init__(self, folder: str | Path, *, make: bool = True) -> None:
@@ -91,6 +96,9 @@ class Directory:
             self.folder / name for name in ("streams", "audit", "adapters")
         )
         self._description = self.folder / "session.json"
+        for path in (self.streams, self.audit, self.adapters, self._description):
+            if path.is_symlink():
+                raise DataError(f"{path} is a symbolic link, which is not followed; {ADVICE}")
 
     def found(self) -> Found | None:
         """The description; None in a new directory.
@@ -110,9 +118,15 @@ class Directory:
         return Found(content["configuration"], content["model"])
 
     def describe(self, configuration: str, model: str | None) -> None:
-        """Write the description."""
+        """Write the description; of earlier adapters, those that served last are kept, for replays."""
         content = {"format": FORMAT, "configuration": configuration, "model": model}
         write_bytes(self._description, (json.dumps(content, indent=1) + "\n").encode(), private=True)
+        found = (path for path in self.adapters.iterdir() if path.name.isalnum() and not path.is_symlink())
+        earlier = sorted(
+            (path for path in found if path.name != configuration), key=lambda p: p.stat().st_mtime
+        )
+        for path in earlier[:-ADAPTERS]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def keep(self, adapter: Adapter) -> str:
         """Write an adapter as it is now, and return the hash of this configuration, 16 hexadecimal digits.
@@ -135,6 +149,7 @@ class Directory:
             if not (self.adapters / digest).is_dir():
                 os.rename(folder, self.adapters / digest)
                 sync_folder(self.adapters)
+            os.utime(self.adapters / digest)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return digest

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -26,6 +26,7 @@ __all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "png_bytes", "
 
 FORMATS = ("PNG", "JPEG")
 SHORT = 16  # bytes of a digest
+RECORDED = ("repeats", "constant", "contrast", "tiny")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class GateOptions:
     Attributes:
         shape: shape of a sample without the batch dimension; None: that of the first request.
         repeats: number of the last admitted samples of the stream that a new sample must differ from; 0: no comparison.
-        constant: whether a sample of one value is quarantined.
+        constant: whether a sample without contrast is quarantined. A step on such samples fails in models with BatchNorm, and a
+            failed step costs a prediction more.
+        contrast: difference of the largest and the smallest value up to which a sample is without contrast, as a share of the
+            width of the range of the inputs or, where that is unknown, of the largest size of a value; 0: one value alone.
+        tiny: size below which a value is taken as 0, since many processors are slow with numbers near the smallest; 0: none is.
         most: largest number of samples in a request.
         largest: largest number of values in a sample.
         quarantine: number of refused and quarantined samples whose reason and digest are kept in memory, over all streams.
@@ -45,6 +50,8 @@ class GateOptions:
     shape: tuple[int, ...] | None = None
     repeats: int = 64
     constant: bool = True
+    contrast: float = 1e-6
+    tiny: float = 1e-30
     most: int = 4096
     largest: int = 2**26
     quarantine: int = 64
@@ -56,6 +63,19 @@ class GateOptions:
             if value < 0:
                 least = 0 if name in counts else 1
                 raise ValueError(f"{name} is a number of at least {least}, got {getattr(self, name)}")
+        for name in ("contrast", "tiny"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a number from 0 to below 1, got {getattr(self, name)}")
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What decides which samples are learned from, and as what, for the audit log."""
+        return {name: getattr(self, name) for name in RECORDED}
+
+    @classmethod
+    def replayed(cls, found: Mapping[str, Any]) -> GateOptions:
+        """The settings in a record; those of a log that was written without them had no effect."""
+        return cls(**{name: found.get(name, 0) for name in RECORDED})
 
 
 @dataclass(frozen=True)
@@ -203,7 +223,8 @@ class InputGate:
         low, high = (v.tolist() for v in x.detach().flatten(1).aminmax(dim=1))
         refused = tuple(_refusal(one, other, within) for one, other in zip(low, high, strict=True))
         digests, single = _digests(x), x[0].numel() == 1
-        flat = [self.options.constant and not single and a == b for a, b in zip(low, high, strict=True)]
+        even = self.options.constant and not single
+        flat = [even and self._without_contrast(a, b, within) for a, b in zip(low, high, strict=True)]
         known = set(recent) if self.options.repeats else set()
         held: list[str | None] = []
         for one, reason, same in zip(digests, refused, flat, strict=True):
@@ -212,6 +233,15 @@ class InputGate:
                 known.add(one)
             held.append(why)
         return Screening(refused, tuple(held), digests)
+
+    def settled(self, x: Tensor) -> Tensor:
+        """The samples as the network gets them: values near the smallest number are 0."""
+        tiny = torch.logical_and(x.abs() < self.options.tiny, x != 0) if self.options.tiny else None
+        return x if tiny is None or not bool(tiny.any()) else x.masked_fill(tiny, 0)
+
+    def _without_contrast(self, low: float, high: float, within: tuple[float, float] | None) -> bool:
+        scale = max(abs(low), abs(high)) if within is None else within[1] - within[0]
+        return high - low <= max(self.options.contrast * scale, self.options.tiny)
 
 
 def _refusal(low: float, high: float, within: tuple[float, float] | None) -> str | None:

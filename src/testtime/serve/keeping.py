@@ -92,12 +92,12 @@ class Keeper:
             time=self.store.clock(),
             bytes=0,
             checksum="",
-            healthy=one.healthy,
+            healthy=one.sound,
             state=one.hash,
             configuration=one.configuration,
             acknowledged=False,
         )
-        one.saved_step, one.healthy = one.step, True
+        one.saved_step, one.healthy, one.judged, one.fallen = one.step, True, 0, 0
 
         def tensors() -> dict[str, Tensor]:
             return {**{STATE + name: value for name, value in named().items()}, RECENT: recent}

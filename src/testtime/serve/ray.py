@@ -30,7 +30,7 @@ from testtime.errors import missing_extra
 from testtime.serve.gate import read_image
 from testtime.serve.replica import DEFAULT, Replica, ReplicaOptions, Served
 
-__all__ = ["application", "batch_of", "fields_of"]
+__all__ = ["application", "batch_of", "fields_of", "ray_serve"]
 
 MOST = 64  # streams of a replica
 GREY = (0.299, 0.587, 0.114)  # luma of RGB, as Pillow computes it (ITU-R BT.601)
@@ -69,7 +69,7 @@ def application(
         ImportError: Ray Serve is not installed.
         ValueError: ``streams`` is not at least 1, or larger than the sessions of the replicas may have.
     """
-    serve = _serve()
+    serve = ray_serve()
     if not 1 <= streams <= options.session.streams:
         raise ValueError(
             f"streams is from 1 to {options.session.streams} (SessionOptions.streams), got {streams}"
@@ -183,7 +183,12 @@ def _fitted(image: Tensor, shape: Sequence[int] | None) -> Tensor:
     return fitted if shape[0] == 3 else (fitted * torch.tensor(GREY)[:, None, None]).sum(0, keepdim=True)
 
 
-def _serve() -> Any:
+def ray_serve() -> Any:
+    """Return the module ``ray.serve``.
+
+    Raises:
+        ImportError: Ray Serve is not installed.
+    """
     try:
         from ray import serve
     except ImportError as error:

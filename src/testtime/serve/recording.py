@@ -17,7 +17,8 @@ from testtime.serve.streams import Late, Stream
 
 __all__ = ["Recorder", "digest_of"]
 
-UNHEALTHY = ("alarm", "fallback")
+UNHEALTHY = ("restore", "partial_reset", "alarm")
+"""Events of a guard after which the state was not good; a fallback of a batch is how a guard does its work."""
 
 
 class Recorder:
@@ -58,6 +59,9 @@ class Recorder:
         counts.unlearned += size if answer.skipped not in ("", "deadline") else 0
         one.offset, one.serving = one.offset + len(x), answer.serving
         one.healthy = one.healthy and not any(event["kind"] in UNHEALTHY for event in events)
+        if answer.adapted:
+            one.judged += size
+            one.fallen += size if answer.serving == "source" else 0
         record: dict[str, Any] = {
             "stream": one.name,
             "offset": answer.offset,

@@ -120,6 +120,7 @@ class _Replay:
         self.store = SnapshotStore(files.streams, Retention(), time)
         self.found = Replayed()
         self.engine: Engine | None = None
+        self.without = "the log begins later than the session"  # why there is no engine
         self.gate, self.backlog = InputGate(GateOptions()), 0
         self.streams: dict[str, Stream | None] = {}  # None: its state is not known
         self.saved: dict[tuple[str, int, str], _Saved] = {}
@@ -167,10 +168,10 @@ class _Replay:
             self._open(record)
         elif event == "left out":
             self.streams = dict.fromkeys(self.streams)
-        elif self.engine is None:
-            self._leave_out("the log begins later than the session", record)
         elif event == "configure":
             self._configure(record["after"])
+        elif self.engine is None:
+            self._leave_out(self.without, record)
         elif event == "forget":
             self.streams.pop(record["stream"], None)
         elif event == "snapshot":
@@ -179,12 +180,15 @@ class _Replay:
             self._of_stream(event, record)
 
     def _open(self, record: dict[str, Any]) -> None:
-        gate = record["gate"]
-        self.gate = InputGate(GateOptions(repeats=gate["repeats"], constant=gate["constant"]))
+        self.gate = InputGate(GateOptions.replayed(record["gate"]))
         self.backlog, self.streams = record["backlog"], {}
         self._configure(record["configuration"])
 
     def _configure(self, configuration: str) -> None:
+        if not (self.files.adapters / configuration).is_dir():
+            self.engine, self.without = None, "the adapter of its configuration was deleted"
+            self.streams = dict.fromkeys(self.streams)
+            return
         adapter = self.files.adapter(configuration, self.model, *self.own)
         if self.engine is None:
             self.engine = Engine(adapter, configuration, 1, self.gate.options.repeats)
@@ -225,6 +229,7 @@ class _Replay:
         if screening.digest != record["digest"]:
             self._differs(one, record, "the samples are not those of the session")
             return
+        x = self.gate.settled(x)
         engine.try_out(x, screening)
         outcome = engine.process(one, x, screening, record["event"] == "learn")
         if record["skipped"] == "deadline":

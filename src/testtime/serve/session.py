@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -116,6 +115,7 @@ class Session:
         with self._turns.of(stream) as one:
             self._engine.activate(one)
             screening = self._gate.screen(x, one.recent, self._engine.within())
+            x = self._gate.settled(x)
             left = None if deadline is None else deadline - (self.options.clock() - began)
             skipped = self._skipped(one, len(screening.admitted), left, learn)
             answer, moved = self._answered(one, x, screening, skipped)
@@ -137,7 +137,7 @@ class Session:
         with self._turns.of(stream) as one:
             self._engine.activate(one)
             screening = self._gate.screen(x, (), self._engine.within())
-            return self._answered(one, x, screening, "asked")[0]
+            return self._answered(one, self._gate.settled(x), screening, "asked")[0]
 
     def catch_up(self, stream: str = "default", *, budget: float | None = None) -> int:
         """Learn from samples that were answered without learning because of a deadline (``SessionOptions.backlog``).
@@ -305,24 +305,7 @@ class Session:
             ValueError: there is no such stream.
         """
         one = self._turns.peek(stream)
-        infos = self._keeper.store.infos(one.name)
-        last = infos[-1] if infos else None
-        return StreamStatus(
-            stream=one.name,
-            offset=one.offset,
-            step=one.step,
-            state=one.hash,
-            paused=one.paused,
-            serving=one.serving,
-            configuration=one.configuration,
-            counts=replace(one.counts),
-            snapshots=len(infos),
-            snapshot=None if last is None else last.number,
-            snapshot_offset=None if last is None else last.offset,
-            pending=sum(late.admitted for late in tuple(one.backlog)),
-            bytes=self._engine.size(one),
-            error=one.error,
-        )
+        return StreamStatus.of(one, self._keeper.store.infos(one.name), self._engine.size(one))
 
     def history(self, stream: str = "default", last: int | None = None) -> Sequence[dict[str, Any]]:
         """Records of the last requests of a stream, oldest first: those of the audit log, with time and diagnostics.
@@ -397,8 +380,7 @@ class Session:
             for one in streams:
                 try:
                     with one.lock, self._turns.network:
-                        kept = one.saved or one.gone
-                        captured = None if kept else self._keeper.capture(one, self._engine)
+                        captured = None if one.saved or one.gone else self._keeper.capture(one, self._engine)
                     if captured is not None:
                         self._keeper.write(captured)
                 except (OSError, DataError) as error:
@@ -446,7 +428,7 @@ class Session:
         self._audit.preamble = {
             "configuration": configuration,
             "backlog": options.backlog,
-            "gate": {"repeats": options.gate.repeats, "constant": options.gate.constant},
+            "gate": options.gate.recorded,
         }
         mended = {"repaired": self._audit.repaired, "broken": self._audit.broken}
         self._audit.add("open", **self._audit.preamble, resumed=found is not None, **mended)

@@ -52,7 +52,8 @@ class SnapshotInfo:
         time: seconds since 1970.
         bytes: size of the file.
         checksum: SHA-256 of tensors and description.
-        healthy: whether no guard raised an alarm since the snapshot before.
+        healthy: whether, since the snapshot before, no guard undid anything (restore, partial reset, alarm) and the shipped
+            model answered at most half of the samples.
         state: hash of the state, 16 hexadecimal digits.
         configuration: hash of the configuration that it belongs to.
         acknowledged: whether it is durable; False while a writer is still at work.

@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from testtime.serve.gate import Screening
 from testtime.serve.swapping import Parked, Ranges
 
+if TYPE_CHECKING:
+    from testtime.serve.snapshots import SnapshotInfo
+
 __all__ = ["Counts", "Stream", "StreamStatus", "check_stream", "folder_of", "name_of"]
 
+FALLEN = 0.5  # share of the samples above which a fallback makes a snapshot unhealthy
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
@@ -112,6 +117,32 @@ class StreamStatus:
     bytes: int
     error: str
 
+    @classmethod
+    def of(cls, one: Stream, infos: Sequence[SnapshotInfo], size: int) -> StreamStatus:
+        """The status of a stream.
+
+        Args:
+            one: the stream.
+            infos: its acknowledged snapshots, oldest first.
+            size: bytes of its state in memory.
+        """
+        return cls(
+            stream=one.name,
+            offset=one.offset,
+            step=one.step,
+            state=one.hash,
+            paused=one.paused,
+            serving=one.serving,
+            configuration=one.configuration,
+            counts=replace(one.counts),
+            snapshots=len(infos),
+            snapshot=infos[-1].number if infos else None,
+            snapshot_offset=infos[-1].offset if infos else None,
+            pending=sum(late.admitted for late in tuple(one.backlog)),
+            bytes=size,
+            error=one.error,
+        )
+
 
 @dataclass(frozen=True)
 class Late:
@@ -146,6 +177,9 @@ class Stream:
         step: steps of its adapter.
         hash: hash of the state, 16 hexadecimal digits.
         paused: whether learning is off.
+        healthy: whether no guard undid anything since the last snapshot.
+        judged: samples that the adapter took a step on since the last snapshot.
+        fallen: those of them that the shipped model answered.
         recent: digests of the samples that were admitted last.
         history: records of the last requests.
         backlog: samples to be learned later, oldest first.
@@ -171,6 +205,8 @@ class Stream:
     paused: bool = False
     serving: str = "adapter"
     healthy: bool = True
+    judged: int = 0
+    fallen: int = 0
     counts: Counts = field(default_factory=Counts)
     saved_step: int = 0
     saved_offset: int = -1
@@ -198,6 +234,11 @@ class Stream:
             self.backlog.popleft()
 
     @property
+    def sound(self) -> bool:
+        """Whether a snapshot of now is healthy: nothing was undone, and the shipped model answered at most half."""
+        return self.healthy and self.fallen <= FALLEN * self.judged
+
+    @property
     def saved(self) -> bool:
         """Whether the last snapshot is acknowledged, and the present state."""
         return not self.writing and (self.saved_offset, self.saved_hash) == (self.offset, self.hash)
@@ -210,7 +251,7 @@ class Stream:
             "offset": self.offset,
             "step": self.step,
             "state": self.hash,
-            "healthy": self.healthy,
+            "healthy": self.sound,
             "serving": self.serving,
             "ranges": {k: None if v is None else list(v) for k, v in self.ranges.items()},
             "counts": asdict(self.counts),

@@ -24,7 +24,7 @@ from testtime.selection import disturbance
 
 __all__ = ["Calibration", "Competence", "Reference", "disturbing", "drifts"]
 
-ERRORS_PER_CHANGE = 2.5  # before a calibration
+ERRORS_PER_CHANGE, WINDOWS = 2.5, 10  # where fewer windows than that have errors in the calibration
 TINY, FAR = 1e-9, 30.0  # added before a logarithm; the largest quantity
 IMAGES, BATCH = 320, 64  # images of a calibration, and in a batch of it
 LINES = ((0.5, 0.0), (0.25, 0.0), (0.5, 0.5), (0.25, 0.7), (0.75, 0.25), (0.4, 0.2), (0.2, 0.4), (1.0, 0.25))
@@ -162,7 +162,8 @@ class Competence(AtLeastFloat32, Stateful):
         ends, shares = competence_table(-(quantities @ weights), good)
         for name, values in (("weights", weights), ("ends", ends), ("shares", shares)):
             setattr(self, name, torch.as_tensor(values, dtype=torch.float32, device=x.device))
-        self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed, share=0.5))
+        if len(errors) >= WINDOWS:
+            self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed, share=0.5))
 
 
 def _forward(reference: Reference, x: Tensor) -> tuple[Tensor, Tensor]:

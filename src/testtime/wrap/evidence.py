@@ -20,11 +20,13 @@ __all__ = [
     "spread_rows",
 ]
 
-PART = 32  # samples of a batch that a check confirms the trust with
+PART = 64  # samples of a batch that a check confirms the trust with
 SHARE = 16  # samples of a batch from which its own share counts beside that of the pool
 LONGER = 4  # the pool of overruled predictions is this many windows long
 SURPRISE = 4.0  # standard deviations from the usual value
 USUAL = 0.9  # weight of the past in the usual values
+STAKE = 0.5  # share of the capital of a bet
+EVERY = 7  # every so many values of a sample are enough for its mean and deviation
 WARM = 5  # batches before values are usual
 
 
@@ -86,6 +88,7 @@ class Evidence(AtLeastFloat32, Stateful):
         overruled: (2,) all samples; those on which the guard prefers another prediction to the adapter's.
         adapter_classes, bn_classes: samples of the second kind by predicted class, (C,); empty before the first batch.
         estimates: (2,) estimated accuracy of adapter and BN on samples of the second kind.
+        bet: logarithm of the gain of a bet that BN contradicts the adapter where that contradicts the shipped model.
     """
 
     other: Tensor
@@ -94,12 +97,14 @@ class Evidence(AtLeastFloat32, Stateful):
     adapter_classes: Tensor
     bn_classes: Tensor
     estimates: Tensor
+    bet: Tensor
 
     def __init__(self, window: int) -> None:
         super().__init__()
         self.window = window
         for name, size in {"other": 3, "competent": 3, "overruled": 2, "estimates": 2}.items():
             self.register_buffer(name, torch.zeros(size))
+        self.register_buffer("bet", torch.zeros(()))
         self.register_buffer("adapter_classes", torch.empty(0))
         self.register_buffer("bn_classes", torch.empty(0))
 
@@ -144,6 +149,23 @@ class Evidence(AtLeastFloat32, Stateful):
         self.overruled = fade * self.overruled + self.overruled.new_tensor([of, count])
         return float((self.overruled[1] + 1) / (self.overruled[0] + 1))
 
+    def take_votes(self, contested: Tensor, confirmed: Tensor) -> None:
+        r"""Count on which contested samples BN confirms the adapter.
+
+        A bet of half the capital at even odds is placed on each sample that BN predicts another class than the adapter. A
+        capital below its start is replaced, so that the evidence of many checks adds up, and a good past does not count.
+
+        Args:
+            contested: samples (N,) on which the adapter would be preferred to the shipped model, and predicts another class.
+            confirmed: samples (N,) on which BN predicts the same class as the adapter.
+        """
+        won, lost = int((contested & ~confirmed).sum()), int((contested & confirmed).sum())
+        self.bet = (self.bet + won * math.log(1 + STAKE) + lost * math.log(1 - STAKE)).clamp(min=0)
+
+    def doubt(self) -> float:
+        """Return the gain of the bet against the adapter: 1 without evidence against it."""
+        return math.exp(min(float(self.bet), 50.0))
+
     def share_competent(self) -> float:
         """Return the share of the samples that the shipped model is competent about; 1 without any."""
         samples = self.competent[0] + self.other[0]
@@ -157,21 +179,21 @@ class Evidence(AtLeastFloat32, Stateful):
 
     def clear(self) -> None:
         """Forget the samples: the adapter is no longer the one they were counted for."""
-        for name in ("other", "competent", "overruled", "adapter_classes", "bn_classes", "estimates"):
+        for name in ("other", "competent", "overruled", "adapter_classes", "bn_classes", "estimates", "bet"):
             setattr(self, name, torch.zeros_like(getattr(self, name)))
 
 
 def spread_rows(x: Tensor) -> Tensor:
-    """Return the indices of at most 32 samples, spread over the batch."""
+    """Return the indices of at most 64 samples, spread over the batch."""
     return torch.arange(len(x), device=x.device)[:: max(1, len(x) // PART)][:PART]
 
 
 def batch_values(x: Tensor, logits: Tensor) -> Tensor:
-    """Return confidence and diversity of the predictions, and mean and deviation of the input, (4,)."""
+    """Return confidence and diversity of the predictions, and mean and deviation of a seventh of the input, (4,)."""
     p = logits.float().softmax(dim=1)
     mean = p.mean(dim=0)
     spread = -(mean * mean.clamp(min=1e-12).log()).sum() / math.log(len(mean))
-    part = x.float()
+    part = x.flatten(1)[:, ::EVERY].float()
     return torch.stack([p.amax(dim=1).mean(), spread, part.mean(), part.std(correction=0)]).nan_to_num().cpu()
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, Literal, final
 
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.errors import AdapterWarning
 from testtime.intake.dense import refuse_dense
 from testtime.intake.outputs import declares_tasks
 from testtime.parts.losses import entropy
-from testtime.prediction import Prediction, energy
+from testtime.prediction import Prediction
+from testtime.wrap.checks import Checks, Verdict, combined
 from testtime.wrap.competence import IMAGES, Calibration, Competence, Reference, disturbing
 from testtime.wrap.evidence import (
-    PART,
     SURPRISE,
     Evidence,
     Healthy,
     Usual,
     batch_values,
-    count_diversity,
     predicted_diversity,
     spread_rows,
 )
@@ -40,50 +40,20 @@ DIAGNOSTICS = (
     *("estimated_accuracy", "estimated_accuracy_source", "agreement", "entropy", "diversity"),
     *("unknown_share", "statistics_drift", "update_norm"),
 )
-COMPETENT = 0.9  # probability from which the shipped model counts as competent about a sample
-CONSISTENT, CHANGED = (
-    0.95,
-    0.4,
-)  # the same before a calibration: its prediction stays under a disturbance, or changes
+UNCALIBRATED = (
+    "this guard is not calibrated, so that it serves the adapter less often than it could; call prepare(batches) with "
+    "unlabelled images as in training before the first batch, or testtime.adapt(model, guarded=True, source=batches)"
+)
 HOPELESS = 0.25  # share of a batch's predictions that are overruled, from which nothing is learned from it
 COPIES = 0.25  # share of a batch that repeats the sample before, from which nothing is learned from it
-FALLEN = 0.15  # estimated accuracy that the adapter has lost against BN, from which it is restored
-CREDIT = 0.1  # estimated accuracy that learning may add to that of BN statistics
-COLLAPSED = 0.5  # diversity of the adapter's predictions against those of BN
 UNKNOWN = 0.5  # probability below which the shipped model does not know a sample
-LIGHT = 3  # batches after a full check of which only the shipped model's predictions are computed
-SAMPLES = 5000  # between two checks of a trusted adapter, at most
+LIGHT = 3  # batches without disturbed predictions after a full check, at least
+LEAST = 8  # samples from one full check to the next, at least
+SAMPLES = 2000  # between two checks of a trusted adapter, at most
 BURST = 4  # times the exposure that the share in a single batch may be
-STRANGE = 0.25  # change of the share of samples that the shipped model is competent about
 SLOTS = 4  # events of a step, at most
-ENOUGH = 64  # samples for a judgement about the adapter itself
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """What a check of a batch finds.
-
-    Attributes:
-        answer: prediction of the candidate where it is preferred, elsewhere of the shipped model.
-        shipped: classes (N,) that the shipped model predicts.
-        right: probability (N,) that it is right.
-        preferred: samples (N,) on which the candidate is preferred to the shipped model.
-        candidate: name of the candidate.
-        estimate: its estimated accuracy on the samples that the shipped model is not competent about.
-        overruled: share of the adapter's predictions that are not served.
-        strange: whether the share of samples that the shipped model is competent about is not that of recent batches.
-        unhealthy: what is wrong with the adapter, empty for nothing.
-    """
-
-    answer: Prediction
-    shipped: Tensor
-    right: Tensor
-    preferred: Tensor
-    candidate: Serving
-    estimate: float
-    overruled: float
-    strange: bool
-    unhealthy: str
+DOUBT = 3.0  # gain of the bet against the adapter, from which it is not trusted
+PIXELS = 61  # every so many values of a sample are compared first, to find copies
 
 
 @final
@@ -101,12 +71,17 @@ class Guarded(Wrapper):
         2. else check: predict the batch with the shipped model too; in one batch of four, and where anything is unusual,
            also with BN statistics, and a disturbed batch with the adapter and with BN statistics;
         3. answer the prediction of the candidate of the higher :math:`\hat a_k` where :math:`\hat a_k > P(x)` + ``margin``,
-           elsewhere that of the shipped model; where the adapter predicts the same class, its logits;
+           elsewhere that of the shipped model; where the adapter predicts the same class, its logits; where the adapter would
+           be preferred and predicts another class than the shipped model, BN statistics have a vote: two against one;
         4. take the step back where a quarter of the batch was overruled, or repeats the sample before;
-        5. trust the adapter while hardly any of its predictions are overruled, and then check 32 samples of one batch in 2,
-           4, ..., 1 / ``check``, at least once in 5,000 samples;
-        6. where the adapter has fallen below BN statistics, or collapsed to few classes, in ``patience`` checks in a row:
-           restore the last healthy state; the second time reset the upper half of its layers, the third time all of it.
+        5. trust the adapter while hardly any of its predictions are overruled and most of those votes are for it, and then
+           check 64 samples of one batch in 2, 4, ..., 1 / ``check``, at least once in 2,000 samples;
+        6. where the adapter loses the votes for long, has fallen below BN statistics, or collapsed to few classes, in
+           ``patience`` checks in a row: restore the last healthy state; reset the upper half of its layers if that comes again
+           before it is trusted; then all of it.
+
+    That it loses the votes is a bet against it (:meth:`testtime.wrap.evidence.Evidence.take_votes`), which adds up over all
+    checks, so that a slow decay is noticed: not trusted at a gain of 3, unhealthy at 100.
 
     ``prepare`` calibrates P and :math:`\kappa` on unlabelled source images under generic drifts, where the shipped model's
     predictions of the clean images stand for labels. Without it, the shipped model counts as competent wherever its
@@ -172,6 +147,7 @@ class Guarded(Wrapper):
         self.reference = Reference(network, self._moving_parameters)
         self.disturb = disturbing(network)
         self.competence, self.evidence, self.usual = Competence(), Evidence(options.window), Usual()
+        self.checks = Checks(self.reference, self.disturb, self.competence, self.evidence, options.margin)
         self.healthy = Healthy(adapter.state_dict())
         self.healthy.remember(adapter.state_dict())
         for name, value in {"waiting": 0, "interval": 1, "serves": 2, "failures": 0}.items():
@@ -217,7 +193,7 @@ class Guarded(Wrapper):
             if len(admitted):
                 logits, features = self.reference(admitted)
                 classes[good] = logits.argmax(dim=1)
-                right[good] = self._probability(admitted, logits, features)
+                right[good] = self.checks.probability(admitted, logits, features)
         return good, classes, right
 
     def _prepare(self, batches: Iterable[Any]) -> None:
@@ -236,21 +212,27 @@ class Guarded(Wrapper):
         if self.trusted:
             return y
         logits, features = self.reference(x)
-        right = self._probability(x, logits, features)
+        right = self.checks.probability(x, logits, features)
         bn = logits if self.reference.bn is None else self.reference.bn(x)
-        candidate, estimate = self._candidate(self.evidence.estimates)
+        candidate, estimate = self.checks.candidate()
         preferred = estimate > right + self.options.margin
-        return self._combined(y, logits, bn if candidate == "bn" else y.logits, preferred)
+        own, third = y.logits.argmax(dim=1), bn.argmax(dim=1)
+        if candidate == "bn":
+            return combined(y, logits, bn, preferred)
+        outvoted = (own != third) & (third == logits.argmax(dim=1))
+        return combined(y, logits, y.logits, preferred & ~outvoted)
 
     def step(self, x: Tensor) -> Tensor:
         self._slots = (None,) * SLOTS
+        if not self.competence.known and not int(self.clock):
+            warnings.warn(UNCALIBRATED, AdapterWarning, stacklevel=6)
         copies = self._copies(x) > COPIES
-        parameters = [p.detach().clone() for p in self._moving_parameters]
+        start = _copied(self._moving_parameters)
         due = self._due(copies)
         before = None if due == "none" else self.adapter.state_dict()
         rows = spread_rows(x)
         part = x[rows] if due == "part" else x
-        disturbed = self.adapter.predict(self.disturb(part)) if due in ("part", "full") else None
+        disturbed = self.adapter.predict(self.disturb(x)) if due == "full" else None
         y = self._classified(self.adapter(x))
         values = batch_values(x, y.logits)
         surprise = self.usual.surprise(values)
@@ -261,14 +243,11 @@ class Guarded(Wrapper):
             "statistics_drift": surprise if math.isfinite(surprise) else math.nan,
         }
         if surprise >= SURPRISE and due != "full":
-            due, disturbed = "full", None
+            due = "full"
         if due == "part":
-            due = "none" if self._still_trusted(part, y.at(rows), disturbed) else "full"
+            due = "none" if self._still_trusted(part, y.at(rows), len(x)) else "full"
         answer = self._unchecked(y) if due == "none" else self._check(x, y, due, disturbed, before, copies)
-        moved = [
-            (p.detach() - b).square().sum() for p, b in zip(self._moving_parameters, parameters, strict=True)
-        ]
-        self.diagnostics["update_norm"] = float(torch.stack(moved).sum().sqrt()) if moved else 0.0
+        self.diagnostics["update_norm"] = _distance(self._moving_parameters, start)
         return answer
 
     # The check of a batch -------------------------------------------------------------------------------------------------
@@ -285,10 +264,10 @@ class Guarded(Wrapper):
         self._serve("adapter", "")
         return y
 
-    def _still_trusted(self, x: Tensor, y: Prediction, disturbed: Tensor | None) -> bool:
-        """Check a part of a batch; only what confirms the trust is final, otherwise the whole batch is checked."""
-        verdict = self._judge(x, y, disturbed, copies=False)
-        trusted = self._trusts(verdict, len(x))
+    def _still_trusted(self, x: Tensor, y: Prediction, size: int) -> bool:
+        """Check a part of a batch of ``size`` samples; unless it confirms the trust, the whole batch is checked."""
+        verdict = self.checks.judge(x, y, None, copies=False)
+        trusted = self._trusts(verdict, size)
         self._report(verdict, verdict.answer)
         return trusted
 
@@ -303,13 +282,13 @@ class Guarded(Wrapper):
     ) -> Prediction:
         """Decide who is served, whether the step counts and whether the adapter is trusted; return the answer."""
         if due == "light":
-            verdict = self._judge(x, y, None, copies)
+            verdict = self.checks.judge(x, y, None, copies)
             if verdict.strange:
                 due = "full"
         if due == "full":
-            if disturbed is None or len(disturbed) != len(x):
+            if disturbed is None:
                 disturbed = self.adapter.predict(self.disturb(x))
-            verdict = self._judge(x, y, disturbed, copies)
+            verdict = self.checks.judge(x, y, disturbed, copies)
         answer = verdict.answer
         self._report(verdict, answer)
         self._serve(*self._served(verdict))
@@ -321,110 +300,37 @@ class Guarded(Wrapper):
         if due == "full":
             if not self._trusts(verdict, len(x)) or copies:
                 self.interval.fill_(1)
-                self.waiting.fill_(LIGHT)
+                self.waiting.fill_(max(LIGHT, LEAST // len(x) - 1))
             self._climb(verdict.unhealthy)
         else:
             self.waiting -= 1
         return answer
 
-    def _trusts(self, verdict: _Verdict, size: int) -> bool:
-        """Count the overruled predictions; if they are few, lengthen the interval and remember the adapter's state."""
-        pooled = self.evidence.take_overruled(round(verdict.overruled * size), size)
-        if verdict.unhealthy or max(pooled, verdict.overruled / BURST) > self.options.exposure:
+    def _trusts(self, verdict: Verdict, size: int) -> bool:
+        """Count the overruled predictions; if they are few, lengthen the interval and remember the adapter's state.
+
+        Args:
+            verdict: on the batch, or on a part of it.
+            size: samples of the batch.
+        """
+        checked = len(verdict.right)
+        pooled = self.evidence.take_overruled(round(verdict.overruled * checked), checked)
+        exposed = max(pooled, verdict.overruled / BURST) > self.options.exposure
+        if verdict.unhealthy or exposed or self.evidence.doubt() > DOUBT:
             return False
         longest = min(round(1 / self.options.check), SAMPLES // size)
         self.interval.fill_(max(2, min(2 * int(self.interval), longest)))
         self.waiting.copy_(self.interval)
+        self.failures.zero_()
         self.healthy.remember(self.adapter.state_dict())
         return True
-
-    def _judge(self, x: Tensor, y: Prediction, disturbed: Tensor | None, copies: bool) -> _Verdict:
-        """Compare the candidates with the shipped model, by the last estimates where there are no disturbed predictions."""
-        logits, features = self.reference(x)
-        shipped = logits.argmax(dim=1)
-        right = self._probability(x, logits, features)
-        competent = right >= COMPETENT
-        usual = self.evidence.share_competent()
-        strange = len(x) >= PART // 2 and abs(float(competent.float().mean()) - usual) > STRANGE
-        unhealthy, bn = "", None
-        if disturbed is not None:
-            bn, unhealthy = self._estimate(x, y, disturbed.argmax(dim=1), shipped, competent)
-        candidate, estimate = self._candidate(self.evidence.estimates)
-        preferred = (estimate > right + self.options.margin) & (not copies)
-        chosen = y.logits
-        if candidate == "bn" and self.reference.bn is not None:
-            chosen = self.reference.bn(x) if bn is None else bn
-        answer = self._combined(y, logits, chosen, preferred)
-        overruled = float((answer.argmax(dim=1) != y.logits.argmax(dim=1)).float().mean())
-        return _Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
-
-    def _estimate(
-        self, x: Tensor, y: Prediction, disturbed: Tensor, shipped: Tensor, competent: Tensor
-    ) -> tuple[Tensor | None, str]:
-        """Estimate the accuracy of adapter and BN; return the logits of BN, and what is wrong with the adapter."""
-        adapter = y.logits.argmax(dim=1), disturbed
-        model, bn, bn_classes = self.reference.bn, None, adapter
-        if model is not None:
-            bn = model(x)
-            bn_classes = bn.argmax(dim=1), model(self.disturb(x)).argmax(dim=1)
-        changes = self.evidence.take(competent, shipped, adapter, bn_classes)
-        self.evidence.take_classes(adapter[0][~competent], bn_classes[0][~competent], y.shape[1])
-        agreement = self.evidence.agreement()
-        estimates = torch.minimum(1 - self.competence.ratio * changes, agreement).clamp(min=0)
-        unhealthy = self._unhealthy(estimates, agreement)
-        if unhealthy:
-            estimates[0] = 0
-        if model is not None:
-            estimates[0] = estimates[0].clamp(max=float(estimates[1]) + CREDIT)
-        else:
-            estimates[1] = 0
-        self.evidence.estimates = estimates
-        return bn, unhealthy
-
-    def _unhealthy(self, estimates: Tensor, agreement: Tensor) -> str:
-        """What is wrong with the adapter, in words; empty if nothing is known to be."""
-        evidence, has_bn = self.evidence, self.reference.bn is not None
-        if has_bn and evidence.other[0] >= ENOUGH:
-            own, bn = (count_diversity(counts) for counts in (evidence.adapter_classes, evidence.bn_classes))
-            if own < COLLAPSED * bn:
-                return f"its predictions collapse to few classes (diversity {own:.2f}, that of BN {bn:.2f})"
-            if estimates[0] < estimates[1] - FALLEN:
-                return f"its estimated accuracy is {estimates[0]:.0%}, that of BN {estimates[1]:.0%}"
-        if evidence.competent[0] >= ENOUGH:
-            floor = float(agreement[1]) - FALLEN if has_bn else COLLAPSED
-            if agreement[0] < floor:
-                return (
-                    f"it agrees with the shipped model on {agreement[0]:.0%} of the samples that that knows"
-                )
-        return ""
-
-    def _candidate(self, estimates: Tensor) -> tuple[Serving, float]:
-        """Whose predictions are preferred where the shipped model is not competent, and their estimated accuracy."""
-        own, bn = estimates.tolist()
-        return ("bn", bn) if bn > own + self.options.margin else ("adapter", own)
-
-    def _probability(self, x: Tensor, logits: Tensor, features: Tensor) -> Tensor:
-        """The probability (N,) that the shipped model is right."""
-        predicted = logits.argmax(dim=1)
-        if self.competence.known:
-            return self.competence.probability(logits, features)
-        same = predicted == self.reference(self.disturb(x))[0].argmax(dim=1)
-        return torch.where(same, CONSISTENT, CHANGED)
-
-    def _combined(self, y: Prediction, shipped: Tensor, chosen: Tensor, preferred: Tensor) -> Prediction:
-        """The chosen logits where they are preferred, else the shipped model's; the adapter's where it predicts the same."""
-        z = torch.where(preferred[:, None], chosen, shipped)
-        own = (z.argmax(dim=1) == y.logits.argmax(dim=1)) & y.valid
-        z = torch.where(own[:, None], y.logits, z)
-        score = torch.where(own, y.score, energy(z).to(y.score))
-        return Prediction(z, score=score, selected=y.selected, updated=y.updated)
 
     # What it does about it ------------------------------------------------------------------------------------------------
 
     def _climb(self, unhealthy: str) -> None:
-        """Undo more of what the adapter learned, the longer it is unhealthy."""
+        """Undo more of what the adapter learned, each time it is unhealthy again before it was trusted."""
         if not unhealthy:
-            self.failures.zero_()
+            self.failures -= self.failures % self.options.patience
             return
         self.failures += 1
         rung, rest = divmod(int(self.failures), self.options.patience)
@@ -443,7 +349,7 @@ class Guarded(Wrapper):
             self._event("alarm", f"the adapter was reset, for {unhealthy}")
         self.evidence.clear()
 
-    def _served(self, verdict: _Verdict) -> tuple[Serving, str]:
+    def _served(self, verdict: Verdict) -> tuple[Serving, str]:
         if verdict.overruled <= self.options.exposure:
             return "adapter", ""
         if float(verdict.preferred.float().mean()) >= 0.5:
@@ -463,7 +369,7 @@ class Guarded(Wrapper):
         event = GuardEvent(kind, reason, int(self.clock))
         self._slots = (*self.events, event, *(None,) * SLOTS)[:SLOTS]
 
-    def _report(self, verdict: _Verdict, answer: Prediction) -> None:
+    def _report(self, verdict: Verdict, answer: Prediction) -> None:
         right, agrees = verdict.right, answer.argmax(dim=1) == verdict.shipped
         served = torch.where(verdict.preferred, torch.full_like(right, verdict.estimate), right)
         self.diagnostics |= {
@@ -475,17 +381,31 @@ class Guarded(Wrapper):
 
     def _copies(self, x: Tensor) -> float:
         """The share of the batch that repeats the sample before it."""
-        sums = x.flatten(1).double().sum(dim=1)
-        before = torch.cat([self.last.to(sums)[None], sums[:-1]])
-        repeats = (sums == before) & (torch.arange(len(x), device=x.device) + self.clock.to(x.device) > 0)
-        self.last = sums[-1].to(self.last)
-        return float(repeats.float().mean())
+        values = x.flatten(1)
+        some, first = values[:, ::PIXELS], values[0].double().sum()
+        repeats = int(int(self.clock) > 0 and bool(first == self.last))
+        for i in (some[1:] == some[:-1]).all(dim=1).nonzero()[:, 0].tolist():
+            repeats += torch.equal(values[i], values[i + 1])
+        self.last = values[-1].double().sum().to(self.last)
+        return repeats / len(x)
 
     @staticmethod
     def _classified(y: Any) -> Prediction:
         if not isinstance(y, Prediction) or y.dim() != 2:
             raise TypeError("Guarded compares predicted classes (N, C), and this adapter answers otherwise")
         return y
+
+
+def _copied(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return list(torch._foreach_add([p.detach() for p in parameters], 0)) if parameters else []
+
+
+def _distance(parameters: list[nn.Parameter], start: list[Tensor]) -> float:
+    """The distance of the parameters from these values."""
+    if not parameters:
+        return 0.0
+    moved = torch._foreach_sub([p.detach() for p in parameters], start)
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moved))))
 
 
 def _images(batch: Any) -> Tensor:

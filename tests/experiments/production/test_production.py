@@ -11,9 +11,11 @@ import torch
 from testtime.experiments import Request, Workspace, find_experiment, read_run, run_experiment
 from testtime.experiments.production import following, world
 from testtime.experiments.production.following import TRACE, Trace, follow, read_trace
+from testtime.experiments.registry import guard_code
 from testtime.methods import Tent
 from testtime.models import load_model
 from testtime.serve import Session
+from testtime.wrap import Guarded
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 PLACES = {"data": "."}
@@ -141,6 +143,13 @@ def test_the_adapter_is_asked_whom_it_serves_and_what_happened() -> None:
     assert trace.answers[2] == -1
     assert trace.done == 1
     assert trace.memory[0] > 10
+
+
+def test_the_code_of_a_guard_covers_its_modules() -> None:
+    modules = {
+        f"testtime.wrap.{name}" for name in ("checks", "competence", "evidence", "guard_options", "wrapper")
+    }
+    assert modules | {"Guarded", "testtime.metrics.competence"} <= guard_code(Guarded).keys()
 
 
 def test_tables_show_each_method_with_and_without_the_guard(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from server_world import MANAGE, TOKENS, USE, images, served
 
 from testtime.methods import Source
 from testtime.serve import Session
+from testtime.serve.alarms import StreamAlarms
+from testtime.serve.guards import AlarmOptions
 from testtime.serve.page import ROUTER
 from testtime.serve.server import Configuration, ServerOptions, create_app, listening, open_session
 from testtime.serve.shadow import Shadow
@@ -51,8 +53,12 @@ def world(tmp_path: Path) -> Iterator[tuple[str, Session]]:
     session, _ = open_session(model, used, tmp_path)
     candidates = {"tent": used, "bn-adapt": Configuration("bn-adapt")}
     built = {name: model.build(one) for name, one in candidates.items()}
-    with Shadow(built, Source(model.network), share=1.0, least=32, every=1) as shadow:
-        options = ServerOptions(model, used, TOKENS, candidates=candidates, shadow=shadow)
+    reference = StreamAlarms.reference_of(model.network, session.adapter)
+    with (
+        Shadow(built, Source(model.network), share=1.0, least=32, every=1) as shadow,
+        StreamAlarms(reference, AlarmOptions(share=1.0), waiting=50) as alarms,
+    ):
+        options = ServerOptions(model, used, TOKENS, candidates=candidates, shadow=shadow, alarms=alarms)
         app = create_app(session, options, (ROUTER,))
         for seed in range(30):
             x = images(seed, 8)
@@ -65,6 +71,10 @@ def world(tmp_path: Path) -> Iterator[tuple[str, Session]]:
         events = session.history("hall-1")[-1]["events"]
         events.append({"kind": "alarm", "reason": EVIL, "step": 29})
         session.submit(images(99), "door")
+        for seed in range(20):  # answers that are never the shipped model's
+            classes = reference.shipped_prediction(images(seed, 8))[1]
+            alarms.offer(images(seed, 8), torch.nn.functional.one_hot((classes + 1) % 3, 3).float(), "hall-1")
+        alarms.settle()
         shadow.settle()
         found = listening("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
@@ -129,6 +139,9 @@ def test_what_it_shows(world: tuple[str, Session], browser: Any) -> None:
     assert "not finite" in held
     assert EVIL in page.inner_text("#events")  # as text
     assert EVIL in page.inner_text("#alarms")
+    alarm = page.inner_text("#alarms")
+    assert "Worse than the shipped model" in alarm
+    assert "by more than 1 % of the samples; such an alarm is false in at most 5 % of all streams" in alarm
     assert "broken" not in page.title()
     assert f"{session.status('hall-1').offset}" in page.inner_text("#tiles")
     assert page.locator("#charts figure").count() == 6
@@ -173,4 +186,18 @@ def test_management_asks_for_the_token_once(world: tuple[str, Session], browser:
     page.wait_for_selector("#method >> text=bn-adapt")
     page.reload()  # the tab has the tokens
     page.wait_for_selector("#charts svg")
+    assert not [one for one in seen if one.startswith("error")]
+
+
+@pytest.mark.timeout(900)
+def test_many_streams_are_a_list_to_choose_from(world: tuple[str, Session], browser: Any) -> None:
+    url, session = world
+    page = opened(browser, url, 390, "light", seen := [])
+    for i in range(20):
+        session.submit(images(i), f"gate-{i}")
+    page.wait_for_selector("nav option >> nth=21", state="attached")
+    assert page.locator("nav option").count() == 22
+    page.select_option("nav select", "gate-7")
+    page.wait_for_selector("#method >> text=gate-7")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert not [one for one in seen if one.startswith("error")]

@@ -13,7 +13,7 @@ from testtime.data.places import find_set, image_size, images_of
 from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
 from testtime.experiments.online.stream import source_model
 from testtime.experiments.production import following, listing, measures, world
-from testtime.experiments.registry import code_of
+from testtime.experiments.registry import code_of, guard_code
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.table import Column, Record, Row, Table
@@ -76,7 +76,7 @@ class Production(Experiment):
                 code = code_of(row.about["method"])
                 if around:
                     needs["unguarded"] = made[row.label.removesuffix(GUARDED)]
-                    code |= code_of(resolve(around))
+                    code |= guard_code(resolve(around))
                 facts = {**p, **row.about, "stream": stream, "seed": seed, "guard": around}
                 name = f"{row.label}, {stream}, seed {seed}"
                 made[row.label] = Unit(f"{following.__name__}:follow", facts, name, needs, code, places)

@@ -1,5 +1,5 @@
 const $ = id => document.getElementById(id);
-const EVERY = 1500, KEPT = 20000, RECENT = 16;
+const EVERY = 1500, KEPT = 20000, RECENT = 16, MANY = 12;
 const WHO = {adapter: ["the adapter", 1], bn: ["BN statistics", 3], source: ["the shipped model", 2]};
 const BAD = ["alarm", "fallback", "restore", "partial_reset"];
 const KINDS = {skip: "not learned", restore: "restored", partial_reset: "partly reset", fallback: "fallback", recover: "recovered", alarm: "alarm"};
@@ -106,8 +106,18 @@ async function poll() {
 function show(names) {
   $("empty").hidden = names.length > 0; $("content").hidden = names.length === 0 || !state.status;
   $("streams").hidden = names.length < 2;
+  const change = name => { choose(name); refresh(); };
+  if (names.length > MANY) {  // a list to choose from, which stays as it is while it is open
+    const shown = names.join(" ");
+    if (state.names !== shown) $("streams").replaceChildren(make("select", {"aria-label": "stream", onchange: event => change(event.target.value)},
+      ...names.map(name => make("option", {value: name}, name))));
+    state.names = shown;
+    $("streams").firstChild.value = state.stream;
+    return;
+  }
+  state.names = null;
   $("streams").replaceChildren(...names.map(name => make("button", {type: "button", "aria-pressed": String(name === state.stream),
-    onclick: () => { choose(name); refresh(); }}, name)));
+    onclick: () => change(name)}, name)));
 }
 
 /* The mean of the last values of a diagnostic, or null. */
@@ -221,7 +231,7 @@ function snapshots() {
     `Roll ${stream} back to ${name}?`, `${stream} is back at ${name}`);
   const button = (to, name) => make("button", {type: "button", "data-to": to ?? "shipped", "data-stream": stream, onclick: roll(to, name)}, "Roll back");
   const rows = [...state.snapshots].reverse().map(s => make("tr", {}, make("th", {scope: "row"}, String(s.number)), make("td", {}, number(s.offset)),
-    make("td", {}, clock(s.time)), make("td", {}, s.healthy ? "healthy" : "after an alarm"), make("td", {}, (s.bytes / 1024).toFixed(0)),
+    make("td", {}, clock(s.time)), make("td", {}, s.healthy ? "healthy" : "not healthy"), make("td", {}, (s.bytes / 1024).toFixed(0)),
     make("td", {}, s.configuration === state.status.configuration ? button(s.number, `snapshot ${s.number}`) : "other configuration")));
   rows.push(make("tr", {}, make("th", {scope: "row"}, "shipped"), make("td", {}, "0"), make("td"), make("td", {}, "as shipped"), make("td"),
     make("td", {}, button(null, "the shipped model"))));

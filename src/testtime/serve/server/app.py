@@ -24,7 +24,7 @@ from testtime.serve.server.service import Service
 if TYPE_CHECKING:
     from testtime.serve import Session
 
-__all__ = ["create_app"]
+__all__ = ["assembled", "create_app"]
 
 ABOUT = """Serves a model that adapts to its inputs, by the Open Inference Protocol and as images of streams.
 
@@ -45,6 +45,17 @@ def create_app(session: Session, options: ServerOptions, routers: Sequence[APIRo
     Returns:
         an ASGI application for one event loop; :func:`testtime.serve.server.run` serves it.
     """
+    own = (protocol.ROUTER, streams.IMAGES, streams.ROUTER, operations.ROUTER)
+    return assembled(Service(session, options), (*own, *routers))
+
+
+def assembled(service: Any, routers: Sequence[APIRouter]) -> FastAPI:
+    """Return the application of a service.
+
+    Args:
+        service: a :class:`~testtime.serve.server.service.Service`, or what has those of its parts that the routes ask for.
+        routers: the routes.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,9 +72,9 @@ def create_app(session: Session, options: ServerOptions, routers: Sequence[APIRo
         exception_handlers={HTTPException: _http_error, RequestValidationError: _path_error},
         redirect_slashes=False,
     )
-    service = app.state.service = Service(session, options)
-    app.add_middleware(Front, limits=options.limits, metrics=service.metrics)
-    for router in (protocol.ROUTER, streams.ROUTER, operations.ROUTER, *routers):
+    app.state.service = service
+    app.add_middleware(Front, limits=service.options.limits, metrics=service.metrics)
+    for router in routers:
         app.include_router(router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app

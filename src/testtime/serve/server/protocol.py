@@ -127,9 +127,9 @@ async def infer(
 ) -> Response:
     """Predict the batch of the input and adapt the stream to it.
 
-    The stream is the parameter ``stream`` or, without it, the header ``X-Stream``. Of a sample that the gate refuses, ``predicted`` is -1,
-    ``refused`` says why, and the other outputs are null. With the header ``Inference-Header-Content-Length`` the data follow
-    the JSON as bytes (binary tensor extension).
+    The stream is the parameter ``stream`` or, without it, the header ``X-Stream``. Of a sample that the gate refuses,
+    ``predicted`` is -1, ``refused`` says why, and the other outputs are null. With the header
+    ``Inference-Header-Content-Length`` the data follow the JSON as bytes (binary tensor extension).
     """
     model = _named(name, service)
     body = await received(request, JSON, BYTES)

@@ -169,7 +169,9 @@ class SnapshotView(BaseModel):
     time: float = Field(description="seconds since 1970")
     bytes: int
     checksum: str = Field(description="SHA-256 of tensors and description")
-    healthy: bool = Field(description="whether no guard raised an alarm since the snapshot before")
+    healthy: bool = Field(
+        description="whether guards undid nothing and the shipped model answered at most half since the one before"
+    )
     state: str = Field(description="hash of the state")
     configuration: str = Field(description="hash of the configuration that it belongs to")
 

@@ -25,9 +25,9 @@ from testtime.serve.server.service import Service
 if TYPE_CHECKING:
     from testtime.serve import Answer, Session, SnapshotInfo
 
-__all__ = ["ROUTER"]
+__all__ = ["IMAGES", "ROUTER"]
 
-ROUTER = APIRouter(tags=["streams"])
+ROUTER, IMAGES = APIRouter(tags=["streams"]), APIRouter(tags=["streams"])
 JSON = "application/json"
 Stream = Annotated[str, Path(description="identity of the stream", pattern=STREAM)]
 Client = Annotated[Service, Depends(client)]
@@ -40,7 +40,7 @@ def _body(model: str, kinds: Sequence[str] = ()) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-@ROUTER.post(
+@IMAGES.post(
     "/streams/{stream}/images",
     response_model=schemas.ImageAnswer,
     responses=responses(409, 415, 507),

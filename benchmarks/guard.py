@@ -1,0 +1,68 @@
+"""Cost of a guard: time of the processor for a step, as a ratio to the same adapter without it, within one run.
+
+Both adapters take the same batches in turns, round after round; the figure is the ratio of the medians over the second half of
+the rounds, and, beside it, of the sums, checks included. The images are digits as they were learned, under Gaussian noise from
+the second half on with ``--drift``.
+
+    python benchmarks/guard.py                       # digits-cnn and TENT, batches of 200
+    python benchmarks/guard.py --batch-size 1 --rounds 400
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from testtime.build import adapt
+from testtime.data.places import images_of, source_batches
+from testtime.models import load_model
+from testtime.wrap import Guarded
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--method", default="tent")
+    parser.add_argument("--batch-size", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--drift", action="store_true", help="Gaussian noise")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    places = {"data": ".data"}
+    images = images_of("digits", places)
+    model = load_model("digits-cnn")
+    source = list(source_batches("digits", places, 64, 0, None))
+    plain, guarded = adapt(model, options.method), Guarded(adapt(model, options.method))
+    guarded.prepare(source)
+    taken: dict[str, list[float]] = {"plain": [], "guarded": []}
+    trusted = 0
+    rng = torch.Generator().manual_seed(0)
+    for i in range(options.rounds):
+        rows = torch.randint(len(images), (options.batch_size,), generator=rng).numpy()
+        x = images.batch(rows, None)
+        if options.drift:
+            x = (x + 0.3 * torch.randn(x.shape, generator=rng)).clamp(0, 1)
+        turns = [("plain", plain), ("guarded", guarded)]
+        for name, adapter in turns if i % 2 else turns[::-1]:
+            began = time.process_time()
+            adapter(x)
+            taken[name].append(time.process_time() - began)
+        trusted += int(guarded.trusted and i >= options.rounds // 2)
+    later = {name: times[options.rounds // 2 :] for name, times in taken.items()}
+    median = statistics.median(later["guarded"]) / statistics.median(later["plain"])
+    total = sum(later["guarded"]) / sum(later["plain"])
+    print(
+        f"{options.method}, batches of {options.batch_size}: median {median:.3f}, all {total:.3f} of a step,",
+        end=" ",
+    )
+    print(
+        f"trusted in {trusted} of {len(later['plain'])} rounds, {1e3 * statistics.median(later['plain']):.1f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What a guard finds when it checks a batch: who is preferred on which sample, and whether the adapter is healthy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from testtime.prediction import Prediction, energy
+from testtime.wrap.competence import Competence, Reference
+from testtime.wrap.evidence import SHARE, Evidence, count_diversity
+from testtime.wrap.guard_options import Serving
+
+__all__ = ["Checks", "Verdict", "combined"]
+
+COMPETENT = 0.9  # probability from which the shipped model counts as competent about a sample
+CONSISTENT, CHANGED = (
+    0.95,
+    0.4,
+)  # the same before a calibration: its prediction stays, or changes, when disturbed
+FALLEN = 0.15  # estimated accuracy that the adapter has lost against BN, from which it is restored
+CREDIT = 0.1  # estimated accuracy that learning may add to that of BN statistics
+COLLAPSED = 0.5  # diversity of the adapter's predictions against those of BN
+STRANGE = 0.25  # change of the share of samples that the shipped model is competent about
+ENOUGH = 64  # samples for a judgement about the adapter itself
+LOST = 100.0  # gain of the bet against the adapter, from which it is unhealthy
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check of a batch finds.
+
+    Attributes:
+        answer: prediction of the candidate where it is preferred, elsewhere of the shipped model.
+        shipped: classes (N,) that the shipped model predicts.
+        right: probability (N,) that it is right.
+        preferred: samples (N,) on which the candidate is preferred to the shipped model.
+        candidate: name of the candidate.
+        estimate: its estimated accuracy on the samples that the shipped model is not competent about.
+        overruled: share of the adapter's predictions that are not served.
+        strange: whether the share of samples that the shipped model is competent about is not that of recent batches.
+        unhealthy: what is wrong with the adapter, empty for nothing.
+    """
+
+    answer: Prediction
+    shipped: Tensor
+    right: Tensor
+    preferred: Tensor
+    candidate: Serving
+    estimate: float
+    overruled: float
+    strange: bool
+    unhealthy: str
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Compare an adapter and BN statistics with the shipped model, sample by sample.
+
+    Args:
+        reference: shipped model and BN statistics.
+        disturb: change of samples that keeps their class.
+        competence: probability that the shipped model is right.
+        evidence: counts of recent samples, which a check adds to.
+        margin: estimated accuracy that a candidate must have beyond the shipped model's.
+    """
+
+    reference: Reference
+    disturb: Callable[[Tensor], Tensor]
+    competence: Competence
+    evidence: Evidence
+    margin: float
+
+    def judge(self, x: Tensor, y: Prediction, disturbed: Tensor | None, copies: bool) -> Verdict:
+        """Compare the candidates with the shipped model.
+
+        Args:
+            x: batch (N, ...).
+            y: the adapter's prediction of it.
+            disturbed: its logits (N, C) of the disturbed batch; None to go by the last estimates.
+            copies: whether the batch repeats samples, so that only the shipped model is served.
+        """
+        logits, features = self.reference(x)
+        shipped = logits.argmax(dim=1)
+        right = self.probability(x, logits, features)
+        competent = right >= COMPETENT
+        usual = self.evidence.share_competent()
+        strange = len(x) >= SHARE and abs(float(competent.float().mean()) - usual) > STRANGE
+        unhealthy, bn = "", None
+        if disturbed is not None:
+            bn, unhealthy = self._estimate(x, y, disturbed.argmax(dim=1), shipped, competent)
+        own = y.logits.argmax(dim=1)
+        candidate, estimate = self.candidate()
+        preferred = (estimate > right + self.margin) & (not copies)
+        contested = (float(self.evidence.estimates[0]) > right + self.margin) & (own != shipped)
+        model = self.reference.bn
+        if model is not None and bn is None and (candidate == "bn" or bool(contested.any())):
+            bn = model(x)
+        chosen = y.logits
+        if bn is not None:
+            third = bn.argmax(dim=1)
+            if not copies:
+                self.evidence.take_votes(contested, own == third)
+            if candidate == "bn":
+                chosen = bn
+            else:
+                preferred = preferred & ~(contested & (third == shipped))
+        answer = combined(y, logits, chosen, preferred)
+        overruled = float((answer.argmax(dim=1) != own).float().mean())
+        return Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
+
+    def candidate(self) -> tuple[Serving, float]:
+        """Return whose predictions are preferred where the shipped model is not competent, and their estimated accuracy."""
+        own, bn = self.evidence.estimates.tolist()
+        return ("bn", bn) if bn > own + self.margin else ("adapter", own)
+
+    def probability(self, x: Tensor, logits: Tensor, features: Tensor) -> Tensor:
+        """Return the probability (N,) that the shipped model is right, from its outputs."""
+        predicted = logits.argmax(dim=1)
+        if self.competence.known:
+            return self.competence.probability(logits, features)
+        same = predicted == self.reference(self.disturb(x))[0].argmax(dim=1)
+        return torch.where(same, CONSISTENT, CHANGED)
+
+    def _estimate(
+        self, x: Tensor, y: Prediction, disturbed: Tensor, shipped: Tensor, competent: Tensor
+    ) -> tuple[Tensor | None, str]:
+        """Estimate the accuracy of adapter and BN; return the logits of BN, and what is wrong with the adapter."""
+        adapter = y.logits.argmax(dim=1), disturbed
+        model, bn, bn_classes = self.reference.bn, None, adapter
+        if model is not None:
+            bn = model(x)
+            bn_classes = bn.argmax(dim=1), model(self.disturb(x)).argmax(dim=1)
+        changes = self.evidence.take(competent, shipped, adapter, bn_classes)
+        self.evidence.take_classes(adapter[0][~competent], bn_classes[0][~competent], y.shape[1])
+        agreement = self.evidence.agreement()
+        estimates = torch.minimum(1 - self.competence.ratio * changes, agreement).clamp(min=0)
+        unhealthy = self._unhealthy(estimates, agreement)
+        if unhealthy:
+            estimates[0] = 0
+        if model is not None:
+            estimates[0] = estimates[0].clamp(max=float(estimates[1]) + CREDIT)
+        else:
+            estimates[1] = 0
+        self.evidence.estimates = estimates
+        return bn, unhealthy
+
+    def _unhealthy(self, estimates: Tensor, agreement: Tensor) -> str:
+        """What is wrong with the adapter, in words; empty if nothing is known to be."""
+        evidence, has_bn = self.evidence, self.reference.bn is not None
+        if (odds := evidence.doubt()) > LOST:
+            return f"BN statistics contradict what it predicts otherwise than the shipped model (odds {odds:.0f})"
+        if has_bn and evidence.other[0] >= ENOUGH:
+            own, bn = (count_diversity(counts) for counts in (evidence.adapter_classes, evidence.bn_classes))
+            if own < COLLAPSED * bn:
+                return f"its predictions collapse to few classes (diversity {own:.2f}, that of BN {bn:.2f})"
+            if estimates[0] < estimates[1] - FALLEN:
+                return f"its estimated accuracy is {estimates[0]:.0%}, that of BN {estimates[1]:.0%}"
+        if evidence.competent[0] >= ENOUGH:
+            floor = float(agreement[1]) - FALLEN if has_bn else COLLAPSED
+            if agreement[0] < floor:
+                return (
+                    f"it agrees with the shipped model on {agreement[0]:.0%} of the samples that that knows"
+                )
+        return ""
+
+
+def combined(y: Prediction, shipped: Tensor, chosen: Tensor, preferred: Tensor) -> Prediction:
+    """Return the chosen logits where they are preferred, else the shipped model's; the adapter's where it predicts the same.
+
+    Args:
+        y: the adapter's prediction (N, C).
+        shipped, chosen: logits (N, C) of the shipped model and of the candidate.
+        preferred: samples (N,) on which the candidate is preferred.
+    """
+    z = torch.where(preferred[:, None], chosen, shipped)
+    own = (z.argmax(dim=1) == y.logits.argmax(dim=1)) & y.valid
+    z = torch.where(own[:, None], y.logits, z)
+    score = torch.where(own, y.score, energy(z).to(y.score))
+    return Prediction(z, score=score, selected=y.selected, updated=y.updated)
