@@ -38,10 +38,10 @@ class Judged:
         networks = {row.label: row.about["network"] for row in run.rows}
         statistics = [row.label for row in run.rows if only_statistics(row)]
         records = []
-        for (label, *where), (curve, one) in found.items():
-            if base := found.get((run.rows[0].label, *where)):
+        for (label, domain, seed), (curve, one) in found.items():
+            if base := found.get((run.rows[0].label, domain, seed)):
                 same = [row for row in statistics if networks[row] == networks[label]]
-                controls = [found[row, *where][0] for row in same if (row, *where) in found]
+                controls = [found[at][0] for at in ((row, domain, seed) for row in same) if at in found]
                 cost = one.result["parameters"], one.result["seconds"]
                 records.append(replace(one, result=Outcome.of(curve, base[0].at(0), controls, *cost)))
         return cls(run, records)

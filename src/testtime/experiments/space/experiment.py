@@ -152,7 +152,8 @@ class SpaceExperiment(Experiment):
         if self.matrix:
             cells = [(i == j, r.label, c) for i, r in enumerate(table.rows) for j, c in enumerate(columns)]
             own, other = (
-                mean([table.value(*at) for is_own, *at in cells if is_own == one]) for one in (True, False)
+                mean([table.value(row, c) for is_own, row, c in cells if is_own == one])
+                for one in (True, False)
             )
             return (
                 f"A model is worth {show(own)} % mIoU in the house it was pre-trained in and {show(other)} % in another "

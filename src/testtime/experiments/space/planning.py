@@ -184,9 +184,10 @@ class Planner:
         if variant.objective == "named":
             return {"objective": "named", "name": variant.name}
         of = self.preset
-        more = {"dino": {"projection": of.projection}, "scratch": {"modalities": variant.modalities}}
-        common = {"objective": variant.objective, "seed": self.seed, "size": asdict(of.size)}
-        return {**common, "image": of.image, "patch": of.patch, **more.get(variant.objective, {})}
+        more = {"dino": ("projection", of.projection), "scratch": ("modalities", variant.modalities)}
+        common: dict[str, Any] = {"objective": variant.objective, "seed": self.seed}
+        common |= {"size": asdict(of.size), "image": of.image, "patch": of.patch}
+        return common | dict([more[variant.objective]] if variant.objective in more else [])
 
     def _unit(
         self,
