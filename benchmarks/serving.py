@@ -151,6 +151,43 @@ def added(name: str, count: int, folder: Path) -> None:
         print(f"{text:34}{1e3 * statistics.median(values):10.2f}{1e3 * values[int(0.99 * len(values))]:9.2f}")
 
 
+def worst(name: str, size: int, rounds: int, folder: Path) -> None:
+    """Time of requests whose samples are all admitted, by kind of input, divided by that of uniform noise."""
+    net, side = network(name)
+
+    def noise(i: int) -> torch.Tensor:
+        return torch.rand(size, 3, side, side, generator=torch.Generator().manual_seed(i))
+
+    def one_of_each(i: int) -> torch.Tensor:
+        x = noise(i)
+        x[-1] = x[0] if size > 1 else x[-1]
+        return x
+
+    kinds: dict[str, Callable[[int], torch.Tensor]] = {
+        "uniform noise": noise,
+        "denormal": lambda i: noise(i) * 1e-39,
+        "half denormal": lambda i: torch.where(noise(i) < 0.5, noise(i + 1) * 1e-39, noise(i)),
+        "1e-20": lambda i: noise(i) * 1e-20,
+        "contrast of 1e-5": lambda i: 0.5 + noise(i) * 1e-5,
+        "edge of the range": lambda i: 3 * noise(i) - 1,
+        "binary": lambda i: (noise(i) < 0.5).float(),
+        "one value": lambda i: torch.full((size, 3, side, side), 0.1 + i / 1000),
+        "one learned, one repeated": one_of_each,
+    }
+    with Session(Tent(net), folder / f"worst{size}", options=SessionOptions(snapshot_every=0)) as session:
+        calls = {
+            kind: lambda i, kind=kind, make=make: session.submit(
+                make(i), kind.replace(" ", "_").replace(",", "")
+            )
+            for kind, make in kinds.items()
+        }
+        seconds = timed(calls, rounds)
+    print(f"\n{name}, {size} x 3 x {side} x {side}: requests by kind of input / uniform noise")
+    for kind, taken in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(taken, seconds["uniform noise"], strict=True))
+        print(f"{kind:34}{ratio:10.2f}")
+
+
 def memory(name: str, streams: int) -> None:
     net, _ = network(name)
     slots = Slots(Tent(net))
@@ -174,6 +211,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in options.batch_sizes:
             overhead(options.model, size, options.rounds, Path(folder))
+            worst(options.model, min(size, 16), options.rounds, Path(folder))
         snapshots(options.model, options.snapshots, Path(folder))
         added(options.model, 2 * options.snapshots, Path(folder))
     memory(options.model, options.streams)

@@ -61,6 +61,17 @@ def unknown_name(kind: str, name: str, names: Iterable[str]) -> ValueError:
     return ValueError(f"no {kind} {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
 
 
+def check_name(kind: str, name: str, names: Iterable[str]) -> None:
+    """Refuse a name that does not exist, see :func:`unknown_name`.
+
+    Raises:
+        ValueError: it is not among the names.
+    """
+    known = list(names)
+    if name not in known:
+        raise unknown_name(kind, name, known)
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return " (did you mean 'tent'?)", or nothing if no name is similar.
 

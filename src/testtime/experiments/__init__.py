@@ -8,33 +8,15 @@ seeds, limit, device, precision, settings of the family): rows, and cells (row, 
 
 **The folder of a run** is small and can be committed: ``run.toml`` (the request), ``run.json`` (the plan, provenance of every
 command), ``results/*.json``, ``failures/*.json``. The store lies beside it and is shared by all runs there: ``units/``,
-``cache/``, ``logs/``.
+``cache/``, ``logs/``. Versions of code (``Unit.code``) do not change the address of a unit; a result of another version is
+reported, and made again with ``again=True``.
 
-**Example.** :mod:`testtime.experiments.demo` is the smallest complete one.
-
-    from testtime.experiments import Processes, Request, find_experiment, read_run, run_experiment
+:mod:`testtime.experiments.demo` is the smallest complete experiment; ``docs/guides/experiment.md`` shows how one is written.
 
     digits = find_experiment("digits")
     run_experiment(digits, Request("digits", seeds=(0, 1)), "runs/digits", backend=Processes(2))
     for table in digits.tables(read_run("runs/digits")):
         print(table.text())
-
-**How a family is written.**
-
-1. A function for each kind of unit, ``def cell(work: Workspace) -> dict``: it reads ``work.parameters``,
-   ``work.needs["source"].result`` and ``.folder``, paths in ``work.places``; writes artefacts and checkpoints into
-   ``work.folder`` (what a killed attempt left is there again), shared caches into ``work.cache``; calls
-   ``work.progress(done, total)``. Whatever the result depends on is a parameter (digests of data and weights, device,
-   precision, seed). A learning rate that is chosen on a validation shift is the result of a unit that the cell needs.
-2. A subclass of :class:`Experiment` whose objects are the tables: ``plan(request)`` and ``tables(run)``. ``chosen_rows`` adds
-   rows for own methods of the request; :func:`~testtime.build.find_method` finds the class of any row.
-   Versions of code (``Unit.code``, :func:`~testtime.experiments.registry.code_of`) do not change the address; a result of
-   another version is reported, and made again with ``again=True``. A measurement of time is a unit with ``alone=True``; one
-   that belongs to a single run has ``request.token`` among its parameters. What a table needs beside its cells (baselines,
-   chosen rates) is in ``Plan.others`` and comes back by ``run.other(name)``; a column may also read ``result["made"]``, the
-   provenance of the unit with its seconds. Data and weights with stand-ins are :class:`Resource` objects.
-3. A light module with ``LISTED`` (:class:`~testtime.experiments.registry.Listed`), named in
-   :data:`~testtime.experiments.registry.FAMILIES`, so that ``testtime list`` need not import torch.
 """
 
 from typing import TYPE_CHECKING

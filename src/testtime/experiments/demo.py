@@ -8,77 +8,66 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from testtime.build import build_method
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data import embedded
-from testtime.errors import unknown_name
+from testtime.errors import check_name
+from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit, Workspace
 from testtime.experiments.demo_list import LISTED
-from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
 from testtime.experiments.registry import code_of
-from testtime.experiments.request import Request
-from testtime.experiments.run import Run
-from testtime.experiments.store import Workspace
-from testtime.experiments.table import Column, Row, Table
 from testtime.models.digits import DigitsCNN
 from testtime.processor import autocast
+from testtime.source.passes import passes_over
 from testtime.streams import continual
-from testtime.training import loop
 from testtime.training.checkpoint import load
 
 __all__ = ["DIGITS", "Digits", "adapt_to_digits", "train_on_digits"]
 
-BATCH = 64
+BATCH, WEIGHTS = 64, "source.safetensors"
 
 
 def train_on_digits(work: Workspace) -> dict[str, Any]:
-    """Train the source network of a seed, a checkpoint after every epoch; ``source.safetensors`` holds the weights."""
-    seed, epochs = work.parameters["seed"], work.parameters["epochs"]
-    data = embedded().train
-    x, y = data.batch(range(len(data))), data.targets(range(len(data)))
-    torch.manual_seed(seed)
-    model = DigitsCNN()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    per_epoch = -(-len(x) // BATCH)
+    """Train the source network of a seed, with a checkpoint after every epoch in ``source.safetensors``."""
+    p, train, test = work.parameters, embedded().train, embedded().test
+    images = TensorDataset(train.batch(range(len(train))), train.targets(range(len(train))))
+    torch.manual_seed(p["seed"])
+    model = DigitsCNN().train()
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4)
 
-    def loss(step: int) -> dict[str, torch.Tensor]:
-        epoch, at = divmod(step, per_epoch)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        rows = order.split(BATCH)[at]
-        return {"loss": F.cross_entropy(model(x[rows]), y[rows])}
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model(x), y)
 
-    plan = loop.Plan(epochs * per_epoch, save_every=per_epoch)
-    files = loop.folder_files(work.folder, "source.safetensors")
-    name, recipe = "source network", work.parameters
-    training = loop.Training(model.train(), optimizer, plan, name, files, recipe, seed, show=False)
-    for step in training.iterate(loss):
-        if (step + 1) % per_epoch == 0:
-            work.progress((step + 1) // per_epoch, epochs)
-    test = embedded().test
+    files = {"file": work.folder / WEIGHTS, "described": p, "seed": p["seed"]}
+    batches: Any = DataLoader(images, BATCH, shuffle=True)
+    for epoch in passes_over(batches, p["epochs"], model, optimizer, loss, lambda epoch: 0.05, **files):
+        work.progress(epoch + 1, p["epochs"])
     with torch.no_grad():
-        right = model.eval()(test.batch(range(len(test)))).argmax(1) == test.targets(range(len(test)))
-    return {"clean error": 100 * (1 - right.float().mean().item()), "images": len(x)}
+        wrong = model.eval()(test.batch(range(len(test)))).argmax(1) != test.targets(range(len(test)))
+    return {"clean error": _percent(wrong), "images": len(train)}
 
 
 def adapt_to_digits(work: Workspace) -> dict[str, Any]:
     """Run a method on corrupted digits, one corruption after the other, and count the errors of its predictions."""
-    p = work.parameters
-    model = DigitsCNN()
-    load(work.needs["source"].folder / "source.safetensors", model)
+    p, model = work.parameters, DigitsCNN()
+    load(work.needs["source"].folder / WEIGHTS, model)
     adapter = build_method(p, model.eval(), 10, p["seed"])
     stream = continual(embedded().test, p["corruptions"], 5, BATCH, p["limit"], p["seed"])
-    wrong, seen = (dict.fromkeys(p["corruptions"], 0) for _ in range(2))
+    wrong: dict[str, list[torch.Tensor]] = {name: [] for name in p["corruptions"]}
     with autocast("cpu", p["precision"]):
         for number, batch in enumerate(stream, 1):
-            wrong[batch.domain] += int((adapter(batch.x).logits.argmax(1) != batch.y).sum())
-            seen[batch.domain] += len(batch)
+            wrong[batch.domain].append(adapter(batch.x).logits.argmax(1) != batch.y)
             work.progress(number, len(stream))
-    return {"error": {name: 100 * wrong[name] / seen[name] for name in wrong}}
+    return {"error": {name: _percent(torch.cat(found)) for name, found in wrong.items()}}
+
+
+def _percent(wrong: torch.Tensor) -> float:
+    return 100 * wrong.double().mean().item()
 
 
 @final
@@ -104,8 +93,7 @@ class Digits(Experiment):
         if not corruptions:
             raise ValueError("the list of corruptions is empty; leave it out to take the experiment's own")
         for name in corruptions:
-            if name not in CORRUPTIONS + EXTRA:
-                raise unknown_name("corruption", str(name), CORRUPTIONS + EXTRA)
+            check_name("corruption", str(name), CORRUPTIONS + EXTRA)
         images = embedded()
         digests = images.train.digest() + images.test.digest()
         facts = {"digits": hashlib.sha256(digests.encode()).hexdigest()}
@@ -127,14 +115,10 @@ class Digits(Experiment):
         names = run.about["about"]["corruptions"]
         columns = [
             Column("mean", lambda result: sum(result["error"].values()) / len(names), better="lower"),
-            *(Column(name, partial(_error, name), better="lower") for name in names),
+            *(Column(name, ("error", name), better="lower") for name in names),
         ]
         title = "Error on corrupted digits"
         return [Table.of(title, run.rows, columns, run.records(), run.missing, run.notes)]
-
-
-def _error(corruption: str, result: dict[str, Any]) -> float:
-    return float(result["error"][corruption])
 
 
 DIGITS = Digits()

@@ -28,14 +28,13 @@ OUTDATED = "made with another version of the code and kept; --again makes them a
 
 @dataclass
 class Summary:
-    """What a command did.
+    """What a command did in the folder of a run: units by name.
 
     Args:
-        folder: folder of the run.
-        done: names of the units that were done now, by this process or another one.
-        failed: error of each failed unit by name.
-        not_run: for each unit that was not run, the name of the failed unit that it needs.
-        outdated: names of the units whose result was made with another version of the code.
+        done: those that were done now, by this process or another one.
+        failed: error of each failed unit.
+        not_run: for each unit that was not run, the failed unit that it needs.
+        outdated: those whose result was made with another version of the code.
     """
 
     folder: Path
@@ -93,9 +92,8 @@ def run_experiment(
     whole = request.joined(before) if before else request
     plan = experiment.plan(whole)  # what it refuses is refused before anything is written
     with run.claimed():
-        if (
-            there := run.request()
-        ) != before:  # another process has begun or extended this run in the meantime
+        there = run.request()
+        if there != before:  # another process has begun or extended this run in the meantime
             whole = request.joined(there) if there else request
             plan = experiment.plan(whole)
         run.write(experiment, whole, plan, provenance(command, request.device, precision))

@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from testtime.errors import did_you_mean, unknown_name
+from testtime.errors import check_name, did_you_mean
 from testtime.experiments.table import Row
 
 if TYPE_CHECKING:
     from testtime.experiments.request import Request
     from testtime.experiments.run import Run
     from testtime.experiments.table import Table
-    from testtime.report import Page
+    from testtime.report import Chart, Page
 
 __all__ = ["Cell", "Experiment", "Plan", "Resource", "Unit", "closure"]
 
@@ -30,14 +30,11 @@ class Unit:
     Equal units have equal addresses, whichever experiment declares them: what one has made, another finds.
 
     Args:
-        kind: import path of the function, "package.module:name"; it takes a :class:`testtime.experiments.store.Workspace` and
-            returns its result, a dictionary of JSON values. Heavy artefacts go into the workspace's folder.
-        parameters: everything that the result depends on beside the needed units: also seed, device, precision, and digests
-            of data and weights.
+        kind: import path "package.module:name" of a function that takes a :class:`Workspace` and returns a dictionary of JSON.
+        parameters: all that the result depends on beside the needed units: also seed, device, precision, digests of data.
         name: short name for people and for file names.
         needs: units that are done before, by the name under which the function finds them.
-        code: version of the code by name, such as the SHA-256 of a method's file. Another version does not make another
-            unit: a result of another version is reported as outdated.
+        code: version of the code by name, see :func:`testtime.experiments.registry.code_of`.
         places: paths on this machine by name, such as the data folder; the result must not depend on them.
         weight: expected work relative to other units, for the remaining time.
         alone: whether nothing else of the run may run at the same time, as for measurements of time.
@@ -62,9 +59,10 @@ class Unit:
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
-                advice = "pass names and numbers, and build objects in the unit's function"
-                message = f"{self.name}: the parameter {name!r} is no value of JSON ({error}); {advice}"
-                raise TypeError(message) from None
+                what = f"{self.name}: the parameter {name!r} is no value of JSON ({error})"
+                raise TypeError(
+                    f"{what}; pass names and numbers, and build objects in the unit's function"
+                ) from None
 
     @cached_property
     def address(self) -> str:
@@ -92,15 +90,9 @@ class Unit:
 def closure(units: Iterable[Unit]) -> list[Unit]:
     """Return the units and all that they need, each once and after what it needs."""
     found: dict[str, Unit] = {}
-
-    def visit(unit: Unit) -> None:
-        if unit.address not in found:
-            for need in unit.needs.values():
-                visit(need)
-            found[unit.address] = unit
-
     for unit in units:
-        visit(unit)
+        if unit.address not in found:
+            found |= {need.address: need for need in closure(unit.needs.values())} | {unit.address: unit}
     return list(found.values())
 
 
@@ -152,11 +144,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Resource:
-    """Data or weights that an experiment stands on, and what may stand in for them.
+    """Data or weights that an experiment stands on, by their role in it, and what may stand in for them.
 
     Args:
-        name: role in the experiment, such as "closed set".
-        kind: "data" or "weights".
         prefers: name of the data set or model of the paper.
         accepts: names of stand-ins, the better first; "own" for any folder or file of the user.
     """
@@ -170,17 +160,8 @@ class Resource:
 class Experiment(ABC):
     """A table or figure as a named object: it plans units of work, and reads tables out of their results.
 
-    A family is a subclass; its experiments are objects that differ in the values of these attributes.
-
-    Attributes:
-        name: name on the command line.
-        family: name of the family.
-        title: subject of the experiment, in one line.
-        source: paper and table; empty where there is none.
-        note: differences from the source.
-        seeds: random seeds where none are given.
-        resources: data and weights, with what may stand in for them.
-        settings: settings of the family by name, with their defaults.
+    A family is a subclass; its experiments are objects that differ in name (that on the command line), title (one line),
+    source (paper and table), note (differences from it), default seeds, resources, and settings with their defaults.
     """
 
     name: str
@@ -205,35 +186,25 @@ class Experiment(ABC):
     def tables(self, run: Run) -> Sequence[Table]:
         """Return the tables of a run, from its folder alone."""
 
-    def figures(self, run: Run) -> Sequence[Any]:
-        """Return the figures of a run: blocks of :mod:`testtime.report`, from its folder alone."""
+    def figures(self, run: Run) -> Sequence[Chart | None]:
+        """Return the figures of a run, from its folder alone."""
         return ()
 
     def page(self, run: Run) -> Page:
         """Return the page of a run: its tables, its figures, and how it was made."""
         from testtime.experiments.pages import run_page, table_blocks
-        from testtime.report import Chart, Figure, Section
+        from testtime.report import Figure, Section
 
-        drawn = [
-            Figure(one, one.title) if isinstance(one, Chart) else one for one in self.figures(run) if one
-        ]
+        drawn = [Figure(chart, chart.title) for chart in self.figures(run) if chart]
         result = Section("result", "Result", "The result", table_blocks(*self.tables(run)))
         return run_page(run, run.about["note"], [result, Section("figures", "Figures", "Figures", drawn)])
 
     def compared(self, runs: Sequence[Run]) -> Sequence[Table]:
-        """Return the tables of several runs of the family side by side.
-
-        Raises:
-            ValueError: runs of this family are not compared.
-        """
+        """Return the tables of several runs of the family side by side; a ValueError says that they cannot be compared."""
         raise ValueError(f"runs of the family {self.family} are not compared; give one run")
 
     def comparison_page(self, runs: Sequence[Run]) -> Page:
-        """Return the page of several runs of the family side by side.
-
-        Raises:
-            ValueError: the runs cannot be compared, see :meth:`compared`.
-        """
+        """Return the page of several runs of the family side by side, see :meth:`compared`."""
         from testtime.experiments.pages import tables_page
 
         names = ", ".join(run.about["experiment"] for run in runs)
@@ -246,8 +217,7 @@ class Experiment(ABC):
     def check_settings(self, request: Request) -> None:
         """Refuse settings that the experiment does not have, or of another kind than their defaults, with a ValueError."""
         for name, value in request.settings.items():
-            if name not in self.settings:
-                raise unknown_name(f"setting of {self.name}", name, self.settings)
+            check_name(f"setting of {self.name}", name, self.settings)
             kinds = ((bool,), (int, float), (str,), (list, tuple))
             default = self.settings[name]
             kind = next((kind for kind in kinds if isinstance(default, kind)), None)
@@ -256,14 +226,7 @@ class Experiment(ABC):
                 raise ValueError(f"{self.name}: {expected}, got {value!r}")
 
     def check_machine(self, say: Callable[[str], None]) -> None:  # noqa: B027 - nothing to check by default
-        """Refuse a run for which packages are missing, and report what will be slow.
-
-        Args:
-            say: function that takes lines for a person.
-
-        Raises:
-            ImportError: packages are not installed.
-        """
+        """Refuse a run for which packages are missing with an ImportError, and say to a person what will be slow."""
 
     def chosen_rows(self, rows: Sequence[Row], request: Request) -> list[Row]:
         """Return those of the rows that the request names, the base rows, and one for each own method.

@@ -9,7 +9,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testtime.errors import did_you_mean, unknown_name
+from testtime.errors import check_name, did_you_mean
 from testtime.plugins import load_plugin, plugins, resolve
 
 if TYPE_CHECKING:
@@ -32,13 +32,10 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Listed:
-    """An experiment that is listed without being imported.
+    """An experiment that is listed without being imported: name, title in one line, and source (paper and table).
 
     Args:
-        name: name on the command line.
-        title: subject of the experiment, in one line.
         load: import path "package.module:name" of the experiment, or of a function that takes the name and returns it.
-        source: paper and table.
     """
 
     name: str
@@ -58,31 +55,24 @@ def read_constants(package: str, name: str) -> dict[str, Any]:
 
 
 def list_experiments(family: str | None = None) -> dict[str, list[Listed]]:
-    """Return the experiments of all families or of one, by family.
-
-    Raises:
-        ValueError: there is no such family.
-    """
+    """Return the experiments of all families or of one, by family; a ValueError says that there is none of this name."""
     others = plugins("testtime.experiments")
     names = [*FAMILIES, *others]
-    if family is not None and family not in names:
-        raise unknown_name("family", family, names)
-    chosen = names if family is None else [family]
-    modules = {n: load_plugin(others[n]) if n in others else import_module(FAMILIES[n]) for n in chosen}
+    if family is not None:
+        check_name("family", family, names)
+        names = [family]
+    modules = {n: load_plugin(others[n]) if n in others else import_module(FAMILIES[n]) for n in names}
     return {name: list(module.LISTED) for name, module in modules.items()}
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return an experiment by its name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return an experiment by its name; a ValueError says that there is none."""
     from testtime.experiments.experiment import Experiment
 
-    listed = {one.name: one.load for family in FAMILIES for one in list_experiments(family)[family]}
-    if name not in listed:  # those of other packages are loaded only where they are needed
-        listed = {one.name: one.load for family in list_experiments().values() for one in family}
+    listed: dict[str, str] = {}
+    for family in (*FAMILIES, None):  # those of other packages are loaded only where they are needed
+        if name not in listed:
+            listed |= {one.name: one.load for found in list_experiments(family).values() for one in found}
     if name not in listed:
         meant = did_you_mean(name, listed)
         raise ValueError(f"no experiment {name!r}{meant}; testtime list shows all {len(listed)}")
@@ -92,11 +82,7 @@ def find_experiment(name: str) -> Experiment:
 
 
 def code_of(*parts: Any) -> dict[str, str]:
-    """Return the SHA-256 of the files of classes or functions by their names, for the code of a unit.
-
-    Args:
-        parts: classes, functions, modules, and names of methods for :func:`testtime.build.find_method`.
-    """
+    """Return the SHA-256 of the files of classes, functions, modules and methods (by name) by their names."""
     from testtime.build import find_method
     from testtime.data import sha256_of
 
@@ -106,10 +92,7 @@ def code_of(*parts: Any) -> dict[str, str]:
 
 
 def guard_code(guard: Any) -> dict[str, str]:
-    """Return the SHA-256 of the file of a guard, and of the modules that it is made of: what it imports of these packages.
-
-    Args:
-        guard: class of a wrapper.
+    """Return the SHA-256 of the file of a guard (a wrapper's class) and of the modules of these packages that it imports.
 
     >>> from testtime.wrap import Guarded
     >>> sorted(guard_code(Guarded))[:3]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from testtime.errors import DataError, unknown_name
+from testtime.errors import DataError, check_name, unknown_name
 from testtime.files import damaged
 from testtime.toml import AGAIN, read_toml, write_toml
 
@@ -17,6 +17,13 @@ __all__ = ["Request"]
 LARGEST_SEED = 2**32 - 1  # what every generator takes
 PRECISIONS = ("auto", "float32", "bfloat16")
 SEVERAL = ("seeds", "rows", "methods")
+FIXED = (
+    "experiment",
+    "limit",
+    "device",
+    "precision",
+    "model",
+)  # what all commands on a folder have in common
 KINDS: Mapping[str, tuple[type, str]] = {
     "seeds": (int, "a list of whole numbers"),
     **dict.fromkeys(("rows", "methods"), (str, "a list of strings")),
@@ -66,13 +73,12 @@ class Request:
                 raise ValueError(f"expected {name} as {form}, got {value!r}")
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"expected settings as a table of names and values, got {self.settings!r}")
-        seeds = self.seeds
-        if seeds is not None and (not seeds or len({*seeds}) < len(seeds) or min(seeds) < 0):
+        seeds = (0,) if self.seeds is None else self.seeds
+        if not seeds or len({*seeds}) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"expected different seeds from 0, at least one, got {self.seeds}")
-        if self.seeds is not None and max(self.seeds) > LARGEST_SEED:
-            raise ValueError(f"expected seeds up to {LARGEST_SEED}, got {max(self.seeds)}")
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
+        if max(seeds) > LARGEST_SEED:
+            raise ValueError(f"expected seeds up to {LARGEST_SEED}, got {max(seeds)}")
+        check_name("precision", self.precision, PRECISIONS)
         if self.rows is not None and not self.rows:
             raise ValueError("the list of rows is empty; leave it out to take all of the experiment's")
         if self.limit is not None and self.limit < 1:
@@ -87,10 +93,10 @@ class Request:
             DataError: it is no TOML, or has another key than the fields of a request, or a value of another type.
         """
         content = read_toml(path)
-        known = {f.name for f in fields(cls)}
+        known = sorted(f.name for f in fields(cls))
         for name in content:
             if name not in known:
-                raise DataError(f"{path}: {unknown_name('key', name, sorted(known))}")
+                raise DataError(f"{path}: {unknown_name('key', name, known)}")
         with damaged(path, AGAIN):
             if "experiment" not in content:
                 raise ValueError("expected the key experiment, a name of testtime list")
@@ -108,13 +114,12 @@ class Request:
         Raises:
             ValueError: another setting differs; the message names it.
         """
-        for name in ("experiment", "limit", "device", "precision", "model"):
-            ours, theirs = getattr(self, name), getattr(before, name)
-            if ours != theirs:
-                raise ValueError(_differs(name, theirs, ours))
-        for name in sorted({*self.settings, *before.settings}):
-            if self.settings.get(name) != before.settings.get(name):
-                raise ValueError(_differs(name, before.settings.get(name), self.settings.get(name)))
+        for name in (*FIXED, *sorted({*self.settings, *before.settings})):
+            pair = [getattr(r, name) if name in FIXED else r.settings.get(name) for r in (before, self)]
+            if pair[0] != pair[1]:
+                was, wanted = (f"the default {name}" if one is None else f"{name} {one}" for one in pair)
+                what = f"the folder holds a run with {was}, this one has {wanted}"
+                raise ValueError(f"{what}; give another folder with --out")
         rows = None
         if self.rows is not None and before.rows is not None:
             rows = tuple(dict.fromkeys((*before.rows, *self.rows)))
@@ -126,8 +131,3 @@ class Request:
         """Return the request with everything resolved that may be left open."""
         token = self.token or secrets.token_hex(4)
         return replace(self, seeds=self.seeds or seeds, precision=precision, token=token)
-
-
-def _differs(name: str, before: object, now: object) -> str:
-    was, wanted = (f"the default {name}" if one is None else f"{name} {one}" for one in (before, now))
-    return f"the folder holds a run with {was}, this one has {wanted}; give another folder with --out"

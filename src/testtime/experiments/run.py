@@ -34,11 +34,7 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Writes the folder of a run.
-
-    Args:
-        path: the folder.
-    """
+    """Writes the folder of a run."""
 
     path: Path
 
@@ -48,31 +44,27 @@ class RunFolder:
         return Request.read(path) if path.is_file() else None
 
     def write(self, experiment: Experiment, request: Request, plan: Plan, session: Mapping[str, Any]) -> None:
-        """Write ``run.toml`` and ``run.json``; units that no cell shows, such as the baseline of another machine, are kept.
+        """Write ``run.toml`` and ``run.json``; earlier sessions, and units that no cell shows, are kept.
 
         Args:
-            experiment: experiment of the run.
-            request: request of the run.
-            plan: plan of the experiment for this request.
-            session: provenance of this command; those of earlier ones are kept.
+            experiment, request, plan: experiment, request and plan of the run.
+            session: provenance of this command.
         """
         there = (self.path / "run.json").is_file()
         before = _about(self.path) if there else {"sessions": [], "others": {}, "units": {}}
         request.write(self.path / "run.toml")
-        names = ("family", "title", "source", "note")
         units = {u.address: {"name": u.name, "code": u.versions} for u in closure(plan.units)}
         earlier = {name: address for name, address in before["others"].items() if name not in plan.others}
-        units = {address: before["units"][address] for address in earlier.values()} | units
         about = {
             "schema": SCHEMA,
             "experiment": experiment.name,
-            **{name: getattr(experiment, name) for name in names},
+            **{name: getattr(experiment, name) for name in ("family", "title", "source", "note")},
             "rows": [asdict(row) for row in plan.rows],
             "cells": [{**vars(cell), "unit": cell.unit.address} for cell in plan.cells],
             "others": {**earlier, **{name: unit.address for name, unit in plan.others.items()}},
             **{name: getattr(plan, name) for name in ("facts", "used", "about")},
             "resources": {resource.name: asdict(resource) for resource in experiment.resources},
-            "units": units,
+            "units": {address: before["units"][address] for address in earlier.values()} | units,
             "sessions": [*before["sessions"], session],
         }
         write_json(self.path / "run.json", about)
@@ -109,14 +101,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was read from its folder.
-
-    Args:
-        folder: the folder.
-        about: content of ``run.json``.
-        results: content of the files of results by address of the unit.
-        failures: content of the files of errors by address.
-    """
+    """A run that was read from its folder: the content of ``run.json``, and of the other files by address of the unit."""
 
     folder: Path
     about: Mapping[str, Any]
@@ -137,8 +122,7 @@ class Run:
         """Return the finished cells.
 
         Args:
-            read: function that turns the result of a unit into what the functions of the columns take; under "made" the
-                result has the provenance of the unit: versions, machine, threads, seconds.
+            read: function that turns the result of a unit, with its provenance as "made", into what the columns take.
         """
         records = []
         for c in self.about["cells"]:
@@ -167,18 +151,15 @@ class Run:
     @property
     def stand_ins(self) -> dict[str, tuple[str, str]]:
         """By name of the resource, what was used and what the source used, where the two differ."""
-        found = {}
-        for name, resource in self.about["resources"].items():
-            if (used := self.about["used"].get(name)) not in (None, resource["prefers"]):
-                found[name] = (used, resource["prefers"])
-        return found
+        wanted = {name: resource["prefers"] for name, resource in self.about["resources"].items()}
+        used = self.about["used"]
+        return {n: (used[n], wanted[n]) for n in wanted if used.get(n) not in (None, wanted[n])}
 
     @property
     def notes(self) -> list[str]:
         """Remarks for every table of the run: stand-ins, results of other versions, failures."""
-        pairs = self.stand_ins.items()
+        pairs, old = self.stand_ins.items(), self.outdated
         notes = [f"{name}: {used} stands in for {prefers}." for name, (used, prefers) in pairs]
-        old = self.outdated
         some = ", ".join(old[:5]) + f" and {len(old) - 5} more" * (len(old) > 5)
         notes += [f"Made with another version of the code: {some}."] * bool(old)
         return notes + [f"Failed: {found['name']}: {found['error']}." for found in self.failures.values()]
@@ -191,16 +172,15 @@ def read_run(folder: str | Path) -> Run:
         ValueError: it is none.
         DataError: a file in it is damaged.
     """
-    if not (Path(folder) / "run.json").is_file():
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime run makes one")
-    about = _about(Path(folder))
-    files = [sorted((Path(folder) / kind).glob("*.json")) for kind in ("results", "failures")]
-    results = {found["unit"]["address"]: found for found in map(read_result, files[0])}
-    failed = [read_json(file, AGAIN, {"address": str, "name": str, "error": str}) for file in files[1]]
-    failures = {found["address"]: found for found in failed}
-    order = [address for address in about["units"] if address in results]
-    current = {address: found for address, found in failures.items() if address in about["units"]}
-    return Run(Path(folder), about, {address: results[address] for address in order}, current)
+    about = _about(folder)
+    done, bad = (sorted((folder / kind).glob("*.json")) for kind in ("results", "failures"))
+    results = {found["unit"]["address"]: found for found in map(read_result, done)}
+    failures = [read_json(file, AGAIN, {"address": str, "name": str, "error": str}) for file in bad]
+    current = {found["address"]: found for found in failures if found["address"] in about["units"]}
+    return Run(folder, about, {a: results[a] for a in about["units"] if a in results}, current)
 
 
 def _about(folder: Path) -> dict[str, Any]:

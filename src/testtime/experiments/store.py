@@ -29,11 +29,7 @@ REPORTED = 2.0  # seconds between two notes of a unit's progress
 
 
 class Outcome(TypedDict, total=False):
-    """What came of an attempt at a unit.
-
-    "done": there is a result; "failed": with ``error`` and ``traceback``; "elsewhere": another process holds the claim
-    ``token``; "lost": its process was killed.
-    """
+    """What came of an attempt at a unit: in state "lost" its process was killed, "elsewhere" another one holds ``token``."""
 
     state: Literal["done", "failed", "elsewhere", "lost"]
     error: str
@@ -80,9 +76,6 @@ class Store:
 
     ``units/ab/abcd.../result.json`` holds a result, beside it lie its artefacts; ``cache`` holds files that can be made
     again; ``logs`` has a line for every start and end of a unit, in a file for each host.
-
-    Args:
-        root: the folder.
     """
 
     root: Path
@@ -116,13 +109,9 @@ class Store:
 def read_result(path: Path, address: str | None = None) -> dict[str, Any]:
     """Read the file of a result.
 
-    Args:
-        path: the file.
-        address: address of the unit whose result is expected; None for any.
-
     Raises:
         FileNotFoundError: there is none.
-        DataError: it is damaged, from a later version of this library, or of another unit.
+        DataError: it is damaged, from a later version of this library, or not of the unit of this address.
     """
     found: dict[str, Any] = read_json(path, AGAIN, RESULT)
     with damaged(path, AGAIN):
@@ -187,24 +176,19 @@ def execute(
 
 def _attempt(store: Store, described: Mapping[str, Any], report: Callable[[float], None]) -> dict[str, Any]:
     """Call the function of a unit and return the content of its result file."""
-    folder, cache = store.folder(described["address"]), store.root / "cache"
-    parameters = described["parameters"]
+    folder, cache, kind = store.folder(described["address"]), store.root / "cache", described["kind"]
+    parameters, needs = described["parameters"], {}
     sweep(folder)
     cache.mkdir(parents=True, exist_ok=True)
-    needs = {}
     for name, address in described["needs"].items():
-        found = store.result(address)
-        if found is None:
+        if (found := store.result(address)) is None:
             raise FileNotFoundError(f"{store.folder(address)}: the needed unit {name!r} has no result there")
         needs[name] = Made(found["result"], store.folder(address))
     made = provenance([], parameters.get("device", "cpu"), parameters.get("precision", "float32"))
     with _own_surroundings(described["address"]):
-        work = Workspace(parameters, described["places"], needs, folder, cache, report)
-        result = resolve(described["kind"])(work)
+        result = resolve(kind)(Workspace(parameters, described["places"], needs, folder, cache, report))
     if not isinstance(result, Mapping):
-        raise TypeError(
-            f"{described['kind']} returned {type(result).__name__}, expected a dictionary of values"
-        )
+        raise TypeError(f"{kind} returned {type(result).__name__}, expected a dictionary of values")
     unit = {name: value for name, value in described.items() if name != "places"}
     return {"schema": SCHEMA, "unit": unit, "result": result, "made": made}
 

@@ -43,15 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """A result with its place.
-
-    Args:
-        row: label of the row.
-        column: name of the setting, domain or measure.
-        seed: random seed.
-        result: the result, of any type that the columns' functions take.
-        about: further facts of the cell.
-    """
+    """A result, of any type that the columns' functions take, with its place, and further facts of the cell."""
 
     row: str
     column: str
@@ -66,7 +58,7 @@ class Column:
 
     Args:
         name: head of the column.
-        value: function of a record's result; None or NaN where the value is not defined.
+        value: function of a record's result, or the keys that lead to it; None or NaN where it is not defined.
         of: setting, domain or measure whose records count; None averages over all records of a seed.
         group: head above the names of several columns.
         unit: unit of the values.
@@ -79,7 +71,7 @@ class Column:
     """
 
     name: str
-    value: Callable[[Any], float | None]
+    value: Callable[[Any], float | None] | tuple[str, ...]
     of: str | None = None
     group: str = ""
     unit: str = "%"
@@ -95,13 +87,19 @@ class Column:
         """The name with its group."""
         return f"{self.group} {self.name}".strip()
 
+    def read(self, result: Any) -> float:
+        """Return the value of a result; NaN where it is not defined."""
+        found = result if isinstance(self.value, tuple) else self.value(result)
+        for key in self.value if isinstance(self.value, tuple) else ():
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return math.nan if found is None else float(found)
+
     def by_seed(self, records: Iterable[Record]) -> dict[int, float]:
         """Return the values of records by seed; records of one seed are averaged."""
         found: dict[int, list[float]] = {}
         for record in records:
             if self.of in (None, record.column):
-                value = self.value(record.result)
-                found.setdefault(record.seed, []).append(math.nan if value is None else float(value))
+                found.setdefault(record.seed, []).append(self.read(record.result))
         known = {seed: mean(values) for seed, values in sorted(found.items())}
         return {seed: value for seed, value in known.items() if not math.isnan(value)}
 
@@ -111,10 +109,8 @@ class Paired(NamedTuple):
 
     Attributes:
         differences: row less other, by seed.
-        mean: mean of the differences; NaN without common seeds.
-        spread: standard deviation of the differences.
-        better: number of seeds on which the row is better; what is equal in print is neither better nor worse.
-        worse: number of seeds on which it is worse.
+        mean, spread: mean and standard deviation of the differences; NaN without common seeds.
+        better, worse: number of seeds on which the row is better and worse; what is equal in print is neither.
     """
 
     differences: Mapping[int, float]
@@ -154,11 +150,7 @@ class Table:
         missing: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> Table:
-        """Evaluate columns on records; rows without a record are left out.
-
-        Raises:
-            ValueError: two columns have one key.
-        """
+        """Evaluate columns on records; rows without a record are left out. A ValueError says that two columns have one key."""
         if len({column.key for column in columns}) < len(columns):
             keys = ", ".join(column.key for column in columns)
             raise ValueError(f"expected columns of different names, got {keys}; give them groups")
@@ -183,10 +175,7 @@ class Table:
         return deviation(list(self.values.get((row, column.key), {}).values()))
 
     def leaders(self, column: Column) -> list[str]:
-        """Return the labels of the rows whose printed value is the best: several in a tie, none while cells are missing.
-
-        A ceiling is never among them.
-        """
+        """Return the labels of the rows (no ceilings) with the best printed value: several in a tie, none while cells miss."""
         if self.missing or column.better is None:
             return []
         values = {row.label: self.value(row.label, column) for row in self.rows if row.role != "ceiling"}
@@ -225,12 +214,7 @@ class Table:
         )
 
     def remarks(self, best: str, beside: str = "In parentheses") -> list[str]:
-        """Return the sentences below the table.
-
-        Args:
-            best: mark of the best value, such as "bold".
-            beside: place of published values.
-        """
+        """Return the sentences below the table, for a mark of the best value and a place of the published ones."""
         count = len({seed for values in self.values.values() for seed in values})
         several = any(self.spread(row.label, column) > 0 for row in self.rows for column in self.columns)
         first = f"{count} seed{'s' * (count != 1)}" + (", mean ± standard deviation" if several else "")
@@ -279,10 +263,8 @@ class Table:
         heads = [f"{c.key} ({c.unit})" if c.unit else c.key for c in self.columns]
         writer.writerow(["row", "role", *(name for head in heads for name in (head, f"{head} ±"))])
         for row in self.rows:
-            pairs = [(self.value(row.label, c), self.spread(row.label, c)) for c in self.columns]
-            writer.writerow(
-                [row.label, row.role, *("" if math.isnan(v) else v for pair in pairs for v in pair)]
-            )
+            values = (f(row.label, c) for c in self.columns for f in (self.value, self.spread))
+            writer.writerow([row.label, row.role, *("" if math.isnan(v) else v for v in values)])
         return file.getvalue()
 
     def json(self) -> dict[str, Any]:
@@ -309,15 +291,11 @@ class Table:
         """Return the table as a block of a page of :mod:`testtime.report`."""
         from testtime import report
 
-        columns = [
-            report.Column(c.name, c.unit, c.group, c.places, c.better, c.note, c.signed) for c in self.columns
-        ]
-        rows = []
-        for row in self.rows:
-            label = row.label
-            cells = [
-                report.Cell(self.value(label, c), self.spread(label, c), c.published.get(label))
-                for c in self.columns
-            ]
-            rows.append(report.Row(label, cells, row.role, "†" if row.note else ""))
+        def cells(row: str) -> list[report.Cell]:
+            facts = ((self.value(row, c), self.spread(row, c), c.published.get(row)) for c in self.columns)
+            return [report.Cell(*of_cell) for of_cell in facts]
+
+        facts = ("name", "unit", "group", "places", "better", "note", "signed")
+        columns = [report.Column(*(getattr(c, name) for name in facts)) for c in self.columns]
+        rows = [report.Row(r.label, cells(r.label), r.role, "†" * bool(r.note)) for r in self.rows]
         return report.Table(self.title, columns, rows, best=not self.missing)

@@ -58,27 +58,15 @@ from testtime.report.blocks import (
     Section,
 )
 from testtime.report.drawing import Chart
-from testtime.report.heat import heat_map
 from testtime.report.lines import Series, line_chart, share_chart
 from testtime.report.markup import Text, code, dim, join, listed, phrase, strong, sub, sup
-from testtime.report.points import Point, row_chart, scatter
+from testtime.report.points import Point, heat_map, row_chart, scatter
 from testtime.report.rendering import page_html, write_chart, write_page
 from testtime.report.table import Cell, Column, Row, Table
 from testtime.report.words import colours, deviation, first_of, mean, show, signed
 
-__all__ = [
-    "Block",
-    "Bullets",
-    "Cell",
-    "Chart",
-    "Column",
-    "Definitions",
-    "Details",
-    "Figure",
-    "Grid",
-    "Legend",
-]
-__all__ += ["Note", "Page", "Picture", "Point", "Row", "Section", "Series", "Table", "Text", "code"]
+__all__ = ["Block", "Bullets", "Cell", "Chart", "Column", "Definitions", "Details", "Figure", "Grid"]
+__all__ += ["Legend", "Note", "Page", "Picture", "Point", "Row", "Section", "Series", "Table", "Text", "code"]
 __all__ += ["colours", "deviation", "dim", "first_of", "heat_map", "join", "line_chart", "listed", "mean"]
 __all__ += ["page_html", "phrase", "row_chart", "scatter", "share_chart", "show", "signed", "strong", "sub"]
 __all__ += ["sup", "write_chart", "write_page"]

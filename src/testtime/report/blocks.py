@@ -14,19 +14,8 @@ from testtime.report.table import Table
 if TYPE_CHECKING:
     from testtime.report.drawing import Chart
 
-__all__ = [
-    "Block",
-    "Bullets",
-    "Definitions",
-    "Details",
-    "Figure",
-    "Grid",
-    "Legend",
-    "Note",
-    "Page",
-    "Picture",
-]
-__all__ += ["Section"]
+__all__ = ["Block", "Bullets", "Definitions", "Details", "Figure", "Grid", "Legend", "Note", "Page"]
+__all__ += ["Picture", "Section"]
 
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
@@ -67,12 +56,7 @@ class Figure:
 @final
 @dataclass(frozen=True)
 class Grid:
-    """Small multiples: blocks side by side, as many as there is room for, one below the other on a phone.
-
-    Args:
-        blocks: figures of charts that were drawn with ``small=True``, or narrow tables.
-        width: least width of a block, in rem.
-    """
+    """Small charts (drawn with ``small=True``) or narrow tables side by side, each at least ``width`` rem wide."""
 
     blocks: Sequence[Block]
     width: float = 18.0
@@ -81,11 +65,7 @@ class Grid:
 @final
 @dataclass(frozen=True)
 class Legend:
-    """Names in the colours of their lines; where scripts run, a press brings the line forward in every chart of the page.
-
-    Args:
-        keys: colour by name, see :func:`testtime.report.words.colours`.
-    """
+    """Names in the colours of their lines (:func:`colours`); a press brings the line forward in every chart of the page."""
 
     keys: dict[str, int]
 
@@ -116,13 +96,7 @@ class Picture:
 @final
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are folded away behind a line of text.
-
-    Args:
-        summary: the line.
-        blocks: blocks that are folded away.
-        opened: whether it is shown at first.
-    """
+    """Blocks that are folded away behind a line of text, unless they are ``opened`` at first."""
 
     summary: Text
     blocks: Sequence[Block]
@@ -136,14 +110,7 @@ Block = Text | Note | Bullets | Definitions | Figure | Grid | Legend | Picture |
 @final
 @dataclass(frozen=True)
 class Section:
-    """A section of a page; one in which nothing is to be shown is left out.
-
-    Args:
-        id: its anchor.
-        short: its name in the contents.
-        heading: heading.
-        blocks: blocks below the heading; a string is a paragraph.
-    """
+    """A section of a page: its anchor, its name in the contents, heading and blocks. One with nothing to show is left out."""
 
     id: str
     short: str
@@ -161,8 +128,7 @@ class Page:
         kicker: a line above the title: where this page belongs.
         lead: findings, as a paragraph or as blocks.
         sections: sections.
-        unfinished: missing parts of a run that is not finished; it stands before everything else, after the words "Not
-            finished.". Empty for a whole run.
+        unfinished: missing parts of a run that is not finished; it stands before everything else. Empty for a whole run.
     """
 
     title: str

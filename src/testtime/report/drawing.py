@@ -9,13 +9,24 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from html import escape
 from importlib import import_module
 from typing import Any, final
 
 from testtime.errors import need_packages
 
-__all__ = ["FONT", "NARROW", "WIDE", "Chart", "altair", "clean", "colour", "drawn", "label_of", "layer"]
+__all__ = [
+    "FONT",
+    "NAMED",
+    "NARROW",
+    "WIDE",
+    "Chart",
+    "altair",
+    "clean",
+    "colour",
+    "drawn",
+    "label_of",
+    "layer",
+]
 __all__ += ["padded", "scaled", "specification", "x_axis"]
 
 WIDE, NARROW = 1040, 358
@@ -30,6 +41,7 @@ UNSCALED = {"color": "N", "size": "Q", "opacity": "Q"}
 GEOMETRY = ("d", "transform", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "cx", "cy", "dy")
 PAINT = ("fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity")
 TYPE = ("text-anchor", "font-size", "font-weight")
+TITLE = {"fontSize": FONT - 1, "color": "var(--dim)"}
 CONFIG = {
     "axis": {
         **dict.fromkeys(("labelColor", "titleColor"), "var(--dim)"),
@@ -38,18 +50,13 @@ CONFIG = {
         **{"gridColor": "var(--rule)", "domain": False, "ticks": False},
     },
     "axisX": {"labelFlush": False, "tickCount": {"expr": "ceil(width / 110)"}},
-    "title": {
-        "anchor": "start",
-        "frame": "bounds",
-        "fontWeight": "normal",
-        "fontSize": FONT - 1,
-        "color": "var(--dim)",
-    },
+    "title": {"anchor": "start", "frame": "bounds", "fontWeight": "normal", **TITLE},
     "view": {"stroke": None},
     "text": {"fontSize": FONT, "fill": "var(--ink)"},
 }
 
 Rows = Sequence[Mapping[str, object]]
+Drawings = tuple[tuple[str, float, float], ...]  # the SVG elements, their width and their height
 
 
 @final
@@ -66,7 +73,7 @@ class Chart:
 
     title: str
     description: str
-    drawings: tuple[tuple[str, float, float], ...]
+    drawings: Drawings
     keys: tuple[tuple[str, str], ...] = ()
     keyed: bool = False
 
@@ -75,40 +82,10 @@ class Chart:
         """Whether it was drawn once, for a place beside others."""
         return len(self.drawings) == 1
 
-    def svg(self, number: int) -> str:
-        """Return the ``<svg>`` elements; the page's style shows the one that fits.
-
-        Args:
-            number: number of the chart in its page, from which its ids are made.
-        """
-        kinds = ("small",) if self.small else ("wide", "narrow")
-        return "".join(
-            self._element(*drawing, f"c{number}{kind[0]}", f"chart {kind}")
-            for kind, drawing in zip(kinds, self.drawings, strict=True)
-        )
-
-    def file(self, style: str) -> str:
-        """Return the wide drawing as an SVG file of its own, with the CSS that defines its colours."""
-        content, width, height = self.drawings[0]
-        svg = self._element(f"<style>{style}</style>{content}", width, height, "c", "chart")
-        return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-
-    def _element(self, content: str, width: float, height: float, name: str, kind: str) -> str:
-        title, told = escape(self.title, quote=False), escape(self.description, quote=False)
-        return (
-            f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
-            f'aria-labelledby="{name}t" aria-describedby="{name}d">'
-            f'<title id="{name}t">{title}</title><desc id="{name}d">{told}</desc>{content}</svg>'
-        )
-
 
 @cache
 def altair() -> Any:
-    """Return Altair, which is imported when the first chart is drawn.
-
-    Raises:
-        ImportError: Altair or vl-convert is not installed.
-    """
+    """Return Altair, which is imported when the first chart is drawn; an ImportError says that it is not installed."""
     need_packages(altair="report", vl_convert="report")
     return import_module("altair")
 
@@ -133,9 +110,6 @@ def layer(mark: str, rows: Rows, place: Mapping[str, Any], **options: Any) -> li
     known = [{key: value for key, value in row.items() if value == value} for row in rows]
     drawn = alt.Chart(alt.Data(values=known), mark=alt.MarkDef(type=mark, aria=described, **options))
     return [drawn.encode(**place, **encoding)]
-
-
-Drawings = tuple[tuple[str, float, float], ...]
 
 
 def drawn(draw: Callable[[int], tuple[list[Any], object]], small: bool, title: str = "") -> Drawings:
@@ -202,11 +176,7 @@ def _tenths(found: re.Match[str]) -> str:
 
 
 def colour(number: int) -> str:
-    """Return the colour with a number: 0 is the grey of the background.
-
-    Raises:
-        ValueError: there is no such colour.
-    """
+    """Return the colour with a number, 0 is the grey of the background; a ValueError says that there is none."""
     if not 0 <= number <= 6:
         raise ValueError(f"expected a colour from 0 to 6, got {number}")
     return f"var(--k{number})" if number else "var(--quiet)"
@@ -222,14 +192,7 @@ def padded(values: Iterable[float], share: float = 0.06) -> tuple[float, float]:
 
 
 def scaled(channel: str, bounds: tuple[float, float], axis: Mapping[str, Any] | None, **scale: Any) -> Any:
-    """Return the channel of an axis, "x" or "y", with exactly this range.
-
-    Args:
-        channel: name of the channel.
-        bounds: range of the values.
-        axis: options of the axis of Vega-Lite; None for none.
-        scale: further options of the scale, such as its type.
-    """
+    """Return the channel of an axis, "x" or "y", with exactly this range, and options of axis and scale of Vega-Lite."""
     alt = altair()
     of = alt.Scale(domain=list(bounds), nice=False, zero=False, **scale)
     return getattr(alt, channel.upper())(f"{channel}:Q", scale=of, axis=axis and alt.Axis(**axis))
@@ -241,13 +204,7 @@ def label_of(places: Sequence[object], names: Sequence[object]) -> str:
 
 
 def x_axis(title: str, width: int, names: Sequence[tuple[float, str]] = ()) -> dict[str, Any]:
-    """Return the options of an x axis.
-
-    Args:
-        title: title below it; without a title and names the axis has no labels.
-        width: width of the drawing.
-        names: places that have a name instead of a number.
-    """
+    """Return the options of an x axis; without a title and names (of places instead of numbers) it has no labels."""
     axis: dict[str, Any] = {"title": title or None, "grid": False, "labels": bool(title or names)}
     if names:
         places, words = zip(*names, strict=True)

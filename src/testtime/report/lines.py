@@ -157,7 +157,7 @@ def share_chart(
         description: the figures in words; empty gives the common area of the first two samples.
         height: height of the plot, in pixels.
     """
-    bins = max((len(values) for values in shares.values()), default=0)
+    bins = max(map(len, shares.values()), default=0)
     if not bins:
         return None
 

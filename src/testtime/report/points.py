@@ -1,4 +1,4 @@
-"""Points, dots and bars: what is compared without an order."""
+"""What is compared without an order: points, dots and bars in rows, and matrices as colours with their numbers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,11 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any, final
 
-from testtime.report.drawing import (
-    FONT,
-    NAMED,
-    NARROW,
-    Chart,
-    altair,
-    clean,
-    colour,
-    drawn,
-    label_of,
-    layer,
-    padded,
-    scaled,
-    x_axis,
-)
+from testtime.report import drawing
+from testtime.report.drawing import FONT, Chart, colour, drawn, layer, padded, scaled, x_axis
 from testtime.report.words import show
 
-__all__ = ["Point", "row_chart", "scatter"]
+__all__ = ["Point", "heat_map", "row_chart", "scatter"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom end."""
@@ -67,6 +54,10 @@ class Point:
         """The colour of its label."""
         return colour(self.colour) if self.colour else "var(--dim)"
 
+    def told(self, value: float) -> str:
+        """The value in figures, with the spread."""
+        return show(value, 2) + (f" ±{show(self.spread, 2)}" if self.spread > 0 else "")
+
 
 def scatter(
     points: Sequence[Point],
@@ -106,77 +97,53 @@ def scatter(
     ]
     dots = [{"x": p.x, "y": p.y, "color": colour(p.colour), "size": 70 if p.colour else 45} for p in known]
     for p, dot in zip(known, dots, strict=True):
-        dot["description"] = f"{p.name}: {_figures(p.y, p.spread)} at {show(p.x, 2)}{suffix}"
+        dot["description"] = f"{p.name}: {p.told(p.y)} at {show(p.x, 2)}{suffix}"
 
     def draw(width: int) -> tuple[list[Any], object]:
-        text = f"format(datum.value, '~g') + {json.dumps(clean(suffix))}"
-        axis = {**x_axis(x, width), "grid": True, "labelExpr": text}
-        kind = {"type": "log"} if logarithmic else {}
+        text = f"format(datum.value, '~g') + {json.dumps(drawing.clean(suffix))}"
+        axis, kind = {**x_axis(x, width), "grid": True, "labelExpr": text}, {}
         if logarithmic:
+            kind = {"type": "log"}
             axis["values"] = [m * 10.0**power for power in range(-9, 10) for m in (1, 2, 5)]
-        place = {
-            "x": scaled("x", (first, last), axis, **kind),
-            "y": scaled("y", (low, high), {"title": None}),
-        }
+        upwards = scaled("y", (low, high), {"title": None})
+        place = {"x": scaled("x", (first, last), axis, **kind), "y": upwards}
         across, up = (width - 60) / (change(last) - change(first)), height / (high - low)
-        spots = [(across * (change(p.x) - change(first)), up * (high - p.y)) for p in known]
-        taken = [
-            (a - 1, b - p.reach * up, a + 1, b + p.reach * up) for p, (a, b) in zip(known, spots, strict=True)
-        ]
-        found = _labels(spots, [p.name for p in known[:LABELLED]], taken, width - 60, height)
-        texts = [
-            {"x": back(change(first) + a / across), "y": high - b / up, "text": p.name, "color": p.tint}
-            for p, (a, b) in ((known[i], at) for i, at in found.items())
-        ]
+        spots = [(across * (change(p.x) - change(first)), up * (high - p.y), up * p.reach) for p in known]
+        taken = [(a - 1, b - reach, a + 1, b + reach) for a, b, reach in spots]
+        taken += [(a - 6, b - 6, a + 6, b + 6) for a, b, _ in spots]
+        texts = []
+        for p, (a, b, _) in zip(known[:LABELLED], spots, strict=False):
+            if box := _free(a, b, p.name, taken, (0, -4, width - 60, height)):
+                taken.append(box)
+                spot = {"x": back(change(first) + box[0] / across), "y": high - (box[1] + box[3]) / 2 / up}
+                texts.append({**spot, "text": p.name, "color": p.tint})
         layers = layer("rule", whiskers, place, strokeWidth=1.6)
         layers += layer("circle", dots[::-1], place, opacity=1, stroke="var(--paper)", strokeWidth=1)
         return layers + layer("text", texts, place, align="left", baseline="middle"), height
 
-    return Chart(title, listed if len(known) <= NAMED else f"{len(known)} points", drawn(draw, small, y))
+    told = listed if len(known) <= drawing.NAMED else f"{len(known)} points"
+    return Chart(title, told, drawn(draw, small, y))
 
 
-def _labels(
-    spots: Sequence[tuple[float, float]],
-    names: Sequence[str],
-    taken: Sequence[Box],
-    width: float,
-    height: float,
-) -> dict[int, tuple[float, float]]:
-    """Find free places beside points for their labels: by index, the left end of the middle line.
-
-    Args:
-        spots: places of the points, in pixels, the most important first.
-        names: labels of the first points; one that finds no place is left out.
-        taken: boxes that no label may cover, beside the points themselves.
-        width, height: size of the plot.
-    """
-    boxes, found = [*taken, *((x - 6, y - 6, x + 6, y + 6) for x, y in spots)], {}
-    high, sides = 1.1 * FONT, [(reach, *side) for reach in (8, 18, 30) for side in AROUND]
-    for index, (name, (x, y)) in enumerate(zip(names, spots, strict=False)):
-        wide = text_width(name)
-        for reach, dx, dy in sides:
+def _free(x: float, y: float, name: str, taken: Sequence[Box], plot: Box) -> Box | None:
+    """The box of a label beside a point, in pixels, inside the plot and apart from what is taken; None without room."""
+    wide, high = text_width(name), 1.1 * FONT
+    for reach in (8, 18, 30):
+        for dx, dy in AROUND:
             left, middle = x + reach * dx + (dx - 1) * wide / 2, y + (reach + high / 2) * dy
             box = (left, middle - high / 2, left + wide, middle + high / 2)
-            inside = box[0] >= 0 and box[1] >= -4 and box[2] <= width and box[3] <= height
-            if inside and not any(_meet(box, other) for other in boxes):
-                boxes.append(box)
-                found[index] = left, middle
-                break
-    return found
-
-
-def _meet(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+            inside = box[0] >= plot[0] and box[1] >= plot[1] and box[2] <= plot[2] and box[3] <= plot[3]
+            if inside and not any(
+                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
+            ):
+                return box
+    return None
 
 
 def text_width(text: str) -> float:
     """Estimate the width of a text in a wide sans-serif font, in pixels."""
     narrow, wide = set(" '.,:;ilj|()/"), set("+=<>%@mwMW×±")
     return FONT * sum(0.36 if c in narrow else 0.86 if c in wide else 0.68 for c in text)
-
-
-def _figures(value: float, spread: float) -> str:
-    return show(value, 2) + (f" ±{show(spread, 2)}" if spread > 0 else "")
 
 
 def row_chart(
@@ -194,31 +161,28 @@ def row_chart(
     known = [p for p in points if math.isfinite(p.x)]
     if not known:
         return None
-    names = list(dict.fromkeys(p.name for p in points))
-    settings = {p.setting: p.colour for p in points}
+    names, settings = list(dict.fromkeys(p.name for p in points)), {p.setting: p.colour for p in points}
     ends = [edge for p in known for edge in (p.x - p.spread, p.x + p.spread)] + [0.0] * bars
     low, high = padded(ends, 0.05)
     low = 0.0 if bars and min(ends) >= 0 else low
     marks: list[dict[str, object]] = [{"y": p.name, "x": p.x, "color": colour(p.colour)} for p in known]
     for p, mark in zip(known, marks, strict=True):
-        mark["description"] = f"{', '.join(filter(None, (p.name, p.setting)))}: {_figures(p.x, p.spread)}"
+        mark["description"] = f"{', '.join(filter(None, (p.name, p.setting)))}: {p.told(p.x)}"
         mark |= {"yOffset": p.setting} if len(settings) > 1 else {}
-    errors = [
-        {**mark, "x": p.x - p.spread, "x2": p.x + p.spread, **({"color": "var(--ink)"} if bars else {})}
-        for p, mark in zip(known, marks, strict=True)
-        if p.spread > 0
-    ]
+    ink = {"color": "var(--ink)"} if bars else {}
+    pairs = zip(known, marks, strict=True)
+    errors = [{**mark, "x": p.x - p.spread, "x2": p.x + p.spread, **ink} for p, mark in pairs if p.spread > 0]
 
     def draw(width: int) -> tuple[list[Any], object]:
-        alt, words = altair(), [wrap(name, 16) if width == NARROW else [name] for name in names]
+        alt = drawing.altair()
+        words = [wrap(name, 16) if width == drawing.NARROW else [name] for name in names]
         axis = {"title": None, "grid": not bars, "labelColor": "var(--ink)", "labelFontSize": FONT}
-        beside = alt.Axis(labelExpr=label_of(names, words), labelLimit=width / 2, **axis)
+        beside = alt.Axis(labelExpr=drawing.label_of(names, words), labelLimit=width / 2, **axis)
         rows = alt.Y("y:N", sort=names, scale=alt.Scale(padding=0.15), axis=beside)
         place = {"x": scaled("x", (low, high), {**x_axis(x, width), "grid": True}), "y": rows}
         if len(settings) > 1:
-            place["yOffset"] = alt.YOffset(
-                "yOffset:N", sort=list(settings), scale=alt.Scale(paddingOuter=0.1)
-            )
+            apart = alt.Scale(paddingOuter=0.1)
+            place["yOffset"] = alt.YOffset("yOffset:N", sort=list(settings), scale=apart)
         layers = layer("bar", [{**mark, "x2": 0.0} for mark in marks] if bars else [], place, opacity=0.85)
         layers += layer("rule", errors, place, strokeWidth=1.5)
         around = {"stroke": "var(--paper)", "strokeWidth": 1}
@@ -229,3 +193,68 @@ def row_chart(
     told = "; ".join(str(mark["description"]) for mark in marks)
     keys = tuple((name, f"k{number}") for name, number in settings.items()) if len(settings) > 1 else ()
     return Chart(title, told, drawn(draw, small), keys, keyed=True)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    *,
+    title: str,
+    places: int = 1,
+    low: float | None = None,
+    high: float | None = None,
+    diverging: bool = False,
+    small: bool = False,
+) -> Chart | None:
+    """Draw a matrix; the larger a number, the stronger its colour on light and on dark ground. None for an empty one.
+
+    Args:
+        rows, columns: names, which differ; values has a row for each row name.
+        values: numbers; NaN leaves a cell empty.
+        title: subject of the chart.
+        places: decimals; numbers are printed where the cells have room for them.
+        low, high: numbers without colour and of the strongest colour; None takes the least and the largest.
+        diverging: whether numbers below zero have another colour, the stronger the smaller; ``low`` is not used.
+        small: whether it is drawn once, to stand beside others.
+
+    Raises:
+        ValueError: the matrix has another shape than the names.
+    """
+    if len(values) != len(rows) or any(len(line) != len(columns) for line in values):
+        raise ValueError(f"expected {len(rows)} rows of {len(columns)} values for the heat map {title!r}")
+    lines = zip(rows, values, strict=True)
+    cells = [(r, c, v) for r, line in lines for c, v in zip(columns, line, strict=True) if math.isfinite(v)]
+    if not cells:
+        return None
+    known = [value for _, _, value in cells]
+    top = high if high is not None else max(map(abs, known)) if diverging else max(known)
+    bottom = 0.0 if diverging else min(known) if low is None else low
+    marks, texts = [], []
+    for row, column, value in cells:
+        share = min(1.0, max(0.0, ((abs(value) if diverging else value) - bottom) / ((top - bottom) or 1.0)))
+        place, text = {"y": row, "x": column}, show(value, places)
+        tint = "var(--cold)" if diverging and value < 0 else "var(--heat)"
+        told = f"{row}, {column}: {text}"
+        marks.append({**place, "color": tint, "opacity": 0.08 + 0.92 * share, "description": told})
+        texts.append({**place, "text": text})
+
+    def draw(width: int) -> tuple[list[Any], object]:
+        alt, letter = drawing.altair(), 0.6 * FONT
+        beside = min(letter * max(map(len, rows)), 0.34 * width)
+        wide = (width - beside - 30) / len(columns)
+        tilted = letter * max(map(len, columns)) > wide
+        turned = {"labelAngle": -50, "labelAlign": "left"} if tilted else {"labelAngle": 0}
+        common, bands = {"title": None, "grid": False, "labelOverlap": False}, alt.Scale(padding=0.03)
+        across, down = alt.Axis(orient="top", **common, **turned), alt.Axis(labelLimit=0.34 * width, **common)
+        place = {
+            "x": alt.X("x:N", sort=list(columns), axis=across, scale=bands),
+            "y": alt.Y("y:N", sort=list(rows), axis=down, scale=bands),
+        }
+        fits = letter * max(len(one["text"]) for one in texts) < wide and min(wide, 30) >= FONT
+        layers = layer("rect", marks, place) + layer("text", texts if fits else [], place, fontSize=FONT - 1)
+        return layers, min(wide, 30.0) * len(rows)
+
+    listed = "; ".join(str(mark["description"]) for mark in marks)
+    described = listed if len(cells) <= 400 else f"{len(rows)} x {len(columns)} values"
+    return Chart(title, described, drawn(draw, small))

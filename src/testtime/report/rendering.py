@@ -18,7 +18,6 @@ from testtime.report.markup import Markup, plain
 
 __all__ = ["page_html", "write_chart", "write_page"]
 
-
 UNSAFE_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 
@@ -34,11 +33,8 @@ def page_html(page: Page) -> str:
         raise ValueError(f"expected a different id for each section, got {', '.join(sorted(twice))} twice")
     lead = [page.lead] if isinstance(page.lead, str) else page.lead
     sections = [(section, blocks) for section in page.sections if (blocks := _shown(section.blocks))]
-    numbers = count(1)
-    template = _environment().get_template("page.html")
-    text: str = template.render(
-        page=page, lead=_shown(lead), sections=sections, draw=lambda chart: Markup(chart.svg(next(numbers)))
-    )
+    facts = {"page": page, "lead": _shown(lead), "sections": sections, "numbers": count(1)}
+    text: str = _environment().get_template("page.html").render(facts)
     return UNSAFE_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)  # a path may hold bytes that are no text
 
 
@@ -49,10 +45,9 @@ def write_page(path: str | Path, page: Page) -> Path:
 
 def write_chart(path: str | Path, chart: Chart) -> Path:
     """Write a chart as an SVG file that follows light and dark, such as the picture of a README; return its path."""
-    colours, _, _ = _template("style.css").partition("*{")
-    return write_text(
-        path, chart.file(f"{colours}svg{{background:var(--paper);font-family:system-ui,sans-serif}}")
-    )
+    colours = _template("style.css").partition("*{")[0]
+    style = Markup(f"<style>{colours}svg{{background:var(--paper);font-family:system-ui,sans-serif}}</style>")
+    return write_text(path, _environment().get_template("chart.svg").render(alone=chart, head=style).strip())
 
 
 def _shown(blocks: Sequence[Block]) -> list[Block]:
@@ -71,18 +66,13 @@ def _environment() -> Any:
     need_packages(jinja2="report")
     import jinja2
 
+    strict, loader = jinja2.StrictUndefined, jinja2.FunctionLoader(_template)
     found = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, undefined=strict, autoescape=True, loader=loader
     )
-    found.globals |= {
-        name: Markup(_template(f"{name}.{kind}")) for name, kind in (("style", "css"), ("script", "js"))
-    }
-    filters: dict[str, Any] = {"plain": plain, "there": _shown}
-    found.filters |= filters | {"kind": lambda block: type(block).__name__.lower()}
+    found.globals |= {"style": Markup(_template("style.css")), "script": Markup(_template("script.js"))}
+    kind = {"kind": lambda block: type(block).__name__.lower()}
+    found.filters |= {"plain": plain, "there": _shown, "next": next, **kind}
     return found
 
 

@@ -17,12 +17,9 @@ __all__ = ["Cell", "Column", "Row", "Table"]
 @final
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table: its name, the unit below it, and the name above it and its neighbours of the same group.
 
     Args:
-        head: its name.
-        unit: unit, below the name.
-        group: name above it and its neighbours of the same group.
         places: decimals of its numbers; None prints as many as a number has.
         better: which numbers are better, if either; the best one is bold, unless another is equal to it in print.
         explain: explanation, shown where the name is pointed at.
@@ -82,8 +79,7 @@ class Row:
     Args:
         label: its name.
         cells: a cell for each column; a plain number or text is a cell without more.
-        role: "base" is what the others are compared with, a "control" could explain a gain and is set in italics, a "ceiling"
-            uses what is unknown in the field: it is set apart and is never the best.
+        role: a "control" is set in italics, a "ceiling" is set apart and never the best.
         mark: a footnote mark after the name.
     """
 
@@ -146,17 +142,16 @@ class Table:
             share = (cell.number - low) / ((high - low) or 1.0) if shade else 0.0
             number = (signed if column.signed else show)(cell.number, column.places)
             is_text = cell.value is not None and not isinstance(cell.value, int | float)
-            found.append(
-                {
-                    "text": cell.text or (cell.value if is_text else number),
-                    "sort": cell.sort_key,
-                    "classes": " ".join(filter(None, kinds)),
-                    "spread": f"±{show(cell.spread, column.places)}" if cell.spread > 0 else "",
-                    "room": min(room, 9),
-                    "published": "" if cell.published is None else unrounded(cell.published, column.places),
-                    "share": round(100 * min(max(share, 0.0), 1.0)) if shade else None,
-                }
-            )
+            printed = {
+                "text": cell.text or (cell.value if is_text else number),
+                "sort": cell.sort_key,
+                "classes": " ".join(filter(None, kinds)),
+                "spread": f"±{show(cell.spread, column.places)}" if cell.spread > 0 else "",
+                "room": min(room, 9),
+                "published": "" if cell.published is None else unrounded(cell.published, column.places),
+                "share": round(100 * min(max(share, 0.0), 1.0)) if shade else None,
+            }
+            found.append(printed)
         return found
 
     def _best(self, column: Column, cells: Sequence[Cell]) -> int | None:
@@ -170,9 +165,7 @@ class Table:
 
     def _range(self, index: int, grid: Sequence[Sequence[Cell]]) -> tuple[float, float]:
         """The numbers of the weakest and of the strongest shade; a bar begins at zero."""
-        shade = self.columns[index].shade
-        alike = (
-            [i for i, c in enumerate(self.columns) if c.shade == shade] if self.scale == "table" else [index]
-        )
+        shade, whole = self.columns[index].shade, self.scale == "table"
+        alike = [i for i, c in enumerate(self.columns) if (c.shade == shade if whole else i == index)]
         values = [line[i].number for line in grid for i in alike if math.isfinite(line[i].number)]
         return (0.0 if shade == "bar" else min(values, default=0.0)), max(values, default=1.0)

@@ -13,11 +13,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def show(value: float | None, places: int | None = 1) -> str:
-    """Print a number; a dash where there is none, and nothing is less than zero that is printed as zero.
-
-    Args:
-        value: number.
-        places: decimals; None prints as many as the number has.
+    """Print a number with some decimals, None for all it has; a dash where there is none, and no minus before a zero.
 
     >>> show(-0.04), show(-0.06), show(None), show(12345.6, 0), show(0.25, None)
     ('0.0', '-0.1', '–', '12,346', '0.25')
@@ -43,10 +39,6 @@ def signed(value: float | None, places: int | None = 1) -> str:
 def unrounded(value: float, places: int | None = 1) -> str:
     """Print a number that was printed elsewhere: with all its decimals, and at least some.
 
-    Args:
-        value: number.
-        places: least decimals; None for none.
-
     >>> unrounded(81.73), unrounded(82.6), unrounded(3.0, 2)
     ('81.73', '82.6', '3.00')
     """
@@ -54,12 +46,7 @@ def unrounded(value: float, places: int | None = 1) -> str:
 
 
 def first_of(values: Mapping[Name, float], higher: bool = True, places: int | None = 1) -> list[Name]:
-    """Return the names whose value is the best as it is printed: several where they are equal in print.
-
-    Args:
-        values: values by name; NaN is never the best.
-        higher: whether a higher value is better.
-        places: decimals that are printed; None compares the numbers themselves.
+    """Return the names whose value is the best as it is printed: several where they are equal in print, NaN never.
 
     >>> first_of({"a": 78.24, "b": 78.16, "c": 70.0}), first_of({"a": 1.0, "b": 2.0}, higher=False)
     (['a', 'b'], ['a'])
@@ -71,12 +58,7 @@ def first_of(values: Mapping[Name, float], higher: bool = True, places: int | No
 
 
 def colours(names: Sequence[str], others: Sequence[str] = ()) -> dict[str, int]:
-    """Return the colours of names: 1 to 6 for the first six, 0 (grey) for the rest.
-
-    Args:
-        names: names that stand out, the most important first; repeated ones count once.
-        others: names of the background.
-    """
+    """Return the colours of names: 1 to 6 for the first six that stand out, 0 (grey) for the rest and for others."""
     chosen = {name: number for number, name in enumerate(list(dict.fromkeys(names))[:6], 1)}
     return chosen | {name: 0 for name in (*names, *others) if name not in chosen}
 

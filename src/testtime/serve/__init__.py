@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from testtime.serve.engine import Answer
     from testtime.serve.gate import GateOptions, read_image
     from testtime.serve.guards import AlarmOptions, Guarded, ShadowAlarm
+    from testtime.serve.mirror import fetch_session
     from testtime.serve.options import SessionOptions
     from testtime.serve.replaying import Replayed, replay, verify_session
     from testtime.serve.session import Session
@@ -32,6 +33,7 @@ __all__ = [
     "ShadowAlarm",
     "SnapshotInfo",
     "StreamStatus",
+    "fetch_session",
     "read_image",
     "replay",
     "verify_session",
@@ -44,6 +46,7 @@ __getattr__, __dir__ = lazily(
         "engine": "Answer",
         "gate": "GateOptions read_image",
         "guards": "AlarmOptions Guarded ShadowAlarm",
+        "mirror": "fetch_session",
         "options": "SessionOptions",
         "replaying": "Replayed replay verify_session",
         "session": "Session",

@@ -52,10 +52,14 @@ class Keeper:
     Args:
         store: the snapshots.
         audit: the audit log; it is flushed to the disk before a snapshot is acknowledged.
+
+    Attributes:
+        acknowledged: function of stream and number that is called for every acknowledged snapshot.
     """
 
     def __init__(self, store: SnapshotStore, audit: Audit) -> None:
         self.store, self._audit = store, audit
+        self.acknowledged: Callable[[str, int], None] = lambda stream, number: None
         self._numbers: dict[str, int] = {}
         self._changed = threading.Condition()
         self._waiting: dict[str, Captured] = {}  # the newest of each stream
@@ -115,6 +119,7 @@ class Keeper:
             done = self._write(captured)
         finally:
             self._no_longer(captured)
+        self.acknowledged(done.stream, done.number)
         if captured.written is not None:
             captured.written(captured.stream)
         return done

@@ -30,6 +30,8 @@ class SessionOptions:
             0: none. A resumed session has lost them.
         audit_rotate: bytes after which a new file of the audit log begins.
         audit_keep: number of files of the audit log that are kept; 0: all.
+        mirror: URL of a folder to which acknowledged snapshots are copied by a thread, of any kind that fsspec knows
+            (``testtime[fsspec]``); None: none. See :func:`testtime.serve.fetch_session`.
         model: name for :func:`testtime.models.load_model`, with which :meth:`Session.resume` finds the model by itself.
         clock: monotonic time in seconds, with which deadlines are kept.
         now: time in seconds since 1970.
@@ -46,6 +48,7 @@ class SessionOptions:
     backlog: int = 0
     audit_rotate: int = 2**24
     audit_keep: int = 0
+    mirror: str | None = None
     model: str | None = None
     clock: Callable[[], float] = field(default=time.monotonic, compare=False)
     now: Callable[[], float] = field(default=time.time, compare=False)

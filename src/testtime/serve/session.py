@@ -19,6 +19,7 @@ from testtime.serve.engine import Answer, Engine
 from testtime.serve.gate import Held, InputGate, Quarantine, Screening
 from testtime.serve.idle import Idle
 from testtime.serve.keeping import Captured, Keeper, state_of
+from testtime.serve.mirror import Mirror
 from testtime.serve.options import SessionOptions
 from testtime.serve.pacing import Pacer, check_deadline, cost_of, due
 from testtime.serve.recording import Recorder
@@ -42,6 +43,9 @@ class Session:
         directory: directory of snapshots, audit log and description. An existing one is resumed if it belongs to an adapter of
             this class, these arguments and this model: every stream continues from its last good snapshot.
         options: settings.
+
+    Attributes:
+        mirror: the mirror of the snapshots; None without (``SessionOptions.mirror``).
 
     Raises:
         TypeError: this is no adapter.
@@ -289,6 +293,8 @@ class Session:
                 adapter.predict(torch.full((2, *self._gate.shape), 0.5).to(like))
             configuration, before = self._files.keep(adapter), self._engine.configuration
             self._files.describe(configuration, self.options.model)
+            if self.mirror is not None:
+                self.mirror.describe()
             self._engine.install(adapter, configuration, self._turns.all())
             self._pacer = Pacer(cost_of(adapter), self.options.clock)
             self._audit.preamble["configuration"] = configuration
@@ -346,6 +352,8 @@ class Session:
                 self._turns.drop(one)
                 offset = one.offset
         self._quarantine.forget(stream)
+        if self.mirror is not None:
+            self.mirror.forget(stream)
         self._audit.add("forget", stream=stream, offset=offset)
 
     @property
@@ -386,6 +394,8 @@ class Session:
                 except (OSError, DataError) as error:
                     failures.append(error)
             self._keeper.close()
+            if self.mirror is not None:
+                self.mirror.close()
             self._audit.add("close", streams=len(streams))
         finally:
             self._audit.close()
@@ -415,6 +425,7 @@ class Session:
             self._audit = Audit(files.audit, options.now, options.audit_rotate, options.audit_keep)
             if found is None:
                 files.describe(configuration, options.model)
+            self.mirror = None if options.mirror is None else Mirror(options.mirror, files, self._audit.add)
         except BaseException:
             self._lock.release()
             raise
@@ -423,6 +434,9 @@ class Session:
         self._pacer = Pacer(cost_of(adapter), options.clock)
         self._recorder = Recorder(self._audit, self._quarantine, options.now)
         self._keeper = Keeper(SnapshotStore(files.streams, options.retention, options.now), self._audit)
+        if self.mirror is not None:
+            self._keeper.acknowledged = self.mirror.offer
+            self.mirror.describe()
         self._turns = Turns(self._engine, self._keeper, options.streams, options.clock)
         self._idle = Idle(self._turns, self._keeper, self._engine, self._audit, options)
         self._audit.preamble = {

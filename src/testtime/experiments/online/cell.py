@@ -13,8 +13,8 @@ from testtime.adapter import Adapter
 from testtime.build import build_method
 from testtime.data.places import images_of, source_batches
 from testtime.evaluation import Progress, evaluate, finish
+from testtime.experiments import Workspace
 from testtime.experiments.online.stream import cached_stream, source_model
-from testtime.experiments.store import Workspace
 from testtime.methods import Source
 from testtime.metrics import Samples, forgetting, median_milliseconds, score_shares, state_bytes, summarise
 from testtime.processor import Precision, autocast, machine_load, processor_name

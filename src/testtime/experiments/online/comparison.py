@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from testtime import report
+from testtime.experiments import Column, Record, Row, Run, Table
 from testtime.experiments.online.results import Results, number
 from testtime.experiments.pages import table_blocks
-from testtime.experiments.run import Run
-from testtime.experiments.table import Column, Record, Row, Table
 from testtime.report import Bullets, Figure, Page, Section, first_of, listed, mean, show
 
 __all__ = ["Comparison"]
@@ -22,7 +21,7 @@ FEWER = "On fewer images of each domain, for its cost."
 COSTS = (
     Column("forwards", lambda cost: cost["step"][0], COST, unit="", places=None, better=None),
     Column("backwards", lambda cost: cost["step"][1], COST, unit="", places=None, better=None),
-    Column("time", lambda cost: cost["time"], COST, unit="", better=None),
+    Column("time", ("time",), COST, unit="", better=None),
 )
 BAD = "Not better than the source model"
 IDLE = f"No benefit over a cheaper one, which is as good or better on every stream tried (within {MARGIN:g} point of error)"
@@ -54,39 +53,28 @@ class Comparison:
         self.runs = [Results(run) for run in runs]
         found = [(_stream_name(one, column), one, column) for one in self.runs for column in one.columns]
         alike = Counter(name for name, _, _ in found)
-        self.streams = {
-            f"{name} ({column}, {one.run.folder})" if alike[name] > 1 else name: (one, column)
-            for name, one, column in found
-        }
-        self.records = [
-            Record(row, name, cell["seed"], cell)
-            for name, (one, column) in self.streams.items()
-            for row in one.rows
-            for cell in one.cells(row, column)
-        ]
-        rows = list(dict.fromkeys(record.row for record in self.records))
-        self.rows = [Row(row, note=FEWER * self._fewer(row)) for row in rows]
+        self.streams: dict[str, tuple[Results, str]] = {}
+        self.records: list[Record] = []
+        fewer: dict[str, bool] = {}  # by method, whether it saw fewer images of a stream than another
+        for name, one, column in found:
+            name = f"{name} ({column}, {one.run.folder})" if alike[name] > 1 else name
+            self.streams[name] = one, column
+            cells = {row: of_row for row in one.rows if (of_row := one.cells(row, column))}
+            most = max(of_row[0]["images"] for of_row in cells.values())
+            for row, of_row in cells.items():
+                self.records += [Record(row, name, cell["seed"], cell) for cell in of_row]
+                fewer[row] = fewer.get(row, False) or 0 < of_row[0]["images"] < most
+        self.rows = [Row(row, note=FEWER * less) for row, less in fewer.items()]
         self.of_streams = self._columns("error")
         table = self._table("Error by method and stream", [*self.of_streams, *COSTS])
 
         def key(row: Row) -> tuple[int, float]:
-            base = SOURCE in rows
-            gaps = [
-                table.paired(row.label, SOURCE, c).mean if base else table.value(row.label, c)
-                for c in self.of_streams
-            ]
+            value = (lambda r, c: table.paired(r, SOURCE, c).mean) if SOURCE in fewer else table.value
+            gaps = [value(row.label, c) for c in self.of_streams]
             return sum(map(math.isnan, gaps)), mean(gaps)
 
         self.rows.sort(key=key)
         self.errors = self._table(table.title, table.columns)
-
-    def _fewer(self, row: str) -> bool:
-        """Whether a method saw fewer images of a stream than another."""
-        for one, column in self.streams.values():
-            counts = {r: one.cells(r, column)[0]["images"] for r in one.rows if one.cells(r, column)}
-            if 0 < counts.get(row, 0) < max(counts.values()):
-                return True
-        return False
 
     def _costs(self, row: str) -> dict[str, Any]:
         """Declared forwards and backwards of a step, and the median time of a batch in plain forwards."""
@@ -96,10 +84,7 @@ class Comparison:
         return {"step": step, "time": known[len(known) // 2] if known else math.nan}
 
     def _columns(self, measure: str, group: str = "", better: Any = "lower") -> list[Column]:
-        def value(result: dict[str, Any]) -> float:
-            return number(result["average"].get(measure))
-
-        return [Column(name, value, name, group, better=better) for name in self.streams]
+        return [Column(name, ("average", measure), name, group, better=better) for name in self.streams]
 
     def _table(self, title: str, columns: Sequence[Column], notes: Sequence[str] = ()) -> Table:
         missing = [f"{one.run.folder}: {cell}" for one in self.runs for cell in one.run.missing]
@@ -148,11 +133,14 @@ class Comparison:
     def page(self) -> Page:
         """Return the page: errors as dots, a line for each method, the tables, and what is not worth it."""
         tints = {name: i % 6 + 1 for i, name in enumerate(self.streams)}
-        points = []
-        for row in self.rows:
-            for c in self.of_streams:
-                value, spread = self.errors.value(row.label, c), self.errors.spread(row.label, c)
-                points.append(report.Point(row.marked, value, 0, spread, tints[c.name], c.name))
+        pairs = [(row, c) for row in self.rows for c in self.of_streams]
+        found = [
+            (row.marked, self.errors.value(row.label, c), self.errors.spread(row.label, c), c.name)
+            for row, c in pairs
+        ]
+        points = [
+            report.Point(row, value, 0, spread, tints[name], name) for row, value, spread, name in found
+        ]
         chart = report.row_chart(points, title="Error of every method on every stream", x="error, %")
         errors, *others = self.tables()
         bad = [f"{row}: {'; '.join(streams)}" for row, streams in self.worse_than_source().items()]
@@ -174,9 +162,8 @@ class Comparison:
     def _lead(self) -> report.Text:
         """The method of the lowest mean error over all streams; one that was not run on every stream has none."""
         count = len(self.streams)
-        means = {
-            r.marked: sum(self.errors.value(r.label, c) for c in self.of_streams) / count for r in self.rows
-        }
+        values = {r.marked: [self.errors.value(r.label, c) for c in self.of_streams] for r in self.rows}
+        means = {row: sum(of_row) / count for row, of_row in values.items()}
         best = first_of(means, higher=False)
         if not best:
             return "No method was run on every stream."

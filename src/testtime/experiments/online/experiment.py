@@ -14,17 +14,14 @@ from testtime.build import find_method
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data.named import EMBEDDED
 from testtime.data.places import find_set, has_source, image_size, images_of, is_there
-from testtime.errors import DataError, need_packages, unknown_name
-from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
+from testtime.errors import DataError, check_name, need_packages
+from testtime.experiments import Cell, Experiment, Plan, Request, Resource, Row, Run, Table, Unit
 from testtime.experiments.online import listing
 from testtime.experiments.online.comparison import Comparison
 from testtime.experiments.online.pages import main_table, online_page
 from testtime.experiments.online.results import Results
 from testtime.experiments.online.stream import source_model
 from testtime.experiments.registry import code_of
-from testtime.experiments.request import Request
-from testtime.experiments.run import Run
-from testtime.experiments.table import Row, Table
 from testtime.models import OpenedModel
 from testtime.processor import processor_name
 from testtime.report import Page
@@ -42,14 +39,12 @@ OF_IMAGES = (  # parameters that images depend on
 
 @dataclass(frozen=True)
 class Batches:
-    """A column of the tables: what the batches hold.
+    """A column of the tables: its name, what the batches hold, and a remark on the results.
 
     Args:
-        name: name of the column.
         open_set: data set of the unknown images; None for known images alone.
         batch_size: number of images in a batch, known and unknown together.
         ratio: unknown images for each known one.
-        note: remark on the results.
     """
 
     name: str
@@ -81,12 +76,7 @@ class Inputs(NamedTuple):
 
 @final
 class Online(Experiment):
-    """A table of methods on streams.
-
-    Args:
-        name: name of the experiment.
-        entry: entry of the experiment in ``experiments.toml``.
-    """
+    """A table of methods on streams, by its name and its entry in ``experiments.toml``."""
 
     family = "online"
 
@@ -112,10 +102,8 @@ class Online(Experiment):
         self.stream(request)
         places = self.places(request)
         columns = self.chosen_columns(request, places)
-        own = not is_there(
-            self.entry["closed"], places
-        )  # own images have no unknown ones unless they are named
-        if own and self.setting(request, "open_sets") is None:
+        if not is_there(self.entry["closed"], places) and self.setting(request, "open_sets") is None:
+            # own images have no unknown ones unless they are named
             there = [c for c in columns if c.open_set is None or is_there(c.open_set, places)]
             columns = there or [replace(columns[0], name="closed set", open_set=None, note="")]
         return self.plan_with(request, self.find_inputs(request, columns, places), columns)
@@ -164,8 +152,8 @@ class Online(Experiment):
             "threads": sorted({1, torch.get_num_threads()}),
             "batch_sizes": sorted({column.batch_size for column in columns}),
         }
-        kind = f"{HERE}.cell:measure_baseline"
-        return Unit(kind, parameters, "baseline", places=inputs.places, weight=0.1, alone=True)
+        kind, places = f"{HERE}.cell:measure_baseline", inputs.places
+        return Unit(kind, parameters, "baseline", places=places, weight=0.1, alone=True)
 
     def limit(self, request: Request) -> int | None:
         """Return the number of known images of each domain; None for all."""
@@ -233,22 +221,16 @@ class Online(Experiment):
         return replace(found, name=name)
 
     def stream(self, request: Request) -> dict[str, Any]:
-        """Return the settings of the stream.
-
-        Raises:
-            ValueError: one is out of its range.
-        """
+        """Return the settings of the stream; a ValueError says that one is out of its range."""
         s = {name: self.setting(request, name) for name in listing.STREAM}
         for name in ("slow_limit", "rounds", "pace"):
             if s[name] is not None and s[name] < 1:
                 raise ValueError(f"{name} is a whole number from 1, got {s[name]}")
         if s["severity"] not in range(1, 6):
             raise ValueError(f"severity is a whole number from 1 to 5, got {s['severity']}")
-        if s["order"] not in ORDERS:
-            raise unknown_name("order", s["order"], ORDERS)
+        check_name("order", s["order"], ORDERS)
         for corruption in s["corruptions"]:
-            if corruption not in CORRUPTIONS + EXTRA:
-                raise unknown_name("corruption", corruption, CORRUPTIONS + EXTRA)
+            check_name("corruption", corruption, CORRUPTIONS + EXTRA)
         if s["order"] == "wandering" and None in (s["target"], s["pace"]):
             advice = "take the experiment field-wandering"
             raise ValueError(f"a wandering stream needs a target and a pace; {advice}")
@@ -287,13 +269,8 @@ class Online(Experiment):
 
 @cache
 def online(name: str) -> Online:
-    """Return an experiment of the family by its name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in listing.entries():
-        raise unknown_name("experiment", name, listing.entries())
+    """Return an experiment of the family by its name; a ValueError says that there is none."""
+    check_name("experiment", name, listing.entries())
     return Online(name, listing.entries()[name])
 
 

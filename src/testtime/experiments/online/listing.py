@@ -14,18 +14,8 @@ __all__ = ["LISTED", "STREAM", "Figures", "entries", "published", "read", "rows"
 
 Figures = tuple[float | None, ...]  # accuracy, AUROC, H-score, in percent
 STREAM = (
-    *(
-        "order",
-        "corruptions",
-        "severity",
-        "rounds",
-        "slow_limit",
-        "target",
-        "pace",
-        "speed",
-        "reset",
-        "returns",
-    ),
+    *("order", "corruptions", "severity", "rounds", "slow_limit"),
+    *("target", "pace", "speed", "reset", "returns"),
 )
 """The settings of a stream; what an entry does not have is not set."""
 COLUMN = {"open_set": None, "batch_size": 200, "ratio": 1.0, "note": ""}
@@ -45,17 +35,16 @@ def entries() -> dict[str, dict[str, Any]]:
     for name, entry in tables["experiments"].items():
         like = found.get(entry.get("like", ""), {**tables["defaults"], "limit": None})
         kept = {k: v for k, v in like.items() if not (k in ("only", "without") and "rows" in entry)}
-        columns = [{**COLUMN, **column} for column in entry.get("columns", kept.get("columns"))]
-        found[name] = {**kept, **{k: v for k, v in entry.items() if k != "like"}, "columns": columns}
+        whole = {**kept, **{k: v for k, v in entry.items() if k != "like"}}
+        found[name] = {**whole, "columns": [{**COLUMN, **column} for column in whole["columns"]]}
     return found
 
 
 def rows(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the rows of an experiment by label: method, arguments, and role and reset_every where they differ."""
-    tables = read("experiments.toml")
+    tables, found = read("experiments.toml"), {}
     special = tables["methods"].get(entry["closed"], {})
-    found = {}
-    for label, row in {k: v for group in entry["rows"] for k, v in tables["rows"][group].items()}.items():
+    for label, row in (pair for group in entry["rows"] for pair in tables["rows"][group].items()):
         if label not in entry.get("without", ()) and label in entry.get("only", (label,)):
             facts = dict(row) if isinstance(row, Mapping) else {"method": row}
             own = {key: facts.pop(key) for key in ("method", "role", "reset_every") if key in facts}
@@ -64,12 +53,11 @@ def rows(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def published(name: str, labels: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Figures]]:
-    """Return published figures by row label and column name.
+    """Return published figures of some rows and columns, by label and name.
 
     Args:
         name: name of the table in ``published.toml``; empty for none.
-        labels: rows that are wanted.
-        columns: columns that are wanted.
+        labels, columns: rows and columns that are wanted.
     """
     found: dict[str, dict[str, Figures]] = {}
     table = read("published.toml").get(name, {"columns": [], "figures": ""})

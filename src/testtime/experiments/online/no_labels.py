@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -11,54 +12,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from testtime import report
+from testtime import report, selection
 from testtime.build import build_method
 from testtime.data.places import find_set, has_source, images_of, source_batches
-from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
+from testtime.experiments import Cell, Column, Experiment, Plan, Record, Request, Run, Table, Unit, Workspace
 from testtime.experiments.online import listing
 from testtime.experiments.online.cell import SLOW
 from testtime.experiments.online.experiment import HERE, Batches, Inputs, Online, online
 from testtime.experiments.online.stream import cached_stream, source_model
 from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.registry import code_of
-from testtime.experiments.request import Request
-from testtime.experiments.run import Run
-from testtime.experiments.store import Workspace
-from testtime.experiments.table import Column, Record, Table
 from testtime.files import damaged
 from testtime.methods import Source
 from testtime.processor import autocast
-from testtime.report import Page, Section, show
-from testtime.selection import (
-    Advice,
-    Diagnostics,
-    appearance_features,
-    appearance_groups,
-    mirrored,
-    monitor,
-    over_time,
-    recommend,
-    turned,
-)
 
 __all__ = ["NO_LABELS", "NoLabels", "advice_table", "read_candidates", "true_accuracy"]
 
 LINES = 6  # candidates whose lines have a colour
+SAME = "predictions that are those of the source model."
+NEITHER = partial(Column, better=None)
 COLUMNS = (
     Column("estimate", lambda c: c.accuracy),
     Column("AETTA", lambda c: c.aetta),
-    Column(
-        "agreement",
-        lambda c: c.agreement,
-        better=None,
-        note="predictions that are those of the source model.",
-    ),
-    Column("confidence", lambda c: c.confidence, better=None),
-    Column("drift", lambda c: c.confidence_drift, group="confidence", signed=True, better=None),
-    Column("diversity", lambda c: c.diversity, better=None),
-    Column("drift", lambda c: c.diversity_drift, group="diversity", signed=True, better=None),
+    NEITHER("agreement", lambda c: c.agreement, note=SAME),
+    NEITHER("confidence", lambda c: c.confidence),
+    NEITHER("drift", lambda c: c.confidence_drift, group="confidence", signed=True),
+    NEITHER("diversity", lambda c: c.diversity),
+    NEITHER("drift", lambda c: c.diversity_drift, group="diversity", signed=True),
     Column("time", lambda c: c.milliseconds, unit="ms", places=0, better="lower"),
-    Column("alarms", lambda c: len(c.alarms), unit="", places=0, better=None),
+    NEITHER("alarms", lambda c: len(c.alarms), unit="", places=0),
 )
 
 
@@ -66,9 +48,9 @@ def group_images(work: Workspace) -> dict[str, Any]:
     """Group the images of a stream by appearance."""
     stream, features = cached_stream(work, work.parameters["limit"]), []
     for number, batch in enumerate(stream, 1):
-        features.append(appearance_features(batch.x).numpy())
+        features.append(selection.appearance_features(batch.x).numpy())
         work.progress(number, len(stream))
-    groups = appearance_groups(np.concatenate(features), work.parameters["classes"])
+    groups = selection.appearance_groups(np.concatenate(features), work.parameters["classes"])
     return {"batches": len(stream), "groups": groups.tolist()}
 
 
@@ -91,8 +73,11 @@ def run_in_shadow(work: Workspace) -> dict[str, Any]:
             size = stream.domains[0].size
             batches = source_batches(p["closed"], work.places, stream.batch_size, 0, size)
             adapter.prepare([x.to(device) for x in batches])
-        source = Source(plain.model.to(device))
-        for one in monitor(adapter, images(), source, disturb=mirrored if p["mirror"] else turned):
+        source, disturb = (
+            Source(plain.model.to(device)),
+            selection.mirrored if p["mirror"] else selection.turned,
+        )
+        for one in selection.monitor(adapter, images(), source, disturb=disturb):
             lines.append(asdict(one))
             right += int((labels[-1] == one.predicted).sum())
             known += int((labels[-1] >= 0).sum())
@@ -168,19 +153,21 @@ class NoLabels(Experiment):
     def tables(self, run: Run) -> Sequence[Table]:
         return [advice_table(run)]
 
-    def page(self, run: Run) -> Page:
+    def page(self, run: Run) -> report.Page:
         seen, groups = read_candidates(run)
-        advice, series, about = recommend(seen, groups), [], run.about["about"]
+        advice, series, about = selection.recommend(seen, groups), [], run.about["about"]
         tints = {c.name: number for number, c in enumerate(advice.candidates[:LINES], 1)}
         for candidate in reversed(advice.candidates):
-            ends, guesses = over_time(seen[candidate.name], groups)
+            ends, guesses = selection.over_time(seen[candidate.name], groups)
             series.append(report.Series(candidate.name, ends, guesses, tints.get(candidate.name, 0)))
         chart = report.line_chart(series, title="Estimated accuracy", y="%", x="images")
         drawn = report.Figure(chart, "Accuracy as it is estimated without labels")
         kind = f"{len(groups)} images without labels · {about['model']}"
         sections = [
-            Section("time", "Time", "Over time", [drawn]),
-            Section("diagnostics", "Diagnostics", "Diagnostics of each", table_blocks(advice_table(run))),
+            report.Section("time", "Time", "Over time", [drawn]),
+            report.Section(
+                "diagnostics", "Diagnostics", "Diagnostics of each", table_blocks(advice_table(run))
+            ),
         ]
         lead: list[report.Block] = [report.Note(kind), report.Bullets(advice.reasons)]
         return run_page(run, lead, sections, [("stream", about["stream"])], title=_take(run, advice))
@@ -189,7 +176,7 @@ class NoLabels(Experiment):
 NO_LABELS = NoLabels()
 
 
-def read_candidates(run: Run) -> tuple[dict[str, list[Diagnostics]], NDArray[np.int64]]:
+def read_candidates(run: Run) -> tuple[dict[str, list[selection.Diagnostics]], NDArray[np.int64]]:
     """Return the diagnostics of the finished candidates, and the group of each image by appearance.
 
     Raises:
@@ -201,8 +188,8 @@ def read_candidates(run: Run) -> tuple[dict[str, list[Diagnostics]], NDArray[np.
     appearance, seen = run.other("appearance"), {}
     with damaged(run.folder / "results", "delete the run and give the same command again"):
         for r in run.records():
-            lines = r.result["diagnostics"]
-            seen[r.row] = [Diagnostics(**{**line, "predicted": tuple(line["predicted"])}) for line in lines]
+            lines = ({**line, "predicted": tuple(line["predicted"])} for line in r.result["diagnostics"])
+            seen[r.row] = [selection.Diagnostics(**line) for line in lines]
     if not seen or appearance is None:
         advice = "the same testtime run command goes on from there"
         raise ValueError(f"{run.folder}: no candidate is finished; {advice}")
@@ -218,26 +205,24 @@ def advice_table(run: Run, judge: bool = False) -> Table:
     """Return the estimates of the candidates, the best first, with the recommendation and its reasons below.
 
     Args:
-        run: a run of the experiment.
         judge: whether the true accuracy stands beside the estimates, where the stream had labels.
     """
-    advice, truth = recommend(*read_candidates(run)), true_accuracy(run) if judge else {}
+    advice, truth = selection.recommend(*read_candidates(run)), true_accuracy(run) if judge else {}
     labels, columns = {row.label: row for row in run.rows}, [*COLUMNS]
     notes = [f"{_take(run, advice)}.", *advice.reasons]
     notes += [f"{name}: left out, {reason}." for name, reason in run.about["about"]["left_out"].items()]
     if truth:
         best, name = max(truth, key=lambda candidate: truth[candidate]), advice.name
         columns.insert(1, Column("true", lambda c: truth.get(c.name)))
-        notes.append(
-            f"Judged with the labels: the best is {best} with {show(truth[best])} %, {name} has {show(truth[name])} %, "
-            f"{show(truth[best] - truth[name])} points less."
-        )
+        first, own, less = map(report.show, (truth[best], truth[name], truth[best] - truth[name]))
+        judged = f"the best is {best} with {first} %, {name} has {own} %, {less} points less"
+        notes.append(f"Judged with the labels: {judged}.")
     records = [Record(c.name, "", 0, c) for c in advice.candidates]
     rows = [labels[c.name] for c in advice.candidates]
     return Table.of("Estimated without labels", rows, columns, records, run.missing, notes)
 
 
-def _take(run: Run, advice: Advice) -> str:
+def _take(run: Run, advice: selection.Advice) -> str:
     done = len(run.about["cells"]) - len(run.missing)
     of = f", of the {done} of {len(run.about['cells'])} candidates that are finished" if run.missing else ""
     return f"Take {advice.name}{of}"

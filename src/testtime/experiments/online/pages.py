@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from testtime import report
+from testtime.experiments import Column, Table
 from testtime.experiments.online import listing
 from testtime.experiments.online.results import Results, number
 from testtime.experiments.pages import run_page, table_blocks, winner
-from testtime.experiments.table import Column, Row, Table
-from testtime.report import Block, Details, Figure, Grid, Note, Page, Section, listed, mean, show
+from testtime.report import Block, Details, Figure, Note, Page, Section, listed, mean, show
 from testtime.streams.named import ORDERS
 
 __all__ = ["main_table", "online_page"]
@@ -35,29 +35,23 @@ FILTERS = ("known_maximised", "unknown_minimised")
 
 def online_page(results: Results) -> Page:
     """Return the page of a run."""
-    run, stream = results.run, results.stream
+    stream = results.stream
     first = [*results.ranked[:3], *(n for n in ("PAF+KIP", "TENT", "Source") if n in results.rows)]
     keys = {name: tint for name, tint in report.colours([*first, *results.ranked]).items() if tint}
     severity = f", severity {stream['severity']}" if "{severity}" in ORDERS[stream["order"]].about else ""
     facts = [("closed set", results.about["closed"]), ("model", results.about["model"])]
     facts += [("stream", f"{stream['order']}{severity}, {', '.join(stream['corruptions'])}")]
-    return run_page(
-        run,
-        _lead(results),
-        [
-            Section("result", "Result", "The result", table_blocks(main_table(results))),
-            Section("time", "Time", "Over time", _over_time(results, keys)),
-            Section("filters", "Filters", "What the filters did", _filters(results, keys)),
-            Section("scores", "Scores", "Known and unknown, told apart", _scores(results)),
-            Section("cost", "Cost", "What it costs", _costs(results, keys)),
-            Section("domains", "Domains", "Domain by domain", _domains(results)),
-            Section("more", "More", "Calibration, refusal, forgetting", table_blocks(_more_table(results))),
-        ],
-        facts,
-        _arguments(results),
-        Note(NOTES["kept"]),
-        title=results.title,
-    )
+    sections = [
+        Section("result", "Result", "The result", table_blocks(main_table(results))),
+        Section("time", "Time", "Over time", _over_time(results, keys)),
+        Section("filters", "Filters", "What the filters did", _filters(results, keys)),
+        Section("scores", "Scores", "Known and unknown, told apart", _scores(results)),
+        Section("cost", "Cost", "What it costs", _costs(results, keys)),
+        Section("domains", "Domains", "Domain by domain", _domains(results)),
+        Section("more", "More", "Calibration, refusal, forgetting", table_blocks(_more_table(results))),
+    ]
+    made = _arguments(results), Note(NOTES["kept"])
+    return run_page(results.run, _lead(results), sections, facts, *made, title=results.title)
 
 
 def _lead(results: Results) -> report.Text:
@@ -92,8 +86,7 @@ def _stream(results: Results) -> str:
     fewer = [f"{count} for {listed(rows)}" for count, rows in counts.items() if count != most]
     whole = "in each" if order.in_turn else "in all"
     parts.append(f"{most} known images {whole}{f' ({listed(fewer)})' if fewer else ''}")
-    opened = [fact for fact in results.facts.values() if fact["open_set"] is not None]
-    if opened:
+    if opened := [fact for fact in results.facts.values() if fact["open_set"] is not None]:
         ratios = [f"{ratio:g}" for ratio in sorted({fact["ratio"] for fact in opened})]
         where = f" in {listed([fact['name'] for fact in opened])}" if len(opened) < len(results.facts) else ""
         parts.append(f"{listed(ratios)} unknown for each known one{where}")
@@ -108,12 +101,12 @@ def main_table(results: Results) -> Table:
     """Return accuracy, AUROC and H-score by method and column."""
     about, columns = results.run.about, []
     if results.opened and len(results.columns) > 1:
-        columns.append(Column("mean H", partial(_average, "h_score")))
+        columns.append(Column("mean H", ("average", "h_score")))
     for name in results.columns:
         for i, (measure, short) in enumerate(MEASURES if results.opened else MEASURES[:1]):
             told = {row: by[name][i] for row, by in results.about["published"].items() if name in by}
             known = {row: value for row, value in told.items() if value is not None}
-            columns.append(Column(short, partial(_average, measure), name, name, published=known))
+            columns.append(Column(short, ("average", measure), name, name, published=known))
     changed = ", for the experiment without the changes of this run" * bool(results.changes)
     notes = ["Averaged over the domains."] + [NOTES["opened"]] * results.opened
     notes += [f"Published: {about['source']}{changed}."] * any(results.about["published"].values())
@@ -124,27 +117,19 @@ def main_table(results: Results) -> Table:
 
 
 def _table(results: Results, title: str, columns: Sequence[Column], notes: Sequence[str]) -> Table:
-    run = results.run
-    fewer = [row for row in results.rows if results.fewer(row)]
-    rows = [
-        Row(row.label, row.role, NOTES["fewer"] if row.label in fewer else row.note, row.about)
-        for row in run.rows
-    ]
+    run, fewer = results.run, [row for row in results.rows if results.fewer(row)]
+    rows = [replace(row, note=NOTES["fewer"]) if row.label in fewer else row for row in run.rows]
     return Table.of(title, rows, columns, run.records(), run.missing, [*filter(None, notes), *run.notes])
-
-
-def _average(measure: str, result: dict[str, Any]) -> float:
-    return number(result["average"].get(measure))
 
 
 def _more_table(results: Results) -> Table:
     columns = [
-        Column(name, partial(_average, key), unit=unit, places=places, better=better, note=note)  # type: ignore[arg-type]
+        Column(name, ("average", key), unit=unit, places=places, better=better, note=note)  # type: ignore[arg-type]
         for key, name, unit, places, better, note in MORE
         if not all(math.isnan(results.mean(row, key)) for row in results.rows)
     ]
-    columns.append(Column("clean before", lambda result: result["forgetting"]["before"], better=None))
-    columns.append(Column("clean after", lambda result: result["forgetting"]["after"], better=None))
+    for when in ("before", "after"):
+        columns.append(Column(f"clean {when}", ("forgetting", when), better=None))
     return _table(results, "Other measures by method", columns, [NOTES["clean"]])
 
 
@@ -164,12 +149,31 @@ def _over_time(results: Results, keys: dict[str, int]) -> list[Block]:
 def _figure(
     results: Results, column: str, keys: dict[str, int], values: Values, title: str, y: str, told: str = ""
 ) -> Figure:
-    """The curves of a column, with its shifts."""
-    curves = _curves(results, column, keys, values)
-    domains = next(cells[0]["domains"] for row in results.rows if (cells := results.cells(row, column)))
-    marks = [(float(i), entry["domain"].replace("_", " ")) for i, entry in enumerate(domains)]
-    chart = report.line_chart(curves, title=title, y=y, description=told, marks=marks) if curves else None
+    """The curves of a column, with its shifts: the mean over seeds at each batch, smoothed within each domain."""
+    series, domains = [], _domain_names(results, column)
+    for row in results.rows:
+        if cells := [cell for cell in results.cells(row, column) if values(cell)]:
+            means = [mean(list(map(number, at_once))) for at_once in zip(*map(values, cells), strict=False)]
+            series.append(report.Series(row, *_curve(cells[0]["time"]["visit"], means), keys.get(row, 0)))
+    marks = [(float(i), name) for i, name in enumerate(domains)]
+    chart = report.line_chart(series, title=title, y=y, description=told, marks=marks) if series else None
     return Figure(chart, title)
+
+
+def _curve(visits: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The points of a curve; a domain has the width 1."""
+    visit, half = np.array(visits)[: len(values)], SMOOTH // 2
+    x, y = [], []
+    for i in range(len(values)):
+        inside = np.flatnonzero(visit == visit[i]).tolist()
+        x.append(float(visit[i] + (i - inside[0] + 0.5) / len(inside)))
+        y.append(mean([values[j] for j in inside if abs(j - i) <= half]))
+    return x, y
+
+
+def _domain_names(results: Results, column: str) -> list[str]:
+    domains = next(cells[0]["domains"] for row in results.rows if (cells := results.cells(row, column)))
+    return [entry["domain"].replace("_", " ") for entry in domains]
 
 
 def _filters(results: Results, keys: dict[str, int]) -> list[Block]:
@@ -185,11 +189,8 @@ def _filters(results: Results, keys: dict[str, int]) -> list[Block]:
             lines.append(report.Row(row, [name, *pair]))
     if not lines:
         return [Note(NOTES["no_filters"])]
-    heads = [
-        report.Column("what it did", style="left"),
-        report.Column("of known", "%"),
-        report.Column("of unknown", "%"),
-    ]
+    sides = [report.Column(f"of {side}", "%") for side in ("known", "unknown")]
+    heads = [report.Column("what it did", style="left"), *sides]
     return [Note(NOTES["choosing"]), *drawn, report.Table("What the filters took", heads, lines, "method")]
 
 
@@ -201,14 +202,12 @@ def _scores(results: Results) -> list[Block]:
         drawn: list[Block] = []
         for row in results.ranked:
             scores = next((cell.get("scores") for cell in results.cells(row, column)), None) or {}
-            title, area = f"Scores of {row}, {column}", show(results.mean(row, "auroc", column))
-            ends, told = (
-                ("surely known", "surely unknown"),
-                f"Known and unknown images; AUROC {area} percent.",
-            )
+            area, ends = show(results.mean(row, "auroc", column)), ("surely known", "surely unknown")
+            title, told = f"Scores of {row}, {column}", f"Known and unknown images; AUROC {area} percent."
             chart = report.share_chart(scores, title=title, ends=ends, description=told)
             drawn += [Figure(chart, f"{row} {area}")] if chart else []
-        blocks += [Details(f"{column}, with AUROC", [Grid(drawn)], opened=not blocks)] if drawn else []
+        if drawn:
+            blocks.append(Details(f"{column}, with AUROC", [report.Grid(drawn)], opened=not blocks))
     return [Note(NOTES["scores"]), *blocks] if blocks else [Note(NOTES["no_scores"])]
 
 
@@ -222,8 +221,7 @@ def _costs(results: Results, keys: dict[str, int]) -> list[Block]:
         points.append(report.Point(row, times[row], results.mean(row, measure), spread, keys.get(row, 0)))
         declared, ms = results.cells(row)[0]["cost"]["declared"], results.cost(row, "ms")
         cells = [
-            results.cost(row, "forwards"),
-            results.cost(row, "backwards"),
+            *(results.cost(row, key) for key in ("forwards", "backwards")),
             f"{declared[0]:g} + {declared[1]:g}",
             report.Cell(ms, text=show(ms, 0 if ms > 20 else 1)),
             report.Cell(times[row], text=f"{show(times[row])}×"),
@@ -233,20 +231,14 @@ def _costs(results: Results, keys: dict[str, int]) -> list[Block]:
             results.cost(row, "peak_memory") / 2**20,
         ]
         lines.append(report.Row(row, cells))
-    heads = [
-        report.Column("forwards", places=2),
-        report.Column("backwards", places=2),
-        report.Column("declared"),
-    ]
+    heads = [report.Column(key, places=2) for key in ("forwards", "backwards")] + [report.Column("declared")]
     heads += [report.Column("a batch", "ms"), report.Column("plain forwards"), report.Column("TENTs")]
     heads += [report.Column("published", explain="times of the source, in units of TENT's")] * bool(latency)
     heads += [report.Column("state", "KiB", places=0), report.Column("peak", "MiB", places=0)]
     earlier = any("relative" in cell["cost"] for row in results.rows for cell in results.cells(row))
     notes = [NOTES["times"], *map(_told_baseline, results.baselines), *[NOTES["earlier"]] * earlier]
-    x = "time for each batch, in plain forwards (logarithmic)"
-    chart = report.scatter(
-        points, title=f"{name} against time for each batch", x=x, y=f"{name}, %", logarithmic=True, suffix="×"
-    )
+    title, x = f"{name} against time for each batch", "time for each batch, in plain forwards (logarithmic)"
+    chart = report.scatter(points, title=title, x=x, y=f"{name}, %", logarithmic=True, suffix="×")
     table = report.Table("Cost by method", heads, lines, "method")
     return [Figure(chart, f"{name} against time: upper left is better"), table, *map(Note, notes)]
 
@@ -261,15 +253,14 @@ def _told_baseline(one: dict[str, Any]) -> str:
 def _domains(results: Results) -> list[Block]:
     (measure, name), drawn = results.headline, list[Block]()
     for column in results.columns:
-        by_row = {row: results.cells(row, column) for row in results.rows if results.cells(row, column)}
-        names = [entry["domain"].replace("_", " ") for entry in next(iter(by_row.values()))[0]["domains"]]
-        lines = [
-            report.Row(
-                row, [mean([number(c["domains"][i][measure]) for c in cells]) for i in range(len(names))]
-            )
-            for row, cells in by_row.items()
+        heads = [
+            report.Column(d, places=0, shade="heat", style="tilted") for d in _domain_names(results, column)
         ]
-        heads = [report.Column(domain, places=0, shade="heat", style="tilted") for domain in names]
+        lines = []
+        for row in results.rows:
+            if cells := results.cells(row, column):
+                by_domain = zip(*(cell["domains"] for cell in cells), strict=True)
+                lines.append(report.Row(row, [mean([number(d[measure]) for d in one]) for one in by_domain]))
         table = report.Table(f"By domain, {column}", heads, lines, "method")
         drawn.append(Details(column, [table], opened=not drawn))
     return [Note(NOTES["domains"].format(name)), *drawn]
@@ -279,26 +270,7 @@ def _arguments(results: Results) -> report.Table:
     lines = []
     for row in results.run.rows:
         resets = {"reset every": row.about["reset_every"]} if "reset_every" in row.about else {}
-        arguments = {**row.about.get("arguments", {}), **resets}
-        words = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        lines.append(report.Row(row.label, [row.about["method"], words or "defaults"]))
-    heads = [report.Column("class", style="left"), report.Column("arguments", style="left")]
+        words = [f"{name}={value}" for name, value in {**row.about.get("arguments", {}), **resets}.items()]
+        lines.append(report.Row(row.label, [row.about["method"], ", ".join(words) or "defaults"]))
+    heads = [report.Column(head, style="left") for head in ("class", "arguments")]
     return report.Table("Arguments by method", heads, lines, "row")
-
-
-def _curves(results: Results, column: str, keys: dict[str, int], values: Values) -> list[report.Series]:
-    """The mean over seeds at each batch, smoothed within each domain; a domain has the width 1."""
-    series, half = [], SMOOTH // 2
-    for row in results.rows:
-        cells = [cell for cell in results.cells(row, column) if values(cell)]
-        if not cells:
-            continue
-        visit = np.array(cells[0]["time"]["visit"])
-        means = [mean([number(v) for v in at_once]) for at_once in zip(*map(values, cells), strict=False)]
-        x, y = [], []
-        for i in range(len(means)):
-            inside = np.flatnonzero(visit[: len(means)] == visit[i])
-            x.append(float(visit[i] + (i - inside[0] + 0.5) / len(inside)))
-            y.append(mean([means[j] for j in inside if abs(j - i) <= half]))
-        series.append(report.Series(row, x, y, keys.get(row, 0)))
-    return series

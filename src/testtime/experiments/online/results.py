@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from testtime.experiments import Run
 from testtime.experiments.online import listing
 from testtime.experiments.online.cell import plain_milliseconds
-from testtime.experiments.run import Run
 from testtime.files import check_shape, damaged
 from testtime.report import listed, mean
 
@@ -53,10 +52,9 @@ class Results:
         if not self._cells:
             advice = "the same testtime run command goes on from there"
             raise ValueError(f"{run.folder}: no cell is finished yet; {advice}")
-        self.rows = [row.label for row in run.rows if any(row.label == label for label, _ in self._cells)]
-        self.facts = {
-            c["name"]: c for c in self.about["columns"] if any(c["name"] == name for _, name in self._cells)
-        }
+        labels, names = map(set, zip(*self._cells, strict=True))
+        self.rows = [row.label for row in run.rows if row.label in labels]
+        self.facts = {c["name"]: c for c in self.about["columns"] if c["name"] in names}
         others = [run.other(name) for name in run.about["others"] if name.startswith("baseline")]
         self.baselines = [one for other in others if other for one in other["baselines"]]
 
@@ -103,11 +101,10 @@ class Results:
         found = []
         for name in self.columns if column is None else [column]:
             for cell in self.cells(row, name):
-                plain = plain_milliseconds(
-                    self.baselines, cell.get("state", {}), self.facts[name]["batch_size"]
-                )
+                state, cost = cell.get("state", {}), cell["cost"]
+                plain = plain_milliseconds(self.baselines, state, self.facts[name]["batch_size"])
                 # An earlier version measured a plain forward in every cell.
-                found.append(number(cell["cost"].get("relative", number(cell["cost"]["ms"]) / plain)))
+                found.append(number(cost.get("relative", number(cost["ms"]) / plain)))
         return found
 
     def per_domain(self, row: str) -> float:
@@ -125,6 +122,7 @@ class Results:
         if entry is None:
             return []
         ours, kinds = {**self.stream, "limit": self.about["limit"]}, len(entry["corruptions"])
+        seeds = (", ".join(map(str, of)) for of in (request.seeds or (), entry["seeds"]))
         facts = [
             *(
                 (f"{key} {{}} instead of {{}}", ours[key], entry[key])
@@ -132,7 +130,7 @@ class Results:
             ),
             ("limit {} instead of {}", ours["limit"] or "all", entry["limit"] or "all"),
             ("{} of {} corruptions", min(len(ours["corruptions"]), kinds), kinds),
-            ("seeds {} instead of {}", _listed(request.seeds or ()), _listed(entry["seeds"])),
+            ("seeds {} instead of {}", *seeds),
         ]
         found = [form.format(here, there) for form, here, there in facts if here != there]
         labels, known = {row.label for row in self.run.rows}, listing.rows(entry)
@@ -142,10 +140,10 @@ class Results:
         forms = {"name": "{}", "batch_size": "batches of {}", "ratio": "{:g} unknown for each known"}
         for key, form in forms.items():
             here, there = (
-                list(dict.fromkeys(form.format(c[key]) for c in of["columns"])) for of in (self.about, entry)
+                dict.fromkeys(form.format(c[key]) for c in of["columns"]) for of in (self.about, entry)
             )
-            if here != there:
-                return [*found, f"{listed(here)} instead of {listed(there)}"]
+            if [*here] != [*there]:
+                return [*found, f"{listed([*here])} instead of {listed([*there])}"]
         return found
 
     @property
@@ -153,7 +151,3 @@ class Results:
         """The title of the experiment, if the run is that experiment in all but the number of images and seeds."""
         other = [change for change in self.changes if not change.startswith(("limit ", "seeds "))]
         return f"{self.run.about['experiment']}, changed" if other else str(self.run.about["title"])
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))

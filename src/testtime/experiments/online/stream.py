@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from testtime.data.places import Places, image_size, images_of
-from testtime.experiments.store import Workspace
+from testtime.experiments import Workspace
 from testtime.models import OpenedModel, open_model
 from testtime.streams import CCCStream, Difficulty, Stream, clean, open_set, recorded
 from testtime.streams.cache import cached, missing, render

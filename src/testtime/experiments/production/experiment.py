@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from testtime.data.places import find_set, image_size, images_of
-from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
+from testtime.experiments import Cell, Column, Experiment, Plan, Record, Request, Row, Run, Table
+from testtime.experiments.experiment import Resource, Unit
 from testtime.experiments.online.stream import source_model
-from testtime.experiments.production import following, listing, measures, world
+from testtime.experiments.production import following, listing, world
 from testtime.experiments.registry import code_of, guard_code
-from testtime.experiments.request import Request
-from testtime.experiments.run import Run
-from testtime.experiments.table import Column, Record, Row, Table
+from testtime.metrics import windows
 from testtime.plugins import resolve
 from testtime.streams.named import corrupted_domains
 
@@ -39,13 +41,10 @@ Records = Sequence[Record]
 
 @final
 class Production(Experiment):
-    """Methods with and without a guard on some streams.
+    """Methods with and without a guard on some streams; the names are those of :data:`ALL`.
 
     Settings: ``closed`` and ``open_set`` are data sets or folders, ``source`` is a folder of images of the source, ``guard`` is
     the import path of a wrapper ("" for none), ``steps`` is the number of steps of an attack.
-
-    Args:
-        name: name of the experiment, of :data:`ALL`.
     """
 
     family = "production"
@@ -109,18 +108,6 @@ class Production(Experiment):
         return self.read(run, run.records())
 
 
-def _at(*path: str) -> Callable[[dict[str, Any]], float | None]:
-    """The value at a path of a result; None where there is none."""
-
-    def read(result: dict[str, Any]) -> float | None:
-        found: Any = result
-        for name in path:
-            found = found.get(name) if isinstance(found, Mapping) else None
-        return found
-
-    return read
-
-
 def _table(
     run: Run, title: str, columns: Sequence[Column], records: Records, notes: Sequence[str] = ()
 ) -> Table:
@@ -129,61 +116,54 @@ def _table(
 
 def _zoo_tables(run: Run, records: Records) -> Sequence[Table]:
     streams = run.about["about"]["streams"]
-    windows = sorted({record.result["window"] for record in records})
-    promise = _at("less", "Source", "worst")
-    lowest: dict[tuple[str, int], list[float]] = {}
-    for record in records:
-        if (value := promise(record.result)) is not None:
-            lowest.setdefault((record.row, record.seed), []).append(value)
-    whole = [replace(record, column="all") for record in records]
-    whole += [replace(record, column="benign") for record in records if record.column in BENIGN]
-    whole += [Record(row, "worst", seed, {"worst": min(found)}, {}) for (row, seed), found in lowest.items()]
-    points, batches = partial(Column, unit="points", signed=True), partial(Column, better="lower")
+    lengths = ", ".join(f"{window:,}" for window in sorted({record.result["window"] for record in records}))
+    points, every = partial(Column, unit="points", signed=True), partial(Column, of="all")
+    promises = [points(name, ("less", "Source", "worst"), name) for name in streams]
+
+    def kept(result: dict[str, Any]) -> float:
+        worst = promises[0].read(result)
+        return worst if math.isnan(worst) else 100.0 * (worst >= -windows.MARGIN)
+
+    lowest: dict[tuple[str, int], float] = {}
+    for r in records:
+        lowest[r.row, r.seed] = np.fmin(lowest.get((r.row, r.seed), math.nan), promises[0].read(r.result))
+    whole = [replace(r, column=of) for r in records for of in ("all", "benign")[: 1 + (r.column in BENIGN)]]
+    whole += [Record(row, "worst", seed, {"worst": value}) for (row, seed), value in lowest.items()]
     summary = [
-        points("worst", _at("worst"), "worst", group="window less Source,"),
-        Column("promise kept", lambda r: _kept(promise(r)), "all", unit="% of streams", places=0),
-        Column("mean", _at("accuracy"), "all"),
-        Column("last fifth", _at("last_fifth"), "all"),
-        Column("worst window", _at("worst_window"), "all"),
-        points("less BN", _at("less", "BN", "mean"), "all"),
-        points("less unguarded, benign", _at("less", "unguarded", "mean"), "benign"),
-        batches("delay", _at("delay"), "all", unit="batches"),
-        batches("false resets", _at("false_resets"), "benign", unit="per stream"),
+        points("worst", ("worst",), "worst", group="window less Source,"),
+        every("promise kept", kept, unit="% of streams", places=0),
+        every("mean", ("accuracy",)),
+        every("last fifth", ("last_fifth",)),
+        every("worst window", ("worst_window",)),
+        points("less BN", ("less", "BN", "mean"), "all"),
+        points("less unguarded, benign", ("less", "unguarded", "mean"), "benign"),
+        every("delay", ("delay",), unit="batches", better="lower"),
+        Column("false resets", ("false_resets",), "benign", unit="per stream", better="lower"),
     ]
     notes = [
-        f"Windows of {', '.join(f'{window:,}' for window in windows)} samples.",
-        f"The promise: no window more than {measures.MARGIN:g} point below the shipped model on the same samples.",
+        f"Windows of {lengths} samples.",
+        f"The promise: no window more than {windows.MARGIN:g} point below the shipped model on the same samples.",
         "Delay: from the batch from which the unguarded run loses most to the first batch that the guard answers otherwise or "
         "takes back; false resets: those before that batch, or on a stream without damage.",
         f"Benign streams: {', '.join(BENIGN)}.",
     ]
-    by_stream = [points(name, promise, name) for name in streams]
-    means = [Column(name, _at("accuracy"), name) for name in streams]
+    means = [Column(name, ("accuracy",), name) for name in streams]
     return [
         _table(run, "The failure zoo, all streams", summary, whole, notes),
-        _table(run, "Worst window less the shipped model", by_stream, records, notes[:1]),
+        _table(run, "Worst window less the shipped model", promises, records, notes[:1]),
         _table(run, "Accuracy", means, records),
     ]
-
-
-def _kept(worst: float | None) -> float | None:
-    return None if worst is None else 100.0 * (worst >= -measures.MARGIN)
 
 
 def _poisoning_tables(run: Run, records: Records) -> Sequence[Table]:
     kinds = [kind for kind in run.about["about"]["streams"] if kind != "none"]
     clean = {(r.row, r.seed): r.result["accuracy"] for r in records if r.column == "none"}
-    lost = [
-        replace(r, result={"lost": clean[r.row, r.seed] - r.result["accuracy"]})
-        for r in records
-        if r.column in kinds and (r.row, r.seed) in clean
-    ]
-    columns = [
-        Column(kind, _at("lost"), kind, "loss by", "points", better="lower", signed=True) for kind in kinds
-    ]
-    none = [Column("accuracy without", _at("accuracy"), "none")]
+    harmed = [r for r in records if r.column in kinds and (r.row, r.seed) in clean]
+    lost = [replace(r, result={"lost": clean[r.row, r.seed] - r.result["accuracy"]}) for r in harmed]
+    loss = partial(Column, group="loss by", unit="points", better="lower", signed=True)
+    columns = [Column("accuracy without", ("accuracy",), "none"), *(loss(k, ("lost",), k) for k in kinds)]
     notes = [f"{kind}: {world.ATTACKS[kind]}." for kind in kinds]
-    return [_table(run, "Accuracy that benign samples lose", [*none, *columns], [*records, *lost], notes)]
+    return [_table(run, "Accuracy that benign samples lose", columns, [*records, *lost], notes)]
 
 
 def _soak_tables(run: Run, records: Records) -> Sequence[Table]:
@@ -192,33 +172,18 @@ def _soak_tables(run: Run, records: Records) -> Sequence[Table]:
 
     names = ("first", *map(str, range(2, 10)), "last")
     parts = [Column(n, tenths("accuracy", lambda v, i=i: v[i]), group="tenth") for i, n in enumerate(names)]  # type: ignore[misc]
+    worst, ratio = partial(Column, unit="points", signed=True), partial(Column, unit="last / first", places=2)
     columns = [
-        Column("accuracy", _at("accuracy")),
-        Column(
-            "worst window", _at("less", "Source", "worst"), group="less Source,", unit="points", signed=True
-        ),
-        Column(
-            "p99 of time",
-            tenths("p99_ms", lambda v: v[-1] / v[0]),
-            unit="last / first",
-            places=2,
-            better="lower",
-        ),
-        Column(
-            "median of time",
-            tenths("median_ms", lambda v: v[-1] / v[0]),
-            unit="last / first",
-            places=2,
-            better="lower",
-        ),
+        Column("accuracy", ("accuracy",)),
+        worst("worst window", ("less", "Source", "worst"), group="less Source,"),
+        ratio("p99 of time", tenths("p99_ms", lambda v: v[-1] / v[0]), better="lower"),
+        ratio("median of time", tenths("median_ms", lambda v: v[-1] / v[0]), better="lower"),
         Column(
             "memory", tenths("memory", lambda v: v[-1] - v[0]), unit="MiB, last less first", better="lower"
         ),
     ]
-    return [
-        _table(run, "Soak", columns, records),
-        _table(run, "Accuracy from tenth to tenth", parts, records),
-    ]
+    whole = _table(run, "Soak", columns, records)
+    return [whole, _table(run, "Accuracy from tenth to tenth", parts, records)]
 
 
 ALL = {

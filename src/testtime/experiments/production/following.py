@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from testtime.adapter import Adapter
 from testtime.errors import DataError
-from testtime.experiments.production import measures, world
-from testtime.experiments.store import Workspace
+from testtime.experiments import Workspace
+from testtime.experiments.production import world
 from testtime.files import damaged, parse_json, read_tensors, write_tensors
+from testtime.metrics import windows
 from testtime.processor import autocast
 
 __all__ = ["Trace", "follow", "read_trace"]
@@ -34,7 +35,7 @@ class Trace:
     """What a run leaves; its size is that of the stream from the beginning.
 
     Attributes:
-        answers: see :mod:`.measures`, (samples,) int8.
+        answers: see :mod:`testtime.metrics.windows`, (samples,) int8.
         starts: first sample of each batch, (batches,) int64.
         ms: time of the processor for each batch in milliseconds, (batches,) float32.
         serving: whose answer each batch got, an index of "adapter", "bn" and "source", (batches,) int8.
@@ -60,9 +61,8 @@ class Trace:
 
     def write(self, path: Path, adapter: Adapter | None = None) -> None:
         """Write the trace, with the state of the adapter for a checkpoint."""
-        arrays = {
-            f"trace.{k}": torch.from_numpy(v) for k, v in vars(self).items() if isinstance(v, np.ndarray)
-        }
+        own = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        arrays = {f"trace.{k}": torch.from_numpy(v) for k, v in own.items()}
         state = {} if adapter is None else {f"state.{k}": v for k, v in adapter.state_dict().items()}
         facts = {"events": self.events, "done": self.done}
         write_tensors(path, {**arrays, **state}, {"testtime": json.dumps(facts)})
@@ -92,9 +92,8 @@ def follow(work: Workspace) -> dict[str, Any]:
     stream = world.make_stream(p, work.places, work.cache)
     with autocast(p["device"], p["precision"]):
         adapter = world.make_adapter(p, work.places)
-        trace = _resumed(work.folder / STATE, adapter) or Trace.empty(
-            [len(plan.rows) for plan in stream.plans]
-        )
+        sizes = [len(plan.rows) for plan in stream.plans]
+        trace = _resumed(work.folder / STATE, adapter) or Trace.empty(sizes)
         saved = time.monotonic()
         for batch in world.attacked(adapter, stream.since(trace.done), p["stream"], p["steps"]):
             _take(trace, adapter, batch.x.to(p["device"]), batch.y.numpy(), len(stream))
@@ -145,18 +144,18 @@ def _resident() -> float:
 
 def _compared(trace: Trace, others: dict[str, Trace]) -> dict[str, Any]:
     """The figures of a run, and those that compare it with the runs that it needs."""
-    answers, window = trace.answers, measures.window_of(len(trace.answers))
+    answers, window = trace.answers, windows.window_of(len(trace.answers))
     parts = np.array_split(np.arange(len(trace.ms)), PARTS)
     found: dict[str, Any] = {
         **{"samples": len(answers), "batches": len(trace.ms), "window": window},
-        "accuracy": measures.accuracy(answers),
-        "last_fifth": measures.accuracy(answers[-max(1, len(answers) // 5) :]),
-        "worst_window": measures.worst_window(answers, window),
+        "accuracy": windows.accuracy(answers),
+        "last_fifth": windows.accuracy(answers[-max(1, len(answers) // 5) :]),
+        "worst_window": windows.worst_window(answers, window),
         "less": {name: _less(answers, other.answers, window) for name, other in others.items()},
         "served": {name: float((trace.serving == i).mean()) for i, name in enumerate(SERVING)},
         "events": {kind: len(batches) for kind, batches in trace.events.items()},
         "tenths": {
-            "accuracy": [measures.accuracy(part) for part in np.array_split(answers, PARTS)],
+            "accuracy": [windows.accuracy(part) for part in np.array_split(answers, PARTS)],
             "median_ms": [float(np.median(trace.ms[part])) for part in parts if len(part)],
             "p99_ms": [float(np.quantile(trace.ms[part], 0.99)) for part in parts if len(part)],
             "memory": [round(float(mib), 1) for mib in trace.memory],
@@ -167,10 +166,10 @@ def _compared(trace: Trace, others: dict[str, Trace]) -> dict[str, Any]:
     return found
 
 
-def _less(answers: measures.Answers, other: measures.Answers, window: int) -> dict[str, float]:
+def _less(answers: windows.Answers, other: windows.Answers, window: int) -> dict[str, float]:
     """The difference in points to another run: the mean, and that of the worst window."""
-    mean = measures.accuracy(answers) - measures.accuracy(other)
-    return {"mean": mean, "worst": measures.worst_window(answers, window, other)}
+    mean = windows.accuracy(answers) - windows.accuracy(other)
+    return {"mean": mean, "worst": windows.worst_window(answers, window, other)}
 
 
 def _reaction(trace: Trace, unguarded: Trace, source: Trace, window: int) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def _reaction(trace: Trace, unguarded: Trace, source: Trace, window: int) -> dic
     The delay counts from the onset of the damage to the first batch that got another answer than the adapter's (a fallback) or
     at which the guard took back what was learned; where there is none, to the end of the stream.
     """
-    onset = measures.damage_onset(unguarded.answers, source.answers, window)
+    onset = windows.damage_onset(unguarded.answers, source.answers, window)
     acted = sorted(batch for kind in RESETS for batch in trace.events.get(kind, ()))
     if onset is None:
         return {"onset": None, "delay": None, "false_resets": len(acted)}

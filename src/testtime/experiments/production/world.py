@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from testtime import streams
 from testtime.adapter import Adapter
 from testtime.build import argument, build_method
 from testtime.corruptions import CORRUPTIONS
@@ -22,22 +23,7 @@ from testtime.experiments.online.stream import difficulty, source_model
 from testtime.files import read_array, write_array
 from testtime.methods import Source
 from testtime.norm import advance, batch_statistics, observing
-from testtime.streams import (
-    Batch,
-    CCCStream,
-    Domain,
-    Stream,
-    clean,
-    continual,
-    correlated,
-    label_shift,
-    mixed,
-    noise_images,
-    open_set,
-    poisoned,
-    rebatched,
-    stuck,
-)
+from testtime.streams import Batch, Domain, Stream, clean, continual, open_set
 from testtime.streams.cache import cached
 from testtime.streams.domain import derive_seed
 from testtime.streams.named import corrupted_domains
@@ -46,12 +32,8 @@ from testtime.wrap import Wrapper
 __all__ = ["ATTACKS", "STREAMS", "attacked", "make_adapter", "make_stream"]
 
 CHANGES = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")  # between a clean beginning and end
-ROUNDS, PAIRS, TARGET, SHARE = (
-    20,
-    60,
-    0.6,
-    0.05,
-)  # repetitions; pairs of severities and accuracy of mini-CCC; malicious
+ROUNDS, SHARE = 20, 0.05  # repetitions; share of malicious images
+PAIRS, TARGET = 60, 0.6  # pairs of severities and accuracy of mini-CCC
 STREAMS = {
     "continual": "15 corruptions of severity 5, one after the other",
     "repeated": f"the 15 corruptions, {ROUNDS} times (fewer where a visit were less than a batch)",
@@ -75,10 +57,10 @@ ATTACKS = {
 }
 """Kinds of poisoning; "flip" and "entropy" know the adapter's model at the moment of the attack."""
 ORDERS: dict[str, Callable[..., Stream]] = {
-    "mixed": mixed,
-    "class-sorted": partial(label_shift, imbalance=math.inf),
-    "dirichlet": partial(correlated, delta=0.1),
-    "imbalance": partial(label_shift, imbalance=100.0),
+    "mixed": streams.mixed,
+    "class-sorted": partial(streams.label_shift, imbalance=math.inf),
+    "dirichlet": partial(streams.correlated, delta=0.1),
+    "imbalance": partial(streams.label_shift, imbalance=100.0),
 }
 Logits = Callable[[Tensor], Tensor]
 
@@ -107,23 +89,19 @@ def make_stream(p: Mapping[str, Any], places: Places, cache: Path) -> Stream:
     order = np.random.default_rng(0).permutation(len(images))[: max(length, batch)]
     images = images.subset(np.sort(order))
     if name == "mini-ccc":
-        measured, pace = (
-            difficulty(p["closed"], p["model"], places, cache),
-            max(batch, length // PAIRS),
-        )
-        ccc = CCCStream(images, measured, TARGET, pace, batch, CORRUPTIONS, 2, p["seed"])
+        measured, pace = difficulty(p["closed"], p["model"], places, cache), max(batch, length // PAIRS)
+        ccc = streams.CCCStream(images, measured, TARGET, pace, batch, CORRUPTIONS, 2, p["seed"])
         return cached(ccc.first(-(-length // batch)), cache)
     domains, limit = _visits(p, images, places, size, cache)
     stream = ORDERS.get(name, continual)(None, domains, batch_size=batch, limit=limit, seed=p["seed"])
     if name == "small batches":
-        return rebatched(stream, (4, 2, 1))
+        return streams.rebatched(stream, (4, 2, 1))
     if name == "stuck":
-        return stuck(stream)
+        return streams.stuck(stream)
     if name == "open set":
         return cached(open_set(stream, images_of(p["open_set"], places)), cache)
-    side = domains[0].shape[0]
     if name == "noise":
-        return open_set(stream, clean(noise_images(1000, side)))
+        return open_set(stream, clean(streams.noise_images(1000, domains[0].shape[0])))
     if name == "poisoned" or name in ATTACKS:
         return open_set(stream, clean(_malicious(p, images, places, size, cache)), SHARE / (1 - SHARE))
     return stream
@@ -171,7 +149,8 @@ def _made_malicious(p: Mapping[str, Any], images: ImageSet, places: Places, size
         return x[wrong.argmax()][None]
     if p["stream"] == "poisoned":
         logits = differentiable(Source(batch_statistics(model)))
-        return torch.cat([poisoned(logits, x[:60], part, "entropy", p["steps"]) for part in x[60:].split(20)])
+        parts = (streams.poisoned(logits, x[:60], part, "entropy", p["steps"]) for part in x[60:].split(20))
+        return torch.cat([*parts])
     return x
 
 
@@ -196,6 +175,7 @@ def attacked(adapter: Adapter, batches: Iterator[Batch], kind: str, steps: int) 
         benign = batch.y >= 0
         if kind in ("flip", "entropy") and not bool(benign.all()):
             x = batch.x.clone()
-            x[~benign] = poisoned(differentiable(adapter), x[benign], x[~benign], kind, steps)  # type: ignore[arg-type]
+            logits = differentiable(adapter)
+            x[~benign] = streams.poisoned(logits, x[benign], x[~benign], kind, steps)  # type: ignore[arg-type]
             batch = replace(batch, x=x)
         yield batch

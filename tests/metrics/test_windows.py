@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from testtime.experiments.production.measures import accuracy, damage_onset, window_of, worst_window
+from testtime.metrics.windows import accuracy, damage_onset, window_of, worst_window
 
 
 def run(text: str) -> np.ndarray:

@@ -1,0 +1,228 @@
+"""A copy of a session's acknowledged snapshots elsewhere: a folder under any URL that fsspec knows.
+
+The mirror is no store of states that several processes share: it lags behind, and nobody owns a stream by it. It is what is
+left when the disk of the machine is lost.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from testtime.errors import DataError, missing_extra
+from testtime.files import write_bytes
+from testtime.saving import STATE
+from testtime.serve.directory import RANGES, Directory
+from testtime.serve.snapshots import SUFFIX, Retention, SnapshotStore, snapshot_file
+from testtime.serve.streams import folder_of, name_of
+
+__all__ = ["Mirror", "fetch_session"]
+
+DESCRIPTION = "session.json"
+LARGEST = 2**33  # bytes of a file that is fetched
+PATIENCE = 60.0  # seconds that the end of a session waits for its mirror
+
+
+class Mirror:
+    """A thread that copies acknowledged snapshots, and what is needed to resume from them, to a URL.
+
+    Of each stream the newest snapshot that waits is copied; those that left the ring on the disk leave the mirror too. The
+    audit log stays where it is. A failure is noted, and the next snapshot tries again.
+
+    Args:
+        url: URL of the folder, such as ``s3://bucket/cameras`` or ``file:///mnt/backup``.
+        files: the directory of the session.
+        note: function that adds a record to the audit log.
+
+    Attributes:
+        error: the last failure; empty if the last attempt succeeded.
+        copied: number of snapshots that were copied.
+
+    Raises:
+        ImportError: fsspec, or what it needs for this URL, is not installed.
+        ValueError: fsspec does not know this kind of URL.
+    """
+
+    def __init__(self, url: str, files: Directory, note: Callable[..., Any]) -> None:
+        self._system, self._root = _opened(url)
+        self._files, self._note = files, note
+        self.error, self.copied = "", 0
+        self._changed = threading.Condition()
+        self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
+        self._busy, self._ending, self._described = False, False, False
+        self._thread = threading.Thread(target=self._work, name="testtime-mirror", daemon=True)
+        self._thread.start()
+
+    def describe(self) -> None:
+        """Copy the description of the session and its configurations, later."""
+        self._described = False
+        self._later("describe", "", self._describe)
+
+    def offer(self, stream: str, number: int) -> None:
+        """Copy an acknowledged snapshot, later."""
+        self._later("snapshot", stream, lambda: self._copy(stream, number))
+
+    def forget(self, stream: str) -> None:
+        """Delete the snapshots of a stream, later."""
+        with self._changed:
+            self._waiting.pop(("snapshot", stream), None)
+        self._later("forget", stream, lambda: self._delete(stream))
+
+    def settle(self, timeout: float | None = None) -> bool:
+        """Wait until nothing waits; False if the time is over.
+
+        Args:
+            timeout: seconds; None: without a limit.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
+
+    def close(self) -> None:
+        """Copy what waits, for a minute at most, and end."""
+        self.settle(PATIENCE)
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+
+    def _later(self, kind: str, stream: str, job: Callable[[], None]) -> None:
+        with self._changed:
+            self._waiting.pop((kind, stream), None)
+            self._waiting[kind, stream] = job
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting or self._ending)
+                if self._ending:
+                    return
+                (kind, stream), job = next(iter(self._waiting.items()))
+                del self._waiting[kind, stream]
+                self._busy = True
+            try:
+                job()
+                self.error = ""
+            except Exception as error:  # noqa: BLE001 - each system of files has errors of its own; they are noted
+                self.error = f"{type(error).__name__}: {error}"[:500]
+                if not self._ending:
+                    self._note("mirror failed", stream=stream, what=kind, error=self.error)
+
+    def _describe(self) -> None:
+        for folder in sorted(self._files.adapters.iterdir()):
+            if folder.name.isalnum() and folder.is_dir() and not folder.is_symlink():
+                for name in (STATE, RANGES):
+                    self._put(folder / name, f"adapters/{folder.name}", name)
+        self._described = self._put(self._files.folder / DESCRIPTION, "", DESCRIPTION)
+
+    def _copy(self, stream: str, number: int) -> None:
+        if not self._described:
+            self._describe()
+        folder, name = folder_of(stream), snapshot_file(number)
+        local = self._files.streams / folder
+        if not self._put(local / name, f"streams/{folder}", name):
+            return
+        self.copied += 1
+        kept = {path.name for path in local.iterdir()}
+        for one in _names(self._system, f"{self._root}/streams/{folder}"):
+            if one not in kept and _number(one) in range(number):
+                self._system.rm_file(f"{self._root}/streams/{folder}/{one}")
+
+    def _delete(self, stream: str) -> None:
+        folder = f"{self._root}/streams/{folder_of(stream)}"
+        if self._system.exists(folder):
+            self._system.rm(folder, recursive=True)
+
+    def _put(self, path: Path, folder: str, name: str) -> bool:
+        """Copy a file; False if it is gone."""
+        if path.is_symlink():
+            raise DataError(f"{path} is a symbolic link, which is not followed")
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return False
+        target = f"{self._root}/{folder}".rstrip("/")
+        self._system.makedirs(target, exist_ok=True)
+        self._system.pipe_file(f"{target}/{name}", data)
+        return True
+
+
+def fetch_session(url: str, directory: str | Path) -> dict[str, int]:
+    """Copy the session that a mirror holds to a new directory, from which :meth:`Session.resume` continues it.
+
+    Snapshots that are damaged, or were copied in part, are left out. The audit log is not in a mirror: that of the directory
+    begins again, and :func:`verify_session` says that the one before is missing as long as snapshots know of it.
+
+    Args:
+        url: URL of the mirror (``SessionOptions.mirror``).
+        directory: a new or empty directory.
+
+    Returns:
+        offset of the last good snapshot of each stream, by its name: the samples from there on are to be sent again.
+
+    Raises:
+        FileExistsError: the directory is not empty.
+        FileNotFoundError: there is no session under the URL.
+        ImportError, ValueError: as :class:`Mirror` raises them.
+    """
+    system, root = _opened(url)
+    folder = Path(directory)
+    if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; give a new directory")
+    if not system.exists(f"{root}/{DESCRIPTION}"):
+        raise FileNotFoundError(f"{url} holds no session; expected the mirror of one, with {DESCRIPTION}")
+    files = Directory(folder)
+    for configuration in _names(system, f"{root}/adapters"):
+        if configuration.isalnum():
+            for name in (STATE, RANGES):
+                _get(system, f"{root}/adapters/{configuration}/{name}", files.adapters / configuration / name)
+    store, offsets = SnapshotStore(files.streams, Retention(), time.time), {}
+    for place in _names(system, f"{root}/streams"):
+        stream = name_of(place)
+        if stream is None:
+            continue
+        for name in _names(system, f"{root}/streams/{place}"):
+            if (number := _number(name)) > 0 and name == snapshot_file(number):
+                _get(system, f"{root}/streams/{place}/{name}", files.streams / place / name)
+        for number in store.numbers(stream):
+            try:
+                offsets[stream] = store.read(stream, number).info.offset
+            except DataError:
+                (files.streams / place / snapshot_file(number)).unlink()
+    _get(system, f"{root}/{DESCRIPTION}", folder / DESCRIPTION)
+    return offsets
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise missing_extra("fsspec", "fsspec") from error
+    system, root = fsspec.core.url_to_fs(url)
+    return system, str(root).rstrip("/")
+
+
+def _names(system: Any, folder: str) -> list[str]:
+    """Names of what is in a folder; none where it does not exist."""
+    system.invalidate_cache()
+    if not system.exists(folder):
+        return []
+    return sorted(str(path).rstrip("/").rpartition("/")[2] for path in system.ls(folder, detail=False))
+
+
+def _number(name: str) -> int:
+    """Number of the snapshot in a file of this name; -1 if it is none."""
+    digits = name.removesuffix(SUFFIX)
+    return int(digits) if name.endswith(SUFFIX) and digits.isascii() and digits.isdecimal() else -1
+
+
+def _get(system: Any, source: str, target: Path) -> None:
+    if (system.size(source) or 0) > LARGEST:
+        raise DataError(f"{source} has more than {LARGEST} bytes; it is no file of a session")
+    for folder in (target.parent.parent, target.parent):
+        folder.mkdir(exist_ok=True, mode=0o700)
+    write_bytes(target, system.cat_file(source), private=True)
