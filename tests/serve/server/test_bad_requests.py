@@ -80,7 +80,7 @@ def test_a_thousand_of_each_leave_state_and_memory_as_they_were(tmp_path: Path) 
     if not Path("/proc/self/statm").exists():
         pytest.skip("resident memory is read from /proc")
     rounds = int(os.environ.get("TESTTIME_BAD_REQUESTS", "1000")) // 10
-    with serving(tmp_path, limits=Limits(rate=None)) as call:
+    with serving(tmp_path, limits=Limits(rate=None, wait=120.0)) as call:  # a busy machine
         call.infer(images(0))
         before = state(call)
         for done in range(rounds):
