@@ -3,6 +3,7 @@
 import builtins
 import colorsys
 import io
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from test_corruptions import photographs
 
-from testtime.corruptions import CONSTANTS, corrupt, store_as_jpeg
+from testtime.corruptions import CONSTANTS, corrupt, digital, store_as_jpeg
 from testtime.corruptions.rng import Rng
 
 KINDS = [(constants, severity) for constants in ("cifar", "imagenet") for severity in range(1, 6)]
@@ -106,7 +107,25 @@ def test_store_as_jpeg_has_the_quality_of_imagenet_c() -> None:
     assert (store_as_jpeg(x, 20) - x).abs().mean() > (got - x).abs().mean()
 
 
+@pytest.mark.parametrize("quality", [7, 40, 80, 95])
+def test_opencv_and_pillow_give_the_same_jpeg(quality: int) -> None:
+    pytest.importorskip("cv2")
+    images = [(x * 255).round().byte().numpy() for x in photographs(224, 2)[:, :, :101, :75]]
+    for image in images:
+        one, other = np.empty_like(image, order="C"), np.empty_like(image, order="C")
+        digital.through_opencv(np.ascontiguousarray(image), quality, one)
+        digital.through_pillow(image, quality, other)
+        assert np.array_equal(one, other)
+
+
+def test_without_opencv_pillow_is_the_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert digital.jpeg_codec.__wrapped__() is digital.through_pillow
+
+
 def test_without_pillow_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digital, "jpeg_codec", digital.jpeg_codec.__wrapped__)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     real = builtins.__import__
 
     def no_pillow(

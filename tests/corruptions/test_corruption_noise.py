@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 from testtime.corruptions import CONSTANTS, corrupt
-from testtime.corruptions.noise import poisson_cdf
+from testtime.corruptions.noise import poisson_tables, shot_noise
+from testtime.corruptions.rng import Rng
 
 SEVERITIES = (1, 3, 5)
 
@@ -31,12 +32,25 @@ def test_speckle_spares_black() -> None:
 
 
 @pytest.mark.parametrize("c", [3, 60, 500])
-def test_the_poisson_table_is_the_distribution_function(c: int) -> None:
-    table = poisson_cdf(c)
+def test_the_poisson_tables_invert_the_distribution_function(c: int) -> None:
+    bounds, start = (table.numpy() for table in poisson_tables(c, torch.device("cpu")))
     for level in (0, 1, 100, 255):
-        expected = stats.poisson.cdf(np.arange(table.shape[1]), level / 255 * c)
-        np.testing.assert_allclose(table[level].numpy(), expected, atol=1e-12)
-    assert table[:, -1].min() > 1 - 1e-9
+        expected = stats.poisson.cdf(np.arange(bounds.shape[1] - 1), level / 255 * c)
+        np.testing.assert_allclose(bounds[level, :-1] / 2**24, expected, atol=2**-23)
+        assert bounds[level, -1] == 2**24
+        first = (bounds[level] <= np.arange(256)[:, None] * 2**16).sum(1)
+        assert np.array_equal(start[level], first)
+
+
+@pytest.mark.parametrize("c", [3, 60, 500])
+def test_the_count_of_photons_is_the_quantile_of_the_draw(c: int) -> None:
+    x = torch.arange(256).view(1, 1, 16, 16).expand(2, 3, 16, 16) / 255
+    count = shot_noise(x, c, Rng(torch.arange(2), "shot")) * c
+    u = Rng(torch.arange(2), "shot").uniform(3, 16, 16).double().numpy()
+    # the smallest k whose distribution function is above u, which scipy's ppf takes at or above it
+    quantile = stats.poisson.ppf(np.nextafter(u, 1), x.double().numpy() * c)
+    off = np.abs(count.double().numpy() - quantile.clip(0))
+    assert off.max() < 1e-3
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)

@@ -5,7 +5,7 @@ import zlib
 import pytest
 import torch
 
-from testtime.corruptions.rng import Rng
+from testtime.corruptions.rng import TABLE, Rng
 
 MASK = 2**64 - 1
 
@@ -33,6 +33,17 @@ def test_bits_are_splitmix64_from_a_hashed_key() -> None:
         expected = splitmix(key, 7)
         got = [int(v) & MASK for v in torch.cat([first[row], second[row].flatten()])]
         assert got == expected
+
+
+def test_bits_beyond_the_table_of_counters_continue_the_sequence() -> None:
+    seed = torch.tensor([4])
+    whole = Rng(seed, "snow").bits(TABLE + 3)[0]
+    rng = Rng(seed, "snow")
+    parts = [rng.bits(count)[0] for count in (TABLE - 2, 2, 2, 1)]
+    assert torch.equal(whole, torch.cat(parts))
+    key = finalise((finalise((4 + 0x9E3779B97F4A7C15) & MASK) + zlib.crc32(b"snow")) & MASK)
+    for i in (0, TABLE - 1, TABLE, TABLE + 2):
+        assert int(whole[i]) & MASK == finalise((key + (i + 1) * 0x9E3779B97F4A7C15) & MASK)
 
 
 def test_uniform_has_the_moments_of_the_uniform() -> None:

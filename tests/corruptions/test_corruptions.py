@@ -110,6 +110,25 @@ def test_unquantised_truncates_to_the_quantised(name: str) -> None:
         assert not torch.equal(fine, to_8_bits(fine))
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_uint8_images_give_the_same_levels(name: str) -> None:
+    x = torch.cat([photographs(224, 1)[:, :, :96, :72]] * 2)
+    kept = (x * 255).round().to(torch.uint8)
+    y = corrupt(kept, name, 4)
+    assert y.dtype == torch.uint8
+    assert torch.equal(y, (corrupt(x, name, 4) * 255).round().to(torch.uint8))
+    assert torch.equal(kept, (x * 255).round().to(torch.uint8))
+
+
+def test_parts_of_a_batch_are_done_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = photographs(32, 5)
+    for name in ("shot_noise", "brightness", "pixelate"):
+        whole = corrupt(x, name)
+        monkeypatch.setattr("testtime.corruptions.PART", 2 * 3 * 32 * 32 + 1)
+        assert torch.equal(corrupt(x, name), whole)
+        monkeypatch.undo()
+
+
 def changes(x: torch.Tensor, name: str, constants: str) -> list[float]:
     """Mean absolute change at severities 1 to 5."""
     kind = {"constants": constants}
@@ -179,8 +198,8 @@ def test_errors_say_what_was_expected() -> None:
             corrupt(x, "fog", severity)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="constants 'cifar', 'imagenet' or 'auto', got 'tiny'"):
         corrupt(x, "fog", constants="tiny")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"floating-point tensor of images in \[0, 1\], got torch.uint8"):
-        corrupt((x * 255).byte(), "fog")
+    with pytest.raises(TypeError, match=r"uint8 or a floating-point tensor in \[0, 1\], got torch.int64"):
+        corrupt((x * 255).long(), "fog")
     with pytest.raises(TypeError, match="got ndarray"):
         corrupt(x.numpy(), "fog")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), got \(3, 32, 32\)"):

@@ -21,7 +21,7 @@ from testtime.streams import (
     open_set,
     published,
 )
-from testtime.streams.domain import derive_seed
+from testtime.streams.domain import Blend, Condition, Domain, derive_seed
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -73,6 +73,18 @@ def test_images_are_the_corruption_of_the_clean_ones() -> None:
     expected = corrupt(KNOWN.batch(batch.ids), "gaussian_noise", 3, seeds=seeds)
     assert batch.domain == "gaussian_noise-3"
     assert torch.equal(batch.x, expected)
+
+
+def test_levels_are_rendered_as_their_floats_would_be() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    images = from_arrays("noise", pixels, channels_last=True).subset([4, 0, 5, 1])
+    ids = np.array([2, 0, 3])
+    x = torch.from_numpy(pixels[[5, 4, 1]]).permute(0, 3, 1, 2)
+    assert torch.equal(clean(images).render(ids), x)
+    for condition in (Condition("fog", 3, jpeg=True), Blend("contrast", "fog", (2.5, 1))):
+        expected = condition(x.float() / 255, "noise", ids).mul(255).round().to(torch.uint8)
+        assert torch.equal(Domain(images, condition).render(ids), expected)
+    assert clean(images, (16, 16)).render(ids).shape == (3, 3, 16, 16)
 
 
 def test_a_corrupted_image_does_not_depend_on_batch_size_or_order() -> None:

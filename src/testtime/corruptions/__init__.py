@@ -29,7 +29,7 @@ from torch import Tensor
 
 from testtime.corruptions import blur, digital, noise, weather
 from testtime.corruptions.digital import store_as_jpeg
-from testtime.corruptions.filters import to_8_bits
+from testtime.corruptions.filters import to_8_bits, to_bytes
 from testtime.corruptions.rng import Rng
 from testtime.errors import did_you_mean
 
@@ -65,6 +65,9 @@ CONSTANTS: dict[str, dict[str, Sequence[Any]]] = {
     "imagenet": {name: table for family in FAMILIES for name, table in family.IMAGENET.items()},
 }
 """Constants of the corruptions, for severities 1 to 5, by benchmark and name."""
+PART = (
+    2**19
+)  # values that are corrupted at a time on a CPU: intermediate results of 2 MiB, whatever the batch
 
 
 @torch.no_grad()
@@ -81,7 +84,7 @@ def corrupt(
     """Corrupt a batch of images with the functions and constants of CIFAR-10-C or ImageNet-C.
 
     Args:
-        x: floating-point images (N, 3, H, W) in [0, 1].
+        x: images (N, 3, H, W): uint8, or floating-point in [0, 1].
         name: one of `CORRUPTIONS` or `EXTRA`.
         severity: severity of the corruption, 1 (mild) to 5 (strong).
         seeds: random seeds of the images, (N,) integers; None counts from 0. The random numbers of an image depend on its
@@ -90,13 +93,13 @@ def corrupt(
             where the smaller side has up to 64 pixels.
         frost: folder with the original frost textures (frost1 to frost5, .png or .jpg); None uses procedural ones.
         quantise: whether to truncate the result to k / 255, as the published sets are stored; otherwise it is only clipped
-            to [0, 1].
+            to [0, 1]. The result of uint8 images is always truncated.
 
     Returns:
-        Images with the shape, dtype and device of `x`, values in [0, 1].
+        Images with the shape, dtype and device of `x`; floating-point ones in [0, 1].
 
     Raises:
-        TypeError: `x` is not a floating-point tensor, or `seeds` are not integers.
+        TypeError: `x` is neither a uint8 nor a floating-point tensor, or `seeds` are not integers.
         ValueError: wrong shape or values of `x`, unknown name, severity, or constants, or a number of seeds that differs
             from the number of images.
         FileNotFoundError: a frost texture is missing.
@@ -110,12 +113,10 @@ def corrupt(
 
     >>> corrupt(torch.full((1, 3, 32, 32), 0.2), "brightness", 5)[0, :, 0, 0].mul(255)
     tensor([127., 127., 127.])
+    >>> corrupt(torch.full((1, 3, 32, 32), 51, dtype=torch.uint8), "brightness", 5)[0, :, 0, 0]
+    tensor([127, 127, 127], dtype=torch.uint8)
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"expected a floating-point tensor of images in [0, 1], got {kind}")
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"expected images of shape (N, 3, H, W), got {tuple(x.shape)}")
+    check_images(x)
     if name not in FUNCTIONS:
         raise ValueError(
             f"unknown corruption {name!r}{did_you_mean(name, FUNCTIONS)}; there are {', '.join(CORRUPTIONS + EXTRA)}"
@@ -126,18 +127,44 @@ def corrupt(
         raise ValueError(f"expected constants 'cifar', 'imagenet' or 'auto', got {constants!r}")
     if len(x) == 0:
         return x.clone()
-    low, high = x.amin().item(), x.amax().item()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"expected images in [0, 1], got values from {low:g} to {high:g}")
     if constants == "auto":
         constants = "cifar" if min(x.shape[2:]) <= 64 else "imagenet"
     function = FUNCTIONS[name]
     if name == "frost":
         function = partial(weather.frost, folder=None if frost is None else Path(frost))
-    rng = Rng(check_seeds(seeds, len(x)).to(x.device), name)
-    y = function(x.float().contiguous(), CONSTANTS[constants][name][int(severity) - 1], rng)
-    y = to_8_bits(y) if quantise else y.clamp(0, 1)
-    return y.to(x.dtype)
+    seeds = check_seeds(seeds, len(x)).to(x.device)
+    c = CONSTANTS[constants][name][int(severity) - 1]
+    size = len(x) if x.is_cuda else max(1, PART // x[0].numel())
+    parts = []
+    for part, seed in zip(x.split(size), seeds.split(size), strict=True):
+        images = part.contiguous() if x.dtype == torch.uint8 else part.float().contiguous()
+        if name in digital.STORED:
+            y = function(images, c, Rng(seed, name))
+        elif x.dtype == torch.uint8:
+            y = to_bytes(function(images.float().div_(255), c, Rng(seed, name)))
+        else:
+            y = function(images, c, Rng(seed, name))
+            y = to_8_bits(y) if quantise else y.clamp_(0, 1)
+        parts.append(y)
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(x.dtype)
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse what is not a batch of colour images.
+
+    Raises:
+        TypeError: `x` is neither a uint8 nor a floating-point tensor.
+        ValueError: wrong shape, or floating-point values outside of [0, 1].
+    """
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"expected images as a uint8 or a floating-point tensor in [0, 1], got {kind}")
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"expected images of shape (N, 3, H, W), got {tuple(x.shape)}")
+    if x.is_floating_point() and len(x):
+        low, high = (bound.item() for bound in x.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"expected images in [0, 1], got values from {low:g} to {high:g}")
 
 
 def check_seeds(seeds: Tensor | Sequence[int] | None, count: int) -> Tensor:

@@ -10,10 +10,12 @@ Perturbations*, ICLR 2019.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from testtime.corruptions import filters
 from testtime.corruptions.rng import Rng
@@ -36,8 +38,12 @@ IMAGENET = {
 }
 
 
+@lru_cache(maxsize=16)
 def disk(radius: float, sigma: float) -> Tensor:
-    """Return a flat disk of sum 1 with edges blurred by a small Gaussian, (k, k), without its empty border."""
+    """Return a flat disk of sum 1 with edges blurred by a small Gaussian, (k, k), without its empty border.
+
+    Weights below 1e-9, which change no 32-bit sum, are 0.
+    """
     reach = max(8, math.ceil(radius))
     line = torch.arange(-reach, reach + 1, dtype=torch.float64)
     inside = (line[:, None] ** 2 + line**2 <= radius**2).double()
@@ -46,7 +52,7 @@ def disk(radius: float, sigma: float) -> Tensor:
     weight /= weight.sum()
     smoothed = filters.filter2d(inside[None, None] / inside.sum(), torch.outer(weight, weight))[0, 0]
     empty = reach - min(reach, int(radius) + soft)
-    return smoothed[empty : len(line) - empty, empty : len(line) - empty].float()
+    return F.threshold(smoothed, 1e-9, 0)[empty : len(line) - empty, empty : len(line) - empty].float()
 
 
 def defocus_blur(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:

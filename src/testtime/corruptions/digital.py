@@ -10,9 +10,12 @@ Perturbations*, ICLR 2019.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from testtime.corruptions import filters
@@ -22,6 +25,7 @@ from testtime.errors import need_pillow
 __all__ = [
     "CIFAR",
     "IMAGENET",
+    "STORED",
     "brightness",
     "contrast",
     "elastic_transform",
@@ -30,6 +34,9 @@ __all__ = [
     "saturate",
     "store_as_jpeg",
 ]
+
+STORED = ("pixelate", "jpeg_compression")
+"""Names of the corruptions that take images as uint8 also, and whose results are multiples of 1 / 255 already."""
 
 CIFAR = {
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
@@ -134,38 +141,74 @@ def elastic_transform(x: Tensor, c: tuple[float, float, float], rng: Rng) -> Ten
     return filters.affine_grid_sample(moved, across, down, mirror_pixel=False)
 
 
-def box_down(x: Tensor, size: int) -> Tensor:
-    """Shrink the last dimension to `size` by averaging whole pixels, rounded to 8 bits, as Pillow's BOX filter does."""
-    length = x.shape[-1]
+@lru_cache(maxsize=64)
+def boxes(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, tuple[int, int], Tensor]:
+    """Return how Pillow's BOX filter shrinks `length` pixels to `size` and enlarges them again.
+
+    Returns:
+        The number of pixels of each box, (size,) float32; the first pixel of each box as a row of successive sums of least,
+        ..., most pixels, and `least` and `most`; and the box of each pixel, (length,) int64.
+    """
     scale = length / size
     centre = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * scale
     offset = (torch.arange(length) + 0.5 - centre) / scale
-    weight = ((offset > -0.5) & (offset <= 0.5)).double()
-    weight /= weight.sum(1, keepdim=True)
-    return (x @ weight.T.to(x) * 255 + 0.5 + 1e-3).floor() / 255
+    inside = (offset > -0.5) & (offset <= 0.5)
+    count = inside.sum(1)
+    least, most = int(count.min()), int(count.max())
+    row = inside.int().argmax(1) + sum(
+        ((count > k) * (length + 1 - k) for k in range(least, most)), torch.tensor(0)
+    )
+    back = ((torch.arange(length) + 0.5) * (size / length)).long()
+    return count.float().to(device), row.to(device), (least, most), back.to(device)
+
+
+def pick(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Return the entries `index` of a dimension; numpy takes half the time of torch for it on a CPU."""
+    if x.is_cuda:
+        return x.index_select(dim, index)
+    return torch.from_numpy(x.numpy().take(index.numpy(), axis=dim, mode="clip"))
+
+
+def box_down(x: Tensor, size: int, white: int) -> Tensor:
+    """Shrink dimension 1 to `size` by averaging whole pixels, rounded to integers 0..255, as Pillow's BOX filter does.
+
+    Args:
+        x: pixels (M, length, K).
+        size: number of pixels.
+        white: value of a white pixel, 1 or 255.
+    """
+    count, row, (least, most), _ = boxes(x.shape[1], size, x.device)
+    sums = [x]
+    for k in range(1, most):
+        sums.append(sums[-1][:, :-1] + x[:, k:])
+    total = torch.cat(sums[least - 1 :], 1).index_select(1, row).float()
+    return total.mul_((255 / white / count)[:, None]).add_(0.5 + 1e-3).floor_()
 
 
 def pixelate(x: Tensor, c: float, rng: Rng) -> Tensor:
     """Shrink the image to a fraction c of its size by box averaging, and enlarge it again by repeating pixels.
 
     Args:
-        x: images (N, 3, H, W) in [0, 1].
+        x: images (N, 3, H, W), uint8 or in [0, 1].
         c: fraction of the height and of the width.
         rng: not used.
     """
     h, w = x.shape[2:]
     small_h, small_w = max(1, int(h * c)), max(1, int(w * c))
-    small = box_down(box_down(x, small_w).mT, small_h).mT
-    rows = ((torch.arange(h, device=x.device) + 0.5) * (small_h / h)).long()
-    columns = ((torch.arange(w, device=x.device) + 0.5) * (small_w / w)).long()
-    return small[:, :, rows][:, :, :, columns]
+    white = 1 if x.is_floating_point() else 255
+    columns = x.flatten(0, 1).mT.contiguous()  # sums of rows are faster than sums of columns
+    small = box_down(columns.short() if white == 255 else columns, small_w, white)
+    small = box_down(small.mT.contiguous(), small_h, 255)
+    small = small.to(x.dtype) if white == 255 else small.div_(255)
+    wide = pick(small, boxes(w, small_w, x.device)[3], 2)
+    return pick(wide, boxes(h, small_h, x.device)[3], 1).view(x.shape)
 
 
 def jpeg_compression(x: Tensor, c: int, rng: Rng) -> Tensor:
     """Compress the image as JPEG of quality c and decompress it.
 
     Args:
-        x: images (N, 3, H, W) in [0, 1].
+        x: images (N, 3, H, W), uint8 or in [0, 1].
         c: quality of the JPEG on Pillow's scale, 1 to 95.
         rng: not used.
 
@@ -179,7 +222,7 @@ def store_as_jpeg(x: Tensor, quality: int = 85) -> Tensor:
     """Compress images as JPEG and decompress them; those of ImageNet-C are stored with quality 85.
 
     Args:
-        x: floating-point images (N, 3, H, W) in [0, 1], truncated to 8 bits.
+        x: images (N, 3, H, W): uint8, or floating-point in [0, 1], which are truncated to 8 bits.
         quality: quality of the JPEG on Pillow's scale, 1 to 95.
 
     Raises:
@@ -188,13 +231,43 @@ def store_as_jpeg(x: Tensor, quality: int = 85) -> Tensor:
     >>> store_as_jpeg(torch.full((1, 3, 8, 8), 102 / 255)).mul(255).unique()
     tensor([102.])
     """
-    need_pillow()
+    levels = (x if x.dtype == torch.uint8 else filters.to_bytes(x.float())).contiguous().cpu().numpy()
+    through, out = jpeg_codec(), np.empty_like(levels)
+    for source, target in zip(levels, out, strict=True):
+        through(source, quality, target)
+    pixels = torch.from_numpy(out).to(x.device)
+    return pixels if x.dtype == torch.uint8 else pixels.to(x.dtype).div_(255)
+
+
+def through_opencv(image: NDArray[np.uint8], quality: int, out: NDArray[np.uint8]) -> None:
+    """Encode and decode an image (3, H, W) with OpenCV, to `out`."""
+    import cv2
+
+    _, file = cv2.imencode(".jpg", cv2.merge(tuple(image[::-1])), (cv2.IMWRITE_JPEG_QUALITY, quality))
+    decoded = cv2.imdecode(file, cv2.IMREAD_COLOR)
+    assert decoded is not None  # it was encoded a line above
+    cv2.split(decoded, tuple(out[::-1]))
+
+
+def through_pillow(image: NDArray[np.uint8], quality: int, out: NDArray[np.uint8]) -> None:
+    """Encode and decode an image (3, H, W) with Pillow, to `out`."""
     from PIL import Image
 
-    pixels = (filters.to_8_bits(x.float()) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    out = np.empty_like(pixels)
-    for source, target in zip(pixels, out, strict=True):
-        file = io.BytesIO()
-        Image.fromarray(source).save(file, "JPEG", quality=quality)
-        target[:] = np.asarray(Image.open(file))
-    return torch.from_numpy(out).to(x.device).permute(0, 3, 1, 2).to(x.dtype) / 255
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "JPEG", quality=quality)
+    out[:] = np.asarray(Image.open(file, formats=("JPEG",))).transpose(2, 0, 1)
+
+
+@lru_cache(maxsize=1)
+def jpeg_codec() -> Callable[[NDArray[np.uint8], int, NDArray[np.uint8]], None]:
+    """Return the codec: OpenCV where it is installed and computes the values of Pillow, which is slower; otherwise Pillow.
+
+    Raises:
+        ImportError: neither is installed.
+    """
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        need_pillow()
+        return through_pillow
+    return through_opencv

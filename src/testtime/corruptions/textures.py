@@ -39,24 +39,28 @@ def plasma(size: int, decay: float, rng: Rng) -> Tensor:
 
     Reference: Fournier, Fussell & Carpenter, *Computer rendering of stochastic models*, CACM 1982.
     """
-    height = torch.zeros(len(rng.key), size, size, device=rng.key.device)
-    step, noise = size, 100.0**2
+    n = len(rng.seeds)
+    height = torch.zeros(n, size, size, device=rng.seeds.device)
+    step, noise, used = size, 100.0**2, 0
+    drawn = rng.uniform(size * size - 1).mul_(2).sub_(1)
 
     def jitter(total: Tensor) -> Tensor:
-        return total / 4 + noise * (2 * rng.uniform(*total.shape[1:]) - 1)
+        nonlocal used
+        first, used = used, used + total[0].numel()
+        return total.div_(4).add_(drawn[:, first:used].view_as(total) * noise)
 
     while step >= 2:
         half = step // 2
         corner = height[:, ::step, ::step]
-        right = corner + corner.roll(-1, 2)
-        below = corner + corner.roll(-1, 1)
-        centre = jitter(right + right.roll(-1, 1))
+        right = corner.roll(-1, 2).add_(corner)
+        below = corner.roll(-1, 1).add_(corner)
+        centre = jitter(right.roll(-1, 1).add_(right))
         height[:, half::step, half::step] = centre
-        height[:, ::step, half::step] = jitter(centre + centre.roll(1, 1) + right)
-        height[:, half::step, ::step] = jitter(centre + centre.roll(1, 2) + below)
+        height[:, ::step, half::step] = jitter(centre.roll(1, 1).add_(centre).add_(right))
+        height[:, half::step, ::step] = jitter(centre.roll(1, 2).add_(centre).add_(below))
         step, noise = half, noise / decay**2
     height -= height.amin((1, 2), keepdim=True)
-    return height / height.amax((1, 2), keepdim=True)
+    return height.div_(height.amax((1, 2), keepdim=True))
 
 
 def paint_feather(

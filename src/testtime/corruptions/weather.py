@@ -129,7 +129,7 @@ def fog(x: Tensor, c: tuple[float, float], rng: Rng) -> Tensor:
     size = 2 ** (max(h, w) - 1).bit_length()
     brightest = x.amax((1, 2, 3), keepdim=True)
     haze = plasma(size, c[1], rng)[:, None, :h, :w]
-    return (x + c[0] * haze) * brightest / (brightest + c[0])
+    return (x + c[0] * haze).mul_(brightest).div_(brightest + c[0])
 
 
 def water_map(liquid: Tensor) -> Tensor:

@@ -86,6 +86,23 @@ class Chosen:
         return self.images.raw(int(self.indices[index]))
 
 
+def several(
+    images: Images, indices: NDArray[np.int64], channels: int
+) -> list[NDArray[np.uint8]] | NDArray[np.uint8]:
+    """Return images (channels, H, W), in one array where their source is an array.
+
+    Args:
+        images: source of the pixels.
+        indices: indices of the images, (B,), from 0 on.
+        channels: number of channels, 1 or 3.
+    """
+    if isinstance(images, Chosen):
+        return several(images.images, images.indices[indices], channels)
+    if isinstance(images, ArrayImages) and images.array.shape[1] == channels:
+        return np.ascontiguousarray(images.array[indices])
+    return [images.pixels(int(index), channels) for index in indices]
+
+
 def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     """Convert an image to 1 or 3 channels: grey is repeated, colour is reduced to luma (ITU-R 601).
 
@@ -165,14 +182,34 @@ class ImageSet:
         Raises:
             ValueError: there are no indices, or the images differ in size and no size is given.
         """
-        images = [self[int(index)] for index in indices]
-        if not images:
-            raise ValueError(f"{self.name}: a batch needs at least one index")
-        if len({image.shape for image in images}) == 1:
-            return resized(torch.stack(images).float() / 255, size)
+        images = self.levels(indices)
+        if isinstance(images, Tensor):
+            return resized(images.float() / 255, size)
         if size is None:
             raise ValueError(f"{self.name}: the images differ in size; give size=, for example size=224")
         return torch.cat([resized(image[None].float() / 255, size) for image in images])
+
+    def levels(self, indices: Iterable[int]) -> Tensor | list[Tensor]:
+        """Return images as they are stored, uint8 (B, channels, H, W), or as a list where they differ in size.
+
+        Args:
+            indices: indices of the images, in this order.
+
+        Raises:
+            ValueError: there are no indices.
+            IndexError: there is no such image.
+        """
+        chosen = np.fromiter(indices, dtype=np.int64)
+        if not len(chosen):
+            raise ValueError(f"{self.name}: a batch needs at least one index")
+        for index in chosen[(chosen < -len(self)) | (chosen >= len(self))]:
+            raise IndexError(f"{self.name}: no image {index}, there are {len(self)}")
+        images = several(self.images, chosen % len(self), self.channels)
+        if isinstance(images, list):
+            if len({image.shape for image in images}) > 1:
+                return [torch.from_numpy(np.array(image, order="C")) for image in images]
+            images = np.stack(images)
+        return torch.from_numpy(images)
 
     def targets(self, indices: Iterable[int]) -> Tensor:
         """Return labels, int64 (B,).

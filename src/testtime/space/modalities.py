@@ -101,7 +101,9 @@ class Modality:
         if not value.is_floating_point() and not (value.dtype == torch.bool and self.normalise == "unit"):
             advice = "divide 8-bit images by 255" if self.normalise == "unit" else "convert them first"
             raise ValueError(f"{self.name}: expected {expected}, got {value.dtype}; {advice}")
-        known = value[~value.isnan()].float() if value.is_floating_point() else value.float()
+        known, lacking = value.float(), value.isnan()
+        if lacking.any():  # a selection costs as much as a small network
+            known = known[~lacking]
         may_lack = self.kind == "image" and (self.channels == 1 or self.normalise == "signed")
         if known.numel() < value.numel() and not may_lack:
             raise ValueError(

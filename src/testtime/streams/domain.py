@@ -66,12 +66,12 @@ class Condition:
         """Apply the condition to images.
 
         Args:
-            x: images (B, C, H, W) in [0, 1].
+            x: images (B, C, H, W), uint8 or in [0, 1].
             owner: name of their image set.
             indices: indices of the images in the set, (B,).
 
         Returns:
-            Images (B, C, H, W) in [0, 1].
+            Images like `x`.
         """
         if self.corruption:
             seeds = derive_seed(self.seed, owner) + torch.from_numpy(indices)
@@ -127,13 +127,14 @@ class Blend:
         """Apply the condition to images.
 
         Args:
-            x: images (B, C, H, W) in [0, 1].
+            x: images (B, C, H, W), uint8 or in [0, 1].
             owner: name of their image set.
             indices: indices of the images in the set, (B,).
 
         Returns:
             Images (B, C, H, W) in [0, 1].
         """
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x
         seeds = derive_seed(self.seed, owner) + torch.from_numpy(indices)
         for name, severity in zip((self.first, self.second), self.severities, strict=True):
             low, share = int(severity), severity % 1
@@ -197,10 +198,12 @@ class Domain:
         if self.table is not None:
             rows, stored = self.table
             return torch.from_numpy(np.array(stored[rows[indices]]))
-        x = self.images.batch(indices.tolist(), self.size)
+        x = self.images.levels(indices)
+        if not isinstance(x, Tensor) or (self.size is not None and tuple(x.shape[-2:]) != size_of(self.size)):
+            x = self.images.batch(indices, self.size)
         if not self.ready:
             x = self.condition(x, self.images.name, indices)
-        return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+        return x if x.dtype == torch.uint8 else x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
     @property
     def shape(self) -> tuple[int, int]:

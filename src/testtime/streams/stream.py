@@ -108,6 +108,9 @@ class Stream:
         for source in np.unique(sources):
             at = np.flatnonzero(sources == source)
             pixels = self.domains[source].render(ids[at])
+            if len(at) == len(ids):
+                x, y = pixels, self.domains[source].labels(ids)
+                break
             if x is None:
                 x = torch.empty(len(ids), *pixels.shape[1:], dtype=torch.uint8)
             if pixels.shape[1:] != x.shape[1:]:
