@@ -96,13 +96,12 @@ def find_method(name: str) -> type[Adapter]:
     ('BN-adapt', 'unient+')
     """
     known = {_bare(form): cls for cls, entry in METHODS.items() for form in (entry.name, cls)}
-    others = plugins("testtime.methods")
     if ":" in name:
         found = resolve(name)
     elif _bare(name) in known:
         found = getattr(testtime.methods, known[_bare(name)])
-    elif name in others:
-        found = load_plugin(others[name])
+    elif (point := plugins("testtime.methods").get(name)) is not None:
+        found = load_plugin(point)
     else:
         names = list_methods()
         guess = did_you_mean(name.replace("_", "-"), names)

@@ -18,6 +18,7 @@ from toy_family import Toy, events
 from testtime.claims import claimed
 from testtime.errors import DataError
 from testtime.experiments import Plan, Processes, Request, read_run, run_experiment
+from testtime.experiments.backends import _shared_modules
 from testtime.experiments.store import Store
 from testtime.files import read_json, write_json
 
@@ -296,3 +297,11 @@ def test_units_are_tried_again_where_the_process_that_starts_workers_is_gone(
             Toy(), replace(ASKED, seeds=(0,)), tmp_path / "run", backend=backend, say=silent
         )
     assert (failed, summary.failed, len(summary.done)) == (["once"], {}, 5)
+
+
+def test_workers_share_what_is_loaded_but_not_the_code_of_others() -> None:
+    shared = _shared_modules("testtime.experiments.demo:adapt_to_digits")
+    assert shared[0] == "torch"
+    assert shared[-1] == "testtime.experiments.demo"
+    assert "testtime.experiments.engine" in shared  # which this process has loaded
+    assert "toy_family" not in _shared_modules("toy_family:cell")

@@ -128,7 +128,10 @@ def test_an_ended_command_ends_its_workers_and_says_nothing(tmp_path: Path, numb
         process.send_signal(number)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, "")
-    assert errors == "" or (number == signal.SIGKILL and "Traceback" not in errors)
+    said = [
+        line for line in errors.splitlines() if not line.startswith("toy: ")
+    ]  # progress, where it is slow
+    assert said == [] or (number == signal.SIGKILL and "Traceback" not in errors)
     wait_for(lambda: not any(alive(pid) for pid in workers))
     before = counts(tmp_path / "store")["finished"]
     assert before < UNITS

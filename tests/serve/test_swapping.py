@@ -18,7 +18,17 @@ from testtime.serve import Session, SessionOptions
 from testtime.serve.swapping import Slots
 from testtime.wrap import Episodic, ResetEvery, Window
 
+
+def wide() -> nn.Module:
+    """With a layer whose tensors are too large for blocks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 160), nn.Linear(160, 3))
+        return nn.Sequential(*net).eval()
+
+
 MAKE = {
+    "wide": lambda: CoTTA(wide(), views=2),
     "tent": lambda: Tent(network()),
     "momentum": lambda: Tent(network(), optimizer=sgd(0.01, momentum=0.9)),
     "statistics": lambda: Tent(network(), norm=ema_statistics),
@@ -151,7 +161,7 @@ def test_an_exchange_visits_blocks_and_no_modules(layers: int, monkeypatch: pyte
     with Operations() as count:
         slots.exchange(waiting)
     assert visited == []
-    assert (count.calls, count.tensors) == (2, 4)  # one block out, one in, whatever the number of layers
+    assert (count.calls, count.tensors) == (5, 8)  # a block and the count of steps, whatever the layers
 
 
 def test_a_parameter_whose_memory_others_use_keeps_it() -> None:

@@ -10,18 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from testtime.cli.options import (
-    Commands,
-    Option,
-    Precision,
-    Seeds,
-    device,
-    new_file,
-    new_folder,
-    print_progress,
-    setting,
-    words,
-)
+from testtime.cli import options
+from testtime.cli.options import Commands, Option, Precision, Seeds, new_file, new_folder
 from testtime.experiments.registry import find_experiment, list_experiments
 
 if TYPE_CHECKING:
@@ -29,26 +19,35 @@ if TYPE_CHECKING:
     from testtime.report import Page
 
 __all__ = ["COMMANDS", "Changes", "list_", "report", "run", "run_one"]
-OWN = "rows of own methods: package.module:Class, or entry points"
+
+DATA = "folder of data sets and weights, or own images (.data)"
+MODEL = "source model: a name, a file, timm:NAME, hf:NAME or module:function"
+OWN = Option(
+    "rows of own methods: package.module:Class, or entry points",
+    options.words,
+    "A,B",
+    ("--methods", "--method"),
+)
+EXPERIMENTS = Option("experiments of testtime list, or files", several=True, metavar="NAME|FILE.toml")
+SETTINGS = Option("settings of the family", metavar="KEY=VALUE", names=("--set",))
+PAGE = Option("the page (report.html in the folder, or comparison.html)", new_file, "FILE")
+CLUSTER = Option("a cluster of Ray: its address, auto, or local", metavar="ADDRESS")
+STORE = Option("artefacts that runs share (beside the run)", new_folder, "DIR")
 
 
 @dataclass(frozen=True)
 class Changes:
     """What differs from the experiment, or from the file of a request."""
 
-    data: Annotated[str | None, Option("folder of data sets and weights, or own images (.data)")] = None
-    model: Annotated[
-        str | None, Option("source model: a name, a file, timm:NAME, hf:NAME or module:function")
-    ] = None
-    methods: Annotated[tuple[str, ...] | None, Option(OWN, words, "A,B", ("--methods", "--method"))] = None
+    data: Annotated[str | None, Option(DATA)] = None
+    model: Annotated[str | None, Option(MODEL)] = None
+    methods: Annotated[tuple[str, ...] | None, OWN] = None
     seeds: Seeds = None
     rows: Annotated[tuple[str, ...] | None, Option("some of the experiment's", metavar="ROW")] = None
     limit: Annotated[int | None, Option("images of each domain (all)")] = None
-    device: Annotated[str | None, Option("cpu or cuda (cpu)", device)] = None
+    device: Annotated[str | None, Option("cpu or cuda (cpu)", options.device)] = None
     precision: Precision = None
-    settings: Annotated[
-        tuple[str, ...], Option("settings of the family", metavar="KEY=VALUE", names=("--set",))
-    ] = ()
+    settings: Annotated[tuple[str, ...], SETTINGS] = ()
 
     def request(self, name: str) -> Request:
         """Return the request of an experiment, or of a TOML file, with these changes."""
@@ -61,23 +60,17 @@ class Changes:
         if self.data is not None and not Path(self.data).is_dir():
             raise ValueError(f"--data {self.data}: no such folder; expected that of data sets and weights")
         given = {name: value for name, value in vars(self).items() if value is not None}
-        settings = {**before.settings, **dict(map(setting, self.settings))}
+        settings = {**before.settings, **dict(map(options.setting, self.settings))}
         return replace(before, **{**given, "settings": settings})
 
 
 def run(
-    *names: Annotated[
-        str, Option("experiments of testtime list, or files", several=True, metavar="NAME|FILE.toml")
-    ],
+    *names: Annotated[str, EXPERIMENTS],
     changes: Changes,
     jobs: Annotated[int | None, Option("processes, one thread each (this process)")] = None,
-    ray: Annotated[
-        str | None, Option("a cluster of Ray: its address, auto, or local", metavar="ADDRESS")
-    ] = None,
+    ray: Annotated[str | None, CLUSTER] = None,
     out: Annotated[str | None, Option("folder of the run (runs/NAME)", new_folder, "DIR")] = None,
-    store: Annotated[
-        str | None, Option("artefacts that runs share (beside the run)", new_folder, "DIR")
-    ] = None,
+    store: Annotated[str | None, STORE] = None,
     again: Annotated[bool, Option("make results of another version of the code again")] = False,
     command: Sequence[str] = (),
 ) -> int:
@@ -110,7 +103,9 @@ def run_one(
 
     experiment, local = find_experiment(request.experiment), Processes(jobs) if jobs else Here()
     backend = local if ray is None else Ray(ray, jobs)
-    summary = run_experiment(experiment, request, folder, store, backend, command, print_progress, again)
+    summary = run_experiment(
+        experiment, request, folder, store, backend, command, options.print_progress, again
+    )
     found = read_run(folder)
     if found.records():
         _show(experiment.tables(found), experiment.page(found), found.folder / "report.html")
@@ -139,9 +134,7 @@ def list_(
 
 def report(
     *runs: Annotated[str, Option("folder of a run; several are compared", metavar="RUN", several=True)],
-    out: Annotated[
-        str | None, Option("the page (report.html in the folder, or comparison.html)", new_file, "FILE")
-    ] = None,
+    out: Annotated[str | None, PAGE] = None,
     as_json: Annotated[str | None, Option("the tables, for programs", new_file, "FILE", ("--json",))] = None,
 ) -> int:
     """Print the tables of a run and write its page, or those of several runs side by side."""
@@ -152,9 +145,8 @@ def report(
     experiments = [find_experiment(one.about["experiment"]) for one in found]
     first = experiments[0]
     if len({one.family for one in experiments}) > 1:
-        families = ", ".join(
-            f"{run.folder} ({one.family})" for run, one in zip(found, experiments, strict=True)
-        )
+        pairs = zip(found, experiments, strict=True)
+        families = ", ".join(f"{run.folder} ({one.family})" for run, one in pairs)
         raise ValueError(f"expected runs of one family, got {families}; make a page for each family")
     if len(found) == 1:
         tables, page = first.tables(found[0]), first.page(found[0])

@@ -23,12 +23,13 @@ FORMER = {
     "space demo": ("run space-demo", "", ""),
 }
 """By former command: the present one of a name, that of no name, and the folder of a run."""
-RENAMED = {"cache": "store", "seed": "seeds"}
-SETTINGS = (
-    *("order", "severity", "batch-size", "images", "source"),
-    *("open-sets", "encoders", "skip-damaged", "no-mirror"),
-)
-FLAGS = {"list": "", "no-labels": "", "skip-damaged": "skip_damaged=true", "no-mirror": "mirror=false"}
+SETTINGS = {
+    **{name: f"{name.replace('-', '_')}={{}}" for name in ("order", "severity", "batch-size", "images")},
+    **{"source": "source={}", "open-sets": "open_sets={names}", "encoders": "encoders={names}"},
+    **{"skip-damaged": "skip_damaged=true", "no-mirror": "mirror=false"},
+}
+"""By former option: the setting of the family."""
+FLAGS = ("list", "no-labels", "skip-damaged", "no-mirror")
 LISTS = ("rows", "encoders", "seeds")  # options with several words
 
 
@@ -44,10 +45,8 @@ def translated(argv: Sequence[str]) -> list[str]:
             now = _now(_read(argv[len(words) :]), present, bare, folder)
             if now != [*argv]:
                 told = f"testtime {name} is now: {shlex.join(['testtime', *now])}"
-                print(
-                    f"DeprecationWarning: {told}; the old spelling goes with the next version",
-                    file=sys.stderr,
-                )
+                late = "the old spelling goes with the next version"
+                print(f"DeprecationWarning: {told}; {late}", file=sys.stderr)
             return now
     return [*argv]
 
@@ -79,25 +78,20 @@ def _now(given: dict[str, list[str]], present: str, bare: str, folder: str) -> l
     preset = "".join(given.pop("preset", ["tiny"]))
     if folder:
         root = "/".join(folder.split("/")[:2])
-        given["out"] = [
-            folder.replace(root, "".join(given.get("out", [root]))).format(names[0], preset=preset)
-        ]
+        place = folder.replace(root, "".join(given.get("out", [root])))
+        given["out"] = [place.format(*names[:1], preset=preset)]
     if "analyse-" in folder and names[0] == "masks":
         names[0] = "masked-loss"
-    for former, name in RENAMED.items():
-        if former in given:
-            given[name] = given.pop(former)
+    given |= {now: given.pop(was) for was, now in (("cache", "store"), ("seed", "seeds")) if was in given}
     if "seeds" in given:
         given["seeds"] = [",".join(given["seeds"])]
     methods = _split(given.pop("methods", []))
     given |= {"rows": rows} if (rows := [m for m in methods if ":" not in m]) else {}
     given |= {"methods": [",".join(own)]} if (own := [m for m in methods if ":" in m]) else {}
     settings += [f"preset={preset}"] * (preset != "tiny")
-    for name in SETTINGS:
+    for name, form in SETTINGS.items():
         if (words := given.pop(name, None)) is not None:
-            several = name in ("open-sets", "encoders")
-            value = json.dumps(_split(words)) if several else "".join(words)
-            settings.append(FLAGS.get(name) or f"{name.replace('-', '_')}={value}")
+            settings.append(form.format("".join(words), names=json.dumps(_split(words))))
     options = [word for name, words in given.items() for word in (f"--{name}", *words)]
     return [*present.format(*names[:1]).split(), *names[1:], *options, *["--set"] * bool(settings), *settings]
 

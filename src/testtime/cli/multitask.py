@@ -28,7 +28,7 @@ def train(
     jobs: Jobs = 2,
 ) -> int:
     """Train a source network; the same command goes on where it was left."""
-    from testtime.experiments.multitask.listing import read_constants
+    from testtime.experiments.multitask.listing import CONSTANTS
     from testtime.multitask import branches, training
     from testtime.multitask.houses import TASKS, Houses
     from testtime.processor import resolve_precision
@@ -36,7 +36,7 @@ def train(
     from testtime.scenes.tracer import warn_if_slow
     from testtime.training.fabric import launch_fabric
 
-    presets = read_constants("experiments")["presets"]
+    presets = CONSTANTS["presets"]
     if preset not in presets:
         raise unknown_name("preset", preset, presets)
     chosen: dict[str, Any] = presets[preset]

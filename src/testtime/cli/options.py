@@ -84,12 +84,11 @@ def words(text: str) -> tuple[str, ...]:
 
 def seeds(text: str) -> tuple[int, ...]:
     """Convert whole numbers from 0 with commas between them; each may stand once."""
+    expected = f"expected numbers with commas between, as 0,1,2, got {text!r}"
     try:
         found = [int(word) for word in text.split(",") if word.strip()]
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected numbers with commas between, as 0,1,2, got {text!r}"
-        ) from None
+        raise argparse.ArgumentTypeError(expected) from None
     if min(found, default=0) < 0:
         raise argparse.ArgumentTypeError(f"expected numbers from 0, got {text!r}")
     return once(found, text)

@@ -5,51 +5,44 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from testtime.cli.options import Commands, Device, Option, Seed, existing, new_folder, number, setting, whole
 from testtime.errors import need_packages
 
 if TYPE_CHECKING:
-    from testtime.serve import Session, SessionOptions
-    from testtime.serve.alarms import StreamAlarms
-    from testtime.serve.demo import Camera
+    from testtime.serve import AlarmOptions
     from testtime.serve.server import Configuration, Limits, ServedModel
-    from testtime.serve.shadow import Shadow
 
 __all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "Shadows", "Showing", "serve"]
 
-MIB = 2**20
-SOURCE_BATCH = 64
 METHOD = "paf-kip"
+MODEL = "source model: a name, a file of weights, timm:NAME, hf:NAME or package.module:function"
+SOURCE = "folder of unlabelled images as in training, for guards and methods that learn from them"
+DEADLINE = "seconds in which requests without a deadline are answered; adaptation is left out for it"
+SHADOW = "methods that adapt beside the one that serves; their answers are judged, never served"
+STATE = "folder of snapshots, audit log and configuration; temporary in the demo"
+ALARM = "share of the requests that the shipped model answers too, for the alarm; 0: none"
+FALSE = "probability, at most, of a false alarm in a whole stream"
+SNAPSHOTS = "steps of a stream between two snapshots; 0: only at the end"
+Set = Annotated[tuple[str, ...], Option("arguments of the method", metavar="KEY=VALUE", names=("--set",))]
 
 
 @dataclass(frozen=True)
 class Adaptation:
     """The model and how it adapts."""
 
-    model: Annotated[
-        str | None,
-        Option("source model: a name, a file of weights, timm:NAME, hf:NAME or package.module:function"),
-    ] = None
+    model: Annotated[str | None, Option(MODEL)] = None
     method: Annotated[str | None, Option("name of testtime methods (paf-kip; tent in the demo)")] = None
-    settings: Annotated[
-        tuple[str, ...], Option("arguments of the method", metavar="KEY=VALUE", names=("--set",))
-    ] = ()
+    settings: Set = ()
     guarded: Annotated[bool, Option("guard against collapse; this is the default")] = False
     no_guard: Annotated[bool, Option("serve the method without guards")] = False
-    source: Annotated[
-        str | None,
-        Option(
-            "folder of unlabelled images as in training, for guards and methods that learn from them",
-            existing,
-        ),
-    ] = None
+    source: Annotated[str | None, Option(SOURCE, existing)] = None
     source_limit: Annotated[int, Option("largest number of those images")] = 1024
     data: Annotated[str, Option("folder in which the weights of a named model are looked for")] = ".data"
     device: Device = "cpu"
@@ -77,59 +70,33 @@ class Adaptation:
         Raises:
             ValueError: there is no such model, or the images are not valid.
         """
-        from testtime.data import image_folder
-        from testtime.models import open_model
-        from testtime.serve.server import ServedModel
-        from testtime.serve.server.served import channels_of
+        from testtime.serve.server import open_served
 
         sys.path.append(str(Path.cwd()))  # where the user's own module may lie
         assert self.model is not None
-        found = open_model(self.model, self.data)
-        network = found.model.to(self.device)
-        channels = channels_of(network)
-        name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in found.name)
-        served = ServedModel(network, name, found.classes, found.side, channels, seed=self.seed)
-        if self.source is None:
-            return served
-        images = image_folder(self.source, channels=channels)
-        rows = range(0, len(images), max(1, len(images) // self.source_limit))[: self.source_limit]
-        parts = [rows[at : at + SOURCE_BATCH] for at in range(0, len(rows), SOURCE_BATCH)]
-        batches = tuple(images.batch(part, served.size).to(self.device) for part in parts)
-        return replace(served, source=batches)
+        images = (self.source, self.source_limit)
+        return open_served(self.model, self.data, *images, device=self.device, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class Requests:
     """Limits of requests."""
 
-    deadline: Annotated[
-        float | None,
-        Option(
-            "seconds in which requests without a deadline are answered; adaptation is left out for it",
-            number(),
-        ),
-    ] = None
+    deadline: Annotated[float | None, Option(DEADLINE, number())] = None
     max_body: Annotated[int, Option("MiB of a request")] = 16
     max_batch: Annotated[int, Option("samples in a request")] = 256
     rate: Annotated[float, Option("requests per second of a client, on average", number())] = 1000.0
     queue: Annotated[int, Option("requests that wait for the model")] = 64
     max_streams: Annotated[int, Option("streams")] = 1000
-    snapshot_every: Annotated[
-        int, Option("steps of a stream between two snapshots; 0: only at the end", whole(0))
-    ] = 100
+    snapshot_every: Annotated[int, Option(SNAPSHOTS, whole(0))] = 100
 
     def limits(self) -> Limits:
         """Return the limits of the server."""
         from testtime.serve.server import Limits
 
-        return Limits(
-            body=self.max_body * MIB,
-            batch=self.max_batch,
-            rate=self.rate,
-            burst=max(1, int(2 * self.rate)),
-            queue=self.queue,
-            streams=self.max_streams,
-        )
+        body, burst = self.max_body * 2**20, max(1, int(2 * self.rate))
+        kept = {"queue": self.queue, "streams": self.max_streams}
+        return Limits(body=body, batch=self.max_batch, rate=self.rate, burst=burst, **kept)
 
 
 @dataclass(frozen=True)
@@ -171,83 +138,45 @@ class Showing:
                 raise ValueError(f"the demo has its own model and images; leave {name} or --demo out")
         return replace(adaptation, model=demo.MODEL, method=adaptation.method or demo.METHOD)
 
-    def camera(
-        self, address: str, token: str | None, ready: Callable[[], bool]
-    ) -> AbstractContextManager[Camera]:
-        """Return the context in which the camera sends its images."""
-        from testtime.serve import demo
-
-        return demo.showing(address, token, browser=not self.no_browser, ready=ready)
-
 
 @dataclass(frozen=True)
 class Shadows:
     """What runs beside the requests: methods in shadow, and the alarm."""
 
-    shadow: Annotated[
-        tuple[str, ...],
-        Option("methods that adapt beside the one that serves; their answers are judged, never served"),
-    ] = ()
+    shadow: Annotated[tuple[str, ...], Option(SHADOW)] = ()
     shadow_share: Annotated[float, Option("share of a stream's requests that they get", number(1))] = 0.05
-    alarm_share: Annotated[
-        float,
-        Option("share of the requests that the shipped model answers too, for the alarm; 0: none", number(1)),
-    ] = 0.02
-    alarm_probability: Annotated[
-        float, Option("probability, at most, of a false alarm in a whole stream", number(1))
-    ] = 0.05
+    alarm_share: Annotated[float, Option(ALARM, number(1))] = 0.02
+    alarm_probability: Annotated[float, Option(FALSE, number(1))] = 0.05
 
     def check(self) -> None:
         """Raise ValueError where there is no such method, or the share is 0."""
         from testtime.build import find_method
-        from testtime.serve import AlarmOptions
 
         for name in self.shadow:
             find_method(name)
-        if self.alarm_share:
-            AlarmOptions(probability=self.alarm_probability, share=self.alarm_share)
+        self.alarm(seed=0)
         if not self.shadow_share:
             raise ValueError("expected a --shadow-share above 0; leave --shadow out for no methods in shadow")
 
-    def configurations(self, used: Configuration) -> dict[str, Configuration]:
-        """Return the candidates by name, the one that serves first; empty without methods in shadow."""
-        if not self.shadow:
-            return {}
-        others = [name for name in self.shadow if name != used.method]
-        return {used.method: used, **{name: replace(used, method=name, options={}) for name in others}}
-
-    def alarms(self, model: ServedModel, session: Session) -> StreamAlarms | None:
-        """Return the alarms on shadow traffic, for a context; None where they are off."""
+    def alarm(self, seed: int) -> AlarmOptions | None:
+        """Return the options of the alarm; None where it is off."""
         from testtime.serve import AlarmOptions
-        from testtime.serve.alarms import StreamAlarms
 
         if not self.alarm_share:
             return None
-        options = AlarmOptions(probability=self.alarm_probability, share=self.alarm_share, seed=model.seed)
-        reference = StreamAlarms.reference_of(model.network, session.adapter, model.source)
-        return StreamAlarms(reference, options)
+        return AlarmOptions(probability=self.alarm_probability, share=self.alarm_share, seed=seed)
 
-    def running(self, model: ServedModel, candidates: Mapping[str, Configuration]) -> Shadow:
-        """Return the candidates, built, for a context.
-
-        Raises:
-            ValueError: a method does not work with this model.
-        """
-        from testtime.methods import Source
-        from testtime.serve.shadow import Shadow
-
-        print(f"preparing {len(candidates)} methods in shadow", flush=True)
-        built = {name: model.build(one) for name, one in candidates.items()}
-        return Shadow(built, Source(model.network), share=self.shadow_share)
+    def configurations(self, used: Configuration) -> dict[str, Configuration]:
+        """Return the candidates by name, the one that serves first; empty without methods in shadow."""
+        others = [name for name in self.shadow if name != used.method]
+        found = {used.method: used, **{name: replace(used, method=name, options={}) for name in others}}
+        return found if self.shadow else {}
 
 
 def serve(
     *,
     adaptation: Adaptation,
-    state: Annotated[
-        str | None,
-        Option("folder of snapshots, audit log and configuration; temporary in the demo", new_folder, "DIR"),
-    ] = None,
+    state: Annotated[str | None, Option(STATE, new_folder, "DIR")] = None,
     showing: Showing,
     host: Annotated[str, Option("address; tokens are needed unless it is this machine's own")] = "127.0.0.1",
     port: Annotated[int, Option("port; 0 takes a free one", whole(0))] = 8000,
@@ -259,41 +188,42 @@ def serve(
 ) -> int:
     """Serve a model that adapts to its inputs, over HTTP, until SIGTERM or Ctrl+C."""
     need_packages(fastapi="serve", uvicorn="serve", prometheus_client="serve", PIL="images")
+    from testtime.models import MODELS
+    from testtime.serve import demo
+    from testtime.serve.page import ROUTER
+    from testtime.serve.server import ServerOptions, Tokens, create_app, listening, run
+    from testtime.serve.server.logs import write_logs
+    from testtime.serve.server.opening import Kept, open_session, opened_alarms, session_options, shadowed
     from testtime.serve.server.options import check_access
-    from testtime.serve.server.tokens import Tokens
 
     adaptation = showing.check(adaptation, state)
     tokens = Tokens.read(os.environ, secrets.token_file, secrets.manage_token_file)
     check_access(host, tokens)
     asked, limits = adaptation.configuration(), requests.limits()
     shadows.check()
-    from testtime.serve.page import ROUTER
-    from testtime.serve.server import ServerOptions, create_app, listening, open_session, run
-    from testtime.serve.server.opening import Kept
-
     with ExitStack() as stack:
         found = stack.enter_context(listening(host, port))
         folder = Path(state or stack.enter_context(TemporaryDirectory(prefix="testtime-")))
-        model, options = _opened(adaptation, requests, showing)
+        model, every = adaptation.opened(), requests.snapshot_every
+        named = adaptation.model if adaptation.model in MODELS else None
+        options = session_options(model, snapshot_every=every, streams=requests.max_streams, model=named)
+        if showing.demo:
+            print("calibrating the guards on images of the training set", flush=True)
+            model, options = demo.prepared(model, options)
         try:
             session, used = open_session(model, asked, folder, options)
         except RuntimeError as error:  # another server has the folder
             raise ValueError(str(error)) from error
         stack.enter_context(session)
-        candidates, alarms = shadows.configurations(used), shadows.alarms(model, session)
-        server = ServerOptions(
-            model,
-            used,
-            tokens,
-            limits,
-            host=host,
-            deadline=requests.deadline,
-            kept=Kept(folder, asked),
-            candidates=candidates,
-            shadow=stack.enter_context(shadows.running(model, candidates)) if candidates else None,
-            alarms=None if alarms is None else stack.enter_context(alarms),
-        )
-        _log(logs, logging.WARNING if showing.demo else logging.INFO)
+        candidates, beside = shadows.configurations(used), dict[str, Any]()
+        if alarm := shadows.alarm(model.seed):
+            beside["alarms"] = stack.enter_context(opened_alarms(model, session, alarm))
+        if candidates:
+            print(f"preparing {len(candidates)} methods in shadow", flush=True)
+            beside["shadow"] = stack.enter_context(shadowed(model, candidates, shadows.shadow_share))
+        beside |= {"host": host, "deadline": requests.deadline, "kept": Kept(folder, asked)}
+        server = ServerOptions(model, used, tokens, limits, candidates=candidates, **beside)
+        write_logs(logs, logging.WARNING if showing.demo else logging.INFO)
         if used.guarded and not model.source:
             advice = "name a folder of images as in training: --source FOLDER"
             logging.getLogger("testtime.serve").warning("the guards are not calibrated; %s", advice)
@@ -302,40 +232,9 @@ def serve(
         print(f"{model.name} with {used.method} at {address}, state in {folder}", flush=True)
         app = create_app(session, server, (ROUTER,))
         if showing.demo:
-            stack.enter_context(showing.camera(address, tokens.use, lambda: app.state.service.ready))
+            open_page, ready = not showing.no_browser, lambda: app.state.service.ready
+            stack.enter_context(demo.showing(address, tokens.use, browser=open_page, ready=ready))
         return run(app, found)
-
-
-def _opened(
-    adaptation: Adaptation, requests: Requests, showing: Showing
-) -> tuple[ServedModel, SessionOptions]:
-    """The model, and the settings of its session."""
-    from testtime.models import MODELS
-    from testtime.serve.server import session_options
-
-    model = adaptation.opened()
-    named = adaptation.model if adaptation.model in MODELS else None
-    options = session_options(
-        model, snapshot_every=requests.snapshot_every, streams=requests.max_streams, model=named
-    )
-    if not showing.demo:
-        return model, options
-    from testtime.serve import demo
-
-    print("calibrating the guards on images of the training set", flush=True)
-    return demo.prepared(model, options)
-
-
-def _log(form: str, level: int) -> None:
-    """Write log lines from a level on to standard error."""
-    from testtime.serve.server import JsonFormatter
-
-    handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-    handler.setFormatter(JsonFormatter() if form == "json" else plain)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.captureWarnings(True)
 
 
 COMMANDS: Commands = {"serve": serve}

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from testtime.cli.options import (
-    Commands,
-    Device,
-    Option,
-    Seed,
-    existing,
-    new_folder,
-    number,
-    print_progress,
-    whole,
-)
+from testtime.cli import options
+from testtime.cli.options import Commands, Device, Option, Seed, existing, new_folder, number, whole
 from testtime.errors import need_packages
 
 __all__ = ["COMMANDS", "Source", "Tokens", "ingest"]
@@ -68,13 +59,14 @@ def ingest(
     from testtime.space.sources import read_space
 
     need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space")
-    options = space.IngestOptions(rows=rows, limit=limit)
-    t, more = tokens, {"sensors": sensors, "options": options, "seed": seed, "device": device}
+    t, asked = tokens, space.IngestOptions(rows=rows, limit=limit)
+    more: dict[str, Any] = {"sensors": sensors, "options": asked, "seed": seed, "device": device}
     if t.size % t.patch:
         raise ValueError(f"--size {t.size} is not a multiple of --patch {t.patch}; choose another --size")
     data = read_space(path, frames=Path(out) / "frames", **vars(source))
     recipe = space.TokenizerRecipe(t.tokenizer, t.levels, t.codebook, steps=t.steps)
-    found = space.ingest(data, out, t.size, t.patch, t.crops, recipe=recipe, log=print_progress, **more)  # type: ignore[arg-type]
+    more |= {"recipe": recipe, "log": options.print_progress}
+    found = space.ingest(data, out, t.size, t.patch, t.crops, **more)
     print(space.summary(found), Path(out) / "sheet.png", sep="\n")
     return 0
 

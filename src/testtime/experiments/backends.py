@@ -19,6 +19,11 @@ from testtime.workers import start_worker, worker_pool
 __all__ = ["Backend", "Here", "Processes", "Ray"]
 
 LOST: Outcome = {"state": "lost"}
+SLOW = (
+    "sklearn.datasets",
+    "cv2",
+    "timm",
+)  # packages that are imported where they are needed, in a second or so
 
 
 class Backend(ABC):
@@ -80,8 +85,8 @@ class Processes(Backend):
 
     def submit(self, described: Mapping[str, Any], root: str, again: bool) -> None:
         if self._pool is None:
-            preload = ("torch", "testtime.experiments.store")
-            pool = worker_pool(self._jobs, _start, (list(sys.path),), preload)
+            modules = _shared_modules(described["kind"])
+            pool = worker_pool(self._jobs, _start, (list(sys.path),), modules)
             self._pool = self._stack.enter_context(pool)
         try:
             future = self._pool.submit(execute, described, root, again)
@@ -172,6 +177,16 @@ class Ray(Backend):
         self._running.clear()
         if self._started:
             self._ray.shutdown()
+
+
+def _shared_modules(kind: str) -> list[str]:
+    """Modules that are loaded once for all workers: those that this process has needed, and that of a unit.
+
+    The code of others is left to the worker, which reports its errors.
+    """
+    module = kind.partition(":")[0]
+    found = [name for name in sys.modules if name.startswith("testtime.") or name in SLOW]
+    return ["torch", "testtime.experiments.store", *found, *[module] * module.startswith("testtime.")]
 
 
 def _start(path: list[str]) -> None:

@@ -159,7 +159,9 @@ class _Schedule:
                 self._show(meter)
                 if self.running:
                     for address, outcome in self.backend.finished(POLL):
-                        self._end(self.running.pop(address), outcome)
+                        unit = self.running.pop(address)
+                        self._submit()  # no worker waits until the files of this unit are written
+                        self._end(unit, outcome)
                 else:
                     time.sleep(POLL / 2)
                 self._poll()

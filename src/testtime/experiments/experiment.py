@@ -247,7 +247,7 @@ class Experiment(ABC):
         if request.rows is None:
             return [*rows, *own]
         labels = {_bare(row.label) for row in rows}
-        spelled = [{_bare(row.label), *({_bare(row.about.get("method", ""))} - labels)} for row in rows]
+        spelled = [{_bare(row.label), *({_bare(row.about.get("method") or "")} - labels)} for row in rows]
         for name in request.rows:
             if not any(_bare(name) in names for names in spelled):
                 known = [row.label for row in rows]

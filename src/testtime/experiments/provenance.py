@@ -6,6 +6,8 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -30,23 +32,27 @@ def provenance(command: Sequence[str], device: str, precision: str) -> dict[str,
 
     from testtime.processor import machine_load, processor_name
 
-    versions = {"testtime": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     machine = {"system": platform.system(), "architecture": platform.machine(), "processor": processor_name()}
     cuda = torch.device(device).type == "cuda"
     return {
         "started": now(),
         "command": list(command),
-        "versions": versions,
+        "versions": dict(_versions()),
         "machine": {**machine, "cores": os.cpu_count(), "load": machine_load()},
         "device": torch.cuda.get_device_name(device) if cuda else device,
         "precision": precision,
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """The versions of the packages that are installed; they are read once."""
+    found = {"testtime": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def now() -> str:

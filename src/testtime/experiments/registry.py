@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import tomllib
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from testtime.experiments.experiment import Experiment
 
 __all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "guard_code", "list_experiments"]
+__all__ += ["read_constants"]
 
 GUARDS = ("testtime.wrap.", "testtime.metrics.")  # packages of the modules that a guard is made of
 
@@ -40,6 +42,16 @@ class Listed:
     title: str
     load: str
     source: str = ""
+
+
+def read_constants(package: str, name: str) -> dict[str, Any]:
+    """Return the content of a TOML file beside the modules of a package.
+
+    Args:
+        package: name of the package.
+        name: name of the file without its ending.
+    """
+    return tomllib.loads((resources.files(package) / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def list_experiments(family: str | None = None) -> dict[str, list[Listed]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from testtime.parts.randomness import generator
 from testtime.parts.taps import tapped, watched
 from testtime.tasks import Tasks
 
-__all__ = ["affinity", "affinity_gap", "direction", "masked_losses"]
+__all__ = ["affinity", "affinity_gap", "direction", "masked_losses", "step_times"]
 
 
 def affinity(model: nn.Module, data: DenseSet, batch: int = 16) -> Tensor:
@@ -142,6 +144,40 @@ def masked_losses(
     finally:
         branch.ratio = trained
     return found
+
+
+def step_times(
+    base: nn.Module,
+    adapters: Mapping[str, Adapter],
+    x: Tensor,
+    rounds: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """Time steps as multiples of a plain prediction: the median over rounds in which all adapters take turns (table 9).
+
+    Args:
+        base: network of the plain prediction.
+        adapters: adapters by name.
+        x: images (N, 3, H, W).
+        rounds: number of rounds, after two that do not count.
+        progress: function that takes the number of rounds that are done, and of all.
+    """
+    times: dict[str, list[float]] = {name: [] for name in adapters}
+    for turn in range(rounds + 2):
+        with torch.no_grad():
+            plain = _seconds(base, x)
+        for name, adapter in adapters.items():
+            times[name].append(_seconds(adapter, x) / plain)
+        progress(turn + 1, rounds + 2)
+    return {name: statistics.median(found[2:]) for name, found in times.items()}
+
+
+def _seconds(call: Callable[[Tensor], object], x: Tensor) -> float:
+    begin = time.perf_counter()
+    call(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - begin
 
 
 def _network(model: nn.Module) -> MultiTaskNet:

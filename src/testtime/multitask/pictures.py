@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-__all__ = ["UNKNOWN", "Strip", "answer", "picture", "sheet", "varied"]
+__all__ = ["UNKNOWN", "Strip", "answer", "picture", "sheet", "sheets", "varied"]
 
 UNKNOWN = (128, 128, 128)
 """The colour of a pixel whose label is not known."""
@@ -154,6 +156,29 @@ def sheet(
     if seen is not None and isinstance(tasks.get("semseg"), Segmentation):
         _legend(draw, tasks["semseg"].classes, seen, strips, index, HEAD + row, width, canvas.height, tone)  # type: ignore[attr-defined]
     return canvas
+
+
+def sheets(
+    tasks: Tasks, x: Tensor, labels: Mapping[str, Tensor], strips: Sequence[Strip], count: int = 3
+) -> list[dict[str, str]]:
+    """Draw the sheets of the most varied images of a batch as PNG in base64: "light" and "dark", each with its "caption".
+
+    Args:
+        tasks: tasks by name, in the order of the rows.
+        x: images (N, 3, H, W) in [0, 1].
+        labels: labels of the batch by task.
+        strips: predictions for the batch, in the order of the columns.
+        count: number of images.
+    """
+    found = []
+    for i in varied(labels, count):
+        drawn, own = {"caption": f"Image {i + 1} of the batch"}, {k: y[i].cpu() for k, y in labels.items()}
+        for tone in ("light", "dark"):
+            file = io.BytesIO()
+            sheet(tasks, x[i].cpu(), own, strips, i, dark=tone == "dark").save(file, "PNG", optimize=True)
+            drawn[tone] = base64.b64encode(file.getvalue()).decode()
+        found.append(drawn)
+    return found
 
 
 def _reach(label: Tensor) -> tuple[float, float]:

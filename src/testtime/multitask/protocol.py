@@ -81,6 +81,14 @@ class Curve:
     values: dict[str, list[float]]
     higher_is_better: dict[str, bool]
 
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> Curve:
+        """Return the curve of its attributes as values of JSON, in which None stands for a missing value."""
+        values = {
+            name: [math.nan if v is None else v for v in some] for name, some in facts["values"].items()
+        }
+        return cls(facts["steps"], values, facts["higher_is_better"])
+
     def at(self, place: int) -> dict[str, float]:
         """The metrics at the place-th recorded step (-1 for the last)."""
         return {name: series[place] for name, series in self.values.items()}

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 __all__ = ["Blocks", "movable"]
 
 ALIGNED = 64  # bytes: the alignment of torch's own memory, on which kernels may depend bit by bit
+LARGE = (
+    2**14
+)  # elements from which a tensor gains nothing from a block; an optimizer may replace its memory in every step
 OWNERS = 2  # references to a storage that a tensor has alone: its own, and that of the question
 
 
@@ -107,14 +110,16 @@ class Blocks:
 
 
 def movable(tensor: Tensor) -> bool:
-    """Whether a tensor can get other memory: it is dense, and nothing else uses its memory.
+    """Whether a tensor belongs on a block: it is dense and not large, and nothing else uses its memory.
 
     >>> a = torch.ones(3)
     >>> b = a.view(3)
     >>> movable(torch.ones(3)), movable(a)
     (True, False)
     """
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or not tensor.numel():
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return False
+    if not 0 < tensor.numel() < LARGE:
         return False
     if tensor.is_inference() or not tensor.is_contiguous() or tensor.device.type == "meta":
         return False

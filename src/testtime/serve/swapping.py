@@ -1,8 +1,8 @@
 """The exchange of what moves in an adapter: the state of one stream goes in, that of another comes out.
 
 ``state_dict`` and ``load_state_dict`` do the same with names and checks, for states that come from elsewhere. Here both states
-are the library's own. Parameters, optimizer state and count of steps are placed in one block of memory per device, so that an
-exchange copies blocks and not tensors; buffers are exchanged without copying them.
+are the library's own. Parameters and optimizer state are placed in one block of memory per device, so that an exchange copies
+blocks and not tensors; buffers are exchanged without copying them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Parked:
     """A state outside of the network; its owner hands it over with an exchange.
 
     Attributes:
-        blocks: bytes of what has a fixed shape and a fixed place: count of steps, parameters, optimizer state.
-        loose: values of what has a fixed shape alone, such as parameters whose memory others use.
+        blocks: bytes of what has a fixed shape and a fixed place: parameters, optimizer state.
+        loose: values of what has a fixed shape alone: counts of steps, large tensors, those whose memory others use.
         buffers: buffers.
         others: values of parts that store their state in their own way.
     """
@@ -170,6 +170,9 @@ class Slots:
             id(value): i for i, value in enumerate(live)
         }  # where two cores have the same, one place counts
         moved = {i for i, value in enumerate(live) if last[id(value)] == i and movable(value)}
+        moved -= {
+            last[id(core.clock)] for _, core in self._cores
+        }  # a step may share the memory of the count with a copy
 
         def place(i: int) -> tuple[bool, bool, int]:
             return id(live[i]) not in adapted, live[i].nbytes < ALIGNED, -live[i].element_size()

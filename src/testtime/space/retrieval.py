@@ -12,7 +12,7 @@ Reference: Singh, Garjani et al., Multimodality as Supervision, table 2 (feature
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from testtime.space.generate import predicted
 from testtime.space.model import FourM
 from testtime.space.tokenizers import Tokenizer
 
-__all__ = ["predicted_vectors", "recalls"]
+__all__ = ["depth_recalls", "predicted_vectors", "recalls"]
 
 __getattr__ = renamed(__name__, {"expected_vectors": "predicted_vectors"})
 
@@ -53,6 +53,26 @@ def predicted_vectors(
         ids = predicted(model, f"tok_{features.modality.name}", pixels[i : i + batch], given=here)
         found.append(features.decode(ids).flatten(2).mean(2))
     return torch.cat(found)
+
+
+def depth_recalls(
+    model: FourM, tokenizers: Mapping[str, Tokenizer], pixels: Tensor, depth: Tensor
+) -> dict[str, dict[int, float]]:
+    """Measure the recall of depth maps by pictures, "depth", and of pictures by depth maps, "picture".
+
+    Args:
+        model: pre-trained model with the streams of depth and features.
+        tokenizers: tokenizers of "depth" and "features".
+        pixels: pictures (N, 3, H, W) in [0, 1].
+        depth: their depth maps in the size of the tokenizer, (N, 1, h, w).
+
+    Returns:
+        R@1, R@5 and R@10 in percent, see :func:`recalls`.
+    """
+    given = "tok_depth", tokenizers["depth"].encode(depth).flatten(1)
+    by_picture = predicted_vectors(model, tokenizers["features"], pixels)
+    by_depth = predicted_vectors(model, tokenizers["features"], pixels, given)
+    return {"depth": recalls(by_picture, by_depth), "picture": recalls(by_depth, by_picture)}
 
 
 def recalls(queries: Tensor, answers: Tensor, ranks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:

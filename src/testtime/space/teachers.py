@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from testtime.data.dense import DenseSet
 from testtime.errors import missing_extra
+from testtime.metrics.dense import MeanIoU
 from testtime.multitask import Recipe, Segmentation, multitask_resnet, train
 from testtime.space.frames import PseudoLabeller
 from testtime.space.modalities import OBJECT_EDGES, Modality, boxes, classes, features
@@ -67,6 +68,13 @@ class Teacher:
     def logits(self, pictures: Tensor) -> Tensor:
         """Return the logits of every pixel, (N, C, H, W), of images (N, 3, H, W)."""
         return self.network(pictures)["semseg"]
+
+    def evaluate(self, data: DenseSet) -> dict[str, Any]:
+        """Measure "mIoU", and "IoU" by class, in percent, of the segmentation of labelled images."""
+        meter = MeanIoU(len(data.classes))
+        for sample in data:
+            meter.update(self.logits(sample.image[None]), sample.labels["semseg"][None])
+        return {"mIoU": meter.value(), "IoU": dict(zip(data.classes, meter.by_class.tolist(), strict=True))}
 
     def classes(self, pictures: Tensor) -> Tensor:
         """Return the class of every pixel, (N, H, W) int64, of images (N, 3, H, W)."""

@@ -41,7 +41,7 @@ def ran(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         analysis = find_experiment(f"multitask-{name}")
         monkeypatch.setattr(analysis, "study", study)
         if name == "cost":
-            monkeypatch.setattr(analysis, "facts", {"rounds": 3})
+            monkeypatch.setattr(analysis, "options", {"rounds": 3})
         request = Request(analysis.name, seeds, precision="float32", settings={"preset": "speck"})
         summary = run_experiment(analysis, request, folder / name, say=lambda line: None)
         assert summary.failed == {}
@@ -118,3 +118,9 @@ def test_analyses_have_no_rows_of_own_methods() -> None:
     analysis = find_experiment("multitask-direction")
     with pytest.raises(ValueError, match="has no rows of own methods; multitask-table1 has"):
         analysis.plan(Request(analysis.name, methods=("mine:Method",)))
+
+
+def test_rows_of_an_analysis_without_a_method_are_chosen_by_their_labels() -> None:
+    analysis = find_experiment("multitask-affinity")
+    plan = analysis.plan(Request(analysis.name, (0,), ("before adaptation",), precision="float32"))
+    assert [row.label for row in plan.rows] == ["before adaptation"]

@@ -3,16 +3,15 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from written_study import result, write_study
 
 from testtime.experiments import read_run
-from testtime.experiments.multitask.listing import read_constants
+from testtime.experiments.multitask.listing import CONSTANTS, PUBLISHED
 from testtime.experiments.multitask.pages import highlights
 from testtime.experiments.multitask.results import Judged
-from testtime.experiments.multitask.studies import study
+from testtime.experiments.multitask.studies import STUDIES
 from testtime.report import page_html
 
 pytest.importorskip("altair", reason="pip install -e '.[report]'")
@@ -53,12 +52,12 @@ def checked(html: str) -> Checker:
 
 def page_of(folder: Path) -> str:
     run = read_run(folder)
-    return page_html(study(run.about["experiment"]).page(run))
+    return page_html(STUDIES[run.about["experiment"]].page(run))
 
 
 def lead_of(folder: Path) -> str:
     run = read_run(folder)
-    return re.sub(r"<[^>]*>", "", str(study(run.about["experiment"]).page(run).lead))
+    return re.sub(r"<[^>]*>", "", str(STUDIES[run.about["experiment"]].page(run).lead[0]))
 
 
 def section(html: str, name: str) -> str:
@@ -185,11 +184,10 @@ def test_published_gains_of_domains_stand_beside_those_of_s4t(tmp_path: Path) ->
 
 
 def test_each_table_of_the_paper_names_our_rows() -> None:
-    published: dict[str, Any] = read_constants("published")
-    for name, facts in read_constants("experiments")["experiments"].items():
+    for name, facts in CONSTANTS["experiments"].items():
         for table in facts.get("published", ()):
-            for rows in published[table].values():
-                ours = {row.label for row in study(name).rows} | {"target"}
+            for rows in PUBLISHED[table].values():
+                ours = {row.label for row in STUDIES[name].rows} | {"target"}
                 named = {row for row in rows if " + noise " not in row and row != "S4T (single)"}
                 assert named <= ours, (name, table)
 

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from testtime.experiments.multitask.listing import read_constants
+from testtime.experiments.multitask.listing import PUBLISHED
 from testtime.metrics.synchronisation import delta_ttt
 
-PUBLISHED = read_constants("published")
 DECIMALS, MISPRINTS = PUBLISHED["decimals"], PUBLISHED["misprints"]
 HIGHER_IS_BETTER = {"semseg": True, "depth": False, "normals": False, "edge": False}
 TABLES: dict[str, Any] = {**PUBLISHED["table1"], **PUBLISHED["table7"]}

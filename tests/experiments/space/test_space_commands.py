@@ -12,8 +12,8 @@ from space_speck import SPECK
 
 from testtime.cli import main
 from testtime.experiments import find_experiment, read_run
-from testtime.experiments.space import experiment
-from testtime.experiments.space.analyses import ANALYSES, FLOOR, SENSED, WHOLE, Analysis, Entry
+from testtime.experiments.space.analyses import ANALYSES, FLOOR, SENSED, WHOLE, Entry, entries
+from testtime.experiments.space.listing import EXPERIMENTS
 from testtime.experiments.space.presets import PRESETS
 
 pytest.importorskip("embreex", reason="pip install -e '.[scenes]'")
@@ -22,9 +22,9 @@ pytest.importorskip("vector_quantize_pytorch", reason="pip install -e '.[space]'
 
 @pytest.fixture
 def short(monkeypatch):
-    analysis = Analysis(lambda preset: [Entry("Scratch", "mIoU", FLOOR)], seeds=(0, 1))
     monkeypatch.setitem(PRESETS, "speck", SPECK)
-    monkeypatch.setitem(ANALYSES, "main", analysis)
+    monkeypatch.setitem(ANALYSES, "main", [Entry("Scratch", "mIoU", FLOOR)])
+    monkeypatch.setitem(EXPERIMENTS["main"], "seeds", [0, 1])
 
 
 def test_list_names_experiments(capsys):
@@ -98,8 +98,8 @@ def test_every_experiment_ends_with_its_table_and_its_page(name, store, tmp_path
     assert main([*command, "--set", "preset=speck"]) == 0
     assert find_experiment(f"space-{name}").title in capsys.readouterr().out
     run = read_run(tmp_path)
-    values = [record.result for record in experiment._records(run)]
-    assert len(values) == len(ANALYSES[name].entries(PRESETS["speck"]))
+    values = [record.result[record.about["measure"]] for record in run.records()]
+    assert len(values) == len(entries(name, PRESETS["speck"]))
     assert np.isfinite(values).all()
     assert "<svg" in (tmp_path / "report.html").read_text()
 

@@ -8,7 +8,7 @@ import pytest
 from testtime.experiments import Request, find_experiment, read_run
 from testtime.experiments.provenance import SCHEMA, provenance
 from testtime.experiments.run import RunFolder
-from testtime.experiments.space.analyses import ANALYSES
+from testtime.experiments.space.analyses import ANALYSES, entries
 from testtime.experiments.space.planning import MEASURES, Planner
 from testtime.experiments.space.presets import PRESETS
 from testtime.report import page_html
@@ -23,9 +23,9 @@ def made(folder, name, value, seeds=(0, 1), leave=0):
     request = Request(experiment.name, seeds, precision="float32")
     plan, run = experiment.plan(request), RunFolder(folder)
     run.write(experiment, request, plan, provenance(["testtime", "run", experiment.name], "cpu", "float32"))
-    entries = ANALYSES[name].entries(PRESETS[ANALYSES[name].preset])
+    shown = entries(name, PRESETS[experiment.settings["preset"]])
     results = {}
-    for cell, (i, entry) in zip(plan.cells, list(enumerate(entries)) * len(seeds), strict=True):
+    for cell, (i, entry) in zip(plan.cells, list(enumerate(shown)) * len(seeds), strict=True):
         found = results.setdefault(cell.unit.address, (cell.unit, {}))[1]
         found.setdefault(
             entry.measure, value(i, entry) + cell.seed
@@ -91,10 +91,10 @@ def test_the_text_table(tmp_path):
 
 def test_every_experiment_keeps_compute_and_asks_for_what_is_measured():
     tiny = PRESETS["tiny"]
-    for analysis in ANALYSES.values():
-        entries = analysis.entries(tiny)
-        assert len({(e.row, e.column, e.variant) for e in entries}) == len(entries)
-        for entry in entries:
+    for name in ANALYSES:
+        shown = entries(name, tiny)
+        assert len({(e.row, e.column, e.variant) for e in shown}) == len(shown)
+        for entry in shown:
             assert entry.measure in NAMES
             variant = entry.variant
             if variant.places and variant.places != tiny.outside.places:
@@ -103,10 +103,10 @@ def test_every_experiment_keeps_compute_and_asks_for_what_is_measured():
 
 
 def test_every_experiment_is_planned():
-    for name, analysis in ANALYSES.items():
+    for name in ANALYSES:
         experiment = find_experiment(f"space-{name}")
         plan = experiment.plan(Request(experiment.name, (0, 1)))
-        assert len(plan.cells) == 2 * len(analysis.entries(PRESETS["tiny"]))
+        assert len(plan.cells) == 2 * len(entries(name, PRESETS["tiny"]))
         assert {cell.row for cell in plan.cells} == {row.label for row in plan.rows}
 
 
@@ -194,9 +194,7 @@ def test_figures_that_are_committed():
 
 def test_a_committed_run_is_that_of_the_plan():
     run = read_run(RESULTS / "main")
-    (planned,) = {
-        Planner(PRESETS["tiny"], 0).measured(ANALYSES["main"].entries(PRESETS["tiny"])[3].variant).address
-    }
+    (planned,) = {Planner(PRESETS["tiny"], 0).measured(entries("main", PRESETS["tiny"])[3].variant).address}
     cell = next(c for c in run.about["cells"] if c["row"] == "TST-MM (sensory)" and c["seed"] == 0)
     assert run.results[cell["unit"]]["unit"]["name"] == "segmentation of TST-MM (sensory), seed 0"
     assert cell["unit"] == planned

@@ -10,13 +10,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from testtime import report
 from testtime.experiments.experiment import Cell, Plan
-from testtime.experiments.multitask.listing import LISTED, read_constants
+from testtime.experiments.multitask.listing import PUBLISHED
 from testtime.experiments.multitask.pages import LEADS, NOTES, family_page
 from testtime.experiments.multitask.planning import MultitaskExperiment, Planner, at_rate
 from testtime.experiments.multitask.studies import STUDIES, find_row
@@ -27,26 +27,19 @@ from testtime.experiments.table import Column, Record, Row, Table
 from testtime.multitask.houses import TASKS
 from testtime.report import Block, Figure, Grid, Note, Page, Section, Text, heat_map, signed
 
-__all__ = ["AFFINITY", "COST", "DIRECTION", "MASKED_LOSS"]
+__all__ = ["Affinity", "Cost", "Direction", "MaskedLoss"]
 
-OURS, OURS_BN_ONLY = find_row("S4T"), find_row({"control": "S4T"})
-STILL = {**OURS.about, "method": None, "rates": [0.0]}
+STILL = {**find_row("S4T").about, "method": None, "rates": [0.0]}
 TUNED = "tuned on the target's style"
 
 
 class _Analysis(MultitaskExperiment):
     """What the analyses share: networks and protocol of the first table, and the form of plan and page."""
 
-    settings = {"preset": "tiny"}  # noqa: RUF012
-    measured: ClassVar[str]
-    """Name of the function in :mod:`units`, and of the note on the page."""
-    facts: ClassVar[dict[str, Any]] = {}
-    """Further parameters of the units."""
-
-    def __init__(self, name: str, seeds: Sequence[int] = (0,)) -> None:
-        listed = next(one for one in LISTED if one.name == name)
-        self.name, self.title, self.source, self.seeds = name, listed.title, listed.source, tuple(seeds)
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
         self.study = STUDIES["multitask-table1"]
+        self.measure, self.options = self.facts["measure"], self.facts.get("options", {})
 
     @abstractmethod
     def rows(self) -> list[Row]:
@@ -64,35 +57,34 @@ class _Analysis(MultitaskExperiment):
         """Return the houses that are measured on."""
         return dict(preset["target"])
 
+    def roles(self, row: Row, rows: Sequence[Row]) -> dict[str, Row]:
+        """Return the rows of the unit that measures a row, by their role."""
+        return {"row": row}
+
     def plan(self, request: Request) -> Plan:
         if request.methods:
             raise ValueError(f"{self.name} has no rows of own methods; {self.study.name} has")
-        name, base = self.setting(request, "preset"), self.study.rows[0]
-        planner = Planner(request, name, self.study.protocol, base)
+        planner = Planner(request, self.setting(request, "preset"), self.study.protocol, self.study.rows[0])
         rows, houses, cells = self.chosen_rows(self.rows(), request), self.houses(planner.preset), []
+        token = (
+            {"token": request.token} if self.measure == "time_steps" else {}
+        )  # it belongs to this run alone
         for seed in request.seeds or self.seeds:
             for row in rows:
-                facts, of = self.facts, {"row": row}
-                if (
-                    self.measured == "time_steps"
-                ):  # rows take turns in one unit, which belongs to this run alone
-                    facts, of = {**facts, "token": request.token}, {one.label: one for one in rows}
+                of = self.roles(row, rows)
                 name = f"{self.name}, {', '.join(one.label for one in of.values())}"
-                cells.append(
-                    Cell(
-                        row.label, "", seed, planner.adapting(self.measured, name, of, seed, houses, **facts)
-                    )
-                )
+                unit = planner.adapting(self.measure, name, of, seed, houses, **self.options, **token)
+                cells.append(Cell(row.label, "", seed, unit))
         return planner.plan(rows, cells, {}, houses=houses)
 
     def page(self, run: Run) -> Page:
         (table,) = self.tables(run)
-        note = NOTES[self.measured].format(**self.facts, **run.about["about"]["protocol"])
-        blocks = [*self.drawn(run, table), *table_blocks(table), Note(note)]
-        section = Section("result", "Result", "The result", blocks if table.rows else [])
-        return family_page(run, "" if run.missing else self.lead(table), [section])
+        note = NOTES[self.measure].format(**self.options, **run.about["about"]["protocol"])
+        blocks = [*self.drawn(run, table), *table_blocks(table), Note(note)] if table.rows else []
+        lead = "" if run.missing else self.lead(table)
+        return family_page(run, lead, [Section("result", "Result", "The result", blocks)])
 
-    def of(
+    def shown(
         self, run: Run, columns: list[Column], records: list[Record], rows: Sequence[Row] = ()
     ) -> list[Table]:
         """Return the table of the analysis."""
@@ -102,12 +94,11 @@ class _Analysis(MultitaskExperiment):
 class Affinity(_Analysis):
     """Figure 6: is the affinity of the tasks, after adaptation, nearer to that of a network tuned on the target?"""
 
-    measured = "measure_affinity"
-
     def rows(self) -> list[Row]:
-        after = [replace(row, label=f"after {row.label}") for row in (OURS_BN_ONLY, OURS)]
+        after = [find_row({"control": "S4T"}), find_row("S4T")]
         tuned = Row(TUNED, "ceiling", about={**STILL, "tuned": True})
-        return [Row("before adaptation", "base", about=STILL), *after, tuned]
+        named = [replace(row, label=f"after {row.label}") for row in after]
+        return [Row("before adaptation", "base", about=STILL), *named, tuned]
 
     def tables(self, run: Run) -> Sequence[Table]:
         found = {(one.row, one.seed): np.array(one.result["affinity"]) for one in run.records()}
@@ -116,7 +107,7 @@ class Affinity(_Analysis):
             for (row, seed), one in found.items()
             if row != TUNED and (TUNED, seed) in found
         ]
-        return self.of(run, [Column("mean gap", _off_diagonal, unit="", places=3, better="lower")], gaps)
+        return self.shown(run, [Column("mean gap", _off_diagonal, unit="", places=3, better="lower")], gaps)
 
     def lead(self, table: Table) -> Text:
         first, control, last = (table.value(row.label, table.columns[0]) for row in table.rows)
@@ -126,28 +117,23 @@ class Affinity(_Analysis):
         many: dict[str, list[Any]] = {}
         for one in run.records():
             many.setdefault(one.row, []).append(np.array(one.result["affinity"]))
-        found, names = {row: np.mean(matrices, axis=0) for row, matrices in many.items()}, list(TASKS)
+        found = {row: np.mean(matrices, axis=0) for row, matrices in many.items()}
         gaps = {f"gap, {row.label}": abs(found[row.label] - found[TUNED]) for row in table.rows}
-        options: dict[str, Any] = {
-            "places": 3,
-            "low": 0.0,
-            "high": max([g.max() for g in gaps.values()], default=1.0),
-        }
-        charts = []
-        for matrices, more in ((gaps, options), (found, {"places": 2, "high": 1.0, "diverging": True})):
-            maps = {
-                row: heat_map(names, names, one, title=row, small=True, **more)
-                for row, one in matrices.items()
-            }
-            charts.append(Grid([Figure(chart, row) for row, chart in maps.items()]))
-        return list(charts)
+        high = max([gap.max() for gap in gaps.values()], default=1.0)
+
+        def maps(matrices: Mapping[str, Any], **options: Any) -> Grid:
+            names, common = list(TASKS), {"small": True, **options}
+            drawn = {row: heat_map(names, names, one, title=row, **common) for row, one in matrices.items()}
+            return Grid([Figure(chart, row) for row, chart in drawn.items()])
+
+        return [
+            maps(gaps, places=3, low=0.0, high=high),
+            maps(found, places=2, high=1.0, diverging=True),
+        ]
 
 
 class MaskedLoss(_Analysis):
     """Figure 7: how much does the synchronizer lose when most of what it sees is hidden?"""
-
-    measured = "measure_masked_loss"
-    facts = {"ratios": (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95)}  # noqa: RUF012
 
     def rows(self) -> list[Row]:
         return [Row("S4T", about=STILL)]
@@ -162,42 +148,36 @@ class MaskedLoss(_Analysis):
             for ratio, losses in one.result["losses"].items()
             for task, loss in losses.items()
         ]
-        ratios = [f"{ratio:g}" for ratio in self.facts["ratios"]]
+        ratios = [f"{ratio:g}" for ratio in self.options["ratios"]]
         columns = [Column(ratio, float, ratio, "masked share", "", 3, None) for ratio in ratios]
-        return self.of(run, columns, records, [Row(name) for name in TASKS])
+        return self.shown(run, columns, records, [Row(name) for name in TASKS])
 
     def lead(self, table: Table) -> Text:
-        at = {name: values[self.facts["ratios"].index(0.9)] for name, values in _relative(table).items()}
+        at = {name: values[self.options["ratios"].index(0.9)] for name, values in _relative(table).items()}
         return LEADS["masked_loss"].format(min(at.values()), max(at.values()), max(at, key=at.__getitem__))
 
     def drawn(self, run: Run, table: Table) -> list[Block]:
-        title, ratios = "Loss of every task, % of that with nothing masked", self.facts["ratios"]
+        title, x = "Loss of every task, % of that with nothing masked", "share of the tokens that is masked"
         found = enumerate(_relative(table).items(), 1)
-        lines = [report.Series(name, ratios, values, number) for number, (name, values) in found]
-        return [
-            Figure(
-                report.line_chart(lines, title=title, y="%", x="share of the tokens that is masked"), title
-            )
-        ]
+        lines = [report.Series(name, self.options["ratios"], values, n) for n, (name, values) in found]
+        return [Figure(report.line_chart(lines, title=title, y="%", x=x), title)]
 
 
 class Cost(_Analysis):
     """Tables 6 and 9: parameters, and the time of a step as a multiple of a plain prediction, in one run, in turns."""
 
-    measured = "time_steps"
-    facts = {"rounds": 20}  # noqa: RUF012
-
     def rows(self) -> list[Row]:
         rows = [row for row in self.study.rows if row.role == "method" or not row.about["network"]]
         return [at_rate(row, row.about["rates"][0]) for row in rows]
 
+    def roles(self, row: Row, rows: Sequence[Row]) -> dict[str, Row]:
+        return {one.label: one for one in rows}  # they take turns in one unit
+
     def tables(self, run: Run) -> Sequence[Table]:
         found = [replace(one, result=one.result[one.row]) for one in run.records()]
         size = next((one.result["parameters"] for one in found if one.row == run.rows[0].label), math.nan)
-        paper = read_constants("published")["table9"]
-        printed, seconds = (
-            {row: one[name] for row, one in paper.items()} for name in ("parameters", "seconds")
-        )
+        paper = PUBLISHED["table9"].items()
+        printed, seconds = ({row: one[name] for row, one in paper} for name in ("parameters", "seconds"))
         columns = [
             Column("parameters", lambda r: r["parameters"] / 1e6, None, "", "M", 3, None, published=printed),
             Column(
@@ -206,7 +186,7 @@ class Cost(_Analysis):
             Column("step", lambda r: r["times_a_prediction"], unit="predictions", better=None),
             Column("step, published", lambda r: None, None, "", "s", 4, None, published=seconds),
         ]
-        return self.of(run, columns, found)
+        return self.shown(run, columns, found)
 
     def lead(self, table: Table) -> Text:
         return LEADS["cost"].format(*(table.value("S4T", column) for column in table.columns[1:3]))
@@ -215,11 +195,8 @@ class Cost(_Analysis):
 class Direction(_Analysis):
     """Why a method gains more or less than the statistics alone: the way it went, against the way labels would have sent it."""
 
-    measured = "measure_direction"
-    facts = {"rate": 1e-4}  # noqa: RUF012 - small, so that the steps of all methods show where their losses point
-
     def rows(self) -> list[Row]:
-        return [at_rate(row, self.facts["rate"]) for row in self.study.rows if len(row.about["rates"]) > 1]
+        return [at_rate(row, self.options["rate"]) for row in self.study.rows if len(row.about["rates"]) > 1]
 
     def tables(self, run: Run) -> Sequence[Table]:
         records = [
@@ -227,10 +204,8 @@ class Direction(_Analysis):
             for one in run.records()
             for task, cosine in one.result["cosines"].items()
         ]
-        columns = [
-            Column(name, lambda cosine: cosine, name, "", "", 2, signed=True) for name in (*TASKS, "all")
-        ]
-        return [table.sorted_by("all") for table in self.of(run, columns, records)]
+        columns = [Column(name, lambda c: c, name, "", "", 2, signed=True) for name in (*TASKS, "all")]
+        return [table.sorted_by("all") for table in self.shown(run, columns, records)]
 
     def lead(self, table: Table) -> Text:
         best, column = table.rows[0].label, table.column("all")
@@ -247,7 +222,3 @@ def _relative(table: Table) -> dict[str, list[float]]:
 
 def _off_diagonal(matrix: Any) -> float:
     return float(matrix.sum() - matrix.trace()) / max(1, len(matrix) * (len(matrix) - 1))
-
-
-AFFINITY, MASKED_LOSS = Affinity("multitask-affinity"), MaskedLoss("multitask-masked-loss")
-COST, DIRECTION = Cost("multitask-cost"), Direction("multitask-direction", (0, 1, 2))

@@ -1,25 +1,16 @@
 """The experiments of the family "multitask", for lists; the tables beside this module hold all that is constant."""
 
-import tomllib
-from importlib import resources
-from typing import Any
+from testtime.experiments.registry import Listed, read_constants
 
-from testtime.experiments.registry import Listed
+__all__ = ["CONSTANTS", "LISTED", "PUBLISHED"]
 
-__all__ = ["LISTED", "read_constants"]
-
-
-def read_constants(name: str) -> dict[str, Any]:
-    """Return "experiments" or "published": the tables of the TOML file of that name."""
-    return tomllib.loads((resources.files(__package__) / f"{name}.toml").read_text(encoding="utf-8"))
-
-
+CONSTANTS = read_constants(__package__, "experiments")
+"""Presets, rows, experiments, columns, notes and leads: the tables of ``experiments.toml``."""
+PUBLISHED = read_constants(__package__, "published")
+"""The tables of the papers, rows by shift."""
 LISTED = tuple(
     Listed(
-        name,
-        facts["title"],
-        f"{__package__}.analyses:{facts['load']}" if "load" in facts else f"{__package__}.studies:study",
-        facts.get("source", ""),
+        name, facts["title"], f"{__package__}.{facts.get('load', 'studies:Study')}", facts.get("source", "")
     )
-    for name, facts in read_constants("experiments")["experiments"].items()
+    for name, facts in CONSTANTS["experiments"].items()
 )

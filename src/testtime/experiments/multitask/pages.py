@@ -5,36 +5,25 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from testtime import report
-from testtime.experiments.multitask.listing import read_constants
-from testtime.experiments.multitask.results import METRICS, Judged, Outcome
-from testtime.experiments.pages import provenance_section, table_blocks, unfinished
+from testtime.experiments.multitask.listing import CONSTANTS, PUBLISHED
+from testtime.experiments.multitask.results import Judged
+from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.run import Run
-from testtime.experiments.table import Table
-from testtime.report import (
-    Block,
-    Details,
-    Figure,
-    Grid,
-    Note,
-    Page,
-    Section,
-    Series,
-    Text,
-    first_of,
-    listed,
-    phrase,
-    signed,
-    strong,
-)
+from testtime.experiments.table import Column, Table
+from testtime.multitask.houses import TASKS
+from testtime.multitask.outcome import Outcome
+from testtime.multitask.pictures import TITLES
+from testtime.report import Block, Details, Figure, Grid, Note, Page, Section, Series, Text, phrase, signed
 
 __all__ = ["LEADS", "NOTES", "family_page", "highlights", "study_page"]
 
-NOTES: dict[str, str] = read_constants("experiments")["notes"]
-LEADS: dict[str, str] = read_constants("experiments")["leads"]
+NOTES: dict[str, str] = CONSTANTS["notes"]
+LEADS: dict[str, str] = CONSTANTS["leads"]
 DELTA = "Δ" + report.sub("TTT")
 SYNCHRONY = {
     "SV": ("Step variance", "deviation of the tasks' best steps, in steps", "upper left is better"),
@@ -45,13 +34,10 @@ SYNCHRONY = {
 
 def family_page(run: Run, lead: Text, sections: Sequence[Section]) -> Page:
     """Return the page of a run of this family: its lead and sections, what is missing, and how it was made."""
-    about, kicker = run.about["about"], f"testtime · {run.about['family']} · {run.about['experiment']}"
+    about = run.about["about"]
     facts = {"protocol": about["protocol"], **about.get("domains", {"houses": about.get("houses", {})})}
-    items = [
-        (name, ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in one.items())) for name, one in facts.items()
-    ]
-    made = provenance_section(run, [("preset", about["preset"]), *items])
-    return Page(run.about["title"], kicker, "" if run.missing else lead, [*sections, made], unfinished(run))
+    told = {n: ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in one.items()) for n, one in facts.items()}
+    return run_page(run, "" if run.missing else lead, sections, [("preset", about["preset"]), *told.items()])
 
 
 def study_page(run: Run) -> Page:
@@ -61,14 +47,14 @@ def study_page(run: Run) -> Page:
         return family_page(run, "The base row has no result yet, against which the others are measured.", [])
     table = found.table()
     colours = highlights(table)
-    heads = ["Δ last", "Δ beyond", *(title for title, _ in METRICS.values()), "Δ oracle", "Δ own"]
+    heads = ["Δ last", "Δ beyond", *TITLES.values(), "Δ oracle", "Δ own"]
     result = _each(found, lambda domain: table_blocks(found.table(domain, heads)))
     steps = _each(found, lambda domain: _curves(found, domain, colours))
     blocks: dict[tuple[str, str], list[Block]] = {
         ("Result", "The result"): [*result, *_published(found, table)],
         ("Steps", "Step by step"): [Note(NOTES["steps"]), report.Legend(colours), *steps],
         ("Synchrony", "Do the tasks move together?"): _synchrony(found, table, colours),
-        ("Cost", "What it costs"): [_costs(table), Note(NOTES["cost"])],
+        ("Cost", "What it costs"): [*_costs(found, table), Note(NOTES["cost"])],
         ("Domains", "Over the domains"): _over_domains(found, colours),
         ("Sweep", "Over the settings"): _sweep(run, table),
         ("Pictures", "What it looks like"): _pictures(run, found.domains[0]),
@@ -94,20 +80,20 @@ def _lead(found: Judged, table: Table) -> Text:
     last, beyond, oracle = (
         {row: table.value(row, table.column(f"Δ {k}")) for row in learn} for k in ("last", "beyond", "oracle")
     )
-    first = first_of(last)
-    second = first_of({row: gain for row, gain in last.items() if row not in first})
-    best, most, chosen = first[0], first_of(beyond), first_of(oracle)
+    first, most, chosen = report.first_of(last), report.first_of(beyond), report.first_of(oracle)
+    second, best = report.first_of({row: gain for row, gain in last.items() if row not in first}), first[0]
     seeds, domains = len(found.run.request.seeds or ()), len(found.domains)
     over = f"{seeds} seed{'s' * (seeds > 1)}" + f", {domains} domains" * (domains > 1)
-    step, names = str(found.run.about["about"]["protocol"]["steps"]), listed([strong(row) for row in first])
-    said: list[Text] = [
-        phrase(LEADS["first"], names, _verb(first, "has", "share"), DELTA, step, _gain(table, best), over)
-        + (
-            LEADS["second"].format(_verb(second, "is", "are"), listed(second), _gain(table, second[0]))
-            if second
-            else ""
-        )
-    ]
+    step, names = (
+        str(found.run.about["about"]["protocol"]["steps"]),
+        report.listed([report.strong(row) for row in first]),
+    )
+    has = "has" if len(first) == 1 else "share"
+    told = phrase(LEADS["first"], names, has, DELTA, step, _gain(table, best), over)
+    if second:
+        are = "is" if len(second) == 1 else "are"
+        told += LEADS["second"].format(are, report.listed(second), _gain(table, second[0]))
+    said: list[Text] = [told]
     if not math.isnan(control := last[best] - beyond[best]):
         part = max(control, 0.0)
         explains = (
@@ -115,25 +101,23 @@ def _lead(found: Judged, table: Table) -> Text:
         )
         said.append(LEADS["control"].format(signed(control)) + explains)
     if most and not {*most} & {*first} and round(beyond[most[0]], 1) > 0:
-        said.append(
-            LEADS["beyond"].format(listed(most), _verb(most, "gains", "gain"), signed(beyond[most[0]]))
-        )
+        gains = "gains" if len(most) == 1 else "gain"
+        said.append(LEADS["beyond"].format(report.listed(most), gains, signed(beyond[most[0]])))
     if chosen and not {*chosen} & {*first}:
-        said.append(LEADS["oracle"].format(listed(chosen), signed(oracle[chosen[0]])))
+        said.append(LEADS["oracle"].format(report.listed(chosen), signed(oracle[chosen[0]])))
     return report.join(said, ". ") + "."
 
 
 def _published(found: Judged, table: Table) -> list[Block]:
     """What the paper prints, beside ours where the names of rows, or of domains, agree."""
-    printed = [read_constants("published")[name] for name in found.run.about["about"]["published"]]
-    shifts = {shift: rows for one in printed for shift, rows in one.items()}
+    tables = [PUBLISHED[name] for name in found.run.about["about"]["published"]]
+    shifts = {shift.replace("->", "→"): rows for one in tables for shift, rows in one.items()}
     over, oracle, rows = found.by_domain("Δ oracle"), table.column("Δ oracle"), []
     for name in dict.fromkeys(row for shift in shifts.values() for row in shift):
         ours = over.value("S4T", over.column(name)) if name in found.domains else table.value(name, oracle)
-        rows.append(
-            report.Row(name, [*(shift.get(name, {}).get("delta_ttt") for shift in shifts.values()), ours])
-        )
-    heads = [report.Column(head.replace("->", "→"), "%", signed=True) for head in (*shifts, "here, oracle")]
+        printed = [shift.get(name, {}).get("delta_ttt") for shift in shifts.values()]
+        rows.append(report.Row(name, [*printed, ours]))
+    heads = [report.Column(head, "%", signed=True) for head in (*shifts, "here, oracle")]
     blocks: list[Block] = [report.Table("Published gains", heads, rows), Note(NOTES["published"])]
     return [Details(f"What the paper prints ({found.run.about['source']})", blocks)] * bool(rows)
 
@@ -141,91 +125,85 @@ def _published(found: Judged, table: Table) -> list[Block]:
 def _curves(found: Judged, domain: str, colours: Mapping[str, int]) -> list[Block]:
     def lines(values: Callable[[Outcome], Sequence[float]]) -> list[Series]:
         drawn = []
-        for row in found.run.rows:
-            of = [one.result for one in found.records if (one.row, one.column) == (row.label, domain)]
+        for label in (row.label for row in found.run.rows):
+            of = [one.result for one in found.records if (one.row, one.column) == (label, domain)]
+            many = np.array([values(outcome) for outcome in of], dtype=float)
+            spread = many.std(0, ddof=1).tolist() if len(of) > 1 else ()
             if of:
-                many = np.array([values(outcome) for outcome in of], dtype=float)
-                spread = many.std(0, ddof=1).tolist() if len(of) > 1 else ()
-                drawn.append(
-                    Series(row.label, of[0].curve.steps, many.mean(0).tolist(), colours[row.label], spread)
-                )
+                drawn.append(Series(label, of[0].curve.steps, many.mean(0).tolist(), colours[label], spread))
         return drawn
 
     title, small = f"over the steps, {domain}", []
     whole = report.line_chart(lines(lambda o: o.gains), title=f"Delta_TTT {title}", y="Δ, %", x="step")
-    for name, (task, kind) in METRICS.items():
-        better = f"{kind.metric}, {'higher' if kind.higher_is_better else 'lower'} is better"
+    for name, task in TASKS.items():
+        better = f"{task.metric}, {'higher' if task.higher_is_better else 'lower'} is better"
         drawn = lines(lambda o, name=name: o.curve.values[name])  # type: ignore[misc]
-        chart = report.line_chart(
-            drawn, title=f"{task} {title}", y=kind.metric, x="step", height=220, small=True
-        )
-        small.append(Figure(chart, phrase("{} {}", task.capitalize(), report.dim(better))))
+        facts: dict[str, Any] = {"y": task.metric, "x": "step", "height": 220, "small": True}
+        chart = report.line_chart(drawn, title=f"{TITLES[name]} {title}", **facts)
+        small.append(Figure(chart, phrase("{} {}", TITLES[name].capitalize(), report.dim(better))))
     return [Figure(whole, DELTA + f" over the steps · {domain}"), Grid(small, 26.0)]
 
 
 def _synchrony(found: Judged, table: Table, colours: Mapping[str, int]) -> list[Block]:
     last, charts = table.column("Δ last"), []
     for name, (title, axis, better) in SYNCHRONY.items():
-        x, y, spread = (
-            [of(row, column) for row in colours]
-            for of, column in ((table.value, table.column(name)), (table.value, last), (table.spread, last))
-        )
-        points = list(map(report.Point, colours, x, y, spread, colours.values()))
+        points = [
+            report.Point(
+                row,
+                table.value(row, table.column(name)),
+                table.value(row, last),
+                table.spread(row, last),
+                tint,
+            )
+            for row, tint in colours.items()
+        ]
         chart = report.scatter(points, title=f"{title} against Delta_TTT", x=axis, y="Δ, %", small=True)
         charts.append(Figure(chart, phrase("{} {}", title, report.dim(better))))
     shown = table_blocks(found.table("all domains", list(SYNCHRONY)))
     return [Note(NOTES["synchrony"]), Grid(charts), *shown] if any(one.chart for one in charts) else []
 
 
-def _costs(table: Table) -> Block:
-    (size, time), rows = (table.column("size"), table.column("time")), []
-    first, begin = (table.value(table.rows[0].label, column) for column in (size, time))
-    for row in table.rows:
-        own, seconds = (table.value(row.label, column) for column in (size, time))
-        rows.append(
-            report.Row(
-                row.label,
-                [own, 100 * (own / first - 1), seconds, seconds / begin if begin else None],
-                row.role,
-            )
-        )
-    heads = [report.Column("parameters", "M", places=2), report.Column("against the base", "%", signed=True)]
-    return report.Table(
-        "Cost by row", [*heads, report.Column("time", "s"), report.Column("times the base")], rows
-    )
+def _costs(found: Judged, table: Table) -> list[Block]:
+    size, time = (table.value(table.rows[0].label, table.column(name)) for name in ("size", "time"))
+    columns = [
+        Column("parameters", lambda o: o.millions, unit="M", places=2, better=None),
+        Column("against the base", lambda o: 100 * (o.millions / size - 1), better=None, signed=True),
+        Column("time", lambda o: o.seconds, unit="s", better=None),
+        Column("times the base", lambda o: o.seconds / time if time else None, unit="", better=None),
+    ]
+    return table_blocks(found.shown("Cost by row", columns, found.records))
 
 
 def _over_domains(found: Judged, colours: Mapping[str, int]) -> list[Block]:
-    table, title = found.by_domain(), "at the last step, each domain against its own base"
-    lines = [
-        Series(
-            row.label,
-            range(len(table.columns)),
-            [table.value(row.label, column) for column in table.columns],
-            colours[row.label],
-            [table.spread(row.label, column) for column in table.columns],
-        )
-        for row in table.rows
-    ]
+    table, title, x = (
+        found.by_domain(),
+        "at the last step, each domain against its own base",
+        range(len(found.domains)),
+    )
+    lines = []
+    for row in (row.label for row in table.rows):
+        y, spread = ([of(row, column) for column in table.columns] for of in (table.value, table.spread))
+        lines.append(Series(row, x, y, colours[row], spread))
     chart = report.line_chart(lines, title=f"Delta_TTT {title}", y="Δ, %", x_names=found.domains)
-    return [Figure(chart, DELTA + f" {title}"), *table_blocks(table)] if len(found.domains) > 1 else []
+    return [Figure(chart, DELTA + f" {title}"), *table_blocks(table)] if len(x) > 1 else []
 
 
 def _sweep(run: Run, table: Table) -> list[Block]:
     """A chart over the argument of the branch by which the rows of the study differ."""
     name, last = run.about["about"]["sweep"], table.column("Δ last")
-    learn = [row for row in table.rows if row.role == "method" and name in row.about["network"]]
-    values = {row.label: table.value(row.label, last) for row in learn}
-    line = Series(
-        "Δ last",
-        [row.about["network"][name] for row in learn],
-        list(values.values()),
-        1,
-        [table.spread(row, last) for row in values],
+    at = {
+        row.label: row.about["network"][name]
+        for row in table.rows
+        if row.role == "method" and name in row.about["network"]
+    }
+    y, spread = ([of(row, last) for row in at] for of in (table.value, table.spread))
+    title, told = (
+        f"at the last step by {name}",
+        "; ".join(f"{r}: {signed(v)}" for r, v in zip(at, y, strict=True)),
     )
-    title, told = f"at the last step by {name}", "; ".join(f"{row}: {signed(v)}" for row, v in values.items())
+    line = Series("Δ last", [*at.values()], y, 1, spread)
     chart = report.line_chart([line], title=f"Delta_TTT {title}", y="Δ, %", x=name, description=told)
-    return [Figure(chart, DELTA + f" {title}")] * bool(learn)
+    return [Figure(chart, DELTA + f" {title}")] * bool(at)
 
 
 def _pictures(run: Run, domain: str) -> list[Block]:
@@ -261,7 +239,3 @@ def _gain(table: Table, row: str) -> str:
     last = table.column("Δ last")
     spread = table.spread(row, last)
     return f"{signed(table.value(row, last))}{f' ±{spread:.1f}' if spread else ''} %"
-
-
-def _verb(names: Sequence[str], one: str, several: str) -> str:
-    return one if len(names) == 1 else several

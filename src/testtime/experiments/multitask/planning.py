@@ -12,7 +12,7 @@ from testtime.build import find_method
 from testtime.data import sha256_of
 from testtime.errors import need_packages, unknown_name
 from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
-from testtime.experiments.multitask.listing import read_constants
+from testtime.experiments.multitask.listing import CONSTANTS
 from testtime.experiments.request import Request
 from testtime.experiments.table import Row
 from testtime.multitask.protocol import Protocol
@@ -21,20 +21,29 @@ from testtime.scenes.tracer import warn_if_slow
 __all__ = ["PRESETS", "MultitaskExperiment", "Planner", "at_rate"]
 
 HERE = "testtime.experiments.multitask.units"
-PRESETS: dict[str, dict[str, Any]] = read_constants("experiments")["presets"]
+PRESETS: dict[str, dict[str, Any]] = CONSTANTS["presets"]
 RENDERED = 20  # houses that one unit renders
 IMAGES, ENCODER = "a rendered set of houses", "random initialisation"
-RESOURCES = (
-    Resource("images", "data", "Taskonomy, NYUD-v2 and PASCAL-Context", (IMAGES,)),
-    Resource("encoder", "weights", "ImageNet weights", (ENCODER, "own")),
-)
 
 
 class MultitaskExperiment(Experiment):
-    """What the experiments of the family share: data and weights with their stand-ins, and the need of the renderer."""
+    """What the experiments of the family share: their facts, data and weights with stand-ins, the need of the renderer.
+
+    Args:
+        name: name in ``experiments.toml``.
+    """
 
     family = "multitask"
-    resources = RESOURCES
+    resources = (
+        Resource("images", "data", "Taskonomy, NYUD-v2 and PASCAL-Context", (IMAGES,)),
+        Resource("encoder", "weights", "ImageNet weights", (ENCODER, "own")),
+    )
+
+    def __init__(self, name: str) -> None:
+        self.facts = CONSTANTS["experiments"][name]
+        self.name, self.title, self.source = name, self.facts["title"], self.facts.get("source", "")
+        self.seeds = tuple(self.facts.get("seeds", (0, 1, 2)))
+        self.settings = {"preset": self.facts.get("preset", "tiny")}
 
     def check_machine(self, say: Callable[[str], None]) -> None:
         need_packages(PIL="images", cv2="scenes")
@@ -77,8 +86,8 @@ class Planner:
     def plan(
         self, rows: Sequence[Row], cells: Sequence[Cell], others: Mapping[str, Unit], **about: Any
     ) -> Plan:
-        """Return the plan of a run, with what is used for each of :data:`RESOURCES`."""
-        encoder = ENCODER if self.request.model is None else RESOURCES[1].prefers
+        """Return the plan of a run, with what is used for each of the family's resources."""
+        encoder = ENCODER if self.request.model is None else MultitaskExperiment.resources[1].prefers
         facts = {"preset": self.name, "protocol": asdict(self.protocol), **about}
         return Plan(rows, cells, others, used={"images": IMAGES, "encoder": encoder}, about=facts)
 
@@ -98,13 +107,12 @@ class Planner:
 
     def rate(self, row: Row) -> Unit | None:
         """Return the unit that chooses the learning rate for all seeds, with networks of seed 0; None if there is one rate."""
-        if len(row.about["rates"]) == 1:
+        rates, steps = row.about["rates"], max(1, self.protocol.steps)
+        if len(rates) == 1:
             return None
-        ends = replace(self, protocol=replace(self.protocol, record_every=max(1, self.protocol.steps)))
-        rows, rates = {"row": row, "base": self.base}, row.about["rates"]
-        return ends.adapting(
-            "choose_rate", f"rate of {row.label}", rows, 0, self.preset["validation"], rates=rates
-        )
+        ends = replace(self, protocol=replace(self.protocol, record_every=steps))
+        rows, name = {"row": row, "base": self.base}, f"rate of {row.label}"
+        return ends.adapting("choose_rate", name, rows, 0, self.preset["validation"], rates=rates)
 
     def adapting(
         self,
@@ -125,7 +133,7 @@ class Planner:
             houses: target houses.
             parameters: further parameters.
         """
-        p, limit = self.protocol, self.request.limit
+        p, request = self.protocol, self.request
         needs = self._rendered(houses) | {role: self.network(row, seed) for role, row in rows.items()}
         if "rates" not in parameters:
             chosen = {f"rate {role}": self.rate(row) for role, row in rows.items()}
@@ -134,18 +142,13 @@ class Planner:
             parameters |= {"source": self.preset["source"], "prepared": self.preset["recipe"]["batch"]}
             needs |= self._rendered(self.preset["source"])
         methods = sorted({row.about["method"] for row in rows.values()} - {None})
-        images = limit or houses["houses"] * houses["frames"]
+        images = request.limit or houses["houses"] * houses["frames"]
         passes = images * len(p.recorded) + 3 * p.steps * (p.batch if p.eval_on == "full_target" else images)
-        common = {
-            "seed": seed,
-            "houses": houses,
-            "protocol": asdict(p),
-            "limit": limit,
-            "device": self.request.device,
-        }
+        parameters |= {"seed": seed, "houses": houses, "protocol": asdict(p)}
+        parameters |= {"limit": request.limit, "device": request.device}
         return Unit(
             f"{HERE}:{kind}",
-            {"rows": {role: self._row(row) for role, row in rows.items()}, **common, **parameters},
+            {"rows": {role: self._row(row) for role, row in rows.items()}, **parameters},
             f"{name}, seed {seed}",
             needs,
             {method: sha256_of(Path(inspect.getfile(find_method(method)))) for method in methods},
@@ -160,8 +163,8 @@ class Planner:
 
     def _network(self, row: Row) -> dict[str, Any]:
         """The row's network and branch as :func:`testtime.multitask.branches.build` takes them."""
-        own, branch = dict(row.about["network"]), row.about["network"].get("branch")
-        own.pop("branch", None)
+        own = dict(row.about["network"])
+        branch = own.pop("branch", None)
         arguments = {**self.preset["branch"], **own} if branch == "synchronizer" else own
         return {**self.preset["network"], "branch": branch, "arguments": arguments}
 
@@ -170,23 +173,17 @@ class Planner:
     ) -> Unit:
         request, model = self.request, self.request.model
         facts = {"network": self._network(row), "seed": seed, "houses": houses, "recipe": recipe}
-        digest = {} if model is None else {"imagenet": sha256_of(Path(model))}
-        return Unit(
-            f"{HERE}:train_network",
-            {**facts, "device": request.device, "precision": request.precision, **digest},
-            name,
-            {**self._rendered(houses), **start},
-            places={} if model is None else {"imagenet": model},
-            weight=3 * recipe["iterations"] * recipe["batch"] / 1000,
-        )
+        facts |= {"device": request.device, "precision": request.precision}
+        facts |= {} if model is None else {"imagenet": sha256_of(Path(model))}
+        places = {} if model is None else {"imagenet": model}
+        needs, weight = {**self._rendered(houses), **start}, 3 * recipe["iterations"] * recipe["batch"] / 1000
+        return Unit(f"{HERE}:train_network", facts, name, needs, places=places, weight=weight)
 
     def _rendered(self, houses: Mapping[str, Any]) -> dict[str, Unit]:
         """The units that render houses, a number of them each."""
         found, end = {}, houses["first"] + houses["houses"]
         for first in range(houses["first"], end, RENDERED):
             part = {**houses, "first": first, "houses": min(RENDERED, end - first), "noise": 0.0}
-            name = f"houses {first} to {first + part['houses'] - 1}"
-            found[name] = Unit(
-                f"{HERE}:render", {"houses": part}, name, weight=part["houses"] * part["frames"] / 200
-            )
+            name, weight = f"houses {first} to {first + part['houses'] - 1}", part["houses"] * part["frames"]
+            found[name] = Unit(f"{HERE}:render", {"houses": part}, name, weight=weight / 200)
         return found

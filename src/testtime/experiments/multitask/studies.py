@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from testtime.experiments.experiment import Cell, Plan
-from testtime.experiments.multitask.listing import read_constants
+from testtime.experiments.multitask.listing import CONSTANTS
 from testtime.experiments.multitask.planning import MultitaskExperiment, Planner
 from testtime.experiments.multitask.results import only_statistics, study_tables
 from testtime.experiments.request import Request
@@ -17,9 +17,8 @@ from testtime.multitask.protocol import Protocol
 if TYPE_CHECKING:
     from testtime.report import Page
 
-__all__ = ["STUDIES", "Study", "find_row", "study"]
+__all__ = ["STUDIES", "Study", "find_row"]
 
-CONSTANTS = read_constants("experiments")
 DEFAULTS: dict[str, Any] = {
     **{"role": "method", "rates": [0.0], "optimizer": "adam", "options": {}, "norm": "running"},
     **{"arguments": {}, "network": {}, "prepare": False, "misplaced": False},
@@ -50,22 +49,14 @@ def _facts(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 @final
 class Study(MultitaskExperiment):
-    """A table of rows on shifted domains, from its name in ``experiments.toml``."""
+    """A table of rows on shifted domains."""
 
     def __init__(self, name: str) -> None:
-        facts = CONSTANTS["experiments"][name]
-        self.name, self.title, self.source = name, facts["title"], facts.get("source", "")
-        self.seeds, self.settings = (
-            tuple(facts.get("seeds", (0, 1, 2))),
-            {"preset": facts.get("preset", "tiny")},
-        )
-        self.protocol = Protocol(**{"record_every": 10, **facts.get("protocol", {})})
-        self.published, self.sweep = facts.get("published", []), facts.get("sweep", "")
-        self.noise = facts.get("noise", [0.0])
-        self.rows = [find_row(entry) for entry in facts["rows"]]
-        for row in list(self.rows) if facts.get("controls") else ():
-            network = row.about["network"]
-            if network and not any(only_statistics(r) and r.about["network"] == network for r in self.rows):
+        super().__init__(name)
+        self.protocol = Protocol(**{"record_every": 10, **self.facts.get("protocol", {})})
+        self.noise, self.rows = self.facts.get("noise", [0.0]), [find_row(one) for one in self.facts["rows"]]
+        for row in list(self.rows) if self.facts.get("controls") else ():
+            if row.about["network"] and not self._controls(row, self.rows):
                 self.rows.append(find_row({"control": row.label}))
 
     def plan(self, request: Request) -> Plan:
@@ -77,23 +68,17 @@ class Study(MultitaskExperiment):
         seeds, preset = request.seeds or self.seeds, planner.preset
         target = preset["target"]
         domains = {f"target + noise {s:g}" if s else "target": {**target, "noise": s} for s in self.noise}
-        cells = [
-            Cell(
-                row.label,
-                name,
-                seed,
-                planner.adapting("adapt", f"{row.label}, {name}", {"row": row}, seed, houses),
-            )
-            for seed in seeds
-            for name, houses in domains.items()
-            for row in rows
-        ]
-        chosen = {f"rate of {row.label}": planner.rate(row) for row in rows}
-        others = {name: unit for name, unit in chosen.items() if unit is not None}
-        about: dict[str, Any] = {"published": self.published, "sweep": self.sweep}
+        about = {key: self.facts.get(key, default) for key, default in {"published": [], "sweep": ""}.items()}
         about["domains"] = {**{name: preset[name] for name in ("source", "validation")}, **domains}
-        drawn = _drawn(rows)
-        if drawn:
+        cells = []
+        for seed in seeds:
+            for domain, houses in domains.items():
+                for row in rows:
+                    unit = planner.adapting("adapt", f"{row.label}, {domain}", {"row": row}, seed, houses)
+                    cells.append(Cell(row.label, domain, seed, unit))
+        rates = {f"rate of {row.label}": planner.rate(row) for row in rows}
+        others = {name: unit for name, unit in rates.items() if unit is not None}
+        if drawn := self._drawn(rows):
             others["pictures"] = planner.adapting("draw", "pictures", drawn, seeds[0], domains["target"])
             about["drawn"] = {role: row.label for role, row in drawn.items()}
         return planner.plan(rows, cells, others, **about)
@@ -106,22 +91,18 @@ class Study(MultitaskExperiment):
 
         return study_page(run)
 
+    def _controls(self, row: Row, rows: Sequence[Row]) -> list[Row]:
+        """The rows that only estimate the statistics of a row's network."""
+        return [r for r in rows if only_statistics(r) and r.about["network"] == row.about["network"]]
 
-def _drawn(rows: Sequence[Row]) -> dict[str, Row]:
-    """The row whose pictures are drawn, S4T or the last method that needs no source, and the control on its network."""
-    able = [row for row in rows if row.role == "method" and not row.about["prepare"]]
-    if not able:
-        return {}
-    drawn = next((row for row in able if row.label == "S4T"), able[-1])
-    controls = [
-        row for row in rows if only_statistics(row) and row.about["network"] == drawn.about["network"]
-    ]
-    return {"row": drawn, **({"control": controls[0]} if controls else {})}
+    def _drawn(self, rows: Sequence[Row]) -> dict[str, Row]:
+        """The row that is drawn, S4T or the last method that needs no source, and the control on its network."""
+        able = {row.label: row for row in rows if row.role == "method" and not row.about["prepare"]}
+        if not able:
+            return {}
+        drawn = able.get("S4T", [*able.values()][-1])
+        controls = self._controls(drawn, rows)
+        return {"row": drawn, **({"control": controls[0]} if controls else {})}
 
 
 STUDIES = {name: Study(name) for name, facts in CONSTANTS["experiments"].items() if "rows" in facts}
-
-
-def study(name: str) -> Study:
-    """Return a table by its name."""
-    return STUDIES[name]

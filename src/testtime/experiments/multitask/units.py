@@ -7,12 +7,8 @@ chosen, and houses. Every image of a stream is met in the order of the seed, wha
 
 from __future__ import annotations
 
-import base64
 import inspect
-import io
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,10 +22,10 @@ from testtime.experiments.store import Workspace
 from testtime.methods import Source
 from testtime.models.assisted import Assisted
 from testtime.models.synchronizer import legacy_order
-from testtime.multitask.analysis import affinity, direction, masked_losses
+from testtime.multitask.analysis import affinity, direction, masked_losses, step_times
 from testtime.multitask.branches import build
 from testtime.multitask.houses import TASKS, Houses
-from testtime.multitask.pictures import Strip, sheet, varied
+from testtime.multitask.pictures import Strip, sheets
 from testtime.multitask.protocol import Protocol, follow, loaded
 from testtime.multitask.training import Recipe, load_trained, train
 from testtime.norm import running_statistics, source_statistics
@@ -109,15 +105,7 @@ def draw(work: Workspace) -> dict[str, Any]:
                 if step == protocol.steps or (role == "row" and step in MOMENTS):
                     outputs = {name: y.detach().cpu() for name, y in adapter.predict(x).items()}
                     strips.append(Strip(heading.format(step) if step else "before", outputs))
-    sheets = []
-    for i in varied(labels, 3):
-        found, own = {"caption": f"Image {i + 1} of the batch"}, {k: y[i].cpu() for k, y in labels.items()}
-        for tone in ("light", "dark"):
-            file = io.BytesIO()
-            sheet(TASKS, x[i].cpu(), own, strips, i, dark=tone == "dark").save(file, "PNG", optimize=True)
-            found[tone] = base64.b64encode(file.getvalue()).decode()
-        sheets.append(found)
-    return {"sheets": sheets}
+    return {"sheets": sheets(TASKS, x, labels, strips)}
 
 
 def measure_affinity(work: Workspace) -> dict[str, Any]:
@@ -138,21 +126,11 @@ def measure_masked_loss(work: Workspace) -> dict[str, Any]:
 
 
 def time_steps(work: Workspace) -> dict[str, Any]:
-    """Time steps as multiples of a plain prediction of the first row: the median over rounds in which all rows take turns."""
-    rows, rounds = work.parameters["rows"], work.parameters["rounds"] + 2  # two to warm up
-    x, base = _batch(work)[0], _trained(work, next(iter(rows)))
-    adapters = {role: _adapter(work, role) for role in rows}
-    times: dict[str, list[float]] = {role: [] for role in rows}
-    for turn in range(rounds):
-        with torch.no_grad():
-            plain = _seconds(base, x)
-        for role, adapter in adapters.items():
-            times[role].append(_seconds(adapter, x) / plain)
-        work.progress(turn + 1, rounds)
-    return {
-        role: {"parameters": _count(_trained(work, role)), "times_a_prediction": statistics.median(found[2:])}
-        for role, found in times.items()
-    }
+    """Time the steps of all rows in turns, as multiples of a plain prediction of the first."""
+    rows = work.parameters["rows"]
+    base, adapters = _trained(work, next(iter(rows))), {role: _adapter(work, role) for role in rows}
+    times = step_times(base, adapters, _batch(work)[0], work.parameters["rounds"], work.progress)
+    return {r: {"parameters": _count(_trained(work, r)), "times_a_prediction": times[r]} for r in rows}
 
 
 def _houses(work: Workspace, name: str = "houses") -> DenseSet:
@@ -207,14 +185,6 @@ def _adapted(work: Workspace) -> Adapter:
     for _ in range(_protocol(work).steps):
         adapter(x)
     return adapter
-
-
-def _seconds(call: Callable[[Tensor], object], x: Tensor) -> float:
-    begin = time.perf_counter()
-    call(x)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter() - begin
 
 
 def _count(model: nn.Module) -> int:

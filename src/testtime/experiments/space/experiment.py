@@ -9,20 +9,21 @@ from typing import Any, Literal, final
 
 from testtime import report
 from testtime.errors import need_packages, unknown_name
-from testtime.experiments.experiment import Cell, Experiment, Plan, Unit
-from testtime.experiments.pages import provenance_section, table_blocks, unfinished
+from testtime.experiments.experiment import Cell, Experiment, Plan
+from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
-from testtime.experiments.space.analyses import ANALYSES, CHANCE, Entry, Variant
-from testtime.experiments.space.listing import LISTED, PREFIX
+from testtime.experiments.space.analyses import CEILING, CHANCE, FLOOR, Entry, Variant, entries
+from testtime.experiments.space.listing import EXPERIMENTS, LISTED, PREFIX
 from testtime.experiments.space.planning import Planner
 from testtime.experiments.space.presets import PRESETS
-from testtime.experiments.table import Column, Record, Row, Table
+from testtime.experiments.table import Column, Row, Table
 from testtime.report import Block, Figure, Note, Page, Section, Text, first_of, mean, phrase, show
 from testtime.scenes.tracer import warn_if_slow
 
 __all__ = ["SpaceExperiment"]
 
+ENDS = (FLOOR.name, CEILING.name)
 BETWEEN = "between floor and ceiling"
 CLASSES = 8
 """Largest number of rows whose IoU is shown class by class."""
@@ -34,7 +35,7 @@ DRAWN = (
 
 @final
 class SpaceExperiment(Experiment):
-    """A table of TST-MM.
+    """A table of TST-MM; ``experiments.toml`` explains its facts.
 
     Args:
         name: name of the experiment.
@@ -45,9 +46,13 @@ class SpaceExperiment(Experiment):
     def __init__(self, name: str) -> None:
         listed = {one.name: one for one in LISTED}[name]
         self.name, self.title, self.source = name, listed.title, listed.source
-        self.analysis = ANALYSES[name.removeprefix(PREFIX)]
-        self.seeds = self.analysis.seeds
-        self.settings = {"preset": self.analysis.preset, "encoders": []}
+        facts = EXPERIMENTS[name.removeprefix(PREFIX)]
+        self.seeds = tuple(facts.get("seeds", (0, 1, 2)))
+        self.settings = {"preset": facts.get("preset", "tiny"), "encoders": []}
+        self.unit, self.shows = facts.get("unit", ""), facts.get("shows", "mIoU in %")
+        self.placed, self.matrix = facts.get("placed", False), facts.get("matrix", False)
+        self.comparable = self.shows.endswith("%")
+        """Whether the columns have the same measure."""
 
     def plan(self, request: Request) -> Plan:
         """Return rows, cells and units; the settings are "preset", a name, and "encoders", more rows of mIoU.
@@ -61,26 +66,30 @@ class SpaceExperiment(Experiment):
         name = self.setting(request, "preset")
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
-        preset = PRESETS[name]
-        if request.limit:
-            preset = replace(preset, tests=min(request.limit, preset.tests))
-        entries = list(self.analysis.entries(preset))
-        entries += [Entry(e, "mIoU", Variant(e, "named")) for e in self.setting(request, "encoders")]
-        labels = dict.fromkeys(entry.row for entry in entries)
-        rows = self.chosen_rows([Row(label, _role(label, self.analysis.ends)) for label in labels], request)
+        preset, float32 = PRESETS[name], request.precision == "float32"
+        preset = replace(preset, tests=min(request.limit or preset.tests, preset.tests))
+        shown = [*entries(self.name.removeprefix(PREFIX), preset)]
+        shown += [Entry(e, "mIoU", Variant(e, "named")) for e in self.setting(request, "encoders")]
+        roles: dict[str, Any] = {**dict.fromkeys(ENDS, "method"), CHANCE: "control"}
+        roles |= dict(zip(ENDS, ("base", "ceiling"), strict=True)) if self.placed else {}
+        labels = dict.fromkeys(entry.row for entry in shown)
+        rows = self.chosen_rows([Row(label, roles.get(label, "method")) for label in labels], request)
         chosen = {row.label for row in rows}
-        cells: list[Cell] = []
-        others: dict[str, Unit] = {}
-        for seed in request.seeds or self.seeds:
-            planner = Planner(preset, seed, request.device, request.precision == "float32")
-            if self.name == f"{PREFIX}demo" and not others:
-                others = {"pictures": planner.pictures()}
-            for entry in entries:
-                if entry.row in chosen:
-                    about = {"measure": entry.measure, **asdict(entry.variant)}
-                    unit = planner.measured(entry.variant, entry.measure)
-                    cells.append(Cell(entry.row, entry.column, seed, unit, about))
-        precision = "float32" if request.precision == "float32" else preset.recipe.precision
+        planners = [Planner(preset, seed, request.device, float32) for seed in request.seeds or self.seeds]
+        cells = [
+            Cell(
+                e.row,
+                e.column,
+                p.seed,
+                p.measured(e.variant, e.measure),
+                {"measure": e.measure, **asdict(e.variant)},
+            )
+            for p in planners
+            for e in shown
+            if e.row in chosen
+        ]
+        others = {"pictures": planners[0].pictures()} if self.name == f"{PREFIX}demo" else {}
+        precision = "float32" if float32 else preset.recipe.precision
         return Plan(rows, cells, others, about={"preset": name, "precision": precision})
 
     def check_machine(self, say: Callable[[str], None]) -> None:
@@ -88,144 +97,111 @@ class SpaceExperiment(Experiment):
         warn_if_slow(say)
 
     def tables(self, run: Run) -> Sequence[Table]:
-        """Return the table, and the IoU of every class where there are few rows of one column."""
-        cells, records = run.about["cells"], _records(run)
-        columns = [self._column(name) for name in dict.fromkeys(cell["column"] for cell in cells)]
-        table = Table.of(self.title, run.rows, columns, records, run.missing, run.notes)
-        if placed := self._between(table):
-            table = Table.of(self.title, run.rows, [*columns, placed], records, run.missing, run.notes)
-        return [table]
+        """Return the table; with floor and ceiling, a column places the rows between them."""
+        names = dict.fromkeys(cell["column"] for cell in run.about["cells"])
+        columns = [Column(n, float, n, self.unit, "" if n == "CIDEr-D" else "%") for n in names]
+        records = [replace(r, result=float(r.result[r.about["measure"]])) for r in run.records()]
+
+        def table(columns: Sequence[Column]) -> Table:
+            return Table.of(self.title, run.rows, columns, records, run.missing, run.notes)
+
+        found = table(columns)
+        low, high = (found.value(end, columns[0]) for end in ENDS)
+        if not self.placed or not {*ENDS} <= {row.label for row in found.rows} or high == low:
+            return [found]
+        place = Column(BETWEEN, lambda v: (v - low) / (high - low), columns[0].of, "", "", 2, None)
+        return [table([*columns, place])]
 
     def figures(self, run: Run) -> Sequence[report.Chart | None]:
         """Return the charts: lines over columns that are numbers, otherwise a row of dots for each row; and the matrix."""
         table = self.tables(run)[0]
-        columns = [column for column in table.columns if column.name != BETWEEN]
+        columns = _measured(table)
         numbers = [c for c in columns if c.name.replace(".", "", 1).isdigit()]
-        if self.analysis.unit and len(numbers) > 1:
+        if self.unit and len(numbers) > 1:
             return [self._lines(table, numbers)]
-        if self.analysis.comparable:
-            return [self._matrix(table, columns), self._dots(table, columns, self.analysis.shows)]
-        return [self._dots(table, [column], column.name) for column in columns]
+        if not self.comparable:
+            return [self._dots(table, [column], column.name) for column in columns]
+        matrix = None
+        if self.matrix:
+            rows, title = [row.label for row in table.rows], f"{self.title} {self.shows}"
+            values = [[table.value(row, c) for c in columns] for row in rows]
+            matrix = report.heat_map(rows, [c.name for c in columns], values, title=title)
+        return [matrix, self._dots(table, columns, self.shows)]
 
     def page(self, run: Run) -> Page:
         """Return the page: the table, its figures, pictures, classes, and how it was made."""
         table, about = self.tables(run)[0], run.about["about"]
         block = table.block()
         bars = [replace(c, shade="bar" if c.head != BETWEEN else "") for c in block.columns]
-        scale: Literal["table", "column"] = "table" if self.analysis.comparable else "column"
+        scale: Literal["table", "column"] = "table" if self.comparable else "column"
         blocks: list[Block] = [replace(block, columns=bars, scale=scale), *table_blocks(table)[1:]]
         blocks += [Figure(chart, chart.title) for chart in self.figures(run) if chart is not None]
-        made: list[tuple[Text, object]] = [("preset", about["preset"])]
-        made += [("precision of the pre-training", about["precision"])]
-        return Page(
-            title=self.title,
-            kicker=f"testtime · space · {self.name} · {about['preset']}",
-            lead=self._lead(table) if not run.missing else "",
-            sections=[
-                Section("result", "Result", self.analysis.shows, blocks),
-                Section("pictures", "Pictures", "What it looks like", _pictures(run)),
-                Section("classes", "Classes", "Class by class", _classes(run)),
-                provenance_section(run, made),
-            ],
-            unfinished=unfinished(run),
-        )
-
-    def _column(self, name: str) -> Column:
-        """A column of the table; numbers have their unit above."""
-        unit = "" if name == "CIDEr-D" else "%"
-        return Column(name, float, name, self.analysis.unit, unit)
-
-    def _between(self, table: Table) -> Column | None:
-        """The column that places rows between floor (0) and ceiling (1); None where these are missing or equal."""
-        ends, first = self.analysis.ends, table.columns[0]
-        low, high = (table.value(end, first) for end in ends) if ends else (0.0, 0.0)
-        if not {*ends} <= {row.label for row in table.rows} or not high - low:
-            return None
-        return Column(BETWEEN, lambda value: (value - low) / (high - low), first.of, "", "", 2, None)
+        sections = [
+            Section("result", "Result", self.shows, blocks),
+            Section("pictures", "Pictures", "What it looks like", _pictures(run)),
+            Section("classes", "Classes", "Class by class", _classes(run)),
+        ]
+        facts = [("preset", about["preset"]), ("precision of the pre-training", about["precision"])]
+        return run_page(run, "" if run.missing else self._lead(table), sections, facts)
 
     def _lead(self, table: Table) -> Text:
         """What was found, in a sentence or two."""
-        columns = [column for column in table.columns if column.name != BETWEEN]
+        columns = _measured(table)
         seeds = len({seed for values in table.values.values() for seed in values})
         over = f"{seeds} seed{'s' * (seeds != 1)}"
-        if self.analysis.matrix:
-            own, other = _diagonal(table, columns)
+        if self.matrix:
+            cells = [(i == j, r.label, c) for i, r in enumerate(table.rows) for j, c in enumerate(columns)]
+            own, other = (
+                mean([table.value(row, c) for is_own, row, c in cells if is_own == one])
+                for one in (True, False)
+            )
             return (
                 f"A model is worth {show(own)} % mIoU in the house it was pre-trained in and {show(other)} % in another "
                 f"({over}): a difference of {own - other:+.1f} points."
             )
-        groups = [columns] if self.analysis.comparable else [[column] for column in columns]
+        groups = [columns] if self.comparable else [[column] for column in columns]
         return report.join([self._highest(table, group, over) for group in groups], " ")
 
     def _highest(self, table: Table, columns: Sequence[Column], over: str) -> Text:
         """The sentence that names the best cells of comparable columns."""
-        named = {column.name: column for column in columns}
         rows = [row.label for row in table.rows if row.role != "ceiling"]
-        best = first_of(
-            {(row, name): table.value(row, column) for row in rows for name, column in named.items()}
-        )
+        places = {(row, c.name): (row, c) for row in rows for c in columns}
+        best = first_of({place: table.value(*where) for place, where in places.items()})
         if not best:
             return ""
-        plain = len(columns) == 1 and self.analysis.comparable
+        plain = len(columns) == 1 and self.comparable
         names = [report.strong(row if plain or name == "–" else f"{row}, {name}") for row, name in best]
-        value, spread, _ = table.cell(best[0][0], named[best[0][1]])
-        shown = self.analysis.shows if self.analysis.comparable else columns[0].name
+        value, spread, _ = table.cell(*places[best[0]])
+        shown = self.shows if self.comparable else columns[0].name
         are, printed = "is" if len(best) == 1 else "are", f"{value} {spread}".strip()
         return phrase("Highest {} {} with {} ({}, {}).", are, report.listed(names), printed, shown, over)
 
     def _lines(self, table: Table, columns: Sequence[Column]) -> report.Chart | None:
-        series = []
+        series, ends = [], sorted(float(c.name) for c in columns)
         for colour, row in enumerate(table.rows, 1):
             there = [c for c in columns if table.values[row.label, c.key]]
             xs, ys = [float(c.name) for c in there], [table.value(row.label, c) for c in there]
             spread = [table.spread(row.label, c) for c in there]
             if len(xs) == 1:  # a level
-                xs, ys, spread = (
-                    [min(float(c.name) for c in columns), max(float(c.name) for c in columns)],
-                    ys * 2,
-                    spread * 2,
-                )
+                xs, ys, spread = [ends[0], ends[-1]], ys * 2, spread * 2
             series.append(report.Series(row.label, xs, ys, min(colour, 6), spread))
         told = "; ".join(f"{s.name}: {', '.join(map(show, s.y))}" for s in series)
-        y, x = self.analysis.shows, self.analysis.unit
-        return report.line_chart(series, title=self.title, y=y, x=x, description=told, height=320)
+        return report.line_chart(
+            series, title=self.title, y=self.shows, x=self.unit, description=told, height=320
+        )
 
     def _dots(self, table: Table, columns: Sequence[Column], axis: str) -> report.Chart | None:
+        cells = [(row.label, colour, c) for row in table.rows for colour, c in enumerate(columns, 1)]
         points = [
-            report.Point(
-                row.label, table.value(row.label, c), 0.0, table.spread(row.label, c), min(colour, 6), c.name
-            )
-            for row in table.rows
-            for colour, c in enumerate(columns, 1)
+            report.Point(row, table.value(row, c), 0.0, table.spread(row, c), min(colour, 6), c.name)
+            for row, colour, c in cells
         ]
         return report.row_chart(points, title=f"{self.title} {axis}", x=axis)
 
-    def _matrix(self, table: Table, columns: Sequence[Column]) -> report.Chart | None:
-        if not self.analysis.matrix:
-            return None
-        values = [[table.value(row.label, c) for c in columns] for row in table.rows]
-        names = [row.label for row in table.rows], [c.name for c in columns]
-        return report.heat_map(*names, values, title=f"{self.title} {self.analysis.shows}")
 
-
-def _role(label: str, ends: Sequence[str]) -> Any:
-    if ends and label in ends:
-        return "base" if label == ends[0] else "ceiling"
-    return "control" if label == CHANCE else "method"
-
-
-def _records(run: Run) -> list[Record]:
-    """The finished cells with the value of their measure."""
-    return [replace(r, result=float(r.result[r.about["measure"]])) for r in run.records()]
-
-
-def _diagonal(table: Table, columns: Sequence[Column]) -> tuple[float, float]:
-    """The mean on the diagonal of a matrix of places, and beside it."""
-    cells = [
-        (i == j, table.value(row.label, c)) for i, row in enumerate(table.rows) for j, c in enumerate(columns)
-    ]
-    own, other = ([value for same, value in cells if same == wanted] for wanted in (True, False))
-    return mean(own), mean(other)
+def _measured(table: Table) -> list[Column]:
+    """The columns of a table that are measured."""
+    return [column for column in table.columns if column.name != BETWEEN]
 
 
 def _pictures(run: Run) -> list[Block]:
@@ -243,11 +219,10 @@ def _classes(run: Run) -> list[Block]:
     few = 0 < len(rows) <= CLASSES and len({record.column for record in records}) == 1
     if not few or any("IoU" not in record.result for record in records):
         return []
-    names = list(records[0].result["IoU"])
-    lines = []
-    for name in names:
+
+    def line(name: str) -> report.Row:
         known = [(r.row, r.result["IoU"][name]) for r in records if r.result["IoU"][name] is not None]
-        lines.append(
-            report.Row(name, [mean([value for row, value in known if row == label]) for label in rows])
-        )
+        return report.Row(name, [mean([value for row, value in known if row == label]) for label in rows])
+
+    lines = list(map(line, records[0].result["IoU"]))
     return [report.Table("IoU by class", [report.Column(row, "%") for row in rows], lines, "class")]

@@ -1,23 +1,14 @@
 """The experiments of the family "space", for lists."""
 
-import tomllib
-from importlib import resources
+from testtime.experiments.registry import Listed, read_constants
 
-from testtime.experiments.registry import Listed
-
-__all__ = ["LISTED", "PREFIX"]
+__all__ = ["EXPERIMENTS", "LISTED", "PREFIX"]
 
 PREFIX = "space-"
 """Begin of the experiments' names."""
-
+LOAD = f"{__package__}.experiment:SpaceExperiment"
+EXPERIMENTS = read_constants(__package__, "experiments")
 LISTED = tuple(
-    Listed(
-        PREFIX + name,
-        facts["title"],
-        f"{__package__}.experiment:SpaceExperiment",
-        f"TST-MM, {facts['source']}" if "source" in facts else "",
-    )
-    for name, facts in tomllib.loads(
-        (resources.files(__package__) / "experiments.toml").read_text(encoding="utf-8")
-    ).items()
+    Listed(PREFIX + name, facts["title"], LOAD, f"TST-MM, {facts['source']}" if "source" in facts else "")
+    for name, facts in EXPERIMENTS.items()
 )

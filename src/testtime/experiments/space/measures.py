@@ -7,14 +7,8 @@ from typing import Any
 
 import torch
 
-from testtime.experiments.space.units import (
-    MAPPING,
-    labelled_scenes,
-    read_teacher,
-    read_views,
-    tokenizers,
-    trained,
-)
+from testtime.experiments.space import units
+from testtime.experiments.space.units import labelled_scenes, read_teacher, read_views, trained
 from testtime.experiments.store import Workspace
 from testtime.methods.ttt_mae import TTTMAE
 from testtime.metrics.dense import MeanIoU
@@ -25,7 +19,7 @@ from testtime.space.detection import boxes_of, evaluate_detector
 from testtime.space.frames import SpaceFrames
 from testtime.space.modalities import DEPTH
 from testtime.space.pictures import write_pictures
-from testtime.space.retrieval import predicted_vectors, recalls
+from testtime.space.retrieval import depth_recalls
 from testtime.space.transfer import evaluate
 from testtime.wrap import Episodic, Repeat
 
@@ -41,18 +35,13 @@ def segmentation(work: Workspace) -> dict[str, Any]:
 
 def teacher_segmentation(work: Workspace) -> dict[str, Any]:
     """Measure the same of the pseudo-labeller's own segmentation."""
-    data, teacher = labelled_scenes(work), read_teacher(work.needs["teacher"])
-    meter = MeanIoU(len(data.classes))
-    for sample in data:
-        meter.update(teacher.logits(sample.image[None]), sample.labels["semseg"][None])
-    by_class = dict(zip(data.classes, meter.by_class.tolist(), strict=True))
-    return {"mIoU": meter.value(), "IoU": by_class}
+    return read_teacher(work.needs["teacher"]).evaluate(labelled_scenes(work))
 
 
 def detection(work: Workspace) -> dict[str, Any]:
     """Measure "AP" and "AP50" of COCO, in percent."""
     model, scenes = trained(work.needs["transfer"]), read_views(work)
-    found = evaluate_detector(model, scenes, boxes_of(scenes, model.classes, MAPPING))
+    found = evaluate_detector(model, scenes, boxes_of(scenes, model.classes, units.MAPPING))
     return {"AP": found["AP"], "AP50": found["AP50"]}
 
 
@@ -64,16 +53,12 @@ def captions(work: Workspace) -> dict[str, Any]:
 
 def retrieval(work: Workspace) -> dict[str, Any]:
     """Measure R@1, R@5 and R@10 in percent, of depth maps by images and of images by depth maps, and what chance gives."""
-    model, known = trained(work.needs["pretraining"]), tokenizers(work)
+    model, known = trained(work.needs["pretraining"]), units.tokenizers(work)
     frames = SpaceFrames(labelled_scenes(work), (DEPTH.name,))
     pixels = torch.stack([frame["rgb"] for frame in frames])
     depth = torch.stack(list(frames.values(DEPTH, known["depth"].size)))
-    ids = known["depth"].encode(depth).flatten(1)
-    by_picture = predicted_vectors(model, known["features"], pixels)
-    by_depth = predicted_vectors(model, known["features"], pixels, (f"tok_{DEPTH.name}", ids))
-    found: dict[str, Any] = {}
-    for name, (a, b) in {"depth": (by_picture, by_depth), "picture": (by_depth, by_picture)}.items():
-        found |= {f"{name} R@{k}": value for k, value in recalls(a, b).items()}
+    recalled = depth_recalls(model, known, pixels, depth)
+    found = {f"{name} R@{k}": value for name, by_k in recalled.items() for k, value in by_k.items()}
     return found | {f"chance R@{k}": 100 * k / len(pixels) for k in (1, 5, 10)}
 
 
@@ -99,7 +84,7 @@ def learning_on(work: Workspace) -> dict[str, Any]:
 
 def pictures(work: Workspace) -> dict[str, Any]:
     """Draw frames of the test house as PNG, light and dark, and what a model expects of them."""
-    model, data, known = trained(work.needs["pretraining"]), labelled_scenes(work), tokenizers(work)
+    model, data, known = trained(work.needs["pretraining"]), labelled_scenes(work), units.tokenizers(work)
     streams = {f"tok_{name}": known[name] for name in work.parameters["drawn"]}
     segmenters = {name: trained(work.needs[name]) for name in ("scratch", "TST-MM")}
     step = max(1, len(data) // DRAWN)

@@ -24,6 +24,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = {
     "learning_on": ("mIoU before", "mIoU after"),
 }
 """What is measured together, by the name of the function of :mod:`testtime.experiments.space.measures`."""
+Needs = dict[str, Unit]
 
 
 @final
@@ -52,14 +53,15 @@ class Planner:
         kind = next((kind for kind, names in MEASURES.items() if measure in names), None)
         if kind is None:
             raise unknown_name("measure", measure, [name for names in MEASURES.values() for name in names])
-        needs: dict[str, Unit] = {}
         if kind == "segmentation" and variant.objective == "teacher":
             kind, needs = "teacher_segmentation", {"teacher": self.teacher(variant.taught)}
         elif kind == "retrieval":
             if variant.objective != "mm" or not {"depth", "features"} <= {*variant.modalities}:
                 raise ValueError(f"{variant.name}: retrieval needs TST-MM with depth and features")
-            needs = {"pretraining": self.pretraining(variant)}
-            needs |= self._tokenizers(("depth", "features"), variant)
+            needs = {
+                "pretraining": self.pretraining(variant),
+                **self._tokenizers(("depth", "features"), variant),
+            }
         else:
             needs = {"transfer": self.transfer(variant, kind)}
         if kind == "learning_on":
@@ -69,18 +71,21 @@ class Planner:
         own = "" if variant.objective == "teacher" else f", seed {self.seed}"
         name = f"{kind.replace('_', ' ')} of {variant.name}{own}"
         views = self.preset.test(variant.test)
-        return self._unit(f"measures:{kind}", {"device": self.device}, name, needs, views)
+        return self._unit(f"measures:{kind}", name, 1.0, needs, views, device=self.device)
 
     def transfer(self, variant: Variant, measure: str = "segmentation") -> Unit:
         """Return the unit that fine-tunes the encoder of a variant for a measure."""
-        preset = self.preset
+        preset, recipe, head = self.preset, self.preset.transfer, self.preset.head
         kind = {"detection": "detector", "captions": "captioner"}.get(measure, "segmenter")
+        if kind == "captioner":
+            head = (preset.size.dim, preset.size.decoder, preset.size.heads)
         own = variant.labels != "outside" and kind == "segmenter"
         views = preset.space((variant.test,)) if own else preset.outside
         few = preset.labelled if own and variant.labels == "few" else None
-        recipe, count = preset.transfer, few or views.each * len(views.places)
         # As many steps for any number of frames.
-        epochs = max(1, round(recipe.epochs * preset.outside.frames / count))
+        epochs = max(
+            1, round(recipe.epochs * preset.outside.frames / (few or views.each * len(views.places)))
+        )
         recipe = replace(
             recipe,
             epochs=epochs,
@@ -88,22 +93,14 @@ class Planner:
             freeze_encoder=variant.frozen,
             scale=recipe.scale if kind == "segmenter" else (1.0, 1.0),
         )
-        parameters = {
-            "recipe": asdict(recipe),
-            "few": few,
-            "head": preset.head,
-            "seed": self.seed,
-            "device": self.device,
-        }
-        if kind == "captioner":
-            parameters["head"] = (preset.size.dim, preset.size.decoder, preset.size.heads)
+        parameters = {"recipe": asdict(recipe), "few": few, "head": head, "seed": self.seed}
+        needs: Needs = {}
         if variant.objective in ("scratch", "named"):
             parameters["encoder"] = self._initial(variant)
-            needs = {}
         else:
-            needs = {"pretraining": self.pretraining(variant)}
+            needs["pretraining"] = self.pretraining(variant)
         name = f"{kind} of {variant.name}, seed {self.seed}"
-        return self._unit(f"units:{kind}", parameters, name, needs, views, weight=8.0)
+        return self._unit(f"units:{kind}", name, 8.0, needs, views, device=self.device, **parameters)
 
     def pretraining(self, variant: Variant) -> Unit:
         """Return the unit that pre-trains the model of a variant."""
@@ -114,79 +111,72 @@ class Planner:
             needs["outside"] = self.shards(preset.outside, SENSORS[:1], variant)
         if variant.later:
             needs["earlier"] = self.pretraining(replace(variant, later=(), more=WHOLE.more))
-        recipe = None
-        if effort:
-            of = preset.recipe
-            recipe = replace(
-                of,
-                steps=max(1, round(of.steps * effort)),
-                warmup=0 if variant.later else round(of.warmup * effort),
-                precision="float32" if self.float32 else of.precision,
-            )
-        parameters = {
-            "model": self._initial(variant),
-            "recipe": recipe and asdict(recipe),
-            "components": preset.components,
-            "mixin": variant.mixin,
-            "device": self.device,
-            "precision": recipe.precision if recipe else "float32",
-        }
-        name = f"pre-training of {variant.name}, seed {self.seed}"
-        return self._unit("units:pretraining", parameters, name, needs, weight=30.0 * effort + 0.1)
+        precision = "float32" if self.float32 or not effort else preset.recipe.precision
+        steps = max(1, round(preset.recipe.steps * effort))
+        warmup = 0 if variant.later else round(preset.recipe.warmup * effort)
+        recipe = replace(preset.recipe, steps=steps, warmup=warmup, precision=precision)
+        return self._unit(
+            "units:pretraining",
+            f"pre-training of {variant.name}, seed {self.seed}",
+            30.0 * effort + 0.1,
+            needs,
+            model=self._initial(variant),
+            recipe=asdict(recipe) if effort else None,
+            components=preset.components,
+            mixin=variant.mixin,
+            device=self.device,
+            precision=precision,
+        )
 
     def shards(self, views: Views, names: Sequence[str], variant: Variant) -> Unit:
         """Return the unit that writes frames in the tokens that a variant knows."""
         needs = self._tokenizers([name for name in names if name != "boxes"], variant)
         needs |= self._teacher(names, variant.taught)
-        parameters = {"names": list(names), "crops": self.preset.crops}
-        parameters |= {"boxes": self.preset.boxes} if "boxes" in names else {}
+        boxes = {"boxes": self.preset.boxes} if "boxes" in names else {}
         name = f"shards of {', '.join(names)} of {_named(views.places)}"
-        return self._unit("units:shards", parameters, name, needs, views, weight=3.0)
+        more = {"names": list(names), "crops": self.preset.crops, **boxes}
+        return self._unit("units:shards", name, 3.0, needs, views, **more)
 
     def tokenizer(self, name: str, places: tuple[Place, ...], taught: bool = True) -> Unit:
         """Return the unit that trains the tokenizer of a modality on the frames that are pre-trained on."""
-        parameters = {"modality": name, "levels": self.preset.levels, "steps": self.preset.tokenizer_steps}
+        more = {"modality": name, "levels": self.preset.levels, "steps": self.preset.tokenizer_steps}
         needs, views = self._teacher([name], taught), self.preset.space(places)
         title = f"tokenizer of {name} of {_named(places)}"
-        return self._unit("units:tokenizer", parameters, title, needs, views, weight=2.0)
+        return self._unit("units:tokenizer", title, 2.0, needs, views, **more)
 
     def teacher(self, taught: bool = True) -> Unit:
         """Return the unit of the pseudo-labeller, which is trained on houses of its own or stays as it was initialised."""
         recipe = asdict(self.preset.teacher_recipe) if taught else None
         name = "pseudo-labeller" if taught else "untrained pseudo-labeller"
-        parameters = {"recipe": recipe, "device": self.device}
-        return self._unit("units:teacher", parameters, name, views=self.preset.teacher, weight=10.0)
+        views = self.preset.teacher
+        return self._unit("units:teacher", name, 10.0, {}, views, recipe=recipe, device=self.device)
 
-    def scenes(self, views: Views) -> dict[str, Unit]:
+    def scenes(self, views: Views) -> Needs:
         """Return the units that render frames, by the name under which a unit needs them."""
         recipes = list(dict.fromkeys(views.rendered(self.preset.image)))
+        chunks = [recipes[begin : begin + HOUSES] for begin in range(0, len(recipes), HOUSES)]
         found = {}
-        for begin in range(0, len(recipes), HOUSES):
-            chunk = recipes[begin : begin + HOUSES]
-            name = f"{chunk[0].frames} frames of {len(chunk)} houses from {chunk[0].name}, cameras {views.cameras}"
-            unit = Unit(f"{__package__}.units:scenes", {"spaces": [asdict(r) for r in chunk]}, name)
-            found[f"scenes {begin // HOUSES}"] = replace(unit, weight=chunk[0].frames * len(chunk) / 500)
+        for number, chunk in enumerate(chunks):
+            frames, count = chunk[0].frames, len(chunk)
+            name = f"{frames} frames of {count} houses from {chunk[0].name}, cameras {views.cameras}"
+            found[f"scenes {number}"] = self._unit(
+                "units:scenes", name, frames * count / 500, {}, spaces=[asdict(r) for r in chunk]
+            )
         return found
 
     def pictures(self) -> Unit:
         """Return the unit that draws frames of the test house as the model of all modalities expects them."""
         drawn = ("rgb", "depth", "normals", "edge", "classes")
-        needs = {
-            "pretraining": self.pretraining(WHOLE),
-            **self._tokenizers(drawn, WHOLE),
-            "scratch": self.transfer(FLOOR),
-            "TST-MM": self.transfer(WHOLE),
-        }
+        needs = {"pretraining": self.pretraining(WHOLE), **self._tokenizers(drawn, WHOLE)}
+        needs |= {"scratch": self.transfer(FLOOR), "TST-MM": self.transfer(WHOLE)}
         views = self.preset.test(WHOLE.test)
-        return self._unit("measures:pictures", {"drawn": list(drawn)}, "pictures", needs, views)
+        return self._unit("measures:pictures", "pictures", 1.0, needs, views, drawn=list(drawn))
 
-    def _tokenizers(self, names: Sequence[str], variant: Variant) -> dict[str, Unit]:
-        return {
-            f"tokenizer {name}": self.tokenizer(name, variant.places, variant.taught or name in SENSORS)
-            for name in names
-        }
+    def _tokenizers(self, names: Sequence[str], variant: Variant) -> Needs:
+        taught = {name: variant.taught or name in SENSORS for name in names}
+        return {f"tokenizer {n}": self.tokenizer(n, variant.places, taught[n]) for n in names}
 
-    def _teacher(self, names: Sequence[str], taught: bool) -> dict[str, Unit]:
+    def _teacher(self, names: Sequence[str], taught: bool) -> Needs:
         return {"teacher": self.teacher(taught)} if {*names} & {*PSEUDO} else {}
 
     def _initial(self, variant: Variant) -> dict[str, Any]:
@@ -194,25 +184,25 @@ class Planner:
         if variant.objective == "named":
             return {"objective": "named", "name": variant.name}
         of = self.preset
-        found: dict[str, Any] = {"objective": variant.objective, "seed": self.seed, "size": asdict(of.size)}
-        found |= {"image": of.image, "patch": of.patch}
-        found |= {"projection": of.projection} if variant.objective == "dino" else {}
-        return found | ({"modalities": variant.modalities} if variant.objective == "scratch" else {})
+        more = {"dino": ("projection", of.projection), "scratch": ("modalities", variant.modalities)}
+        common: dict[str, Any] = {"objective": variant.objective, "seed": self.seed}
+        common |= {"size": asdict(of.size), "image": of.image, "patch": of.patch}
+        return common | dict([more[variant.objective]] if variant.objective in more else [])
 
     def _unit(
         self,
         function: str,
-        parameters: Mapping[str, Any],
         name: str,
-        needs: Mapping[str, Unit] | None = None,
+        weight: float,
+        needs: Needs,
         views: Views | None = None,
-        weight: float = 1.0,
+        **parameters: Any,
     ) -> Unit:
-        found, all_needs = dict(parameters), dict(needs or {})
+        """A unit, and the houses that it needs for its views."""
         if views is not None:
-            found |= {"views": asdict(views), "image": self.preset.image, "patch": self.preset.patch}
-            all_needs |= self.scenes(views)
-        return Unit(f"{__package__}.{function}", found, name, all_needs, weight=weight)
+            parameters |= {"views": asdict(views), "image": self.preset.image, "patch": self.preset.patch}
+            needs = {**needs, **self.scenes(views)}
+        return Unit(f"{__package__}.{function}", parameters, name, needs, weight=weight)
 
 
 def _named(places: Sequence[Place]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from typing import Any, TypeVar
 
+from testtime.experiments.registry import read_constants
 from testtime.multitask import Recipe as TeacherRecipe
 from testtime.scenes.places import Place, Views, houses
 from testtime.space.model import SIZES, Size
@@ -96,5 +95,5 @@ def _read(facts: Mapping[str, Any], every: Mapping[str, Mapping[str, Any]]) -> P
     return of_json(Preset, found)
 
 
-_CONSTANTS = tomllib.loads((resources.files(__package__) / "presets.toml").read_text(encoding="utf-8"))
+_CONSTANTS = read_constants(__package__, "presets")
 PRESETS = {name: _read(facts, _CONSTANTS) for name, facts in _CONSTANTS.items()}

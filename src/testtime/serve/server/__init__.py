@@ -11,7 +11,7 @@ from testtime.lazy import lazily
 if TYPE_CHECKING:
     from testtime.serve.server.app import create_app
     from testtime.serve.server.logs import JsonFormatter
-    from testtime.serve.server.opening import open_session, session_options
+    from testtime.serve.server.opening import open_served, open_session, session_options
     from testtime.serve.server.options import Limits, ServerOptions
     from testtime.serve.server.running import listening, run
     from testtime.serve.server.served import Configuration, ServedModel
@@ -26,6 +26,7 @@ __all__ = [
     "Tokens",
     "create_app",
     "listening",
+    "open_served",
     "open_session",
     "run",
     "session_options",
@@ -38,7 +39,7 @@ __getattr__, __dir__ = lazily(
     {
         "app": "create_app",
         "logs": "JsonFormatter",
-        "opening": "open_session session_options",
+        "opening": "open_served open_session session_options",
         "options": "Limits ServerOptions",
         "running": "listening run",
         "served": "Configuration ServedModel",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["LOGGER", "JsonFormatter", "log"]
+__all__ = ["LOGGER", "JsonFormatter", "log", "write_logs"]
 
 LOGGER = logging.getLogger("testtime.serve")
 PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -45,3 +46,18 @@ def log(level: int, event: str, **facts: Any) -> None:
         facts: values that JSON has.
     """
     LOGGER.log(level, event, extra=facts)
+
+
+def write_logs(form: Literal["json", "text"], level: int) -> None:
+    """Write the log lines and warnings of the process on standard error.
+
+    Args:
+        form: form of the lines.
+        level: least level of :mod:`logging` that is written.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler.setFormatter(JsonFormatter() if form == "json" else plain)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.captureWarnings(True)

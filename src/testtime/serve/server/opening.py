@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
+from testtime.data import image_folder
 from testtime.files import damaged, read_json, write_json
-from testtime.serve import GateOptions, Session, SessionOptions
-from testtime.serve.server.served import Configuration, ServedModel
+from testtime.methods import Source
+from testtime.models import open_model
+from testtime.serve import AlarmOptions, GateOptions, Session, SessionOptions
+from testtime.serve.alarms import StreamAlarms
+from testtime.serve.server.served import Configuration, ServedModel, channels_of
+from testtime.serve.shadow import Shadow
 
-__all__ = ["Kept", "open_session", "session_options"]
+__all__ = ["Kept", "open_served", "open_session", "opened_alarms", "session_options", "shadowed"]
 
 ADVICE = "delete it, and the session gets the configuration of the command"
 NAME = "configuration.json"
+SOURCE_BATCH = 64  # source images that an adapter gets at once
 SHAPE: dict[str, Any] = {"method": str, "options": dict, "guarded": bool}
 
 
@@ -67,6 +74,68 @@ class Kept:
             raise FileNotFoundError(ENOENT, "the folder of the session is gone", str(self.path.parent))
         content = {"asked": asdict(self.asked), "used": asdict(used), "hash": number}
         write_json(self.path, content | ({} if following is None else {"next": asdict(following)}))
+
+
+def open_served(
+    model: str,
+    data: str,
+    source: str | None = None,
+    limit: int = 1024,
+    device: str = "cpu",
+    seed: int = 0,
+) -> ServedModel:
+    """Open a model, and images of its training for guards and methods that learn from them.
+
+    Args:
+        model: name of a model, file of weights, "timm:NAME", "hf:NAME" or "package.module:function".
+        data: folder in which the weights of a named model are looked for.
+        source: folder of unlabelled images; None for none.
+        limit: largest number of these images, evenly spread.
+        device: device of model and images.
+        seed: random seed of the methods.
+
+    Raises:
+        ValueError: there is no such model, or the images are not valid.
+    """
+    found = open_model(model, data)
+    network = found.model.to(device)
+    channels = channels_of(network)
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in found.name)
+    served = ServedModel(network, name, found.classes, found.side, channels, seed=seed)
+    if source is None:
+        return served
+    images = image_folder(source, channels=channels)
+    rows = range(0, len(images), max(1, len(images) // limit))[:limit]
+    parts = [rows[at : at + SOURCE_BATCH] for at in range(0, len(rows), SOURCE_BATCH)]
+    batches = tuple(images.batch(part, served.size).to(device) for part in parts)
+    return replace(served, source=batches)
+
+
+def opened_alarms(model: ServedModel, session: Session, options: AlarmOptions) -> StreamAlarms:
+    """Return the alarms on shadow traffic, for a context.
+
+    Args:
+        model: the model.
+        session: session that serves it.
+        options: options of the alarm.
+    """
+    reference = StreamAlarms.reference_of(model.network, session.adapter, model.source)
+    return StreamAlarms(reference, options)
+
+
+def shadowed(model: ServedModel, candidates: Mapping[str, Configuration], share: float) -> Shadow:
+    """Build methods that adapt in shadow, for a context.
+
+    Args:
+        model: the model.
+        candidates: configurations by name.
+        share: share of a stream's requests that they get.
+
+    Raises:
+        ValueError: a method does not work with this model.
+    """
+    built = {name: model.build(one) for name, one in candidates.items()}
+    return Shadow(built, Source(model.network), share=share)
 
 
 def open_session(
