@@ -6,8 +6,8 @@
 Every contender takes its turn on the same batch, round after round, and a figure is the median over rounds of a ratio of
 process CPU times. F is a plain forward without a graph of the same model and batch.
 
-base   TENT on ResNet-20 of CIFAR-10: the adapter, its ``step`` without the base, and the method by hand with torch's own layers
-       and Adam (torch's default, and its fused one).
+base   TENT on ResNet-20 of CIFAR-10 with autograd="plain" (benchmarks/memory.py has the others): the adapter, its ``step``
+       without the base, and the method by hand with torch's own layers and Adam (torch's default, and its fused one).
 reset  ``reset`` and ``load_state_dict`` in F of ResNet-50 and ResNet-101 at 224 x 224, and in ms of chains of 10 to 160
        norm layers.
 peer   ``Episodic(Repeat(Tent, 3))`` against the TentEngine of torch-ttt 0.0.2 with three steps, where that is installed; its
@@ -98,7 +98,7 @@ def base(rounds: int) -> None:
     for size, count in ((1, 12 * rounds), (200, rounds)):
         inner = Tent(net)
         contenders = {
-            "adapter": Tent(net),
+            "adapter": Tent(net, autograd="plain"),
             "step": inner.step,
             "hand": by_hand(net, None),
             "fused": by_hand(net, True),
