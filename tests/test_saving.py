@@ -39,7 +39,7 @@ from testtime.errors import DataError
 from testtime.files import read_tensors, write_tensors
 from testtime.intake.fingerprint import fingerprint
 from testtime.intake.views import Views
-from testtime.laws.worlds import autoencoded
+from testtime.laws.worlds import TinyViT, autoencoded
 from testtime.methods import PAFKIP, AdaContrast, Tent
 from testtime.methods.adacontrast import AdaContrastOptions
 from testtime.methods.paf_kip import PAFKIPOptions
@@ -118,7 +118,7 @@ def synchronized() -> nn.Module:
 
 @pytest.mark.parametrize("name", list_methods())
 def test_every_method_can_be_saved_as_it_comes(name: str, tmp_path: Path) -> None:
-    model = {"s4t": synchronized, "ttt-mae": autoencoded}.get(name, network)()
+    model = {"s4t": synchronized, "ttt-mae": autoencoded, "foa": TinyViT}.get(name, network)()
     try:
         adapter = adapt(model, name)
     except ValueError:

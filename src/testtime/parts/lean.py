@@ -47,7 +47,7 @@ def saving(how: str | None = None) -> AbstractContextManager[Any]:
 
     Args:
         how: "plain" (autograd of torch), "lean" (the same values, less memory), "recompute" (least memory, more time); None
-            for the default, "lean".
+            for the default, "plain": the others take more time.
 
     Raises:
         ValueError: there is no such way.
@@ -60,7 +60,7 @@ def saving(how: str | None = None) -> AbstractContextManager[Any]:
     """
     if how not in (None, *AUTOGRAD):
         raise ValueError(f"autograd is one of {', '.join(map(repr, AUTOGRAD))}, got {how!r}")
-    return nullcontext() if how == "plain" else _Lean(how == "recompute")
+    return nullcontext() if how in (None, "plain") else _Lean(how == "recompute")
 
 
 class _Lean(TorchFunctionMode):
