@@ -115,6 +115,7 @@ NEEDS = {
     "convolution": "convolutions",
     "linear head": "a last linear layer",
     "branch": "a self-supervised branch trained with the network",
+    "transformer": "blocks of a vision transformer",
     "images": "images",
     "views": "images, of which views are made",
 }

@@ -11,6 +11,7 @@ import testtime
 from testtime import Adapter, Episodic, adam, methods
 from testtime.catalogue import catalogue, text
 from testtime.facts import NORM_KINDS, Need, norm_kinds
+from testtime.laws.worlds import TinyViT
 from testtime.methods import METHODS, PAFKIP, Source, Tent
 from testtime.models.assisted import Assisted
 from testtime.models.multitask import MultiTaskNet
@@ -36,6 +37,8 @@ def multi_task(norm=None):
 
 def network(cls, norm):
     """The smallest network with a kind of normalisation, and with the branch that a method needs."""
+    if cls is methods.FOA:
+        return TinyViT()
     if cls is methods.S4T:
         net = multi_task(norm)
         return Assisted(net, Synchronizer(net.tasks, 4, 2, 8, 4, 8, 1, 1, 2))
@@ -82,6 +85,10 @@ def test_facts_are_of_the_vocabulary(cls):
 
 @every_method
 def test_it_works_with_the_kinds_of_normalisation_that_it_declares(cls):
+    if "transformer" in cls.needs:
+        assert builds(cls, TinyViT())
+        assert norm_kinds(cls.needs) == ("LayerNorm",)
+        return
     built = [kind for kind, make in NORMS.items() if builds(cls, network(cls, make()))]
     assert tuple(built) == norm_kinds(cls.needs)
 
@@ -99,7 +106,7 @@ def test_facts_of_the_class_are_those_of_the_default_arguments(cls):
 
 @every_method
 def test_it_refuses_networks_without_what_it_needs(cls):
-    if "branch" in cls.needs:
+    if {"branch", "transformer"} & {*cls.needs}:
         assert not builds(cls, network(Tent, nn.BatchNorm2d(4)))
         return
     no_norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -115,7 +122,7 @@ def test_it_refuses_networks_without_what_it_needs(cls):
 
 @every_method
 def test_it_refuses_tables_where_it_needs_images(cls):
-    if {"convolution", "branch"} & {*cls.needs}:
+    if {"convolution", "branch", "transformer"} & {*cls.needs}:
         return
     net = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     refused = False

@@ -54,7 +54,7 @@ def read_facts(path: Path, name: str) -> dict[str, Any] | None:
     node = next(classes, None)
     if node is None or [ast.unparse(base).rpartition(".")[2] for base in node.bases] != ["Adapter"]:
         return None
-    defaults, kinds = _defaults()
+    defaults, kinds, only = _defaults()
     label = {"label": name, "name": name.lower()}
     try:
         declared = _literals(node.body, (*FACTS, "cost"))
@@ -68,7 +68,7 @@ def read_facts(path: Path, name: str) -> dict[str, Any] | None:
         **{key: list(value) if isinstance(value := facts[key], tuple) else value for key in FACTS},
         "class": name,
         "sentence": (ast.get_docstring(node) or "").split("\n", 1)[0],
-        "norm": ["BatchNorm"] if "BatchNorm" in facts["needs"] else list(kinds),
+        "norm": [kind for need, kind in only.items() if need in facts["needs"]] or list(kinds),
         "forwards": float(forwards),
         "backwards": float(backwards),
         "reference": f"{facts['paper']}, {facts['venue']}." if facts["paper"] else "",
@@ -100,11 +100,12 @@ def text(methods: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _defaults() -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The defaults of the facts, and the kinds of normalisation layers."""
+def _defaults() -> tuple[dict[str, Any], tuple[str, ...], dict[str, str]]:
+    """The defaults of the facts, the kinds of normalisation layers, and the needs that only one of them meets."""
     tree = ast.parse((PACKAGE / "facts.py").read_text(encoding="utf-8"))
     node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Facts")
-    return _literals(node.body, (*FACTS, "cost")), _literals(tree.body, ("NORM_KINDS",))["NORM_KINDS"]
+    kinds = _literals(tree.body, ("NORM_KINDS", "ONE_KIND"))
+    return _literals(node.body, (*FACTS, "cost")), kinds["NORM_KINDS"], kinds["ONE_KIND"]
 
 
 def _literals(body: Sequence[ast.stmt], names: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from testtime.intake.outputs import Logits
 
 __all__ = ["NORM_KINDS", "Facts", "Need", "Output", "SourceData", "norm_kinds"]
 
-Need = Literal["classifier", "norm", "BatchNorm", "convolution", "linear head", "branch", "images", "views"]
+Need = Literal[
+    "classifier",
+    "norm",
+    "BatchNorm",
+    "convolution",
+    "linear head",
+    "branch",
+    "transformer",
+    "images",
+    "views",
+]
 """What a method needs of a model or its inputs; :class:`Facts` explains each."""
 Output = Literal["before", "after", "teacher"]
 """When a prediction is computed: before or after the update on its batch, or by a teacher."""
@@ -19,6 +29,8 @@ SourceData = Literal["none", "statistics", "data"]
 
 NORM_KINDS = ("BatchNorm", "GroupNorm", "LayerNorm")
 """The kinds of normalisation layers."""
+ONE_KIND = {"BatchNorm": "BatchNorm", "transformer": "LayerNorm"}
+"""The needs that one kind of normalisation layers meets."""
 FORMER = {"dense": "classifier", "multi_task": "classifier", "images_only": "images"}
 FORMER_METHODS = {"_look": "_predict_batch", "_learn": "_prepare"}
 
@@ -37,6 +49,7 @@ class Facts:
             - "convolution": convolutions, by which the network is divided or which are adapted;
             - "linear head": a last linear layer, or an encoder in a multi-task network;
             - "branch": a self-supervised branch that was trained with the network (:class:`testtime.models.assisted.Assisted`);
+            - "transformer": blocks of a vision transformer, with layer normalisation over their tokens;
             - "images": inputs (N, C, H, W);
             - "views": inputs (N, C, H, W), of which views are made, unless ``augment=`` takes other inputs.
         venue: conference or journal, and year; empty where the file is not from a paper.
@@ -95,7 +108,7 @@ class Facts:
 
 def norm_kinds(needs: tuple[Need, ...]) -> tuple[str, ...]:
     """Return the kinds of normalisation layers, of :data:`NORM_KINDS`, that a method of these needs works with."""
-    return ("BatchNorm",) if "BatchNorm" in needs else NORM_KINDS
+    return tuple(kind for need, kind in ONE_KIND.items() if need in needs) or NORM_KINDS
 
 
 def _rename(cls: type[Facts], old: str) -> None:

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from testtime import metrics
 from testtime.labels import IGNORE
-from testtime.metrics.dense import RMSE, MeanAngle, MeanIoU
-from testtime.metrics.edges import AveragePrecision
 
 __all__ = [
     "Depth",
@@ -137,7 +136,7 @@ class Segmentation(Task):
         return -(target.detach().softmax(1) * output.log_softmax(1)).sum(1).mean()
 
     def meter(self) -> Meter:
-        return MeanIoU(len(self.classes))
+        return metrics.MeanIoU(len(self.classes))
 
 
 @final
@@ -164,7 +163,7 @@ class Depth(Task):
         return (output - target.detach()).abs().mean()
 
     def meter(self) -> Meter:
-        return RMSE(self.align)
+        return metrics.RMSE(self.align)
 
 
 @final
@@ -186,7 +185,7 @@ class Normals(Task):
         return self.loss(output, _unit(target.detach()))
 
     def meter(self) -> Meter:
-        return MeanAngle()
+        return metrics.MeanAngle()
 
 
 @final
@@ -217,7 +216,7 @@ class Edges(Task):
         return self.loss(output, target.detach().sigmoid())
 
     def meter(self) -> Meter:
-        return AveragePrecision()
+        return metrics.AveragePrecision()
 
 
 @final
@@ -237,7 +236,7 @@ class Reconstruction(Task):
         return F.mse_loss(output, target.detach())
 
     def meter(self) -> Meter:
-        return RMSE("none")
+        return metrics.RMSE("none")
 
 
 def tasks_of(model: nn.Module) -> dict[str, Task]:

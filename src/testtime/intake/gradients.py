@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from testtime.intake.trees import modules_of
 
-__all__ = ["explained", "gradients", "require_gradient"]
+__all__ = ["checkpointed", "explained", "gradients", "require_gradient"]
 
 ADVICE = (
     "no gradient of the model's output reaches the adapted parameters; the model computes them under torch.no_grad() or "
@@ -90,3 +90,9 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, Mapping | tuple | list):
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors(part)
+
+
+def checkpointed() -> bool:
+    """Whether the forward is one that ``torch.utils.checkpoint`` repeats in the backward, and expects to save the same then."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"

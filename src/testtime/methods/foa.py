@@ -86,7 +86,7 @@ class FOA(Adapter):
     """
 
     name, label = "foa", "FOA"
-    needs = ("classifier", "linear head")
+    needs = ("classifier", "linear head", "transformer")
     venue = "ICML 2024"
     paper = "Niu, Miao, Chen, Wu and Zhao, Test-Time Model Adaptation with Only Forward Passes"
     source = "statistics"

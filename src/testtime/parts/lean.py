@@ -31,8 +31,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from testtime.intake.gradients import checkpointed
 from testtime.intake.outputs import AUTOGRAD
-from testtime.parts.recompute import Recipes, checkpointed
 
 __all__ = ["pack", "saving", "unpack"]
 
@@ -68,7 +68,11 @@ class _Lean(TorchFunctionMode):
 
     def __init__(self, recompute: bool) -> None:
         super().__init__()
-        self.recipes = Recipes() if recompute else None
+        self.recipes = None
+        if recompute:
+            from testtime.parts.recompute import Recipes
+
+            self.recipes = Recipes()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

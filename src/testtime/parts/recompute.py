@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Recipes", "checkpointed"]
+from testtime.intake.gradients import checkpointed
+
+__all__ = ["Recipes"]
 
 SOURCES = (F.layer_norm, F.rms_norm, F.group_norm, F.linear)
 """Functions whose outputs are noted: what enters them is saved anyway, or smaller."""
@@ -97,12 +99,6 @@ class Recipes:
         known = {k: self._recipe(a) for k, a in Call(func, args, kwargs).values()}
         args = tuple(a if known[i] is None else known[i] for i, a in enumerate(args))
         return Call(func, args, {k: a if known[k] is None else known[k] for k, a in kwargs.items()})
-
-
-def checkpointed() -> bool:
-    """Whether the forward is one that ``torch.utils.checkpoint`` repeats in the backward, and expects to save the same then."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 def _random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

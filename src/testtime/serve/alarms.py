@@ -95,7 +95,7 @@ class StreamAlarms:
         """
         reference = Guarded(Source(network))
         if isinstance(adapter, Guarded):
-            reference.competence = adapter.competence
+            reference.competence.restore_all(adapter.competence.moving())
         elif batches := tuple(source):
             reference.prepare(batches)
         return reference
