@@ -60,7 +60,7 @@ class Teacher(Stateful):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the student. What is large is written to new memory: see :class:`Journal`."""
+        """Move the average towards the student. Large parameters are written to new memory, so that a step copies nothing."""
         pairs = [(p.data, s.data) for p, s in zip(self.average, self.student, strict=True)]
         small = [(p, s) for p, s in pairs if p.numel() < LARGE]
         if small:
