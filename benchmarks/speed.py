@@ -25,14 +25,15 @@ from testtime.methods import PAFKIP, Source, Tent
 from testtime.models import load_model, resnet20
 
 
-def tent_loop(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def tent_loop(model: nn.Module, fused: bool | None = None) -> Callable[[Tensor], Tensor]:
+    """TENT with nothing of this library; ``fused`` is of torch's Adam."""
     net = copy.deepcopy(model).train().requires_grad_(False)
     parameters = []
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.track_running_stats, m.running_mean, m.running_var = False, None, None
             parameters += [m.weight.requires_grad_(True), m.bias.requires_grad_(True)]
-    optimizer = torch.optim.Adam(parameters, lr=1e-3)
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=fused)
 
     def step(x: Tensor) -> Tensor:
         z = net(x)

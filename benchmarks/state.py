@@ -1,13 +1,14 @@
 """What the state of an adapter costs: the base of a step, resets, memory banks; as ratios of CPU time within one run.
 
     python benchmarks/state.py                      # all sections
-    python benchmarks/state.py --only base,reset    # some of base, reset, peer, banks
+    python benchmarks/state.py --only base,reset    # some of base, autograd, reset, peer, banks
 
 Every contender takes its turn on the same batch, round after round, and a figure is the median over rounds of a ratio of
 process CPU times. F is a plain forward without a graph of the same model and batch.
 
-base   TENT on ResNet-20 of CIFAR-10 with autograd="plain" (benchmarks/memory.py has the others): the adapter, its ``step``
+base   TENT on ResNet-20 of CIFAR-10 with plain autograd: the adapter, its ``step``
        without the base, and the method by hand with torch's own layers and Adam (torch's default, and its fused one).
+autograd  a step of TENT with ``autograd="lean"`` and ``"recompute"`` against plain autograd.
 reset  ``reset`` and ``load_state_dict`` in F of ResNet-50 and ResNet-101 at 224 x 224, and in ms of chains of 10 to 160
        norm layers.
 peer   ``Episodic(Repeat(Tent, 3))`` against the TentEngine of torch-ttt 0.0.2 with three steps, where that is installed; its
@@ -27,11 +28,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from speed import tent_loop
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.methods import T3A, AdaNPC, Tent
-from testtime.models import resnet20
+from testtime.models import WideResNet, resnet20
 from testtime.models.resnet import ResNet
 from testtime.norm import source_statistics
 from testtime.wrap import Episodic, Repeat
@@ -59,26 +61,6 @@ def ratio(seconds: dict[str, list[float]], one: str, other: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
 
 
-def by_hand(model: nn.Module, fused: bool | None) -> Call:
-    """TENT with nothing of this library."""
-    net, parameters = copy.deepcopy(model).train().requires_grad_(False), []
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.track_running_stats, m.running_mean, m.running_var = False, None, None
-            parameters += [m.weight.requires_grad_(True), m.bias.requires_grad_(True)]
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=fused)
-
-    def step(x: Tensor) -> Tensor:
-        z = net(x)
-        loss = -(z.softmax(1) * z.log_softmax(1)).sum(1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return z.detach()
-
-    return step
-
-
 def plain(model: nn.Module) -> Call:
     """F."""
 
@@ -100,12 +82,25 @@ def base(rounds: int) -> None:
         contenders = {
             "adapter": Tent(net, autograd="plain"),
             "step": inner.step,
-            "hand": by_hand(net, None),
-            "fused": by_hand(net, True),
+            "hand": tent_loop(net),
+            "fused": tent_loop(net, fused=True),
         }
         seconds = taken(contenders, (size, 3, 32, 32), count)
         figures = [ratio(seconds, "adapter", other) for other in ("hand", "fused", "step")]
         print(f"  batch {size:<22}{figures[0]:17.3f}{figures[1]:24.3f}{figures[2]:30.3f}")
+
+
+def autograd(rounds: int) -> None:
+    """Print the time of a step of TENT that saves less, in units of one with plain autograd."""
+    print("TENT                                 lean / plain   recompute / plain")
+    cases = [("ResNet-20, 32 px", resnet20(), (n, 3, 32, 32)) for n in (1, 8, 200)]
+    cases += [("WideResNet-40-2, 32 px", WideResNet(40, 2), (64, 3, 32, 32))]
+    cases += [("ResNet-50, 128 px", ResNet(50), (8, 3, 128, 128))]
+    for name, net, shape in cases:
+        contenders = {how: Tent(net.eval(), autograd=how) for how in ("plain", "lean", "recompute")}
+        seconds = taken(contenders, shape, rounds * (5 if shape[0] < 9 else 1))
+        lean, again = (ratio(seconds, how, "plain") for how in ("lean", "recompute"))
+        print(f"  {name + f', batch {shape[0]}':<35}{lean:8.3f}{again:18.3f}", flush=True)
 
 
 def chain(layers: int) -> nn.Module:
@@ -187,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="base,reset,peer,banks")
+    parser.add_argument("--only", default="base,autograd,reset,peer,banks")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -196,7 +191,7 @@ def main() -> None:
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     print(f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
           f"{os.cpu_count()} cores, {options.threads} threads used, load {load}, torch {torch.__version__}")  # fmt: skip
-    sections = {"base": base, "reset": reset, "peer": peer, "banks": banks}
+    sections = {"base": base, "autograd": autograd, "reset": reset, "peer": peer, "banks": banks}
     for name in options.only.split(","):
         sections[name](options.rounds)
 
