@@ -48,7 +48,7 @@ class Before:
     """The state before a step.
 
     Attributes:
-        places: of the tensors of fixed shape: a container and the key in it.
+        places: containers of the tensors of fixed shape, each with the key of the tensor in it.
         fixed: their values.
         others: other tensors: their part, name, the live tensor and its value.
         replaced: attributes that are replaced and never written to: their part, name and value.

@@ -96,7 +96,7 @@ class Logits(nn.Module):
         outputs: which part of the output the logits are: a key or attribute, an index, or a function of the output.
         input_range: lowest and highest value of the inputs, in units of the inputs; (0, 1) for images unless said otherwise.
         views: which changes of an image preserve its class (:class:`testtime.models.Views`).
-        autograd: what a step saves for its backward, "plain", "lean" or "recompute"; None for the default of adapters.
+        autograd: way of saving for the backward of a step, "plain", "lean" or "recompute"; None for the default, "plain".
 
     Raises:
         TypeError, ValueError: outputs, input_range, views or autograd is not one of these.

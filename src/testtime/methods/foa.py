@@ -1,6 +1,6 @@
 r"""FOA: prompts of a vision transformer, found by an evolution strategy from forwards alone.
 
-:math:`N_p` prompt tokens p stand beside the tokens of an image. With the summary token :math:`e_i` of a layer i (the class
+:math:`N_p` prompt tokens p are added to the tokens of an image. With the summary token :math:`e_i` of a layer i (the class
 token), its mean and deviation :math:`\mu_i, \sigma_i` over a batch X of B images, and those of the source,
 :math:`\mu_i^S, \sigma_i^S`, the fitness of a prompt, lower is better, is
 

@@ -16,7 +16,7 @@ a generation is
     C &\leftarrow (1 - c_1 - c_\mu + (1 - h) c_1 c_c (2 - c_c))\, C + c_1 p_c p_c^\top
         + c_\mu \textstyle\sum_i w_i\, y_{i:K} y_{i:K}^\top
 
-where h is 0 while :math:`p_\sigma` is long. The axes of C are computed anew as rarely as the reference advises.
+where h is 0 while :math:`p_\sigma` is long. The axes of C are computed as rarely as the reference advises.
 
 Reference: Hansen, The CMA Evolution Strategy: A Tutorial, 2016 (arXiv 1604.00772), figure 6 and table 1, without negative
 weights.

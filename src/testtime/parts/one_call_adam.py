@@ -46,7 +46,7 @@ class OneCallAdam(torch.optim.Adam):
             self._fused([p for p in chosen if p.numel() < LARGE], group)
             for p in chosen:
                 if p.numel() >= LARGE:
-                    self._anew(p, group)
+                    self._replace(p, group)
                 increment_version(p)  # neither way of writing counts as one
         return None
 
@@ -86,7 +86,7 @@ class OneCallAdam(torch.optim.Adam):
                 maximize=False,
             )
 
-    def _anew(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _replace(self, p: Tensor, group: dict[str, Any]) -> None:
         """Take the step of a parameter into new memory, in the order of operations of ``torch.optim.Adam``."""
         (beta1, beta2), state, grad = group["betas"], self.state[p], p.grad
         assert grad is not None

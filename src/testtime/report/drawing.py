@@ -117,7 +117,7 @@ def drawn(draw: Callable[[int], tuple[list[Any], object]], small: bool, title: s
 
     Args:
         draw: function that returns the layers, the lowest first, and the height of the plot, for the width of the drawing.
-        small: whether it is drawn once, to stand beside others.
+        small: whether it is drawn once, in a row with others.
         title: title of the y axis, above it.
     """
     widths = (NARROW,) if small else (WIDE, NARROW)

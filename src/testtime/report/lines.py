@@ -75,7 +75,7 @@ def line_chart(
         marks: stretches of the x axis: where each begins, and its name.
         x_names: names of the places 0, 1, ... of the x axis.
         height: height of the plot, in pixels.
-        small: whether it is drawn once, to stand beside others.
+        small: whether it is drawn once, in a row with others.
     """
     points = [(a, b, d if s.colour else 0.0) for s in series for a, b, d in s.points]
     if not points:
@@ -148,7 +148,7 @@ def share_chart(
     description: str = "",
     height: int = 110,
 ) -> Chart | None:
-    """Draw histograms over common bins, one behind the other, to stand beside others; None without bins.
+    """Draw histograms over common bins, one behind the other, for a row with others; None without bins.
 
     Args:
         shares: shares by bin, by the name of the sample.

@@ -80,7 +80,7 @@ def scatter(
         logarithmic: whether the x axis is logarithmic.
         suffix: text after each number of the x axis, such as "×".
         height: height of the plot, in pixels.
-        small: whether it is drawn once, to stand beside others.
+        small: whether it is drawn once, in a row with others.
     """
     known = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y) and (p.x > 0 or not logarithmic)]
     if not known:
@@ -156,7 +156,7 @@ def row_chart(
         title: subject of the chart.
         x: title of the axis, with the unit.
         bars: whether the values are bars from zero.
-        small: whether it is drawn once, to stand beside others.
+        small: whether it is drawn once, in a row with others.
     """
     known = [p for p in points if math.isfinite(p.x)]
     if not known:
@@ -216,7 +216,7 @@ def heat_map(
         places: decimals; numbers are printed where the cells have room for them.
         low, high: numbers without colour and of the strongest colour; None takes the least and the largest.
         diverging: whether numbers below zero have another colour, the stronger the smaller; ``low`` is not used.
-        small: whether it is drawn once, to stand beside others.
+        small: whether it is drawn once, in a row with others.
 
     Raises:
         ValueError: the matrix has another shape than the names.

@@ -1,6 +1,6 @@
 """A copy of a session's acknowledged snapshots elsewhere: a folder under any URL that fsspec knows.
 
-The mirror is no store of states that several processes share: it lags behind, and nobody owns a stream by it. It is what is
+The mirror is no store of states that several processes share: it lags behind, and a stream is not owned by it. It is what is
 left when the disk of the machine is lost.
 """
 
@@ -167,7 +167,8 @@ def fetch_session(url: str, directory: str | Path) -> dict[str, int]:
     Raises:
         FileExistsError: the directory is not empty.
         FileNotFoundError: there is no session under the URL.
-        ImportError, ValueError: as :class:`Mirror` raises them.
+        ImportError: fsspec, or what it needs for the URL, is not installed.
+        ValueError: the URL is not one that fsspec knows.
     """
     system, root = _opened(url)
     folder = Path(directory)

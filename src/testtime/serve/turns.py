@@ -77,7 +77,8 @@ class Turns:
         """The stream of a name, for reading: one that left the memory stays on the disk, and comes without its state.
 
         Raises:
-            TypeError, ValueError, DataError: as :meth:`known`.
+            TypeError, ValueError: there is none; the message names those that there are.
+            DataError: it has snapshots, and none can be used.
         """
         self.check_known(name)
         left = name in self._left and self.in_memory(name) is None
