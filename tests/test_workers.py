@@ -6,7 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import process
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,3 +130,35 @@ def test_modules_are_imported_once_for_all_processes(tmp_path: Path) -> None:
     script.write_text(PRELOADING)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True True True True\n", "")
+
+
+def test_a_pool_that_breaks_while_a_process_is_made_ends_that_process_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late: dict[int, Any] = {}
+    known = threading.Event()
+    manager = process._ExecutorManagerThread
+    terminate, join = manager.terminate_broken, manager.join_executor_internals
+
+    def terminate_all_but_one(thread: Any, cause: object) -> None:
+        wait([one.sentinel for one in thread.processes.values()])
+        for one in thread.processes.values():
+            one.join(1)  # the end of a process is seen a little after that of its pipe
+        (number,) = (n for n, one in thread.processes.items() if one.is_alive())
+        late[number] = thread.processes.pop(number)
+        terminate(thread, cause)
+
+    def join_all(thread: Any) -> None:
+        thread.processes.update(late)
+        known.set()
+        join(thread)
+
+    monkeypatch.setattr(manager, "terminate_broken", terminate_all_but_one)
+    monkeypatch.setattr(manager, "join_executor_internals", join_all)
+    with worker_pool(2) as pool:
+        futures = [pool.submit(time.sleep, 60), pool.submit(os._exit, 1)]
+        for future in futures:
+            with pytest.raises(process.BrokenProcessPool):
+                future.result()
+        assert known.wait(30)
+    assert [one.exitcode for one in late.values()] == [-signal.SIGTERM]

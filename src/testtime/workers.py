@@ -54,10 +54,11 @@ def worker_pool(
     try:
         yield pool
     except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
+        pool.terminate()
         raise
     finally:
+        if pool._broken:  # the pool ends its processes itself, but one that was being made at that moment
+            pool.terminate()
         pool.shutdown(cancel_futures=True)
 
 
@@ -101,7 +102,14 @@ def terminable() -> Iterator[None]:
 class _Pool(ProcessPoolExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         with interrupts_held():  # this is where processes are made
-            return super().submit(fn, *args, **kwargs)
+            future = super().submit(fn, *args, **kwargs)
+        with self._shutdown_lock:  # the pool does not watch a process that was made just now until something happens
+            self._executor_manager_thread_wakeup.wakeup()
+        return future
+
+    def terminate(self) -> None:
+        for process in list((self._processes or {}).values()):
+            process.terminate()
 
 
 def _end_with_parent() -> None:

@@ -197,8 +197,10 @@ def _start(path: list[str]) -> None:
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:
-    error = None if future.cancelled() else future.exception()
-    if future.cancelled() or isinstance(error, BrokenProcessPool):
+    if not future.done() or future.cancelled():  # a pool that breaks forgets what it is given at that moment
+        return LOST
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
         return LOST
     if error is not None:
         return {"state": "failed", "error": f"{type(error).__name__}: {error}", "traceback": ""}
