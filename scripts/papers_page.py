@@ -13,8 +13,8 @@
     figures           files below docs/images/ and the numbers of the figures of the run that are drawn there
     compare           comparisons in the paper's direction, the headline first; without any, ``verdict`` is declared
 
-A comparison has ``rows`` (labels) and ``of`` (columns of the table number ``table``, 1 unless given; with ``path``, keys that
-lead to a value of the results, columns of the experiment), and one of
+A comparison has ``rows`` (labels) and ``of`` (columns of table ``table``, 1 unless given and 0 for the last; with ``path``, keys to
+a value of the results, columns of the experiment), and one of
 
     over = [labels]       the rows less each of these; over = "best" less the best other method
     over_of = [columns]   the rows less the same in these columns
