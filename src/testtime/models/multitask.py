@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -102,8 +104,37 @@ def resized(y: Tensor, size: Sequence[int]) -> Tensor:
     return y if tuple(y.shape[-2:]) == tuple(size) else F.interpolate(y, tuple(size), mode="bilinear")
 
 
-def multitask_resnet(tasks: Tasks, depth: int = 50, width: int = 64) -> MultiTaskNet:
+def group_normalised(module: nn.Module, size: int = 8) -> nn.Module:
+    """Replace the BatchNorm layers in a module by GroupNorm, in place.
+
+    Args:
+        module: module.
+        size: channels of a group, at most.
+
+    >>> group_normalised(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)))[1]
+    GroupNorm(2, 16, eps=1e-05, affine=True)
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(
+                module,
+                name,
+                nn.GroupNorm(child.num_features // math.gcd(child.num_features, size), child.num_features),
+            )
+        else:
+            group_normalised(child, size)
+    return module
+
+
+def multitask_resnet(
+    tasks: Tasks, depth: int = 50, width: int = 64, norm: Literal["batch", "group"] = "batch"
+) -> MultiTaskNet:
     """The network of the S4T paper: a ResNet whose stages are fused, and one 1x1 convolution for each task.
+
+    Args:
+        tasks: tasks by name.
+        depth, width: those of :class:`PyramidEncoder`.
+        norm: kind of the normalisation layers; the paper's is "batch".
 
     >>> from testtime.multitask import Depth, Edges, Normals, Segmentation
     >>> tasks = {t.name: t for t in (Segmentation(tuple("abcdefg")), Depth(), Normals(), Edges())}
@@ -111,5 +142,7 @@ def multitask_resnet(tasks: Tasks, depth: int = 50, width: int = 64) -> MultiTas
     23554124
     """
     encoder = PyramidEncoder(depth, width)
+    if norm == "group":
+        group_normalised(encoder)
     heads = {name: nn.Conv2d(encoder.channels, task.channels, 1) for name, task in tasks.items()}
     return MultiTaskNet(encoder, heads, tasks)

@@ -42,8 +42,8 @@ def build(tasks: Tasks, network: Mapping[str, Any], seed: int, imagenet: str | N
 
     Args:
         tasks: tasks by name.
-        network: "depth" and "width" of the ResNet, "branch" (a name of :data:`BRANCHES`, or None) and "arguments" of it, for
-            the synchronizer also "only": the one task that it predicts.
+        network: "depth" and "width" of the ResNet; "norm", "batch" or "group", the first if it is left out; "branch" (a name
+            of :data:`BRANCHES`, or None) and "arguments" of it, for the synchronizer also "only": the one task that it predicts.
         seed: random seed of the weights.
         imagenet: file of public ImageNet weights that the encoder starts from.
 
@@ -57,7 +57,7 @@ def build(tasks: Tasks, network: Mapping[str, Any], seed: int, imagenet: str | N
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = multitask_resnet(tasks, network["depth"], network["width"])
+        net = multitask_resnet(tasks, network["depth"], network["width"], network.get("norm", "batch"))
         if imagenet is not None:
             net.encoder.load_imagenet(imagenet)  # type: ignore[operator]
         if network["branch"] is None:

@@ -218,7 +218,8 @@ def _pictures(run: Run, domain: str) -> list[Block]:
 
 
 def _rates(run: Run) -> list[Block]:
-    found = {row.label: one for row in run.rows if (one := run.other(f"rate of {row.label}")) is not None}
+    named = {name.removeprefix("rate of "): run.other(name) for name in run.about["others"]}
+    found = {name: one for name, one in named.items() if one is not None and "tried" in one}
     rates, rows = sorted({float(rate) for one in found.values() for rate in one["tried"]}), []
     for label, one in found.items():
         tried = {float(rate): math.nan if gain is None else gain for rate, gain in one["tried"].items()}

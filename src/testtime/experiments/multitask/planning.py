@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Planner:
         name: name of the preset.
         protocol: protocol of adaptation and measurement.
         base: row that gains are measured against when learning rates are chosen.
+        changes: changes of parts of the preset, by name of the part.
 
     Raises:
         ValueError: there is no such preset.
@@ -73,6 +74,7 @@ class Planner:
     name: str
     protocol: Protocol
     base: Row
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in PRESETS:
@@ -80,8 +82,8 @@ class Planner:
 
     @property
     def preset(self) -> Mapping[str, Any]:
-        """The preset, a table of ``experiments.toml``."""
-        return PRESETS[self.name]
+        """The preset, a table of ``experiments.toml``, with the changes."""
+        return {part: {**facts, **self.changes.get(part, {})} for part, facts in PRESETS[self.name].items()}
 
     def plan(
         self, rows: Sequence[Row], cells: Sequence[Cell], others: Mapping[str, Unit], **about: Any

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, final
 
 from testtime.experiments.experiment import Cell, Plan
@@ -23,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     **{"role": "method", "rates": [0.0], "optimizer": "adam", "options": {}, "norm": "running"},
     **{"arguments": {}, "network": {}, "prepare": False, "misplaced": False},
 }
+DECLARED: dict[str, Any] = {"published": [], "sweep": "", "against": None}
 
 
 def find_row(entry: str | Mapping[str, Any]) -> Row:
@@ -54,34 +57,60 @@ class Study(MultitaskExperiment):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.protocol = Protocol(**{"record_every": 10, **self.facts.get("protocol", {})})
-        self.noise, self.rows = self.facts.get("noise", [0.0]), [find_row(one) for one in self.facts["rows"]]
+        self.domains: dict[str, Any] = self.facts.get("domains", {"target": {}})
+        self.rows = [find_row(one) for one in self.facts["rows"]]
         for row in list(self.rows) if self.facts.get("controls") else ():
             if row.about["network"] and not self._controls(row, self.rows):
                 self.rows.append(find_row({"control": row.label}))
 
     def plan(self, request: Request) -> Plan:
-        planner = Planner(request, self.setting(request, "preset"), self.protocol, self.rows[0])
+        planners = {
+            name: Planner(
+                request,
+                self.setting(request, "preset"),
+                replace(self.protocol, **changes.get("protocol", {})),
+                self.rows[0],
+                changes,
+            )
+            for name, changes in self.domains.items()
+        }
         rows = [
             row if "network" in row.about else find_row({"like": "TENT", "label": row.label, **row.about})
             for row in self.chosen_rows(self.rows, request)
         ]  # own methods have the network, optimizer and learning rates of TENT
-        seeds, preset = request.seeds or self.seeds, planner.preset
-        target = preset["target"]
-        domains = {f"target + noise {s:g}" if s else "target": {**target, "noise": s} for s in self.noise}
-        about = {key: self.facts.get(key, default) for key, default in {"published": [], "sweep": ""}.items()}
-        about["domains"] = {**{name: preset[name] for name in ("source", "validation")}, **domains}
-        cells = []
-        for seed in seeds:
-            for domain, houses in domains.items():
-                for row in rows:
-                    unit = planner.adapting("adapt", f"{row.label}, {domain}", {"row": row}, seed, houses)
-                    cells.append(Cell(row.label, domain, seed, unit))
-        rates = {f"rate of {row.label}": planner.rate(row) for row in rows}
-        others = {name: unit for name, unit in rates.items() if unit is not None}
-        if drawn := self._drawn(rows):
-            others["pictures"] = planner.adapting("draw", "pictures", drawn, seeds[0], domains["target"])
-            about["drawn"] = {role: row.label for role, row in drawn.items()}
-        return planner.plan(rows, cells, others, **about)
+        seeds, cells, others = request.seeds or self.seeds, [], {}
+        about = {key: self.facts.get(key, default) for key, default in DECLARED.items()}
+        about["domains"] = {name: planners[self.first].preset[name] for name in ("source", "validation")}
+        for domain, planner in planners.items():
+            houses = {**planner.preset["target"], "noise": planner.preset["target"].get("noise", 0.0)}
+            more = {"one_room": True} if "one_room" in self.domains[domain] else {}
+            about["domains"] |= {domain: houses | self.domains[domain].get("protocol", {})}
+            for seed, row in product(seeds, rows):
+                name = f"{row.label}, {domain}"
+                cells.append(
+                    Cell(
+                        row.label,
+                        domain,
+                        seed,
+                        planner.adapting("adapt", name, {"row": row}, seed, houses, **more),
+                    )
+                )
+            rates = {f"rate of {row.label}": planner.rate(row) for row in rows}
+            known = {unit.address for unit in others.values()}
+            others |= {
+                name if domain == self.first else f"{name}, {domain}": unit
+                for name, unit in rates.items()
+                if unit is not None and unit.address not in known
+            }
+            if domain == self.first and (drawn := self._drawn(rows)):
+                others["pictures"] = planner.adapting("draw", "pictures", drawn, seeds[0], houses, **more)
+                about["drawn"] = {role: row.label for role, row in drawn.items()}
+        return planners[self.first].plan(rows, cells, others, **about)
+
+    @property
+    def first(self) -> str:
+        """The name of the first domain."""
+        return next(iter(self.domains))
 
     def tables(self, run: Run) -> Sequence[Table]:
         return study_tables(run)

@@ -24,7 +24,8 @@ from testtime.models.assisted import Assisted
 from testtime.models.synchronizer import legacy_order
 from testtime.multitask.analysis import affinity, direction, masked_losses, step_times
 from testtime.multitask.branches import build
-from testtime.multitask.houses import TASKS, Houses
+from testtime.multitask.ceiling import Answers
+from testtime.multitask.houses import TASKS, Houses, one_room_first
 from testtime.multitask.pictures import Strip, sheets
 from testtime.multitask.protocol import Protocol, follow, loaded
 from testtime.multitask.training import Recipe, load_trained, train
@@ -140,6 +141,8 @@ def _houses(work: Workspace, name: str = "houses") -> DenseSet:
 def _stream(work: Workspace) -> DenseSet:
     data, p = _houses(work), work.parameters
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(p["seed"])).tolist()
+    if p.get("one_room"):
+        order = one_room_first(order, Houses(**p["houses"]).rooms(work.cache), _protocol(work).batch)
     return data.subset(order[: p["limit"]])
 
 
@@ -171,6 +174,8 @@ def _adapter(work: Workspace, role: str = "row", rate: float | None = None) -> A
     optimizer = OPTIMIZERS[row["optimizer"]](_rate(work, role) if rate is None else rate, **row["options"])
     given = {"optimizer": optimizer, "norm": NORMS[row["norm"]], "seed": work.parameters["seed"]}
     takes = inspect.signature(cls).parameters
+    if "answers" in takes:  # of a ceiling: the one place where labels reach what adapts
+        given["answers"] = Answers(_stream(work))
     adapter = cls(model, **{k: v for k, v in given.items() if k in takes}, **row["arguments"])
     if row["prepare"]:
         source, size = _houses(work, "source"), work.parameters["prepared"]
