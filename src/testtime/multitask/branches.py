@@ -42,8 +42,8 @@ def build(tasks: Tasks, network: Mapping[str, Any], seed: int, imagenet: str | N
 
     Args:
         tasks: tasks by name.
-        network: "depth" and "width" of the ResNet; "norm", "batch" or "group", the first if it is left out; "branch" (a name
-            of :data:`BRANCHES`, or None) and "arguments" of it, for the synchronizer also "only": the one task that it predicts.
+        network: "depth" and "width" of the ResNet; "norm", "batch" (the default) or "group"; "branch" (a name of
+            :data:`BRANCHES`, or None) and "arguments" of it, for the synchronizer also "only": the one task that it predicts.
         seed: random seed of the weights.
         imagenet: file of public ImageNet weights that the encoder starts from.
 

@@ -23,6 +23,8 @@ HOME = (Place(),)
 """The test house."""
 SPARE = 20
 """Random seed of the first of the other houses."""
+VALIDATION = Place(80)
+"""The house on which recipes are chosen."""
 CHANGED = Place(shift="cold", moved=1)
 """The test house under other light, its small objects moved."""
 CHANCE = "chance"
@@ -44,6 +46,7 @@ class Variant:
         places: places that are pre-trained on.
         test: place that is evaluated.
         mixin: share of the transfer set's images, relative to the space's; 0 for none.
+        mixin_modalities: "rgb": these images alone, as in the paper; "all_pseudo": with all of the modalities.
         effort: share of the preset's steps of pre-training; 0 for the initial model.
         later: places where pre-training continues, with the same tokens.
         more: share of the preset's steps of this continuation.
@@ -51,6 +54,7 @@ class Variant:
             pre-training), or all of these ("space").
         taught: whether the pseudo-labellers were trained.
         frozen: whether only the head learns in transfer.
+        decay: layer decay of the transfer; 0 takes the preset's.
 
     Raises:
         ValueError: a pre-training has no places.
@@ -62,12 +66,14 @@ class Variant:
     places: tuple[Place, ...] = ()
     test: Place = Place()  # noqa: RUF009 - a frozen value
     mixin: float = 1.0
+    mixin_modalities: Literal["rgb", "all_pseudo"] = "rgb"
     effort: float = 1.0
     later: tuple[Place, ...] = ()
     more: float = 0.25
     labels: Literal["outside", "few", "space"] = "outside"
     taught: bool = True
     frozen: bool = False
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.objective in ("mm", "mae", "dino") and not self.places:
@@ -163,7 +169,10 @@ def _continual(where: str, test: Place) -> list[Entry]:
 
 RECALLS = [f"{kind} R@{k}" for kind in ("depth", "picture") for k in (1, 5, 10)]
 ANALYSES: dict[str, Sequence[Entry] | Callable[[Preset], Sequence[Entry]]] = {
-    "main": _rows(FLOOR, Variant("Scratch, multimodal", "scratch", SENSORS[:3]), MAE, SENSED, WHOLE, TEACHER),
+    "main": [
+        *_rows(FLOOR, Variant("Scratch, multimodal", "scratch", SENSORS[:3]), MAE, SENSED, WHOLE, TEACHER),
+        Entry("TST-MM (all), decoded", "mIoU", WHOLE, "decoded mIoU"),
+    ],
     "summary": _rows(FLOOR, OUTSIDE, GENERAL, MAE, SENSED, WHOLE, CEILING),
     "demo": _rows(FLOOR, SENSED, WHOLE),
     "tasks": _rows(FLOOR, MAE, SENSED, WHOLE, measures=("mIoU", "AP50", "CIDEr-D", "scene graph F")),
@@ -207,6 +216,31 @@ ANALYSES: dict[str, Sequence[Entry] | Callable[[Preset], Sequence[Entry]]] = {
             for v in (replace(SENSED, name="not pre-trained", effort=0.0), MAE, SENSED, WHOLE)
         )
     ),
+    "decoded": [
+        *(
+            Entry(v.name, measure.removeprefix("decoded "), v, measure)
+            for v in (replace(WHOLE, name="not pre-trained", effort=0.0), WHOLE)
+            for measure in ("decoded mIoU", "agreement", "depth error")
+        ),
+        Entry("the tokenizers alone", "mIoU", WHOLE, "token mIoU"),
+        Entry("the tokenizers alone", "depth error", WHOLE, "token depth error"),
+        Entry(TEACHER.name, "mIoU", TEACHER),
+    ],
+    "mixed": [
+        Entry(v.name, f"{told}, {how}", replace(v, mixin_modalities=mixed, frozen=how == "frozen"))
+        for mixed, told in (("rgb", "RGB"), ("all_pseudo", "all"))
+        for how in ("fine-tuned", "frozen")
+        for v in (FLOOR, MAE, SENSED, WHOLE)
+        if v.objective == "mm" or (mixed == "rgb" and not (v is FLOOR and how == "frozen"))
+    ],
+    "decay": [
+        Entry(
+            v.name, f"{decay:g}", replace(v, name=f"{v.name}, {decay:g}", decay=decay, test=VALIDATION, **at)
+        )
+        for v in (FLOOR, MAE, SENSED, WHOLE)
+        for decay in (0.9, 0.5, 0.3, 0.1)
+        for at in [{"places": (VALIDATION,)} if v.places else {}]
+    ],
     "ratio": [Entry(WHOLE.name, f"1/{n}", replace(WHOLE, name=f"1/{n}", mixin=1 / n)) for n in (1, 4, 8, 16)],
     "mixin": lambda preset: [
         *_rows(_transfer_set(preset, HOME[0])),
