@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +72,8 @@ class MultiTaskNet(nn.Module):
         encoder: any module from images (N, 3, H, W) to z (N, C, h, w).
         heads: modules by task name, each from z to (N, channels of the task, h', w'); resized bilinearly to (H, W).
         tasks: tasks by name; the names must be those of the heads.
+        decoder: module from z to features by task, which the heads then get instead of z; its method ``initial``, from z to
+            a list of predictions by task, is trained beside the heads (:class:`testtime.models.mti_net.Interaction`).
 
     Raises:
         ValueError: the names differ.
@@ -84,19 +85,26 @@ class MultiTaskNet(nn.Module):
     {'depth': (2, 1, 16, 16), 'edge': (2, 1, 16, 16)}
     """
 
-    def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Tasks) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: Mapping[str, nn.Module],
+        tasks: Tasks,
+        decoder: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if set(heads) != set(tasks):
             raise ValueError(
                 f"heads and tasks are keyed by the same names; got {sorted(heads)} and {sorted(tasks)}"
             )
-        self.encoder = encoder
+        self.encoder, self.decoder = encoder, decoder
         self.heads = nn.ModuleDict({name: heads[name] for name in tasks})
         self.tasks: dict[str, Task] = dict(tasks)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         z = self.encoder(x)
-        return {name: resized(head(z), x.shape[-2:]) for name, head in self.heads.items()}
+        features = dict.fromkeys(self.heads, z) if self.decoder is None else self.decoder(z)
+        return {name: resized(head(features[name]), x.shape[-2:]) for name, head in self.heads.items()}
 
 
 def resized(y: Tensor, size: Sequence[int]) -> Tensor:
@@ -126,15 +134,12 @@ def group_normalised(module: nn.Module, size: int = 8) -> nn.Module:
     return module
 
 
-def multitask_resnet(
-    tasks: Tasks, depth: int = 50, width: int = 64, norm: Literal["batch", "group"] = "batch"
-) -> MultiTaskNet:
+def multitask_resnet(tasks: Tasks, depth: int = 50, width: int = 64) -> MultiTaskNet:
     """The network of the S4T paper: a ResNet whose stages are fused, and one 1x1 convolution for each task.
 
     Args:
         tasks: tasks by name.
         depth, width: those of :class:`PyramidEncoder`.
-        norm: kind of the normalisation layers; the paper's is "batch".
 
     >>> from testtime.multitask import Depth, Edges, Normals, Segmentation
     >>> tasks = {t.name: t for t in (Segmentation(tuple("abcdefg")), Depth(), Normals(), Edges())}
@@ -142,7 +147,5 @@ def multitask_resnet(
     23554124
     """
     encoder = PyramidEncoder(depth, width)
-    if norm == "group":
-        group_normalised(encoder)
     heads = {name: nn.Conv2d(encoder.channels, task.channels, 1) for name, task in tasks.items()}
     return MultiTaskNet(encoder, heads, tasks)

@@ -1,6 +1,7 @@
 """Studies: every row of every table runs, units are shared, a second call goes on, a row that fails leaves the others alone."""
 
 import base64
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from testtime.experiments.store import Store, execute
 from testtime.multitask.branches import build
 from testtime.multitask.houses import TASKS, Houses, Noisy
 from testtime.multitask.protocol import Protocol
+from testtime.report import page_html
 from testtime.scenes.groups import GROUPS
 
 pytest.importorskip("PIL", reason="pip install -e '.[images]'")
@@ -253,6 +255,19 @@ def test_domains_change_parts_of_the_preset_and_the_protocol(folder: Path) -> No
     assert values["labels", "usual"][0] == values["Base", "usual"][0] != values["labels", "usual"][-1]
 
 
+def test_networks_of_three_tasks_and_of_another_architecture(folder: Path) -> None:
+    rows = [BASE, find_row({"control": "S4T"}), find_row({"like": "S4T", "label": "S4T", "rates": [1e-3]})]
+    tasks = ["semseg", "normals", "edge"]
+    one = short(*rows, domains={"few": {"network": {"tasks": tasks, "architecture": "mti-net"}}})
+    run_experiment(one, asked(seeds=(0,)), folder / "few", say=silent)
+    run = read_run(folder / "few")
+    assert [list(one.result["values"]) for one in run.records()] == [tasks] * 3
+    (table,) = one.tables(run)
+    assert math.isnan(table.value("S4T", table.column("depth")))
+    assert table.value("S4T", table.column("normals")) > 0
+    assert "Depth over the steps" not in page_html(one.page(run))
+
+
 def test_noise_is_judged_against_the_clean_base_too(folder: Path) -> None:
     one = short(BASE, find_row("BN only"))
     one.domains, one.facts = {"target": {}, "rough": {"target": {"noise": 0.4}}}, {"against": "target"}
@@ -270,5 +285,5 @@ def test_names_are_checked() -> None:
     with pytest.raises(ValueError, match="no row 'S5T' .did you mean 'S4T'"):
         STUDIES["multitask-table1"].plan(asked(rows=("S5T",)))
     listed = list_experiments("multitask")["multitask"]
-    assert len(listed) == 17
+    assert len(listed) == 19
     assert all(find_experiment(one.name).name == one.name for one in listed)

@@ -135,7 +135,8 @@ def _curves(found: Judged, domain: str, colours: Mapping[str, int]) -> list[Bloc
 
     title, small = f"over the steps, {domain}", []
     whole = report.line_chart(lines(lambda o: o.gains), title=f"Delta_TTT {title}", y="Δ, %", x="step")
-    for name, task in TASKS.items():
+    known = {name for one in found.records for name in one.result.curve.values}
+    for name, task in ((name, task) for name, task in TASKS.items() if name in known):
         better = f"{task.metric}, {'higher' if task.higher_is_better else 'lower'} is better"
         drawn = lines(lambda o, name=name: o.curve.values[name])  # type: ignore[misc]
         facts: dict[str, Any] = {"y": task.metric, "x": "step", "height": 220, "small": True}

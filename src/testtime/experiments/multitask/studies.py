@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, final
 
-from testtime.experiments.experiment import Cell, Plan
+from testtime.experiments.experiment import Cell, Plan, Unit
 from testtime.experiments.multitask.listing import CONSTANTS
 from testtime.experiments.multitask.planning import MultitaskExperiment, Planner
 from testtime.experiments.multitask.results import only_statistics, study_tables
@@ -64,53 +64,32 @@ class Study(MultitaskExperiment):
                 self.rows.append(find_row({"control": row.label}))
 
     def plan(self, request: Request) -> Plan:
-        planners = {
-            name: Planner(
-                request,
-                self.setting(request, "preset"),
-                replace(self.protocol, **changes.get("protocol", {})),
-                self.rows[0],
-                changes,
-            )
-            for name, changes in self.domains.items()
-        }
+        preset, base, planners = self.setting(request, "preset"), self.rows[0], dict[str, Planner]()
+        for domain, changes in self.domains.items():
+            protocol = replace(self.protocol, **changes.get("protocol", {}))
+            planners[domain] = Planner(request, preset, protocol, base, changes)
+        first = next(iter(planners.values()))
         rows = [
             row if "network" in row.about else find_row({"like": "TENT", "label": row.label, **row.about})
             for row in self.chosen_rows(self.rows, request)
         ]  # own methods have the network, optimizer and learning rates of TENT
-        seeds, cells, others = request.seeds or self.seeds, [], {}
+        seeds, cells, others = request.seeds or self.seeds, [], dict[str, Unit]()
         about = {key: self.facts.get(key, default) for key, default in DECLARED.items()}
-        about["domains"] = {name: planners[self.first].preset[name] for name in ("source", "validation")}
+        about["domains"] = {name: first.preset[name] for name in ("source", "validation")}
+        for seed, (domain, planner), row in product(seeds, planners.items(), rows):
+            name = f"{row.label}, {domain}"
+            unit = planner.adapting("adapt", name, {"row": row}, seed, planner.target)
+            cells.append(Cell(row.label, domain, seed, unit))
         for domain, planner in planners.items():
-            houses = {**planner.preset["target"], "noise": planner.preset["target"].get("noise", 0.0)}
-            more = {"one_room": True} if "one_room" in self.domains[domain] else {}
-            about["domains"] |= {domain: houses | self.domains[domain].get("protocol", {})}
-            for seed, row in product(seeds, rows):
-                name = f"{row.label}, {domain}"
-                cells.append(
-                    Cell(
-                        row.label,
-                        domain,
-                        seed,
-                        planner.adapting("adapt", name, {"row": row}, seed, houses, **more),
-                    )
-                )
-            rates = {f"rate of {row.label}": planner.rate(row) for row in rows}
-            known = {unit.address for unit in others.values()}
-            others |= {
-                name if domain == self.first else f"{name}, {domain}": unit
-                for name, unit in rates.items()
-                if unit is not None and unit.address not in known
-            }
-            if domain == self.first and (drawn := self._drawn(rows)):
-                others["pictures"] = planner.adapting("draw", "pictures", drawn, seeds[0], houses, **more)
-                about["drawn"] = {role: row.label for role, row in drawn.items()}
-        return planners[self.first].plan(rows, cells, others, **about)
-
-    @property
-    def first(self) -> str:
-        """The name of the first domain."""
-        return next(iter(self.domains))
+            about["domains"] |= {domain: planner.target | planner.changes.get("protocol", {})}
+            for row in rows:
+                rate, known = planner.rate(row), {unit.address for unit in others.values()}
+                if rate is not None and rate.address not in known:
+                    others[f"rate of {row.label}{f', {domain}' * (planner is not first)}"] = rate
+        if drawn := self._drawn(rows):
+            others["pictures"] = first.adapting("draw", "pictures", drawn, seeds[0], first.target)
+            about["drawn"] = {role: row.label for role, row in drawn.items()}
+        return first.plan(rows, cells, others, **about)
 
     def tables(self, run: Run) -> Sequence[Table]:
         return study_tables(run)

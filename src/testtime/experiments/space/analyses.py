@@ -167,6 +167,22 @@ def _continual(where: str, test: Place) -> list[Entry]:
     return found
 
 
+def _mixed(told: str, *variants: Variant) -> list[Entry]:
+    """Cells of variants whose transfer set's images bring what is told, fine-tuned and frozen."""
+    tuned = [Entry(v.name, f"{told}, fine-tuned", v) for v in variants]
+    frozen = [Entry(v.name, f"{told}, frozen", replace(v, frozen=True)) for v in variants if v.places]
+    return [*tuned, *frozen]
+
+
+def _every(variant: Variant) -> Variant:
+    return replace(variant, mixin_modalities="all_pseudo")
+
+
+def _validated(variant: Variant) -> Variant:
+    """The variant in the house on which recipes are chosen."""
+    return replace(variant, test=VALIDATION, places=(VALIDATION,) if variant.places else ())
+
+
 RECALLS = [f"{kind} R@{k}" for kind in ("depth", "picture") for k in (1, 5, 10)]
 ANALYSES: dict[str, Sequence[Entry] | Callable[[Preset], Sequence[Entry]]] = {
     "main": [
@@ -226,20 +242,11 @@ ANALYSES: dict[str, Sequence[Entry] | Callable[[Preset], Sequence[Entry]]] = {
         Entry("the tokenizers alone", "depth error", WHOLE, "token depth error"),
         Entry(TEACHER.name, "mIoU", TEACHER),
     ],
-    "mixed": [
-        Entry(v.name, f"{told}, {how}", replace(v, mixin_modalities=mixed, frozen=how == "frozen"))
-        for mixed, told in (("rgb", "RGB"), ("all_pseudo", "all"))
-        for how in ("fine-tuned", "frozen")
-        for v in (FLOOR, MAE, SENSED, WHOLE)
-        if v.objective == "mm" or (mixed == "rgb" and not (v is FLOOR and how == "frozen"))
-    ],
+    "mixed": [*_mixed("RGB", FLOOR, MAE, SENSED, WHOLE), *_mixed("all", _every(SENSED), _every(WHOLE))],
     "decay": [
-        Entry(
-            v.name, f"{decay:g}", replace(v, name=f"{v.name}, {decay:g}", decay=decay, test=VALIDATION, **at)
-        )
-        for v in (FLOOR, MAE, SENSED, WHOLE)
+        Entry(v.name, f"{decay:g}", replace(v, name=f"{v.name}, {decay:g}", decay=decay))
+        for v in map(_validated, (FLOOR, MAE, SENSED, WHOLE))
         for decay in (0.9, 0.5, 0.3, 0.1)
-        for at in [{"places": (VALIDATION,)} if v.places else {}]
     ],
     "ratio": [Entry(WHOLE.name, f"1/{n}", replace(WHOLE, name=f"1/{n}", mixin=1 / n)) for n in (1, 4, 8, 16)],
     "mixin": lambda preset: [

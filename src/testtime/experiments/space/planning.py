@@ -126,7 +126,9 @@ class Planner:
         steps = max(1, round(preset.recipe.steps * effort))
         warmup = 0 if variant.later else round(preset.recipe.warmup * effort)
         recipe = replace(preset.recipe, steps=steps, warmup=warmup, precision=precision)
-        more = {} if variant.mixin_modalities == "rgb" else {"mixin_modalities": variant.mixin_modalities}
+        more: dict[str, Any] = (
+            {} if variant.mixin_modalities == "rgb" else {"mixin_modalities": variant.mixin_modalities}
+        )
         return self._unit(
             "units:pretraining",
             f"pre-training of {variant.name}, seed {self.seed}",
