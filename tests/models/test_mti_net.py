@@ -58,7 +58,7 @@ def test_initial_predictions_are_trained_at_every_scale():
     z = net.encoder(x)
     guesses = net.decoder.initial(z)
     assert [tuple(maps["normals"].shape) for maps in guesses] == [(2, 3, n, n) for n in (16, 8, 4, 2)]
-    assert tuple(net.decoder(z)["depth"].shape) == tuple(z.shape)
+    assert tuple(net.decoder(z)["depth"].shape) == (2, 4 * 16, 16, 16)
     labels = {"depth": torch.rand(2, 1, 64, 64)}
     whole, parts = Joint(net)(x, labels, torch.Generator())
     depth = TASKS["depth"]

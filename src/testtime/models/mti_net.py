@@ -10,8 +10,8 @@ task's through a gate of its own (squeeze and excitation). The distilled feature
 where each task has its head. Initial predictions at every scale are trained too (:meth:`Interaction.initial`).
 
 Departures: the backbone is the ResNet of :class:`~testtime.models.multitask.PyramidEncoder`, whose latent z the scales are
-taken from again, so that branches of test-time training read the same z as without (the paper has an HRNet or an FPN); one
-convolution makes the features of a task, where the published code has two residual blocks.
+taken from again, so that branches of test-time training read the same z as without (the paper has an HRNet, or an FPN of 256
+channels); one convolution makes the features of a task, where the published code has two residual blocks.
 
 Reference: Vandenhende, Georgoulis and Van Gool, MTI-Net: Multi-Scale Task Interaction Networks for Multi-Task Learning, ECCV
 2020.
@@ -32,6 +32,8 @@ from testtime.tasks import Tasks
 __all__ = ["Distillation", "Interaction", "Propagation", "mti_net"]
 
 Maps = dict[str, Tensor]
+FEATURES = 4
+"""Channels of a task's features at every scale, as a multiple of the width: 256 for the public ResNets, as in an FPN."""
 
 
 @final
@@ -110,22 +112,26 @@ class Interaction(nn.Module):
     Args:
         tasks: tasks by name.
         channels: channels of the stages that z consists of, the finest first; each stage is half as large as the one before.
+        width: channels of a task's features at every scale.
     """
 
-    def __init__(self, tasks: Tasks, channels: Sequence[int]) -> None:
+    def __init__(self, tasks: Tasks, channels: Sequence[int], width: int) -> None:
         super().__init__()
         self.channels, self.names = tuple(channels), list(tasks)
-        coarser = [*self.channels[1:], 0]
+        scales = len(self.channels)
+        self.lateral = nn.ModuleList(nn.Conv2d(own, width, 1) for own in self.channels)
         self.front = nn.ModuleList(
-            nn.ModuleDict({name: _mixed(own + more, own, 3) for name in tasks})
-            for own, more in zip(self.channels, coarser, strict=True)
+            nn.ModuleDict(
+                {name: _mixed(width if scale == scales - 1 else 2 * width, width, 3) for name in tasks}
+            )
+            for scale in range(scales)
         )
         self.guess = nn.ModuleList(
-            nn.ModuleDict({name: nn.Conv2d(own, task.channels, 1) for name, task in tasks.items()})
-            for own in self.channels
+            nn.ModuleDict({name: nn.Conv2d(width, task.channels, 1) for name, task in tasks.items()})
+            for _ in range(scales)
         )
-        self.propagate = nn.ModuleList(Propagation(self.names, own) for own in self.channels[1:])
-        self.distil = nn.ModuleList(Distillation(tasks, own) for own in self.channels)
+        self.propagate = nn.ModuleList(Propagation(self.names, width) for _ in range(scales - 1))
+        self.distil = nn.ModuleList(Distillation(tasks, width) for _ in range(scales))
 
     def _fronts(self, z: Tensor) -> list[Maps]:
         """Features of each task before distillation, the finest scale first."""
@@ -134,7 +140,7 @@ class Interaction(nn.Module):
         for scale in reversed(range(len(stages))):
             height, width = (max(1, -(-side // 2**scale)) for side in z.shape[-2:])
             size = (height, width)
-            stage = F.adaptive_avg_pool2d(stages[scale], size)
+            stage = self.lateral[scale](F.adaptive_avg_pool2d(stages[scale], size))
             given: dict[str, list[Tensor]] = {name: [stage] for name in self.names}
             if found:
                 for name, more in self.propagate[scale](found[0]).items():
@@ -152,7 +158,7 @@ class Interaction(nn.Module):
         ]
 
     def forward(self, z: Tensor) -> Maps:
-        """Return the joined features of each task, of as many channels as z, (N, C, h, w)."""
+        """Return the features of each task, those of all scales joined, (N, scales * width, h, w)."""
         scales = [distil(maps) for distil, maps in zip(self.distil, self._fronts(z), strict=True)]
         size = z.shape[-2:]
         return {
@@ -174,13 +180,13 @@ def mti_net(tasks: Tasks, depth: int = 50, width: int = 64) -> MultiTaskNet:
     {'depth': (2, 1, 32, 32), 'edge': (2, 1, 32, 32)}
     """
     encoder = PyramidEncoder(depth, width)
+    decoder = Interaction(tasks, encoder.backbone.channels, FEATURES * width)
+    joined = len(encoder.backbone.channels) * FEATURES * width
     heads = {
-        name: nn.Sequential(
-            _mixed(encoder.channels, encoder.channels, 1), nn.Conv2d(encoder.channels, task.channels, 1)
-        )
+        name: nn.Sequential(_mixed(joined, joined, 1), nn.Conv2d(joined, task.channels, 1))
         for name, task in tasks.items()
     }
-    return MultiTaskNet(encoder, heads, tasks, Interaction(tasks, encoder.backbone.channels))
+    return MultiTaskNet(encoder, heads, tasks, decoder)
 
 
 def _mixed(inputs: int, outputs: int, side: int) -> nn.Sequential:
