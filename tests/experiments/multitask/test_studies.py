@@ -269,9 +269,11 @@ def test_networks_of_three_tasks_and_of_another_architecture(folder: Path) -> No
 
 
 def test_noise_is_judged_against_the_clean_base_too(folder: Path) -> None:
-    one = short(BASE, find_row("BN only"))
-    one.domains, one.facts = {"target": {}, "rough": {"target": {"noise": 0.4}}}, {"against": "target"}
-    run_experiment(one, asked(seeds=(0,)), folder / "against", say=silent)
+    one = Study("multitask-noise")
+    one.rows, one.protocol = [BASE, find_row("BN only")], SHORT
+    one.domains = {"target": {}, "rough": {"target": {"noise": 0.4}}}
+    request = replace(asked(seeds=(0,)), experiment=one.name)
+    run_experiment(one, request, folder / "against", folder / "store", say=silent)
     *_, own, clean = one.tables(read_run(folder / "against"))
     assert clean.title == "Δ last by domain, against the base of target"
     assert clean.value("BN only", clean.columns[0]) == own.value("BN only", own.columns[0])

@@ -11,7 +11,7 @@ import numpy as np
 
 from testtime import report
 from testtime.experiments.multitask.listing import CONSTANTS, PUBLISHED
-from testtime.experiments.multitask.results import Judged
+from testtime.experiments.multitask.results import Judged, judged_against
 from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.run import Run
 from testtime.experiments.table import Column, Table
@@ -55,7 +55,7 @@ def study_page(run: Run) -> Page:
         ("Steps", "Step by step"): [Note(NOTES["steps"]), report.Legend(colours), *steps],
         ("Synchrony", "Do the tasks move together?"): _synchrony(found, table, colours),
         ("Cost", "What it costs"): [*_costs(found, table), Note(NOTES["cost"])],
-        ("Domains", "Over the domains"): _over_domains(found, colours),
+        ("Domains", "Over the domains"): [*_over_domains(found, colours), *_against(run, colours)],
         ("Sweep", "Over the settings"): _sweep(run, table),
         ("Pictures", "What it looks like"): _pictures(run, found.domains[0]),
         ("Rates", "How the learning rates were chosen"): _rates(run),
@@ -175,18 +175,20 @@ def _costs(found: Judged, table: Table) -> list[Block]:
     return table_blocks(found.shown("Cost by row", columns, found.records))
 
 
-def _over_domains(found: Judged, colours: Mapping[str, int]) -> list[Block]:
-    table, title, x = (
-        found.by_domain(),
-        "at the last step, each domain against its own base",
-        range(len(found.domains)),
-    )
-    lines = []
+def _over_domains(found: Judged, colours: Mapping[str, int], base: str = "its own base") -> list[Block]:
+    title, x = f"at the last step, each domain against {base}", range(len(found.domains))
+    table, lines = found.by_domain(), []
     for row in (row.label for row in table.rows):
         y, spread = ([of(row, column) for column in table.columns] for of in (table.value, table.spread))
         lines.append(Series(row, x, y, colours[row], spread))
     chart = report.line_chart(lines, title=f"Delta_TTT {title}", y="Δ, %", x_names=found.domains)
     return [Figure(chart, DELTA + f" {title}"), *table_blocks(table)] if len(x) > 1 else []
+
+
+def _against(run: Run, colours: Mapping[str, int]) -> list[Block]:
+    """The same against the base of one domain, where the study names it."""
+    one = judged_against(run)
+    return _over_domains(Judged.read(run, one), colours, f"the base of {one}") if one else []
 
 
 def _sweep(run: Run, table: Table) -> list[Block]:

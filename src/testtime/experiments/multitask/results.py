@@ -17,7 +17,7 @@ from testtime.multitask.outcome import Outcome
 from testtime.multitask.pictures import TITLES
 from testtime.multitask.protocol import Curve
 
-__all__ = ["Judged", "columns", "only_statistics", "study_tables"]
+__all__ = ["Judged", "columns", "judged_against", "only_statistics", "study_tables"]
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,17 @@ def study_tables(run: Run) -> list[Table]:
         tables.append(replace(found.table(name), title=f"{name}, after step {max(steps)}"))
     if len(tables) > 1:
         tables.append(found.by_domain())
-    if against := run.about["about"].get("against"):
-        title = f"Δ last by domain, against the base of {against}"
-        tables.append(replace(Judged.read(run, against).by_domain(), title=title))
+    if one := judged_against(run):
+        title = f"Δ last by domain, against the base of {one}"
+        tables.append(replace(Judged.read(run, one).by_domain(), title=title))
     return tables
+
+
+def judged_against(run: Run) -> str | None:
+    """Return the domain whose base all domains of a study are also judged against; None if there is none."""
+    facts = CONSTANTS["experiments"].get(run.about["experiment"], {})
+    found: str | None = facts.get("against")
+    return found
 
 
 def _last(task: str, outcome: Outcome) -> float:

@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     **{"role": "method", "rates": [0.0], "optimizer": "adam", "options": {}, "norm": "running"},
     **{"arguments": {}, "network": {}, "prepare": False, "misplaced": False},
 }
-DECLARED: dict[str, Any] = {"published": [], "sweep": "", "against": None}
+DECLARED: dict[str, Any] = {"published": [], "sweep": ""}
 
 
 def find_row(entry: str | Mapping[str, Any]) -> Row:
