@@ -47,7 +47,7 @@ def study_page(run: Run) -> Page:
         return family_page(run, "The base row has no result yet, against which the others are measured.", [])
     table = found.table()
     colours = highlights(table)
-    heads = ["Δ last", "Δ beyond", *TITLES.values(), "Δ oracle", "Δ own"]
+    heads = ["Δ last", "Δ beyond", *TITLES.values(), "Δ oracle", "Δ own", "Δ before"]
     result = _each(found, lambda domain: table_blocks(found.table(domain, heads)))
     steps = _each(found, lambda domain: _curves(found, domain, colours))
     blocks: dict[tuple[str, str], list[Block]] = {
