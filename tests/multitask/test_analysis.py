@@ -8,7 +8,8 @@ from torch import nn
 from testtime import Adapter
 from testtime.data import DenseSet, Sample
 from testtime.multitask import Assisted, Depth, Edges, MultiTaskNet, Synchronizer, SynchronizerOptions
-from testtime.multitask.analysis import _network, affinity, affinity_gap, direction, masked_losses
+from testtime.multitask.analysis import affinity, affinity_gap, direction, masked_losses
+from testtime.multitask.ceiling import network_of
 from testtime.parts.optimizers import sgd
 from testtime.parts.randomness import generator
 
@@ -72,7 +73,7 @@ class Labelled(Adapter):
 
     def __init__(self, model, rate):
         super().__init__(model)
-        self.adapt(list(_network(self.model).encoder.parameters()), sgd(rate, 0.0))
+        self.adapt(list(network_of(self.model).encoder.parameters()), sgd(rate, 0.0))
 
     def step(self, x):
         y = self.model(x)
@@ -92,7 +93,7 @@ def test_direction_is_1_for_descent_minus_1_for_ascent_and_recomputed_between():
     assert np.isnan(direction(still, net, Few(), TASKS)["all"])
     up = Labelled(net, 1e-3)
     up(x)
-    for ours, theirs in zip(_network(up).encoder.parameters(), net.encoder.parameters(), strict=True):
+    for ours, theirs in zip(network_of(up).encoder.parameters(), net.encoder.parameters(), strict=True):
         ours.data.copy_(2 * theirs - ours)
     assert direction(up, net, Few(), TASKS)["depth"] == pytest.approx(-1, abs=1e-4)
     slopes = {}

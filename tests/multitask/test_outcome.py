@@ -21,6 +21,7 @@ def test_gains_are_relative_to_the_base_and_to_the_controls() -> None:
     found = Outcome.of(ours, BASE, controls, 1_500_000, 2.0)
     assert found.gains == pytest.approx([5.0, 20.0, 20.0])  # (10 + 0)/2, (30 + 10)/2, (20 + 20)/2
     assert found.last == pytest.approx(20.0)
+    assert found.before == pytest.approx(5.0)
     assert found.oracle == pytest.approx(20.0)
     assert found.own == pytest.approx((100 * 2 / 22 + 20) / 2)
     assert found.beyond == pytest.approx(20.0 - (5.0 + 0.0) / 2)

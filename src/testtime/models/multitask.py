@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,6 +72,8 @@ class MultiTaskNet(nn.Module):
         encoder: any module from images (N, 3, H, W) to z (N, C, h, w).
         heads: modules by task name, each from z to (N, channels of the task, h', w'); resized bilinearly to (H, W).
         tasks: tasks by name; the names must be those of the heads.
+        decoder: module from z to features by task, which the heads then get instead of z; its method ``initial``, from z to
+            a list of predictions by task, is trained beside the heads (:class:`testtime.models.mti_net.Interaction`).
 
     Raises:
         ValueError: the names differ.
@@ -82,19 +85,26 @@ class MultiTaskNet(nn.Module):
     {'depth': (2, 1, 16, 16), 'edge': (2, 1, 16, 16)}
     """
 
-    def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Tasks) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: Mapping[str, nn.Module],
+        tasks: Tasks,
+        decoder: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if set(heads) != set(tasks):
             raise ValueError(
                 f"heads and tasks are keyed by the same names; got {sorted(heads)} and {sorted(tasks)}"
             )
-        self.encoder = encoder
+        self.encoder, self.decoder = encoder, decoder
         self.heads = nn.ModuleDict({name: heads[name] for name in tasks})
         self.tasks: dict[str, Task] = dict(tasks)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         z = self.encoder(x)
-        return {name: resized(head(z), x.shape[-2:]) for name, head in self.heads.items()}
+        features = dict.fromkeys(self.heads, z) if self.decoder is None else self.decoder(z)
+        return {name: resized(head(features[name]), x.shape[-2:]) for name, head in self.heads.items()}
 
 
 def resized(y: Tensor, size: Sequence[int]) -> Tensor:
@@ -102,8 +112,34 @@ def resized(y: Tensor, size: Sequence[int]) -> Tensor:
     return y if tuple(y.shape[-2:]) == tuple(size) else F.interpolate(y, tuple(size), mode="bilinear")
 
 
+def group_normalised(module: nn.Module, size: int = 8) -> nn.Module:
+    """Replace the BatchNorm layers in a module by GroupNorm, in place.
+
+    Args:
+        module: module.
+        size: channels of a group, at most.
+
+    >>> group_normalised(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)))[1]
+    GroupNorm(2, 16, eps=1e-05, affine=True)
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(
+                module,
+                name,
+                nn.GroupNorm(child.num_features // math.gcd(child.num_features, size), child.num_features),
+            )
+        else:
+            group_normalised(child, size)
+    return module
+
+
 def multitask_resnet(tasks: Tasks, depth: int = 50, width: int = 64) -> MultiTaskNet:
     """The network of the S4T paper: a ResNet whose stages are fused, and one 1x1 convolution for each task.
+
+    Args:
+        tasks: tasks by name.
+        depth, width: those of :class:`PyramidEncoder`.
 
     >>> from testtime.multitask import Depth, Edges, Normals, Segmentation
     >>> tasks = {t.name: t for t in (Segmentation(tuple("abcdefg")), Depth(), Normals(), Edges())}

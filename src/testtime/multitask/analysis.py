@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.data.dense import DenseSet
 from testtime.models.assisted import Assisted
-from testtime.models.multitask import MultiTaskNet
 from testtime.models.synchronizer import Synchronizer
+from testtime.multitask.ceiling import network_of
 from testtime.multitask.protocol import loaded
 from testtime.parts.randomness import generator
 from testtime.parts.taps import tapped, watched
@@ -77,8 +77,8 @@ def direction(
     Returns:
         by task, and for ``"all"`` of them weighted as in training; NaN where nothing moved.
     """
-    before = list(_network(source).encoder.parameters())
-    adapted = _network(adapter)
+    before = list(network_of(source).encoder.parameters())
+    adapted = network_of(adapter)
     step = torch.cat(
         [(a - b).flatten() for a, b in zip(adapted.encoder.parameters(), before, strict=True)]
     ).detach()
@@ -178,13 +178,6 @@ def _seconds(call: Callable[[Tensor], object], x: Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return time.perf_counter() - begin
-
-
-def _network(model: nn.Module) -> MultiTaskNet:
-    for module in model.modules():
-        if isinstance(module, MultiTaskNet):
-            return module
-    raise TypeError(f"expected a MultiTaskNet somewhere in the model, got {type(model).__name__}")
 
 
 def _synchronized(model: nn.Module) -> tuple[Assisted, Synchronizer]:

@@ -10,7 +10,8 @@ from torch import nn
 
 from testtime.errors import unknown_name
 from testtime.models.assisted import Assisted, Branch
-from testtime.models.multitask import multitask_resnet
+from testtime.models.mti_net import mti_net
+from testtime.models.multitask import MultiTaskNet, group_normalised, multitask_resnet
 from testtime.models.synchronizer import Synchronizer
 from testtime.moved import current_arguments
 from testtime.source.clust3 import Projectors
@@ -19,7 +20,7 @@ from testtime.source.ttt import RotationBranch
 from testtime.source.ttt_plus_plus import ContrastiveBranch
 from testtime.tasks import Tasks
 
-__all__ = ["BRANCHES", "build"]
+__all__ = ["ARCHITECTURES", "BRANCHES", "build"]
 
 
 def _synchronizer(tasks: Tasks, channels: int, only: str | None = None, **arguments: Any) -> Branch:
@@ -37,18 +38,26 @@ BRANCHES: dict[str, Callable[..., Branch]] = {
 """Functions of tasks, channels of the encoder and arguments, by the name of the branch."""
 
 
+ARCHITECTURES: dict[str, Callable[[Tasks, int, int], MultiTaskNet]] = {
+    "resnet": multitask_resnet,
+    "mti-net": mti_net,
+}
+"""Functions of tasks, depth and width of the ResNet, by the name of the architecture."""
+
+
 def build(tasks: Tasks, network: Mapping[str, Any], seed: int, imagenet: str | None = None) -> nn.Module:
     """Return a network for dense tasks with its branch, not trained.
 
     Args:
         tasks: tasks by name.
-        network: "depth" and "width" of the ResNet, "branch" (a name of :data:`BRANCHES`, or None) and "arguments" of it, for
-            the synchronizer also "only": the one task that it predicts.
+        network: "depth" and "width" of the ResNet; "branch" (a name of :data:`BRANCHES`, or None) and "arguments" of it, for
+            the synchronizer also "only": the one task that it predicts. Where it has them, "architecture" (of
+            :data:`ARCHITECTURES`, "resnet" by default), "norm" ("batch" by default, or "group") and "tasks" (all by default).
         seed: random seed of the weights.
         imagenet: file of public ImageNet weights that the encoder starts from.
 
     Raises:
-        ValueError: there is no such branch.
+        ValueError: there is no such branch or architecture.
 
     >>> from testtime.tasks import Depth, Edges
     >>> tasks = {"depth": Depth(), "edge": Edges()}
@@ -57,7 +66,13 @@ def build(tasks: Tasks, network: Mapping[str, Any], seed: int, imagenet: str | N
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = multitask_resnet(tasks, network["depth"], network["width"])
+        tasks = {name: tasks[name] for name in network.get("tasks", tasks)}
+        name = network.get("architecture", "resnet")
+        if name not in ARCHITECTURES:
+            raise unknown_name("architecture", name, ARCHITECTURES)
+        net = ARCHITECTURES[name](tasks, network["depth"], network["width"])
+        if network.get("norm") == "group":
+            group_normalised(net)
         if imagenet is not None:
             net.encoder.load_imagenet(imagenet)  # type: ignore[operator]
         if network["branch"] is None:

@@ -43,6 +43,11 @@ class Outcome:
     millions: float
     seconds: float
 
+    @property
+    def before(self) -> float:
+        """Delta_TTT before the steps on a batch: online, what the batches before it have taught; no label of it has counted."""
+        return self.gains[0]
+
     @classmethod
     def of(
         cls,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from testtime.data.dense import DenseSet, Sample, collate, sized
 from testtime.models.assisted import Assisted, Branch
+from testtime.models.multitask import resized
 from testtime.parts.randomness import epochs, generator
 from testtime.parts.taps import tapped, watched
 from testtime.tasks import Task, tasks_of
@@ -141,9 +142,17 @@ class Joint(nn.Module):
             rng: generator of the branch.
         """
         known = {name: task for name, task in self.tasks.items() if name in labels}
-        with tapped(self.network, () if self.branch is None else self.branch.layers) as taps:
+        decoder = getattr(self.network, "decoder", None)
+        layers = () if self.branch is None else self.branch.layers
+        with tapped(self.network, (*layers, *(["encoder"] if decoder is not None else []))) as taps:
             outputs, seen = watched(self.network, taps, x)
         losses = {name: task.loss(outputs[name], labels[name]) for name, task in known.items()}
+        if decoder is not None:
+            *seen, z = seen
+            for guesses in decoder.initial(z):
+                for name, task in known.items():
+                    guess = resized(guesses[name], labels[name].shape[-2:])
+                    losses[name] = losses[name] + task.loss(guess, labels[name])
         extra: dict[str, Tensor] = {}
         if self.branch is not None:
             for name, loss in self.branch.source_loss(self.network, x, seen, labels, rng).items():

@@ -59,11 +59,13 @@ def test_values_of_the_tables(study: str, row: str, column: str, value: str) -> 
 
 
 def test_noise_by_domain() -> None:
-    over = tables("noise")[-1]
+    *_, over, clean = tables("noise")
     noise = [f"target + noise {scale}" for scale in ("0.1", "0.2", "0.3", "0.4")]
     assert [printed(over, "S4T", name).split()[0] for name in ("target", *noise)] == [
         *("+8.4", "+10.1", "+17.8", "+30.6", "+46.6")
     ]
+    against = [printed(clean, "S4T", name).split()[0] for name in ("target", *noise)]
+    assert against == ["+8.4", "+7.8", "+6.6", "+4.5", "+1.5"]
 
 
 def test_values_of_the_analyses() -> None:

@@ -1,6 +1,7 @@
 """Studies: every row of every table runs, units are shared, a second call goes on, a row that fails leaves the others alone."""
 
 import base64
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from testtime.experiments.store import Store, execute
 from testtime.multitask.branches import build
 from testtime.multitask.houses import TASKS, Houses, Noisy
 from testtime.multitask.protocol import Protocol
+from testtime.report import page_html
 from testtime.scenes.groups import GROUPS
 
 pytest.importorskip("PIL", reason="pip install -e '.[images]'")
@@ -230,11 +232,60 @@ def test_noise_is_a_share_of_each_images_deviation(folder: Path) -> None:
     assert torch.equal(rough[1].labels["semseg"], clean[1].labels["semseg"])
 
 
+def test_domains_change_parts_of_the_preset_and_the_protocol(folder: Path) -> None:
+    changes = {
+        "usual": {"target": {"houses": 1, "frames": 40, "style": "default"}, "one_room": True},
+        "longer": {"protocol": {"steps": 3}, "network": {"norm": "group"}},
+    }
+    rows = [BASE, find_row({"like": "labels of the batch", "label": "labels", "rates": [1e-3, 1e-2]})]
+    one = short(*rows, domains=changes)
+    plan = one.plan(asked(seeds=(0,), limit=12))
+    cells = {(cell.row, cell.column): cell.unit for cell in plan.cells}
+    assert set(plan.others) == {"rate of labels", "rate of labels, longer"}
+    usual, longer = cells["labels", "usual"].parameters, cells["labels", "longer"].parameters
+    assert (usual["houses"]["frames"], longer["houses"]["frames"]) == (40, 5)
+    assert (usual["protocol"]["steps"], longer["protocol"]["steps"]) == (2, 3)
+    assert (usual["one_room"], "one_room" in longer) == (True, False)
+    assert [p["rows"]["row"]["network"].get("norm") for p in (usual, longer)] == [None, "group"]
+    run_experiment(one, asked(seeds=(0,), limit=12), folder / "domains", say=silent)
+    run = read_run(folder / "domains")
+    titles = [table.title for table in one.tables(run)]
+    assert titles == ["usual, after step 2", "longer, after step 3", "Δ last by domain"]
+    values = {(c.row, c.column): c.result["values"]["depth"] for c in run.records()}
+    assert values["labels", "usual"][0] == values["Base", "usual"][0] != values["labels", "usual"][-1]
+
+
+def test_networks_of_three_tasks_and_of_another_architecture(folder: Path) -> None:
+    rows = [BASE, find_row({"control": "S4T"}), find_row({"like": "S4T", "label": "S4T", "rates": [1e-3]})]
+    tasks = ["semseg", "normals", "edge"]
+    one = short(*rows, domains={"few": {"network": {"tasks": tasks, "architecture": "mti-net"}}})
+    run_experiment(one, asked(seeds=(0,)), folder / "few", say=silent)
+    run = read_run(folder / "few")
+    assert [list(one.result["values"]) for one in run.records()] == [tasks] * 3
+    (table,) = one.tables(run)
+    assert math.isnan(table.value("S4T", table.column("depth")))
+    assert table.value("S4T", table.column("normals")) > 0
+    assert "Depth over the steps" not in page_html(one.page(run))
+
+
+def test_noise_is_judged_against_the_clean_base_too(folder: Path) -> None:
+    one = Study("multitask-noise")
+    one.rows, one.protocol = [BASE, find_row("BN only")], SHORT
+    one.domains = {"target": {}, "rough": {"target": {"noise": 0.4}}}
+    request = replace(asked(seeds=(0,)), experiment=one.name)
+    run_experiment(one, request, folder / "against", folder / "store", say=silent)
+    *_, own, clean = one.tables(read_run(folder / "against"))
+    assert clean.title == "Δ last by domain, against the base of target"
+    assert clean.value("BN only", clean.columns[0]) == own.value("BN only", own.columns[0])
+    assert clean.value("BN only", clean.columns[1]) != own.value("BN only", own.columns[1])
+    assert own.value("Base", own.columns[1]) == 0 != clean.value("Base", clean.columns[1])
+
+
 def test_names_are_checked() -> None:
-    with pytest.raises(ValueError, match="no preset 'huge'; there are tiny, paper, demo"):
+    with pytest.raises(ValueError, match="no preset 'huge'; there are tiny, paper, small, demo"):
         find_experiment("multitask-noise").plan(replace(asked(), settings={"preset": "huge"}))
     with pytest.raises(ValueError, match="no row 'S5T' .did you mean 'S4T'"):
         STUDIES["multitask-table1"].plan(asked(rows=("S5T",)))
     listed = list_experiments("multitask")["multitask"]
-    assert len(listed) == 13
+    assert len(listed) == 19
     assert all(find_experiment(one.name).name == one.name for one in listed)

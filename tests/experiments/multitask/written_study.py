@@ -82,7 +82,9 @@ def write_study(
         results: results of cells by "row--domain--seed"; None leaves a cell without one.
     """
     study = Study(name)
-    study.noise = list(noise)
+    study.domains = {
+        f"target + noise {scale:g}" if scale else "target": {"target": {"noise": scale}} for scale in noise
+    }
     request = Request(name, seeds, tuple(rows), precision="float32", token="0")
     plan, run, made = study.plan(request), RunFolder(folder), provenance(COMMAND, "cpu", "float32")
     run.write(study, request, plan, made)

@@ -10,7 +10,7 @@ from space_speck import SPECK, Speck
 
 from testtime.experiments.experiment import closure
 from testtime.experiments.space.analyses import ALL, MAE, SENSED, SENSORS, TEACHER, WHOLE, Variant
-from testtime.experiments.space.planning import Planner
+from testtime.experiments.space.planning import MEASURES, Planner
 from testtime.experiments.space.presets import PRESETS
 from testtime.experiments.space.units import labelled_scenes, read_teacher, read_views, trained
 from testtime.experiments.store import Workspace, execute
@@ -133,6 +133,35 @@ def test_every_measure_of_a_variant(speck):
     found = speck.result(FROZEN, "mIoU after")
     assert found["mIoU before"] == speck.result(FROZEN)["mIoU"]
     assert 0 <= found["mIoU after"] <= 100
+
+
+def test_what_is_distilled_is_decoded_before_any_transfer(speck):
+    unit = speck.planner.measured(WHOLE, "decoded mIoU")
+    assert "segmenter" not in kinds(unit)
+    found = speck.made(unit).result
+    assert set(found) == {*MEASURES["decoding"], "IoU"}
+    assert 0 <= found["decoded mIoU"] <= 100
+    with pytest.raises(ValueError, match="decoding needs TST-MM with depth and classes"):
+        speck.planner.measured(SENSED, "agreement")
+
+
+def test_the_transfer_sets_images_bring_every_modality_if_asked(speck):
+    mixed = replace(WHOLE, mixin_modalities="all_pseudo")
+    unit = speck.planner.pretraining(mixed)
+    outside = Shards(speck.made(unit.needs["outside"]).folder)
+    model, plain = (trained(speck.made(one)) for one in (unit, speck.planner.pretraining(WHOLE)))
+    assert [s.name for s in outside.streams] == [s.name for s in model.streams]
+    assert not torch.equal(model.mask_token, plain.mask_token)
+    assert "mixin_modalities" not in speck.planner.pretraining(WHOLE).parameters  # results of before stay
+
+
+def test_the_layer_decay_of_a_variant_is_that_of_its_transfer():
+    planner = Planner(SPECK)
+    slow, own = (planner.transfer(replace(SENSED, decay=decay)) for decay in (0.3, 0.0))
+    assert slow.parameters["recipe"]["layer_decay"] == 0.3
+    assert own.parameters["recipe"]["layer_decay"] == SPECK.transfer.layer_decay
+    assert slow.needs["pretraining"].address == own.needs["pretraining"].address
+    assert PRESETS["tiny-slow"] == replace(PRESETS["tiny"], transfer=PRESETS["tiny-slow"].transfer)
 
 
 def test_boxes_are_measured(speck):

@@ -167,7 +167,11 @@ class Cost(_Analysis):
     """Tables 6 and 9: parameters, and the time of a step as a multiple of a plain prediction, in one run, in turns."""
 
     def rows(self) -> list[Row]:
-        rows = [row for row in self.study.rows if row.role == "method" or not row.about["network"]]
+        rows = [
+            row
+            for row in self.study.rows
+            if row.role != "ceiling" and (row.role == "method" or not row.about["network"])
+        ]
         return [at_rate(row, row.about["rates"][0]) for row in rows]
 
     def roles(self, row: Row, rows: Sequence[Row]) -> dict[str, Row]:

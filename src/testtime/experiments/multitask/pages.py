@@ -11,7 +11,7 @@ import numpy as np
 
 from testtime import report
 from testtime.experiments.multitask.listing import CONSTANTS, PUBLISHED
-from testtime.experiments.multitask.results import Judged
+from testtime.experiments.multitask.results import Judged, judged_against
 from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.run import Run
 from testtime.experiments.table import Column, Table
@@ -47,7 +47,7 @@ def study_page(run: Run) -> Page:
         return family_page(run, "The base row has no result yet, against which the others are measured.", [])
     table = found.table()
     colours = highlights(table)
-    heads = ["Δ last", "Δ beyond", *TITLES.values(), "Δ oracle", "Δ own"]
+    heads = ["Δ last", "Δ beyond", *TITLES.values(), "Δ oracle", "Δ own", "Δ before"]
     result = _each(found, lambda domain: table_blocks(found.table(domain, heads)))
     steps = _each(found, lambda domain: _curves(found, domain, colours))
     blocks: dict[tuple[str, str], list[Block]] = {
@@ -55,7 +55,7 @@ def study_page(run: Run) -> Page:
         ("Steps", "Step by step"): [Note(NOTES["steps"]), report.Legend(colours), *steps],
         ("Synchrony", "Do the tasks move together?"): _synchrony(found, table, colours),
         ("Cost", "What it costs"): [*_costs(found, table), Note(NOTES["cost"])],
-        ("Domains", "Over the domains"): _over_domains(found, colours),
+        ("Domains", "Over the domains"): [*_over_domains(found, colours), *_against(run, colours)],
         ("Sweep", "Over the settings"): _sweep(run, table),
         ("Pictures", "What it looks like"): _pictures(run, found.domains[0]),
         ("Rates", "How the learning rates were chosen"): _rates(run),
@@ -135,7 +135,8 @@ def _curves(found: Judged, domain: str, colours: Mapping[str, int]) -> list[Bloc
 
     title, small = f"over the steps, {domain}", []
     whole = report.line_chart(lines(lambda o: o.gains), title=f"Delta_TTT {title}", y="Δ, %", x="step")
-    for name, task in TASKS.items():
+    known = {name for one in found.records for name in one.result.curve.values}
+    for name, task in ((name, task) for name, task in TASKS.items() if name in known):
         better = f"{task.metric}, {'higher' if task.higher_is_better else 'lower'} is better"
         drawn = lines(lambda o, name=name: o.curve.values[name])  # type: ignore[misc]
         facts: dict[str, Any] = {"y": task.metric, "x": "step", "height": 220, "small": True}
@@ -174,18 +175,20 @@ def _costs(found: Judged, table: Table) -> list[Block]:
     return table_blocks(found.shown("Cost by row", columns, found.records))
 
 
-def _over_domains(found: Judged, colours: Mapping[str, int]) -> list[Block]:
-    table, title, x = (
-        found.by_domain(),
-        "at the last step, each domain against its own base",
-        range(len(found.domains)),
-    )
-    lines = []
+def _over_domains(found: Judged, colours: Mapping[str, int], base: str = "its own base") -> list[Block]:
+    title, x = f"at the last step, each domain against {base}", range(len(found.domains))
+    table, lines = found.by_domain(), []
     for row in (row.label for row in table.rows):
         y, spread = ([of(row, column) for column in table.columns] for of in (table.value, table.spread))
         lines.append(Series(row, x, y, colours[row], spread))
     chart = report.line_chart(lines, title=f"Delta_TTT {title}", y="Δ, %", x_names=found.domains)
     return [Figure(chart, DELTA + f" {title}"), *table_blocks(table)] if len(x) > 1 else []
+
+
+def _against(run: Run, colours: Mapping[str, int]) -> list[Block]:
+    """The same against the base of one domain, where the study names it."""
+    one = judged_against(run)
+    return _over_domains(Judged.read(run, one), colours, f"the base of {one}") if one else []
 
 
 def _sweep(run: Run, table: Table) -> list[Block]:
@@ -218,7 +221,8 @@ def _pictures(run: Run, domain: str) -> list[Block]:
 
 
 def _rates(run: Run) -> list[Block]:
-    found = {row.label: one for row in run.rows if (one := run.other(f"rate of {row.label}")) is not None}
+    named = {name.removeprefix("rate of "): run.other(name) for name in run.about["others"]}
+    found = {name: one for name, one in named.items() if one is not None and "tried" in one}
     rates, rows = sorted({float(rate) for one in found.values() for rate in one["tried"]}), []
     for label, one in found.items():
         tried = {float(rate): math.nan if gain is None else gain for rate, gain in one["tried"].items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class Planner:
         name: name of the preset.
         protocol: protocol of adaptation and measurement.
         base: row that gains are measured against when learning rates are chosen.
+        changes: changes of parts of the preset, by name of the part; "one_room": whether the first batch of the target is from
+            one room.
 
     Raises:
         ValueError: there is no such preset.
@@ -73,6 +75,7 @@ class Planner:
     name: str
     protocol: Protocol
     base: Row
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in PRESETS:
@@ -80,8 +83,13 @@ class Planner:
 
     @property
     def preset(self) -> Mapping[str, Any]:
-        """The preset, a table of ``experiments.toml``."""
-        return PRESETS[self.name]
+        """The preset, a table of ``experiments.toml``, with the changes."""
+        return {part: {**facts, **self.changes.get(part, {})} for part, facts in PRESETS[self.name].items()}
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """The target houses."""
+        return {"noise": 0.0, **self.preset["target"]}
 
     def plan(
         self, rows: Sequence[Row], cells: Sequence[Cell], others: Mapping[str, Unit], **about: Any
@@ -146,6 +154,8 @@ class Planner:
         passes = images * len(p.recorded) + 3 * p.steps * (p.batch if p.eval_on == "full_target" else images)
         parameters |= {"seed": seed, "houses": houses, "protocol": asdict(p)}
         parameters |= {"limit": request.limit, "device": request.device}
+        if kind != "choose_rate" and self.changes.get("one_room"):
+            parameters["one_room"] = True
         return Unit(
             f"{HERE}:{kind}",
             {"rows": {role: self._row(row) for role, row in rows.items()}, **parameters},
@@ -182,6 +192,7 @@ class Planner:
     def _rendered(self, houses: Mapping[str, Any]) -> dict[str, Unit]:
         """The units that render houses, a number of them each."""
         found, end = {}, houses["first"] + houses["houses"]
+        houses = {name: value for name, value in houses.items() if name != "misnormalised"}
         for first in range(houses["first"], end, RENDERED):
             part = {**houses, "first": first, "houses": min(RENDERED, end - first), "noise": 0.0}
             name, weight = f"houses {first} to {first + part['houses'] - 1}", part["houses"] * part["frames"]

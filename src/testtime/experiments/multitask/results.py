@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from testtime.multitask.outcome import Outcome
 from testtime.multitask.pictures import TITLES
 from testtime.multitask.protocol import Curve
 
-__all__ = ["Judged", "columns", "only_statistics", "study_tables"]
+__all__ = ["Judged", "columns", "judged_against", "only_statistics", "study_tables"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,19 @@ class Judged:
     records: Sequence[Record]
 
     @classmethod
-    def read(cls, run: Run) -> Judged:
-        """Judge the cells of a run: against the base row of the same seed and domain before any step."""
+    def read(cls, run: Run, against: str | None = None) -> Judged:
+        """Judge the cells of a run: against the base row of the same seed before any step.
+
+        Args:
+            run: run of a study.
+            against: domain of the base; None takes the cell's own.
+        """
         found = {(one.row, one.column, one.seed): (Curve.read(one.result), one) for one in run.records()}
         networks = {row.label: row.about["network"] for row in run.rows}
         statistics = [row.label for row in run.rows if only_statistics(row)]
         records = []
         for (label, domain, seed), (curve, one) in found.items():
-            if base := found.get((run.rows[0].label, domain, seed)):
+            if base := found.get((run.rows[0].label, against or domain, seed)):
                 same = [row for row in statistics if networks[row] == networks[label]]
                 controls = [found[at][0] for at in ((row, domain, seed) for row in same) if at in found]
                 cost = one.result["parameters"], one.result["seconds"]
@@ -97,10 +103,24 @@ def columns() -> list[Column]:
 
 def study_tables(run: Run) -> list[Table]:
     """Return the tables of a study: one of each domain, and Delta_TTT over the domains where there are several."""
-    found, step = Judged.read(run), run.about["about"]["protocol"]["steps"]
-    tables = [replace(found.table(name), title=f"{name}, after step {step}") for name in found.domains]
-    return [*tables, found.by_domain()] if len(tables) > 1 else tables
+    found, tables = Judged.read(run), []
+    for name in found.domains:
+        steps = {one.result.curve.steps[-1] for one in found.records if one.column == name}
+        tables.append(replace(found.table(name), title=f"{name}, after step {max(steps)}"))
+    if len(tables) > 1:
+        tables.append(found.by_domain())
+    if one := judged_against(run):
+        title = f"Δ last by domain, against the base of {one}"
+        tables.append(replace(Judged.read(run, one).by_domain(), title=title))
+    return tables
+
+
+def judged_against(run: Run) -> str | None:
+    """Return the domain whose base all domains of a study are also judged against; None if there is none."""
+    facts = CONSTANTS["experiments"].get(run.about["experiment"], {})
+    found: str | None = facts.get("against")
+    return found
 
 
 def _last(task: str, outcome: Outcome) -> float:
-    return outcome.curve.values[task][-1]
+    return outcome.curve.values.get(task, [math.nan])[-1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, final
 
-from testtime.experiments.experiment import Cell, Plan
+from testtime.experiments.experiment import Cell, Plan, Unit
 from testtime.experiments.multitask.listing import CONSTANTS
 from testtime.experiments.multitask.planning import MultitaskExperiment, Planner
 from testtime.experiments.multitask.results import only_statistics, study_tables
@@ -23,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     **{"role": "method", "rates": [0.0], "optimizer": "adam", "options": {}, "norm": "running"},
     **{"arguments": {}, "network": {}, "prepare": False, "misplaced": False},
 }
+DECLARED: dict[str, Any] = {"published": [], "sweep": ""}
 
 
 def find_row(entry: str | Mapping[str, Any]) -> Row:
@@ -54,34 +57,39 @@ class Study(MultitaskExperiment):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.protocol = Protocol(**{"record_every": 10, **self.facts.get("protocol", {})})
-        self.noise, self.rows = self.facts.get("noise", [0.0]), [find_row(one) for one in self.facts["rows"]]
+        self.domains: dict[str, Any] = self.facts.get("domains", {"target": {}})
+        self.rows = [find_row(one) for one in self.facts["rows"]]
         for row in list(self.rows) if self.facts.get("controls") else ():
             if row.about["network"] and not self._controls(row, self.rows):
                 self.rows.append(find_row({"control": row.label}))
 
     def plan(self, request: Request) -> Plan:
-        planner = Planner(request, self.setting(request, "preset"), self.protocol, self.rows[0])
+        preset, base, planners = self.setting(request, "preset"), self.rows[0], dict[str, Planner]()
+        for domain, changes in self.domains.items():
+            protocol = replace(self.protocol, **changes.get("protocol", {}))
+            planners[domain] = Planner(request, preset, protocol, base, changes)
+        first = next(iter(planners.values()))
         rows = [
             row if "network" in row.about else find_row({"like": "TENT", "label": row.label, **row.about})
             for row in self.chosen_rows(self.rows, request)
         ]  # own methods have the network, optimizer and learning rates of TENT
-        seeds, preset = request.seeds or self.seeds, planner.preset
-        target = preset["target"]
-        domains = {f"target + noise {s:g}" if s else "target": {**target, "noise": s} for s in self.noise}
-        about = {key: self.facts.get(key, default) for key, default in {"published": [], "sweep": ""}.items()}
-        about["domains"] = {**{name: preset[name] for name in ("source", "validation")}, **domains}
-        cells = []
-        for seed in seeds:
-            for domain, houses in domains.items():
-                for row in rows:
-                    unit = planner.adapting("adapt", f"{row.label}, {domain}", {"row": row}, seed, houses)
-                    cells.append(Cell(row.label, domain, seed, unit))
-        rates = {f"rate of {row.label}": planner.rate(row) for row in rows}
-        others = {name: unit for name, unit in rates.items() if unit is not None}
+        seeds, cells, others = request.seeds or self.seeds, [], dict[str, Unit]()
+        about = {key: self.facts.get(key, default) for key, default in DECLARED.items()}
+        about["domains"] = {name: first.preset[name] for name in ("source", "validation")}
+        for seed, (domain, planner), row in product(seeds, planners.items(), rows):
+            name = f"{row.label}, {domain}"
+            unit = planner.adapting("adapt", name, {"row": row}, seed, planner.target)
+            cells.append(Cell(row.label, domain, seed, unit))
+        for domain, planner in planners.items():
+            about["domains"] |= {domain: planner.target | planner.changes.get("protocol", {})}
+            for row in rows:
+                rate, known = planner.rate(row), {unit.address for unit in others.values()}
+                if rate is not None and rate.address not in known:
+                    others[f"rate of {row.label}{f', {domain}' * (planner is not first)}"] = rate
         if drawn := self._drawn(rows):
-            others["pictures"] = planner.adapting("draw", "pictures", drawn, seeds[0], domains["target"])
+            others["pictures"] = first.adapting("draw", "pictures", drawn, seeds[0], first.target)
             about["drawn"] = {role: row.label for role, row in drawn.items()}
-        return planner.plan(rows, cells, others, **about)
+        return first.plan(rows, cells, others, **about)
 
     def tables(self, run: Run) -> Sequence[Table]:
         return study_tables(run)

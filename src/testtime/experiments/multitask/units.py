@@ -24,12 +24,14 @@ from testtime.models.assisted import Assisted
 from testtime.models.synchronizer import legacy_order
 from testtime.multitask.analysis import affinity, direction, masked_losses, step_times
 from testtime.multitask.branches import build
-from testtime.multitask.houses import TASKS, Houses
+from testtime.multitask.ceiling import Answers
+from testtime.multitask.houses import TASKS, Houses, one_room_first
 from testtime.multitask.pictures import Strip, sheets
 from testtime.multitask.protocol import Protocol, follow, loaded
 from testtime.multitask.training import Recipe, load_trained, train
 from testtime.norm import running_statistics, source_statistics
 from testtime.parts.optimizers import adam, sgd
+from testtime.tasks import Tasks
 
 __all__ = ["adapt", "choose_rate", "draw", "measure_affinity", "measure_direction", "measure_masked_loss"]
 __all__ += ["render", "time_steps", "train_network"]
@@ -66,12 +68,12 @@ def choose_rate(work: Workspace) -> dict[str, Any]:
     Raises:
         ArithmeticError: the method diverges at every rate.
     """
-    p, data, protocol = work.parameters, _stream(work), _protocol(work)
-    base = follow(Source(_trained(work, "base")), data, TASKS, replace(protocol, steps=0), p["device"]).at(0)
+    p, data, protocol, tasks = work.parameters, _stream(work), _protocol(work), _tasks(work)
+    base = follow(Source(_trained(work, "base")), data, tasks, replace(protocol, steps=0), p["device"]).at(0)
     tried: dict[float, float | None] = {}
     for rate in p["rates"]:
         try:
-            curve = follow(_adapter(work, rate=rate), data, TASKS, protocol, p["device"])
+            curve = follow(_adapter(work, rate=rate), data, tasks, protocol, p["device"])
             tried[rate] = curve.gains(base)[-1]
         except ArithmeticError:
             tried[rate] = None
@@ -87,7 +89,7 @@ def adapt(work: Workspace) -> dict[str, Any]:
     """Follow a protocol on the target, and measure every task at the recorded steps."""
     target, adapter = _stream(work), _adapter(work)
     begin = time.monotonic()
-    curve = follow(adapter, target, TASKS, _protocol(work), work.parameters["device"])
+    curve = follow(adapter, target, _tasks(work), _protocol(work), work.parameters["device"])
     cost = {"parameters": _count(_trained(work)), "seconds": time.monotonic() - begin}
     return {"rate": _rate(work), **asdict(curve), **cost}
 
@@ -105,7 +107,7 @@ def draw(work: Workspace) -> dict[str, Any]:
                 if step == protocol.steps or (role == "row" and step in MOMENTS):
                     outputs = {name: y.detach().cpu() for name, y in adapter.predict(x).items()}
                     strips.append(Strip(heading.format(step) if step else "before", outputs))
-    return {"sheets": sheets(TASKS, x, labels, strips)}
+    return {"sheets": sheets(_tasks(work), x, labels, strips)}
 
 
 def measure_affinity(work: Workspace) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def measure_affinity(work: Workspace) -> dict[str, Any]:
 
 def measure_direction(work: Workspace) -> dict[str, Any]:
     """Measure whether a method's steps went where the labels of the target would have led."""
-    return {"cosines": direction(_adapted(work), _trained(work), _stream(work), TASKS)}
+    return {"cosines": direction(_adapted(work), _trained(work), _stream(work), _tasks(work))}
 
 
 def measure_masked_loss(work: Workspace) -> dict[str, Any]:
@@ -133,6 +135,12 @@ def time_steps(work: Workspace) -> dict[str, Any]:
     return {r: {"parameters": _count(_trained(work, r)), "times_a_prediction": times[r]} for r in rows}
 
 
+def _tasks(work: Workspace) -> Tasks:
+    """The tasks of the networks, which all roles share."""
+    network = next(iter(work.parameters["rows"].values()))["network"]
+    return {name: TASKS[name] for name in network.get("tasks", TASKS)}
+
+
 def _houses(work: Workspace, name: str = "houses") -> DenseSet:
     return Houses(**work.parameters[name]).read(work.cache)
 
@@ -140,12 +148,14 @@ def _houses(work: Workspace, name: str = "houses") -> DenseSet:
 def _stream(work: Workspace) -> DenseSet:
     data, p = _houses(work), work.parameters
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(p["seed"])).tolist()
+    if p.get("one_room"):
+        order = one_room_first(order, Houses(**p["houses"]).rooms(work.cache), _protocol(work).batch)
     return data.subset(order[: p["limit"]])
 
 
 def _batch(work: Workspace) -> tuple[Tensor, dict[str, Tensor]]:
     """The first batch of the stream."""
-    return next(loaded(_stream(work), TASKS, _protocol(work).batch, work.parameters["device"]))
+    return next(loaded(_stream(work), _tasks(work), _protocol(work).batch, work.parameters["device"]))
 
 
 def _protocol(work: Workspace) -> Protocol:
@@ -171,6 +181,8 @@ def _adapter(work: Workspace, role: str = "row", rate: float | None = None) -> A
     optimizer = OPTIMIZERS[row["optimizer"]](_rate(work, role) if rate is None else rate, **row["options"])
     given = {"optimizer": optimizer, "norm": NORMS[row["norm"]], "seed": work.parameters["seed"]}
     takes = inspect.signature(cls).parameters
+    if "answers" in takes:  # of a ceiling: the one place where labels reach what adapts
+        given["answers"] = Answers(_stream(work))
     adapter = cls(model, **{k: v for k, v in given.items() if k in takes}, **row["arguments"])
     if row["prepare"]:
         source, size = _houses(work, "source"), work.parameters["prepared"]

@@ -23,6 +23,8 @@ HOME = (Place(),)
 """The test house."""
 SPARE = 20
 """Random seed of the first of the other houses."""
+VALIDATION = Place(80)
+"""The house on which recipes are chosen."""
 CHANGED = Place(shift="cold", moved=1)
 """The test house under other light, its small objects moved."""
 CHANCE = "chance"
@@ -44,6 +46,7 @@ class Variant:
         places: places that are pre-trained on.
         test: place that is evaluated.
         mixin: share of the transfer set's images, relative to the space's; 0 for none.
+        mixin_modalities: "rgb": these images alone, as in the paper; "all_pseudo": with all of the modalities.
         effort: share of the preset's steps of pre-training; 0 for the initial model.
         later: places where pre-training continues, with the same tokens.
         more: share of the preset's steps of this continuation.
@@ -51,6 +54,7 @@ class Variant:
             pre-training), or all of these ("space").
         taught: whether the pseudo-labellers were trained.
         frozen: whether only the head learns in transfer.
+        decay: layer decay of the transfer; 0 takes the preset's.
 
     Raises:
         ValueError: a pre-training has no places.
@@ -62,12 +66,14 @@ class Variant:
     places: tuple[Place, ...] = ()
     test: Place = Place()  # noqa: RUF009 - a frozen value
     mixin: float = 1.0
+    mixin_modalities: Literal["rgb", "all_pseudo"] = "rgb"
     effort: float = 1.0
     later: tuple[Place, ...] = ()
     more: float = 0.25
     labels: Literal["outside", "few", "space"] = "outside"
     taught: bool = True
     frozen: bool = False
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.objective in ("mm", "mae", "dino") and not self.places:
@@ -161,9 +167,28 @@ def _continual(where: str, test: Place) -> list[Entry]:
     return found
 
 
+def _mixed(told: str, *variants: Variant) -> list[Entry]:
+    """Cells of variants whose transfer set's images bring what is told, fine-tuned and frozen."""
+    tuned = [Entry(v.name, f"{told}, fine-tuned", v) for v in variants]
+    frozen = [Entry(v.name, f"{told}, frozen", replace(v, frozen=True)) for v in variants if v.places]
+    return [*tuned, *frozen]
+
+
+def _every(variant: Variant) -> Variant:
+    return replace(variant, mixin_modalities="all_pseudo")
+
+
+def _validated(variant: Variant) -> Variant:
+    """The variant in the house on which recipes are chosen."""
+    return replace(variant, test=VALIDATION, places=(VALIDATION,) if variant.places else ())
+
+
 RECALLS = [f"{kind} R@{k}" for kind in ("depth", "picture") for k in (1, 5, 10)]
 ANALYSES: dict[str, Sequence[Entry] | Callable[[Preset], Sequence[Entry]]] = {
-    "main": _rows(FLOOR, Variant("Scratch, multimodal", "scratch", SENSORS[:3]), MAE, SENSED, WHOLE, TEACHER),
+    "main": [
+        *_rows(FLOOR, Variant("Scratch, multimodal", "scratch", SENSORS[:3]), MAE, SENSED, WHOLE, TEACHER),
+        Entry("TST-MM (all), decoded", "mIoU", WHOLE, "decoded mIoU"),
+    ],
     "summary": _rows(FLOOR, OUTSIDE, GENERAL, MAE, SENSED, WHOLE, CEILING),
     "demo": _rows(FLOOR, SENSED, WHOLE),
     "tasks": _rows(FLOOR, MAE, SENSED, WHOLE, measures=("mIoU", "AP50", "CIDEr-D", "scene graph F")),
@@ -207,6 +232,22 @@ ANALYSES: dict[str, Sequence[Entry] | Callable[[Preset], Sequence[Entry]]] = {
             for v in (replace(SENSED, name="not pre-trained", effort=0.0), MAE, SENSED, WHOLE)
         )
     ),
+    "decoded": [
+        *(
+            Entry(v.name, measure.removeprefix("decoded "), v, measure)
+            for v in (replace(WHOLE, name="not pre-trained", effort=0.0), WHOLE)
+            for measure in ("decoded mIoU", "agreement", "depth error")
+        ),
+        Entry("the tokenizers alone", "mIoU", WHOLE, "token mIoU"),
+        Entry("the tokenizers alone", "depth error", WHOLE, "token depth error"),
+        Entry(TEACHER.name, "mIoU", TEACHER),
+    ],
+    "mixed": [*_mixed("RGB", FLOOR, MAE, SENSED, WHOLE), *_mixed("all", _every(SENSED), _every(WHOLE))],
+    "decay": [
+        Entry(v.name, f"{decay:g}", replace(v, name=f"{v.name}, {decay:g}", decay=decay))
+        for v in map(_validated, (FLOOR, MAE, SENSED, WHOLE))
+        for decay in (0.9, 0.5, 0.3, 0.1)
+    ],
     "ratio": [Entry(WHOLE.name, f"1/{n}", replace(WHOLE, name=f"1/{n}", mixin=1 / n)) for n in (1, 4, 8, 16)],
     "mixin": lambda preset: [
         *_rows(_transfer_set(preset, HOME[0])),

@@ -25,6 +25,8 @@ __all__ = ["SpaceExperiment"]
 
 ENDS = (FLOOR.name, CEILING.name)
 BETWEEN = "between floor and ceiling"
+UNITS = {"CIDEr-D": "", "depth error": "deviations"}
+"""Units of the columns that are not in percent."""
 CLASSES = 8
 """Largest number of rows whose IoU is shown class by class."""
 DRAWN = (
@@ -99,7 +101,10 @@ class SpaceExperiment(Experiment):
     def tables(self, run: Run) -> Sequence[Table]:
         """Return the table; with floor and ceiling, a column places the rows between them."""
         names = dict.fromkeys(cell["column"] for cell in run.about["cells"])
-        columns = [Column(n, float, n, self.unit, "" if n == "CIDEr-D" else "%") for n in names]
+        columns = [
+            Column(n, float, n, self.unit, UNITS.get(n, "%"), better="lower" if "error" in n else "higher")
+            for n in names
+        ]
         records = [replace(r, result=float(r.result[r.about["measure"]])) for r in run.records()]
 
         def table(columns: Sequence[Column]) -> Table:

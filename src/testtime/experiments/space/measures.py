@@ -16,6 +16,7 @@ from testtime.models.assisted import Assisted
 from testtime.parts.optimizers import sgd
 from testtime.space.captioning import captions_of, evaluate_captioner
 from testtime.space.detection import boxes_of, evaluate_detector
+from testtime.space.distilled import decoded
 from testtime.space.frames import SpaceFrames
 from testtime.space.modalities import DEPTH
 from testtime.space.pictures import write_pictures
@@ -36,6 +37,13 @@ def segmentation(work: Workspace) -> dict[str, Any]:
 def teacher_segmentation(work: Workspace) -> dict[str, Any]:
     """Measure the same of the pseudo-labeller's own segmentation."""
     return read_teacher(work.needs["teacher"]).evaluate(labelled_scenes(work))
+
+
+def decoding(work: Workspace) -> dict[str, Any]:
+    """Measure classes and depth as the pre-trained model decodes them from pictures, see :mod:`testtime.space.distilled`."""
+    needs = work.needs
+    model, taught = trained(needs["pretraining"]), read_teacher(needs["teacher"])
+    return decoded(model, units.tokenizers(work), taught, labelled_scenes(work))
 
 
 def detection(work: Workspace) -> dict[str, Any]:

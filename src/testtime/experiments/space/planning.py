@@ -18,6 +18,7 @@ HOUSES = 10
 """Largest number of houses of a unit that renders."""
 MEASURES: Mapping[str, tuple[str, ...]] = {
     "segmentation": ("mIoU", "IoU"),
+    "decoding": ("decoded mIoU", "token mIoU", "agreement", "depth error", "token depth error"),
     "detection": ("AP", "AP50"),
     "captions": ("CIDEr-D", "scene graph F"),
     "retrieval": tuple(f"{kind} R@{k}" for kind in ("depth", "picture", "chance") for k in (1, 5, 10)),
@@ -62,6 +63,14 @@ class Planner:
                 "pretraining": self.pretraining(variant),
                 **self._tokenizers(("depth", "features"), variant),
             }
+        elif kind == "decoding":
+            if variant.objective != "mm" or not {"depth", "classes"} <= {*variant.modalities}:
+                raise ValueError(f"{variant.name}: decoding needs TST-MM with depth and classes")
+            needs = {
+                "pretraining": self.pretraining(variant),
+                **self._teacher(("classes",), variant.taught),
+                **self._tokenizers(("depth", "classes"), variant),
+            }
         else:
             needs = {"transfer": self.transfer(variant, kind)}
         if kind == "learning_on":
@@ -92,6 +101,7 @@ class Planner:
             warmup=recipe.warmup * epochs / recipe.epochs,
             freeze_encoder=variant.frozen,
             scale=recipe.scale if kind == "segmenter" else (1.0, 1.0),
+            layer_decay=variant.decay or recipe.layer_decay,
         )
         parameters = {"recipe": asdict(recipe), "few": few, "head": head, "seed": self.seed}
         needs: Needs = {}
@@ -108,13 +118,17 @@ class Planner:
         names = variant.modalities if variant.objective == "mm" else SENSORS[:1]
         needs = {"shards": self.shards(preset.space(variant.later or variant.places), names, variant)}
         if variant.mixin:
-            needs["outside"] = self.shards(preset.outside, SENSORS[:1], variant)
+            mixed = names if variant.mixin_modalities == "all_pseudo" else SENSORS[:1]
+            needs["outside"] = self.shards(preset.outside, mixed, variant)
         if variant.later:
             needs["earlier"] = self.pretraining(replace(variant, later=(), more=WHOLE.more))
         precision = "float32" if self.float32 or not effort else preset.recipe.precision
         steps = max(1, round(preset.recipe.steps * effort))
         warmup = 0 if variant.later else round(preset.recipe.warmup * effort)
         recipe = replace(preset.recipe, steps=steps, warmup=warmup, precision=precision)
+        more: dict[str, Any] = (
+            {} if variant.mixin_modalities == "rgb" else {"mixin_modalities": variant.mixin_modalities}
+        )
         return self._unit(
             "units:pretraining",
             f"pre-training of {variant.name}, seed {self.seed}",
@@ -126,6 +140,7 @@ class Planner:
             mixin=variant.mixin,
             device=self.device,
             precision=precision,
+            **more,
         )
 
     def shards(self, views: Views, names: Sequence[str], variant: Variant) -> Unit:

@@ -144,7 +144,8 @@ def pretraining(work: Workspace) -> dict[str, Any]:
     model = trained(work.needs["earlier"]) if "earlier" in work.needs else initialised(facts)
     parts = [Part(own)]
     if p["mixin"]:
-        parts.append(Part(Shards(work.needs["outside"].folder), p["mixin"], ("rgb", "tok_rgb")))
+        only = None if "mixin_modalities" in p else ("rgb", "tok_rgb")
+        parts.append(Part(Shards(work.needs["outside"].folder), p["mixin"], only))
     if p["recipe"]:
         recipe = of_json(Recipe, p["recipe"])
         components = getattr(masking, p["components"])(own.streams)
