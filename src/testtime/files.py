@@ -303,8 +303,8 @@ def check_shape(value: Any, shape: Any, name: str = "") -> None:
 
     Args:
         value: the value.
-        shape: a type, a tuple of types, ``[shape of every item]``, or ``{key: shape}`` of the keys that are needed; the type
-            ``str`` as a key stands for every key. A whole number that no float holds is not taken for a float.
+        shape: a type, a tuple of types, ``[shape of every item]``, or ``{key: shape}`` of the keys that are needed;
+            the type ``str`` stands for every key. A whole number that no float holds is not taken for a float.
         name: place of the value, for the message.
 
     Raises:

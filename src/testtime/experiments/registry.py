@@ -16,11 +16,13 @@ from testtime.plugins import load_plugin, plugins, resolve
 if TYPE_CHECKING:
     from testtime.experiments.experiment import Experiment
 
-__all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "guard_code", "list_experiments"]
+__all__ = ["EVERY", "FAMILIES", "Listed", "code_of", "find_experiment", "guard_code", "list_experiments"]
 __all__ += ["read_constants", "result_shapes"]
 
 GUARDS = ("testtime.wrap.", "testtime.metrics.")  # packages of the modules that a guard is made of
 
+EVERY: Any = str
+"""Key that stands for every key in what :func:`result_shapes` returns."""
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
     "multitask": "testtime.experiments.multitask.listing",

@@ -2,7 +2,7 @@
 
 from types import NoneType
 
-from testtime.experiments.registry import Listed, read_constants
+from testtime.experiments.registry import EVERY, Listed, read_constants
 
 __all__ = ["CONSTANTS", "LISTED", "PUBLISHED", "SHAPES"]
 
@@ -21,14 +21,14 @@ TASKS = ("semseg", "depth", "normals", "edge")
 SHAPES = {
     "about": {"preset": str, "protocol": {"steps": int}},
     "adapt": {
-        **{"steps": [int], "values": {**dict.fromkeys(TASKS, list), str: [NUMBER]}},
+        **{"steps": [int], "values": {**dict.fromkeys(TASKS, list), EVERY: [NUMBER]}},
         **{"higher_is_better": dict.fromkeys(TASKS, bool), "parameters": float, "seconds": float},
     },
-    "choose_rate": {"rate": float, "tried": {str: NUMBER}},
+    "choose_rate": {"rate": float, "tried": {EVERY: NUMBER}},
     "draw": {"sheets": [dict.fromkeys(("caption", "light", "dark"), str)]},
     "measure_affinity": {"affinity": [[NUMBER]]},
     "measure_direction": {"cosines": dict.fromkeys((*TASKS, "all"), NUMBER)},
-    "measure_masked_loss": {"losses": {str: dict.fromkeys(TASKS, NUMBER)}},
-    "time_steps": {str: {"parameters": float, "times_a_prediction": NUMBER}},
+    "measure_masked_loss": {"losses": {EVERY: dict.fromkeys(TASKS, NUMBER)}},
+    "time_steps": {EVERY: {"parameters": float, "times_a_prediction": NUMBER}},
 }
 """What the results hold, see :func:`testtime.experiments.registry.result_shapes`."""

@@ -9,7 +9,7 @@ from importlib import resources
 from types import NoneType
 from typing import Any
 
-from testtime.experiments.registry import Listed
+from testtime.experiments.registry import EVERY, Listed
 
 __all__ = ["LISTED", "SHAPES", "STREAM", "Figures", "entries", "published", "read", "rows"]
 
@@ -83,17 +83,17 @@ MEASURES = ("accuracy", "error", "auroc", "h_score")
 LINE = ("agreement", "confidence", "disagreement", "spread", "changed", "milliseconds")
 SHAPES = {
     "adapt_online": {
-        "average": {**dict.fromkeys(MEASURES, NUMBER), str: NUMBER},
+        "average": {**dict.fromkeys(MEASURES, NUMBER), EVERY: NUMBER},
         "domains": [{"domain": str, **dict.fromkeys(MEASURES, NUMBER)}],
-        "time": {**dict.fromkeys(("accuracy", "auroc", "h_score"), list), "visit": [int], str: [NUMBER]},
-        "filters": {"all": {str: NUMBER}, "time": {str: [NUMBER]}},
-        "forgetting": {"before": NUMBER, "after": NUMBER, str: NUMBER},
+        "time": {**dict.fromkeys(("accuracy", "auroc", "h_score"), list), "visit": [int], EVERY: [NUMBER]},
+        "filters": {"all": {EVERY: NUMBER}, "time": {EVERY: [NUMBER]}},
+        "forgetting": {"before": NUMBER, "after": NUMBER, EVERY: NUMBER},
         "cost": {"declared": [float], **dict.fromkeys(("forwards", "backwards", "ms"), NUMBER)},
         "images": int,
     },
     "measure_baseline": {
         "baselines": [
-            {"ms": {str: float}, "load": NUMBER, "processor": str, "threads": int, "precision": str}
+            {"ms": {EVERY: float}, "load": NUMBER, "processor": str, "threads": int, "precision": str}
         ]
     },
     "group_images": {"groups": [int]},

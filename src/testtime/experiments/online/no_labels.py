@@ -193,11 +193,11 @@ def read_candidates(run: Run) -> tuple[dict[str, list[selection.Diagnostics]], N
 
 
 def _diagnostics(record: Record) -> list[selection.Diagnostics]:
-    lines = (
-        {name: math.nan if v is None else v for name, v in line.items()}
-        for line in record.result["diagnostics"]
-    )
-    return [selection.Diagnostics(**{**line, "predicted": tuple(line["predicted"])}) for line in lines]
+    def known(line: dict[str, Any]) -> dict[str, Any]:
+        numbers = {name: math.nan if value is None else value for name, value in line.items()}
+        return {**numbers, "predicted": tuple(line["predicted"])}
+
+    return [selection.Diagnostics(**known(line)) for line in record.result["diagnostics"]]
 
 
 def true_accuracy(run: Run) -> dict[str, float]:

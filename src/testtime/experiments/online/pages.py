@@ -277,12 +277,13 @@ def _domains(results: Results) -> list[Block]:
         heads = [
             report.Column(d, places=0, shade="heat", style="tilted") for d in _domain_names(results, column)
         ]
-        lines = []
+        values = {}
         for row in results.rows:
             if cells := results.cells(row, column):
                 by_domain = zip(*(cell["domains"] for cell in cells), strict=True)
-                lines.append(report.Row(row, [mean([number(d[measure]) for d in one]) for one in by_domain]))
-        if any(not math.isnan(value) for line in lines for value in line.cells):
+                values[row] = [mean([number(d[measure]) for d in one]) for one in by_domain]
+        if not all(math.isnan(value) for of_row in values.values() for value in of_row):
+            lines = [report.Row(row, of_row) for row, of_row in values.items()]
             table = report.Table(f"By domain, {column}", heads, lines, "method")
             drawn.append(Details(column, [table], opened=not drawn))
     return [Note(NOTES["domains"].format(name)), *drawn] if drawn else []

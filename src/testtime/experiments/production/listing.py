@@ -2,7 +2,7 @@
 
 from types import NoneType
 
-from testtime.experiments.registry import Listed
+from testtime.experiments.registry import EVERY, Listed
 
 __all__ = ["LISTED", "SHAPES"]
 
@@ -19,8 +19,8 @@ SHAPES = {
     "about": {"streams": [str], "length": int},
     "follow": {
         **{"window": int, **dict.fromkeys(("accuracy", "last_fifth", "worst_window"), NUMBER)},
-        "less": {str: {"mean": NUMBER, "worst": NUMBER}},
-        "tenths": {**dict.fromkeys(("accuracy", "median_ms", "p99_ms", "memory"), list), str: [NUMBER]},
+        "less": {EVERY: {"mean": NUMBER, "worst": NUMBER}},
+        "tenths": {**dict.fromkeys(("accuracy", "median_ms", "p99_ms", "memory"), list), EVERY: [NUMBER]},
     },
 }
 """What the results hold, see :func:`testtime.experiments.registry.result_shapes`."""

@@ -2,7 +2,7 @@
 
 from types import NoneType
 
-from testtime.experiments.registry import Listed, read_constants
+from testtime.experiments.registry import EVERY, Listed, read_constants
 
 __all__ = ["EXPERIMENTS", "LISTED", "PREFIX", "SHAPES"]
 
@@ -15,7 +15,7 @@ LISTED = tuple(
     for name, facts in EXPERIMENTS.items()
 )
 NUMBER = (float, NoneType)
-SEGMENTED = {"mIoU": NUMBER, "IoU": {str: NUMBER}}
+SEGMENTED = {"mIoU": NUMBER, "IoU": {EVERY: NUMBER}}
 RECALLS = [f"{kind} R@{k}" for kind in ("depth", "picture", "chance") for k in (1, 5, 10)]
 SHAPES = {
     "about": {"preset": str, "precision": str},
