@@ -215,6 +215,18 @@ class Keeper:
             self.store.release(name)
             self._numbers.pop(name, None)
 
+    def infos(self, name: str, keep: bool) -> tuple[SnapshotInfo, ...]:
+        """The acknowledged snapshots of a stream, oldest first.
+
+        Args:
+            name: name of the stream.
+            keep: whether they stay in memory, so that they are not read again.
+        """
+        found = self.store.infos(name)
+        if not keep:
+            self.store.release(name)
+        return found
+
     def described(self, name: str, engine: Engine) -> Stream | None:
         """A stream that is on the disk alone, without its state; None if no snapshot of it can be read."""
         for number in sorted(self.store.numbers(name), reverse=True):

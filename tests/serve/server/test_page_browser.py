@@ -200,4 +200,17 @@ def test_many_streams_are_a_list_to_choose_from(world: tuple[str, Session], brow
     page.select_option("nav select", "gate-7")
     page.wait_for_selector("#method >> text=gate-7")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for i in range(100):
+        session.submit(images(i, 1), f"yard-{i}")
+    page.wait_for_selector("nav input")
+    assert page.locator("nav option").count() == 0
+    page.fill("nav input", "ard-7")
+    page.wait_for_selector("datalist option >> nth=10", state="attached")
+    assert page.locator("datalist option").count() == 11  # yard-7, and yard-70 to yard-79
+    page.fill("nav input", "yard-77")
+    page.press("nav input", "Enter")
+    page.wait_for_selector("#method >> text=yard-77")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    session.forget("yard-77")
+    page.wait_for_selector("#method >> text=door")
     assert not [one for one in seen if one.startswith("error")]
