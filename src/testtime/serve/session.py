@@ -128,8 +128,9 @@ class Session:
             more = {"moved": moved, "distance": self._engine.distance()} if answer.adapted else {}
             self._recorder.note(one, x, screening, answer, self._engine.adapter, **more)
             due = [self._keeper.capture(one, self._engine)] if self._due(one) else []
-            due += self._idle.captured()
+            leaving = self._idle.captured()
         self._write(due)
+        self._idle.write(leaving)
         return answer
 
     def predict(self, x: Tensor, stream: str = "default") -> Answer:
