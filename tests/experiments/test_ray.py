@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from toy_family import Toy, events
 
+import slow_ray  # noqa: F401 - settings of Ray
 from testtime.experiments import Processes, Ray, Request, read_run, run_experiment
 
 ray = pytest.importorskip("ray", reason="Ray comes with testtime[ray]")

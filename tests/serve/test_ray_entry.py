@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from small_session import images, tent
 
+from slow_ray import START
+
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 import httpx
 
@@ -22,11 +24,11 @@ from testtime.serve.replica import ReplicaOptions
 
 ray = pytest.importorskip("ray", reason="Ray Serve comes with testtime[ray]")
 serve = pytest.importorskip("ray.serve", reason="Ray Serve comes with testtime[ray]")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     paths = os.pathsep.join(dict.fromkeys(str(Path(path).absolute()) for path in sys.path))
@@ -37,6 +39,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
     )
+    monkeypatch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", START)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     entry = EntryOptions("small", classes=3, side=6, method="tent")
     options = ReplicaOptions(SessionOptions(snapshot_every=2))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small_session import images, tent
 
+import slow_ray  # noqa: F401 - settings of Ray
 from testtime.serve import SessionOptions
 from testtime.serve.ray import application
 from testtime.serve.replica import ReplicaOptions
