@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_session import images, tent
 
-from slow_ray import START
+from slow_ray import wait_longer
 
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 import httpx
@@ -28,10 +28,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mar
 
 
 @pytest.fixture
-def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def address(tmp_path: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     paths = os.pathsep.join(dict.fromkeys(str(Path(path).absolute()) for path in sys.path))
+    wait_longer()
     ray.init(
         num_cpus=3,
         include_dashboard=False,
@@ -39,7 +40,6 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
     )
-    monkeypatch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", START)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     entry = EntryOptions("small", classes=3, side=6, method="tent")
     options = ReplicaOptions(SessionOptions(snapshot_every=2))

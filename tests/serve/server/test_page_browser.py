@@ -152,6 +152,15 @@ def test_what_it_shows(world: tuple[str, Session], browser: Any) -> None:
 
 
 @pytest.mark.timeout(900)
+def test_lines_break_where_nothing_came(world: tuple[str, Session], browser: Any) -> None:
+    page = opened(browser, world[0], 1280, "light", [])
+    points = [[0, 1], [1, 2], [2, 3], [30, 9], [31, 5]]
+    assert page.evaluate("points => parts(points).map(part => part.length)", points) == [3, 2]
+    assert page.evaluate("points => smooth(points)", points) == [[0, 1], [1, 1.5], [2, 2], [30, 9], [31, 7]]
+    assert page.evaluate("parts([[5, 1]]).length") == 1
+
+
+@pytest.mark.timeout(900)
 def test_management_asks_for_the_token_once(world: tuple[str, Session], browser: Any) -> None:
     url, session = world
     page = opened(browser, url, 1280, "light", seen := [])

@@ -193,7 +193,8 @@ function tiles() {
     tile("Estimated accuracy", ours === null ? "–" : ours.toFixed(1), ours === null ? "" : "%",
       ours === null ? "needs guards" : `shipped model ${shipped.toFixed(1)} % (${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(1)})`),
     tile("Unknown inputs", unknown === null ? "–" : (100 * unknown).toFixed(0), unknown === null ? "" : "%", "of what came last, to the shipped model"),
-    tile("Who answers", {adapter: "adapter", bn: "BN", source: "shipped"}[status.serving] ?? status.serving, "", WHO[status.serving]?.[0] ?? ""),
+    tile("Who answers", {adapter: "adapter", bn: "BN", source: "shipped"}[status.serving] ?? status.serving, "",
+      {adapter: `by ${state.configuration.method}`, bn: "statistics of each batch", source: "the model as it was given"}[status.serving] ?? ""),
     tile("Samples", number(status.offset), "", `${number(status.counts.requests)} requests, ${number(status.step)} steps`),
     tile("Learned from", learned.toFixed(0), "%", `${number(status.counts.quarantined)} held back, ${number(status.counts.refused)} refused`));
 }
