@@ -40,7 +40,9 @@ class Judged:
             run: run of a study.
             against: domain of the base; None takes the cell's own.
         """
-        found = {(one.row, one.column, one.seed): (Curve.read(one.result), one) for one in run.records()}
+        curves = run.records(lambda one: Curve.read(one.result))
+        pairs = zip(curves, run.records(), strict=True)
+        found = {(one.row, one.column, one.seed): (curve.result, one) for curve, one in pairs}
         networks = {row.label: row.about["network"] for row in run.rows}
         statistics = [row.label for row in run.rows if only_statistics(row)]
         records = []
