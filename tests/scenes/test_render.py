@@ -204,19 +204,21 @@ def test_pictures_are_well_exposed():
 
 def test_shadows_are_darker():
     """Under the light of a lamp alone, a floor is lit by Lambert's law or in shadow."""
-    from testtime.scenes.render import _Lamps
+    from testtime.scenes.shading import Lamps
 
-    lamps = _Lamps(HOUSE, [light for light in HOUSE.lights if light.facing is None])
+    lamps = Lamps(HOUSE, [light for light in HOUSE.lights if light.facing is None])
     room = HOUSE.rooms[0]
     lamp = next(light for light in HOUSE.lights if light.room == 0)
     points = np.array([[lamp.position[0], lamp.position[1], 0.0], [*room.low, 0.0]], np.float32)
-    way, incident = lamps.incident(0, np.zeros(2, int), points, np.array([[0, 0, 1], [0, 0, 1]], np.float32))
+    up = np.array([[0, 0, 1], [0, 0, 1]], np.float32).T
+    way, strength = lamps.incident(0, 0, points.T, up)
+    incident = lamps.irradiance(0, 0, strength).T
     for k in range(2):
         d = np.array(lamp.position) - points[k]
         cosine = d[2] / np.linalg.norm(d)
         expected = 2.1 * np.array(lamp.colour) * cosine / (0.6 + d @ d)
         assert incident[k] == pytest.approx(expected, rel=1e-4)
-        assert way[k] == pytest.approx(d, rel=1e-4, abs=1e-4)
+        assert way[:, k] == pytest.approx(d, rel=1e-4, abs=1e-4)
 
 
 def test_tone_and_srgb():
