@@ -1,6 +1,6 @@
 """Time frames of scenes and tokenizers in process CPU time: ``python benchmarks/pixels.py``.
 
-A frame of 224 x 224 pixels with all modalities is timed against its ray tracing alone (the rays through all pixels, and one from
+A frame of 224 x 224 pixels with all modalities is timed against its ray tracing alone (rays through all pixels, and one from
 each to a lamp), and the ids of a VQ tokenizer against its encoder alone. ``--peer DIR/src`` times another version of
 the library in turn (``git worktree add DIR COMMIT``); both run in processes of their own.
 """
