@@ -13,18 +13,18 @@
     figures           files below docs/images/ and the numbers of the figures of the run that are drawn there
     compare           comparisons in the paper's direction, the headline first; without any, ``verdict`` is declared
 
-A comparison has ``rows`` (labels) and ``of`` (columns of the table number ``table``, 1 unless given; with ``path``, keys that
-lead to a value of the results, columns of the experiment), and one of
+A comparison has ``rows`` (labels) and ``of`` (columns of table ``table``, 1 unless given and 0 for the last; with
+``path``, keys to a value of the results, columns of the experiment), and one of
 
     over = [labels]       the rows less each of these; over = "best" less the best other method
-    over_of = [columns]   the rows less the same in these columns
+    over_of = [columns]   the rows less the same, or the rows ``over``, in these columns
     diagonal = true       row i in column i less the mean of the other cells
     most = number         this bound less the range over the rows
     within = share        this bound less the relative loss from the first column to each of the others
     correlates = column   rank correlation with this column over the methods
 
-Differences are positive where they agree with the paper, also where less is better, which ``lower = true`` says where the table
-does not.
+``allow`` is added to the differences: what may be lost. They are positive where they agree with the paper, also where
+less is better; ``lower = true`` says so where the table does not.
 """
 
 from __future__ import annotations
@@ -147,7 +147,17 @@ def compared(tables: Sequence[Table], run: Run | None, facts: Mapping[str, Any])
         columns = [replace(c, better="lower") if c.key in keys else c for c in table.columns]
         table = replace(table, columns=columns)
     kind = next(kind for name, kind in KINDS.items() if name in facts)
-    return [one for one in kind(table, facts) if one.by_seed]
+    found = [one for one in kind(table, facts) if one.by_seed]
+    if allow := facts.get("allow"):
+        found = [
+            replace(
+                one,
+                text=f"{one.text}, {allow:g} allowed",
+                by_seed={s: v + allow for s, v in one.by_seed.items()},
+            )
+            for one in found
+        ]
+    return found
 
 
 def _sign(column: Column) -> int:
@@ -185,13 +195,13 @@ def _over(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
 
 
 def _over_of(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
-    rows = facts["rows"]
+    rows, others = facts["rows"], facts.get("over", facts["rows"])
     for column in map(table.column, facts["of"]):
         ours = _values(table, rows, column)
         for other in map(table.column, facts["over_of"]):
-            theirs = _values(table, rows, other)
-            less = _less(ours, theirs, column)
-            told = f"{_told(column.key, ours, less, column)} against {_told(other.key, theirs, less, other)}"
+            theirs = _values(table, others, other)
+            less, name = _less(ours, theirs, column), f"{', '.join(others)}, " * (others != rows) + other.key
+            told = f"{_told(column.key, ours, less, column)} against {_told(name, theirs, less, other)}"
             yield Difference(f"{', '.join(rows)}: {told}", less, column.places)
 
 
@@ -247,7 +257,7 @@ def _correlates(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
 
 
 KINDS: dict[str, Callable[[Table, Mapping[str, Any]], Iterator[Difference]]] = {
-    **{"over": _over, "over_of": _over_of, "diagonal": _diagonal, "most": _most, "within": _within},
+    **{"over_of": _over_of, "over": _over, "diagonal": _diagonal, "most": _most, "within": _within},
     "correlates": _correlates,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from papers_page import Difference, compared, verdict
 
 from testtime import cli
-from testtime.experiments import Column, Record, Row, Table, list_experiments
+from testtime.experiments import Column, Record, Row, Table, find_experiment, list_experiments
+from testtime.experiments.space.analyses import entries
+from testtime.experiments.space.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 VALUES = {  # by row: column "a" of seeds 0 to 2, column "b" of seed 0
@@ -47,6 +50,7 @@ def test_comparisons_are_positive_where_they_agree_with_the_paper() -> None:
     assert by_seed(rows=["ours", "worst"], of=["b"], over_of=["a"]) == [
         {0: 3}
     ]  # the mean of two rows, a common seed
+    assert by_seed(rows=["ours"], of=["b"], over=["worst"], over_of=["a"], allow=2) == [{0: 9 - 1 + 2}]
     assert by_seed(rows=["ours", "best"], of=["a", "b"], diagonal=True) == [{0: 5 - 5.5}]
     assert by_seed(rows=["ours", "worst"], of=["a"], most=3) == [{0: 1, 1: 0, 2: -1}]
     assert by_seed("lower", rows=["ours"], of=["a", "b"], within=0.5) == [{0: 100 * (0.5 - 2)}]
@@ -91,6 +95,29 @@ def test_every_item_names_an_experiment_and_a_reason() -> None:
         assert "run" in item or "verdict" in item, item["item"]
         if made := papers_page.command(item):
             cli.parser().parse_args(shlex.split(made)[1:])
+
+
+def test_comparisons_name_rows_of_their_experiments() -> None:
+    """A misspelt row would show only after the long run."""
+    checked = 0
+    for item in (
+        item for paper in papers_page.items().values() for item in paper["items"] if "compare" in item
+    ):
+        name = item["run"]
+        rows = getattr(find_experiment(name), "rows", ())
+        if name.startswith("space-"):
+            cells = entries(name.removeprefix("space-"), PRESETS["tiny"])
+            rows, columns = [Row(entry.row) for entry in cells], {entry.column for entry in cells}
+            of = [column for facts in item["compare"] for column in (*facts["of"], *facts.get("over_of", ()))]
+            assert {*of} <= columns, item["item"]
+        if isinstance(rows, Sequence) and rows:
+            over = (facts["over"] for facts in item["compare"] if isinstance(facts.get("over"), list))
+            named = [*(facts.get("rows", []) for facts in item["compare"]), *over]
+            assert {label for labels in named for label in labels} <= {row.label for row in rows}, item[
+                "item"
+            ]
+            checked += 1
+    assert checked > 40
 
 
 @pytest.mark.parametrize(
