@@ -31,7 +31,9 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     wait_longer()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **ports()})
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **ports()}
+    )
     made.add_node(num_cpus=1, **ports())
     paths = dict.fromkeys(str(Path(path).absolute()) for path in sys.path)
     ray.init(
