@@ -77,12 +77,17 @@ class Before:
 
 
 class Journal:
-    """Takes the state of an adapter before its steps; small tensors are copied, in one call, into memory that is kept."""
+    """Takes the state of an adapter before its steps; small tensors are copied, in few calls, into memory that is kept."""
 
     def __init__(self) -> None:
-        self._live: list[Tensor] = []
-        self._spare: list[Tensor] = []
+        self._lists: list[list[tuple[Any, Any]]] = []  # the fixed places of each part
+        self._places: list[tuple[Any, Any]] = []  # all of them
+        self._live: list[Tensor] = []  # the tensors there
         self._types: list[torch.dtype] = []
+        self._groups: list[tuple[Any, list[Tensor], Tensor]] = []  # small ones: call, tensors, memory of their copies
+        self._others: list[Tensor] = []  # small ones of more dimensions
+        self._spare: list[Tensor] = []  # their copies
+        self._copies: list[Tensor | None] = []  # of all tensors in the fixed places; None for a large one
 
     def __reduce__(self) -> tuple[type[Journal], tuple[()]]:
         return Journal, ()
@@ -95,24 +100,46 @@ class Journal:
         """
         taken = Before()
         with torch.inference_mode(False), torch.no_grad():
+            lists = []
             for module in parts:
-                taken.places += module._fixed_places()
-                taken.replaced += [(module, name, getattr(module, name)) for name in module.replaced]
+                if places := module._fixed_places():
+                    lists.append(places)
+                for name in module.replaced:
+                    taken.replaced.append((module, name, getattr(module, name)))
                 for name, v in module._moving_elsewhere().items():
                     taken.others.append((module, name, v, as_it_is(v)))
-            live = [container[key] for container, key in taken.places]
-            small = [v for v in live if v.numel() < LARGE]
-            taken.fixed = self._copied(small)
-            if len(small) < len(live):
-                copies = iter(taken.fixed)
-                taken.fixed = [next(copies) if v.numel() < LARGE else as_it_is(v) for v in live]
+            if len(lists) != len(self._lists) or not all(map(operator.is_, lists, self._lists)):
+                self._lists, self._places = lists, [place for places in lists for place in places]
+            taken.places, taken.fixed = self._places, self._taken()
         return taken
 
-    def _copied(self, small: list[Tensor]) -> list[Tensor]:
-        types = [v.dtype for v in small]
-        if types != self._types or not all(map(operator.is_, small, self._live)):
-            self._live, self._types = small, types
-            self._spare = [torch.empty_like(v, requires_grad=False) for v in small]
-        if small:
-            torch._foreach_copy_(self._spare, small)
-        return self._spare
+    def _taken(self) -> list[Tensor]:
+        """The values of the tensors in the fixed places."""
+        live = [container[key] for container, key in self._places]
+        types = [v.dtype for v in live]
+        if types != self._types or not all(map(operator.is_, live, self._live)):
+            self._live, self._types = live, types
+            self._reserve()
+        for call, group, memory in self._groups:
+            call(group, out=memory)
+        if self._others:
+            torch._foreach_copy_(self._spare, self._others)
+        return [as_it_is(v) if c is None else c for v, c in zip(live, self._copies, strict=True)]
+
+    def _reserve(self) -> None:
+        """Reserve memory for the copies: scalars, and vectors, of a type have one each, which a step writes in one call."""
+        small = [v for v in self._live if v.numel() < LARGE]
+        copies: dict[int, Tensor] = {}
+        self._groups = []
+        for call, dims in ((torch.stack, 0), (torch.cat, 1)):
+            for kind in {(v.device, v.dtype) for v in small}:
+                group = [v for v in small if (v.device, v.dtype) == kind and v.dim() == dims]
+                if group:
+                    memory = call([v.detach() for v in group])
+                    parts = memory.unbind() if dims == 0 else memory.split([len(v) for v in group])
+                    self._groups.append((call, group, memory))
+                    copies.update({id(v): part for v, part in zip(group, parts, strict=True)})
+        self._others = [v for v in small if v.dim() > 1]
+        self._spare = [torch.empty_like(v, requires_grad=False) for v in self._others]
+        copies.update({id(v): c for v, c in zip(self._others, self._spare, strict=True)})
+        self._copies = [copies.get(id(v)) for v in self._live]

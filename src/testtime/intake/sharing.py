@@ -53,6 +53,8 @@ class Stateful(nn.Module):
     def moving(self) -> dict[str, Tensor]:
         """The live tensors that move, by name."""
         constant = self._non_persistent_buffers_set
+        if len(constant) == len(self._buffers):
+            return {}
         return {k: v for k, v in self._buffers.items() if v is not None and k not in constant}
 
     def _fixed_places(self) -> list[tuple[Any, Any]]:

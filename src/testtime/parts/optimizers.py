@@ -173,7 +173,7 @@ class MasterWeights:
 
     @contextmanager
     def stepping(self, gradients: Sequence[Tensor | None]) -> Iterator[None]:
-        """Give the weights the gradients inside the context, and copy the weights to the parameters afterwards.
+        """Give the weights the gradients inside the context; afterwards remove them, and copy the weights to the parameters.
 
         Args:
             gradients: gradient of each parameter, or None.
@@ -185,6 +185,7 @@ class MasterWeights:
                 w.data = torch.where(w.data.to(p.dtype) == p.data, w.data, p.data.to(w.dtype))
         yield
         for p, w in pairs:
+            w.grad = None
             if w is not p:
                 p.data.copy_(w.data)
 
