@@ -49,6 +49,7 @@ class Stateful(nn.Module):
 
     learned: bool = False
     replaced: tuple[str, ...] = ()  # attributes that hold moving tensors and are replaced, never written to
+    row_writes: Any = None  # journal.RowWrites of a buffer that is written by rows alone
 
     def moving(self) -> dict[str, Tensor]:
         """The live tensors that move, by name."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from testtime.intake.sharing import at_least_float32
 from testtime.moved import renamed
 from testtime.parts.one_call_adam import OneCallAdam
+from testtime.parts.one_call_sgd import OneCallSGD
 
 __all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "scaled", "sgd"]
 
@@ -60,7 +61,7 @@ class sgd:
     nesterov: bool = False
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        return OneCallSGD(
             parameters,
             lr=self.lr,
             momentum=self.momentum,
