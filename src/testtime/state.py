@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
@@ -231,6 +232,7 @@ class AdapterState(Stateful):
         if not isinstance(state, Mapping):
             raise TypeError(f"expected a state as state_dict() returns it, got {type(state).__name__}")
         live = self._moving(learned=True)
+        state = {**state, **self._presents(state)}
         missing, foreign = sorted(live.keys() - state.keys()), sorted(map(str, state.keys() - live.keys()))
         if missing or foreign:
             raise ValueError(
@@ -238,7 +240,6 @@ class AdapterState(Stateful):
                 f"(first {missing[:3]}), {len(foreign)} are unknown (first {foreign[:3]}); build the adapter with the "
                 "same model and arguments as the one that was saved"
             )
-        state = {**state, **self._presents(state)}
         grows = {
             prefix + name
             for prefix, m in self._parts(learned=True).items()
@@ -255,11 +256,12 @@ class AdapterState(Stateful):
         }
         found = {}
         for prefix, module in changed.items():
-            own = {name: state[prefix + name] for name in module.moving()}
-            if all(
+            own = {name: state[prefix + name] for name in module.moving() if prefix + name in state}
+            if own and all(
                 isinstance(v, Tensor) and v.layout == torch.strided and not v.is_meta for v in own.values()
             ):
-                found.update({prefix + name: v for name, v in module.present(own).items()})
+                with suppress(KeyError):  # an entry is missing that every version has: it is reported
+                    found.update({prefix + name: v for name, v in module.present(own).items()})
         return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

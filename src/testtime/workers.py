@@ -103,7 +103,9 @@ class _Pool(ProcessPoolExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         with interrupts_held():  # this is where processes are made
             future = super().submit(fn, *args, **kwargs)
-        with self._shutdown_lock:  # the pool does not watch a process that was made just now until something happens
+        with (
+            self._shutdown_lock
+        ):  # the pool does not watch a process that was made just now until something happens
             self._executor_manager_thread_wakeup.wakeup()
         return future
 

@@ -162,7 +162,7 @@ def test_an_interrupted_run_says_so_in_one_line_and_goes_on(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("store/units/*/*/checkpoint.safetensors")):
+    while not list(tmp_path.glob("store/units/*/*/source.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -34,6 +34,9 @@ def test_weights_are_found_by_the_name_of_the_model(tmp_path: Path) -> None:
     path = write_tensors(tmp_path / "weights" / "cifar10_resnet20.safetensors", resnet20().state_dict())
     assert find_weights("cifar10-resnet20", tmp_path) == path
     assert find_weights("digits-cnn", tmp_path) is None
+    small = tmp_path / "imagenet_mobilenetv1_x0.25.safetensors"  # as it is published
+    small.write_bytes(b"")
+    assert find_weights("imagenet-mobilenet-x0.25", tmp_path) == small
     assert open_model("cifar10-resnet20", tmp_path).digest == sha256_of(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from testtime import adam, state_hash
 from testtime.laws.worlds import WORLDS, classified
 from testtime.methods import Source, Tent
 from testtime.wrap import Guarded, GuardOptions, competence
+from testtime.wrap.evidence import Evidence
 
 
 def network() -> nn.Module:
@@ -159,6 +161,52 @@ def test_lost_votes_add_up_and_end_the_trust(calibration: list[Tensor]) -> None:
     assert not guarded.trusted
     evidence.take_votes(torch.ones(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool))
     assert evidence.doubt() == 1.0
+
+
+@pytest.mark.parametrize(("share", "credible"), [(0.05, True), (0.4, False)])
+def test_corrections_are_credible_while_no_more_than_the_expected_errors(
+    share: float, credible: bool
+) -> None:
+    evidence = Evidence(256)
+    right = torch.cat([torch.full((60,), 0.95), torch.full((60,), 0.6)])
+    corrected = torch.arange(120) % 60 < round(60 * share)
+    evidence.take_corrections(right, corrected, None)
+    gain = math.log(1.95) * 60 * share + math.log(0.95) * 60 * (1 - share)
+    assert float(evidence.excess[1]) == pytest.approx(min(max(gain, 0.0), 2 * math.log(20)), abs=1e-4)
+    assert bool(evidence.corrects(right).all()) is credible
+    assert evidence.excessive() is not credible
+    assert not bool(evidence.corrects(torch.tensor([0.4])).any())  # not probably right: the estimates decide
+
+
+@pytest.mark.parametrize(("changes", "shown"), [(2, 20), (10, 0)])
+def test_consistent_corrections_are_answered_where_many_are_not_expected(
+    calibration: list[Tensor], changes: int, shown: int
+) -> None:
+    guarded = Guarded(Source(network()))
+    guarded.prepare(calibration)
+    right, shipped = torch.full((64,), 0.95), torch.zeros(64, dtype=torch.int64)
+    own = torch.cat([torch.ones(20, dtype=torch.int64), shipped[20:]])
+    guarded.evidence.estimates = torch.tensor([0.8, 0.8])
+    guarded.evidence.take_corrections(right, own != shipped, torch.arange(64) < changes)
+    assert guarded.evidence.excessive()
+    bn = nn.functional.one_hot(own, 5).float()
+    assert int(guarded.checks.preferred(right, own, shipped, bn).sum()) == shown
+    guarded.evidence.take_corrections(right, own != shipped, None)  # a check that does not tell
+    assert not bool(guarded.checks.preferred(right, own, shipped, bn).any())
+
+
+def test_a_state_without_bets_loads() -> None:
+    guarded = Guarded(Tent(network()))
+    guarded(drawn(8, 0)[0])
+    new = ("bet", "excess", "corrections", "unsure")
+    saved = {k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new}
+    other = Guarded(Tent(network()))
+    other.load_state_dict(saved)
+    assert torch.equal(other.evidence.other, guarded.evidence.other)
+    assert other.evidence.unsure.tolist() == [1.0, 0.0]
+    assert float(other.evidence.bet) == 0.0
+    with pytest.raises(ValueError, match=r"1 entries are missing \(first \['evidence.other'"):
+        other.load_state_dict({k: v for k, v in saved.items() if k != "evidence.other"})
 
 
 def test_a_change_between_the_compared_pixels_is_no_copy() -> None:

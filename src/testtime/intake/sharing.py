@@ -67,7 +67,14 @@ class Stateful(nn.Module):
         return self.moving()
 
     def present(self, saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A saved state of this part in its present form; overridden where an earlier version had another."""
+        """A saved state of this part in its present form; overridden where an earlier version had another.
+
+        Args:
+            saved: entries of this part that were found, at least one.
+
+        Raises:
+            KeyError: an entry is missing that every version has.
+        """
         return saved
 
     def grows(self, name: str) -> bool:

@@ -112,7 +112,7 @@ def find_weights(model: str, folder: str | Path) -> Path | None:
     stem = model.replace("-", "_")
     for place in (Path(folder) / "weights", Path(folder)):
         for path in sorted(place.glob("*.safetensors")):
-            if path.stem.replace("-", "_") == stem:
+            if path.stem.replace("-", "_") in (stem, card.published):
                 return path
     wanted = Path(folder) / "weights" / f"{stem}.safetensors"
     raise DataError(

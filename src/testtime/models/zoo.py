@@ -41,6 +41,7 @@ class ModelCard:
         origin: address at which the weights are published.
         packaged: file name of weights that come with the package, if any.
         views: the changes of an image that keep its class.
+        published: name of the published file of weights without its ending, where it is not the model's.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelCard:
     origin: str
     packaged: str | None = None
     views: Views = Views()  # noqa: RUF009 - a frozen value
+    published: str = ""
 
 
 def _resnet_cifar(depth: int, accuracy: float) -> ModelCard:
@@ -111,6 +113,7 @@ _CARDS = [
         46.75,
         "MIT",
         "github.com/biubug6/Pytorch_Retinaface, model_best.pth.tar",
+        published="imagenet_mobilenetv1_x0.25",
     ),
     ModelCard(
         "digits-cnn",

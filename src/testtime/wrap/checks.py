@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from testtime.prediction import Prediction, energy
-from testtime.wrap.competence import Competence, Reference
-from testtime.wrap.evidence import SHARE, Evidence, count_diversity
+from testtime.wrap.competence import ERRORS_PER_CHANGE, Competence, Reference
+from testtime.wrap.evidence import COMPETENT, FAIR, SHARE, Evidence, count_diversity
 from testtime.wrap.guard_options import Serving
 
 __all__ = ["Checks", "Verdict", "combined"]
 
-COMPETENT = 0.9  # probability from which the shipped model counts as competent about a sample
 CONSISTENT, CHANGED = (
     0.95,
     0.4,
@@ -93,21 +92,17 @@ class Checks:
             bn, unhealthy = self._estimate(x, y, disturbed.argmax(dim=1), shipped, competent)
         own = y.logits.argmax(dim=1)
         candidate, estimate = self.candidate()
-        preferred = (estimate > right + self.margin) & (not copies)
-        contested = (float(self.evidence.estimates[0]) > right + self.margin) & (own != shipped)
         model = self.reference.bn
-        if model is not None and bn is None and (candidate == "bn" or bool(contested.any())):
+        if model is not None and bn is None and (candidate == "bn" or bool((own != shipped).any())):
             bn = model(x)
-        chosen = y.logits
-        if bn is not None:
-            third = bn.argmax(dim=1)
-            if not copies:
-                self.evidence.take_votes(contested, own == third)
-            if candidate == "bn":
-                chosen = bn
-            else:
-                preferred = preferred & ~(contested & (third == shipped))
-        answer = combined(y, logits, chosen, preferred)
+        if bn is not None and not copies:
+            differs, confirmed = own != shipped, own == bn.argmax(dim=1)
+            changed = None if disturbed is None else disturbed.argmax(dim=1) != own
+            self.evidence.take_corrections(right, differs & confirmed, changed)
+            claimed = (float(self.evidence.estimates[0]) > right + self.margin) | self._corrects(right)
+            self.evidence.take_votes(differs & claimed, confirmed)
+        preferred = self.preferred(right, own, shipped, bn) & (not copies)
+        answer = combined(y, logits, bn if bn is not None and candidate == "bn" else y.logits, preferred)
         overruled = float((answer.argmax(dim=1) != own).float().mean())
         return Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
 
@@ -115,6 +110,33 @@ class Checks:
         """Return whose predictions are preferred where the shipped model is not competent, and their estimated accuracy."""
         own, bn = self.evidence.estimates.tolist()
         return ("bn", bn) if bn > own + self.margin else ("adapter", own)
+
+    def preferred(self, right: Tensor, own: Tensor, shipped: Tensor, bn: Tensor | None) -> Tensor:
+        """Return the samples (N,) on which the candidate is preferred to the shipped model.
+
+        Args:
+            right: probability (N,) that the shipped model is right.
+            own, shipped: classes (N,) that the adapter and the shipped model predict.
+            bn: logits (N, C) with BN statistics; None for no opinion.
+        """
+        candidate, estimate = self.candidate()
+        better = estimate > right + self.margin
+        if bn is None:
+            return better
+        third, differs = bn.argmax(dim=1), own != shipped
+        if candidate == "adapter":
+            better &= ~(differs & (third == shipped))
+        return better | (differs & (third == own) & self._corrects(right))
+
+    def _corrects(self, right: Tensor) -> Tensor:
+        """The samples (N,) on which the adapter's corrections of the shipped model are credible if BN confirms them."""
+        if not self.competence.known or float(self.evidence.estimates[0]) <= 0:
+            return torch.zeros_like(right, dtype=torch.bool)
+        ratio = self.competence.ratio.clamp(min=ERRORS_PER_CHANGE)
+        fresh, pooled = (1 - ratio * self.evidence.unsure).tolist()
+        if fresh > 0.5 + self.margin:
+            return right >= FAIR
+        return self.evidence.corrects(right) & (pooled >= 0.5)
 
     def probability(self, x: Tensor, logits: Tensor, features: Tensor) -> Tensor:
         """Return the probability (N,) that the shipped model is right, from its outputs."""
@@ -148,7 +170,12 @@ class Checks:
         return bn, unhealthy
 
     def _unhealthy(self, estimates: Tensor, agreement: Tensor) -> str:
-        """What is wrong with the adapter, in words; empty if nothing is known to be."""
+        """What is wrong with the adapter, in words; empty for nothing known.
+
+        Args:
+            estimates: estimated accuracy of adapter and BN, (2,).
+            agreement: share of competent samples on which they agree with the shipped model, (2,).
+        """
         evidence, has_bn = self.evidence, self.reference.bn is not None
         if (odds := evidence.doubt()) > LOST:
             return f"BN statistics contradict what it predicts otherwise than the shipped model (odds {odds:.0f})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -24,7 +25,11 @@ PART = 64  # samples of a batch that a check confirms the trust with
 SHARE = 16  # samples of a batch from which its own share counts beside that of the pool
 LONGER = 4  # the pool of overruled predictions is this many windows long
 SURPRISE = 4.0  # standard deviations from the usual value
+SIZES = {"other": 3, "competent": 3, "overruled": 2, "estimates": 2, "excess": 2, "corrections": 2}
 USUAL = 0.9  # weight of the past in the usual values
+FAIR = 0.5  # probability from which the shipped model is probably right about a sample
+COMPETENT = 0.9  # probability from which it counts as competent
+EXCESS = math.log(20)  # gain from which it is corrected too often
 STAKE = 0.5  # share of the capital of a bet
 EVERY = 7  # every so many values of a sample are enough for its mean and deviation
 WARM = 5  # batches before values are usual
@@ -89,6 +94,11 @@ class Evidence(AtLeastFloat32, Stateful):
         adapter_classes, bn_classes: samples of the second kind by predicted class, (C,); empty before the first batch.
         estimates: (2,) estimated accuracy of adapter and BN on samples of the second kind.
         bet: logarithm of the gain of a bet that BN contradicts the adapter where that contradicts the shipped model.
+        excess: (2,) logarithm of the gain of a bet that adapter and BN correct the shipped model more often than that is wrong,
+            on samples where that is probably right, and on those that it is competent about.
+        corrections: (2,) samples on which adapter and BN together contradict the shipped model where that is probably right;
+            those of them whose prediction by the adapter changes under a disturbance.
+        unsure: (2,) share of these as of the last check, with one more, or 1 if that did not tell; and in the pool.
     """
 
     other: Tensor
@@ -98,13 +108,17 @@ class Evidence(AtLeastFloat32, Stateful):
     bn_classes: Tensor
     estimates: Tensor
     bet: Tensor
+    excess: Tensor
+    corrections: Tensor
+    unsure: Tensor
 
     def __init__(self, window: int) -> None:
         super().__init__()
         self.window = window
-        for name, size in {"other": 3, "competent": 3, "overruled": 2, "estimates": 2}.items():
+        for name, size in SIZES.items():
             self.register_buffer(name, torch.zeros(size))
         self.register_buffer("bet", torch.zeros(()))
+        self.register_buffer("unsure", torch.tensor([1.0, 0.0]))
         self.register_buffer("adapter_classes", torch.empty(0))
         self.register_buffer("bn_classes", torch.empty(0))
 
@@ -166,6 +180,51 @@ class Evidence(AtLeastFloat32, Stateful):
         """Return the gain of the bet against the adapter: 1 without evidence against it."""
         return math.exp(min(float(self.bet), 50.0))
 
+    def take_corrections(self, right: Tensor, corrected: Tensor, changed: Tensor | None) -> None:
+        r"""Count how often adapter and BN together correct the shipped model, against how often that is expected to be wrong.
+
+        With the probability p that the shipped model is right, the capital is multiplied by 1 + p where it is corrected, else
+        by p: where it is corrected no more often than it is wrong, no capital is expected to grow. A capital below its
+        start is replaced.
+
+        Args:
+            right: probability (N,) that the shipped model is right.
+            corrected: samples (N,) on which both predict the same other class.
+            changed: samples (N,) whose prediction by the adapter changes under a disturbance; None if not known.
+        """
+        gain = torch.where(corrected, (1 + right).log(), right.clamp(min=0.01).log())
+        level = torch.stack([(right >= FAIR) & (right < COMPETENT), right >= COMPETENT])
+        self.excess = (self.excess + (gain * level).sum(dim=1)).clamp(0, 2 * EXCESS)
+        unsure = torch.ones_like(self.bet)
+        if changed is not None:
+            corrected = corrected & (right >= FAIR)
+            now = torch.stack([corrected.sum(), (corrected & changed).sum()]).to(self.corrections)
+            self.corrections = 0.5 ** (float(now[0]) / PART) * self.corrections + now
+            unsure = (self.corrections[1] + 1) / (self.corrections[0] + 1)
+            if now[0] >= SHARE:
+                unsure = torch.maximum(unsure, now[1] / now[0])
+        pooled = self.corrections[1] / self.corrections[0].clamp(min=SHARE / 2)
+        self.unsure = torch.stack([unsure, pooled])
+
+    def corrects(self, right: Tensor) -> Tensor:
+        """Return the samples (N,) on which the shipped model is corrected no more often than it is expected to be wrong.
+
+        Where it is corrected too often on samples that it is competent about, the others do not count either.
+
+        Args:
+            right: probability (N,) that the shipped model is right.
+        """
+        low, high = (self.excess < EXCESS).unbind()
+        return high & (low | (right >= COMPETENT)) & (right >= FAIR)
+
+    def suspicious(self) -> bool:
+        """Whether there is any evidence against the adapter, too little for a judgement."""
+        return bool(self.bet > 0) or bool((self.excess > EXCESS / 2).any())
+
+    def excessive(self) -> bool:
+        """Whether adapter and BN contradict the shipped model more often than that is expected to be wrong."""
+        return bool((self.excess >= EXCESS).any())
+
     def share_competent(self) -> float:
         """Return the share of the samples that the shipped model is competent about; 1 without any."""
         samples = self.competent[0] + self.other[0]
@@ -179,8 +238,14 @@ class Evidence(AtLeastFloat32, Stateful):
 
     def clear(self) -> None:
         """Forget the samples: the adapter is no longer the one they were counted for."""
-        for name in ("other", "competent", "overruled", "adapter_classes", "bn_classes", "estimates", "bet"):
+        for name in (*SIZES, "adapter_classes", "bn_classes", "bet"):
             setattr(self, name, torch.zeros_like(getattr(self, name)))
+        self.unsure = self.unsure.new_tensor([1.0, 0.0])
+
+    def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A saved state in the present form; until November 2026 there were no bets, and no counts of corrections."""
+        first = Evidence(self.window).moving()
+        return {**{k: first[k] for k in ("bet", "excess", "corrections", "unsure")}, **saved}
 
 
 def spread_rows(x: Tensor) -> Tensor:

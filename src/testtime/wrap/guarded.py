@@ -66,16 +66,24 @@ class Guarded(Wrapper):
 
     .. math:: \hat a_k = 1 - \kappa \cdot \text{share of its predictions that a disturbance changes}
 
+    Where the adapter corrects a probably right prediction of the shipped model and BN statistics confirm it, P(x) is the wrong
+    measure, since errors of the shipped model are frequent among such samples. Such corrections are credible while they are no
+    more than the expected errors :math:`\sum 1 - P(x)` (:meth:`testtime.wrap.evidence.Evidence.take_corrections`) and not
+    inconsistent, or where they are consistent: where :math:`\kappa`, or its default if that is larger, times the share of
+    them that the disturbance changes is below a half less ``margin``.
+
     A step:
         1. where the adapter is trusted and the batch is like those before, let it predict and learn, and answer that;
         2. else check: predict the batch with the shipped model too; in one batch of four, and where anything is unusual,
            also with BN statistics, and a disturbed batch with the adapter and with BN statistics;
         3. answer the prediction of the candidate of the higher :math:`\hat a_k` where :math:`\hat a_k > P(x)` + ``margin``,
            elsewhere that of the shipped model; where the adapter predicts the same class, its logits; where the adapter would
-           be preferred and predicts another class than the shipped model, BN statistics have a vote: two against one;
+           be preferred and predicts another class than the shipped model, BN statistics have a vote: two against one; credible
+           corrections are answered too;
         4. take the step back where a quarter of the batch was overruled, or repeats the sample before;
         5. trust the adapter while hardly any of its predictions are overruled and most of those votes are for it, and then
-           check 64 samples of one batch in 2, 4, ..., 1 / ``check``, at least once in 2,000 samples;
+           check 64 samples of one batch in 2, 4, ..., 1 / ``check``, at least once in 2,000 samples, and in 2 where there is
+           any evidence against it;
         6. where the adapter loses the votes for long, has fallen below BN statistics, or collapsed to few classes, in
            ``patience`` checks in a row: restore the last healthy state; reset the upper half of its layers if that comes again
            before it is trusted; then all of it.
@@ -213,14 +221,10 @@ class Guarded(Wrapper):
             return y
         logits, features = self.reference(x)
         right = self.checks.probability(x, logits, features)
-        bn = logits if self.reference.bn is None else self.reference.bn(x)
-        candidate, estimate = self.checks.candidate()
-        preferred = estimate > right + self.options.margin
-        own, third = y.logits.argmax(dim=1), bn.argmax(dim=1)
-        if candidate == "bn":
-            return combined(y, logits, bn, preferred)
-        outvoted = (own != third) & (third == logits.argmax(dim=1))
-        return combined(y, logits, y.logits, preferred & ~outvoted)
+        bn = None if self.reference.bn is None else self.reference.bn(x)
+        preferred = self.checks.preferred(right, y.logits.argmax(dim=1), logits.argmax(dim=1), bn)
+        chosen = y.logits if bn is None or self.checks.candidate()[0] == "adapter" else bn
+        return combined(y, logits, chosen, preferred)
 
     def step(self, x: Tensor) -> Tensor:
         self._slots = (None,) * SLOTS
@@ -257,7 +261,9 @@ class Guarded(Wrapper):
             return "full"
         if not self.trusted:
             return "light"
-        return "part" if int(self.waiting) <= 0 else "none"
+        if int(self.waiting) > 0:
+            return "none"
+        return "full" if self.evidence.excessive() else "part"
 
     def _unchecked(self, y: Prediction) -> Prediction:
         self.waiting -= 1
@@ -267,7 +273,8 @@ class Guarded(Wrapper):
     def _still_trusted(self, x: Tensor, y: Prediction, size: int) -> bool:
         """Check a part of a batch of ``size`` samples; unless it confirms the trust, the whole batch is checked."""
         verdict = self.checks.judge(x, y, None, copies=False)
-        trusted = self._trusts(verdict, size)
+        # Where it does not, the check of the whole batch is what counts.
+        trusted = verdict.overruled <= BURST * self.options.exposure and self._trusts(verdict, size)
         self._report(verdict, verdict.answer)
         return trusted
 
@@ -318,7 +325,7 @@ class Guarded(Wrapper):
         exposed = max(pooled, verdict.overruled / BURST) > self.options.exposure
         if verdict.unhealthy or exposed or self.evidence.doubt() > DOUBT:
             return False
-        longest = min(round(1 / self.options.check), SAMPLES // size)
+        longest = 2 if self.evidence.suspicious() else min(round(1 / self.options.check), SAMPLES // size)
         self.interval.fill_(max(2, min(2 * int(self.interval), longest)))
         self.waiting.copy_(self.interval)
         self.failures.zero_()

@@ -97,6 +97,17 @@ def test_the_table_for_a_terminal(run: Run) -> None:
     assert "(12.34)" in lines[5]
 
 
+def test_the_figures_are_the_headline_and_the_mistakes_over_time(run: Run) -> None:
+    charts = online("digits-open").figures(run)
+    assert [chart and chart.title for chart in charts] == [
+        "H-score over time · Photographs",
+        "Known images taken for unknown, and pushed towards doubt · Photographs",
+        "Unknown images taken for known, and learned from · Photographs",
+    ]
+    without = with_results(run, lambda _, result: {**result, "filters": {"all": {}, "time": {}}})
+    assert [chart is None for chart in online("digits-open").figures(without)] == [False, True, True]
+
+
 @pytest.mark.parametrize("name", listing.entries())
 def test_every_experiment_has_a_page_with_its_stream(run: Run, name: str) -> None:
     entry = listing.entries()[name]

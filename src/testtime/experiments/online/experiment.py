@@ -18,13 +18,13 @@ from testtime.errors import DataError, check_name, need_packages
 from testtime.experiments import Cell, Experiment, Plan, Request, Resource, Row, Run, Table, Unit
 from testtime.experiments.online import listing
 from testtime.experiments.online.comparison import Comparison
-from testtime.experiments.online.pages import main_table, online_page
+from testtime.experiments.online.pages import main_table, online_figures, online_page
 from testtime.experiments.online.results import Results
 from testtime.experiments.online.stream import source_model
 from testtime.experiments.registry import code_of
 from testtime.models import OpenedModel
 from testtime.processor import processor_name
-from testtime.report import Page
+from testtime.report import Chart, Page
 from testtime.streams.named import ORDERS, corrupted_domains
 
 __all__ = ["HERE", "Batches", "Inputs", "Online", "online"]
@@ -256,6 +256,9 @@ class Online(Experiment):
 
     def tables(self, run: Run) -> Sequence[Table]:
         return [main_table(Results(run))]
+
+    def figures(self, run: Run) -> Sequence[Chart | None]:
+        return online_figures(Results(run))
 
     def page(self, run: Run) -> Page:
         return online_page(Results(run))

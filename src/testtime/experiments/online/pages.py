@@ -17,7 +17,7 @@ from testtime.experiments.pages import run_page, table_blocks, winner
 from testtime.report import Block, Details, Figure, Note, Page, Section, listed, mean, show
 from testtime.streams.named import ORDERS
 
-__all__ = ["main_table", "online_page"]
+__all__ = ["main_table", "online_figures", "online_page"]
 
 Values = Callable[[dict[str, Any]], Sequence[float | None]]
 NOTES: dict[str, str] = listing.read("experiments.toml")["notes"]
@@ -35,9 +35,7 @@ FILTERS = ("known_maximised", "unknown_minimised")
 
 def online_page(results: Results) -> Page:
     """Return the page of a run."""
-    stream = results.stream
-    first = [*results.ranked[:3], *(n for n in ("PAF+KIP", "TENT", "Source") if n in results.rows)]
-    keys = {name: tint for name, tint in report.colours([*first, *results.ranked]).items() if tint}
+    stream, keys = results.stream, _keys(results)
     severity = f", severity {stream['severity']}" if "{severity}" in ORDERS[stream["order"]].about else ""
     facts = [("closed set", results.about["closed"]), ("model", results.about["model"])]
     facts += [("stream", f"{stream['order']}{severity}, {', '.join(stream['corruptions'])}")]
@@ -52,6 +50,22 @@ def online_page(results: Results) -> Page:
     ]
     made = _arguments(results), Note(NOTES["kept"])
     return run_page(results.run, _lead(results), sections, facts, *made, title=results.title)
+
+
+def online_figures(results: Results) -> list[report.Chart | None]:
+    """Return the charts of a run: for each column the headline over time, and what the filters took wrongly."""
+    keys, (measure, name), drawn = _keys(results), results.headline, list[Figure]()
+    for column in results.columns:
+        over: Values = lambda cell: cell["time"][measure]  # noqa: E731
+        drawn.append(_figure(results, column, keys, over, f"{name} over time · {column}", f"{name}, %"))
+        drawn += _filter_figures(results, column, keys)
+    return [figure.chart for figure in drawn]
+
+
+def _keys(results: Results) -> dict[str, int]:
+    """The colours of the rows that stand out."""
+    first = [*results.ranked[:3], *(n for n in ("PAF+KIP", "TENT", "Source") if n in results.rows)]
+    return {name: tint for name, tint in report.colours([*first, *results.ranked]).items() if tint}
 
 
 def _lead(results: Results) -> report.Text:
@@ -176,12 +190,17 @@ def _domain_names(results: Results, column: str) -> list[str]:
     return [entry["domain"].replace("_", " ") for entry in domains]
 
 
+def _filter_figures(results: Results, column: str, keys: dict[str, int]) -> list[Figure]:
+    drawn = []
+    for key in FILTERS:
+        values: Values = lambda cell, k=key: cell["filters"]["time"].get(k, [])  # type: ignore[misc]  # noqa: E731
+        drawn.append(_figure(results, column, keys, values, f"{NOTES[key]} · {column}", "% of them"))
+    return drawn
+
+
 def _filters(results: Results, keys: dict[str, int]) -> list[Block]:
-    drawn, lines = [], []
-    for column in results.columns:
-        for key in FILTERS:
-            values: Values = lambda cell, k=key: cell["filters"]["time"].get(k, [])  # type: ignore[misc]  # noqa: E731
-            drawn.append(_figure(results, column, keys, values, f"{NOTES[key]} · {column}", "% of them"))
+    drawn = [figure for column in results.columns for figure in _filter_figures(results, column, keys)]
+    lines = []
     for row in results.rows:
         took = [cell["filters"]["all"] for cell in results.cells(row)]
         for name in dict.fromkeys(key.partition("_")[2] for key in took[0]):
