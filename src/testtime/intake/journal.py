@@ -138,8 +138,8 @@ class Before:
                 module.restore_all(values)
             for module, name, value in self.replaced:
                 setattr(module, name, value)
-            for kept in self.rows:
-                kept.undo()
+            for overwritten in self.rows:
+                overwritten.undo()
 
 
 class Journal:

@@ -67,7 +67,9 @@ class ImageMemory(Stateful):
         places = np.flatnonzero(origin >= 0)
         if len(places):
             rows = x[torch.from_numpy(origin[places]).to(x.device)]
-            self.row_writes.write(self.images, torch.from_numpy(places).to(x.device), rows.to(self.images.dtype))
+            self.row_writes.write(
+                self.images, torch.from_numpy(places).to(x.device), rows.to(self.images.dtype)
+            )
 
     def held(self) -> Tensor:
         """The images (M, ...)."""

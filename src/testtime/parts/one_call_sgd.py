@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,17 +59,17 @@ class OneCallSGD(torch.optim.SGD):
                 return False
         return True
 
-    def _together(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _together(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Take the step of small parameters in place, in the order of operations of ``torch.optim.SGD``."""
-        gradients: Sequence[Tensor] = [p.grad for p in parameters if p.grad is not None]
+        gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
         if group["weight_decay"]:
-            gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         if group["momentum"]:
-            averages = [self.state[p]["momentum_buffer"] for p in parameters]
+            averages: list[Tensor] = [self.state[p]["momentum_buffer"] for p in parameters]
             torch._foreach_mul_(averages, group["momentum"])
             torch._foreach_add_(averages, gradients, alpha=1 - group["dampening"])
             if group["nesterov"]:
-                gradients = torch._foreach_add(gradients, averages, alpha=group["momentum"])
+                gradients = list(torch._foreach_add(gradients, averages, alpha=group["momentum"]))
             else:
                 gradients = averages
         torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
