@@ -1,9 +1,9 @@
 # A server of an adapting model: docker build -t testtime . && docker run -p 8000:8000 -e TESTTIME_TOKEN=... testtime
 FROM python:3.12-slim
 WORKDIR /app
-COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 COPY src src
-RUN pip install --no-cache-dir ".[serve,demo]" \
+RUN pip install --no-cache-dir -c constraints.txt ".[serve,demo,fsspec]" \
     && useradd --create-home --uid 10001 testtime \
     && install -d -o testtime /state
 USER testtime

@@ -215,6 +215,8 @@ def test_missing_files_are_missing(tmp_path: Path) -> None:
         ({"a": "x"}, {"a": (float, type(None))}, "a: expected float or null, found str"),
         ({"a": None}, {"a": float}, "a: expected float, found NoneType"),
         ({"a": True}, {"a": float}, "a: expected float, found bool"),
+        ({"a": 10**400}, {"a": float}, "a: expected float, found int"),
+        ({"a": {"b": 1, "c": None}}, {"a": {str: int}}, r"a\.c: expected int, found NoneType"),
     ],
 )
 def test_shapes(value: Any, shape: Any, problem: str) -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -302,7 +303,8 @@ def check_shape(value: Any, shape: Any, name: str = "") -> None:
 
     Args:
         value: the value.
-        shape: a type, a tuple of types, ``[shape of every item]``, or ``{key: shape}`` of the keys that are needed.
+        shape: a type, a tuple of types, ``[shape of every item]``, or ``{key: shape}`` of the keys that are needed;
+            the type ``str`` stands for every key. A whole number that no float holds is not taken for a float.
         name: place of the value, for the message.
 
     Raises:
@@ -314,7 +316,8 @@ def check_shape(value: Any, shape: Any, name: str = "") -> None:
     TypeError: rows[1].label: expected str, found int
     """
     kinds = shape if isinstance(shape, tuple) else (type(shape) if isinstance(shape, list | dict) else shape,)
-    if not isinstance(value, kinds) and not (float in kinds and type(value) is int):
+    number = float in kinds and type(value) is int and abs(value) <= sys.float_info.max
+    if not isinstance(value, kinds) and not number:
         expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
         raise TypeError(
             f"{name.lstrip('.') or 'document'}: expected {expected}, found {type(value).__name__}"
@@ -324,9 +327,10 @@ def check_shape(value: Any, shape: Any, name: str = "") -> None:
             check_shape(item, shape[0], f"{name}[{i}]")
     if isinstance(shape, dict):
         for key, inner in shape.items():
-            if key not in value:
+            if key is not str and key not in value:
                 raise TypeError(f"{name}.{key} is missing".lstrip("."))
-            check_shape(value[key], inner, f"{name}.{key}")
+            for one in value if key is str else (key,):
+                check_shape(value[one], inner, f"{name}.{one}")
 
 
 def read_array(path: str | Path, advice: str, *, mapped: bool = False) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from testtime.cli import options
-from testtime.cli.options import new_file, new_folder, number, seeds, size, whole, words
+from testtime.cli.options import new_file, new_folder, number, seeds, size, url, whole, words
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ from testtime.cli.options import new_file, new_folder, number, seeds, size, whol
         (words, " tent , eata,", ("tent", "eata")),
         (seeds, "2, 0", (2, 0)),
         (size, "48X64", (48, 64)),
+        (url, "s3://bucket/a", "s3://bucket/a"),
     ],
 )
 def test_values(convert: Callable[[str], Any], text: str, value: object) -> None:
@@ -37,6 +38,7 @@ def test_values(convert: Callable[[str], Any], text: str, value: object) -> None
         (words, ("", " , ", "a,b,a")),
         (seeds, ("", "1,1", "-1", "one", "1.0")),
         (size, ("0", "64x", "axb", "1x2x3", "-4")),
+        (url, ("", "bucket", "s3:/bucket", "://a", "s3://")),
     ],
 )
 def test_what_is_refused(convert: Callable[[str], Any], texts: tuple[str, ...]) -> None:

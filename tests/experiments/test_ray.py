@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from toy_family import Toy, events
 
+from slow_ray import wait_longer
 from testtime.experiments import Processes, Ray, Request, read_run, run_experiment
 
 ray = pytest.importorskip("ray", reason="Ray comes with testtime[ray]")
@@ -25,6 +26,7 @@ ASKED = Request("toy", precision="float32", settings={"sleep": 0.5})
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
+    wait_longer()
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)
     yield made

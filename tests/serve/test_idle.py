@@ -15,6 +15,9 @@ from small_session import images, network, tent
 from testtime.adapter import state_hash
 from testtime.serve import Session, SessionOptions, replay, verify_session
 from testtime.serve.audit import records
+from testtime.serve.idle import BEYOND
+from testtime.serve.keeping import Captured
+from testtime.serve.snapshots import SnapshotInfo
 
 NAMES = [f"camera-{i}" for i in range(6)]
 
@@ -64,6 +67,39 @@ def test_an_idle_stream_costs_its_disk_alone(tmp_path: Path) -> None:
         assert [s.offset for s in session.snapshots(NAMES[0])] == [4]
         assert session._turns.all() == [last]  # looking at a stream does not load it
         assert session.streams() == tuple(NAMES)
+
+
+def test_a_slow_disk_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the thread that writes does not keep up, requests write the snapshots of the streams that leave."""
+    parked: list[object] = []
+    options = SessionOptions(snapshot_every=0, resident=2)
+    with Session(tent(), tmp_path, options=options) as session:
+        monkeypatch.setattr(session._keeper, "later", parked.append)
+        counts = []
+        for i in range(40):
+            session.submit(images(i), f"s{i}")
+            counts.append(len(session._turns.all()))
+        assert max(counts) == counts[-1] == 2 + BEYOND
+        assert len(parked) == BEYOND
+        assert session.streams() == tuple(sorted(f"s{i}" for i in range(40)))
+
+
+def test_a_stream_that_is_forgotten_while_it_leaves_fails_no_other_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SessionOptions(snapshot_every=0, resident=1, asynchronous=False)
+    with Session(tent(), tmp_path, options=options) as session:
+        session.submit(images(0), "a")
+        real = session._keeper.write
+
+        def write(captured: Captured) -> SnapshotInfo:
+            session.forget("a")
+            return real(captured)
+
+        monkeypatch.setattr(session._keeper, "write", write)
+        assert session.submit(images(1), "b").adapted
+        assert session.streams() == ("b",)
+        monkeypatch.undo()
 
 
 def test_streams_leave_after_a_time(tmp_path: Path) -> None:

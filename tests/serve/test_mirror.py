@@ -97,7 +97,9 @@ def test_only_what_is_whole_is_fetched(tmp_path: Path) -> None:
         assert session.status("a").state == states[1]
 
 
-def test_a_mirror_that_fails_fails_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_fails_fails_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     url = f"file://{tmp_path}/mirror"
     with Session(tent(), tmp_path / "here", options=options(url)) as session:
         mirror = session.mirror
@@ -113,6 +115,7 @@ def test_a_mirror_that_fails_fails_no_request(tmp_path: Path, monkeypatch: pytes
         assert mirror.settle(60)
         assert mirror.error == "ConnectionError: the store is away"
         assert session.status("a").error == ""
+        assert "the mirror failed: ConnectionError: the store is away" in caplog.messages
         monkeypatch.undo()
         session.snapshot("a")
         assert mirror.settle(60)
@@ -126,4 +129,8 @@ def test_a_mirror_that_fails_fails_no_request(tmp_path: Path, monkeypatch: pytes
 def test_urls_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"):
         Session(tent(), tmp_path / "a", options=options("nowhere://a/b"))
+    for inside in (f"file://{tmp_path}/a/mirror", f"file://{tmp_path}"):
+        with pytest.raises(ValueError, match="lie in each other"):
+            Session(tent(), tmp_path / "a", options=options(inside))
+    assert not (tmp_path / "a" / "mirror").exists()
     Session(tent(), tmp_path / "a").close()  # the lock was given back

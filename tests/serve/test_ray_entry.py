@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from small_session import images, tent
 
+from slow_ray import wait_longer
+
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 import httpx
 
@@ -22,7 +24,7 @@ from testtime.serve.replica import ReplicaOptions
 
 ray = pytest.importorskip("ray", reason="Ray Serve comes with testtime[ray]")
 serve = pytest.importorskip("ray.serve", reason="Ray Serve comes with testtime[ray]")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     paths = os.pathsep.join(dict.fromkeys(str(Path(path).absolute()) for path in sys.path))
+    wait_longer()
     ray.init(
         num_cpus=3,
         include_dashboard=False,

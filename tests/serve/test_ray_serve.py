@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small_session import images, tent
 
+from slow_ray import wait_longer
 from testtime.serve import SessionOptions
 from testtime.serve.ray import application
 from testtime.serve.replica import ReplicaOptions
@@ -29,6 +30,7 @@ WAIT = 120.0  # seconds
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
+    wait_longer()
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)
     paths = dict.fromkeys(str(Path(path).absolute()) for path in sys.path)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 __all__ = [
     *("Commands", "Device", "Jobs", "Option", "Precision", "Seed", "Seeds", "device", "existing", "new_file"),
-    *("new_folder", "number", "once", "print_progress", "seeds", "setting", "size", "whole", "words"),
+    *("new_folder", "number", "once", "print_progress", "seeds", "setting", "size", "url", "whole", "words"),
 ]
 
 Commands = dict[str, Callable[..., int]]
@@ -100,6 +100,15 @@ def size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"expected pixels as 64 or 48x64 (height x width), got {text!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def url(text: str) -> str:
+    """Check that a word is a URL: a kind, "://" and a place."""
+    kind, found, place = text.partition("://")
+    if not (kind and found and place):
+        expected = "expected a URL as s3://bucket/folder or file:///folder"
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+    return text
 
 
 def device(text: str) -> str:

@@ -12,14 +12,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from testtime.cli.options import Commands, Device, Option, Seed, existing, new_folder, number, setting, whole
+from testtime.cli.options import (
+    Commands,
+    Device,
+    Option,
+    Seed,
+    existing,
+    new_folder,
+    number,
+    setting,
+    url,
+    whole,
+)
 from testtime.errors import need_packages
 
 if TYPE_CHECKING:
-    from testtime.serve import AlarmOptions
+    from testtime.serve import AlarmOptions, SessionOptions
     from testtime.serve.server import Configuration, Limits, ServedModel
 
-__all__ = ["COMMANDS", "Adaptation", "Requests", "Secrets", "Shadows", "Showing", "serve"]
+__all__ = ["COMMANDS", "Adaptation", "Keeping", "Requests", "Secrets", "Shadows", "Showing", "serve"]
 
 METHOD = "paf-kip"
 MODEL = "source model: a name, a file of weights, timm:NAME, hf:NAME or package.module:function"
@@ -29,6 +40,9 @@ SHADOW = "methods that adapt beside the one that serves; their answers are judge
 STATE = "folder of snapshots, audit log and configuration; temporary in the demo"
 ALARM = "share of the requests that the shipped model answers too, for the alarm; 0: none"
 FALSE = "probability, at most, of a false alarm in a whole stream"
+RESIDENT = "streams whose state stays in memory; those that were used longest ago are on the disk alone"
+IDLE = "seconds without a request after which a stream leaves the memory; its next request brings it back"
+MIRROR = "folder to which acknowledged snapshots are copied, of any kind that fsspec knows"
 SNAPSHOTS = "steps of a stream between two snapshots; 0: only at the end"
 Set = Annotated[tuple[str, ...], Option("arguments of the method", metavar="KEY=VALUE", names=("--set",))]
 
@@ -87,8 +101,7 @@ class Requests:
     max_batch: Annotated[int, Option("samples in a request")] = 256
     rate: Annotated[float, Option("requests per second of a client, on average", number())] = 1000.0
     queue: Annotated[int, Option("requests that wait for the model")] = 64
-    max_streams: Annotated[int, Option("streams")] = 1000
-    snapshot_every: Annotated[int, Option(SNAPSHOTS, whole(0))] = 100
+    max_streams: Annotated[int, Option("streams, those that are on the disk alone included")] = 1000
 
     def limits(self) -> Limits:
         """Return the limits of the server."""
@@ -97,6 +110,36 @@ class Requests:
         body, burst = self.max_body * 2**20, max(1, int(2 * self.rate))
         kept = {"queue": self.queue, "streams": self.max_streams}
         return Limits(body=body, batch=self.max_batch, rate=self.rate, burst=burst, **kept)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which states are in memory, and where snapshots go."""
+
+    snapshot_every: Annotated[int, Option(SNAPSHOTS, whole(0))] = 100
+    resident: Annotated[int, Option(RESIDENT)] = 1024
+    idle: Annotated[float | None, Option(IDLE, number(), "SECONDS")] = None
+    mirror: Annotated[str | None, Option(MIRROR, url, "URL")] = None
+
+    def check(self, folder: Path) -> None:
+        """Raise ValueError or ImportError where snapshots in a folder cannot be copied to the mirror."""
+        if self.mirror is not None:
+            from testtime.serve.mirror import check_mirror
+
+            check_mirror(self.mirror, folder)
+
+    def options(self, model: ServedModel, streams: int, named: str | None) -> SessionOptions:
+        """Return the settings of the session.
+
+        Args:
+            model: the model.
+            streams: largest number of streams.
+            named: name of the model, with which the session is resumed elsewhere; None where it has none.
+        """
+        from testtime.serve.server.opening import session_options
+
+        kept = {"snapshot_every": self.snapshot_every, "resident": self.resident, "idle": self.idle or 0.0}
+        return session_options(model, streams=streams, model=named, mirror=self.mirror, **kept)
 
 
 @dataclass(frozen=True)
@@ -181,6 +224,7 @@ def serve(
     host: Annotated[str, Option("address; tokens are needed unless it is this machine's own")] = "127.0.0.1",
     port: Annotated[int, Option("port; 0 takes a free one", whole(0))] = 8000,
     requests: Requests,
+    keeping: Keeping,
     shadows: Shadows,
     secrets: Secrets,
     logs: Annotated[Literal["json", "text"], Option("form of the log lines on standard error")] = "json",
@@ -193,7 +237,7 @@ def serve(
     from testtime.serve.page import ROUTER
     from testtime.serve.server import ServerOptions, Tokens, create_app, listening, run
     from testtime.serve.server.logs import write_logs
-    from testtime.serve.server.opening import Kept, open_session, opened_alarms, session_options, shadowed
+    from testtime.serve.server.opening import Kept, open_session, opened_alarms, shadowed
     from testtime.serve.server.options import check_access
 
     adaptation = showing.check(adaptation, state)
@@ -204,9 +248,10 @@ def serve(
     with ExitStack() as stack:
         found = stack.enter_context(listening(host, port))
         folder = Path(state or stack.enter_context(TemporaryDirectory(prefix="testtime-")))
-        model, every = adaptation.opened(), requests.snapshot_every
+        keeping.check(folder)
+        model = adaptation.opened()
         named = adaptation.model if adaptation.model in MODELS else None
-        options = session_options(model, snapshot_every=every, streams=requests.max_streams, model=named)
+        options = keeping.options(model, requests.max_streams, named)
         if showing.demo:
             print("calibrating the guards on images of the training set", flush=True)
             model, options = demo.prepared(model, options)

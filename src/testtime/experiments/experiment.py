@@ -192,12 +192,13 @@ class Experiment(ABC):
 
     def page(self, run: Run) -> Page:
         """Return the page of a run: its tables, its figures, and how it was made."""
-        from testtime.experiments.pages import run_page, table_blocks
+        from testtime.experiments.pages import run_page, table_blocks, table_sections
         from testtime.report import Figure, Section
 
-        drawn = [Figure(chart, chart.title) for chart in self.figures(run) if chart]
-        result = Section("result", "Result", "The result", table_blocks(*self.tables(run)))
-        return run_page(run, run.about["note"], [result, Section("figures", "Figures", "Figures", drawn)])
+        drawn, tables = [Figure(chart, chart.title) for chart in self.figures(run) if chart], self.tables(run)
+        result = [Section("result", "Result", "The result", table_blocks(*tables))]
+        sections = result if len(tables) == 1 else table_sections(tables)
+        return run_page(run, run.about["note"], [*sections, Section("figures", "Figures", "Figures", drawn)])
 
     def compared(self, runs: Sequence[Run]) -> Sequence[Table]:
         """Return the tables of several runs of the family side by side; a ValueError says that they cannot be compared."""

@@ -12,7 +12,8 @@ from testtime import report
 if TYPE_CHECKING:
     from testtime.experiments import Run, Table
 
-__all__ = ["provenance_section", "run_page", "table_blocks", "tables_page", "unfinished", "winner"]
+__all__ = ["provenance_section", "run_page", "table_blocks", "table_sections", "tables_page"]
+__all__ += ["unfinished", "winner"]
 
 
 def run_page(
@@ -44,13 +45,13 @@ def run_page(
 
 def tables_page(title: str, kicker: report.Text, lead: report.Text, tables: Sequence[Table]) -> report.Page:
     """Return a page with a section for each table, such as a comparison of runs."""
+    return report.Page(title, kicker, lead, table_sections(tables))
+
+
+def table_sections(tables: Sequence[Table]) -> list[report.Section]:
+    """Return a section for each table, with its title as the heading."""
     numbered = enumerate(tables, 1)
-    return report.Page(
-        title,
-        kicker,
-        lead,
-        [report.Section(f"table{i}", t.title, t.title, table_blocks(t)) for i, t in numbered],
-    )
+    return [report.Section(f"table{i}", t.title, t.title, table_blocks(t)) for i, t in numbered]
 
 
 def table_blocks(*tables: Table) -> list[report.Block]:
@@ -135,7 +136,7 @@ def provenance_section(
     commands = [" ".join(session["command"]) for session in about["sessions"] if session["command"]]
     found: list[tuple[report.Text, object]] = [
         ("experiment", about["experiment"]),
-        ("source of the published figures", about["source"] or "–"),
+        ("source of the published figures", about["source"]),
         *((name, f"{used}, for {prefers}") for name, (used, prefers) in run.stand_ins.items()),
         *facts,
         ("seeds", ", ".join(map(str, run.request.seeds or ()))),
@@ -144,7 +145,8 @@ def provenance_section(
         ("device", last["device"]),
         ("started", about["sessions"][0]["started"]),
         ("versions", ", ".join(f"{name} {value}" for name, value in last["versions"].items())),
-        ("machine", ", ".join(f"{k} {v}" for k, v in last["machine"].items() if v is not None)),
+        ("machine", ", ".join(f"{k} {v}" for k, v in last["machine"].items() if v not in (None, ""))),
         *((f"digest of {name}", value) for name, value in about["facts"].items()),
     ]
-    return report.Section("made", "Provenance", "How this was made", [report.Definitions(found), *blocks])
+    shown = report.Definitions([(name, value or "–") for name, value in found])
+    return report.Section("made", "Provenance", "How this was made", [shown, *blocks])

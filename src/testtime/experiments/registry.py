@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from testtime.errors import check_name, did_you_mean
@@ -15,11 +16,13 @@ from testtime.plugins import load_plugin, plugins, resolve
 if TYPE_CHECKING:
     from testtime.experiments.experiment import Experiment
 
-__all__ = ["FAMILIES", "Listed", "code_of", "find_experiment", "guard_code", "list_experiments"]
-__all__ += ["read_constants"]
+__all__ = ["EVERY", "FAMILIES", "Listed", "code_of", "find_experiment", "guard_code", "list_experiments"]
+__all__ += ["read_constants", "result_shapes"]
 
 GUARDS = ("testtime.wrap.", "testtime.metrics.")  # packages of the modules that a guard is made of
 
+EVERY: Any = str
+"""Key that stands for every key in what :func:`result_shapes` returns."""
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
     "multitask": "testtime.experiments.multitask.listing",
@@ -27,7 +30,7 @@ FAMILIES = {
     "production": "testtime.experiments.production.listing",
     "space": "testtime.experiments.space.listing",
 }
-"""By family, the light module that lists its experiments in ``LISTED``."""
+"""By family, the light module with its experiments in ``LISTED``, and in ``SHAPES`` what :func:`result_shapes` returns."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,26 @@ def read_constants(package: str, name: str) -> dict[str, Any]:
 
 def list_experiments(family: str | None = None) -> dict[str, list[Listed]]:
     """Return the experiments of all families or of one, by family; a ValueError says that there is none of this name."""
-    others = plugins("testtime.experiments")
-    names = [*FAMILIES, *others]
+    names = [*FAMILIES, *plugins("testtime.experiments")]
     if family is not None:
         check_name("family", family, names)
         names = [family]
-    modules = {n: load_plugin(others[n]) if n in others else import_module(FAMILIES[n]) for n in names}
-    return {name: list(module.LISTED) for name, module in modules.items()}
+    return {name: list(_listing(name).LISTED) for name in names}
+
+
+def result_shapes(family: str) -> dict[str, Any]:
+    """Return what the results of a family must hold for its tables, see :func:`testtime.files.check_shape`.
+
+    Returns:
+        Shapes by the name of the unit's function, and of the plan's further facts as "about"; none for another family.
+    """
+    known = family in FAMILIES or family in plugins("testtime.experiments")
+    return getattr(_listing(family), "SHAPES", {}) if known else {}
+
+
+def _listing(family: str) -> ModuleType:
+    others = plugins("testtime.experiments")
+    return load_plugin(others[family]) if family in others else import_module(FAMILIES[family])
 
 
 def find_experiment(name: str) -> Experiment:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from testtime.claims import claimed
 from testtime.experiments.experiment import Experiment, Plan, Unit, closure
 from testtime.experiments.provenance import SCHEMA, now
+from testtime.experiments.registry import result_shapes
 from testtime.experiments.request import Request
+from testtime.experiments.store import AGAIN as MAKE_AGAIN
 from testtime.experiments.store import check_schema, read_result
 from testtime.experiments.table import Record, Row
-from testtime.files import damaged, read_json, slug, write_json
+from testtime.files import check_shape, damaged, read_json, slug, write_json
 
 __all__ = ["Run", "RunFolder", "read_run"]
 
@@ -26,9 +29,12 @@ ABOUT = {
     **dict.fromkeys(("experiment", "family", "title", "source", "note"), str),
     "rows": [{"label": str, "role": str, "note": str, "about": dict}],
     "cells": [{"row": str, "column": str, "seed": int, "unit": str, "about": dict}],
-    "units": dict,
-    **dict.fromkeys(("others", "facts", "used", "resources", "about"), dict),
-    "sessions": [dict],
+    "units": {str: {"name": str, "code": {str: str}}},
+    **{"others": {str: str}, "facts": {str: str}, "used": {str: str}, "about": dict},
+    "resources": {str: {"prefers": str}},
+    "sessions": [
+        {"started": str, "command": [str], "versions": {str: str}, "machine": dict, "device": (str, NoneType)}
+    ],
 }
 
 
@@ -118,17 +124,19 @@ class Run:
         """The rows of the tables, also those without a result."""
         return [Row(row["label"], row["role"], row["note"], row["about"]) for row in self.about["rows"]]
 
-    def records(self, read: Callable[[dict[str, Any]], Any] = dict) -> list[Record]:
-        """Return the finished cells.
+    def records(self, read: Callable[[Record], Any] | None = None) -> list[Record]:
+        """Return the finished cells, each with the result of its unit, and the provenance of that as "made".
 
         Args:
-            read: function that turns the result of a unit, with its provenance as "made", into what the columns take.
+            read: function that turns a cell into what the columns take instead of its result; what it raises is a DataError.
         """
-        records = []
-        for c in self.about["cells"]:
-            if (found := self.results.get(c["unit"])) is not None:
-                result = read({**found["result"], "made": found["made"]})
-                records.append(Record(c["row"], c["column"], c["seed"], result, c["about"]))
+        records, results = [], self.results
+        with damaged(self.folder / "results", "delete the run and give the same command again"):
+            for c in self.about["cells"]:
+                if (found := results.get(c["unit"])) is not None:
+                    result = {**found["result"], "made": found["made"]}
+                    record = Record(c["row"], c["column"], c["seed"], result, c["about"])
+                    records.append(replace(record, result=read(record)) if read else record)
         return records
 
     def other(self, name: str) -> Mapping[str, Any] | None:
@@ -170,14 +178,21 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         ValueError: it is none.
-        DataError: a file in it is damaged.
+        DataError: a file in it is damaged, or does not hold what the tables of its family need.
     """
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime run makes one")
     about = _about(folder)
+    shapes = result_shapes(about["family"])
     done, bad = (sorted((folder / kind).glob("*.json")) for kind in ("results", "failures"))
-    results = {found["unit"]["address"]: found for found in map(read_result, done)}
+    results = {}
+    for path in done:
+        found = read_result(path)
+        with damaged(path, MAKE_AGAIN):
+            function = str(found["unit"].get("kind")).rpartition(":")[2]
+            check_shape(found["result"], shapes.get(function, {}), "result")
+        results[found["unit"]["address"]] = found
     failures = [read_json(file, AGAIN, {"address": str, "name": str, "error": str}) for file in bad]
     current = {found["address"]: found for found in failures if found["address"] in about["units"]}
     return Run(folder, about, {a: results[a] for a in about["units"] if a in results}, current)
@@ -189,10 +204,10 @@ def _about(folder: Path) -> dict[str, Any]:
     about: dict[str, Any] = read_json(path, AGAIN, ABOUT)
     with damaged(path, AGAIN):
         check_schema(about)
+        check_shape(about["about"], result_shapes(about["family"]).get("about", {}), "about")
+        if not about["sessions"]:
+            raise ValueError("expected at least one session")
         for unit in [*(cell["unit"] for cell in about["cells"]), *about["others"].values()]:
             if unit not in about["units"]:
                 raise ValueError(f"the unit {unit} of a cell is not among its units")
-        for address, unit in about["units"].items():
-            if not (isinstance(unit, dict) and isinstance(unit.get("code"), dict) and "name" in unit):
-                raise ValueError(f"the unit {address} has no name and code")
     return about

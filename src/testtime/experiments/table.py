@@ -58,7 +58,8 @@ class Column:
 
     Args:
         name: head of the column.
-        value: function of a record's result, or the keys that lead to it; None or NaN where it is not defined.
+        value: function of a record's result, or the keys that lead to it, () for the result itself; None or NaN where it is
+            not defined.
         of: setting, domain or measure whose records count; None averages over all records of a seed.
         group: head above the names of several columns.
         unit: unit of the values.

@@ -83,10 +83,17 @@ class Curve:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> Curve:
-        """Return the curve of its attributes as values of JSON, in which None stands for a missing value."""
+        """Return the curve of its attributes as values of JSON, in which None stands for a missing value.
+
+        Raises:
+            ValueError: there are more or fewer values of a task than steps.
+        """
         values = {
             name: [math.nan if v is None else v for v in some] for name, some in facts["values"].items()
         }
+        if any(len(some) != len(facts["steps"]) for some in values.values()):
+            counts = {name: len(some) for name, some in values.items()}
+            raise ValueError(f"expected a value of each task for {len(facts['steps'])} steps, got {counts}")
         return cls(facts["steps"], values, facts["higher_is_better"])
 
     def at(self, place: int) -> dict[str, float]:

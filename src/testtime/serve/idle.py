@@ -12,6 +12,7 @@ from testtime.serve.turns import Turns
 __all__ = ["Idle"]
 
 AT_ONCE = 4  # streams that one request makes leave
+BEYOND = 16  # streams above ``resident`` whose snapshots may wait for the thread that writes them
 
 
 class Idle:
@@ -55,6 +56,13 @@ class Idle:
             finally:
                 one.lock.release()
         return found
+
+    def write(self, leaving: list[Captured]) -> None:
+        """Write the snapshots of streams that leave: by the thread, or now where so many streams wait for it."""
+        many = len(self._turns.all()) > self.options.resident + BEYOND
+        for captured in leaving:
+            write = self._keeper.attempt if many or not self.options.asynchronous else self._keeper.later
+            write(captured)
 
     def _written(self, one: Stream) -> None:
         """A stream leaves whose snapshot is durable now, unless it was used meanwhile."""

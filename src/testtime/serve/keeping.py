@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,8 +150,13 @@ class Keeper:
 
     def attempt(self, captured: Captured) -> None:
         """Write a snapshot; a failure is noted in the status of its stream and in the log, and nothing is raised."""
-        with suppress(OSError):
+        try:
             self.write(captured)
+        except OSError:
+            return
+        except ValueError:
+            if not captured.stream.gone:
+                raise
 
     def later(self, captured: Captured) -> SnapshotInfo:
         """Let the thread write a snapshot; one of the same stream that still waits is left out in its favour."""
@@ -214,6 +218,18 @@ class Keeper:
         with self._counting:
             self.store.release(name)
             self._numbers.pop(name, None)
+
+    def infos(self, name: str, keep: bool) -> tuple[SnapshotInfo, ...]:
+        """The acknowledged snapshots of a stream, oldest first.
+
+        Args:
+            name: name of the stream.
+            keep: whether they stay in memory, so that they are not read again.
+        """
+        found = self.store.infos(name)
+        if not keep:
+            self.store.release(name)
+        return found
 
     def described(self, name: str, engine: Engine) -> Stream | None:
         """A stream that is on the disk alone, without its state; None if no snapshot of it can be read."""

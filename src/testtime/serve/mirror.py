@@ -6,6 +6,7 @@ left when the disk of the machine is lost.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from testtime.serve.directory import RANGES, Directory
 from testtime.serve.snapshots import SUFFIX, Retention, SnapshotStore, snapshot_file
 from testtime.serve.streams import folder_of, name_of
 
-__all__ = ["Mirror", "fetch_session"]
+__all__ = ["Mirror", "check_mirror", "fetch_session"]
 
+LOGGER = logging.getLogger("testtime.serve")
 DESCRIPTION = "session.json"
 LARGEST = 2**33  # bytes of a file that is fetched
 PATIENCE = 60.0  # seconds that the end of a session waits for its mirror
@@ -43,11 +45,11 @@ class Mirror:
 
     Raises:
         ImportError: fsspec, or what it needs for this URL, is not installed.
-        ValueError: fsspec does not know this kind of URL.
+        ValueError: fsspec does not know this kind of URL, or it is the directory itself.
     """
 
     def __init__(self, url: str, files: Directory, note: Callable[..., Any]) -> None:
-        self._system, self._root = _opened(url)
+        self._system, self._root = check_mirror(url, files.folder)
         self._files, self._note = files, note
         self.error, self.copied = "", 0
         self._changed = threading.Condition()
@@ -109,6 +111,7 @@ class Mirror:
                 self.error = ""
             except Exception as error:  # noqa: BLE001 - each system of files has errors of its own; they are noted
                 self.error = f"{type(error).__name__}: {error}"[:500]
+                LOGGER.warning("the mirror failed: %s", self.error)
                 if not self._ending:
                     self._note("mirror failed", stream=stream, what=kind, error=self.error)
 
@@ -198,12 +201,42 @@ def fetch_session(url: str, directory: str | Path) -> dict[str, int]:
     return offsets
 
 
+def check_mirror(url: str, directory: str | Path) -> tuple[Any, str]:
+    """Check the URL of a mirror, before anything is written to it.
+
+    Args:
+        url: URL of the folder.
+        directory: directory of the session.
+
+    Returns:
+        the file system of fsspec, and the path in it.
+
+    Raises:
+        ImportError: fsspec, or what it needs for the URL, is not installed.
+        ValueError: fsspec does not know this kind of URL, or the mirror and the directory lie in each other.
+    """
+    system, root = _opened(url)
+    protocols = (system.protocol,) if isinstance(system.protocol, str) else system.protocol
+    if "file" in protocols:
+        mirror, home = Path(root).resolve(), Path(directory).resolve()
+        if mirror.is_relative_to(home) or home.is_relative_to(mirror):
+            raise ValueError(
+                f"the mirror {url} and the directory {directory} lie in each other; choose another folder, on another disk"
+            )
+    return system, root
+
+
 def _opened(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
         raise missing_extra("fsspec", "fsspec") from error
-    system, root = fsspec.core.url_to_fs(url)
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+    except ValueError as error:
+        raise ValueError(
+            f"fsspec cannot open {url!r} ({error}); expected a URL as s3://bucket/folder or file:///folder"
+        ) from error
     return system, str(root).rstrip("/")
 
 

@@ -23,7 +23,8 @@ class SessionOptions:
         gate: settings of the input gate.
         history: number of requests of which a record is kept for each stream.
         streams: largest number of streams, those that are on the disk alone included.
-        resident: largest number of streams whose state stays in memory; above it, the ones that were used first leave.
+        resident: largest number of streams whose state stays in memory; above it, the ones that were used first leave. While
+            their snapshots are written, up to 16 more are in memory; then requests wait for the disk.
         idle: seconds without a request after which a stream leaves the memory, when another one is served; 0: never. Its state
             is then in its last snapshot alone, from which its next request continues bit for bit; its history is lost.
         backlog: number of samples of each stream that are kept in memory, to be learned later, where a deadline left no time;

@@ -166,7 +166,7 @@ class Replica:
             if seat is None:
                 return
             with suppress(StreamLost):  # then what it learned since is lost, and not written over
-                known = stream in self._session.streams()
+                known = stream in self._session
                 if known and self._session.status(stream).offset != seat.acknowledged:
                     self._acknowledge(seat)
             self._drop(seat)
@@ -242,7 +242,7 @@ class Replica:
         stream = seat.lease.stream
         with self._registry:
             self._seats.pop(stream, None)
-        if stream in self._session.streams():
+        if stream in self._session:
             self._session.forget(stream)
         self._leases.release(seat.lease)
 

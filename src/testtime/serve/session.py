@@ -128,8 +128,9 @@ class Session:
             more = {"moved": moved, "distance": self._engine.distance()} if answer.adapted else {}
             self._recorder.note(one, x, screening, answer, self._engine.adapter, **more)
             due = [self._keeper.capture(one, self._engine)] if self._due(one) else []
-            due += self._idle.captured()
+            leaving = self._idle.captured()
         self._write(due)
+        self._idle.write(leaving)
         return answer
 
     def predict(self, x: Tensor, stream: str = "default") -> Answer:
@@ -205,8 +206,7 @@ class Session:
         Raises:
             ValueError: there is no such stream.
         """
-        self._turns.check_known(stream)
-        return self._keeper.store.infos(stream)
+        return self._turns.infos(stream)
 
     def settle(self, timeout: float | None = None) -> None:
         """Wait until the snapshots that were taken with ``wait=False``, or while serving, are written.
@@ -304,6 +304,10 @@ class Session:
         """Names of the streams, those that are only on the disk too."""
         return self._turns.names()
 
+    def __contains__(self, stream: str) -> bool:
+        """Whether there is a stream of this name; unlike :meth:`streams` at the same cost however many there are."""
+        return self._turns.has(stream)
+
     def status(self, stream: str = "default") -> StreamStatus:
         """What a stream is and has done.
 
@@ -311,7 +315,7 @@ class Session:
             ValueError: there is no such stream.
         """
         one = self._turns.peek(stream)
-        return StreamStatus.of(one, self._keeper.store.infos(one.name), self._engine.size(one))
+        return StreamStatus.of(one, self._turns.infos(stream), self._engine.size(one))
 
     def history(self, stream: str = "default", last: int | None = None) -> Sequence[dict[str, Any]]:
         """Records of the last requests of a stream, oldest first: those of the audit log, with time and diagnostics.

@@ -157,6 +157,11 @@ class SnapshotStore:
         )
         return sorted(name for name in found if name is not None)
 
+    def has(self, stream: str) -> bool:
+        """Whether a stream has a folder."""
+        home = self.folder / folder_of(stream)
+        return home.is_dir() and not home.is_symlink()
+
     def numbers(self, stream: str) -> list[int]:
         """Numbers of the snapshots of a stream, damaged ones too, in their order."""
         with self._lock:

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 
 from testtime.serve.engine import Engine
 from testtime.serve.keeping import Keeper
+from testtime.serve.snapshots import SnapshotInfo
 from testtime.serve.streams import Stream, check_stream
 
 __all__ = ["Turns"]
+
+NAMED = 20  # streams that a message names
 
 
 class Turns:
@@ -39,6 +42,7 @@ class Turns:
         self._registry = threading.Lock()
         self._streams: dict[str, Stream] = {}  # the one that was used last comes last
         self._left: set[str] = set()  # names of streams that left the memory as they are on the disk
+        self._counted = set(keeper.store.streams())  # names as far as this session knows; the folder decides
 
     @contextmanager
     def of(self, name: str, *, known: bool = False) -> Iterator[Stream]:
@@ -84,6 +88,15 @@ class Turns:
         left = name in self._left and self.in_memory(name) is None
         return (self._keeper.described(name, self._engine) if left else None) or self._find(name)
 
+    def infos(self, name: str) -> tuple[SnapshotInfo, ...]:
+        """The acknowledged snapshots of a stream, oldest first; those of one that left the memory are not kept in it.
+
+        Raises:
+            TypeError, ValueError: there is no such stream.
+        """
+        self.check_known(name)
+        return self._keeper.infos(name, self.in_memory(name) is not None)
+
     def unused(self, now: float, seconds: float, most: int, count: int) -> list[Stream]:
         """Streams that had no request for longest, first those of the longest time.
 
@@ -106,8 +119,17 @@ class Turns:
 
     def check_known(self, name: str) -> None:
         """Raise ValueError where there is no stream of this name."""
-        if check_stream(name) not in self._streams and name not in self._keeper.store.streams():
-            raise ValueError(f"there is no stream {name!r}; there are {', '.join(self.names()) or 'none'}")
+        if self.has(name):
+            return
+        names = self.names()
+        more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+        raise ValueError(
+            f"there is no stream {name!r}; there are {', '.join([*names[:NAMED], *more]) or 'none'}"
+        )
+
+    def has(self, name: str) -> bool:
+        """Whether there is a stream of this name, in memory or on the disk."""
+        return check_stream(name) in self._streams or self._keeper.store.has(name)
 
     def in_memory(self, name: str) -> Stream | None:
         """The stream of a name if it is in memory."""
@@ -134,6 +156,8 @@ class Turns:
         one.gone = True
         with self._registry:
             self._streams.pop(one.name, None)
+            if one.saved_offset < 0:
+                self._counted.discard(one.name)
 
     def close(self) -> bool:
         """Let no further turns begin; False if that was so before."""
@@ -155,7 +179,7 @@ class Turns:
             if (one := self.in_memory(name)) is not None:
                 return one
             resumed = self._keeper.resumed(name, self._engine)
-            if resumed is None and len(self.names()) >= self._most:
+            if resumed is None and self._full():
                 raise RuntimeError(
                     f"this session has {self._most} streams, as many as it may have; forget() one, or raise "
                     "SessionOptions.streams"
@@ -165,7 +189,14 @@ class Turns:
             with self._registry:
                 self._streams[name] = one
                 self._left.discard(name)
+                self._counted.add(name)
             return one
+
+    def _full(self) -> bool:
+        """Whether there are as many streams as there may be; the folder is read where it seems so."""
+        if len(self._counted) >= self._most:
+            self._counted = set(self.names())
+        return len(self._counted) >= self._most
 
     def _use(self, one: Stream) -> None:
         one.used, one.leaving = self._clock(), False

@@ -72,7 +72,7 @@ def write_run(
         units["none"] = {"name": "none", "code": {}}
     rows = [{"label": label, "role": "method", "note": "", "about": {"method": label}} for label in errors]
     facts = {
-        "columns": [column],
+        **{"closed": "cifar10", "model": "cifar10-resnet20", "columns": [column]},
         "stream": STREAM,
         "limit": 500,
         "left_out": [],
@@ -89,7 +89,7 @@ def write_run(
         "units": units,
         **empty,
         "about": facts,
-        "sessions": [],
+        "sessions": [{"started": "", "command": [], "versions": {}, "machine": {}, "device": "cpu"}],
     }
     assert about.keys() == ABOUT.keys()
     (folder / "run.json").write_text(json.dumps(about))
@@ -220,6 +220,18 @@ def test_streams_of_one_experiment_keep_their_own_columns(tmp_path: Path) -> Non
     assert [found.errors.value("Source", found.errors.column(name)) for name in names] == [40.0, 10.0]
     with pytest.raises(ValueError, match="expected each run once"):
         compared(runs[0], tmp_path / "b" / ".." / "a")
+
+
+def test_a_stream_is_named_as_shortly_as_can_be(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / name, f"field-{name}", {"Source": (1.0,)}) for name in ("mixed", "continual")
+    ]
+    path = runs[0] / "run.json"
+    about = json.loads(path.read_text())
+    about["about"]["columns"].append({**about["about"]["columns"][0], "name": "another"})
+    about["cells"].append({**about["cells"][0], "column": "another"})
+    path.write_text(json.dumps(about))
+    assert list(compared(*runs).streams) == ["mixed (a column)", "mixed (another)", "continual"]
 
 
 def test_a_result_that_was_written_for_these_tests_is_one(two: list[Path]) -> None:

@@ -152,6 +152,15 @@ def test_what_it_shows(world: tuple[str, Session], browser: Any) -> None:
 
 
 @pytest.mark.timeout(900)
+def test_lines_break_where_nothing_came(world: tuple[str, Session], browser: Any) -> None:
+    page = opened(browser, world[0], 1280, "light", [])
+    points = [[0, 1], [1, 2], [2, 3], [30, 9], [31, 5]]
+    assert page.evaluate("points => parts(points).map(part => part.length)", points) == [3, 2]
+    assert page.evaluate("points => smooth(points)", points) == [[0, 1], [1, 1.5], [2, 2], [30, 9], [31, 7]]
+    assert page.evaluate("parts([[5, 1]]).length") == 1
+
+
+@pytest.mark.timeout(900)
 def test_management_asks_for_the_token_once(world: tuple[str, Session], browser: Any) -> None:
     url, session = world
     page = opened(browser, url, 1280, "light", seen := [])
@@ -200,4 +209,17 @@ def test_many_streams_are_a_list_to_choose_from(world: tuple[str, Session], brow
     page.select_option("nav select", "gate-7")
     page.wait_for_selector("#method >> text=gate-7")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for i in range(100):
+        session.submit(images(i, 1), f"yard-{i}")
+    page.wait_for_selector("nav input")
+    assert page.locator("nav option").count() == 0
+    page.fill("nav input", "ard-7")
+    page.wait_for_selector("datalist option >> nth=10", state="attached")
+    assert page.locator("datalist option").count() == 11  # yard-7, and yard-70 to yard-79
+    page.fill("nav input", "yard-77")
+    page.press("nav input", "Enter")
+    page.wait_for_selector("#method >> text=yard-77")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    session.forget("yard-77")
+    page.wait_for_selector("#method >> text=door")
     assert not [one for one in seen if one.startswith("error")]

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -88,6 +89,15 @@ def test_events_and_estimates_of_guards() -> None:
     assert 'testtime_estimate{name="estimated_accuracy",stream="a"} 0.75' in text
     metrics.forget("a")
     assert "guard_events_total{" not in metrics.text(0, 0, {}).decode()
+
+
+def test_a_failing_mirror_shows() -> None:
+    metrics, mirror = Metrics(2), Mock(copied=3, error="")
+    text = metrics.text(1, 0, {}, mirror=mirror).decode()
+    assert "testtime_mirror_snapshots 3.0" in text
+    assert "testtime_mirror_failing 0.0" in text
+    mirror.error = "the store is away"
+    assert "testtime_mirror_failing 1.0" in metrics.text(1, 0, {}, mirror=mirror).decode()
 
 
 def test_a_request_looks_at_few_records(tmp_path: Path) -> None:

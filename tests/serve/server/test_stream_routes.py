@@ -109,11 +109,42 @@ def test_delete_forgets_state_and_snapshots(tmp_path: Path) -> None:
         call.infer(images(0), stream="a")
         call.post("/streams/a/snapshots")
         assert call("DELETE", "/streams/a").status_code == 204
-        assert call.get("/streams").json() == {"streams": []}
+        assert call.get("/streams").json() == {"streams": [], "found": 0, "total": 0}
         assert not list(tmp_path.glob("streams/a/*"))
         assert 'stream="a"' not in call.get("/metrics").text
         assert call.get("/streams/a").json()["code"] == "no-stream"
         assert call("DELETE", "/streams/a").status_code == 404
+
+
+def test_many_streams_are_listed_in_parts(tmp_path: Path) -> None:
+    names = [f"{place}-{i}" for place in ("door", "hall") for i in range(6)]
+    with serving(tmp_path) as call:
+        for i, name in enumerate(names):
+            call.infer(images(i), stream=name)
+        read, after = list[str](), ""
+        while part := call.get("/streams", params={"limit": 5, "after": after}).json()["streams"]:
+            assert len(part) <= 5
+            read, after = read + part, part[-1]
+        assert read == names
+        found = call.get("/streams", params={"contains": "hall", "limit": 2}).json()
+        assert found == {"streams": ["hall-0", "hall-1"], "found": 6, "total": 12}
+        assert call.get("/streams", params={"contains": "roof"}).json()["found"] == 0
+        assert call.get("/streams", params={"limit": 0}).status_code == 400
+
+
+def test_a_question_about_one_stream_does_not_list_all(tmp_path: Path) -> None:
+    with serving(tmp_path) as call:
+        call.infer(images(0), stream="a")
+        call.post("/streams/a/snapshots")
+
+        def streams() -> tuple[str, ...]:
+            raise AssertionError("all streams were listed")
+
+        call.session.streams = streams  # type: ignore[method-assign]
+        for path in ("/streams/a", "/streams/a/snapshots", "/streams/a/history"):
+            assert call.get(path).status_code == (404 if path.endswith("history") else 200)
+        assert call.get("/streams/b").json()["code"] == "no-stream"
+        assert call.post("/streams/a/pause").status_code == 200
 
 
 @pytest.mark.parametrize(

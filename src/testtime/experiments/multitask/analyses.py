@@ -101,7 +101,7 @@ class Affinity(_Analysis):
         return [Row("before adaptation", "base", about=STILL), *named, tuned]
 
     def tables(self, run: Run) -> Sequence[Table]:
-        found = {(one.row, one.seed): np.array(one.result["affinity"]) for one in run.records()}
+        found = {(one.row, one.seed): one.result for one in run.records(_matrix)}
         gaps = [
             Record(row, "", seed, abs(one - found[TUNED, seed]))
             for (row, seed), one in found.items()
@@ -115,8 +115,8 @@ class Affinity(_Analysis):
 
     def drawn(self, run: Run, table: Table) -> list[Block]:
         many: dict[str, list[Any]] = {}
-        for one in run.records():
-            many.setdefault(one.row, []).append(np.array(one.result["affinity"]))
+        for one in run.records(_matrix):
+            many.setdefault(one.row, []).append(one.result)
         found = {row: np.mean(matrices, axis=0) for row, matrices in many.items()}
         gaps = {f"gap, {row.label}": abs(found[row.label] - found[TUNED]) for row in table.rows}
         high = max([gap.max() for gap in gaps.values()], default=1.0)
@@ -149,7 +149,7 @@ class MaskedLoss(_Analysis):
             for task, loss in losses.items()
         ]
         ratios = [f"{ratio:g}" for ratio in self.options["ratios"]]
-        columns = [Column(ratio, float, ratio, "masked share", "", 3, None) for ratio in ratios]
+        columns = [Column(ratio, (), ratio, "masked share", "", 3, None) for ratio in ratios]
         return self.shown(run, columns, records, [Row(name) for name in TASKS])
 
     def lead(self, table: Table) -> Text:
@@ -174,7 +174,7 @@ class Cost(_Analysis):
         return {one.label: one for one in rows}  # they take turns in one unit
 
     def tables(self, run: Run) -> Sequence[Table]:
-        found = [replace(one, result=one.result[one.row]) for one in run.records()]
+        found = run.records(lambda one: one.result[one.row])
         size = next((one.result["parameters"] for one in found if one.row == run.rows[0].label), math.nan)
         paper = PUBLISHED["table9"].items()
         printed, seconds = ({row: one[name] for row, one in paper} for name in ("parameters", "seconds"))
@@ -204,7 +204,7 @@ class Direction(_Analysis):
             for one in run.records()
             for task, cosine in one.result["cosines"].items()
         ]
-        columns = [Column(name, lambda c: c, name, "", "", 2, signed=True) for name in (*TASKS, "all")]
+        columns = [Column(name, (), name, "", "", 2, signed=True) for name in (*TASKS, "all")]
         return [table.sorted_by("all") for table in self.shown(run, columns, records)]
 
     def lead(self, table: Table) -> Text:
@@ -218,6 +218,13 @@ def _relative(table: Table) -> dict[str, list[float]]:
     """The losses by task in percent of the first column's."""
     found = {row.label: [table.value(row.label, column) for column in table.columns] for row in table.rows}
     return {name: [100 * value / values[0] for value in values] for name, values in found.items()}
+
+
+def _matrix(record: Record) -> Any:
+    matrix = np.array(record.result["affinity"], dtype=float)
+    if matrix.shape != (len(TASKS), len(TASKS)):
+        raise ValueError(f"expected {len(TASKS)} x {len(TASKS)} affinities, got {matrix.shape}")
+    return matrix
 
 
 def _off_diagonal(matrix: Any) -> float:

@@ -1,8 +1,10 @@
 """The experiments of the family "multitask", for lists; the tables beside this module hold all that is constant."""
 
-from testtime.experiments.registry import Listed, read_constants
+from types import NoneType
 
-__all__ = ["CONSTANTS", "LISTED", "PUBLISHED"]
+from testtime.experiments.registry import EVERY, Listed, read_constants
+
+__all__ = ["CONSTANTS", "LISTED", "PUBLISHED", "SHAPES"]
 
 CONSTANTS = read_constants(__package__, "experiments")
 """Presets, rows, experiments, columns, notes and leads: the tables of ``experiments.toml``."""
@@ -14,3 +16,19 @@ LISTED = tuple(
     )
     for name, facts in CONSTANTS["experiments"].items()
 )
+NUMBER = (float, NoneType)
+TASKS = ("semseg", "depth", "normals", "edge")
+SHAPES = {
+    "about": {"preset": str, "protocol": {"steps": int}},
+    "adapt": {
+        **{"steps": [int], "values": {**dict.fromkeys(TASKS, list), EVERY: [NUMBER]}},
+        **{"higher_is_better": dict.fromkeys(TASKS, bool), "parameters": float, "seconds": float},
+    },
+    "choose_rate": {"rate": float, "tried": {EVERY: NUMBER}},
+    "draw": {"sheets": [dict.fromkeys(("caption", "light", "dark"), str)]},
+    "measure_affinity": {"affinity": [[NUMBER]]},
+    "measure_direction": {"cosines": dict.fromkeys((*TASKS, "all"), NUMBER)},
+    "measure_masked_loss": {"losses": {EVERY: dict.fromkeys(TASKS, NUMBER)}},
+    "time_steps": {EVERY: {"parameters": float, "times_a_prediction": NUMBER}},
+}
+"""What the results hold, see :func:`testtime.experiments.registry.result_shapes`."""

@@ -34,7 +34,9 @@ class Judged:
     @classmethod
     def read(cls, run: Run) -> Judged:
         """Judge the cells of a run: against the base row of the same seed and domain before any step."""
-        found = {(one.row, one.column, one.seed): (Curve.read(one.result), one) for one in run.records()}
+        curves = run.records(lambda one: Curve.read(one.result))
+        pairs = zip(curves, run.records(), strict=True)
+        found = {(one.row, one.column, one.seed): (curve.result, one) for curve, one in pairs}
         networks = {row.label: row.about["network"] for row in run.rows}
         statistics = [row.label for row in run.rows if only_statistics(row)]
         records = []

@@ -10,7 +10,7 @@ from typing import Any
 from testtime import report
 from testtime.experiments import Column, Record, Row, Run, Table
 from testtime.experiments.online.results import Results, number
-from testtime.experiments.pages import table_blocks
+from testtime.experiments.pages import table_blocks, table_sections
 from testtime.report import Bullets, Figure, Page, Section, first_of, listed, mean, show
 
 __all__ = ["Comparison"]
@@ -51,13 +51,13 @@ class Comparison:
         if len(set(places)) < len(places):
             raise ValueError(f"expected each run once, got {', '.join(str(run.folder) for run in runs)}")
         self.runs = [Results(run) for run in runs]
-        found = [(_stream_name(one, column), one, column) for one in self.runs for column in one.columns]
-        alike = Counter(name for name, _, _ in found)
+        found = [(_stream_names(one, column), one, column) for one in self.runs for column in one.columns]
+        alike = Counter(name for names, _, _ in found for name in names)
         self.streams: dict[str, tuple[Results, str]] = {}
         self.records: list[Record] = []
         fewer: dict[str, bool] = {}  # by method, whether it saw fewer images of a stream than another
-        for name, one, column in found:
-            name = f"{name} ({column}, {one.run.folder})" if alike[name] > 1 else name
+        for names, one, column in found:
+            name = next(name for name in names if alike[name] == 1)
             self.streams[name] = one, column
             cells = {row: of_row for row in one.rows if (of_row := one.cells(row, column))}
             most = max(of_row[0]["images"] for of_row in cells.values())
@@ -152,7 +152,7 @@ class Comparison:
             lead="" if missing else self._lead(),
             sections=[
                 Section("error", "Error", "Error", [Figure(chart, "Error, %"), *table_blocks(errors)]),
-                *(Section(f"table{i}", t.title, t.title, table_blocks(t)) for i, t in enumerate(others)),
+                *table_sections(others),
                 Section("source", "Source", BAD, [Bullets(bad)] if bad else []),
                 Section("idle", "No benefit", IDLE, [Bullets(idle)] if idle else []),
             ],
@@ -171,9 +171,11 @@ class Comparison:
         return report.phrase("Lowest mean error{}: {}, {} %.", equal, names, show(means[best[0]]))
 
 
-def _stream_name(results: Results, column: str) -> str:
+def _stream_names(results: Results, column: str) -> tuple[str, str, str]:
+    """The names of a stream, of which the first that no other has is taken."""
     short = str(results.run.about["experiment"]).removeprefix("field-")
-    return short if results.facts[column]["open_set"] is None else f"{short}, open"
+    short += ", open" * (results.facts[column]["open_set"] is not None)
+    return short, f"{short} ({column})", f"{short} ({column}, {results.run.folder})"
 
 
 def _lost(result: dict[str, Any]) -> float:

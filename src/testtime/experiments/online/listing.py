@@ -6,11 +6,12 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
+from types import NoneType
 from typing import Any
 
-from testtime.experiments.registry import Listed
+from testtime.experiments.registry import EVERY, Listed
 
-__all__ = ["LISTED", "STREAM", "Figures", "entries", "published", "read", "rows"]
+__all__ = ["LISTED", "SHAPES", "STREAM", "Figures", "entries", "published", "read", "rows"]
 
 Figures = tuple[float | None, ...]  # accuracy, AUROC, H-score, in percent
 STREAM = (
@@ -77,3 +78,28 @@ LISTED = (
     *(Listed(name, entry["title"], ONLINE, entry["source"]) for name, entry in entries().items()),
     Listed("no-labels", SHADOW, "testtime.experiments.online.no_labels:NO_LABELS"),
 )
+NUMBER = (float, NoneType)
+MEASURES = ("accuracy", "error", "auroc", "h_score")
+LINE = ("agreement", "confidence", "disagreement", "spread", "changed", "milliseconds")
+SHAPES = {
+    "adapt_online": {
+        "average": {**dict.fromkeys(MEASURES, NUMBER), EVERY: NUMBER},
+        "domains": [{"domain": str, **dict.fromkeys(MEASURES, NUMBER)}],
+        "time": {**dict.fromkeys(("accuracy", "auroc", "h_score"), list), "visit": [int], EVERY: [NUMBER]},
+        "filters": {"all": {EVERY: NUMBER}, "time": {EVERY: [NUMBER]}},
+        "forgetting": {"before": NUMBER, "after": NUMBER, EVERY: NUMBER},
+        "cost": {"declared": [float], **dict.fromkeys(("forwards", "backwards", "ms"), NUMBER)},
+        "images": int,
+    },
+    "measure_baseline": {
+        "baselines": [
+            {"ms": {EVERY: float}, "load": NUMBER, "processor": str, "threads": int, "precision": str}
+        ]
+    },
+    "group_images": {"groups": [int]},
+    "run_in_shadow": {
+        "diagnostics": [{"predicted": [int], "classes": int, **dict.fromkeys(LINE, NUMBER), "updated": bool}],
+        "accuracy": NUMBER,
+    },
+}
+"""What the results hold, see :func:`testtime.experiments.registry.result_shapes`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,7 +23,6 @@ from testtime.experiments.online.experiment import HERE, Batches, Inputs, Online
 from testtime.experiments.online.stream import cached_stream, source_model
 from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.registry import code_of
-from testtime.files import damaged
 from testtime.methods import Source
 from testtime.processor import autocast
 
@@ -185,15 +185,19 @@ def read_candidates(run: Run) -> tuple[dict[str, list[selection.Diagnostics]], N
     """
     if run.about["experiment"] != NoLabels.name:
         raise ValueError(f"{run.folder} is not a run without labels: testtime run {NoLabels.name} makes one")
-    appearance, seen = run.other("appearance"), {}
-    with damaged(run.folder / "results", "delete the run and give the same command again"):
-        for r in run.records():
-            lines = ({**line, "predicted": tuple(line["predicted"])} for line in r.result["diagnostics"])
-            seen[r.row] = [selection.Diagnostics(**line) for line in lines]
+    appearance, seen = run.other("appearance"), {r.row: r.result for r in run.records(_diagnostics)}
     if not seen or appearance is None:
         advice = "the same testtime run command goes on from there"
         raise ValueError(f"{run.folder}: no candidate is finished; {advice}")
     return seen, np.array(appearance["groups"])
+
+
+def _diagnostics(record: Record) -> list[selection.Diagnostics]:
+    def known(line: dict[str, Any]) -> dict[str, Any]:
+        numbers = {name: math.nan if value is None else value for name, value in line.items()}
+        return {**numbers, "predicted": tuple(line["predicted"])}
+
+    return [selection.Diagnostics(**known(line)) for line in record.result["diagnostics"]]
 
 
 def true_accuracy(run: Run) -> dict[str, float]:

@@ -150,14 +150,16 @@ def _more_table(results: Results) -> Table:
 def _over_time(results: Results, keys: dict[str, int]) -> list[Block]:
     state = "reset at each" if results.stream["reset"] else "never reset"
     shifts = f" {NOTES['shifts'].format(state)}" * ORDERS[results.stream["order"]].in_turn
-    blocks: list[Block] = [Note(NOTES["curves"] + shifts), report.Legend(keys)]
+    drawn = []
     for column in results.columns:
         for measure, name in (("h_score", "H-score"), ("accuracy", "Accuracy"))[not results.opened :]:
             means = [f"{row} {show(results.mean(row, measure, column))}" for row in results.ranked]
             title, told = f"{name} over time · {column}", f"Averages: {', '.join(means)}."
             values: Values = lambda cell, m=measure: cell["time"][m]  # type: ignore[misc]  # noqa: E731
-            blocks.append(_figure(results, column, keys, values, title, f"{name}, %", told))
-    return blocks
+            drawn.append(_figure(results, column, keys, values, title, f"{name}, %", told))
+    if not any(figure.chart for figure in drawn):
+        return [Note(NOTES["no_curves"])]
+    return [Note(NOTES["curves"] + shifts), report.Legend(keys), *drawn]
 
 
 def _figure(
@@ -275,14 +277,16 @@ def _domains(results: Results) -> list[Block]:
         heads = [
             report.Column(d, places=0, shade="heat", style="tilted") for d in _domain_names(results, column)
         ]
-        lines = []
+        values = {}
         for row in results.rows:
             if cells := results.cells(row, column):
                 by_domain = zip(*(cell["domains"] for cell in cells), strict=True)
-                lines.append(report.Row(row, [mean([number(d[measure]) for d in one]) for one in by_domain]))
-        table = report.Table(f"By domain, {column}", heads, lines, "method")
-        drawn.append(Details(column, [table], opened=not drawn))
-    return [Note(NOTES["domains"].format(name)), *drawn]
+                values[row] = [mean([number(d[measure]) for d in one]) for one in by_domain]
+        if not all(math.isnan(value) for of_row in values.values() for value in of_row):
+            lines = [report.Row(row, of_row) for row, of_row in values.items()]
+            table = report.Table(f"By domain, {column}", heads, lines, "method")
+            drawn.append(Details(column, [table], opened=not drawn))
+    return [Note(NOTES["domains"].format(name)), *drawn] if drawn else []
 
 
 def _arguments(results: Results) -> report.Table:

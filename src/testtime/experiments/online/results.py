@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import math
 from statistics import median
+from types import NoneType
 from typing import Any
 
-from testtime.experiments import Run
+from testtime.errors import check_name
+from testtime.experiments import Record, Run
 from testtime.experiments.online import listing
 from testtime.experiments.online.cell import plain_milliseconds
+from testtime.experiments.run import AGAIN
 from testtime.files import check_shape, damaged
 from testtime.report import listed, mean
+from testtime.streams.named import ORDERS
 
 __all__ = ["Results", "number"]
 
-NUMBER = (float, type(None))
-RESULT = {  # what the pages need of a result
-    "average": dict.fromkeys(("accuracy", "error", "auroc", "h_score"), NUMBER),
-    "domains": [{"domain": str}],
-    "time": {**{key: [NUMBER] for key in ("accuracy", "auroc", "h_score")}, "visit": [int]},
-    "filters": {"all": dict, "time": dict},
-    "forgetting": {"before": NUMBER, "after": NUMBER},
-    "cost": {"declared": [float], "forwards": NUMBER, "backwards": NUMBER, "ms": NUMBER},
-    "images": int,
+COLUMN = {"name": str, "open_set": (str, NoneType), "batch_size": int, "ratio": float, "note": str}
+ABOUT = {  # what the pages need of a plan
+    **{"closed": str, "model": str, "left_out": [str], "latency": {str: float}, "columns": [COLUMN]},
+    "published": {str: {str: [(float, NoneType)]}},
+    "stream": {"order": str, "corruptions": [str], "rounds": int, "severity": int},
 }
 
 
 def number(value: float | None) -> float:
     """Return a number; NaN where there is none."""
     return math.nan if value is None else float(value)
+
+
+def _cell(record: Record) -> dict[str, Any]:
+    forwards, backwards = record.result["cost"]["declared"]
+    cost = {**record.result["cost"], "declared": [forwards, backwards]}
+    return {**record.result, "cost": cost, "seed": record.seed}
 
 
 class Results:
@@ -39,16 +45,18 @@ class Results:
 
     Raises:
         ValueError: no cell is finished.
-        DataError: a result has another shape than that of this family.
+        DataError: the plan or a result is damaged.
     """
 
     def __init__(self, run: Run) -> None:
-        self.run, self.about, self.stream = run, run.about["about"], run.about["about"]["stream"]
+        self.run, self.about = run, run.about["about"]
         self._cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        with damaged(run.folder / "results", "delete the run and give the same command again"):
-            for r in run.records():
-                check_shape(r.result, RESULT, f"{r.row}, {r.column}, seed {r.seed}")
-                self._cells.setdefault((r.row, r.column), []).append({**r.result, "seed": r.seed})
+        with damaged(run.folder / "run.json", AGAIN):
+            check_shape(self.about, ABOUT, "about")
+            self.stream = self.about["stream"]
+            check_name("order", self.stream["order"], ORDERS)
+        for r in run.records(_cell):
+            self._cells.setdefault((r.row, r.column), []).append(r.result)
         if not self._cells:
             advice = "the same testtime run command goes on from there"
             raise ValueError(f"{run.folder}: no cell is finished yet; {advice}")

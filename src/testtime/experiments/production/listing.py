@@ -1,8 +1,10 @@
 """The experiments of the family "production", for lists."""
 
-from testtime.experiments.registry import Listed
+from types import NoneType
 
-__all__ = ["LISTED"]
+from testtime.experiments.registry import EVERY, Listed
+
+__all__ = ["LISTED", "SHAPES"]
 
 LOAD = "testtime.experiments.production.experiment:Production"
 LISTED = (
@@ -12,3 +14,13 @@ LISTED = (
         "soak", "A million samples of a changing stream: accuracy, time and memory from tenth to tenth", LOAD
     ),
 )
+NUMBER = (float, NoneType)
+SHAPES = {
+    "about": {"streams": [str], "length": int},
+    "follow": {
+        **{"window": int, **dict.fromkeys(("accuracy", "last_fifth", "worst_window"), NUMBER)},
+        "less": {EVERY: {"mean": NUMBER, "worst": NUMBER}},
+        "tenths": {**dict.fromkeys(("accuracy", "median_ms", "p99_ms", "memory"), list), EVERY: [NUMBER]},
+    },
+}
+"""What the results hold, see :func:`testtime.experiments.registry.result_shapes`."""

@@ -99,8 +99,8 @@ class SpaceExperiment(Experiment):
     def tables(self, run: Run) -> Sequence[Table]:
         """Return the table; with floor and ceiling, a column places the rows between them."""
         names = dict.fromkeys(cell["column"] for cell in run.about["cells"])
-        columns = [Column(n, float, n, self.unit, "" if n == "CIDEr-D" else "%") for n in names]
-        records = [replace(r, result=float(r.result[r.about["measure"]])) for r in run.records()]
+        columns = [Column(n, (), n, self.unit, "" if n == "CIDEr-D" else "%") for n in names]
+        records = run.records(lambda r: r.result[r.about["measure"]])
 
         def table(columns: Sequence[Column]) -> Table:
             return Table.of(self.title, run.rows, columns, records, run.missing, run.notes)
@@ -109,8 +109,11 @@ class SpaceExperiment(Experiment):
         low, high = (found.value(end, columns[0]) for end in ENDS)
         if not self.placed or not {*ENDS} <= {row.label for row in found.rows} or high == low:
             return [found]
-        place = Column(BETWEEN, lambda v: (v - low) / (high - low), columns[0].of, "", "", 2, None)
-        return [table([*columns, place])]
+
+        def between(value: float | None) -> float | None:
+            return None if value is None else (value - low) / (high - low)
+
+        return [table([*columns, Column(BETWEEN, between, columns[0].of, "", "", 2, None)])]
 
     def figures(self, run: Run) -> Sequence[report.Chart | None]:
         """Return the charts: lines over columns that are numbers, otherwise a row of dots for each row; and the matrix."""
@@ -221,7 +224,7 @@ def _classes(run: Run) -> list[Block]:
         return []
 
     def line(name: str) -> report.Row:
-        known = [(r.row, r.result["IoU"][name]) for r in records if r.result["IoU"][name] is not None]
+        known = [(r.row, value) for r in records if (value := r.result["IoU"].get(name)) is not None]
         return report.Row(name, [mean([value for row, value in known if row == label]) for label in rows])
 
     lines = list(map(line, records[0].result["IoU"]))

@@ -1,8 +1,10 @@
 """The experiments of the family "space", for lists."""
 
-from testtime.experiments.registry import Listed, read_constants
+from types import NoneType
 
-__all__ = ["EXPERIMENTS", "LISTED", "PREFIX"]
+from testtime.experiments.registry import EVERY, Listed, read_constants
+
+__all__ = ["EXPERIMENTS", "LISTED", "PREFIX", "SHAPES"]
 
 PREFIX = "space-"
 """Begin of the experiments' names."""
@@ -12,3 +14,19 @@ LISTED = tuple(
     Listed(PREFIX + name, facts["title"], LOAD, f"TST-MM, {facts['source']}" if "source" in facts else "")
     for name, facts in EXPERIMENTS.items()
 )
+NUMBER = (float, NoneType)
+SEGMENTED = {"mIoU": NUMBER, "IoU": {EVERY: NUMBER}}
+RECALLS = [f"{kind} R@{k}" for kind in ("depth", "picture", "chance") for k in (1, 5, 10)]
+SHAPES = {
+    "about": {"preset": str, "precision": str},
+    **{
+        "segmentation": SEGMENTED,
+        "teacher_segmentation": SEGMENTED,
+        "retrieval": dict.fromkeys(RECALLS, NUMBER),
+    },
+    "detection": {"AP": NUMBER, "AP50": NUMBER},
+    "captions": {"CIDEr-D": NUMBER, "scene graph F": NUMBER},
+    "learning_on": {"mIoU before": NUMBER, "mIoU after": NUMBER},
+    "pictures": {"light": str, "dark": str},
+}
+"""What the results hold, see :func:`testtime.experiments.registry.result_shapes`."""

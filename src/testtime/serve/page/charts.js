@@ -14,11 +14,22 @@ function make(name, attributes = {}, ...children) {
   return found;
 }
 
-/* The mean of every value with those of at most eight points before it. */
-const smooth = points => points.map(([x], i) => {
-  const part = points.slice(Math.max(0, i - 8), i + 1);
-  return [x, part.reduce((sum, p) => sum + p[1], 0) / part.length];
-});
+/* The points in parts: a new one begins where nothing came for eight times the usual time. */
+function parts(points) {
+  const spans = points.slice(1).map((p, i) => p[0] - points[i][0]).sort((a, b) => a - b);
+  const usual = spans[spans.length >> 1] || Infinity, found = [];
+  points.forEach((p, i) => {
+    if (!i || p[0] - points[i - 1][0] > 8 * usual) found.push([]);
+    found.at(-1).push(p);
+  });
+  return found;
+}
+
+/* The mean of every value with those of at most eight points before it in its part. */
+const smooth = points => parts(points).flatMap(part => part.map(([x], i) => {
+  const last = part.slice(Math.max(0, i - 8), i + 1);
+  return [x, last.reduce((sum, p) => sum + p[1], 0) / last.length];
+}));
 
 function ticks(low, high) {
   const raw = (high - low) / 3 || 1, power = 10 ** Math.floor(Math.log10(raw));
@@ -46,7 +57,7 @@ function draw(figure, chart) {
   const from = chart.from, to = Math.max(chart.to, from + 1);
   const x = t => left + (right - left) * (t - from) / (to - from);
   const y = v => bottom - (bottom - top) * (Math.min(high, Math.max(low, v)) - low) / (high - low);
-  const path = points => points.map(([t, v], i) => `${i ? "L" : "M"}${x(t).toFixed(1)} ${y(v).toFixed(1)}`).join("");
+  const path = points => parts(points).map(part => part.map(([t, v], i) => `${i ? "L" : "M"}${x(t).toFixed(1)} ${y(v).toFixed(1)}`).join("") + "h.01").join("");
   const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": chart.title});
   for (const v of ticks(low, high)) svg.append(
     make("line", {class: "grid-line", x1: left, x2: right, y1: y(v), y2: y(v)}),

@@ -1,5 +1,5 @@
 const $ = id => document.getElementById(id);
-const EVERY = 1500, KEPT = 20000, RECENT = 16, MANY = 12;
+const EVERY = 1500, KEPT = 20000, RECENT = 16, MANY = 12, LISTED = 100;
 const WHO = {adapter: ["the adapter", 1], bn: ["BN statistics", 3], source: ["the shipped model", 2]};
 const BAD = ["alarm", "fallback", "restore", "partial_reset"];
 const KINDS = {skip: "not learned", restore: "restored", partial_reset: "partly reset", fallback: "fallback", recover: "recovered", alarm: "alarm"};
@@ -62,9 +62,10 @@ async function manage(method, path, body, text, done) {
 const of = path => `/streams/${encodeURIComponent(state.stream)}${path}`;
 
 async function refresh() {
-  const names = (await ask("GET", "/streams")).streams;
-  if (!names.includes(state.stream)) choose(names[0] ?? null);
-  show(names);
+  if (!state.listed || state.listed.total <= LISTED || state.turn % 4 === 0) state.listed = await ask("GET", `/streams?limit=${LISTED}`);
+  const {streams: names, total} = state.listed;
+  if (state.stream === null || total <= LISTED && !names.includes(state.stream)) choose(names[0] ?? null);
+  show(names, total);
   if (state.stream === null) return;
   const stream = state.stream, slow = state.turn++ % 4 === 0;
   const [status, history, ...others] = await Promise.all([ask("GET", of("")), ask("GET", of(`/history?after=${state.after}`)),
@@ -89,6 +90,7 @@ async function poll() {
     $("live").className = "live on"; $("live").textContent = `live, ${clock(Date.now() / 1000)}`;
     state.lost = "";
   } catch (error) {
+    if (error.code === "no-stream") choose(null);  // it was deleted
     if (error.code === "no-token" && !$("dialog").open) {
       const token = await question("The token of this server", "TESTTIME_TOKEN, or the manager's; this tab keeps it until it is closed.", true,
         sessionStorage.getItem("token") ? "the token is wrong" : "");
@@ -103,10 +105,16 @@ async function poll() {
 
 /* What is shown ----------------------------------------------------------------------------------------------------- */
 
-function show(names) {
+function show(names, total) {
   $("empty").hidden = names.length > 0; $("content").hidden = names.length === 0 || !state.status;
   $("streams").hidden = names.length < 2;
   const change = name => { choose(name); refresh(); };
+  if (total > LISTED) {  // a field in which to search
+    if (state.names !== "search") $("streams").replaceChildren(search(change), make("datalist", {id: "names"}));
+    state.names = "search";
+    $("streams").firstChild.placeholder = `${state.stream}, one of ${number(total)} streams`;
+    return;
+  }
   if (names.length > MANY) {  // a list to choose from, which stays as it is while it is open
     const shown = names.join(" ");
     if (state.names !== shown) $("streams").replaceChildren(make("select", {"aria-label": "stream", onchange: event => change(event.target.value)},
@@ -118,6 +126,19 @@ function show(names) {
   state.names = null;
   $("streams").replaceChildren(...names.map(name => make("button", {type: "button", "aria-pressed": String(name === state.stream),
     onclick: () => change(name)}, name)));
+}
+
+/* A field that proposes streams whose identity contains what is typed, and takes one of them. */
+function search(change) {
+  const find = async text => (await ask("GET", `/streams?limit=${LISTED}&contains=${encodeURIComponent(text)}`)).streams;
+  const field = make("input", {type: "search", list: "names", "aria-label": "stream", autocomplete: "off", spellcheck: "false", maxlength: 64,
+    oninput: async () => { const text = field.value, found = await find(text);
+      if (text === field.value) $("names").replaceChildren(...found.map(name => make("option", {value: name}))); },
+    onchange: async () => { const text = field.value.trim(), found = text ? await find(text) : [];
+      const name = found.includes(text) ? text : found.length === 1 ? found[0] : null;
+      if (name) { field.value = ""; $("done").textContent = ""; change(name); }
+      else if (text) $("done").textContent = `${number(found.length)} streams shown whose name contains "${text}"; choose one`; }});
+  return field;
 }
 
 /* The mean of the last values of a diagnostic, or null. */
@@ -172,7 +193,8 @@ function tiles() {
     tile("Estimated accuracy", ours === null ? "–" : ours.toFixed(1), ours === null ? "" : "%",
       ours === null ? "needs guards" : `shipped model ${shipped.toFixed(1)} % (${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(1)})`),
     tile("Unknown inputs", unknown === null ? "–" : (100 * unknown).toFixed(0), unknown === null ? "" : "%", "of what came last, to the shipped model"),
-    tile("Who answers", {adapter: "adapter", bn: "BN", source: "shipped"}[status.serving] ?? status.serving, "", WHO[status.serving]?.[0] ?? ""),
+    tile("Who answers", {adapter: "adapter", bn: "BN", source: "shipped"}[status.serving] ?? status.serving, "",
+      {adapter: `by ${state.configuration.method}`, bn: "statistics of each batch", source: "the model as it was given"}[status.serving] ?? ""),
     tile("Samples", number(status.offset), "", `${number(status.counts.requests)} requests, ${number(status.step)} steps`),
     tile("Learned from", learned.toFixed(0), "%", `${number(status.counts.quarantined)} held back, ${number(status.counts.refused)} refused`));
 }

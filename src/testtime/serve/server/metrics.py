@@ -12,6 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 if TYPE_CHECKING:
     from testtime.serve import Answer
+    from testtime.serve.mirror import Mirror
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -53,6 +54,8 @@ class Metrics:
             "estimate", "Estimates of the last step of a stream", ("stream", "name"), **own
         )
         self._alarms = Gauge("alarm", "Whether the alarm on shadow traffic is raised", ("stream",), **own)
+        self._copied = Gauge("mirror_snapshots", "Snapshots that were copied to the mirror", **own)
+        self._failing = Gauge("mirror_failing", "Whether the last copy to the mirror failed", **own)
         self._lock = threading.Lock()
         self._labels: dict[str, set[str]] = {}
         self._seen: dict[str, int] = {}  # offset of the last record of each stream that was counted
@@ -134,6 +137,7 @@ class Metrics:
         waiting: int,
         estimates: Mapping[str, Mapping[str, float]],
         alarms: Mapping[str, bool] | None = None,
+        mirror: Mirror | None = None,
     ) -> bytes:
         """Return all metrics in the text format of Prometheus.
 
@@ -142,10 +146,14 @@ class Metrics:
             waiting: number of requests that wait for the model.
             estimates: estimates by name, for the streams with series of their own.
             alarms: whether the alarm on shadow traffic is raised, for the same streams; None without alarms.
+            mirror: mirror of the snapshots; None without.
         """
         with self._lock:
             self._count.set(streams)
             self._queue.set(waiting)
+            if mirror is not None:
+                self._copied.set(mirror.copied)
+                self._failing.set(bool(mirror.error))
             self._estimates.clear()
             self._alarms.clear()
             for stream, raised in (alarms or {}).items():

@@ -78,7 +78,7 @@ async def metrics(service: Annotated[Service, Depends(client)]) -> Response:
         names, watch = service.metrics.labelled(streams), service.options.alarms
         estimates = {name: _estimates(session, name) for name in names}
         alarms = None if watch is None else {name: watch.state(name).raised for name in names}
-        return service.metrics.text(len(streams), service.model.waiting, estimates, alarms)
+        return service.metrics.text(len(streams), service.model.waiting, estimates, alarms, session.mirror)
 
     return Response(await service.ask(job), media_type=CONTENT_TYPE)
 

@@ -239,6 +239,8 @@ class StreamList(BaseModel):
     """The streams of the server."""
 
     streams: list[str]
+    found: int = Field(description="number of streams whose identity contains the text")
+    total: int = Field(description="number of all streams")
 
 
 class ConfigurationBody(_Strict):

@@ -129,7 +129,7 @@ class Service:
     def _place(self, stream: str) -> Iterator[None]:
         """Keep a place for a stream that may begin, until its first batch is answered."""
         if stream not in self._known:
-            many = len(self._known.union(self._beginning) - {stream})
+            many = len(self._known) + sum(one not in self._known for one in self._beginning if one != stream)
             if many >= self.options.limits.streams:
                 raise Refusal(
                     429,
@@ -178,7 +178,7 @@ class Service:
 
     def need(self, stream: str) -> None:
         """Raise a 404 where there is no stream of this name."""
-        if stream not in self.session.streams():
+        if stream not in self.session:
             raise Refusal(
                 404,
                 "no-stream",

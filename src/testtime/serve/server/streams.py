@@ -89,9 +89,21 @@ async def images(
 
 
 @ROUTER.get("/streams", response_model=schemas.StreamList, responses=responses(), summary="List the streams")
-async def stream_list(service: Client) -> dict[str, Any]:
-    """Identities of the streams that have a state."""
-    return {"streams": list(await service.ask(lambda session: session.streams()))}
+async def stream_list(
+    service: Client,
+    contains: Annotated[str, Query(max_length=64, description="text in their identities")] = "",
+    after: Annotated[str, Query(max_length=64, description="identity after which the list begins")] = "",
+    limit: Annotated[int | None, Query(ge=1, le=100_000, description="longest list; all by default")] = None,
+) -> dict[str, Any]:
+    """Identities of the streams that have a state, in their order."""
+
+    def job(session: Session) -> dict[str, Any]:
+        names = session.streams()
+        found = [name for name in names if contains in name]
+        rest = [name for name in found if name > after][:limit]
+        return {"streams": rest, "found": len(found), "total": len(names)}
+
+    return await service.ask(job)
 
 
 @ROUTER.get(
