@@ -24,7 +24,7 @@ from testtime.models import WideResNet, load_model, resnet20
 from testtime.models.resnet import ResNet
 
 MODELS = {
-    "digits-cnn": (lambda: load_model("digits-cnn"), (200, 1, 28, 28)),
+    "digits-cnn": (lambda: load_model("digits-cnn"), (200, 3, 32, 32)),
     "resnet20": (resnet20, (200, 3, 32, 32)),
     "resnet20, batch 1": (resnet20, (1, 3, 32, 32)),
     "wrn-40-2": (lambda: WideResNet(40, 2), (64, 3, 32, 32)),
