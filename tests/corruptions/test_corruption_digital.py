@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from test_corruptions import photographs
 
-from testtime.corruptions import CONSTANTS, corrupt, digital, store_as_jpeg
+from testtime.corruptions import CONSTANTS, corrupt, digital, filters, store_as_jpeg
 from testtime.corruptions.rng import Rng
 
 KINDS = [(constants, severity) for constants in ("cifar", "imagenet") for severity in range(1, 6)]
@@ -85,6 +85,27 @@ def test_pixelate_is_pillows_box(shape: tuple[int, int], severity: int) -> None:
         assert (off > 0).mean() < 0.002  # halves that fall one way or the other
 
 
+@pytest.mark.parametrize("by", ["opencv", "numpy"])
+@pytest.mark.parametrize(
+    ("shape", "c"), [((32, 32), 0.95), ((31, 70), 0.6), ((64, 48), 0.25), ((9, 5), 0.15)]
+)
+def test_pixelate_of_bytes_is_pillows_box(
+    shape: tuple[int, int], c: float, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by == "numpy":
+        monkeypatch.setattr(filters, "opencv", lambda: None)
+    x = torch.randint(0, 256, (3, 3, *shape), generator=torch.Generator().manual_seed(0)).byte()
+    got = digital.pixelate(x, c, Rng(torch.arange(3), "pixelate"))
+    h, w = shape
+    for picture, result in zip(x, got, strict=True):
+        image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+        small = image.resize((max(1, int(w * c)), max(1, int(h * c))), Image.Resampling.BOX)
+        expected = np.asarray(small.resize((w, h), Image.Resampling.BOX))
+        assert np.array_equal(result.permute(1, 2, 0).numpy(), expected)
+    floats = digital.pixelate(x.float() / 255, c, Rng(torch.arange(3), "pixelate"))
+    assert torch.equal((floats * 255).round().byte(), got)
+
+
 @pytest.mark.parametrize(("constants", "severity"), KINDS)
 def test_jpeg_compression_is_pillows(constants: str, severity: int) -> None:
     quality = CONSTANTS[constants]["jpeg_compression"][severity - 1]
@@ -120,11 +141,13 @@ def test_opencv_and_pillow_give_the_same_jpeg(quality: int) -> None:
 
 def test_without_opencv_pillow_is_the_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    assert digital.jpeg_codec.__wrapped__() is digital.through_pillow
+    assert filters.opencv.__wrapped__() is None
+    monkeypatch.setattr(filters, "opencv", filters.opencv.__wrapped__)
+    assert digital.jpeg_codec() is digital.through_pillow
 
 
 def test_without_pillow_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digital, "jpeg_codec", digital.jpeg_codec.__wrapped__)
+    monkeypatch.setattr(filters, "opencv", lambda: None)
     monkeypatch.setitem(sys.modules, "cv2", None)
     real = builtins.__import__
 

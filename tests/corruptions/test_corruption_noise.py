@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from testtime.corruptions import CONSTANTS, corrupt
-from testtime.corruptions.noise import poisson_tables, shot_noise
+from testtime.corruptions.noise import FIRST, poisson_tables, shot_noise
 from testtime.corruptions.rng import Rng
 
 SEVERITIES = (1, 3, 5)
@@ -33,13 +33,16 @@ def test_speckle_spares_black() -> None:
 
 @pytest.mark.parametrize("c", [3, 60, 500])
 def test_the_poisson_tables_invert_the_distribution_function(c: int) -> None:
-    bounds, start = (table.numpy() for table in poisson_tables(c, torch.device("cpu")))
+    bounds, table = (table.numpy() for table in poisson_tables(c, torch.device("cpu")))
+    cells = np.arange(2**FIRST) << 24 - FIRST
     for level in (0, 1, 100, 255):
+        row = bounds[level] - (level << 25)
         expected = stats.poisson.cdf(np.arange(bounds.shape[1] - 1), level / 255 * c)
-        np.testing.assert_allclose(bounds[level, :-1] / 2**24, expected, atol=2**-23)
-        assert bounds[level, -1] == 2**24
-        first = (bounds[level] <= np.arange(256)[:, None] * 2**16).sum(1)
-        assert np.array_equal(start[level], first)
+        np.testing.assert_allclose(row[:-1] / 2**24, expected, atol=2**-23)
+        assert row[-1] == 2**24
+        least = (row <= cells[:, None]).sum(1)
+        largest = (row < cells[:, None] + 2 ** (24 - FIRST)).sum(1)
+        assert np.array_equal(table[level << FIRST : level + 1 << FIRST], 2 * least + (largest > least))
 
 
 @pytest.mark.parametrize("c", [3, 60, 500])

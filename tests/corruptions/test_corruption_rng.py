@@ -46,6 +46,14 @@ def test_bits_beyond_the_table_of_counters_continue_the_sequence() -> None:
         assert int(whole[i]) & MASK == finalise((key + (i + 1) * 0x9E3779B97F4A7C15) & MASK)
 
 
+def test_counts_are_the_highest_bits() -> None:
+    seeds = torch.tensor([4, 7])
+    bits, counts = Rng(seeds, "snow"), Rng(seeds, "snow")
+    for shape in ((3, 5), (TABLE - 20,), (30,)):  # the last ones are beyond the table of counters
+        expected = (bits.bits(*shape) >> 40) & (2**24 - 1)
+        assert torch.equal(counts.counts(*shape), expected.int())
+
+
 def test_uniform_has_the_moments_of_the_uniform() -> None:
     u = Rng(torch.arange(20), "uniform").uniform(10_000)
     assert 0 <= u.min() < 1e-4

@@ -6,9 +6,10 @@ import torch
 from scipy import ndimage
 from test_corruptions import photographs
 
-from testtime.corruptions import CONSTANTS, corrupt
+from testtime.corruptions import CONSTANTS, corrupt, filters
 from testtime.corruptions.rng import Rng
 from testtime.corruptions.textures import frost_textures, ice, plasma
+from testtime.corruptions.weather import depth_by_opencv, depth_of_water
 
 
 def channels_last(x: torch.Tensor) -> np.ndarray:
@@ -180,6 +181,18 @@ def test_water_shines_turquoise_where_there_is_liquid(severity: int) -> None:
     for i in range(2):
         dry = ndimage.gaussian_filter(mean + deviation * noise[i], sigma, mode="nearest") < threshold - 1e-5
         assert y[i, :, torch.from_numpy(dry)].max() == 0
+
+
+@pytest.mark.parametrize(("size", "sigma"), [((32, 32), 0.7), ((97, 120), 3.0)])
+def test_opencv_gives_the_same_relief_of_water(size: tuple[int, int], sigma: float) -> None:
+    pytest.importorskip("cv2")
+    noise = 0.65 + 0.3 * Rng(torch.arange(12), "spatter").normal(1, *size)
+    levels = filters.gaussian_blur(noise, sigma).clamp(0, 1).mul(255).floor()
+    levels *= levels >= 175
+    levels[0] = 0
+    depth = depth_of_water(levels)
+    assert torch.equal(depth_by_opencv(levels), depth)
+    assert len(depth[1:].unique()) > 50
 
 
 def test_spatter_without_a_drop_changes_nothing() -> None:

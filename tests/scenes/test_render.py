@@ -204,19 +204,45 @@ def test_pictures_are_well_exposed():
 
 def test_shadows_are_darker():
     """Under the light of a lamp alone, a floor is lit by Lambert's law or in shadow."""
-    from testtime.scenes.render import _Lamps
+    from testtime.scenes.shading import Lamps
 
-    lamps = _Lamps(HOUSE, [light for light in HOUSE.lights if light.facing is None])
+    lamps = Lamps(HOUSE, [light for light in HOUSE.lights if light.facing is None])
     room = HOUSE.rooms[0]
     lamp = next(light for light in HOUSE.lights if light.room == 0)
     points = np.array([[lamp.position[0], lamp.position[1], 0.0], [*room.low, 0.0]], np.float32)
-    way, incident = lamps.incident(0, np.zeros(2, int), points, np.array([[0, 0, 1], [0, 0, 1]], np.float32))
+    up = np.array([[0, 0, 1], [0, 0, 1]], np.float32).T
+    way, strength = lamps.incident(0, 0, points.T, up)
+    incident = lamps.irradiance(0, 0, strength).T
     for k in range(2):
         d = np.array(lamp.position) - points[k]
         cosine = d[2] / np.linalg.norm(d)
         expected = 2.1 * np.array(lamp.colour) * cosine / (0.6 + d @ d)
         assert incident[k] == pytest.approx(expected, rel=1e-4)
-        assert way[k] == pytest.approx(d, rel=1e-4, abs=1e-4)
+        assert way[:, k] == pytest.approx(d, rel=1e-4, abs=1e-4)
+
+
+def test_blocks_of_rays_do_not_change_a_frame(monkeypatch):
+    monkeypatch.setattr("testtime.scenes.render.BLOCK", 1000)
+    frame = RENDERER.frame(CAMERAS[1], SIZE)
+    assert np.array_equal(frame.rgb, FRAMES[1].rgb)
+
+
+def test_glossy_surfaces_reflect_a_lamp_by_the_half_vector():
+    from testtime.scenes.shading import Lamps, shaded
+
+    lamps = Lamps(HOUSE, HOUSE.lights)
+    lamp = next(light for light in HOUSE.lights if light.room == 0 and light.facing is None)
+    points = np.array([[lamp.position[0], lamp.position[1], lamp.position[2] - 0.1]] * 2, np.float32).T
+    normals = np.array([[0, 0, 1], [0, 0, 1]], np.float32).T
+    views = np.array([[0, 0, -1], [0.6, 0, -0.8]], np.float32).T
+    gloss = np.array([0.5, 0.5], np.float32)
+    light, shine = shaded(lamps, RENDERER.tracer, 0, points, normals, gloss, views)
+    assert (light[:, 0] == light[:, 1]).all()
+    irradiance = light[:, 0] - lamps.ambient(0, points, normals)[:, 0]
+    assert (irradiance > 0).all()
+    assert (shaded(lamps, RENDERER.tracer, 0, points, normals, 0 * gloss, views)[1] == 0).all()
+    assert (shine[:, 0] <= 0.5 * irradiance * 1.0001).all()
+    assert (shine[:, 1] < shine[:, 0]).all()  # seen from the side, the half vector is away from the normal
 
 
 def test_tone_and_srgb():

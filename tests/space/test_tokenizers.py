@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from testtime.errors import WeightsError
+from testtime.space import tokenizers
 from testtime.space.modalities import DEPTH, EDGES, NORMALS, RGB, boxes, classes, features
 from testtime.space.tokenizers import (
     FSQTokenizer,
@@ -63,6 +64,24 @@ def test_vq_takes_the_code_of_the_largest_cosine():
     assert np.abs(np.linalg.norm(book, axis=1) - 1).max() < 1e-5
     cosine = z @ book.T / np.linalg.norm(z, axis=2, keepdims=True)
     assert np.array_equal(tokenizer.encode(x).numpy(), cosine.argmax(2))
+
+
+def test_ids_found_in_blocks_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenizers, "COSINES", 32 * 5)  # five tokens at a time
+    tokenizer = VQTokenizer(RGB, size=(32, 48), patch=8, codebook=32, width=16)
+    x = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    kept = x.clone()
+    with torch.no_grad():
+        latents = tokenizer._latents(tokenizer._prepared(x))
+        expected = tokenizer._quantised(latents, learning=False)[1].flatten(1)
+    ids = tokenizer.encode(x)
+    assert torch.equal(ids, expected)
+    assert ids.dtype == torch.int64
+    assert len(ids.unique()) > 5
+    assert torch.equal(x, kept)
+    trained = tokenizer._latents(tokenizer._prepared(x))  # with gradients, nothing is computed in place
+    assert trained.requires_grad
+    assert torch.equal(trained, latents)
 
 
 def test_fsq_rounds_each_number_to_its_levels():

@@ -60,6 +60,8 @@ FAMILIES = (noise, blur, weather, digital)
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     name: getattr(family, name) for family in FAMILIES for name in family.CIFAR
 }
+BYTES = {name for family in FAMILIES for name in family.BYTES}
+"""Names of the corruptions that take images as uint8 also."""
 CONSTANTS: dict[str, dict[str, Sequence[Any]]] = {
     "cifar": {name: table for family in FAMILIES for name, table in family.CIFAR.items()},
     "imagenet": {name: table for family in FAMILIES for name, table in family.IMAGENET.items()},
@@ -138,12 +140,12 @@ def corrupt(
     parts = []
     for part, seed in zip(x.split(size), seeds.split(size), strict=True):
         images = part.contiguous() if x.dtype == torch.uint8 else part.float().contiguous()
-        if name in digital.STORED:
-            y = function(images, c, Rng(seed, name))
-        elif x.dtype == torch.uint8:
-            y = to_bytes(function(images.float().div_(255), c, Rng(seed, name)))
-        else:
-            y = function(images, c, Rng(seed, name))
+        if x.dtype == torch.uint8 and name not in BYTES:
+            images = images.float().div_(255)
+        y = function(images, c, Rng(seed, name))
+        if x.dtype == torch.uint8:
+            y = y if y.dtype == torch.uint8 else to_bytes(y)
+        elif name not in digital.STORED:
             y = to_8_bits(y) if quantise else y.clamp_(0, 1)
         parts.append(y)
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(x.dtype)

@@ -20,7 +20,19 @@ from torch.nn import functional as F
 from testtime.corruptions import filters
 from testtime.corruptions.rng import Rng
 
-__all__ = ["CIFAR", "IMAGENET", "defocus_blur", "gaussian_blur", "glass_blur", "motion_blur", "zoom_blur"]
+__all__ = [
+    "BYTES",
+    "CIFAR",
+    "IMAGENET",
+    "defocus_blur",
+    "gaussian_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+]
+
+BYTES = ()
+"""Names of the corruptions that take images as uint8 also."""
 
 CIFAR = {
     "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),

@@ -23,6 +23,7 @@ from testtime.corruptions.rng import Rng
 from testtime.errors import need_pillow
 
 __all__ = [
+    "BYTES",
     "CIFAR",
     "IMAGENET",
     "STORED",
@@ -35,8 +36,10 @@ __all__ = [
     "store_as_jpeg",
 ]
 
-STORED = ("pixelate", "jpeg_compression")
-"""Names of the corruptions that take images as uint8 also, and whose results are multiples of 1 / 255 already."""
+BYTES = ("pixelate", "jpeg_compression")
+"""Names of the corruptions that take images as uint8 also."""
+STORED = BYTES
+"""Names of the corruptions whose results are multiples of 1 / 255 already."""
 
 CIFAR = {
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
@@ -142,47 +145,78 @@ def elastic_transform(x: Tensor, c: tuple[float, float, float], rng: Rng) -> Ten
 
 
 @lru_cache(maxsize=64)
-def boxes(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, tuple[int, int], Tensor]:
+def boxes(length: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
     """Return how Pillow's BOX filter shrinks `length` pixels to `size` and enlarges them again.
+
+    Returns:
+        The first pixel of each box and the number of its pixels, (size,); and the box of each pixel, (length,).
+    """
+    scale, pixel = length / size, np.arange(length)
+    centre = (np.arange(size)[:, None] + 0.5) * scale
+    # Pixels whose centre is on the edge of a box are in one box or the other by rounding, so every operation is Pillow's.
+    low, high = (centre - scale / 2 + 0.5).astype(np.intp), (centre + scale / 2 + 0.5).astype(np.intp)
+    offset = (pixel - centre + 0.5) * (1 / scale)
+    inside = (pixel >= low) & (pixel < high) & (offset > -0.5) & (offset <= 0.5)
+    back = ((np.arange(length) + 0.5) * (size / length)).astype(np.intp)
+    return inside.argmax(1), inside.sum(1), back
+
+
+@lru_cache(maxsize=64)
+def rows_of_boxes(
+    length: int, size: int, device: torch.device
+) -> tuple[Tensor, Tensor, tuple[int, int], Tensor]:
+    """Return `boxes` for `box_down`.
 
     Returns:
         The number of pixels of each box, (size,) float32; the first pixel of each box as a row of successive sums of least,
         ..., most pixels, and `least` and `most`; and the box of each pixel, (length,) int64.
     """
-    scale = length / size
-    centre = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * scale
-    offset = (torch.arange(length) + 0.5 - centre) / scale
-    inside = (offset > -0.5) & (offset <= 0.5)
-    count = inside.sum(1)
+    first, count, back = (torch.from_numpy(values) for values in boxes(length, size))
     least, most = int(count.min()), int(count.max())
-    row = inside.int().argmax(1) + sum(
-        ((count > k) * (length + 1 - k) for k in range(least, most)), torch.tensor(0)
-    )
-    back = ((torch.arange(length) + 0.5) * (size / length)).long()
+    row = first + sum(((count > k) * (length + 1 - k) for k in range(least, most)), torch.tensor(0))
     return count.float().to(device), row.to(device), (least, most), back.to(device)
-
-
-def pick(x: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Return the entries `index` of a dimension; numpy takes half the time of torch for it on a CPU."""
-    if x.is_cuda:
-        return x.index_select(dim, index)
-    return torch.from_numpy(x.numpy().take(index.numpy(), axis=dim, mode="clip"))
 
 
 def box_down(x: Tensor, size: int, white: int) -> Tensor:
     """Shrink dimension 1 to `size` by averaging whole pixels, rounded to integers 0..255, as Pillow's BOX filter does.
 
     Args:
-        x: pixels (M, length, K).
+        x: pixels (M, length, K), floating-point.
         size: number of pixels.
         white: value of a white pixel, 1 or 255.
     """
-    count, row, (least, most), _ = boxes(x.shape[1], size, x.device)
+    count, row, (least, most), _ = rows_of_boxes(x.shape[1], size, x.device)
     sums = [x]
     for k in range(1, most):
         sums.append(sums[-1][:, :-1] + x[:, k:])
-    total = torch.cat(sums[least - 1 :], 1).index_select(1, row).float()
+    total = torch.cat(sums[least - 1 :], 1).index_select(1, row)
     return total.mul_((255 / white / count)[:, None]).add_(0.5 + 1e-3).floor_()
+
+
+def box_down_bytes(x: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Shrink dimension 1 of bytes (M, length, K) to `size`, as `box_down` does, in integers of 16 bits."""
+    first, count, _ = boxes(x.shape[1], size)
+    out = np.empty((len(x), size, x.shape[2]), np.uint8)
+    wide = x.astype(np.uint16)
+    for pixels in np.unique(count).tolist():  # two numbers at most
+        which = np.flatnonzero(count == pixels)
+        total = wide.take(first[which], axis=1, mode="clip")
+        for k in range(1, pixels):
+            total += wide.take(first[which] + k, axis=1, mode="clip")
+        total += pixels // 2
+        total //= pixels
+        out[:, which] = total
+    return out
+
+
+def pixelate_bytes(x: NDArray[np.uint8], small_h: int, small_w: int) -> NDArray[np.uint8]:
+    """Pixelate bytes (M, H, W); dimensions are exchanged so that whole rows of bytes are added and copied."""
+    m, h, w = x.shape
+    columns = box_down_bytes(filters.transposed(x.reshape(m * h, w))[None], small_w)[0]
+    small = box_down_bytes(filters.transposed(columns).reshape(m, h, small_w), small_h)
+    columns = filters.transposed(small.reshape(m * small_h, small_w))
+    wide = filters.transposed(columns.take(boxes(w, small_w)[2], axis=0, mode="clip"))
+    return wide.reshape(m, small_h, w).take(boxes(h, small_h)[2], axis=1, mode="clip")
 
 
 def pixelate(x: Tensor, c: float, rng: Rng) -> Tensor:
@@ -195,13 +229,15 @@ def pixelate(x: Tensor, c: float, rng: Rng) -> Tensor:
     """
     h, w = x.shape[2:]
     small_h, small_w = max(1, int(h * c)), max(1, int(w * c))
+    if x.dtype == torch.uint8 and not x.is_cuda:
+        return torch.from_numpy(pixelate_bytes(x.flatten(0, 1).numpy(), small_h, small_w)).view(x.shape)
     white = 1 if x.is_floating_point() else 255
-    columns = x.flatten(0, 1).mT.contiguous()  # sums of rows are faster than sums of columns
-    small = box_down(columns.short() if white == 255 else columns, small_w, white)
+    columns = x.flatten(0, 1).mT.float().contiguous()  # sums of rows are faster than sums of columns
+    small = box_down(columns, small_w, white)
     small = box_down(small.mT.contiguous(), small_h, 255)
     small = small.to(x.dtype) if white == 255 else small.div_(255)
-    wide = pick(small, boxes(w, small_w, x.device)[3], 2)
-    return pick(wide, boxes(h, small_h, x.device)[3], 1).view(x.shape)
+    wide = filters.pick(small, rows_of_boxes(w, small_w, x.device)[3], 2)
+    return filters.pick(wide, rows_of_boxes(h, small_h, x.device)[3], 1).view(x.shape)
 
 
 def jpeg_compression(x: Tensor, c: int, rng: Rng) -> Tensor:
@@ -258,16 +294,13 @@ def through_pillow(image: NDArray[np.uint8], quality: int, out: NDArray[np.uint8
     out[:] = np.asarray(Image.open(file, formats=("JPEG",))).transpose(2, 0, 1)
 
 
-@lru_cache(maxsize=1)
 def jpeg_codec() -> Callable[[NDArray[np.uint8], int, NDArray[np.uint8]], None]:
     """Return the codec: OpenCV where it is installed and computes the values of Pillow, which is slower; otherwise Pillow.
 
     Raises:
         ImportError: neither is installed.
     """
-    try:
-        import cv2  # noqa: F401
-    except ImportError:
-        need_pillow()
-        return through_pillow
-    return through_opencv
+    if filters.opencv() is not None:
+        return through_opencv
+    need_pillow()
+    return through_pillow

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,11 +22,24 @@ __all__ = [
     "gaussian_blur",
     "grey",
     "motion_blur",
+    "opencv",
+    "pick",
     "to_8_bits",
     "to_bytes",
+    "transposed",
 ]
 
 TAPS = 32  # a Fourier transform costs as much as about so many taps
+
+
+@lru_cache(maxsize=1)
+def opencv() -> ModuleType | None:
+    """Return OpenCV, or None where it is not installed; it is used where it computes the same values in less time."""
+    try:
+        import cv2
+    except ImportError:
+        return None
+    return cv2
 
 
 def to_8_bits(x: Tensor) -> Tensor:
@@ -46,6 +61,19 @@ def to_bytes(x: Tensor) -> Tensor:
     """
     levels = x.clamp(0, 1).mul_(255).add_(1e-3)
     return levels.to(torch.uint8) if x.is_cuda else torch.from_numpy(levels.numpy().astype(np.uint8))
+
+
+def pick(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Return the entries `index` of a dimension; numpy takes half the time of torch for it on a CPU."""
+    if x.is_cuda:
+        return x.index_select(dim, index)
+    return torch.from_numpy(x.numpy().take(index.numpy(), axis=dim, mode="clip"))
+
+
+def transposed(x: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the contiguous transpose of a matrix of bytes."""
+    cv2 = opencv()
+    return np.ascontiguousarray(x.T) if cv2 is None else cv2.transpose(x)
 
 
 def grey(x: Tensor) -> Tensor:

@@ -36,13 +36,19 @@ def mix(z: Tensor) -> Tensor:
     return z
 
 
-def mix_on_cpu(z: NDArray[np.uint64]) -> None:
-    """Apply the finaliser in place to unsigned integers (their shifts are logical: a third fewer operations)."""
+def mix_on_cpu(z: NDArray[np.uint64], whole: bool = True) -> None:
+    """Apply the finaliser in place to unsigned integers (their shifts are logical: a third fewer operations).
+
+    Args:
+        z: the integers.
+        whole: whether all bits are used; otherwise the last step is left out, which changes the 33 lowest bits alone.
+    """
     shifted = np.empty_like(z)
-    for shift, factor in ((30, MIX1), (27, MIX2), (31, None)):
+    for shift, factor in ((30, MIX1), (27, MIX2)):
         z ^= np.right_shift(z, np.uint64(shift), out=shifted)
-        if factor is not None:
-            z *= np.uint64(factor + 2**64)
+        z *= np.uint64(factor + 2**64)
+    if whole:
+        z ^= np.right_shift(z, np.uint64(31), out=shifted)
 
 
 @lru_cache(maxsize=1)
@@ -74,18 +80,35 @@ class Rng:
 
     def bits(self, *shape: int) -> Tensor:
         """Draw (N, *shape) int64, all 64 bits random."""
-        first, count = self.drawn, math.prod(shape)
-        self.drawn += count
+        first, count = self._next(shape)
         if self.key.is_cuda or first + count > TABLE:
             counter = torch.arange(first + 1, first + count + 1, device=self.key.device)
             return mix(self.key[:, None] + counter.mul_(GOLDEN)).view(-1, *shape)
-        z = self.key.numpy().view(np.uint64)[:, None] + products()[first : first + count]
+        z = self._sums(first, count)
         mix_on_cpu(z)
         return torch.from_numpy(z.view(np.int64)).view(-1, *shape)
 
     def counts(self, *shape: int) -> Tensor:
-        """Draw (N, *shape) int32, uniform in 0..2^24 - 1."""
-        return (self.bits(*shape) >> 40).bitwise_and_(2**24 - 1).int()
+        """Draw (N, *shape) int32, uniform in 0..2^24 - 1: the highest bits of `bits`."""
+        if self.key.is_cuda or self.drawn + math.prod(shape) > TABLE:
+            return (self.bits(*shape) >> 40).bitwise_and_(2**24 - 1).int()
+        z = self._sums(*self._next(shape))
+        mix_on_cpu(z, whole=False)
+        z >>= np.uint64(40)
+        return torch.from_numpy(z.astype(np.int32)).view(-1, *shape)
+
+    def _next(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the index of the next number, and how many numbers of that shape are now drawn."""
+        first, count = self.drawn, math.prod(shape)
+        self.drawn += count
+        return first, count
+
+    def _sums(self, first: int, count: int) -> NDArray[np.uint64]:
+        """Return the integers (N, count) whose hashes are the numbers from `first` on."""
+        sums: NDArray[np.uint64] = (
+            self.key.numpy().view(np.uint64)[:, None] + products()[first : first + count]
+        )
+        return sums
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw (N, *shape) float32, uniform in [0, 1), with 24 bits."""

@@ -88,10 +88,15 @@ def rays(camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> 
         pixels: flat indices of the pixels, (N,), in row-major order; None for all H * W.
     """
     k, (height, width) = intrinsics(camera.fov_degrees, size), size
-    rows, columns = np.divmod(np.arange(height * width) if pixels is None else pixels, width)
     x = (np.arange(width) + 0.5 - k[0, 2]) / k[0, 0]
     y = -(np.arange(height) + 0.5 - k[1, 2]) / k[1, 1]
-    local = np.stack([x[columns], y[rows], np.full(len(rows), -1.0)], axis=1)
+    local = np.full((height * width if pixels is None else len(pixels), 3), -1.0)
+    if pixels is None:
+        grid = local.reshape(height, width, 3)
+        grid[..., 0], grid[..., 1] = x, y[:, None]
+    else:
+        rows, columns = np.divmod(pixels, width)
+        local[:, 0], local[:, 1] = x[columns], y[rows]
     directions: Array = local @ camera.pose[:3, :3].T
     return directions
 

@@ -157,7 +157,13 @@ class GLTracer(Tracer):
             self.shape = context.vertex_array(_program(), [(points, "3f", "point")])
             self.bounds = corners[self.drawn].min(axis=(0, 1)), corners[self.drawn].max(axis=(0, 1))
 
-    def view(self, camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Hits:
+    def view(
+        self,
+        camera: Camera,
+        size: tuple[int, int],
+        pixels: Array | None = None,
+        directions: Array | None = None,
+    ) -> Hits:
         """Return the first hits through the centres of pixels; see :meth:`Tracer.view`."""
         half = np.array([size[1], size[0]]) / 2
         focal = intrinsics(camera.fov_degrees, size)[0, 0]
@@ -165,7 +171,8 @@ class GLTracer(Tracer):
         seen = seen if pixels is None else seen[pixels]
         hits = no_hits(len(seen))
         at = np.flatnonzero(seen >= 0)
-        number, directions = seen[at], rays(camera, size, pixels)[at]
+        number = seen[at]
+        directions = (rays(camera, size, pixels) if directions is None else directions)[at]
         # The ray in the frame of its triangle, which is in the plane z = 0, meets the plane at u and v.
         maps = self.maps[number]
         o = np.einsum("nij,j->ni", maps, camera.position) + self.starts[number]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -13,8 +12,9 @@ import numpy as np
 from testtime.errors import missing_extra
 from testtime.scenes.cameras import Camera, intrinsics, rays
 from testtime.scenes.geometry import Array
-from testtime.scenes.house import House, Light
+from testtime.scenes.house import House
 from testtime.scenes.plan import WALL
+from testtime.scenes.shading import Lamps, dot, shaded
 from testtime.scenes.shifts import Shift, resolve_shift
 from testtime.scenes.texture import Paint
 from testtime.scenes.tracer import Hits, Tracer, tracer
@@ -32,6 +32,9 @@ STEP = 0.06
 
 UNBOXED = 3
 """Number of the first classes without boxes: walls, floors and ceilings."""
+
+BLOCK = 2**15
+"""Number of rays that are shaded at a time."""
 
 OFF = 2e-3
 """Distance from the surface at which rays to the lights start, in metres."""
@@ -172,7 +175,7 @@ class Renderer:
             instance.reshape(size), depth.reshape(size), turned.reshape(shape), camera.fov_degrees
         )
         paint = change.paint(self.paint, self.house)
-        lamps = _Lamps(self.house, change.lights(self.house.lights))
+        lamps = Lamps(self.house, change.lights(self.house.lights))
         pixel = 2 * np.tan(np.radians(camera.fov_degrees) / 2) / size[1]
         light = self._shade(camera, directions, hits, normals, paint, lamps, pixel)
         if self.smooth:
@@ -200,7 +203,7 @@ class Renderer:
         self, camera: Camera, size: tuple[int, int], directions: Array
     ) -> tuple[Hits, Array, Array, Array]:
         """Return hits, instances (N,), depth (N,) and normals (N, 3) in the world of a camera's rays."""
-        hits = self.tracer.view(camera, size)
+        hits = self.tracer.view(camera, size, directions=directions)
         hit = hits.triangle >= 0
         instance = np.where(hit, self.mesh.instance[hits.triangle], 0).astype(np.uint16)
         depth = np.where(hit, hits.t, 0).astype(np.float32)
@@ -208,16 +211,16 @@ class Renderer:
 
     def _normals(self, hits: Hits, directions: Array) -> Array:
         """Return the unit normals (N, 3) of the surfaces, towards the viewer; zeros without a hit."""
-        flat = self.flat[hits.triangle]
+        flat = _taken(self.flat, hits.triangle)
         normals = flat.copy()
-        at = np.flatnonzero(self.curved[hits.triangle])
+        at = np.flatnonzero(_taken(self.curved, hits.triangle))
         if len(at):
-            corners = self.mesh.normals[hits.triangle[at]]
+            corners = _taken(self.mesh.normals, hits.triangle[at])
             normals[at] = _unit(np.einsum("nk,nki->ni", hits.weights[at], corners))
         views = directions.astype(np.float32)
         facing = np.where(_dot(flat, views)[:, None] > 0, -1, 1).astype(np.float32)
-        flat = flat * facing
-        normals *= np.where(_dot(normals, flat)[:, None] < 0, -1, 1)
+        flat *= facing
+        normals *= np.where(_dot(normals, flat)[:, None] < 0, -1, 1).astype(np.float32)
         away = _dot(normals, views) > 0  # at the silhouette of a curved surface
         if away.any():
             rim = _unit(views[away])
@@ -232,42 +235,59 @@ class Renderer:
         hits: Hits,
         normals: Array,
         paint: Paint,
-        lamps: _Lamps,
+        lamps: Lamps,
         pixel: float,
     ) -> Array:
-        """Return linear light (N, 3) float32 along rays: diffuse and specular reflection with shadows, and ambient light."""
-        triangle = np.maximum(hits.triangle, 0)
-        t = np.where(hits.triangle >= 0, hits.t, 0).astype(np.float32)[:, None]
-        views = directions.astype(np.float32)
-        local = np.einsum("nk,nki->ni", hits.weights, self.mesh.local[triangle])
-        points = camera.position.astype(np.float32) + t * views + OFF * normals
-        length = np.sqrt(_dot(views, views))
-        slant = np.maximum(-_dot(normals, views) / length, 0.15)
-        material = self.mesh.material[triangle].astype(np.int64)
-        albedo = paint.albedo(material, local, pixel * t[:, 0] / slant)
-        room = self._rooms(points)
-        light = lamps.ambient(room, points, normals)
-        shine = np.zeros_like(light)
-        gloss = paint.gloss[material]
-        for k in range(lamps.slots):
-            way, incident = lamps.incident(k, room, points, normals)
-            lit = np.flatnonzero(np.maximum.reduce([incident[:, 0], incident[:, 1], incident[:, 2]]) > 1e-4)
-            if not len(lit):
-                continue
-            dark = self.tracer.occluded(points[lit], points[lit] + way[lit])
-            lit = lit[~dark]
-            light[lit] += incident[lit]
-            glossy = lit[gloss[lit] > 0]
-            if len(glossy):
-                half = _unit(_unit(way[glossy]) - views[glossy] / length[glossy, None])
-                power = np.maximum(_dot(half, normals[glossy]), 0) ** 40
-                shine[glossy] += (gloss[glossy] * power)[:, None] * incident[glossy]
-        total = albedo * light + shine + albedo * paint.glow[material][:, None] * lamps.glow(room)
-        total[hits.triangle < 0] = 0
-        return total.astype(np.float32)
+        """Return linear light (N, 3) float32 along rays: diffuse and specular reflection with shadows, and ambient light.
+
+        Rays are shaded in blocks, whose intermediate results take memory that is kept.
+        """
+        light = np.empty((len(directions), 3), np.float32)
+        for first in range(0, len(directions), BLOCK):
+            rows = slice(first, first + BLOCK)
+            light[rows] = self._shade_block(
+                camera, directions[rows], hits.part(rows), normals[rows], paint, lamps, pixel
+            )
+        return light
+
+    def _shade_block(
+        self,
+        camera: Camera,
+        directions: Array,
+        hits: Hits,
+        normals: Array,
+        paint: Paint,
+        lamps: Lamps,
+        pixel: float,
+    ) -> Array:
+        """Return linear light (N, 3) float32 along rays."""
+        hit = hits.triangle >= 0
+        t = np.where(hit, hits.t, 0).astype(np.float32)
+        views, across = (np.ascontiguousarray(v.T, dtype=np.float32) for v in (directions, normals))
+        points = camera.position.astype(np.float32)[:, None] + t * views + OFF * across
+        length = np.sqrt(dot(views, views))
+        slant = np.maximum(-dot(across, views) / length, 0.15)
+        views /= length
+        material = _taken(self.mesh.material, hits.triangle).astype(np.int64)
+        local = np.einsum("nk,nki->ni", hits.weights, _taken(self.mesh.local, hits.triangle))
+        albedo = paint.albedo(material, local, pixel * t / slant)
+        room, gloss = self._rooms(points), _taken(paint.gloss, material)
+        total = np.empty_like(points)
+        for k in np.flatnonzero(np.bincount(room)).tolist():
+            at = np.flatnonzero(room == k)
+            places = (
+                v if len(at) == len(room) else v.take(at, 1) for v in (points, across, gloss[None], views)
+            )
+            where, normal, shiny, view = places
+            light, shine = shaded(lamps, self.tracer, k, where, normal, shiny[0], view)
+            total[:, at] = albedo.take(at, 0).T * light + shine
+        glowing = np.flatnonzero(_taken(paint.glow, material))
+        total[:, glowing] += albedo[glowing].T * paint.glow[material[glowing]] * lamps.glow(room[glowing])
+        total[:, ~hit] = 0
+        return total.T
 
     def _smoothed(
-        self, light: Array, camera: Camera, border: Array, paint: Paint, lamps: _Lamps, pixel: float
+        self, light: Array, camera: Camera, border: Array, paint: Paint, lamps: Lamps, pixel: float
     ) -> None:
         """Replace the light of pixels at edges by the mean of four rays through them, in place."""
         size = border.shape
@@ -278,15 +298,15 @@ class Renderer:
         corner = 2 * (at // size[1]) * fine[1] + 2 * (at % size[1])  # first of the four subpixels of a pixel
         four = (corner[:, None] + [0, 1, fine[1], fine[1] + 1]).reshape(-1)
         chosen = rays(camera, fine, four)
-        hits = self.tracer.view(camera, fine, four)
+        hits = self.tracer.view(camera, fine, four, chosen)
         normals = self._normals(hits, chosen)
         parts = self._shade(camera, chosen, hits, normals, paint, lamps, pixel / 2)
         light[at] = tone_back(tone(parts).reshape(-1, 4, 3).mean(axis=1))
 
     def _rooms(self, points: Array) -> Array:
-        room = np.zeros(len(points), np.int64)
+        room = np.zeros(points.shape[1], np.int64)
         for k, (x0, y0, x1, y1) in enumerate(self.cells[1:].tolist(), 1):
-            x, y = points[:, 0], points[:, 1]
+            x, y = points[0], points[1]
             room[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = k
         return room
 
@@ -329,72 +349,16 @@ class Renderer:
             y0, y1 = max(int(np.floor(y.min() - 0.5)), 0), min(int(np.ceil(y.max() + 0.5)), height)
         if x1 <= x0 or y1 <= y0:
             return 0
-        part = np.zeros_like(mine)
-        part[y0:y1, x0:x1] = True
-        candidates = np.flatnonzero(part & ~mine & (depth > 0) & (depth < z.max()))
+        window = np.s_[y0:y1, x0:x1]
+        before = depth[window]
+        rows, columns = np.nonzero(~mine[window] & (before > 0) & (before < z.max()))
+        candidates = (rows + y0) * width + columns + x0
         if not len(candidates):
             return 0
         if number not in self.alone:
             self.alone[number] = tracer(self.mesh.triangles[self.rows[number]], self.backend)
         hits = self.alone[number].view(camera, (height, width), candidates)
         return int((hits.triangle >= 0).sum())
-
-
-@final
-class _Lamps:
-    """The lights of a house as arrays by room.
-
-    Args:
-        house: house of the lights.
-        lights: lights of the house, or those of a shift.
-    """
-
-    def __init__(self, house: House, lights: Sequence[Light]) -> None:
-        count = len(house.rooms)
-        by_room = [[light for light in lights if light.room == r] for r in range(count)]
-        self.slots = max(1, *(len(some) for some in by_room))
-        self.position = np.zeros((self.slots, count, 3), np.float32)
-        self.colour = np.zeros((self.slots, count, 3), np.float32)
-        self.facing = np.zeros((self.slots, count, 3), np.float32)
-        for r, some in enumerate(by_room):
-            for k, light in enumerate(some):
-                self.position[k, r], self.colour[k, r] = light.position, light.colour
-                if light.facing is not None:
-                    self.facing[k, r] = _unit(np.array(light.facing, dtype=np.float32))
-        areas = np.array([room.area for room in house.rooms], np.float32)[:, None]
-        self.bounced = self.colour.sum(axis=0) * 1.9 / (areas + 6)
-        self.height = house.plan.height
-        self.bounds = np.array([[*room.low, *room.high] for room in house.rooms], np.float32)
-        usual = np.zeros(count, np.float32)
-        for light in house.lights:
-            usual[light.room] += sum(light.colour)
-        self.brightness = self.colour.sum(axis=(0, 2)) / np.maximum(usual, 1e-6)
-
-    def ambient(self, room: Array, points: Array, normals: Array) -> Array:
-        """Return the ambient light (N, 3) at points, which is stronger on surfaces facing up and weaker in corners."""
-        x0, y0, x1, y1 = self.bounds[room].T
-        x, y, z = points.T
-        near = np.exp(np.maximum(np.stack([x - x0, y - y0, x1 - x, y1 - y, z, self.height - z]), 0) / -0.28)
-        corner = 1 - 0.27 * np.minimum(
-            near.sum(axis=0) - near.max(axis=0), 2
-        )  # the nearest plane is the surface itself
-        up = 0.9 + 0.1 * normals[:, 2]
-        return self.bounced[room] * (corner * up)[:, None]
-
-    def incident(self, k: int, room: Array, points: Array, normals: Array) -> tuple[Array, Array]:
-        """Return the vectors (N, 3) from points to light k of their room, and its irradiance (N, 3) without shadows."""
-        way = self.position[k][room] - points
-        squared = _dot(way, way)
-        cosine = np.maximum(_dot(way, normals), 0) / np.sqrt(np.maximum(squared, 1e-8))
-        facing = self.facing[k][room]
-        directed = _dot(facing, facing) > 0
-        leaving = -_dot(way, facing) / np.sqrt(np.maximum(squared, 1e-8))
-        cosine = cosine * np.where(directed, np.clip(leaving * 1.5 + 0.15, 0, 1), 1)
-        return way, self.colour[k][room] * (cosine / (0.6 + squared))[:, None] * 2.1
-
-    def glow(self, room: Array) -> Array:
-        """Return the brightness (N, 1) of lamps and windows relative to the lights of the house."""
-        return np.clip(self.brightness[room], 0, 1.5)[:, None]
 
 
 def occlusion_edges(instance: Array, depth: Array, normal: Array, fov_degrees: float) -> Array:
@@ -461,5 +425,10 @@ def _unit(vectors: Array) -> Array:
 
 
 def _dot(a: Array, b: Array) -> Array:
-    product: Array = np.einsum("...i,...i->...", a, b)
+    product: Array = a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2]
     return product
+
+
+def _taken(values: Array, rows: Array) -> Array:
+    """Return rows of an array, the first where there is none (-1), in a quarter of the time of an index."""
+    return values.take(rows, axis=0, mode="clip")

@@ -77,8 +77,9 @@ def noise(points: Array) -> Array:
     cell = np.floor(x)
     f = x - cell
     f = f * f * (3 - 2 * f)
-    i0 = cell.astype(np.int64) % SIDE
-    i1 = (i0 + 1) % SIDE
+    i0 = cell.astype(np.int32)
+    i0 -= i0 // SIDE * SIDE  # the remainder, in a fraction of the time of %
+    i1 = np.where(i0 == SIDE - 1, 0, i0 + 1)
     flat = block.reshape(-1)
     x0, x1 = i0[:, 0] * (SIDE * SIDE), i1[:, 0] * (SIDE * SIDE)
     y0, y1 = i0[:, 1] * SIDE, i1[:, 1] * SIDE
@@ -86,8 +87,8 @@ def noise(points: Array) -> Array:
     fx, fy, fz = f[:, 0], f[:, 1], f[:, 2]
 
     def along_x(y: Array, z: Array) -> Array:
-        a = flat[x0 + y + z]
-        return a + fx * (flat[x1 + y + z] - a)
+        a = flat.take(x0 + y + z, mode="clip")
+        return a + fx * (flat.take(x1 + y + z, mode="clip") - a)
 
     low, high = along_x(y0, z0), along_x(y0, z1)
     low = low + fy * (along_x(y1, z0) - low)
@@ -260,9 +261,9 @@ class Paint:
             flat = (self.pattern != 0) & (self.pattern != names.index("sky"))
             mean = np.where(flat[:, None], 0.6 * self.first + 0.4 * self.second, self.first)
             return mean[material]
-        colour = self.first[material]
+        colour = self.first.take(material, axis=0, mode="clip")
         kinds = self.pattern[material]
-        for kind in np.unique(kinds):
+        for kind in np.flatnonzero(np.bincount(kinds)).tolist():
             if kind == 0:
                 continue
             at = np.flatnonzero(kinds == kind)

@@ -61,6 +61,10 @@ class Hits:
         """Barycentric weights of the three corners, (N, 3) float32."""
         return np.stack([1 - self.u - self.v, self.u, self.v], axis=1)
 
+    def part(self, rows: slice) -> Hits:
+        """Return the hits of some of the rays."""
+        return Hits(self.triangle[rows], self.t[rows], self.u[rows], self.v[rows])
+
 
 class Tracer(ABC):
     """The interface of the backends."""
@@ -70,13 +74,20 @@ class Tracer(ABC):
         """Set the triangles, (F, 3, 3) float32."""
 
     @abstractmethod
-    def view(self, camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Hits:
+    def view(
+        self,
+        camera: Camera,
+        size: tuple[int, int],
+        pixels: Array | None = None,
+        directions: Array | None = None,
+    ) -> Hits:
         """Return the first hits through the centres of pixels; t is depth.
 
         Args:
             camera: camera of the image.
             size: size of the image (H, W), in pixels.
             pixels: flat indices of the pixels, (N,), in row-major order; None for all.
+            directions: rays of the pixels, (N, 3), where the caller has them (`testtime.scenes.cameras.rays`).
         """
 
     @abstractmethod
@@ -91,11 +102,18 @@ class RayTracer(Tracer):
     def trace(self, origins: Array, directions: Array) -> Hits:
         """Return the first hits of rays with origins and directions (N, 3) of any length."""
 
-    def view(self, camera: Camera, size: tuple[int, int], pixels: Array | None = None) -> Hits:
+    def view(
+        self,
+        camera: Camera,
+        size: tuple[int, int],
+        pixels: Array | None = None,
+        directions: Array | None = None,
+    ) -> Hits:
         """Return the first hits through the centres of pixels, with a ray for each."""
         from testtime.scenes.cameras import rays
 
-        directions = rays(camera, size, pixels)
+        if directions is None:
+            directions = rays(camera, size, pixels)
         return self.trace(np.broadcast_to(camera.position, directions.shape), directions)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testtime.space.model import Block, grid_embedding
@@ -15,18 +17,26 @@ Network = Literal["convolution", "transformer"]
 """Kind of the encoder and decoder."""
 
 
+class SiLU(nn.Module):
+    """SiLU of the output of a norm, in place where no gradient is needed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class Residual(nn.Module):
     """Two convolutions, each after a group norm and SiLU, with a residual connection."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
         layers = [
-            (_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, kernel, padding="same")) for _ in "12"
+            (_norm(channels), SiLU(), nn.Conv2d(channels, channels, kernel, padding="same")) for _ in "12"
         ]
         self.layers = nn.Sequential(*(part for layer in layers for part in layer))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        change: Tensor = self.layers(x)
+        return x + change if torch.is_grad_enabled() else change.add_(x)
 
 
 class Transformer(nn.Module):
@@ -70,7 +80,7 @@ def encoder(
     for fine, coarse in pairwise(widths):
         layers += [Residual(fine, kernel), nn.Conv2d(fine, coarse, 2, 2)]
     layers += _middle(width, depth, kernel, network, grid)
-    return nn.Sequential(*layers, _norm(width), nn.SiLU(), nn.Conv2d(width, latent, 1))
+    return nn.Sequential(*layers, _norm(width), SiLU(), nn.Conv2d(width, latent, 1))
 
 
 def decoder(
@@ -89,7 +99,7 @@ def decoder(
     for coarse, fine in zip(widths[:0:-1], widths[-2::-1], strict=True):
         layers += [nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2), Residual(fine, kernel)]
     last = nn.Conv2d(widths[0], channels * first**2, kernel, padding="same")
-    return nn.Sequential(*layers, _norm(widths[0]), nn.SiLU(), last, nn.PixelShuffle(first))
+    return nn.Sequential(*layers, _norm(widths[0]), SiLU(), last, nn.PixelShuffle(first))
 
 
 def _middle(width: int, depth: int, kernel: int, network: Network, grid: tuple[int, int]) -> list[nn.Module]:

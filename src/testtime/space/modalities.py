@@ -101,18 +101,19 @@ class Modality:
         if not value.is_floating_point() and not (value.dtype == torch.bool and self.normalise == "unit"):
             advice = "divide 8-bit images by 255" if self.normalise == "unit" else "convert them first"
             raise ValueError(f"{self.name}: expected {expected}, got {value.dtype}; {advice}")
-        known, lacking = value.float(), value.isnan()
-        if lacking.any():  # a selection costs as much as a small network
-            known = known[~lacking]
-        may_lack = self.kind == "image" and (self.channels == 1 or self.normalise == "signed")
-        if known.numel() < value.numel() and not may_lack:
-            raise ValueError(
-                f"{self.name}: expected finite {expected}, got NaN in {value.numel() - known.numel()} of {value.numel()} "
-                "values; leave such frames out"
-            )
-        if not known.numel():
+        if not value.numel():
             return
-        low, high = known.min().item(), known.max().item()
+        low, high = (bound.item() for bound in value.float().aminmax())
+        if math.isnan(low):  # a value is; a selection costs as much as a small network
+            known = value[~value.isnan()].float()
+            if self.kind != "image" or (self.channels != 1 and self.normalise != "signed"):
+                raise ValueError(
+                    f"{self.name}: expected finite {expected}, got NaN in {value.numel() - known.numel()} of {value.numel()} "
+                    "values; leave such frames out"
+                )
+            if not known.numel():
+                return
+            low, high = (bound.item() for bound in known.aminmax())
         if low == -math.inf or high == math.inf:
             raise ValueError(
                 f"{self.name}: expected finite {expected}, got infinity; mark unknown values as NaN"
@@ -139,12 +140,17 @@ class Modality:
             value: raw values.
         """
         if self.normalise == "unit":
-            return (value * 2 - 1).nan_to_num(0.0)
+            return _known(value * 2 - 1)
         if self.normalise == "signed":
-            return value.nan_to_num(0.0)
+            return _known(value)
         if self.normalise == "truncated":
             return truncated(value)
         return value
+
+
+def _known(value: Tensor) -> Tensor:
+    """Return the values with 0 for NaN; a sum shows at once that there is none."""
+    return value if value.sum().isfinite() else value.nan_to_num(0.0)
 
 
 def truncated(value: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class Tokenizer(nn.Module, ABC):
         Raises:
             ValueError: the value has another shape, type or range, or is not finite where it has to be.
         """
-        return self._quantised(self._latents(self._prepared(value)), learning=False)[1].flatten(1).long()
+        return self._ids(self._latents(self._prepared(value))).flatten(1).long()
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
@@ -262,6 +262,10 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def _quantised(self, latents: Tensor, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return codes (N, latent, h, w), which are differentiable in the latents, ids (N, h, w), and the commitment loss."""
+
+    def _ids(self, latents: Tensor) -> Tensor:
+        """Return the ids (N, h, w) of latents."""
+        return self._quantised(latents, learning=False)[1]
 
     @abstractmethod
     def _codes(self, ids: Tensor) -> Tensor:
