@@ -3,8 +3,8 @@
     python benchmarks/many_streams.py --streams 10000 --out many.json
 
 Every stream sends two batches of corrupted digits, one after all others have sent their first, so that each but the last ones
-left the memory in between and comes back from its snapshot. Before the second round the session is killed by leaving it without
-a last snapshot of those in memory and resumed. The streams of a sample are compared, bit for bit, with an adapter of their own.
+left the memory in between and comes back from its snapshot. Before the second round the session is closed and resumed. The
+streams of a sample are compared, bit for bit, with an adapter of their own.
 Times are of the processor unless said, and ratios to a step of the adapter alone in the same run.
 """
 
@@ -122,11 +122,11 @@ def asked(session: Session, model: nn.Module) -> dict[str, float]:
 
 
 def resumed(model: nn.Module, folder: Path, options: SessionOptions) -> float:
-    """Seconds by the clock until a session is resumed and has listed its streams."""
-    start = time.perf_counter()
+    """Processor seconds until a session is resumed and has listed its streams."""
+    start = time.process_time()
     with Session.resume(model, folder, options=options) as session:
         session.streams()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
 
 def run(model: str, streams: int, few: int, size: int, sample: int, folder: Path) -> dict[str, Any]:

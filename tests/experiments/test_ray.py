@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from toy_family import Toy, events
 
-from slow_ray import wait_longer
+from slow_ray import ports, wait_longer
 from testtime.experiments import Processes, Ray, Request, read_run, run_experiment
 
 ray = pytest.importorskip("ray", reason="Ray comes with testtime[ray]")
@@ -27,8 +27,10 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     wait_longer()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **ports()}
+    )
+    made.add_node(num_cpus=1, **ports())
     yield made
     made.shutdown()
 
@@ -62,7 +64,7 @@ def test_a_failed_unit_and_an_unknown_function_are_reported(cluster: Any, tmp_pa
 
 
 def test_the_units_of_a_node_that_goes_are_done_by_another(cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=1)
+    node = cluster.add_node(num_cpus=1, **ports())
     lines: list[str] = []
 
     def leave() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_session import images, tent
 
-from slow_ray import wait_longer
+from slow_ray import ports, wait_longer
 from testtime.serve import SessionOptions
 from testtime.serve.ray import application
 from testtime.serve.replica import ReplicaOptions
@@ -31,8 +31,10 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     wait_longer()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **ports()}
+    )
+    made.add_node(num_cpus=1, **ports())
     paths = dict.fromkeys(str(Path(path).absolute()) for path in sys.path)
     ray.init(
         made.address,

@@ -54,6 +54,8 @@ def folder_of(name: str) -> str:
 
 def name_of(folder: str) -> str | None:
     """Name of the stream that a folder belongs to; None if it belongs to none."""
+    if folder.islower() and NAME.fullmatch(folder):  # as most are
+        return folder
     name = re.sub(r"\+([a-z])", lambda found: found[1].upper(), folder)
     return name if NAME.fullmatch(name) and folder_of(name) == folder else None
 
