@@ -1,6 +1,7 @@
 """The experiments of the family "space", for lists."""
 
 from types import NoneType
+from typing import Any
 
 from testtime.experiments.registry import EVERY, Listed, read_constants
 
@@ -17,7 +18,7 @@ LISTED = tuple(
 NUMBER = (float, NoneType)
 SEGMENTED = {"mIoU": NUMBER, "IoU": {EVERY: NUMBER}}
 RECALLS = [f"{kind} R@{k}" for kind in ("depth", "picture", "chance") for k in (1, 5, 10)]
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "about": {"preset": str, "precision": str},
     **{
         "segmentation": SEGMENTED,
