@@ -46,6 +46,21 @@ def test_defaults() -> None:
     assert y.updated is False
 
 
+def test_infinities_that_cancel_are_not_valid() -> None:
+    z = torch.tensor([[torch.inf, -torch.inf], [1.0, 2.0], [3e38, 3e38]])
+    assert Prediction(z).valid.tolist() == [False, True, True]
+    assert Prediction(z.double()[1:]).valid.tolist() == [True, True]
+
+
+def test_an_energy_is_computed_once_and_is_a_plain_tensor() -> None:
+    y = Prediction(LOGITS)
+    with torch.inference_mode():
+        score = y.score
+    assert not score.is_inference()
+    assert type(score) is Tensor
+    assert y.score is score
+
+
 def test_carries_no_graph() -> None:
     z = LOGITS.clone().requires_grad_(True)
     y = Prediction(z * 2, score=(z * 3).sum(1))

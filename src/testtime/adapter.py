@@ -16,7 +16,8 @@ from testtime.intake.fingerprint import Fingerprint, state_hash
 from testtime.intake.frozen import Frozen
 from testtime.intake.gradients import explained, gradients
 from testtime.intake.journal import Journal
-from testtime.intake.sharing import share
+from testtime.intake.sharing import Stateful, share
+from testtime.intake.trees import modules_of
 from testtime.norm.layer import advance, policies_of
 from testtime.notices import Notices
 from testtime.parts.lean import saving
@@ -60,7 +61,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         super().__init__(model if isinstance(model, Adapter) else share(model), seed)
-        self._updated = False
+        self._updated = self._diverged = False  # in the last step
         self._frozen = Frozen()
         self._gate = Gate()
         self._mirror = MirrorCheck()
@@ -102,8 +103,9 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         if not all_finite([g for g in loss if g is not None]):
             raise _Diverged("gradient")
         self._move(loss, rate)
-        if not all_finite([p.detach() for p in self._adapted]):
-            raise _Diverged("update")
+        with torch.no_grad():
+            if not all_finite(self._adapted):
+                raise _Diverged("update")
         self._updated = True
 
     # What a user calls ------------------------------------------------------------------------------------------------
@@ -130,14 +132,14 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
                 return self._nothing(x, good)
             with torch.inference_mode(False), torch.enable_grad():
                 y = self._committed(x.clone() if x.is_inference() else x.detach())
-                self.clock += 1
-            if not bool(y.valid.any()):
+                self.clock.add_(1)
+            if self._diverged and not bool(y.valid.any()):
                 self._notices.not_predicted("the model's answers are not finite")
             if y.updated or self._optimizer is None:
                 self._notices.updated()
             else:
                 self._notices.not_updated("its filters selected no sample")
-            return y if good.all() else y.spread(good)
+            return y if len(x) == len(good) else y.spread(good)
 
     def predict(self, x: Tensor) -> Any:
         """Predict the batch without learning: the state stays the same, byte for byte. Arguments and results as of a call."""
@@ -149,7 +151,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
                 return self._nothing(x, good)
             with torch.inference_mode(False), torch.no_grad():
                 y = self._predicted(x)
-            return y if good.all() else y.spread(good)
+            return y if len(x) == len(good) else y.spread(good)
 
     def prepare(self, source: Iterable[Any]) -> None:
         """Learn from unlabelled batches of the source before the first batch of the stream.
@@ -209,17 +211,19 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             )
         x, within = x.contiguous(), self._gate.within
         good = self._gate.admit(x, learn)
-        if len(x) and not bool(good.any()) and not isinstance(self.model, Adapter):
+        if bool(good.all()):
+            return x, good
+        if not bool(good.any()) and not isinstance(self.model, Adapter):
             if not int(self.clock) and bool(torch.isfinite(x).all()):
                 raise ValueError(outside(x, within))
             self._notices.not_predicted(outside(x, within))
-        return (x, good) if bool(good.all()) else (x[good], good)
+        return x[good], good
 
     def _committed(self, x: Tensor) -> Prediction | TaskPredictions:
         """Take a step and commit it, or restore the state where anything was not finite, and predict without learning."""
         self._initial_state()
-        before, policies = self._journal.before(self._parts(learned=True).values()), policies_of(self)
-        self._updated = False
+        before, policies = self._journal.before(modules_of(self, Stateful)), policies_of(self)
+        self._updated = self._diverged = False
         advance(policies, accept=False)  # what a prediction that raised has left
         try:
             self._mirror(self, x)
@@ -234,6 +238,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             advance(policies)
             y.updated = y.updated or self._updated
         except _Diverged as what:
+            self._diverged = True
             self._undo(before)
             with torch.no_grad():
                 y = as_prediction(self._predict_batch(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,10 +51,10 @@ class Prediction(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    score: Tensor
     valid: Tensor
     selected: dict[str, Tensor]
     updated: bool
+    _score: Tensor | None
 
     @staticmethod
     def __new__(
@@ -67,8 +68,8 @@ class Prediction(Tensor):
     ) -> Prediction:
         self = torch.Tensor._make_subclass(cls, logits.detach())
         plain = logits.detach()
-        self.score = energy(plain) if score is None else score.detach()
-        self.valid = torch.isfinite(plain).flatten(1).all(1) if valid is None else valid
+        self._score = None if score is None else score.detach()
+        self.valid = _finite_rows(plain) if valid is None else valid
         self.selected = dict(selected or {})
         self.updated = updated
         return self
@@ -86,6 +87,18 @@ class Prediction(Tensor):
             updated=self.updated,
         )
         return y
+
+    @property
+    def score(self) -> Tensor:
+        """Open-set score (N,), or (N, H, W); an energy is computed when it is first read."""
+        if self._score is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._score = energy(self.logits)
+        return self._score
+
+    @score.setter
+    def score(self, value: Tensor) -> None:
+        self._score = value
 
     @property
     def logits(self) -> Tensor:
@@ -165,6 +178,13 @@ def as_prediction(y: Any) -> Prediction | TaskPredictions:
     if isinstance(y, Prediction | TaskPredictions):
         return y
     return TaskPredictions(y) if isinstance(y, Mapping) else Prediction(y)
+
+
+def _finite_rows(y: Tensor) -> Tensor:
+    """Whether all values of each row (N, ...) are finite; a finite sum of a few says so of all in fewer calls."""
+    if y.device.type == "cpu" and 0 < y.numel() < 2**10 and math.isfinite(y.sum()):
+        return torch.ones(len(y), dtype=torch.bool)
+    return torch.isfinite(y).flatten(1).all(1)
 
 
 def _fill(values: Tensor, rows: Tensor, nothing: float | bool) -> Tensor:

@@ -191,7 +191,6 @@ class AdapterState(Stateful):
             raise RuntimeError(f"{type(self).__name__} called update() without adapt() in its __init__")
         with self._masters.stepping(gradients), scaled(self._optimizer, rate):
             self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
 
     def _adapted_names(self) -> list[str]:
         """The names of the adapted parameters in the model, in their order."""

@@ -175,7 +175,7 @@ def test_a_unit_that_kills_its_process_every_time_fails_alone(tmp_path: Path) ->
         summary = run_experiment(toy, request, tmp_path / "run", backend=backend, say=silent)
     assert list(summary.failed) == ["killer 0"]
     assert summary.failed["killer 0"].startswith(
-        "its process was killed 3 times, probably for memory; take fewer --jobs"
+        "its process was killed 3 times, for memory (take fewer --jobs"
     )
     assert len(summary.done) == 5
     started = Counter(event["name"] for event in events(tmp_path / "store") if event["event"] == "started")

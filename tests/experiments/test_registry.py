@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import testtime
 from testtime import plugins
 from testtime.build import find_method
-from testtime.data.named import reader
+from testtime.data import from_arrays
+from testtime.data.named import named, reader
+from testtime.errors import DataError
 from testtime.experiments import Experiment, find_experiment, list_experiments
 
 TOY = "toy_family"
@@ -73,10 +77,21 @@ def test_methods_are_found_by_name_entry_point_and_import_path(monkeypatch: pyte
     assert testtime.Adapter in Tent.__mro__
 
 
-def test_data_sets_and_experiments_of_other_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "entry_points", points(mine="testtime.data:image_folder"))
-    assert reader("mine") is testtime.data.image_folder
+def test_data_sets_and_experiments_of_other_packages_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = from_arrays("mine", np.zeros((2, 1, 8, 8), np.uint8))
+    monkeypatch.setattr(testtime.data, "mine", lambda root: images, raising=False)
+    mine = {"mine": "testtime.data:mine", "bad": "builtins:len", "wrong": "builtins:str"}
+    monkeypatch.setattr(plugins, "entry_points", points(**mine))
+    assert named("mine", tmp_path) is images
     assert reader("other") is None
+    with pytest.raises(DataError, match="the entry point bad of testtime.data cannot read .*: TypeError"):
+        named("bad", tmp_path)
+    with pytest.raises(
+        DataError, match="wrong of testtime.data returned str, expected a testtime.data.ImageSet"
+    ):
+        named("wrong", tmp_path)
     monkeypatch.setattr(plugins, "entry_points", points(toys=TOY))
     assert [one.name for one in list_experiments()["toys"]] == ["toy"]
     assert find_experiment("toy").title == "Numbers"

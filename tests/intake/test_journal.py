@@ -11,9 +11,11 @@ from testtime import adam, sgd
 from testtime.adapter import Adapter, state_hash
 from testtime.intake.journal import LARGE, Journal, as_it_is
 from testtime.intake.sharing import Stateful
-from testtime.methods import T3A, AdaNPC, CoTTA, Tent
+from testtime.methods import T3A, AdaNPC, CoTTA, RoTTA, SoTTA, Tent
+from testtime.methods.sotta import HUS
 from testtime.norm import norm_affine
 from testtime.norm.layer import advance
+from testtime.wrap import Repeat
 
 
 class Bank(Stateful):
@@ -103,17 +105,22 @@ def copied(one, x):
     advance(one)
     moved = one._moving(learned=True)
     same = [v for k, v in moved.items() if v.untyped_storage()._cdata == storages[k]]
+    rows = {id(kept.tensor): sum(values.nbytes for _, values in kept.rows) for kept in before.rows}
+    written = [v for v in same if not torch._C._is_cow_tensor(v)]
     del before
-    return sum(v.nbytes for v in same if not torch._C._is_cow_tensor(v)), sum(
-        v.nbytes for v in moved.values()
-    )
+    return sum(rows.get(id(v), v.nbytes) for v in written), sum(v.nbytes for v in moved.values())
 
 
 @pytest.mark.parametrize(
     ("make", "share"),
     [
         (lambda net: CoTTA(net, views=2), 0.03),
-        (lambda net: CoTTA(net, sgd(1e-3), views=2), 0.7),  # parameters and momentum, and not the teacher
+        (lambda net: CoTTA(net, sgd(1e-3), views=2), 0.03),
+        (
+            lambda net: RoTTA(net, 40, capacity=256, frequency=256),
+            0.05,
+        ),  # four of 256 images, and what is small
+        (lambda net: SoTTA(net, 40, capacity=256, frequency=256, threshold=0.0), 0.05),
         (T3A, 0.0),
         (prepared, 0.35),  # a ring of the features of the stream
         (Tent, 1.0),
@@ -150,3 +157,39 @@ def test_a_failed_step_of_large_parameters_is_undone():
     with pytest.raises(RuntimeError, match="lost"):
         one(images(1))
     assert state_hash(one) == before
+
+
+class Overwrites(Adapter):
+    """Writes a bank in every step, and fails where it is asked to."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.memory = HUS(2, capacity=4)
+        self.fails = False
+
+    def step(self, x):
+        y = self.model(x)
+        for part in x.split(2):
+            self.memory.add(
+                part, torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.bool), torch.rand(2, 2)
+            )
+        if self.fails:
+            raise RuntimeError("lost")
+        return y.detach()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])  # the bank is not there, free in part, full
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_failed_step_gives_a_bank_its_rows_back(steps, wrapped):
+    inner = Overwrites(network())
+    one = Repeat(inner, 2) if wrapped else inner
+    for i in range(steps):
+        one(images(i)[:2])
+    before = state_hash(one)
+    inner.fails = True
+    with pytest.raises((RuntimeError, ValueError), match="lost"):
+        one(images(9))
+    assert state_hash(one) == before
+    inner.fails = False
+    assert one(images(9)).valid.all()
+    assert state_hash(one) != before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from testtime.data.cifar import cifar10, cifar100
 from testtime.data.embedded import embedded
@@ -11,7 +12,7 @@ from testtime.data.folders import image_folder, imagenet, places365, textures, t
 from testtime.data.imageset import ImageSet
 from testtime.data.svhn import svhn
 from testtime.errors import DataError, unknown_name
-from testtime.plugins import load_plugin, plugins
+from testtime.plugins import load_plugin, located, plugins
 
 __all__ = ["EMBEDDED", "NAMED", "TRAINING", "named", "reader", "training_images"]
 
@@ -70,7 +71,25 @@ def reader(name: str) -> Reader | None:
     if name in NAMED:
         return NAMED[name]
     point = plugins("testtime.data").get(name)
-    return None if point is None else load_plugin(point)
+    return None if point is None else _checked(f"the entry point {name} of testtime.data", load_plugin(point))
+
+
+def _checked(what: str, read: Any) -> Reader:
+    """A reader of another package, whose errors of programming are those of the data."""
+
+    def checked(root: Path) -> ImageSet:
+        try:
+            found = read(root)
+        except (ValueError, OSError, ImportError):
+            raise
+        except Exception as error:
+            advice = "repair or uninstall the package that registers it"
+            raise DataError(f"{what} cannot read {root}: {located(error)}; {advice}") from error
+        if not isinstance(found, ImageSet):
+            raise DataError(f"{what} returned {type(found).__name__}, expected a testtime.data.ImageSet")
+        return found
+
+    return checked
 
 
 def named(name: str, root: str | Path) -> ImageSet:

@@ -22,7 +22,10 @@ __all__ = ["Summary", "run_experiment"]
 
 ATTEMPTS = 3  # at a unit whose process is killed
 POLL = 1.0  # seconds between two checks of units that other processes work on
-KILLED = f"its process was killed {ATTEMPTS} times, probably for memory; take fewer --jobs or images"
+KILLED = (
+    f"its process was killed {ATTEMPTS} times, for memory (take fewer --jobs or images) or by its own code "
+    "(try it without --jobs)"
+)
 OUTDATED = "made with another version of the code and kept; --again makes them again: {}"
 
 

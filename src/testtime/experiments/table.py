@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from testtime.report.words import deviation, first_of, mean, show, signed, unrounded
@@ -66,7 +65,6 @@ class Column:
         places: decimals that are printed; None prints as many as the number has.
         better: which values are better; None for neither.
         signed: whether a plus sign is printed.
-        reduce: reduction of the values over seeds to one.
         published: values of the source by row label.
         note: explanation below the table.
     """
@@ -79,7 +77,6 @@ class Column:
     places: int | None = 1
     better: Literal["higher", "lower"] | None = "higher"
     signed: bool = False
-    reduce: Literal["mean", "median"] = "mean"
     published: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
@@ -167,9 +164,8 @@ class Table:
         return {column.key: column for column in self.columns}[key]
 
     def value(self, row: str, column: Column) -> float:
-        """Return the mean (or median) over seeds; NaN where there is none."""
-        values = list(self.values.get((row, column.key), {}).values())
-        return median(values) if values and column.reduce == "median" else mean(values)
+        """Return the mean over seeds; NaN where there is none."""
+        return mean(list(self.values.get((row, column.key), {}).values()))
 
     def spread(self, row: str, column: Column) -> float:
         """Return the standard deviation over seeds (n - 1); 0 for a single seed."""

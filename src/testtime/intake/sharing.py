@@ -49,10 +49,13 @@ class Stateful(nn.Module):
 
     learned: bool = False
     replaced: tuple[str, ...] = ()  # attributes that hold moving tensors and are replaced, never written to
+    row_writes: Any = None  # journal.RowWrites of a buffer that is written by rows alone
 
     def moving(self) -> dict[str, Tensor]:
         """The live tensors that move, by name."""
         constant = self._non_persistent_buffers_set
+        if len(constant) == len(self._buffers):
+            return {}
         return {k: v for k, v in self._buffers.items() if v is not None and k not in constant}
 
     def _fixed_places(self) -> list[tuple[Any, Any]]:

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from testtime.intake.journal import RowWrites
 from testtime.intake.sharing import Stateful
 
 __all__ = ["ImageMemory"]
@@ -32,6 +33,7 @@ class ImageMemory(Stateful):
     def __init__(self, classes: int, capacity: int = 64) -> None:
         super().__init__()
         self.classes, self.capacity = classes, capacity
+        self.row_writes = RowWrites("images")
         self.register_buffer("images", torch.empty(0))
         self.register_buffer("label", torch.full((capacity,), -1))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -39,6 +41,9 @@ class ImageMemory(Stateful):
     def grows(self, name: str) -> bool:
         """Only the images take their form from the first batch."""
         return name == "images"
+
+    def _moving_elsewhere(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.moving().items() if name != "images"}
 
     def restore(self, name: str, value: Tensor) -> None:
         """Give a moving tensor its value back."""
@@ -60,8 +65,11 @@ class ImageMemory(Stateful):
                 )
             self.images = x.new_zeros(self.capacity, *x.shape[1:])
         places = np.flatnonzero(origin >= 0)
-        rows = x[torch.from_numpy(origin[places]).to(x.device)]
-        self.images[torch.from_numpy(places).to(x.device)] = rows.to(self.images.dtype)
+        if len(places):
+            rows = x[torch.from_numpy(origin[places]).to(x.device)]
+            self.row_writes.write(
+                self.images, torch.from_numpy(places).to(x.device), rows.to(self.images.dtype)
+            )
 
     def held(self) -> Tensor:
         """The images (M, ...)."""

@@ -47,7 +47,7 @@ class OneCallAdam(torch.optim.Adam):
             for p in chosen:
                 if p.numel() >= LARGE:
                     self._replace(p, group)
-                increment_version(p)  # neither way of writing counts as one
+            increment_version(chosen)  # neither way of writing counts as one
         return None
 
     def _takes(self, group: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from testtime.intake.sharing import at_least_float32
 from testtime.moved import renamed
 from testtime.parts.one_call_adam import OneCallAdam
+from testtime.parts.one_call_sgd import OneCallSGD
 
 __all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "scaled", "sgd"]
 
@@ -60,7 +61,7 @@ class sgd:
     nesterov: bool = False
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        return OneCallSGD(
             parameters,
             lr=self.lr,
             momentum=self.momentum,
@@ -173,7 +174,7 @@ class MasterWeights:
 
     @contextmanager
     def stepping(self, gradients: Sequence[Tensor | None]) -> Iterator[None]:
-        """Give the weights the gradients inside the context, and copy the weights to the parameters afterwards.
+        """Give the weights the gradients inside the context; afterwards remove them, and copy the weights to the parameters.
 
         Args:
             gradients: gradient of each parameter, or None.
@@ -185,6 +186,7 @@ class MasterWeights:
                 w.data = torch.where(w.data.to(p.dtype) == p.data, w.data, p.data.to(w.dtype))
         yield
         for p, w in pairs:
+            w.grad = None
             if w is not p:
                 p.data.copy_(w.data)
 

@@ -39,12 +39,13 @@ class Teacher(Stateful):
         self.names = [name for name, p in model.named_parameters() if id(p) in ids]
         self.student = [model.get_parameter(name) for name in self.names]
         self.average = [self.model.get_parameter(name) for name in self.names]
+        self._places: list[tuple[Any, Any]] = [(self.average, i) for i in range(len(self.average))]
 
     def moving(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.average, strict=True))
 
     def _fixed_places(self) -> list[tuple[Any, Any]]:
-        return [(self.average, i) for i in range(len(self.average))]
+        return self._places
 
     def _moving_elsewhere(self) -> dict[str, Tensor]:
         return {}

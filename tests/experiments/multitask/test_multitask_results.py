@@ -107,7 +107,7 @@ def test_the_text_table(tmp_path: Path) -> None:
     assert lines[0] == "target, after step 40"
     assert lines[1].split() == [
         *("segmentation", "depth", "normals", "edges", "Δ", "last", "Δ", "oracle", "Δ", "own", "Δ", "beyond"),
-        *("SV", "DTW", "CS", "size", "time"),
+        *("Δ", "before", "SV", "DTW", "CS", "size", "time"),
     ]
     ours = next(line for line in lines if line.startswith("S4T "))
     assert "+14.9 ±0.5" in ours

@@ -1,6 +1,7 @@
 """The experiments of the family "space", for lists."""
 
 from types import NoneType
+from typing import Any
 
 from testtime.experiments.registry import EVERY, Listed, read_constants
 
@@ -17,12 +18,18 @@ LISTED = tuple(
 NUMBER = (float, NoneType)
 SEGMENTED = {"mIoU": NUMBER, "IoU": {EVERY: NUMBER}}
 RECALLS = [f"{kind} R@{k}" for kind in ("depth", "picture", "chance") for k in (1, 5, 10)]
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "about": {"preset": str, "precision": str},
     **{
         "segmentation": SEGMENTED,
         "teacher_segmentation": SEGMENTED,
         "retrieval": dict.fromkeys(RECALLS, NUMBER),
+    },
+    "decoding": {
+        **dict.fromkeys(
+            ("decoded mIoU", "token mIoU", "agreement", "depth error", "token depth error"), NUMBER
+        ),
+        "IoU": {EVERY: NUMBER},
     },
     "detection": {"AP": NUMBER, "AP50": NUMBER},
     "captions": {"CIDEr-D": NUMBER, "scene graph F": NUMBER},

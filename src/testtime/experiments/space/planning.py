@@ -9,6 +9,7 @@ from typing import Any, final
 from testtime.errors import unknown_name
 from testtime.experiments.experiment import Unit
 from testtime.experiments.space.analyses import FLOOR, PSEUDO, SENSORS, WHOLE, Variant
+from testtime.experiments.space.listing import SHAPES
 from testtime.experiments.space.presets import Preset
 from testtime.scenes.places import Place, Views
 
@@ -16,14 +17,8 @@ __all__ = ["MEASURES", "Planner"]
 
 HOUSES = 10
 """Largest number of houses of a unit that renders."""
-MEASURES: Mapping[str, tuple[str, ...]] = {
-    "segmentation": ("mIoU", "IoU"),
-    "decoding": ("decoded mIoU", "token mIoU", "agreement", "depth error", "token depth error"),
-    "detection": ("AP", "AP50"),
-    "captions": ("CIDEr-D", "scene graph F"),
-    "retrieval": tuple(f"{kind} R@{k}" for kind in ("depth", "picture", "chance") for k in (1, 5, 10)),
-    "learning_on": ("mIoU before", "mIoU after"),
-}
+FUNCTIONS = ("segmentation", "decoding", "detection", "captions", "retrieval", "learning_on")
+MEASURES: Mapping[str, tuple[str, ...]] = {name: tuple(SHAPES[name]) for name in FUNCTIONS}
 """What is measured together, by the name of the function of :mod:`testtime.experiments.space.measures`."""
 Needs = dict[str, Unit]
 
