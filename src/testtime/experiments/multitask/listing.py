@@ -21,8 +21,8 @@ TASKS = ("semseg", "depth", "normals", "edge")
 SHAPES = {
     "about": {"preset": str, "protocol": {"steps": int}},
     "adapt": {
-        **{"steps": [int], "values": {**dict.fromkeys(TASKS, list), EVERY: [NUMBER]}},
-        **{"higher_is_better": dict.fromkeys(TASKS, bool), "parameters": float, "seconds": float},
+        **{"steps": [int], "values": {"semseg": list, EVERY: [NUMBER]}},
+        **{"higher_is_better": {"semseg": bool, EVERY: bool}, "parameters": float, "seconds": float},
     },
     "choose_rate": {"rate": float, "tried": {EVERY: NUMBER}},
     "draw": {"sheets": [dict.fromkeys(("caption", "light", "dark"), str)]},
