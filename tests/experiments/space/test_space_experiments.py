@@ -30,8 +30,8 @@ def made(folder, name, value, seeds=(0, 1), leave=0):
         found.setdefault(
             entry.measure, value(i, entry) + cell.seed
         )  # the pseudo-labeller has one unit for all seeds
-        if entry.measure in MEASURES["decoding"]:
-            found |= {name: 1.0 for name in MEASURES["decoding"] if name not in found}
+        together = next((names for names in MEASURES.values() if entry.measure in names), ())
+        found |= {name: 1.0 for name in together if name not in {*found, "IoU"}}
         if entry.measure.endswith("mIoU"):
             found["IoU"] = {"wall": 50.0 + i, "bed": None}
     for unit, result in list(results.values())[: len(results) - leave]:
