@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from testtime.intake.sharing import at_least_float32
 from testtime.moved import renamed
 from testtime.parts.one_call_adam import OneCallAdam
-from testtime.parts.one_call_sgd import OneCallSGD
 
 __all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "scaled", "sgd"]
 
@@ -61,6 +60,8 @@ class sgd:
     nesterov: bool = False
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        from testtime.parts.one_call_sgd import OneCallSGD  # not loaded with methods that use Adam
+
         return OneCallSGD(
             parameters,
             lr=self.lr,

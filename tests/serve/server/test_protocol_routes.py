@@ -144,7 +144,7 @@ def test_streams_are_apart(tmp_path: Path) -> None:
             call.infer(images(100 + i), stream="noise")
             got = outputs(call.infer(images(i), stream="quiet"))
             assert got["logits"] == alone(images(i)).logits.flatten().tolist()
-        assert call.get("/streams").json() == {"streams": ["noise", "quiet"]}
+        assert call.get("/streams").json() == {"streams": ["noise", "quiet"], "found": 2, "total": 2}
 
 
 def test_requests_at_once_are_all_answered(tmp_path: Path) -> None:
