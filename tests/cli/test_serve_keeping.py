@@ -27,6 +27,9 @@ def test_the_session_of_the_command_gets_them(tmp_path: Path, monkeypatch: pytes
         return 0
 
     monkeypatch.setattr(server, "run", run)
+    monkeypatch.setattr(
+        server.logs, "write_logs", lambda form, level: None
+    )  # it would stay for the tests after this one
     monkeypatch.chdir(tmp_path)
     more = f"--resident 3 --idle 1.5 --mirror file://{tmp_path}/mirror --max-streams 7 --snapshot-every 2"
     assert main([*shlex.split(SERVE), *more.split()]) == 0
