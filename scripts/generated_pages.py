@@ -6,12 +6,14 @@ from pathlib import Path
 
 __all__ = ["write_or_check"]
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def write_or_check(folder: Path, pages: Mapping[str, str], about: str) -> int:
     """Write the pages that differ; with ``--check`` on the command line, write nothing.
 
     Args:
-        folder: folder of the pages, which is made.
+        folder: folder of the pages in this repository, which is made.
         pages: text by file name.
         about: help of the command line.
 
@@ -31,5 +33,5 @@ def write_or_check(folder: Path, pages: Mapping[str, str], about: str) -> int:
             if not check:
                 path.write_text(text, encoding="utf-8")
     found = ", ".join(changed) or "nothing"
-    print(f"docs/{folder.name}: {found} {'would change' if check else 'changed'}")
+    print(f"{folder.relative_to(ROOT)}: {found} {'would change' if check else 'changed'}")
     return int(check and bool(changed))
