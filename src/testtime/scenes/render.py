@@ -245,46 +245,34 @@ class Renderer:
         light = np.empty((len(directions), 3), np.float32)
         for first in range(0, len(directions), BLOCK):
             rows = slice(first, first + BLOCK)
-            light[rows] = self._shade_block(
-                camera, directions[rows], hits.part(rows), normals[rows], paint, lamps, pixel
+            block = hits.part(rows)
+            hit = block.triangle >= 0
+            t = np.where(hit, block.t, 0).astype(np.float32)
+            views, across = (
+                np.ascontiguousarray(v.T, dtype=np.float32) for v in (directions[rows], normals[rows])
             )
+            points = camera.position.astype(np.float32)[:, None] + t * views + OFF * across
+            length = np.sqrt(dot(views, views))
+            slant = np.maximum(-dot(across, views) / length, 0.15)
+            views /= length
+            material = _taken(self.mesh.material, block.triangle).astype(np.int64)
+            local = np.einsum("nk,nki->ni", block.weights, _taken(self.mesh.local, block.triangle))
+            albedo = paint.albedo(material, local, pixel * t / slant)
+            room, gloss = self._rooms(points), _taken(paint.gloss, material)
+            total = np.empty_like(points)
+            for k in np.flatnonzero(np.bincount(room)).tolist():
+                at = np.flatnonzero(room == k)
+                places = (
+                    v if len(at) == len(room) else v.take(at, 1) for v in (points, across, gloss[None], views)
+                )
+                where, normal, shiny, view = places
+                diffuse, shine = shaded(lamps, self.tracer, k, where, normal, shiny[0], view)
+                total[:, at] = albedo.take(at, 0).T * diffuse + shine
+            glowing = np.flatnonzero(_taken(paint.glow, material))
+            total[:, glowing] += albedo[glowing].T * paint.glow[material[glowing]] * lamps.glow(room[glowing])
+            total[:, ~hit] = 0
+            light[rows] = total.T
         return light
-
-    def _shade_block(
-        self,
-        camera: Camera,
-        directions: Array,
-        hits: Hits,
-        normals: Array,
-        paint: Paint,
-        lamps: Lamps,
-        pixel: float,
-    ) -> Array:
-        """Return linear light (N, 3) float32 along rays."""
-        hit = hits.triangle >= 0
-        t = np.where(hit, hits.t, 0).astype(np.float32)
-        views, across = (np.ascontiguousarray(v.T, dtype=np.float32) for v in (directions, normals))
-        points = camera.position.astype(np.float32)[:, None] + t * views + OFF * across
-        length = np.sqrt(dot(views, views))
-        slant = np.maximum(-dot(across, views) / length, 0.15)
-        views /= length
-        material = _taken(self.mesh.material, hits.triangle).astype(np.int64)
-        local = np.einsum("nk,nki->ni", hits.weights, _taken(self.mesh.local, hits.triangle))
-        albedo = paint.albedo(material, local, pixel * t / slant)
-        room, gloss = self._rooms(points), _taken(paint.gloss, material)
-        total = np.empty_like(points)
-        for k in np.flatnonzero(np.bincount(room)).tolist():
-            at = np.flatnonzero(room == k)
-            places = (
-                v if len(at) == len(room) else v.take(at, 1) for v in (points, across, gloss[None], views)
-            )
-            where, normal, shiny, view = places
-            light, shine = shaded(lamps, self.tracer, k, where, normal, shiny[0], view)
-            total[:, at] = albedo.take(at, 0).T * light + shine
-        glowing = np.flatnonzero(_taken(paint.glow, material))
-        total[:, glowing] += albedo[glowing].T * paint.glow[material[glowing]] * lamps.glow(room[glowing])
-        total[:, ~hit] = 0
-        return total.T
 
     def _smoothed(
         self, light: Array, camera: Camera, border: Array, paint: Paint, lamps: Lamps, pixel: float
