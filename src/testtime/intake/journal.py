@@ -97,7 +97,7 @@ class RowWrites:
         Args:
             tensor: the buffer (M, ...).
             rows: different indices (K,).
-            values: what to write (K, ...).
+            values: new values of these rows (K, ...).
         """
         for kept in self._open:
             if kept.tensor is tensor:

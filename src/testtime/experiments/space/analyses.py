@@ -168,7 +168,7 @@ def _continual(where: str, test: Place) -> list[Entry]:
 
 
 def _mixed(told: str, *variants: Variant) -> list[Entry]:
-    """Cells of variants whose transfer set's images bring what is told, fine-tuned and frozen."""
+    """Cells of variants by the modalities that images of the transfer set bring, fine-tuned and frozen."""
     tuned = [Entry(v.name, f"{told}, fine-tuned", v) for v in variants]
     frozen = [Entry(v.name, f"{told}, frozen", replace(v, frozen=True)) for v in variants if v.places]
     return [*tuned, *frozen]
