@@ -5,26 +5,40 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal, final
 
 from testtime import report
 from testtime.errors import need_packages, unknown_name
-from testtime.experiments.experiment import Cell, Experiment, Plan
+from testtime.experiments.experiment import Cell, Experiment, Plan, Resource
 from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
-from testtime.experiments.space.analyses import CEILING, CHANCE, FLOOR, Entry, Variant, entries
+from testtime.experiments.space.analyses import (
+    CEILING,
+    CHANCE,
+    CONSTANT,
+    FLOOR,
+    PSEUDO,
+    Entry,
+    Variant,
+    entries,
+)
 from testtime.experiments.space.listing import EXPERIMENTS, LISTED, PREFIX
 from testtime.experiments.space.planning import Planner
 from testtime.experiments.space.presets import PRESETS
 from testtime.experiments.table import Column, Row, Table
 from testtime.report import Block, Figure, Note, Page, Section, Text, first_of, mean, phrase, show
 from testtime.scenes.tracer import warn_if_slow
+from testtime.space.walks import Walk
 
 __all__ = ["SpaceExperiment"]
 
 ENDS = (FLOOR.name, CEILING.name)
 BETWEEN = "between floor and ceiling"
+OWN = f"{PREFIX}own"
+MEASURED = {"mIoU": "semseg", "relative depth error": "depth"}
+"""Task of the held-out frames of a walk, by column."""
 UNITS = {"CIDEr-D": "", "depth error": "deviations"}
 """Units of the columns that are not in percent."""
 CLASSES = 8
@@ -55,9 +69,14 @@ class SpaceExperiment(Experiment):
         self.placed, self.matrix = facts.get("placed", False), facts.get("matrix", False)
         self.comparable = self.shows.endswith("%")
         """Whether the columns have the same measure."""
+        if name == OWN:
+            self.resources = (
+                Resource("space", "data", "the authors' walk through a meeting room", ("own",)),
+            )
+            self.settings |= {"layout": "", "fov": 0.0}
 
     def plan(self, request: Request) -> Plan:
-        """Return rows, cells and units; the settings are "preset", a name, and "encoders", more rows of mIoU.
+        """Return rows, cells and units; the settings are "preset", a name, and "encoders", more rows.
 
         Raises:
             ValueError: there is no such preset or row, or the request asks for something that the family does not have.
@@ -71,13 +90,20 @@ class SpaceExperiment(Experiment):
         preset, float32 = PRESETS[name], request.precision == "float32"
         preset = replace(preset, tests=min(request.limit or preset.tests, preset.tests))
         shown = [*entries(self.name.removeprefix(PREFIX), preset)]
-        shown += [Entry(e, "mIoU", Variant(e, "named")) for e in self.setting(request, "encoders")]
-        roles: dict[str, Any] = {**dict.fromkeys(ENDS, "method"), CHANCE: "control"}
+        measures = [*MEASURED][: len(MEASURED) if self.name == OWN else 1]
+        encoders = [(e, Variant(e, "named")) for e in self.setting(request, "encoders")]
+        shown += [Entry(e, m, variant, m) for e, variant in encoders for m in measures]
+        walk, place = self._walk(request) if self.name == OWN else (None, None)
+        if walk is not None:
+            shown = [_walked(e, walk) for e in shown if MEASURED[e.column] in walk.measured]
+        roles: dict[str, Any] = {**dict.fromkeys(ENDS, "method"), CHANCE: "control", CONSTANT: "control"}
         roles |= dict(zip(ENDS, ("base", "ceiling"), strict=True)) if self.placed else {}
         labels = dict.fromkeys(entry.row for entry in shown)
         rows = self.chosen_rows([Row(label, roles.get(label, "method")) for label in labels], request)
         chosen = {row.label for row in rows}
-        planners = [Planner(preset, seed, request.device, float32) for seed in request.seeds or self.seeds]
+        planners = [
+            Planner(preset, seed, request.device, float32, place) for seed in request.seeds or self.seeds
+        ]
         cells = [
             Cell(
                 e.row,
@@ -92,7 +118,20 @@ class SpaceExperiment(Experiment):
         ]
         others = {"pictures": planners[0].pictures()} if self.name == f"{PREFIX}demo" else {}
         precision = "float32" if float32 else preset.recipe.precision
-        return Plan(rows, cells, others, about={"preset": name, "precision": precision})
+        about = {"preset": name, "precision": precision}
+        used = {} if walk is None else {"space": walk.name}
+        return Plan(rows, cells, others, {n: walk.digest for n in used if walk}, used, about)
+
+    def _walk(self, request: Request) -> tuple[Walk, tuple[str, dict[str, Any]]]:
+        """Return the walk in the folder of data, 7-Scenes where that holds data sets, with its path and facts."""
+        path = Path(request.data)
+        path = path / "7scenes" if (path / "7scenes").is_dir() else path
+        facts = {
+            "layout": self.setting(request, "layout") or None,
+            "fov": self.setting(request, "fov") or None,
+        }
+        walk = Walk(path, **facts)
+        return walk, (str(path), {**facts, "digest": walk.digest})
 
     def check_machine(self, say: Callable[[str], None]) -> None:
         need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space", pycocotools="space")
@@ -174,7 +213,8 @@ class SpaceExperiment(Experiment):
         """The sentence that names the best cells of comparable columns."""
         rows = [row.label for row in table.rows if row.role != "ceiling"]
         places = {(row, c.name): (row, c) for row in rows for c in columns}
-        best = first_of({place: table.value(*where) for place, where in places.items()})
+        higher = columns[0].better == "higher"
+        best = first_of({place: table.value(*where) for place, where in places.items()}, higher)
         if not best:
             return ""
         plain = len(columns) == 1 and self.comparable
@@ -182,7 +222,8 @@ class SpaceExperiment(Experiment):
         value, spread, _ = table.cell(*places[best[0]])
         shown = self.shows if self.comparable else columns[0].name
         are, printed = "is" if len(best) == 1 else "are", f"{value} {spread}".strip()
-        return phrase("Highest {} {} with {} ({}, {}).", are, report.listed(names), printed, shown, over)
+        most = "Highest" if higher else "Lowest"
+        return phrase("{} {} {} with {} ({}, {}).", most, are, report.listed(names), printed, shown, over)
 
     def _lines(self, table: Table, columns: Sequence[Column]) -> report.Chart | None:
         series, ends = [], sorted(float(c.name) for c in columns)
@@ -205,6 +246,12 @@ class SpaceExperiment(Experiment):
             for row, colour, c in cells
         ]
         return report.row_chart(points, title=f"{self.title} {axis}", x=axis)
+
+
+def _walked(entry: Entry, walk: Walk) -> Entry:
+    """The entry with those modalities that the walk has."""
+    names = tuple(name for name in entry.variant.modalities if name in (*walk.sensors, *PSEUDO))
+    return replace(entry, variant=replace(entry.variant, modalities=names))
 
 
 def _measured(table: Table) -> list[Column]:
