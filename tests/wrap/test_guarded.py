@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,26 @@ def test_lost_votes_add_up_and_end_the_trust(calibration: list[Tensor]) -> None:
     assert not guarded.trusted
     evidence.take_votes(torch.ones(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool))
     assert evidence.doubt() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("known", "overruled", "trusted"),
+    [(100, 1, True), (100, 5, False), (20, 1, False), (0, 0, True), (0, 1, False)],
+)
+def test_unknown_samples_do_not_dilute_what_is_overruled(known: int, overruled: int, trusted: bool) -> None:
+    guarded = Guarded(Source(network()), options=GuardOptions(window=64))
+    guarded.evidence.overruled = torch.tensor([200.0, 0.0])
+    x = drawn(100, 0)[0]
+    right = torch.where(torch.arange(100) < known, 0.8, 0.2)
+    verdict = replace(
+        guarded.checks.judge(x, guarded.adapter.predict(x), None, copies=False),
+        right=right,
+        overruled=overruled / 100,
+    )
+    assert guarded._trusts(verdict, 100) is trusted
+    fade = 0.5 ** (known / 256)
+    assert guarded.evidence.overruled.tolist() == pytest.approx([200 * fade + known, overruled], rel=1e-5)
+    assert guarded.trusted is trusted
 
 
 @pytest.mark.parametrize(("share", "credible"), [(0.05, True), (0.4, False)])

@@ -90,7 +90,8 @@ class Evidence(AtLeastFloat32, Stateful):
         other: (3,) samples of the second kind; those of them whose prediction by the adapter, and by BN, changes under a
             disturbance.
         competent: (3,) samples of the first kind; those of them on which the adapter, and BN, predict as the shipped model.
-        overruled: (2,) all samples; those on which the guard prefers another prediction to the adapter's.
+        overruled: (2,) samples that the shipped model is probably right about; samples, of any kind, on which the guard prefers
+            another prediction to the adapter's.
         adapter_classes, bn_classes: samples of the second kind by predicted class, (C,); empty before the first batch.
         estimates: (2,) estimated accuracy of adapter and BN on samples of the second kind.
         bet: logarithm of the gain of a bet that BN contradicts the adapter where that contradicts the shipped model.
@@ -158,7 +159,15 @@ class Evidence(AtLeastFloat32, Stateful):
             setattr(self, name, fade * getattr(self, name) + counts)
 
     def take_overruled(self, count: int, of: int) -> float:
-        """Count predictions of the adapter that the guard overrules, and return their share in the pool, one added."""
+        """Count predictions of the adapter that the guard overrules.
+
+        Args:
+            count: number of overruled predictions in a check.
+            of: number of its samples that the shipped model is probably right about.
+
+        Returns:
+            overruled predictions for one such sample in the pool, with one more of both.
+        """
         fade = 0.5 ** (of / (LONGER * self.window))
         self.overruled = fade * self.overruled + self.overruled.new_tensor([of, count])
         return float((self.overruled[1] + 1) / (self.overruled[0] + 1))
