@@ -199,9 +199,9 @@ def test_corrections_are_credible_while_no_more_than_the_expected_errors(
     assert not bool(evidence.corrects(torch.tensor([0.4])).any())  # not probably right: the estimates decide
 
 
-@pytest.mark.parametrize(("changes", "shown"), [(2, 20), (10, 0)])
+@pytest.mark.parametrize(("changes", "steady", "shown"), [(2, (3, 4), 20), (10, (3, 4), 0), (2, (4, 4), 0)])
 def test_consistent_corrections_are_answered_where_many_are_not_expected(
-    calibration: list[Tensor], changes: int, shown: int
+    calibration: list[Tensor], changes: int, steady: tuple[int, int], shown: int
 ) -> None:
     guarded = Guarded(Source(network()))
     guarded.prepare(calibration)
@@ -209,6 +209,7 @@ def test_consistent_corrections_are_answered_where_many_are_not_expected(
     own = torch.cat([torch.ones(20, dtype=torch.int64), shipped[20:]])
     guarded.evidence.estimates = torch.tensor([0.8, 0.8])
     guarded.evidence.take_corrections(right, own != shipped, torch.arange(64) < changes)
+    guarded.evidence.take_steady(*(torch.arange(44) < n for n in steady))
     assert guarded.evidence.excessive()
     bn = nn.functional.one_hot(own, 5).float()
     assert int(guarded.checks.preferred(right, own, shipped, bn).sum()) == shown
@@ -216,10 +217,31 @@ def test_consistent_corrections_are_answered_where_many_are_not_expected(
     assert not bool(guarded.checks.preferred(right, own, shipped, bn).any())
 
 
+def test_a_check_counts_whose_predictions_are_steady(calibration: list[Tensor]) -> None:
+    guarded = Guarded(Source(network()), options=GuardOptions(window=64))
+    guarded.prepare(calibration)
+    x = drawn(64, 0, of=3)[0]  # one class: BN statistics contradict what the shipped model knows
+    logits, features = guarded.reference(x)
+    shipped, right = logits.argmax(1), guarded.competence.probability(logits, features)
+    own = guarded.reference.bn(x).argmax(1)  # an adapter that BN statistics always confirm
+    other = guarded.reference(guarded.disturb(x))[0].argmax(1)
+    changes = torch.arange(64) % 7 == 0
+    y, disturbed = (nn.functional.one_hot(v % 5, 5).float() for v in (own, own + changes))
+    agreed = (own == shipped) & (right >= 0.5)
+    assert int(((own != shipped) & (right >= 0.5)).sum()) > 0
+    guarded.evidence.steady = torch.tensor([10.0, 20.0])
+    guarded.checks.judge(x, testtime.Prediction(y), disturbed, copies=False)
+    found = [int((agreed & changes).sum()), int((agreed & (other != shipped)).sum())]
+    fade = 0.5 ** (int(agreed.sum()) / 64)
+    expected = [10 * fade + found[0], 20 * fade + found[1]]
+    assert guarded.evidence.steady.tolist() == pytest.approx(expected, rel=1e-5)
+    assert found[0] > 0
+
+
 def test_a_state_without_bets_loads() -> None:
     guarded = Guarded(Tent(network()))
     guarded(drawn(8, 0)[0])
-    new = ("bet", "excess", "corrections", "unsure")
+    new = ("bet", "excess", "corrections", "unsure", "steady")
     saved = {k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new}
     other = Guarded(Tent(network()))
     other.load_state_dict(saved)

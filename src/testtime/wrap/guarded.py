@@ -71,7 +71,8 @@ class Guarded(Wrapper):
     measure, since errors of the shipped model are frequent among such samples. Such corrections are credible while they are no
     more than the expected errors :math:`\sum 1 - P(x)` (:meth:`testtime.wrap.evidence.Evidence.take_corrections`) and not
     inconsistent, or where they are consistent: where :math:`\kappa`, or its default if that is larger, times the share of
-    them that the disturbance changes is below a half less ``margin``.
+    them that the disturbance changes is below a half less ``margin``, and the disturbance changes fewer predictions of the
+    adapter than of the shipped model among those on which both agree and the shipped model is probably right.
 
     A step:
         1. where the adapter is trusted and the batch is like those before, let it predict and learn, and answer that;
@@ -112,7 +113,7 @@ class Guarded(Wrapper):
         TypeError: the adapter answers several tasks or pixels.
 
     Cost: the adapter's, and for a checked batch a prediction of the adapter, two forwards of the model with BN statistics and
-    one of the shipped model (two without ``prepare``).
+    one of the shipped model (two without ``prepare``; with it, one more of some samples where it is corrected).
 
     Reference: original to this library; the partial reset follows the selective reset of ASR (arXiv 2603.03796).
 
