@@ -26,7 +26,7 @@ from testtime.experiments.space.analyses import (
 )
 from testtime.experiments.space.listing import EXPERIMENTS, LISTED, PREFIX
 from testtime.experiments.space.planning import Planner
-from testtime.experiments.space.presets import PRESETS
+from testtime.experiments.space.presets import PRESETS, Preset
 from testtime.experiments.table import Column, Row, Table
 from testtime.report import Block, Figure, Note, Page, Section, Text, first_of, mean, phrase, show
 from testtime.scenes.tracer import warn_if_slow
@@ -89,13 +89,8 @@ class SpaceExperiment(Experiment):
             raise unknown_name("preset", name, PRESETS)
         preset, float32 = PRESETS[name], request.precision == "float32"
         preset = replace(preset, tests=min(request.limit or preset.tests, preset.tests))
-        shown = [*entries(self.name.removeprefix(PREFIX), preset)]
-        measures = [*MEASURED][: len(MEASURED) if self.name == OWN else 1]
-        encoders = [(e, Variant(e, "named")) for e in self.setting(request, "encoders")]
-        shown += [Entry(e, m, variant, m) for e, variant in encoders for m in measures]
-        walk, place = self._walk(request) if self.name == OWN else (None, None)
-        if walk is not None:
-            shown = [_walked(e, walk) for e in shown if MEASURED[e.column] in walk.measured]
+        walk, place, facts, used = self._walk(request)
+        shown = self._shown(request, preset, walk)
         roles: dict[str, Any] = {**dict.fromkeys(ENDS, "method"), CHANCE: "control", CONSTANT: "control"}
         roles |= dict(zip(ENDS, ("base", "ceiling"), strict=True)) if self.placed else {}
         labels = dict.fromkeys(entry.row for entry in shown)
@@ -119,11 +114,20 @@ class SpaceExperiment(Experiment):
         others = {"pictures": planners[0].pictures()} if self.name == f"{PREFIX}demo" else {}
         precision = "float32" if float32 else preset.recipe.precision
         about = {"preset": name, "precision": precision}
-        used = {} if walk is None else {"space": walk.name}
-        return Plan(rows, cells, others, {n: walk.digest for n in used if walk}, used, about)
+        return Plan(rows, cells, others, facts, used, about)
 
-    def _walk(self, request: Request) -> tuple[Walk, tuple[str, dict[str, Any]]]:
-        """Return the walk in the folder of data, 7-Scenes where that holds data sets, with its path and facts."""
+    def _shown(self, request: Request, preset: Preset, walk: Walk | None) -> list[Entry]:
+        """Return the cells: those of the experiment and of encoders, for a walk with what it has."""
+        shown = [*entries(self.name.removeprefix(PREFIX), preset)]
+        measures = ["mIoU"] if walk is None else [*MEASURED]
+        encoders = [(e, Variant(e, "named")) for e in self.setting(request, "encoders")]
+        shown += [Entry(e, m, variant, m) for e, variant in encoders for m in measures]
+        return shown if walk is None else _walked(shown, walk)
+
+    def _walk(self, request: Request) -> tuple[Walk | None, Any, dict[str, str], dict[str, str]]:
+        """Return the walk in the folder of data (7-Scenes where that holds data sets), its path and facts, digest and name."""
+        if self.name != OWN:
+            return None, None, {}, {}
         path = Path(request.data)
         path = path / "7scenes" if (path / "7scenes").is_dir() else path
         facts = {
@@ -131,7 +135,12 @@ class SpaceExperiment(Experiment):
             "fov": self.setting(request, "fov") or None,
         }
         walk = Walk(path, **facts)
-        return walk, (str(path), {**facts, "digest": walk.digest})
+        return (
+            walk,
+            (str(path), {**facts, "digest": walk.digest}),
+            {"space": walk.digest},
+            {"space": walk.name},
+        )
 
     def check_machine(self, say: Callable[[str], None]) -> None:
         need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space", pycocotools="space")
@@ -248,10 +257,13 @@ class SpaceExperiment(Experiment):
         return report.row_chart(points, title=f"{self.title} {axis}", x=axis)
 
 
-def _walked(entry: Entry, walk: Walk) -> Entry:
-    """The entry with those modalities that the walk has."""
-    names = tuple(name for name in entry.variant.modalities if name in (*walk.sensors, *PSEUDO))
-    return replace(entry, variant=replace(entry.variant, modalities=names))
+def _walked(shown: Sequence[Entry], walk: Walk) -> list[Entry]:
+    """The entries that a walk can be evaluated on, with those modalities that it has."""
+
+    def fitted(v: Variant) -> Variant:
+        return replace(v, modalities=tuple(m for m in v.modalities if m in (*walk.sensors, *PSEUDO)))
+
+    return [replace(e, variant=fitted(e.variant)) for e in shown if MEASURED[e.column] in walk.measured]
 
 
 def _measured(table: Table) -> list[Column]:
