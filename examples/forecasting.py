@@ -12,7 +12,7 @@ values = (torch.sin(hours * torch.pi / 12) + 0.005 * hours + noise)[:, None]  # 
 
 # Any module (N, L, D) -> (N, H, D) takes the place of the naive one; testtime.forecasting reads CSV files and trains some.
 source = Forecaster(SeasonalNaive(horizon=24, period=24), length=48, horizon=24, channels=1)
-times = origins(24 * 20, len(values), 24)  # every hour of the last 20 days
+times = origins(24 * 30, len(values), 24)  # every hour of the last 10 days
 
 # In production: adapter(x) with the last 72 observations (1, 72, 1), once an hour. It learns from the forecast of a day ago.
 for adapter in (Source(source), OutputBias(source, adam(1e-2)), ADCSD(source)):
