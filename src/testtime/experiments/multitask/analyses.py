@@ -239,7 +239,7 @@ class Gradients(_Analysis):
             )
         ]
         metrics = [
-            Column(name, (), name, f"{task.metric}", "", 2, "higher" if task.higher_is_better else "lower")
+            Column(name, (), name, "", task.metric, 2, "higher" if task.higher_is_better else "lower")
             for name, task in TASKS.items()
         ]
         for row in run.rows:
