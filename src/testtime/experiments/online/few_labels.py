@@ -34,9 +34,8 @@ KIND = f"{HERE}.few_labels:repeat_estimates"
 def repeat_estimates(work: Workspace) -> dict[str, Any]:
     """Estimate the accuracy of the deployed method again and again, from the labels of other samples each time."""
     samples = {name: read_samples(made.folder) for name, made in work.needs.items()}
-    deployed = work.parameters["deployed"]
-    right, found = samples[deployed].correct, predictions_of(samples, deployed)
-    return repeat_for(right, found, work.parameters, work.progress)
+    found = predictions_of(samples, deployed := work.parameters["deployed"])
+    return repeat_for(samples[deployed].correct, found, work.parameters, work.progress)
 
 
 @final
@@ -51,7 +50,7 @@ class FewLabels(Experiment):
     rows = tuple(Row(label, role, about={"design": name}) for name, (label, role) in DESIGNS.items())
 
     def __init__(self, name: str) -> None:
-        self.name, (self.title, self.stream) = name, listing.FEW_LABELS[name]
+        self.name, self.title, self.stream = name, *listing.FEW_LABELS[name].values()
 
     def plan(self, request: Request) -> Plan:
         p, cells = {name: self.setting(request, name) for name in self.settings}, []
@@ -59,16 +58,15 @@ class FewLabels(Experiment):
         base = online(self.stream).plan(replace(request, rows=shown, settings={"open_sets": ["none"]}))
         for row, seed in ((row, seed) for row in rows for seed in request.seeds or ()):
             needs = {cell.row: cell.unit for cell in base.cells if cell.seed == seed}
-            unit = Unit(KIND, {**row.about, **p, "seed": seed}, f"{row.label}, seed {seed}", needs)
-            cells.append(Cell(row.label, "", seed, unit))
+            facts = {**row.about, **p, "seed": seed}
+            cells.append(Cell(row.label, "", seed, Unit(KIND, facts, f"{row.label}, seed {seed}", needs)))
         return Plan(rows, cells, facts=base.facts, used=base.used, about=p)
 
     def tables(self, run: Run) -> Sequence[Table]:
-        p, records, columns = run.about["about"], run.records(), []
-        for name, unit in (("coverage", "%"), ("variance", "of plain")):
-            for n in map(str, p["labels"]):
-                key, places, better = ("ratio", 2, "lower") if name == "variance" else (name, 1, None)
-                columns.append(Column(f"{n} labels", ("labels", n, key), None, name, unit, places, better))  # type: ignore[arg-type]
+        p, records, lower = run.about["about"], run.records(), ("of plain", 2, "lower")
+        cells = [(f"{n} labels", ("labels", str(n))) for n in p["labels"]]
+        columns = [Column(n, (*at, "coverage"), None, "coverage", better=None) for n, at in cells]
+        columns += [Column(n, (*at, "ratio"), None, "variance", *lower) for n, at in cells]  # type: ignore[arg-type]
         of = sorted({f"{r.result['accuracy']:.1f} % of {r.result['samples']:,} samples" for r in records})
         notes = [*run.notes, f"{p['deployed']} is right in {', '.join(of)}; {p['draws']:,} draws."]
         return [Table.of(self.title, run.rows, columns, records, run.missing, notes)]
@@ -87,7 +85,5 @@ def run_predictions(folder: str, deployed: str | None) -> Predictions:
     there = {row: read_samples(at) for row, at in places.items() if (at / "samples.safetensors").is_file()}
     if deployed is None or deployed not in there:
         names = f"the rows with predictions in {store.root} are {', '.join(there) or 'none'}"
-        raise ValueError(
-            f"{folder}: expected --row, the method in use; {names}; a file of predictions works too"
-        )
+        raise ValueError(f"{folder}: expected --row, the method in use; {names}; or a file of predictions")
     return predictions_of(there, deployed)

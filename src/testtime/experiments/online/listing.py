@@ -73,19 +73,13 @@ def published(name: str, labels: Sequence[str], columns: Sequence[str]) -> dict[
 
 
 ONLINE = "testtime.experiments.online.experiment:online"
+FEW = "testtime.experiments.online.few_labels:FewLabels"
 SHADOW = "Candidates in shadow on a stream without labels, own or of an experiment: which one to take"
-FEW = "Accuracy of an adapting model from few labels, on {}: coverage and variance of the estimates"
-FEW_LABELS = {
-    "labels-digits": (FEW.format("corrupted digits"), "digits-open"),
-    "labels-cifar10": (FEW.format("CIFAR-10-C"), "field-continual"),
-}
+FEW_LABELS: dict[str, dict[str, str]] = read("experiments.toml")["few-labels"]
 """Experiments on estimates from few labels by name: title, and the experiment whose stream they take."""
 LISTED = (
     *(Listed(name, entry["title"], ONLINE, entry["source"]) for name, entry in entries().items()),
-    *(
-        Listed(name, title, "testtime.experiments.online.few_labels:FewLabels")
-        for name, (title, _) in FEW_LABELS.items()
-    ),
+    *(Listed(name, entry["title"], FEW) for name, entry in FEW_LABELS.items()),
     Listed("no-labels", SHADOW, "testtime.experiments.online.no_labels:NO_LABELS"),
 )
 NUMBER = (float, NoneType)
