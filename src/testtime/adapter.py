@@ -242,6 +242,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             self._undo(before)
             with torch.no_grad():
                 y = as_prediction(self._predict_batch(x))
+            y.failed = str(what)
             advance(policies, accept=False)
             self._notices.not_updated(f"the last {what} was not finite")
         except BaseException as error:
@@ -273,6 +274,8 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         cause = None if isinstance(self.model, Adapter) else explain(self.model, x, error)
         advance(self, accept=False)
         if not hasattr(cause or error, "__notes__"):
-            (cause or error).add_note(f"raised in {type(self).__name__}, on a batch of shape {tuple(x.shape)}")
+            (cause or error).add_note(
+                f"raised in {type(self).__name__}, on a batch of shape {tuple(x.shape)}"
+            )
         if cause is not None:
             raise cause from error
