@@ -123,7 +123,7 @@ def read_result(path: Path, address: str | None = None) -> dict[str, Any]:
 
 def check_schema(found: Mapping[str, Any]) -> None:
     """Refuse a file of a later version of this library with a ValueError."""
-    if found["schema"] > SCHEMA:
+    if not 1 <= found["schema"] <= SCHEMA:
         raise ValueError(f"it has schema {found['schema']}, this version of testtime reads up to {SCHEMA}")
 
 
