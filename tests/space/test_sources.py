@@ -95,7 +95,8 @@ def test_layouts_are_distinguished(tmp_path, scenes):
     Image.fromarray(np.full((6, 8, 3), 10, np.uint8)).save(tmp_path / "a.png")
     assert isinstance(read_space(tmp_path, "walk-through"), Walkthrough)
     with pytest.raises(
-        DataError, match=r"expected a video, a folder of pictures, or the layout of scenes, replica"
+        DataError,
+        match=r"the layout of scenes \(spaces/\*/space\.json\), replica .*; found default_00001; give",
     ):
         read_space(chess.parent.parent / "scenes" / "rgb")
     with pytest.raises(DataError, match="no such file or folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,26 @@ def test_lost_votes_add_up_and_end_the_trust(calibration: list[Tensor]) -> None:
     assert evidence.doubt() == 1.0
 
 
+@pytest.mark.parametrize(
+    ("known", "overruled", "trusted"),
+    [(100, 1, True), (100, 5, False), (20, 1, False), (0, 0, True), (0, 1, False)],
+)
+def test_unknown_samples_do_not_dilute_what_is_overruled(known: int, overruled: int, trusted: bool) -> None:
+    guarded = Guarded(Source(network()), options=GuardOptions(window=64))
+    guarded.evidence.overruled = torch.tensor([200.0, 0.0])
+    x = drawn(100, 0)[0]
+    right = torch.where(torch.arange(100) < known, 0.8, 0.2)
+    verdict = replace(
+        guarded.checks.judge(x, guarded.adapter.predict(x), None, copies=False),
+        right=right,
+        overruled=overruled / 100,
+    )
+    assert guarded._trusts(verdict, 100) is trusted
+    fade = 0.5 ** (known / 256)
+    assert guarded.evidence.overruled.tolist() == pytest.approx([200 * fade + known, overruled], rel=1e-5)
+    assert guarded.trusted is trusted
+
+
 @pytest.mark.parametrize(("share", "credible"), [(0.05, True), (0.4, False)])
 def test_corrections_are_credible_while_no_more_than_the_expected_errors(
     share: float, credible: bool
@@ -178,9 +199,9 @@ def test_corrections_are_credible_while_no_more_than_the_expected_errors(
     assert not bool(evidence.corrects(torch.tensor([0.4])).any())  # not probably right: the estimates decide
 
 
-@pytest.mark.parametrize(("changes", "shown"), [(2, 20), (10, 0)])
+@pytest.mark.parametrize(("changes", "steady", "shown"), [(2, (3, 4), 20), (10, (3, 4), 0), (2, (4, 4), 0)])
 def test_consistent_corrections_are_answered_where_many_are_not_expected(
-    calibration: list[Tensor], changes: int, shown: int
+    calibration: list[Tensor], changes: int, steady: tuple[int, int], shown: int
 ) -> None:
     guarded = Guarded(Source(network()))
     guarded.prepare(calibration)
@@ -188,6 +209,7 @@ def test_consistent_corrections_are_answered_where_many_are_not_expected(
     own = torch.cat([torch.ones(20, dtype=torch.int64), shipped[20:]])
     guarded.evidence.estimates = torch.tensor([0.8, 0.8])
     guarded.evidence.take_corrections(right, own != shipped, torch.arange(64) < changes)
+    guarded.evidence.take_steady(*(torch.arange(44) < n for n in steady))
     assert guarded.evidence.excessive()
     bn = nn.functional.one_hot(own, 5).float()
     assert int(guarded.checks.preferred(right, own, shipped, bn).sum()) == shown
@@ -195,10 +217,31 @@ def test_consistent_corrections_are_answered_where_many_are_not_expected(
     assert not bool(guarded.checks.preferred(right, own, shipped, bn).any())
 
 
+def test_a_check_counts_whose_predictions_are_steady(calibration: list[Tensor]) -> None:
+    guarded = Guarded(Source(network()), options=GuardOptions(window=64))
+    guarded.prepare(calibration)
+    x = drawn(64, 0, of=3)[0]  # one class: BN statistics contradict what the shipped model knows
+    logits, features = guarded.reference(x)
+    shipped, right = logits.argmax(1), guarded.competence.probability(logits, features)
+    own = guarded.reference.bn(x).argmax(1)  # an adapter that BN statistics always confirm
+    other = guarded.reference(guarded.disturb(x))[0].argmax(1)
+    changes = torch.arange(64) % 7 == 0
+    y, disturbed = (nn.functional.one_hot(v % 5, 5).float() for v in (own, own + changes))
+    agreed = (own == shipped) & (right >= 0.5)
+    assert int(((own != shipped) & (right >= 0.5)).sum()) > 0
+    guarded.evidence.steady = torch.tensor([10.0, 20.0])
+    guarded.checks.judge(x, testtime.Prediction(y), disturbed, copies=False)
+    found = [int((agreed & changes).sum()), int((agreed & (other != shipped)).sum())]
+    fade = 0.5 ** (int(agreed.sum()) / 64)
+    expected = [10 * fade + found[0], 20 * fade + found[1]]
+    assert guarded.evidence.steady.tolist() == pytest.approx(expected, rel=1e-5)
+    assert found[0] > 0
+
+
 def test_a_state_without_bets_loads() -> None:
     guarded = Guarded(Tent(network()))
     guarded(drawn(8, 0)[0])
-    new = ("bet", "excess", "corrections", "unsure")
+    new = ("bet", "excess", "corrections", "unsure", "steady")
     saved = {k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new}
     other = Guarded(Tent(network()))
     other.load_state_dict(saved)

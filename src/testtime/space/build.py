@@ -57,7 +57,8 @@ def fine_tuned(facts: Mapping[str, Any], encoder: Any) -> nn.Module:
     """Return an encoder with a head, before its training.
 
     Args:
-        facts: "task" ("captions", "boxes" or "classes"), "seed", arguments of the head under "head", and "words" or "classes".
+        facts: "task" ("captions", "boxes", "depth" or "classes"), "seed", arguments of the head under "head", and
+            "words" or "classes" where the task has them.
         encoder: image encoder.
     """
     with torch.random.fork_rng(devices=[]):
@@ -66,5 +67,6 @@ def fine_tuned(facts: Mapping[str, Any], encoder: Any) -> nn.Module:
             return Captioner(encoder, CaptionVocabulary(facts["words"]), *facts["head"])
         if facts["task"] == "boxes":
             return Detector(encoder, facts["classes"], *facts["head"])
-        head = ConvNeXtHead(encoder.dim, encoder.grid, len(facts["classes"]), *facts["head"])
+        channels = 1 if facts["task"] == "depth" else len(facts["classes"])
+        head = ConvNeXtHead(encoder.dim, encoder.grid, channels, *facts["head"])
         return Segmenter(encoder, head)

@@ -40,11 +40,12 @@ class Size:
 
 SIZES = {
     "tiny": Size(2, 2, 96, 3),
+    "mini": Size(4, 4, 192, 6),
     "T": Size(6, 6, 384, 6),
     "S": Size(8, 8, 512, 8),
     "B": Size(12, 12, 768, 12),
 }
-"""Sizes by name; "tiny" is for two CPU cores, the others are 4M's."""
+"""Sizes by name; "tiny" and "mini" are for two CPU cores, the others are 4M's."""
 
 
 @final

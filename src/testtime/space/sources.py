@@ -118,9 +118,12 @@ def _layout(root: Path) -> str:
             return layout
     if is_walkthrough(root):
         return "walk-through"
+    there = sorted(path.name for path in root.iterdir()) if root.is_dir() else ["a file"]
+    known = ", ".join(f"{layout} ({mark})" for layout, mark in marks.items())
     raise DataError(
-        f"{root}: expected a video, a folder of pictures, or the layout of {', '.join(marks)}, found none of these; "
-        f"give layout= (one of {', '.join(LAYOUTS)})"
+        f"{root}: expected a video, a folder of pictures, or the layout of {known}; found "
+        f"{', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}; give layout= (one of {', '.join(LAYOUTS)}) "
+        "where files have other names"
     )
 
 

@@ -99,6 +99,11 @@ class Checks:
             differs, confirmed = own != shipped, own == bn.argmax(dim=1)
             changed = None if disturbed is None else disturbed.argmax(dim=1) != own
             self.evidence.take_corrections(right, differs & confirmed, changed)
+            corrected = differs & confirmed & (right >= FAIR)
+            if changed is not None and self.competence.known and bool(corrected.any()):
+                agreed = ~differs & (right >= FAIR)
+                others = self.reference(self.disturb(x)[agreed])[0].argmax(dim=1) != shipped[agreed]
+                self.evidence.take_steady(changed[agreed], others)
             claimed = (float(self.evidence.estimates[0]) > right + self.margin) | self._corrects(right)
             self.evidence.take_votes(differs & claimed, confirmed)
         preferred = self.preferred(right, own, shipped, bn) & (not copies)
@@ -134,7 +139,7 @@ class Checks:
             return torch.zeros_like(right, dtype=torch.bool)
         ratio = self.competence.ratio.clamp(min=ERRORS_PER_CHANGE)
         fresh, pooled = (1 - ratio * self.evidence.unsure).tolist()
-        if fresh > 0.5 + self.margin:
+        if fresh > 0.5 + self.margin and self.evidence.steadier():
             return right >= FAIR
         return self.evidence.corrects(right) & (pooled >= 0.5)
 

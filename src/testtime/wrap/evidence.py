@@ -25,7 +25,15 @@ PART = 64  # samples of a batch that a check confirms the trust with
 SHARE = 16  # samples of a batch from which its own share counts beside that of the pool
 LONGER = 4  # the pool of overruled predictions is this many windows long
 SURPRISE = 4.0  # standard deviations from the usual value
-SIZES = {"other": 3, "competent": 3, "overruled": 2, "estimates": 2, "excess": 2, "corrections": 2}
+SIZES = {
+    "other": 3,
+    "competent": 3,
+    "overruled": 2,
+    "estimates": 2,
+    "excess": 2,
+    "corrections": 2,
+    "steady": 2,
+}
 USUAL = 0.9  # weight of the past in the usual values
 FAIR = 0.5  # probability from which the shipped model is probably right about a sample
 COMPETENT = 0.9  # probability from which it counts as competent
@@ -90,7 +98,8 @@ class Evidence(AtLeastFloat32, Stateful):
         other: (3,) samples of the second kind; those of them whose prediction by the adapter, and by BN, changes under a
             disturbance.
         competent: (3,) samples of the first kind; those of them on which the adapter, and BN, predict as the shipped model.
-        overruled: (2,) all samples; those on which the guard prefers another prediction to the adapter's.
+        overruled: (2,) samples that the shipped model is probably right about; samples, of any kind, on which the guard prefers
+            another prediction to the adapter's.
         adapter_classes, bn_classes: samples of the second kind by predicted class, (C,); empty before the first batch.
         estimates: (2,) estimated accuracy of adapter and BN on samples of the second kind.
         bet: logarithm of the gain of a bet that BN contradicts the adapter where that contradicts the shipped model.
@@ -99,6 +108,8 @@ class Evidence(AtLeastFloat32, Stateful):
         corrections: (2,) samples on which adapter and BN together contradict the shipped model where that is probably right;
             those of them whose prediction by the adapter changes under a disturbance.
         unsure: (2,) share of these as of the last check, with one more, or 1 if that did not tell; and in the pool.
+        steady: (2,) samples that adapter and shipped model predict the same, where that is probably right: those whose
+            prediction by the adapter, and by the shipped model, changes under a disturbance.
     """
 
     other: Tensor
@@ -111,6 +122,7 @@ class Evidence(AtLeastFloat32, Stateful):
     excess: Tensor
     corrections: Tensor
     unsure: Tensor
+    steady: Tensor
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -158,7 +170,15 @@ class Evidence(AtLeastFloat32, Stateful):
             setattr(self, name, fade * getattr(self, name) + counts)
 
     def take_overruled(self, count: int, of: int) -> float:
-        """Count predictions of the adapter that the guard overrules, and return their share in the pool, one added."""
+        """Count predictions of the adapter that the guard overrules.
+
+        Args:
+            count: number of overruled predictions in a check.
+            of: number of its samples that the shipped model is probably right about.
+
+        Returns:
+            overruled predictions for one such sample in the pool, with one more of both.
+        """
         fade = 0.5 ** (of / (LONGER * self.window))
         self.overruled = fade * self.overruled + self.overruled.new_tensor([of, count])
         return float((self.overruled[1] + 1) / (self.overruled[0] + 1))
@@ -217,6 +237,19 @@ class Evidence(AtLeastFloat32, Stateful):
         low, high = (self.excess < EXCESS).unbind()
         return high & (low | (right >= COMPETENT)) & (right >= FAIR)
 
+    def take_steady(self, adapter: Tensor, shipped: Tensor) -> None:
+        """Count whose predictions change under a disturbance, where both were the same before and probably right.
+
+        Args:
+            adapter, shipped: samples (M,) whose prediction by the adapter, and by the shipped model, changes.
+        """
+        fade = 0.5 ** (len(adapter) / self.window)
+        self.steady = fade * self.steady + torch.stack([adapter.sum(), shipped.sum()]).to(self.steady)
+
+    def steadier(self) -> bool:
+        """Whether fewer predictions of the adapter than of the shipped model change where both agree; False without any."""
+        return bool(self.steady[0] < self.steady[1])
+
     def suspicious(self) -> bool:
         """Whether there is any evidence against the adapter, too little for a judgement."""
         return bool(self.bet > 0) or bool((self.excess > EXCESS / 2).any())
@@ -245,7 +278,7 @@ class Evidence(AtLeastFloat32, Stateful):
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A saved state in the present form; until November 2026 there were no bets, and no counts of corrections."""
         first = Evidence(self.window).moving()
-        return {**{k: first[k] for k in ("bet", "excess", "corrections", "unsure")}, **saved}
+        return {**{k: first[k] for k in ("bet", "excess", "corrections", "unsure", "steady")}, **saved}
 
 
 def spread_rows(x: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class GuardOptions:
     Args:
         window: samples after which the weight of a sample as evidence is halved.
         check: share of the batches that are checked where the adapter is trusted; all are where it is not.
-        exposure: share of the predictions on which the guard may prefer another one, up to which the adapter is trusted.
+        exposure: predictions on which the guard prefers another one, for each sample that the shipped model probably knows,
+            up to which the adapter is trusted.
         margin: estimated accuracy that a candidate must have beyond the shipped model's to be served.
         patience: checks in a row that find the adapter unhealthy, before it is restored.
 

@@ -20,6 +20,7 @@ from testtime.prediction import Prediction
 from testtime.wrap.checks import Checks, Verdict, combined
 from testtime.wrap.competence import IMAGES, Calibration, Competence, Reference, disturbing
 from testtime.wrap.evidence import (
+    FAIR,
     SURPRISE,
     Evidence,
     Healthy,
@@ -70,7 +71,8 @@ class Guarded(Wrapper):
     measure, since errors of the shipped model are frequent among such samples. Such corrections are credible while they are no
     more than the expected errors :math:`\sum 1 - P(x)` (:meth:`testtime.wrap.evidence.Evidence.take_corrections`) and not
     inconsistent, or where they are consistent: where :math:`\kappa`, or its default if that is larger, times the share of
-    them that the disturbance changes is below a half less ``margin``.
+    them that the disturbance changes is below a half less ``margin``, and the disturbance changes fewer predictions of the
+    adapter than of the shipped model among those on which both agree and the shipped model is probably right.
 
     A step:
         1. where the adapter is trusted and the batch is like those before, let it predict and learn, and answer that;
@@ -81,9 +83,9 @@ class Guarded(Wrapper):
            be preferred and predicts another class than the shipped model, BN statistics have a vote: two against one; credible
            corrections are answered too;
         4. take the step back where a quarter of the batch was overruled, or repeats the sample before;
-        5. trust the adapter while hardly any of its predictions are overruled and most of those votes are for it, and then
-           check 64 samples of one batch in 2, 4, ..., 1 / ``check``, at least once in 2,000 samples, and in 2 where there is
-           any evidence against it;
+        5. trust the adapter while hardly any of its predictions are overruled for each sample that the shipped model probably
+           knows, and most of those votes are for it, and then check 64 samples of one batch in 2, 4, ..., 1 / ``check``, at
+           least once in 2,000 samples, and in 2 where there is any evidence against it;
         6. where the adapter loses the votes for long, has fallen below BN statistics, or collapsed to few classes, in
            ``patience`` checks in a row: restore the last healthy state; reset the upper half of its layers if that comes again
            before it is trusted; then all of it.
@@ -111,7 +113,7 @@ class Guarded(Wrapper):
         TypeError: the adapter answers several tasks or pixels.
 
     Cost: the adapter's, and for a checked batch a prediction of the adapter, two forwards of the model with BN statistics and
-    one of the shipped model (two without ``prepare``).
+    one of the shipped model (two without ``prepare``; with it, one more of some samples where it is corrected).
 
     Reference: original to this library; the partial reset follows the selective reset of ASR (arXiv 2603.03796).
 
@@ -316,13 +318,18 @@ class Guarded(Wrapper):
     def _trusts(self, verdict: Verdict, size: int) -> bool:
         """Count the overruled predictions; if they are few, lengthen the interval and remember the adapter's state.
 
+        They are few against the samples that the shipped model probably knows, since samples that it does not know are hardly
+        ever overruled, however wrong the adapter is. A batch without known samples leaves the trust as it was, unless one of
+        them is overruled.
+
         Args:
             verdict: on the batch, or on a part of it.
             size: samples of the batch.
         """
-        checked = len(verdict.right)
-        pooled = self.evidence.take_overruled(round(verdict.overruled * checked), checked)
-        exposed = max(pooled, verdict.overruled / BURST) > self.options.exposure
+        known = int((verdict.right >= FAIR).sum())
+        count = round(verdict.overruled * len(verdict.right))
+        pooled = self.evidence.take_overruled(count, known)
+        exposed = max(pooled, count / max(known, 1) / BURST) > self.options.exposure
         if verdict.unhealthy or exposed or self.evidence.doubt() > DOUBT:
             return False
         longest = 2 if self.evidence.suspicious() else min(round(1 / self.options.check), SAMPLES // size)

@@ -30,6 +30,10 @@ SPECK = Preset(
     projection=(8, 8, 4),
     head=(4, 2, 1),
     labelled=2,
+    larger="tiny",
+    strong=Views(houses((300,)), 3),
+    strong_recipe=TeacherRecipe(iterations=3, batch=2, lr=1e-3),
+    strong_width=8,
 )
 
 

@@ -91,7 +91,7 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ANALYSES)
+@pytest.mark.parametrize("name", [name for name in ANALYSES if name != "own"])  # see test_own_space.py
 def test_every_experiment_ends_with_its_table_and_its_page(name, store, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "speck", replace(SPECK, frames=64, tests=12))
     command = ["run", f"space-{name}", "--seeds", "0", "--out", str(tmp_path), "--store", str(store)]

@@ -106,6 +106,8 @@ def test_every_experiment_keeps_compute_and_asks_for_what_is_measured():
 
 def test_every_experiment_is_planned():
     for name in ANALYSES:
+        if name == "own":  # which needs a walk, see test_own_space.py
+            continue
         experiment = find_experiment(f"space-{name}")
         plan = experiment.plan(Request(experiment.name, (0, 1)))
         assert len(plan.cells) == 2 * len(entries(name, PRESETS["tiny"]))

@@ -5,20 +5,21 @@ All variants of a table have the same steps, batch, budgets and number of frames
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal, final
+from typing import Any, final
 
 from testtime.experiments.space.presets import Preset
 from testtime.scenes.places import Place, houses
+from testtime.space.variants import RGB, Variant
 
-__all__ = ["ANALYSES", "CEILING", "CHANCE", "FLOOR", "PSEUDO", "SENSORS", "Entry", "Variant", "entries"]
+__all__ = ["ANALYSES", "CEILING", "CHANCE", "CONSTANT", "FLOOR", "HOME", "PSEUDO", "SENSORS", "Entry"]
+__all__ += ["Variant", "entries"]
 
 SENSORS = ("rgb", "depth", "normals", "edge")
 PSEUDO = ("classes", "object_edge", "features", "boxes")
 ALL = (*SENSORS, *PSEUDO)
-RGB = ("rgb",)
 HOME = (Place(),)
 """The test house."""
 SPARE = 20
@@ -29,55 +30,8 @@ CHANGED = Place(shift="cold", moved=1)
 """The test house under other light, its small objects moved."""
 CHANCE = "chance"
 """Row of what a random answer gives."""
-Objective = Literal["mm", "mae", "dino", "scratch", "named", "teacher"]
-
-
-@final
-@dataclass(frozen=True)
-class Variant:
-    """A pre-training, its transfer, and the place where it is evaluated.
-
-    Args:
-        name: name for people.
-        objective: "mm" (TST-MM), "mae" (TST-MAE), "dino" (TST-DINO), "scratch" (no pre-training), "named": the encoder of
-            another library that the variant is named after (:func:`testtime.space.foreign.named_encoder`), or "teacher": the
-            pseudo-labeller's own segmentation, without a transfer.
-        modalities: modalities of TST-MM, the image's tokens being "rgb"; of "scratch", the inputs of the network.
-        places: places that are pre-trained on.
-        test: place that is evaluated.
-        mixin: share of the transfer set's images, relative to the space's; 0 for none.
-        mixin_modalities: "rgb": these images alone, as in the paper; "all_pseudo": with all of the modalities.
-        effort: share of the preset's steps of pre-training; 0 for the initial model.
-        later: places where pre-training continues, with the same tokens.
-        more: share of the preset's steps of this continuation.
-        labels: training data of the transfer: labelled frames "outside", "few" of the test place itself (from the cameras of
-            pre-training), or all of these ("space").
-        taught: whether the pseudo-labellers were trained.
-        frozen: whether only the head learns in transfer.
-        decay: layer decay of the transfer; 0 takes the preset's.
-
-    Raises:
-        ValueError: a pre-training has no places.
-    """
-
-    name: str
-    objective: Objective
-    modalities: tuple[str, ...] = RGB
-    places: tuple[Place, ...] = ()
-    test: Place = Place()  # noqa: RUF009 - a frozen value
-    mixin: float = 1.0
-    mixin_modalities: Literal["rgb", "all_pseudo"] = "rgb"
-    effort: float = 1.0
-    later: tuple[Place, ...] = ()
-    more: float = 0.25
-    labels: Literal["outside", "few", "space"] = "outside"
-    taught: bool = True
-    frozen: bool = False
-    decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.objective in ("mm", "mae", "dino") and not self.places:
-            raise ValueError(f"{self.name}: a pre-training needs places")
+CONSTANT = "a constant depth"
+"""Row of what the same depth everywhere gives."""
 
 
 @final
@@ -108,6 +62,10 @@ TEACHER = Variant("The pseudo-labeller itself", "teacher")
 CEILING = Variant("Labels of the test space", "scratch", labels="space")
 GENERAL = Variant("4M, other houses", "mm", ALL, _spare(8))
 OUTSIDE = Variant("MAE, other houses", "mae", RGB, _spare(8))
+ADAPTED = replace(GENERAL, name="4M, other houses, adapted", later=HOME, more=1.0)
+STRONG = replace(TEACHER, name="The stronger pseudo-labeller itself", labellers="two")
+TWO = replace(WHOLE, name="TST-MM (all, two teachers)", labellers="two")
+NONE = replace(WHOLE, name="TST-MM (all, untrained teacher)", taught=False)
 
 
 def _rows(*variants: Variant, measures: Sequence[str] = ("mIoU",)) -> list[Entry]:
@@ -115,9 +73,17 @@ def _rows(*variants: Variant, measures: Sequence[str] = ("mIoU",)) -> list[Entry
     return [Entry(v.name, measure, v, measure) for v in variants for measure in measures]
 
 
-def _spaces(frozen: bool, count: int = 3) -> list[Entry]:
+def _settings(variants: Sequence[Variant], columns: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+    """A row for each variant, and a column for each change of its fields."""
+    changes = [(where, change, v) for where, change in columns.items() for v in variants]
+    return [Entry(v.name, where, replace(v, name=f"{v.name}, {where}", **c)) for where, c, v in changes]
+
+
+def _spaces(frozen: bool, modalities: tuple[str, ...] = SENSORS, count: int = 3) -> list[Entry]:
     pairs = [(home, test) for home in range(count) for test in range(count)]
-    variants = [Variant(f"{h} in {t}", "mm", SENSORS, houses([h]), Place(t), frozen=frozen) for h, t in pairs]
+    variants = [
+        Variant(f"{h} in {t}", "mm", modalities, houses([h]), Place(t), frozen=frozen) for h, t in pairs
+    ]
     return [Entry(f"trained in {h}", f"judged in {t}", v) for (h, t), v in zip(pairs, variants, strict=True)]
 
 
@@ -159,11 +125,13 @@ def _steps(preset: Preset) -> list[Entry]:
 
 
 def _continual(where: str, test: Place) -> list[Entry]:
-    model = replace(SENSED, test=test)
-    found = [Entry("Scratch", where, replace(FLOOR, test=test)), Entry("TST-MM", where, model)]
-    for share in (0.125, 0.25, 0.5):
-        row = f"TST-MM, {share:.1%} more steps on the changed house"
-        found.append(Entry(row, where, replace(model, later=(CHANGED,), more=share)))
+    found = [Entry("Scratch", where, replace(FLOOR, test=test))]
+    for name, one in {"TST-MM": SENSED, "TST-MM (all)": WHOLE}.items():
+        model = replace(one, test=test)
+        found.append(Entry(name, where, model))
+        for share in (0.125, 0.25, 0.5):
+            row = f"{name}, {share:.1%} more steps on the changed house"
+            found.append(Entry(row, where, replace(model, later=(CHANGED,), more=share)))
     return found
 
 
@@ -199,15 +167,30 @@ ANALYSES: dict[str, Sequence[Entry] | Callable[[Preset], Sequence[Entry]]] = {
     ],
     "spaces": _spaces(frozen=False),
     "features": _spaces(frozen=True),
+    "spaces-all": _spaces(False, ALL),
+    "features-all": _spaces(True, ALL),
     "worth": [
-        Entry("the test house", "1", SENSED),
-        *(
-            Entry("other houses", f"{n}", Variant(f"{n} other houses", "mm", SENSORS, _spare(n)))
-            for n in (1, 2, 4, 8, 16)
-        ),
+        entry
+        for more, model in (("", SENSED), (", all", WHOLE))
+        for entry in (
+            Entry(f"the test house{more}", "1", model),
+            *(
+                Entry(
+                    f"other houses{more}",
+                    f"{n}",
+                    replace(model, name=f"{n} other houses{more}", places=_spare(n)),
+                )
+                for n in (1, 2, 4, 8, 16)
+            ),
+        )
     ],
     "specialise": [
-        Entry(row, f"{n}", Variant(f"{n} houses in {t.house}", "mm", SENSORS, (*HOME, *_spare(n - 1)), t))
+        Entry(
+            f"{row}{more}",
+            f"{n}",
+            Variant(f"{n} houses in {t.house}{more}", "mm", names, (*HOME, *_spare(n - 1)), t),
+        )
+        for more, names in (("", SENSORS), (", all", ALL))
         for n in (1, 2, 4, 8)
         for row, tests in (("the test house", HOME), ("houses never seen", houses(range(60, 64))))
         for t in tests
@@ -270,6 +253,20 @@ ANALYSES: dict[str, Sequence[Entry] | Callable[[Preset], Sequence[Entry]]] = {
         *(Entry(CHANCE, measure, WHOLE, f"{CHANCE} {measure.split()[1]}") for measure in RECALLS),
         *_rows(replace(WHOLE, name="not trained", effort=0.0), GENERAL, WHOLE, measures=RECALLS),
     ],
+    "own": [
+        Entry(CONSTANT, "relative depth error", FLOOR, "relative depth error of a constant"),
+        *_rows(FLOOR, MAE, SENSED, WHOLE, measures=("mIoU", "relative depth error")),
+    ],
+    "teachers": [
+        *_settings((MAE, SENSED, WHOLE, TWO, NONE), {"fine-tuned": {}, "frozen": {"frozen": True}}),
+        *(Entry(v.name, "fine-tuned", v) for v in (TEACHER, STRONG)),
+    ],
+    "adapted": _rows(FLOOR, GENERAL, WHOLE, ADAPTED, TEACHER, STRONG),
+    "sizes": _settings((FLOOR, OUTSIDE, GENERAL, WHOLE), {"small": {}, "large": {"larger": True}}),
+    "synthetic": _settings((MAE, SENSED, WHOLE), {"rendered": {}, "synthesised": {"synthetic": True}}),
+    "elsewhere": _settings(
+        (FLOOR, GENERAL, MAE, WHOLE), {"the same style": {}, "another style": {"outside": "other"}}
+    ),
     "ttt": [
         Entry(v.name, moment, replace(v, frozen=True), f"mIoU {moment}")
         for v in (OUTSIDE, MAE)

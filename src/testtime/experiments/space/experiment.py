@@ -5,26 +5,40 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal, final
 
 from testtime import report
 from testtime.errors import need_packages, unknown_name
-from testtime.experiments.experiment import Cell, Experiment, Plan
+from testtime.experiments.experiment import Cell, Experiment, Plan, Resource
 from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
-from testtime.experiments.space.analyses import CEILING, CHANCE, FLOOR, Entry, Variant, entries
+from testtime.experiments.space.analyses import (
+    CEILING,
+    CHANCE,
+    CONSTANT,
+    FLOOR,
+    PSEUDO,
+    Entry,
+    Variant,
+    entries,
+)
 from testtime.experiments.space.listing import EXPERIMENTS, LISTED, PREFIX
 from testtime.experiments.space.planning import Planner
-from testtime.experiments.space.presets import PRESETS
+from testtime.experiments.space.presets import PRESETS, Preset
 from testtime.experiments.table import Column, Row, Table
 from testtime.report import Block, Figure, Note, Page, Section, Text, first_of, mean, phrase, show
 from testtime.scenes.tracer import warn_if_slow
+from testtime.space.walks import Walk
 
 __all__ = ["SpaceExperiment"]
 
 ENDS = (FLOOR.name, CEILING.name)
 BETWEEN = "between floor and ceiling"
+OWN = f"{PREFIX}own"
+MEASURED = {"mIoU": "semseg", "relative depth error": "depth"}
+"""Task of the held-out frames of a walk, by column."""
 UNITS = {"CIDEr-D": "", "depth error": "deviations"}
 """Units of the columns that are not in percent."""
 CLASSES = 8
@@ -56,9 +70,14 @@ class SpaceExperiment(Experiment):
         self.placed, self.matrix = facts.get("placed", False), facts.get("matrix", False)
         self.comparable = self.shows.endswith("%")
         """Whether the columns have the same measure."""
+        if name == OWN:
+            self.resources = (
+                Resource("space", "data", "the authors' walk through a meeting room", ("own",)),
+            )
+            self.settings |= {"layout": "", "fov": 0.0}
 
     def plan(self, request: Request) -> Plan:
-        """Return rows, cells and units; the settings are "preset", a name, and "encoders", more rows of mIoU.
+        """Return rows, cells and units; the settings are "preset", a name, and "encoders", more rows.
 
         Raises:
             ValueError: there is no such preset or row, or the request asks for something that the family does not have.
@@ -71,14 +90,16 @@ class SpaceExperiment(Experiment):
             raise unknown_name("preset", name, PRESETS)
         preset, float32 = PRESETS[name], request.precision == "float32"
         preset = replace(preset, tests=min(request.limit or preset.tests, preset.tests))
-        shown = [*entries(self.name.removeprefix(PREFIX), preset)]
-        shown += [Entry(e, "mIoU", Variant(e, "named")) for e in self.setting(request, "encoders")]
-        roles: dict[str, Any] = {**dict.fromkeys(ENDS, "method"), CHANCE: "control"}
+        walk, place, facts, used = self._walk(request)
+        shown = self._shown(request, preset, walk)
+        roles: dict[str, Any] = {**dict.fromkeys(ENDS, "method"), CHANCE: "control", CONSTANT: "control"}
         roles |= dict(zip(ENDS, ("base", "ceiling"), strict=True)) if self.placed else {}
         labels = dict.fromkeys(entry.row for entry in shown)
         rows = self.chosen_rows([Row(label, roles.get(label, "method")) for label in labels], request)
         chosen = {row.label for row in rows}
-        planners = [Planner(preset, seed, request.device, float32) for seed in request.seeds or self.seeds]
+        planners = [
+            Planner(preset, seed, request.device, float32, place) for seed in request.seeds or self.seeds
+        ]
         cells = [
             Cell(
                 e.row,
@@ -93,7 +114,34 @@ class SpaceExperiment(Experiment):
         ]
         others = {"pictures": planners[0].pictures()} if self.name == f"{PREFIX}demo" else {}
         precision = "float32" if float32 else preset.recipe.precision
-        return Plan(rows, cells, others, about={"preset": name, "precision": precision})
+        about = {"preset": name, "precision": precision}
+        return Plan(rows, cells, others, facts, used, about)
+
+    def _shown(self, request: Request, preset: Preset, walk: Walk | None) -> list[Entry]:
+        """Return the cells: those of the experiment and of encoders, for a walk with what it has."""
+        shown = [*entries(self.name.removeprefix(PREFIX), preset)]
+        measures = ["mIoU"] if walk is None else [*MEASURED]
+        encoders = [(e, Variant(e, "named")) for e in self.setting(request, "encoders")]
+        shown += [Entry(e, m, variant, m) for e, variant in encoders for m in measures]
+        return shown if walk is None else _walked(shown, walk)
+
+    def _walk(self, request: Request) -> tuple[Walk | None, Any, dict[str, str], dict[str, str]]:
+        """Return the walk in the folder of data (7-Scenes where that holds data sets), its path and facts, digest and name."""
+        if self.name != OWN:
+            return None, None, {}, {}
+        path = Path(request.data)
+        path = path / "7scenes" if (path / "7scenes").is_dir() else path
+        facts = {
+            "layout": self.setting(request, "layout") or None,
+            "fov": self.setting(request, "fov") or None,
+        }
+        walk = Walk(path, **facts)
+        return (
+            walk,
+            (str(path), {**facts, "digest": walk.digest}),
+            {"space": walk.digest},
+            {"space": walk.name},
+        )
 
     def check_machine(self, say: Callable[[str], None]) -> None:
         need_packages(PIL="images", cv2="scenes", vector_quantize_pytorch="space", pycocotools="space")
@@ -175,7 +223,8 @@ class SpaceExperiment(Experiment):
         """The sentence that names the best cells of comparable columns."""
         rows = [row.label for row in table.rows if row.role != "ceiling"]
         places = {(row, c.name): (row, c) for row in rows for c in columns}
-        best = first_of({place: table.value(*where) for place, where in places.items()})
+        higher = columns[0].better == "higher"
+        best = first_of({place: table.value(*where) for place, where in places.items()}, higher)
         if not best:
             return ""
         plain = len(columns) == 1 and self.comparable
@@ -183,7 +232,8 @@ class SpaceExperiment(Experiment):
         value, spread, _ = table.cell(*places[best[0]])
         shown = self.shows if self.comparable else columns[0].name
         are, printed = "is" if len(best) == 1 else "are", f"{value} {spread}".strip()
-        return phrase("Highest {} {} with {} ({}, {}).", are, report.listed(names), printed, shown, over)
+        most = "Highest" if higher else "Lowest"
+        return phrase("{} {} {} with {} ({}, {}).", most, are, report.listed(names), printed, shown, over)
 
     def _lines(self, table: Table, columns: Sequence[Column]) -> report.Chart | None:
         series, ends = [], sorted(float(c.name) for c in columns)
@@ -206,6 +256,15 @@ class SpaceExperiment(Experiment):
             for row, colour, c in cells
         ]
         return report.row_chart(points, title=f"{self.title} {axis}", x=axis)
+
+
+def _walked(shown: Sequence[Entry], walk: Walk) -> list[Entry]:
+    """The entries that a walk can be evaluated on, with those modalities that it has."""
+
+    def fitted(v: Variant) -> Variant:
+        return replace(v, modalities=tuple(m for m in v.modalities if m in (*walk.sensors, *PSEUDO)))
+
+    return [replace(e, variant=fitted(e.variant)) for e in shown if MEASURED[e.column] in walk.measured]
 
 
 def _measured(table: Table) -> list[Column]:

@@ -32,6 +32,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "IoU": {EVERY: NUMBER},
     },
     "detection": {"AP": NUMBER, "AP50": NUMBER},
+    "depth": dict.fromkeys(
+        ("relative depth error", "relative depth error of a constant", "within 25 %"), NUMBER
+    ),
     "captions": {"CIDEr-D": NUMBER, "scene graph F": NUMBER},
     "learning_on": {"mIoU before": NUMBER, "mIoU after": NUMBER},
     "pictures": {"light": str, "dark": str},

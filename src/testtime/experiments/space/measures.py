@@ -15,6 +15,7 @@ from testtime.metrics.dense import MeanIoU
 from testtime.models.assisted import Assisted
 from testtime.parts.optimizers import sgd
 from testtime.space.captioning import captions_of, evaluate_captioner
+from testtime.space.depths import evaluate_depth
 from testtime.space.detection import boxes_of, evaluate_detector
 from testtime.space.distilled import decoded
 from testtime.space.frames import SpaceFrames
@@ -51,6 +52,11 @@ def detection(work: Workspace) -> dict[str, Any]:
     model, scenes = trained(work.needs["transfer"]), read_views(work)
     found = evaluate_detector(model, scenes, boxes_of(scenes, model.classes, units.MAPPING))
     return {"AP": found["AP"], "AP50": found["AP50"]}
+
+
+def depth(work: Workspace) -> dict[str, Any]:
+    """Measure depth up to a scale, and what a constant depth gives, in percent."""
+    return evaluate_depth(trained(work.needs["transfer"]), read_views(work))
 
 
 def captions(work: Workspace) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Preset:
         projection: outputs, hidden width and bottleneck of the head of TST-DINO.
         head: width, positions along a token's side, and blocks of the heads that transfer adds.
         labelled: number of labelled frames for label propagation.
+        larger: name in :data:`~testtime.space.model.SIZES` of the larger network of the experiment with two sizes.
+        strong: houses on which the stronger pseudo-labeller is trained.
+        strong_recipe: recipe of its training.
+        strong_width: width of its ResNet-18.
     """
 
     image: tuple[int, int]
@@ -61,6 +65,10 @@ class Preset:
     projection: tuple[int, int, int] = (1024, 256, 64)
     head: tuple[int, int, int] = (24, 4, 2)
     labelled: int = 20
+    larger: str = "mini"
+    strong: Views = field(default_factory=lambda: Views(houses(range(300, 500)), 2000))
+    strong_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
+    strong_width: int = 32
 
     def space(self, places: Sequence[Place]) -> Views:
         """Return what is pre-trained on: the same number of frames for any number of places, a fifth of it for parts."""
@@ -83,15 +91,17 @@ def _recipe(cls: type[T], named: Mapping[str, T], facts: Mapping[str, Any]) -> T
 
 
 def _read(facts: Mapping[str, Any], every: Mapping[str, Mapping[str, Any]]) -> Preset:
-    found = {**every.get(facts.get("like", ""), {}), **facts}
-    found.pop("like", None)
-    for name in ("outside", "teacher"):
+    found = dict(facts)
+    while "like" in found:
+        found = {**every[found.pop("like")], **found}
+    for name in {"outside", "teacher", "strong"} & {*found}:
         seeds = range(found[name]["first"], found[name]["last"] + 1)
         found[name] = Views(houses(seeds), found[name]["frames"])
     found["size"] = SIZES[found["size"]]
     found["recipe"] = _recipe(Recipe, PAPER, found["recipe"])
     found["transfer"] = _recipe(TransferRecipe, RECIPES, found["transfer"])
-    found["teacher_recipe"] = TeacherRecipe(**found["teacher_recipe"])
+    for name in {"teacher_recipe", "strong_recipe"} & {*found}:
+        found[name] = TeacherRecipe(**found[name])
     return of_json(Preset, found)
 
 

@@ -19,19 +19,21 @@ from testtime.scenes.disk import Recipe as Space
 from testtime.scenes.disk import make, read_scenes
 from testtime.scenes.groups import GROUPS
 from testtime.scenes.places import Place, Views
-from testtime.scenes.sceneset import SceneSet
 from testtime.space import masking
 from testtime.space.build import encoder_of, fine_tuned, initialised
 from testtime.space.captioning import CaptionVocabulary, captions_of, train_captioner
+from testtime.space.depths import train_depth
 from testtime.space.detection import boxes_of, train_detector
 from testtime.space.frames import SpaceFrames
 from testtime.space.loader import Batches, Part
 from testtime.space.modalities import SENSORY
 from testtime.space.pretrain import Recipe, pretrain
 from testtime.space.shards import Shards, write_shards
+from testtime.space.synthesis import SynthesisedFrames
 from testtime.space.teachers import STRUCTURE, Teacher, train_teacher
 from testtime.space.tokenizers import FSQTokenizer, Tokenizer, load_tokenizer
 from testtime.space.transfer import TransferRecipe, few, transfer
+from testtime.space.walks import StoredFrames, Walk, write_frames
 from testtime.training import checkpoint
 
 __all__ = ["MAPPING", "labelled_scenes", "read_teacher", "read_views", "tokenizers", "trained"]
@@ -39,8 +41,10 @@ __all__ = ["MAPPING", "labelled_scenes", "read_teacher", "read_views", "tokenize
 MAPPING = {name: group for group, members in GROUPS.items() for name in members}
 """Class of a segmentation by the class of a rendered object."""
 WIDTH = 16
-"""Width of the pseudo-labeller's ResNet-18."""
+"""Width of the pseudo-labeller's ResNet-18, where its unit has none."""
 WEIGHTS = "model.safetensors"
+SOURCES = 8
+"""Largest number of frames that a synthesised frame is made of."""
 
 
 def scenes(work: Workspace) -> dict[str, Any]:
@@ -52,13 +56,28 @@ def scenes(work: Workspace) -> dict[str, Any]:
     return {"spaces": [recipe.name for recipe in recipes]}
 
 
-def read_views(work: Workspace) -> SceneSet:
+def walk(work: Workspace) -> dict[str, Any]:
+    """Store a walk of one's own: frames to pre-train on, and held-out frames."""
+    p = work.parameters
+    walked = Walk(work.places["walk"], p["layout"], p["fov"], p["digest"])
+    return walked.write(work.folder, tuple(p["image"]), p["frames"], p["tests"])
+
+
+def synthesis(work: Workspace) -> dict[str, Any]:
+    """Store frames that are synthesised from the others of their house."""
+    made = SynthesisedFrames(read_views(work), min(SOURCES, work.parameters["views"]["frames"] - 1))
+    return {"frames": len(write_frames(work.folder / "train", made, made.tasks))}
+
+
+def read_views(work: Workspace) -> Any:
     """Return the frames of a unit, with all that is known of them.
 
     Raises:
         ValueError: too few cameras of a house stand in the part of it that is asked for.
     """
     facts = work.parameters["views"]
+    if "frames" in work.needs:
+        return StoredFrames(work.needs["frames"].folder / ("test" if facts["cameras"] else "train"))
     views = Views(tuple(Place(**place) for place in facts["places"]), facts["frames"], facts["cameras"])
     sets = [
         read_scenes(made.folder, made.result["spaces"])
@@ -69,46 +88,53 @@ def read_views(work: Workspace) -> SceneSet:
 
 
 def labelled_scenes(work: Workspace) -> DenseSet:
-    """Return the frames of a unit with grouped classes."""
-    return relabelled(read_views(work), MAPPING, tuple(GROUPS))
+    """Return the frames of a unit with grouped classes, which stored frames have."""
+    found = read_views(work)
+    return found if "frames" in work.needs else relabelled(found, MAPPING, tuple(GROUPS))
 
 
 def teacher(work: Workspace) -> dict[str, Any]:
     """Train the pseudo-labeller on labelled houses of its own, or initialise it."""
     data, recipe = labelled_scenes(work), work.parameters["recipe"]
+    width = work.parameters.get("width", WIDTH)
     found = train_teacher(
         data,
         work.folder / "training",
         of_json(TeacherRecipe, recipe or {}),
-        WIDTH,
+        width,
         trained=recipe is not None,
         device=work.parameters["device"],
     )
     checkpoint.save(work.folder / WEIGHTS, found.network, None, 0, {"recipe": recipe})
-    return {"classes": list(found.names)}
+    return {"classes": list(found.names), "width": width}
 
 
 def read_teacher(made: Made) -> Teacher:
     """Return the pseudo-labeller of a unit."""
     classes = tuple(made.result["classes"])
-    network = multitask_resnet({"semseg": Segmentation(classes)}, 18, WIDTH)
+    network = multitask_resnet({"semseg": Segmentation(classes)}, 18, made.result.get("width", WIDTH))
     checkpoint.load(made.folder / WEIGHTS, network)
     return Teacher(network, classes)
+
+
+def labeller(work: Workspace, name: str) -> Teacher:
+    """Return the pseudo-labeller of a modality: one of its own, or that of the others."""
+    return read_teacher(work.needs.get(f"teacher {name}") or work.needs["teacher"])
 
 
 def _frames(work: Workspace, names: Sequence[str]) -> SpaceFrames:
     """The frames of a unit without labels: sensors, and predictions of the pseudo-labeller."""
     sensors = [name for name in names if name in SENSORY and name != "rgb"]
     asked = [name for name in names if name not in SENSORY]
-    pseudo = read_teacher(work.needs["teacher"]).pseudo if asked else {}
-    return SpaceFrames(labelled_scenes(work), sensors, {name: pseudo[name] for name in asked})
+    pseudo = {name: labeller(work, name).pseudo[name] for name in asked}
+    return SpaceFrames(labelled_scenes(work), sensors, pseudo)
 
 
 def tokenizer(work: Workspace) -> dict[str, Any]:
     """Train the tokenizer of a modality."""
     p = work.parameters
     name, (height, width), patch = p["modality"], p["image"], p["patch"]
-    modality = SENSORY[name] if name in SENSORY else read_teacher(work.needs["teacher"]).modalities[name]
+    modality = SENSORY[name] if name in SENSORY else labeller(work, name).modalities[name]
     flat = modality.kind == "features"
     size = (height // patch, width // patch) if flat else (height, width)
     made = FSQTokenizer(modality, size, 1 if flat else patch, levels=tuple(p["levels"]))
@@ -129,7 +155,7 @@ def shards(work: Workspace) -> dict[str, Any]:
     """Write the frames of a unit as crops and tokens."""
     p, words = work.parameters, None
     if "boxes" in p:
-        known = read_teacher(work.needs["teacher"])
+        known = labeller(work, "boxes")
         words = (known.modalities["boxes"], known.vocabulary, p["boxes"])
     streams = {f"tok_{name}": found for name, found in tokenizers(work).items()}
     frames, size = _frames(work, p["names"]), tuple(p["image"])
@@ -184,6 +210,14 @@ def segmenter(work: Workspace) -> dict[str, Any]:
         data = few(data, p["few"], p["seed"])
     facts, model, recipe = _begun(work, {"task": "classes", "classes": list(data.classes)})
     transfer(model, data, recipe, work.folder, p["seed"], p["device"])
+    return {"model": facts}
+
+
+def estimator(work: Workspace) -> dict[str, Any]:
+    """Fine-tune an encoder with a head for depth up to a scale."""
+    p, data = work.parameters, read_views(work)
+    facts, model, recipe = _begun(work, {"task": "depth"})
+    train_depth(model, data, recipe, work.folder, p["seed"], p["device"])
     return {"model": facts}
 
 
