@@ -267,8 +267,8 @@ def _alike(value: Any, form: Any) -> bool:
     >>> _alike(1, 0.5), _alike(1.5, 1), _alike(True, 1), _alike(["fog", 3], ["snow"])
     (True, False, False, False)
     """
-    kinds: tuple[tuple[type, ...], ...] = ((bool,), (int,), (int, float), (str,), (list, tuple))
-    kind = next(kind for kind in kinds if isinstance(form, kind))
+    kinds = ((bool,), (int,), (int, float), (str,), (list, tuple))
+    kind: Any = next(kind for kind in kinds if isinstance(form, kind))
     if not isinstance(value, kind) or isinstance(value, bool) != isinstance(form, bool):
         return False
     return kind != (list, tuple) or not form or all(_alike(item, form[0]) for item in value)
