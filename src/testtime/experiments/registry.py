@@ -25,6 +25,7 @@ EVERY: Any = str
 """Key that stands for every key in what :func:`result_shapes` returns."""
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
+    "forecasting": "testtime.experiments.forecasting.listing",
     "multitask": "testtime.experiments.multitask.listing",
     "online": "testtime.experiments.online.listing",
     "production": "testtime.experiments.production.listing",
