@@ -106,6 +106,15 @@ FAMILIES = {
         "shows one adapt, beside its control.",
         ("s4t",),
     ),
+    "forecasting": Family(
+        "Forecasters",
+        "A series reveals its own past, so that the truth of an earlier forecast is known at test time. These methods take a "
+        "`testtime.forecasting.Forecaster` and windows of its `length + horizon` last observations, learn from the forecast "
+        "whose truth has arrived, and forecast. Output bias, scale and shift, gated calibration and norm tuning are in "
+        "[testtime.forecasting](../api/forecasting.md). [Forecasting](../forecasting.md) shows what they are worth, and where "
+        "they do not help.",
+        ("adcsd",),
+    ),
 }
 
 NEEDS = {
@@ -118,6 +127,7 @@ NEEDS = {
     "transformer": "blocks of a vision transformer",
     "images": "images",
     "views": "images, of which views are made",
+    "forecaster": "a `testtime.forecasting.Forecaster`",
 }
 SOURCE = {
     "none": "none",

@@ -11,6 +11,7 @@ import testtime
 from testtime import Adapter, Episodic, adam, methods
 from testtime.catalogue import catalogue, text
 from testtime.facts import NORM_KINDS, Need, norm_kinds
+from testtime.forecasting import Forecaster, NLinear
 from testtime.laws.worlds import TinyViT
 from testtime.methods import METHODS, PAFKIP, Source, Tent
 from testtime.models.assisted import Assisted
@@ -20,7 +21,8 @@ from testtime.space.mae import MaskedAutoencoder
 from testtime.space.model import Size
 from testtime.tasks import Depth, Segmentation
 
-CLASSES = [getattr(methods, name) for name in METHODS]
+CLASSES = [cls for cls in map(methods.__getattr__, METHODS) if "forecaster" not in cls.needs]
+FORECASTING = [cls for cls in map(methods.__getattr__, METHODS) if "forecaster" in cls.needs]
 NORMS = {
     "BatchNorm": lambda: nn.BatchNorm2d(4),
     "GroupNorm": lambda: nn.GroupNorm(2, 4),
@@ -118,6 +120,16 @@ def test_it_refuses_networks_without_what_it_needs(cls):
     )
     assert builds(cls, no_convolution) is ("convolution" not in cls.needs)
     assert builds(cls, multi_task()) is ("classifier" not in cls.needs)
+
+
+@pytest.mark.parametrize("cls", FORECASTING, ids=lambda cls: cls.name)
+def test_methods_of_forecasters_declare_what_is_true(cls):
+    model = Forecaster(NLinear(4, 2), 4, 2, 3)
+    test_facts_are_of_the_vocabulary(cls)
+    assert (cls.name, cls.label) == METHODS[cls.__name__][1:]
+    adapter = testtime.adapt(model, cls.name)
+    assert (tuple(adapter.cost), adapter.output, adapter.source) == (cls.cost, cls.output, cls.source)
+    assert not builds(cls, network(Tent, nn.BatchNorm2d(4)))
 
 
 @every_method

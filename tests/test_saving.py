@@ -116,7 +116,7 @@ def synchronized() -> nn.Module:
     return Assisted(net, Synchronizer(tasks, 4, 2, 8, 4, 8, 1, 1, 2)).eval()
 
 
-@pytest.mark.parametrize("name", list_methods())
+@pytest.mark.parametrize("name", [n for n in list_methods() if n != "adcsd"])  # tests/forecasting saves it
 def test_every_method_can_be_saved_as_it_comes(name: str, tmp_path: Path) -> None:
     model = {"s4t": synchronized, "ttt-mae": autoencoded, "foa": TinyViT}.get(name, network)()
     try:

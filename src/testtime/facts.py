@@ -20,6 +20,7 @@ Need = Literal[
     "transformer",
     "images",
     "views",
+    "forecaster",
 ]
 """What a method needs of a model or its inputs; :class:`Facts` explains each."""
 Output = Literal["before", "after", "teacher"]
@@ -51,7 +52,8 @@ class Facts:
             - "branch": a self-supervised branch that was trained with the network (:class:`testtime.models.assisted.Assisted`);
             - "transformer": blocks of a vision transformer, with layer normalisation over their tokens;
             - "images": inputs (N, C, H, W);
-            - "views": inputs (N, C, H, W), of which views are made, unless ``augment=`` takes other inputs.
+            - "views": inputs (N, C, H, W), of which views are made, unless ``augment=`` takes other inputs;
+            - "forecaster": a :class:`testtime.forecasting.Forecaster`, and windows (N, L + H, D).
         venue: conference or journal, and year; empty where the file is not from a paper.
         paper: authors and title.
         code: address of published code that the file follows, without the scheme; empty for none.

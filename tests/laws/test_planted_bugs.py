@@ -217,6 +217,23 @@ class CacheOutlivesReset(Sound):
         return (h * torch.exp(self.cache - h.detach())).mean()
 
 
+class CorrectsItsLastAnswer(Sound):
+    """Holds the last answer, and smooths it once the next batch is there: the future reaches what was answered."""
+
+    broken = "no_future"
+
+    def __init__(self, model: nn.Module, norm: Callable[[nn.Module], nn.Module] = batch_statistics) -> None:
+        super().__init__(model, norm)
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Prediction:
+        y = super().forward(x)
+        if self.last is not None and int(self.clock) > 1:
+            self.last.mul_(1 + 1e-3 * y.logits.nan_to_num().mean())
+        self.last = y.logits
+        return y
+
+
 class BufferThatGrows(Sound):
     broken = "bounded"
     history: Tensor

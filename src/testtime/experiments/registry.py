@@ -25,6 +25,7 @@ EVERY: Any = str
 """Key that stands for every key in what :func:`result_shapes` returns."""
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
+    "forecasting": "testtime.experiments.forecasting.listing",
     "multitask": "testtime.experiments.multitask.listing",
     "online": "testtime.experiments.online.listing",
     "production": "testtime.experiments.production.listing",
@@ -70,7 +71,8 @@ def result_shapes(family: str) -> dict[str, Any]:
     """Return what the results of a family must hold for its tables, see :func:`testtime.files.check_shape`.
 
     Returns:
-        Shapes by the name of the unit's function, and of the plan's further facts as "about"; none for another family.
+        Shapes by the name of the unit's function, of the plan's further facts as "about", and of those of a row as "row"; none
+        for another family.
     """
     known = family in FAMILIES or family in plugins("testtime.experiments")
     return getattr(_listing(family), "SHAPES", {}) if known else {}

@@ -35,6 +35,7 @@ LAWS: dict[str, Law] = {
         stepping.any_batch,
         stepping.survives_nonfinite,
         stepping.no_residue,
+        stepping.no_future,
         stepping.bounded,
         stepping.one_tick,
         stepping.any_precision,

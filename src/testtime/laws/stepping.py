@@ -38,6 +38,7 @@ __all__ = [
     "bounded",
     "deterministic",
     "frozen_is_frozen",
+    "no_future",
     "no_residue",
     "null_step",
     "one_tick",
@@ -216,7 +217,8 @@ def any_batch(make: Make, world: World) -> None:
         try_on(world.network(), world.stream(4, size), f"batches of {size}")
     try_on(world.network(), [x, x[:0], x[:3], x[:1], x, x[:7]], "ragged batches, one of them empty")
     try_on(world.network(), [x[:0], x], "an empty batch first")
-    try_on(world.network(), [x.contiguous(memory_format=torch.channels_last)] * 2, "channels-last images")
+    if x.dim() == 4:
+        try_on(world.network(), [x.contiguous(memory_format=torch.channels_last)] * 2, "channels-last images")
     try_on(world.network(), [x, *constant, x], "constant images")
     for scale, what in ((0.0, "predictions that know nothing"), (1e3, "predictions that are certain")):
         network = world.network()
@@ -233,7 +235,7 @@ def survives_nonfinite(make: Make, world: World) -> None:
     dirty, masks = [], []
     for i, x in enumerate(clean):
         bad = x[:3].clone()
-        bad[0], bad[1, 0, i, i], bad[2, 1] = torch.nan, (torch.inf, 1e4, -300.0)[i], -torch.inf
+        bad[0], bad[1].view(-1)[i * 9], bad[2, 1] = torch.nan, (torch.inf, 1e4, -300.0)[i], -torch.inf
         dirty.append(torch.cat([bad[:1], x[:5], bad[1:2], x[5:], bad[2:]]))
         mask = torch.ones(len(x) + 3, dtype=torch.bool)
         mask[[0, 6, len(x) + 2]] = False
@@ -263,7 +265,7 @@ def _prepare_is_screened(make: Make, world: World) -> None:
     source = world.source()
     dirty = [torch.cat([x, x[:2]]) for x in source]
     for x in dirty:
-        x[-2, 0, 0, 0], x[-1, 1, 1, 1] = torch.nan, 1e4
+        x[-2].view(-1)[0], x[-1].view(-1)[-1] = torch.nan, 1e4
     with ambient():
         one, other = make(world.network()), make(world.network())
         if one.source == "none":
@@ -298,6 +300,20 @@ def no_residue(make: Make, world: World) -> None:
     used = grown(make, world, first)
     used.reset()
     same_answers(answers(used, second), answers(built(make, world), second), "after a reset")
+
+
+def no_future(make: Make, world: World) -> None:
+    """What comes after time t, in later batches or later in a batch of windows, changes no answer at or before t."""
+    batches, other, at = world.stream(4), world.stream(4, seed=3), 2
+    rows = len(batches[at]) // 2 if world.in_turn else len(batches[at])
+    changed = [*batches[:at], torch.cat([batches[at][:rows], other[at][rows:]]), *other[at + 1 :]]
+    with ambient():
+        one, two = built(make, world), built(make, world)
+        # The answers themselves, not copies: one that is corrected later has met the future.
+        first, second = [one(x.clone()) for x in batches[: at + 1]], [two(x.clone()) for x in changed]
+    for i, (y, z) in enumerate(zip(first, second[: at + 1], strict=True)):
+        past = rows if i == at else len(batches[i])
+        same(flat(z).logits[:past], flat(y).logits[:past], f"after another future, answer {i}")
 
 
 def bounded(make: Make, world: World) -> None:

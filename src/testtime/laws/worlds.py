@@ -2,7 +2,8 @@
 
 An image (3, 8, 8) of class c is 0.5 plus a smooth random template of c, scaled and noisy. The networks are
 trained on that, once per process and in a moment, so that entropies vary and filters select some. A stream is
-darker, flatter and noisier from batch to batch, and a quarter of its images is of classes never seen.
+darker, flatter and noisier from batch to batch, and a quarter of its images is of classes never seen. The sequence
+world has windows of two waves instead, which rise and flatten.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.errors import AdapterWarning
+from testtime.forecasting.forecaster import Forecaster
 from testtime.models import Views
 from testtime.models.assisted import Assisted
 from testtime.space.mae import MaskedAutoencoder, PictureEncoder
@@ -33,6 +35,7 @@ CLASSES = 5
 """Number of classes of the worlds."""
 UNKNOWN = 2  # classes of the streams that no network was trained on
 SIDE = 8
+LENGTH, HORIZON, SERIES = 8, 4, 2  # of the windows of the sequence world
 DENSE_TASKS: dict[str, Task] = {"semseg": Segmentation(tuple("abcde")), "depth": Depth()}
 
 
@@ -194,6 +197,39 @@ def dense(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, d
     return torch.where(is_left[:, None], left, right) * depth, {"semseg": label, "depth": depth}
 
 
+class TinyForecaster(nn.Module):
+    """Features of each series' past, normalised, and a linear head; it forecasts levels."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.read, self.norm = nn.Linear(LENGTH, width), nn.LayerNorm(width)
+        self.head = nn.Linear(width, HORIZON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.read(x.transpose(1, 2)))).transpose(1, 2)
+
+
+def forecaster() -> nn.Module:
+    """A forecaster of two waves, whose range is declared."""
+    return Forecaster(TinyForecaster(), LENGTH, HORIZON, SERIES, input_range=(-4.0, 4.0))
+
+
+def waves(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw n windows (n, 12, 2) of two noisy waves that follow one another by a step, and what comes after each."""
+    span = LENGTH + HORIZON
+    start = torch.rand(1, SERIES, generator=rng) * 24
+    time = torch.arange(n + span + HORIZON)[:, None] + start
+    wave = torch.sin(2 * torch.pi * time / torch.tensor([12.0, 8.0]))
+    wave = wave + 0.1 * torch.randn(wave.shape, generator=rng)
+    windows = wave.unfold(0, span + HORIZON, 1).transpose(1, 2)[:n]
+    return windows[:, :span].contiguous(), {"forecast": windows[:, span:].contiguous()}
+
+
+def shifted(x: Tensor, severity: float, rng: torch.Generator) -> Tensor:
+    """The series higher, flatter and noisier; severity in [0, 1]."""
+    return (1 - 0.3 * severity) * x + severity + 0.1 * severity * torch.randn(x.shape, generator=rng)
+
+
 def drifted(x: Tensor, severity: float, rng: torch.Generator) -> Tensor:
     """The images darker, flatter and noisier; severity in [0, 1]."""
     noise = 0.08 * severity * torch.randn(x.shape, generator=rng)
@@ -209,25 +245,33 @@ class World:
         make: builds the untrained network.
         task: draws n images and what is true of them, which only training sees.
         loss: loss of the network's output against that truth.
+        drift: function of a batch, a severity in [0, 1] and a generator that makes it differ from the source.
+        in_turn: whether the samples of a batch are in the order of time, so that none may depend on a later one.
     """
 
     name: str
     make: Callable[[], nn.Module]
     task: Callable[..., tuple[Tensor, Any]]
     loss: Callable[[Any, Any], Tensor]
+    drift: Callable[[Tensor, float, torch.Generator], Tensor] | None = None
+    in_turn: bool = False
 
     def network(self) -> nn.Module:
         """A fresh copy of the trained network, in evaluation mode, with a ``meter`` of its own."""
         return Metered(copy.deepcopy(_trained(self.name)))
 
     def stream(self, batches: int, size: int = 16, seed: int = 0) -> list[Tensor]:
-        """Batches (size, 3, 8, 8) that drift further from the source one by one."""
+        """Batches (size, 3, 8, 8), or windows (size, 12, 2), that drift further from the source one by one."""
         return [x.clone() for x in _stream(self.name, batches, size, seed)]
 
     def source(self, batches: int = 4, size: int = 32) -> list[Tensor]:
-        """Unlabelled batches (size, 3, 8, 8) of what the network was trained on."""
+        """Unlabelled batches of what the network was trained on."""
         rng = torch.Generator().manual_seed(5)
         return [self.task(size, rng)[0] for _ in range(batches)]
+
+
+def _forecast_loss(y: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
+    return F.mse_loss(y["forecast"], truth["forecast"])
 
 
 WORLDS: dict[str, World] = {
@@ -238,6 +282,7 @@ WORLDS: dict[str, World] = {
         World("vit", TinyViT, classified, F.cross_entropy),
         World("dense", TinyDense, dense, partial(total_loss, DENSE_TASKS)),
         World("autoencoder", autoencoded, classified, F.cross_entropy),
+        World("sequence", forecaster, waves, _forecast_loss, shifted, in_turn=True),
     )
 }
 """The worlds by name."""
@@ -263,7 +308,8 @@ def _trained(name: str) -> nn.Module:
 def _stream(name: str, batches: int, size: int, seed: int) -> tuple[Tensor, ...]:
     world, rng = WORLDS[name], torch.Generator().manual_seed(100 + seed)
     severities = [0.3 + 0.7 * i / max(batches - 1, 1) for i in range(batches)]
-    return tuple(drifted(world.task(size, rng, 0.25)[0], s, rng) for s in severities)
+    drift = world.drift or drifted
+    return tuple(drift(world.task(size, rng, 0.25)[0], s, rng) for s in severities)
 
 
 @contextmanager

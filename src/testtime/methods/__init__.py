@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from testtime.methods.actmad import ActMAD
     from testtime.methods.adacontrast import AdaContrast
     from testtime.methods.adanpc import AdaNPC
+    from testtime.methods.adcsd import ADCSD
     from testtime.methods.atlas import ATLAS
     from testtime.methods.bn_adapt import BNAdapt
     from testtime.methods.cafa import CAFA
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from testtime.methods.vida import ViDA
 
 __all__ = [
+    "ADCSD",
     "ATLAS",
     "CAFA",
     "CMF",
@@ -130,6 +132,7 @@ METHODS = {
     "ActMAD": Method("actmad", "actmad", "ActMAD"),
     "AdaContrast": Method("adacontrast", "adacontrast", "AdaContrast"),
     "AdaNPC": Method("adanpc", "adanpc", "AdaNPC"),
+    "ADCSD": Method("adcsd", "adcsd", "ADCSD"),
     "ATLAS": Method("atlas", "atlas", "aTLAS"),
     "BNAdapt": Method("bn_adapt", "bn-adapt", "BN-adapt"),
     "CAFA": Method("cafa", "cafa", "CAFA"),

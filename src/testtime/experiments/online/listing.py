@@ -85,7 +85,8 @@ LISTED = (
 NUMBER = (float, NoneType)
 MEASURES = ("accuracy", "error", "auroc", "h_score")
 LINE = ("agreement", "confidence", "disagreement", "spread", "changed", "milliseconds")
-SHAPES = {
+SHAPES: dict[str, Any] = {
+    "row": {"method": str, "arguments?": dict},
     "adapt_online": {
         "average": {**dict.fromkeys(MEASURES, NUMBER), EVERY: NUMBER},
         "domains": [{"domain": str, **dict.fromkeys(MEASURES, NUMBER)}],
@@ -93,6 +94,7 @@ SHAPES = {
         "filters": {"all": {EVERY: NUMBER}, "time": {EVERY: [NUMBER]}},
         "forgetting": {"before": NUMBER, "after": NUMBER, EVERY: NUMBER},
         "cost": {"declared": [float], **dict.fromkeys(("forwards", "backwards", "ms"), NUMBER)},
+        "steps?": {**dict.fromkeys(("batches", "updated", "failed"), int), "not_finite": [str]},
         "images": int,
     },
     "measure_baseline": {

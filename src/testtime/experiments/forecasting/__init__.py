@@ -1,0 +1,1 @@
+"""The family "forecasting": sources and adapters that follow series online, with the leaking variant beside them."""

@@ -1,0 +1,84 @@
+"""The experiments of the family: sources, adapters around them, and their errors by horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, final
+
+from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit
+from testtime.experiments.experiment import Resource
+from testtime.experiments.registry import code_of, read_constants
+from testtime.forecasting.study import read_series
+
+__all__ = ["Forecasting"]
+
+FACTS = read_constants(__package__ or "", "experiments")
+STUDY = "testtime.forecasting.study"
+SEEDED = ("gru", "graph")  # sources that are trained from random weights
+SEEDLESS = (
+    "Source",
+    "BNAdapt",
+    *map("testtime.forecasting:{}".format, ("OutputBias", "ScaleShift", "NormTuning")),
+)
+LEAK = "Leaking rows learn at time t from the window that ends at t + horizon, on which they are then scored: no method can."
+
+
+@final
+class Forecasting(Experiment):
+    """Sources with and without adapters on the test rows of some series; the names are those of ``experiments.toml``."""
+
+    family = "forecasting"
+    note = "Online: at each time an adapter learns from the forecast whose truth has arrived, and then forecasts."
+
+    def __init__(self, name: str) -> None:
+        own = FACTS["experiments"][name]
+        self.name, self.title = name, own["title"]
+        self.settings = {**FACTS["settings"], **{k: v for k, v in own.items() if k != "title"}}
+        self.resources = (Resource("series", "data", self.settings["series"], ("own",)),)
+
+    def plan(self, request: Request) -> Plan:
+        given: dict[str, Any] = {name: self.setting(request, name) for name in self.settings}
+        places, used = {"data": str(Path(request.data).resolve())}, given["series"]
+        if used.endswith(".csv"):
+            places["series"], used = str(Path(used).resolve()), Path(used).stem
+        facts = {"series": read_series(places.get("series", used), places["data"]).digest()}
+        rows, cells = self.chosen_rows(self._rows(given["sources"]), request), []
+        for row, horizon, seed in product(rows, given["horizons"], request.seeds or ()):
+            about = {"source": given["sources"][0], "rates": [], "leaking": False, **row.about}
+            trained, drawn = about["source"] in SEEDED, about["method"] not in SEEDLESS
+            common = {"series": used, "horizon": horizon, "source": about["source"], "facts": facts}
+            common |= {"length": given["length"], "passes": given["passes"], "source_seed": seed * trained}
+            name = f"{about['source']}, {horizon}, seed {seed * trained}"
+            needs = {"source": Unit(f"{STUDY}:fit_source", common, name, places=places)}
+            about |= {"stride": given["stride"], "tune": given["tune"], "limit": request.limit}
+            parameters = {**common, **about, "seed": seed * drawn}
+            name, code = f"{row.label}, {horizon}, seed {seed}", code_of(about["method"])
+            unit = Unit(f"{STUDY}:follow", parameters, name, needs, code, places, weight=horizon)
+            cells.append(Cell(row.label, str(horizon), seed, unit))
+        about = {"horizons": given["horizons"], "stride": given["stride"]}
+        return Plan(rows, cells, facts=facts, used={"series": used}, about=about)
+
+    def _rows(self, sources: Sequence[str]) -> list[Row]:
+        """The seasonal naive forecast, then each source with its adapters."""
+        labels = {name: FACTS["labels"].get(name, name) for name in ("seasonal-naive", *sources)}
+        found = [Row(label, "base", about={"source": s, "method": "Source"}) for s, label in labels.items()]
+        for source, (name, facts) in product(sources, FACTS["rows"].items()):
+            about = {k: v for k, v in facts.items() if k not in ("only", "role")}
+            if source in facts.get("only", sources):
+                label = f"{labels[source]} + {name}"
+                found.append(Row(label, facts.get("role", "method"), about={"source": source, **about}))
+        return found
+
+    def tables(self, run: Run) -> Sequence[Table]:
+        about, found = run.about["about"], []
+        notes = [*run.notes, LEAK, f"Rows of the test from one forecast to the next: {about['stride']}."]
+        for title, end, places in (("standardised", "", 4), ("in the units of the data", "_units", 3)):
+            columns = [
+                Column(f"{h}", (measure + end,), str(h), measure.upper(), "", places, "lower")
+                for measure, h in product(("mse", "mae"), about["horizons"])
+            ]
+            title = f"Error of forecasts by horizon, {title}"
+            found.append(Table.of(title, run.rows, columns, run.records(), run.missing, notes))
+        return found

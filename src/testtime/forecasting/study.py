@@ -1,0 +1,171 @@
+"""The units of an evaluation: a source that is trained once, and an adapter that follows the test rows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from testtime.adapter import Adapter
+from testtime.errors import check_name
+from testtime.forecasting.forecaster import Forecaster
+from testtime.forecasting.foundation import Fracast
+from testtime.forecasting.graph import GraphNetwork
+from testtime.forecasting.layouts import read_buses, read_ett, read_libcity
+from testtime.forecasting.linear import SeasonalNaive, fit_nlinear
+from testtime.forecasting.online import errors_of, forecast_online, origins
+from testtime.forecasting.recurrent import GRUNetwork
+from testtime.forecasting.series import Series, read_csv, windows_of
+from testtime.parts import adam
+from testtime.parts.randomness import seeded
+from testtime.plugins import resolve
+from testtime.source.passes import passes_over
+from testtime.training import checkpoint
+
+if TYPE_CHECKING:
+    from testtime.experiments import Workspace
+
+__all__ = ["RATES", "SOURCES", "fit_source", "follow", "make_source", "read_series"]
+
+SOURCES = ("seasonal-naive", "nlinear", "gru", "graph", "fracast")
+"""Names of the sources; ``module:function`` of (length, horizon, channels) is a source too."""
+TRAINED = ("gru", "graph")
+RATES = (1e-4, 1e-3, 1e-2)
+"""Learning rates among which the validation rows choose."""
+WEIGHTS, BATCH, RATE = "source.safetensors", {"gru": 256, "graph": 32}, {"gru": 1e-3, "graph": 3e-3}
+
+
+@cache
+def read_series(name: str, data: str) -> Series:
+    """Return series by name.
+
+    Args:
+        name: "etth1", "etth2", "buses", the path of a CSV file with a column ``time``, or "libcity:NAME".
+        data: folder of data sets.
+
+    Raises:
+        DataError: files are missing or damaged.
+        ValueError: there is no such name.
+    """
+    if name.endswith(".csv"):
+        return read_csv(name)
+    if name.startswith("libcity:"):
+        return read_libcity(data, name.removeprefix("libcity:"))
+    check_name("series", name, ("etth1", "etth2", "buses"))
+    return read_buses(data) if name == "buses" else read_ett(data, f"ETT{name[3:]}")
+
+
+def make_source(kind: str, series: Series, length: int, horizon: int, seed: int) -> Forecaster:
+    """Return a source, trained where its training has a closed form, for standardised values.
+
+    Args:
+        kind: one of :data:`SOURCES`, or "module:function" of (length, horizon, channels) that returns a module
+            (N, L, D) -> (N, H, D).
+        series: series of which the training rows are used.
+        length: L, number of observations of a window.
+        horizon: H, number of steps.
+        seed: random seed of the initial weights.
+
+    Raises:
+        ValueError: there is no such source, or a graph source is asked for series without a graph.
+        ImportError: the package of the source is not installed.
+    """
+    channels = len(series.columns)
+    if ":" in kind:
+        return Forecaster(resolve(kind)(length, horizon, channels), length, horizon, channels).eval()
+    check_name("source", kind, SOURCES)
+    if kind == "nlinear":
+        return fit_nlinear(series.standardised()[: series.train], length, horizon)
+    with seeded(seed, 0, "source"):
+        network: nn.Module
+        if kind == "graph":
+            if series.graph is None:
+                raise ValueError(f"{series.name} has no graph; choose other sources: {', '.join(SOURCES)}")
+            network = GraphNetwork(series.graph, length, horizon)
+        elif kind == "gru":
+            network = GRUNetwork(length, horizon, channels)
+        else:
+            network = Fracast(horizon) if kind == "fracast" else SeasonalNaive(horizon, series.period())
+    return Forecaster(network, length, horizon, channels).eval()
+
+
+def _series(work: Workspace) -> Series:
+    return read_series(work.places.get("series", work.parameters["series"]), work.places["data"])
+
+
+def fit_source(work: Workspace) -> dict[str, Any]:
+    """Train a source on the training rows, with a checkpoint after every pass in ``source.safetensors``."""
+    p, series = work.parameters, _series(work)
+    length, horizon = p["length"], p["horizon"]
+    model = make_source(p["source"], series, length, horizon, p["source_seed"])
+    values = series.standardised()
+    if p["source"] in TRAINED:
+        windows = windows_of(values[: series.train], length + horizon)
+        pairs = TensorDataset(windows[:, :length], windows[:, length:])
+        batches: Any = DataLoader(pairs, BATCH[p["source"]], shuffle=True)
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return F.mse_loss(model(x)["forecast"], y)
+
+        def rate(done: int) -> float:
+            return RATE[p["source"]] * (1 - done / p["passes"])
+
+        model.train()
+        file = {"file": work.folder / WEIGHTS, "described": dict(p), "seed": p["source_seed"]}
+        for done in passes_over(batches, p["passes"], model, optimizer, loss, rate, **file):
+            work.progress(done + 1, p["passes"])
+    else:
+        checkpoint.save(work.folder / WEIGHTS, model, None, 0, dict(p))
+    with torch.no_grad():
+        held = windows_of(values[series.train - length : series.train + series.validation], length + horizon)
+        error = [F.mse_loss(model.eval()(x[:, :length])["forecast"], x[:, length:]) for x in held.split(256)]
+    return {"validation": float(torch.stack(error).mean()), "windows": len(held)}
+
+
+def follow(work: Workspace) -> dict[str, Any]:
+    """Let an adapter follow the test rows, at the learning rate that is the best of ``rates`` on the last validation rows."""
+    p, series = work.parameters, _series(work)
+    model = make_source(p["source"], series, p["length"], p["horizon"], p["source_seed"])
+    checkpoint.load(work.needs["source"].folder / WEIGHTS, model)
+    values, begin = series.standardised(), series.train + series.validation
+    rates, tried = p["rates"], dict[str, float]()
+    leaking = p["leaking"]
+    if len(rates) > 1:
+        known = values[:begin]  # the choice sees no test row
+        before = origins(series.train, begin, p["horizon"])[:: p["stride"]][-p["tune"] :]
+        for rate in rates:
+            found = forecast_online(_adapter(p, model, rate), known, before, leaking=leaking)
+            tried[f"{rate:g}"] = errors_of(found, known, before, series.deviation)["mse"]
+        rates = [float(min(tried, key=lambda name: tried[name]))]
+    times = origins(begin, len(values), p["horizon"])[:: p["stride"]][: p["limit"]]
+    adapter = _adapter(p, model, rates[0] if rates else None)
+    found = forecast_online(adapter, values, times, leaking=leaking, progress=work.progress)
+    errors = errors_of(found, values, times, series.deviation)
+    return {**errors, "forecasts": len(times), "rate": rates[0] if rates else None, "tried": tried}
+
+
+def _adapter(p: Mapping[str, Any], model: Forecaster, rate: float | None) -> Adapter:
+    """The adapter of a unit at a learning rate."""
+    cls = _find(p["method"])
+    arguments: dict[str, Any] = {} if rate is None else {"optimizer": adam(rate)}
+    if "seed" in _parameters(cls):
+        arguments["seed"] = p["seed"]
+    return cls(model, **arguments)
+
+
+def _find(name: str) -> type[Adapter]:
+    import testtime.methods
+
+    return resolve(name) if ":" in name else getattr(testtime.methods, name)
+
+
+def _parameters(cls: type[Adapter]) -> Sequence[str]:
+    import inspect
+
+    return list(inspect.signature(cls).parameters)

@@ -1,0 +1,104 @@
+"""The family "forecasting": its rows, a run of it on a written file, and what a leaking row is called."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from testtime.errors import DataError
+from testtime.experiments import Request, find_experiment, read_run, run_experiment
+from testtime.forecasting.study import make_source, read_series
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    rng, first = np.random.default_rng(0), datetime(2024, 1, 1)
+    lines = ["time,a,b"]
+    for h in range(160):
+        a, b = np.sin(h * np.pi / 12) + 0.1 * rng.normal(), h / 50 + 0.1 * rng.normal()
+        lines.append(f"{first + timedelta(hours=h)},{a:.4f},{b:.4f}")
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def request(file: Path, **changes: object) -> Request:
+    small = {
+        "series": str(file),
+        "length": 24,
+        "horizons": [3],
+        "passes": 1,
+        "tune": 3,
+        "sources": ["nlinear"],
+    }
+    asked = {"experiment": "forecasting-csv", "seeds": (0,), "data": str(file.parent), "limit": 10}
+    return Request(**{**asked, "settings": small, **changes})  # type: ignore[arg-type]
+
+
+def test_a_run_on_a_file_has_the_controls_and_names_what_leaks(file: Path, tmp_path: Path) -> None:
+    experiment = find_experiment("forecasting-csv")
+    rows = ("NLinear + output bias", "NLinear + ADCSD, rate chosen, leaking")
+    run_experiment(experiment, request(file, rows=rows), tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    assert run.missing == []
+    table, in_units = experiment.tables(run)
+    assert [row.label for row in table.rows] == ["seasonal naive", "NLinear", *rows]
+    assert {row.label: row.role for row in table.rows}[rows[1]] == "ceiling"
+    assert any("no method can" in note for note in table.notes)
+    series = read_series(str(file), str(tmp_path))
+    v, begin = series.standardised(), series.train + series.validation
+    # The seasonal naive forecast by hand: the first ten origins, three steps each, of the values 24 hours before.
+    errors = [v[t + k] - v[t + k - 24] for t in range(begin - 1, begin + 9) for k in (1, 2, 3)]
+    expected = torch.stack(errors).square().mean()
+    mse, mae = (table.column(key) for key in ("MSE 3", "MAE 3"))
+    assert table.value("seasonal naive", mse) == pytest.approx(float(expected), rel=1e-4)
+    in_data = (torch.stack(errors) * series.deviation).square().mean()
+    assert in_units.value("seasonal naive", in_units.columns[0]) == pytest.approx(float(in_data), rel=1e-4)
+    assert table.value("NLinear", mae) < table.value("seasonal naive", mae)
+    tried = next(r.result for r in run.records() if r.row == rows[0])
+    assert set(tried["tried"]) == {"0.0001", "0.001", "0.01"}
+    assert tried["rate"] == float(min(tried["tried"], key=tried["tried"].get))
+    assert experiment.page(run).title
+
+
+def test_own_methods_and_sources_get_rows(file: Path, tmp_path: Path) -> None:
+    experiment = find_experiment("forecasting-csv")
+    settings = {**request(file).settings, "sources": ["nlinear", "testtime.forecasting.linear:NLinear"]}
+    asked = request(file, methods=("testtime.forecasting:ScaleShift",), settings=settings)
+    labels = [row.label for row in experiment.plan(asked).rows]
+    assert labels[-1] == "scale and shift"
+    with pytest.raises(ImportError, match="my_module"):
+        make_source("my_module:net", read_series(str(file), "."), 4, 2, 0)
+    with pytest.raises(ValueError, match="has no graph; choose other sources"):
+        make_source("graph", read_series(str(file), "."), 4, 2, 0)
+    with pytest.raises(ValueError, match="no source 'gruu'"):
+        make_source("gruu", read_series(str(file), "."), 4, 2, 0)
+
+
+def test_bad_settings_are_refused_before_any_work(file: Path, tmp_path: Path) -> None:
+    experiment = find_experiment("forecasting-etth1")
+    for settings, message in (
+        ({"series": "etth3"}, "no series 'etth3'"),
+        ({"series": str(tmp_path / "none.csv")}, "no such file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            experiment.plan(Request("forecasting-etth1", seeds=(0,), data=str(tmp_path), settings=settings))
+    with pytest.raises(DataError, match="ETTh1.csv: no such file; expected ETTh1 of ETT"):
+        experiment.plan(Request("forecasting-etth1", seeds=(0,), data=str(tmp_path)))
+    with pytest.raises(ValueError, match="has no row 'NLinear . TENT'"):
+        experiment.plan(request(file, rows=("NLinear + TENT",)))
+
+
+def test_a_trained_source_goes_on_where_it_stopped(file: Path, tmp_path: Path) -> None:
+    experiment = find_experiment("forecasting-csv")
+    settings = {**request(file).settings, "sources": ["gru"], "passes": 2}
+    asked = request(file, rows=("GRU",), settings=settings)
+    run_experiment(experiment, asked, tmp_path / "run")
+    again = run_experiment(experiment, asked, tmp_path / "run")
+    assert again.done == []
+    (table, _) = experiment.tables(read_run(tmp_path / "run"))
+    assert table.value("GRU", table.columns[0]) > 0
