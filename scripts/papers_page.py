@@ -126,7 +126,7 @@ def verdict(found: Sequence[Difference]) -> str:
 
 
 def compared(tables: Sequence[Table], run: Run | None, facts: Mapping[str, Any]) -> list[Difference]:
-    """Return the differences of a comparison; those without a common seed are left out.
+    """Return the differences of a comparison; those without a common seed or column are left out.
 
     Args:
         tables: tables of the experiment.
@@ -160,6 +160,12 @@ def compared(tables: Sequence[Table], run: Run | None, facts: Mapping[str, Any])
     return found
 
 
+def _columns(table: Table, facts: Mapping[str, Any]) -> list[Column]:
+    """The columns that a comparison is about; those that the run lacks are left out."""
+    known = {column.key for column in table.columns}
+    return [table.column(key) for key in facts["of"] if key in known]
+
+
 def _sign(column: Column) -> int:
     return -1 if column.better == "lower" else 1
 
@@ -180,7 +186,7 @@ def _told(name: str, values: Mapping[int, float], seeds: Iterable[int], column: 
 
 
 def _over(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
-    for column in map(table.column, facts["of"]):
+    for column in _columns(table, facts):
         rows, others = facts["rows"], facts["over"]
         ours = _values(table, rows, column)
         if others == "best":
@@ -196,7 +202,7 @@ def _over(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
 
 def _over_of(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
     rows, others = facts["rows"], facts.get("over", facts["rows"])
-    for column in map(table.column, facts["of"]):
+    for column in _columns(table, facts):
         ours = _values(table, rows, column)
         for other in map(table.column, facts["over_of"]):
             theirs = _values(table, others, other)
@@ -206,7 +212,7 @@ def _over_of(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
 
 
 def _diagonal(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
-    columns = list(map(table.column, facts["of"]))
+    columns = list(_columns(table, facts))
     cells = [
         (i == j, _values(table, [row], c))
         for i, row in enumerate(facts["rows"])
@@ -221,7 +227,7 @@ def _diagonal(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
 
 
 def _most(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
-    for column in map(table.column, facts["of"]):
+    for column in _columns(table, facts):
         rows = [_values(table, [row], column) for row in facts["rows"]]
         ranges = {
             s: max(v[s] for v in rows) - min(v[s] for v in rows) for s in set.intersection(*map(set, rows))
@@ -232,7 +238,7 @@ def _most(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
 
 
 def _within(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
-    first, *others = map(table.column, facts["of"])
+    first, *others = _columns(table, facts)
     for row in facts["rows"]:
         for column in others:
             old, new = (_values(table, [row], c) for c in (first, column))
@@ -244,7 +250,7 @@ def _within(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
 def _correlates(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
     other = table.column(facts["correlates"])
     rows = [row.label for row in table.rows if row.role == "method"]
-    for column in map(table.column, facts["of"]):
+    for column in _columns(table, facts):
         pairs = [(_values(table, [row], column), _values(table, [row], other)) for row in rows]
         kept = [pair for pair in pairs if all(pair)]
         found = {}
