@@ -11,7 +11,7 @@ from typing import Any
 
 from testtime.experiments.registry import EVERY, Listed
 
-__all__ = ["LISTED", "SHAPES", "STREAM", "Figures", "entries", "published", "read", "rows"]
+__all__ = ["FEW_LABELS", "LISTED", "SHAPES", "STREAM", "Figures", "entries", "published", "read", "rows"]
 
 Figures = tuple[float | None, ...]  # accuracy, AUROC, H-score, in percent
 STREAM = (
@@ -73,9 +73,13 @@ def published(name: str, labels: Sequence[str], columns: Sequence[str]) -> dict[
 
 
 ONLINE = "testtime.experiments.online.experiment:online"
+FEW = "testtime.experiments.online.few_labels:FewLabels"
 SHADOW = "Candidates in shadow on a stream without labels, own or of an experiment: which one to take"
+FEW_LABELS: dict[str, dict[str, str]] = read("experiments.toml")["few-labels"]
+"""Experiments on estimates from few labels by name: title, and the experiment whose stream they take."""
 LISTED = (
     *(Listed(name, entry["title"], ONLINE, entry["source"]) for name, entry in entries().items()),
+    *(Listed(name, entry["title"], FEW) for name, entry in FEW_LABELS.items()),
     Listed("no-labels", SHADOW, "testtime.experiments.online.no_labels:NO_LABELS"),
 )
 NUMBER = (float, NoneType)
@@ -98,6 +102,7 @@ SHAPES: dict[str, Any] = {
             {"ms": {EVERY: float}, "load": NUMBER, "processor": str, "threads": int, "precision": str}
         ]
     },
+    "repeat_estimates": {"accuracy": float, "samples": int, "labels": {EVERY: {"coverage": float}}},
     "group_images": {"groups": [int]},
     "run_in_shadow": {
         "diagnostics": [{"predicted": [int], "classes": int, **dict.fromkeys(LINE, NUMBER), "updated": bool}],
