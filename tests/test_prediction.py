@@ -1,9 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from testtime.prediction import Prediction, energy
+from testtime.prediction import Prediction, TaskPredictions, energy
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5], [30.0, -30.0, 0.0]])
 
@@ -15,6 +17,15 @@ def prediction() -> Prediction:
         selected={"kept": torch.tensor([True, False, True])},
         updated=True,
     )
+
+
+def test_why_a_step_failed_is_kept_by_copies_and_parts() -> None:
+    rows = torch.tensor([True, False, True])
+    many = TaskPredictions({"depth": torch.ones(2, 1)}, failed="loss")
+    one = Prediction(LOGITS[:2], failed="loss")
+    assert [y.failed for y in (one, one.at(rows[:2]), one.spread(rows), copy.deepcopy(one))] == ["loss"] * 4
+    assert [y.failed for y in (many, many.at(rows[:2]), many.spread(rows))] == ["loss"] * 3
+    assert prediction().failed == TaskPredictions({}, valid=rows).failed == ""
 
 
 def test_energy_is_minus_logsumexp() -> None:

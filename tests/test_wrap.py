@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,53 @@ def test_window_refuses_an_image_that_does_not_fit() -> None:
     assert state_hash(adapter) == before
     adapter.reset()
     assert adapter(torch.rand(1, 3, 6, 6)).valid.all()
+
+
+class Breaks(Adapter):
+    """Learns from a batch, and raises in every step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def step(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        raise RuntimeError("index 3 is out of bounds")
+
+
+class BreaksAfter(Wrapper):
+    """Lets the adapter inside learn, and raises."""
+
+    def step(self, x: Tensor) -> Tensor:
+        self.adapter(x)
+        raise RuntimeError("no second look")
+
+
+@pytest.mark.parametrize("wrap", [Episodic, lambda a: Repeat(a, 2), lambda a: Episodic(ResetEvery(a, 3))])
+def test_an_error_of_the_method_inside_is_its_own_and_no_fault_of_the_model(wrap: Any) -> None:
+    (x,) = WORLD.stream(1)
+    adapter = wrap(Breaks(WORLD.network()))
+    before = state_hash(adapter)
+    with pytest.raises(RuntimeError, match="index 3 is out of bounds") as caught:
+        adapter(x)
+    assert caught.value.__notes__ == [f"raised in Breaks, on a batch of shape {tuple(x.shape)}"]
+    assert state_hash(adapter) == before
+
+
+def test_a_wrapper_that_raises_leaves_the_adapter_inside_as_it_was() -> None:
+    (x,) = WORLD.stream(1)
+    adapter = BreaksAfter(tent())
+    before = state_hash(adapter)
+    with pytest.raises(RuntimeError, match="no second look") as caught:
+        adapter(x)
+    assert caught.value.__notes__ == [f"raised in BreaksAfter, on a batch of shape {tuple(x.shape)}"]
+    assert state_hash(adapter) == before
+
+
+def test_a_batch_that_the_model_inside_does_not_take_is_still_the_models_error() -> None:
+    with pytest.raises(ValueError, match="the model does not take a batch of shape") as caught:
+        Episodic(tent())(torch.rand(4, 5, 8, 8))
+    assert caught.value.__notes__ == ["raised in Tent, on a batch of shape (4, 5, 8, 8)"]
 
 
 def test_facts_are_those_of_the_adapter_inside() -> None:

@@ -242,6 +242,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             self._undo(before)
             with torch.no_grad():
                 y = as_prediction(self._predict_batch(x))
+            y.failed = str(what)
             advance(policies, accept=False)
             self._notices.not_updated(f"the last {what} was not finite")
         except BaseException as error:
@@ -266,8 +267,15 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         return one.at(one.valid & False).spread(good)
 
     def _explain(self, error: BaseException, x: Tensor) -> None:
-        """Raise a ValueError instead where the model itself does not take the batch."""
-        cause = explain(self.model, x, error)
+        """Name the method in a note; raise a ValueError instead where the model itself does not take the batch.
+
+        An adapter inside another has explained its own errors; it is not called again, for a call learns.
+        """
+        cause = None if isinstance(self.model, Adapter) else explain(self.model, x, error)
         advance(self, accept=False)
+        if not hasattr(cause or error, "__notes__"):
+            (cause or error).add_note(
+                f"raised in {type(self).__name__}, on a batch of shape {tuple(x.shape)}"
+            )
         if cause is not None:
             raise cause from error

@@ -171,7 +171,7 @@ def _line(record: Record) -> dict[str, Any]:
     known, took = s.known, s.selected
     return {
         "batch": record.index,
-        **{name: getattr(record, name) for name in ("visit", "domain", "updated")},
+        **{name: getattr(record, name) for name in ("visit", "domain", "updated", "failed")},
         "known": int(known.sum()),
         "unknown": int((~known).sum()),
         "correct": int(s.correct.sum()),

@@ -304,7 +304,8 @@ def check_shape(value: Any, shape: Any, name: str = "") -> None:
     Args:
         value: the value.
         shape: a type, a tuple of types, ``[shape of every item]``, or ``{key: shape}`` of the keys that are needed;
-            the type ``str`` stands for every key. A whole number that no float holds is not taken for a float.
+            the type ``str`` stands for every key, and "key?" for a key that may be absent. A whole number that no float holds
+            is not taken for a float.
         name: place of the value, for the message.
 
     Raises:
@@ -327,10 +328,12 @@ def check_shape(value: Any, shape: Any, name: str = "") -> None:
             check_shape(item, shape[0], f"{name}[{i}]")
     if isinstance(shape, dict):
         for key, inner in shape.items():
-            if key is not str and key not in value:
-                raise TypeError(f"{name}.{key} is missing".lstrip("."))
-            for one in value if key is str else (key,):
-                check_shape(value[one], inner, f"{name}.{one}")
+            known = list(value) if key is str else [key.removesuffix("?")]
+            for one in known:
+                if one in value:
+                    check_shape(value[one], inner, f"{name}.{one}")
+                elif one == key:
+                    raise TypeError(f"{name}.{key} is missing".lstrip("."))
 
 
 def read_array(path: str | Path, advice: str, *, mapped: bool = False) -> NDArray[Any]:

@@ -43,6 +43,8 @@ class Prediction(Tensor):
             such a row are NaN.
         selected: masks (N,) by name, e.g. ``{"minimised": ..., "maximised": ...}``: what the method did with whom.
         updated: whether this call changed the adapted parameters.
+        failed: what of the step was not finite, "loss", "gradient", "update", "answer" or "statistics", so that it was taken
+            back and the batch was predicted without learning; empty where the step counts.
 
     >>> y = Prediction(torch.tensor([[2.0, 0.0]]))
     >>> y.argmax(1), type(y + 1).__name__, y.valid
@@ -54,6 +56,7 @@ class Prediction(Tensor):
     valid: Tensor
     selected: dict[str, Tensor]
     updated: bool
+    failed: str
     _score: Tensor | None
 
     @staticmethod
@@ -65,13 +68,14 @@ class Prediction(Tensor):
         valid: Tensor | None = None,
         selected: Mapping[str, Tensor] | None = None,
         updated: bool = False,
+        failed: str = "",
     ) -> Prediction:
         self = torch.Tensor._make_subclass(cls, logits.detach())
         plain = logits.detach()
         self._score = None if score is None else score.detach()
         self.valid = _finite_rows(plain) if valid is None else valid
         self.selected = dict(selected or {})
-        self.updated = updated
+        self.updated, self.failed = updated, failed
         return self
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -85,6 +89,7 @@ class Prediction(Tensor):
             valid=self.valid.clone(),
             selected=copied,
             updated=self.updated,
+            failed=self.failed,
         )
         return y
 
@@ -113,6 +118,7 @@ class Prediction(Tensor):
             valid=self.valid[rows],
             selected={name: mask[rows] for name, mask in self.selected.items()},
             updated=self.updated,
+            failed=self.failed,
         )
 
     def spread(self, rows: Tensor) -> Prediction:
@@ -126,6 +132,7 @@ class Prediction(Tensor):
             valid=_fill(self.valid, rows, False),
             selected={name: _fill(mask, rows, False) for name, mask in self.selected.items()},
             updated=self.updated,
+            failed=self.failed,
         )
 
 
@@ -136,6 +143,7 @@ class TaskPredictions(dict[str, Tensor]):
         valid: (N,) bool; False where the image was refused or could not be answered: its outputs are NaN.
         selected: masks (N,) by name, as in :class:`Prediction`.
         updated: whether this call changed the adapted parameters.
+        failed: what of the step was not finite, as in :class:`Prediction`.
 
     >>> y = TaskPredictions({"depth": torch.ones(2, 1, 4, 4)})
     >>> y["depth"].shape, y.valid
@@ -149,12 +157,13 @@ class TaskPredictions(dict[str, Tensor]):
         valid: Tensor | None = None,
         selected: Mapping[str, Tensor] | None = None,
         updated: bool = False,
+        failed: str = "",
     ) -> None:
         super().__init__({name: y.detach() for name, y in outputs.items()})
         finite = [torch.isfinite(y).flatten(1).all(1) for y in self.values()]
         self.valid = torch.stack(finite).all(0) if valid is None else valid
         self.selected = dict(selected or {})
-        self.updated = updated
+        self.updated, self.failed = updated, failed
 
     def at(self, rows: Tensor) -> TaskPredictions:
         """The same for some images only (an index or a mask of length N)."""
@@ -170,6 +179,7 @@ class TaskPredictions(dict[str, Tensor]):
             valid=change(self.valid, False),
             selected={name: change(mask, False) for name, mask in self.selected.items()},
             updated=self.updated,
+            failed=self.failed,
         )
 
 

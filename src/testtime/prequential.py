@@ -35,6 +35,7 @@ class Record:
         samples: predictions, image by image.
         milliseconds: duration of the call.
         updated: whether the adapter moved its parameters.
+        failed: what of the step was not finite, see :class:`testtime.prediction.Prediction`; empty where it counts.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Record:
     samples: Samples
     milliseconds: float
     updated: bool
+    failed: str = ""
 
 
 def prequential(
@@ -66,9 +68,8 @@ def prequential(
     for batch in stream:
         x = batch.x.to(device, memory_format=memory_format)
         taken, answer = milliseconds(lambda x=x: adapter(x), device)  # type: ignore[misc]
-        record = Record(
-            batch.index, batch.visit, batch.domain, _samples(batch, answer), taken, bool(answer.updated)
-        )
+        samples, place = _samples(batch, answer), (batch.index, batch.visit, batch.domain)
+        record = Record(*place, samples, taken, bool(answer.updated), answer.failed)
         for metric in metrics:
             metric.update(record)
         yield record

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from testtime.cli import main
 from testtime.errors import DataError
 from testtime.experiments import find_experiment, read_run
 from testtime.experiments.registry import result_shapes
@@ -49,6 +50,15 @@ def changed(tmp_path: Path, run: str, name: str, place: tuple[Any, ...], value: 
         ("soak", "tent", ("result", "tenths", "p99_ms"), {}, "result.tenths.p99_ms: expected list, found dict"),
         ("field-mixed", "tent", ("result", "cost", "declared"), [2.0], "not enough values to unpack"),
         ("field-mixed", "run.json", ("about", "stream", "order"), "mixt", "mixt"),
+        ("field-mixed", "run.json", ("rows", 0, "about", "method"), GONE, "row 'Source'.method is missing"),
+        ("field-mixed", "run.json", ("rows", 0, "about", "arguments"), "a", "row 'Source'.arguments: expected dict, found str"),
+        ("field-mixed", "run.json", ("rows", 0, "role"), "bass", r"no role 'bass' \(did you mean 'base'\?\)"),
+        ("field-mixed", "run.json", ("cells", 0, "row"), "Sauce", r"no row 'Sauce' \(did you mean 'Source'\?\)"),
+        ("field-mixed", "run.json", ("cells", 0, "column"), "open", "no column 'open'; there are closed set"),
+        ("field-mixed", "run.json", ("schema",), 0, "it has schema 0"),
+        ("multitask/online", "run.json", ("rows",), [], "no row 'Base'"),
+        ("multitask/online", "run.json", ("rows", 0, "about"), {}, "row 'Base'.method is missing"),
+        ("multitask/online", "run.json", ("rows", 0, "about", "rates"), [None], r"rates\[0\]: expected float, found NoneType"),
     ],
 )  # fmt: skip
 def test_a_damaged_run_is_refused_with_the_place(
@@ -80,3 +90,43 @@ def test_a_null_is_a_value_that_is_not_there(tmp_path: Path) -> None:
 def test_families_of_other_packages_have_no_shapes() -> None:
     assert result_shapes("toy") == {}
     assert set(result_shapes("production")) == {"about", "follow"}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The line with which a command of the user is refused."""
+    assert main([*words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_report_names_the_file_of_a_run_that_does_not_fit_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed(tmp_path, "field-mixed", "run.json", ("family",), "onlin")
+    assert f"{folder}: field-mixed is of the family online, its run.json says onlin" in refused(
+        capsys, "report", str(folder)
+    )
+    shutil.rmtree(folder)
+    folder = changed(tmp_path, "field-mixed", "run.json", ("experiment",), "field-mixt")
+    (folder / "run.toml").write_text('experiment = "field-mixt"\n')
+    line = refused(capsys, "report", str(folder))
+    assert f"{folder}: no experiment 'field-mixt' (did you mean 'field-mixed'?)" in line
+    assert "another package, may have it" in line
+    shutil.rmtree(folder)
+    folder = changed(tmp_path, "space/propagate", "run.json", ("cells",), [])
+    assert f"{folder}: the run has no cells; run space-propagate with other rows" in refused(
+        capsys, "report", str(folder)
+    )
+
+
+def test_a_request_that_is_missing_or_another_runs_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(RESULTS / "soak", tmp_path / "run")
+    (folder / "run.toml").write_text('experiment = "poisoning"\n')
+    line = refused(capsys, "report", str(folder))
+    assert "run.toml asks for poisoning, and run.json holds soak; delete it and run the same" in line
+    (folder / "run.toml").unlink()
+    assert "run.toml is missing; run the same testtime run command again" in refused(
+        capsys, "report", str(folder)
+    )

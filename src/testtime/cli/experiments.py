@@ -15,7 +15,7 @@ from testtime.cli.options import Commands, Option, Precision, Seeds, new_file, n
 from testtime.experiments.registry import find_experiment, list_experiments
 
 if TYPE_CHECKING:
-    from testtime.experiments import Request, Table
+    from testtime.experiments import Experiment, Request, Run, Table
     from testtime.report import Page
 
 __all__ = ["COMMANDS", "Changes", "list_", "report", "run", "run_one"]
@@ -142,7 +142,7 @@ def report(
     from testtime.files import write_json
 
     found = [read_run(folder) for folder in runs]
-    experiments = [find_experiment(one.about["experiment"]) for one in found]
+    experiments = list(map(_experiment, found))
     first = experiments[0]
     if len({one.family for one in experiments}) > 1:
         pairs = zip(found, experiments, strict=True)
@@ -157,6 +157,20 @@ def report(
     default = found[0].folder / "report.html" if len(found) == 1 else "comparison.html"
     _show(tables, page, out or default, len(found) > 1)
     return 0
+
+
+def _experiment(run: Run) -> Experiment:
+    """The experiment of a run; an error names the folder."""
+    name, family = run.about["experiment"], run.about["family"]
+    try:
+        found = find_experiment(name)
+    except ValueError as error:
+        raise ValueError(f"{run.folder}: {error}; a later version, or another package, may have it") from None
+    if found.family != family:
+        raise ValueError(f"{run.folder}: {name} is of the family {found.family}, its run.json says {family}")
+    if not run.about["cells"]:
+        raise ValueError(f"{run.folder}: the run has no cells; run {name} with other rows")
+    return found
 
 
 def _show(tables: Sequence[Table], page: Page, path: str | Path, markdown: bool = False) -> None:

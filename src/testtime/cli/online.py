@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from testtime.cli.experiments import run_one
-from testtime.cli.options import Commands, Jobs, Option, new_folder
+from testtime.cli.options import Commands, Jobs, Option, Seed, new_file, new_folder
 from testtime.errors import need_packages
 
-__all__ = ["COMMANDS", "demo", "methods", "recommend"]
+__all__ = ["COMMANDS", "demo", "estimate", "methods", "recommend"]
 
 
 def recommend(
@@ -49,6 +50,29 @@ def demo(
     return run_one(request, out, jobs=jobs, command=command)
 
 
+def estimate(
+    predictions: Annotated[
+        str, Option("folder of a run, or a CSV or NPZ of own predictions", None, "RUN|FILE")
+    ],
+    *,
+    labels: Annotated[
+        tuple[str, ...], Option("CSV of index,label, one for each round", None, "FILE", several=True)
+    ] = (),
+    row: Annotated[str | None, Option("method of the run that is in use")] = None,
+    choose: Annotated[int, Option("samples to label next", names=("--next",))] = 0,
+    out: Annotated[str, Option("CSV of these, to be filled in", new_file, "FILE")] = "next.csv",
+    interval: Annotated[Literal["wilson", "student", "betting"], Option("kind of interval")] = "wilson",
+    seed: Seed = 0,
+) -> int:
+    """Estimate the accuracy on a stream from few labels, with a 95 % interval, and choose samples to label next."""
+    from testtime.experiments.online.few_labels import run_predictions
+    from testtime.metrics.few_labels import estimate_or_choose, read_predictions
+
+    found = run_predictions(predictions, row) if Path(predictions).is_dir() else read_predictions(predictions)
+    print(estimate_or_choose(found, labels, interval, choose, out, seed))
+    return 0
+
+
 def methods(*, as_json: Annotated[bool, Option("for programs", names=("--json",))] = False) -> int:
     """List the methods with what they need."""
     from testtime.catalogue import catalogue, text
@@ -58,4 +82,4 @@ def methods(*, as_json: Annotated[bool, Option("for programs", names=("--json",)
     return 0
 
 
-COMMANDS: Commands = {"recommend": recommend, "demo": demo, "methods": methods}
+COMMANDS: Commands = {"recommend": recommend, "demo": demo, "estimate": estimate, "methods": methods}

@@ -1,6 +1,6 @@
 """The experiments of the family "demo", for lists."""
 
-from testtime.experiments.registry import Listed
+from testtime.experiments.registry import EVERY, Listed
 
 LISTED = (
     Listed(
@@ -9,3 +9,5 @@ LISTED = (
         "testtime.experiments.demo:DIGITS",
     ),
 )
+SHAPES = {"about": {"corruptions": [str]}, "adapt_to_digits": {"error": {EVERY: float}}}
+"""What the results hold, see :func:`testtime.experiments.registry.result_shapes`."""

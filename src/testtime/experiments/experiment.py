@@ -161,7 +161,8 @@ class Experiment(ABC):
     """A table or figure as a named object: it plans units of work, and reads tables out of their results.
 
     A family is a subclass; its experiments are objects that differ in name (that on the command line), title (one line),
-    source (paper and table), note (differences from it), default seeds, resources, and settings with their defaults.
+    source (paper and table), note (differences from it), default seeds, resources, settings with their defaults, and
+    forms: examples of settings whose defaults (None, an empty list) do not show their types.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Experiment(ABC):
     seeds: tuple[int, ...] = (0,)
     resources: tuple[Resource, ...] = ()
     settings: Mapping[str, Any] = {}
+    forms: Mapping[str, Any] = {}
 
     @abstractmethod
     def plan(self, request: Request) -> Plan:
@@ -219,11 +221,9 @@ class Experiment(ABC):
         """Refuse settings that the experiment does not have, or of another kind than their defaults, with a ValueError."""
         for name, value in request.settings.items():
             check_name(f"setting of {self.name}", name, self.settings)
-            kinds = ((bool,), (int, float), (str,), (list, tuple))
-            default = self.settings[name]
-            kind = next((kind for kind in kinds if isinstance(default, kind)), None)
-            if kind and (not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool)):
-                expected = f"expected the setting {name} in the form of {default!r}"
+            form = self.forms.get(name, self.settings[name])
+            if form is not None and not _alike(value, form):
+                expected = f"expected the setting {name} in the form of {form!r}"
                 raise ValueError(f"{self.name}: {expected}, got {value!r}")
 
     def check_machine(self, say: Callable[[str], None]) -> None:  # noqa: B027 - nothing to check by default
@@ -259,6 +259,19 @@ class Experiment(ABC):
             *(r for r, names in zip(rows, spelled, strict=True) if wanted & names or r.role == "base"),
             *own,
         ]
+
+
+def _alike(value: Any, form: Any) -> bool:
+    """Whether a value is of the kind of another: whole numbers are numbers, and the items of a list are as its first.
+
+    >>> _alike(1, 0.5), _alike(1.5, 1), _alike(True, 1), _alike(["fog", 3], ["snow"])
+    (True, False, False, False)
+    """
+    kinds = ((bool,), (int,), (int, float), (str,), (list, tuple))
+    kind: Any = next(kind for kind in kinds if isinstance(form, kind))
+    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(form, bool):
+        return False
+    return kind != (list, tuple) or not form or all(_alike(item, form[0]) for item in value)
 
 
 def _bare(label: str) -> str:

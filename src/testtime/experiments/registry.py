@@ -71,7 +71,8 @@ def result_shapes(family: str) -> dict[str, Any]:
     """Return what the results of a family must hold for its tables, see :func:`testtime.files.check_shape`.
 
     Returns:
-        Shapes by the name of the unit's function, and of the plan's further facts as "about"; none for another family.
+        Shapes by the name of the unit's function, of the plan's further facts as "about", and of those of a row as "row"; none
+        for another family.
     """
     known = family in FAMILIES or family in plugins("testtime.experiments")
     return getattr(_listing(family), "SHAPES", {}) if known else {}

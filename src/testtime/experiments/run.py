@@ -9,21 +9,23 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, get_args
 
 from testtime.claims import claimed
+from testtime.errors import DataError, check_name
 from testtime.experiments.experiment import Experiment, Plan, Unit, closure
 from testtime.experiments.provenance import SCHEMA, now
 from testtime.experiments.registry import result_shapes
 from testtime.experiments.request import Request
 from testtime.experiments.store import AGAIN as MAKE_AGAIN
 from testtime.experiments.store import check_schema, read_result
-from testtime.experiments.table import Record, Row
+from testtime.experiments.table import Record, Role, Row
 from testtime.files import check_shape, damaged, read_json, slug, write_json
 
 __all__ = ["Run", "RunFolder", "read_run"]
 
-AGAIN = "delete it and run the same testtime run command again: it keeps what is finished"
+REPAIR = "run the same testtime run command again: it keeps what is finished"
+AGAIN = f"delete it and {REPAIR}"
 ABOUT = {
     "schema": int,
     **dict.fromkeys(("experiment", "family", "title", "source", "note"), str),
@@ -116,8 +118,10 @@ class Run:
 
     @cached_property
     def request(self) -> Request:
-        """What the run was asked for."""
-        return Request.read(self.folder / "run.toml")
+        """What the run was asked for; a DataError says that ``run.toml`` is not there or is damaged."""
+        if (found := RunFolder(self.folder).request()) is None:
+            raise DataError(f"{self.folder / 'run.toml'} is missing; {REPAIR}")
+        return found
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -183,7 +187,10 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json; testtime run makes one")
-    about = _about(folder)
+    about, request = _about(folder), RunFolder(folder).request()
+    if request is not None and request.experiment != (name := about["experiment"]):
+        path = folder / "run.toml"
+        raise DataError(f"{path} asks for {request.experiment}, and run.json holds {name}; {AGAIN}")
     shapes = result_shapes(about["family"])
     done, bad = (sorted((folder / kind).glob("*.json")) for kind in ("results", "failures"))
     results = {}
@@ -204,9 +211,15 @@ def _about(folder: Path) -> dict[str, Any]:
     about: dict[str, Any] = read_json(path, AGAIN, ABOUT)
     with damaged(path, AGAIN):
         check_schema(about)
-        check_shape(about["about"], result_shapes(about["family"]).get("about", {}), "about")
+        shapes, labels = result_shapes(about["family"]), [row["label"] for row in about["rows"]]
+        check_shape(about["about"], shapes.get("about", {}), "about")
         if not about["sessions"]:
             raise ValueError("expected at least one session")
+        for row in about["rows"]:
+            check_name("role", row["role"], get_args(Role))
+            check_shape(row["about"], shapes.get("row", {}), f"row {row['label']!r}")
+        for cell in about["cells"]:
+            check_name("row", cell["row"], labels)
         for unit in [*(cell["unit"] for cell in about["cells"]), *about["others"].values()]:
             if unit not in about["units"]:
                 raise ValueError(f"the unit {unit} of a cell is not among its units")

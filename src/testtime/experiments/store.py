@@ -123,7 +123,7 @@ def read_result(path: Path, address: str | None = None) -> dict[str, Any]:
 
 def check_schema(found: Mapping[str, Any]) -> None:
     """Refuse a file of a later version of this library with a ValueError."""
-    if found["schema"] > SCHEMA:
+    if not 1 <= found["schema"] <= SCHEMA:
         raise ValueError(f"it has schema {found['schema']}, this version of testtime reads up to {SCHEMA}")
 
 
@@ -164,7 +164,8 @@ def execute(
                 return {"state": "elsewhere", "token": ""}
             write_json(folder / "result.json", content)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - one unit must not end the run of the others
-            text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            text, trace = f"{type(error).__name__}: {error}{notes}", traceback.format_exc()
             write_json(folder / "error.json", {"error": text, "traceback": trace, "token": own.token})
             store.log("failed", described, error=text)
             return {"state": "failed", "error": text, "traceback": trace}

@@ -14,7 +14,9 @@ from testtime.report.words import deviation, first_of, mean, show, signed, unrou
 if TYPE_CHECKING:
     from testtime.report import Table as Block
 
-__all__ = ["Column", "Paired", "Record", "Row", "Table"]
+__all__ = ["Column", "Paired", "Record", "Role", "Row", "Table"]
+
+Role = Literal["method", "base", "control", "ceiling"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Row:
     """
 
     label: str
-    role: Literal["method", "base", "control", "ceiling"] = "method"
+    role: Role = "method"
     note: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
 

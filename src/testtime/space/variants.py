@@ -10,7 +10,9 @@ from testtime.scenes.places import Place
 __all__ = ["RGB", "Objective", "Variant"]
 
 RGB = ("rgb",)
+"""The modality of the images alone."""
 Objective = Literal["mm", "mae", "dino", "scratch", "named", "teacher"]
+"""Objective of a pre-training, or what stands in for one; see :class:`Variant`."""
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from testtime.errors import DataError
 from testtime.experiments import Request, find_experiment, read_run, run_experiment
+from testtime.experiments.registry import code_of
 from testtime.forecasting.study import make_source, read_series
 
 
@@ -102,3 +104,16 @@ def test_a_trained_source_goes_on_where_it_stopped(file: Path, tmp_path: Path) -
     assert again.done == []
     (table, _) = experiment.tables(read_run(tmp_path / "run"))
     assert table.value("GRU", table.columns[0]) > 0
+
+
+@pytest.mark.parametrize("name", ["forecasting-etth1", "forecasting-buses"])
+def test_the_committed_runs_are_whole_and_of_the_present_methods(name: str) -> None:
+    folder = Path(__file__).parents[3] / "results" / name
+    run = read_run(folder)
+    assert (run.missing, run.outdated) == ([], [])
+    table, _ = find_experiment(name).tables(run)
+    assert {"seasonal naive", "NLinear"} <= {row.label for row in table.rows}
+    units = [json.loads(path.read_text())["unit"] for path in (folder / "results").glob("*bias*")]
+    assert units
+    for unit in units:
+        assert unit["code"] == code_of(unit["parameters"]["method"])

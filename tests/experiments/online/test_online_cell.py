@@ -189,7 +189,8 @@ def test_a_method_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     assert list(summary.failed) == ["Broken, Photographs, seed 0"]
     found = read_run(tmp_path / "run")
     assert list(results(tmp_path / "run")) == [("Source", "Photographs", 0)]
-    assert [failure["error"] for failure in found.failures.values()] == ["ArithmeticError: no"]
+    error = "ArithmeticError: no (raised in Broken, on a batch of shape (20, 3, 32, 32))"
+    assert [failure["error"] for failure in found.failures.values()] == [error]
     assert found.missing == ["Broken, Photographs, seed 0"]
 
 

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from small_online import asked, finished, results
+from small_online import run as run_small
 
+from testtime import evaluation
 from testtime.errors import DataError
 from testtime.experiments import Run, read_run
 from testtime.experiments.online import listing, pages
 from testtime.experiments.online.experiment import online
 from testtime.experiments.online.pages import main_table, online_page
-from testtime.experiments.online.results import Results
+from testtime.experiments.online.results import Results, remark_on_steps
 from testtime.metrics import score_shares
 from testtime.report import page_html
 from testtime.report.markup import plain
@@ -200,6 +202,50 @@ def test_images_for_each_domain_are_those_of_the_cells(run: Run) -> None:
     assert "<sup>†</sup>" in html(fewer)
     assert "Fewer images of each domain" in main_table(Results(fewer)).text()
     assert "<sup>†</sup>" not in html(run)
+
+
+def test_rows_whose_steps_fail_or_move_nothing_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "CHECKPOINT", 0.0)
+    names = ("NaNLoss", "NaNLossAtTimes", "Idle", "Raises")
+    summary = run_small(
+        tmp_path / "run", asked(rows=("TENT",), methods=[f"small_methods:{name}" for name in names])
+    )
+    error = "KeyError: 'tent' (raised in Raises, on a batch of shape (20, 3, 32, 32))"
+    assert summary.failed == {"Raises, Photographs, seed 0": error}
+    found = read_run(tmp_path / "run")
+    table, page = main_table(Results(found)), html(found)
+    without = "its values are those of the model without learning"
+    told = {
+        "NaNLoss": f"NaNLoss: 6 of 6 steps failed (loss not finite) and were taken back; {without}.",
+        "NaNLossAtTimes": "NaNLossAtTimes: 3 of 6 steps failed (loss not finite) and were taken back.",
+        "Idle": f"Idle: none of 6 steps moved a parameter; {without}.",
+    }
+    assert {row.label: row.note for row in table.rows if row.note} == told
+    (column,) = [column for column in table.columns if column.name == "ACC"]
+    assert table.value("NaNLoss", column) == table.value("Source", column) == table.value("Idle", column)
+    for remark in told.values():
+        assert f"† {remark}" in table.text().splitlines()
+        assert remark in plain(page)
+    failed = f"Failed: Raises, Photographs, seed 0: {error}."
+    assert failed in table.text().splitlines()
+    assert failed in unescape(page)
+    assert "Not finished, 1 without a result: Raises, Photographs, seed 0." in table.text()
+
+
+def test_remarks_on_steps_are_sums_over_seeds_and_none_for_results_of_earlier_versions() -> None:
+    def cell(updated: int, *failed: str, declared: tuple[int, int] = (1, 1)) -> dict[str, Any]:
+        steps = {"batches": 4, "updated": updated, "failed": len(failed), "not_finite": sorted({*failed})}
+        return {"steps": steps, "cost": {"declared": [*declared]}}
+
+    earlier = {"cost": {"declared": [1, 1]}}
+    assert remark_on_steps("A", [cell(3, "loss"), cell(2, "gradient", "loss"), earlier]) == (
+        "A: 3 of 8 steps failed (gradient and loss not finite) and were taken back."
+    )
+    assert remark_on_steps("A", [earlier]) == remark_on_steps("A", [cell(4)]) == ""
+    assert "none of 4 steps moved a parameter" in remark_on_steps("A", [cell(0)])
+    assert remark_on_steps("Source", [cell(0, declared=(1, 0))]) == ""
 
 
 def test_times_are_related_to_the_baseline_of_the_run_or_to_an_earlier_cells_own(run: Run) -> None:

@@ -19,6 +19,7 @@ LISTED = tuple(
 NUMBER = (float, NoneType)
 TASKS = ("semseg", "depth", "normals", "edge")
 SHAPES = {
+    "row": {"method": (str, NoneType), "network": dict, "rates": [float]},
     "about": {"preset": str, "protocol": {"steps": int}},
     "adapt": {
         **{"steps": [int], "values": {EVERY: [NUMBER]}},

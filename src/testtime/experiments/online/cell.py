@@ -74,6 +74,7 @@ def adapt_online(work: Workspace) -> dict[str, Any]:
     return {
         **_figures(samples, stream),
         "forgetting": {"before": before, "after": after},
+        "steps": _steps(progress),
         "cost": _cost(progress, adapter, len(samples)),
         "limit": limit,
         "state": machine_state(p["device"], p["precision"], torch.get_num_threads()),
@@ -91,6 +92,14 @@ def _figures(samples: Samples, stream: Stream) -> dict[str, Any]:
         "unknown": int((~samples.known).sum()),
         "batches": len(stream),
     }
+
+
+def _steps(progress: Progress) -> dict[str, Any]:
+    """How many steps moved the parameters, how many were taken back, and what of those was not finite."""
+    failed = [line["failed"] for line in progress.lines if line.get("failed")]
+    moved = sum(line["updated"] for line in progress.lines)
+    counts = {"batches": progress.done, "updated": moved, "failed": len(failed)}
+    return {**counts, "not_finite": sorted({*failed})}
 
 
 def _cost(progress: Progress, adapter: Adapter, images: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from testtime import report
 from testtime.experiments import Column, Record, Row, Run, Table
-from testtime.experiments.online.results import Results, number
+from testtime.experiments.online.results import Results, number, remark_on_steps
 from testtime.experiments.pages import table_blocks, table_sections
 from testtime.report import Bullets, Figure, Page, Section, first_of, listed, mean, show
 
@@ -64,7 +64,10 @@ class Comparison:
             for row, of_row in cells.items():
                 self.records += [Record(row, name, cell["seed"], cell) for cell in of_row]
                 fewer[row] = fewer.get(row, False) or 0 < of_row[0]["images"] < most
-        self.rows = [Row(row, note=FEWER * less) for row, less in fewer.items()]
+        of_rows = {row: [record.result for record in self.records if record.row == row] for row in fewer}
+        remarks = {row: remark_on_steps(row, cells) for row, cells in of_rows.items()}
+        notes = {row: " ".join(filter(None, (FEWER * less, remarks[row]))) for row, less in fewer.items()}
+        self.rows = [Row(row, note=note) for row, note in notes.items()]
         self.of_streams = self._columns("error")
         table = self._table("Error by method and stream", [*self.of_streams, *COSTS])
 

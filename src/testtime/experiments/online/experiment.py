@@ -31,6 +31,8 @@ __all__ = ["HERE", "Batches", "Inputs", "Online", "online"]
 
 HERE = "testtime.experiments.online"
 OPTIONAL = ("reset", "returns", "target", "pace", "speed")  # named in a unit where they are used
+FORMS = {"open_sets": ["textures"], "batch_size": 200, "source": "images"}
+FORMS |= {"slow_limit": 250, "target": 0.5, "pace": 1, "speed": 1.0}
 OF_IMAGES = (  # parameters that images depend on
     *("closed", "side", "open_set", "batch_size", "ratio", "order", "corruptions", "severity", "rounds"),
     *("limit", "seed", "returns", "target", "pace", "skip_damaged"),
@@ -79,6 +81,7 @@ class Online(Experiment):
     """A table of methods on streams, by its name and its entry in ``experiments.toml``."""
 
     family = "online"
+    forms = FORMS
 
     def __init__(self, name: str, entry: Mapping[str, Any]) -> None:
         self.name, self.entry = name, entry

@@ -11,7 +11,7 @@ from typing import Any
 
 from testtime.experiments.registry import EVERY, Listed
 
-__all__ = ["LISTED", "SHAPES", "STREAM", "Figures", "entries", "published", "read", "rows"]
+__all__ = ["FEW_LABELS", "LISTED", "SHAPES", "STREAM", "Figures", "entries", "published", "read", "rows"]
 
 Figures = tuple[float | None, ...]  # accuracy, AUROC, H-score, in percent
 STREAM = (
@@ -73,15 +73,20 @@ def published(name: str, labels: Sequence[str], columns: Sequence[str]) -> dict[
 
 
 ONLINE = "testtime.experiments.online.experiment:online"
+FEW = "testtime.experiments.online.few_labels:FewLabels"
 SHADOW = "Candidates in shadow on a stream without labels, own or of an experiment: which one to take"
+FEW_LABELS: dict[str, dict[str, str]] = read("experiments.toml")["few-labels"]
+"""Experiments on estimates from few labels by name: title, and the experiment whose stream they take."""
 LISTED = (
     *(Listed(name, entry["title"], ONLINE, entry["source"]) for name, entry in entries().items()),
+    *(Listed(name, entry["title"], FEW) for name, entry in FEW_LABELS.items()),
     Listed("no-labels", SHADOW, "testtime.experiments.online.no_labels:NO_LABELS"),
 )
 NUMBER = (float, NoneType)
 MEASURES = ("accuracy", "error", "auroc", "h_score")
 LINE = ("agreement", "confidence", "disagreement", "spread", "changed", "milliseconds")
-SHAPES = {
+SHAPES: dict[str, Any] = {
+    "row": {"method": str, "arguments?": dict},
     "adapt_online": {
         "average": {**dict.fromkeys(MEASURES, NUMBER), EVERY: NUMBER},
         "domains": [{"domain": str, **dict.fromkeys(MEASURES, NUMBER)}],
@@ -89,6 +94,7 @@ SHAPES = {
         "filters": {"all": {EVERY: NUMBER}, "time": {EVERY: [NUMBER]}},
         "forgetting": {"before": NUMBER, "after": NUMBER, EVERY: NUMBER},
         "cost": {"declared": [float], **dict.fromkeys(("forwards", "backwards", "ms"), NUMBER)},
+        "steps?": {**dict.fromkeys(("batches", "updated", "failed"), int), "not_finite": [str]},
         "images": int,
     },
     "measure_baseline": {
@@ -96,6 +102,7 @@ SHAPES = {
             {"ms": {EVERY: float}, "load": NUMBER, "processor": str, "threads": int, "precision": str}
         ]
     },
+    "repeat_estimates": {"accuracy": float, "samples": int, "labels": {EVERY: {"coverage": float}}},
     "group_images": {"groups": [int]},
     "run_in_shadow": {
         "diagnostics": [{"predicted": [int], "classes": int, **dict.fromkeys(LINE, NUMBER), "updated": bool}],

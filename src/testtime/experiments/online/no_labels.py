@@ -19,15 +19,18 @@ from testtime.data.places import find_set, has_source, images_of, source_batches
 from testtime.experiments import Cell, Column, Experiment, Plan, Record, Request, Run, Table, Unit, Workspace
 from testtime.experiments.online import listing
 from testtime.experiments.online.cell import SLOW
-from testtime.experiments.online.experiment import HERE, Batches, Inputs, Online, online
+from testtime.experiments.online.experiment import FORMS, HERE, Batches, Inputs, Online, online
 from testtime.experiments.online.stream import cached_stream, source_model
 from testtime.experiments.pages import run_page, table_blocks
-from testtime.experiments.registry import code_of
+from testtime.experiments.registry import EVERY, code_of
+from testtime.experiments.run import AGAIN
+from testtime.files import check_shape, damaged
 from testtime.methods import Source
 from testtime.processor import autocast
 
 __all__ = ["NO_LABELS", "NoLabels", "advice_table", "read_candidates", "true_accuracy"]
 
+ABOUT = {"model": str, "stream": str, "left_out": {EVERY: str}}
 LINES = 6  # candidates whose lines have a colour
 SAME = "predictions that are those of the source model."
 NEITHER = partial(Column, better=None)
@@ -101,6 +104,7 @@ class NoLabels(Experiment):
         **dict.fromkeys(online("field-continual").settings),
         **{"stream": "", "images": "", "mirror": None, "skip_damaged": False},
     }
+    forms = {**online("field-continual").settings, **FORMS, "mirror": True}  # noqa: RUF012
 
     def plan(self, request: Request) -> Plan:
         stream = self.setting(request, "stream")
@@ -185,6 +189,8 @@ def read_candidates(run: Run) -> tuple[dict[str, list[selection.Diagnostics]], N
     """
     if run.about["experiment"] != NoLabels.name:
         raise ValueError(f"{run.folder} is not a run without labels: testtime run {NoLabels.name} makes one")
+    with damaged(run.folder / "run.json", AGAIN):
+        check_shape(run.about["about"], ABOUT, "about")
     appearance, seen = run.other("appearance"), {r.row: r.result for r in run.records(_diagnostics)}
     if not seen or appearance is None:
         advice = "the same testtime run command goes on from there"

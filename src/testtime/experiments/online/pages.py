@@ -72,7 +72,8 @@ def _lead(results: Results) -> report.Text:
     run, (measure, name) = results.run, results.headline
     values = {row: results.mean(row, measure) for row in results.rows}
     by_column = [{row: results.mean(row, measure, c) for row in results.rows} for c in results.columns]
-    names = {row: report.strong(row) + report.sup("†") for row in results.rows if results.fewer(row)}
+    noted = [row for row in results.rows if results.remark(row, NOTES["fewer"])]
+    names = {row: report.strong(row) + report.sup("†") for row in noted}
     parts = [winner(values, name, by_column, "Source", names)] if not run.missing else []
     parts.append(f"The stream: {_stream(results)}.")
     if results.changes:
@@ -131,8 +132,8 @@ def main_table(results: Results) -> Table:
 
 
 def _table(results: Results, title: str, columns: Sequence[Column], notes: Sequence[str]) -> Table:
-    run, fewer = results.run, [row for row in results.rows if results.fewer(row)]
-    rows = [replace(row, note=NOTES["fewer"]) if row.label in fewer else row for row in run.rows]
+    run, remarks = results.run, {row: results.remark(row, NOTES["fewer"]) for row in results.rows}
+    rows = [replace(row, note=remarks.get(row.label) or row.note) for row in run.rows]
     return Table.of(title, rows, columns, run.records(), run.missing, [*filter(None, notes), *run.notes])
 
 

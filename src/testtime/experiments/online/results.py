@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from statistics import median
 from types import NoneType
 from typing import Any
@@ -16,7 +17,7 @@ from testtime.files import check_shape, damaged
 from testtime.report import listed, mean
 from testtime.streams.named import ORDERS
 
-__all__ = ["Results", "number"]
+__all__ = ["Results", "number", "remark_on_steps"]
 
 COLUMN = {"name": str, "open_set": (str, NoneType), "batch_size": int, "ratio": float, "note": str}
 ABOUT = {  # what the pages need of a plan
@@ -24,6 +25,9 @@ ABOUT = {  # what the pages need of a plan
     "published": {str: {str: [(float, NoneType)]}},
     "stream": {"order": str, "corruptions": [str], "rounds": int, "severity": int},
 }
+
+
+WITHOUT = "its values are those of the model without learning"
 
 
 def number(value: float | None) -> float:
@@ -35,6 +39,24 @@ def _cell(record: Record) -> dict[str, Any]:
     forwards, backwards = record.result["cost"]["declared"]
     cost = {**record.result["cost"], "declared": [forwards, backwards]}
     return {**record.result, "cost": cost, "seed": record.seed}
+
+
+def remark_on_steps(row: str, cells: Iterable[Mapping[str, Any]]) -> str:
+    """Return the remark on a row whose steps failed or moved nothing; empty where they count, or it is not known.
+
+    Args:
+        row: label of the row.
+        cells: results of the row.
+    """
+    known = [cell for cell in cells if "steps" in cell]  # results of earlier versions have none
+    steps = [cell["steps"] for cell in known]
+    batches, failed, updated = (sum(one[key] for one in steps) for key in ("batches", "failed", "updated"))
+    if failed:
+        values = listed(sorted({name for one in steps for name in one["not_finite"]}))
+        told = f"{row}: {failed} of {batches} steps failed ({values} not finite) and were taken back"
+        return f"{told}; {WITHOUT}." if failed == batches else f"{told}."
+    learns = any(cell["cost"]["declared"][1] > 0 for cell in known)
+    return f"{row}: none of {batches} steps moved a parameter; {WITHOUT}." if learns and not updated else ""
 
 
 class Results:
@@ -55,6 +77,8 @@ class Results:
             check_shape(self.about, ABOUT, "about")
             self.stream = self.about["stream"]
             check_name("order", self.stream["order"], ORDERS)
+            for cell in run.about["cells"]:
+                check_name("column", cell["column"], [column["name"] for column in self.about["columns"]])
         for r in run.records(_cell):
             self._cells.setdefault((r.row, r.column), []).append(r.result)
         if not self._cells:
@@ -122,6 +146,10 @@ class Results:
     def fewer(self, row: str) -> bool:
         """Return whether a method saw fewer images of a domain than another."""
         return self.per_domain(row) < max(self.per_domain(other) for other in self.rows)
+
+    def remark(self, row: str, fewer: str) -> str:
+        """Return the remark on a row: ``fewer`` where it saw fewer images, and on its steps; empty for none."""
+        return " ".join(filter(None, (fewer * self.fewer(row), remark_on_steps(row, self.cells(row)))))
 
     @property
     def changes(self) -> list[str]:

@@ -52,6 +52,7 @@ class Production(Experiment):
         Resource("images", "data", "digits", ("own",)),
         Resource("source model", "weights", "digits-cnn", ("own",)),
     )
+    forms = {"source": "images"}  # noqa: RUF012
 
     def __init__(self, name: str) -> None:
         streams, self.rows, self.length, batch_size, self.read = ALL[name]

@@ -58,6 +58,7 @@ class SpaceExperiment(Experiment):
     """
 
     family = "space"
+    forms = {"encoders": ["name"]}  # noqa: RUF012
 
     def __init__(self, name: str) -> None:
         listed = {one.name: one for one in LISTED}[name]

@@ -1,0 +1,387 @@
+r"""Files for an estimate from few labels: predictions of a deployment, labels, and the samples to label next.
+
+A file of predictions has the samples of a stream in their order, one in each line; the first has the index 0.
+
+- CSV: a column ``predicted`` with the predicted class, and any further columns of numbers as signals.
+- NPZ: ``logits`` (N, C), or ``predicted`` (N,), and any further arrays (N,) of numbers as signals.
+- In both, ``predicted_NAME`` is the prediction of another model (in an NPZ also ``logits_NAME``), such as the shipped one.
+
+A file of labels is a CSV with the columns ``index`` and ``label``, or ``index`` and ``value`` where the quality of a sample is
+a number in [0, 1], such as the mIoU of an image. A column ``probability`` says that the samples were drawn by
+:func:`draw_next`; without it they are a random sample of the stream.
+
+The next samples to label are drawn where it is most uncertain whether the prediction is right, as in the allocation of Neyman
+(1934), with a uniform share :math:`u` so that no weight is above :math:`1/u`:
+
+.. math:: q_i = \frac uN + (1 - u) \frac{\sqrt{p_i (1 - p_i)}}{\sum_j \sqrt{p_j (1 - p_j)}}
+
+where :math:`p_i`, cut to [0.02, 0.98], is the expected value of the sample: the fitted function of the signals, or, before
+there are labels, the confidence of the prediction.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from testtime.errors import DataError
+from testtime.files import damaged, write_text
+from testtime.metrics.betting import betting_interval
+from testtime.metrics.control_variates import UNIFORM, Interval, Round, estimate_mean, fit_rounds, standardise
+from testtime.metrics.summary import Samples
+
+__all__ = [
+    *(
+        "Predictions",
+        "draw_next",
+        "estimate_or_choose",
+        "estimate_text",
+        "label_next",
+        "logit_signals",
+        "neyman_probabilities",
+    ),
+    *("predictions_of", "read_labels", "read_predictions", "write_next"),
+]
+
+Floats = NDArray[np.float64]
+CLASSES = 20  # up to which the predicted class itself is a signal
+NEAR = 101  # samples of the stream over which the confidence is averaged
+REPAIR = "repair it, or write it again"
+
+
+@dataclass(eq=False)
+class Predictions:
+    """Predictions of the N samples of a stream in their order, and signals that need no label.
+
+    Args:
+        predicted: names of the predicted classes, (N,).
+        signals: numbers (N,) of each signal by name; one that is not finite counts as the mean of the others.
+        others: predicted classes (N,) of other models by name; agreement with them becomes a signal.
+    """
+
+    predicted: NDArray[np.str_]
+    signals: dict[str, Floats] = field(default_factory=dict)
+    others: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, other in self.others.items():
+            self.signals[f"agreement with {name}"] = (other == self.predicted).astype(float)
+        if "confidence" in self.signals:
+            self.signals["confidence nearby"] = _moving_mean(_filled(self.signals["confidence"]))
+        names = np.unique(self.predicted)
+        if len(names) <= CLASSES:
+            self.signals |= {f"predicted {name}": (self.predicted == name).astype(float) for name in names}
+        for name, values in self.signals.items():
+            if values.shape != self.predicted.shape:
+                counts = f"{len(self.predicted)} samples, {name} has the shape {values.shape}"
+                raise DataError(f"expected one number for each sample, got {counts}")
+
+    @property
+    def table(self) -> Floats:
+        """The signals as columns, (N, K)."""
+        columns = [_filled(values) for values in self.signals.values()]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self.predicted), 0))
+
+    @property
+    def chances(self) -> Floats:
+        """The chance of each prediction to be right before there are labels, (N,): its confidence, or 0.5 without one."""
+        found = self.signals.get("confidence")
+        return np.full(len(self.predicted), 0.5) if found is None else _filled(found)
+
+
+def logit_signals(logits: ArrayLike) -> dict[str, Floats]:
+    """Return confidence, margin of the two highest probabilities, entropy in nats and energy of logits (N, C).
+
+    >>> {name: values.round(2).tolist() for name, values in logit_signals([[0.0, 0.0], [3.0, 0.0]]).items()}
+    {'confidence': [0.5, 0.95], 'margin': [0.0, 0.91], 'entropy': [0.69, 0.19], 'energy': [-0.69, -3.05]}
+    """
+    z = np.asarray(logits, float)
+    top = z.max(axis=1, keepdims=True)
+    energy = -(top[:, 0] + np.log(np.exp(z - top).sum(axis=1)))
+    log = z + energy[:, None]
+    p = np.exp(log)
+    first = np.sort(p, axis=1)
+    entropy = -np.where(p > 0, p * log, 0.0).sum(axis=1)
+    found = {"confidence": first[:, -1], "margin": first[:, -1] - first[:, -2], "entropy": entropy}
+    return {**found, "energy": energy}
+
+
+def neyman_probabilities(chances: ArrayLike) -> Floats:
+    """Return the probabilities q of a draw, (N,), see the module.
+
+    Args:
+        chances: expected values p of the samples, (N,); what is outside of [0.02, 0.98] is cut.
+
+    >>> neyman_probabilities([0.5, 1.0]).round(3)
+    array([0.711, 0.289])
+    """
+    p = np.clip(np.asarray(chances, float), 0.02, 0.98)
+    s = np.sqrt(p * (1 - p))
+    return UNIFORM / len(p) + (1 - UNIFORM) * s / s.sum()
+
+
+def draw_next(chances: ArrayLike, count: int, seed: int = 0) -> tuple[NDArray[np.int64], Floats]:
+    """Draw the samples to label next, with replacement: a sample that is drawn twice counts twice.
+
+    Args:
+        chances: expected values of the samples, (N,).
+        count: number of draws.
+        seed: random seed; every round needs another one.
+
+    Returns:
+        indices of the samples (count,), and the probability of each in a draw (count,).
+    """
+    q = neyman_probabilities(chances)
+    rows = np.random.default_rng(seed).choice(len(q), count, p=q / q.sum())
+    return rows, q[rows]
+
+
+def label_next(
+    predictions: Predictions, rounds: Sequence[Round], count: int, seed: int = 0
+) -> tuple[NDArray[np.int64], Floats]:
+    """Draw the samples to label next: by the function fitted on all labels, or by confidence where there are none."""
+    chances = predictions.chances
+    if rounds:
+        z = standardise(predictions.table)
+        chances = fit_rounds(rounds, z)(z.table)
+    return draw_next(chances, count, seed + len(rounds))
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Read a file of predictions, see the module.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no CSV or NPZ of predictions; the message says what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; expected a CSV or NPZ of predictions, or the folder of a run"
+        )
+    if path.suffix == ".npz":
+        with damaged(path, REPAIR, (EOFError, BadZipFile)), np.load(path, allow_pickle=False) as found:
+            columns = {name: found[name] for name in found.files}
+    else:
+        columns = {name: np.array(values) for name, values in _columns(path).items()}
+    columns.pop("index", None)
+    for name in [n for n in columns if n == "logits" or n.startswith("logits_")]:
+        logits = columns.pop(name)
+        if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all():
+            raise DataError(f"{path}: expected {name} as finite numbers (N, C), got the shape {logits.shape}")
+        columns.setdefault(name.replace("logits", "predicted"), logits.argmax(axis=1))
+        columns |= logit_signals(logits) if name == "logits" else {}
+    if "predicted" not in columns:
+        there = ", ".join(columns) or "none"
+        raise DataError(
+            f"{path}: expected a column predicted (in an NPZ also logits), got the columns {there}"
+        )
+    predicted = _names(columns.pop("predicted"))
+    others = {n: _names(columns.pop(n)) for n in [*columns] if n.startswith("predicted_")}
+    for name, other in others.items():
+        if other.shape != predicted.shape:
+            raise DataError(
+                f"{path}: {name} has {len(other)} entries, predicted {len(predicted)}; expected as many"
+            )
+    signals = {name: _numbers(path, name, values) for name, values in columns.items()}
+    with damaged(path, REPAIR):
+        return Predictions(predicted, signals, {n.removeprefix("predicted_"): o for n, o in others.items()})
+
+
+def predictions_of(samples: Mapping[str, Samples], deployed: str) -> Predictions:
+    """Return the predictions of one of several models on the same stream; the others give signals of agreement.
+
+    Args:
+        samples: results of each model by its name; labels in them are not used.
+        deployed: name of the model that is in use.
+    """
+    own = samples[deployed]
+    signals = {"confidence": own.confidence.astype(float), "score": own.score.astype(float)}
+    signals |= {f"selected {name}": mask.astype(float) for name, mask in own.selected.items()}
+    others = {
+        n: one.predicted.astype(str) for n, one in samples.items() if n != deployed and len(one) == len(own)
+    }
+    return Predictions(own.predicted.astype(str), signals, others)
+
+
+def read_labels(paths: Sequence[str | Path], predictions: Predictions) -> tuple[list[Round], str]:
+    """Read files of labels, each a round; lines at the end whose label is empty were not labelled yet.
+
+    Returns:
+        the rounds, and what their values are: "label" for 1 where the prediction is right and 0 where it is wrong, "value"
+        for values of the user.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: a file holds something else; the message says in which line, and what was expected.
+    """
+    found = [_round(Path(path), predictions) for path in paths]
+    kinds = [kind for _, kind in found]
+    if len({*kinds}) > 1:
+        raise DataError(f"expected label or value in all files, got {', '.join(kinds)}; take one of them")
+    return [one for one, _ in found], kinds[0] if kinds else "label"
+
+
+def _round(path: Path, predictions: Predictions) -> tuple[Round, str]:
+    """The labels of a file, and whether they are a label or a value."""
+    columns, samples = _columns(path), len(predictions.predicted)
+    kind = next((name for name in ("label", "value") if name in columns), "")
+    if "index" not in columns or not kind:
+        raise DataError(f"{path}: expected the columns index and label (or value), got {', '.join(columns)}")
+    given = [bool(text) for text in columns[kind]]
+    count = sum(given)
+    if not all(given[:count]):
+        what = f"line {given.index(False) + 2} has no {kind}, later ones have"
+        raise DataError(f"{path}: {what}; label in the order of the file, so that what is left is random")
+    if count < 2:
+        raise DataError(f"{path}: expected at least 2 labels, got {count}; fill in the column {kind}")
+    kept = {name: np.array(texts[:count]) for name, texts in columns.items()}
+    rows = _numbers(path, "index", kept["index"], True)
+    wrong = np.flatnonzero((rows != np.floor(rows)) | (rows < 0) | (rows >= samples))
+    if len(wrong):
+        expected = f"expected an index as a whole number from 0 to {samples - 1}"
+        raise DataError(f"{path}, line {wrong[0] + 2}: {expected}, got {rows[wrong[0]]:g}")
+    at = rows.astype(np.int64)
+    if kind == "label":
+        values = (_names(kept[kind]) == predictions.predicted[at]).astype(float)
+    else:
+        values = _numbers(path, kind, kept[kind], True)
+    q = _numbers(path, "probability", kept["probability"], True) if "probability" in kept else None
+    return Round(at, values, q), kind
+
+
+def write_next(path: str | Path, rows: NDArray[np.int64], probabilities: Floats, kind: str = "label") -> Path:
+    """Write the CSV of samples to label, whose last column is empty; :func:`read_labels` reads it when it is filled in."""
+    lines = [f"{row},{q:.9g}," for row, q in zip(rows, probabilities, strict=True)]
+    return write_text(Path(path), "\n".join([f"index,probability,{kind}", *lines, ""]))
+
+
+def estimate_text(
+    predictions: Predictions,
+    rounds: Sequence[Round],
+    kind: str = "label",
+    interval: Interval | str = "wilson",
+) -> str:
+    """Return an estimate in words, in percent.
+
+    Args:
+        predictions: predictions of the stream.
+        rounds: labelled samples.
+        kind: "label" for an accuracy, "value" for the mean of another quality.
+        interval: "wilson" or "student", see :func:`testtime.metrics.control_variates.estimate_mean`, or "betting".
+    """
+    z, names = standardise(predictions.table), [*predictions.signals]
+    found = estimate_mean(rounds, z, interval="student" if interval == "student" else "wilson")
+    low, high = betting_interval(rounds, z) if interval == "betting" else (found.low, found.high)
+    what = "accuracy" if kind == "label" else "mean value"
+    used = ", ".join(names[i] for i in np.flatnonzero(fit_rounds(rounds, z).weights)) or "none"
+    lines = [
+        f"{what} {100 * found.mean:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %",
+        f"{found.labels} labels of {found.samples:,} samples; plain random sampling needs about {found.worth:.0f} for the "
+        "same standard error",
+        f"variates: {used}",
+    ]
+    return "\n".join(lines)
+
+
+def estimate_or_choose(
+    predictions: Predictions,
+    labels: Sequence[str | Path],
+    interval: Interval | str = "wilson",
+    count: int = 0,
+    out: str | Path = "next.csv",
+    seed: int = 0,
+) -> str:
+    """Return an estimate in words, and write the samples to label next; what the command ``testtime estimate`` does.
+
+    Args:
+        predictions: predictions of the stream.
+        labels: files of labels, one for each round, in the order in which they were drawn.
+        interval: see :func:`estimate_text`.
+        count: number of samples to label next; 0 for none.
+        out: file of these; it must not be there.
+        seed: random seed of the draws.
+
+    Raises:
+        ValueError: there is neither a file of labels nor a count, or the file is there already.
+        DataError: a file of labels is damaged.
+    """
+    if not labels and not count:
+        raise ValueError(
+            "expected --labels, files of labels, or --next N, the number of samples to label; --help explains"
+        )
+    if count and Path(out).exists():
+        raise ValueError(f"{out} is there already, maybe with labels; give another name with --out")
+    rounds, kind = read_labels(labels, predictions)
+    texts = [estimate_text(predictions, rounds, kind, interval)] if rounds else []
+    if count:
+        rows, q = label_next(predictions, rounds, count, seed)
+        write_next(out, rows, q, kind)
+        files = " ".join(str(path) for path in [*labels, out])
+        texts.append(f"{out}: fill in the last column from the top, then give --labels {files}")
+    return "\n".join(texts)
+
+
+def _columns(path: Path) -> dict[str, list[str]]:
+    """The columns of a CSV with a head, by name."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; check its spelling")
+    with damaged(path, REPAIR, (csv.Error,)), open(path, newline="", encoding="utf-8-sig") as file:
+        lines = [[word.strip() for word in line] for line in csv.reader(file) if any(map(str.strip, line))]
+    if len(lines) < 2:
+        raise DataError(f"{path}: expected a head and at least one line, got {len(lines)} lines")
+    head = lines[0]
+    if len({*head}) < len(head):
+        raise DataError(f"{path}: expected different names in its head, got {', '.join(head)}")
+    for number, line in enumerate(lines[1:], 2):
+        if len(line) != len(head):
+            raise DataError(
+                f"{path}, line {number}: expected {len(head)} entries ({', '.join(head)}), got {len(line)}"
+            )
+    return {name: [line[i] for line in lines[1:]] for i, name in enumerate(head)}
+
+
+def _numbers(path: Path, name: str, values: NDArray[np.generic], needed: bool = False) -> Floats:
+    """A column of numbers; an empty entry, where it is not needed, is NaN."""
+    if values.dtype.kind in "biuf":
+        return values.astype(float)
+    found = [*_parsed(values)]
+    wrong = [i for i, one in enumerate(found) if one is None or (needed and math.isnan(one))]
+    if wrong:
+        got, advice = f"{values[wrong[0]]!s:.40}" or "nothing", "" if needed else f"; or leave {name} out"
+        raise DataError(f"{path}, line {wrong[0] + 2}: expected a number as {name}, got {got}{advice}")
+    return np.array(found, float)
+
+
+def _parsed(values: NDArray[np.generic]) -> Iterator[float | None]:
+    for value in values.ravel():
+        try:
+            yield float(str(value)) if str(value) else math.nan
+        except ValueError:
+            yield None
+
+
+def _names(values: NDArray[np.generic]) -> NDArray[np.str_]:
+    """Classes as names, "3" for the numbers 3 and 3.0."""
+    texts = [str(value).strip() for value in values.ravel()]
+    return np.array([text.removesuffix(".0") for text in texts], dtype=np.str_)
+
+
+def _filled(values: Floats) -> Floats:
+    fine = np.isfinite(values)
+    return np.where(fine, values, values[fine].mean() if fine.any() else 0.0)
+
+
+def _moving_mean(values: Floats) -> Floats:
+    """The mean over the samples around each, fewer at both ends."""
+    half, n = NEAR // 2, len(values)
+    sums, at = np.concatenate([[0.0], np.cumsum(values)]), np.arange(n)
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, n)
+    return (sums[high] - sums[low]) / (high - low)

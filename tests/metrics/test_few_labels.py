@@ -1,0 +1,261 @@
+"""Files of predictions and labels, signals that need no label, and the samples to label next."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testtime.errors import DataError
+from testtime.metrics import Samples
+from testtime.metrics.control_variates import Round, estimate_mean
+from testtime.metrics.few_labels import (
+    Predictions,
+    draw_next,
+    estimate_or_choose,
+    estimate_text,
+    label_next,
+    logit_signals,
+    neyman_probabilities,
+    predictions_of,
+    read_labels,
+    read_predictions,
+    write_next,
+)
+from testtime.metrics.repeated_draws import repeat_draws, repeat_for
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_signals_of_logits() -> None:
+    logits = np.random.default_rng(0).normal(size=(7, 5)) * 3
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = logit_signals(logits)
+    assert found["confidence"] == pytest.approx(p.max(axis=1))
+    assert found["margin"] == pytest.approx([a[-1] - a[-2] for a in np.sort(p, axis=1)])
+    assert found["entropy"] == pytest.approx(-(p * np.log(p)).sum(axis=1))
+    assert found["energy"] == pytest.approx(-np.log(np.exp(logits).sum(axis=1)))
+    assert logit_signals([[900.0, 0.0]])["entropy"].tolist() == [0.0]
+
+
+def test_the_probabilities_of_a_draw_are_those_of_the_equation_and_weights_are_at_most_4() -> None:
+    p = np.array([0.5, 0.9, 0.999, 0.1, 1.0])
+    s = [math.sqrt(x * (1 - x)) for x in (0.5, 0.9, 0.98, 0.1, 0.98)]
+    q = neyman_probabilities(p)
+    assert q == pytest.approx([0.25 / 5 + 0.75 * one / sum(s) for one in s])
+    assert q.sum() == pytest.approx(1)
+    assert (1 / (5 * q)).max() <= 4
+    rows, own = draw_next(p, 20000, seed=3)
+    assert np.bincount(rows) / 20000 == pytest.approx(q, abs=0.015)
+    assert own == pytest.approx(q[rows])
+    assert (draw_next(p, 9, seed=1)[0] != draw_next(p, 9, seed=2)[0]).any()
+
+
+def test_signals_of_a_stream() -> None:
+    confidence = np.array([0.9, math.nan, 0.3, 0.6])
+    found = Predictions(
+        np.array(["a", "b", "a", "a"]),
+        {"confidence": confidence},
+        {"shipped": np.array(["a", "a", "a", "b"])},
+    )
+    assert [*found.signals] == [
+        "confidence",
+        "agreement with shipped",
+        "confidence nearby",
+        "predicted a",
+        "predicted b",
+    ]
+    table = found.table
+    assert table[:, 0].tolist() == pytest.approx([0.9, 0.6, 0.3, 0.6])  # the mean of the others
+    assert table[:, 1].tolist() == [1, 0, 1, 0]
+    assert table[:, 2].tolist() == pytest.approx([0.6] * 4)
+    assert table[:, 3].tolist() == [1, 0, 1, 1]
+    assert found.chances.tolist() == pytest.approx([0.9, 0.6, 0.3, 0.6])
+    assert Predictions(np.array(["a", "b"])).chances.tolist() == [0.5, 0.5]
+    long = Predictions(np.array(["a"] * 300), {"confidence": np.arange(300.0)})
+    assert long.signals["confidence nearby"][[0, 150, 299]].tolist() == [25.0, 150.0, 274.0]
+    many = Predictions(np.arange(21).astype(str))
+    assert many.table.shape == (21, 0)  # too many classes to be signals
+
+
+def test_predictions_of_a_run() -> None:
+    def samples(predicted: list[int]) -> Samples:
+        n = len(predicted)
+        whole, real = np.zeros(n, np.int32), np.full(n, 0.7, np.float32)
+        return Samples(
+            whole, whole, whole, np.array(predicted, np.int32), real, real, real, real, {"sure": whole == 0}
+        )
+
+    found = predictions_of(
+        {"TENT": samples([1, 0, 1]), "Source": samples([1, 1, 1]), "part": samples([1])}, "TENT"
+    )
+    assert found.predicted.tolist() == ["1", "0", "1"]
+    assert found.signals["agreement with Source"].tolist() == [1, 0, 1]
+    assert found.signals["selected sure"].tolist() == [1, 1, 1]
+    assert "agreement with part" not in found.signals
+
+
+def test_a_csv_and_an_npz_of_the_same_predictions(tmp_path: Path) -> None:
+    logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
+    np.savez(tmp_path / "p.npz", logits=logits, logits_shipped=-logits, blur=np.array([1, 2, 3]))
+    text = "index,predicted,predicted_shipped,blur\n0,0,1,1\n1,1,0,2\n2,0,1.0,3\n"
+    packed, plain = read_predictions(tmp_path / "p.npz"), read_predictions(written(tmp_path / "p.csv", text))
+    for found in (packed, plain):
+        assert found.predicted.tolist() == ["0", "1", "0"]
+        assert found.signals["blur"].tolist() == [1, 2, 3]
+        assert found.signals["agreement with shipped"].tolist() == [0, 0, 0]
+    assert packed.signals["confidence"] == pytest.approx(logit_signals(logits)["confidence"])
+    assert "confidence" not in plain.signals
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("confidence\n0.5\n", "expected a column predicted .* got the columns confidence"),
+        ("predicted\n", "expected a head and at least one line"),
+        ("predicted,blur\na,high\n", "line 2: expected a number as blur, got high; or leave blur out"),
+        ("predicted,blur\na,1\nb\n", r"line 3: expected 2 entries \(predicted, blur\), got 1"),
+        ("predicted,predicted\na,b\n", "different names in its head"),
+    ],
+)
+def test_a_csv_that_holds_no_predictions_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_predictions(written(tmp_path / "p.csv", text))
+
+
+def test_an_npz_that_holds_no_predictions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.npz"
+    path.write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"p.npz is damaged .*repair it"):
+        read_predictions(path)
+    for arrays, message in (
+        ({"logits": np.zeros(3)}, r"logits as finite numbers \(N, C\), got the shape \(3,\)"),
+        ({"predicted": np.zeros(3), "predicted_b": np.zeros(2)}, "predicted_b has 2 entries, predicted 3"),
+        (
+            {"predicted": np.zeros(3), "blur": np.zeros((3, 2))},
+            r"blur has the shape \(6,\)|one number for each",
+        ),
+    ):
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=message):
+            read_predictions(path)
+    with pytest.raises(FileNotFoundError):
+        read_predictions(tmp_path / "none.csv")
+
+
+STREAM = Predictions(np.array(["cat", "dog", "cat", "cat"]))
+
+
+def test_files_of_labels_are_rounds(tmp_path: Path) -> None:
+    first = written(tmp_path / "a.csv", "index,label\n2,cat\n0,dog\n3,\n")
+    second = written(tmp_path / "b.csv", "index,probability,label\n1,0.4,dog\n1,0.4,dog\n")
+    rounds, kind = read_labels([first, second], STREAM)
+    assert kind == "label"
+    assert rounds[0].rows.tolist() == [2, 0]
+    assert rounds[0].values.tolist() == [1, 0]
+    assert rounds[0].probabilities is None
+    assert rounds[1].values.tolist() == [1, 1]
+    assert rounds[1].probabilities.tolist() == [0.4, 0.4]  # type: ignore[union-attr]
+    rounds, kind = read_labels([written(tmp_path / "c.csv", "index,value\n1,0.25\n2,1\n")], STREAM)
+    assert (rounds[0].values.tolist(), kind) == ([0.25, 1.0], "value")
+    with pytest.raises(DataError, match="label or value in all files, got label, value"):
+        read_labels([first, tmp_path / "c.csv"], STREAM)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sample,label\n1,cat\n", r"columns index and label \(or value\), got sample, label"),
+        ("index,label\n1,cat\n2,\n", "expected at least 2 labels, got 1; fill in the column label"),
+        ("index,label\n1,\n2,cat\n", "line 2 has no label, later ones have; label in the order of the file"),
+        ("index,label\n1,cat\n4,cat\n", "line 3: expected an index as a whole number from 0 to 3, got 4"),
+        ("index,label\n0.5,cat\n1,cat\n", "line 2: expected an index"),
+        ("index,label\none,cat\n1,cat\n", "line 2: expected a number as index, got one"),
+        (
+            "index,probability,label\n1,,cat\n2,,cat\n",
+            "line 2: expected a number as probability, got nothing",
+        ),
+        ("index,value\n1,high\n2,0.5\n", "line 2: expected a number as value, got high"),
+    ],
+)
+def test_damaged_labels_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_labels([written(tmp_path / "l.csv", text)], STREAM)
+
+
+def stream(samples: int = 600) -> tuple[Predictions, np.ndarray]:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(samples, 3)) * 2
+    labels = np.array([rng.choice(3, p=np.exp(z) / np.exp(z).sum()) for z in logits]).astype(str)
+    predicted = logits.argmax(axis=1).astype(str)
+    return Predictions(predicted, logit_signals(logits)), labels
+
+
+def test_two_rounds_from_the_first_choice_to_the_estimate(tmp_path: Path) -> None:
+    predictions, labels = stream()
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    text = estimate_or_choose(predictions, [], count=40, out=one)
+    assert text == f"{one}: fill in the last column from the top, then give --labels {one}"
+
+    def fill(path: Path) -> None:
+        head, *lines = path.read_text().split()
+        path.write_text("\n".join([head, *(line + labels[int(line.split(",")[0])] for line in lines)]))
+
+    fill(one)
+    rounds, _ = read_labels([one], predictions)
+    expected = draw_next(predictions.chances, 40, 0)
+    assert rounds[0].rows.tolist() == expected[0].tolist()
+    assert rounds[0].probabilities == pytest.approx(expected[1], rel=1e-8)
+    text = estimate_or_choose(predictions, [one], count=60, out=two)
+    assert text.splitlines()[-1].endswith(f"--labels {one} {two}")
+    fill(two)
+    rounds, kind = read_labels([one, two], predictions)
+    found = estimate_mean(rounds, predictions.table)
+    truth = (labels == predictions.predicted).mean()
+    assert found.low < truth < found.high
+    printed = estimate_text(predictions, rounds, kind)
+    ends = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+    assert printed.splitlines()[0] == f"accuracy {100 * found.mean:.1f} %, 95 % interval {ends} %"
+    assert "100 labels of 600 samples" in printed
+    assert "variates: " in printed
+    assert estimate_text(predictions, rounds, kind, "betting").splitlines()[0] != printed.splitlines()[0]
+    with pytest.raises(ValueError, match=r"two.csv is there already.*--out"):
+        estimate_or_choose(predictions, [one], count=5, out=two)
+    with pytest.raises(ValueError, match=r"expected --labels, .* or --next N"):
+        estimate_or_choose(predictions, [])
+
+
+def test_values_of_the_user_and_a_draw_by_what_their_labels_show(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    blur = rng.uniform(size=500)
+    predictions = Predictions(np.full(500, "image"), {"blur": blur})
+    value = np.where(blur > 0.8, rng.integers(0, 2, 500), 0.98)
+    rows = rng.permutation(500)[:100]
+    rounds = [Round(rows, value[rows])]
+    next_rows, q = label_next(predictions, rounds, 2000)
+    assert (blur[next_rows] > 0.8).mean() > 1.2 * (blur > 0.8).mean()
+    assert (q >= 0.25 / 500).all()
+    text = estimate_text(predictions, rounds, "value", "student")
+    assert text.startswith("mean value ")
+    assert "variates: blur" in text
+    path = write_next(tmp_path / "n.csv", np.array([4, 2]), np.array([0.25, 0.125]), "value")
+    assert path.read_text() == "index,probability,value\n4,0.25,\n2,0.125,\n"
+
+
+def test_draws_are_repeated_for_several_numbers_of_labels() -> None:
+    predictions, labels = stream(300)
+    right = labels == predictions.predicted
+    seen: list[tuple[int, int]] = []
+    settings = {"design": "sparse", "labels": [12, 30], "draws": 20, "seed": 5}
+    found = repeat_for(right, predictions, settings, lambda *at: seen.append(at))
+    assert (found["accuracy"], found["samples"]) == (pytest.approx(100 * right.mean()), 300)
+    assert seen == [(1, 2), (2, 2)]
+    again = repeat_draws(right, predictions.table, predictions.chances, 30, "sparse", draws=20, seed=5)
+    assert found["labels"]["30"] == again
+    assert again["covered"] <= 20
+    assert found["labels"]["12"]["width"] > again["width"] > 0
