@@ -114,6 +114,13 @@ def test_gradients_of_s4t_oppose_labels_in_three_of_four_tasks() -> None:
     assert [printed(adapted, row, "semseg") for row in ("heads", "synchronizer")] == ["20.76", "11.67"]
 
 
+def test_the_reversed_loss_gains_where_statistics_are_frozen() -> None:
+    (table,) = tables("synchronizer")
+    rows = "S4T", "S4T, reversed", "S4T, reversed and equal", "labels through the synchronizer", "labels"
+    found = [printed(table, f"{row}, BN frozen", "Δ own") for row in rows]
+    assert found == ["+0.1", "+2.3", "+10.6", "+5.0", "+18.1"]
+
+
 def test_values_of_the_analyses() -> None:
     (affinity,), (cost,), (direction,), (masked,) = map(
         tables, ("affinity", "cost", "direction", "masked-loss")
