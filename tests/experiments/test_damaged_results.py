@@ -112,6 +112,11 @@ def test_report_names_the_file_of_a_run_that_does_not_fit_together(
     line = refused(capsys, "report", str(folder))
     assert f"{folder}: no experiment 'field-mixt' (did you mean 'field-mixed'?)" in line
     assert "another package, may have it" in line
+    shutil.rmtree(folder)
+    folder = changed(tmp_path, "space/propagate", "run.json", ("cells",), [])
+    assert f"{folder}: the run has no cells; run space-propagate with other rows" in refused(
+        capsys, "report", str(folder)
+    )
 
 
 def test_a_request_that_is_missing_or_another_runs_is_refused(

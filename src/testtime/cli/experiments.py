@@ -168,6 +168,8 @@ def _experiment(run: Run) -> Experiment:
         raise ValueError(f"{run.folder}: {error}; a later version, or another package, may have it") from None
     if found.family != family:
         raise ValueError(f"{run.folder}: {name} is of the family {found.family}, its run.json says {family}")
+    if not run.about["cells"]:
+        raise ValueError(f"{run.folder}: the run has no cells; run {name} with other rows")
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from testtime.errors import check_name
 from testtime.metrics.control_variates import Choice, Interval, Round, Signals, estimate_mean, standardise
 from testtime.metrics.few_labels import Predictions, neyman_probabilities
 
@@ -57,6 +58,9 @@ def repeat_draws(
         of the estimates over that of the mean of a plain random sample, :math:`(1 - n/N) S^2 / n`; ``bias`` of the estimates
         and mean ``width`` of the intervals, both times 100.
 
+    Raises:
+        ValueError: there is no such design.
+
     >>> found = repeat_draws(np.arange(100) % 2, np.zeros((100, 0)), np.full(100, 0.5), 20, "none", draws=200)
     >>> found["covered"] > 180, 0.7 < found["ratio"] < 1.3
     (True, True)
@@ -64,6 +68,7 @@ def repeat_draws(
     y = np.asarray(values, float)
     z = signals if isinstance(signals, Signals) else standardise(signals)
     q = neyman_probabilities(chances)
+    check_name("design", design, DESIGNS)
     choice: Choice = "all" if design == "all" else "none" if design == "none" else "sparse"
     found = []
     for number in range(draws):

@@ -20,7 +20,7 @@ from testtime.parts.randomness import generator
 from testtime.parts.taps import tapped, watched
 from testtime.tasks import Tasks
 
-__all__ = ["affinity", "affinity_gap", "direction", "masked_losses", "step_times"]
+__all__ = ["affinity", "affinity_gap", "direction", "masked_losses", "step_times", "synchronized"]
 
 
 def affinity(model: nn.Module, data: DenseSet, batch: int = 16) -> Tensor:
@@ -40,7 +40,7 @@ def affinity(model: nn.Module, data: DenseSet, batch: int = 16) -> Tensor:
     Raises:
         TypeError: there is no synchronizer.
     """
-    assisted, branch = _synchronized(model)
+    assisted, branch = synchronized(model)
     total, count = torch.zeros(len(branch.project), len(branch.project)), 0
     with torch.no_grad():
         for x, _ in loaded(data, {}, batch, next(model.parameters()).device):
@@ -125,7 +125,7 @@ def masked_losses(
     Raises:
         TypeError: there is no synchronizer.
     """
-    assisted, branch = _synchronized(model)
+    assisted, branch = synchronized(model)
     trained, found = branch.ratio, {}
     try:
         for ratio in ratios:
@@ -180,7 +180,12 @@ def _seconds(call: Callable[[Tensor], object], x: Tensor) -> float:
     return time.perf_counter() - begin
 
 
-def _synchronized(model: nn.Module) -> tuple[Assisted, Synchronizer]:
+def synchronized(model: nn.Module) -> tuple[Assisted, Synchronizer]:
+    """Return the network with its synchronizer in a model or an adapter, and the synchronizer.
+
+    Raises:
+        TypeError: there is none.
+    """
     for module in model.modules():
         if isinstance(module, Assisted) and isinstance(module.branch, Synchronizer):
             return module, module.branch

@@ -43,7 +43,9 @@ class Strip:
 
 
 def varied(labels: Mapping[str, Tensor], count: int) -> list[int]:
-    """The images of a batch with the most classes in them, most first: those worth looking at."""
+    """The images of a batch with the most classes in them, most first; without classes, those in their order."""
+    if "semseg" not in labels:
+        return list(range(min(count, len(next(iter(labels.values()))))))
     found = [len(set(y.unique().tolist()) - {IGNORE}) for y in labels["semseg"]]
     return sorted(range(len(found)), key=lambda i: -found[i])[:count]
 

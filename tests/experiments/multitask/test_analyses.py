@@ -114,6 +114,30 @@ def test_directions_of_every_row_that_learns(ran: Any) -> None:
     assert table.value("S4T", table.column("all")) == pytest.approx(mean)
 
 
+def test_gradients_are_compared_for_both_statistics(ran: Any) -> None:
+    analysis, run, text = ran("gradients")
+    found = {one.row: one.result for one in run.records()}
+    assert set(found) == {"source's statistics", "re-estimated statistics"}
+    tables = {table.title: table for table in analysis.tables(run)}
+    assert len(tables) == 6
+    for row, result in found.items():
+        cosines = result["pulls"]["S4T"]["cosines"]
+        assert set(cosines) == {"semseg", "depth", "normals", "edge", "all", "equal"}
+        table = tables[f"{row}: cosine with the gradient of labels"]
+        assert table.value("S4T", table.column("depth")) == cosines["depth"]
+        assert sum(result["pulls"]["S4T"]["shares"].values()) == pytest.approx(1, abs=1e-3)
+        metrics = tables[f"{row}: predictions of heads and synchronizer"]
+        assert (
+            metrics.value("synchronizer", metrics.column("depth"))
+            == result["qualities"]["synchronizer"]["depth"]
+        )
+    both = [found[row]["pulls"]["S4T"]["cosines"]["all"] for row in found]
+    assert (
+        f"has a cosine of {both[0]:+.2f} with that of the labels, and with re-estimated ones {both[1]:+.2f}"
+        in text
+    )
+
+
 def test_analyses_have_no_rows_of_own_methods() -> None:
     analysis = find_experiment("multitask-direction")
     with pytest.raises(ValueError, match="has no rows of own methods; multitask-table1 has"):

@@ -81,6 +81,39 @@ def test_labels_win_where_statistics_are_frozen() -> None:
     assert printed(online, "BN only", "Δ before") == "+17.0"
 
 
+def test_labels_win_in_a_real_room_and_s4t_is_its_control() -> None:
+    (table,) = tables("7scenes")
+    rows = (
+        "BN only",
+        "TENT",
+        "S4T's network, BN only",
+        "S4T",
+        "S4T, BN frozen",
+        "labels of the batch",
+        "labels, BN frozen",
+    )
+    assert [printed(table, row, "Δ last") for row in rows] == [
+        *("+12.3", "+12.4", "+9.1", "+9.1", "+5.6", "+35.0", "+34.5")
+    ]
+    assert printed(table, "S4T", "Δ beyond") == "0.0"
+
+
+def test_gradients_of_s4t_oppose_labels_in_three_of_four_tasks() -> None:
+    found = {table.title: table for table in tables("gradients")}
+    cosines = found["source's statistics: cosine with the gradient of labels"]
+    tasks = ("semseg", "depth", "normals", "edge", "all", "equal")
+    rows = {
+        "S4T": ["-0.51", "-0.78", "-0.25", "+0.61", "+0.44", "-0.38"],
+        "heads learn the synchronizer": ["+0.76", "+0.71", "-0.16", "+0.52", "+0.43", "+0.61"],
+        "labels through the synchronizer": ["+0.68", "+0.85", "+0.82", "+0.68", "+0.83", "+0.88"],
+    }
+    assert {row: [printed(cosines, row, task) for task in tasks] for row in rows} == rows
+    shares = found["source's statistics: share of the task in the gradient"]
+    assert printed(shares, "S4T", "edge") == "+0.90"
+    adapted = found["re-estimated statistics: predictions of heads and synchronizer"]
+    assert [printed(adapted, row, "semseg") for row in ("heads", "synchronizer")] == ["20.76", "11.67"]
+
+
 def test_values_of_the_analyses() -> None:
     (affinity,), (cost,), (direction,), (masked,) = map(
         tables, ("affinity", "cost", "direction", "masked-loss")

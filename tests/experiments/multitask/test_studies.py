@@ -287,5 +287,5 @@ def test_names_are_checked() -> None:
     with pytest.raises(ValueError, match="no row 'S5T' .did you mean 'S4T'"):
         STUDIES["multitask-table1"].plan(asked(rows=("S5T",)))
     listed = list_experiments("multitask")["multitask"]
-    assert len(listed) == 19
+    assert len(listed) == 29
     assert all(find_experiment(one.name).name == one.name for one in listed)

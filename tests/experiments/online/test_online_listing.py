@@ -55,7 +55,12 @@ def test_the_list_needs_no_torch() -> None:
         "print(len(names), names[0], names[-1], 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == [str(len(ENTRIES) + 1), "cifar10-open", "no-labels", "False"]
+    assert found.stdout.split() == [
+        str(len(ENTRIES) + len(listing.FEW_LABELS) + 1),
+        "cifar10-open",
+        "no-labels",
+        "False",
+    ]
     assert list_experiments("online")["online"][0].title.startswith("CIFAR-10-C with unknown images")
 
 

@@ -24,10 +24,11 @@ from testtime.experiments.pages import table_blocks
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
 from testtime.experiments.table import Column, Record, Row, Table
+from testtime.multitask.gradients import LOSSES, PREDICTIONS
 from testtime.multitask.houses import TASKS
 from testtime.report import Block, Figure, Grid, Note, Page, Section, Text, heat_map, signed
 
-__all__ = ["Affinity", "Cost", "Direction", "MaskedLoss"]
+__all__ = ["Affinity", "Cost", "Direction", "Gradients", "MaskedLoss"]
 
 STILL = {**find_row("S4T").about, "method": None, "rates": [0.0]}
 TUNED = "tuned on the target's style"
@@ -216,6 +217,67 @@ class Direction(_Analysis):
         each = ", ".join(signed(value, 2) for value in table.values.get(("S4T", "all"), {}).values())
         values = [signed(table.value(row, column), 2) for row in (best, "S4T")]
         return report.phrase(LEADS["direction"], report.strong(best), *values, each)
+
+
+class Gradients(_Analysis):
+    """Why S4T's loss gains less than labels: the gradients of its loss and of losses beside it, against that of labels."""
+
+    def rows(self) -> list[Row]:
+        control = find_row({"control": "S4T"})
+        return [
+            Row("source's statistics", "control", about={**control.about, "norm": "source"}),
+            replace(control, label="re-estimated statistics"),
+        ]
+
+    def tables(self, run: Run) -> Sequence[Table]:
+        tables = [
+            self._table(run, row.label, f"{row.label}: {title}", kind, keys)
+            for row in run.rows
+            for kind, title, keys in (
+                ("cosines", "cosine with the gradient of labels", (*TASKS, "all", "equal")),
+                ("shares", "share of the task in the gradient", tuple(TASKS)),
+            )
+        ]
+        metrics = [
+            Column(name, (), name, "", task.metric, 2, "higher" if task.higher_is_better else "lower")
+            for name, task in TASKS.items()
+        ]
+        for row in run.rows:
+            records = [
+                Record(kind, name, one.seed, value)
+                for one in run.records()
+                if one.row == row.label
+                for kind, values in one.result["qualities"].items()
+                for name, value in values.items()
+            ]
+            rows = [Row(kind) for kind in PREDICTIONS]
+            title = f"{row.label}: predictions of heads and synchronizer"
+            tables.append(Table.of(title, rows, metrics, records, run.missing, run.notes))
+        return tables
+
+    def page(self, run: Run) -> Page:
+        tables = self.tables(run)
+        note = Note(NOTES[self.measure].format(**self.options, **run.about["about"]["protocol"]))
+        blocks = [block for table in tables for block in table_blocks(table)]
+        lead = "" if run.missing else self.lead(tables[0], tables[2])
+        return family_page(run, lead, [Section("result", "Result", "The result", [*blocks, note])])
+
+    def lead(self, table: Table, *others: Table) -> Text:
+        both = table, *others
+        names = "S4T", "labels through the synchronizer", "heads learn the synchronizer"
+        values = [signed(one.value(name, one.column("all")), 2) for name in names for one in both]
+        return LEADS["gradients"].format(*values)
+
+    def _table(self, run: Run, row: str, title: str, kind: str, keys: Sequence[str]) -> Table:
+        records = [
+            Record(loss, name, one.seed, value)
+            for one in run.records()
+            if one.row == row
+            for loss, found in one.result["pulls"].items()
+            for name, value in found[kind].items()
+        ]
+        columns = [Column(name, (), name, "", "", 2, signed=True) for name in keys]
+        return Table.of(title, [Row(loss) for loss in LOSSES], columns, records, run.missing, run.notes)
 
 
 def _relative(table: Table) -> dict[str, list[float]]:

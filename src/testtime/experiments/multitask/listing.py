@@ -22,13 +22,17 @@ SHAPES = {
     "row": {"method": (str, NoneType), "network": dict, "rates": [float]},
     "about": {"preset": str, "protocol": {"steps": int}},
     "adapt": {
-        **{"steps": [int], "values": {"semseg": list, EVERY: [NUMBER]}},
-        **{"higher_is_better": {"semseg": bool, EVERY: bool}, "parameters": float, "seconds": float},
+        **{"steps": [int], "values": {EVERY: [NUMBER]}},
+        **{"higher_is_better": {EVERY: bool}, "parameters": float, "seconds": float},
     },
     "choose_rate": {"rate": float, "tried": {EVERY: NUMBER}},
     "draw": {"sheets": [dict.fromkeys(("caption", "light", "dark"), str)]},
     "measure_affinity": {"affinity": [[NUMBER]]},
     "measure_direction": {"cosines": dict.fromkeys((*TASKS, "all"), NUMBER)},
+    "measure_gradients": {
+        "pulls": {EVERY: {"cosines": {EVERY: NUMBER}, "shares": {EVERY: NUMBER}}},
+        "qualities": {EVERY: {EVERY: NUMBER}},
+    },
     "measure_masked_loss": {"losses": {EVERY: dict.fromkeys(TASKS, NUMBER)}},
     "time_steps": {EVERY: {"parameters": float, "times_a_prediction": NUMBER}},
 }

@@ -16,9 +16,10 @@ from testtime.experiments.multitask.listing import CONSTANTS
 from testtime.experiments.request import Request
 from testtime.experiments.table import Row
 from testtime.multitask.protocol import Protocol
+from testtime.multitask.public import SETS, Part
 from testtime.scenes.tracer import warn_if_slow
 
-__all__ = ["PRESETS", "MultitaskExperiment", "Planner", "at_rate"]
+__all__ = ["PRESETS", "MultitaskExperiment", "Planner", "at_rate", "resolve_parts"]
 
 HERE = "testtime.experiments.multitask.units"
 PRESETS: dict[str, dict[str, Any]] = CONSTANTS["presets"]
@@ -42,12 +43,51 @@ class MultitaskExperiment(Experiment):
     def __init__(self, name: str) -> None:
         self.facts = CONSTANTS["experiments"][name]
         self.name, self.title, self.source = name, self.facts["title"], self.facts.get("source", "")
+        self.note = self.facts.get("note", "")
         self.seeds = tuple(self.facts.get("seeds", (0, 1, 2)))
-        self.settings = {"preset": self.facts.get("preset", "tiny")}
+        self.settings = {"preset": self.facts.get("preset", "tiny"), **self.facts.get("settings", {})}
+        if "data" in self.facts:  # public sets: nothing stands in for them
+            images = Resource("images", "data", self.facts["data"])
+            self.resources = (images, *MultitaskExperiment.resources[1:])
 
     def check_machine(self, say: Callable[[str], None]) -> None:
-        need_packages(PIL="images", cv2="scenes")
-        warn_if_slow(say)
+        if self.facts.get("rendered", True):
+            need_packages(PIL="images", cv2="scenes")
+            warn_if_slow(say)
+        else:
+            need_packages(PIL="images")
+
+
+def resolve_parts(
+    changes: Mapping[str, Any], preset: str, data: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the changes of a domain with each part of a public set opened: its size, number of images and digest.
+
+    Args:
+        changes: changes of parts of the preset; a part with a "set" has the arguments of
+            :class:`testtime.multitask.public.Part`.
+        preset: name of the preset, whose part "public" has sizes of images by set and numbers of images by part.
+        data: folder of the data sets.
+        settings: settings of the run that name arguments of a part, such as the scene of 7-Scenes.
+
+    Raises:
+        DataError: a set is not there in its published layout.
+        ValueError: there is no such preset, set or transfer.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    found, sizes = dict(changes), PRESETS[preset].get("public", {})
+    for name in ("source", "validation", "target"):
+        facts = changes.get(name, {})
+        if "set" not in facts:
+            continue
+        size = sizes.get("sizes", {}).get(facts["set"], PRESETS[preset]["target"]["size"])
+        images = {"images": sizes["images"][name]} if name in sizes.get("images", {}) else {}
+        facts = {"size": size, **images, **facts}
+        facts |= {key: settings[key] for key in facts if key in settings}
+        clean = Part(**{**facts, "noise": 0.0}).read(Path(data).resolve())
+        found[name] = {**facts, "count": len(clean), "digest": clean.digest()}  # type: ignore[attr-defined]
+    return found
 
 
 def at_rate(row: Row, rate: float) -> Row:
@@ -83,13 +123,24 @@ class Planner:
 
     @property
     def preset(self) -> Mapping[str, Any]:
-        """The preset, a table of ``experiments.toml``, with the changes."""
-        return {part: {**facts, **self.changes.get(part, {})} for part, facts in PRESETS[self.name].items()}
+        """The preset, a table of ``experiments.toml``, with the changes; a part of a public set replaces houses whole."""
+        parts: dict[str, dict[str, Any]] = {}
+        for part, facts in PRESETS[self.name].items():
+            changes = self.changes.get(part, {})
+            parts[part] = {**({} if "set" in changes else facts), **changes}
+        return parts
 
     @property
     def target(self) -> dict[str, Any]:
-        """The target houses."""
-        return {"noise": 0.0, **self.preset["target"]}
+        """The target houses, or the target's part of a public set."""
+        target = self.preset["target"]
+        return target if "set" in target else {"noise": 0.0, **target}
+
+    @property
+    def sets(self) -> list[str]:
+        """The names of the public sets that are in use."""
+        parts = (self.preset[name] for name in ("source", "validation", "target"))
+        return list(dict.fromkeys(part["set"] for part in parts if "set" in part))
 
     def plan(
         self, rows: Sequence[Row], cells: Sequence[Cell], others: Mapping[str, Unit], **about: Any
@@ -97,7 +148,8 @@ class Planner:
         """Return the plan of a run, with what is used for each of the family's resources."""
         encoder = ENCODER if self.request.model is None else MultitaskExperiment.resources[1].prefers
         facts = {"preset": self.name, "protocol": asdict(self.protocol), **about}
-        return Plan(rows, cells, others, used={"images": IMAGES, "encoder": encoder}, about=facts)
+        images = ", ".join(SETS[name].title for name in self.sets) or IMAGES
+        return Plan(rows, cells, others, used={"images": images, "encoder": encoder}, about=facts)
 
     def network(self, row: Row, seed: int) -> Unit:
         """Return the unit that trains the source model of a row; rows with the same network share it.
@@ -138,7 +190,7 @@ class Planner:
             name: name of the unit, without the seed.
             rows: rows by their role.
             seed: seed of networks, order and randomness.
-            houses: target houses.
+            houses: target houses, or a part of a public set (:func:`resolve_parts`).
             parameters: further parameters.
         """
         p, request = self.protocol, self.request
@@ -150,7 +202,9 @@ class Planner:
             parameters |= {"source": self.preset["source"], "prepared": self.preset["recipe"]["batch"]}
             needs |= self._rendered(self.preset["source"])
         methods = sorted({row.about["method"] for row in rows.values()} - {None})
-        images = request.limit or houses["houses"] * houses["frames"]
+        images = request.limit or (
+            houses["count"] if "set" in houses else houses["houses"] * houses["frames"]
+        )
         passes = images * len(p.recorded) + 3 * p.steps * (p.batch if p.eval_on == "full_target" else images)
         parameters |= {"seed": seed, "houses": houses, "protocol": asdict(p)}
         parameters |= {"limit": request.limit, "device": request.device}
@@ -162,6 +216,7 @@ class Planner:
             f"{name}, seed {seed}",
             needs,
             {method: sha256_of(Path(inspect.getfile(find_method(method)))) for method in methods},
+            self._places,
             weight=passes * len(parameters.get("rates", rows)) / 1000,
             alone=kind == "time_steps",
         )
@@ -185,12 +240,19 @@ class Planner:
         facts = {"network": self._network(row), "seed": seed, "houses": houses, "recipe": recipe}
         facts |= {"device": request.device, "precision": request.precision}
         facts |= {} if model is None else {"imagenet": sha256_of(Path(model))}
-        places = {} if model is None else {"imagenet": model}
+        places = self._places | ({} if model is None else {"imagenet": model})
         needs, weight = {**self._rendered(houses), **start}, 3 * recipe["iterations"] * recipe["batch"] / 1000
         return Unit(f"{HERE}:train_network", facts, name, needs, places=places, weight=weight)
 
+    @property
+    def _places(self) -> dict[str, str]:
+        """The folder of the public sets, where there are any."""
+        return {"data": str(Path(self.request.data).resolve())} if self.sets else {}
+
     def _rendered(self, houses: Mapping[str, Any]) -> dict[str, Unit]:
-        """The units that render houses, a number of them each."""
+        """The units that render houses, a number of them each; none for a part of a public set."""
+        if "set" in houses:
+            return {}
         found, end = {}, houses["first"] + houses["houses"]
         houses = {name: value for name, value in houses.items() if name != "misnormalised"}
         for first in range(houses["first"], end, RENDERED):

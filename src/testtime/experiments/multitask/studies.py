@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from testtime.experiments.experiment import Cell, Plan, Unit
 from testtime.experiments.multitask.listing import CONSTANTS
-from testtime.experiments.multitask.planning import MultitaskExperiment, Planner
+from testtime.experiments.multitask.planning import MultitaskExperiment, Planner, resolve_parts
 from testtime.experiments.multitask.results import only_statistics, study_tables
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
@@ -65,7 +65,9 @@ class Study(MultitaskExperiment):
 
     def plan(self, request: Request) -> Plan:
         preset, base, planners = self.setting(request, "preset"), self.rows[0], dict[str, Planner]()
-        for domain, changes in self.domains.items():
+        chosen = {name: self.setting(request, name) for name in self.settings if name != "preset"}
+        for domain, declared in self.domains.items():
+            changes = resolve_parts(declared, preset, request.data, chosen)
             protocol = replace(self.protocol, **changes.get("protocol", {}))
             planners[domain] = Planner(request, preset, protocol, base, changes)
         first = next(iter(planners.values()))

@@ -1,14 +1,16 @@
 """The work of the family: rendering, training, choosing learning rates, adapting, drawing, and measuring.
 
-The parameters of a unit that adapts hold ``rows`` by role, such as "row" and "base": each with its network, method, optimizer,
-arguments and learning rate. Its needed units are the trained network of each role, "rate ROLE" where the learning rate was
-chosen, and houses. Every image of a stream is met in the order of the seed, whatever house it is from.
+Images are those of rendered houses, or of a part of a public set. The parameters of a unit that adapts hold ``rows`` by role,
+such as "row" and "base": each with its network, method, optimizer, arguments and learning rate. Its needed units are the
+trained network of each role, "rate ROLE" where the learning rate was chosen, and houses. Every image of a stream is met in the
+order of the seed, whatever house it is from.
 """
 
 from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,16 +27,18 @@ from testtime.models.synchronizer import legacy_order
 from testtime.multitask.analysis import affinity, direction, masked_losses, step_times
 from testtime.multitask.branches import build
 from testtime.multitask.ceiling import Answers
-from testtime.multitask.houses import TASKS, Houses, one_room_first
+from testtime.multitask.gradients import pulls, qualities
+from testtime.multitask.houses import Houses, one_room_first
 from testtime.multitask.pictures import Strip, sheets
 from testtime.multitask.protocol import Protocol, follow, loaded
+from testtime.multitask.public import Part, tasks_with
 from testtime.multitask.training import Recipe, load_trained, train
 from testtime.norm import running_statistics, source_statistics
 from testtime.parts.optimizers import adam, sgd
 from testtime.tasks import Tasks
 
-__all__ = ["adapt", "choose_rate", "draw", "measure_affinity", "measure_direction", "measure_masked_loss"]
-__all__ += ["render", "time_steps", "train_network"]
+__all__ = ["adapt", "choose_rate", "draw", "measure_affinity", "measure_direction", "measure_gradients"]
+__all__ += ["measure_masked_loss", "render", "time_steps", "train_network"]
 
 PREPARED = 512
 """Source images, at most, that an adapter is prepared with."""
@@ -52,9 +56,9 @@ def render(work: Workspace) -> dict[str, Any]:
 
 
 def train_network(work: Workspace) -> dict[str, Any]:
-    """Train a network with its branch on labelled houses, from random weights or from those of the unit "start"."""
+    """Train a network with its branch on labelled images, from random weights or from those of the unit "start"."""
     p = work.parameters
-    model = build(TASKS, p["network"], p["seed"], work.places.get("imagenet"))
+    model = build(_declared(p["network"]), p["network"], p["seed"], work.places.get("imagenet"))
     if "start" in work.needs:
         load_trained(model, work.needs["start"].folder)
     recipe = Recipe(**p["recipe"], precision=p["precision"])
@@ -121,6 +125,14 @@ def measure_direction(work: Workspace) -> dict[str, Any]:
     return {"cosines": direction(_adapted(work), _trained(work), _stream(work), _tasks(work))}
 
 
+def measure_gradients(work: Workspace) -> dict[str, Any]:
+    """Measure the gradients of S4T's loss and of losses beside it against labels, and the predictions of the synchronizer."""
+    frozen = work.parameters["rows"]["row"]["norm"] == "source"
+    model, target = _adapter(work) if frozen else _adapted(work), _stream(work)
+    found = pulls(model, target, _protocol(work).batch, work.parameters["batches"], work.parameters["seed"])
+    return {"pulls": found, "qualities": qualities(model, target, _tasks(work))}
+
+
 def measure_masked_loss(work: Workspace) -> dict[str, Any]:
     """Measure the loss of the synchronised outputs by the share of tokens that is masked, on unseen houses of the source."""
     found = masked_losses(_trained(work), _houses(work), work.parameters["ratios"])
@@ -138,11 +150,21 @@ def time_steps(work: Workspace) -> dict[str, Any]:
 def _tasks(work: Workspace) -> Tasks:
     """The tasks of the networks, which all roles share."""
     network = next(iter(work.parameters["rows"].values()))["network"]
-    return {name: TASKS[name] for name in network.get("tasks", TASKS)}
+    return {name: _declared(network)[name] for name in network.get("tasks", _declared(network))}
+
+
+def _declared(network: Mapping[str, Any]) -> Tasks:
+    """The tasks with the classes of a network: those of a transfer between public sets, or the groups of houses."""
+    return tasks_with(network.get("classes"))
 
 
 def _houses(work: Workspace, name: str = "houses") -> DenseSet:
-    return Houses(**work.parameters[name]).read(work.cache)
+    """The houses of a parameter, or the part of a public set in their place."""
+    facts = work.parameters[name]
+    if "set" not in facts:
+        return Houses(**facts).read(work.cache)
+    declared = {key: value for key, value in facts.items() if key not in ("count", "digest")}
+    return Part(**declared).read(work.places["data"])
 
 
 def _stream(work: Workspace) -> DenseSet:
@@ -168,7 +190,8 @@ def _rate(work: Workspace, role: str = "row") -> float:
 
 
 def _trained(work: Workspace, role: str = "row") -> nn.Module:
-    model = build(TASKS, work.parameters["rows"][role]["network"], work.parameters["seed"])
+    network = work.parameters["rows"][role]["network"]
+    model = build(_declared(network), network, work.parameters["seed"])
     return load_trained(model, work.needs[role].folder).to(work.parameters["device"])
 
 

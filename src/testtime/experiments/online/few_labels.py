@@ -47,7 +47,7 @@ class FewLabels(Experiment):
     """
 
     family, settings = "online", SETTINGS
-    rows = tuple(Row(label, role, about={"design": name}) for name, (label, role) in DESIGNS.items())
+    rows = tuple(Row(label, role, about={"method": name}) for name, (label, role) in DESIGNS.items())
 
     def __init__(self, name: str) -> None:
         self.name, self.title, self.stream = name, *listing.FEW_LABELS[name].values()
@@ -58,7 +58,7 @@ class FewLabels(Experiment):
         base = online(self.stream).plan(replace(request, rows=shown, settings={"open_sets": ["none"]}))
         for row, seed in ((row, seed) for row in rows for seed in request.seeds or ()):
             needs = {cell.row: cell.unit for cell in base.cells if cell.seed == seed}
-            facts = {**row.about, **p, "seed": seed}
+            facts = {"design": row.about["method"], **p, "seed": seed}
             cells.append(Cell(row.label, "", seed, Unit(KIND, facts, f"{row.label}, seed {seed}", needs)))
         return Plan(rows, cells, facts=base.facts, used=base.used, about=p)
 
