@@ -228,8 +228,8 @@ class CorrectsItsLastAnswer(Sound):
 
     def forward(self, x: Tensor) -> Prediction:
         y = super().forward(x)
-        if self.last is not None and int(self.clock) > 1:
-            self.last.mul_(1 + 1e-3 * y.logits.nan_to_num().mean())
+        if self.last is not None and int(self.clock) > 1 and bool(y.valid.any()):
+            self.last.mul_(1 + 1e-3 * y.logits[y.valid].mean())
         self.last = y.logits
         return y
 
