@@ -43,8 +43,8 @@ class Prediction(Tensor):
             such a row are NaN.
         selected: masks (N,) by name, e.g. ``{"minimised": ..., "maximised": ...}``: what the method did with whom.
         updated: whether this call changed the adapted parameters.
-        failed: what of the step was not finite, "loss", "gradient", "update", "answer" or "statistics", so that it was taken
-            back and the batch was predicted without learning; empty where the step counts.
+        failed: part of the step that was not finite, "loss", "gradient", "update", "answer" or "statistics", for which it was
+            taken back and the batch was predicted without learning; empty where the step counts.
 
     >>> y = Prediction(torch.tensor([[2.0, 0.0]]))
     >>> y.argmax(1), type(y + 1).__name__, y.valid
@@ -143,7 +143,7 @@ class TaskPredictions(dict[str, Tensor]):
         valid: (N,) bool; False where the image was refused or could not be answered: its outputs are NaN.
         selected: masks (N,) by name, as in :class:`Prediction`.
         updated: whether this call changed the adapted parameters.
-        failed: what of the step was not finite, as in :class:`Prediction`.
+        failed: part of the step that was not finite, as in :class:`Prediction`.
 
     >>> y = TaskPredictions({"depth": torch.ones(2, 1, 4, 4)})
     >>> y["depth"].shape, y.valid

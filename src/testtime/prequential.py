@@ -35,7 +35,7 @@ class Record:
         samples: predictions, image by image.
         milliseconds: duration of the call.
         updated: whether the adapter moved its parameters.
-        failed: what of the step was not finite, see :class:`testtime.prediction.Prediction`; empty where it counts.
+        failed: part of the step that was not finite, see :class:`testtime.prediction.Prediction`; empty where it counts.
     """
 
     index: int

@@ -63,7 +63,7 @@ def betting_interval(
     Args:
         rounds: labelled samples, whose values are in [0, 1], in random order; a random sample can only be the first round.
         signals: signals of all samples of the stream, (N, K).
-        choice: how variates are chosen, see :func:`testtime.metrics.control_variates.fit_sparse`; None is "sparse" for a
+        choice: choice of variates, see :func:`testtime.metrics.control_variates.fit_sparse`; None is "sparse" for a
             random sample alone and "none" where a round was drawn by probabilities: x of a sample that is surely right can then
             be off by four, which keeps bets small, and smaller with signals.
         level: probability that the interval holds the mean.

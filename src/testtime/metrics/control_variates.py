@@ -234,7 +234,7 @@ def estimate_mean(
         rounds: labelled samples, in the order in which the rounds were drawn; the samples of a round without probabilities
             are a random sample and stand in random order.
         signals: signals of all samples of the stream that need no label, (N, K); K may be 0.
-        choice: how the variates are chosen, see :func:`fit_sparse`; "none" is plain sampling.
+        choice: choice of the variates, see :func:`fit_sparse`; "none" is plain sampling.
         interval: "wilson" for values in [0, 1], "student" for others.
         level: probability that the interval holds the mean.
 

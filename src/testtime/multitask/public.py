@@ -175,7 +175,7 @@ class Fitted(DenseSet):
     Args:
         whole: samples.
         size: height and width in pixels.
-        published: what derives further labels.
+        published: description of the set, which derives further labels.
         tasks: tasks that are kept; None for all.
     """
 

@@ -144,7 +144,7 @@ class Walk:
 
         Args:
             folder: folder of the two.
-            size: (H, W) in pixels: of the held-out frames, which are cropped to its aspect; the others cover it.
+            size: (H, W) of the held-out frames in pixels, which are cropped to its aspect; the others cover it.
             frames: largest number of frames to pre-train on, at equal distances.
             tests: largest number of held-out frames.
 
