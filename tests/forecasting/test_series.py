@@ -39,9 +39,10 @@ def test_a_csv_file_is_read_with_its_times_and_parts(tmp_path: Path) -> None:
 DAMAGES = {
     "a gap": (["time,a,b", *ROWS[:4], *ROWS[5:]], r"line 6: a gap of 2:00:00 where the usual step is 1:00:00; resample"),
     "irregular": (["time,a,b", *ROWS[:4], "2024-01-01 03:20,1,1", *ROWS[4:]], r"line 6: an irregular step of 0:20:00"),
-    "twice": (["time,a,b", *ROWS[:4], ROWS[3], *ROWS[4:]], r"line 6: the time .* is there twice; sort the rows"),
+    "twice": (["time,a,b", *ROWS[:4], ROWS[3], *ROWS[4:]], r"line 6: the time .* is there twice; keep one of the two rows"),
     "backwards": (["time,a,b", *ROWS[:4], ROWS[1], *ROWS[4:]], r"line 6: the time .* is before that of the row above"),
-    "no time": (["date,a,b", *ROWS], r"no column 'time'.*give the name of the column of times as time="),
+    "no time": (["date,a,b", *ROWS], r"no column 'time'; it has date, a, b; rename the column of times, or give its name"),
+    "semicolons": (["time;a;b", *ROWS], r"no column 'time'; its fields are separated by ';': save it with commas"),
     "misspelt time": (["Time,a,b", *ROWS], r"no column 'time' \(did you mean 'Time'\?\)"),
     "bad time": (["time,a,b", *ROWS[:3], "noon,1,1"], r"line 5: expected a time in ISO 8601 .* got 'noon'"),
     "no number": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,x,1"], r"line 5: expected a number of 'a', got 'x'"),
@@ -65,7 +66,9 @@ def test_other_refusals(tmp_path: Path) -> None:
     path = written(tmp_path, ["time,a,b", *ROWS])
     with pytest.raises(DataError, match="no series 'c'"):
         read_csv(path, columns=["c"])
-    with pytest.raises(DataError, match="no such file; expected a CSV file of series"):
+    with pytest.raises(
+        DataError, match="none.csv: no such file; expected a CSV file of series with a column 'time'$"
+    ):
         read_csv(tmp_path / "none.csv")
     with pytest.raises(
         DataError, match="10 rows, of which 8 are for training and 2 for validation; expected some more"

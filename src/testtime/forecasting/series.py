@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from testtime.data.files import need_file
 from testtime.errors import DataError, did_you_mean
 
 __all__ = ["Series", "read_csv", "windows_of"]
@@ -140,7 +140,9 @@ def read_csv(
         DataError: there is no such file or column, a time or a value cannot be read, times do not increase, or steps are not
             equal; the message names the line and what to do.
     """
-    path = need_file(Path(path), "a CSV file of series")
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a CSV file of series with a column {time!r}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -174,7 +176,10 @@ def _columns(path: Path, head: list[str], time: str, columns: Sequence[str] | No
         raise DataError(f"{path}: the column {double[0]!r} is there twice; give each its own name")
     if time not in head:
         meant = did_you_mean(time, head) or f"; it has {', '.join(head[:8])}"
-        raise DataError(f"{path}: no column {time!r}{meant}; give the name of the column of times as time=")
+        remedy = "rename the column of times, or give its name as time= of read_csv"
+        if len(head) == 1 and len(parts := re.split(r"[;\t|]", head[0])) > 1:
+            meant, remedy = "", f"its fields are separated by {head[0][len(parts[0])]!r}: save it with commas"
+        raise DataError(f"{path}: no column {time!r}{meant}; {remedy}")
     wanted = [name for name in head if name != time] if columns is None else list(columns)
     for name in wanted:
         if name not in head or name == time:
@@ -220,8 +225,9 @@ def equal_steps(path: Path, texts: Iterable[tuple[int, str]]) -> tuple[datetime,
     step = sorted(steps)[len(steps) // 2]  # the usual one
     for line, time, after in zip(lines[1:], times[1:], steps, strict=True):
         if after <= timedelta(0):
-            what = "is before that of the row above" if after else "is there twice"
-            raise DataError(f"{path}, line {line}: the time {time} {what}; sort the rows by time")
+            what = "is before that of the row above; sort the rows by time"
+            what = what if after else "is there twice; keep one of the two rows"
+            raise DataError(f"{path}, line {line}: the time {time} {what}")
         if after != step:
             kind = "a gap" if after > step and not after % step else "an irregular step"
             raise DataError(
