@@ -12,6 +12,7 @@ import torch
 
 from testtime.errors import DataError
 from testtime.experiments import Request, find_experiment, read_run, run_experiment
+from testtime.experiments.forecasting.experiment import need_rows
 from testtime.experiments.registry import code_of
 from testtime.forecasting.study import make_source, read_series
 
@@ -51,6 +52,7 @@ def test_a_run_on_a_file_has_the_controls_and_names_what_leaks(file: Path, tmp_p
     assert [row.label for row in table.rows] == ["seasonal naive", "NLinear", *rows]
     assert {row.label: row.role for row in table.rows}[rows[1]] == "ceiling"
     assert any("no method can" in note for note in table.notes)
+    assert not any("stands in" in note for note in table.notes)  # own series are what the experiment is for
     series = read_series(str(file), str(tmp_path))
     v, begin = series.standardised(), series.train + series.validation
     # The seasonal naive forecast by hand: the first ten origins, three steps each, of the values 24 hours before.
@@ -93,6 +95,23 @@ def test_bad_settings_are_refused_before_any_work(file: Path, tmp_path: Path) ->
         experiment.plan(Request("forecasting-etth1", seeds=(0,), data=str(tmp_path)))
     with pytest.raises(ValueError, match="has no row 'NLinear . TENT'"):
         experiment.plan(request(file, rows=("NLinear + TENT",)))
+
+
+def test_own_series_that_are_missing_or_too_short_are_refused_before_any_work(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = find_experiment("forecasting-csv")
+    with pytest.raises(DataError, match=r"expected your own series as --set series=mine\.csv"):
+        experiment.plan(Request("forecasting-csv", seeds=(0,), data=str(tmp_path)))
+    series = read_series(str(file), ".")  # 160 rows: 96, 32 and 32
+    need_rows(series, 64, 32)
+    for length, horizon, needed in ((65, 32, "97/32/32"), (24, 33, "57/33/33")):
+        settings = {"series": str(file), "length": length, "horizons": [3, horizon]}
+        with pytest.raises(
+            DataError, match=rf"mine: 96/32/32 rows .* need {needed}; give more rows, or less"
+        ):
+            experiment.plan(Request("forecasting-csv", seeds=(0,), data=str(tmp_path), settings=settings))
 
 
 def test_a_trained_source_goes_on_where_it_stopped(file: Path, tmp_path: Path) -> None:

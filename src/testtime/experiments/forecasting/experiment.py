@@ -7,15 +7,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any, final
 
+from testtime.errors import DataError
 from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit
 from testtime.experiments.experiment import Resource
 from testtime.experiments.registry import code_of, read_constants
+from testtime.forecasting.series import Series
 from testtime.forecasting.study import read_series
 
-__all__ = ["Forecasting"]
+__all__ = ["Forecasting", "need_rows"]
 
 FACTS = read_constants(__package__ or "", "experiments")
 STUDY = "testtime.forecasting.study"
+OWN = "FILE.csv"  # in place of a name, where the user gives the series
 SEEDED = ("gru", "graph")  # sources that are trained from random weights
 SEEDLESS = (
     "Source",
@@ -36,14 +39,23 @@ class Forecasting(Experiment):
         own = FACTS["experiments"][name]
         self.name, self.title = name, own["title"]
         self.settings = {**FACTS["settings"], **{k: v for k, v in own.items() if k != "title"}}
-        self.resources = (Resource("series", "data", self.settings["series"], ("own",)),)
+        own_series = self.settings["series"] == OWN  # no data set that a file stands in for
+        self.resources = (
+            () if own_series else (Resource("series", "data", self.settings["series"], ("own",)),)
+        )
 
     def plan(self, request: Request) -> Plan:
         given: dict[str, Any] = {name: self.setting(request, name) for name in self.settings}
         places, used = {"data": str(Path(request.data).resolve())}, given["series"]
+        if used == OWN and not Path(OWN).is_file():
+            raise DataError(
+                f"{self.name}: expected your own series as --set series=mine.csv, a CSV with a column time"
+            )
         if used.endswith(".csv"):
             places["series"], used = str(Path(used).resolve()), Path(used).stem
-        facts = {"series": read_series(places.get("series", used), places["data"]).digest()}
+        series = read_series(places.get("series", used), places["data"])
+        need_rows(series, given["length"], max(given["horizons"], default=1))
+        facts = {"series": series.digest()}
         rows, cells = self.chosen_rows(self._rows(given["sources"]), request), []
         for row, horizon, seed in product(rows, given["horizons"], request.seeds or ()):
             about = {"source": given["sources"][0], "rates": [], "leaking": False, **row.about}
@@ -82,3 +94,24 @@ class Forecasting(Experiment):
             title = f"Error of forecasts by horizon, {title}"
             found.append(Table.of(title, run.rows, columns, run.records(), run.missing, notes))
         return found
+
+
+def need_rows(series: Series, length: int, horizon: int) -> None:
+    """Refuse series of which a part is shorter than what a forecast needs.
+
+    Args:
+        series: the series, with their parts.
+        length: number of observations of a window.
+        horizon: the longest number of steps.
+
+    Raises:
+        DataError: training has fewer rows than ``length + horizon``, or validation or test fewer than ``horizon``.
+    """
+    found = (series.train, series.validation, len(series.values) - series.train - series.validation)
+    needed = (length + horizon, horizon, horizon)
+    if any(rows < least for rows, least in zip(found, needed, strict=True)):
+        raise DataError(
+            f"{series.name}: {'/'.join(map(str, found))} rows for training, validation and test; windows of {length} and a "
+            f"horizon of {horizon} need {'/'.join(map(str, needed))}; give more rows, or less with "
+            "--set length=L 'horizons=[H]'"
+        )
