@@ -70,3 +70,14 @@ def test_mistakes_are_one_line(own: np.ndarray, capsys: pytest.CaptureFixture[st
     ):
         assert main(["estimate", *words]) == 2
         assert capsys.readouterr().err == f"testtime: {message}\n"
+
+
+def test_labels_that_name_classes_otherwise_are_remarked_on(
+    own: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label, remarks in (("3", 1), ("cat", 0)):
+        Path("labels.csv").write_text(f"index,label\n0,{label}\n1,{label}\n2,3\n")
+        assert main(["estimate", "predictions.csv", "--labels", "labels.csv"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out.startswith("accuracy ")
+        assert printed.err.count("predicted classes are named cat; are the labels named alike?") == remarks
