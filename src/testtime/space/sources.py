@@ -122,8 +122,8 @@ def _layout(root: Path) -> str:
     known = ", ".join(f"{layout} ({mark})" for layout, mark in marks.items())
     raise DataError(
         f"{root}: expected a video, a folder of pictures, or the layout of {known}; found "
-        f"{', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}; give layout= (one of {', '.join(LAYOUTS)}) "
-        "where files have other names"
+        f"{', '.join(there[:5]) or 'nothing'}{', ...' if len(there) > 5 else ''}; where files have other names, give "
+        f"layout= (in a run --set layout=, of ingest --layout; one of {', '.join(LAYOUTS)})"
     )
 
 
