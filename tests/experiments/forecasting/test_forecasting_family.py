@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from testtime.errors import DataError
 from testtime.experiments import Request, find_experiment, read_run, run_experiment
 from testtime.experiments.registry import code_of
-from testtime.forecasting.study import make_source, read_series
+from testtime.forecasting.study import follow, make_source, read_series
 
 
 @pytest.fixture
@@ -95,6 +96,40 @@ def test_bad_settings_are_refused_before_any_work(file: Path, tmp_path: Path) ->
         experiment.plan(request(file, rows=("NLinear + TENT",)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": 0}, "stride is a whole number from 1, got 0"),
+        ({"tune": 0}, "tune is a whole number from 1, got 0"),
+        ({"horizons": [3, 0]}, r"horizons are whole numbers from 1, got \[3, 0\]"),
+        ({"length": 90, "horizons": [7]}, "mine has 96 rows for training, expected at least 97 for windows of 90"),
+        ({"horizons": [3, 33]}, "mine has 32 rows for validation, expected at least 33 .* the horizon 33"),
+    ],
+)  # fmt: skip
+def test_numbers_that_fit_no_window_are_refused_before_any_work(
+    file: Path, changes: dict[str, object], message: str
+) -> None:
+    asked = request(file, settings={**request(file).settings, **changes})
+    with pytest.raises(ValueError, match=message):
+        find_experiment("forecasting-csv").plan(asked)
+
+
+def test_a_file_that_changes_is_read_again_and_a_planned_run_refuses_it(file: Path, tmp_path: Path) -> None:
+    experiment, asked = find_experiment("forecasting-csv"), request(file, rows=("NLinear",))
+    plan = experiment.plan(asked)
+    before = read_series(str(file), str(tmp_path))
+    assert read_series(str(file), str(tmp_path)) is before
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:-1], f"{lines[-1]}1"]))  # one more digit
+    after = read_series(str(file), str(tmp_path))
+    assert (after.values != before.values).sum() == 1
+    unit = plan.cells[0].unit
+    assert unit.parameters["facts"]["series"] == before.digest()
+    work = SimpleNamespace(parameters=unit.parameters, places=unit.places)
+    with pytest.raises(DataError, match="mine: expected the series that the run began with, found others"):
+        follow(work)  # type: ignore[arg-type]
+
+
 def test_a_trained_source_goes_on_where_it_stopped(file: Path, tmp_path: Path) -> None:
     experiment = find_experiment("forecasting-csv")
     settings = {**request(file).settings, "sources": ["gru"], "passes": 2}
@@ -106,14 +141,15 @@ def test_a_trained_source_goes_on_where_it_stopped(file: Path, tmp_path: Path) -
     assert table.value("GRU", table.columns[0]) > 0
 
 
-@pytest.mark.parametrize("name", ["forecasting-etth1", "forecasting-buses"])
+@pytest.mark.parametrize("name", ["forecasting-etth1", "forecasting-etth1-24", "forecasting-buses"])
 def test_the_committed_runs_are_whole_and_of_the_present_methods(name: str) -> None:
     folder = Path(__file__).parents[3] / "results" / name
     run = read_run(folder)
     assert (run.missing, run.outdated) == ([], [])
-    table, _ = find_experiment(name).tables(run)
+    table, _ = find_experiment(run.about["experiment"]).tables(run)
     assert {"seasonal naive", "NLinear"} <= {row.label for row in table.rows}
-    units = [json.loads(path.read_text())["unit"] for path in (folder / "results").glob("*bias*")]
-    assert units
-    for unit in units:
+    units = [json.loads(path.read_text())["unit"] for path in (folder / "results").glob("*.json")]
+    following = [unit for unit in units if "method" in unit["parameters"]]
+    assert len(following) >= len(table.rows)
+    for unit in following:
         assert unit["code"] == code_of(unit["parameters"]["method"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, final
@@ -10,6 +10,7 @@ from typing import Any, final
 from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit
 from testtime.experiments.experiment import Resource
 from testtime.experiments.registry import code_of, read_constants
+from testtime.forecasting.series import Series
 from testtime.forecasting.study import read_series
 
 __all__ = ["Forecasting"]
@@ -43,7 +44,9 @@ class Forecasting(Experiment):
         places, used = {"data": str(Path(request.data).resolve())}, given["series"]
         if used.endswith(".csv"):
             places["series"], used = str(Path(used).resolve()), Path(used).stem
-        facts = {"series": read_series(places.get("series", used), places["data"]).digest()}
+        series = read_series(places.get("series", used), places["data"])
+        _check(given, series)
+        facts = {"series": series.digest()}
         rows, cells = self.chosen_rows(self._rows(given["sources"]), request), []
         for row, horizon, seed in product(rows, given["horizons"], request.seeds or ()):
             about = {"source": given["sources"][0], "rates": [], "leaking": False, **row.about}
@@ -82,3 +85,21 @@ class Forecasting(Experiment):
             title = f"Error of forecasts by horizon, {title}"
             found.append(Table.of(title, run.rows, columns, run.records(), run.missing, notes))
         return found
+
+
+def _check(given: Mapping[str, Any], series: Series) -> None:
+    """Refuse numbers that only the end of a run would find wrong, and parts too short for a window, with a ValueError."""
+    for name in ("length", "stride", "passes", "tune"):
+        if given[name] < 1:
+            raise ValueError(f"{name} is a whole number from 1, got {given[name]}")
+    if not given["horizons"] or min(given["horizons"]) < 1:
+        raise ValueError(f"horizons are whole numbers from 1, got {given['horizons']}")
+    longest, length = max(given["horizons"]), given["length"]
+    test = len(series.values) - series.train - series.validation
+    parts = (("training", series.train, length + longest), ("validation", series.validation, longest))
+    for part, rows, least in (*parts, ("test", test, longest)):
+        if rows < least:
+            raise ValueError(
+                f"{series.name} has {rows} rows for {part}, expected at least {least} for windows of {length} and the horizon "
+                f"{longest}; take a shorter horizon or window, or more rows"
+            )
