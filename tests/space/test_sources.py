@@ -96,7 +96,7 @@ def test_layouts_are_distinguished(tmp_path, scenes):
     assert isinstance(read_space(tmp_path, "walk-through"), Walkthrough)
     with pytest.raises(
         DataError,
-        match=r"the layout of scenes \(spaces/\*/space\.json\), replica .*; found default_00001; where files have other names, give layout=",
+        match=r"the layout of scenes \(spaces/\*/space\.json\), replica .*; found default_00001; where",
     ):
         read_space(chess.parent.parent / "scenes" / "rgb")
     with pytest.raises(DataError, match="no such file or folder"):

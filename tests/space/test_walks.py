@@ -67,6 +67,17 @@ def test_labelled_frames_are_held_out_and_grouped(tmp_path):
     assert (named[1][:1] == IGNORE).all()
 
 
+def test_of_many_labelled_frames_those_in_the_blocks_are_held_out(tmp_path):
+    most = [i for i in range(20) if i not in (4, 5, 14, 15)]
+    label(walk_of(tmp_path / "room", depth=False), [*most, 14])
+    assert Walk(tmp_path / "room").test == [14]
+    label(walk_of(tmp_path / "gaps"), most)
+    with pytest.raises(
+        DataError, match=r"16 of 20 frames have labels, none of them in the third or the eighth"
+    ):
+        Walk(tmp_path / "gaps")
+
+
 def test_depth_is_stored_in_metres_and_nothing_is_made_twice(tmp_path, monkeypatch):
     walk = Walk(walk_of(tmp_path / "room"), fov=60)
     walk.write(tmp_path / "out", (12, 12), 100, 100)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from testtime.adapter import Adapter
-from testtime.errors import check_name
+from testtime.errors import DataError, check_name
 from testtime.forecasting.forecaster import Forecaster
 from testtime.forecasting.foundation import Fracast
 from testtime.forecasting.graph import GraphNetwork
@@ -40,9 +41,8 @@ RATES = (1e-4, 1e-3, 1e-2)
 WEIGHTS, BATCH, RATE = "source.safetensors", {"gru": 256, "graph": 32}, {"gru": 1e-3, "graph": 3e-3}
 
 
-@cache
 def read_series(name: str, data: str) -> Series:
-    """Return series by name.
+    """Return series by name; they are kept in memory until the CSV file that they are from changes.
 
     Args:
         name: "etth1", "etth2", "buses", the path of a CSV file with a column ``time``, or "libcity:NAME".
@@ -52,8 +52,20 @@ def read_series(name: str, data: str) -> Series:
         DataError: files are missing or damaged.
         ValueError: there is no such name.
     """
-    if name.endswith(".csv"):
-        return read_csv(name)
+    if not name.endswith(".csv"):
+        return _published(name, data)
+    found = Path(name).stat() if Path(name).is_file() else None
+    return _own(name, found and (found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=8)
+def _own(path: str, version: tuple[int, int] | None) -> Series:
+    """The series of a CSV file in a version of it: time of its last change in nanoseconds, and number of bytes."""
+    return read_csv(path)
+
+
+@cache
+def _published(name: str, data: str) -> Series:
     if name.startswith("libcity:"):
         return read_libcity(data, name.removeprefix("libcity:"))
     check_name("series", name, ("etth1", "etth2", "buses"))
@@ -95,7 +107,13 @@ def make_source(kind: str, series: Series, length: int, horizon: int, seed: int)
 
 
 def _series(work: Workspace) -> Series:
-    return read_series(work.places.get("series", work.parameters["series"]), work.places["data"])
+    """The series of a unit, which must be those that its run was planned with."""
+    series = read_series(work.places.get("series", work.parameters["series"]), work.places["data"])
+    if series.digest() != work.parameters["facts"]["series"]:
+        raise DataError(
+            f"{series.name}: expected the series that the run began with, found others; give the same command again"
+        )
+    return series
 
 
 def fit_source(work: Workspace) -> dict[str, Any]:

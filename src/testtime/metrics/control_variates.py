@@ -26,14 +26,15 @@ Given A, fold k is a random sample of R, so that the expectation of every :math:
 Probabilities may depend on labels of earlier rounds, on which m is fitted too. Rounds are averaged with their numbers of labels
 as weights, which depend on nothing that was measured.
 
-*Interval.* For values that are 0 or 1 it is the interval of Wilson (1927) for the effective number of labels
-:math:`n^* = \hat\mu (1 - \hat\mu) / \widehat{\mathrm{var}}` (Korn and Graubard 1998), with Student's quantile of n - 1
-degrees of freedom, shrunk towards n where few errors were seen: with the variance s of a value in a plain sample and the share
-f of the stream that a random sample has seen
+*Interval.* "wilson", for values in [0, 1], is the interval of Wilson (1927) for the effective number of labels, which is
+:math:`n^* = s / \widehat{\mathrm{var}}` (Korn and Graubard 1998, for values that are 0 or 1, whose s is about
+:math:`\hat\mu (1 - \hat\mu)`; s is smaller for others, and the interval wider than it need be), with Student's quantile of
+n - 1 degrees of freedom, shrunk towards n where few errors were seen: with the variance s of a value in a plain sample and the
+share f of the stream that a random sample has seen
 
 .. math:: \frac{n}{n^*} = (1 - f)\, \frac{n^2\, \widehat{\mathrm{var}} / (1 - f) + 1}{n s + 1}
 
-For other values it is the interval of Student.
+"student", for any values, is the interval of Student.
 :func:`testtime.metrics.betting.betting_interval` needs no approximation and is wider.
 
 References: Yang, Sun and Liu, Adaptive Testing for Connected and Automated Vehicles with Sparse Control Variates in Overtaking
@@ -243,7 +244,8 @@ def estimate_mean(
 
     Raises:
         ValueError: there are fewer than two labels in a round, an index is outside of the stream or stands twice in a random
-            sample, a probability is below 0.25 / N or above 1, or a signal or value is not finite.
+            sample, a probability is below 0.25 / N or above 1, a signal or value is not finite, or a value is outside of
+            [0, 1] for "wilson".
 
     Cost: one small least-squares problem for each fold.
 
@@ -343,7 +345,13 @@ def _check(one: Round, samples: int, interval: Interval) -> None:
 
 
 def fit_rounds(rounds: Sequence[Round], signals: Signals, choice: Choice = "sparse") -> Linear:
-    """Fit a linear function on the labelled samples of several rounds, see :func:`fit_sparse`; 0 where there are none."""
+    """Fit a linear function on the labelled samples of several rounds, see :func:`fit_sparse`; 0 where there are none.
+
+    Args:
+        rounds: labelled samples; those that were drawn by probabilities have the weight 1 / (N q).
+        signals: signals of the stream, (N, K).
+        choice: choice of the variates.
+    """
     z = signals.table
     if not rounds:
         return Linear(0.0, np.zeros(z.shape[1]))

@@ -146,7 +146,17 @@ def draw_next(chances: ArrayLike, count: int, seed: int = 0) -> tuple[NDArray[np
 def label_next(
     predictions: Predictions, rounds: Sequence[Round], count: int, seed: int = 0
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Draw the samples to label next: by the function fitted on all labels, or by confidence where there are none."""
+    """Draw the samples to label next: by the function fitted on all labels, or by confidence where there are none.
+
+    Args:
+        predictions: predictions of the stream.
+        rounds: samples that are labelled already.
+        count: number of draws.
+        seed: random seed; the number of rounds is added to it.
+
+    Returns:
+        indices of the samples (count,), and the probability of each in a draw (count,).
+    """
     chances = predictions.chances
     if rounds:
         z = standardise(predictions.table)
@@ -156,6 +166,9 @@ def label_next(
 
 def read_predictions(path: str | Path) -> Predictions:
     """Read a file of predictions, see the module.
+
+    Args:
+        path: path of the CSV or NPZ.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -214,6 +227,10 @@ def predictions_of(samples: Mapping[str, Samples], deployed: str) -> Predictions
 def read_labels(paths: Sequence[str | Path], predictions: Predictions) -> tuple[list[Round], str]:
     """Read files of labels, each a round; lines at the end whose label is empty were not labelled yet.
 
+    Args:
+        paths: paths of the files, in the order in which the rounds were drawn.
+        predictions: predictions of the stream, which the labels are compared with.
+
     Returns:
         the rounds, and what their values are: "label" for 1 where the prediction is right and 0 where it is wrong, "value"
         for values of the user.
@@ -258,7 +275,14 @@ def _round(path: Path, predictions: Predictions) -> tuple[Round, str]:
 
 
 def write_next(path: str | Path, rows: NDArray[np.int64], probabilities: Floats, kind: str = "label") -> Path:
-    """Write the CSV of samples to label, whose last column is empty; :func:`read_labels` reads it when it is filled in."""
+    """Write the CSV of samples to label, whose last column is empty; :func:`read_labels` reads it when it is filled in.
+
+    Args:
+        path: path of the file.
+        rows: indices of the samples, (n,).
+        probabilities: probability of each in a draw, (n,).
+        kind: name of the last column, "label" or "value".
+    """
     lines = [f"{row},{q:.9g}," for row, q in zip(rows, probabilities, strict=True)]
     return write_text(Path(path), "\n".join([f"index,probability,{kind}", *lines, ""]))
 

@@ -104,7 +104,7 @@ def repeat_for(
         right: whether each prediction is right, (N,).
         predictions: predictions of the stream.
         settings: ``design``, ``labels`` (numbers of labels), ``draws`` and ``seed``.
-        report: function that takes how many of the numbers of labels are done, and of how many.
+        report: function of the count of numbers of labels that are done, and of the count of all.
 
     Returns:
         ``labels``: results of :func:`repeat_draws` by number of labels; the true ``accuracy`` in percent and the number of

@@ -22,12 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from testtime.data.dense import DenseSet, collate, sized
-from testtime.multitask.training import Recipe as Augmentation
-from testtime.multitask.training import augmented
-from testtime.parts.randomness import epochs, generator
+from testtime.data.dense import DenseSet
 from testtime.space.segmenter import Segmenter
-from testtime.space.transfer import TransferRecipe, fit
+from testtime.space.transfer import TransferRecipe, batches, fit
 
 __all__ = ["depth_errors", "evaluate_depth", "scale_free_loss", "train_depth"]
 
@@ -91,13 +88,10 @@ def train_depth(
         NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     _check(model, data)
-    change = Augmentation(flip=recipe.flip, scale=recipe.scale)
+    drawn = batches(data, recipe, model.encoder.size, ["depth"], seed)
 
     def loss(step: int) -> Tensor:
-        rng = generator(seed, step, "batch")
-        indices = epochs(len(data), recipe.batch, seed, step)
-        samples = (augmented(sized(data[i], model.encoder.size), change, rng) for i in indices)
-        images, labels = collate(samples, ["depth"])
+        images, labels = drawn(step)
         return scale_free_loss(model(images.to(device)).float(), labels["depth"].to(device))
 
     what = {"task": "depth", "data": data.name, "samples": len(data)}

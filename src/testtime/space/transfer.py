@@ -19,7 +19,7 @@ Multimodality (TST-MM), table 11; layer decay as in BEiT (Bao et al., ICLR 2022)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from testtime.training.loop import Plan, Training, folder_files
 __all__ = [
     "RECIPES",
     "TransferRecipe",
+    "batches",
     "evaluate",
     "few",
     "fit",
@@ -155,19 +156,40 @@ def transfer(
         NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     _fitting(model, data)
-    tasks = _tasks(model)
-    change = Augmentation(flip=recipe.flip, scale=recipe.scale)
+    drawn = batches(data, recipe, model.encoder.size, _tasks(model), seed)
 
     def loss(step: int) -> Tensor:
-        rng = generator(seed, step, "batch")
-        indices = epochs(len(data), recipe.batch, seed, step)
-        samples = (augmented(sized(data[i], model.encoder.size), change, rng) for i in indices)
-        images, labels = collate(samples, tasks)
+        images, labels = drawn(step)
         return model.loss(_inputs(model, images, labels, device), labels["semseg"].to(device))
 
     what = {"task": "semseg", "data": data.name, "samples": len(data)}
     fit(model, loss, recipe, len(data), folder, what, seed, device)
     return model
+
+
+def batches(
+    data: DenseSet, recipe: TransferRecipe, size: tuple[int, int], tasks: Sequence[str], seed: int
+) -> Callable[[int], tuple[Tensor, dict[str, Tensor]]]:
+    """Return the function from a step to its batch, which depends on the seed and the step alone.
+
+    Args:
+        data: images with labels.
+        recipe: recipe of the training, with the augmentations.
+        size: height and width of the images in pixels.
+        tasks: tasks whose labels are returned.
+        seed: random seed of the order and the augmentations.
+
+    Returns:
+        function from a step to images (N, 3, H, W) in [0, 1] and labels (N, ...) by task.
+    """
+    change = Augmentation(flip=recipe.flip, scale=recipe.scale)
+
+    def drawn(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = generator(seed, step, "batch")
+        indices = epochs(len(data), recipe.batch, seed, step)
+        return collate((augmented(sized(data[i], size), change, rng) for i in indices), list(tasks))
+
+    return drawn
 
 
 def evaluate(

@@ -91,7 +91,8 @@ class Walk:
         train, test: indices of the frames of the two parts.
 
     Raises:
-        DataError: the path has no known layout, there are too few frames, or none with labels or depth; or the digest differs.
+        DataError: the path has no known layout, there are too few frames, none with labels or depth, or none of these can be
+            held out; or the digest differs.
     """
 
     def __init__(
@@ -119,6 +120,11 @@ class Walk:
         known = named or list(range(count))
         blocks = {i for i in range(count) if BLOCKS * i // count in HELD}
         self.test = known if 2 * len(known) <= count else [i for i in known if i in blocks]
+        if not self.test:
+            raise DataError(
+                f"{root}: {len(known)} of {count} frames have labels, none of them in the third or the eighth tenth of the "
+                "walk, which are held out where more than half have; label some there, or at most half of the walk"
+            )
         held = {*self.test}
         self.train = [i for i in range(count) if i not in held]
         if digest not in (None, self.digest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,8 @@ import torch
 
 from testtime.errors import DataError
 from testtime.experiments import Request, find_experiment, read_run, run_experiment
-from testtime.experiments.forecasting.experiment import need_rows
 from testtime.experiments.registry import code_of
-from testtime.forecasting.study import make_source, read_series
+from testtime.forecasting.study import follow, make_source, read_series
 
 
 @pytest.fixture
@@ -97,21 +97,44 @@ def test_bad_settings_are_refused_before_any_work(file: Path, tmp_path: Path) ->
         experiment.plan(request(file, rows=("NLinear + TENT",)))
 
 
-def test_own_series_that_are_missing_or_too_short_are_refused_before_any_work(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_series_that_are_not_given_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    experiment = find_experiment("forecasting-csv")
     with pytest.raises(DataError, match=r"expected your own series as --set series=mine\.csv"):
-        experiment.plan(Request("forecasting-csv", seeds=(0,), data=str(tmp_path)))
-    series = read_series(str(file), ".")  # 160 rows: 96, 32 and 32
-    need_rows(series, 64, 32)
-    for length, horizon, needed in ((65, 32, "97/32/32"), (24, 33, "57/33/33")):
-        settings = {"series": str(file), "length": length, "horizons": [3, horizon]}
-        with pytest.raises(
-            DataError, match=rf"mine: 96/32/32 rows .* need {needed}; give more rows, or less"
-        ):
-            experiment.plan(Request("forecasting-csv", seeds=(0,), data=str(tmp_path), settings=settings))
+        find_experiment("forecasting-csv").plan(Request("forecasting-csv", seeds=(0,), data=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": 0}, "stride is a whole number from 1, got 0"),
+        ({"tune": 0}, "tune is a whole number from 1, got 0"),
+        ({"horizons": [3, 0]}, r"horizons are whole numbers from 1, got \[3, 0\]"),
+        ({"length": 90, "horizons": [7]}, "mine has 96 rows for training, expected at least 97 for windows of 90"),
+        ({"horizons": [3, 33]}, "mine has 32 rows for validation, expected at least 33 .* the horizon 33"),
+    ],
+)  # fmt: skip
+def test_numbers_that_fit_no_window_are_refused_before_any_work(
+    file: Path, changes: dict[str, object], message: str
+) -> None:
+    asked = request(file, settings={**request(file).settings, **changes})
+    with pytest.raises(ValueError, match=message):
+        find_experiment("forecasting-csv").plan(asked)
+
+
+def test_a_file_that_changes_is_read_again_and_a_planned_run_refuses_it(file: Path, tmp_path: Path) -> None:
+    experiment, asked = find_experiment("forecasting-csv"), request(file, rows=("NLinear",))
+    plan = experiment.plan(asked)
+    before = read_series(str(file), str(tmp_path))
+    assert read_series(str(file), str(tmp_path)) is before
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:-1], f"{lines[-1]}1"]))  # one more digit
+    after = read_series(str(file), str(tmp_path))
+    assert (after.values != before.values).sum() == 1
+    unit = plan.cells[0].unit
+    assert unit.parameters["facts"]["series"] == before.digest()
+    work = SimpleNamespace(parameters=unit.parameters, places=unit.places)
+    with pytest.raises(DataError, match="mine: expected the series that the run began with, found others"):
+        follow(work)  # type: ignore[arg-type]
 
 
 def test_a_trained_source_goes_on_where_it_stopped(file: Path, tmp_path: Path) -> None:
@@ -125,14 +148,15 @@ def test_a_trained_source_goes_on_where_it_stopped(file: Path, tmp_path: Path) -
     assert table.value("GRU", table.columns[0]) > 0
 
 
-@pytest.mark.parametrize("name", ["forecasting-etth1", "forecasting-buses"])
+@pytest.mark.parametrize("name", ["forecasting-etth1", "forecasting-etth1-24", "forecasting-buses"])
 def test_the_committed_runs_are_whole_and_of_the_present_methods(name: str) -> None:
     folder = Path(__file__).parents[3] / "results" / name
     run = read_run(folder)
     assert (run.missing, run.outdated) == ([], [])
-    table, _ = find_experiment(name).tables(run)
+    table, _ = find_experiment(run.about["experiment"]).tables(run)
     assert {"seasonal naive", "NLinear"} <= {row.label for row in table.rows}
-    units = [json.loads(path.read_text())["unit"] for path in (folder / "results").glob("*bias*")]
-    assert units
-    for unit in units:
+    units = [json.loads(path.read_text())["unit"] for path in (folder / "results").glob("*.json")]
+    following = [unit for unit in units if "method" in unit["parameters"]]
+    assert len(following) >= len(table.rows)
+    for unit in following:
         assert unit["code"] == code_of(unit["parameters"]["method"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, final
@@ -14,7 +14,7 @@ from testtime.experiments.registry import code_of, read_constants
 from testtime.forecasting.series import Series
 from testtime.forecasting.study import read_series
 
-__all__ = ["Forecasting", "need_rows"]
+__all__ = ["Forecasting"]
 
 FACTS = read_constants(__package__ or "", "experiments")
 STUDY = "testtime.forecasting.study"
@@ -54,7 +54,7 @@ class Forecasting(Experiment):
         if used.endswith(".csv"):
             places["series"], used = str(Path(used).resolve()), Path(used).stem
         series = read_series(places.get("series", used), places["data"])
-        need_rows(series, given["length"], max(given["horizons"], default=1))
+        _check(given, series)
         facts = {"series": series.digest()}
         rows, cells = self.chosen_rows(self._rows(given["sources"]), request), []
         for row, horizon, seed in product(rows, given["horizons"], request.seeds or ()):
@@ -96,22 +96,19 @@ class Forecasting(Experiment):
         return found
 
 
-def need_rows(series: Series, length: int, horizon: int) -> None:
-    """Refuse series of which a part is shorter than what a forecast needs.
-
-    Args:
-        series: the series, with their parts.
-        length: number of observations of a window.
-        horizon: the longest number of steps.
-
-    Raises:
-        DataError: training has fewer rows than ``length + horizon``, or validation or test fewer than ``horizon``.
-    """
-    found = (series.train, series.validation, len(series.values) - series.train - series.validation)
-    needed = (length + horizon, horizon, horizon)
-    if any(rows < least for rows, least in zip(found, needed, strict=True)):
-        raise DataError(
-            f"{series.name}: {'/'.join(map(str, found))} rows for training, validation and test; windows of {length} and a "
-            f"horizon of {horizon} need {'/'.join(map(str, needed))}; give more rows, or less with "
-            "--set length=L 'horizons=[H]'"
-        )
+def _check(given: Mapping[str, Any], series: Series) -> None:
+    """Refuse numbers that only the end of a run would find wrong, and parts too short for a window, with a ValueError."""
+    for name in ("length", "stride", "passes", "tune"):
+        if given[name] < 1:
+            raise ValueError(f"{name} is a whole number from 1, got {given[name]}")
+    if not given["horizons"] or min(given["horizons"]) < 1:
+        raise ValueError(f"horizons are whole numbers from 1, got {given['horizons']}")
+    longest, length = max(given["horizons"]), given["length"]
+    test = len(series.values) - series.train - series.validation
+    parts = (("training", series.train, length + longest), ("validation", series.validation, longest))
+    for part, rows, least in (*parts, ("test", test, longest)):
+        if rows < least:
+            raise ValueError(
+                f"{series.name} has {rows} rows for {part}, expected at least {least} for windows of {length} and the horizon "
+                f"{longest}; take a shorter horizon or window, or more rows"
+            )
