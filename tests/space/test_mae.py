@@ -237,7 +237,7 @@ def test_joint_training_has_the_same_loss():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": "XXL"}, "no size 'XXL'; there are tiny, T, S, B"),
+        ({"size": "XXL"}, "no size 'XXL'; there are tiny, mini, T, S, B"),
         ({"image": (16, 18)}, "does not divide"),
         ({"ratio": 0.99}, "leaves 0 of 16"),
         ({"ratio": 0.0}, "leaves 16 of 16"),

@@ -233,7 +233,7 @@ def test_grid_embedding_tells_rows_from_columns():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((STREAMS, "XXL", (8, 8), 4), "no size 'XXL'; there are tiny, T, S, B"),
+        ((STREAMS, "XXL", (8, 8), 4), "no size 'XXL'; there are tiny, mini, T, S, B"),
         ((STREAMS, SMALL, (8, 9), 4), "does not divide"),
         ((STREAMS, SMALL, (16, 16), 4), "rgb has 4 places, but the picture has 16 patches"),
     ],

@@ -57,7 +57,7 @@ def parser() -> Parser:
     for name, function in COMMANDS.items():
         add_command(commands, name, function)
     for name, (about, functions) in FAMILIES.items():
-        family = commands.add_parser(name, help=about, description=about)
+        family = commands.add_parser(name, help=about.replace("%", "%%"), description=about)
         below = family.add_subparsers(required=True, metavar="COMMAND")
         for command, function in functions.items():
             add_command(below, command, function)

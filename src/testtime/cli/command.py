@@ -60,7 +60,7 @@ def add_command(commands: Any, name: str, function: Callable[..., int]) -> None:
     """
     about = " ".join((inspect.getdoc(function) or "").split())
     short = about[:1].lower() + about[1:].rstrip(".")
-    parser = commands.add_parser(name, help=short, description=about)
+    parser = commands.add_parser(name, help=short.replace("%", "%%"), description=about)
     signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {key: hint for key, hint in hints.items() if is_dataclass(hint)}
     for key, parameter in signature.parameters.items():
