@@ -175,6 +175,7 @@ def test_files_of_labels_are_rounds(tmp_path: Path) -> None:
         ("index,label\n1,\n2,cat\n", "line 2 has no label, later ones have; label in the order of the file"),
         ("index,label\n1,cat\n4,cat\n", "line 3: expected an index as a whole number from 0 to 3, got 4"),
         ("index,label\n0.5,cat\n1,cat\n", "line 2: expected an index"),
+        ("index,label\n1,cat\n0,cat\n1,dog\n", "line 4: sample 1 has a label already; keep one of its lines"),
         ("index,label\none,cat\n1,cat\n", "line 2: expected a number as index, got one"),
         (
             "index,probability,label\n1,,cat\n2,,cat\n",

@@ -271,6 +271,11 @@ def _round(path: Path, predictions: Predictions) -> tuple[Round, str]:
     else:
         values = _numbers(path, kind, kept[kind], True)
     q = _numbers(path, "probability", kept["probability"], True) if "probability" in kept else None
+    if q is None and len({*at}) < count:
+        again = next(i for i, row in enumerate(at) if row in at[:i])
+        raise DataError(
+            f"{path}, line {again + 2}: sample {at[again]} has a label already; keep one of its lines"
+        )
     return Round(at, values, q), kind
 
 
