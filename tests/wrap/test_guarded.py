@@ -238,6 +238,22 @@ def test_a_check_counts_whose_predictions_are_steady(calibration: list[Tensor]) 
     assert found[0] > 0
 
 
+def test_no_empty_batch_reaches_the_model(calibration: list[Tensor]) -> None:
+    guarded = Guarded(Source(network()))
+    guarded.prepare(calibration)
+    for x in drawn(64, 0)[0].split(1):  # single images: the first that BN statistics contradict, and that is known
+        (logits, features), bn = guarded.reference(x), guarded.reference.bn(x)
+        known = bool(guarded.competence.probability(logits, features) >= 0.5)
+        if known and int(bn.argmax()) != int(logits.argmax()):
+            break
+    else:
+        pytest.fail("BN statistics contradict no image")
+    sizes: list[int] = []
+    guarded.reference.shipped.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    guarded.checks.judge(x, testtime.Prediction(bn), bn, copies=False)
+    assert sizes == [1]
+
+
 def test_a_state_without_bets_loads() -> None:
     guarded = Guarded(Tent(network()))
     guarded(drawn(8, 0)[0])

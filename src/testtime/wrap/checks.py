@@ -99,9 +99,9 @@ class Checks:
             differs, confirmed = own != shipped, own == bn.argmax(dim=1)
             changed = None if disturbed is None else disturbed.argmax(dim=1) != own
             self.evidence.take_corrections(right, differs & confirmed, changed)
-            corrected = differs & confirmed & (right >= FAIR)
-            if changed is not None and self.competence.known and bool(corrected.any()):
-                agreed = ~differs & (right >= FAIR)
+            fair = right >= FAIR
+            corrected, agreed = differs & confirmed & fair, ~differs & fair
+            if changed is not None and self.competence.known and bool(corrected.any() & agreed.any()):
                 others = self.reference(self.disturb(x)[agreed])[0].argmax(dim=1) != shipped[agreed]
                 self.evidence.take_steady(changed[agreed], others)
             claimed = (float(self.evidence.estimates[0]) > right + self.margin) | self._corrects(right)
