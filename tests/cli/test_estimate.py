@@ -80,4 +80,7 @@ def test_labels_that_name_classes_otherwise_are_remarked_on(
         assert main(["estimate", "predictions.csv", "--labels", "labels.csv"]) == 0
         printed = capsys.readouterr()
         assert printed.out.startswith("accuracy ")
-        assert printed.err.count("predicted classes are named cat; are the labels named alike?") == remarks
+        assert (
+            printed.out.count("no label is equal to its prediction: are they named alike? predicted: cat")
+            == remarks
+        )

@@ -241,7 +241,9 @@ def test_a_check_counts_whose_predictions_are_steady(calibration: list[Tensor]) 
 def test_no_empty_batch_reaches_the_model(calibration: list[Tensor]) -> None:
     guarded = Guarded(Source(network()))
     guarded.prepare(calibration)
-    for x in drawn(64, 0)[0].split(1):  # single images: the first that BN statistics contradict, and that is known
+    for x in drawn(64, 0)[0].split(
+        1
+    ):  # single images: the first that BN statistics contradict, and that is known
         (logits, features), bn = guarded.reference(x), guarded.reference.bn(x)
         known = bool(guarded.competence.probability(logits, features) >= 0.5)
         if known and int(bn.argmax()) != int(logits.argmax()):

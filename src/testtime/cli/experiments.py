@@ -58,7 +58,9 @@ class Changes:
             raise ValueError(f"{name}: no such file; expected a request, such as the run.toml of a run")
         before = Request.read(path) if path.suffix == ".toml" else Request(name)
         if self.data is not None and not Path(self.data).exists():
-            raise ValueError(f"--data {self.data}: no such folder; expected that of data sets and weights")
+            raise ValueError(
+                f"--data {self.data}: no such folder; expected that of data sets and weights, or one's own file"
+            )
         given = {name: value for name, value in vars(self).items() if value is not None}
         settings = {**before.settings, **dict(map(options.setting, self.settings))}
         return replace(before, **{**given, "settings": settings})

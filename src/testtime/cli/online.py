@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -66,20 +65,11 @@ def estimate(
     seed: Seed = 0,
 ) -> int:
     """Estimate the accuracy on a stream from few labels, with a 95 % interval, and choose samples to label next."""
-    import numpy as np
-
     from testtime.experiments.online.few_labels import run_predictions
-    from testtime.metrics.few_labels import estimate_or_choose, read_labels, read_predictions
+    from testtime.metrics.few_labels import estimate_or_choose, read_predictions
 
     found = run_predictions(predictions, row) if Path(predictions).is_dir() else read_predictions(predictions)
     print(estimate_or_choose(found, labels, interval, choose, out, seed))
-    rounds, kind = read_labels(labels, found)
-    if rounds and kind == "label" and not any(one.values.any() for one in rounds):
-        names = ", ".join(np.unique(found.predicted)[:5])
-        print(
-            f"testtime: no label is equal to its prediction; predicted classes are named {names}; are the labels named alike?",
-            file=sys.stderr,
-        )
     return 0
 
 

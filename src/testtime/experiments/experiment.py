@@ -264,11 +264,13 @@ class Experiment(ABC):
 def _alike(value: Any, form: Any) -> bool:
     """Whether a value is of the kind of another: whole numbers are numbers, and the items of a list are as its first.
 
-    >>> _alike(1, 0.5), _alike(1.5, 1), _alike(True, 1), _alike(["fog", 3], ["snow"])
-    (True, False, False, False)
+    >>> _alike(1, 0.5), _alike(1.5, 1), _alike(True, 1), _alike(["fog", 3], ["snow"]), _alike(1, {})
+    (True, False, False, False, True)
     """
     kinds = ((bool,), (int,), (int, float), (str,), (list, tuple))
-    kind: Any = next(kind for kind in kinds if isinstance(form, kind))
+    kind: Any = next((kind for kind in kinds if isinstance(form, kind)), None)
+    if kind is None:
+        return True  # of no kind that is checked
     if not isinstance(value, kind) or isinstance(value, bool) != isinstance(form, bool):
         return False
     return kind != (list, tuple) or not form or all(_alike(item, form[0]) for item in value)

@@ -317,6 +317,9 @@ def estimate_text(
         "same standard error",
         f"variates: {used}",
     ]
+    if kind == "label" and not any(one.values.any() for one in rounds):
+        classes = ", ".join(np.unique(predictions.predicted)[:5])
+        lines.append(f"no label is equal to its prediction: are they named alike? predicted: {classes}")
     return "\n".join(lines)
 
 
