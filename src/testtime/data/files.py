@@ -1,6 +1,6 @@
 """Checks of files, folders and arguments, with errors that name the file, what was expected and found, and the remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from testtime.errors import DataError, did_you_mean
@@ -8,19 +8,17 @@ from testtime.errors import DataError, did_you_mean
 AGAIN = "fetch it again from its publisher"
 
 
-def need_file(path: Path, what: str) -> Path:
-    """Return the path of a file if it exists.
+def need_file(path: Path | Iterable[Path], what: str) -> Path:
+    """Return the path of a file if it exists, of several the first that exists.
 
     Args:
-        path: path of the file.
+        path: path of the file, or possible paths in order of preference.
         what: description of its content, for the message.
 
     Raises:
         DataError: there is no such file.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected {what}; give the folder that holds it as root")
-    return path
+    return _first([path] if isinstance(path, Path) else path, Path.is_file, f"file; expected {what}")
 
 
 def need_folder(candidates: Iterable[Path], what: str) -> Path:
@@ -33,12 +31,16 @@ def need_folder(candidates: Iterable[Path], what: str) -> Path:
     Raises:
         DataError: none of the folders exists.
     """
+    return _first(candidates, Path.is_dir, f"folder; expected {what}")
+
+
+def _first(candidates: Iterable[Path], there: Callable[[Path], bool], expected: str) -> Path:
     tried = list(candidates)
     for path in tried:
-        if path.is_dir():
+        if there(path):
             return path
     places = " or ".join(str(path) for path in tried)
-    raise DataError(f"{places}: no such folder; expected {what}; give the folder that holds it as root")
+    raise DataError(f"{places}: no such {expected}; give the folder that holds it as root")
 
 
 def need_size(path: Path, record: int, count: int | None) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from testtime.data.files import AGAIN, need_choice
+from testtime.data.files import AGAIN, need_choice, need_file
 from testtime.errors import DataError, did_you_mean
 from testtime.files import damaged, read_json
 from testtime.forecasting.series import SHARES, Series, equal_steps, read_csv
@@ -25,14 +25,6 @@ ETT = {"ETTh1": 1, "ETTh2": 1, "ETTm1": 4, "ETTm2": 4}  # rows of an hour
 MONTH = 30 * 24  # hours
 STATES = {".dyna": ("entity_id",), ".grid": ("row_id", "column_id")}
 UNREAD = {".od": "flows between pairs", ".gridod": "flows between pairs of cells"}
-
-
-def _found(candidates: list[Path], what: str) -> Path:
-    for path in candidates:
-        if path.is_file():
-            return path
-    tried = " or ".join(str(path) for path in candidates)
-    raise DataError(f"{tried}: no such file; expected {what}; give the folder that holds it as root")
 
 
 def read_ett(root: str | Path, name: str = "ETTh1") -> Series:
@@ -51,7 +43,7 @@ def read_ett(root: str | Path, name: str = "ETTh1") -> Series:
     need_choice(name, ETT, "name")
     root, month = Path(root), MONTH * ETT[name]
     places = [folder / f"{name}.csv" for folder in (root, root / "ETT-small", root / "ett")]
-    series = read_csv(_found(places, f"{name} of ETT"), "date", train=12 * month, validation=4 * month)
+    series = read_csv(need_file(places, f"{name} of ETT"), "date", train=12 * month, validation=4 * month)
     return replace(series, values=series.values[: 20 * month])
 
 
@@ -70,7 +62,7 @@ def read_buses(root: str | Path) -> Series:
     Source: PyTorch Geometric Temporal (Rozemberczki et al., CIKM 2021); data of Uruguay's open-data catalogue.
     """
     name = "montevideo_bus.json"
-    path = _found([Path(root) / name, Path(root) / "buses" / name], "the buses of Montevideo")
+    path = need_file([Path(root) / name, Path(root) / "buses" / name], "the buses of Montevideo")
     shape = {"nodes": [dict], "links": [dict]}
     content = read_json(path, AGAIN, shape)
     with damaged(path, AGAIN):
