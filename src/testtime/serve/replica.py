@@ -98,7 +98,7 @@ class Replica:
         error: the last failure of what runs beside requests; empty if there was none.
 
     Raises:
-        TypeError, ValueError, OSError: as :class:`testtime.serve.Session` raises them.
+        TypeError, ValueError, OSError: those of :class:`testtime.serve.Session`.
     """
 
     def __init__(self, adapter: Adapter, root: str | Path, options: ReplicaOptions = DEFAULT) -> None:

@@ -136,7 +136,7 @@ class Session:
     def predict(self, x: Tensor, stream: str = "default") -> Answer:
         """Answer samples without learning and without counting them: the stream stays as it is.
 
-        Args, raises: as of :meth:`submit`.
+        Args, raises: those of :meth:`submit`.
         """
         self._gate.check(x)
         with self._turns.of(stream) as one:

@@ -40,7 +40,7 @@ class Verdict:
         estimate: its estimated accuracy on the samples that the shipped model is not competent about.
         overruled: share of the adapter's predictions that are not served.
         strange: whether the share of samples that the shipped model is competent about is not that of recent batches.
-        unhealthy: what is wrong with the adapter, empty for nothing.
+        unhealthy: fault of the adapter, empty for none.
     """
 
     answer: Prediction

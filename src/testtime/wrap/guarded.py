@@ -105,7 +105,7 @@ class Guarded(Wrapper):
 
     Attributes:
         serving: whose answer most of the last batch got: "adapter", "bn" or "source".
-        events: what the guard did in the last call.
+        events: actions of the guard in the last call.
         diagnostics: label-free diagnostics of the last call by name, NaN where unknown.
 
     Raises:
