@@ -30,6 +30,7 @@ FAMILIES = {
     "online": "testtime.experiments.online.listing",
     "production": "testtime.experiments.production.listing",
     "space": "testtime.experiments.space.listing",
+    "vision-language": "testtime.experiments.vision_language.listing",
 }
 """By family, the light module with its experiments in ``LISTED``, and in ``SHAPES`` what :func:`result_shapes` returns."""
 
