@@ -54,8 +54,13 @@ def resized_crops(
 def confident(entropies: Tensor, share: float) -> Tensor:
     """Return the indices (N, k) of the share of the views (N, B) of lowest entropy, one at least.
 
+    Raises:
+        ValueError: share is not above 0 and at most 1.
+
     >>> confident(torch.tensor([[0.3, 0.1, 0.2, 0.4]]), 0.5)
     tensor([[1, 2]])
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is the share of the views that are confident, above 0 and at most 1, got {share:g}")
     kept = max(1, int(share * entropies.shape[1] + 1e-9))
     return entropies.argsort(dim=1, stable=True)[:, :kept]
