@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from testtime import load, save, state_hash
 from testtime.laws.worlds import WORLDS, ambient, zero_shot
 from testtime.vision_language import (
     RLCF,
@@ -24,7 +26,7 @@ from testtime.vision_language import (
     zero_shot_of,
 )
 from testtime.vision_language.difftpt import weighted_entropy
-from testtime.vision_language.prompted import each_prompt, embedded_views
+from testtime.vision_language.prompted import each_prompt, embedded_views, views_with
 from testtime.vision_language.rlcf import reward_loss
 from testtime.vision_language.tpt import mean_entropy
 from testtime.vision_language.views import confident
@@ -191,8 +193,6 @@ def test_rlcf_takes_three_steps_on_the_prompt_of_each_image() -> None:
     net, pair, x = model(), reward(), images(2)
     y = RLCF(net, pair, views=4, share=0.5)(x)
     features = embedded_views(net, x, 4, 0)
-    from testtime.vision_language.prompted import views_with
-
     views = torch.stack(list(views_with(net, x, 4, 0, None, (0.08, 1.0))), dim=1)
     for i in range(2):
         kept = np.argsort(h(softmax(net.head(features[i]).detach().numpy())))[:2]
@@ -294,6 +294,18 @@ def test_tda_adds_what_its_caches_say() -> None:
 def test_bad_input_is_refused(make: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         make(model())
+
+
+@pytest.mark.parametrize("method", [TPT, ZERO, TDA])
+def test_a_saved_adapter_goes_on(method: Any, tmp_path: Path) -> None:
+    net, x = model(), images(4)
+    few = {} if method is TDA else {"views": 2, "share": 0.5}
+    adapter = method(net, **few)
+    adapter(x)
+    save(adapter, tmp_path)
+    again = load(tmp_path, net)
+    assert state_hash(again) == state_hash(adapter)
+    assert torch.equal(again(x), adapter(x))
 
 
 def test_the_model_of_the_caller_is_found_in_an_adapter() -> None:

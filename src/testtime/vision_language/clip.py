@@ -151,12 +151,9 @@ def open_clip_pair(model: nn.Module, tokenizer: Callable[..., Tensor]) -> ImageT
     """
     _need(model, "open_clip", "encode_image", "encode_text", "logit_scale")
     visual: Any = getattr(model, "visual", model)
-    size, mean, std = (
-        getattr(visual, name, default)
-        for name, default in (("image_size", 224), ("image_mean", MEAN), ("image_std", STD))
-    )
+    mean, std = (getattr(visual, f"image_{name}", None) for name in ("mean", "std"))
     model = model.eval()
-    towers = Tower(model, "open_clip", _side(size), mean or MEAN, std or STD)
+    towers = Tower(model, "open_clip", _side(getattr(visual, "image_size", 224)), mean or MEAN, std or STD)
     return ImageText(towers, Words(model, "open_clip", tokenizer), _scale(model)).eval()
 
 

@@ -154,9 +154,8 @@ class TDA(Adapter):
         self.capacity, self.weight, self.sharpness = capacity, weight, sharpness
         self.negative, self.uncertain, self.likely = negative, uncertain, likely
         size = (head.out_features, head.in_features)
-        like = {"device": head.weight.device, "dtype": head.weight.dtype}
-        self.positive = Cache(size[0], CacheOptions(capacity, weight, sharpness), size[1]).to(**like)
-        self.excluded = Cache(size[0], CacheOptions(*negative), size[1], masked=True).to(**like)
+        self.positive = Cache(size[0], CacheOptions(capacity, weight, sharpness), size[1]).to(head.weight)
+        self.excluded = Cache(size[0], CacheOptions(*negative), size[1], masked=True).to(head.weight)
 
     def _predict_batch(self, x: Tensor) -> Tensor:
         model = zero_shot_of(self.model)

@@ -61,6 +61,8 @@ def confident(entropies: Tensor, share: float) -> Tensor:
     tensor([[1, 2]])
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share is the share of the views that are confident, above 0 and at most 1, got {share:g}")
+        raise ValueError(
+            f"share is the share of the views that are confident, above 0 and at most 1, got {share:g}"
+        )
     kept = max(1, int(share * entropies.shape[1] + 1e-9))
     return entropies.argsort(dim=1, stable=True)[:, :kept]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit
 from testtime.experiments.experiment import Resource
@@ -75,12 +75,13 @@ class VisionLanguage(Experiment):
         notes.append(
             f"{about['images']} images of each domain at most; {about['views']} views where a method makes views."
         )
-        for title, key, better in (
+        measures: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
             ("Accuracy", "accuracy", "higher"),
             ("Calibration error (ECE)", "ece", "lower"),
-        ):
+        )
+        for title, key, better in measures:
             columns = [Column(d.replace("_", " "), (key,), d, "", "%", 1, better) for d in about["domains"]]
-            columns.append(Column("mean", (key,), None, "", "%", 1, better))  # type: ignore[arg-type]
+            columns.append(Column("mean", (key,), None, "", "%", 1, better))
             if key == "accuracy":
                 columns += [
                     Column("image encoder", ("forwards",), None, "forwards of an image", "", 1, None),
