@@ -25,7 +25,6 @@ Reference: Feng et al., Diverse Data Augmentation with Diffusions for Effective 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, final
 
 import torch
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.intake.arguments import Natural, Positive
-from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.optimizers import OptimizerFactory, adamw
 from testtime.parts.randomness import generator
 from testtime.vision_language.prompted import (
     Prompted,
@@ -110,7 +109,7 @@ class DiffTPT(Adapter):
         self,
         model: nn.Module,
         generate: ViewMaker,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=5e-3),  # noqa: B008 - a value
+        optimizer: OptimizerFactory = adamw(5e-3),  # noqa: B008 - a value
         views: Positive = 64,
         generated: Natural = 64,
         share: Annotated[float, 0] = 0.1,

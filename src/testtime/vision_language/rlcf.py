@@ -33,7 +33,6 @@ Models, ICLR 2024.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Literal, final
 
 import torch
@@ -42,7 +41,7 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.intake.arguments import Positive
 from testtime.intake.sharing import share as shared
-from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.optimizers import OptimizerFactory, adamw
 from testtime.vision_language.pair import ImageText
 from testtime.vision_language.prompted import (
     Prompted,
@@ -154,7 +153,7 @@ class RLCF(Adapter):
             if tunes == "prompt"
             else zero_shot_of(self.model).pair.image_parameters()
         )
-        self.adapt(found, optimizer or partial(torch.optim.AdamW, lr=RATES[tunes]))
+        self.adapt(found, optimizer or adamw(RATES[tunes]))
 
     def step(self, x: Tensor) -> Tensor:
         model = zero_shot_of(self.model)

@@ -27,7 +27,6 @@ Reference: Shu et al., Test-Time Prompt Tuning for Zero-Shot Generalization in V
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, final
 
 import torch
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.intake.arguments import Positive
-from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.optimizers import OptimizerFactory, adamw
 from testtime.vision_language.prompted import (
     Prompted,
     each_prompt,
@@ -98,7 +97,7 @@ class TPT(Adapter):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=5e-3),  # noqa: B008 - a value
+        optimizer: OptimizerFactory = adamw(5e-3),  # noqa: B008 - a value
         views: Positive = 64,
         share: Annotated[float, 0] = 0.1,
         steps: Positive = 1,

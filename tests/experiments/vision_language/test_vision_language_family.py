@@ -10,6 +10,7 @@ import torch
 
 from testtime.errors import DataError
 from testtime.experiments import Request, find_experiment, read_run, run_experiment
+from testtime.experiments.vision_language import experiment as family
 from testtime.laws.worlds import ambient, zero_shot
 from testtime.vision_language import ZeroShot, study
 
@@ -33,7 +34,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(study, "_pair", pair)
     monkeypatch.setattr(study, "facts_of", lambda given, data: {"images": "a", "texts": "b"})
-    monkeypatch.setattr("testtime.experiments.vision_language.experiment.facts_of", study.facts_of)
+    monkeypatch.setattr(family, "facts_of", study.facts_of)
     return tmp_path
 
 
