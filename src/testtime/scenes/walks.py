@@ -43,15 +43,15 @@ class RoomWalk:
 
 
 def room_walk(house: House, room: int, frames: int, seed: int, visits: int = 2) -> RoomWalk:
-    """Walk through a room and others in turn: others, the room, others, the room, others.
+    """Walk through a room and others in turn; the walk may begin and end in either.
 
     In a visit the camera stands at one place of :func:`testtime.scenes.cameras.place_cameras` and turns. The visits of the main
-    room take 50 to 65 % of the frames together.
+    room take 35 to 65 % of the frames together; the longest may be six times as long as the shortest.
 
     Args:
         house: house with at least two rooms.
         room: index of the main room; no other room of the same kind is visited.
-        frames: number of frames, at least six for each visit.
+        frames: number of frames, at least ten for each visit.
         seed: random seed of places and lengths.
         visits: number of visits of the main room.
 
@@ -64,20 +64,24 @@ def room_walk(house: House, room: int, frames: int, seed: int, visits: int = 2) 
         raise ValueError(
             f"expected a house with rooms of other kinds than {kind!r}, got house {house.seed}; take another seed"
         )
-    if visits < 1 or frames < 6 * visits:
-        raise ValueError(f"expected at least six frames for each of {visits} visits, got {frames}")
+    if visits < 1 or frames < 10 * visits:
+        raise ValueError(f"expected at least ten frames for each of {visits} visits, got {frames}")
     rng = np.random.default_rng([seed, house.seed, room])
     placed = house.cameras(CAMERAS * len(house.rooms), seed)
-    main = max(visits, round(rng.uniform(0.5, 0.65) * frames))
-    lengths = [_split(main, visits, rng), _split(frames - main, visits + 1, rng)]
-    cameras, inside = list[Camera](), list[bool]()
-    for k in range(2 * visits + 1):
-        here = room if k % 2 else int(rng.choice(others))
+    main = round(rng.uniform(0.35, 0.65) * frames)
+    begins, ends = (bool(v) for v in rng.integers(0, 2, 2))  # outside of the main room
+    between = max(visits - 1 + begins + ends, 1)
+    begins = begins or between > visits - 1 + ends
+    lengths = {True: _split(main, visits, rng), False: _split(frames - main, between, rng)}
+    cameras, inside, now = list[Camera](), list[bool](), not begins
+    while lengths[now]:
+        here = room if now else int(rng.choice(others))
         spots = [c for c in placed if c.room == here]
         start = spots[int(rng.integers(len(spots)))]
-        length = lengths[(k + 1) % 2][k // 2]
+        length = lengths[now].pop()
         cameras += _turning(start, length, float(rng.choice([-TURN, TURN])))
-        inside += [bool(k % 2)] * length
+        inside += [now] * length
+        now = not now
     flags = np.array(inside)
     steps = np.diff(np.r_[0, flags.astype(int), 0])
     segments = zip((steps == 1).nonzero()[0].tolist(), (steps == -1).nonzero()[0].tolist(), strict=True)
@@ -85,10 +89,10 @@ def room_walk(house: House, room: int, frames: int, seed: int, visits: int = 2) 
 
 
 def _split(total: int, parts: int, rng: np.random.Generator) -> list[int]:
-    """Divide a number of frames into parts, each at least half of its even share."""
-    weights = rng.uniform(0.6, 1.4, parts)
-    borders = np.rint(np.cumsum(weights) / weights.sum() * total).astype(int)
-    return np.diff(np.r_[0, borders]).tolist()
+    """Divide a number of frames into parts of different lengths, each at least one frame."""
+    weights = rng.uniform(0.3, 1.8, parts)
+    borders = np.rint(np.cumsum(weights) / weights.sum() * (total - parts)).astype(int)
+    return (np.diff(np.r_[0, borders]) + 1).tolist()
 
 
 def _turning(start: Camera, count: int, turn: float) -> list[Camera]:
