@@ -65,6 +65,11 @@ def anomaly_loss(clean: Tensor, noised: Tensor, weight: float, clean_weight: flo
     return (entropy - weight * noised[..., 1] - clean_weight * clean[..., 0]).mean(1)
 
 
+def _wide(values: Tensor) -> Tensor:
+    """Values in float32 at least, in which the adapters are learned."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 @final
 class AnoVL(Adapter):
     """Find and localise anomalies by words, with an adapter of the local tokens that is learned on each image alone.
@@ -133,6 +138,7 @@ class AnoVL(Adapter):
         super().__init__(model, seed)
         self.optimizer, self.steps, self.scale = optimizer, steps, scale
         self.weight, self.clean, self.noise = weight, clean, noise
+        self.normal, self.abnormal = normal, abnormal
         self._pair = [patches_of(self.model)]  # in a list: part of the model already
         prompts = F.normalize(torch.cat([normal, abnormal]).detach(), dim=-1)
         self.register_buffer("prompts", prompts, persistent=False)
@@ -149,13 +155,15 @@ class AnoVL(Adapter):
                 f"patches(x) returned {tuple(tokens.shape)}, expected ({len(x)}, P, {self.states.shape[1]}), as wide as the "
                 "embeddings of the prompts; project the tokens into the space of the texts"
             )
-        return F.normalize(tokens.to(self.states.dtype), dim=-1)
+        return F.normalize(_wide(tokens), dim=-1)
 
     def _answer(self, x: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        abnormal = state_probabilities(tokens, self.states, self.scale)[..., 1].exp()
+        states = self.states.to(tokens.dtype)
+        abnormal = state_probabilities(tokens, states, self.scale)[..., 1].exp()
         pixels = token_map(abnormal, (x.shape[2], x.shape[3]))
-        whole = state_probabilities(self._pair[0](x).to(self.states.dtype), self.states, self.scale)
-        return {"map": pixels, "peak": pixels.flatten(1).amax(1), "score": whole[:, 1].exp()}
+        whole = state_probabilities(self._pair[0](x).to(tokens.dtype), states, self.scale)[:, 1].exp()
+        y = {"map": pixels, "peak": pixels.flatten(1).amax(1), "score": whole}
+        return {name: value.to(x.dtype) for name, value in y.items()}
 
     @torch.no_grad()
     def _predict_batch(self, x: Tensor) -> dict[str, Tensor]:
@@ -176,14 +184,15 @@ class AnoVL(Adapter):
             nn.Parameter(first[..., d].clone().unsqueeze(1)),
         )
         noise = self.noise * torch.randn(p, d, generator=draw("noise"), device=device).to(tokens.dtype)
+        prompts, states = self.prompts.to(tokens.dtype), self.states.to(tokens.dtype)
 
         def adapted(z: Tensor) -> Tensor:
-            return 0.5 * z + 0.5 * torch.tanh(torch.baddbmm(bias, z, matrix.mT)) @ self.prompts
+            return 0.5 * z + 0.5 * torch.tanh(torch.baddbmm(bias, z, matrix.mT)) @ prompts
 
         optimizer = self.optimizer([matrix, bias])
         for _ in range(self.steps):
             clean, noised = (
-                state_probabilities(adapted(z), self.states, self.scale) for z in (tokens, tokens + noise)
+                state_probabilities(adapted(z), states, self.scale) for z in (tokens, tokens + noise)
             )
             loss = anomaly_loss(clean, noised, self.weight, self.clean).sum()  # images share no parameter
             matrix.grad, bias.grad = torch.autograd.grad(loss, [matrix, bias])

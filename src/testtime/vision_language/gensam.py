@@ -3,7 +3,7 @@ r"""GenSAM: masks of what words name, by points for a promptable segmenter from 
 With local tokens :math:`z_p`, embeddings :math:`t` of words for the foreground F and the background B, and N, the scaling
 of a map to [0, 1] over the patches of an image,
 
-.. math:: h_p = N\Big( \max\Big( \frac1{|F|} \sum_{t \in F} N(z_p^\top t) - \frac1{|B|} \sum_{t \in B} N(z_p^\top t), 0 \Big) \Big)
+.. math:: h_p = N\big( \max( a_F - a_B, 0 ) \big), \qquad a_S = \frac1{|S|} \sum_{t \in S} N(z_p^\top t)
 
 A step, for each image, in each of R rounds:
     1. the words are those that a vision-language model answers for the image, a callable;
@@ -177,13 +177,13 @@ class GenSAM(Adapter):
         if not 0 <= weight <= 1:
             raise ValueError(f"weight: expected a share in [0, 1], got {weight}")
         super().__init__(model, seed)
-        self._parts_of_prompts = (patches_of(self.model), segmenter, words)
+        self._pair = [patches_of(self.model)]  # in a list: part of the model already
+        self.segmenter, self.words = segmenter, words
         self.rounds, self.points, self.weight, self.reweigh = rounds, points, weight, reweigh
         self.cost = (rounds, 0)
 
     def _embedded(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        pair, _, words = self._parts_of_prompts
-        found = list(words(x))
+        found, pair = list(self.words(x)), self._pair[0]
         if len(found) != len(x) or not all(len(pairs) == 2 and len(pairs[0]) for pairs in found):
             raise ValueError(
                 f"words(images) returns a pair for each of the {len(x)} images: words for the foreground, at least one, and "
@@ -196,12 +196,12 @@ class GenSAM(Adapter):
 
     @torch.no_grad()
     def step(self, x: Tensor) -> dict[str, Tensor]:
-        pair, segmenter, _ = self._parts_of_prompts
+        pair = self._pair[0]
         texts, current, rounds = self._embedded(x), x, []
         for _ in range(self.rounds):
             tokens = pair.patches(current)
             heat = torch.stack([heat_map(z, *both) for z, both in zip(tokens, texts, strict=True)])
-            logits = segmenter(x, *heat_points(heat, self.points))
+            logits = self.segmenter(x, *heat_points(heat, self.points))
             if logits.shape != (len(x), *x.shape[2:]):
                 raise ValueError(
                     f"the segmenter returned {tuple(logits.shape)}, expected {(len(x), *x.shape[2:])}: one mask of each image"

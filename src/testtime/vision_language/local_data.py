@@ -1,8 +1,8 @@
 """The data of the studies on local tokens: textures with defects, rooms with anomalies, walks, objects in rooms.
 
-Each function is a unit: it writes ``data.safetensors`` with a part to test on and a part to teach a probe on, of other textures or
-houses. Images are uint8 (N, 3, H, W). Of the part to teach on, "targets" are indices into the prompts that the unit returns, for
-each image, or for each cell of a grid of 14 x 14; -1 for none.
+Each function is a unit: it writes ``data.safetensors`` with a part to test on and a part to teach a probe on, of other textures
+or houses. Images are uint8 (N, 3, H, W). Of the part to teach on, "targets" are indices into the prompts that the unit returns,
+for each image, or for each cell of a grid of 14 x 14; -1 for none.
 """
 
 from __future__ import annotations
@@ -43,7 +43,19 @@ COVERED = 0.25
 """Least share of a cell that a defect covers where it is a target."""
 TEACH = 500
 """First seed of the houses to teach on."""
-FURNITURE = ("bed", "sofa", "chair", "table", "desk", "cabinet", "wardrobe", "shelf", "tv", "fridge", "stove")
+FURNITURE: tuple[str, ...] = (
+    "bed",
+    "sofa",
+    "chair",
+    "table",
+    "desk",
+    "cabinet",
+    "wardrobe",
+    "shelf",
+    "tv",
+    "fridge",
+    "stove",
+)
 FURNITURE += ("sink", "toilet", "bathtub", "plant")
 BEHIND = ("wall", "floor", "ceiling", "window", "door")
 
@@ -139,8 +151,8 @@ def make_rooms(work: Workspace) -> dict[str, Any]:
                 names.append(list(ROOMS).index(house.rooms[camera.room].kind))
                 kinds += [kind] if part == "test" else []
             work.progress(h + 1 + p["houses"] * (part == "teach"), 2 * p["houses"])
-        stacked = (torch.stack(v) for v in (clean, changed, masks))
-        parts |= _anomalies(part, *stacked, torch.tensor(names))
+        images = torch.stack(clean), torch.stack(changed)
+        parts |= _anomalies(part, *images, torch.stack(masks), torch.tensor(names))
     write_tensors(work.folder / FILE, parts)
     prompts = states(list(ROOMS.values()), TIDY, STRANGE)
     return {"kinds": kinds, "prompts": prompts, "teach": prompts}
@@ -152,8 +164,8 @@ def make_walks(work: Workspace) -> dict[str, Any]:
     from testtime.scenes.walks import room_walk
 
     p = work.parameters
-    size, videos, inside, kinds, segments = (p["side"], p["side"]), [], [], [], []
-    seed = 0
+    size, seed = (p["side"], p["side"]), 0
+    videos, inside, kinds, segments = list[Tensor](), list[Tensor](), list[int](), list[list[list[int]]]()
     while len(videos) < p["videos"]:
         house = generate_house(seed)
         rooms = [r.index for r in house.rooms]

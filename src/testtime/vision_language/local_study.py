@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from testtime.vision_language.conse import conse_pair
-from testtime.vision_language.pair import ImageText
 from torch import Tensor
 
 from testtime.files import read_tensors, write_tensors
@@ -20,9 +18,11 @@ from testtime.metrics.localisation import f1_max, mask_iou, pixel_auroc, pro
 from testtime.metrics.temporal import Segment, frame_f, segment_map
 from testtime.parts import adam, generator
 from testtime.vision_language.anovl import AnoVL
+from testtime.vision_language.conse import conse_pair
 from testtime.vision_language.gensam import GenSAM, heat_map, heat_points, unit_range
 from testtime.vision_language.local_data import FILE, GRID
 from testtime.vision_language.local_tokens import distance_to_mean, ensemble, token_map
+from testtime.vision_language.pair import ImageText
 from testtime.vision_language.point_segmenter import load_point_segmenter
 from testtime.vision_language.probe import MobileNetFeatures, Probe, ridge
 from testtime.vision_language.t3al import T3AL, segments_of, uniform_segments
@@ -106,9 +106,14 @@ def score_anomalies(work: Workspace) -> dict[str, Any]:
         which = (names == name).nonzero()[:, 0]
         adapter = None
         if method == "anovl" and pair is not None:
-            states = [pair.encode_texts(facts["prompts"][2 * name + k]) for k in range(2)]
-            about = {"steps": p["steps"], "scale": float(pair.scale), "seed": p["seed"]}
-            adapter = AnoVL(pair, *states, **about)
+            normal, abnormal = (pair.encode_texts(facts["prompts"][2 * name + k]) for k in range(2))
+            about: dict[str, Any] = {
+                "steps": p["steps"],
+                "clean": p["clean"],
+                "scale": float(pair.scale),
+                "seed": p["seed"],
+            }
+            adapter = AnoVL(pair, normal, abnormal, **about)
         for part in which.split(BATCH):
             x = images[part]
             if adapter is not None:

@@ -2,7 +2,7 @@ r"""An image encoder whose last layer was learned with labels: local features of
 
 The map is ridge regression in closed form, with weights :math:`w_i` of the samples and centred features and targets,
 
-.. math:: W = \Big( \sum_i w_i \tilde h_i \tilde h_i^\top + \alpha \sum_i w_i \, I \Big)^{-1} \sum_i w_i \tilde h_i \tilde t_i^\top
+.. math:: W = \Big( \sum_i w_i \tilde h_i \tilde h_i^\top + \alpha \sum_i w_i I \Big)^{-1} \sum_i w_i \tilde h_i \tilde t_i^\top
 
 Behind it stands the question where information is lost: a pair that is not taught may fail although the features have what is
 needed. So it is a ceiling, and no zero-shot model.

@@ -45,14 +45,14 @@ MEASURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 NOTES = {
-    "score_anomalies": "whole: by the embedding of the image, which no step of AnoVL changes (maps: their largest value); peak: by "
-    "the largest value of the map; F1 max: at the threshold that is best for the labels.",
+    "score_anomalies": "whole: by the embedding of the image, which no step of AnoVL changes (controls: as peak); peak: by the "
+    "largest value of the map; F1 max: at the threshold that is best for the labels.",
     "localise": "Frames count where the class of the walk is right.",
     "segment_words": "The word of the object, and those of what is around it, are given, in place of a vision-language model.",
 }
 STAND_IN = (
-    "ConSE stands in for CLIP (an ImageNet MobileNet of width 0.25 and MiniLM embeddings of class names); taught: its last layer "
-    "was learned with labels on other textures or houses, a ceiling. No figure of a paper is claimed."
+    "ConSE stands in for CLIP (an ImageNet MobileNet of width 0.25 and MiniLM embeddings of class names); taught: its last "
+    "layer was learned with labels on other textures or houses, a ceiling. No figure of a paper is claimed."
 )
 
 
