@@ -75,6 +75,11 @@ class LocalTokens(Experiment):
     def plan(self, request: Request) -> Plan:
         given = {name: self.setting(request, name) for name in self.settings}
         self._check(given)
+        if request.methods:
+            raise ValueError(
+                f"{self.name}: its rows are those of testtime run {self.name} --rows; own methods are not run here, got "
+                f"{', '.join(request.methods)}: call them on testtime.vision_language.ImageText"
+            )
         folder = Path(request.data).resolve()
         weights = folder / local_study.WEIGHTS
         if not weights.is_file():
