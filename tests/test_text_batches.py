@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import testtime
 from testtime import state_hash
 from testtime.intake.named import NamedTensors
-from testtime.laws.worlds import FACTS, TinyText
+from testtime.laws.worlds import FACTS, SentenceClassifier
 from testtime.methods import (
     EATA,
     MEMO,
@@ -39,7 +39,7 @@ from testtime.wrap import Episodic, Guarded, PriorCorrected, Repeat, ResetEvery,
 def text_model() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return TinyText(nn.BatchNorm1d, FACTS).eval()
+        return SentenceClassifier(nn.BatchNorm1d, FACTS).eval()
 
 
 def batch(n: int = 8, seed: int = 0) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def test_a_dictionary_is_given_by_keyword_or_whole_and_stays_as_it_was() -> None
 
 
 def test_ids_alone_are_a_batch() -> None:
-    plain = TinyText(nn.LayerNorm).eval()
+    plain = SentenceClassifier(nn.LayerNorm).eval()
     assert Tent(plain)(IDS).equal(Tent(plain)({"input_ids": IDS}).logits)
     assert Tent(plain)(IDS.int()).equal(Tent(plain)(IDS).logits)
 
@@ -226,15 +226,15 @@ def test_wrappers_work_or_refuse_by_name() -> None:
     assert TimeConstrained(Tent(plain), Source(plain))(x).equal(alone.logits)
     with pytest.raises(ValueError, match="Window takes batches that are one tensor"):
         Window(Tent(plain), 4)(x)
-    assert Window(Tent(TinyText(nn.LayerNorm)), 4)(IDS).shape == (8, 5)
+    assert Window(Tent(SentenceClassifier(nn.LayerNorm)), 4)(IDS).shape == (8, 5)
     with pytest.raises(ValueError, match="Guarded takes batches that are one tensor"):
         Guarded(Tent(plain)).prepare([x])
     with pytest.raises(ValueError, match="Guarded takes floating-point inputs"):
-        Guarded(Tent(TinyText(nn.LayerNorm)))(IDS)
+        Guarded(Tent(SentenceClassifier(nn.LayerNorm)))(IDS)
 
 
 def test_a_memory_of_sentences_keeps_one_length() -> None:
-    note = NOTE(TinyText(nn.LayerNorm).eval(), 5, capacity=8, frequency=8)
+    note = NOTE(SentenceClassifier(nn.LayerNorm).eval(), 5, capacity=8, frequency=8)
     note(IDS)
     with pytest.raises(ValueError, match=r"holds images of \(6,\), and this batch has \(4,\)"):
         note(IDS[:, :4])

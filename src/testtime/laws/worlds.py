@@ -4,7 +4,8 @@ An image (3, 8, 8) of class c is 0.5 plus a smooth random template of c, scaled 
 trained on that, once per process and in a moment, so that entropies vary and filters select some. A stream is
 darker, flatter and noisier from batch to batch, and a quarter of its images is of classes never seen. The sequence
 world has windows of two waves instead, which rise and flatten. In the worlds of tokens and of dictionaries a sample is a
-sentence of 12 words, each class with words of its own, which drift to words of no class.
+sentence of 12 words, each class with words of its own, which drift to words of no class. The image-text world has a zero-shot
+classifier, whose image encoder was trained towards the texts of the classes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from testtime.models.assisted import Assisted
 from testtime.space.mae import MaskedAutoencoder, PictureEncoder
 from testtime.space.model import Size
 from testtime.tasks import Depth, Segmentation, Task, total_loss
+from testtime.vision_language.pair import ImageText
+from testtime.vision_language.zero_shot import ZeroShot
 
 __all__ = ["CLASSES", "WORLDS", "Meter", "World"]
 
@@ -37,12 +40,8 @@ CLASSES = 5
 """Number of classes of the worlds."""
 UNKNOWN = 2  # classes of the streams that no network was trained on
 SIDE = 8
-VOCABULARY, WORDS, OWN, FACTS = (
-    40,
-    12,
-    4,
-    3,
-)  # words in all, of a sentence, of a class alone; numbers beside a sentence
+VOCABULARY, WORDS = 40, 12  # words in all, and of a sentence
+OWN, FACTS = 4, 3  # words of a class alone, and numbers beside a sentence
 LENGTH, HORIZON, SERIES = 8, 4, 2  # of the windows of the sequence world
 DENSE_TASKS: dict[str, Task] = {"semseg": Segmentation(tuple("abcde")), "depth": Depth()}
 
@@ -177,7 +176,7 @@ def autoencoded() -> nn.Module:
     return Assisted(Encoded(mae.encoder), mae)
 
 
-class TinyText(nn.Module):
+class SentenceClassifier(nn.Module):
     """The mean of embedded words, without those that a mask leaves out, through a normalised layer.
 
     Args:
@@ -199,6 +198,55 @@ class TinyText(nn.Module):
         z = (words * shown[..., None]).sum(dim=1) / shown.sum(dim=1, keepdim=True).clamp(min=1)
         z = z if facts is None else torch.cat([z, facts], dim=1)
         return self.head(F.relu(self.between(self.mix(z))))
+
+
+class TinyTexts(nn.Module):
+    """The interface of a text encoder: words of a fixed vocabulary, mixed by their places, and the mean of them."""
+
+    start, places = 1, 8
+    vocabulary: ClassVar = (
+        "",
+        "<start>",
+        "a",
+        "photo",
+        "of",
+        "thing",
+        "red",
+        "green",
+        "blue",
+        "grey",
+        "black",
+    )
+
+    def __init__(self, width: int = 12, outputs: int = 16) -> None:
+        super().__init__()
+        self.words = nn.Embedding(len(self.vocabulary), width)
+        self.mix, self.norm = nn.Linear(self.places, self.places), nn.LayerNorm(width)
+        self.out = nn.Linear(width, outputs)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Return ids (K, 8) of the start and the words; an unknown word is a thing."""
+        known = {word: i for i, word in enumerate(self.vocabulary)}
+        rows = [[1, *(known.get(word, 5) for word in text.split())] for text in prompts]
+        return torch.tensor([(row + [0] * self.places)[: self.places] for row in rows])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.words(ids)
+
+    def forward(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        mixed = tokens + self.mix(tokens.transpose(1, 2)).transpose(1, 2).tanh()
+        seen = (ids > 0)[..., None].to(tokens.dtype)
+        return self.out((self.norm(mixed) * seen).sum(1) / seen.sum(1))
+
+
+def zero_shot() -> nn.Module:
+    """A zero-shot classifier of colours; its texts are fixed, so that the image encoder is trained towards them."""
+    encoder = TinyCNN(nn.BatchNorm2d)
+    encoder.head = nn.Linear(16, 16)
+    texts = TinyTexts().requires_grad_(False)
+    model = ZeroShot(ImageText(encoder, texts, 8.0), texts.vocabulary[-CLASSES:], "a photo of a {} thing")
+    model.head.requires_grad_(False)
+    return model
 
 
 def _templates() -> Tensor:
@@ -308,6 +356,7 @@ class World:
         loss: loss of the network's output against that truth.
         drift: function of a batch, a severity in [0, 1] and a generator that makes it differ from the source.
         in_turn: whether the samples of a batch are in the order of time, so that none may depend on a later one.
+        metered: name of the part whose passes are counted; empty for the whole network.
     """
 
     name: str
@@ -316,10 +365,18 @@ class World:
     loss: Callable[[Any, Any], Tensor]
     drift: Callable[[Any, float, torch.Generator], Any] | None = None
     in_turn: bool = False
+    metered: str = ""
 
     def network(self) -> nn.Module:
         """A fresh copy of the trained network, in evaluation mode, with a ``meter`` of its own."""
-        return Metered(copy.deepcopy(_trained(self.name)))
+        network = copy.deepcopy(_trained(self.name))
+        if not self.metered:
+            return Metered(network)
+        parent, _, name = self.metered.rpartition(".")
+        part = Metered(network.get_submodule(self.metered))
+        setattr(network.get_submodule(parent), name, part)
+        vars(network)["meter"] = part.meter
+        return network
 
     def stream(self, batches: int, size: int = 16, seed: int = 0) -> list[Any]:
         """Batches of images, windows, token ids or tensors by name, which drift further from the source one by one."""
@@ -344,8 +401,15 @@ WORLDS: dict[str, World] = {
         World("dense", TinyDense, dense, partial(total_loss, DENSE_TASKS)),
         World("autoencoder", autoencoded, classified, F.cross_entropy),
         World("sequence", forecaster, waves, _forecast_loss, shifted, in_turn=True),
-        World("tokens", lambda: TinyText(nn.LayerNorm), sentences, F.cross_entropy, reworded),
-        World("dictionary", lambda: TinyText(nn.BatchNorm1d, FACTS), tokenised, F.cross_entropy, reworded),
+        World("tokens", lambda: SentenceClassifier(nn.LayerNorm), sentences, F.cross_entropy, reworded),
+        World(
+            "dictionary",
+            lambda: SentenceClassifier(nn.BatchNorm1d, FACTS),
+            tokenised,
+            F.cross_entropy,
+            reworded,
+        ),
+        World("image-text", zero_shot, classified, F.cross_entropy, metered="pair.images"),
     )
 }
 """The worlds by name."""
