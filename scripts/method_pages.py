@@ -128,6 +128,8 @@ NEEDS = {
     "images": "images",
     "views": "images, of which views are made",
     "forecaster": "a `testtime.forecasting.Forecaster`",
+    "tensor": "batches that are one tensor",
+    "floating-point": "floating-point inputs",
 }
 SOURCE = {
     "none": "none",
