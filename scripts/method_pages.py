@@ -137,6 +137,8 @@ NEEDS = {
     "views": "images, of which views are made",
     "forecaster": "a `testtime.forecasting.Forecaster`",
     "image-text": "a `testtime.vision_language.ZeroShot`",
+    "tensor": "batches that are one tensor",
+    "floating-point": "floating-point inputs",
 }
 SOURCE = {
     "none": "none",

@@ -15,42 +15,52 @@ from typing import TYPE_CHECKING
 from testtime.lazy import lazily
 
 if TYPE_CHECKING:
+    from testtime.vision_language.anovl import AnoVL
     from testtime.vision_language.clip import open_clip_pair, transformers_pair
     from testtime.vision_language.conse import ConSE, conse_pair
     from testtime.vision_language.difftpt import DiffTPT
+    from testtime.vision_language.gensam import GenSAM
+    from testtime.vision_language.local_tokens import (
+        ABNORMAL,
+        NORMAL,
+        distance_to_mean,
+        state_prompts,
+        value_attention,
+    )
     from testtime.vision_language.pair import ImageText, TextEncoder
+    from testtime.vision_language.point_segmenter import PointSegmenter, Promptable, load_point_segmenter
+    from testtime.vision_language.probe import Probe, ridge
     from testtime.vision_language.prompted import Prompted
     from testtime.vision_language.rlcf import RLCF
+    from testtime.vision_language.t3al import T3AL, moving_mean, segments_of
     from testtime.vision_language.tda import TDA
     from testtime.vision_language.tpt import TPT
     from testtime.vision_language.views import ViewMaker, resized_crops
     from testtime.vision_language.zero import ZERO
     from testtime.vision_language.zero_shot import ENSEMBLE, ZeroShot, zero_shot_of
 
-__all__ = [
-    "ENSEMBLE",
-    "RLCF",
-    "TDA",
-    "TPT",
-    "ZERO",
-    "ConSE",
-    "DiffTPT",
-    "ImageText",
-    "Prompted",
-    "TextEncoder",
-]
-__all__ += ["ViewMaker", "ZeroShot", "conse_pair", "open_clip_pair", "resized_crops", "transformers_pair"]
-__all__ += ["zero_shot_of"]
+__all__ = ["ABNORMAL", "ENSEMBLE", "NORMAL", "RLCF", "T3AL", "TDA"]
+__all__ += ["TPT", "ZERO", "AnoVL", "ConSE", "DiffTPT", "GenSAM"]
+__all__ += ["ImageText", "PointSegmenter", "Probe", "Promptable", "Prompted", "TextEncoder"]
+__all__ += ["ViewMaker", "ZeroShot", "conse_pair", "distance_to_mean", "load_point_segmenter", "moving_mean"]
+__all__ += ["open_clip_pair", "resized_crops", "ridge", "segments_of", "state_prompts", "transformers_pair"]
+__all__ += ["value_attention", "zero_shot_of"]
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "anovl": "AnoVL",
         "clip": "open_clip_pair transformers_pair",
         "conse": "ConSE conse_pair",
         "difftpt": "DiffTPT",
+        "gensam": "GenSAM",
+        "local_tokens": "ABNORMAL NORMAL distance_to_mean state_prompts value_attention",
         "pair": "ImageText TextEncoder",
+        "point_segmenter": "PointSegmenter Promptable load_point_segmenter",
+        "probe": "Probe ridge",
         "prompted": "Prompted",
         "rlcf": "RLCF",
+        "t3al": "T3AL moving_mean segments_of",
         "tda": "TDA",
         "tpt": "TPT",
         "views": "ViewMaker resized_crops",
