@@ -129,6 +129,8 @@ NEEDS = {
     "images": "images",
     "views": "images, of which views are made",
     "forecaster": "a `testtime.forecasting.Forecaster`",
+    "tensor": "batches that are one tensor",
+    "floating-point": "floating-point inputs",
 }
 OUTPUTS = ("classifier", "class logits")
 SPECIAL = {"classifier", "linear head", "branch", "forecaster"}  # needs that a segmenter alone does not meet

@@ -199,7 +199,7 @@ def test_prepare_refuses_what_a_call_refuses_and_keeps_the_state(name: str, make
     ("batch", "message"),
     [
         (lambda x, y: (x, y, y), r"or pairs \(images, labels\) of tensors, got tuple of 3"),
-        (lambda x, y: {"image": x, "label": y}, r"or pairs \(images, labels\) of tensors, got dict"),
+        (lambda x, y: {"image": x, "label": y}, r"takes pairs \(inputs, labels\) of tensors"),
         (lambda x, y: (x, y.numpy()), "one label for each of 8 images, .* got ndarray"),
         (lambda x, y: (x, y[:, None]), r"one label for each of 8 images, .* got shape \(8, 1\)"),
     ],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,17 +12,18 @@ from torch import Tensor, nn
 
 from testtime.construction import Construction
 from testtime.facts import Facts
-from testtime.gate import Gate, Screened, check_batch, explain, outside
+from testtime.gate import Gate, Screened, batch_of, explain, is_finite, outside, refuse_unfit
 from testtime.intake.fingerprint import Fingerprint, state_hash
 from testtime.intake.frozen import Frozen
 from testtime.intake.gradients import explained, gradients
 from testtime.intake.journal import Journal
+from testtime.intake.named import Inputs, blank, form
 from testtime.intake.sharing import Stateful, share
 from testtime.intake.trees import modules_of
 from testtime.norm.layer import advance, policies_of
 from testtime.notices import Notices
 from testtime.parts.lean import saving
-from testtime.parts.views import MirrorCheck, changes_of
+from testtime.parts.views import MirrorCheck
 from testtime.prediction import Prediction, TaskPredictions, as_prediction
 from testtime.state import AdapterState, all_finite
 
@@ -110,28 +112,29 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
 
     # What a user calls ------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor | Mapping[str, Tensor]) -> Any:
         """Adapt to the batch and predict it.
 
         Args:
-            x: images (N, C, H, W), floating point.
+            x: images (N, C, H, W) or sequences (N, T, D), floating point; token ids (N, T); or a dictionary of tensors
+                (N, ...), such as the batch of a tokenizer, which the model gets by keyword.
 
         Returns:
             logits (N, C) as a :class:`Prediction`, or a dictionary of outputs by task as :class:`TaskPredictions`
-            where the model returns one. An image with NaN or infinity is not shown to the network: its row is
+            where the model returns one. A sample with NaN or infinity is not shown to the network: its row is
             NaN and not ``valid``, and its neighbours get exactly what they would have got without it.
 
         Raises:
-            TypeError, ValueError: x is not a batch of floating-point images, or the model does not take it or does not
-                return logits; the message says what to do. The state is as before.
+            TypeError, ValueError: x is no such batch, the method or the model does not take it, or the model does not return
+                logits; the message says what to do. The state is as before.
         """
         with self._lock:
             self._frozen.check(self)
-            x, good = self._admit(x, learn=True)
-            if len(x) == 0:
-                return self._nothing(x, good)
+            batch, good = self._admit(x, learn=True)
+            if len(batch) == 0:
+                return self._nothing(batch, good)
             with torch.inference_mode(False), torch.enable_grad():
-                y = self._committed(x.clone() if x.is_inference() else x.detach())
+                y = self._committed(batch.clone() if batch.is_inference() else batch.detach())
                 self.clock.add_(1)
             if self._diverged and not bool(y.valid.any()):
                 self._notices.not_predicted("the model's answers are not finite")
@@ -139,19 +142,19 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
                 self._notices.updated()
             else:
                 self._notices.not_updated("its filters selected no sample")
-            return y if len(x) == len(good) else y.spread(good)
+            return y if len(batch) == len(good) else y.spread(good)
 
-    def predict(self, x: Tensor) -> Any:
+    def predict(self, x: Tensor | Mapping[str, Tensor]) -> Any:
         """Predict the batch without learning: the state stays the same, byte for byte. Arguments and results as of a call."""
         with self._lock:
             self._frozen.check(self)
-            x, good = self._admit(x, learn=False)
+            batch, good = self._admit(x, learn=False)
             self._initial_state()
-            if len(x) == 0:
-                return self._nothing(x, good)
+            if len(batch) == 0:
+                return self._nothing(batch, good)
             with torch.inference_mode(False), torch.no_grad():
-                y = self._predicted(x)
-            return y if len(x) == len(good) else y.spread(good)
+                y = self._predicted(batch)
+            return y if len(batch) == len(good) else y.spread(good)
 
     def prepare(self, source: Iterable[Any]) -> None:
         """Learn from unlabelled batches of the source before the first batch of the stream.
@@ -171,7 +174,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             self._initial_state()
             before, initial = Journal().before(self._parts(learned=True).values()), self._initial
             taught = self.taught
-            batches = Screened(source, self.labelled_source, self._gate.within)
+            batches = Screened(source, self.labelled_source, self._gate.within, partial(refuse_unfit, self))
             self.reset()
             try:
                 with torch.inference_mode(False), torch.enable_grad(), explained():
@@ -200,26 +203,21 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
 
     # How the base keeps its promises ----------------------------------------------------------------------------------
 
-    def _admit(self, x: Any, learn: bool) -> tuple[Tensor, Tensor]:
+    def _admit(self, x: Any, learn: bool) -> tuple[Any, Tensor]:
         """The samples of a batch that the network may receive, and which they are (a mask over the batch)."""
-        check_batch(x)
-        if x.dim() != 4 and ("images" in self.needs or any(changes_of(v) for v in vars(self).values())):
-            raise ValueError(
-                f"{type(self).__name__} changes images or makes views of them and takes batches (N, C, H, W), got shape "
-                f"{tuple(x.shape)}; add the batch dimension of one image: x[None]; for sequences and tables pass augment= a "
-                "function of your own where the method has it, or use a method without views, such as Tent or EATA"
-            )
+        x = batch_of(x)
+        refuse_unfit(self, x)
         x, within = x.contiguous(), self._gate.within
         good = self._gate.admit(x, learn)
         if bool(good.all()):
             return x, good
         if not bool(good.any()) and not isinstance(self.model, Adapter):
-            if not int(self.clock) and bool(torch.isfinite(x).all()):
+            if not int(self.clock) and is_finite(x):
                 raise ValueError(outside(x, within))
             self._notices.not_predicted(outside(x, within))
         return x[good], good
 
-    def _committed(self, x: Tensor) -> Prediction | TaskPredictions:
+    def _committed(self, x: Any) -> Prediction | TaskPredictions:
         """Take a step and commit it, or restore the state where anything was not finite, and predict without learning."""
         self._initial_state()
         before, policies = self._journal.before(modules_of(self, Stateful)), policies_of(self)
@@ -251,7 +249,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             raise
         return y
 
-    def _predicted(self, x: Tensor) -> Prediction | TaskPredictions:
+    def _predicted(self, x: Any) -> Prediction | TaskPredictions:
         try:
             return as_prediction(self._predict_batch(x))
         except Exception as error:
@@ -260,13 +258,13 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         finally:
             advance(self, accept=False)
 
-    def _nothing(self, x: Tensor, good: Tensor) -> Prediction | TaskPredictions:
+    def _nothing(self, x: Any, good: Tensor) -> Prediction | TaskPredictions:
         """Predictions of a batch of which no sample was admitted: NaN, in the form of the model's output."""
         with torch.inference_mode(False), torch.no_grad():
-            one = self._predicted(x.new_zeros(1, *x.shape[1:]))
+            one = self._predicted(blank(x))
         return one.at(one.valid & False).spread(good)
 
-    def _explain(self, error: BaseException, x: Tensor) -> None:
+    def _explain(self, error: BaseException, x: Inputs) -> None:
         """Name the method in a note; raise a ValueError instead where the model itself does not take the batch.
 
         An adapter inside another has explained its own errors; it is not called again, for a call learns.
@@ -274,8 +272,6 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         cause = None if isinstance(self.model, Adapter) else explain(self.model, x, error)
         advance(self, accept=False)
         if not hasattr(cause or error, "__notes__"):
-            (cause or error).add_note(
-                f"raised in {type(self).__name__}, on a batch of shape {tuple(x.shape)}"
-            )
+            (cause or error).add_note(f"raised in {type(self).__name__}, on a batch of shape {form(x)}")
         if cause is not None:
             raise cause from error

@@ -22,6 +22,8 @@ Need = Literal[
     "images",
     "views",
     "forecaster",
+    "tensor",
+    "floating-point",
 ]
 """What a method needs of a model or its inputs; :class:`Facts` explains each."""
 Output = Literal["before", "after", "teacher"]
@@ -55,7 +57,9 @@ class Facts:
             - "transformer": blocks of a vision transformer, with layer normalisation over their tokens;
             - "images": inputs (N, C, H, W);
             - "views": inputs (N, C, H, W), of which views are made, unless ``augment=`` takes other inputs;
-            - "forecaster": a :class:`testtime.forecasting.Forecaster`, and windows (N, L + H, D).
+            - "forecaster": a :class:`testtime.forecasting.Forecaster`, and windows (N, L + H, D);
+            - "tensor": batches that are one tensor, not a dictionary of tensors;
+            - "floating-point": batches that are one floating-point tensor, not token ids.
         venue: conference or journal, and year; empty where the file is not from a paper.
         paper: authors and title.
         code: address of published code that the file follows, without the scheme; empty for none.

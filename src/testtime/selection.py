@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.gate import batch_of
+from testtime.intake.named import form
 from testtime.intake.views import Views, views_of
 from testtime.metrics import (
     aetta,
@@ -163,7 +165,7 @@ def disturbance(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def monitor(
     adapter: Adapter,
-    stream: Iterable[Tensor],
+    stream: Iterable[Any],
     source: Adapter,
     rate: float = 0.4,
     passes: int = 10,
@@ -173,17 +175,25 @@ def monitor(
 
     Args:
         adapter: candidate; prepared, if its method needs that.
-        stream: unlabelled batches (N, C, H, W) in their order.
+        stream: unlabelled batches in their order, images (N, C, H, W) or whatever the adapter takes.
         source: adapter in use now, or the model as it was trained: ``Source(model)``.
         rate, passes: rate and number of passes of the dropout, see `testtime.metrics.dropout_disagreement`.
         disturb: change of the images that keeps their class; by default the :func:`disturbance` that fits the candidate's
             model.
 
     Raises:
-        ValueError: an image was refused, so that the counts would not be comparable.
+        ValueError: a sample was refused, so that the counts would not be comparable; the samples are no images and ``disturb``
+            is not given.
     """
+    of_images = disturb is None
     disturb = disturb or disturbance(adapter)
-    for number, x in enumerate(stream):
+    for number, given in enumerate(stream):
+        x: Any = batch_of(given)
+        if of_images and not (isinstance(x, Tensor) and x.is_floating_point()):
+            raise ValueError(
+                f"the default disturbance is of images (N, C, H, W), got a batch {form(x)}; pass disturb= a function that "
+                "changes a batch and keeps its classes, such as one that masks a few tokens"
+            )
         taken, answer = milliseconds(lambda x=x: adapter(x), x.device)  # type: ignore[misc]
         if not bool(answer.valid.all()):
             raise ValueError(

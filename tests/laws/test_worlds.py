@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
+from testtime.intake.named import called
 from testtime.laws import CLASSES, WORLDS
+from testtime.laws.batches import parts_of
+from testtime.laws.worlds import reworded
 from testtime.parts import entropy
 
 
@@ -42,12 +45,27 @@ def test_the_dense_world_is_alive() -> None:
         assert 0.3 < drifted.mean() < 0.95
 
 
+@pytest.mark.parametrize("name", ["tokens", "dictionary"])
+def test_the_worlds_of_words_are_alive(name: str) -> None:
+    world, rng = WORLDS[name], torch.Generator().manual_seed(11)
+    network = world.network()
+    x, label = world.task(400, rng)
+    assert (called(network, x).argmax(1) == label).float().mean() > 0.75  # chance is 0.2
+    hurt = called(network, reworded(x, 1.0, rng)).argmax(1) == label
+    assert 0.5 < hurt.float().mean() < 0.9
+    for batch in world.stream(4, 64):
+        h = entropy(called(network, batch)) / math.log(CLASSES)
+        assert 0.1 < (h < 0.4).float().mean() < 0.95
+
+
 def test_streams_and_networks_are_the_same_each_time() -> None:
     for world in WORLDS.values():
         for one, other in zip(world.stream(2), world.stream(2), strict=True):
-            assert one.equal(other)
-            assert one.data_ptr() != other.data_ptr()
-        assert not world.stream(2)[0].equal(world.stream(2, seed=1)[0])
+            for value, again in zip(parts_of(one).values(), parts_of(other).values(), strict=True):
+                assert value.equal(again)
+                assert value.data_ptr() != again.data_ptr()
+        first, another = (parts_of(world.stream(2, seed=seed)[0]) for seed in (0, 1))
+        assert not any(value.equal(another[name]) for name, value in first.items())
 
 
 def test_the_meter_counts_images_and_follows_copies() -> None:

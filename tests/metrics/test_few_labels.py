@@ -12,6 +12,7 @@ from testtime.errors import DataError
 from testtime.metrics import Samples
 from testtime.metrics.control_variates import Round, estimate_mean
 from testtime.metrics.few_labels import (
+    Labels,
     Predictions,
     draw_next,
     estimate_or_choose,
@@ -134,7 +135,7 @@ def test_an_npz_that_holds_no_predictions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"p.npz is damaged .*repair it"):
         read_predictions(path)
     for arrays, message in (
-        ({"logits": np.zeros(3)}, r"logits as finite numbers \(N, C\), got the shape \(3,\)"),
+        ({"logits": np.zeros(3)}, r"logits as numbers \(N, C\), got float64 of the shape \(3,\)"),
         ({"predicted": np.zeros(3), "predicted_b": np.zeros(2)}, "predicted_b has 2 entries, predicted 3"),
         (
             {"predicted": np.zeros(3), "blur": np.zeros((3, 2))},
@@ -154,14 +155,15 @@ STREAM = Predictions(np.array(["cat", "dog", "cat", "cat"]))
 def test_files_of_labels_are_rounds(tmp_path: Path) -> None:
     first = written(tmp_path / "a.csv", "index,label\n2,cat\n0,dog\n3,\n")
     second = written(tmp_path / "b.csv", "index,probability,label\n1,0.4,dog\n1,0.4,dog\n")
-    rounds, kind = read_labels([first, second], STREAM)
+    rounds, kind, unpredicted = read_labels([first, second], STREAM)
     assert kind == "label"
+    assert not unpredicted
     assert rounds[0].rows.tolist() == [2, 0]
     assert rounds[0].values.tolist() == [1, 0]
     assert rounds[0].probabilities is None
     assert rounds[1].values.tolist() == [1, 1]
     assert rounds[1].probabilities.tolist() == [0.4, 0.4]  # type: ignore[union-attr]
-    rounds, kind = read_labels([written(tmp_path / "c.csv", "index,value\n1,0.25\n2,1\n")], STREAM)
+    rounds, kind, _ = read_labels([written(tmp_path / "c.csv", "index,value\n1,0.25\n2,1\n")], STREAM)
     assert (rounds[0].values.tolist(), kind) == ([0.25, 1.0], "value")
     with pytest.raises(DataError, match="label or value in all files, got label, value"):
         read_labels([first, tmp_path / "c.csv"], STREAM)
@@ -182,11 +184,30 @@ def test_files_of_labels_are_rounds(tmp_path: Path) -> None:
             "line 2: expected a number as probability, got nothing",
         ),
         ("index,value\n1,high\n2,0.5\n", "line 2: expected a number as value, got high"),
+        ("index,value\n1,0.5\n\n\n2,high\n", "line 5: expected a number as value, got high"),
     ],
 )
 def test_damaged_labels_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_labels([written(tmp_path / "l.csv", text)], STREAM)
+
+
+def test_labels_of_classes_that_are_never_predicted_are_remarked(tmp_path: Path) -> None:
+    labels = read_labels([written(tmp_path / "l.csv", "index,label\n0,cat\n1,bird\n2,bird\n3,cow\n")], STREAM)
+    assert labels.unpredicted == {"bird": 2, "cow": 1}
+    assert labels.rounds[0].values.tolist() == [1, 0, 0, 0]
+    last = estimate_text(STREAM, labels).splitlines()[-1]
+    assert last.startswith(
+        "3 labels are of classes that are predicted for no sample and count as wrong: bird (2), cow (1)"
+    )
+
+
+def test_logits_that_are_not_finite_are_refused_with_their_sample(tmp_path: Path) -> None:
+    logits = np.zeros((6, 3))
+    logits[4, 1] = logits[5, 0] = np.nan
+    np.savez(tmp_path / "p.npz", logits=logits)
+    with pytest.raises(DataError, match="2 of 6 samples have others, the first is sample 4"):
+        read_predictions(tmp_path / "p.npz")
 
 
 def stream(samples: int = 600) -> tuple[Predictions, np.ndarray]:
@@ -208,23 +229,23 @@ def test_two_rounds_from_the_first_choice_to_the_estimate(tmp_path: Path) -> Non
         path.write_text("\n".join([head, *(line + labels[int(line.split(",")[0])] for line in lines)]))
 
     fill(one)
-    rounds, _ = read_labels([one], predictions)
+    rounds = read_labels([one], predictions).rounds
     expected = draw_next(predictions.chances, 40, 0)
     assert rounds[0].rows.tolist() == expected[0].tolist()
     assert rounds[0].probabilities == pytest.approx(expected[1], rel=1e-8)
     text = estimate_or_choose(predictions, [one], count=60, out=two)
     assert text.splitlines()[-1].endswith(f"--labels {one} {two}")
     fill(two)
-    rounds, kind = read_labels([one, two], predictions)
-    found = estimate_mean(rounds, predictions.table)
+    labelled = read_labels([one, two], predictions)
+    found = estimate_mean(labelled.rounds, predictions.table)
     truth = (labels == predictions.predicted).mean()
     assert found.low < truth < found.high
-    printed = estimate_text(predictions, rounds, kind)
+    printed = estimate_text(predictions, labelled)
     ends = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
     assert printed.splitlines()[0] == f"accuracy {100 * found.mean:.1f} %, 95 % interval {ends} %"
     assert "100 labels of 600 samples" in printed
     assert "variates: " in printed
-    assert estimate_text(predictions, rounds, kind, "betting").splitlines()[0] != printed.splitlines()[0]
+    assert estimate_text(predictions, labelled, "betting").splitlines()[0] != printed.splitlines()[0]
     with pytest.raises(ValueError, match=r"two.csv is there already.*--out"):
         estimate_or_choose(predictions, [one], count=5, out=two)
     with pytest.raises(ValueError, match=r"expected --labels, .* or --next N"):
@@ -241,7 +262,7 @@ def test_values_of_the_user_and_a_draw_by_what_their_labels_show(tmp_path: Path)
     next_rows, q = label_next(predictions, rounds, 2000)
     assert (blur[next_rows] > 0.8).mean() > 1.2 * (blur > 0.8).mean()
     assert (q >= 0.25 / 500).all()
-    text = estimate_text(predictions, rounds, "value", "student")
+    text = estimate_text(predictions, Labels(rounds, "value"), "student")
     assert text.startswith("mean value ")
     assert "variates: blur" in text
     path = write_next(tmp_path / "n.csv", np.array([4, 2]), np.array([0.25, 0.125]), "value")

@@ -188,6 +188,18 @@ def imagenet_wnids() -> tuple[str, ...]:
     return tuple(Path(__file__).with_name("imagenet_wnids.txt").read_text().split())
 
 
+@cache
+def imagenet_names() -> tuple[str, ...]:
+    """Return a name for each of the 1,000 classes of ImageNet, the first in WordNet, in the order of :func:`imagenet_wnids`.
+
+    Two names stand for two classes each: "crane" and "maillot".
+
+    >>> imagenet_names()[207]
+    'golden retriever'
+    """
+    return tuple(Path(__file__).with_name("imagenet_names.txt").read_text("utf-8").splitlines())
+
+
 def imagenet(root: str | Path, split: str = "val", skip_damaged: bool = False) -> ImageSet:
     """Return ImageNet, a subset of it, or a set with its classes such as ImageNet-A, -R, -V2 or -Sketch.
 

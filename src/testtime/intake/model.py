@@ -27,6 +27,7 @@ WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "Opti
 SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DTensor"}
 EXPORTED = {"ExportedProgram", "_StatefulGraphModule", "UnflattenedModule", "InterpreterModule"}
 WHOLE = "this model"
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
@@ -112,16 +113,21 @@ def _check_kind(module: nn.Module, where: str, inside: set[int]) -> None:
 
 
 def _check_forward(model: nn.Module) -> None:
-    """Refuse a forward that does not take a batch as its one argument."""
+    """Refuse a forward that takes a batch neither as its one argument nor, a dictionary, by keyword."""
     try:
-        inspect.signature(model.forward).bind(None)
+        signature = inspect.signature(model.forward)
+    except ValueError:  # a builtin without a signature
+        return
+    required = [p for p in signature.parameters.values() if p.default is p.empty and p.kind in NAMED]
+    if len(required) > 1:  # a dictionary of tensors by these names
+        return
+    try:
+        signature.bind(None)
     except TypeError as error:
         raise TypeError(
             f"{type(model).__name__}.forward cannot be called with a batch as its only argument ({error}); write a "
             "torch.nn.Module around the model whose forward(self, x) passes the batch on"
         ) from None
-    except ValueError:  # a builtin without a signature
-        return
 
 
 def _own_objects(model: nn.Module) -> set[int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from testtime.errors import AdapterWarning
 from testtime.intake.gradients import require_gradient
+from testtime.intake.named import Inputs, NamedTensors, called
 from testtime.intake.shards import Shards, current_shards
 from testtime.intake.views import Views, checked
 
@@ -138,7 +139,7 @@ class Logits(nn.Module):
             None  # whether the network writes into its input; None before the first batch
         )
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Inputs) -> Any:
         shards = (
             self.shards if current_shards() is None else None
         )  # a network in this one runs what it is given
@@ -159,12 +160,14 @@ class Logits(nn.Module):
 
     def _run(self, x: Any) -> Any:
         """The network's output; a network that writes into its input, as ``x.sub_(mean)`` does, gets a copy each time."""
-        if self.writes is False or not isinstance(x, Tensor) or torch.is_inference_mode_enabled():
+        if not isinstance(x, Tensor | NamedTensors):
             return self.network(x)
+        if self.writes is False or torch.is_inference_mode_enabled():
+            return called(self.network, x)
         given = x.clone()
-        version = given._version
-        output = self.network(given)
-        self.writes = given._version != version
+        versions = _versions(given)
+        output = called(self.network, given)
+        self.writes = _versions(given) != versions
         return output
 
     def _choose(self, output: Any) -> Any:
@@ -189,6 +192,10 @@ class Logits(nn.Module):
             f"are; expected a tensor, or say which: {choices or 'a function of the output'}. A multi-task model declares its "
             "outputs by name as `tasks` (testtime.multitask.MultiTaskNet)"
         )
+
+
+def _versions(x: Inputs) -> list[int]:
+    return [value._version for value in ([x] if isinstance(x, Tensor) else x.entries.values())]
 
 
 def declares_tasks(network: nn.Module) -> bool:

@@ -69,7 +69,7 @@ class Shards:
     def __deepcopy__(self, memo: dict[int, Any]) -> Shards:
         return self  # processes are not copied
 
-    def run(self, network: nn.Module, call: Callable[[Tensor], Any], x: Tensor) -> Any:
+    def run(self, network: nn.Module, call: Callable[[Any], Any], x: Any) -> Any:
         """Run a network on this process's rows of a batch, and gather the outputs of all.
 
         Args:

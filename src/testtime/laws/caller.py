@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from testtime.adapter import state_hash
+from testtime.laws.batches import fed, parts_of
 from testtime.laws.trial import Make, answers, built, flat, predicted, require, same, same_answers
 from testtime.laws.worlds import World, ambient
 from testtime.prediction import Prediction
@@ -52,13 +53,16 @@ def tensors_owned(make: Make, world: World) -> None:
     held: list[Tensor] = []
     with ambient():
         for x in world.stream(4):
-            given = x.clone()
+            given = fed(x)
+            holds = parts_of(given)
             y = adapter(given)
-            same(given, x, "the caller's batch, during the call,")
+            require(parts_of(given).keys() == holds.keys(), "the names in the caller's dictionary changed")
+            for name, value in parts_of(x).items():
+                same(parts_of(given)[name], value, f"the caller's batch ({name}), during the call,")
             outputs = [y.logits, y.score] if isinstance(y, Prediction) else list(y.values())
             graph = any(output.grad_fn is not None or output.requires_grad for output in outputs)
             require(not graph, "the answer carries a graph")
-            held += [given, *outputs, y.valid, *y.selected.values()]
+            held += [*holds.values(), *outputs, y.valid, *y.selected.values()]
     probe = world.stream(1, seed=3)[0]
     before, hash_before = predicted(adapter, probe), state_hash(adapter)
     for tensor in held:
@@ -114,9 +118,9 @@ def any_grad_context(make: Make, world: World) -> None:
         with build():
             adapter = built(make, world, network)
         with call():
-            inputs = [x.clone() for x in [*batches, probe]]  # inference tensors, inside inference mode
-            ys = answers(adapter, inputs[:-1])
+            inputs = [fed(x) for x in [*batches, probe]]  # inference tensors, inside inference mode
             with ambient():
+                ys = [flat(adapter(x)) for x in inputs[:-1]]
                 ys.append(flat(adapter.predict(inputs[-1])))
         return ys, state_hash(adapter)
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter, state_hash
+from testtime.intake.named import called
 from testtime.intake.sharing import Stateful
+from testtime.laws.batches import cast, fed, filled, joined, numbers
 from testtime.laws.trial import (
     Make,
     adapted,
@@ -55,10 +57,10 @@ def same_form(make: Make, world: World) -> None:
     for size in (16, 5, 2, 1):
         x = world.stream(1, size)[0]
         with torch.no_grad():
-            output = network(x)
+            output = called(network, x)
         for how in (adapter, adapter.predict):
             with ambient():
-                y = how(x.clone())
+                y = how(fed(x))
             _well_formed(y, output, f"{'adapter' if how is adapter else 'predict'}(x) on {size} images")
 
 
@@ -103,7 +105,7 @@ def alive(make: Make, world: World) -> None:
     before = [p.detach().clone() for p in adapted(adapter)]
     answers(adapter, batches)
     with torch.no_grad():
-        source = flat(world.network()(probe))
+        source = flat(called(world.network(), probe))
     if before:
         moved = max(deviation(p, b) for p, b in zip(adapted(adapter), before, strict=True))
         require(moved > 0, f"none of the {len(before)} adapted parameters moved in {len(batches)} batches")
@@ -182,16 +184,16 @@ def deterministic(make: Make, world: World) -> None:
     one, other = built(make, world), built(make, world)
     for i, x in enumerate(world.stream(4)):
         with ambient(10):
-            first = flat(one(x.clone()))
+            first = flat(one(fed(x)))
         with ambient(11 + i):
-            second = flat(other(x.clone()))
+            second = flat(other(fed(x)))
         same(second, first, f"another instance, under another global seed: answer {i}")
     require(state_hash(one) == state_hash(other), "the states of two instances differ")
 
 
 def order_equivariant(make: Make, world: World) -> None:
     """Permuting the images of a batch permutes the answers (in float64, to 1e-5)."""
-    *past, x = (x.double() for x in world.stream(4))
+    *past, x = (cast(x, torch.float64) for x in world.stream(4))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     straight = answers(grown(make, world, past, world.network().double()), [x])[0]
     permuted = answers(grown(make, world, past, world.network().double()), [x[order]])[0]
@@ -201,7 +203,7 @@ def order_equivariant(make: Make, world: World) -> None:
 def any_batch(make: Make, world: World) -> None:
     """One image, two, none, ragged, constant, all filtered out or all taken: nothing is NaN."""
 
-    def try_on(network: nn.Module, batches: list[Tensor], what: str) -> None:
+    def try_on(network: nn.Module, batches: list[Any], what: str) -> None:
         adapter = built(make, world, network)
         for i, (x, y) in enumerate(zip(batches, answers(adapter, batches), strict=True)):
             bad = int((~torch.isfinite(y)).sum())
@@ -215,12 +217,12 @@ def any_batch(make: Make, world: World) -> None:
             require(bad == 0, f"{what}: {bad} values of {name} in the state are NaN")
 
     x = world.stream(1)[0]
-    constant = [torch.full_like(x, v) for v in (0.0, 0.5, 1.0)]
+    constant = [filled(x, v) for v in (0.0, 0.5, 1.0)]
     for size in (1, 2):
         try_on(world.network(), world.stream(4, size), f"batches of {size}")
     try_on(world.network(), [x, x[:0], x[:3], x[:1], x, x[:7]], "ragged batches, one of them empty")
     try_on(world.network(), [x[:0], x], "an empty batch first")
-    if x.dim() == 4:
+    if isinstance(x, Tensor) and x.dim() == 4:
         try_on(world.network(), [x.contiguous(memory_format=torch.channels_last)] * 2, "channels-last images")
     try_on(world.network(), [x, *constant, x], "constant images")
     for scale, what in ((0.0, "predictions that know nothing"), (1e3, "predictions that are certain")):
@@ -232,14 +234,19 @@ def any_batch(make: Make, world: World) -> None:
 
 
 def survives_nonfinite(make: Make, world: World) -> None:
-    """Images with NaN, infinity or values far out of range are refused, in calls and in ``prepare``, as if they were absent."""
+    """Samples with NaN, infinity or values far out of range are refused, in calls and in ``prepare``, as if absent."""
     clean = world.stream(3)
+    if numbers(clean[0]) is None:  # token ids are finite
+        return
+    far = (torch.inf, 1e4, -300.0) if isinstance(clean[0], Tensor) else (torch.inf, torch.nan, -torch.inf)
     _prepare_is_screened(make, world)
     dirty, masks = [], []
     for i, x in enumerate(clean):
         bad = x[:3].clone()
-        bad[0], bad[1].view(-1)[i * 9], bad[2, 1] = torch.nan, (torch.inf, 1e4, -300.0)[i], -torch.inf
-        dirty.append(torch.cat([bad[:1], x[:5], bad[1:2], x[5:], bad[2:]]))
+        values = numbers(bad)
+        assert values is not None
+        values[0], values[1].view(-1)[i * 9 % values[1].numel()], values[2, 1] = torch.nan, far[i], -torch.inf
+        dirty.append(joined([bad[:1], x[:5], bad[1:2], x[5:], bad[2:]]))
         mask = torch.ones(len(x) + 3, dtype=torch.bool)
         mask[[0, 6, len(x) + 2]] = False
         masks.append(mask)
@@ -255,7 +262,7 @@ def survives_nonfinite(make: Make, world: World) -> None:
     require(
         state_hash(one) == state_hash(other), "the state differs from that of the run without the bad images"
     )
-    y = answers(one, [torch.full_like(clean[0], torch.nan)])[0]
+    y = answers(one, [_not_finite(clean[0], torch.nan)])[0]
     answers(other, [clean[0][:0]])
     require(y.isnan().all() and not y.valid.any(), "a batch of NaN was answered")
     require(
@@ -266,25 +273,30 @@ def survives_nonfinite(make: Make, world: World) -> None:
 def _prepare_is_screened(make: Make, world: World) -> None:
     """Source batches with bad images have the effect of the good ones alone; batches that a call refuses are refused."""
     source = world.source()
-    dirty = [torch.cat([x, x[:2]]) for x in source]
+    dirty = [joined([x, x[:2]]) for x in source]
     for x in dirty:
-        x[-2].view(-1)[0], x[-1].view(-1)[-1] = torch.nan, 1e4
+        values = numbers(x)
+        assert values is not None
+        values[-2].view(-1)[0], values[-1].view(-1)[-1] = torch.nan, 1e4 if values is x else torch.inf
     with ambient():
         one, other = make(world.network()), make(world.network())
         if one.source == "none":
             return
-        one.prepare(iter([*dirty, torch.full_like(source[0], torch.inf)]))
-        other.prepare(iter(source))
+        one.prepare(map(fed, [*dirty, _not_finite(source[0], torch.inf)]))
+        other.prepare(map(fed, source))
     require(
         state_hash(one) == state_hash(other),
         "prepare learns otherwise from batches that hold images with NaN or a pixel of 1e4 beside the good ones",
     )
     refused: dict[str, Any] = {
-        "uint8 images": [(x * 255).byte() for x in source],
         "no batch": [],
-        "a batch in place of batches": source[0],
-        "images of NaN alone": [torch.full_like(source[0], torch.nan)],
+        "a batch in place of batches": fed(source[0]),
+        "samples of NaN alone": [fed(_not_finite(source[0], torch.nan))],
     }
+    if isinstance(source[0], Tensor):
+        refused["uint8 images"] = [(x * 255).byte() for x in source]
+    else:
+        refused["a dictionary of lists"] = [{k: v.tolist() for k, v in fed(x).items()} for x in source]
     for what, batches in refused.items():
         try:
             with ambient():
@@ -295,6 +307,15 @@ def _prepare_is_screened(make: Make, world: World) -> None:
             )
         else:
             require(False, f"prepare took {what}")
+
+
+def _not_finite(x: Any, value: float) -> Any:
+    """The batch with one value in place of all numbers."""
+    spoilt = x.clone()
+    values = numbers(spoilt)
+    assert values is not None
+    values.fill_(value)
+    return spoilt
 
 
 def no_residue(make: Make, world: World) -> None:
@@ -309,11 +330,11 @@ def no_future(make: Make, world: World) -> None:
     """What comes after time t, in later batches or later in a batch of windows, changes no answer at or before t."""
     batches, other, at = world.stream(4), world.stream(4, seed=3), 2
     rows = len(batches[at]) // 2 if world.in_turn else len(batches[at])
-    changed = [*batches[:at], torch.cat([batches[at][:rows], other[at][rows:]]), *other[at + 1 :]]
+    changed = [*batches[:at], joined([batches[at][:rows], other[at][rows:]]), *other[at + 1 :]]
     with ambient():
         one, two = built(make, world), built(make, world)
         # The answers themselves, not copies: one that is corrected later has met the future.
-        first, second = [one(x.clone()) for x in batches[: at + 1]], [two(x.clone()) for x in changed]
+        first, second = [one(fed(x)) for x in batches[: at + 1]], [two(fed(x)) for x in changed]
     for i, (y, z) in enumerate(zip(first, second[: at + 1], strict=True)):
         past = rows if i == at else len(batches[i])
         same(flat(z).logits[:past], flat(y).logits[:past], f"after another future, answer {i}")
@@ -375,7 +396,7 @@ def any_precision(make: Make, world: World) -> None:
     """In float64, float16, bfloat16 and under autocast it updates, stays finite and answers in the model's type."""
     learns = any(y.updated for y in answers(built(make, world), world.stream(3)))
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
-        network, batches = world.network().to(dtype), [x.to(dtype) for x in world.stream(3)]
+        network, batches = world.network().to(dtype), [cast(x, dtype) for x in world.stream(3)]
         adapter = built(make, world, network)
         _finite_state(adapter, f"{dtype}, before the first batch")
         ys = answers(adapter, batches)

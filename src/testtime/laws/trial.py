@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.laws.batches import cast, fed
 from testtime.laws.worlds import World, ambient
 from testtime.prediction import Prediction, TaskPredictions
 
@@ -42,7 +43,7 @@ def built(make: Make, world: World, network: nn.Module | None = None) -> Adapter
             f"make(model) returned {type(adapter).__name__}, not a testtime.Adapter",
         )
         if adapter.source != "none":
-            adapter.prepare(x.to(dtype_of(network)) for x in world.source())
+            adapter.prepare(fed(cast(x, dtype_of(network))) for x in world.source())
     return adapter
 
 
@@ -56,23 +57,23 @@ def flat(y: Any) -> Prediction:
     return y
 
 
-def answers(adapter: Adapter, batches: Iterable[Tensor]) -> list[Prediction]:
+def answers(adapter: Adapter, batches: Iterable[Any]) -> list[Prediction]:
     """What the adapter answers to the batches; the state of the global generator is the same at the first."""
     with ambient():
-        return [flat(adapter(x.clone())) for x in batches]  # clone() keeps the memory format
+        return [flat(adapter(fed(x))) for x in batches]
 
 
-def grown(make: Make, world: World, batches: Iterable[Tensor], network: nn.Module | None = None) -> Adapter:
+def grown(make: Make, world: World, batches: Iterable[Any], network: nn.Module | None = None) -> Adapter:
     """A fresh adapter after the batches."""
     adapter = built(make, world, network)
     answers(adapter, batches)
     return adapter
 
 
-def predicted(adapter: Adapter, x: Tensor) -> Prediction:
+def predicted(adapter: Adapter, x: Any) -> Prediction:
     """The prediction of the adapter without learning."""
     with ambient():
-        return flat(adapter.predict(x.clone()))
+        return flat(adapter.predict(fed(x)))
 
 
 def deviation(a: Tensor, b: Tensor) -> float:

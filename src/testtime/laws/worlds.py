@@ -3,7 +3,9 @@
 An image (3, 8, 8) of class c is 0.5 plus a smooth random template of c, scaled and noisy. The networks are
 trained on that, once per process and in a moment, so that entropies vary and filters select some. A stream is
 darker, flatter and noisier from batch to batch, and a quarter of its images is of classes never seen. The sequence
-world has windows of two waves instead, which rise and flatten.
+world has windows of two waves instead, which rise and flatten. In the worlds of tokens and of dictionaries a sample is a
+sentence of 12 words, each class with words of its own, which drift to words of no class. The image-text world has a zero-shot
+classifier, whose image encoder was trained towards the texts of the classes.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +25,14 @@ from torch.nn import functional as F
 
 from testtime.errors import AdapterWarning
 from testtime.forecasting.forecaster import Forecaster
+from testtime.intake.named import NamedTensors, called
 from testtime.models import Views
 from testtime.models.assisted import Assisted
 from testtime.space.mae import MaskedAutoencoder, PictureEncoder
 from testtime.space.model import Size
 from testtime.tasks import Depth, Segmentation, Task, total_loss
+from testtime.vision_language.pair import ImageText
+from testtime.vision_language.zero_shot import ZeroShot
 
 __all__ = ["CLASSES", "WORLDS", "Meter", "World"]
 
@@ -35,6 +40,8 @@ CLASSES = 5
 """Number of classes of the worlds."""
 UNKNOWN = 2  # classes of the streams that no network was trained on
 SIDE = 8
+VOCABULARY, WORDS = 40, 12  # words in all, and of a sentence
+OWN, FACTS = 4, 3  # words of a class alone, and numbers beside a sentence
 LENGTH, HORIZON, SERIES = 8, 4, 2  # of the windows of the sequence world
 DENSE_TASKS: dict[str, Task] = {"semseg": Segmentation(tuple("abcde")), "depth": Depth()}
 
@@ -62,14 +69,15 @@ class Metered(nn.Module):
         self.meter = Meter()
         self.views = Views()  # declared, so that no forward is spent on asking the network
 
-    def forward(self, x: Tensor) -> Any:
-        self.meter.forwards += len(x)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        n = len(inputs[0] if inputs else next(iter(named.values())))
+        self.meter.forwards += n
         unseen = [True]
 
         def count(gradient: Tensor) -> None:
-            self.meter.backwards += len(x)
+            self.meter.backwards += n
 
-        def first(module: nn.Module, inputs: Any, output: Any) -> None:
+        def first(module: nn.Module, given: Any, output: Any) -> None:
             # A backward, wherever in the network it begins, ends at the first activation that asks for a gradient.
             if unseen and isinstance(output, Tensor) and output.requires_grad:
                 unseen.clear()
@@ -77,7 +85,7 @@ class Metered(nn.Module):
 
         handles = [m.register_forward_hook(first) for m in self.network.modules()]
         try:
-            return self.network(x)
+            return self.network(*inputs, **named)
         finally:
             for handle in handles:
                 handle.remove()
@@ -179,6 +187,79 @@ def autoencoded() -> nn.Module:
     return Assisted(Encoded(mae.encoder), mae)
 
 
+class SentenceClassifier(nn.Module):
+    """The mean of embedded words, without those that a mask leaves out, through a normalised layer.
+
+    Args:
+        norm: normalisation of (N, 16).
+        facts: numbers of a sample beside its words.
+    """
+
+    def __init__(self, norm: Callable[[int], nn.Module], facts: int = 0) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 16)
+        self.mix = nn.Linear(16 + facts, 16)
+        self.between, self.head = norm(16), nn.Linear(16, CLASSES)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, facts: Tensor | None = None
+    ) -> Tensor:
+        words = self.embedding(input_ids)
+        shown = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        z = (words * shown[..., None]).sum(dim=1) / shown.sum(dim=1, keepdim=True).clamp(min=1)
+        z = z if facts is None else torch.cat([z, facts], dim=1)
+        return self.head(F.relu(self.between(self.mix(z))))
+
+
+class TinyTexts(nn.Module):
+    """The interface of a text encoder: words of a fixed vocabulary, mixed by their places, and the mean of them."""
+
+    start, places = 1, 8
+    vocabulary: ClassVar = (
+        "",
+        "<start>",
+        "a",
+        "photo",
+        "of",
+        "thing",
+        "red",
+        "green",
+        "blue",
+        "grey",
+        "black",
+    )
+
+    def __init__(self, width: int = 12, outputs: int = 16) -> None:
+        super().__init__()
+        self.words = nn.Embedding(len(self.vocabulary), width)
+        self.mix, self.norm = nn.Linear(self.places, self.places), nn.LayerNorm(width)
+        self.out = nn.Linear(width, outputs)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Return ids (K, 8) of the start and the words; an unknown word is a thing."""
+        known = {word: i for i, word in enumerate(self.vocabulary)}
+        rows = [[1, *(known.get(word, 5) for word in text.split())] for text in prompts]
+        return torch.tensor([(row + [0] * self.places)[: self.places] for row in rows])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.words(ids)
+
+    def forward(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        mixed = tokens + self.mix(tokens.transpose(1, 2)).transpose(1, 2).tanh()
+        seen = (ids > 0)[..., None].to(tokens.dtype)
+        return self.out((self.norm(mixed) * seen).sum(1) / seen.sum(1))
+
+
+def zero_shot() -> nn.Module:
+    """A zero-shot classifier of colours; its texts are fixed, so that the image encoder is trained towards them."""
+    encoder = TinyCNN(nn.BatchNorm2d)
+    encoder.head = nn.Linear(16, 16)
+    texts = TinyTexts().requires_grad_(False)
+    model = ZeroShot(ImageText(encoder, texts, 8.0), texts.vocabulary[-CLASSES:], "a photo of a {} thing")
+    model.head.requires_grad_(False)
+    return model
+
+
 def _templates() -> Tensor:
     """One smooth pattern (3, 8, 8) of unit deviation per class, the unknown ones last."""
     rng = torch.Generator().manual_seed(20)
@@ -236,6 +317,34 @@ def waves(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, d
     return windows[:, :span].contiguous(), {"forecast": windows[:, span:].contiguous()}
 
 
+def sentences(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Draw token ids (n, 12) and their classes (n,): a third of the words is of the class, the others of any."""
+    label = torch.randint(CLASSES, (n,), generator=rng)
+    strange = torch.rand(n, generator=rng) < unknown
+    label = torch.where(strange, CLASSES + torch.randint(UNKNOWN, (n,), generator=rng), label)
+    own = OWN * label[:, None] + torch.randint(OWN, (n, WORDS), generator=rng)
+    any_word = torch.randint(VOCABULARY, (n, WORDS), generator=rng)
+    return torch.where(torch.rand(n, WORDS, generator=rng) < 0.4, own, any_word), label
+
+
+def tokenised(n: int, rng: torch.Generator, unknown: float = 0.0) -> tuple[NamedTensors, Tensor]:
+    """Draw sentences of 4 to 12 words with their masks, and three noisy numbers (n, 3) beside each."""
+    ids, label = sentences(n, rng, unknown)
+    length = torch.randint(4, WORDS + 1, (n, 1), generator=rng)
+    shown = (torch.arange(WORDS) < length).long()
+    facts = label[:, None] / CLASSES + torch.randn(n, FACTS, generator=rng)
+    return NamedTensors({"input_ids": ids * shown, "attention_mask": shown, "facts": facts}), label
+
+
+def reworded(x: Any, severity: float, rng: torch.Generator) -> Any:
+    """The sentences with words of no class in place of up to a third of their own; the numbers beside them higher."""
+    if isinstance(x, NamedTensors):
+        ids = reworded(x["input_ids"], severity, rng) * x["attention_mask"]
+        return NamedTensors({**x.entries, "input_ids": ids, "facts": x["facts"] + severity})
+    other = torch.randint(OWN * (CLASSES + UNKNOWN), VOCABULARY, x.shape, generator=rng)
+    return torch.where(torch.rand(x.shape, generator=rng) < severity / 3, other, x)
+
+
 def shifted(x: Tensor, severity: float, rng: torch.Generator) -> Tensor:
     """The series higher, flatter and noisier; severity in [0, 1]."""
     return (1 - 0.3 * severity) * x + severity + 0.1 * severity * torch.randn(x.shape, generator=rng)
@@ -258,24 +367,33 @@ class World:
         loss: loss of the network's output against that truth.
         drift: function of a batch, a severity in [0, 1] and a generator that makes it differ from the source.
         in_turn: whether the samples of a batch are in the order of time, so that none may depend on a later one.
+        metered: name of the part whose passes are counted; empty for the whole network.
     """
 
     name: str
     make: Callable[[], nn.Module]
-    task: Callable[..., tuple[Tensor, Any]]
+    task: Callable[..., tuple[Any, Any]]
     loss: Callable[[Any, Any], Tensor]
-    drift: Callable[[Tensor, float, torch.Generator], Tensor] | None = None
+    drift: Callable[[Any, float, torch.Generator], Any] | None = None
     in_turn: bool = False
+    metered: str = ""
 
     def network(self) -> nn.Module:
         """A fresh copy of the trained network, in evaluation mode, with a ``meter`` of its own."""
-        return Metered(copy.deepcopy(_trained(self.name)))
+        network = copy.deepcopy(_trained(self.name))
+        if not self.metered:
+            return Metered(network)
+        parent, _, name = self.metered.rpartition(".")
+        part = Metered(network.get_submodule(self.metered))
+        setattr(network.get_submodule(parent), name, part)
+        vars(network)["meter"] = part.meter
+        return network
 
-    def stream(self, batches: int, size: int = 16, seed: int = 0) -> list[Tensor]:
-        """Batches (size, 3, 8, 8), or windows (size, 12, 2), that drift further from the source one by one."""
+    def stream(self, batches: int, size: int = 16, seed: int = 0) -> list[Any]:
+        """Batches of images, windows, token ids or tensors by name, which drift further from the source one by one."""
         return [x.clone() for x in _stream(self.name, batches, size, seed)]
 
-    def source(self, batches: int = 4, size: int = 32) -> list[Tensor]:
+    def source(self, batches: int = 4, size: int = 32) -> list[Any]:
         """Unlabelled batches of what the network was trained on."""
         rng = torch.Generator().manual_seed(5)
         return [self.task(size, rng)[0] for _ in range(batches)]
@@ -299,6 +417,15 @@ WORLDS: dict[str, World] = {
         World("pixels", segmenter, dense, _pixel_loss),
         World("autoencoder", autoencoded, classified, F.cross_entropy),
         World("sequence", forecaster, waves, _forecast_loss, shifted, in_turn=True),
+        World("tokens", lambda: SentenceClassifier(nn.LayerNorm), sentences, F.cross_entropy, reworded),
+        World(
+            "dictionary",
+            lambda: SentenceClassifier(nn.BatchNorm1d, FACTS),
+            tokenised,
+            F.cross_entropy,
+            reworded,
+        ),
+        World("image-text", zero_shot, classified, F.cross_entropy, metered="pair.images"),
     )
 }
 """The worlds by name."""
@@ -313,7 +440,7 @@ def _trained(name: str) -> nn.Module:
         for _ in range(150):
             x, truth = world.task(64, rng)
             optimizer.zero_grad()
-            world.loss(network(x), truth).backward()
+            world.loss(called(network, x), truth).backward()
             optimizer.step()
     for p in network.parameters():
         p.grad = None
@@ -321,7 +448,7 @@ def _trained(name: str) -> nn.Module:
 
 
 @functools.cache
-def _stream(name: str, batches: int, size: int, seed: int) -> tuple[Tensor, ...]:
+def _stream(name: str, batches: int, size: int, seed: int) -> tuple[Any, ...]:
     world, rng = WORLDS[name], torch.Generator().manual_seed(100 + seed)
     severities = [0.3 + 0.7 * i / max(batches - 1, 1) for i in range(batches)]
     drift = world.drift or drifted

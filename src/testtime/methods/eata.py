@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.adapter import Adapter
+from testtime.intake.named import NamedTensors
 from testtime.intake.sharing import Stateful
 from testtime.methods.eta import MeanPrediction, active_entropy
 from testtime.norm import batch_statistics, norm_affine
@@ -98,7 +99,7 @@ class FisherAnchor(Stateful):
         """
         total, count = torch.zeros_like(self.anchor), 0
         for x in batches:
-            if not isinstance(x, Tensor):
+            if not isinstance(x, Tensor | NamedTensors):
                 raise TypeError(
                     f"expected unlabelled batches (N, C, H, W) as tensors, got {type(x).__name__}; give the images alone: "
                     "(x for x, _ in loader)"

@@ -87,18 +87,18 @@ def laplacian_adjusted(
         log_p: (N, C), of the model.
         w: (N, N) affinities.
         weight: lambda.
-        iterations: stop after as many,
-        tolerance: or when the objective changes by less, relative to itself.
+        iterations: largest number of iterations.
+        tolerance: relative change of the objective below which the procedure stops.
 
     >>> laplacian_adjusted(torch.tensor([[0.6, 0.4], [0.1, 0.9]]).log(), 1 - torch.eye(2)).exp().argmax(1)
     tensor([1, 1])
     """
-    log_z, before = log_p, torch.inf
+    log_z, near, before = log_p, w @ log_p.exp(), torch.inf
     for _ in range(iterations):
-        pull = weight * (w @ log_z.exp())
-        log_z = (log_p + pull).log_softmax(dim=1)
+        log_z = (log_p + weight * near).log_softmax(dim=1)
         z = log_z.exp()
-        now = (z * (log_z - log_p) - weight * z * (w @ z)).sum().item()
+        near = w @ z
+        now = (z * (log_z - log_p) - weight * z * near).sum().item()
         if abs(now - before) <= tolerance * abs(before) and before != torch.inf:
             break
         before = now

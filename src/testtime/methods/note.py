@@ -136,7 +136,7 @@ class NOTE(Adapter):
     """
 
     name, label = "note", "NOTE"
-    needs = ("classifier", "norm")
+    needs = ("classifier", "norm", "tensor")
     venue = "NeurIPS 2022"
     paper = (
         "Gong, Jeong, Kim, Kim, Shin and Lee, NOTE: Robust Continual Test-time Adaptation Against Temporal "

@@ -179,7 +179,7 @@ class SoTTA(Adapter):
     """
 
     name, label = "sotta", "SoTTA"
-    needs = ("classifier", "norm")
+    needs = ("classifier", "norm", "tensor")
     venue = "NeurIPS 2023"
     paper = "Gong, Kim, Lee, Chottananurak and Lee, SoTTA: Robust Test-Time Adaptation on Noisy Data Streams"
     stochastic = True

@@ -73,8 +73,8 @@ class Supports(Stateful):
             rows, doubt = F.normalize(weight.to(wide), dim=1), entropy(head(weight)).to(wide)
         self._held = _by_class(rows[doubt.isfinite()], doubt[:, None])
         self._given: dict[str, Tensor] | None = None
-        self._summed: list[Tensor] = []  # the supports whose sums these are
-        self._sums = rows.new_empty(0)
+        self._summed: list[tuple[Tensor, Tensor]] = []  # what the sums and the numbers are of
+        self._sums = self._counts = rows.new_empty(0)
 
     @property
     def held(self) -> list[tuple[Tensor, Tensor]]:
@@ -150,11 +150,12 @@ class Supports(Stateful):
         held, known = self.held, self._summed
         if len(known) != len(held):
             known, self._sums = [], held[0][0].new_empty(len(held), held[0][0].shape[1])
-        for c, (rows, _) in enumerate(held):
-            if not known or rows is not known[c]:
-                torch.sum(rows, dim=0, out=self._sums[c])
-        self._summed = [rows for rows, _ in held]
-        return self._sums, self._sums.new_tensor([len(rows) for rows, _ in held])
+            self._counts = self._sums.new_empty(len(held))
+        for c in [c for c, own in enumerate(held) if not known or own is not known[c]]:
+            torch.sum(held[c][0], dim=0, out=self._sums[c])
+            self._counts[c] = len(held[c][0])
+        self._summed = held
+        return self._sums, self._counts
 
 
 def _by_class(features: Tensor, doubt: Tensor) -> list[tuple[Tensor, Tensor]]:

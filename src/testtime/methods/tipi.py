@@ -97,7 +97,7 @@ class TIPI(Adapter):
     """
 
     name, label = "tipi", "TIPI"
-    needs = ("norm",)
+    needs = ("norm", "floating-point")
     venue = "CVPR 2023"
     paper = "Nguyen, Nguyen-Tang, Lim and Torr, TIPI: Test Time Adaptation with Transformation Invariance"
     stochastic = True

@@ -23,9 +23,12 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -47,7 +50,7 @@ __all__ = [
         "logit_signals",
         "neyman_probabilities",
     ),
-    *("predictions_of", "read_labels", "read_predictions", "write_next"),
+    *("Labels", "predictions_of", "read_labels", "read_predictions", "write_next"),
 ]
 
 Floats = NDArray[np.float64]
@@ -179,16 +182,22 @@ def read_predictions(path: str | Path) -> Predictions:
         raise FileNotFoundError(
             f"{path}: no such file; expected a CSV or NPZ of predictions, or the folder of a run"
         )
+    lines: Sequence[int] = ()
     if path.suffix == ".npz":
         with damaged(path, REPAIR, (EOFError, BadZipFile)), np.load(path, allow_pickle=False) as found:
             columns = {name: found[name] for name in found.files}
     else:
-        columns = {name: np.array(values) for name, values in _columns(path).items()}
+        text, lines = _columns(path)
+        columns = {name: np.array(values) for name, values in text.items()}
     columns.pop("index", None)
     for name in [n for n in columns if n == "logits" or n.startswith("logits_")]:
         logits = columns.pop(name)
-        if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all():
-            raise DataError(f"{path}: expected {name} as finite numbers (N, C), got the shape {logits.shape}")
+        if logits.ndim != 2 or logits.shape[1] < 2 or logits.dtype.kind not in "iuf":
+            got = f"{logits.dtype} of the shape {logits.shape}"
+            raise DataError(f"{path}: expected {name} as numbers (N, C), got {got}")
+        if len(wrong := np.flatnonzero(~np.isfinite(logits).all(axis=1))):
+            what = f"{len(wrong)} of {len(logits)} samples have others, the first is sample {wrong[0]}"
+            raise DataError(f"{path}: expected finite {name}; {what}; leave these samples out")
         columns.setdefault(name.replace("logits", "predicted"), logits.argmax(axis=1))
         columns |= logit_signals(logits) if name == "logits" else {}
     if "predicted" not in columns:
@@ -203,7 +212,7 @@ def read_predictions(path: str | Path) -> Predictions:
             raise DataError(
                 f"{path}: {name} has {len(other)} entries, predicted {len(predicted)}; expected as many"
             )
-    signals = {name: _numbers(path, name, values) for name, values in columns.items()}
+    signals = {name: _numbers(path, name, values, lines) for name, values in columns.items()}
     with damaged(path, REPAIR):
         return Predictions(predicted, signals, {n.removeprefix("predicted_"): o for n, o in others.items()})
 
@@ -224,59 +233,73 @@ def predictions_of(samples: Mapping[str, Samples], deployed: str) -> Predictions
     return Predictions(own.predicted.astype(str), signals, others)
 
 
-def read_labels(paths: Sequence[str | Path], predictions: Predictions) -> tuple[list[Round], str]:
+class Labels(NamedTuple):
+    """Labelled samples.
+
+    Attributes:
+        rounds: labelled samples of each file.
+        kind: what their values are: "label" for 1 where the prediction is right and 0 where it is wrong, "value" for values of
+            the user.
+        unpredicted: number of labels by class, of the classes that are predicted for no sample of the stream.
+    """
+
+    rounds: list[Round]
+    kind: str = "label"
+    unpredicted: Mapping[str, int] = MappingProxyType({})
+
+
+def read_labels(paths: Sequence[str | Path], predictions: Predictions) -> Labels:
     """Read files of labels, each a round; lines at the end whose label is empty were not labelled yet.
 
     Args:
         paths: paths of the files, in the order in which the rounds were drawn.
         predictions: predictions of the stream, which the labels are compared with.
 
-    Returns:
-        the rounds, and what their values are: "label" for 1 where the prediction is right and 0 where it is wrong, "value"
-        for values of the user.
-
     Raises:
         FileNotFoundError: there is no such file.
         DataError: a file holds something else; the message says in which line, and what was expected.
     """
     found = [_round(Path(path), predictions) for path in paths]
-    kinds = [kind for _, kind in found]
+    kinds = [one.kind for one in found]
     if len({*kinds}) > 1:
         raise DataError(f"expected label or value in all files, got {', '.join(kinds)}; take one of them")
-    return [one for one, _ in found], kinds[0] if kinds else "label"
+    unpredicted = sum((Counter(one.unpredicted) for one in found), Counter())
+    return Labels([r for one in found for r in one.rounds], kinds[0] if kinds else "label", unpredicted)
 
 
-def _round(path: Path, predictions: Predictions) -> tuple[Round, str]:
-    """The labels of a file, and whether they are a label or a value."""
-    columns, samples = _columns(path), len(predictions.predicted)
+def _round(path: Path, predictions: Predictions) -> Labels:
+    """The labels of a file."""
+    (columns, lines), samples = _columns(path), len(predictions.predicted)
     kind = next((name for name in ("label", "value") if name in columns), "")
     if "index" not in columns or not kind:
         raise DataError(f"{path}: expected the columns index and label (or value), got {', '.join(columns)}")
     given = [bool(text) for text in columns[kind]]
     count = sum(given)
     if not all(given[:count]):
-        what = f"line {given.index(False) + 2} has no {kind}, later ones have"
+        what = f"line {lines[given.index(False)]} has no {kind}, later ones have"
         raise DataError(f"{path}: {what}; label in the order of the file, so that what is left is random")
     if count < 2:
         raise DataError(f"{path}: expected at least 2 labels, got {count}; fill in the column {kind}")
     kept = {name: np.array(texts[:count]) for name, texts in columns.items()}
-    rows = _numbers(path, "index", kept["index"], True)
+    rows = _numbers(path, "index", kept["index"], lines, True)
     wrong = np.flatnonzero((rows != np.floor(rows)) | (rows < 0) | (rows >= samples))
     if len(wrong):
         expected = f"expected an index as a whole number from 0 to {samples - 1}"
-        raise DataError(f"{path}, line {wrong[0] + 2}: {expected}, got {rows[wrong[0]]:g}")
-    at = rows.astype(np.int64)
+        raise DataError(f"{path}, line {lines[wrong[0]]}: {expected}, got {rows[wrong[0]]:g}")
+    at, unpredicted = rows.astype(np.int64), Counter[str]()
     if kind == "label":
-        values = (_names(kept[kind]) == predictions.predicted[at]).astype(float)
+        names = _names(kept[kind])
+        values = (names == predictions.predicted[at]).astype(float)
+        unpredicted = Counter(names[~np.isin(names, predictions.predicted)].tolist())
     else:
-        values = _numbers(path, kind, kept[kind], True)
-    q = _numbers(path, "probability", kept["probability"], True) if "probability" in kept else None
+        values = _numbers(path, kind, kept[kind], lines, True)
+    q = _numbers(path, "probability", kept["probability"], lines, True) if "probability" in kept else None
     if q is None and len({*at}) < count:
         again = next(i for i, row in enumerate(at) if row in at[:i])
         raise DataError(
-            f"{path}, line {again + 2}: sample {at[again]} has a label already; keep one of its lines"
+            f"{path}, line {lines[again]}: sample {at[again]} has a label already; keep one of its lines"
         )
-    return Round(at, values, q), kind
+    return Labels([Round(at, values, q)], kind, unpredicted)
 
 
 def write_next(path: str | Path, rows: NDArray[np.int64], probabilities: Floats, kind: str = "label") -> Path:
@@ -294,22 +317,20 @@ def write_next(path: str | Path, rows: NDArray[np.int64], probabilities: Floats,
 
 def estimate_text(
     predictions: Predictions,
-    rounds: Sequence[Round],
-    kind: str = "label",
+    labels: Labels,
     interval: Interval | str = "wilson",
 ) -> str:
     """Return an estimate in words, in percent.
 
     Args:
         predictions: predictions of the stream.
-        rounds: labelled samples.
-        kind: "label" for an accuracy, "value" for the mean of another quality.
+        labels: labelled samples.
         interval: "wilson" or "student", see :func:`testtime.metrics.control_variates.estimate_mean`, or "betting".
     """
-    z, names = standardise(predictions.table), [*predictions.signals]
+    z, names, rounds = standardise(predictions.table), [*predictions.signals], labels.rounds
     found = estimate_mean(rounds, z, interval="student" if interval == "student" else "wilson")
     low, high = betting_interval(rounds, z) if interval == "betting" else (found.low, found.high)
-    what = "accuracy" if kind == "label" else "mean value"
+    what = "accuracy" if labels.kind == "label" else "mean value"
     used = ", ".join(names[i] for i in np.flatnonzero(fit_rounds(rounds, z).weights)) or "none"
     lines = [
         f"{what} {100 * found.mean:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %",
@@ -317,9 +338,13 @@ def estimate_text(
         "same standard error",
         f"variates: {used}",
     ]
-    if kind == "label" and not any(one.values.any() for one in rounds):
+    if labels.unpredicted:
+        some = ", ".join(f"{name} ({n})" for name, n in [*labels.unpredicted.items()][:5])
         classes = ", ".join(np.unique(predictions.predicted)[:5])
-        lines.append(f"no label is equal to its prediction: are they named alike? predicted: {classes}")
+        lines.append(
+            f"{sum(labels.unpredicted.values())} labels are of classes that are predicted for no sample and count as wrong: "
+            f"{some}; are they named alike? predicted: {classes}"
+        )
     return "\n".join(lines)
 
 
@@ -351,44 +376,49 @@ def estimate_or_choose(
         )
     if count and Path(out).exists():
         raise ValueError(f"{out} is there already, maybe with labels; give another name with --out")
-    rounds, kind = read_labels(labels, predictions)
-    texts = [estimate_text(predictions, rounds, kind, interval)] if rounds else []
+    found = read_labels(labels, predictions)
+    texts = [estimate_text(predictions, found, interval)] if found.rounds else []
     if count:
-        rows, q = label_next(predictions, rounds, count, seed)
-        write_next(out, rows, q, kind)
+        rows, q = label_next(predictions, found.rounds, count, seed)
+        write_next(out, rows, q, found.kind)
         files = " ".join(str(path) for path in [*labels, out])
         texts.append(f"{out}: fill in the last column from the top, then give --labels {files}")
     return "\n".join(texts)
 
 
-def _columns(path: Path) -> dict[str, list[str]]:
-    """The columns of a CSV with a head, by name."""
+def _columns(path: Path) -> tuple[dict[str, list[str]], list[int]]:
+    """The columns of a CSV with a head, by name, and the numbers of their lines."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; check its spelling")
     with damaged(path, REPAIR, (csv.Error,)), open(path, newline="", encoding="utf-8-sig") as file:
-        lines = [[word.strip() for word in line] for line in csv.reader(file) if any(map(str.strip, line))]
+        reader = csv.reader(file)
+        lines = [([word.strip() for word in line], reader.line_num) for line in reader]
+    lines = [(words, number) for words, number in lines if any(words)]
     if len(lines) < 2:
         raise DataError(f"{path}: expected a head and at least one line, got {len(lines)} lines")
-    head = lines[0]
+    (head, _), *lines = lines
     if len({*head}) < len(head):
         raise DataError(f"{path}: expected different names in its head, got {', '.join(head)}")
-    for number, line in enumerate(lines[1:], 2):
-        if len(line) != len(head):
+    for words, number in lines:
+        if len(words) != len(head):
             raise DataError(
-                f"{path}, line {number}: expected {len(head)} entries ({', '.join(head)}), got {len(line)}"
+                f"{path}, line {number}: expected {len(head)} entries ({', '.join(head)}), got {len(words)}"
             )
-    return {name: [line[i] for line in lines[1:]] for i, name in enumerate(head)}
+    return {name: [words[i] for words, _ in lines] for i, name in enumerate(head)}, [n for _, n in lines]
 
 
-def _numbers(path: Path, name: str, values: NDArray[np.generic], needed: bool = False) -> Floats:
-    """A column of numbers; an empty entry, where it is not needed, is NaN."""
+def _numbers(
+    path: Path, name: str, values: NDArray[np.generic], lines: Sequence[int] = (), needed: bool = False
+) -> Floats:
+    """A column of numbers, whose lines in a file have these numbers; an empty entry, where it is not needed, is NaN."""
     if values.dtype.kind in "biuf":
         return values.astype(float)
     found = [*_parsed(values)]
     wrong = [i for i, one in enumerate(found) if one is None or (needed and math.isnan(one))]
     if wrong:
         got, advice = f"{values[wrong[0]]!s:.40}" or "nothing", "" if needed else f"; or leave {name} out"
-        raise DataError(f"{path}, line {wrong[0] + 2}: expected a number as {name}, got {got}{advice}")
+        place = f"line {lines[wrong[0]]}" if lines else f"sample {wrong[0]}"
+        raise DataError(f"{path}, {place}: expected a number as {name}, got {got}{advice}")
     return np.array(found, float)
 
 

@@ -140,7 +140,7 @@ class MirrorCheck:
         model = adapter.model
         assert isinstance(model, nn.Module)
         mirrors = any("mirror" in changes_of(value) for value in vars(adapter).values())
-        if not mirrors or x.dim() != 4 or views_of(model) is not None:
+        if not mirrors or not isinstance(x, Tensor) or x.dim() != 4 or views_of(model) is not None:
             self.open = False
         if not self.open:
             return

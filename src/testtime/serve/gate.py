@@ -196,6 +196,10 @@ class InputGate:
             ValueError: x has no batch dimension or no samples, too many, or samples of another shape than those before.
         """
         check_batch(x)
+        if not x.is_floating_point():
+            raise TypeError(
+                f"expected floating-point images, usually in [0, 1], got {x.dtype}; the server takes no token ids"
+            )
         if not len(x):
             raise ValueError(f"expected at least one sample, got shape {tuple(x.shape)}")
         if len(x) > self.options.most:

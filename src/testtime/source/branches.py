@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from testtime.intake.named import NamedTensors
 from testtime.models.assisted import Assisted, Branch
 from testtime.norm.layer import observing
 from testtime.parts.features import linear_head
@@ -148,7 +149,7 @@ def images_of(batches: Iterable[Tensor]) -> list[Tensor]:
     """
     images = list(batches)
     for x in images:
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor | NamedTensors):
             raise TypeError(
                 f"expected unlabelled batches (N, C, H, W) as tensors, got {type(x).__name__}; give the images "
                 "alone: (x for x, _ in loader)"
@@ -188,7 +189,7 @@ def labelled_images_of(
         if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             got = y.dtype if isinstance(y, Tensor) else type(y).__name__
             raise TypeError(f"expected source labels (N,) as a tensor of integers, got {got}")
-        if y.shape != x.shape[:1]:
+        if y.shape != (len(x),):
             raise ValueError(
                 f"expected one label for each of the {len(x)} source images, got labels of shape {tuple(y.shape)}"
             )

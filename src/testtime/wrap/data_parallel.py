@@ -19,7 +19,7 @@ from testtime.intake.shards import Group, Shards
 
 __all__ = ["DataParallel"]
 
-TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32)
 REFUSED = -1  # in place of a number of samples: this process got a batch that it cannot take
 DIMENSIONS = 8
 
@@ -170,7 +170,9 @@ class DataParallel:
         forms = [form.tolist() for form in self.processes.gather(own.to(device))]
         if bad := [rank for rank, form in enumerate(forms) if form[0] == REFUSED]:
             got = f"; this one is rank {self.processes.rank} and got {_shown(x)}" if not fits else ""
-            raise TypeError(f"ranks {bad} got no batch (N, C, H, W) of floating-point images{got}")
+            raise TypeError(
+                f"ranks {bad} got no batch as one tensor, images (N, C, H, W) or token ids (N, T){got}"
+            )
         if len({tuple(form[1:]) for form in forms}) > 1:
             shapes = ", ".join(
                 f"rank {r}: {tuple(form[0:1] + form[3 : 2 + form[2]])}, {TYPES[form[1]]}"

@@ -129,6 +129,7 @@ class Guarded(Wrapper):
     kept_as: ClassVar = {
         "source": "shipped"
     }  # for testtime.save; the attribute "source" is a fact of the method
+    needs = ("classifier", "floating-point")  # it disturbs samples and compares them
     waiting: Tensor
     interval: Tensor
     serves: Tensor

@@ -40,6 +40,7 @@ class Window(Wrapper):
     [False, False, True, False]
     """
 
+    needs = ("tensor",)
     window: Tensor
     arrived: Tensor
 
