@@ -160,7 +160,7 @@ class TaskPredictions(dict[str, Tensor]):
         failed: str = "",
     ) -> None:
         super().__init__({name: y.detach() for name, y in outputs.items()})
-        finite = [torch.isfinite(y).flatten(1).all(1) for y in self.values()]
+        finite = [torch.isfinite(y[:, None]).flatten(1).all(1) for y in self.values()]
         self.valid = torch.stack(finite).all(0) if valid is None else valid
         self.selected = dict(selected or {})
         self.updated, self.failed = updated, failed

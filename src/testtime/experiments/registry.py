@@ -26,6 +26,7 @@ EVERY: Any = str
 FAMILIES = {
     "demo": "testtime.experiments.demo_list",
     "forecasting": "testtime.experiments.forecasting.listing",
+    "local_tokens": "testtime.experiments.local_tokens.listing",
     "multitask": "testtime.experiments.multitask.listing",
     "online": "testtime.experiments.online.listing",
     "production": "testtime.experiments.production.listing",

@@ -11,6 +11,8 @@ from testtime.errors import DataError
 
 __all__ = ["Fracast"]
 
+ROWS = 512  # series that are forecast at once, which bounds the memory
+
 
 @final
 class Fracast(nn.Module):
@@ -49,7 +51,7 @@ class Fracast(nn.Module):
         rows = x.transpose(1, 2).reshape(n * channels, length)
         done: list[Tensor] = []
         while sum(part.shape[1] for part in done) < self.horizon:
-            done.append(self._median(rows))
+            done.append(torch.cat([self._median(part) for part in rows.split(ROWS)]))
             rows = torch.cat([rows, done[-1]], dim=1)
         forecast = torch.cat(done, dim=1)[:, : self.horizon]
         return forecast.reshape(n, channels, self.horizon).transpose(1, 2)

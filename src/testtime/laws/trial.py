@@ -50,10 +50,10 @@ def built(make: Make, world: World, network: nn.Module | None = None) -> Adapter
 def flat(y: Any) -> Prediction:
     """An answer as one row of numbers per image: the outputs of all tasks side by side."""
     if isinstance(y, TaskPredictions):
-        rows = torch.cat([output.flatten(1) for output in y.values()], dim=1)
+        rows = torch.cat([output[:, None].flatten(1) for output in y.values()], dim=1)
         return Prediction(rows, valid=y.valid, selected=y.selected, updated=y.updated)
     if isinstance(y, Mapping):
-        return Prediction(torch.cat([output.flatten(1) for output in y.values()], dim=1))
+        return Prediction(torch.cat([output[:, None].flatten(1) for output in y.values()], dim=1))
     return y
 
 
