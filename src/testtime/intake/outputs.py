@@ -175,7 +175,8 @@ class Logits(nn.Module):
         if self.outputs is not None:
             return _chosen(output, self.outputs, parts)
         if isinstance(output, Tensor):
-            return output if type(output) is Tensor else output.as_subclass(Tensor)
+            plain = type(output) is Tensor or torch.compiler.is_compiling()  # the exporter's own tensors stay
+            return output if plain else output.as_subclass(Tensor)
         logits = getattr(output, "logits", None)
         if isinstance(logits, Tensor):
             return logits

@@ -92,6 +92,7 @@ class CoTTA(Adapter):
 
     name, label = "cotta", "CoTTA"
     needs = ("class logits", "views")
+    answers_with = "the mean over augmented views of a batch that the source model is unsure about"
     venue = "CVPR 2022"
     paper = "Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation"
     output = "teacher"

@@ -142,6 +142,7 @@ class ViDA(Adapter):
 
     name, label = "vida", "ViDA"
     needs = ("class logits", "views")
+    answers_with = "a network whose modules weigh differently from batch to batch"
     venue = "ICLR 2024"
     paper = (
         "Liu, Yang, Jia, Zhang, Guo, Xue and Zhang, ViDA: Homeostatic Visual Domain Adapter for Continual "
