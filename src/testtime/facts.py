@@ -12,6 +12,7 @@ __all__ = ["NORM_KINDS", "Facts", "Need", "Output", "SourceData", "norm_kinds"]
 
 Need = Literal[
     "classifier",
+    "class logits",
     "norm",
     "BatchNorm",
     "convolution",
@@ -47,7 +48,8 @@ class Facts:
         label: name in tables and papers; the name of the class unless declared.
         needs: requirements on the model and its inputs:
 
-            - "classifier": logits (N, C); without it, logits for each pixel (N, C, H, W) and outputs by task too;
+            - "classifier": logits (N, C);
+            - "class logits": logits (N, C), or (N, C, H, W) for each pixel; with neither of the two, outputs by task too;
             - "norm": normalisation layers with scale and shift;
             - "BatchNorm": BatchNorm layers;
             - "convolution": convolutions, by which the network is divided or which are adapted;
@@ -63,6 +65,8 @@ class Facts:
         venue: conference or journal, and year; empty where the file is not from a paper.
         paper: authors and title.
         code: address of published code that the file follows, without the scheme; empty for none.
+        answers_with: what a prediction is made of where no module of its own computes it, so that the adapter cannot be
+            frozen (:meth:`testtime.Adapter.freeze`); empty otherwise.
         output: whether a prediction was computed "before" or "after" the update on its batch, or by a "teacher".
         source: requirement on :meth:`testtime.Adapter.prepare` before the first batch: "none", "statistics" or "data".
         labelled_source: whether ``prepare`` also takes batches of (images, labels).
@@ -83,6 +87,7 @@ class Facts:
     venue: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     code: ClassVar[str] = ""
+    answers_with: ClassVar[str] = ""
 
     output: Output = "before"
     source: SourceData = "none"

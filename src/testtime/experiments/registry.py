@@ -30,6 +30,7 @@ FAMILIES = {
     "multitask": "testtime.experiments.multitask.listing",
     "online": "testtime.experiments.online.listing",
     "production": "testtime.experiments.production.listing",
+    "segmentation": "testtime.experiments.segmentation.listing",
     "space": "testtime.experiments.space.listing",
     "vision-language": "testtime.experiments.vision_language.listing",
 }
