@@ -119,6 +119,7 @@ FAMILIES = {
 
 NEEDS = {
     "classifier": "logits (N, C)",
+    "class logits": "logits (N, C), or (N, C, H, W) for each pixel",
     "norm": "normalisation layers with scale and shift",
     "BatchNorm": "BatchNorm layers",
     "convolution": "convolutions",
@@ -131,6 +132,8 @@ NEEDS = {
     "tensor": "batches that are one tensor",
     "floating-point": "floating-point inputs",
 }
+OUTPUTS = ("classifier", "class logits")
+SPECIAL = {"classifier", "linear head", "branch", "forecaster"}  # needs that a segmenter alone does not meet
 SOURCE = {
     "none": "none",
     "statistics": "statistics, by `prepare(batches)`",
@@ -183,6 +186,9 @@ def _index(methods: dict[str, dict[str, Any]]) -> str:
         "- *needs*: what the model must have; a `ValueError` says what is missing.",
         "- *cost*: forwards and backwards of the whole batch in a step, at most; a backward takes about two forwards.",
         "- *source*: what `adapter.prepare(batches)` must get before the first batch.",
+        "- Logits for each pixel (N, C, H, W), those of a segmenter, are taken by "
+        + ", ".join(_link(m) for m in methods.values() if not SPECIAL & {*m["needs"]})
+        + " ([Segmentation](../guides/segmentation.md)); the others take logits (N, C), and refuse with a message.",
         "",
         "[Choose a method](../choosing.md) begins with what you have; [The field](../field.md) and "
         "[Results](../results.md) show what they are worth on streams, beside their controls.",
@@ -197,11 +203,16 @@ def _index(methods: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _link(m: dict[str, Any]) -> str:
+    slug = next(slug for slug, family in FAMILIES.items() if m["name"] in family.methods)
+    return f"[{m['label']}]({slug}.md#{anchor(m['name'])})"
+
+
 def _table(methods: list[dict[str, Any]], slug: str = "") -> list[str]:
     lines = ["| method | what it does | needs | cost | source |", "|---|---|---|---|---|"]
     for m in methods:
         link = f"[{m['label']}]({slug and f'{slug}.md'}#{anchor(m['name'])})"
-        needs = ", ".join(need for need in m["needs"] if need != "classifier") or "–"
+        needs = ", ".join(need for need in m["needs"] if need not in OUTPUTS) or "–"
         cost = f"{m['forwards']:g}&nbsp;+&nbsp;{m['backwards']:g}"
         source = "–" if m["source"] == "none" else m["source"]
         lines.append(f"| {link} | {_sentence(m)} | {needs} | {cost} | {source} |")

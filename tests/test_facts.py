@@ -57,6 +57,9 @@ def build(cls, model):
     return cls(model, **({"classes": 2} if "classes" in takes else {}))
 
 
+ONE_TASK = {"classifier", "class logits"}
+
+
 def builds(cls, model):
     try:
         build(cls, model)
@@ -119,7 +122,7 @@ def test_it_refuses_networks_without_what_it_needs(cls):
         nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)
     )
     assert builds(cls, no_convolution) is ("convolution" not in cls.needs)
-    assert builds(cls, multi_task()) is ("classifier" not in cls.needs)
+    assert builds(cls, multi_task()) is not bool(ONE_TASK & {*cls.needs})
 
 
 @pytest.mark.parametrize("cls", FORECASTING, ids=lambda cls: cls.name)
@@ -169,7 +172,17 @@ def test_the_message_for_multi_task_models_names_the_methods_that_take_them():
     with pytest.raises(ValueError, match="methods for multi-task models are") as refused:
         build(PAFKIP, multi_task())
     named = str(refused.value).rpartition(" are ")[2].replace(" and ", ", ").split(", ")
-    assert sorted(named) == sorted(cls.__name__ for cls in CLASSES if "classifier" not in cls.needs)
+    assert sorted(named) == sorted(cls.__name__ for cls in CLASSES if not ONE_TASK & {*cls.needs})
+
+
+def test_the_message_for_segmenters_names_the_methods_that_take_any():
+    with pytest.raises(ValueError, match="methods that take") as refused:
+        PAFKIP(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), 2)
+    listed = (
+        str(refused.value).partition(" are ")[2].partition(", and a")[0].replace(" and ", ", ").split(", ")
+    )
+    special = {"classifier", "linear head", "branch", "forecaster"}
+    assert sorted(listed) == sorted(cls.__name__ for cls in CLASSES if not special & {*cls.needs})
 
 
 def test_a_class_of_your_own_gets_its_names_from_itself():

@@ -12,6 +12,7 @@ __all__ = ["NORM_KINDS", "Facts", "Need", "Output", "SourceData", "norm_kinds"]
 
 Need = Literal[
     "classifier",
+    "class logits",
     "norm",
     "BatchNorm",
     "convolution",
@@ -46,7 +47,8 @@ class Facts:
         label: name in tables and papers; the name of the class unless declared.
         needs: requirements on the model and its inputs:
 
-            - "classifier": logits (N, C); without it, logits for each pixel (N, C, H, W) and outputs by task too;
+            - "classifier": logits (N, C);
+            - "class logits": logits (N, C), or (N, C, H, W) for each pixel; with neither of the two, outputs by task too;
             - "norm": normalisation layers with scale and shift;
             - "BatchNorm": BatchNorm layers;
             - "convolution": convolutions, by which the network is divided or which are adapted;

@@ -21,8 +21,8 @@ __all__ = ["Contract", "Logits", "Outputs"]
 Outputs = str | int | Callable[[Any], Tensor]
 # Methods for logits of each pixel, for messages.
 FOR_PIXELS = (
-    "Tent, BNAdapt and Source take (N, C, H, W), and a multi-task model declares its tasks "
-    "(testtime.multitask.MultiTaskNet)"
+    "methods that take (N, C, H, W) are Source, BNAdapt, Tent, PL, RPL, ETA, EATA, SAR, Core, CoTTA, OSTTA, EcoTTA, ViDA, "
+    "TIPI and ActMAD, and a multi-task model declares its tasks (testtime.multitask.MultiTaskNet)"
 )
 HALF = (torch.float16, torch.bfloat16)
 AUTOGRAD = ("plain", "lean", "recompute")

@@ -52,7 +52,7 @@ __all__ = [
 
 
 def same_form(make: Make, world: World) -> None:
-    """An answer has the form of the model's logits, and one score, validity and mask entry per image."""
+    """An answer has the form of the model's logits, one validity per image, one score and mask entry per image or pixel."""
     network, adapter = world.network(), built(make, world)
     for size in (16, 5, 2, 1):
         x = world.stream(1, size)[0]
@@ -68,6 +68,7 @@ def _well_formed(y: Any, output: Any, what: str) -> None:
     def form(t: Tensor) -> tuple[Any, ...]:
         return tuple(t.shape), t.dtype, t.device
 
+    places: list[tuple[int, ...]]
     if isinstance(output, Mapping):
         n = len(next(iter(output.values())))
         require(
@@ -77,21 +78,23 @@ def _well_formed(y: Any, output: Any, what: str) -> None:
         require(
             list(y) == list(output), f"{what}: the answer has the tasks {list(y)}, the model {list(output)}"
         )
-        pairs = [(f"the output {k!r}", y[k], output[k]) for k in y]
+        pairs, places = [(f"the output {k!r}", y[k], output[k]) for k in y], [(n,)]
     else:
         n = len(output)
         require(
             isinstance(y, Prediction), f"{what}: the answer is a {type(y).__name__}, expected a Prediction"
         )
-        score = tuple(y.score.shape) == (n,) and y.score.is_floating_point()
-        require(score, f"{what}: score is {form(y.score)}, expected ({n},), floating")
-        pairs = [("the answer", y, output)]
+        each = (n, *output.shape[2:])
+        score = tuple(y.score.shape) == each and y.score.is_floating_point()
+        require(score, f"{what}: score is {form(y.score)}, expected {each}, floating")
+        pairs, places = [("the answer", y, output)], [(n,), each]
     for name, mine, models in pairs:
         require(form(mine) == form(models), f"{what}: {name} is {form(mine)}, the model's {form(models)}")
     for name, mask in {"valid": y.valid, **{f"selected[{k!r}]": v for k, v in y.selected.items()}}.items():
+        expected = [(n,)] if name == "valid" else places
         require(
-            mask.shape == (n,) and mask.dtype == torch.bool,
-            f"{what}: {name} is {form(mask)}, expected ({n},), bool",
+            tuple(mask.shape) in expected and mask.dtype == torch.bool,
+            f"{what}: {name} is {form(mask)}, expected {' or '.join(map(str, expected))}, bool",
         )
     require(isinstance(y.updated, bool), f"{what}: updated is a {type(y.updated).__name__}, expected a bool")
 
