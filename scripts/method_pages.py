@@ -115,10 +115,19 @@ FAMILIES = {
         "they do not help.",
         ("adcsd",),
     ),
+    "image_text": Family(
+        "Image and text",
+        "These methods take a zero-shot classifier, which is made of class names (`testtime.vision_language.ZeroShot`). "
+        "Prompt tuning gives each image of a batch a prompt of its own and drops it after the answer; `ZERO` and `TDA` are the "
+        "cheap controls without a gradient. All methods for classifiers take such a model too. [Image and "
+        "text](../vision_language.md) shows how to use your own CLIP, and what they are worth.",
+        ("zero", "tda", "tpt", "difftpt", "rlcf"),
+    ),
 }
 
 NEEDS = {
     "classifier": "logits (N, C)",
+    "class logits": "logits (N, C), or (N, C, H, W) for each pixel",
     "norm": "normalisation layers with scale and shift",
     "BatchNorm": "BatchNorm layers",
     "convolution": "convolutions",
@@ -128,9 +137,12 @@ NEEDS = {
     "images": "images",
     "views": "images, of which views are made",
     "forecaster": "a `testtime.forecasting.Forecaster`",
+    "image-text": "a `testtime.vision_language.ZeroShot`",
     "tensor": "batches that are one tensor",
     "floating-point": "floating-point inputs",
 }
+OUTPUTS = ("classifier", "class logits")
+SPECIAL = {"classifier", "linear head", "branch", "forecaster"}  # needs that a segmenter alone does not meet
 SOURCE = {
     "none": "none",
     "statistics": "statistics, by `prepare(batches)`",
@@ -183,6 +195,9 @@ def _index(methods: dict[str, dict[str, Any]]) -> str:
         "- *needs*: what the model must have; a `ValueError` says what is missing.",
         "- *cost*: forwards and backwards of the whole batch in a step, at most; a backward takes about two forwards.",
         "- *source*: what `adapter.prepare(batches)` must get before the first batch.",
+        "- Logits for each pixel (N, C, H, W), those of a segmenter, are taken by "
+        + ", ".join(_link(m) for m in methods.values() if not SPECIAL & {*m["needs"]})
+        + " ([Segmentation](../guides/segmentation.md)); the others take logits (N, C), and refuse with a message.",
         "",
         "[Choose a method](../choosing.md) begins with what you have; [The field](../field.md) and "
         "[Results](../results.md) show what they are worth on streams, beside their controls.",
@@ -197,11 +212,16 @@ def _index(methods: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _link(m: dict[str, Any]) -> str:
+    slug = next(slug for slug, family in FAMILIES.items() if m["name"] in family.methods)
+    return f"[{m['label']}]({slug}.md#{anchor(m['name'])})"
+
+
 def _table(methods: list[dict[str, Any]], slug: str = "") -> list[str]:
     lines = ["| method | what it does | needs | cost | source |", "|---|---|---|---|---|"]
     for m in methods:
         link = f"[{m['label']}]({slug and f'{slug}.md'}#{anchor(m['name'])})"
-        needs = ", ".join(need for need in m["needs"] if need != "classifier") or "–"
+        needs = ", ".join(need for need in m["needs"] if need not in OUTPUTS) or "–"
         cost = f"{m['forwards']:g}&nbsp;+&nbsp;{m['backwards']:g}"
         source = "–" if m["source"] == "none" else m["source"]
         lines.append(f"| {link} | {_sentence(m)} | {needs} | {cost} | {source} |")
@@ -235,8 +255,9 @@ def _facts(m: dict[str, Any]) -> list[str]:
 
 
 def _docstring(m: dict[str, Any]) -> list[str]:
+    module = METHODS[m["class"]].module
     return [
-        f"::: testtime.methods.{METHODS[m['class']].module}",
+        f"::: {module if module.startswith('testtime.') else f'testtime.methods.{module}'}",
         "    options:",
         "      show_root_heading: false",
         "      show_root_toc_entry: false",

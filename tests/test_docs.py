@@ -114,6 +114,8 @@ def test_code_of_the_documentation(page: Path, tmp_path: Path, monkeypatch: pyte
     """Blocks run in their order, in one namespace; those with a title are also a file beside them."""
     for extra in ("sklearn", "PIL", "cv2", "trimesh"):
         pytest.importorskip(extra, reason="pip install -e '.[demo,scenes]'")
+    if "transformers" in page.read_text():
+        pytest.importorskip("transformers", reason="pip install -e '.[interop]'")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     blocks = BLOCK.findall(page.read_text())

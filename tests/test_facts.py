@@ -12,7 +12,7 @@ from testtime import Adapter, Episodic, adam, methods
 from testtime.catalogue import catalogue, text
 from testtime.facts import NORM_KINDS, Need, norm_kinds
 from testtime.forecasting import Forecaster, NLinear
-from testtime.laws.worlds import TinyViT
+from testtime.laws.worlds import TinyViT, zero_shot
 from testtime.methods import METHODS, PAFKIP, Source, Tent
 from testtime.models.assisted import Assisted
 from testtime.models.multitask import MultiTaskNet
@@ -21,7 +21,9 @@ from testtime.space.mae import MaskedAutoencoder
 from testtime.space.model import Size
 from testtime.tasks import Depth, Segmentation
 
-CLASSES = [cls for cls in map(methods.__getattr__, METHODS) if "forecaster" not in cls.needs]
+APART = {"forecaster", "image-text"}  # what methods of other families need
+CLASSES = [cls for cls in map(methods.__getattr__, METHODS) if not APART & {*cls.needs}]
+IMAGE_TEXT = [cls for cls in map(methods.__getattr__, METHODS) if "image-text" in cls.needs]
 FORECASTING = [cls for cls in map(methods.__getattr__, METHODS) if "forecaster" in cls.needs]
 NORMS = {
     "BatchNorm": lambda: nn.BatchNorm2d(4),
@@ -55,6 +57,9 @@ def network(cls, norm):
 def build(cls, model):
     takes = inspect.signature(cls).parameters
     return cls(model, **({"classes": 2} if "classes" in takes else {}))
+
+
+ONE_TASK = {"classifier", "class logits"}
 
 
 def builds(cls, model):
@@ -119,7 +124,7 @@ def test_it_refuses_networks_without_what_it_needs(cls):
         nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)
     )
     assert builds(cls, no_convolution) is ("convolution" not in cls.needs)
-    assert builds(cls, multi_task()) is ("classifier" not in cls.needs)
+    assert builds(cls, multi_task()) is not bool(ONE_TASK & {*cls.needs})
 
 
 @pytest.mark.parametrize("cls", FORECASTING, ids=lambda cls: cls.name)
@@ -130,6 +135,23 @@ def test_methods_of_forecasters_declare_what_is_true(cls):
     adapter = testtime.adapt(model, cls.name)
     assert (tuple(adapter.cost), adapter.output, adapter.source) == (cls.cost, cls.output, cls.source)
     assert not builds(cls, network(Tent, nn.BatchNorm2d(4)))
+
+
+@pytest.mark.parametrize("cls", IMAGE_TEXT, ids=lambda cls: cls.name)
+def test_methods_of_image_text_models_declare_what_is_true(cls):
+    model = zero_shot()
+    test_facts_are_of_the_vocabulary(cls)
+    assert (cls.name, cls.label) == METHODS[cls.__name__][1:]
+    assert cls.__module__ == METHODS[cls.__name__].module
+    takes = {"reward": model.pair, "generate": abs}
+    arguments = {name: value for name, value in takes.items() if name in inspect.signature(cls).parameters}
+    adapter = testtime.adapt(model, cls.name, **arguments)
+    assert (tuple(adapter.cost), adapter.output, adapter.source) == (cls.cost, cls.output, cls.source)
+    assert (adapter.stochastic, adapter.episodic) == (cls.stochastic, cls.episodic)
+    with pytest.raises(
+        ValueError, match="expected a zero-shot classifier, got Sequential; build one from class names"
+    ):
+        cls(network(Tent, nn.BatchNorm2d(4)), **arguments)
 
 
 @every_method
@@ -169,7 +191,17 @@ def test_the_message_for_multi_task_models_names_the_methods_that_take_them():
     with pytest.raises(ValueError, match="methods for multi-task models are") as refused:
         build(PAFKIP, multi_task())
     named = str(refused.value).rpartition(" are ")[2].replace(" and ", ", ").split(", ")
-    assert sorted(named) == sorted(cls.__name__ for cls in CLASSES if "classifier" not in cls.needs)
+    assert sorted(named) == sorted(cls.__name__ for cls in CLASSES if not ONE_TASK & {*cls.needs})
+
+
+def test_the_message_for_segmenters_names_the_methods_that_take_any():
+    with pytest.raises(ValueError, match="methods that take") as refused:
+        PAFKIP(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), 2)
+    listed = (
+        str(refused.value).partition(" are ")[2].partition(", and a")[0].replace(" and ", ", ").split(", ")
+    )
+    special = {"classifier", "linear head", "branch", "forecaster"}
+    assert sorted(listed) == sorted(cls.__name__ for cls in CLASSES if not special & {*cls.needs})
 
 
 def test_a_class_of_your_own_gets_its_names_from_itself():

@@ -98,3 +98,24 @@ def test_adapts_as_it_comes(build, name, make) -> None:  # type: ignore[no-untyp
     logits = output if isinstance(output, torch.Tensor) else output.logits
     torch.testing.assert_close(Source(model)(X).logits, logits.detach(), rtol=1e-4, atol=1e-4)
     assert len(norm_layers(adapter.model)) == len(norm_layers(model)) > 0
+
+
+def test_a_text_classifier_takes_what_its_tokenizer_returns() -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install -e '.[interop]'")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "num_labels": 3}
+    config = transformers.DistilBertConfig(
+        **sizes, output_hidden_states=True
+    )  # logits beside a tuple of hidden states
+    model = transformers.DistilBertForSequenceClassification(config).eval()
+    ids = torch.randint(1, 50, (4, 9))
+    encoded = transformers.BatchEncoding({"input_ids": ids, "attention_mask": (ids > 5).long()})
+    adapter = Tent(model)
+    with torch.no_grad():
+        torch.testing.assert_close(adapter.predict(encoded).logits, model(**encoded).logits)
+    assert adapter(encoded).updated
+    assert adapter.freeze()(encoded).equal(adapter.predict(encoded).logits)
+    with pytest.raises(ValueError, match=r"an output of shape \(4, 9, 16\) for 4 samples; .* outputs="):
+        Tent(model.distilbert)(encoded)
+    hidden = Tent(model, outputs=lambda y: y.hidden_states[-1][:, 0])
+    assert hidden(encoded).shape == (4, 16)

@@ -13,10 +13,10 @@ cli __main__
 experiments
 serve report
 catalogue laws
-selection wrap saving build evaluation prequential
+selection wrap saving build evaluation prequential export
 methods multitask space forecasting vision_language language search
 source
-adapter facts state notices construction gate prediction
+adapter facts frozen state notices construction gate prediction
 norm parts training
 tasks models intake
 streams scenes data corruptions metrics

@@ -19,7 +19,14 @@ import testtime
 ROOT = Path(testtime.__file__).parent
 LINES, CODE, COMPLEXITY, PARAMETERS = 500, 60, 20, 12
 BUDGET, BUDGETED = 6500, ("experiments", "report", "cli")
-LATER = ("experiments/production", "experiments/forecasting", "experiments/local_tokens", "cli/serve.py")
+LATER = (
+    "experiments/production",
+    "experiments/forecasting",
+    "experiments/local_tokens",
+    "experiments/segmentation",
+    "experiments/vision_language",
+    "cli/serve.py",
+)
 """Families that were added to the engine later; what they declare is not part of its budget."""
 BRANCHES = (
     ast.If,

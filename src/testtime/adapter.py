@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from testtime.construction import Construction
 from testtime.facts import Facts
+from testtime.frozen import FrozenModel, freeze
 from testtime.gate import Gate, Screened, batch_of, explain, is_finite, outside, refuse_unfit
 from testtime.intake.fingerprint import Fingerprint, state_hash
 from testtime.intake.frozen import Frozen
@@ -82,6 +83,15 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
     def _predict_batch(self, x: Tensor) -> Any:
         """Predict a batch without learning; overridden where a prediction is more than the model's output."""
         return self.model(x)
+
+    def _answering(self) -> nn.Module:
+        """The module whose output a prediction is; overridden where ``_predict_batch`` is and a module computes the same."""
+        if type(self)._predict_batch is not Adapter._predict_batch:
+            made = self.answers_with or "more than the output of one network"
+            raise TypeError(
+                f"{type(self).__name__} cannot be frozen: it answers with {made}; keep the adapter and call predict(x)"
+            )
+        return self.model
 
     def _prepare(self, batches: Iterable[Tensor]) -> None:
         """Learn what the method needs from unlabelled source batches; overridden by methods with ``prepare``."""
@@ -195,6 +205,19 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
                 if batches.last is not None:
                     self._explain(error, batches.last)
                 raise
+
+    def freeze(self) -> FrozenModel:
+        """Return what ``predict`` computes as a plain module in its present state, independent of the adapter.
+
+        Returns:
+            module from a batch to logits, in evaluation mode and without gradients; its outputs are those of ``predict``.
+
+        Raises:
+            TypeError: the predictions of this method or wrapper are not computed by one module; the message says of what
+                they are made.
+        """
+        with self._lock:
+            return freeze(self._answering())
 
     @property
     def input_range(self) -> tuple[float, float] | None:

@@ -128,9 +128,9 @@ def _agree(adapter: Any) -> None:
         adapter.outputs = getattr(model, "outputs", None)
     adapter.preserves = getattr(model, "views", None)
     adapter.autograd = getattr(model, "autograd", None)
-    if declares_tasks(model) and "classifier" in adapter.needs:
+    if declares_tasks(model) and {"classifier", "class logits"} & {*adapter.needs}:
         raise ValueError(
-            f"{name} works on the logits of a classifier, (N, C), and this model declares several tasks; methods for "
+            f"{name} works on the logits of one task, and this model declares several tasks; methods for "
             "multi-task models are S4T, TIPI, TTT, TTTPlusPlus, TTTFlow, TTTMAE, ClusT3, ActMAD, NCTTT, Tent, BNAdapt and "
             "Source"
         )

@@ -12,6 +12,7 @@ __all__ = ["NORM_KINDS", "Facts", "Need", "Output", "SourceData", "norm_kinds"]
 
 Need = Literal[
     "classifier",
+    "class logits",
     "norm",
     "BatchNorm",
     "convolution",
@@ -21,6 +22,7 @@ Need = Literal[
     "images",
     "views",
     "forecaster",
+    "image-text",
     "tensor",
     "floating-point",
 ]
@@ -46,7 +48,8 @@ class Facts:
         label: name in tables and papers; the name of the class unless declared.
         needs: requirements on the model and its inputs:
 
-            - "classifier": logits (N, C); without it, logits for each pixel (N, C, H, W) and outputs by task too;
+            - "classifier": logits (N, C);
+            - "class logits": logits (N, C), or (N, C, H, W) for each pixel; with neither of the two, outputs by task too;
             - "norm": normalisation layers with scale and shift;
             - "BatchNorm": BatchNorm layers;
             - "convolution": convolutions, by which the network is divided or which are adapted;
@@ -56,18 +59,22 @@ class Facts:
             - "images": inputs (N, C, H, W);
             - "views": inputs (N, C, H, W), of which views are made, unless ``augment=`` takes other inputs;
             - "forecaster": a :class:`testtime.forecasting.Forecaster`, and windows (N, L + H, D);
+            - "image-text": a :class:`testtime.vision_language.ZeroShot`;
             - "tensor": batches that are one tensor, not a dictionary of tensors;
             - "floating-point": batches that are one floating-point tensor, not token ids.
         venue: conference or journal, and year; empty where the file is not from a paper.
         paper: authors and title.
         code: address of published code that the file follows, without the scheme; empty for none.
+        answers_with: what a prediction is made of where no module of its own computes it, so that the adapter cannot be
+            frozen (:meth:`testtime.Adapter.freeze`); empty otherwise.
         output: whether a prediction was computed "before" or "after" the update on its batch, or by a "teacher".
         source: requirement on :meth:`testtime.Adapter.prepare` before the first batch: "none", "statistics" or "data".
         labelled_source: whether ``prepare`` also takes batches of (images, labels).
         stochastic: whether a step draws random numbers.
+        episodic: whether the answer to an image depends neither on images before it nor on its neighbours in the batch.
         cost: forwards and backwards of the whole batch per step, at most.
 
-    The last five can depend on arguments: an instance may differ from its class.
+    The last six can depend on arguments: an instance may differ from its class.
 
     >>> from testtime.methods import ETA
     >>> ETA.name, ETA.venue, ETA.needs, ETA.cost
@@ -80,11 +87,13 @@ class Facts:
     venue: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     code: ClassVar[str] = ""
+    answers_with: ClassVar[str] = ""
 
     output: Output = "before"
     source: SourceData = "none"
     labelled_source: bool = False
     stochastic: bool = False
+    episodic: bool = False
     cost: tuple[float, float] = (1, 1)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -147,7 +147,6 @@ def refuse_unfit(adapter: Facts, x: Inputs) -> None:
             none; the message names the method.
     """
     name, needs = type(adapter).__name__, adapter.needs
-    views = any(changes_of(v) for v in vars(adapter).values())
     if isinstance(x, NamedTensors):
         if unmet := [need for need in ONE_TENSOR if need in needs]:
             raise ValueError(
@@ -155,7 +154,7 @@ def refuse_unfit(adapter: Facts, x: Inputs) -> None:
                 f"{form(x)}; {TAKE_ANY}"
             )
         return
-    if x.dim() != 4 and ("images" in needs or views):
+    if x.dim() != 4 and ("images" in needs or any(changes_of(v) for v in vars(adapter).values())):
         raise ValueError(
             f"{name} changes images or makes views of them and takes batches (N, C, H, W), got shape "
             f"{tuple(x.shape)}; add the batch dimension of one image: x[None]; for sequences and tables pass augment= a "

@@ -41,7 +41,8 @@ class Prediction(Tensor):
             unless the method has its own.
         valid: (N,) bool; False where the image was refused (NaN, infinity) or could not be answered. The logits of
             such a row are NaN.
-        selected: masks (N,) by name, e.g. ``{"minimised": ..., "maximised": ...}``: what the method did with whom.
+        selected: masks (N,), or (N, H, W) where a method filters pixels, by name, e.g.
+            ``{"minimised": ..., "maximised": ...}``: what the method did with whom.
         updated: whether this call changed the adapted parameters.
         failed: part of the step that was not finite, "loss", "gradient", "update", "answer" or "statistics", for which it was
             taken back and the batch was predicted without learning; empty where the step counts.

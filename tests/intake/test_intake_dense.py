@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import testtime
 from testtime.intake.dense import is_dense
 from testtime.intake.outputs import Logits
-from testtime.methods import EATA, PAFKIP, BNAdapt, CoTTA, Source, Tent
+from testtime.methods import MEMO, PAFKIP, BNAdapt, CoTTA, DeYO, Source, Tent
 from testtime.models import normalised
 
 X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -86,30 +86,30 @@ CLASSIFIERS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", DENSE)
 def test_dense_models_are_refused_at_construction(name: str) -> None:
-    with pytest.raises(ValueError, match=r"CoTTA works on logits \(N, C\), .* returns logits for each pixel"):
-        CoTTA(DENSE[name]())
-    for make in (lambda m: EATA(m, 5), lambda m: PAFKIP(m, 5), lambda m: testtime.adapt(m, "cotta")):
-        with pytest.raises(ValueError, match="Tent, BNAdapt and Source take"):
+    with pytest.raises(ValueError, match=r"MEMO works on logits \(N, C\), .* returns logits for each pixel"):
+        MEMO(DENSE[name]())
+    for make in (lambda m: DeYO(m, 5), lambda m: PAFKIP(m, 5), lambda m: testtime.adapt(m, "memo")):
+        with pytest.raises(ValueError, match=r"methods that take \(N, C, H, W\) are Source, BNAdapt, Tent"):
             make(DENSE[name]())
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_methods_for_pixels_take_them(name: str) -> None:
-    for method in (Source, Tent, BNAdapt):
+    for method in (Source, Tent, BNAdapt, CoTTA):
         assert method(DENSE[name]())(X).dim() == 4
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers_are_not_refused(name: str) -> None:
-    assert CoTTA(CLASSIFIERS[name](), views=2)(X).shape == (4, 5)
+    assert MEMO(CLASSIFIERS[name](), views=2)(X).shape == (4, 5)
 
 
 def test_a_function_of_the_output_may_make_a_classifier_of_it() -> None:
     model = body(head())
-    adapter = CoTTA(model, views=2, outputs=lambda y: y.mean(dim=(2, 3)))
+    adapter = MEMO(model, views=2, outputs=lambda y: y.mean(dim=(2, 3)))
     assert adapter(X).shape == (4, 5)
     with pytest.raises(ValueError, match=r"makes \(N, C\) of its output"):
-        CoTTA(model, outputs=0)
+        MEMO(model, outputs=0)
 
 
 @pytest.mark.parametrize("kind", ["Segformer", "UperNet"])
@@ -130,9 +130,9 @@ def test_semantic_segmentation_of_transformers(kind: str) -> None:
     model = getattr(transformers, f"{kind}ForSemanticSegmentation")(config).eval()
     assert Tent(model)(torch.rand(2, 3, 32, 32)).shape[:2] == (2, 5)
     with pytest.raises(ValueError, match=f"this {kind}ForSemanticSegmentation returns logits for each pixel"):
-        CoTTA(model)
+        MEMO(model)
     with pytest.raises(ValueError, match="for each pixel"):
-        CoTTA(model, outputs="logits")
+        MEMO(model, outputs="logits")
 
     class Pooling(type(model)):  # type: ignore[misc]
         def forward(self, x: Tensor) -> Tensor:
@@ -163,10 +163,10 @@ def test_segmentation_of_torchvision() -> None:
     fcn = of("torchvision.models.segmentation.fcn", type("FCN", (base,), {}))
     for outputs in (None, "out"):
         with pytest.raises(ValueError, match="this FCN returns logits for each pixel"):
-            CoTTA(fcn(), outputs=outputs)
+            MEMO(fcn(), outputs=outputs)
         assert Tent(fcn(), outputs=outputs)(X).shape == (4, 5, 8, 8)
     own = type("Own", (base,), {"forward": lambda self, x: 9 * self.backbone(x).mean(dim=(2, 3))})
-    assert CoTTA(own(), views=2)(X).shape == (4, 6)
+    assert MEMO(own(), views=2)(X).shape == (4, 6)
 
 
 @pytest.mark.parametrize("classifies", [False, True])
@@ -188,10 +188,10 @@ def test_segmentation_models_pytorch(classifies: bool) -> None:
     unet = of("segmentation_models_pytorch.base.model", SegmentationModel)()
     assert is_dense(unet) == (not classifies)
     if classifies:
-        assert CoTTA(unet, views=2, outputs=1)(X).shape == (4, 3)
+        assert MEMO(unet, views=2, outputs=1)(X).shape == (4, 3)
     else:
         with pytest.raises(ValueError, match="for each pixel"):
-            CoTTA(unet)
+            MEMO(unet)
 
 
 def test_a_model_without_layers_is_nothing_certain() -> None:

@@ -69,6 +69,7 @@ from testtime.methods.nc_ttt import NCTTTOptions
 from testtime.methods.rmt import RMTOptions
 from testtime.methods.stamp import STAMPOptions
 from testtime.methods.ttt_plus_plus import TTTPlusPlusOptions
+from testtime.methods.vida import ViDAOptions
 from testtime.multitask import Assisted, Synchronizer, SynchronizerOptions
 from testtime.parts import random_crop_flip
 from testtime.source.meta_dmoe import Recipe, train_meta_dmoe
@@ -139,30 +140,32 @@ ALONE = {"null_step": "answers image by image, each normalised by itself (a sing
 PROMPTS = {
     "null_step": "answers with prompts beside the tokens of the image, which the source model does not have"
 }
-EVERYWHERE = (*CLASSIFICATION, "dense")
+PIXELS = (*CLASSIFICATION, "pixels")
+TASKS = (*CLASSIFICATION, "dense")  # an encoder and heads
+EVERYWHERE = (*PIXELS, "dense")
 
 CASES = [
     Case("ActMAD", ActMAD, worlds=EVERYWHERE),
-    Case("BNAdapt", BNAdapt, worlds=["batchnorm", "dense"]),
+    Case("BNAdapt", BNAdapt, worlds=["batchnorm", "pixels", "dense"]),
     Case("CAFA", CAFA),
-    Case("ClusT3", partial(ClusT3, passes=1), worlds=EVERYWHERE),
+    Case("ClusT3", partial(ClusT3, passes=1), worlds=TASKS),
     Case("CMF", partial(CMF, classes=CLASSES), DIVERSE),
-    Case("Core", Core),
-    Case("CoTTA", partial(CoTTA, views=3), DRAWS | UNSURE),
+    Case("Core", Core, worlds=PIXELS),
+    Case("CoTTA", partial(CoTTA, views=4, scales=(0.5, 1.0)), DRAWS | UNSURE, PIXELS),
     Case("DeYO", partial(DeYO, classes=CLASSES), CERTAIN),
-    Case("EATA", partial(EATA, classes=CLASSES)),
-    Case("ETA", partial(ETA, classes=CLASSES)),
+    Case("EATA", partial(EATA, classes=CLASSES), worlds=PIXELS),
+    Case("ETA", partial(ETA, classes=CLASSES), worlds=PIXELS),
     Case("FOA", partial(FOA, population=6), PROMPTS, ["vit"]),
     Case("MEMO", partial(MEMO, views=2, augment=random_crop_flip), DRAWS | ALONE),
-    Case("NCTTT", partial(NCTTT, options=NCTTTOptions(passes=1)), worlds=EVERYWHERE),
-    Case("OSTTA", OSTTA),
+    Case("NCTTT", partial(NCTTT, options=NCTTTOptions(passes=1)), worlds=TASKS),
+    Case("OSTTA", OSTTA, worlds=PIXELS),
     Case("PAFKIP", partial(PAFKIP, classes=CLASSES), DRAWS | INTEGRATED),
-    Case("PL", PL),
+    Case("PL", PL, worlds=PIXELS),
     Case("ROID", partial(ROID, classes=CLASSES), DIVERSE),
     Case("RoTTA", partial(RoTTA, classes=CLASSES, capacity=16, frequency=16), OBSERVES, ["batchnorm"]),
-    Case("RPL", RPL),
+    Case("RPL", RPL, worlds=PIXELS),
     Case("SANTA", SANTA),
-    Case("SAR", partial(SAR, classes=CLASSES)),
+    Case("SAR", partial(SAR, classes=CLASSES), worlds=PIXELS),
     Case("SHOTIM", SHOTIM),
     Case("SoTTA", partial(SoTTA, classes=CLASSES, capacity=16, frequency=16, threshold=0.5), OBSERVES),
     Case(
@@ -173,13 +176,11 @@ CASES = [
     Case("S4T", synchronized, TRAIN_MODE, ["dense"]),
     Case("Source", Source, {"alive": "adapts nothing"}, EVERYWHERE),
     Case("TIPI", TIPI, worlds=EVERYWHERE),
-    Case("TTT", partial(TTT, optimizer=sgd(1e-2)), worlds=EVERYWHERE),
+    Case("TTT", partial(TTT, optimizer=sgd(1e-2)), worlds=TASKS),
     Case("Tent", Tent, worlds=EVERYWHERE),
-    Case("TTTFlow", partial(TTTFlow, passes=1, hidden=16), worlds=EVERYWHERE),
+    Case("TTTFlow", partial(TTTFlow, passes=1, hidden=16), worlds=TASKS),
     Case("TTTMAE", partial(TTTMAE, optimizer=sgd(1e-2), copies=4), APART, ["autoencoder"]),
-    Case(
-        "TTTPlusPlus", partial(TTTPlusPlus, options=TTTPlusPlusOptions(projection=8)), OBSERVING, EVERYWHERE
-    ),
+    Case("TTTPlusPlus", partial(TTTPlusPlus, options=TTTPlusPlusOptions(projection=8)), OBSERVING, TASKS),
     Case("UniEnt", partial(UniEnt, classes=CLASSES)),
     Case("UniEntPlus", partial(UniEntPlus, classes=CLASSES)),
     Case("NOTE", partial(NOTE, classes=CLASSES, capacity=16, frequency=16), OBSERVES),
@@ -194,16 +195,28 @@ CASES = [
         DRAWS | FOLLOWS,
     ),
     Case("VDP", partial(VDP, size=(3, 8, 8), optimizer=adam(1e-2), views=3)),
-    Case("ViDA", partial(ViDA, optimizer=adam(1e-2), high_rank=8, views=3), DRAWS),
+    Case(
+        "ViDA",
+        partial(ViDA, optimizer=adam(1e-2), high_rank=8, views=3, options=ViDAOptions(scales=(0.5, 1.0))),
+        DRAWS,
+        PIXELS,
+    ),
     Case("NHL", partial(NHL, rate=0.1), HEBBIAN),
     Case("ITTA", partial(ITTA, passes=2), PARTNERS, ["batchnorm", "groupnorm"]),
-    Case("EcoTTA", partial(EcoTTA, passes=2), META, ["batchnorm", "groupnorm"]),
+    Case("EcoTTA", partial(EcoTTA, passes=2), META, ["batchnorm", "groupnorm", "pixels"]),
     Case("ATLAS", partial(ATLAS, classes=CLASSES, options=ATLASOptions(tasks=("contrast", "fog")))),
     Case("MetaDMoE", distilling),
 ]
 
 
-ELSEWHERE = ["ADCSD"]  # of forecasters: tests/forecasting/test_forecasting_laws.py
+ELSEWHERE = [
+    "ADCSD",
+    "DiffTPT",
+    "RLCF",
+    "TDA",
+    "TPT",
+    "ZERO",
+]  # of forecasters and of image and text: their own folders
 
 
 def test_every_method_is_tried() -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "DetachedCopies",
     "check_model",
     "copy_model",
+    "drop_safeguards",
     "make_group_norm_safe",
     "standard_strides",
     "unwrapped",
@@ -257,6 +258,14 @@ def make_group_norm_safe(tree: nn.Module) -> None:
         known = _standard_input in module._forward_pre_hooks.values()
         if (calls or isinstance(module, nn.GroupNorm)) and not known:
             module.register_forward_pre_hook(_standard_input, with_kwargs=True)
+
+
+def drop_safeguards(tree: nn.Module) -> None:
+    """Remove what :func:`make_group_norm_safe` added, from a tree that no gradient passes."""
+    for module in tree.modules():
+        for key in [k for k, hook in module._forward_pre_hooks.items() if hook is _standard_input]:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _standard_input(

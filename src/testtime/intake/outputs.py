@@ -21,8 +21,8 @@ __all__ = ["Contract", "Logits", "Outputs"]
 Outputs = str | int | Callable[[Any], Tensor]
 # Methods for logits of each pixel, for messages.
 FOR_PIXELS = (
-    "Tent, BNAdapt and Source take (N, C, H, W), and a multi-task model declares its tasks "
-    "(testtime.multitask.MultiTaskNet)"
+    "methods that take (N, C, H, W) are Source, BNAdapt, Tent, PL, RPL, ETA, EATA, SAR, Core, CoTTA, OSTTA, EcoTTA, ViDA, "
+    "TIPI and ActMAD, and a multi-task model declares its tasks (testtime.multitask.MultiTaskNet)"
 )
 HALF = (torch.float16, torch.bfloat16)
 AUTOGRAD = ("plain", "lean", "recompute")
@@ -175,7 +175,8 @@ class Logits(nn.Module):
         if self.outputs is not None:
             return _chosen(output, self.outputs, parts)
         if isinstance(output, Tensor):
-            return output if type(output) is Tensor else output.as_subclass(Tensor)
+            plain = type(output) is Tensor or torch.compiler.is_compiling()  # the exporter's own tensors stay
+            return output if plain else output.as_subclass(Tensor)
         logits = getattr(output, "logits", None)
         if isinstance(logits, Tensor):
             return logits

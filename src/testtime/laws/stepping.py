@@ -39,6 +39,7 @@ __all__ = [
     "any_precision",
     "bounded",
     "deterministic",
+    "each_alone",
     "frozen_is_frozen",
     "no_future",
     "no_residue",
@@ -52,7 +53,7 @@ __all__ = [
 
 
 def same_form(make: Make, world: World) -> None:
-    """An answer has the form of the model's logits, and one score, validity and mask entry per image."""
+    """An answer has the form of the model's logits, one validity per image, one score and mask entry per image or pixel."""
     network, adapter = world.network(), built(make, world)
     for size in (16, 5, 2, 1):
         x = world.stream(1, size)[0]
@@ -68,6 +69,7 @@ def _well_formed(y: Any, output: Any, what: str) -> None:
     def form(t: Tensor) -> tuple[Any, ...]:
         return tuple(t.shape), t.dtype, t.device
 
+    places: list[tuple[int, ...]]
     if isinstance(output, Mapping):
         n = len(next(iter(output.values())))
         require(
@@ -77,21 +79,23 @@ def _well_formed(y: Any, output: Any, what: str) -> None:
         require(
             list(y) == list(output), f"{what}: the answer has the tasks {list(y)}, the model {list(output)}"
         )
-        pairs = [(f"the output {k!r}", y[k], output[k]) for k in y]
+        pairs, places = [(f"the output {k!r}", y[k], output[k]) for k in y], [(n,)]
     else:
         n = len(output)
         require(
             isinstance(y, Prediction), f"{what}: the answer is a {type(y).__name__}, expected a Prediction"
         )
-        score = tuple(y.score.shape) == (n,) and y.score.is_floating_point()
-        require(score, f"{what}: score is {form(y.score)}, expected ({n},), floating")
-        pairs = [("the answer", y, output)]
+        each = (n, *output.shape[2:])
+        score = tuple(y.score.shape) == each and y.score.is_floating_point()
+        require(score, f"{what}: score is {form(y.score)}, expected {each}, floating")
+        pairs, places = [("the answer", y, output)], [(n,), each]
     for name, mine, models in pairs:
         require(form(mine) == form(models), f"{what}: {name} is {form(mine)}, the model's {form(models)}")
     for name, mask in {"valid": y.valid, **{f"selected[{k!r}]": v for k, v in y.selected.items()}}.items():
+        expected = [(n,)] if name == "valid" else places
         require(
-            mask.shape == (n,) and mask.dtype == torch.bool,
-            f"{what}: {name} is {form(mask)}, expected ({n},), bool",
+            tuple(mask.shape) in expected and mask.dtype == torch.bool,
+            f"{what}: {name} is {form(mask)}, expected {' or '.join(map(str, expected))}, bool",
         )
     require(isinstance(y.updated, bool), f"{what}: updated is a {type(y.updated).__name__}, expected a bool")
 
@@ -335,6 +339,19 @@ def no_future(make: Make, world: World) -> None:
     for i, (y, z) in enumerate(zip(first, second[: at + 1], strict=True)):
         past = rows if i == at else len(batches[i])
         same(flat(z).logits[:past], flat(y).logits[:past], f"after another future, answer {i}")
+
+
+def each_alone(make: Make, world: World) -> None:
+    """If it declares ``episodic``, other images before and beside an image change nothing in its answer: prompts are reset."""
+    if not built(make, world).episodic:
+        return
+    batches, other = ([x.double() for x in world.stream(3, seed=seed)] for seed in (0, 3))
+    for place in (0, len(batches[-1]) // 2):
+        mixed = other[-1].clone()
+        mixed[place] = batches[-1][place]
+        past, another = (built(make, world, world.network().double()) for _ in range(2))
+        first, second = answers(past, batches)[-1], answers(another, [*other[:-1], mixed])[-1]
+        same(second[place], first[place], f"among other images, the answer to image {place}", 1e-9)
 
 
 def bounded(make: Make, world: World) -> None:

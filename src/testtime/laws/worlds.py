@@ -61,6 +61,8 @@ class Meter:
 class Metered(nn.Module):
     """A network whose passes are counted, in images."""
 
+    wrapped = "network"  # name of the attribute whose output it returns
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -157,6 +159,15 @@ class TinyDense(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = self.encoder(x)
         return {name: head(features) for name, head in self.heads.items()}
+
+
+def segmenter() -> nn.Module:
+    """A network of logits for each pixel, (N, CLASSES, H, W), that takes images of any size."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, CLASSES, 1),
+    )  # fmt: skip
 
 
 class Encoded(nn.Module):
@@ -392,6 +403,10 @@ def _forecast_loss(y: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
     return F.mse_loss(y["forecast"], truth["forecast"])
 
 
+def _pixel_loss(y: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(y, truth["semseg"])
+
+
 WORLDS: dict[str, World] = {
     world.name: world
     for world in (
@@ -399,6 +414,7 @@ WORLDS: dict[str, World] = {
         World("groupnorm", lambda: TinyCNN(lambda c: nn.GroupNorm(4, c)), classified, F.cross_entropy),
         World("vit", TinyViT, classified, F.cross_entropy),
         World("dense", TinyDense, dense, partial(total_loss, DENSE_TASKS)),
+        World("pixels", segmenter, dense, _pixel_loss),
         World("autoencoder", autoencoded, classified, F.cross_entropy),
         World("sequence", forecaster, waves, _forecast_loss, shifted, in_turn=True),
         World("tokens", lambda: SentenceClassifier(nn.LayerNorm), sentences, F.cross_entropy, reworded),

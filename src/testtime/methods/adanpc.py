@@ -145,6 +145,7 @@ class AdaNPC(Adapter):
 
     name, label = "adanpc", "AdaNPC"
     needs = ("classifier", "linear head")
+    answers_with = "the vote of the features that it remembers"
     venue = "ICML 2023"
     paper = (
         "Zhang, Wang, Jin, Yuan, Zhang, Wang, Jin and Tan, AdaNPC: Exploring Non-Parametric Classifier for "

@@ -120,6 +120,7 @@ class CMF(Adapter):
 
     name, label = "cmf", "CMF"
     needs = ("classifier", "norm", "views")
+    answers_with = "logits that are corrected by how frequent the classes are in the batch"
     venue = "ICLR 2024"
     paper = "Lee and Chang, Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation"
     stochastic = True

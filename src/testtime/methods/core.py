@@ -17,6 +17,7 @@ Departures:
     eq. 3), without their weights; the sum over all pairs is the loss. ``balanced=True`` divides each row of R by its sum
     first, as they do (eq. 5 and 6), so that frequent classes do not outweigh rare ones. What moves, the optimizer and alpha
     are those of the baselines that tables compare with. Figures of this method are those of this reading, not the paper's.
+    For logits (N, C, H, W), the semantic segmentation of the paper, N counts the pixels of all images.
     Every normalisation layer is adapted, not only BatchNorm2d; ``norm`` decides for the BatchNorm layers alone.
 
 Cost: one forward, one backward.
@@ -36,6 +37,7 @@ from testtime.adapter import Adapter
 from testtime.norm import alpha_statistics, norm_affine, observing
 from testtime.parts import adam
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.pixels import as_rows
 
 __all__ = ["Core", "class_correlation"]
 
@@ -44,7 +46,7 @@ def class_correlation(logits: Tensor, balanced: bool = False) -> Tensor:
     """How much the predictions of a batch share their probability between classes.
 
     Args:
-        logits: (N, C).
+        logits: (N, C), or (N, C, H, W), whose pixels are the samples.
         balanced: the mean over the classes of the share that each gives to others, instead of the sum.
 
     Returns:
@@ -53,7 +55,7 @@ def class_correlation(logits: Tensor, balanced: bool = False) -> Tensor:
     >>> class_correlation(torch.zeros(3, 4))
     tensor(0.7500)
     """
-    p = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    p = as_rows(logits).softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
     with torch.autocast(p.device.type, enabled=False):
         r = p.T @ p / len(p)
     if balanced:
@@ -66,7 +68,7 @@ class Core(Adapter):
     """Make classes exclude each other, with statistics between the source's and the batch's (alpha-BN).
 
     Args:
-        model: any classifier with normalisation layers.
+        model: any classifier or segmenter with normalisation layers.
         optimizer: moves gamma and beta.
         balanced: weigh frequent and rare classes alike.
         norm: the policy of the BatchNorm layers, ``partial(alpha_statistics, alpha=...)``; alpha, the weight of the batch,
@@ -82,7 +84,7 @@ class Core(Adapter):
     """
 
     name, label = "core", "Core"
-    needs = ("classifier", "norm")
+    needs = ("class logits", "norm")
     venue = "2021"
     paper = "You, Li and Zhao, Test-time Batch Statistics Calibration for Covariate Shift"
 

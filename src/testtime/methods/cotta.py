@@ -22,6 +22,10 @@ Departures:
     The published code runs the models in ``train()``, where dropout is active; this leaves dropout off.
     The published ImageNet code halves the loss with its mirror image (``symmetric=True``), which the
     paper leaves out.
+    For logits (N, C, H, W), the segmentation of the paper, all means are over pixels too, and the views are those of its
+    segmentation: the images in several sizes and mirrored, whose logits are mirrored back and resized
+    (:func:`testtime.parts.pixels.over_scales`). Its settings there (Cityscapes to ACDC, one image a batch) are
+    ``CoTTA(model, adam(7.5e-6), threshold=0.69)``, from memory and not checked against its code.
     Published code step by step: ``CoTTA(model)`` (CIFAR-10), ``CoTTA(model, threshold=0.72)`` (CIFAR-100),
     ``CoTTA(model, sgd(0.01), threshold=0.1, restoration=0.001, symmetric=True)`` (ImageNet), up to the draws.
 
@@ -33,7 +37,7 @@ Reference: Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -46,6 +50,7 @@ from testtime.norm.grouped import grouped
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.pixels import SCALES, checked_scales, mirrors, over_scales
 from testtime.parts.restoration import restore_at_random
 from testtime.parts.views import preserving
 
@@ -57,11 +62,11 @@ class CoTTA(Adapter):
     """Learn from a teacher that averages over time and views, and return to the source at random.
 
     Args:
-        model: any classifier. What adapts is every parameter called ``weight`` or ``bias``, as published.
+        model: any classifier or segmenter. What adapts is every parameter called ``weight`` or ``bias``, as published.
         optimizer: the paper's are ``adam(1e-3)`` (CIFAR) and ``sgd(0.01)`` (ImageNet).
         views: V, how many random views the teacher averages.
         threshold: p_th; below this mean confidence of the source the views are used. 0.92 (CIFAR-10), 0.72
-            (CIFAR-100), 0.1 (ImageNet).
+            (CIFAR-100), 0.1 (ImageNet), 0.69 (segmentation).
         decay: beta, the weight of the past in the teacher.
         restoration: p, the chance of a weight to return to the source; 0.01 (CIFAR), 0.001 (ImageNet); 0
             switches it off.
@@ -70,11 +75,13 @@ class CoTTA(Adapter):
         chunk: number of views in one forward, each normalised by itself; a divisor of
             ``views``.
             The numbers do not depend on it.
+        scales: sizes of the views of a segmenter relative to the image, each as it is and, unless the model forbids it,
+            mirrored; ``views``, ``augment`` and ``chunk`` are for classifiers.
         norm: the policy of the BatchNorm layers in all three models.
         seed: random seed of the views and of the restoration.
 
     Raises:
-        ValueError: ``views`` is not positive, or ``chunk`` does not divide it.
+        ValueError: ``views`` is not positive, ``chunk`` does not divide it, or a scale is not positive.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> cotta = CoTTA(net, views=4)
@@ -84,7 +91,8 @@ class CoTTA(Adapter):
     """
 
     name, label = "cotta", "CoTTA"
-    needs = ("classifier", "views")
+    needs = ("class logits", "views")
+    answers_with = "the mean over augmented views of a batch that the source model is unsure about"
     venue = "CVPR 2022"
     paper = "Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation"
     output = "teacher"
@@ -102,6 +110,7 @@ class CoTTA(Adapter):
         symmetric: bool = False,
         augment: Augmentation = katana,
         chunk: int = 1,
+        scales: Sequence[float] = SCALES,
         norm: Callable[[nn.Module], nn.Module] = batch_statistics,
         seed: int = 0,
     ) -> None:
@@ -113,7 +122,8 @@ class CoTTA(Adapter):
         self.optimizer, self.views, self.threshold, self.decay = optimizer, views, threshold, decay
         self.restoration, self.symmetric = restoration, symmetric
         self.augment = preserving(augment, self.model)
-        self.chunk, self.norm, self.cost = chunk, norm, (2 + views, 1)
+        self.scales, self.mirrored = checked_scales(scales), mirrors(self.model)
+        self.chunk, self.norm, self.cost = chunk, norm, (2 + max(views, 2 * len(self.scales)), 1)
         self.anchor = share(self.model)
         moving = {
             n: p for n, p in self.model.named_parameters() if n.rsplit(".", 1)[-1] in ("weight", "bias")
@@ -125,10 +135,15 @@ class CoTTA(Adapter):
 
     @torch.no_grad()
     def _predict_batch(self, x: Tensor) -> Tensor:
-        """The teacher's answer (N, C): a call answers the same."""
+        """The teacher's answer: a call answers the same."""
         z = self.anchor(x)
         confidence = z.softmax(dim=1, dtype=torch.promote_types(z.dtype, torch.float32)).amax(dim=1).mean()
-        return self._averaged(x).to(z.dtype) if bool(confidence < self.threshold) else self.teacher(x)
+        if not bool(confidence < self.threshold):
+            return self.teacher(x)
+        if z.dim() == 4:
+            size = (z.shape[-2], z.shape[-1])
+            return over_scales(self.teacher, x, size, self.scales, self.mirrored).to(z.dtype)
+        return self._averaged(x).to(z.dtype)
 
     def _averaged(self, x: Tensor) -> Tensor:
         """The teacher's mean logits over the views."""

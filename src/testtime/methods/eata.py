@@ -121,7 +121,7 @@ class EATA(Adapter):
     """Minimise the entropy of reliable, new samples, and hold the weights that mattered to the source.
 
     Args:
-        model: any classifier with normalisation layers.
+        model: any classifier or segmenter with normalisation layers.
         classes: C, the number of classes.
         optimizer: moves gamma and beta; ``sgd(2.5e-4)`` (ImageNet) or ``adam(1e-3)`` (CIFAR).
         margin: E_0 as a fraction of log C.
@@ -143,7 +143,7 @@ class EATA(Adapter):
     """
 
     name, label = "eata", "EATA"
-    needs = ("classifier", "norm")
+    needs = ("class logits", "norm")
     venue = "ICML 2022"
     paper = (
         "Niu, Wu, Zhang, Chen, Zheng, Zhao and Tan, Efficient Test-Time Model Adaptation without Forgetting"
@@ -188,4 +188,4 @@ class EATA(Adapter):
         if kept.any():
             self.update(loss + self.fisher_alpha * self.fisher() if self.fisher_alpha else loss)
             self.average.update(p, kept)
-        return Prediction(logits, selected={"minimised": kept})
+        return Prediction(logits, selected={"minimised": kept.view(len(x), *logits.shape[2:])})

@@ -26,6 +26,7 @@ Departures:
     certain the distance alone is minimised; a channel of one value is not normalised; the meta networks set out from the mean
     and deviation of :math:`x_k` on the first batch and a tenth of that deviation, so that the network answers nearly as it
     did.
+    For logits (N, C, H, W), the segmentation of the paper, every pixel is a sample: the entropy is that of the certain pixels.
     ``train_meta`` warms up on the labelled source, and gives a network that brings its meta networks along. For
     a network that comes alone ``prepare`` does so with the network's own answers to unlabelled images.
     The unofficial implementation takes two steps and answers with the forward of the second; this takes one. With
@@ -76,7 +77,7 @@ class EcoTTA(Adapter):
     """Small networks beside the groups of a frozen one learn, and are kept near the outputs of the frozen ones.
 
     Args:
-        model: a convolutional classifier; one of ``train_meta`` needs no ``prepare``.
+        model: a convolutional classifier or segmenter; one of ``train_meta`` needs no ``prepare``.
         optimizer: moves the meta networks.
         hold: lambda, the weight of the distance to the frozen groups.
         margin: H_0 as a fraction of log C.
@@ -99,7 +100,7 @@ class EcoTTA(Adapter):
     """
 
     name, label = "ecotta", "EcoTTA"
-    needs = ("classifier", "convolution")
+    needs = ("class logits", "convolution")
     venue = "CVPR 2023"
     paper = (
         "Song, Lee, Kweon and Choi, EcoTTA: Memory-Efficient Continual Test-time Adaptation via Self-"
@@ -153,7 +154,7 @@ class EcoTTA(Adapter):
         return Prediction(logits, selected={"minimised": kept})
 
     def _watched(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The logits (N, C), and each group's distance to the frozen one."""
+        """The logits, and each group's distance to the frozen one."""
         groups = meta_groups(self.model)
         for g in groups:
             g.watched = True

@@ -22,6 +22,7 @@ Departures:
     nothing.
     The published code's ``reset`` forgets to reset the mean prediction; here it is part of the state.
     Every normalisation layer is adapted, not only BatchNorm2d, and dropout stays off.
+    For logits (N, C, H, W) every pixel is a sample: both filters, the mean prediction and the loss are over pixels.
     Published code step by step: ``ETA(model, 1000, sgd(2.5e-4), d_margin=0.05)`` (ImageNet, batches of 64);
     ``ETA(model, 10, adam(1e-3), d_margin=0.4)`` and ``ETA(model, 100, adam(1e-3), d_margin=0.1)`` (CIFAR, as
     used by its heirs).
@@ -47,6 +48,7 @@ from testtime.intake.sharing import Stateful
 from testtime.norm import batch_statistics, norm_affine
 from testtime.parts import adam, entropy
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.pixels import as_rows
 from testtime.prediction import Prediction
 
 __all__ = ["ETA", "MeanPrediction", "active_entropy"]
@@ -93,14 +95,16 @@ def active_entropy(
     """The loss of equation 2, who was kept, and what was predicted.
 
     Args:
-        logits: (N, C), with their graph.
+        logits: (N, C), or (N, C, H, W), with their graph.
         average: moving average of the predictions so far, (C,); it is not changed.
         e0: E_0, the entropy in nats below which a sample is reliable.
         d_margin: the cosine below which it is new.
 
     Returns:
-        the scalar loss (NaN where no sample is kept), the mask (N,) of the kept, and the probabilities (N, C).
+        the scalar loss (NaN where no sample is kept), the mask (M,) of the kept, and the probabilities (M, C), with
+        M = N, or N H W for logits of each pixel.
     """
+    logits = as_rows(logits)
     h = entropy(logits)
     p = logits.detach().softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
     kept = (h.detach() < e0) & average(p, d_margin)
@@ -113,7 +117,7 @@ class ETA(Adapter):
     """Minimise the entropy of reliable samples that are not redundant.
 
     Args:
-        model: any classifier with normalisation layers.
+        model: any classifier or segmenter with normalisation layers.
         classes: C, the number of classes.
         optimizer: moves gamma and beta; ``sgd(2.5e-4)`` (ImageNet) or ``adam(1e-3)`` (CIFAR).
         margin: E_0 as a fraction of log C.
@@ -132,7 +136,7 @@ class ETA(Adapter):
     """
 
     name, label = "eta", "ETA"
-    needs = ("classifier", "norm")
+    needs = ("class logits", "norm")
     venue = "ICML 2022"
     paper = (
         "Niu, Wu, Zhang, Chen, Zheng, Zhao and Tan, Efficient Test-Time Model Adaptation without Forgetting"
@@ -166,4 +170,4 @@ class ETA(Adapter):
         if kept.any():
             self.update(loss)
             self.average.update(p, kept)
-        return Prediction(logits, selected={"minimised": kept})
+        return Prediction(logits, selected={"minimised": kept.view(len(x), *logits.shape[2:])})

@@ -87,6 +87,7 @@ class FOA(Adapter):
 
     name, label = "foa", "FOA"
     needs = ("classifier", "linear head", "transformer")
+    answers_with = "a network with prompts beside its tokens, and features moved towards the source"
     venue = "ICML 2024"
     paper = "Niu, Miao, Chen, Wu and Zhao, Test-Time Model Adaptation with Only Forward Passes"
     source = "statistics"

@@ -129,6 +129,7 @@ class LAME(Adapter):
 
     name, label = "lame", "LAME"
     needs = ("classifier", "linear head")
+    answers_with = "assignments that the samples of a batch share"
     venue = "CVPR 2022"
     paper = "Boudiaf, Mueller, Ben Ayed and Bertinetto, Parameter-free Online Test-time Adaptation"
     cost = (1, 0)

@@ -27,6 +27,8 @@ Departures:
     The authors published no code; this follows the re-implementation in the code of UniEnt, which compares
     the two models on the same batch, takes the mean over the kept and the mean prediction over all.
     Confidences that are equal up to rounding (all, before the first update) count as kept.
+    For logits (N, C, H, W), the paper's semantic segmentation, every pixel is a sample: K are the pixels whose confidence has
+    not fallen, and the mean prediction is over all pixels. The losses of UniEnt split images and refuse such logits.
     Every normalisation layer is adapted, not only BatchNorm2d, and dropout stays off. Where no sample is kept
     (or, with the losses of UniEnt, a term has no sample) that code's loss is NaN; here nothing moves.
     That code step by step: ``OSTTA(model, adam(1e-3), alpha)`` (CIFAR, 100 known and 100 unknown images a
@@ -68,11 +70,11 @@ def confidence_kept(source: Tensor, adapted: Tensor) -> Tensor:
     """Whose confidence in the source's label has not fallen.
 
     Args:
-        source: logits (N, C) of the source model.
-        adapted: logits (N, C) of the adapting model.
+        source: logits (N, C), or (N, C, H, W), of the source model.
+        adapted: logits of the same form, of the adapting model.
 
     Returns:
-        a mask (N,); differences of a few units in the last place count as equal.
+        a mask (N,), or (N, H, W); differences of a few units in the last place count as equal.
 
     >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     >>> confidence_kept(z, torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 2.0]]))
@@ -80,7 +82,7 @@ def confidence_kept(source: Tensor, adapted: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(source.dtype, torch.float32)
     before, label = source.softmax(dim=1, dtype=dtype).max(dim=1)
-    after = adapted.softmax(dim=1, dtype=dtype).gather(1, label[:, None]).squeeze(1)
+    after = adapted.softmax(dim=1, dtype=dtype).gather(1, label.unsqueeze(1)).squeeze(1)
     return after >= before - 16 * torch.finfo(dtype).eps
 
 
@@ -89,7 +91,7 @@ class OSTTA(Adapter):
     """Minimise the entropy of those whose confidence has grown since the source.
 
     Args:
-        model: any classifier with normalisation layers.
+        model: any classifier or segmenter with normalisation layers.
         optimizer: moves gamma and beta; ``adam(1e-3)`` (CIFAR), ``sgd(1e-3)`` (ImageNet).
         alpha: the weight of the entropy of the mean prediction (alpha_1) and of the unknown (alpha_2); one number is both.
             0 switches a term off.
@@ -110,7 +112,7 @@ class OSTTA(Adapter):
     """
 
     name, label = "ostta", "OSTTA"
-    needs = ("classifier", "norm")
+    needs = ("class logits", "norm")
     venue = "ICCV 2023"
     paper = (
         "Lee, Das, Choo and Choi, Towards Open-Set Test-Time Adaptation Utilizing the Wisdom of Crowds in "
@@ -145,6 +147,11 @@ class OSTTA(Adapter):
         if self._tap is None:
             return self.origin(x), torch.tensor([[1.0, 0.0]], device=x.device).expand(len(x), 2)
         logits, z = with_features(self.origin, self._tap, x)
+        if logits.dim() == 4:
+            raise ValueError(
+                f"criterion={self.criterion!r} splits images by their features, and this model returns logits for each "
+                f"pixel, {tuple(logits.shape)}; pass criterion='ent', the loss of OSTTA, which filters pixels"
+            )
         return logits, split(z, self.prototypes, self.mixture).to(x.device)
 
     def step(self, x: Tensor) -> Tensor:
@@ -152,7 +159,7 @@ class OSTTA(Adapter):
             source, posterior = self._source(x)
         logits = self.model(x)
         h, kept = entropy(logits), confidence_kept(source, logits.detach())
-        known, unknown = posterior.to(h).unbind(dim=1)
+        known, unknown = (v.view(-1, *(1,) * (h.dim() - 1)) for v in posterior.to(h).unbind(dim=1))
         low, high = kept & (known > unknown), unknown > known
         if self.criterion == "ent_unf":
             enough = bool(kept.any()) and bool((low | high).any())

@@ -134,6 +134,23 @@ class PAFKIPOptions:
             raise ValueError(f"models are one or more of {MODELS}, got {self.models}")
 
 
+class Integrated(nn.Module):
+    """The knowledge-integrated prediction of several models, as a module.
+
+    Args:
+        models: models by name.
+        gamma: exponent of :func:`knowledge_integrated`.
+    """
+
+    def __init__(self, models: dict[str, nn.Module], gamma: float) -> None:
+        super().__init__()
+        self.models, self.gamma = nn.ModuleDict(models), gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, C)."""
+        return knowledge_integrated([model(x) for model in self.models.values()], self.gamma)
+
+
 @final
 class PAFKIP(Adapter):
     """Two filters decide who is learned from, three models decide what is answered.
@@ -211,6 +228,10 @@ class PAFKIP(Adapter):
 
     def _predict_batch(self, x: Tensor) -> Tensor:
         return self._answer(self._three(x, x))
+
+    def _answering(self) -> nn.Module:
+        models = {"source": self.origin, "adapting": self.model, "ema": self.ema.model}
+        return Integrated({name: models[name] for name in self.options.models}, self.gamma)
 
     def _answer(self, logits: dict[str, Tensor], selected: dict[str, Tensor] | None = None) -> Prediction:
         z = knowledge_integrated([logits[name].detach() for name in self.options.models], self.gamma)

@@ -143,6 +143,7 @@ class PETAL(Adapter):
 
     name, label = "petal", "PETAL"
     needs = ("classifier", "views")
+    answers_with = "the mean over augmented views of a batch that the source model is unsure about"
     venue = "CVPR 2023"
     paper = "Brahma and Rai, A Probabilistic Framework for Lifelong Test-Time Adaptation"
     output = "teacher"

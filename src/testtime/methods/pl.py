@@ -16,6 +16,7 @@ Departures:
     T3A moves all weights of the network, by Adam, under the statistics of the source; both with :math:`\tau` = 0.9.
     The default optimizer is that of Tent, so that the two differ by the loss alone.
     Where no sample is confident the loss of those codes is NaN.
+    For logits (N, C, H, W) every pixel is a sample: K are the confident pixels of the batch.
 
 Cost: one forward, one backward.
 
@@ -45,7 +46,7 @@ class PL(Adapter):
     """Take what the model is sure of for the truth.
 
     Args:
-        model: any classifier with normalisation layers.
+        model: any classifier or segmenter with normalisation layers.
         optimizer: moves gamma and beta.
         threshold: tau, the confidence above which a prediction is a label; 0 takes all.
         norm: the policy of the BatchNorm layers.
@@ -60,7 +61,7 @@ class PL(Adapter):
     """
 
     name, label = "pl", "PL"
-    needs = ("classifier", "norm")
+    needs = ("class logits", "norm")
     venue = "ICML 2013 Workshop"
     paper = (
         "Lee, Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks"

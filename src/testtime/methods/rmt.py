@@ -168,6 +168,7 @@ class RMT(Adapter):
 
     name, label = "rmt", "RMT"
     needs = ("classifier", "linear head", "views")
+    answers_with = "the sum of the logits of student and teacher"
     venue = "CVPR 2023"
     paper = "Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation"
     source = "data"

@@ -208,6 +208,7 @@ class ROID(Adapter):
 
     name, label = "roid", "ROID"
     needs = ("classifier", "norm", "views")
+    answers_with = "logits that are corrected by how frequent the classes are in the batch"
     venue = "WACV 2024"
     paper = (
         "Marsden, Döbler and Yang, Universal Test-Time Adaptation through Weight Ensembling, Diversity "

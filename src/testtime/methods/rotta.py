@@ -232,6 +232,9 @@ class RoTTA(Adapter):
     def _predict_batch(self, x: Tensor) -> Tensor:
         return self.teacher(x)
 
+    def _answering(self) -> nn.Module:
+        return self.teacher.model
+
     def step(self, x: Tensor) -> Tensor:
         answer = self.teacher(x)
         p = answer.softmax(dim=1, dtype=torch.promote_types(answer.dtype, torch.float32))

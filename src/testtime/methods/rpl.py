@@ -15,6 +15,7 @@ Departures:
     The paper adapts for several epochs to a test set, and compares teachers that are older than the student; this is
     its online form, whose teacher is the student, as RDumb's authors compare with it.
     Every normalisation layer is adapted, not only BatchNorm2d, and dropout stays off.
+    For logits (N, C, H, W) every pixel is a sample.
     Published code step by step: ``RPL(model)`` (ImageNet, ResNet-50, batches of 64).
 
 Cost: one forward, one backward.
@@ -43,11 +44,11 @@ def robust_self_loss(logits: Tensor, q: float = 0.8) -> Tensor:
     """Generalised cross-entropy of predictions against their own labels, ``(1 - max p^q) / q``.
 
     Args:
-        logits: (N, C).
+        logits: (N, C), or (N, C, H, W).
         q: in (0, 1].
 
     Returns:
-        (N,), at least in float32.
+        (N,), or (N, H, W), at least in float32.
 
     >>> robust_self_loss(torch.zeros(1, 4), q=0.5)
     tensor([1.])
@@ -61,7 +62,7 @@ class RPL(Adapter):
     """Robust pseudo-labels, learned from the less the less sure they are.
 
     Args:
-        model: any classifier with normalisation layers.
+        model: any classifier or segmenter with normalisation layers.
         optimizer: moves gamma and beta.
         q: robustness of the loss, in (0, 1].
         norm: the policy of the BatchNorm layers.
@@ -76,7 +77,7 @@ class RPL(Adapter):
     """
 
     name, label = "rpl", "RPL"
-    needs = ("classifier", "norm")
+    needs = ("class logits", "norm")
     venue = "TMLR 2022"
     paper = (
         "Rusak, Schneider, Pachitariu, Eck, Gehler, Bringmann, Brendel and Bethge, If your data "

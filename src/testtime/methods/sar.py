@@ -26,6 +26,7 @@ Departures:
     Where no sample is kept, the published loss is NaN or the momentum moves the weights on; here nothing moves.
     The floor is an absolute entropy: for ten classes, whose E_0 is 0.92, the mean entropy of the kept often lies below
     0.2, and then most batches end in a return to the source. ``floor=0`` never returns.
+    For logits (N, C, H, W) every pixel is a sample: S are the reliable pixels of the batch, in one loss.
     As published, the top layers of a ResNet or a ViT stay as they are (``skip``), and dropout stays off here.
     Published code step by step, up to those bugs: ``SAR(model, 1000)`` (ResNet-50, batches of 64),
     ``SAR(model, 1000, sgd(1e-3))`` (ViT-B, batches of 64). For a batch of n images the rate is scaled by n / 64; for a
@@ -59,7 +60,7 @@ class SAR(Adapter):
     """Minimise the entropy of reliable samples where the loss is flat, and return to the source before it collapses.
 
     Args:
-        model: any classifier with normalisation layers.
+        model: any classifier or segmenter with normalisation layers.
         classes: C, the number of classes.
         optimizer: moves gamma and beta; ``sgd(2.5e-4)`` (ResNet-50) or ``sgd(1e-3)`` (ViT-B), for batches of 64.
         margin: E_0 as a fraction of log C.
@@ -86,7 +87,7 @@ class SAR(Adapter):
     """
 
     name, label = "sar", "SAR"
-    needs = ("classifier", "norm")
+    needs = ("class logits", "norm")
     venue = "ICLR 2023"
     paper = (
         "Niu, Wu, Zhang, Wen, Chen, Zhao and Tan, Towards Stable Test-Time Adaptation in Dynamic Wild World"

@@ -41,7 +41,7 @@ from testtime.intake.arguments import Positive
 from testtime.intake.sharing import Stateful
 from testtime.norm import source_statistics
 from testtime.parts import entropy
-from testtime.parts.features import head_tap, linear_head, with_features
+from testtime.parts.features import head_tap, headless, linear_head, with_features
 
 __all__ = ["T3A", "Supports"]
 
@@ -165,6 +165,27 @@ def _by_class(features: Tensor, doubt: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(features.split(counts), doubt[finite].split(counts), strict=True))
 
 
+class Prototypes(nn.Module):
+    """A network that classifies by prototypes, as a module.
+
+    Args:
+        features: network from a batch to features (N, D).
+        prototypes: (C, D), already divided by their lengths or counts.
+    """
+
+    prototypes: Tensor
+
+    def __init__(self, features: nn.Module, prototypes: Tensor) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("prototypes", prototypes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, C)."""
+        z = self.features(x)
+        return (z.to(self.prototypes.dtype) @ self.prototypes.T).to(z.dtype)
+
+
 @final
 class T3A(Adapter):
     """Classify by prototypes, which the certain features of the stream adjust.
@@ -215,6 +236,11 @@ class T3A(Adapter):
     def _predict_batch(self, x: Tensor) -> Tensor:
         logits, z = with_features(self.model, self._tap, x)
         return self._by_prototypes(z).to(logits.dtype)
+
+    def _answering(self) -> nn.Module:
+        total, count = self.memory()
+        length = total.norm(dim=1).clamp_min(1e-12) if self.unit else count
+        return Prototypes(headless(self.model, head=self.head), (total / length[:, None]).clone())
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:

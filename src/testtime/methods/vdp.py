@@ -137,6 +137,7 @@ class VDP(Adapter):
 
     name, label = "vdp", "VDP"
     needs = ("classifier", "images")
+    answers_with = "a network on images with prompts"
     venue = "AAAI 2023"
     paper = (
         "Gan, Bai, Lou, Ma, Zhang, Shi and Luo, Decorate the Newcomers: Visual Domain Prompt for Continual "

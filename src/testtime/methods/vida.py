@@ -36,6 +36,9 @@ Departures:
     ``adam(3e-4)`` and ``adapter_rate=1/300`` (CIFAR-100, of 50), ``sgd(5e-7)``, ``adapter_rate=0.4`` and
     ``adapter_decay=0.8`` (ImageNet, of 50).
 
+    For logits (N, C, H, W), the segmentation of the paper, means are over pixels too, and the V views are the images in
+    several sizes and mirrored, undone on the logits, as in CoTTA; the teacher answers and teaches by its prediction of the
+    images as they are. One number u serves the whole batch.
     By-passes of ungrouped layers are added to the layer's weight before the forward, which is the same function.
 
 Cost: two forwards and one for each view, one backward.
@@ -54,12 +57,14 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.dense import is_dense
 from testtime.intake.sharing import share
 from testtime.moved import renamed
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.pixels import SCALES, aligned_views, checked_scales, mirrors
 from testtime.parts.restoration import restore_at_random
 from testtime.parts.views import preserving
 from testtime.source.vida import domain_adapters, with_adapters
@@ -88,9 +93,10 @@ class ViDAOptions:
             code: the low-rank weight alone is set, and the views are predicted under that of the batch before.
         restoration: probability of each weight to return to the source after a step.
         layers: names of the layers with adapters; None for every linear layer but the head, or every convolution.
+        scales: sizes of the views of a segmenter relative to the image, each as it is and mirrored, as in CoTTA.
 
     Raises:
-        ValueError: there is no such allotment.
+        ValueError: there is no such allotment, or a scale is not positive.
     """
 
     adapter_rate: float = 0.1
@@ -99,8 +105,10 @@ class ViDAOptions:
     allotment: Literal["paper", "released"] = "paper"
     restoration: float = 0.0
     layers: Sequence[str] | None = None
+    scales: Sequence[float] = SCALES
 
     def __post_init__(self) -> None:
+        checked_scales(self.scales)
         if self.allotment not in ("paper", "released"):
             raise ValueError(f"allotment is 'paper' or 'released', got {self.allotment!r}")
 
@@ -110,10 +118,10 @@ class ViDA(Adapter):
     """Adapters of low and of high rank beside the layers, weighed by how unsure the teacher is.
 
     Args:
-        model: any classifier; one of ``train_vida`` brings its adapters along.
+        model: any classifier or segmenter; one of ``train_vida`` brings its adapters along.
         optimizer: moves all parameters; ``adam(1e-4)`` (CIFAR-10), ``adam(3e-4)`` (CIFAR-100), ``sgd(5e-7)`` (ImageNet).
         low_rank, high_rank: r and R; a network that brings its adapters along has its own.
-        views: V, how many random views the teacher sees.
+        views: V, how many random views the teacher sees; those of a segmenter are ``ViDAOptions.scales``.
         threshold: u_0, the uncertainty from which on the domain's own adapter counts more; 0.2 in the published class, 0.05
             in its CIFAR command.
         decay: weight of the past in the network of the teacher.
@@ -133,7 +141,8 @@ class ViDA(Adapter):
     """
 
     name, label = "vida", "ViDA"
-    needs = ("classifier", "views")
+    needs = ("class logits", "views")
+    answers_with = "a network whose modules weigh differently from batch to batch"
     venue = "ICLR 2024"
     paper = (
         "Liu, Yang, Jia, Zhang, Guo, Xue and Zhang, ViDA: Homeostatic Visual Domain Adapter for Continual "
@@ -165,7 +174,11 @@ class ViDA(Adapter):
         self.optimizer, self.low_rank, self.high_rank, self.views = optimizer, low_rank, high_rank, views
         self.threshold, self.decay, self.options, self.norm = threshold, decay, options, norm
         self.augment = preserving(augment, self.model)
-        self.cost = (2 + views, 1)
+        self.pixels = is_dense(
+            model, getattr(model, "outputs", None)
+        )  # of others it is known when they have answered
+        self.mirrored = mirrors(self.model)
+        self.cost = (2 + (2 * len(options.scales) if self.pixels else views), 1)
         if not domain_adapters(self.model):
             with_adapters(self.model.get_submodule("network"), low_rank, high_rank, options.layers, seed)
         layers_own = {id(p) for m in domain_adapters(self.model) for p in m.layer.parameters()}
@@ -185,12 +198,20 @@ class ViDA(Adapter):
         """Set the weights of the adapters by the teacher's views of x, and give that of low rank."""
         released = self.options.allotment == "released"
         self._weigh(float(self.low) if released else 1.0, 1.0)
-        seen = []
-        for i in range(self.views):
+        seen: list[Tensor] = []
+        for i in range(0 if self.pixels else self.views):
             view = self.augment(x, generator(self.seed, int(self.clock), f"view {i}", x.device))
             z = self.teacher(view)
+            if z.dim() == 4:
+                self.pixels, self.cost = True, (2 + 2 * len(self.options.scales), 1)
+                break
             seen.append(z.to(torch.promote_types(z.dtype, torch.float32)))
-        u = self.options.scale * float(torch.stack(seen).var(dim=0).mean())
+        views = (
+            aligned_views(self.teacher, x, self.options.scales, self.mirrored)
+            if self.pixels
+            else torch.stack(seen)
+        )
+        u = self.options.scale * float(views.var(dim=0).mean())
         sign = 1 if u >= self.threshold else -1
         self._weigh(1 - sign * u, 1.0 if released else 1 + sign * u)
         return 1 - sign * u
@@ -200,7 +221,7 @@ class ViDA(Adapter):
             m.low, m.high = low, high
 
     def _predict_batch(self, x: Tensor) -> Any:
-        """The teacher's answer (N, C): a call answers the same."""
+        """The teacher's answer: a call answers the same."""
         self._allot(x)
         return self.teacher(x)
 

@@ -9,6 +9,7 @@ from testtime.lazy import lazily
 
 if TYPE_CHECKING:
     from testtime.metrics.appearance import appearance_clusters, appearance_features
+    from testtime.metrics.boundaries import BoundaryF
     from testtime.metrics.calibration import CalibrationError, brier, calibration_error, nll
     from testtime.metrics.competence import (
         competence_table,
@@ -29,6 +30,7 @@ __all__ = [
     "BCE",
     "RMSE",
     "AveragePrecision",
+    "BoundaryF",
     "CalibrationError",
     "Cost",
     "EdgeF",
@@ -74,6 +76,7 @@ __getattr__, __dir__ = lazily(
         "calibration": "CalibrationError brier calibration_error nll",
         "competence": "competence_table errors_per_change logistic_weights never_rising",
         "cost": "Cost median_milliseconds milliseconds peak_memory state_bytes",
+        "boundaries": "BoundaryF",
         "dense": "RMSE MeanAngle MeanIoU",
         "edges": "BCE AveragePrecision EdgeF",
         "label_free": "aetta consistency diversity dropout_disagreement",

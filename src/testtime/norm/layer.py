@@ -53,6 +53,7 @@ class NormPolicy(Stateful, ABC):
         super().__init__()
         self.layer = layer
         self.observing = False
+        self.rests = False  # in a frozen model
         self._observed = False
         self._shards: Shards | None = None
         self.proposal: dict[str, Tensor] | None = None
@@ -160,9 +161,27 @@ class NormPolicy(Stateful, ABC):
         mean = x.mean(dim=2, keepdim=True)
         return mean.squeeze(2), (x - mean).square().mean(dim=2)
 
+    def statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance (C,) by which a prediction is normalised; None where they depend on the batch."""
+        return None
+
+    def settled(self) -> nn.Module:
+        """What normalises predictions as this policy does now, and never learns: a plain layer, or the policy, by the batch.
+
+        The policy is used up; its buffers are then all saved.
+        """
+        if (fixed := self.statistics()) is None:
+            self.rests, self.proposal = True, None
+            self._non_persistent_buffers_set.clear()
+            if self.plain:  # its layer is not run, and shares these
+                self.layer.running_mean = self.layer.running_var = None
+            return self
+        self.layer.running_mean, self.layer.running_var = fixed
+        return self.layer
+
     def propose(self, **buffers: Tensor) -> None:
         """Propose the next value of moving buffers; the first proposal of a step counts."""
-        if self.proposal is None:
+        if self.proposal is None and not self.rests:
             self.proposal = {name: value.detach() for name, value in buffers.items()}
 
 

@@ -31,6 +31,9 @@ class RunningStatistics(NormPolicy):
         self.register_buffer("mean", self.source_mean.clone())
         self.register_buffer("var", self.source_var.clone())
 
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        return self.mean, self.var
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.observes():
             return self.normalise_by(x, self.mean, self.var)

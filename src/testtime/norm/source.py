@@ -17,6 +17,9 @@ class SourceStatistics(NormPolicy):
 
     needs_source: ClassVar[bool] = False
 
+    def statistics(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.source_mean is None else (self.source_mean, self.source_var)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.source_mean is None:
             return self.normalise_by_batch(x)

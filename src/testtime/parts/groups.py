@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 __all__ = ["convolutions_of", "groups_of"]
@@ -10,7 +12,7 @@ __all__ = ["convolutions_of", "groups_of"]
 def groups_of(model: nn.Module) -> list[str]:
     """The dotted names of the children with convolutions of the outermost container that has two or more of them.
 
-    A network of a single convolution has that one group.
+    A ``ModuleList`` stands for its members. A network of a single convolution has that one group.
 
     Args:
         model: a convolutional network.
@@ -25,7 +27,7 @@ def groups_of(model: nn.Module) -> list[str]:
     for prefix, module in model.named_modules():
         inner = [
             f"{prefix}.{leaf}".removeprefix(".")
-            for leaf, child in module.named_children()
+            for leaf, child in _members(module)
             if any(isinstance(m, nn.Conv2d) for m in child.modules())
         ]
         if len(inner) > 1:
@@ -36,6 +38,15 @@ def groups_of(model: nn.Module) -> list[str]:
             "the groups of a network are found by their convolutions, and this model has none; expected a convolutional network"
         )
     return convolutions
+
+
+def _members(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children by name, with the members of lists, which have no forward, in their place."""
+    for leaf, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{leaf}.{name}", m) for name, m in _members(child))
+        else:
+            yield leaf, child
 
 
 def convolutions_of(group: nn.Module) -> list[nn.Conv2d]:

@@ -18,11 +18,11 @@ def entropy(logits: Tensor, epsilon: float = 0.0) -> Tensor:
     .. math:: H(x) = -\sum_c p_c(x) \log p_c(x), \qquad p = \operatorname{softmax}(z)
 
     Args:
-        logits: (N, C).
+        logits: (N, C), or (N, C, H, W).
         epsilon: constant added to p within the logarithm.
 
     Returns:
-        (N,), between 0 and log C.
+        (N,), or (N, H, W), between 0 and log C.
 
     >>> entropy(torch.zeros(1, 4))  # log 4
     tensor([1.3863])
@@ -38,11 +38,11 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     .. math:: -\sum_c \operatorname{softmax}(z^{teacher})_c \, \log \operatorname{softmax}(z^{student})_c
 
     Args:
-        student: logits (N, C).
-        teacher: logits (N, C); gradients flow into them too, unless they carry none.
+        student: logits (N, C), or (N, C, H, W).
+        teacher: logits of the same form; gradients flow into them too, unless they carry none.
 
     Returns:
-        (N,).
+        (N,), or (N, H, W).
 
     >>> z = torch.zeros(1, 4)
     >>> soft_cross_entropy(z, z)
@@ -57,7 +57,7 @@ def marginal_entropy(logits: Tensor, epsilon: float = 0.0) -> Tensor:
     .. math:: H(\bar p) = -\sum_c \bar p_c \log \bar p_c, \qquad \bar p = \tfrac1N \sum_i \operatorname{softmax}(z_i)
 
     Args:
-        logits: (N, C).
+        logits: (N, C), or (N, C, H, W), whose mean is over images and pixels.
         epsilon: constant added to the mean prediction within the logarithm.
 
     Returns:
@@ -66,5 +66,6 @@ def marginal_entropy(logits: Tensor, epsilon: float = 0.0) -> Tensor:
     >>> marginal_entropy(torch.tensor([[9.0, -9.0], [-9.0, 9.0]]))  # log 2
     tensor(0.6931)
     """
-    p = _full(logits).softmax(dim=1).mean(dim=0)
+    p = _full(logits).softmax(dim=1)
+    p = p.mean(dim=(0, *range(2, p.dim())))
     return -(p * (p + epsilon).clamp_min(torch.finfo(p.dtype).tiny).log()).sum()

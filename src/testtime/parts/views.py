@@ -84,7 +84,7 @@ LIMIT = 1000  # images after which no more are examined
 
 
 @torch.no_grad()
-def contradicted(model: nn.Module, x: Tensor) -> tuple[int, int]:
+def contradicted(model: nn.Module, x: Tensor) -> tuple[int, int] | None:
     """How many images are predicted with confidence both as they are and mirrored, and how many of them as two classes.
 
     BatchNorm layers use the statistics of the batch, which distinguish classes also on corrupted images.
@@ -94,12 +94,12 @@ def contradicted(model: nn.Module, x: Tensor) -> tuple[int, int]:
         x: images (N, C, H, W).
 
     Returns:
-        the number of images, and that of contradictions; (0, 0) where the model returns anything but logits (N, C).
+        the number of images, and that of contradictions; None where the model returns anything but logits (N, C).
     """
     network = swap_policy(twin(model), BatchStatistics, again=True)
     answers = [network(view) for view in (x, x.flip(-1))]
     if not all(isinstance(y, Tensor) and y.dim() == 2 and y.shape[1] > 1 for y in answers):
-        return 0, 0
+        return None
     (p, here), (q, there) = (y.float().softmax(dim=1).max(dim=1) for y in answers)
     sure = (p > CONFIDENT) & (q > CONFIDENT)
     return int(sure.sum()), int((sure & (here != there)).sum())
@@ -144,9 +144,12 @@ class MirrorCheck:
             self.open = False
         if not self.open:
             return
-        images, contradictions = contradicted(model, x)
+        found = contradicted(model, x)
+        if found is None:
+            self.open = False  # logits for each pixel, whose mirror image is mirrored back
+            return
         self.seen += len(x)
-        self.images, self.contradictions = self.images + images, self.contradictions + contradictions
+        self.images, self.contradictions = self.images + found[0], self.contradictions + found[1]
         evidence = self.contradictions * math.log(CHANGED / KEPT)
         evidence += (self.images - self.contradictions) * math.log((1 - CHANGED) / (1 - KEPT))
         enough = math.log(1 / ERROR - 1)

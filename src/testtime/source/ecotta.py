@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from testtime.intake.sharing import Stateful, duplicate
 from testtime.parts import generator
 from testtime.parts.groups import convolutions_of, groups_of
-from testtime.source.passes import passes_over
+from testtime.source.passes import class_loss, passes_over
 
 __all__ = [
     "BatchScale",
@@ -153,7 +153,7 @@ def warm_up(
         passes,
         model,
         torch.optim.SGD(own, rate, momentum=0.9),
-        lambda x, y: F.cross_entropy(model(x), y),
+        lambda x, y: class_loss(model(x), y),
         lambda _: rate,
         title,
         file,
@@ -194,7 +194,8 @@ def train_meta(
 
     Args:
         model: network that was trained on the source; it is not changed.
-        batches: labelled source batches, images (N, C, H, W) and labels (N,); a loader that shuffles works too.
+        batches: labelled source batches, images (N, C, H, W) and labels (N,), or (N, H, W) where 255 is ignored; a loader that
+            shuffles works too.
         passes: number of passes over the batches.
         rate: learning rate.
         layers: dotted names of the groups, see :func:`with_meta`.

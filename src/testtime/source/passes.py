@@ -10,13 +10,45 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from testtime.files import read_tensors, write_tensors
 from testtime.intake.fingerprint import state_hash
+from testtime.labels import IGNORE
 from testtime.training import checkpoint
 from testtime.training.loop import Files, Plan, Training
 
-__all__ = ["passes_over"]
+__all__ = ["class_loss", "passes_over"]
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of a classifier, or over the labelled pixels of a segmenter.
+
+    Args:
+        logits: (N, C), or (N, C, H, W).
+        labels: class indices (N,), or (N, H, W), where 255 is ignored.
+
+    Raises:
+        ValueError: labels of a segmenter do not fit its logits, or one is neither a class nor ignored.
+
+    >>> class_loss(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]]))  # log 4
+    tensor(1.3863)
+    """
+    if logits.dim() == 2:
+        return F.cross_entropy(logits, labels)
+    n, classes, *size = logits.shape
+    if tuple(labels.shape) != (n, *size):
+        raise ValueError(
+            f"expected labels {(n, *size)} for logits {tuple(logits.shape)}, got {tuple(labels.shape)}; resize the labels to "
+            "the logits (nearest neighbour), or the logits to the labels in the model"
+        )
+    wrong = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
+    if len(wrong):
+        raise ValueError(
+            f"label {wrong[0].item()} is none of the {classes} classes and not ignored ({IGNORE})"
+        )
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp_min(1)
 
 
 def passes_over(

@@ -9,11 +9,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from testtime.intake.sharing import duplicate
 from testtime.parts import generator
-from testtime.source.passes import passes_over
+from testtime.source.passes import class_loss, passes_over
 
 __all__ = ["FORM", "DomainAdapter", "domain_adapters", "train_vida", "with_adapters"]
 
@@ -169,7 +168,7 @@ def train_vida(
         passes,
         network,
         torch.optim.Adam(own, rate),
-        lambda x, y: F.cross_entropy(network(x), y),
+        lambda x, y: class_loss(network(x), y),
         lambda _: rate,
         title,
         None if file is None else Path(file),

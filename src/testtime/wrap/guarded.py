@@ -130,6 +130,7 @@ class Guarded(Wrapper):
         "source": "shipped"
     }  # for testtime.save; the attribute "source" is a fact of the method
     needs = ("classifier", "floating-point")  # it disturbs samples and compares them
+    answers_with = "the predictions of three models, each sample with those of the likeliest to be right"
     waiting: Tensor
     interval: Tensor
     serves: Tensor

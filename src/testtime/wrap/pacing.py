@@ -102,6 +102,7 @@ class TimeConstrained(Wrapper):
     kept_as: ClassVar = {
         "cost": "taken"
     }  # for testtime.save: the attribute that holds an argument of another name
+    answers_with = "the adapter or the model that stands in for it, by the time that has passed"
     busy: Tensor
 
     def __init__(

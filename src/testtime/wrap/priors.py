@@ -55,6 +55,8 @@ class PriorCorrected(Wrapper):
     ([0, 0, 0, 1], [0, 0, 0, 0])
     """
 
+    answers_with = "logits that are corrected by how frequent the classes are in the batch"
+
     def __init__(self, adapter: Adapter, of: Literal["probabilities", "logits"] = "probabilities") -> None:
         super().__init__(adapter)
         self.of = of

@@ -41,6 +41,7 @@ class Window(Wrapper):
     """
 
     needs = ("tensor",)
+    answers_with = "what it makes of an image together with the last ones"
     window: Tensor
     arrived: Tensor
 

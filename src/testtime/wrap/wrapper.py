@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 
@@ -43,6 +43,10 @@ class Wrapper(Adapter):
 
     def _predict_batch(self, x: Tensor) -> Tensor:
         return self.adapter.predict(x)
+
+    def _answering(self) -> nn.Module:
+        own = type(self)._predict_batch is not Wrapper._predict_batch
+        return super()._answering() if own else self.adapter._answering()
 
     def _prepare(self, batches: Iterable[Tensor]) -> None:
         self.adapter.prepare(batches)

@@ -1,0 +1,213 @@
+"""A frozen adapter is a plain module that answers as predict does, and follows the adapter no more."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from testtime import methods
+from testtime.adapter import Adapter
+from testtime.export import export_onnx
+from testtime.frozen import FrozenModel
+from testtime.laws import CLASSES
+from testtime.laws.batches import fed
+from testtime.laws.worlds import WORLDS
+from testtime.methods import CMF, LAME, NOTE, PAFKIP, S4T, T3A, BNAdapt, RoTTA, Source, Tent
+from testtime.norm import (
+    NormPolicy,
+    alpha_statistics,
+    ema_statistics,
+    robust_statistics,
+    running_statistics,
+    source_statistics,
+)
+from testtime.parts.taps import Tap
+from testtime.wrap import Episodic, Guarded, PriorCorrected, Repeat, TimeConstrained, Window
+
+FROZEN: dict[str, tuple[str, Callable[[nn.Module], Adapter]]] = {
+    "source statistics": ("batchnorm", partial(Tent, norm=source_statistics)),
+    "batch statistics": ("batchnorm", Tent),
+    "moving average": ("batchnorm", partial(Tent, norm=ema_statistics)),
+    "running statistics": ("batchnorm", partial(Tent, norm=running_statistics)),
+    "robust statistics": ("batchnorm", partial(Tent, norm=robust_statistics)),
+    "blended statistics": ("batchnorm", partial(Tent, norm=alpha_statistics)),
+    "instance-aware statistics": ("batchnorm", partial(NOTE, classes=CLASSES, capacity=16, frequency=16)),
+    "a teacher": ("batchnorm", partial(RoTTA, classes=CLASSES, capacity=16, frequency=16)),
+    "prototypes": ("batchnorm", partial(T3A, supports=2)),
+    "three models": ("batchnorm", partial(PAFKIP, classes=CLASSES)),
+    "GroupNorm": ("groupnorm", Tent),
+    "transformer": ("vit", Tent),
+    "tasks": ("dense", Tent),
+    "token ids": ("tokens", Tent),
+    "dictionary": ("dictionary", BNAdapt),
+    "wrapped": ("batchnorm", lambda model: Episodic(Repeat(Tent(model), 2))),
+}
+
+
+def adapted(name: str) -> tuple[Adapter, Any]:
+    """An adapter after two batches, and the next one."""
+    world, make = WORLDS[FROZEN[name][0]], FROZEN[name][1]
+    adapter, (*past, x) = make(world.network().network), world.stream(3)
+    for batch in past:
+        adapter(fed(batch))
+    return adapter, fed(x)
+
+
+def tensors(y: Any) -> list[Tensor]:
+    return [torch.as_tensor(t).as_subclass(Tensor) for t in (y.values() if isinstance(y, dict) else [y])]
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_it_answers_as_predict_and_stays(name: str) -> None:
+    adapter, x = adapted(name)
+    expected = tensors(adapter.predict(x))
+    frozen = adapter.freeze()
+    for seed in (5, 6):
+        adapter(fed(WORLDS[FROZEN[name][0]].stream(1, seed=seed)[0]))
+    y = frozen(x)
+    tolerance = 0 if name not in ("prototypes",) else 1e-5
+    for one, other in zip(tensors(y), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+        assert not one.requires_grad
+        assert type(one) is Tensor
+    changed = tensors(adapter.predict(x))
+    assert (
+        not all(a.equal(b) for a, b in zip(changed, expected, strict=True))
+        or name == "wrapped"
+        or not adapter._adapted
+    )
+
+    assert not frozen.train().training
+    twin = pickle.loads(pickle.dumps(frozen))
+    with torch.no_grad():
+        for t in (*twin.parameters(), *twin.buffers()):
+            t.mul_(0)
+    twin.load_state_dict(frozen.state_dict())  # holds all that an answer depends on
+    for one, other in zip(tensors(twin(x)), tensors(y), strict=True):
+        assert one.equal(other)
+
+
+def test_what_an_adapter_put_into_the_network_is_gone() -> None:
+    for name in ("source statistics", "running statistics", "robust statistics", "a teacher", "prototypes"):
+        frozen = adapted(name)[0].freeze()
+        assert not any(isinstance(m, NormPolicy | Tap | Adapter) for m in frozen.modules())
+        assert sum(isinstance(m, nn.BatchNorm2d) for m in frozen.modules()) == 2
+    adapter, x = adapted("moving average")
+    frozen = adapter.freeze()
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    frozen(x)
+    assert all(v.equal(before[k]) for k, v in frozen.state_dict().items())
+
+
+def test_running_statistics_become_those_of_a_plain_layer() -> None:
+    adapter, _ = adapted("running statistics")
+    policies = [m for m in adapter.modules() if isinstance(m, NormPolicy)]
+    plain = [m for m in adapter.freeze().modules() if isinstance(m, nn.BatchNorm2d)]
+    for policy, layer in zip(policies, plain, strict=True):
+        assert layer.running_mean is not None
+        assert layer.running_mean.equal(policy.get_buffer("mean"))
+        assert layer.running_mean.data_ptr() != policy.get_buffer("mean").data_ptr()
+        assert layer.weight.equal(policy.layer.weight)
+
+
+def test_the_model_of_the_caller_is_left_alone() -> None:
+    network = WORLDS["batchnorm"].network().network
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    frozen = Source(network).freeze()
+    assert isinstance(frozen, FrozenModel)
+    with torch.no_grad():
+        for t in (*frozen.parameters(), *frozen.buffers()):
+            t.zero_()
+    assert all(v.equal(before[k]) for k, v in network.state_dict().items())
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_it_is_saved_as_safetensors(tmp_path: Path) -> None:
+    adapter, x = adapted("batch statistics")
+    frozen = adapter.freeze()
+    safetensors.torch.save_file(frozen.state_dict(), tmp_path / "frozen.safetensors")
+    other = Tent(WORLDS["batchnorm"].network().network).freeze()
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "frozen.safetensors"))
+    assert other(x).equal(frozen(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (LAME, "LAME cannot be frozen: it answers with assignments that the samples of a batch share"),
+        (partial(CMF, classes=CLASSES), "CMF cannot be frozen: .* how frequent the classes"),
+        (lambda m: Window(Tent(m), 4), "Window cannot be frozen: .*last ones"),
+        (lambda m: Guarded(Tent(m)), "Guarded cannot be frozen: .*three models"),
+        (lambda m: PriorCorrected(Tent(m)), "PriorCorrected cannot be frozen"),
+        (lambda m: TimeConstrained(Tent(m)), "TimeConstrained cannot be frozen"),
+        (lambda m: Episodic(LAME(m)), "LAME cannot be frozen"),
+    ],
+)
+def test_answers_of_more_than_one_module_are_refused_by_name(make: Any, why: str) -> None:
+    with pytest.raises(TypeError, match=f"{why}.*call predict"):
+        make(WORLDS["batchnorm"].network().network).freeze()
+
+
+def test_every_method_is_frozen_or_says_why_not() -> None:
+    for name in methods.__all__:
+        cls = getattr(methods, name)
+        own = cls._predict_batch is not Adapter._predict_batch
+        answers = cls._answering is not Adapter._answering
+        assert bool(cls.answers_with) == (own and not answers), name
+    assert not S4T.answers_with
+
+
+# Export -------------------------------------------------------------------------------------------------------------------
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+onnx = pytest.mark.skipif(bool(MISSING), reason=f"pip install 'testtime[export]': {', '.join(MISSING)}")
+
+
+def same_in_onnxruntime(name: str, file: Path) -> None:
+    import onnxruntime
+
+    adapter, x = adapted(name)
+    export_onnx(adapter.freeze(), x, file)
+    session = onnxruntime.InferenceSession(str(file))
+    parts = x if isinstance(x, dict) else {"x": x}
+    assert [i.name for i in session.get_inputs()] == list(parts)
+    for n in (16, 5, 2):
+        few = {k: v[:n] for k, v in parts.items()}
+        expected = adapter.predict(few if isinstance(x, dict) else few["x"])
+        found = session.run(None, {k: v.numpy() for k, v in few.items()})
+        for one, other in zip(found, tensors(expected), strict=True):
+            torch.testing.assert_close(torch.from_numpy(one), other, rtol=1e-4, atol=1e-5)
+
+
+@onnx
+def test_a_dictionary_is_exported_to_onnx(tmp_path: Path) -> None:
+    same_in_onnxruntime("dictionary", tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@onnx
+@pytest.mark.parametrize("name", FROZEN)
+def test_every_frozen_model_is_exported_to_onnx(name: str, tmp_path: Path) -> None:
+    same_in_onnxruntime(name, tmp_path / "model.onnx")
+
+
+@onnx
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    adapter, x = adapted("batch statistics")
+    with pytest.raises(TypeError, match=r"pass adapter.freeze\(\)"):
+        export_onnx(adapter, x, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="two samples at least"):
+        export_onnx(adapter.freeze(), x[:1], tmp_path / "model.onnx")
+    with pytest.raises(TypeError, match="got str"):
+        export_onnx(adapter.freeze(), "x", tmp_path / "model.onnx")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
