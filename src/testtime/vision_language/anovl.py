@@ -114,6 +114,7 @@ class AnoVL(Adapter):
     venue = "arXiv 2023"
     paper = "Deng, Zhang, Bao and Li, AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization"
     code = "github.com/hq-deng/AnoVL"
+    episodic = True
     output = "after"
     stochastic = True  # by its seed
     cost = (2, 0)
