@@ -115,6 +115,14 @@ FAMILIES = {
         "they do not help.",
         ("adcsd",),
     ),
+    "image_text": Family(
+        "Image and text",
+        "These methods take a zero-shot classifier, which is made of class names (`testtime.vision_language.ZeroShot`). "
+        "Prompt tuning gives each image of a batch a prompt of its own and drops it after the answer; `ZERO` and `TDA` are the "
+        "cheap controls without a gradient. All methods for classifiers take such a model too. [Image and "
+        "text](../vision_language.md) shows how to use your own CLIP, and what they are worth.",
+        ("zero", "tda", "tpt", "difftpt", "rlcf"),
+    ),
 }
 
 NEEDS = {
@@ -129,6 +137,7 @@ NEEDS = {
     "images": "images",
     "views": "images, of which views are made",
     "forecaster": "a `testtime.forecasting.Forecaster`",
+    "image-text": "a `testtime.vision_language.ZeroShot`",
     "tensor": "batches that are one tensor",
     "floating-point": "floating-point inputs",
 }
@@ -246,8 +255,9 @@ def _facts(m: dict[str, Any]) -> list[str]:
 
 
 def _docstring(m: dict[str, Any]) -> list[str]:
+    module = METHODS[m["class"]].module
     return [
-        f"::: testtime.methods.{METHODS[m['class']].module}",
+        f"::: {module if module.startswith('testtime.') else f'testtime.methods.{module}'}",
         "    options:",
         "      show_root_heading: false",
         "      show_root_toc_entry: false",

@@ -12,7 +12,7 @@ from testtime import Adapter, Episodic, adam, methods
 from testtime.catalogue import catalogue, text
 from testtime.facts import NORM_KINDS, Need, norm_kinds
 from testtime.forecasting import Forecaster, NLinear
-from testtime.laws.worlds import TinyViT
+from testtime.laws.worlds import TinyViT, zero_shot
 from testtime.methods import METHODS, PAFKIP, Source, Tent
 from testtime.models.assisted import Assisted
 from testtime.models.multitask import MultiTaskNet
@@ -21,7 +21,9 @@ from testtime.space.mae import MaskedAutoencoder
 from testtime.space.model import Size
 from testtime.tasks import Depth, Segmentation
 
-CLASSES = [cls for cls in map(methods.__getattr__, METHODS) if "forecaster" not in cls.needs]
+APART = {"forecaster", "image-text"}  # what methods of other families need
+CLASSES = [cls for cls in map(methods.__getattr__, METHODS) if not APART & {*cls.needs}]
+IMAGE_TEXT = [cls for cls in map(methods.__getattr__, METHODS) if "image-text" in cls.needs]
 FORECASTING = [cls for cls in map(methods.__getattr__, METHODS) if "forecaster" in cls.needs]
 NORMS = {
     "BatchNorm": lambda: nn.BatchNorm2d(4),
@@ -133,6 +135,23 @@ def test_methods_of_forecasters_declare_what_is_true(cls):
     adapter = testtime.adapt(model, cls.name)
     assert (tuple(adapter.cost), adapter.output, adapter.source) == (cls.cost, cls.output, cls.source)
     assert not builds(cls, network(Tent, nn.BatchNorm2d(4)))
+
+
+@pytest.mark.parametrize("cls", IMAGE_TEXT, ids=lambda cls: cls.name)
+def test_methods_of_image_text_models_declare_what_is_true(cls):
+    model = zero_shot()
+    test_facts_are_of_the_vocabulary(cls)
+    assert (cls.name, cls.label) == METHODS[cls.__name__][1:]
+    assert cls.__module__ == METHODS[cls.__name__].module
+    takes = {"reward": model.pair, "generate": abs}
+    arguments = {name: value for name, value in takes.items() if name in inspect.signature(cls).parameters}
+    adapter = testtime.adapt(model, cls.name, **arguments)
+    assert (tuple(adapter.cost), adapter.output, adapter.source) == (cls.cost, cls.output, cls.source)
+    assert (adapter.stochastic, adapter.episodic) == (cls.stochastic, cls.episodic)
+    with pytest.raises(
+        ValueError, match="expected a zero-shot classifier, got Sequential; build one from class names"
+    ):
+        cls(network(Tent, nn.BatchNorm2d(4)), **arguments)
 
 
 @every_method

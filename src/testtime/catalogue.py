@@ -32,8 +32,7 @@ def catalogue() -> list[dict[str, Any]]:
     >>> next(m["reference"] for m in catalogue() if m["name"] == "cotta")
     'Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation, CVPR 2022.'
     """
-    folder = Path(methods.__file__).parent
-    own = [read_facts(folder / f"{entry.module}.py", cls) for cls, entry in METHODS.items()]
+    own = [read_facts(_file(entry.module), cls) for cls, entry in METHODS.items()]
     found = sorted((facts for facts in own if facts), key=lambda facts: str(facts["name"]))
     return [*found, *(_of_other(name, point) for name, point in plugins("testtime.methods").items())]
 
@@ -98,6 +97,13 @@ def text(methods: list[dict[str, Any]]) -> str:
         "or after this batch's update, or by a teacher."
     )
     return "\n".join(lines)
+
+
+def _file(module: str) -> Path:
+    """The file of a module of methods, or of the package where its full name is given."""
+    full = module.removeprefix("testtime.")
+    place = Path(methods.__file__).parent if full == module else PACKAGE
+    return place.joinpath(*full.split(".")).with_suffix(".py")
 
 
 def _defaults() -> tuple[dict[str, Any], tuple[str, ...], dict[str, str]]:

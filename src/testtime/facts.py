@@ -22,6 +22,7 @@ Need = Literal[
     "images",
     "views",
     "forecaster",
+    "image-text",
     "tensor",
     "floating-point",
 ]
@@ -58,6 +59,7 @@ class Facts:
             - "images": inputs (N, C, H, W);
             - "views": inputs (N, C, H, W), of which views are made, unless ``augment=`` takes other inputs;
             - "forecaster": a :class:`testtime.forecasting.Forecaster`, and windows (N, L + H, D);
+            - "image-text": a :class:`testtime.vision_language.ZeroShot`;
             - "tensor": batches that are one tensor, not a dictionary of tensors;
             - "floating-point": batches that are one floating-point tensor, not token ids.
         venue: conference or journal, and year; empty where the file is not from a paper.
@@ -69,9 +71,10 @@ class Facts:
         source: requirement on :meth:`testtime.Adapter.prepare` before the first batch: "none", "statistics" or "data".
         labelled_source: whether ``prepare`` also takes batches of (images, labels).
         stochastic: whether a step draws random numbers.
+        episodic: whether the answer to an image depends neither on images before it nor on its neighbours in the batch.
         cost: forwards and backwards of the whole batch per step, at most.
 
-    The last five can depend on arguments: an instance may differ from its class.
+    The last six can depend on arguments: an instance may differ from its class.
 
     >>> from testtime.methods import ETA
     >>> ETA.name, ETA.venue, ETA.needs, ETA.cost
@@ -90,6 +93,7 @@ class Facts:
     source: SourceData = "none"
     labelled_source: bool = False
     stochastic: bool = False
+    episodic: bool = False
     cost: tuple[float, float] = (1, 1)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -55,6 +55,7 @@ from testtime.norm import (
 )
 from testtime.parts import (
     adam,
+    adamw,
     augmix,
     identity,
     katana,
@@ -88,7 +89,7 @@ NORMS = (
     *(robust_statistics, running_statistics, source_statistics, unmix_tns),
 )
 AUGMENTATIONS = (augmix, identity, katana, random_crop_flip, shuffle_patches, simclr)
-OPTIMIZERS = (adam, sgd)
+OPTIMIZERS = (adam, adamw, sgd)
 LOSSES = (mean_entropy, smoothed_entropy)
 MIXTURES = (two_gaussians,)
 FACTS = (Views,)

@@ -209,7 +209,14 @@ CASES = [
 ]
 
 
-ELSEWHERE = ["ADCSD"]  # of forecasters: tests/forecasting/test_forecasting_laws.py
+ELSEWHERE = [
+    "ADCSD",
+    "DiffTPT",
+    "RLCF",
+    "TDA",
+    "TPT",
+    "ZERO",
+]  # of forecasters and of image and text: their own folders
 
 
 def test_every_method_is_tried() -> None:

@@ -234,6 +234,13 @@ class CorrectsItsLastAnswer(Sound):
         return y
 
 
+class ForgetsToReset(Sound):
+    """Declares that it answers each image as if it came alone, and goes on from where the last batch left it."""
+
+    broken = "each_alone"
+    episodic = True
+
+
 class BufferThatGrows(Sound):
     broken = "bounded"
     history: Tensor

@@ -32,6 +32,7 @@ FAMILIES = {
     "production": "testtime.experiments.production.listing",
     "segmentation": "testtime.experiments.segmentation.listing",
     "space": "testtime.experiments.space.listing",
+    "vision-language": "testtime.experiments.vision_language.listing",
 }
 """By family, the light module with its experiments in ``LISTED``, and in ``SHAPES`` what :func:`result_shapes` returns."""
 

@@ -11,7 +11,7 @@ from testtime.errors import DataError
 
 __all__ = ["Fracast"]
 
-ROWS = 512  # series that are forecast at once, which bounds the memory
+ROWS = 32  # series that are forecast at once, which bounds the memory
 
 
 @final

@@ -1,6 +1,6 @@
 """The laws that every adapter obeys, and the means to try them on yours.
 
-An adapter is trusted with a running model, so what it must not do is written down as 26 laws: it leaves the
+An adapter is trusted with a running model, so what it must not do is written down as 27 laws: it leaves the
 caller's model, tensors and random generators alone; its step is what it declares; its state is a value that
 holds all that moves; it composes. Each law is a function whose docstring is the law, tried in small worlds: a
 BatchNorm network, a GroupNorm network and a vision transformer that know a synthetic task, and a stream that

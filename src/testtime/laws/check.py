@@ -36,6 +36,7 @@ LAWS: dict[str, Law] = {
         stepping.survives_nonfinite,
         stepping.no_residue,
         stepping.no_future,
+        stepping.each_alone,
         stepping.bounded,
         stepping.one_tick,
         stepping.any_precision,

@@ -39,6 +39,7 @@ __all__ = [
     "any_precision",
     "bounded",
     "deterministic",
+    "each_alone",
     "frozen_is_frozen",
     "no_future",
     "no_residue",
@@ -338,6 +339,19 @@ def no_future(make: Make, world: World) -> None:
     for i, (y, z) in enumerate(zip(first, second[: at + 1], strict=True)):
         past = rows if i == at else len(batches[i])
         same(flat(z).logits[:past], flat(y).logits[:past], f"after another future, answer {i}")
+
+
+def each_alone(make: Make, world: World) -> None:
+    """If it declares ``episodic``, other images before and beside an image change nothing in its answer: prompts are reset."""
+    if not built(make, world).episodic:
+        return
+    batches, other = ([x.double() for x in world.stream(3, seed=seed)] for seed in (0, 3))
+    for place in (0, len(batches[-1]) // 2):
+        mixed = other[-1].clone()
+        mixed[place] = batches[-1][place]
+        past, another = (built(make, world, world.network().double()) for _ in range(2))
+        first, second = answers(past, batches)[-1], answers(another, [*other[:-1], mixed])[-1]
+        same(second[place], first[place], f"among other images, the answer to image {place}", 1e-9)
 
 
 def bounded(make: Make, world: World) -> None:

@@ -60,6 +60,11 @@ if TYPE_CHECKING:
     from testtime.methods.unient_plus import UniEntPlus
     from testtime.methods.vdp import VDP
     from testtime.methods.vida import ViDA
+    from testtime.vision_language.difftpt import DiffTPT
+    from testtime.vision_language.rlcf import RLCF
+    from testtime.vision_language.tda import TDA
+    from testtime.vision_language.tpt import TPT
+    from testtime.vision_language.zero import ZERO
 
 __all__ = [
     "ADCSD",
@@ -79,6 +84,7 @@ __all__ = [
     "PAFKIP",
     "PETAL",
     "PL",
+    "RLCF",
     "RMT",
     "ROID",
     "RPL",
@@ -88,10 +94,13 @@ __all__ = [
     "SHOTIM",
     "STAMP",
     "T3A",
+    "TDA",
     "TIPI",
+    "TPT",
     "TTT",
     "TTTMAE",
     "VDP",
+    "ZERO",
     "ActMAD",
     "AdaContrast",
     "AdaNPC",
@@ -100,6 +109,7 @@ __all__ = [
     "CoTTA",
     "Core",
     "DeYO",
+    "DiffTPT",
     "EcoTTA",
     "MetaDMoE",
     "RoTTA",
@@ -118,7 +128,7 @@ class Method(NamedTuple):
     """Where a method is defined and what it is called.
 
     Args:
-        module: name of its module in this package.
+        module: name of its module in this package, or its full name.
         name: name for :func:`testtime.adapt`, in lower case.
         label: name in tables and papers.
     """
@@ -177,6 +187,11 @@ METHODS = {
     "UniEnt": Method("unient", "unient", "UniEnt"),
     "UniEntPlus": Method("unient_plus", "unient+", "UniEnt+"),
     "VDP": Method("vdp", "vdp", "VDP"),
+    "DiffTPT": Method("testtime.vision_language.difftpt", "difftpt", "DiffTPT"),
+    "RLCF": Method("testtime.vision_language.rlcf", "rlcf", "RLCF"),
+    "TDA": Method("testtime.vision_language.tda", "tda", "TDA"),
+    "TPT": Method("testtime.vision_language.tpt", "tpt", "TPT"),
+    "ZERO": Method("testtime.vision_language.zero", "zero", "ZERO"),
     "ViDA": Method("vida", "vida", "ViDA"),
 }
 """The methods by class."""

@@ -76,6 +76,7 @@ class MEMO(Adapter):
     paper = "Zhang, Levine and Finn, MEMO: Test Time Robustness via Adaptation and Augmentation"
     output = "after"
     stochastic = True
+    episodic = True
     cost = (33, 32)
 
     def __init__(

@@ -238,7 +238,7 @@ class Labels(NamedTuple):
 
     Attributes:
         rounds: labelled samples of each file.
-        kind: what their values are: "label" for 1 where the prediction is right and 0 where it is wrong, "value" for values of
+        kind: kind of their values: "label" for 1 where the prediction is right and 0 where it is wrong, "value" for values of
             the user.
         unpredicted: number of labels by class, of the classes that are predicted for no sample of the stream.
     """

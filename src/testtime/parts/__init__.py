@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from testtime.parts.augment import identity, katana, random_crop_flip, shuffle_patches, simclr
     from testtime.parts.chains import augmix
     from testtime.parts.losses import entropy, marginal_entropy, soft_cross_entropy
-    from testtime.parts.optimizers import adam, sgd
+    from testtime.parts.optimizers import adam, adamw, sgd
     from testtime.parts.randomness import generator
     from testtime.parts.sharpness import at_worst_point, sharpness_aware_gradients
     from testtime.parts.teacher import Teacher
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Teacher",
     "adam",
+    "adamw",
     "at_worst_point",
     "augmix",
     "entropy",
@@ -37,7 +38,7 @@ __getattr__, __dir__ = lazily(
         "augment": "identity katana random_crop_flip shuffle_patches simclr",
         "chains": "augmix",
         "losses": "entropy marginal_entropy soft_cross_entropy",
-        "optimizers": "adam sgd",
+        "optimizers": "adam adamw sgd",
         "randomness": "generator",
         "sharpness": "at_worst_point sharpness_aware_gradients",
         "teacher": "Teacher",

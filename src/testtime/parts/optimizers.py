@@ -15,7 +15,16 @@ from testtime.intake.sharing import at_least_float32
 from testtime.moved import renamed
 from testtime.parts.one_call_adam import OneCallAdam
 
-__all__ = ["MasterWeights", "OptimizerFactory", "adam", "initialised", "master_weights", "scaled", "sgd"]
+__all__ = [
+    "MasterWeights",
+    "OptimizerFactory",
+    "adam",
+    "adamw",
+    "initialised",
+    "master_weights",
+    "scaled",
+    "sgd",
+]
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -69,6 +78,24 @@ class sgd:
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
         )
+
+
+@dataclass(frozen=True)
+class adamw:
+    """AdamW (Loshchilov and Hutter, ICLR 2019), Adam with decoupled weight decay, to be built on the adapted parameters.
+
+    >>> adamw(5e-3)
+    adamw(lr=0.005, beta1=0.9, beta2=0.999, weight_decay=0.01)
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+
+    def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay)
 
 
 def initialised(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

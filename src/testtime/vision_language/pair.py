@@ -87,6 +87,11 @@ class ImageText(nn.Module):
         """Return the embeddings (N, D) of images, of norm 1."""
         return _unit(_embedded(self.images, self.images(x), len(x)))
 
+    def image_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the image encoder: what its ``own_parameters()`` returns, where it shares a module."""
+        own: Any = getattr(self.images, "own_parameters", self.images.parameters)
+        return list(own())
+
     @property
     def has_patches(self) -> bool:
         """Whether the image encoder returns local tokens."""

@@ -1,15 +1,20 @@
 """The experiments of the family, for lists."""
 
-from testtime.experiments.registry import Listed, read_constants
+from testtime.experiments.registry import EVERY, Listed, read_constants
 
 __all__ = ["LISTED", "SHAPES"]
 
-TITLES = read_constants(__package__ or "", "experiments")["experiments"]
-LOAD = "testtime.experiments.segmentation.experiment:Segmentation"
-LISTED = tuple(Listed(name, about["title"], LOAD) for name, about in TITLES.items())
+FACTS = read_constants(__package__ or "", "experiments")
+HERE = "testtime.experiments.segmentation"
+LOAD = {"experiments": f"{HERE}.experiment:Segmentation", "labels": f"{HERE}.labels:FrameLabels"}
+LISTED = tuple(
+    Listed(name, about["title"], load) for kind, load in LOAD.items() for name, about in FACTS[kind].items()
+)
+DRAWS = {"coverage": float, "ratio": float}
 MEASURES = ("miou", "accuracy", "boundary_f", "ece", "before", "after", "forgetting")
 SHAPES = {
     "about": {"columns": [str], "tolerance": (int, float)},
     "follow": {**dict.fromkeys(MEASURES, float), "frames": int, "updated": int, "seconds": float},
+    "repeat_frames": {"accuracy": float, "samples": int, "labels": {EVERY: DRAWS}},
 }
 """What the results hold, see :func:`testtime.experiments.registry.result_shapes`."""
