@@ -158,6 +158,7 @@ class GenSAM(Adapter):
     venue = "AAAI 2024"
     paper = "Hu, Lin, Gong and Cheng, Relax Image-Specific Prompt Requirement in SAM"
     code = "github.com/jyLin8100/GenSAM"
+    episodic = True
     cost = (3, 0)
 
     def __init__(
