@@ -111,6 +111,7 @@ class AnoVL(Adapter):
 
     name, label = "anovl", "AnoVL"
     needs = ("images",)
+    answers_with = "tokens that an adapter of the image corrects"
     venue = "arXiv 2023"
     paper = "Deng, Zhang, Bao and Li, AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization"
     code = "github.com/hq-deng/AnoVL"
