@@ -8,8 +8,8 @@ of class names, so that every method for classifiers takes it. The methods for c
 - methods, each image with a prompt of its own that is dropped after its answer (law ``each_alone``): :class:`TPT`,
   :class:`DiffTPT`, :class:`RLCF`
 - cheap controls without gradients: :class:`ZERO`, :class:`TDA`
-- local tokens, frames and points: :class:`AnoVL` (anomalies), :class:`T3AL` (segments of a video), :class:`GenSAM` (masks of what
-  words name, by any :class:`Promptable` segmenter); they take an :class:`ImageText`
+- local tokens, frames and points: :class:`AnoVL` (anomalies), :class:`T3AL` (segments of a video), :class:`GenSAM` (masks of
+  what words name, by any :class:`Promptable` segmenter); they take an :class:`ImageText`
 """
 
 from typing import TYPE_CHECKING
