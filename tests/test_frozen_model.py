@@ -211,3 +211,14 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="got str"):
         export_onnx(adapter.freeze(), "x", tmp_path / "model.onnx")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_prototypes_answer_exactly_as_their_adapter() -> None:
+    adapter, x = adapted("prototypes")
+    assert torch.equal(adapter.freeze()(x), adapter.predict(x).logits)
+
+
+@onnx
+def test_the_folder_of_an_export_is_made(tmp_path: Path) -> None:
+    export_onnx(nn.Linear(3, 2), torch.rand(2, 3), tmp_path / "models" / "head.onnx")
+    assert (tmp_path / "models" / "head.onnx").is_file()

@@ -27,7 +27,7 @@ def export_onnx(model: nn.Module, example: Tensor | Mapping[str, Tensor], file: 
     Args:
         model: module from a batch to logits, such as ``adapter.freeze()``.
         example: batch of two samples at least, as the model takes it.
-        file: path of the ONNX file.
+        file: path of the ONNX file; its folder is made where there is none.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -46,6 +46,7 @@ def export_onnx(model: nn.Module, example: Tensor | Mapping[str, Tensor], file: 
         )
     named = isinstance(batch, NamedTensors)
     given: Any = dict(batch.entries) if isinstance(batch, NamedTensors) else batch
+    Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the export, which takes long
     any_number = {0: torch.export.Dim.DYNAMIC}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own internals

@@ -47,6 +47,8 @@ def test_a_swap_exchanges_two_squares_exactly():
     [
         (X, "rust", [1, 2, 3], "scratch, blob, swap"),
         (X, "blob", [1], "a seed for each of the 3 images"),
+        (X, "blob", 1, "a seed for each of the 3 images"),
+        ((255 * X).byte(), "blob", [1, 2, 3], "uint8: x / 255"),
         (X[0], "blob", [1], "images \\(N, C, H, W\\)"),
         (X[:, :, :8], "blob", [1, 2, 3], "at least 16"),
     ],

@@ -73,3 +73,9 @@ def test_bad_input_is_refused() -> None:
         BoundaryF(2, -1.0)
     with pytest.raises(ValueError, match="resize the output to the label"):
         BoundaryF(2).update(torch.zeros(1, 2, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long))
+    for label, words in (
+        (torch.full((1, 4, 4), 2), "label 2 is none of the 2"),
+        (torch.rand(1, 4, 4), "integers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            BoundaryF(2).update(torch.zeros(1, 2, 4, 4), label)

@@ -281,3 +281,21 @@ def test_draws_are_repeated_for_several_numbers_of_labels() -> None:
     assert found["labels"]["30"] == again
     assert again["covered"] <= 20
     assert found["labels"]["12"]["width"] > again["width"] > 0
+
+
+def test_files_that_would_mislead_are_refused(tmp_path: Path) -> None:
+    file, labels = tmp_path / "p.csv", tmp_path / "l.csv"
+    file.write_text("predicted,confidence\na,90\nb,80\na,70\n")
+    labels.write_text("index,label\n0,a\n2,b\n")
+    predictions = read_predictions(file)
+    with pytest.raises(DataError, match=r"confidence in \[0, 1\], got 90"):
+        label_next(predictions, [], 2)
+    with pytest.raises(DataError, match="give each file of labels once"):
+        read_labels([labels, labels], predictions)
+    file.write_text("predicted;confidence\na;0.9\n")
+    with pytest.raises(DataError, match="columns separated by commas, got ';'"):
+        read_predictions(file)
+    for wrong in (np.array(3), np.zeros((4, 2)), np.zeros(0)):
+        np.savez(tmp_path / "p.npz", predicted=wrong)
+        with pytest.raises(DataError, match="class of each sample as predicted"):
+            read_predictions(tmp_path / "p.npz")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -113,9 +115,11 @@ def test_a_model_of_one_size_is_refused_with_the_way_out() -> None:
     assert over_scales(fixed, x, (8, 8), (1.0,)).shape == x.shape
     with pytest.raises(ValueError, match=r"does not take images of 4 x 4 .* scales=\(1.0,\).*expected 8 x 8"):
         over_scales(fixed, x, (8, 8), (0.5,))
+    with pytest.raises(ValueError, match="^expected 8 x 8$"):  # not for its views alone
+        over_scales(fixed, x[..., :6], (8, 6), (0.5,))
 
 
-@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0)])
-def test_scales_are_positive(scales: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), 1.0])
+def test_scales_are_positive(scales: Any) -> None:
     with pytest.raises(ValueError, match="scales are sizes of views"):
         checked_scales(scales)

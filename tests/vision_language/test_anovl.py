@@ -162,6 +162,8 @@ def test_nothing_is_carried_to_the_next_call():
         (lambda: AnoVL(nn.Linear(3, 2), NORMAL, ABNORMAL), "local tokens"),
         (lambda: AnoVL(Pair(), NORMAL[0], ABNORMAL), "pair.encode_texts"),
         (lambda: AnoVL(Pair(), NORMAL, ABNORMAL[:, :2]), "pair.encode_texts"),
+        (lambda: AnoVL(Pair(), NORMAL[:0], ABNORMAL), r"finite embeddings of normal .* shape \(0, "),
+        (lambda: AnoVL(Pair(), NORMAL, ABNORMAL * torch.nan), "finite embeddings of abnormal"),
         (lambda: AnoVL(Pair(), NORMAL, ABNORMAL, steps=-1), "steps"),
         (lambda: AnoVL(Pair(4), NORMAL, ABNORMAL)(X), "as wide as the embeddings"),
     ],
@@ -169,3 +171,8 @@ def test_nothing_is_carried_to_the_next_call():
 def test_bad_input_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_prompts_in_place_of_their_embeddings_are_refused():
+    with pytest.raises(TypeError, match="embeddings of normal prompts .* got list"):
+        AnoVL(Pair(), ["a photo of steel"], ABNORMAL)

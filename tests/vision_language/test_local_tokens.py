@@ -94,6 +94,41 @@ def test_distance_to_the_mean():
     np.testing.assert_allclose(distance_to_mean(torch.tensor(z)).numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: state_prompts(["steel"]), "name of an object"),
+        (lambda: state_prompts(" "), "name of an object"),
+        (lambda: state_prompts("steel", ["intact"]), "once, .* got 'intact'"),
+        (lambda: state_prompts("steel", ["{}"], ["{name}"]), "once, .* got '{name}'"),
+    ],
+)
+def test_prompts_that_lose_their_name_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_one_state_is_a_text():
+    assert state_prompts("steel", "intact {}", "a {}.") == ["a intact steel."]
+
+
+def test_a_pair_speaks_for_its_encoders():
+    class Inner(nn.Module):
+        def patches(self, x):
+            return x
+
+    class Pair(nn.Module):
+        has_patches = False
+
+        def __init__(self):
+            super().__init__()
+            self.images = nn.Sequential(Inner())
+
+    with pytest.raises(ValueError, match="local tokens"):
+        patches_of(Pair())
+    assert isinstance(patches_of(Pair().images), Inner)
+
+
 def test_a_model_without_local_tokens_is_refused():
     with pytest.raises(ValueError, match="local tokens"):
         patches_of(nn.Linear(2, 2))

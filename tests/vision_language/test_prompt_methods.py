@@ -277,7 +277,15 @@ def test_tda_adds_what_its_caches_say() -> None:
         (lambda m: TPT(ZeroShot(m.pair, ["red", "blue"], "{}")), "no token before the name"),
         (lambda m: TPT(ZeroShot(m.pair, ["red", "blue"], ["a {}", "{}"])), "starts from one template"),
         (lambda m: TPT(m, views=0), "views"),
-        (lambda m: TPT(m, views=2, share=0.0)(images()), "share of the views that are confident, above 0"),
+        (lambda m: TPT(m, share=0.0), "share of the views that are confident, above 0"),
+        (lambda m: ZERO(m, share=10), "share of the views that are confident, above 0"),
+        (lambda m: DiffTPT(m, abs, share=10), "share of the views that are confident, above 0"),
+        (lambda m: RLCF(m, m.pair, share=10), "share of the views that are confident, above 0"),
+        (
+            lambda m: TPT(m, views=4, augment=lambda x, n, rng: x)(images()),
+            "augment yields 3 batches of views",
+        ),
+        (lambda m: TPT(m, views=4, augment=lambda x, n, rng: [x])(images()), "augment yields 3 .* got 1"),
         (lambda m: TPT(m)(torch.rand(3, 8)), r"takes batches \(N, C, H, W\)"),
         (lambda m: DiffTPT(m, "diffusion"), "generate is a function of"),
         (

@@ -139,6 +139,14 @@ def test_one_frame_has_an_answer():
     assert bool(torch.isfinite(y["similarity"]).all())
 
 
+def test_a_frame_that_was_not_predicted_costs_its_own_place_alone():
+    s = torch.tensor([0.1, 0.9, torch.nan, 0.8, 0.1, 0.1])
+    assert [(one.start, one.end) for one in segments_of(s, "a")] == [(1, 2), (3, 4)]
+    assert [(one.start, one.end) for one in segments_of(s, "a", width=3)] == [(0, 2), (3, 4)]
+    assert segments_of(s * torch.nan, "a") == []
+    assert segments_of(s[:0], "a") == []
+
+
 def test_uniform_segments_cover_their_share():
     found = uniform_segments(40, 4, "a", share=0.6)
     assert sum(s.end - s.start for s in found) == pytest.approx(24)
@@ -153,6 +161,9 @@ def test_uniform_segments_cover_their_share():
         (lambda: T3AL(nn.Identity(), TEXTS, width=4), "odd"),
         (lambda: T3AL(nn.Identity(), TEXTS, loss="mse"), "'bce', 'byol', 'both'"),
         (lambda: T3AL(nn.Linear(5, 4), TEXTS)(VIDEO), "as wide as the texts"),
+        (lambda: T3AL(nn.Identity(), TEXTS * torch.nan), "NaN or infinity"),
+        (lambda: segments_of([0.1, 0.9], "a"), "similarity of each frame"),
+        (lambda: segments_of(torch.zeros(3, 2), "a"), "similarity of each frame"),
         (lambda: moving_mean(torch.zeros(4), 2), "odd"),
     ],
 )

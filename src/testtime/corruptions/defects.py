@@ -46,13 +46,18 @@ def add_defects(x: Tensor, kind: str, seeds: Sequence[int]) -> tuple[Tensor, Ten
         Images (N, C, H, W), and masks (N, H, W) bool of the pixels that the defect covers.
 
     Raises:
-        ValueError: there is no such kind, the images are no batch or too small, or their number is not that of the seeds.
+        ValueError: there is no such kind, the images are no batch or too small, their number is not that of the seeds, or they
+            are integers.
     """
     check_name("defect", kind, DEFECTS)
     if x.dim() != 4 or min(x.shape[2:]) < LEAST:
         raise ValueError(f"expected images (N, C, H, W) of at least {LEAST} x {LEAST}, got {tuple(x.shape)}")
-    if len(seeds) != len(x):
-        raise ValueError(f"expected a seed for each of the {len(x)} images, got {len(seeds)}")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"expected floating-point images in [0, 1], got {x.dtype}; convert them (uint8: x / 255)"
+        )
+    if isinstance(seeds, int) or len(seeds) != len(x):
+        raise ValueError(f"expected a seed for each of the {len(x)} images, got {seeds!r}")
     images, masks = [], []
     for image, seed in zip(x.detach().cpu().double().numpy(), seeds, strict=True):
         rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])

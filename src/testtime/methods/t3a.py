@@ -170,20 +170,23 @@ class Prototypes(nn.Module):
 
     Args:
         features: network from a batch to features (N, D).
-        prototypes: (C, D), already divided by their lengths or counts.
+        prototypes: sums (C, D) of the features of a class.
+        length: length or count (C,) that the logits are divided by, in the order of T3A, so that they are equal to its own.
     """
 
     prototypes: Tensor
+    length: Tensor
 
-    def __init__(self, features: nn.Module, prototypes: Tensor) -> None:
+    def __init__(self, features: nn.Module, prototypes: Tensor, length: Tensor) -> None:
         super().__init__()
         self.features = features
         self.register_buffer("prototypes", prototypes)
+        self.register_buffer("length", length)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, C)."""
         z = self.features(x)
-        return (z.to(self.prototypes.dtype) @ self.prototypes.T).to(z.dtype)
+        return (z.to(self.prototypes.dtype) @ self.prototypes.T / self.length).to(z.dtype)
 
 
 @final
@@ -240,7 +243,7 @@ class T3A(Adapter):
     def _answering(self) -> nn.Module:
         total, count = self.memory()
         length = total.norm(dim=1).clamp_min(1e-12) if self.unit else count
-        return Prototypes(headless(self.model, head=self.head), (total / length[:, None]).clone())
+        return Prototypes(headless(self.model, head=self.head), total.clone(), length.clone())
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:

@@ -96,7 +96,14 @@ class Predictions:
     def chances(self) -> Floats:
         """The chance of each prediction to be right before there are labels, (N,): its confidence, or 0.5 without one."""
         found = self.signals.get("confidence")
-        return np.full(len(self.predicted), 0.5) if found is None else _filled(found)
+        if found is None:
+            return np.full(len(self.predicted), 0.5)
+        chances = _filled(found)
+        if len(wrong := chances[(chances < 0) | (chances > 1)]):
+            raise DataError(
+                f"expected a confidence in [0, 1], got {wrong[0]:g}; divide it, or rename the column"
+            )
+        return chances
 
 
 def logit_signals(logits: ArrayLike) -> dict[str, Floats]:
@@ -205,6 +212,10 @@ def read_predictions(path: str | Path) -> Predictions:
         raise DataError(
             f"{path}: expected a column predicted (in an NPZ also logits), got the columns {there}"
         )
+    if columns["predicted"].ndim != 1 or not len(columns["predicted"]):
+        raise DataError(
+            f"{path}: expected the class of each sample as predicted (N,), got the shape {columns['predicted'].shape}"
+        )
     predicted = _names(columns.pop("predicted"))
     others = {n: _names(columns.pop(n)) for n in [*columns] if n.startswith("predicted_")}
     for name, other in others.items():
@@ -260,6 +271,12 @@ def read_labels(paths: Sequence[str | Path], predictions: Predictions) -> Labels
         DataError: a file holds something else; the message says in which line, and what was expected.
     """
     found = [_round(Path(path), predictions) for path in paths]
+    drawn = [r.rows.tolist() for one in found for r in one.rounds]
+    for k, rows in enumerate(drawn):
+        if rows in drawn[:k]:
+            raise DataError(
+                f"{paths[k]} has the samples of {paths[drawn.index(rows)]}, in its order; give each file of labels once"
+            )
     kinds = [one.kind for one in found]
     if len({*kinds}) > 1:
         raise DataError(f"expected label or value in all files, got {', '.join(kinds)}; take one of them")
@@ -397,6 +414,10 @@ def _columns(path: Path) -> tuple[dict[str, list[str]], list[int]]:
     if len(lines) < 2:
         raise DataError(f"{path}: expected a head and at least one line, got {len(lines)} lines")
     (head, _), *lines = lines
+    if len(head) == 1 and (mark := next((m for m in ";\t|" if m in head[0]), "")):
+        raise DataError(
+            f"{path}: expected columns separated by commas, got {mark!r} in its head; export it with commas"
+        )
     if len({*head}) < len(head):
         raise DataError(f"{path}: expected different names in its head, got {', '.join(head)}")
     for words, number in lines:

@@ -44,12 +44,21 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: there is none, or one is not positive.
     """
-    if not len(scales) or not all(s > 0 for s in scales):
+    if isinstance(scales, int | float) or not len(scales) or not all(s > 0 for s in scales):
         raise ValueError(
             f"scales are sizes of views relative to the image, positive numbers and one at least, got {scales!r}; "
             "scales=(1.0,) is the image and its mirror image alone"
         )
     return tuple(float(s) for s in scales)
+
+
+def _takes(network: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a network takes the images in their own size."""
+    try:
+        network(x)
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -84,7 +93,7 @@ def scaled_views(
             try:
                 z = network(view.flip(-1) if mirrored else view)
             except (RuntimeError, ValueError) as error:
-                if view_size == size:
+                if view_size == size or not _takes(network, x):
                     raise
                 raise ValueError(
                     f"the model does not take images of {view_size[0]} x {view_size[1]} pixels, the view at {scale:g} times "

@@ -43,7 +43,7 @@ from testtime.adapter import Adapter
 from testtime.intake.arguments import Natural
 from testtime.parts import generator
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.vision_language.local_tokens import ensemble, patches_of, token_map
+from testtime.vision_language.local_tokens import checked_embeddings, ensemble, patches_of, token_map
 
 __all__ = ["AnoVL", "anomaly_loss", "state_probabilities"]
 
@@ -93,7 +93,8 @@ class AnoVL(Adapter):
         largest of these, and of the whole image by its embedding, which no step changes.
 
     Raises:
-        ValueError: the model has no local tokens, or the embeddings have other widths.
+        TypeError: the embeddings are no tensors.
+        ValueError: the model has no local tokens, or the embeddings have other widths or are not finite.
 
     >>> colours = F.normalize(torch.randn(3, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     >>> class Pair(nn.Module):  # tokens are the colours of patches of 4 x 4 pixels
@@ -133,7 +134,9 @@ class AnoVL(Adapter):
         noise: float = 0.055,
         seed: int = 0,
     ) -> None:
-        if normal.dim() != 2 or abnormal.dim() != 2 or normal.shape[1] != abnormal.shape[1]:
+        checked_embeddings("normal prompts", normal)
+        checked_embeddings("abnormal prompts", abnormal)
+        if normal.shape[1] != abnormal.shape[1]:
             raise ValueError(
                 "expected embeddings of normal and abnormal prompts, (K, D) and (M, D), got "
                 f"{tuple(normal.shape)} and {tuple(abnormal.shape)}; embed prompts: pair.encode_texts(state_prompts('leather'))"

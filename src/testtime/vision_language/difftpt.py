@@ -42,7 +42,7 @@ from testtime.vision_language.prompted import (
     logits_of,
     soft_prompts,
 )
-from testtime.vision_language.views import ViewMaker, confident
+from testtime.vision_language.views import ViewMaker, checked_share, confident
 from testtime.vision_language.zero_shot import zero_shot_of
 
 __all__ = ["DiffTPT", "weighted_entropy"]
@@ -122,6 +122,7 @@ class DiffTPT(Adapter):
                 "generate is a function of (images, number, generator) that yields batches of generated views, got "
                 f"{type(generate).__name__}"
             )
+        checked_share(share)
         super().__init__(Prompted(model), seed)
         self.generate, self.optimizer, self.steps = generate, optimizer, steps
         self.views, self.generated, self.share, self.similarity = views, generated, share, similarity

@@ -29,7 +29,7 @@ Camouflaged Objects, AAAI 2024; github.com/jyLin8100/GenSAM (MIT).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,15 @@ def nearest_to_mean(logits: Tensor) -> Tensor:
     return ((logits > 0) != mean).flatten(2).sum(2).argmin(0)
 
 
+def _is_pair(words: Any) -> bool:
+    """Whether words are two lists of texts, of which the first has one at least."""
+    if not isinstance(words, list | tuple) or len(words) != 2:
+        return False
+    if not all(isinstance(part, list | tuple) for part in words) or not words[0]:
+        return False
+    return all(isinstance(word, str) and word.strip() for part in words for word in part)
+
+
 @final
 class GenSAM(Adapter):
     """Masks of what words name, by points for a promptable segmenter from the local tokens of an image-text pair.
@@ -133,7 +142,7 @@ class GenSAM(Adapter):
         A call returns ``{"mask": (N, H, W)}``, logits that are positive on the object.
 
     Raises:
-        TypeError: segmenter or words is no function.
+        TypeError: segmenter or words is no function, or the model encodes no texts.
         ValueError: the model has no local tokens, or weight is not in [0, 1].
 
     >>> class Colours(nn.Module):
@@ -180,13 +189,17 @@ class GenSAM(Adapter):
             raise ValueError(f"weight: expected a share in [0, 1], got {weight}")
         super().__init__(model, seed)
         self._pair = [patches_of(self.model)]  # in a list: part of the model already
+        if not callable(getattr(self._pair[0], "encode_texts", None)):
+            raise TypeError(
+                f"{type(self._pair[0]).__name__} has local tokens and no encode_texts(words) -> (K, D); expected an ImageText"
+            )
         self.segmenter, self.words = segmenter, words
         self.rounds, self.points, self.weight, self.reweigh = rounds, points, weight, reweigh
         self.cost = (rounds, 0)
 
     def _embedded(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        found, pair = list(self.words(x)), self._pair[0]
-        if len(found) != len(x) or not all(len(pairs) == 2 and len(pairs[0]) for pairs in found):
+        found, pair = self.words(x), self._pair[0]
+        if not isinstance(found, list | tuple) or len(found) != len(x) or not all(map(_is_pair, found)):
             raise ValueError(
                 f"words(images) returns a pair for each of the {len(x)} images: words for the foreground, at least one, and "
                 f"words for the background, which may be []; got {found!r}"
@@ -204,6 +217,11 @@ class GenSAM(Adapter):
             tokens = pair.patches(current)
             heat = torch.stack([heat_map(z, *both) for z, both in zip(tokens, texts, strict=True)])
             logits = self.segmenter(x, *heat_points(heat, self.points))
+            if not isinstance(logits, Tensor) or not logits.is_floating_point():
+                got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+                raise TypeError(
+                    f"the segmenter returned {got}, expected a floating-point tensor of logits (N, H, W)"
+                )
             if logits.shape != (len(x), *x.shape[2:]):
                 raise ValueError(
                     f"the segmenter returned {tuple(logits.shape)}, expected {(len(x), *x.shape[2:])}: one mask of each image"

@@ -16,7 +16,16 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ABNORMAL", "NORMAL", "distance_to_mean", "ensemble", "patches_of", "state_prompts", "token_map"]
+__all__ = [
+    "ABNORMAL",
+    "NORMAL",
+    "checked_embeddings",
+    "distance_to_mean",
+    "ensemble",
+    "patches_of",
+    "state_prompts",
+    "token_map",
+]
 __all__ += ["value_attention"]
 
 NORMAL = ("flawless {}", "perfect {}", "unblemished {}", "{} without a defect", "intact {}")
@@ -31,10 +40,39 @@ def state_prompts(
 ) -> list[str]:
     """Return a prompt for every template and state of an object.
 
+    Raises:
+        ValueError: there is no name, or a state or a template has not ``{}`` once.
+
     >>> state_prompts("leather", ["intact {}"], ["a photo of {}."])
     ['a photo of intact leather.']
     """
-    return [t.format(s.format(name)) for t in templates for s in states]
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"expected the name of an object, such as 'leather', got {name!r}")
+    states, templates = ((v,) if isinstance(v, str) else tuple(v) for v in (states, templates))
+    for text in (*states, *templates):
+        if not isinstance(text, str) or text.count("{}") != 1:
+            raise ValueError(f"states and templates have {{}} once, such as 'a photo of {{}}.', got {text!r}")
+    return [t.replace("{}", s.replace("{}", name)) for t in templates for s in states]
+
+
+def checked_embeddings(of: str, value: Tensor) -> Tensor:
+    """Return embeddings of prompts.
+
+    Args:
+        of: name of what they are embeddings of.
+        value: (K, D).
+
+    Raises:
+        TypeError: they are no tensor, such as the prompts themselves.
+        ValueError: they are none, of another shape, or not finite.
+    """
+    make = "pair.encode_texts(prompts) makes them"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected embeddings of {of} (K, D), got {type(value).__name__}; {make}")
+    if value.dim() != 2 or not len(value) or not bool(value.isfinite().all()):
+        what = f"shape {tuple(value.shape)}" if value.dim() != 2 or not len(value) else "NaN or infinity"
+        raise ValueError(f"expected finite embeddings of {of} (K, D), got {what}; {make}")
+    return value
 
 
 def value_attention(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
@@ -69,6 +107,8 @@ def patches_of(model: nn.Module) -> Any:
         ValueError: there is none.
     """
     for module in model.modules():
+        if getattr(module, "has_patches", None) is False:
+            break  # a pair speaks for its encoders
         if callable(getattr(module, "patches", None)) and getattr(module, "has_patches", True):
             return module
     raise ValueError(

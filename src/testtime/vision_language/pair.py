@@ -52,7 +52,7 @@ class ImageText(nn.Module):
         scale: factor of the cosine in the logits; 100 for CLIP.
 
     Raises:
-        TypeError: a part is no module, or the text encoder lacks a part of its interface.
+        TypeError: a part is no module, the text encoder lacks a part of its interface, or scale is no number.
         ValueError: scale is not a positive number.
 
     >>> from testtime.laws.worlds import WORLDS
@@ -75,7 +75,10 @@ class ImageText(nn.Module):
                 "embed(ids) -> (K, T, E), forward(tokens, ids) -> (K, D) and start, the number of tokens that every prompt "
                 "begins with (testtime.vision_language.TextEncoder)"
             )
-        value = float(scale)
+        if not isinstance(scale, int | float) and not (isinstance(scale, Tensor) and scale.numel() == 1):
+            got = f"shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else type(scale).__name__
+            raise TypeError(f"scale is one number, such as logit_scale.exp() of CLIP, got {got}")
+        value = float(scale.detach() if isinstance(scale, Tensor) else scale)
         if not 0 < value < float("inf"):
             raise ValueError(
                 f"scale is the positive factor of the cosine, such as logit_scale.exp() of CLIP, got {value:g}"

@@ -8,6 +8,7 @@ then takes the step of one image after the other, each from its own state.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import final
 
 import torch
@@ -83,14 +84,28 @@ def embedded_views(
 def views_with(
     model: nn.Module, x: Tensor, views: int, seed: int, make: ViewMaker | None, area: tuple[float, float]
 ) -> Iterator[Tensor]:
-    """The images, and views of them that keep the class as the model declares it."""
+    """The images, and views of them that keep the class as the model declares it.
+
+    Raises:
+        ValueError: ``make`` yields another number of views, or what are no views of the images.
+    """
     yield x
     if views > 1:
         rng = generator(seed, 0, "views")
         declared = views_of(model)
         mirror = declared is None or declared.mirror
-        others = resized_crops(x, views - 1, rng, area, mirror) if make is None else make(x, views - 1, rng)
-        yield from others
+        if make is None:
+            yield from resized_crops(x, views - 1, rng, area, mirror)
+            return
+        found = list(islice(make(x, views - 1, rng), views))
+        wrong = [v for v in found if not isinstance(v, Tensor) or v.dim() != 4 or v.shape[:2] != x.shape[:2]]
+        if wrong or len(found) != views - 1:
+            got = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in wrong[:1]]
+            raise ValueError(
+                f"augment yields {views - 1} batches of views ({len(x)}, {x.shape[1]}, H, W), got "
+                f"{f'one of {got[0]}' if wrong else len(found)}"
+            )
+        yield from found
 
 
 def logits_of(model: ZeroShot, features: Tensor, contexts: Tensor | None = None) -> Tensor:

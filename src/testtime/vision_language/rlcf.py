@@ -52,7 +52,7 @@ from testtime.vision_language.prompted import (
     soft_prompts,
     views_with,
 )
-from testtime.vision_language.views import ViewMaker, confident
+from testtime.vision_language.views import ViewMaker, checked_share, confident
 from testtime.vision_language.zero_shot import zero_shot_of
 
 __all__ = ["RLCF", "reward_loss"]
@@ -139,6 +139,7 @@ class RLCF(Adapter):
             raise TypeError(
                 f"reward is a pair of encoders, testtime.vision_language.ImageText, got {type(reward).__name__}"
             )
+        checked_share(share)
         zero = zero_shot_of(model)
         super().__init__(Prompted(model) if tunes == "prompt" else model, seed)
         self.reward = shared(reward)

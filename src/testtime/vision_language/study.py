@@ -108,6 +108,10 @@ def _imageset(name: str, domain: str, data: str) -> ImageSet:
     return pacs(data, domain) if name == "pacs" else imagenet(Path(data) / "imagenet")
 
 
+APART = {134: "crane bird", 517: "construction crane", 639: "tank suit maillot"}
+"""Names of the classes of ImageNet that share theirs with another class."""
+
+
 def chosen_images(p: Mapping[str, Any], data: str) -> tuple[ImageSet, tuple[str, ...]]:
     """Return the images of a unit in random order, and the names of their classes.
 
@@ -123,7 +127,7 @@ def chosen_images(p: Mapping[str, Any], data: str) -> tuple[ImageSet, tuple[str,
     known = PACS_DOMAINS if p["data"] == "pacs" else ("clean", *CORRUPTIONS)
     check_name(f"domain of {p['data']}", p["domain"], known)
     found = _imageset(p["data"], p["domain"] if p["data"] == "pacs" else "clean", data)
-    names = found.classes if p["data"] == "pacs" else imagenet_names()
+    names = found.classes if p["data"] == "pacs" else _names_apart()
     labels = np.asarray(found.labels)
     if p["classes"]:  # evenly spaced classes, as far as there are so many
         kept = np.unique(np.linspace(0, len(names) - 1, p["classes"]).round().astype(int))
@@ -131,6 +135,10 @@ def chosen_images(p: Mapping[str, Any], data: str) -> tuple[ImageSet, tuple[str,
         names = tuple(names[i] for i in kept)
     order = np.random.default_rng(0).permutation(len(found))[: p["images"]]
     return found.subset(order), names
+
+
+def _names_apart() -> tuple[str, ...]:
+    return tuple(APART.get(i, name) for i, name in enumerate(imagenet_names()))
 
 
 def classify(work: Workspace) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from testtime.intake.arguments import Natural, Positive
 from testtime.metrics.temporal import Segment, runs
 from testtime.parts import adam
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.vision_language.local_tokens import checked_embeddings
 
 __all__ = ["T3AL", "Maps", "extremes", "moving_mean", "segments_of", "uniform_segments"]
 
@@ -81,6 +82,8 @@ def segments_of(
 ) -> list[Segment]:
     """Return the segments in which the smoothed similarity is above its mean, with their mean similarity as the score.
 
+    Frames without a finite similarity, which were not predicted, are outside of every segment and count in no mean.
+
     Args:
         similarity: (T,).
         label: class of the segments.
@@ -91,8 +94,16 @@ def segments_of(
     >>> [(s.start, s.end) for s in segments_of(torch.tensor([0.1, 0.9, 0.8, 0.1, 0.1, 0.9]), "dance")]
     [(1, 3), (5, 6)]
     """
-    s = moving_mean(similarity, width)
-    found = [(a, b) for a, b in runs((s > s.mean()).cpu().numpy()) if b - a >= least]
+    if not isinstance(similarity, Tensor) or similarity.dim() != 1:
+        got = tuple(similarity.shape) if isinstance(similarity, Tensor) else type(similarity).__name__
+        raise ValueError(f"expected the similarity of each frame as a tensor (T,), got {got}")
+    valid = similarity.isfinite()
+    if not bool(valid.any()):
+        return []
+    seen = moving_mean(valid.to(similarity.dtype), width)
+    s = moving_mean(similarity.where(valid, torch.zeros_like(similarity)), width) / seen
+    inside = (s > s[valid].mean()) & valid
+    found = [(a, b) for a, b in runs(inside.cpu().numpy()) if b - a >= least]
     return [Segment(video, label, a, b, float(s[a:b].mean())) for a, b in found]
 
 
@@ -189,10 +200,7 @@ class T3AL(Adapter):
         width: Positive = 5,
         seed: int = 0,
     ) -> None:
-        if texts.dim() != 2 or len(texts) < 1:
-            raise ValueError(
-                f"expected embeddings of the classes (K, D), got {tuple(texts.shape)}; pair.encode_texts(prompts) makes them"
-            )
+        checked_embeddings("the classes", texts)
         if not 0 < share <= 0.5:
             raise ValueError(f"share: expected a share of the frames in (0, 0.5], got {share}")
         if not width % 2:

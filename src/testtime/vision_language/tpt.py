@@ -43,7 +43,7 @@ from testtime.vision_language.prompted import (
     logits_of,
     soft_prompts,
 )
-from testtime.vision_language.views import ViewMaker, confident
+from testtime.vision_language.views import ViewMaker, checked_share, confident
 from testtime.vision_language.zero_shot import zero_shot_of
 
 __all__ = ["TPT", "mean_entropy"]
@@ -104,6 +104,7 @@ class TPT(Adapter):
         augment: ViewMaker | None = None,
         seed: int = 0,
     ) -> None:
+        checked_share(share)
         super().__init__(Prompted(model), seed)
         self.optimizer, self.views, self.share, self.steps = optimizer, views, share, steps
         self.augment, self.cost = augment, (views, 0)

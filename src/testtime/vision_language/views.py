@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ViewMaker", "confident", "resized_crops"]
+__all__ = ["ViewMaker", "checked_share", "confident", "resized_crops"]
 
 ViewMaker = Callable[[Tensor, int, torch.Generator], Iterator[Tensor]]
 """A function of images (N, C, H, W), a number B and a generator that yields B batches of views (N, C, H, W)."""
@@ -51,18 +51,24 @@ def resized_crops(
         yield view.flip(-1) if mirror and flip < 0.5 else view
 
 
-def confident(entropies: Tensor, share: float) -> Tensor:
-    """Return the indices (N, k) of the share of the views (N, B) of lowest entropy, one at least.
+def checked_share(share: float) -> float:
+    """Return the share of the views that are confident.
 
     Raises:
         ValueError: share is not above 0 and at most 1.
-
-    >>> confident(torch.tensor([[0.3, 0.1, 0.2, 0.4]]), 0.5)
-    tensor([[1, 2]])
     """
     if not 0 < share <= 1:
         raise ValueError(
             f"share is the share of the views that are confident, above 0 and at most 1, got {share:g}"
         )
-    kept = max(1, int(share * entropies.shape[1] + 1e-9))
+    return share
+
+
+def confident(entropies: Tensor, share: float) -> Tensor:
+    """Return the indices (N, k) of the share of the views (N, B) of lowest entropy, one at least.
+
+    >>> confident(torch.tensor([[0.3, 0.1, 0.2, 0.4]]), 0.5)
+    tensor([[1, 2]])
+    """
+    kept = max(1, int(checked_share(share) * entropies.shape[1] + 1e-9))
     return entropies.argsort(dim=1, stable=True)[:, :kept]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.intake.arguments import Positive
 from testtime.vision_language.prompted import embedded_views, entropies, logits_of
-from testtime.vision_language.views import ViewMaker, confident
+from testtime.vision_language.views import ViewMaker, checked_share, confident
 from testtime.vision_language.zero_shot import zero_shot_of
 
 __all__ = ["ZERO", "votes"]
@@ -95,6 +95,7 @@ class ZERO(Adapter):
         augment: ViewMaker | None = None,
         seed: int = 0,
     ) -> None:
+        checked_share(share)
         zero_shot_of(model)
         super().__init__(model, seed)
         self.views, self.share, self.augment, self.cost = views, share, augment, (views, 0)

@@ -10,7 +10,8 @@ Reference: Radford et al., Learning Transferable Visual Models From Natural Lang
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -47,7 +48,8 @@ class ZeroShot(nn.Module):
 
     Raises:
         TypeError: ``pair`` is no :class:`ImageText`, or a name or a template is no text.
-        ValueError: fewer than two names, an empty one, or a template without exactly one ``{}``.
+        ValueError: fewer than two names, an empty one, one that stands twice, names that the tokenizer does not tell apart, a
+            template without exactly one ``{}``, or encoders of different widths.
 
     >>> from testtime.laws.worlds import WORLDS
     >>> pair = WORLDS["image-text"].make().pair
@@ -66,11 +68,26 @@ class ZeroShot(nn.Module):
                 f"expected a pair of encoders, testtime.vision_language.ImageText(images, texts), got {type(pair).__name__}"
             )
         self.pair, self.names, self.templates = pair, _names(names), _templates(template)
-        means = torch.stack([pair.encode_texts(self.prompts(t)) for t in self.templates]).mean(0)
         self.register_buffer("ids", pair.tokenize(self.prompts(self.templates[0])), persistent=False)
+        self._check_tokens()
+        means = torch.stack([pair.encode_texts(self.prompts(t)) for t in self.templates]).mean(0)
         self._context = self._shared_tokens()
         self.head = nn.Linear(means.shape[1], len(self.names), bias=False)
         self.head.weight = nn.Parameter(pair.scale * F.normalize(means, dim=1))
+
+    def _check_tokens(self) -> None:
+        """Refuse names of which the text encoder gets the same tokens: one of them would never be predicted.
+
+        Raises:
+            ValueError: two prompts have the same token ids.
+        """
+        seen: dict[tuple[int, ...], str] = {}
+        for name, ids in zip(self.names, self.ids.tolist(), strict=True):
+            if (other := seen.setdefault(tuple(ids), name)) != name:
+                raise ValueError(
+                    f"the tokenizer makes the same tokens of the classes {other!r} and {name!r}, so that they cannot be told "
+                    "apart: words that it does not know, or prompts that it cuts; choose other or shorter names"
+                )
 
     def _shared_tokens(self) -> int:
         """Number of tokens before the name that all prompts have, those at the start of every text left out."""
@@ -86,7 +103,13 @@ class ZeroShot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, K) of images (N, 3, H, W)."""
-        return self.head(self.pair(x))
+        features = self.pair(x)
+        if features.shape[1] != self.head.in_features:
+            raise ValueError(
+                f"the image encoder returned embeddings of width {features.shape[1]}, and the texts have "
+                f"{self.head.in_features}; expected encoders that embed in one space"
+            )
+        return self.head(features)
 
     @property
     def context_slice(self) -> slice:
@@ -134,7 +157,7 @@ def zero_shot_of(model: nn.Module) -> ZeroShot:
     Raises:
         ValueError: there is none.
     """
-    for module in model.modules():
+    for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, ZeroShot):
             return module
     raise ValueError(
@@ -144,15 +167,28 @@ def zero_shot_of(model: nn.Module) -> ZeroShot:
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    listed = not isinstance(names, str | Mapping) and hasattr(
+        names, "__getitem__"
+    )  # a set has no order of classes
+    if not listed or not all(isinstance(name, str) for name in names):
         raise TypeError(f'names is a list of texts, such as ["dog", "horse"], got {names!r}')
     if len(names) < 2 or not all(name.strip() for name in names):
         raise ValueError(f"expected two class names or more, none of them empty, got {list(names)}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(
+            f"expected different class names, got {twice[0]!r} twice or more; leave one out, or name the classes apart"
+        )
     return tuple(names)
 
 
 def _templates(template: str | Sequence[str]) -> tuple[str, ...]:
-    found = (template,) if isinstance(template, str) else tuple(template)
+    found = (
+        (template,)
+        if isinstance(template, str)
+        else tuple(template)
+        if isinstance(template, Sequence)
+        else ()
+    )
     if not found or not all(isinstance(text, str) for text in found):
         raise TypeError(f'template is a text such as "a photo of a {{}}.", or several, got {template!r}')
     for text in found:
