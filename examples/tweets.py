@@ -9,7 +9,9 @@ from torch import nn
 from testtime import adam
 from testtime.methods import LAME, T3A, Source, Tent
 from testtime.models.minilm import load_minilm
+from testtime.wrap import PriorCorrected
 
+torch.manual_seed(0)
 folder, text, head = Path(sys.argv[1]), load_minilm(), nn.Linear(384, 2)
 
 
@@ -39,7 +41,13 @@ words = (folder / "tweeteval/test_text.txt").read_text().splitlines()
 truth = (folder / "tweeteval/test_labels.txt").read_text().split()
 tweets = [(t, int(label) // 2) for t, label in zip(words, truth, strict=True) if label != "1"][:256]
 parts = [tweets[i : i + 32] for i in range(0, 256, 32)]
-candidates = {"Source": Source, "LAME": LAME, "T3A": T3A, "TENT": lambda m: Tent(m, optimizer=adam(1e-4))}
+candidates = {
+    "Source": Source,
+    "prior": lambda m: PriorCorrected(Source(m)),
+    "T3A": T3A,
+    "LAME": LAME,
+    "TENT": lambda m: Tent(m, optimizer=adam(1e-4)),
+}
 for name, make in candidates.items():
     adapter = make(Sentiment())
     found = [adapter({"input_ids": text.tokenize([t for t, _ in part])}).argmax(1) for part in parts]

@@ -20,6 +20,7 @@ QUICK = [
     "survives_nonfinite",
     "reset_is_birth",
     "predict_is_pure",
+    "each_alone",
 ]
 FORM = {
     "same_form": "returns maps, segments or masks, not logits (design)",
@@ -44,6 +45,8 @@ class Local(nn.Module):
     def patches(self, x: Tensor) -> Tensor:
         images = self.network.pair.images
         inner = getattr(images, "network", images)
+        if inner is not images:
+            images.meter.forwards += len(x)  # the world counts the passes of the image encoder
         return inner.head(inner.features(x).flatten(2).transpose(1, 2))
 
 

@@ -1,13 +1,15 @@
 """Image and text: zero-shot classifiers made of class names, and methods that adapt a prompt or an encoder to one image.
 
 An :class:`ImageText` is an image encoder and a text encoder in one space; :class:`ZeroShot` makes a classifier (N, K) of it and
-of class names, so that every method for classifiers takes it. The methods of this package take a :class:`ZeroShot` alone.
+of class names, so that every method for classifiers takes it. The methods for classes take a :class:`ZeroShot` alone.
 
 - pairs: :func:`open_clip_pair`, :func:`transformers_pair`, :func:`conse_pair` (the stand-in without CLIP's weights), or
   :class:`ImageText` of two modules
 - methods, each image with a prompt of its own that is dropped after its answer (law ``each_alone``): :class:`TPT`,
   :class:`DiffTPT`, :class:`RLCF`
 - cheap controls without gradients: :class:`ZERO`, :class:`TDA`
+- local tokens, frames and points: :class:`AnoVL` (anomalies), :class:`T3AL` (segments of a video), :class:`GenSAM` (masks of
+  what words name, by any :class:`Promptable` segmenter); they take an :class:`ImageText`
 """
 
 from typing import TYPE_CHECKING

@@ -9,19 +9,20 @@ all prompts,
 .. math:: \min_{A, b} \; \frac1P \sum_p \Big[ -\sum_{k} p_k(z_p) \log p_k(z_p) \;-\; \lambda \log p_a(z_p + \epsilon_p) \Big]
 
 A step, for each image of the batch:
-    1. take a new adapter, with weights drawn from (seed, step, "adapter");
+    1. take a new adapter, whose weights depend on the seed alone;
     2. minimise the entropy of its tokens, and call noised tokens abnormal;
     3. the map is :math:`p_a(z_p)`, smoothed over 3 x 3 patches and interpolated to the pixels.
 
-Nothing is carried from image to image: the images of a batch have an adapter each, and an answer does not depend on its
-neighbours.
+Nothing is carried from image to image: the images of a batch have an adapter each, and an answer depends neither on its
+neighbours nor on what came before it.
 
 Departures:
     The published optimizer is not reset with the adapter, so that its moments leak from image to image; here it is.
     Published code also calls the unchanged tokens normal: ``clean=0.5``.
     Published images are answered by the softmax of the embedding of the whole image, which no step changes: "score". The
     largest value of the map, "peak", is added.
-    The images of a batch start from equal adapters, and their noise is equal: that of the published seeds is drawn in order.
+    The published adapter is drawn anew for each image, so that the level of a map is partly that of the draw, and images are
+    compared by it. Here all images start from the same adapter and get the same noise, those of the seed.
 
 Cost: one forward of the encoder; ``steps`` forwards and backwards of the adapter.
 
@@ -110,11 +111,13 @@ class AnoVL(Adapter):
 
     name, label = "anovl", "AnoVL"
     needs = ("images",)
+    answers_with = "tokens that an adapter of the image corrects"
     venue = "arXiv 2023"
     paper = "Deng, Zhang, Bao and Li, AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization"
     code = "github.com/hq-deng/AnoVL"
+    episodic = True
     output = "after"
-    stochastic = True
+    stochastic = True  # by its seed
     cost = (2, 0)
 
     def __init__(
@@ -176,7 +179,7 @@ class AnoVL(Adapter):
             with torch.no_grad():
                 return self._answer(x, tokens)
         (n, p, d), k, device = tokens.shape, len(self.prompts), tokens.device
-        draw = partial(generator, self.seed, int(self.clock), device=device)
+        draw = partial(generator, self.seed, 0, device=device)  # the same image gets the same answer
         first = (2 * torch.rand(k, d + 1, generator=draw("adapter"), device=device) - 1) / d**0.5
         first = first.to(tokens.dtype).expand(n, k, d + 1)
         matrix, bias = (

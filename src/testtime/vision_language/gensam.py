@@ -155,9 +155,11 @@ class GenSAM(Adapter):
 
     name, label = "gensam", "GenSAM"
     needs = ("images",)
+    answers_with = "masks that its own heat maps prompt"
     venue = "AAAI 2024"
     paper = "Hu, Lin, Gong and Cheng, Relax Image-Specific Prompt Requirement in SAM"
     code = "github.com/jyLin8100/GenSAM"
+    episodic = True
     cost = (3, 0)
 
     def __init__(

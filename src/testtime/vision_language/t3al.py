@@ -171,6 +171,7 @@ class T3AL(Adapter):
 
     name, label = "t3al", "T3AL"
     needs = ()
+    answers_with = "segments of a whole video"
     venue = "CVPR 2024"
     paper = "Liberatori, Conti, Rota, Wang and Ricci, Test-Time Zero-Shot Temporal Action Localization"
     output = "after"

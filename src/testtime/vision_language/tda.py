@@ -134,6 +134,7 @@ class TDA(Adapter):
 
     name, label = "tda", "TDA"
     needs = ("classifier", "image-text", "images")
+    answers_with = "logits that the features of remembered images correct"
     venue = "CVPR 2024"
     paper = "Karmanov et al., Efficient Test-Time Adaptation of Vision-Language Models"
     code = "github.com/kdiAAA/TDA"

@@ -163,6 +163,7 @@ class DataParallel:
     def _whole(self, x: Any) -> tuple[Tensor, slice]:
         """The batch of all processes, and which rows are this one's."""
         fits = isinstance(x, Tensor) and x.dtype in TYPES and 1 <= x.dim() <= DIMENSIONS
+        fits = fits and (x.is_floating_point() or x.dim() <= 2)  # token ids
         form = [len(x), TYPES.index(x.dtype), x.dim(), *x.shape[1:]] if fits else [REFUSED]
         device = x.device if isinstance(x, Tensor) else torch.device("cpu")
         own = torch.zeros(DIMENSIONS + 2, dtype=torch.int64)
