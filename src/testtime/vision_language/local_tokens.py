@@ -117,6 +117,7 @@ def distance_to_mean(tokens: Tensor) -> Tensor:
     Returns:
         (N, P).
 
+    >>> import torch
     >>> z = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
     >>> distance_to_mean(z).argmax().item()
     3
