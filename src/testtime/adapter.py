@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from testtime.construction import Construction
 from testtime.facts import Facts
-from testtime.frozen import FrozenModel, freeze
 from testtime.gate import Gate, Screened, batch_of, explain, is_finite, outside, refuse_unfit
 from testtime.intake.fingerprint import Fingerprint, state_hash
 from testtime.intake.frozen import Frozen
@@ -27,6 +26,9 @@ from testtime.parts.lean import saving
 from testtime.parts.views import MirrorCheck
 from testtime.prediction import Prediction, TaskPredictions, as_prediction
 from testtime.state import AdapterState, all_finite
+
+if TYPE_CHECKING:
+    from testtime.frozen import FrozenModel
 
 __all__ = ["Adapter", "state_hash"]
 
@@ -216,6 +218,8 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             TypeError: the predictions of this method or wrapper are not computed by one module; the message says of what
                 they are made.
         """
+        from testtime.frozen import freeze  # few freeze an adapter: it is loaded when it is needed
+
         with self._lock:
             return freeze(self._answering())
 

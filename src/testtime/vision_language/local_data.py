@@ -19,6 +19,7 @@ from testtime.corruptions.defects import DEFECTS, add_defects
 from testtime.data import textures
 from testtime.errors import DataError
 from testtime.files import write_tensors
+from testtime.scenes.furniture.model import CLASSES, STRUCTURE
 from testtime.vision_language.local_tokens import ABNORMAL, NORMAL, state_prompts
 
 if TYPE_CHECKING:
@@ -43,21 +44,7 @@ COVERED = 0.25
 """Least share of a cell that a defect covers where it is a target."""
 TEACH = 500
 """First seed of the houses to teach on."""
-FURNITURE: tuple[str, ...] = (
-    "bed",
-    "sofa",
-    "chair",
-    "table",
-    "desk",
-    "cabinet",
-    "wardrobe",
-    "shelf",
-    "tv",
-    "fridge",
-    "stove",
-)
-FURNITURE += ("sink", "toilet", "bathtub", "plant")
-BEHIND = ("wall", "floor", "ceiling", "window", "door")
+FURNITURE = tuple(c for c in CLASSES[len(STRUCTURE) : CLASSES.index("rug")] if c != "lamp")
 
 
 def cells_of(masks: Tensor) -> Tensor:
@@ -200,7 +187,7 @@ def make_prompts(work: Workspace) -> dict[str, Any]:
     from testtime.scenes import CLASSES, Renderer, generate_house
 
     p, size = work.parameters, (work.parameters["side"], work.parameters["side"])
-    names = [*FURNITURE, *BEHIND]
+    names = [*FURNITURE, *STRUCTURE]
     table = torch.full((256,), -1)
     for i, name in enumerate(names):
         table[CLASSES.index(name)] = i
@@ -230,4 +217,4 @@ def make_prompts(work: Workspace) -> dict[str, Any]:
     parts = {"test.images": torch.stack(images), "test.masks": torch.stack(masks).byte()}
     parts |= {"teach.images": torch.stack(frames), "teach.targets": torch.stack(targets)}
     write_tensors(work.folder / FILE, parts)
-    return {"words": words, "background": list(BEHIND), "prompts": [], "teach": [[n] for n in names]}
+    return {"words": words, "background": list(STRUCTURE), "prompts": [], "teach": [[n] for n in names]}

@@ -12,6 +12,7 @@ from testtime.experiments import Request, find_experiment, read_run, run_experim
 from testtime.experiments.segmentation.units import Learned, measured, road_frames
 from testtime.files import read_tensors
 from testtime.models.small_segmenter import SmallSegmenter, source_roads
+from testtime.parts import adam
 
 CLASSES = 13
 DATA = Path(__file__).parents[3] / ".data"
@@ -59,7 +60,7 @@ def test_the_ceiling_learns_and_leaves_the_model_alone() -> None:
     model = SmallSegmenter(3).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     x, y = torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
-    learner = Learned(model)
+    learner = Learned(model, adam(3e-2))
     first = learner.step(x, y)
     for _ in range(8):
         last = learner.step(x, y)

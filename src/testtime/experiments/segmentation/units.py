@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -120,7 +121,7 @@ class Learned:
     """
 
     def __init__(self, model: nn.Module, optimizer: OptimizerFactory = adam(1e-3)) -> None:  # noqa: B008
-        self.model = batch_statistics(model)
+        self.model = batch_statistics(copy.deepcopy(model))
         self.affine = norm_affine(self.model)
         for p in self.affine:
             p.requires_grad_(True)
