@@ -11,7 +11,7 @@ import torch
 from testtime.errors import DataError
 from testtime.experiments import Request, find_experiment, read_run, run_experiment
 from testtime.experiments.vision_language import experiment as family
-from testtime.laws.worlds import ambient, zero_shot
+from testtime.laws.worlds import TinyTexts, ambient, zero_shot
 from testtime.vision_language import ZeroShot, study
 
 CLASSES = ("dog", "elephant", "giraffe")
@@ -32,6 +32,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with ambient(top):
             return zero_shot().pair.eval()
 
+    words = (*TinyTexts.vocabulary, *(f"{name}." for name in CLASSES))
+    monkeypatch.setattr(TinyTexts, "vocabulary", words)
     monkeypatch.setattr(study, "_pair", pair)
     monkeypatch.setattr(study, "facts_of", lambda given, data: {"images": "a", "texts": "b"})
     monkeypatch.setattr(family, "facts_of", study.facts_of)
