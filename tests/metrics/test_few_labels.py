@@ -198,7 +198,7 @@ def test_labels_of_classes_that_are_never_predicted_are_remarked(tmp_path: Path)
     assert labels.rounds[0].values.tolist() == [1, 0, 0, 0]
     last = estimate_text(STREAM, labels).splitlines()[-1]
     assert last.startswith(
-        "3 labels are of classes that are predicted for no sample and count as wrong: bird (2), cow (1)"
+        "3 labels are of classes that are predicted for no sample, and wrong: bird (2), cow (1)"
     )
 
 

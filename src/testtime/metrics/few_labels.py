@@ -355,11 +355,11 @@ def estimate_text(
         "same standard error",
         f"variates: {used}",
     ]
-    if labels.unpredicted:
+    if count := sum(labels.unpredicted.values()):
         some = ", ".join(f"{name} ({n})" for name, n in [*labels.unpredicted.items()][:5])
         classes = ", ".join(np.unique(predictions.predicted)[:5])
         lines.append(
-            f"{sum(labels.unpredicted.values())} labels are of classes that are predicted for no sample and count as wrong: "
+            f"{count} {'labels are' if count > 1 else 'label is'} of classes that are predicted for no sample, and wrong: "
             f"{some}; are they named alike? predicted: {classes}"
         )
     return "\n".join(lines)
