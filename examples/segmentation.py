@@ -11,9 +11,7 @@ rng = torch.manual_seed(0)
 COLOURS = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.4, 0.2], [0.3, 0.3, 0.7], [0.7, 0.7, 0.4]])  # four surfaces
 
 
-def frames(
-    n, light=1.0
-):  # images (n, 3, 32, 48) in [0, 1], and classes (n, 32, 48) that only training and metrics see
+def frames(n, light=1.0):  # images (n, 3, 32, 48), and classes (n, 32, 48) for training and metrics
     y = torch.randint(4, (n, 4, 6), generator=rng).repeat_interleave(8, 1).repeat_interleave(8, 2)
     x = COLOURS[y].movedim(-1, 1) + 0.08 * torch.randn(n, 3, 32, 48, generator=rng)
     return (light * x * torch.tensor([1.0, light, light**0.5]).view(3, 1, 1)).clamp(0, 1), y

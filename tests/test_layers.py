@@ -16,7 +16,7 @@ catalogue laws
 selection wrap saving build evaluation prequential export
 methods multitask space forecasting vision_language language search
 source
-adapter facts frozen state notices construction gate prediction
+adapter facts freezing state notices construction gate prediction
 norm parts training
 tasks models intake
 streams scenes data corruptions metrics

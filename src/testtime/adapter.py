@@ -28,7 +28,7 @@ from testtime.prediction import Prediction, TaskPredictions, as_prediction
 from testtime.state import AdapterState, all_finite
 
 if TYPE_CHECKING:
-    from testtime.frozen import FrozenModel
+    from testtime.freezing import FrozenModel
 
 __all__ = ["Adapter", "state_hash"]
 
@@ -218,7 +218,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
             TypeError: the predictions of this method or wrapper are not computed by one module; the message says of what
                 they are made.
         """
-        from testtime.frozen import freeze  # few freeze an adapter: it is loaded when it is needed
+        from testtime.freezing import freeze  # few freeze an adapter: it is loaded when it is needed
 
         with self._lock:
             return freeze(self._answering())

@@ -78,7 +78,7 @@ class Facts:
 
     >>> from testtime.methods import ETA
     >>> ETA.name, ETA.venue, ETA.needs, ETA.cost
-    ('eta', 'ICML 2022', ('classifier', 'norm'), (1, 1))
+    ('eta', 'ICML 2022', ('class logits', 'norm'), (1, 1))
     """
 
     name: ClassVar[str]

@@ -15,6 +15,7 @@ from torch import nn
 from testtime import methods
 from testtime.adapter import Adapter
 from testtime.intake.arguments import Natural, Positive, check_arguments
+from testtime.laws.worlds import WORLDS
 from testtime.methods import LAME, NOTE, OSTTA, PAFKIP, SHOTIM, STAMP, TIPI, VDP, RoTTA, SoTTA, UniEnt
 from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.methods.stamp import STAMPOptions
@@ -109,7 +110,10 @@ def test_no_method_takes_another_word_nan_or_a_negative_count(name: str) -> None
     """Every argument of every method, and every field of its options, by its annotation."""
     cls = getattr(methods, name)
     takes = inspect.signature(cls).parameters
-    needed = {"classes": 3} if "classes" in takes else {}
+    others = {
+        "classes": 3, "reward": WORLDS["image-text"].make().pair, "generate": lambda x, number, rng: x
+    }  # fmt: skip
+    needed = {k: v for k, v in others.items() if k in takes}
     for argument, value in _wrong(cls.__init__).items():
         with pytest.raises(ValueError, match=rf"{name}: {argument} is .*, got "):
             cls(net(), **needed, **{argument: value})

@@ -1,5 +1,6 @@
 """Anomalies in rooms, with exact masks from the renderer: objects that the space does not have, and objects of another room.
 
+>>> from testtime.scenes import generate_house
 >>> house = generate_house(3)
 >>> found = add_anomaly(house, house.cameras(1)[0], "foreign", seed=0)
 >>> found.name in FOREIGN, len(found.house.objects) - len(house.objects)

@@ -1,5 +1,6 @@
 """Walks through the rooms of a house as sequences of frames, with the room of every frame.
 
+>>> from testtime.scenes import generate_house
 >>> house = generate_house(0)
 >>> walk = room_walk(house, room=0, frames=24, seed=0)
 >>> len(walk.cameras), sorted({house.rooms[0].kind}) == [walk.kind]

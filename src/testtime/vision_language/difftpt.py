@@ -122,7 +122,7 @@ class DiffTPT(Adapter):
                 "generate is a function of (images, number, generator) that yields batches of generated views, got "
                 f"{type(generate).__name__}"
             )
-        checked_share(share)
+        checked_share(share, type(self).__name__)
         super().__init__(Prompted(model), seed)
         self.generate, self.optimizer, self.steps = generate, optimizer, steps
         self.views, self.generated, self.share, self.similarity = views, generated, share, similarity

@@ -139,7 +139,7 @@ class RLCF(Adapter):
             raise TypeError(
                 f"reward is a pair of encoders, testtime.vision_language.ImageText, got {type(reward).__name__}"
             )
-        checked_share(share)
+        checked_share(share, type(self).__name__)
         zero = zero_shot_of(model)
         super().__init__(Prompted(model) if tunes == "prompt" else model, seed)
         self.reward = shared(reward)

@@ -104,7 +104,7 @@ class TPT(Adapter):
         augment: ViewMaker | None = None,
         seed: int = 0,
     ) -> None:
-        checked_share(share)
+        checked_share(share, type(self).__name__)
         super().__init__(Prompted(model), seed)
         self.optimizer, self.views, self.share, self.steps = optimizer, views, share, steps
         self.augment, self.cost = augment, (views, 0)

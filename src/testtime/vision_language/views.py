@@ -51,15 +51,20 @@ def resized_crops(
         yield view.flip(-1) if mirror and flip < 0.5 else view
 
 
-def checked_share(share: float) -> float:
+def checked_share(share: float, method: str = "") -> float:
     """Return the share of the views that are confident.
+
+    Args:
+        share: number above 0 and at most 1.
+        method: name of the method, for the message.
 
     Raises:
         ValueError: share is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise ValueError(
-            f"share is the share of the views that are confident, above 0 and at most 1, got {share:g}"
+            f"{method}{': ' * bool(method)}share is the share of the views that are confident, above 0 and at most 1, "
+            f"got {share:g}"
         )
     return share
 

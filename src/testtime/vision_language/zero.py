@@ -95,7 +95,7 @@ class ZERO(Adapter):
         augment: ViewMaker | None = None,
         seed: int = 0,
     ) -> None:
-        checked_share(share)
+        checked_share(share, type(self).__name__)
         zero_shot_of(model)
         super().__init__(model, seed)
         self.views, self.share, self.augment, self.cost = views, share, augment, (views, 0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from testtime import methods
 from testtime.adapter import Adapter
 from testtime.export import export_onnx
-from testtime.frozen import FrozenModel
+from testtime.freezing import FrozenModel
 from testtime.laws import CLASSES
 from testtime.laws.batches import fed
 from testtime.laws.worlds import WORLDS
