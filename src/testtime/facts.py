@@ -65,7 +65,7 @@ class Facts:
         venue: conference or journal, and year; empty where the file is not from a paper.
         paper: authors and title.
         code: address of published code that the file follows, without the scheme; empty for none.
-        answers_with: what a prediction is made of where no module of its own computes it, so that the adapter cannot be
+        answers_with: parts of a prediction where no module of its own computes it, so that the adapter cannot be
             frozen (:meth:`testtime.Adapter.freeze`); empty otherwise.
         output: whether a prediction was computed "before" or "after" the update on its batch, or by a "teacher".
         source: requirement on :meth:`testtime.Adapter.prepare` before the first batch: "none", "statistics" or "data".

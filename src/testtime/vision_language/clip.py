@@ -143,8 +143,8 @@ def open_clip_pair(model: nn.Module, tokenizer: Callable[..., Tensor]) -> ImageT
     """Return the pair of a model of ``open_clip``.
 
     Args:
-        model: what ``open_clip.create_model_and_transforms(name)`` returns first.
-        tokenizer: what ``open_clip.get_tokenizer(name)`` returns.
+        model: first result of ``open_clip.create_model_and_transforms(name)``.
+        tokenizer: result of ``open_clip.get_tokenizer(name)``.
 
     Raises:
         TypeError: the model has no ``encode_image``, ``encode_text``, ``logit_scale`` or token embedding.

@@ -88,7 +88,7 @@ class RLCF(Adapter):
     Args:
         model: a :class:`testtime.vision_language.ZeroShot`.
         reward: the reward model, a :class:`testtime.vision_language.ImageText`; larger than the model in the paper.
-        tunes: what is adapted: "prompt", the words before the name, or "encoder", all weights of the image encoder.
+        tunes: adapted part: "prompt", the words before the name, or "encoder", all weights of the image encoder.
         optimizer: moves it; AdamW at 7e-3 for a prompt and 1e-5 for the encoder, if None.
         views: B, number of views with the image itself.
         share: share of the views that are confident.
