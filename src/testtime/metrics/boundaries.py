@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from testtime.labels import IGNORE
+from testtime.metrics.dense import known_pixels
 
 __all__ = ["BoundaryF", "segment_boundaries"]
 
@@ -85,20 +86,7 @@ class BoundaryF:
         Raises:
             ValueError: the shapes do not match, or a label is neither a class nor ignored.
         """
-        expected = (label.shape[0], self.classes, *label.shape[1:])
-        if label.dim() != 3 or tuple(output.shape) != expected:
-            raise ValueError(
-                f"expected output (N, {self.classes}, H, W) and label (N, H, W), "
-                f"got {tuple(output.shape)} and {tuple(label.shape)}; resize the output to the label"
-            )
-        known = label != self.ignore
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise ValueError(f"expected labels that are integers, numbers of classes, got {label.dtype}")
-        wrong = label[known & ((label < 0) | (label >= self.classes))]
-        if len(wrong):
-            raise ValueError(
-                f"label {wrong[0].item()} is none of the {self.classes} classes and not ignored ({self.ignore})"
-            )
+        known = known_pixels(output, label, self.classes, self.ignore)
         names = torch.arange(self.classes, device=label.device).view(1, -1, 1, 1)
         found = segment_boundaries(output.argmax(1, keepdim=True) == names, known)
         drawn = segment_boundaries(label[:, None] == names, known)

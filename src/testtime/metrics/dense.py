@@ -17,7 +17,7 @@ from torch import Tensor
 from testtime.labels import IGNORE
 from testtime.moved import renamed
 
-__all__ = ["RMSE", "MeanAngle", "MeanIoU"]
+__all__ = ["RMSE", "MeanAngle", "MeanIoU", "known_pixels"]
 
 __getattr__ = renamed(
     __name__,
@@ -32,6 +32,34 @@ __getattr__ = renamed(
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+
+
+def known_pixels(output: Tensor, label: Tensor, classes: int, ignore: int) -> Tensor:
+    """Check a batch of segmentations, and return which pixels have a class, (N, H, W) bool.
+
+    Args:
+        output: logits or probabilities, (N, C, H, W).
+        label: class indices, (N, H, W) integers.
+        classes: number of classes C.
+        ignore: label of a pixel of unknown class.
+
+    Raises:
+        ValueError: the shapes do not match, or a label is neither a class nor ignored.
+    """
+    if label.dim() != 3 or tuple(output.shape) != (label.shape[0], classes, *label.shape[1:]):
+        raise ValueError(
+            f"expected output (N, {classes}, H, W) and label (N, H, W), "
+            f"got {tuple(output.shape)} and {tuple(label.shape)}; resize the output to the label"
+        )
+    if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+        raise ValueError(f"expected labels that are integers, numbers of classes, got {label.dtype}")
+    known = label != ignore
+    wrong = label[known & ((label < 0) | (label >= classes))]
+    if len(wrong):
+        raise ValueError(
+            f"label {wrong[0].item()} is none of the {classes} classes and not ignored ({ignore})"
+        )
+    return known
 
 
 class MeanIoU:
@@ -70,22 +98,9 @@ class MeanIoU:
         Raises:
             ValueError: the shapes do not match, or a label is neither a class nor ignored.
         """
-        expected = (label.shape[0], self.classes, *label.shape[1:])
-        if label.dim() != 3 or tuple(output.shape) != expected:
-            raise ValueError(
-                f"expected output (N, {self.classes}, H, W) and label (N, H, W), "
-                f"got {tuple(output.shape)} and {tuple(label.shape)}"
-            )
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise ValueError(f"expected labels that are integers, numbers of classes, got {label.dtype}")
-        known = label != self.ignore
+        known = known_pixels(output, label, self.classes, self.ignore)
         _finite(output.isfinite().all(1)[known])
         truth, answer = label[known].long().cpu(), output.argmax(1)[known].cpu()
-        wrong = truth[(truth < 0) | (truth >= self.classes)]
-        if len(wrong):
-            raise ValueError(
-                f"label {wrong[0].item()} is none of the {self.classes} classes and not ignored ({self.ignore})"
-            )
         pairs = torch.bincount(truth * self.classes + answer, minlength=self.classes**2)
         self.confusion += pairs.numpy().reshape(self.confusion.shape)
 
