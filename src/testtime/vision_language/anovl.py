@@ -21,7 +21,7 @@ Departures:
     Published code also calls the unchanged tokens normal: ``clean=0.5``.
     Published images are answered by the softmax of the embedding of the whole image, which no step changes: "score". The
     largest value of the map, "peak", is added.
-    The published adapter is drawn anew for each image, so that the level of a map is partly that of the draw, and images are
+    The published adapter is another draw for each image, so that the level of a map is partly that of the draw, and images are
     compared by it. Here all images start from the same adapter and get the same noise, those of the seed.
 
 Cost: one forward of the encoder; ``steps`` forwards and backwards of the adapter.
