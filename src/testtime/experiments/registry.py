@@ -63,7 +63,7 @@ def read_constants(package: str, name: str) -> dict[str, Any]:
 
 def list_experiments(family: str | None = None) -> dict[str, list[Listed]]:
     """Return the experiments of all families or of one, by family; a ValueError says that there is none of this name."""
-    names = [*FAMILIES, *plugins("testtime.experiments")]
+    names = [family] if family in FAMILIES else [*FAMILIES, *plugins("testtime.experiments")]
     if family is not None:
         check_name("family", family, names)
         names = [family]
@@ -82,8 +82,9 @@ def result_shapes(family: str) -> dict[str, Any]:
 
 
 def _listing(family: str) -> ModuleType:
-    others = plugins("testtime.experiments")
-    return load_plugin(others[family]) if family in others else import_module(FAMILIES[family])
+    if family in FAMILIES:
+        return import_module(FAMILIES[family])
+    return load_plugin(plugins("testtime.experiments")[family])
 
 
 def find_experiment(name: str) -> Experiment:

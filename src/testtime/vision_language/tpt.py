@@ -16,7 +16,7 @@ So an answer depends on no image before or beside it (law ``each_alone``), and `
 Departures:
     Written from descriptions of the paper and of its public code, of which nothing is copied. The crops have the same places in
     all images, as a function of the seed alone, so that an image is answered the same wherever it comes; published code draws
-    others for each image. The published crops are of the decoded photograph; here they are of the images that the model is given.
+    for each image. The published crops are of the decoded photograph; here they are of the images that the model is given.
     The paper uses AugMix for its fine-grained data sets; ``augment=`` takes any function of (images, number, generator).
 
 Cost: B forwards of the image encoder, no backward through it; a forward and a backward of the text encoder on K prompts for
