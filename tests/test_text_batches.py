@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import testtime
 from testtime import state_hash
+from testtime.errors import AdapterWarning
 from testtime.intake.named import NamedTensors
 from testtime.laws.worlds import FACTS, SentenceClassifier
 from testtime.methods import (
@@ -25,6 +26,7 @@ from testtime.methods import (
     T3A,
     TIPI,
     VDP,
+    AdaNPC,
     CoTTA,
     DeYO,
     RoTTA,
@@ -95,6 +97,22 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         "Expected the tensors of a batch as the model was",
     ),
     "another type": (changed(facts=torch.zeros(8, FACTS).double()), ValueError, r"facts.to\(torch.float32\)"),
+    "a short mask": (
+        changed(attention_mask=torch.ones(8, 5).long()),
+        ValueError,
+        r"'attention_mask' with a value for each word of 'input_ids' \(8, 6\), got \(8, 5\); take both from one call",
+    ),
+    "a mask of one column": (changed(attention_mask=torch.ones(8, 1).long()), ValueError, r"got \(8, 1\)"),
+    "a long mask of embeddings": (
+        {"inputs_embeds": torch.randn(8, 6, 16), "attention_mask": torch.ones(8, 7).bool()},
+        ValueError,
+        r"each word of 'inputs_embeds' \(8, 6, 16\), got \(8, 7\)",
+    ),
+    "a short mask of a decoder": (
+        changed(decoder_input_ids=IDS, decoder_attention_mask=IDS[:, :2]),
+        ValueError,
+        "'decoder_attention_mask' with a value for each word of 'decoder_input_ids'",
+    ),
     "a sentence alone": (IDS[0], ValueError, r"x\[None\]"),
     "ids of int8": (IDS.to(torch.int8), TypeError, "token ids are int64"),
     "ids of rank 3": (IDS[None], TypeError, "token ids are int64"),
@@ -142,6 +160,54 @@ def test_ids_alone_are_a_batch() -> None:
     plain = SentenceClassifier(nn.LayerNorm).eval()
     assert Tent(plain)(IDS).equal(Tent(plain)({"input_ids": IDS}).logits)
     assert Tent(plain)(IDS.int()).equal(Tent(plain)(IDS).logits)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.bool])
+def test_a_text_without_words_costs_its_sample_alone(kind: torch.dtype) -> None:
+    one, other = Tent(text_model()), Tent(text_model())
+    for seed in range(3):
+        x = batch(seed=seed)
+        x["attention_mask"] = x["attention_mask"].to(kind)
+        kept = torch.arange(8) != 3
+        y = other({name: value[kept] for name, value in x.items()})
+        x["attention_mask"][3] = 0
+        z = one(x)
+        assert z.logits[kept].equal(y.logits)
+        assert z.logits[3].isnan().all()
+        assert z.valid.tolist() == kept.tolist()
+    assert state_hash(one) == state_hash(other)
+
+
+def test_a_batch_without_words_is_refused_at_first_and_not_predicted_later() -> None:
+    adapter = Tent(text_model())
+    empty = changed(attention_mask=torch.zeros(8, 6).long())
+    for call in (adapter, adapter.predict):
+        with pytest.raises(
+            ValueError, match=r"attention_mask of every sample is 0 everywhere.*pass the mask of"
+        ):
+            call(empty)
+    adapter(batch())
+    before = state_hash(adapter)
+    with pytest.warns(AdapterWarning, match="attention_mask of every sample is 0 everywhere"):
+        y = adapter(empty)
+    assert not y.valid.any()
+    assert state_hash(adapter) == before
+    with pytest.raises(ValueError, match="an attention_mask of zeros"):
+        AdaNPC(text_model()).prepare([empty])
+
+
+def test_masks_of_other_kinds_are_the_models_own() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text = SentenceClassifier(nn.LayerNorm)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.text(input_ids) + attention_mask.flatten(1).sum(1, keepdim=True)
+
+    adapter = Tent(Added().eval())
+    for mask in (torch.zeros(8, 6), torch.zeros(8, 1, 6, 6).long()):
+        assert adapter({"input_ids": IDS, "attention_mask": mask}).valid.all()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

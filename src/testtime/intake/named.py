@@ -9,8 +9,10 @@ from typing import Any, final, overload
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "NamedTensors", "blank", "called", "form"]
+__all__ = ["Inputs", "NamedTensors", "blank", "called", "check_masks", "form", "wordless"]
 
+MASK, SEQUENCES = "attention_mask", ("input_ids", "inputs_embeds")
+"""Entry that says which words of a sample count, and those whose words they are, by the names of transformers."""
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -109,6 +111,39 @@ def form(x: Inputs) -> str:
     if isinstance(x, Tensor):
         return str(tuple(x.shape))
     return str({name: tuple(value.shape) for name, value in x.entries.items()})
+
+
+def check_masks(entries: Mapping[str, Tensor]) -> None:
+    """Refuse a mask of words of another length than the words.
+
+    Args:
+        entries: tensors (N, ...) by name; "attention_mask" and "decoder_attention_mask" (N, T) are checked.
+
+    Raises:
+        ValueError: a mask has not as many columns as the words of its samples.
+    """
+    for name, mask in entries.items():
+        if not name.endswith(MASK) or mask.dim() != 2:
+            continue  # (N, 1, T, T) and the like are the model's own
+        for words in (name.replace(MASK, sequence) for sequence in SEQUENCES):
+            columns = entries[words].shape[1:2] if words in entries else ()
+            if columns and columns != mask.shape[1:]:
+                raise ValueError(
+                    f"expected {name!r} with a value for each word of {words!r} {tuple(entries[words].shape)}, got "
+                    f"{tuple(mask.shape)}; take both from one call of the tokenizer, padded alike (padding=True)"
+                )
+
+
+def wordless(x: NamedTensors) -> Tensor:
+    """Which samples have a mask of zeros alone, (N,) bool; floating-point masks, which may be added to scores, do not count.
+
+    >>> wordless(NamedTensors({"attention_mask": torch.tensor([[1, 0], [0, 0]])}))
+    tensor([False,  True])
+    """
+    mask = x.entries.get(MASK)
+    if mask is None or mask.dim() != 2 or mask.is_floating_point():
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return ~mask.bool().any(dim=1)
 
 
 def blank(x: Inputs) -> Any:

@@ -124,7 +124,7 @@ class WithFeatures(nn.Module):
 
     def __init__(self, network: nn.Module, head: str | None = None) -> None:
         super().__init__()
-        name, layer = linear_head(network, head)
+        name, _ = linear_head(network, head)
         parent = name.rpartition(".")[0]
         tapped = isinstance(
             network.get_submodule(parent), Tap
