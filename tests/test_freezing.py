@@ -304,6 +304,15 @@ def test_prototypes_answer_exactly_as_their_adapter() -> None:
 
 
 @onnx
+def test_a_file_that_cannot_be_written_is_refused_before_the_export(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("notes")
+    for file, kind in ((tmp_path, IsADirectoryError), (tmp_path / "taken" / "model.onnx", FileExistsError)):
+        with pytest.raises(kind, match=r"is a (folder|file); expected"):
+            export_onnx(nn.Linear(3, 2), torch.rand(2, 3), file)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+@onnx
 def test_the_folder_of_an_export_is_made(tmp_path: Path) -> None:
     export_onnx(nn.Linear(3, 2), torch.rand(2, 3), tmp_path / "models" / "head.onnx")
     assert (tmp_path / "models" / "head.onnx").is_file()
