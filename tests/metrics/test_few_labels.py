@@ -119,6 +119,7 @@ def test_a_csv_and_an_npz_of_the_same_predictions(tmp_path: Path) -> None:
     [
         ("confidence\n0.5\n", "expected a column predicted .* got the columns confidence"),
         ("predicted\n", "expected a head and at least one line"),
+        ("predicted,blur\na,1\n\n,2\n", "line 4: expected a class as predicted, got nothing"),
         ("predicted,blur\na,high\n", "line 2: expected a number as blur, got high; or leave blur out"),
         ("predicted,blur\na,1\nb\n", r"line 3: expected 2 entries \(predicted, blur\), got 1"),
         ("predicted,predicted\na,b\n", "different names in its head"),
@@ -145,6 +146,9 @@ def test_an_npz_that_holds_no_predictions_is_refused(tmp_path: Path) -> None:
         np.savez(path, **arrays)  # type: ignore[arg-type]
         with pytest.raises(DataError, match=message):
             read_predictions(path)
+    np.savez(path, predicted=np.array([1.0, np.nan, 0.0]))
+    with pytest.raises(DataError, match=r"p.npz, sample 1: expected a class as predicted, got nothing"):
+        read_predictions(path)
     with pytest.raises(FileNotFoundError):
         read_predictions(tmp_path / "none.csv")
 

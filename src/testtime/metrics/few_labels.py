@@ -217,6 +217,11 @@ def read_predictions(path: str | Path) -> Predictions:
             f"{path}: expected the class of each sample as predicted (N,), got the shape {columns['predicted'].shape}"
         )
     predicted = _names(columns.pop("predicted"))
+    if len(empty := np.flatnonzero(np.isin(predicted, ("", "nan")))):
+        place = f"line {lines[empty[0]]}" if lines else f"sample {empty[0]}"
+        raise DataError(
+            f"{path}, {place}: expected a class as predicted, got nothing; leave such samples out"
+        )
     others = {n: _names(columns.pop(n)) for n in [*columns] if n.startswith("predicted_")}
     for name, other in others.items():
         if other.shape != predicted.shape:
