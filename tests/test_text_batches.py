@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import testtime
 from testtime import state_hash
 from testtime.errors import AdapterWarning
-from testtime.intake.named import NamedTensors
+from testtime.intake.named import NamedTensors, packed, unpacked
 from testtime.laws.worlds import FACTS, SentenceClassifier
 from testtime.methods import (
     EATA,
@@ -282,6 +283,59 @@ def test_a_source_of_dictionaries_is_screened_too() -> None:
         eata.prepare(batch())
 
 
+def test_a_window_holds_whole_samples(tmp_path: Path) -> None:
+    x = batch(6)
+    adapter, bare = Window(Tent(text_model()), size=4, every=9), Tent(text_model())
+    birth = state_hash(adapter)
+    for k in range(5):
+        y = adapter({name: value[k : k + 1] for name, value in x.items()})
+        first = max(0, k - 3)
+        company = {name: value[first : k + 1] for name, value in x.items()}
+        assert y.logits.equal(bare.predict(company).logits[-1:])
+    testtime.save(adapter, tmp_path)
+    again = testtime.load(tmp_path, text_model())
+    last = {name: value[5:] for name, value in x.items()}
+    assert again.predict(last).logits.equal(adapter.predict(last).logits)
+    assert again.predict(last).logits.equal(bare.predict({n: v[2:] for n, v in x.items()}).logits[-1:])
+    before = state_hash(adapter)
+    for other in (
+        {n: v for n, v in x.items() if n != "attention_mask"},
+        {**x, "facts": x["facts"].double()},
+        IDS,
+    ):
+        with pytest.raises(
+            ValueError, match=r"the window holds samples of shape attention_mask \(6,\), int64; facts"
+        ):
+            adapter.predict(other)
+    assert state_hash(adapter) == before
+    adapter.reset()
+    assert state_hash(adapter) == birth
+    tokens = Window(Tent(SentenceClassifier(nn.LayerNorm)), size=4)
+    tokens(IDS)
+    with pytest.raises(ValueError, match=r"holds samples of shape \(6,\), got input_ids \(6,\), int64"):
+        tokens({"input_ids": IDS})
+
+
+def test_packed_samples_are_the_same_in_every_type() -> None:
+    x = NamedTensors(
+        {
+            "z": torch.randn(3, 2, 5).transpose(1, 2),
+            "flag": torch.tensor([True, False, True]),
+            "half": torch.randn(3, 1, 3).bfloat16(),
+            "ids": torch.arange(6).int().view(3, 2),
+            "wide": torch.randn(3).double(),
+        }
+    )
+    rows = packed(x)
+    assert rows.shape == (3, 10 * 4 + 1 + 3 * 2 + 2 * 4 + 8)
+    for part in (slice(None), slice(1, 2), slice(0, 0)):
+        back = unpacked(rows[part], x)
+        assert back.keys() == x.keys()
+        for name in x.entries:
+            assert back[name].equal(x[name][part]), name
+            assert back[name].dtype == x[name].dtype
+
+
 def test_wrappers_work_or_refuse_by_name() -> None:
     x, plain = batch(), text_model()
     alone = Tent(plain)(x)
@@ -290,8 +344,7 @@ def test_wrappers_work_or_refuse_by_name() -> None:
     assert Repeat(Tent(plain), 2)(x).updated
     assert PriorCorrected(Tent(plain))(x).shape == (8, 5)
     assert TimeConstrained(Tent(plain), Source(plain))(x).equal(alone.logits)
-    with pytest.raises(ValueError, match="Window takes batches that are one tensor"):
-        Window(Tent(plain), 4)(x)
+    assert Window(Tent(plain), 8)(x).equal(alone.logits)
     assert Window(Tent(SentenceClassifier(nn.LayerNorm)), 4)(IDS).shape == (8, 5)
     with pytest.raises(ValueError, match="Guarded takes batches that are one tensor"):
         Guarded(Tent(plain)).prepare([x])

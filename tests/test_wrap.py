@@ -122,6 +122,15 @@ def test_window_owns_its_images_and_reset_empties_it() -> None:
     assert state_hash(adapter) == birth
 
 
+def test_a_window_of_an_earlier_version_is_loaded() -> None:
+    x = WORLD.stream(1, 5)[0]
+    adapter, other = Window(tent(), size=4), Window(tent(), size=4)
+    adapter(x[:3])
+    state = {name: value for name, value in adapter.state_dict().items() if name != "layout"}
+    other.load_state_dict(state)
+    assert other.predict(x[3:]).equal(adapter.predict(x[3:]))
+
+
 def test_window_refuses_an_image_that_does_not_fit() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     adapter = Window(Tent(net), size=4)

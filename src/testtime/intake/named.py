@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final, overload
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "NamedTensors", "blank", "called", "check_masks", "form", "wordless"]
+__all__ = [
+    "MASK",
+    "Inputs",
+    "NamedTensors",
+    "blank",
+    "called",
+    "check_masks",
+    "form",
+    "layout",
+    "packed",
+    "unpacked",
+    "wordless",
+]
 
 MASK, SEQUENCES = "attention_mask", ("input_ids", "inputs_embeds")
 """Entry that says which words of a sample count, and those whose words they are, by the names of transformers."""
@@ -144,6 +157,38 @@ def wordless(x: NamedTensors) -> Tensor:
     if mask is None or mask.dim() != 2 or mask.is_floating_point():
         return torch.zeros(len(x), dtype=torch.bool, device=x.device)
     return ~mask.bool().any(dim=1)
+
+
+def layout(x: NamedTensors) -> str:
+    """The form of a sample of a batch: names, types and shapes of its tensors, in the order of the names.
+
+    >>> layout(NamedTensors({"ids": torch.ones(2, 3, dtype=torch.int64), "age": torch.ones(2)}))
+    'age (), float32; ids (3,), int64'
+    """
+    entries = sorted(x.entries.items())
+    return "; ".join(f"{n} {tuple(v.shape[1:])}, {v.dtype}".replace("torch.", "") for n, v in entries)
+
+
+def packed(x: NamedTensors) -> Tensor:
+    """The samples of a batch as rows of bytes, (N, B) uint8: one tensor for all of theirs.
+
+    >>> packed(NamedTensors({"ids": torch.ones(2, 3, dtype=torch.int64), "age": torch.ones(2)})).shape
+    torch.Size([2, 28])
+    """
+    flat = (
+        v.detach().contiguous().view(len(v), math.prod(v.shape[1:])) for _, v in sorted(x.entries.items())
+    )
+    return torch.cat([v.view(torch.uint8) for v in flat], dim=1)
+
+
+def unpacked(rows: Tensor, like: NamedTensors) -> NamedTensors:
+    """The batch whose :func:`packed` rows (N, B) these are; its samples have the :func:`layout` of another batch."""
+    found, start = {}, 0
+    for name, value in sorted(like.entries.items()):
+        stop = start + math.prod(value.shape[1:]) * value.element_size()
+        part = rows[:, start:stop].clone(memory_format=torch.contiguous_format)  # aligned in memory
+        found[name], start = part.view(value.dtype).view(len(rows), *value.shape[1:]), stop
+    return NamedTensors({name: found[name] for name in like.entries})
 
 
 def blank(x: Inputs) -> Any:
