@@ -187,6 +187,8 @@ def test_a_batch_without_words_is_refused_at_first_and_not_predicted_later() -> 
             ValueError, match=r"attention_mask of every sample is 0 everywhere.*pass the mask of"
         ):
             call(empty)
+    wrapped = Episodic(Tent(text_model()))  # an empty batch is no batch without words
+    assert wrapped({name: value[:0] for name, value in empty.items()}).shape == (0, 5)
     adapter(batch())
     before = state_hash(adapter)
     with pytest.warns(AdapterWarning, match="attention_mask of every sample is 0 everywhere"):

@@ -192,8 +192,12 @@ def unpacked(rows: Tensor, like: NamedTensors) -> NamedTensors:
 
 
 def blank(x: Inputs) -> Any:
-    """One sample of zeros of the form of a batch."""
-    return x.new_zeros(1, *x.shape[1:]) if isinstance(x, Tensor) else x.map(blank)
+    """One sample of zeros of the form of a batch, whose words all count."""
+    if isinstance(x, Tensor):
+        return x.new_zeros(1, *x.shape[1:])
+    return NamedTensors(
+        {n: torch.ones_like(blank(v)) if n == MASK else blank(v) for n, v in x.entries.items()}
+    )
 
 
 def called(network: nn.Module, x: Inputs) -> Any:
