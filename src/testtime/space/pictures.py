@@ -22,7 +22,10 @@ from testtime.space.modalities import Modality
 from testtime.space.model import FourM
 from testtime.space.tokenizers import Tokenizer
 
-__all__ = ["coloured", "hidden", "write_pictures"]
+__all__ = ["coloured", "hidden", "seen", "write_pictures", "write_sheets"]
+
+Named = tuple[str, list[NDArray[np.uint8]]]
+"""A heading, and the pictures (H, W, 3) below it."""
 
 LIGHT = {"paper": (253, 252, 250), "ink": (28, 31, 36)}
 DARK = {"paper": (20, 23, 28), "ink": (232, 230, 225)}
@@ -45,6 +48,11 @@ def coloured(modality: Modality, value: Tensor) -> NDArray[np.uint8]:
     if modality.normalise == "unit":
         return picture(Edges(), (value + 1) / 2)
     return picture(Depth(), value, (-2.0, 2.5))
+
+
+def seen(images: Tensor) -> list[NDArray[np.uint8]]:
+    """Return images (N, 3, H, W) in [0, 1] as pictures (H, W, 3)."""
+    return [np.rint(x.permute(1, 2, 0).numpy() * 255).astype(np.uint8) for x in images]
 
 
 def hidden(image: Tensor, shown: Tensor, patch: int) -> NDArray[np.uint8]:
@@ -95,15 +103,12 @@ def write_pictures(
     Raises:
         ImportError: Pillow is not installed.
     """
-    need_pillow()
-    from PIL import Image, ImageDraw, ImageFont
-
     images, labels = data.batch(indices)
     places = model.grid[0] * model.grid[1]
     keys = torch.rand(len(images), places, generator=generator(seed, 0, "pictures"))
     shown = keys.argsort(1)[:, : max(1, int(places * share))]
-    columns: list[tuple[str, list[NDArray[np.uint8]]]] = [
-        ("picture", [np.rint(x.permute(1, 2, 0).numpy() * 255).astype(np.uint8) for x in images]),
+    columns: list[Named] = [
+        ("picture", seen(images)),
         ("visible", [hidden(x, s, model.patch) for x, s in zip(images, shown, strict=True)]),
     ]
     for stream, tokenizer in tokenizers.items():
@@ -117,12 +122,33 @@ def write_pictures(
     with torch.no_grad():
         for name, segmenter in segmenters.items():
             columns.append((name, [picture(task, y) for y in segmenter(images).argmax(1)]))
+    return write_sheets(folder, columns, width)
+
+
+def write_sheets(folder: str | Path, columns: Sequence[Named], width: int = 112) -> list[Path]:
+    """Draw columns of pictures side by side, on a light and on a dark ground.
+
+    Args:
+        folder: folder of ``pictures/light.png`` and ``pictures/dark.png``.
+        columns: headings, and as many pictures (H, W, 3) of one size in each column; the first column is enlarged smoothly.
+        width: width of a picture, in pixels.
+
+    Returns:
+        paths of the two images.
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    need_pillow()
+    from PIL import Image, ImageDraw, ImageFont
+
     where = Path(folder) / "pictures"
     where.mkdir(parents=True, exist_ok=True)
-    height = round(width * images.shape[-2] / images.shape[-1])
+    first = columns[0][1]
+    height = round(width * first[0].shape[0] / first[0].shape[1])
     written = []
     for tone, colours in (("light", LIGHT), ("dark", DARK)):
-        size = (GAP + len(columns) * (width + GAP), HEAD + len(images) * (height + GAP))
+        size = (GAP + len(columns) * (width + GAP), HEAD + len(first) * (height + GAP))
         sheet = Image.new("RGB", size, colours["paper"])
         draw = ImageDraw.Draw(sheet)
         for column, (heading, pixels) in enumerate(columns):
