@@ -212,7 +212,7 @@ class SpaceExperiment(Experiment):
         blocks: list[Block] = [replace(block, columns=bars, scale=scale), *table_blocks(table)[1:]]
         blocks += [Figure(chart, chart.title) for chart in self.figures(run) if chart is not None]
         sections = [
-            Section("result", "Result", self.shows, blocks),
+            Section("result", "Result", self._shows(table), blocks),
             Section("pictures", "Pictures", "What it looks like", _pictures(run)),
             Section("classes", "Classes", "Class by class", _classes(run)),
         ]
@@ -237,6 +237,11 @@ class SpaceExperiment(Experiment):
         groups = [columns] if self.comparable else [[column] for column in columns]
         return report.join([self._highest(table, group, over) for group in groups], " ")
 
+    def _shows(self, table: Table) -> str:
+        """What the cells hold: the measure of a single column, where the columns have measures of their own."""
+        columns = _measured(table)
+        return columns[0].name if len(columns) == 1 and not self.comparable else self.shows
+
     def _highest(self, table: Table, columns: Sequence[Column], over: str) -> Text:
         """The sentence that names the best cells of comparable columns."""
         rows = [row.label for row in table.rows if row.role != "ceiling"]
@@ -245,7 +250,7 @@ class SpaceExperiment(Experiment):
         best = first_of({place: table.value(*where) for place, where in places.items()}, higher)
         if not best:
             return ""
-        plain = len(columns) == 1 and self.comparable
+        plain = len(_measured(table)) == 1
         names = [report.strong(row if plain or name == "–" else f"{row}, {name}") for row, name in best]
         value, spread, _ = table.cell(*places[best[0]])
         shown = self.shows if self.comparable else columns[0].name
