@@ -30,6 +30,7 @@ def test_shapes_and_dtypes_of_a_frame():
     }
     pytest.importorskip("cv2")
     assert {n: (getattr(frame, n).shape, getattr(frame, n).dtype.type) for n in kinds} == kinds
+    assert all(getattr(frame, name).flags.c_contiguous for name in kinds)
     assert (frame.room, frame.ring, frame.shift) == (CAMERAS[0].room, CAMERAS[0].ring, "")
 
 
