@@ -130,7 +130,9 @@ class Tokenizer(nn.Module, ABC):
         value = self._checked(value)
         count = math.ceil(len(value) / BLOCK) if value.device.type == "cpu" else 1
         parts = value.tensor_split(max(count, 1))  # of equal sizes: one frame alone takes other kernels
-        return torch.cat([self._ids(self._latents(self._normalised(part))).flatten(1) for part in parts]).long()
+        return torch.cat(
+            [self._ids(self._latents(self._normalised(part))).flatten(1) for part in parts]
+        ).long()
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
