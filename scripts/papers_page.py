@@ -18,6 +18,7 @@ A comparison has ``rows`` (labels) and ``of`` (columns of table ``table``, 1 unl
 
     over = [labels]       the rows less each of these; over = "best" less the best other method
     over_of = [columns]   the rows less the same, or the rows ``over``, in these columns
+    above = run           the least of the rows less the best method of another run below results/, without ``but`` = [labels]
     diagonal = true       row i in column i less the mean of the other cells
     most = number         this bound less the range over the rows
     within = share        this bound less the relative loss from the first column to each of the others
@@ -200,6 +201,21 @@ def _over(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
             yield Difference(f"{column.key}: {told}", less, column.places)
 
 
+def _above(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
+    other = _read(ROOT / "results" / facts["above"])[1][0]
+    kept = [row.label for row in other.rows if row.role == "method" and row.label not in facts["but"]]
+    for column in _columns(table, facts):
+        rows = [_values(table, [row], column) for row in facts["rows"]]
+        pick = max if column.better == "lower" else min
+        least = {s: pick(v[s] for v in rows) for s in set.intersection(*map(set, rows))}
+        known = [row for row in kept if other.values.get((row, column.key))]
+        best = max(known, key=lambda row: _sign(column) * other.value(row, column))
+        theirs = _values(other, [best], column)
+        less, name = _less(least, theirs, column), f"least of {facts['rows'][0]} to {facts['rows'][-1]}"
+        told = f"{_told(name, least, less, column)} against {_told(best, theirs, less, column)}"
+        yield Difference(f"{column.key}: {told} ({facts['above']})", less, column.places)
+
+
 def _over_of(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
     rows, others = facts["rows"], facts.get("over", facts["rows"])
     for column in _columns(table, facts):
@@ -263,7 +279,8 @@ def _correlates(table: Table, facts: Mapping[str, Any]) -> Iterator[Difference]:
 
 
 KINDS: dict[str, Callable[[Table, Mapping[str, Any]], Iterator[Difference]]] = {
-    **{"over_of": _over_of, "over": _over, "diagonal": _diagonal, "most": _most, "within": _within},
+    **{"over_of": _over_of, "over": _over, "above": _above, "diagonal": _diagonal, "most": _most},
+    "within": _within,
     "correlates": _correlates,
 }
 

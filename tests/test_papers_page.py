@@ -38,7 +38,7 @@ def by_seed(better: Any = "higher", **facts: Any) -> list[dict[int, float]]:
     return [{seed: round(value, 6) for seed, value in one.by_seed.items()} for one in found]
 
 
-def test_comparisons_are_positive_where_they_agree_with_the_paper() -> None:
+def test_comparisons_are_positive_where_they_agree_with_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_seed(rows=["ours"], over=["worst", "best"], of=["a"]) == [
         {0: 2, 1: 3, 2: 4},
         {0: 1, 1: 1, 2: 0},
@@ -54,6 +54,9 @@ def test_comparisons_are_positive_where_they_agree_with_the_paper() -> None:
     assert by_seed(rows=["ours", "best"], of=["a", "b"], diagonal=True) == [{0: 5 - 5.5}]
     assert by_seed(rows=["ours", "worst"], of=["a"], most=3) == [{0: 1, 1: 0, 2: -1}]
     assert by_seed("lower", rows=["ours"], of=["a", "b"], within=0.5) == [{0: 100 * (0.5 - 2)}]
+    monkeypatch.setattr(papers_page, "_read", lambda folder: (None, [table()]))
+    assert by_seed(rows=["best", "worst"], above="other", but=["ours"], of=["a"]) == [{0: -1, 1: -2, 2: -4}]
+    assert by_seed(rows=["ours", "best"], above="other", but=["ours", "best"], of=["b"]) == [{0: 7 - 1}]
     (told,) = compared([table()], None, {"rows": ["ours"], "over": ["best"], "of": ["b"]})
     assert str(told) == "b: ours 9.0 against best 7.0: +2.0"
 

@@ -411,6 +411,18 @@ def test_the_order_of_folder_and_model_is_in_the_error(tmp_path: Path) -> None:
         load(network(), tmp_path)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("inside", ["", "adapter", "a/b"])
+def test_a_file_in_place_of_the_folder_is_named_and_kept(tmp_path: Path, inside: str) -> None:
+    taken = tmp_path / "runs"
+    taken.write_text("notes")
+    with pytest.raises(
+        FileExistsError, match="runs is a file; expected a folder.*give another name, or remove"
+    ):
+        save(Tent(network()), taken / inside)
+    assert taken.read_text() == "notes"
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
 def test_a_missing_folder_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"adapter\.safetensors is missing.*testtime\.save"):
         load(tmp_path, network())

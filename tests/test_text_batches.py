@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 import testtime
 from testtime import state_hash
-from testtime.intake.named import NamedTensors
+from testtime.errors import AdapterWarning
+from testtime.intake.named import NamedTensors, packed, unpacked
 from testtime.laws.worlds import FACTS, SentenceClassifier
 from testtime.methods import (
     EATA,
@@ -25,6 +27,7 @@ from testtime.methods import (
     T3A,
     TIPI,
     VDP,
+    AdaNPC,
     CoTTA,
     DeYO,
     RoTTA,
@@ -95,6 +98,22 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         "Expected the tensors of a batch as the model was",
     ),
     "another type": (changed(facts=torch.zeros(8, FACTS).double()), ValueError, r"facts.to\(torch.float32\)"),
+    "a short mask": (
+        changed(attention_mask=torch.ones(8, 5).long()),
+        ValueError,
+        r"'attention_mask' with a value for each word of 'input_ids' \(8, 6\), got \(8, 5\); take both from one call",
+    ),
+    "a mask of one column": (changed(attention_mask=torch.ones(8, 1).long()), ValueError, r"got \(8, 1\)"),
+    "a long mask of embeddings": (
+        {"inputs_embeds": torch.randn(8, 6, 16), "attention_mask": torch.ones(8, 7).bool()},
+        ValueError,
+        r"each word of 'inputs_embeds' \(8, 6, 16\), got \(8, 7\)",
+    ),
+    "a short mask of a decoder": (
+        changed(decoder_input_ids=IDS, decoder_attention_mask=IDS[:, :2]),
+        ValueError,
+        "'decoder_attention_mask' with a value for each word of 'decoder_input_ids'",
+    ),
     "a sentence alone": (IDS[0], ValueError, r"x\[None\]"),
     "ids of int8": (IDS.to(torch.int8), TypeError, "token ids are int64"),
     "ids of rank 3": (IDS[None], TypeError, "token ids are int64"),
@@ -142,6 +161,56 @@ def test_ids_alone_are_a_batch() -> None:
     plain = SentenceClassifier(nn.LayerNorm).eval()
     assert Tent(plain)(IDS).equal(Tent(plain)({"input_ids": IDS}).logits)
     assert Tent(plain)(IDS.int()).equal(Tent(plain)(IDS).logits)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.bool])
+def test_a_text_without_words_costs_its_sample_alone(kind: torch.dtype) -> None:
+    one, other = Tent(text_model()), Tent(text_model())
+    for seed in range(3):
+        x = batch(seed=seed)
+        x["attention_mask"] = x["attention_mask"].to(kind)
+        kept = torch.arange(8) != 3
+        y = other({name: value[kept] for name, value in x.items()})
+        x["attention_mask"][3] = 0
+        z = one(x)
+        assert z.logits[kept].equal(y.logits)
+        assert z.logits[3].isnan().all()
+        assert z.valid.tolist() == kept.tolist()
+    assert state_hash(one) == state_hash(other)
+
+
+def test_a_batch_without_words_is_refused_at_first_and_not_predicted_later() -> None:
+    adapter = Tent(text_model())
+    empty = changed(attention_mask=torch.zeros(8, 6).long())
+    for call in (adapter, adapter.predict):
+        with pytest.raises(
+            ValueError, match=r"attention_mask of every sample is 0 everywhere.*pass the mask of"
+        ):
+            call(empty)
+    wrapped = Episodic(Tent(text_model()))  # an empty batch is no batch without words
+    assert wrapped({name: value[:0] for name, value in empty.items()}).shape == (0, 5)
+    adapter(batch())
+    before = state_hash(adapter)
+    with pytest.warns(AdapterWarning, match="attention_mask of every sample is 0 everywhere"):
+        y = adapter(empty)
+    assert not y.valid.any()
+    assert state_hash(adapter) == before
+    with pytest.raises(ValueError, match="an attention_mask of zeros"):
+        AdaNPC(text_model()).prepare([empty])
+
+
+def test_masks_of_other_kinds_are_the_models_own() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text = SentenceClassifier(nn.LayerNorm)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.text(input_ids) + attention_mask.flatten(1).sum(1, keepdim=True)
+
+    adapter = Tent(Added().eval())
+    for mask in (torch.zeros(8, 6), torch.zeros(8, 1, 6, 6).long()):
+        assert adapter({"input_ids": IDS, "attention_mask": mask}).valid.all()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -216,6 +285,59 @@ def test_a_source_of_dictionaries_is_screened_too() -> None:
         eata.prepare(batch())
 
 
+def test_a_window_holds_whole_samples(tmp_path: Path) -> None:
+    x = batch(6)
+    adapter, bare = Window(Tent(text_model()), size=4, every=9), Tent(text_model())
+    birth = state_hash(adapter)
+    for k in range(5):
+        y = adapter({name: value[k : k + 1] for name, value in x.items()})
+        first = max(0, k - 3)
+        company = {name: value[first : k + 1] for name, value in x.items()}
+        assert y.logits.equal(bare.predict(company).logits[-1:])
+    testtime.save(adapter, tmp_path)
+    again = testtime.load(tmp_path, text_model())
+    last = {name: value[5:] for name, value in x.items()}
+    assert again.predict(last).logits.equal(adapter.predict(last).logits)
+    assert again.predict(last).logits.equal(bare.predict({n: v[2:] for n, v in x.items()}).logits[-1:])
+    before = state_hash(adapter)
+    for other in (
+        {n: v for n, v in x.items() if n != "attention_mask"},
+        {**x, "facts": x["facts"].double()},
+        IDS,
+    ):
+        with pytest.raises(
+            ValueError, match=r"the window holds samples of shape attention_mask \(6,\), int64; facts"
+        ):
+            adapter.predict(other)
+    assert state_hash(adapter) == before
+    adapter.reset()
+    assert state_hash(adapter) == birth
+    tokens = Window(Tent(SentenceClassifier(nn.LayerNorm)), size=4)
+    tokens(IDS)
+    with pytest.raises(ValueError, match=r"holds samples of shape \(6,\), got input_ids \(6,\), int64"):
+        tokens({"input_ids": IDS})
+
+
+def test_packed_samples_are_the_same_in_every_type() -> None:
+    x = NamedTensors(
+        {
+            "z": torch.randn(3, 2, 5).transpose(1, 2),
+            "flag": torch.tensor([True, False, True]),
+            "half": torch.randn(3, 1, 3).bfloat16(),
+            "ids": torch.arange(6).int().view(3, 2),
+            "wide": torch.randn(3).double(),
+        }
+    )
+    rows = packed(x)
+    assert rows.shape == (3, 10 * 4 + 1 + 3 * 2 + 2 * 4 + 8)
+    for part in (slice(None), slice(1, 2), slice(0, 0)):
+        back = unpacked(rows[part], x)
+        assert back.keys() == x.keys()
+        for name in x.entries:
+            assert back[name].equal(x[name][part]), name
+            assert back[name].dtype == x[name].dtype
+
+
 def test_wrappers_work_or_refuse_by_name() -> None:
     x, plain = batch(), text_model()
     alone = Tent(plain)(x)
@@ -224,8 +346,7 @@ def test_wrappers_work_or_refuse_by_name() -> None:
     assert Repeat(Tent(plain), 2)(x).updated
     assert PriorCorrected(Tent(plain))(x).shape == (8, 5)
     assert TimeConstrained(Tent(plain), Source(plain))(x).equal(alone.logits)
-    with pytest.raises(ValueError, match="Window takes batches that are one tensor"):
-        Window(Tent(plain), 4)(x)
+    assert Window(Tent(plain), 8)(x).equal(alone.logits)
     assert Window(Tent(SentenceClassifier(nn.LayerNorm)), 4)(IDS).shape == (8, 5)
     with pytest.raises(ValueError, match="Guarded takes batches that are one tensor"):
         Guarded(Tent(plain)).prepare([x])

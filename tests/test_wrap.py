@@ -10,7 +10,7 @@ from testtime.laws import CLASSES, WORLDS
 from testtime.methods import EATA, PAFKIP, Source, Tent
 from testtime.methods.paf_kip import PAFKIPOptions
 from testtime.parts import sgd
-from testtime.parts.prior import smoothed_prior
+from testtime.parts.prior import reweighted, smoothed_prior
 from testtime.wrap import (
     Episodic,
     PriorCorrected,
@@ -120,6 +120,15 @@ def test_window_owns_its_images_and_reset_empties_it() -> None:
     adapter.reset()
     assert adapter.window.numel() == 0
     assert state_hash(adapter) == birth
+
+
+def test_a_window_of_an_earlier_version_is_loaded() -> None:
+    x = WORLD.stream(1, 5)[0]
+    adapter, other = Window(tent(), size=4), Window(tent(), size=4)
+    adapter(x[:3])
+    state = {name: value for name, value in adapter.state_dict().items() if name != "layout"}
+    other.load_state_dict(state)
+    assert other.predict(x[3:]).equal(adapter.predict(x[3:]))
 
 
 def test_window_refuses_an_image_that_does_not_fit() -> None:
@@ -278,6 +287,17 @@ def test_the_prior_reweights_answers_and_nothing_else(of: str) -> None:
         assert y.valid.equal(z.valid)
         assert y.score.nan_to_num().equal(z.score.nan_to_num())
     assert state_hash(corrected.adapter) == state_hash(alone)
+
+
+def test_the_prior_is_that_of_the_good_rows() -> None:
+    z = torch.randn(6, 4)
+    good = torch.tensor([True, False, True, True, False, True])
+    bad = z.clone()
+    bad[~good] = torch.nan
+    expected = z[good] + smoothed_prior(z[good].softmax(1)).log()
+    torch.testing.assert_close(reweighted(bad, good)[good], expected)
+    assert reweighted(bad, good)[~good].isnan().all()
+    assert reweighted(z, good & False).equal(z)  # there is none
 
 
 def test_the_prior_of_a_small_batch_is_flat() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.files import make_folder
 from testtime.gate import batch_of
 from testtime.intake.named import NamedTensors
 
@@ -33,6 +34,7 @@ def export_onnx(model: nn.Module, example: Tensor | Mapping[str, Tensor], file: 
         ImportError: onnx or onnxscript is not installed.
         TypeError: the model is an adapter, or the example is no batch.
         ValueError: the example has fewer than two samples.
+        FileExistsError, IsADirectoryError: the file is a folder, or its folder a file.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -46,7 +48,11 @@ def export_onnx(model: nn.Module, example: Tensor | Mapping[str, Tensor], file: 
         )
     named = isinstance(batch, NamedTensors)
     given: Any = dict(batch.entries) if isinstance(batch, NamedTensors) else batch
-    Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the export, which takes long
+    if Path(file).is_dir():
+        raise IsADirectoryError(
+            f"{file} is a folder; expected the name of an ONNX file: {Path(file, 'model.onnx')}"
+        )
+    make_folder(Path(file).parent)  # before the export, which takes long
     any_number = {0: torch.export.Dim.DYNAMIC}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own internals

@@ -32,6 +32,7 @@ __all__ = [
     "array_header",
     "check_shape",
     "damaged",
+    "make_folder",
     "parse_json",
     "read_array",
     "read_json",
@@ -104,6 +105,23 @@ def replacing(path: str | Path, *, private: bool = False, durable: bool = True) 
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder, and those that it is in, unless they exist.
+
+    Raises:
+        FileExistsError: it, or one that it is in, is a file; nothing is made.
+        OSError: it cannot be made.
+    """
+    folder = Path(folder)
+    for part in (folder, *folder.parents):
+        if part.is_file():
+            raise FileExistsError(
+                f"{part} is a file; expected a folder, which is made where it is missing: give another name, or remove the file"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from testtime.errors import AdapterWarning, RankError
 from testtime.facts import Facts
-from testtime.intake.named import Inputs, NamedTensors, form
+from testtime.intake.named import Inputs, NamedTensors, check_masks, form, wordless
 from testtime.parts.views import changes_of
 
 __all__ = [
@@ -76,6 +76,7 @@ def batch_of(x: Any) -> Inputs:
         raise ValueError(
             f"expected the tensors of a batch on one device, got {places}; move them: value.to(device)"
         )
+    check_masks(x)
     return NamedTensors(x)
 
 
@@ -171,7 +172,8 @@ def admit(x: Inputs, within: Range | None) -> Tensor:
     """Find the samples of a batch that the network may receive.
 
     Args:
-        x: batch (N, ...) that :func:`batch_of` lets pass; of a dictionary all floating-point tensors are checked.
+        x: batch (N, ...) that :func:`batch_of` lets pass; of a dictionary all floating-point tensors are checked, and that
+            the mask of a text is not zero everywhere.
         within: typical range of the inputs; a sample is refused where a value lies outside by more than its width. None: any
             finite value is accepted. In a dictionary it is the range of its images (N, C, H, W).
 
@@ -179,7 +181,7 @@ def admit(x: Inputs, within: Range | None) -> Tensor:
         (N,) bool.
     """
     if isinstance(x, NamedTensors):
-        good = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        good = ~wordless(x)
         for value in x.entries.values():
             good &= admit(value, within if value.dim() == 4 else None)
         return good
@@ -238,6 +240,11 @@ def outside(x: Inputs, within: Range | None) -> str:
     if isinstance(x, NamedTensors):
         if not is_finite(x):
             return "every sample holds NaN or infinity in one of its tensors"
+        if bool(wordless(x).all()):
+            return (
+                "the attention_mask of every sample is 0 everywhere, so that none has a word; expected 1 for each word that "
+                "counts: pass the mask of the tokenizer, and leave out texts without words"
+            )
         x = next(value for value in x.entries.values() if value.dim() == 4 and value.is_floating_point())
     low, high = (float(v) for v in x.aminmax()) if x.numel() else (0.0, 0.0)
     if not (torch.isfinite(torch.tensor([low, high])).all()):
@@ -337,7 +344,7 @@ class Screened:
         if not kept:
             raise ValueError(
                 "expected finite source images in the range of the model's inputs, got none: all of them hold NaN, "
-                f"infinity or values outside of {self.within or 'any range'}"
+                f"infinity or values outside of {self.within or 'any range'}, or have an attention_mask of zeros"
             )
 
     def _parted(self, batch: Any) -> tuple[Inputs, Tensor | None]:

@@ -32,6 +32,7 @@ from testtime.errors import DataError
 from testtime.files import (
     check_shape,
     damaged,
+    make_folder,
     parse_json,
     read_json,
     read_tensors,
@@ -128,11 +129,12 @@ def save(adapter: Adapter, folder: str | Path) -> None:
     Args:
         adapter: instance of a class of this library or of your own; your class keeps each argument as an attribute of its
             name, or of another name that its class attribute ``kept_as`` gives.
-        folder: made if it is missing.
+        folder: made if it is missing; an adapter that was saved there is replaced.
 
     Raises:
         ValueError: an argument cannot be written to a file; the message names it.
         TypeError: this is no adapter.
+        FileExistsError: the folder, or one that it is in, is a file; nothing is written.
         OSError: the disk is full or read-only.
     """
     if not isinstance(adapter, Adapter):
@@ -143,8 +145,7 @@ def save(adapter: Adapter, folder: str | Path) -> None:
     description = {"format": FORMAT, "model": asdict(adapter.fingerprint), **_describe(adapter)}
     description["dtype"] = _dtype(adapter)
     text = json.dumps(description, allow_nan=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    sweep(make_folder(folder))
     write_tensors(folder / STATE, adapter.state_dict(), {"testtime": text}, private=True)
     copied = {
         "about": f"a copy for people; testtime.load reads {STATE}",

@@ -41,6 +41,7 @@ from testtime.methods import (
 )
 from testtime.methods.nc_ttt import NCTTTOptions
 from testtime.prediction import Prediction
+from testtime.wrap import Window
 
 BOTH = ("tokens", "dictionary")
 SHARES = {"null_step": "answers with assignments that samples of like features share, not with the logits"}
@@ -48,11 +49,13 @@ PROTOTYPES = {
     "null_step": "answers with products of features and prototypes, not with the logits of the head"
 }
 VOTES = {"null_step": "answers with the vote of remembered features, not with the logits of the head"}
+WINDOW = {"null_step": "it answers under the statistics of the window, not of the batch"}
 
 FAST = [
     Case("Tent", Tent, worlds=BOTH),
     Case("BNAdapt", BNAdapt, worlds=["dictionary"]),
     Case("T3A", partial(T3A, supports=2), PROTOTYPES, BOTH),
+    Case("Window-Tent", lambda model: Window(Tent(model), size=24), WINDOW, BOTH),
 ]
 OTHERS = [
     Case("Source", Source, {"alive": "adapts nothing"}, BOTH),

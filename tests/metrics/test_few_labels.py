@@ -119,6 +119,7 @@ def test_a_csv_and_an_npz_of_the_same_predictions(tmp_path: Path) -> None:
     [
         ("confidence\n0.5\n", "expected a column predicted .* got the columns confidence"),
         ("predicted\n", "expected a head and at least one line"),
+        ("predicted,blur\na,1\n\n,2\n", "line 4: expected a class as predicted, got nothing"),
         ("predicted,blur\na,high\n", "line 2: expected a number as blur, got high; or leave blur out"),
         ("predicted,blur\na,1\nb\n", r"line 3: expected 2 entries \(predicted, blur\), got 1"),
         ("predicted,predicted\na,b\n", "different names in its head"),
@@ -145,6 +146,9 @@ def test_an_npz_that_holds_no_predictions_is_refused(tmp_path: Path) -> None:
         np.savez(path, **arrays)  # type: ignore[arg-type]
         with pytest.raises(DataError, match=message):
             read_predictions(path)
+    np.savez(path, predicted=np.array([1.0, np.nan, 0.0]))
+    with pytest.raises(DataError, match=r"p.npz, sample 1: expected a class as predicted, got nothing"):
+        read_predictions(path)
     with pytest.raises(FileNotFoundError):
         read_predictions(tmp_path / "none.csv")
 
@@ -190,6 +194,40 @@ def test_files_of_labels_are_rounds(tmp_path: Path) -> None:
 def test_damaged_labels_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_labels([written(tmp_path / "l.csv", text)], STREAM)
+
+
+def test_files_that_overlap_are_refused_where_a_sample_would_count_twice(tmp_path: Path) -> None:
+    stream = Predictions(np.array(["cat"] * 9))
+
+    def read(*texts: str) -> list[int]:
+        paths = [written(tmp_path / f"{k}.csv", text) for k, text in enumerate(texts)]
+        return [len(one.rows) for one in read_labels(paths, stream).rounds]
+
+    first = "index,label\n2,cat\n0,dog\n5,cat\n"
+    message = r"1.csv has 2 samples of .*0.csv, the first is sample 5; .*put both into one file"
+    with pytest.raises(DataError, match=message):
+        read(first, "index,label\n1,cat\n5,cat\n2,cat\n")
+    with pytest.raises(DataError, match=r"1.csv has 1 sample of .*0.csv, the first is sample 0"):
+        read(first, "index,label\n1,cat\n0,dog\n")
+    with pytest.raises(DataError, match="in its order; give each file of labels once"):
+        read(first, "index,label\n2,cat\n0,dog\n5,cat\n7,cat\n")  # a later state of the same file
+    drawn = "index,probability,label\n2,0.2,cat\n0,0.1,dog\n"
+    with pytest.raises(DataError, match="in its order; give each file of labels once"):
+        read(drawn + "7,0.1,cat\n", drawn)
+    # draws of two rounds, and a draw after a random sample, may meet a sample again
+    again = "index,probability,label\n5,0.3,cat\n2,0.2,cat\n0,0.1,dog\n"
+    assert read(first, again, "index,probability,label\n0,0.3,dog\n2,0.2,cat\n") == [3, 3, 2]
+    assert read(first, "index,label\n1,cat\n3,cat\n") == [3, 2]
+
+
+def test_a_sample_with_two_values_is_refused(tmp_path: Path) -> None:
+    one = written(tmp_path / "a.csv", "index,label\n2,cat\n0,cat\n")
+    two = written(tmp_path / "b.csv", "index,probability,label\n3,0.2,cat\n2,0.2,dog\n")
+    with pytest.raises(DataError, match=r"a.csv and .*b.csv have two values for sample 2, .*label it again"):
+        read_labels([one, two], STREAM)
+    written(two, "index,probability,label\n3,0.2,cat\n1,0.2,dog\n3,0.2,cow\n")
+    with pytest.raises(DataError, match=r"b.csv has two values for sample 3, one of them wrong"):
+        read_labels([two], STREAM)
 
 
 def test_labels_of_classes_that_are_never_predicted_are_remarked(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import torch
 from testtime.space.generate import predicted, span
 from testtime.space.masking import Stream
 from testtime.space.model import FourM, Size
-from testtime.space.pictures import hidden
 
 
 def test_prediction_is_the_argmax_of_every_place():
@@ -31,10 +30,3 @@ def test_prediction_is_the_argmax_of_every_place():
         predicted(model, "tok_sound", x)
     with pytest.raises(ValueError, match="of kind 'sequence'"):
         predicted(model, "boxes", x)
-
-
-def test_hidden_patches_are_grey():
-    image = torch.zeros(3, 16, 16)
-    pixels = hidden(image, torch.tensor([3]), 8)
-    assert (pixels[8:, 8:] == 0).all()
-    assert (pixels[:8] == 128).all()

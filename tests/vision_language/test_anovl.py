@@ -165,6 +165,11 @@ def test_nothing_is_carried_to_the_next_call():
         (lambda: AnoVL(Pair(), NORMAL[:0], ABNORMAL), r"finite embeddings of normal .* shape \(0, "),
         (lambda: AnoVL(Pair(), NORMAL, ABNORMAL * torch.nan), "finite embeddings of abnormal"),
         (lambda: AnoVL(Pair(), NORMAL, ABNORMAL, steps=-1), "steps"),
+        (
+            lambda: AnoVL(Pair(), NORMAL, NORMAL),
+            r"same mean embedding, .*0.5; .*state_prompts\(name, ABNORMAL\)",
+        ),
+        (lambda: AnoVL(Pair(), ABNORMAL, 3 * ABNORMAL.flip(0)), "same mean embedding"),
         (lambda: AnoVL(Pair(4), NORMAL, ABNORMAL)(X), "as wide as the embeddings"),
     ],
 )

@@ -12,7 +12,10 @@ from torch import nn
 from testtime import Adapter
 from testtime.adapter import state_hash
 from testtime.errors import RankError
+from testtime.intake.named import NamedTensors
 from testtime.intake.shards import Shards
+from testtime.laws.batches import fed
+from testtime.laws.worlds import WORLDS
 from testtime.methods import EATA, NHL, PAFKIP, RPL, SAR, T3A, CoTTA, RoTTA, Tent
 from testtime.models import load_model
 from testtime.norm import unmix_tns
@@ -189,6 +192,60 @@ def test_gradients_of_a_repeated_forward_are_shared_too():
     for state in together(2, work):
         for name, value in alone.state_dict().items():
             assert torch.allclose(state[name].double(), value.double(), atol=1e-9), name
+
+
+def dictionaries(n=3):
+    return [NamedTensors(dict(x.entries)).to(torch.float64) for x in WORLDS["dictionary"].stream(n, 13)]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("make", [Tent, T3A])
+def test_dictionaries_are_shared_out_too(make, size):
+    model = WORLDS["dictionary"].network().network.double()
+    alone = make(copy.deepcopy(model))
+    expected = [alone(fed(x)).logits for x in dictionaries()]
+
+    def work(rank, group):
+        parallel = DataParallel(make(copy.deepcopy(model)), group, check_every=1)
+        share = torch.tensor_split(torch.arange(13), [9] if size == 2 else [5, 5])[rank]
+        return [parallel(fed(x[share])).logits for x in dictionaries()], state_hash(parallel.adapter)
+
+    results = together(size, work)
+    for i, one in enumerate(expected):
+        found = torch.cat([logits[i] for logits, _ in results])
+        assert torch.allclose(found, one, atol=1e-9, rtol=0)
+    assert len({hashed for _, hashed in results}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: {**x, "facts": x["facts"].float()}, ValueError, "this one is rank . and has .*facts"),
+        (
+            lambda x: {("token_ids" if n == "input_ids" else n): v for n, v in x.items()},
+            ValueError,
+            "token_ids|input_ids",
+        ),
+        (lambda x: x["facts"], ValueError, r"a dictionary of 13 samples of \d+ bytes"),
+        (
+            lambda x: {**x, "facts": None},
+            TypeError,
+            r"ranks \[1\] got no batch: .* or a dictionary of tensors",
+        ),
+        (lambda x: {}, TypeError, r"ranks \[1\] got no batch"),
+    ],
+)
+def test_dictionaries_that_do_not_fit_are_refused_in_every_process(change, error, message):
+    model = WORLDS["dictionary"].network().network.double()
+    x = dictionaries(1)[0]
+
+    def work(rank, group):
+        parallel = DataParallel(Tent(copy.deepcopy(model)), group)
+        with pytest.raises(error, match=message):
+            parallel(change(fed(x)) if rank else fed(x))
+        return True
+
+    assert together(2, work) == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def _published(name: str, data: str) -> Series:
     return read_buses(data) if name == "buses" else read_ett(data, f"ETT{name[3:]}")
 
 
-def make_source(kind: str, series: Series, length: int, horizon: int, seed: int) -> Forecaster:
+def make_source(
+    kind: str, series: Series, length: int, horizon: int, seed: int, period: int = 0
+) -> Forecaster:
     """Return a source, trained where its training has a closed form, for standardised values.
 
     Args:
@@ -83,9 +85,11 @@ def make_source(kind: str, series: Series, length: int, horizon: int, seed: int)
         length: L, number of observations of a window.
         horizon: H, number of steps.
         seed: random seed of the initial weights.
+        period: number of observations of a season of the seasonal naive forecast; 0 for those of a day.
 
     Raises:
-        ValueError: there is no such source, or a graph source is asked for series without a graph.
+        ValueError: there is no such source, a day is no whole number of steps, or a graph source is asked for series without a
+            graph.
         ImportError: the package of the source is not installed.
     """
     channels = len(series.columns)
@@ -103,7 +107,9 @@ def make_source(kind: str, series: Series, length: int, horizon: int, seed: int)
         elif kind == "gru":
             network = GRUNetwork(length, horizon, channels)
         else:
-            network = Fracast(horizon) if kind == "fracast" else SeasonalNaive(horizon, series.period())
+            network = (
+                Fracast(horizon) if kind == "fracast" else SeasonalNaive(horizon, period or series.period())
+            )
     return Forecaster(network, length, horizon, channels).eval()
 
 
@@ -121,7 +127,7 @@ def fit_source(work: Workspace) -> dict[str, Any]:
     """Train a source on the training rows, with a checkpoint after every pass in ``source.safetensors``."""
     p, series = work.parameters, _series(work)
     length, horizon = p["length"], p["horizon"]
-    model = make_source(p["source"], series, length, horizon, p["source_seed"])
+    model = make_source(p["source"], series, length, horizon, p["source_seed"], p.get("period", 0))
     values = series.standardised()
     if p["source"] in TRAINED:
         windows = windows_of(values[: series.train], length + horizon)
@@ -152,7 +158,7 @@ def fit_source(work: Workspace) -> dict[str, Any]:
 def follow(work: Workspace) -> dict[str, Any]:
     """Let an adapter follow the test rows, at the learning rate that is the best of ``rates`` on the last validation rows."""
     p, series = work.parameters, _series(work)
-    model = make_source(p["source"], series, p["length"], p["horizon"], p["source_seed"])
+    model = make_source(p["source"], series, p["length"], p["horizon"], p["source_seed"], p.get("period", 0))
     checkpoint.load(work.needs["source"].folder / WEIGHTS, model)
     values, begin = series.standardised(), series.train + series.validation
     rates, tried = p["rates"], dict[str, float]()

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final, overload
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "NamedTensors", "blank", "called", "form"]
+__all__ = [
+    "MASK",
+    "Inputs",
+    "NamedTensors",
+    "blank",
+    "called",
+    "check_masks",
+    "form",
+    "layout",
+    "packed",
+    "unpacked",
+    "wordless",
+]
 
+MASK, SEQUENCES = "attention_mask", ("input_ids", "inputs_embeds")
+"""Entry that says which words of a sample count, and those whose words they are, by the names of transformers."""
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -111,9 +126,78 @@ def form(x: Inputs) -> str:
     return str({name: tuple(value.shape) for name, value in x.entries.items()})
 
 
+def check_masks(entries: Mapping[str, Tensor]) -> None:
+    """Refuse a mask of words of another length than the words.
+
+    Args:
+        entries: tensors (N, ...) by name; "attention_mask" and "decoder_attention_mask" (N, T) are checked.
+
+    Raises:
+        ValueError: a mask has not as many columns as the words of its samples.
+    """
+    for name, mask in entries.items():
+        if not name.endswith(MASK) or mask.dim() != 2:
+            continue  # (N, 1, T, T) and the like are the model's own
+        for words in (name.replace(MASK, sequence) for sequence in SEQUENCES):
+            columns = entries[words].shape[1:2] if words in entries else ()
+            if columns and columns != mask.shape[1:]:
+                raise ValueError(
+                    f"expected {name!r} with a value for each word of {words!r} {tuple(entries[words].shape)}, got "
+                    f"{tuple(mask.shape)}; take both from one call of the tokenizer, padded alike (padding=True)"
+                )
+
+
+def wordless(x: NamedTensors) -> Tensor:
+    """Which samples have a mask of zeros alone, (N,) bool; floating-point masks, which may be added to scores, do not count.
+
+    >>> wordless(NamedTensors({"attention_mask": torch.tensor([[1, 0], [0, 0]])}))
+    tensor([False,  True])
+    """
+    mask = x.entries.get(MASK)
+    if mask is None or mask.dim() != 2 or mask.is_floating_point():
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return ~mask.bool().any(dim=1)
+
+
+def layout(x: NamedTensors) -> str:
+    """The form of a sample of a batch: names, types and shapes of its tensors, in the order of the names.
+
+    >>> layout(NamedTensors({"ids": torch.ones(2, 3, dtype=torch.int64), "age": torch.ones(2)}))
+    'age (), float32; ids (3,), int64'
+    """
+    entries = sorted(x.entries.items())
+    return "; ".join(f"{n} {tuple(v.shape[1:])}, {v.dtype}".replace("torch.", "") for n, v in entries)
+
+
+def packed(x: NamedTensors) -> Tensor:
+    """The samples of a batch as rows of bytes, (N, B) uint8: one tensor for all of theirs.
+
+    >>> packed(NamedTensors({"ids": torch.ones(2, 3, dtype=torch.int64), "age": torch.ones(2)})).shape
+    torch.Size([2, 28])
+    """
+    flat = (
+        v.detach().contiguous().view(len(v), math.prod(v.shape[1:])) for _, v in sorted(x.entries.items())
+    )
+    return torch.cat([v.view(torch.uint8) for v in flat], dim=1)
+
+
+def unpacked(rows: Tensor, like: NamedTensors) -> NamedTensors:
+    """The batch whose :func:`packed` rows (N, B) these are; its samples have the :func:`layout` of another batch."""
+    found, start = {}, 0
+    for name, value in sorted(like.entries.items()):
+        stop = start + math.prod(value.shape[1:]) * value.element_size()
+        part = rows[:, start:stop].clone(memory_format=torch.contiguous_format)  # aligned in memory
+        found[name], start = part.view(value.dtype).view(len(rows), *value.shape[1:]), stop
+    return NamedTensors({name: found[name] for name in like.entries})
+
+
 def blank(x: Inputs) -> Any:
-    """One sample of zeros of the form of a batch."""
-    return x.new_zeros(1, *x.shape[1:]) if isinstance(x, Tensor) else x.map(blank)
+    """One sample of zeros of the form of a batch, whose words all count."""
+    if isinstance(x, Tensor):
+        return x.new_zeros(1, *x.shape[1:])
+    return NamedTensors(
+        {n: torch.ones_like(blank(v)) if n == MASK else blank(v) for n, v in x.entries.items()}
+    )
 
 
 def called(network: nn.Module, x: Inputs) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from testtime.intake.named import NamedTensors
+from testtime.intake.named import MASK, NamedTensors
 
 __all__ = ["cast", "fed", "filled", "joined", "numbers", "parts_of"]
 
@@ -34,9 +34,9 @@ def joined(batches: Sequence[Any]) -> Any:
 
 
 def filled(x: Any, value: float) -> Any:
-    """A batch of the same form with one value everywhere; integers take its whole part."""
+    """A batch of the same form with one value everywhere; integers take its whole part, and a mask of words stays."""
     if isinstance(x, NamedTensors):
-        return x.map(lambda t: filled(t, value))
+        return NamedTensors({n: t if n == MASK else filled(t, value) for n, t in x.entries.items()})
     return torch.full_like(x, value if x.is_floating_point() else int(value))
 
 

@@ -42,7 +42,7 @@ from testtime.adapter import Adapter
 from testtime.intake.arguments import Natural
 from testtime.intake.sharing import Stateful
 from testtime.norm import source_statistics
-from testtime.parts.features import head_tap, linear_head, with_features
+from testtime.parts.features import WithFeatures, head_tap, linear_head, with_features
 from testtime.prediction import Prediction, energy
 from testtime.source.branches import labelled_images_of, labels_or_predictions
 
@@ -64,7 +64,7 @@ def vote(likeness: Tensor, label: Tensor, classes: int, neighbours: int, tempera
     """
     nearest = likeness.topk(min(neighbours, len(label)), dim=1)
     weight = (nearest.values / temperature).softmax(dim=1)
-    return weight.new_zeros(len(likeness), classes).scatter_add_(1, label[nearest.indices], weight)
+    return weight.new_zeros(likeness.shape[0], classes).scatter_add_(1, label[nearest.indices], weight)
 
 
 @final
@@ -116,6 +116,36 @@ class FeatureMemory(Stateful):
         return self.rows[:held], self.label[:held]  # places are taken in their order
 
 
+class Voting(nn.Module):
+    """A network whose classes the nearest of fixed features vote on, as a module.
+
+    Args:
+        network: network from a batch to logits (N, C) and features (N, D).
+        rows: unit features (M, D).
+        label: their labels (M,).
+        neighbours: k.
+        temperature: T.
+    """
+
+    rows: Tensor
+    label: Tensor
+
+    def __init__(
+        self, network: WithFeatures, rows: Tensor, label: Tensor, neighbours: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.network, self.neighbours, self.temperature = network, neighbours, temperature
+        self.register_buffer("rows", rows)
+        self.register_buffer("label", label)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log p (N, C)."""
+        logits, z = self.network(x)
+        likeness = F.normalize(z.to(self.rows.dtype), dim=1) @ self.rows.T
+        p = vote(likeness, self.label, logits.shape[1], self.neighbours, self.temperature)
+        return _floored(p).log().to(logits.dtype)
+
+
 @final
 class AdaNPC(Adapter):
     """Let the nearest remembered features vote, and remember the sure ones of the stream with their answer.
@@ -145,7 +175,6 @@ class AdaNPC(Adapter):
 
     name, label = "adanpc", "AdaNPC"
     needs = ("classifier", "linear head")
-    answers_with = "the vote of the features that it remembers"
     venue = "ICML 2023"
     paper = (
         "Zhang, Wang, Jin, Yuan, Zhang, Wang, Jin and Tan, AdaNPC: Exploring Non-Parametric Classifier for "
@@ -186,12 +215,15 @@ class AdaNPC(Adapter):
         label = labels_or_predictions(labels, torch.cat([y for y, _ in seen]))
         self.of_source.fill(F.normalize(z, dim=1), label)
 
-    def _vote(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's logits (N, C), unit features (N, D) and the memory's vote (N, C) for a batch."""
+    def _known(self) -> None:
         if not len(self.of_source.label):
             raise RuntimeError(
                 "AdaNPC has not seen its source: call adapter.prepare(batches) with unlabelled source batches first"
             )
+
+    def _vote(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The model's logits (N, C), unit features (N, D) and the memory's vote (N, C) for a batch."""
+        self._known()
         logits, z = with_features(self.model, self._tap, x)
         z = F.normalize(z.to(self.of_source.rows.dtype), dim=1)
         (rows, label), (more, labels) = self.of_source(), self.of_stream()
@@ -207,6 +239,13 @@ class AdaNPC(Adapter):
     def _predict_batch(self, x: Tensor) -> Tensor:
         logits, _, p = self._vote(x)
         return self._answer(logits, p)
+
+    def _answering(self) -> nn.Module:
+        self._known()
+        (rows, label), (more, labels) = self.of_source(), self.of_stream()
+        remembered = torch.cat([rows, more.to(rows.dtype)]), torch.cat([label, labels])
+        network = WithFeatures(self.model, self.head)
+        return Voting(network, *remembered, self.neighbours, self.temperature)
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
+from testtime.parts.prior import UnderPrior
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction
 
@@ -120,7 +121,6 @@ class CMF(Adapter):
 
     name, label = "cmf", "CMF"
     needs = ("classifier", "norm", "views")
-    answers_with = "logits that are corrected by how frequent the classes are in the batch"
     venue = "ICLR 2024"
     paper = "Lee and Chang, Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation"
     stochastic = True
@@ -161,6 +161,10 @@ class CMF(Adapter):
 
     def _predict_batch(self, x: Tensor) -> Prediction:
         return corrected(self.model(x), self.options.prior)
+
+    def _answering(self) -> nn.Module:
+        prior = self.options.prior
+        return self.model if prior == "none" else UnderPrior(self.model, prior)
 
     def step(self, x: Tensor) -> Tensor:
         with observing(self.model):

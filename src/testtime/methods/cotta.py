@@ -44,6 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adapter import Adapter
+from testtime.intake.dense import is_dense
 from testtime.intake.sharing import share
 from testtime.norm import batch_statistics
 from testtime.norm.grouped import grouped
@@ -55,6 +56,42 @@ from testtime.parts.restoration import restore_at_random
 from testtime.parts.views import preserving
 
 __all__ = ["CoTTA"]
+
+
+def unsure(z: Tensor, threshold: float) -> Tensor:
+    """Whether the mean confidence of logits (N, C, ...) is below the threshold; a scalar."""
+    wide = torch.promote_types(z.dtype, torch.float32)
+    return z.softmax(dim=1, dtype=wide).amax(dim=1).mean() < threshold
+
+
+class UnsureOverScales(nn.Module):
+    """The prediction of a segmenter over sizes and mirror images where another is unsure of the batch, as a module.
+
+    Args:
+        anchor: the segmenter whose confidence counts.
+        teacher: the segmenter that predicts.
+        threshold: p_th.
+        scales, mirrored: views of :func:`testtime.parts.pixels.over_scales`.
+    """
+
+    def __init__(
+        self, anchor: nn.Module, teacher: nn.Module, threshold: float, scales: Sequence[float], mirrored: bool
+    ) -> None:
+        super().__init__()
+        self.anchor, self.teacher, self.threshold = anchor, teacher, threshold
+        self.scales, self.mirrored = scales, mirrored
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K, H, W)."""
+        z = self.anchor(x)
+        chosen = unsure(z, self.threshold)
+        if torch.compiler.is_exporting():  # a graph computes both
+            return torch.where(chosen, self._over_scales(x, z), self.teacher(x))
+        return self._over_scales(x, z) if bool(chosen) else self.teacher(x)
+
+    def _over_scales(self, x: Tensor, like: Tensor) -> Tensor:
+        size = (like.shape[-2], like.shape[-1])
+        return over_scales(self.teacher, x, size, self.scales, self.mirrored).to(like.dtype)
 
 
 @final
@@ -92,7 +129,9 @@ class CoTTA(Adapter):
 
     name, label = "cotta", "CoTTA"
     needs = ("class logits", "views")
-    answers_with = "the mean over augmented views of a batch that the source model is unsure about"
+    answers_with = (
+        "the mean over views that are drawn at random, of a batch that the source model is unsure about"
+    )
     venue = "CVPR 2022"
     paper = "Wang, Fink, Van Gool and Dai, Continual Test-Time Domain Adaptation"
     output = "teacher"
@@ -132,18 +171,26 @@ class CoTTA(Adapter):
         self.origin = [self.anchor.get_parameter(name) for name in moving]
         self.teacher = Teacher(self.model, self._adapted, decay)
         self.chunked = grouped([self.teacher.model] * chunk) if chunk > 1 else None
+        self.pixels = is_dense(self.model, getattr(self.model, "outputs", None))  # or known from an answer
 
     @torch.no_grad()
     def _predict_batch(self, x: Tensor) -> Tensor:
         """The teacher's answer: a call answers the same."""
         z = self.anchor(x)
-        confidence = z.softmax(dim=1, dtype=torch.promote_types(z.dtype, torch.float32)).amax(dim=1).mean()
-        if not bool(confidence < self.threshold):
+        self.pixels = z.dim() == 4
+        if not bool(unsure(z, self.threshold)):
             return self.teacher(x)
-        if z.dim() == 4:
+        if self.pixels:
             size = (z.shape[-2], z.shape[-1])
             return over_scales(self.teacher, x, size, self.scales, self.mirrored).to(z.dtype)
         return self._averaged(x).to(z.dtype)
+
+    def _answering(self) -> nn.Module:
+        if self.threshold <= 0:
+            return self.teacher.model
+        if not self.pixels:
+            return super()._answering()
+        return UnsureOverScales(self.anchor, self.teacher.model, self.threshold, self.scales, self.mirrored)
 
     def _averaged(self, x: Tensor) -> Tensor:
         """The teacher's mean logits over the views."""

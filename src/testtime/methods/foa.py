@@ -47,10 +47,10 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.intake.arguments import Positive
 from testtime.intake.shards import shards_of
-from testtime.intake.sharing import Stateful
+from testtime.intake.sharing import Stateful, twin
 from testtime.parts import entropy
 from testtime.parts.cma_es import CMAES
-from testtime.parts.features import head_tap, linear_head, with_features
+from testtime.parts.features import head_tap, headless, linear_head, with_features
 from testtime.parts.randomness import generator
 
 __all__ = ["FOA", "PromptedBlock", "SourceTokens"]
@@ -87,7 +87,6 @@ class FOA(Adapter):
 
     name, label = "foa", "FOA"
     needs = ("classifier", "linear head", "transformer")
-    answers_with = "a network with prompts beside its tokens, and features moved towards the source"
     venue = "ICML 2024"
     paper = "Niu, Miao, Chen, Wu and Zhao, Test-Time Model Adaptation with Only Forward Passes"
     source = "statistics"
@@ -166,6 +165,15 @@ class FOA(Adapter):
         self._known()
         logits, z, _ = self._answered(x, self.search.mean)
         return self._shifted(logits, z, self.running)
+
+    def _answering(self) -> nn.Module:
+        self._known()
+        moved = bool(self.shift and self.running.numel())
+        tree = headless(self.model) if moved else twin(self.model)
+        with_fixed_prompts(tree, self.search.mean.view(self.prompts, -1).clone())
+        if not moved:
+            return tree
+        return Moved(tree, self._head, self.shift * (self.tokens.mean[-1] - self.running))
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
@@ -249,22 +257,17 @@ def _moments(seen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, (z - mean[:, None]).square().mean(dim=1)
 
 
-class PromptedBlock(nn.Module):
-    """A block of a transformer that keeps the summary token of each image, and may add prompts or take them away.
+class Around(nn.Module):
+    """A module around a block of a transformer.
 
     Args:
         block: maps tokens (N, T, D) to such tokens.
         classed: whether the first token is a class token; prompts stand behind it.
-        last: whether the prompts go behind this block.
-        width: D.
     """
 
-    def __init__(self, block: nn.Module, classed: bool, last: bool, width: int) -> None:
+    def __init__(self, block: nn.Module, classed: bool) -> None:
         super().__init__()
-        self.block, self.classed, self.last, self.width = block, classed, last, width
-        self.open, self.count = False, 0
-        self.seen: Tensor | None = None
-        self.prompts: Tensor | None = None
+        self.block, self.classed = block, classed
 
     def __getattr__(self, name: str) -> Any:
         """What this does not know it asks the block, as a transformer of torch asks its layers."""
@@ -275,25 +278,123 @@ class PromptedBlock(nn.Module):
                 raise
             return getattr(self.block, name)
 
+    def added(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """Tokens (N, P + T, D) with prompts (P, D) beside those of x (N, T, D)."""
+        first = int(self.classed)
+        return torch.cat([x[:, :first], prompts.to(x.dtype).expand(x.shape[0], -1, -1), x[:, first:]], dim=1)
+
+    def removed(self, y: Tensor, count: int) -> Tensor:
+        """Tokens (N, T, D) without the ``count`` prompts."""
+        first = int(self.classed)
+        return torch.cat([y[:, :first], y[:, first + count :]], dim=1) if count else y
+
+
+class PromptedBlock(Around):
+    """A block of a transformer that keeps the summary token of each image, and may add prompts or take them away.
+
+    Args:
+        block: maps tokens (N, T, D) to such tokens.
+        classed: whether the first token is a class token; prompts stand behind it.
+        last: whether the prompts go behind this block.
+        width: D.
+    """
+
+    def __init__(self, block: nn.Module, classed: bool, last: bool, width: int) -> None:
+        super().__init__(block, classed)
+        self.last, self.width = last, width
+        self.open, self.count = False, 0
+        self.seen: Tensor | None = None
+        self.prompts: Tensor | None = None
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.open:
             return self.block(x, *args, **kwargs)
-        first = int(self.classed)
         if x.dim() != 3 or x.shape[2] != self.width:
             raise ValueError(
                 f"FOA adds prompts to the tokens (N, T, {self.width}) of a vision transformer, and a block of this model is "
                 f"given {tuple(x.shape)}; for other networks use a method without prompts: BNAdapt, T3A, LAME"
             )
         if self.prompts is not None:
-            prompts = self.prompts.to(x.dtype).expand(len(x), -1, -1)
-            x = torch.cat([x[:, :first], prompts, x[:, first:]], dim=1)
+            x = self.added(x, self.prompts)
         output = self.block(x, *args, **kwargs)
         y = output[0] if isinstance(output, tuple) else output
-        kept = torch.cat([y[:, :first], y[:, first + self.count :]], dim=1) if self.count else y
+        kept = self.removed(y, self.count)
         self.seen = y[:, 0] if self.classed else kept.mean(dim=1)
         if not self.last or not self.count:
             return output
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+
+class FixedPrompts(Around):
+    """A block before which prompts are added.
+
+    Args:
+        block, classed: as of :class:`Around`.
+        prompts: (P, D).
+    """
+
+    prompts: Tensor
+
+    def __init__(self, block: nn.Module, classed: bool, prompts: Tensor) -> None:
+        super().__init__(block, classed)
+        self.register_buffer("prompts", prompts)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.block(self.added(x, self.prompts), *args, **kwargs)
+
+
+class WithoutPrompts(Around):
+    """A block behind which prompts are removed.
+
+    Args:
+        block, classed: as of :class:`Around`.
+        count: number of prompts.
+    """
+
+    def __init__(self, block: nn.Module, classed: bool, count: int) -> None:
+        super().__init__(block, classed)
+        self.count = count
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = self.block(x, *args, **kwargs)
+        if isinstance(output, tuple):
+            return (self.removed(output[0], self.count), *output[1:])
+        return self.removed(output, self.count)
+
+
+class Moved(nn.Module):
+    """A linear head on features that are moved by a constant, as a module.
+
+    Args:
+        features: network from a batch to features (N, D).
+        head: linear layer.
+        away: what is added to the features, (D,).
+    """
+
+    away: Tensor
+
+    def __init__(self, features: nn.Module, head: nn.Module, away: Tensor) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+        self.register_buffer("away", away)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, C)."""
+        z = self.features(x)
+        return self.head((z + self.away).to(self.head.weight.dtype)).to(z.dtype)
+
+
+def with_fixed_prompts(tree: nn.Module, prompts: Tensor) -> None:
+    """Put fixed prompts (P, D) in place of the blocks of :func:`prompt_blocks`, in place."""
+    for parent in list(tree.modules()):
+        blocks = [(name, m) for name, m in parent.named_children() if isinstance(m, PromptedBlock)]
+        for i, (name, m) in enumerate(blocks):
+            plain = m.block
+            if i == 0:
+                plain = FixedPrompts(plain, m.classed, prompts)
+            elif m.last:
+                plain = WithoutPrompts(plain, m.classed, len(prompts))
+            setattr(parent, name, plain)
 
 
 def prompt_blocks(model: nn.Module) -> list[PromptedBlock]:

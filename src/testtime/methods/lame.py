@@ -32,7 +32,8 @@ Reference: Boudiaf, Mueller, Ben Ayed and Bertinetto, Parameter-free Online Test
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, final
+from dataclasses import dataclass
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ from torch.nn import functional as F
 from testtime.adapter import Adapter
 from testtime.intake.arguments import Positive
 from testtime.norm import source_statistics
-from testtime.parts.features import head_tap, with_features
+from testtime.parts.features import WithFeatures, head_tap, with_features
 from testtime.prediction import Prediction, energy
 
 __all__ = ["LAME", "affinities", "laplacian_adjusted"]
@@ -66,12 +67,14 @@ def affinities(features: Tensor, affinity: Affinity = "nearest", neighbours: int
     f = F.normalize(features, dim=1)
     if affinity == "linear":
         return f @ f.T
-    w = f.new_zeros(len(f), len(f))
-    k = min(neighbours, len(f) - 1)
+    n = f.shape[0]  # len(f) would be a constant in an exported graph
+    w = f.new_zeros(n, n)
+    k = torch.sym_min(neighbours, n - 1)
     if k < 1:
         return w
     distance = (2 - 2 * f @ f.T).clamp_min(0).sqrt()
-    nearest = distance.clone().fill_diagonal_(torch.inf).topk(k, dim=1, largest=False)
+    itself = torch.eye(n, dtype=torch.bool, device=f.device)
+    nearest = distance.masked_fill(itself, torch.inf).topk(k, dim=1, largest=False)
     if affinity == "nearest":
         return w.scatter_(1, nearest.indices, 1.0)
     width = nearest.values[:, -1].mean().clamp_min(torch.finfo(f.dtype).eps)
@@ -93,16 +96,62 @@ def laplacian_adjusted(
     >>> laplacian_adjusted(torch.tensor([[0.6, 0.4], [0.1, 0.9]]).log(), 1 - torch.eye(2)).exp().argmax(1)
     tensor([1, 1])
     """
-    log_z, near, before = log_p, w @ log_p.exp(), torch.inf
+    exported = (
+        torch.compiler.is_exporting()
+    )  # a graph has all iterations, the last ones of which change nothing
+    log_z, near, before = log_p, w @ log_p.exp(), log_p.new_full((), torch.inf)
+    ended = torch.zeros_like(before, dtype=torch.bool)
     for _ in range(iterations):
-        log_z = (log_p + weight * near).log_softmax(dim=1)
+        next_z = (log_p + weight * near).log_softmax(dim=1)
+        log_z = torch.where(ended, log_z, next_z) if exported else next_z
         z = log_z.exp()
         near = w @ z
-        now = (z * (log_z - log_p) - weight * z * near).sum().item()
-        if abs(now - before) <= tolerance * abs(before) and before != torch.inf:
+        now = (z * (log_z - log_p) - weight * z * near).sum()
+        ended = ((now - before).abs() <= tolerance * before.abs()) & (before != torch.inf)
+        if not exported and bool(ended):
             break
         before = now
     return log_z
+
+
+@final
+@dataclass(frozen=True)
+class Assignments:
+    """The assignments of a batch as a function of its logits and features.
+
+    Args:
+        affinity, neighbours: as of :func:`affinities`.
+        weight, iterations, tolerance: as of :func:`laplacian_adjusted`.
+    """
+
+    affinity: Affinity
+    neighbours: int
+    weight: float
+    iterations: int
+    tolerance: float
+
+    def __call__(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Return the log-assignments (N, C), in the type of the logits."""
+        w = affinities(features.double(), self.affinity, self.neighbours)
+        log_p = logits.double().log_softmax(dim=1)
+        return laplacian_adjusted(log_p, w, self.weight, self.iterations, self.tolerance).to(logits.dtype)
+
+
+class Assigned(nn.Module):
+    """A network whose samples share their predictions, as a module.
+
+    Args:
+        network: network from a batch to logits (N, C) and features (N, D).
+        assignments: function of them.
+    """
+
+    def __init__(self, network: WithFeatures, assignments: Assignments) -> None:
+        super().__init__()
+        self.network, self.assignments = network, assignments
+
+    def forward(self, x: Any) -> Tensor:
+        """Return the log-assignments (N, C)."""
+        return self.assignments(*self.network(x))
 
 
 @final
@@ -129,7 +178,6 @@ class LAME(Adapter):
 
     name, label = "lame", "LAME"
     needs = ("classifier", "linear head")
-    answers_with = "assignments that the samples of a batch share"
     venue = "CVPR 2022"
     paper = "Boudiaf, Mueller, Ben Ayed and Bertinetto, Parameter-free Online Test-time Adaptation"
     cost = (1, 0)
@@ -150,13 +198,17 @@ class LAME(Adapter):
         self.iterations, self.tolerance, self.head, self.norm = iterations, tolerance, head, norm
         self._tap = head_tap(self.model, head)
 
+    @property
+    def _assignments(self) -> Assignments:
+        return Assignments(self.affinity, self.neighbours, self.weight, self.iterations, self.tolerance)
+
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
         logits, features = with_features(self.model, self._tap, x)
-        w = affinities(features.double(), self.affinity, self.neighbours)
-        log_p = logits.double().log_softmax(dim=1)
-        log_z = laplacian_adjusted(log_p, w, self.weight, self.iterations, self.tolerance)
-        return Prediction(log_z.to(logits.dtype), score=energy(logits))
+        return Prediction(self._assignments(logits, features), score=energy(logits))
 
     def _predict_batch(self, x: Tensor) -> Tensor:
         return self.step(x)
+
+    def _answering(self) -> nn.Module:
+        return Assigned(WithFeatures(self.model, self.head), self._assignments)

@@ -143,7 +143,9 @@ class PETAL(Adapter):
 
     name, label = "petal", "PETAL"
     needs = ("classifier", "views")
-    answers_with = "the mean over augmented views of a batch that the source model is unsure about"
+    answers_with = (
+        "the mean over views that are drawn at random, of a batch that the source model is unsure about"
+    )
     venue = "CVPR 2023"
     paper = "Brahma and Rai, A Probabilistic Framework for Lifelong Test-Time Adaptation"
     output = "teacher"
@@ -209,6 +211,9 @@ class PETAL(Adapter):
             view = self.augment(x, generator(self.seed, int(self.clock), f"view {i}", x.device))
             total += self.teacher(view)
         return (total / self.views).to(z.dtype)
+
+    def _answering(self) -> nn.Module:
+        return self.teacher.model if self.threshold <= 0 else super()._answering()
 
     def step(self, x: Tensor) -> Tensor:
         if not len(self.prior.variance):

@@ -52,7 +52,7 @@ from torch.nn import functional as F
 
 from testtime.adapter import Adapter
 from testtime.intake.arguments import Natural, Positive
-from testtime.intake.sharing import share
+from testtime.intake.sharing import share, twin
 from testtime.moved import renamed
 from testtime.norm import batch_statistics
 from testtime.parts import Teacher, adam, generator, katana, soft_cross_entropy
@@ -135,6 +135,28 @@ class RMTOptions:
             raise ValueError(f"ensemble is 'mean' or 'sum', got {self.ensemble!r}")
 
 
+def together(student: Tensor, teacher: Tensor, ensemble: Literal["mean", "sum"]) -> Tensor:
+    """The prediction (N, C) from the logits (N, C) of two models."""
+    return student + teacher if ensemble == "sum" else (student + teacher) / 2
+
+
+class Both(nn.Module):
+    """The prediction from the logits of two models, as a module.
+
+    Args:
+        student, teacher: networks from a batch to logits (N, C).
+        ensemble: "mean" or "sum" of the logits.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, ensemble: Literal["mean", "sum"]) -> None:
+        super().__init__()
+        self.student, self.teacher, self.ensemble = student, teacher, ensemble
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the prediction (N, C)."""
+        return together(self.student(x), self.teacher(x), self.ensemble)
+
+
 @final
 class RMT(Adapter):
     """A mean teacher with a symmetric loss, held near the source by its prototypes and by replay.
@@ -168,7 +190,6 @@ class RMT(Adapter):
 
     name, label = "rmt", "RMT"
     needs = ("classifier", "linear head", "views")
-    answers_with = "the sum of the logits of student and teacher"
     venue = "CVPR 2023"
     paper = "Döbler, Marsden and Yang, Robust Mean Teacher for Continual and Gradual Test-Time Adaptation"
     source = "data"
@@ -244,10 +265,15 @@ class RMT(Adapter):
         return logits, z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _together(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return student + teacher if self.options.ensemble == "sum" else (student + teacher) / 2
+        return together(student, teacher, self.options.ensemble)
 
     def _predict_batch(self, x: Tensor) -> Tensor:
         return self._together(self.model(x), self.teacher(x))
+
+    def _answering(self) -> nn.Module:
+        student, teacher = twin(self.model), twin(self.teacher.model)
+        del student.projector, teacher.projector  # for learning alone
+        return Both(student, teacher, self.options.ensemble)
 
     def _drawn(self, batch: int) -> Tensor | list[int]:
         """The indices of the source images to replay in this step."""

@@ -51,7 +51,7 @@ from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, entropy, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.prior import reweighted
+from testtime.parts.prior import UnderPrior, reweighted
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction, energy
 
@@ -208,7 +208,6 @@ class ROID(Adapter):
 
     name, label = "roid", "ROID"
     needs = ("classifier", "norm", "views")
-    answers_with = "logits that are corrected by how frequent the classes are in the batch"
     venue = "WACV 2024"
     paper = (
         "Marsden, Döbler and Yang, Universal Test-Time Adaptation through Weight Ensembling, Diversity "
@@ -244,6 +243,10 @@ class ROID(Adapter):
 
     def _predict_batch(self, x: Tensor) -> Prediction:
         return corrected(self.model(x), self.options.prior)
+
+    def _answering(self) -> nn.Module:
+        prior = self.options.prior
+        return self.model if prior == "none" else UnderPrior(self.model, prior)
 
     def step(self, x: Tensor) -> Tensor:
         with observing(self.model):

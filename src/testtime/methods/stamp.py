@@ -231,7 +231,7 @@ class STAMP(Adapter):
 
     name, label = "stamp", "STAMP"
     needs = ("classifier", "norm", "views")
-    answers_with = "the mean over augmented views"
+    answers_with = "the mean over views that are drawn at random"
     venue = "ECCV 2024"
     paper = "Yu, Sheng, He and Liang, STAMP: Outlier-Aware Test-Time Adaptation with Stable Memory Replay"
     stochastic = True

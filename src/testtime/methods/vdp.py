@@ -137,7 +137,6 @@ class VDP(Adapter):
 
     name, label = "vdp", "VDP"
     needs = ("classifier", "images")
-    answers_with = "a network on images with prompts"
     venue = "AAAI 2023"
     paper = (
         "Gan, Bai, Lou, Ma, Zhang, Shi and Luo, Decorate the Newcomers: Visual Domain Prompt for Continual "
@@ -173,6 +172,9 @@ class VDP(Adapter):
     def _predict_batch(self, x: Tensor) -> Any:
         """The teacher's answer (N, C): a call answers the same."""
         return self.teacher(x)
+
+    def _answering(self) -> nn.Module:
+        return self.teacher.model
 
     def _label(self, x: Tensor) -> Tensor:
         """The teacher's mean logits (N, C) over the views."""

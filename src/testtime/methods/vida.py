@@ -113,6 +113,54 @@ class ViDAOptions:
             raise ValueError(f"allotment is 'paper' or 'released', got {self.allotment!r}")
 
 
+def allotted(views: Tensor, scale: float, threshold: float) -> tuple[Tensor, Tensor]:
+    """The weights of low and of high rank by the variance over the logits (V, N, C, ...) of the views, float64 scalars."""
+    u = scale * views.var(dim=0).mean().double()
+    u = torch.where(u >= threshold, u, -u)
+    return 1 - u, 1 + u
+
+
+class Weighed(nn.Module):
+    """A segmenter whose adapters are weighed by its views in several sizes, as a module.
+
+    Args:
+        teacher: segmenter with adapters.
+        options: scale, scales and allotment.
+        threshold: u_0.
+        mirrored: whether views are also mirrored.
+        before: weight of low rank under which the views are predicted, a scalar; None for 1.
+    """
+
+    before: Tensor | None
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        options: ViDAOptions,
+        threshold: float,
+        mirrored: bool,
+        before: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.teacher, self.options, self.threshold, self.mirrored = teacher, options, threshold, mirrored
+        self.register_buffer("before", before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K, H, W)."""
+        try:
+            self._weigh(1.0 if self.before is None else self.before, 1.0)
+            views = aligned_views(self.teacher, x, self.options.scales, self.mirrored)
+            low, high = allotted(views, self.options.scale, self.threshold)
+            self._weigh(low, 1.0 if self.options.allotment == "released" else high)
+            return self.teacher(x)
+        finally:
+            self._weigh(1.0, 1.0)
+
+    def _weigh(self, low: Tensor | float, high: Tensor | float) -> None:
+        for m in domain_adapters(self.teacher):
+            m.low, m.high = low, high
+
+
 @final
 class ViDA(Adapter):
     """Adapters of low and of high rank beside the layers, weighed by how unsure the teacher is.
@@ -142,7 +190,7 @@ class ViDA(Adapter):
 
     name, label = "vida", "ViDA"
     needs = ("class logits", "views")
-    answers_with = "a network whose modules weigh differently from batch to batch"
+    answers_with = "a network whose adapters are weighed by the variance over views that are drawn at random"
     venue = "ICLR 2024"
     paper = (
         "Liu, Yang, Jia, Zhang, Guo, Xue and Zhang, ViDA: Homeostatic Visual Domain Adapter for Continual "
@@ -211,10 +259,9 @@ class ViDA(Adapter):
             if self.pixels
             else torch.stack(seen)
         )
-        u = self.options.scale * float(views.var(dim=0).mean())
-        sign = 1 if u >= self.threshold else -1
-        self._weigh(1 - sign * u, 1.0 if released else 1 + sign * u)
-        return 1 - sign * u
+        low, high = allotted(views, self.options.scale, self.threshold)
+        self._weigh(float(low), 1.0 if released else float(high))
+        return float(low)
 
     def _weigh(self, low: float, high: float) -> None:
         for m in (*domain_adapters(self.model), *domain_adapters(self.teacher.model)):
@@ -224,6 +271,12 @@ class ViDA(Adapter):
         """The teacher's answer: a call answers the same."""
         self._allot(x)
         return self.teacher(x)
+
+    def _answering(self) -> nn.Module:
+        if not self.pixels:
+            return super()._answering()
+        before = self.low.clone() if self.options.allotment == "released" else None
+        return Weighed(self.teacher.model, self.options, self.threshold, self.mirrored, before)
 
     def step(self, x: Tensor) -> Any:
         low = self._allot(x)

@@ -217,6 +217,11 @@ def read_predictions(path: str | Path) -> Predictions:
             f"{path}: expected the class of each sample as predicted (N,), got the shape {columns['predicted'].shape}"
         )
     predicted = _names(columns.pop("predicted"))
+    if len(empty := np.flatnonzero(np.isin(predicted, ("", "nan")))):
+        place = f"line {lines[empty[0]]}" if lines else f"sample {empty[0]}"
+        raise DataError(
+            f"{path}, {place}: expected a class as predicted, got nothing; leave such samples out"
+        )
     others = {n: _names(columns.pop(n)) for n in [*columns] if n.startswith("predicted_")}
     for name, other in others.items():
         if other.shape != predicted.shape:
@@ -271,17 +276,38 @@ def read_labels(paths: Sequence[str | Path], predictions: Predictions) -> Labels
         DataError: a file holds something else; the message says in which line, and what was expected.
     """
     found = [_round(Path(path), predictions) for path in paths]
-    drawn = [r.rows.tolist() for one in found for r in one.rounds]
-    for k, rows in enumerate(drawn):
-        if rows in drawn[:k]:
-            raise DataError(
-                f"{paths[k]} has the samples of {paths[drawn.index(rows)]}, in its order; give each file of labels once"
-            )
     kinds = [one.kind for one in found]
     if len({*kinds}) > 1:
         raise DataError(f"expected label or value in all files, got {', '.join(kinds)}; take one of them")
+    for k, one in enumerate(found):
+        for earlier in range(k + 1):
+            _check_pair(paths[earlier], paths[k], found[earlier].rounds[0], one.rounds[0])
     unpredicted = sum((Counter(one.unpredicted) for one in found), Counter())
     return Labels([r for one in found for r in one.rounds], kinds[0] if kinds else "label", unpredicted)
+
+
+def _check_pair(path: str | Path, other: str | Path, one: Round, two: Round) -> None:
+    """Refuse two files, or one and itself, whose samples were counted twice by mistake, or have two values."""
+    known = dict(zip(one.rows.tolist(), one.values.tolist(), strict=True))
+    both = [row for row in two.rows.tolist() if row in known]
+    for row, value in zip(two.rows.tolist(), two.values.tolist(), strict=True):
+        if known.get(row, value) != value:
+            where = f"{path} and {other} have" if one is not two else f"{path} has"
+            raise DataError(f"{where} two values for sample {row}, one of them wrong; label it again")
+    if one is two or not both:
+        return
+    least = min(len(one.rows), len(two.rows))
+    if one.rows[:least].tolist() == two.rows[:least].tolist():
+        raise DataError(
+            f"{other} has the samples of {path}, in its order; give each file of labels once, and of a file that was "
+            "labelled further the last state"
+        )
+    if one.probabilities is None and two.probabilities is None:
+        count = f"{len(both)} {'samples' if len(both) > 1 else 'sample'}"
+        raise DataError(
+            f"{other} has {count} of {path}, the first is sample {both[0]}; random samples without a probability count once: "
+            "put both into one file, in which each sample has one line"
+        )
 
 
 def _round(path: Path, predictions: Predictions) -> Labels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from testtime.errors import check_name
 from testtime.metrics.control_variates import Choice, Interval, Round, Signals, estimate_mean, standardise
 from testtime.metrics.few_labels import Predictions, neyman_probabilities
 
-__all__ = ["DESIGNS", "SETTINGS", "repeat_draws", "repeat_for"]
+__all__ = ["DESIGNS", "SETTINGS", "check_numbers", "repeat_draws", "repeat_for"]
 
 Floats = NDArray[np.float64]
 Role = Literal["method", "base", "control"]
@@ -28,6 +28,31 @@ SETTINGS: dict[str, Any] = {
     **{"labels": [25, 50, 100, 200], "draws": 2000},
 }
 """Settings of the experiments on estimates from few labels."""
+
+
+def check_numbers(labels: Sequence[int], draws: int, samples: int | None = None) -> None:
+    """Refuse numbers of labels or of draws that cannot be, before a stream is predicted.
+
+    Args:
+        labels: numbers of labels of a draw.
+        draws: number of draws.
+        samples: number of samples of the stream, where it is known.
+
+    Raises:
+        ValueError: a number is below 2, or there are more labels than samples.
+
+    >>> check_numbers([25, 200], 2000, samples=120)
+    Traceback (most recent call last):
+        ...
+    ValueError: expected at most 120 labels, as many as the stream has samples, got 200; ask for fewer, or raise the limit
+    """
+    if min(labels, default=0) < 2 or draws < 2:
+        raise ValueError(f"labels and draws are whole numbers from 2, got {labels} and {draws}")
+    if samples is not None and (most := max(labels)) > samples:
+        raise ValueError(
+            f"expected at most {samples} labels, as many as the stream has samples, got {most}; ask for fewer, or raise the "
+            "limit"
+        )
 
 
 def repeat_draws(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from testtime.intake.outputs import Logits
 from testtime.intake.sharing import twin
 from testtime.parts.taps import Tap, tap, watched
 
-__all__ = ["head_tap", "headless", "linear_head", "with_features"]
+__all__ = ["WithFeatures", "head_tap", "headless", "linear_head", "with_features"]
 
 
 def linear_head(model: nn.Module, head: str | None = None) -> tuple[str, nn.Linear]:
@@ -106,3 +107,39 @@ def with_features(model: nn.Module, at_head: Tap, x: Tensor) -> tuple[Tensor, Te
             f"{tuple(features.shape)}; name the layer that is: head=..."
         )
     return logits, features
+
+
+class WithFeatures(nn.Module):
+    """A network that also returns the features that its linear head is given, as a module without a tap.
+
+    Args:
+        network: a classifier.
+        head: name of the head; the last linear layer unless given.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> [y.shape for y in WithFeatures(net)(torch.rand(5, 3, 2, 2))]
+    [torch.Size([5, 2]), torch.Size([5, 4])]
+    """
+
+    def __init__(self, network: nn.Module, head: str | None = None) -> None:
+        super().__init__()
+        name, _ = linear_head(network, head)
+        parent = name.rpartition(".")[0]
+        tapped = isinstance(
+            network.get_submodule(parent), Tap
+        )  # a frozen copy has the layer in place of its tap
+        self.network, self.head = network, parent if tapped else name
+
+    def forward(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Return logits (N, C) and features (N, D)."""
+        given: list[Tensor] = []
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            given.append(inputs[0])
+
+        handle = self.network.get_submodule(self.head).register_forward_pre_hook(keep)
+        try:
+            return self.network(x), given[-1]
+        finally:
+            handle.remove()

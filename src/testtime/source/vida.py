@@ -35,7 +35,9 @@ class DomainAdapter(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, low_rank: int, high_rank: int) -> None:
         super().__init__()
-        self.layer, self.low, self.high = layer, 1.0, 1.0
+        self.layer = layer
+        self.low: Tensor | float = 1.0
+        self.high: Tensor | float = 1.0
         self.low_down, self.low_up = _bypass(layer, low_rank)
         self.high_down, self.high_up = _bypass(layer, high_rank)
 

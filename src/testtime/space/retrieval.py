@@ -23,7 +23,7 @@ from testtime.space.generate import predicted
 from testtime.space.model import FourM
 from testtime.space.tokenizers import Tokenizer
 
-__all__ = ["depth_recalls", "predicted_vectors", "recalls"]
+__all__ = ["depth_recalls", "nearest", "paired_vectors", "predicted_vectors", "recalls"]
 
 __getattr__ = renamed(__name__, {"expected_vectors": "predicted_vectors"})
 
@@ -55,23 +55,34 @@ def predicted_vectors(
     return torch.cat(found)
 
 
-def depth_recalls(
+def paired_vectors(
     model: FourM, tokenizers: Mapping[str, Tokenizer], pixels: Tensor, depth: Tensor
-) -> dict[str, dict[int, float]]:
-    """Measure the recall of depth maps by pictures, "depth", and of pictures by depth maps, "picture".
+) -> tuple[Tensor, Tensor]:
+    """Predict a vector for every picture and for every depth map, (N, channels) each.
 
     Args:
         model: pre-trained model with the streams of depth and features.
         tokenizers: tokenizers of "depth" and "features".
         pixels: pictures (N, 3, H, W) in [0, 1].
         depth: their depth maps in the size of the tokenizer, (N, 1, h, w).
+    """
+    given = "tok_depth", tokenizers["depth"].encode(depth).flatten(1)
+    features = tokenizers["features"]
+    return predicted_vectors(model, features, pixels), predicted_vectors(model, features, pixels, given)
+
+
+def depth_recalls(
+    model: FourM, tokenizers: Mapping[str, Tokenizer], pixels: Tensor, depth: Tensor
+) -> dict[str, dict[int, float]]:
+    """Measure the recall of depth maps by pictures, "depth", and of pictures by depth maps, "picture".
+
+    Args:
+        model, tokenizers, pixels, depth: see :func:`paired_vectors`.
 
     Returns:
         R@1, R@5 and R@10 in percent, see :func:`recalls`.
     """
-    given = "tok_depth", tokenizers["depth"].encode(depth).flatten(1)
-    by_picture = predicted_vectors(model, tokenizers["features"], pixels)
-    by_depth = predicted_vectors(model, tokenizers["features"], pixels, given)
+    by_picture, by_depth = paired_vectors(model, tokenizers, pixels, depth)
     return {"depth": recalls(by_picture, by_depth), "picture": recalls(by_depth, by_picture)}
 
 
@@ -85,6 +96,23 @@ def recalls(queries: Tensor, answers: Tensor, ranks: Sequence[int] = (1, 5, 10))
     >>> recalls(torch.eye(4), torch.eye(4)[[0, 1, 3, 2]], (1, 2, 4))
     {1: 50.0, 2: 50.0, 4: 100.0}
     """
-    near = F.normalize(queries.double(), dim=1) @ F.normalize(answers.double(), dim=1).T
+    near = _similarity(queries, answers)
     rank = (near >= near.diagonal()[:, None]).sum(1)
     return {k: 100 * float((rank <= k).double().mean()) for k in ranks}
+
+
+def nearest(queries: Tensor, answers: Tensor) -> Tensor:
+    """Return the indices (N, M) of the answers for every query, the most similar first.
+
+    Args:
+        queries, answers: vectors (N, C) and (M, C).
+
+    >>> nearest(torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])).tolist()
+    [[2, 1, 0], [0, 1, 2]]
+    """
+    return _similarity(queries, answers).argsort(stable=True, dim=1, descending=True)
+
+
+def _similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of vectors (N, C) and (M, C), (N, M)."""
+    return F.normalize(a.double(), dim=1) @ F.normalize(b.double(), dim=1).T

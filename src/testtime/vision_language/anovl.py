@@ -47,6 +47,8 @@ from testtime.vision_language.local_tokens import checked_embeddings, ensemble, 
 
 __all__ = ["AnoVL", "anomaly_loss", "state_probabilities"]
 
+SAME = 1e-4  # distance of two unit embeddings that is taken for rounding
+
 
 def state_probabilities(tokens: Tensor, states: Tensor, scale: float) -> Tensor:
     r"""Return :math:`\log \operatorname{softmax}(s \cos(z, t))` of tokens (..., D) over two states (2, D): (..., 2)."""
@@ -94,7 +96,8 @@ class AnoVL(Adapter):
 
     Raises:
         TypeError: the embeddings are no tensors.
-        ValueError: the model has no local tokens, or the embeddings have other widths or are not finite.
+        ValueError: the model has no local tokens, or the embeddings have other widths, are not finite, or are the same for
+            both states.
 
     >>> colours = F.normalize(torch.randn(3, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     >>> class Pair(nn.Module):  # tokens are the colours of patches of 4 x 4 pixels
@@ -141,6 +144,13 @@ class AnoVL(Adapter):
                 "expected embeddings of normal and abnormal prompts, (K, D) and (M, D), got "
                 f"{tuple(normal.shape)} and {tuple(abnormal.shape)}; embed prompts: pair.encode_texts(state_prompts('leather'))"
             )
+        states = torch.stack([ensemble(normal.detach()), ensemble(abnormal.detach())])
+        if float((states[0] - states[1]).norm()) < SAME:
+            raise ValueError(
+                "the prompts for normal and for abnormal images have the same mean embedding, by which every image would be "
+                "abnormal with probability 0.5; expected prompts of two states: state_prompts(name, NORMAL) and "
+                "state_prompts(name, ABNORMAL)"
+            )
         super().__init__(model, seed)
         self.optimizer, self.steps, self.scale = optimizer, steps, scale
         self.weight, self.clean, self.noise = weight, clean, noise
@@ -148,7 +158,6 @@ class AnoVL(Adapter):
         self._pair = [patches_of(self.model)]  # in a list: part of the model already
         prompts = F.normalize(torch.cat([normal, abnormal]).detach(), dim=-1)
         self.register_buffer("prompts", prompts, persistent=False)
-        states = torch.stack([ensemble(normal.detach()), ensemble(abnormal.detach())])
         self.register_buffer("states", states, persistent=False)
 
     prompts: Tensor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import datetime
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, final
 
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from testtime.adapter import Adapter, state_hash
 from testtime.errors import RankError
+from testtime.gate import batch_of
+from testtime.intake.named import Inputs, NamedTensors, layout, packed, unpacked
 from testtime.intake.outputs import Logits
 from testtime.intake.shards import Group, Shards
 
 __all__ = ["DataParallel"]
 
-TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
+"""Types of a share; the last is that of a dictionary whose samples are packed into bytes."""
 REFUSED = -1  # in place of a number of samples: this process got a batch that it cannot take
 DIMENSIONS = 8
 
@@ -72,11 +76,12 @@ class DataParallel:
         self.processes: Group = group if hasattr(group, "gather") else _Processes(group, timeout)
         self.check()
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, x: Tensor | Mapping[str, Tensor]) -> Any:
         """Adapt to the batch of all processes, and predict the share of this one.
 
         Args:
-            x: share of this process (N_r, C, H, W), floating point; N_r may be 0, but not in all processes.
+            x: share of this process (N_r, C, H, W), floating point, token ids (N_r, T), or a dictionary of tensors (N_r, ...)
+                of the same names, types and lengths everywhere; N_r may be 0, but not in all processes.
 
         Returns:
             predictions of the N_r samples, as those of the adapter.
@@ -89,7 +94,7 @@ class DataParallel:
         """
         return self._shared(self.adapter, x)
 
-    def predict(self, x: Tensor) -> Any:
+    def predict(self, x: Tensor | Mapping[str, Tensor]) -> Any:
         """Predict the shares without learning. Arguments, results and errors as of a call."""
         return self._shared(self.adapter.predict, x)
 
@@ -141,7 +146,7 @@ class DataParallel:
         other.adapter = copy.deepcopy(self.adapter, memo)
         return other
 
-    def _shared(self, call: Any, x: Tensor) -> Any:
+    def _shared(self, call: Any, x: Any) -> Any:
         whole, mine = self._whole(x)
         with self._sharing():
             y = call(whole)
@@ -160,36 +165,58 @@ class DataParallel:
             for network in networks:
                 network.shards = None
 
-    def _whole(self, x: Any) -> tuple[Tensor, slice]:
+    def _whole(self, x: Any) -> tuple[Inputs, slice]:
         """The batch of all processes, and which rows are this one's."""
-        fits = isinstance(x, Tensor) and x.dtype in TYPES and 1 <= x.dim() <= DIMENSIONS
-        fits = fits and (x.is_floating_point() or x.dim() <= 2)  # token ids
-        form = [len(x), TYPES.index(x.dtype), x.dim(), *x.shape[1:]] if fits else [REFUSED]
-        device = x.device if isinstance(x, Tensor) else torch.device("cpu")
-        own = torch.zeros(DIMENSIONS + 2, dtype=torch.int64)
-        own[: len(form)] = torch.tensor(form)
+        mine = _share(x)
+        own, device = torch.zeros(DIMENSIONS + 2, dtype=torch.int64), torch.device("cpu")
+        if mine is None:
+            own[0] = REFUSED
+        else:
+            value = packed(mine) if isinstance(mine, NamedTensors) else mine
+            form = [len(value), TYPES.index(value.dtype), value.dim(), *value.shape[1:]]
+            own[: len(form)], device = torch.tensor(form), value.device
+            if isinstance(mine, NamedTensors):
+                own[-1] = int.from_bytes(hashlib.sha256(layout(mine).encode()).digest()[:7], "big")
         forms = [form.tolist() for form in self.processes.gather(own.to(device))]
         if bad := [rank for rank, form in enumerate(forms) if form[0] == REFUSED]:
-            got = f"; this one is rank {self.processes.rank} and got {_shown(x)}" if not fits else ""
+            got = f"; this one is rank {self.processes.rank} and got {_shown(x)}" if mine is None else ""
             raise TypeError(
-                f"ranks {bad} got no batch as one tensor, images (N, C, H, W) or token ids (N, T){got}"
+                f"ranks {bad} got no batch: images (N, C, H, W), token ids (N, T) or a dictionary of tensors (N, ...){got}"
             )
         if len({tuple(form[1:]) for form in forms}) > 1:
-            shapes = ", ".join(
-                f"rank {r}: {tuple(form[0:1] + form[3 : 2 + form[2]])}, {TYPES[form[1]]}"
-                for r, form in enumerate(forms)
-            )
+            shapes = ", ".join(f"rank {r}: {_described(form)}" for r, form in enumerate(forms))
             raise ValueError(
-                f"the shares of a batch have one type and one shape but for the number of samples, got {shapes}"
+                f"the shares of a batch have one type and one shape but for the number of samples, got {shapes}; this one is "
+                f"rank {self.processes.rank} and has {_shown(x)}"
             )
         rows = [form[0] for form in forms]
         if not sum(rows):
             raise ValueError("expected a sample in one of the processes at least, got empty shares in all")
-        padded = x.new_zeros(max(rows), *x.shape[1:])
-        padded[: len(x)] = x.detach()
+        padded = value.new_zeros(max(rows), *value.shape[1:])
+        padded[: len(value)] = value.detach()
         parts = [part[:n] for part, n in zip(self.processes.gather(padded), rows, strict=True)]
-        start = sum(rows[: self.processes.rank])
-        return torch.cat(parts), slice(start, start + len(x))
+        start, whole = sum(rows[: self.processes.rank]), torch.cat(parts)
+        found = unpacked(whole, mine) if isinstance(mine, NamedTensors) else whole
+        return found, slice(start, start + len(value))
+
+
+def _share(x: Any) -> Inputs | None:
+    """The share of a process as a batch; None where it is none, which all processes have to know."""
+    if isinstance(x, Mapping):
+        try:
+            return batch_of(x)
+        except (TypeError, ValueError):
+            return None
+    fits = isinstance(x, Tensor) and x.dtype in TYPES[:-1] and 1 <= x.dim() <= DIMENSIONS
+    return x if fits and (x.is_floating_point() or x.dim() <= 2) else None  # or token ids
+
+
+def _described(form: list[int]) -> str:
+    """The form of a share as it was exchanged."""
+    shape, kind = tuple(form[0:1] + form[3 : 2 + form[2]]), TYPES[form[1]]
+    return (
+        f"{shape}, {kind}" if kind != torch.uint8 else f"a dictionary of {form[0]} samples of {form[3]} bytes"
+    )
 
 
 def _refuse(adapter: Adapter) -> None:
@@ -208,6 +235,8 @@ def _refuse(adapter: Adapter) -> None:
 
 
 def _shown(x: Any) -> str:
+    if isinstance(x, Mapping) and all(isinstance(value, Tensor) for value in x.values()):
+        return layout(NamedTensors(x)) or "an empty dictionary"
     return f"{tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 

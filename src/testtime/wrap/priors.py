@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from testtime.adapter import Adapter
-from testtime.parts.prior import reweighted
+from testtime.parts.prior import UnderPrior, reweighted
 from testtime.prediction import Prediction
 from testtime.source.label_shift import shifted_heads
 from testtime.wrap.wrapper import Wrapper
@@ -55,8 +55,6 @@ class PriorCorrected(Wrapper):
     ([0, 0, 0, 1], [0, 0, 0, 0])
     """
 
-    answers_with = "logits that are corrected by how frequent the classes are in the batch"
-
     def __init__(self, adapter: Adapter, of: Literal["probabilities", "logits"] = "probabilities") -> None:
         super().__init__(adapter)
         self.of = of
@@ -71,6 +69,9 @@ class PriorCorrected(Wrapper):
 
     def _predict_batch(self, x: Tensor) -> Tensor:
         return self._correct(self.adapter.predict(x))
+
+    def _answering(self) -> nn.Module:
+        return UnderPrior(self.adapter._answering(), self.of)
 
     def step(self, x: Tensor) -> Tensor:
         return self._correct(self.adapter(x))

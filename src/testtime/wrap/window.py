@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from testtime.adapter import Adapter
+from testtime.intake.named import Inputs, NamedTensors, layout, packed, unpacked
 from testtime.wrap.wrapper import Wrapper
 
 __all__ = ["Window"]
@@ -28,7 +30,8 @@ class Window(Wrapper):
         every: new images between two adaptations; ``size`` unless given.
 
     Raises:
-        ValueError: size or every is below 1, or an image has another form than those in the window.
+        ValueError: size or every is below 1, or an image has another form than those in the window. Token ids and the tensors
+            of a dictionary are of one length: pad them to it.
 
     Cost: the adapter's on up to max(size, N) images per step of N.
 
@@ -40,9 +43,9 @@ class Window(Wrapper):
     [False, False, True, False]
     """
 
-    needs = ("tensor",)
     answers_with = "what it makes of an image together with the last ones"
     window: Tensor
+    layout: Tensor
     arrived: Tensor
 
     def __init__(self, adapter: Adapter, size: int, every: int | None = None) -> None:
@@ -53,26 +56,38 @@ class Window(Wrapper):
             )
         self.size, self.every = size, size if every is None else every
         self.register_buffer("window", torch.zeros(0))  # the form of an image is not known before the first
+        self.register_buffer("layout", torch.zeros(0, dtype=torch.uint8))  # text of a packed window
         self.register_buffer("arrived", torch.zeros((), dtype=torch.int64))
 
-    def _company(self, x: Tensor) -> Tensor:
+    def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A saved state in the present form; until December 2026 a window held one tensor, and no layout."""
+        return {"layout": torch.zeros(0, dtype=torch.uint8), **saved}
+
+    def _company(self, x: Any) -> Any:
         """The new images (N, ...) behind those of the window, at most ``size`` in all unless N is more."""
         if self.window.numel() == 0:
             return x
-        if self.window.shape[1:] != x.shape[1:]:
+        held, given = bytes(self.layout.tolist()).decode(), layout(x) if isinstance(x, NamedTensors) else ""
+        if held != given or (not given and self.window.shape[1:] != x.shape[1:]):
+            old, new = held or tuple(self.window.shape[1:]), given or tuple(x.shape[1:])
             raise ValueError(
-                f"the window holds images of shape {tuple(self.window.shape[1:])}, got {tuple(x.shape[1:])}; "
-                "resize the images, or call reset() to begin a new window"
+                f"the window holds {'samples' if held or given else 'images'} of shape {old}, got {new}; resize the images, "
+                "pad token ids to one length, or call reset() to begin a new window"
             )
-        return torch.cat([self.window.to(x), x])[-max(self.size, len(x)) :]
+        rows = packed(x) if given else x
+        rows = torch.cat([self.window.to(rows), rows])[-max(self.size, len(x)) :]
+        return unpacked(rows, x) if given else rows
 
-    def _predict_batch(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Any) -> Any:
         company = self._company(x)
         return self.adapter.predict(company).at(_last(len(x), company))
 
-    def step(self, x: Tensor) -> Tensor:
+    def step(self, x: Any) -> Any:
         company = self._company(x)
-        self.window = company[-self.size :].clone()
+        kept = company[-self.size :]
+        self.window = packed(kept) if isinstance(kept, NamedTensors) else kept.clone()
+        text = layout(kept).encode() if isinstance(kept, NamedTensors) else b""
+        self.layout = torch.tensor(list(text), dtype=torch.uint8, device=kept.device)
         self.arrived += len(x)
         if int(self.arrived) < self.every:
             return self.adapter.predict(company).at(_last(len(x), company))
@@ -80,5 +95,5 @@ class Window(Wrapper):
         return self.adapter(company).at(_last(len(x), company))
 
 
-def _last(n: int, batch: Tensor) -> Tensor:
+def _last(n: int, batch: Inputs) -> Tensor:
     return torch.arange(len(batch) - n, len(batch), device=batch.device)

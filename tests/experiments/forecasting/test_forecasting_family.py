@@ -83,6 +83,40 @@ def test_own_methods_and_sources_get_rows(file: Path, tmp_path: Path) -> None:
         make_source("gruu", read_series(str(file), "."), 4, 2, 0)
 
 
+def test_a_season_that_is_no_day_is_asked_for_and_taken(file: Path, tmp_path: Path) -> None:
+    experiment, lines = find_experiment("forecasting-csv"), file.read_text().split("\n")
+    first = datetime(2024, 1, 1)
+    rows = [f"{first + timedelta(hours=5 * h)},{line.split(',', 1)[1]}" for h, line in enumerate(lines[1:])]
+    file.write_text("\n".join([lines[0], *rows]))
+
+    def asked(**given: object) -> Request:
+        return request(file, rows=("seasonal naive",), settings={**request(file).settings, **given})
+
+    with pytest.raises(ValueError, match="step of 5:00:00, of which a day is no whole .*--set period=7"):
+        experiment.plan(asked())
+    with pytest.raises(ValueError, match=r"a season at least, 25 observations, got length=24"):
+        experiment.plan(asked(period=25))
+    for wrong in (-1, 2.5, True):
+        with pytest.raises(ValueError, match=f"period is a number of observations, .* got {wrong}"):
+            experiment.plan(asked(period=wrong))
+    assert run_experiment(experiment, asked(period=6), tmp_path / "run").exit_code == 0
+    table = experiment.tables(read_run(tmp_path / "run"))[0]
+    series = read_series(str(file), str(tmp_path))
+    v, begin = series.standardised(), series.train + series.validation
+    errors = [v[t + k] - v[t + k - 6] for t in range(begin - 1, begin + 9) for k in (1, 2, 3)]
+    expected = float(torch.stack(errors).square().mean())
+    assert table.value("seasonal naive", table.column("MSE 3")) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_season_is_part_of_the_units_that_have_one_alone(file: Path) -> None:
+    experiment = find_experiment("forecasting-csv")
+    units = []
+    for given in ({}, {"period": 6}):
+        plan = experiment.plan(request(file, settings={**request(file).settings, **given}))
+        units.append({cell.row: cell.unit.address for cell in plan.cells})
+    assert [row for row in units[0] if units[0][row] != units[1][row]] == ["seasonal naive"]
+
+
 def test_bad_settings_are_refused_before_any_work(file: Path, tmp_path: Path) -> None:
     experiment = find_experiment("forecasting-etth1")
     for settings, message in (

@@ -66,6 +66,14 @@ def test_any_row_can_be_the_deployed_one() -> None:
         needs("tentt")
 
 
+def test_more_labels_than_samples_are_refused_before_the_stream() -> None:
+    asked = replace(ASKED, seeds=(0,))
+    for labels, message in (([10, 121], "at most 120 labels, .* got 121"), ([1], "whole numbers from 2")):
+        with pytest.raises(ValueError, match=message):
+            find_experiment("labels-digits").plan(replace(asked, settings={**SETTINGS, "labels": labels}))
+    assert find_experiment("labels-digits").plan(replace(asked, settings={**SETTINGS, "labels": [120]})).cells
+
+
 def test_the_accuracy_of_a_row_of_a_run_from_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,3 +62,16 @@ def test_labels_of_a_single_frame_are_refused() -> None:
     experiment = find_experiment("labels-camvid")
     with pytest.raises(ValueError, match="whole numbers from 2"):
         experiment.plan(Request(experiment="labels-camvid", seeds=(0,), settings={"labels": [1]}))
+
+
+def test_more_labels_than_frames_are_refused_before_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = (torch.zeros(30, 3, 4, 4), torch.zeros(30, 4, 4))
+    for module in ("units", "labels"):
+        monkeypatch.setattr(f"testtime.experiments.segmentation.{module}.road_frames", lambda *at: frames)
+    experiment = find_experiment("labels-camvid")
+    asked = Request(experiment="labels-camvid", seeds=(0,), settings={"labels": [10, 31]})
+    with pytest.raises(ValueError, match="at most 30 labels, as many as the stream has samples, got 31"):
+        experiment.plan(asked)
+    with pytest.raises(ValueError, match="at most 24 labels"):
+        experiment.plan(replace(asked, limit=24, settings={"labels": [25]}))
+    assert len(experiment.plan(replace(asked, settings={"labels": [30]})).cells) == 4

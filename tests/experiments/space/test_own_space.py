@@ -1,5 +1,7 @@
 """A walk of one's own from a folder of pictures, 7-Scenes, ScanNet++ and Replica to its table, and what is refused."""
 
+import base64
+import io
 import json
 
 import numpy as np
@@ -129,7 +131,11 @@ def test_a_walk_ends_with_its_table(layout, store, tmp_path, monkeypatch, capsys
     assert list(found) == [*constant, *((row, column) for row in rows for column in columns)]
     assert np.isfinite(list(found.values())).all()
     assert len({*found.values()}) > 2
-    assert run.about["used"]["space"] in (tmp_path / "run" / "report.html").read_text()
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert run.about["used"]["space"] in text
+    assert text.count("data:image/png;base64,") == 2  # on light and on dark ground
+    drawn = Image.open(io.BytesIO(base64.b64decode(run.other("pictures")["light"])))
+    assert drawn.width == 6 + (2 + len(rows)) * (150 + 6)  # picture, label, and every row
     before = {path: path.read_bytes() for path in (tmp_path / "run" / "results").iterdir()}
     if layout == "pictures":
         saved(

@@ -1,5 +1,7 @@
 """Units of test-space training: everything is made once, and no label of the test space is learned from."""
 
+import base64
+import io
 import json
 from dataclasses import replace
 
@@ -19,7 +21,7 @@ from testtime.scenes.places import Place, Views, houses
 from testtime.space.loader import Batches
 from testtime.space.shards import Shards
 
-pytest.importorskip("PIL", reason="pip install -e '.[images]'")
+Image = pytest.importorskip("PIL.Image", reason="pip install -e '.[images]'")
 pytest.importorskip("embreex", reason="pip install -e '.[scenes]'")
 pytest.importorskip("vector_quantize_pytorch", reason="pip install -e '.[space]'")
 
@@ -129,6 +131,11 @@ def test_every_measure_of_a_variant(speck):
     for asked in ("depth", "picture"):
         assert 0 <= found[f"{asked} R@1"] <= found[f"{asked} R@5"] == 100  # three frames
     assert found["chance R@1"] == pytest.approx(100 / 3)
+    drawn = speck.made(speck.planner.retrieved()).result
+    light, dark = (Image.open(io.BytesIO(base64.b64decode(drawn[tone]))) for tone in ("light", "dark"))
+    assert (
+        light.size == dark.size == (6 + 8 * (112 + 6), 26 + 3 * (112 + 6))
+    )  # twice one asked for and three found
     assert 0 <= speck.result(SENSED, "CIDEr-D")["scene graph F"] <= 100
     found = speck.result(FROZEN, "mIoU after")
     assert found["mIoU before"] == speck.result(FROZEN)["mIoU"]

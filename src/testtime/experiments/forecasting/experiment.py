@@ -57,11 +57,15 @@ class Forecasting(Experiment):
         _check(given, series)
         facts = {"series": series.digest()}
         rows, cells = self.chosen_rows(self._rows(given["sources"]), request), []
+        if any(row.about["source"] == "seasonal-naive" for row in rows):
+            _check_season(given, series)
+        season = {"period": given["period"]} if given["period"] else {}
         for row, horizon, seed in product(rows, given["horizons"], request.seeds or ()):
             about = {"source": given["sources"][0], "rates": [], "leaking": False, **row.about}
             trained, drawn = about["source"] in SEEDED, about["method"] not in SEEDLESS
             common = {"series": used, "horizon": horizon, "source": about["source"], "facts": facts}
             common |= {"length": given["length"], "passes": given["passes"], "source_seed": seed * trained}
+            common |= season if about["source"] == "seasonal-naive" else {}
             name = f"{about['source']}, {horizon}, seed {seed * trained}"
             needs = {"source": Unit(f"{STUDY}:fit_source", common, name, places=places)}
             about |= {"stride": given["stride"], "tune": given["tune"], "limit": request.limit}
@@ -94,6 +98,26 @@ class Forecasting(Experiment):
             title = f"Error of forecasts by horizon, {title}"
             found.append(Table.of(title, run.rows, columns, run.records(), run.missing, notes))
         return found
+
+
+def _check_season(given: Mapping[str, Any], series: Series) -> None:
+    """Refuse a season that the seasonal naive forecast cannot have, with a ValueError."""
+    period = given["period"]
+    if isinstance(period, bool) or not isinstance(period, int) or period < 0:
+        raise ValueError(f"period is a number of observations, or 0 for those of a day, got {period}")
+    if not period:
+        try:
+            period = series.period()
+        except ValueError:
+            raise ValueError(
+                f"{series.name} has a step of {series.step}, of which a day is no whole number; give the observations of a "
+                "season of the seasonal naive forecast: --set period=7"
+            ) from None
+    if period > given["length"]:
+        raise ValueError(
+            f"expected windows of a season at least, {period} observations, got length={given['length']}; lengthen them, or "
+            "give a shorter season: --set period=N"
+        )
 
 
 def _check(given: Mapping[str, Any], series: Series) -> None:

@@ -23,8 +23,9 @@ from testtime.experiments import (
 )
 from testtime.experiments.online import listing
 from testtime.experiments.online.experiment import HERE, online
+from testtime.experiments.online.stream import make_stream
 from testtime.metrics.few_labels import Predictions, predictions_of
-from testtime.metrics.repeated_draws import DESIGNS, SETTINGS, repeat_for
+from testtime.metrics.repeated_draws import DESIGNS, SETTINGS, check_numbers, repeat_for
 
 __all__ = ["FewLabels", "repeat_estimates", "run_predictions"]
 
@@ -54,8 +55,12 @@ class FewLabels(Experiment):
 
     def plan(self, request: Request) -> Plan:
         p, cells = {name: self.setting(request, name) for name in self.settings}, []
+        check_numbers(p["labels"], p["draws"])
         shown, rows = (p["deployed"], *p["beside"]), self.chosen_rows(self.rows, request)
         base = online(self.stream).plan(replace(request, rows=shown, settings={"open_sets": ["none"]}))
+        for unit in [cell.unit for cell in base.cells[:1]]:
+            stream = make_stream(unit.parameters, unit.places, unit.parameters["limit"])
+            check_numbers(p["labels"], p["draws"], stream.images)
         for row, seed in ((row, seed) for row in rows for seed in request.seeds or ()):
             needs = {cell.row: cell.unit for cell in base.cells if cell.seed == seed}
             facts = {"design": row.about["method"], **p, "seed": seed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit, Workspace
 from testtime.experiments.segmentation.experiment import FACTS, Segmentation
-from testtime.experiments.segmentation.units import FRAMES
+from testtime.experiments.segmentation.units import FRAMES, road_frames
 from testtime.files import read_tensors
-from testtime.metrics.repeated_draws import DESIGNS, SETTINGS, repeat_draws
+from testtime.metrics.repeated_draws import DESIGNS, SETTINGS, check_numbers, repeat_draws
 
 __all__ = ["FrameLabels", "frame_signals", "repeat_frames"]
 
@@ -73,10 +74,11 @@ class FrameLabels(Experiment):
 
     def plan(self, request: Request) -> Plan:
         p = {name: self.setting(request, name) for name in self.settings}
-        if min(p["labels"], default=0) < 2 or p["draws"] < 2:
-            raise ValueError(f"labels and draws are whole numbers from 2, got {p['labels']} and {p['draws']}")
+        check_numbers(p["labels"], p["draws"])
         shown = (p["deployed"], *p["beside"])
         base = self.base.plan(replace(request, rows=shown, methods=(), settings={}))
+        frames = len(road_frames(str(Path(request.data).resolve()), "dusk")[0])
+        check_numbers(p["labels"], p["draws"], min(request.limit or frames, frames))
         rows, cells = self.chosen_rows(self.rows, request), []
         for row, seed in ((row, seed) for row in rows for seed in request.seeds or ()):
             needs = {cell.row: cell.unit for cell in base.cells if cell.seed == seed and cell.row in shown}

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 
 from testtime import report
 from testtime.errors import need_packages, unknown_name
-from testtime.experiments.experiment import Cell, Experiment, Plan, Resource
+from testtime.experiments.experiment import Cell, Experiment, Plan, Resource, Unit
 from testtime.experiments.pages import run_page, table_blocks
 from testtime.experiments.request import Request
 from testtime.experiments.run import Run
@@ -20,6 +20,7 @@ from testtime.experiments.space.analyses import (
     CONSTANT,
     FLOOR,
     PSEUDO,
+    WHOLE,
     Entry,
     Variant,
     entries,
@@ -43,10 +44,15 @@ UNITS = {"CIDEr-D": "", "depth error": "deviations"}
 """Units of the columns that are not in percent."""
 CLASSES = 8
 """Largest number of rows whose IoU is shown class by class."""
-DRAWN = (
-    "Frames of the test house from cameras that were not trained on. Shown 25 % of the image's patches, the model expects the "
-    "rest of the image and what each sensor would measure; right of the label, segmentations of the whole image."
-)
+DRAWN = {
+    "demo": "Frames of the test house from cameras that were not trained on. Shown 25 % of the image's patches, the model "
+    "expects the rest of the image and what each sensor would measure; right of the label, segmentations of the whole image.",
+    "own": "Frames of the walk that were not trained on. Depth goes from dark (near) to light (far), each prediction scaled to "
+    "the median of the measured depth; grey is not known.",
+    "retrieval": "Frames of the test house from cameras that were not trained on: a picture and the depth maps nearest to it "
+    f"for {WHOLE.name}, then the depth map and its nearest pictures. A green frame marks the right one.",
+}
+"""What the pictures of an experiment show."""
 
 
 @final
@@ -112,10 +118,22 @@ class SpaceExperiment(Experiment):
             for e in shown
             if e.row in chosen
         ]
-        others = {"pictures": planners[0].pictures()} if self.name == f"{PREFIX}demo" else {}
+        drawn = self._drawn(planners[0], [e for e in shown if e.row in chosen])
+        others = {} if drawn is None else {"pictures": drawn}
         precision = "float32" if float32 else preset.recipe.precision
         about = {"preset": name, "precision": precision}
         return Plan(rows, cells, others, facts, used, about)
+
+    def _drawn(self, planner: Planner, shown: Sequence[Entry]) -> Unit | None:
+        """Return the unit that draws the page's pictures; None for an experiment without."""
+        if self.name == f"{PREFIX}demo":
+            return planner.pictures()
+        if self.name == f"{PREFIX}retrieval" and WHOLE.name in {e.row for e in shown}:
+            return planner.retrieved()
+        if self.name == OWN:
+            learned = [(MEASURED[e.column], e.variant, e.row) for e in shown if e.row != CONSTANT]
+            return planner.predictions(learned) if learned else None
+        return None
 
     def _shown(self, request: Request, preset: Preset, walk: Walk | None) -> list[Entry]:
         """Return the cells: those of the experiment and of encoders, for a walk with what it has."""
@@ -194,7 +212,7 @@ class SpaceExperiment(Experiment):
         blocks: list[Block] = [replace(block, columns=bars, scale=scale), *table_blocks(table)[1:]]
         blocks += [Figure(chart, chart.title) for chart in self.figures(run) if chart is not None]
         sections = [
-            Section("result", "Result", self.shows, blocks),
+            Section("result", "Result", self._shows(table), blocks),
             Section("pictures", "Pictures", "What it looks like", _pictures(run)),
             Section("classes", "Classes", "Class by class", _classes(run)),
         ]
@@ -219,6 +237,11 @@ class SpaceExperiment(Experiment):
         groups = [columns] if self.comparable else [[column] for column in columns]
         return report.join([self._highest(table, group, over) for group in groups], " ")
 
+    def _shows(self, table: Table) -> str:
+        """What the cells hold: the measure of a single column, where the columns have measures of their own."""
+        columns = _measured(table)
+        return columns[0].name if len(columns) == 1 and not self.comparable else self.shows
+
     def _highest(self, table: Table, columns: Sequence[Column], over: str) -> Text:
         """The sentence that names the best cells of comparable columns."""
         rows = [row.label for row in table.rows if row.role != "ceiling"]
@@ -227,7 +250,7 @@ class SpaceExperiment(Experiment):
         best = first_of({place: table.value(*where) for place, where in places.items()}, higher)
         if not best:
             return ""
-        plain = len(columns) == 1 and self.comparable
+        plain = len(_measured(table)) == 1
         names = [report.strong(row if plain or name == "–" else f"{row}, {name}") for row, name in best]
         value, spread, _ = table.cell(*places[best[0]])
         shown = self.shows if self.comparable else columns[0].name
@@ -277,7 +300,8 @@ def _pictures(run: Run) -> list[Block]:
     if found is None:
         return []
     light, dark = (base64.b64decode(found[tone]) for tone in ("light", "dark"))
-    return [Note(DRAWN), report.Picture(light, "", DRAWN, dark)]
+    said = DRAWN[run.about["experiment"].removeprefix(PREFIX)]
+    return [Note(said), report.Picture(light, "", said, dark)]
 
 
 def _classes(run: Run) -> list[Block]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from testtime.experiments.space import units
 from testtime.experiments.space.units import labelled_scenes, read_teacher, read_views, trained
@@ -20,8 +23,8 @@ from testtime.space.detection import boxes_of, evaluate_detector
 from testtime.space.distilled import decoded
 from testtime.space.frames import SpaceFrames
 from testtime.space.modalities import DEPTH
-from testtime.space.pictures import write_pictures
-from testtime.space.retrieval import depth_recalls
+from testtime.space.pictures import write_pictures, write_predictions, write_retrieved
+from testtime.space.retrieval import depth_recalls, nearest, paired_vectors
 from testtime.space.transfer import evaluate
 from testtime.wrap import Episodic, Repeat
 
@@ -67,13 +70,17 @@ def captions(work: Workspace) -> dict[str, Any]:
 
 def retrieval(work: Workspace) -> dict[str, Any]:
     """Measure R@1, R@5 and R@10 in percent, of depth maps by images and of images by depth maps, and what chance gives."""
-    model, known = trained(work.needs["pretraining"]), units.tokenizers(work)
-    frames = SpaceFrames(labelled_scenes(work), (DEPTH.name,))
-    pixels = torch.stack([frame["rgb"] for frame in frames])
-    depth = torch.stack(list(frames.values(DEPTH, known["depth"].size)))
-    recalled = depth_recalls(model, known, pixels, depth)
+    pixels, depth = _pairs(work)
+    recalled = depth_recalls(trained(work.needs["pretraining"]), units.tokenizers(work), pixels, depth)
     found = {f"{name} R@{k}": value for name, by_k in recalled.items() for k, value in by_k.items()}
     return found | {f"chance R@{k}": 100 * k / len(pixels) for k in (1, 5, 10)}
+
+
+def _pairs(work: Workspace) -> tuple[Tensor, Tensor]:
+    """Return the pictures (N, 3, H, W) of the test house, and their depth maps in the size of the tokenizer."""
+    frames = SpaceFrames(labelled_scenes(work), (DEPTH.name,))
+    size = units.tokenizers(work)["depth"].size
+    return torch.stack([frame["rgb"] for frame in frames]), torch.stack(list(frames.values(DEPTH, size)))
 
 
 def learning_on(work: Workspace) -> dict[str, Any]:
@@ -101,7 +108,32 @@ def pictures(work: Workspace) -> dict[str, Any]:
     model, data, known = trained(work.needs["pretraining"]), labelled_scenes(work), units.tokenizers(work)
     streams = {f"tok_{name}": known[name] for name in work.parameters["drawn"]}
     segmenters = {name: trained(work.needs[name]) for name in ("scratch", "TST-MM")}
-    step = max(1, len(data) // DRAWN)
-    indices = range(0, step * DRAWN, step)[: min(DRAWN, len(data))]
-    sheets = write_pictures(work.folder, model, streams, segmenters, data, indices)
+    return _encoded(write_pictures(work.folder, model, streams, segmenters, data, _spread(len(data))))
+
+
+def predictions(work: Workspace) -> dict[str, Any]:
+    """Draw held-out frames of a walk as PNG, light and dark, with their labels and the predictions of every row."""
+    data, networks = labelled_scenes(work), dict[str, dict[str, Any]]()
+    for task, row in (need.split(", ", 1) for need in work.parameters["drawn"]):
+        networks.setdefault(task, {})[row] = trained(work.needs[f"{task}, {row}"])
+    size = tuple(work.parameters["image"])
+    return _encoded(write_predictions(work.folder, networks, data, _spread(len(data)), size))
+
+
+def retrieved(work: Workspace) -> dict[str, Any]:
+    """Draw the nearest depth maps of pictures and the nearest pictures of depth maps as PNG, light and dark."""
+    pixels, depth = _pairs(work)
+    a, b = paired_vectors(trained(work.needs["pretraining"]), units.tokenizers(work), pixels, depth)
+    shown = DEPTH.normalised(depth)
+    ranks = nearest(a, b), nearest(b, a)
+    return _encoded(write_retrieved(work.folder, pixels, shown, ranks, _spread(len(pixels))))
+
+
+def _spread(count: int) -> range:
+    """Indices of the frames that are drawn, of ``count``."""
+    step = max(1, count // DRAWN)
+    return range(0, step * DRAWN, step)[: min(DRAWN, count)]
+
+
+def _encoded(sheets: Sequence[Path]) -> dict[str, str]:
     return {path.stem: base64.b64encode(path.read_bytes()).decode() for path in sheets}

@@ -207,6 +207,22 @@ class Planner:
         views = self.preset.test(WHOLE.test)
         return self._unit("measures:pictures", "pictures", 1.0, needs, views, drawn=list(drawn))
 
+    def predictions(self, shown: Sequence[tuple[str, Variant, str]]) -> Unit:
+        """Return the unit that draws frames of a walk with the predictions of variants.
+
+        Args:
+            shown: task ("depth" or "semseg"), variant, and name of the row.
+        """
+        kinds = {"depth": "depth", "semseg": "segmentation"}
+        needs = {f"{task}, {row}": self.transfer(variant, kinds[task]) for task, variant, row in shown}
+        views = self.preset.test(shown[0][1].test)
+        return self._unit("measures:predictions", "pictures", 0.1, needs, views, drawn=list(needs))
+
+    def retrieved(self) -> Unit:
+        """Return the unit that draws what the model of all modalities retrieves in the test house."""
+        needs = {"pretraining": self.pretraining(WHOLE), **self._tokenizers(("depth", "features"), WHOLE)}
+        return self._unit("measures:retrieved", "pictures", 0.1, needs, self.preset.test(WHOLE.test))
+
     def _tokenizers(self, names: Sequence[str], variant: Variant) -> Needs:
         return {f"tokenizer {n}": self.tokenizer(n, variant) for n in names}
 
