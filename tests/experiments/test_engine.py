@@ -17,7 +17,7 @@ from toy_family import Toy, events
 
 from testtime.claims import claimed
 from testtime.errors import DataError
-from testtime.experiments import Plan, Processes, Request, read_run, run_experiment
+from testtime.experiments import Plan, Processes, Request, find_experiment, read_run, run_experiment
 from testtime.experiments.backends import _shared_modules
 from testtime.experiments.store import Store
 from testtime.files import read_json, write_json
@@ -226,6 +226,20 @@ def test_a_unit_that_fails_in_another_process_is_reported_and_not_tried_again(tm
     # The next command tries again.
     assert run_experiment(toy, request, tmp_path / "run", say=silent).done == ["one 0"]
     assert read_run(tmp_path / "run").failures == {}
+
+
+def test_an_experiment_without_autocast_refuses_bfloat16_and_does_not_claim_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Toy, "precisions", lambda self, request: ("float32",), raising=False)
+    monkeypatch.setattr("testtime.processor.fast_bfloat16", lambda device: True)
+    request = replace(ASKED, seeds=(0,), precision="auto")
+    with pytest.raises(ValueError, match="toy computes in float32, not in bfloat16; leave --precision out"):
+        run_experiment(Toy(), replace(request, precision="bfloat16"), tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+    run_experiment(Toy(), request, tmp_path / "run", say=silent)
+    assert read_run(tmp_path / "run").request.precision == "float32"
+    assert find_experiment("space-main").precisions(Request("space-main")) == ("float32",)
+    paper = Request("space-main", settings={"preset": "paper-S"})
+    assert find_experiment("space-main").precisions(paper) == ("float32", "bfloat16")
 
 
 def test_the_provenance_names_versions_machine_precision_and_command(tmp_path: Path) -> None:

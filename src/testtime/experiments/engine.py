@@ -78,7 +78,7 @@ def run_experiment(
         what was done and what failed; a failed unit does not end the run.
 
     Raises:
-        ValueError: the experiment has no such row or setting, or the folder holds another run; nothing is written.
+        ValueError: the experiment has no such row, setting or precision, or the folder holds another run; nothing is written.
         DataError: data or weights are not there; nothing is written.
         ImportError: a package is not installed; nothing is written.
     """
@@ -89,7 +89,7 @@ def run_experiment(
     experiment.check_settings(request)
     experiment.check_machine(say)
     asked: Any = request.precision
-    started: Any = before.precision if before else None
+    started: Any = before.precision if before else _only_precision(experiment, request)
     precision = resolve_precision(asked, need_device(request.device), started, say)
     request = request.started(experiment.seeds, precision)
     whole = request.joined(before) if before else request
@@ -108,6 +108,16 @@ def run_experiment(
         schedule.add(units)
         schedule.work(experiment.name)
     return schedule.summary
+
+
+def _only_precision(experiment: Experiment, request: Request) -> str | None:
+    """Return the precision of an experiment that has one alone; a ValueError refuses a precision that it does not have."""
+    able = experiment.precisions(request)
+    if request.precision not in ("auto", *able):
+        raise ValueError(
+            f"{experiment.name} computes in {' or '.join(able)}, not in {request.precision}; leave --precision out"
+        )
+    return able[0] if len(able) == 1 else None
 
 
 class _Schedule:

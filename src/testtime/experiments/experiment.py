@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from testtime.experiments.request import Request
     from testtime.experiments.run import Run
     from testtime.experiments.table import Table
+    from testtime.processor import Precision
     from testtime.report import Chart, Page
 
 __all__ = ["Cell", "Experiment", "Plan", "Resource", "Unit", "closure"]
@@ -212,6 +213,10 @@ class Experiment(ABC):
 
         names = ", ".join(run.about["experiment"] for run in runs)
         return tables_page(f"{len(runs)} runs", f"testtime · {self.family}", names, self.compared(runs))
+
+    def precisions(self, request: Request) -> tuple[Precision, ...]:
+        """Return the precisions that the experiment can compute in; an experiment without autocast has one."""
+        return ("float32", "bfloat16")
 
     def setting(self, request: Request, name: str) -> Any:
         """Return the value of a setting of the family, or its default."""

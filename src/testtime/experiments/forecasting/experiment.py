@@ -13,6 +13,7 @@ from testtime.experiments.experiment import Resource
 from testtime.experiments.registry import code_of, read_constants
 from testtime.forecasting.series import Series
 from testtime.forecasting.study import read_series
+from testtime.processor import Precision
 
 __all__ = ["Forecasting"]
 
@@ -43,6 +44,9 @@ class Forecasting(Experiment):
         self.resources = (
             () if own_series else (Resource("series", "data", self.settings["series"], ("own",)),)
         )
+
+    def precisions(self, request: Request) -> tuple[Precision, ...]:
+        return ("float32",)
 
     def plan(self, request: Request) -> Plan:
         given: dict[str, Any] = {name: self.setting(request, name) for name in self.settings}

@@ -12,6 +12,7 @@ from testtime.errors import DataError
 from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit
 from testtime.experiments.experiment import Resource
 from testtime.experiments.registry import code_of, read_constants
+from testtime.processor import Precision
 from testtime.vision_language import local_data, local_study
 from testtime.vision_language.anovl import AnoVL
 from testtime.vision_language.gensam import GenSAM
@@ -71,6 +72,9 @@ class LocalTokens(Experiment):
         data = Resource("textures", "data", "dtd", ("own",)) if self.make == "make_textures" else None
         weights = Resource("network", "weights", "CLIP", ("ConSE of imagenet_mobilenetv1_x0.25 and MiniLM",))
         self.resources = (weights,) if data is None else (data, weights)
+
+    def precisions(self, request: Request) -> tuple[Precision, ...]:
+        return ("float32",)
 
     def plan(self, request: Request) -> Plan:
         given = {name: self.setting(request, name) for name in self.settings}

@@ -13,6 +13,7 @@ from testtime.experiments.experiment import Resource
 from testtime.experiments.registry import code_of, read_constants
 from testtime.models.small_segmenter import ROADS
 from testtime.models.zoo import PACKAGED
+from testtime.processor import Precision
 
 __all__ = ["Segmentation"]
 
@@ -42,6 +43,9 @@ class Segmentation(Experiment):
         self.resources = (Resource("frames", "data", "CamVid"),) if self.roads else ()
         if not self.roads:
             self.settings |= FACTS["scenes"]
+
+    def precisions(self, request: Request) -> tuple[Precision, ...]:
+        return ("float32",)
 
     def plan(self, request: Request) -> Plan:
         p: dict[str, Any] = {name: self.setting(request, name) for name in self.settings}

@@ -16,6 +16,7 @@ from testtime.experiments.segmentation.experiment import FACTS, Segmentation
 from testtime.experiments.segmentation.units import FRAMES, road_frames
 from testtime.files import read_tensors
 from testtime.metrics.repeated_draws import DESIGNS, SETTINGS, check_numbers, repeat_draws
+from testtime.processor import Precision
 
 __all__ = ["FrameLabels", "frame_signals", "repeat_frames"]
 
@@ -71,6 +72,9 @@ class FrameLabels(Experiment):
         self.settings = {**SETTINGS, "labels": FACTS["labels"][name]["labels"]}
         self.base = Segmentation("segmentation-camvid")
         self.resources = self.base.resources
+
+    def precisions(self, request: Request) -> tuple[Precision, ...]:
+        return ("float32",)
 
     def plan(self, request: Request) -> Plan:
         p = {name: self.setting(request, name) for name in self.settings}

@@ -29,6 +29,7 @@ from testtime.experiments.space.listing import EXPERIMENTS, LISTED, PREFIX
 from testtime.experiments.space.planning import Planner
 from testtime.experiments.space.presets import PRESETS, Preset
 from testtime.experiments.table import Column, Row, Table
+from testtime.processor import Precision
 from testtime.report import Block, Figure, Note, Page, Section, Text, first_of, mean, phrase, show
 from testtime.scenes.tracer import warn_if_slow
 from testtime.space.walks import Walk
@@ -81,6 +82,12 @@ class SpaceExperiment(Experiment):
                 Resource("space", "data", "the authors' walk through a meeting room", ("own",)),
             )
             self.settings |= {"layout": "", "fov": 0.0}
+
+    def precisions(self, request: Request) -> tuple[Precision, ...]:
+        preset = PRESETS.get(self.setting(request, "preset"))
+        return (
+            ("float32",) if preset and preset.recipe.precision == "float32" else super().precisions(request)
+        )
 
     def plan(self, request: Request) -> Plan:
         """Return rows, cells and units; the settings are "preset", a name, and "encoders", more rows.

@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit
 from testtime.experiments.experiment import Resource
 from testtime.experiments.registry import code_of, read_constants
+from testtime.processor import Precision
 from testtime.vision_language.study import chosen_images, facts_of
 
 __all__ = ["VisionLanguage"]
@@ -38,6 +39,9 @@ class VisionLanguage(Experiment):
             Resource("images", "data", self.settings["data"]),
             Resource("pair", "weights", "CLIP ViT-B/16", ("conse",)),
         )
+
+    def precisions(self, request: Request) -> tuple[Precision, ...]:
+        return ("float32",)
 
     def plan(self, request: Request) -> Plan:
         given: dict[str, Any] = {name: self.setting(request, name) for name in self.settings}
