@@ -4,6 +4,7 @@
     python benchmarks/all.py --only steps,state    # some of them
     python benchmarks/all.py --again --only jobs   # once more
     python benchmarks/all.py --page docs/performance.md
+    python benchmarks/all.py --quick               # whether every part runs, with its least work; keeps nothing
 
 Each part is a command of this folder and leaves a file: what it printed, with the processor, the load when it began, and the
 peers that are installed (torch-ttt 0.0.2, imagecorruptions 1.1.2; a comparison with one that is not says so). ``--page``
@@ -21,6 +22,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from testtime.files import read_json, write_json, write_text
 from testtime.processor import machine_load, processor_name
 
 HERE = Path(__file__).parent
+LENGTH = "bn-adapt,tent,eata,sar,roid,paf-kip,t3a,lame,sotta"  # rotta and cotta take an hour more
 PARTS: dict[str, tuple[str, list[str], float]] = {
     "steps": ("Steps of every method", ["steps.py"], 25),
     "base": ("What the base adds", ["state.py", "--only", "base"], 3),
@@ -37,11 +40,24 @@ PARTS: dict[str, tuple[str, list[str], float]] = {
     "memory": ("Memory of a step", ["memory.py"], 5),
     "scale": ("Classes and memory banks", ["scale.py"], 5),
     "layout": ("Layouts and torch.compile on a CPU", ["layout.py"], 8),
-    "length": ("Streams of a million images", ["length.py"], 60),
+    "length": ("Streams of a million images", ["length.py", "--methods", LENGTH], 20),
     "corruptions": ("Corruptions and streams", ["corruptions.py"], 30),
+    "pixels": ("Scenes and tokenizers", ["pixels.py"], 1),
     "jobs": ("Grids of short units", ["jobs.py", "--units", "200"], 5),
 }
 """Heading, command and minutes on one idle processor of each part."""
+QUICK: dict[str, list[str]] = {
+    "steps": ["--methods", "tent", "--batch-size", "8", "--rounds", "1"],
+    "memory": ["--methods", "TENT"],
+    "scale": ["--methods", "TENT", "--classes", "10", "--banks", "64", "--rounds", "1"],
+    "layout": ["--models", "digits-cnn", "--rounds", "1"],
+    "length": ["--methods", "tent", "--images", "4000"],
+    "corruptions": ["--kinds", "fog", "--sizes", "32", "--severities", "1", "--rounds", "1"],
+    "jobs": ["--units", "4", "--jobs", "0", "1"],
+}
+"""Further arguments of a part for its least work; of the others it is one round."""
+FILES = ("steps", "length")
+"""Parts that keep files of their own."""
 PEERS = ("torch-ttt", "imagecorruptions")
 MARKS = ("<!-- benchmarks/all.py -->", "<!-- end of benchmarks/all.py -->")
 
@@ -57,9 +73,12 @@ def peers() -> dict[str, str]:
     return found
 
 
-def run(name: str) -> dict[str, Any]:
-    """Run a part and return what it printed."""
+def run(name: str, quick: Path | None) -> dict[str, Any]:
+    """Run a part, quickly where there is a folder for what it then keeps, and return what it printed."""
     _, command, _ = PARTS[name]
+    if quick is not None:
+        command = command + QUICK.get(name, ["--rounds", "1"])
+        command = command + (["--out", str(quick / name)] if name in FILES else [])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     load, start = machine_load(), time.monotonic()
     done = subprocess.run(
@@ -116,25 +135,41 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--again", action="store_true", help="run parts that are done too")
     parser.add_argument("--out", default="benchmarks/results/all", help="folder, one file a part")
+    parser.add_argument(
+        "--quick", action="store_true", help="the least work of each part, of which nothing is kept"
+    )
     parser.add_argument("--page", help="page to write the tables to, such as docs/performance.md")
     given = parser.parse_args()
-    folder, names = Path(given.out), given.only.split(",")
+    names = given.only.split(",")
     if unknown := set(names) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there is {', '.join(PARTS)}")
-    waiting = [name for name in names if given.again or not (folder / f"{name}.json").exists()]
-    pace = 1.0  # measured minutes for an expected one
+    if given.quick and given.page:
+        parser.error("--quick keeps nothing that a page could show")
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary if given.quick else given.out)
+        failed = run_all(names, folder, given.again, given.quick)
+    if given.page:
+        write_page(Path(given.page), folder)
+    sys.exit(1 if failed else 0)
+
+
+def run_all(names: list[str], folder: Path, again: bool, quick: bool) -> list[str]:
+    """Run the parts of which there is no file in the folder, or all of them again, and return those that failed."""
+    waiting = [name for name in names if again or not (folder / f"{name}.json").exists()]
+    pace, failed = 1.0, []  # measured minutes for an expected one
     for place, name in enumerate(waiting):
         left = pace * sum(PARTS[other][2] for other in waiting[place:])
-        print(f"{place + 1} of {len(waiting)}: {name}, about {left:.0f} minutes remaining", flush=True)
-        found = run(name)
+        about = "" if quick else f", about {left:.0f} minutes remaining"
+        print(f"{place + 1} of {len(waiting)}: {name}{about}", flush=True)
+        found = run(name, folder if quick else None)
         pace = (pace + found["seconds"] / 60 / PARTS[name][2]) / 2
         print(found["text"], flush=True)
         if found["failed"]:
+            failed.append(name)
             print(f"{name} failed; the other parts go on", file=sys.stderr)
         else:
             write_json(folder / f"{name}.json", found)
-    if given.page:
-        write_page(Path(given.page), folder)
+    return failed
 
 
 if __name__ == "__main__":

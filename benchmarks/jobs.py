@@ -1,9 +1,12 @@
-"""What a grid of short units costs beside their own work: in this process, and on local processes.
+"""What a grid of short units costs beside their own work: in this process, on local processes, and on a local cluster of Ray.
 
 Every way is a process of its own, so that it pays for its start. Times of a processor that other work shares say little about
-wall time; the time of processors for each unit, workers and their starts included, is beside it.
+wall time; the time of processors for each unit, workers and their starts included, is beside it (not of Ray, whose workers
+are not children of this process). The efficiency is the wall time of one worker over that of two, times two; it says something
+on a machine that has two idle processors.
 
     python benchmarks/jobs.py --units 200
+    python benchmarks/jobs.py --units 200 --jobs 1 2 --ray 1 2    # with pip install 'testtime[ray]'
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from testtime.experiments import (
     Here,
     Plan,
     Processes,
+    Ray,
     Request,
     Row,
     Run,
@@ -61,16 +65,17 @@ class Grid(Experiment):
         return []
 
 
-def measured(units: int, jobs: int, folder: Path) -> dict[str, float]:
-    """Run the grid in this process (0 jobs) or on local processes, and return its times in seconds."""
+def measured(units: int, jobs: int, ray: bool, folder: Path) -> dict[str, float]:
+    """Run the grid in this process (0 jobs), on local processes or on Ray, and return its times in seconds."""
     request = Request("grid", (0,), precision="float32", settings={"units": units})
     store = folder / "store"
     before, begin = time.process_time(), time.monotonic()
-    backend = Processes(jobs) if jobs else Here()
+    backend = Ray("local", jobs) if ray else Processes(jobs) if jobs else Here()
     summary = run_experiment(Grid(), request, folder / "run", store, backend, say=lambda line: None)
     assert not summary.failed, summary.failed
     wall = time.monotonic() - begin
-    forkserver._forkserver._stop()  # type: ignore[attr-defined] - waited for, its children's time counts
+    if not ray:
+        forkserver._forkserver._stop()  # type: ignore[attr-defined] - waited for, its children's time counts
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     paths = [path for path in store.glob("units/*/*/result.json") if '"TENT, seed' in path.read_text()]
     own = sum(json.loads(path.read_text())["made"]["seconds"] for path in paths)
@@ -82,28 +87,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--units", type=int, default=200)
     parser.add_argument("--jobs", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--ray", type=int, nargs="*", default=[], help="processors of clusters that are started"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one is not None:
-        print(json.dumps(measured(given.units, given.jobs[0], Path(given.one))))
+        jobs, ray = (given.ray[0], True) if given.ray else (given.jobs[0], False)
+        print(json.dumps(measured(given.units, jobs, ray, Path(given.one))))
         return
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    for jobs in given.jobs:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "--units", str(given.units), "--jobs", str(jobs)]
-            text = subprocess.check_output([*command, "--one", folder], env=environment, text=True)
-            found[jobs] = json.loads(text.splitlines()[-1])
-    first = found[given.jobs[0]]
     print(f"{given.units} units, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    print(
-        "jobs  wall s  processor s  of it here  in units, wall  ms a unit  processor time of the first / of this"
-    )
-    for jobs, one in found.items():
-        each = 1000 * one["cpu"] / given.units
+    print("workers  wall s  processor s  of it here  in units, wall  ms a unit  efficiency on the clock")
+    for kind, jobs in [*(("jobs", n) for n in given.jobs), *(("ray", n) for n in given.ray)]:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--units", str(given.units), f"--{kind}", str(jobs)]
+            text = subprocess.check_output([*command, "--one", folder], env=environment, text=True)
+        one = found[kind, jobs] = json.loads(text.splitlines()[-1])
+        first = found.get((kind, 1))
+        speed = f"{first['wall'] / (jobs * one['wall']):.2f}" if first and jobs else ""
+        each = "" if kind == "ray" else f"{1000 * one['cpu'] / given.units:.0f}"
+        processor = "" if kind == "ray" else f"{one['cpu']:.1f}"
         print(
-            f"{jobs:4}  {one['wall']:6.1f}  {one['cpu']:11.1f}  {one['main']:10.1f}  {one['units']:14.1f}  "
-            f"{each:9.0f}  {first['cpu'] / one['cpu']:.2f}"
+            f"{kind} {jobs}  {one['wall']:7.1f}  {processor:>11}  {one['main']:10.1f}  "
+            f"{one['units']:14.1f}  {each:>9}  {speed}",
+            flush=True,
         )
 
 

@@ -1,5 +1,14 @@
 """One torch thread in every test: the machine may be small, and the numbers are the same."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Specify the charts of pages without drawing them, in tests of what stands beside them: drawing takes most of the time."""
+    from testtime.report import drawing
+
+    monkeypatch.setattr(drawing, "_svg", lambda wanted: ("<path></path>", float(wanted["width"]), 100.0))

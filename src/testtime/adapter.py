@@ -160,6 +160,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         """Predict the batch without learning: the state stays the same, byte for byte. Arguments and results as of a call."""
         with self._lock:
             self._frozen.check(self)
+            self._frozen.check_buffers(self)  # what the forward of the last prediction wrote
             batch, good = self._admit(x, learn=False)
             self._initial_state()
             if len(batch) == 0:
@@ -183,6 +184,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         """
         with self._lock:
             self._frozen.check(self)
+            self._frozen.check_buffers(self)
             self._initial_state()
             before, initial = Journal().before(self._parts(learned=True).values()), self._initial
             taught = self.taught
@@ -265,6 +267,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         except _Diverged as what:
             self._diverged = True
             self._undo(before)
+            self._frozen.check_buffers(self)
             with torch.no_grad():
                 y = as_prediction(self._predict_batch(x))
             y.failed = str(what)

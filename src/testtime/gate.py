@@ -136,7 +136,7 @@ def check_batch(x: Any) -> None:
         )
     if x.device.type == "meta":
         raise ValueError("expected a batch with data, got a meta tensor; move it to a device first")
-    if x[:1].numel() == 0 and len(x):
+    if len(x) and not x.numel():
         raise ValueError(f"expected samples with values, got shape {tuple(x.shape)}")
 
 

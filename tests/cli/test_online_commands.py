@@ -42,6 +42,7 @@ def test_a_report_prints_the_tables_and_writes_page_and_figures(
     assert (run / "report.html").read_bytes() == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_are_compared_and_those_of_two_families_are_not(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +65,7 @@ def test_several_runs_are_compared_and_those_of_two_families_are_not(
     assert f"{toy} (demo); make a page for each family" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_in_float32_goes_on_where_auto_would_take_bfloat16(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +77,7 @@ def test_a_run_in_float32_goes_on_where_auto_would_take_bfloat16(
     assert (found.request.precision, found.about["cells"]) == ("float32", cells)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_own_images_without_labels_get_a_recommendation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,18 +103,19 @@ def test_frost_enlarges_textures_for_large_images() -> None:
 
 
 def test_ice_has_the_colour_and_contrast_of_its_window() -> None:
-    means = torch.stack([ice(i).mean((1, 2)) for i in range(5)])
+    windows = [ice(i) for i in range(5)]
+    means = torch.stack([window.mean((1, 2)) for window in windows])
     expected = torch.tensor(
         [[0.32, 0.57, 0.64], [0.79, 0.81, 0.84], [0.75, 0.79, 0.84], [0.54, 0.60, 0.65], [0.44, 0.48, 0.53]]
     )
     assert (means - expected).abs().max() < 0.01
-    deviations = [ice(i).std((1, 2)).mean().item() for i in range(5)]
+    deviations = [window.std((1, 2)).mean().item() for window in windows]
     assert deviations == pytest.approx([0.08, 0.09, 0.10, 0.12, 0.16], abs=0.005)
     # as sharp as the photographs of frost, whose mean step from pixel to pixel is 0.03 to 0.07
-    steps = [ice(i).diff(dim=2).abs().mean().item() for i in range(5)]
+    steps = [window.diff(dim=2).abs().mean().item() for window in windows]
     assert min(steps) > 0.02
     assert max(steps) < 0.08
-    assert torch.equal(ice(2), ice(2))
+    assert torch.equal(ice(2), windows[2])
 
 
 def linear_zoom(layer: np.ndarray, factor: float) -> np.ndarray:

@@ -186,6 +186,14 @@ def test_a_model_that_writes_into_its_buffers_is_refused() -> None:
     assert state_hash(adapter) == before
 
 
+def test_predictions_that_wrote_into_a_buffer_are_refused() -> None:
+    adapter = Tent(Counts())
+    adapter.predict(X)
+    for call in (adapter.predict, adapter):
+        with pytest.raises(ValueError, match=r"writes into its buffer model\.network\.calls"):
+            call(X)
+
+
 def test_an_adapter_can_be_pickled_after_a_call() -> None:
     adapter = Tent(network())
     adapter(X)

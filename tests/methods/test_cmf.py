@@ -17,12 +17,20 @@ from testtime.methods import CMF, ROID
 from testtime.methods.cmf import MomentumFilter
 from testtime.methods.roid import ROIDOptions
 
+ALL_COUNT = [
+    Case("CMF-all", partial(CMF, classes=CLASSES, options=ROIDOptions(weighting=False, prior="none")))
+]
 
-@parametrize_with_laws(
-    [Case("CMF-all", partial(CMF, classes=CLASSES, options=ROIDOptions(weighting=False, prior="none")))]
-)
+
+@parametrize_with_laws(ALL_COUNT, rotate=True)
 def test_obeys(check: Callable[[], None]) -> None:
     """Where all count and no prior corrects, no law is excused."""
+    check()
+
+
+@pytest.mark.slow
+@parametrize_with_laws(ALL_COUNT)
+def test_obeys_in_every_world(check: Callable[[], None]) -> None:
     check()
 
 

@@ -1,10 +1,15 @@
 """Norm layers are found by kind, policies are laid once, and several models run as one."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from testtime.adapter import state_hash
+from testtime.intake.shards import Shards
 from testtime.intake.sharing import share, twin
+from testtime.methods import Tent
 from testtime.norm import (
     AlphaStatistics,
     BatchStatistics,
@@ -19,6 +24,7 @@ from testtime.norm import (
     norm_affine,
     norm_layers,
     observing,
+    source_statistics,
     swap_policy,
 )
 from testtime.norm.grouped import grouped
@@ -105,6 +111,20 @@ def test_observing_ends_with_an_error_too() -> None:
     with pytest.raises(RuntimeError, match="stop"):
         stop()
     assert not policy.observing
+
+
+@pytest.mark.parametrize("policy", [batch_statistics, source_statistics, alpha_statistics, ema_statistics])
+def test_a_network_is_compiled_as_one_graph(
+    policy: Callable[[nn.Module], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shards, "used", False)  # by other tests in this process
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+    plain, fast = Tent(net, norm=policy), Tent(net, norm=policy)
+    fast.model.network.compile(backend="eager", fullgraph=True)
+    for _ in range(2):
+        x = torch.rand(6, 3, 8, 8)
+        assert fast(x).equal(plain(x))
+    assert state_hash(fast) == state_hash(plain)
 
 
 def test_policies_can_be_laid_inside_inference_mode() -> None:

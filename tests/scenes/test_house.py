@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from testtime.scenes.house import door_zones, kelvin
 from testtime.scenes.layout import mesh_of, overlap
 from testtime.scenes.tracer import tracer
 
-HOUSES = [generate_house(seed, style) for seed in range(4) for style in STYLES]
+
+@cache
+def houses() -> list[House]:
+    return [generate_house(seed, style) for seed in range(4) for style in STYLES]
 
 
 def standing(house: House):
@@ -28,7 +32,7 @@ def standing(house: House):
 
 def test_furniture_intersects_neither_furniture_nor_walls_nor_doors():
     checked = 0
-    for house in HOUSES:
+    for house in houses():
         things = standing(house)
         for i, a in enumerate(things):
             room = house.rooms[a.room]
@@ -46,7 +50,7 @@ def test_furniture_intersects_neither_furniture_nor_walls_nor_doors():
 
 def test_rays_pass_from_room_to_room_through_the_gaps_of_open_doors():
     passed = shut = 0
-    for house in HOUSES:
+    for house in houses():
         rays = tracer(house.mesh.triangles)
         for room, side, o in house.plan.doors():
             if o.leads_to < 0:
@@ -69,7 +73,7 @@ def test_rays_pass_from_room_to_room_through_the_gaps_of_open_doors():
 
 def test_no_ray_leaves_the_house():
     rng = np.random.default_rng(0)
-    for house in HOUSES[:6]:
+    for house in houses()[:6]:
         rays = tracer(house.mesh.triangles)
         for room in house.rooms:
             start = np.broadcast_to([*room.centre, 1.9], (2000, 3))
@@ -77,7 +81,7 @@ def test_no_ray_leaves_the_house():
 
 
 def test_objects_are_numbered_from_one_and_their_triangles_have_the_numbers():
-    house = HOUSES[0]
+    house = houses()[0]
     assert [o.instance for o in house.objects] == list(range(1, len(house.objects) + 1))
     assert set(np.unique(house.mesh.instance)) == set(range(1, len(house.objects) + 1))
     for o in house.objects:
@@ -92,7 +96,7 @@ def test_objects_are_numbered_from_one_and_their_triangles_have_the_numbers():
 
 def test_small_objects_lie_on_something_and_apart():
     lying = 0
-    for house in HOUSES:
+    for house in houses():
         by_number = {o.instance: o for o in house.objects}
         small = [o for o in house.objects if o.movable]
         assert {o.name for o in small} <= set(SMALL)
@@ -112,7 +116,7 @@ def test_small_objects_lie_on_something_and_apart():
 
 
 def test_moved_moves_small_objects_only():
-    for house in HOUSES[:3]:
+    for house in houses()[:3]:
         moved = house.moved(7)
         assert [o.instance for o in moved.objects] == [o.instance for o in house.objects]
         for a, b in zip(house.objects, moved.objects, strict=True):
@@ -147,7 +151,7 @@ def test_the_style_changes_the_furniture_and_not_the_plan():
 
 
 def test_every_room_is_lit_by_a_lamp_and_by_at_most_one_window():
-    for house in HOUSES:
+    for house in houses():
         for room in house.rooms:
             lights = [light for light in house.lights if light.room == room.index]
             assert [light.facing is None for light in lights] in ([True], [True, False])
@@ -160,7 +164,7 @@ def test_every_room_is_lit_by_a_lamp_and_by_at_most_one_window():
 
 
 def test_a_house_has_its_structure():
-    for house in HOUSES:
+    for house in houses():
         names = [o.name for o in house.objects]
         rooms = len(house.rooms)
         assert (names.count("floor"), names.count("ceiling"), names.count("wall")) == (

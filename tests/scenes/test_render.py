@@ -1,4 +1,5 @@
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,14 +10,30 @@ from testtime.scenes.render import CANNY, LEAST_BOX, occlusion_edges, srgb, tone
 from testtime.scenes.tracer import NumpyTracer
 
 SIZE = (48, 64)
-HOUSE = generate_house(1)
-CAMERAS = HOUSE.cameras(8)
-RENDERER = Renderer(HOUSE, backend=None)
-FRAMES = [RENDERER.frame(c, SIZE) for c in CAMERAS]
+
+
+@cache
+def the_house():
+    return generate_house(1)
+
+
+@cache
+def the_cameras():
+    return the_house().cameras(8)
+
+
+@cache
+def the_renderer():
+    return Renderer(the_house(), backend=None)
+
+
+@cache
+def the_frames():
+    return [the_renderer().frame(c, SIZE) for c in the_cameras()]
 
 
 def test_shapes_and_dtypes_of_a_frame():
-    frame = FRAMES[0]
+    frame = the_frames()[0]
     kinds = {
         "rgb": ((*SIZE, 3), np.uint8),
         "depth": (SIZE, np.float32),
@@ -30,14 +47,15 @@ def test_shapes_and_dtypes_of_a_frame():
     }
     pytest.importorskip("cv2")
     assert {n: (getattr(frame, n).shape, getattr(frame, n).dtype.type) for n in kinds} == kinds
-    assert (frame.room, frame.ring, frame.shift) == (CAMERAS[0].room, CAMERAS[0].ring, "")
+    assert all(getattr(frame, name).flags.c_contiguous for name in kinds)
+    assert (frame.room, frame.ring, frame.shift) == (the_cameras()[0].room, the_cameras()[0].ring, "")
 
 
 def test_depth_and_normals_of_floors_and_ceilings_are_those_of_planes():
     seen = 0
-    for camera, frame in zip(CAMERAS, FRAMES, strict=True):
+    for camera, frame in zip(the_cameras(), the_frames(), strict=True):
         directions = rays(camera, SIZE).reshape(*SIZE, 3)
-        for name, height, up in (("floor", 0.0, 1.0), ("ceiling", HOUSE.plan.height, -1.0)):
+        for name, height, up in (("floor", 0.0, 1.0), ("ceiling", the_house().plan.height, -1.0)):
             mask = frame.semantic == CLASSES.index(name)
             seen += mask.sum()
             expected = (height - camera.position[2]) / directions[mask][:, 2]
@@ -48,7 +66,7 @@ def test_depth_and_normals_of_floors_and_ceilings_are_those_of_planes():
 
 
 def test_points_of_a_frame_lie_on_their_objects():
-    for frame in FRAMES:
+    for frame in the_frames():
         k = frame.intrinsics
         rows, columns = np.indices(SIZE)
         local = np.stack(
@@ -56,7 +74,7 @@ def test_points_of_a_frame_lie_on_their_objects():
         )
         points = (local * frame.depth[..., None]) @ frame.pose[:3, :3].T + frame.pose[:3, 3]
         for number in np.unique(frame.instance):
-            o = HOUSE.objects[number - 1]
+            o = the_house().objects[number - 1]
             c, s = np.cos(o.yaw), np.sin(o.yaw)
             inside = np.abs(
                 (points[frame.instance == number] - o.centre) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
@@ -66,7 +84,7 @@ def test_points_of_a_frame_lie_on_their_objects():
 
 
 def test_normals_are_unit_and_face_the_viewer():
-    for camera, frame in zip(CAMERAS, FRAMES, strict=True):
+    for camera, frame in zip(the_cameras(), the_frames(), strict=True):
         views = (rays(camera, SIZE) @ camera.pose[:3, :3]).reshape(*SIZE, 3)
         assert np.allclose(np.linalg.norm(frame.normal, axis=2), 1, atol=1e-4)
         assert ((frame.normal * views).sum(axis=2) <= 1e-4).all()
@@ -74,7 +92,7 @@ def test_normals_are_unit_and_face_the_viewer():
 
 def test_curved_surfaces_have_smooth_normals():
     turns = []
-    for frame in FRAMES:
+    for frame in the_frames():
         for name in ("curtain", "lamp", "sofa", "toilet", "plant"):
             mask = frame.semantic == CLASSES.index(name)
             turns += (
@@ -100,7 +118,7 @@ def test_edges_are_between_distant_neighbours():
 
 
 def test_edges_recomputed_pixel_by_pixel():
-    frame, camera = FRAMES[2], CAMERAS[2]
+    frame, camera = the_frames()[2], the_cameras()[2]
     points = rays(camera, SIZE).reshape(*SIZE, 3) @ camera.pose[:3, :3] * frame.depth[..., None]
     expected = np.zeros(SIZE, bool)
     for i in range(SIZE[0]):
@@ -119,13 +137,13 @@ def test_edges_recomputed_pixel_by_pixel():
 
 def test_boxes_are_tight_and_their_visibility_is_that_of_the_object_alone():
     checked, covered = 0, 0
-    for camera, frame in list(zip(CAMERAS, FRAMES, strict=True))[:4]:
+    for camera, frame in list(zip(the_cameras(), the_frames(), strict=True))[:4]:
         directions = rays(camera, SIZE)
         numbers, counts = np.unique(frame.instance, return_counts=True)
         large = [
             n
             for n, c in zip(numbers, counts, strict=True)
-            if c >= LEAST_BOX and HOUSE.objects[n - 1].label > 2
+            if c >= LEAST_BOX and the_house().objects[n - 1].label > 2
         ]
         assert [b.instance for b in frame.boxes] == large
         for box in frame.boxes:
@@ -133,25 +151,25 @@ def test_boxes_are_tight_and_their_visibility_is_that_of_the_object_alone():
             rows, columns = mine.nonzero()
             tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             assert (box.x0, box.y0, box.x1, box.y1) == tight
-            assert box.label == HOUSE.objects[box.instance - 1].label
+            assert box.label == the_house().objects[box.instance - 1].label
             alone = NumpyTracer()
-            alone.build(HOUSE.mesh.triangles[HOUSE.mesh.instance == box.instance])
+            alone.build(the_house().mesh.triangles[the_house().mesh.instance == box.instance])
             whole = alone.trace(np.broadcast_to(camera.position, directions.shape), directions).triangle >= 0
             assert box.visibility == pytest.approx(mine.sum() / (whole | mine.ravel()).sum(), abs=0.02)
             checked, covered = checked + 1, covered + (box.visibility < 0.9)
     assert checked > 15
     assert covered > 4
-    assert RENDERER.frame(CAMERAS[0], SIZE, boxes=False).boxes == ()
-    assert isinstance(FRAMES[0].boxes[0], Box)
+    assert the_renderer().frame(the_cameras()[0], SIZE, boxes=False).boxes == ()
+    assert isinstance(the_frames()[0].boxes[0], Box)
 
 
 def test_numpy_agrees_with_embree():
     pytest.importorskip("embreex")
-    renderer = Renderer(HOUSE, backend="numpy", smooth=False)
-    for camera in CAMERAS[:2]:
+    renderer = Renderer(the_house(), backend="numpy", smooth=False)
+    for camera in the_cameras()[:2]:
         one, two = (
             r.frame(camera, (32, 32), boxes=False)
-            for r in (Renderer(HOUSE, "embree", smooth=False), renderer)
+            for r in (Renderer(the_house(), "embree", smooth=False), renderer)
         )
         same = one.instance == two.instance
         assert same.mean() > 0.997
@@ -177,7 +195,7 @@ GOLDEN = {
 def test_golden_depth_and_instances(backend):
     if backend == "embree":
         pytest.importorskip("embreex")
-    frame = Renderer(HOUSE, backend, smooth=False).frame(CAMERAS[3], (32, 32), boxes=False)
+    frame = Renderer(the_house(), backend, smooth=False).frame(the_cameras()[3], (32, 32), boxes=False)
     depth, objects, labels = GOLDEN[backend]
     assert frame.depth.astype(np.float64).mean() == pytest.approx(depth, abs=2e-3)
     assert np.bincount(frame.instance.ravel()).nonzero()[0].tolist() == objects
@@ -187,8 +205,8 @@ def test_golden_depth_and_instances(backend):
 
 
 def test_labels_do_not_depend_on_smoothing_and_pictures_hardly():
-    rough = Renderer(HOUSE, None, smooth=False).frame(CAMERAS[0], SIZE)
-    smooth = FRAMES[0]
+    rough = Renderer(the_house(), None, smooth=False).frame(the_cameras()[0], SIZE)
+    smooth = the_frames()[0]
     assert np.array_equal(rough.depth, smooth.depth)
     assert np.array_equal(rough.occlusion, smooth.occlusion)
     changed = (rough.rgb != smooth.rgb).any(axis=2)
@@ -197,7 +215,7 @@ def test_labels_do_not_depend_on_smoothing_and_pictures_hardly():
 
 
 def test_pictures_are_well_exposed():
-    for frame in FRAMES:
+    for frame in the_frames():
         assert 60 < frame.rgb.mean() < 220
         assert frame.rgb.std() > 15
 
@@ -206,9 +224,9 @@ def test_shadows_are_darker():
     """Under the light of a lamp alone, a floor is lit by Lambert's law or in shadow."""
     from testtime.scenes.shading import Lamps
 
-    lamps = Lamps(HOUSE, [light for light in HOUSE.lights if light.facing is None])
-    room = HOUSE.rooms[0]
-    lamp = next(light for light in HOUSE.lights if light.room == 0)
+    lamps = Lamps(the_house(), [light for light in the_house().lights if light.facing is None])
+    room = the_house().rooms[0]
+    lamp = next(light for light in the_house().lights if light.room == 0)
     points = np.array([[lamp.position[0], lamp.position[1], 0.0], [*room.low, 0.0]], np.float32)
     up = np.array([[0, 0, 1], [0, 0, 1]], np.float32).T
     way, strength = lamps.incident(0, 0, points.T, up)
@@ -223,24 +241,24 @@ def test_shadows_are_darker():
 
 def test_blocks_of_rays_do_not_change_a_frame(monkeypatch):
     monkeypatch.setattr("testtime.scenes.render.BLOCK", 1000)
-    frame = RENDERER.frame(CAMERAS[1], SIZE)
-    assert np.array_equal(frame.rgb, FRAMES[1].rgb)
+    frame = the_renderer().frame(the_cameras()[1], SIZE)
+    assert np.array_equal(frame.rgb, the_frames()[1].rgb)
 
 
 def test_glossy_surfaces_reflect_a_lamp_by_the_half_vector():
     from testtime.scenes.shading import Lamps, shaded
 
-    lamps = Lamps(HOUSE, HOUSE.lights)
-    lamp = next(light for light in HOUSE.lights if light.room == 0 and light.facing is None)
+    lamps = Lamps(the_house(), the_house().lights)
+    lamp = next(light for light in the_house().lights if light.room == 0 and light.facing is None)
     points = np.array([[lamp.position[0], lamp.position[1], lamp.position[2] - 0.1]] * 2, np.float32).T
     normals = np.array([[0, 0, 1], [0, 0, 1]], np.float32).T
     views = np.array([[0, 0, -1], [0.6, 0, -0.8]], np.float32).T
     gloss = np.array([0.5, 0.5], np.float32)
-    light, shine = shaded(lamps, RENDERER.tracer, 0, points, normals, gloss, views)
+    light, shine = shaded(lamps, the_renderer().tracer, 0, points, normals, gloss, views)
     assert (light[:, 0] == light[:, 1]).all()
     irradiance = light[:, 0] - lamps.ambient(0, points, normals)[:, 0]
     assert (irradiance > 0).all()
-    assert (shaded(lamps, RENDERER.tracer, 0, points, normals, 0 * gloss, views)[1] == 0).all()
+    assert (shaded(lamps, the_renderer().tracer, 0, points, normals, 0 * gloss, views)[1] == 0).all()
     assert (shine[:, 0] <= 0.5 * irradiance * 1.0001).all()
     assert (shine[:, 1] < shine[:, 0]).all()  # seen from the side, the half vector is away from the normal
 
@@ -254,18 +272,18 @@ def test_tone_and_srgb():
 
 def test_canny_is_opencvs(monkeypatch):
     cv2 = pytest.importorskip("cv2")
-    frame = FRAMES[1]
+    frame = the_frames()[1]
     assert np.array_equal(frame.canny, cv2.Canny(cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY), *CANNY) > 0)
     assert 0.01 < frame.canny.mean() < 0.4
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match=r"opencv-python-headless is not installed.*testtime\[scenes\]"):
-        _ = RENDERER.frame(CAMERAS[0], (16, 16)).canny
+        _ = the_renderer().frame(the_cameras()[0], (16, 16)).canny
 
 
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="size: expected at least 1 x 1 pixels, got 0 x 5"):
-        RENDERER.frame(CAMERAS[0], (0, 5))
+        the_renderer().frame(the_cameras()[0], (0, 5))
     with pytest.raises(ValueError, match="shift: expected one of dim, .* got 'earthquake'"):
-        RENDERER.frame(CAMERAS[0], (8, 8), "earthquake")
+        the_renderer().frame(the_cameras()[0], (8, 8), "earthquake")
     with pytest.raises(ValueError, match="backend: expected one of embree, numpy, gl"):
-        Renderer(HOUSE, "optix")
+        Renderer(the_house(), "optix")

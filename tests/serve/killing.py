@@ -1,9 +1,9 @@
 """Sessions that are killed and resumed, in children of one process: ``python killing.py KILLS SEED DIRECTORY``.
 
 Every trial serves two streams from a new directory in a child. The child is killed (SIGKILL) at a random moment, or kills
-itself before, after or in the midst of a call of the operating system that writes; another child resumes and ends. Every
-tenth trial has two kills. Trials go on until so many children were killed. Prints a JSON object with counts of what was
-checked and of what was wrong.
+itself before, after or in the midst of a call of the operating system that writes, each kind of call and moment in turn;
+another child resumes and ends. Every tenth trial has two kills. Trials go on until so many children were killed. Prints a
+JSON object with counts of what was checked and of what was wrong.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SIZE = 4
 WRITE = os.write
 ADAPTER = tent()  # every child has its own copy of the process
 USED: Counter[str] = Counter()
+MOMENTS = ("before", "midst", "after")
 CALLS = ("write", "fsync", "replace", "open", "unlink", "ftruncate", "dup", "mkdir")
 
 
@@ -169,6 +170,10 @@ class Trials:
         self.states |= {(name, offset + SIZE): state for (name, offset), (_, state) in self.answers.items()}
         self.used = {w[1]: int(w[2]) for w in lines if w[0] == "used"}
         assert [w[0] for w in lines[-2:]] == ["done", "done"], lines
+        calls = sorted({*self.used, "file"})
+        moments = {"write": MOMENTS, "file": MOMENTS}  # of other calls there is no midst
+        self.points = [(call, m) for call in calls for m in moments.get(call, ("before", "after"))]
+        self.rng.shuffle(self.points)
 
     def run(self, number: int) -> None:
         directory = self.root / str(number)
@@ -179,8 +184,8 @@ class Trials:
             delay = None
             if attempt < 1 + (number % 10 == 9):
                 if number % 4:
-                    call = self.rng.choice([*self.used, "file"])
-                    moment = self.rng.choice(("before", "midst", "after"))
+                    call, moment = self.points[self.count["points"] % len(self.points)]  # each in turn
+                    self.count["points"] += 1
                     points = [(call, self.rng.randint(1, self.used[call]), moment)]
                 else:
                     delay = self.rng.uniform(0, self.length)

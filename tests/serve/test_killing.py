@@ -21,13 +21,14 @@ def kills(count: int, seed: int, directory: Path) -> dict[str, int]:
     assert found["kills"] >= count
     assert found["resumed"] > count / 4
     assert found["at file"] > 0
+    assert found["points"] >= 20  # each kind of call and each moment at least once
     return found
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_hundred_kills_lose_nothing(tmp_path: Path) -> None:
-    kills(100, 1, tmp_path)
+def test_forty_kills_lose_nothing(tmp_path: Path) -> None:
+    kills(40, 1, tmp_path)
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_vq_takes_the_code_of_the_largest_cosine():
 def test_ids_found_in_blocks_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokenizers, "COSINES", 32 * 5)  # five tokens at a time
     tokenizer = VQTokenizer(RGB, size=(32, 48), patch=8, codebook=32, width=16)
-    x = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(9, 3, 32, 48, generator=torch.Generator().manual_seed(0))  # in blocks of three
     kept = x.clone()
     with torch.no_grad():
         latents = tokenizer._latents(tokenizer._prepared(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,11 +52,14 @@ class Frozen:
     """
 
     def __init__(self) -> None:
-        # name, tensor, the caller's tensor, its version; for a buffer its own version too
-        self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int, int | None]] | None = (
-            None
-        )
+        # name, tensor, the caller's tensor, its version
+        self._watched: list[tuple[str, weakref.ref[Tensor], weakref.ref[Tensor], int]] | None = None
         self._buffers: list[tuple[str, weakref.ref[Tensor], int]] = []  # buffers among them, own version
+        # The tensors of both lists and their versions at the last check, which are usually those of the next one.
+        self._sources: list[weakref.ref[Tensor]] = []
+        self._own: list[weakref.ref[Tensor]] = []
+        self._seen: list[int | None] = []
+        self._unmoved: list[int | None] = []
 
     def __reduce__(self) -> tuple[type[Frozen], tuple[()]]:
         return Frozen, ()  # a copy has memory of its own
@@ -64,11 +68,13 @@ class Frozen:
         """Check that the model's own forward has not written into a buffer whose memory the adapter shares.
 
         Args:
-            owner: the adapter, after a :meth:`check`.
+            owner: the adapter, after a :meth:`check` and a forward.
 
         Raises:
             ValueError: it has.
         """
+        if _versions(self._own) == self._unmoved:
+            return
         for name, own, unmoved in self._buffers:
             tensor = own()
             if tensor is not None and tensor._version != unmoved:
@@ -85,7 +91,7 @@ class Frozen:
             owner: the adapter, always the same one.
 
         Raises:
-            ValueError: a tensor was written to whose memory the adapter shares, by the caller or by the model's own forward.
+            ValueError: the caller has written to a tensor whose memory the adapter shares.
         """
         if self._watched is None:
             tensors: list[tuple[str, Tensor, int | None]] = [
@@ -98,12 +104,20 @@ class Frozen:
             ]
             tensors += [(name, b, b._version) for name, b in constant]
             found = [(name, t, _ORIGINALS.get(t), own) for name, t, own in tensors]
-            self._watched = [(name, weakref.ref(t), *known, own) for name, t, known, own in found if known]
-            self._buffers = [
-                (name, own, unmoved) for name, own, _, _, unmoved in self._watched if unmoved is not None
+            self._watched = [
+                (name, weakref.ref(t), *known)
+                for name, t, known, _ in found
+                if known and _same_memory(t, known[0]())
             ]
-        self.check_buffers(owner)
-        for name, own, original, version, _ in self._watched:
+            self._buffers = [
+                (name, weakref.ref(t), own) for name, t, known, own in found if known and own is not None
+            ]
+            self._sources = [source for _, _, source, _ in self._watched]
+            self._own, self._unmoved = [t for _, t, _ in self._buffers], [own for _, _, own in self._buffers]
+        versions = _versions(self._sources)
+        if versions == self._seen:
+            return
+        for name, own, original, version in self._watched:
             source = original()
             if source is None or source._version == version:
                 continue
@@ -114,3 +128,9 @@ class Frozen:
                     "load_state_dict, or a forward in training mode), and the adapter shares its frozen weights with that "
                     "model; build a new adapter on the changed model, or build adapters on copy.deepcopy(model)"
                 )
+        self._seen = versions
+
+
+def _versions(tensors: Iterable[weakref.ref[Tensor]]) -> list[int | None]:
+    """The counts of writes to tensors, None for one that was deleted."""
+    return [None if (t := ref()) is None else t._version for ref in tensors]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+from collections import OrderedDict
 from types import FunctionType
 from typing import Any
 
@@ -210,6 +211,11 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
         TypeError: the model holds something that cannot be copied.
     """
     memo = {} if memo is None else memo
+    # Each module has eleven dictionaries of hooks, almost all empty: half the time of a copy.
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) is OrderedDict and not value:
+                memo.setdefault(id(value), OrderedDict())
     with torch.inference_mode(False), DetachedCopies():
         try:
             for module in reversed(list(model.modules())):  # what lies inside comes first

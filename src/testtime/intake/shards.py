@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, final
+from typing import Any, ClassVar, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,10 @@ class Shards:
     Attributes:
         rows: number of rows that this process runs in the forward under way, and that all processes run; (0, N) where it
             has none: it then runs one row that counts for nothing.
+        used: whether this process has ever shared out a batch.
     """
+
+    used: ClassVar[bool] = False
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -120,6 +123,7 @@ class Shards:
     @contextmanager
     def _under_way(self, mine: int, all_: int) -> Iterator[None]:
         self.rows = mine, all_
+        Shards.used = True
         token = _CURRENT.set(self)
         try:
             yield

@@ -18,10 +18,10 @@ __all__ = ["composes", "declared"]
 def composes(make: Make, world: World) -> None:
     """It works inside Episodic and ResetEvery, as a deep copy, and as a part of a module that is saved."""
     batches = world.stream(4)
-    alone = [answers(built(make, world), [x])[0] for x in batches]
+    alone = [answers(built(make, world), [x])[0] for x in batches[:3]]
 
     episodic = built(lambda model: Episodic(make(model)), world)
-    same_answers([answers(episodic, [x])[0] for x in batches], alone, "inside Episodic")
+    same_answers([answers(episodic, [x])[0] for x in batches[:3]], alone, "inside Episodic")
     reset = built(lambda model: ResetEvery(make(model), 2), world)
     y = answers(reset, batches[:3])[2]
     same(y, alone[2], "inside ResetEvery(..., 2), the third answer")

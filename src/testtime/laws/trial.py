@@ -27,10 +27,10 @@ class LawBroken(AssertionError):
     """A law does not hold; the message is what was measured."""
 
 
-def require(truth: object, measured: str) -> None:
-    """Raise :class:`LawBroken` with what was measured, unless it is true."""
+def require(truth: object, measured: str | Callable[[], str]) -> None:
+    """Raise :class:`LawBroken` with what was measured, unless it is true; a function is called in that case alone."""
     if not truth:
-        raise LawBroken(measured)
+        raise LawBroken(measured if isinstance(measured, str) else measured())
 
 
 def built(make: Make, world: World, network: nn.Module | None = None) -> Adapter:

@@ -83,7 +83,10 @@ class Metered(nn.Module):
                 unseen.clear()
                 output.register_hook(count)
 
-        handles = [m.register_forward_hook(first) for m in self.network.modules()]
+        watched = (
+            self.network.modules() if torch.is_grad_enabled() else ()
+        )  # without gradients there is no backward
+        handles = [m.register_forward_hook(first) for m in watched]
         try:
             return self.network(*inputs, **named)
         finally:
@@ -393,7 +396,7 @@ class World:
         """Batches of images, windows, token ids or tensors by name, which drift further from the source one by one."""
         return [x.clone() for x in _stream(self.name, batches, size, seed)]
 
-    def source(self, batches: int = 4, size: int = 32) -> list[Any]:
+    def source(self, batches: int = 2, size: int = 32) -> list[Any]:
         """Unlabelled batches of what the network was trained on."""
         rng = torch.Generator().manual_seed(5)
         return [self.task(size, rng)[0] for _ in range(batches)]
@@ -464,7 +467,7 @@ def ambient(seed: int = 0) -> Iterator[None]:
     dtype = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", AdapterWarning)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device first
         torch.set_default_dtype(torch.float32)
         try:
             yield

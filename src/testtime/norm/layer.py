@@ -90,6 +90,8 @@ class NormPolicy(Stateful, ABC):
 
     def shards(self) -> Shards | None:
         """The processes that share out the batch of this forward, or of the one that it repeats (see :meth:`observes`)."""
+        if not Shards.used:  # torch.compile traces no more than this
+            return None
         if torch._C._current_graph_task_id() == -1 and self._shards is not (found := current_shards()):
             self._shards = found
         return self._shards

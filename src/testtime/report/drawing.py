@@ -37,7 +37,11 @@ NAMED = 400
 """Marks of a layer up to which each shows its figures when it is pointed at."""
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-UNSCALED = {"color": "N", "size": "Q", "opacity": "Q"}
+CHANNELS: dict[str, dict[str, object]] = {
+    **{name: {"type": "nominal"} for name in ("text", "detail", "description", "yOffset")},
+    "color": {"type": "nominal", "scale": None},
+    **{name: {"type": "quantitative", "scale": None} for name in ("size", "opacity")},
+}
 GEOMETRY = ("d", "transform", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "cx", "cy", "dy")
 PAINT = ("fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity")
 TYPE = ("text-anchor", "font-size", "font-weight")
@@ -91,7 +95,9 @@ def altair() -> Any:
 
 
 def layer(mark: str, rows: Rows, place: Mapping[str, Any], **options: Any) -> list[Any]:
-    """Return a layer of a chart in a list, which is empty where there are no data.
+    """Return a layer of a chart, as it stands in a specification of Vega-Lite, in a list: an empty one without data.
+
+    Only axes and scales are Altair's objects: a chart of Altair for each layer takes as long as the drawing.
 
     Args:
         mark: kind of mark of Vega-Lite, such as "line".
@@ -102,14 +108,15 @@ def layer(mark: str, rows: Rows, place: Mapping[str, Any], **options: Any) -> li
     """
     if not rows:
         return []
-    alt, fields = altair(), [name for name in rows[0] if name not in place]
+    fields = [name for name in rows[0] if name not in place]
     described = "description" in fields and (mark == "line" or len(rows) <= NAMED)
-    channels = {n: getattr(alt, n.title())(f"{n}:{kind}", scale=None) for n, kind in UNSCALED.items()}
-    channels |= {name: f"{name}:N" for name in ("text", "detail", "description", "yOffset")}
-    encoding = {name: channels.get(name, name) for name in fields if name != "description" or described}
+    encoding = {name: channel.to_dict(validate=False, context={}) for name, channel in place.items()}
+    for name in fields:
+        if name != "description" or described:
+            encoding[name] = {"field": name, **CHANNELS.get(name, {})}
     known = [{key: value for key, value in row.items() if value == value} for row in rows]
-    drawn = alt.Chart(alt.Data(values=known), mark=alt.MarkDef(type=mark, aria=described, **options))
-    return [drawn.encode(**place, **encoding)]
+    look = {"type": mark, "aria": described, **options}
+    return [{"data": {"values": known}, "mark": look, "encoding": encoding}]
 
 
 def drawn(draw: Callable[[int], tuple[list[Any], object]], small: bool, title: str = "") -> Drawings:
@@ -137,9 +144,8 @@ def specification(width: int, layers: list[Any], height: object, title: str) -> 
     """Return layers as a specification of Vega-Lite; the plot takes the width that axes and names leave."""
     fit = {"type": "fit-x", "contains": "padding"}
     size = {"width": width, "height": height, "autosize": fit, "padding": 2, "background": "transparent"}
-    whole = altair().LayerChart(layer=layers, **size, **({"title": title} if title else {}))
-    found: dict[str, Any] = clean(whole.to_dict(validate=False))  # the schema takes longer than the drawing
-    return found | {"config": CONFIG}
+    found: dict[str, Any] = clean({"layer": layers, **size, **({"title": title} if title else {})})
+    return found | {"$schema": altair().SCHEMA_URL, "config": CONFIG}
 
 
 def _svg(wanted: Mapping[str, Any]) -> tuple[str, float, float]:

@@ -188,7 +188,7 @@ def row_chart(
         around = {"stroke": "var(--paper)", "strokeWidth": 1}
         layers += layer("circle", [] if bars else marks, place, size=64, opacity=1, **around)
         step = max((15 if bars else 11) * len(settings) + 8, (FONT + 2) * max(map(len, words)) + 6, 26)
-        return layers, alt.Step(step, **{"for": "position"})
+        return layers, {"step": step, "for": "position"}
 
     told = "; ".join(str(mark["description"]) for mark in marks)
     keys = tuple((name, f"k{number}") for name, number in settings.items()) if len(settings) > 1 else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -76,6 +77,11 @@ class Footprint:
     half_depth: float
     yaw: float = 0.0
 
+    @property
+    def radius(self) -> float:
+        """Distance of the corners from the centre, in metres."""
+        return math.hypot(self.half_width, self.half_depth)
+
     def corners(self, margin: float = 0.0) -> Array:
         """Return the corners (4, 2) float64 of the rectangle enlarged by a margin in metres."""
         w, d = self.half_width + margin, self.half_depth + margin
@@ -97,6 +103,8 @@ def overlap(a: Footprint, b: Footprint) -> bool:
     >>> overlap(Footprint(0, 0, 1, 1), Footprint(2.2, 0, 1, 1)), overlap(Footprint(0, 0, 1, 1), Footprint(2.2, 0, 1, 1, 0.785))
     (False, True)
     """
+    if math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius + 1e-6:
+        return False  # most pairs: their circles are apart
     one, two = a.corners(), b.corners()
     for yaw in (a.yaw, b.yaw):
         axes = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])

@@ -14,7 +14,7 @@ from testtime.scenes.cameras import Camera, intrinsics, rays
 from testtime.scenes.geometry import Array
 from testtime.scenes.house import House
 from testtime.scenes.plan import WALL
-from testtime.scenes.shading import Lamps, dot, shaded
+from testtime.scenes.shading import Lamps, dot, shaded, unit
 from testtime.scenes.shifts import Shift, resolve_shift
 from testtime.scenes.texture import Paint
 from testtime.scenes.tracer import Hits, Tracer, tracer
@@ -33,8 +33,8 @@ STEP = 0.06
 UNBOXED = 3
 """Number of the first classes without boxes: walls, floors and ceilings."""
 
-BLOCK = 2**15
-"""Number of rays that are shaded at a time."""
+BLOCK = 2**14
+"""Number of rays that are shaded at a time, whose intermediate results stay in a cache."""
 
 OFF = 2e-3
 """Distance from the surface at which rays to the lights start, in metres."""
@@ -137,7 +137,11 @@ class Renderer:
         self.tracer = tracer(self.mesh.triangles, backend)
         corners = self.mesh.triangles
         flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        self.flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
+        flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
+        self.flat = np.ascontiguousarray(flat.T)
+        self.corners, self.local = (
+            np.ascontiguousarray(v.transpose(1, 2, 0)) for v in (self.mesh.normals, self.mesh.local)
+        )
         self.curved = (np.abs(self.mesh.normals - self.mesh.normals[:, :1]) > 1e-6).any(axis=(1, 2))
         self.paint = Paint(house.drawn_style.materials)
         bounds = np.array([[*r.low, *r.high] for r in house.rooms])
@@ -168,30 +172,33 @@ class Renderer:
         name, change = resolve_shift(shift)
         camera = change.camera(camera, self.house)
         directions = rays(camera, size)
-        hits, instance, depth, normals = self._view(camera, size, directions)
-        turned = normals @ camera.pose[:3, :3]
+        views = _columns(directions)
+        hits, instance, depth, normals = self._view(camera, size, directions, views)
+        turned = camera.pose[:3, :3].T @ normals
         shape = (*size, 3)
         edges, border = _edges(
-            instance.reshape(size), depth.reshape(size), turned.reshape(shape), camera.fov_degrees
+            instance.reshape(size), depth.reshape(size), turned.reshape(3, *size), camera.fov_degrees
         )
         paint = change.paint(self.paint, self.house)
         lamps = Lamps(self.house, change.lights(self.house.lights))
         pixel = 2 * np.tan(np.radians(camera.fov_degrees) / 2) / size[1]
-        light = self._shade(camera, directions, hits, normals, paint, lamps, pixel)
+        light = self._shade(camera, views, hits, normals, paint, lamps, pixel)
         if self.smooth:
             self._smoothed(light, camera, border, paint, lamps, pixel)
-        seen = change.air(light.reshape(shape), depth.reshape(size))
+        seen = change.air(light.T.reshape(shape), depth.reshape(size))
         picture = srgb(tone(seen))
         seed = [self.house.seed, zlib.crc32(np.ascontiguousarray(camera.pose).tobytes())]
         picture = change.sensor(picture, np.random.default_rng(seed))
         return Frame(
-            rgb=np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8),
+            rgb=np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8, order="C"),
             depth=depth.reshape(size),
-            normal=turned.reshape(shape).astype(np.float32),
+            normal=turned.T.reshape(shape).astype(np.float32, order="C"),
             occlusion=edges,
             semantic=self.house.labels[instance].reshape(size),
             instance=instance.reshape(size),
-            boxes=self._boxes(camera, instance.reshape(size), depth.reshape(size)) if boxes else (),
+            boxes=self._boxes(camera, instance.reshape(size), depth.reshape(size), directions)
+            if boxes
+            else (),
             pose=camera.pose,
             intrinsics=intrinsics(camera.fov_degrees, size),
             room=camera.room,
@@ -200,78 +207,68 @@ class Renderer:
         )
 
     def _view(
-        self, camera: Camera, size: tuple[int, int], directions: Array
+        self, camera: Camera, size: tuple[int, int], directions: Array, views: Array
     ) -> tuple[Hits, Array, Array, Array]:
-        """Return hits, instances (N,), depth (N,) and normals (N, 3) in the world of a camera's rays."""
+        """Return hits, instances (N,), depth (N,) and normals (3, N) in the world of a camera's rays."""
         hits = self.tracer.view(camera, size, directions=directions)
         hit = hits.triangle >= 0
-        instance = np.where(hit, self.mesh.instance[hits.triangle], 0).astype(np.uint16)
+        instance = np.where(hit, _taken(self.mesh.instance, hits.triangle), 0).astype(np.uint16)
         depth = np.where(hit, hits.t, 0).astype(np.float32)
-        return hits, instance, depth, self._normals(hits, directions)
+        return hits, instance, depth, self._normals(hits, views)
 
-    def _normals(self, hits: Hits, directions: Array) -> Array:
-        """Return the unit normals (N, 3) of the surfaces, towards the viewer; zeros without a hit."""
+    def _normals(self, hits: Hits, views: Array) -> Array:
+        """Return the unit normals (3, N) of the surfaces, towards the viewer; zeros without a hit."""
         flat = _taken(self.flat, hits.triangle)
         normals = flat.copy()
         at = np.flatnonzero(_taken(self.curved, hits.triangle))
         if len(at):
-            corners = _taken(self.mesh.normals, hits.triangle[at])
-            normals[at] = _unit(np.einsum("nk,nki->ni", hits.weights[at], corners))
-        views = directions.astype(np.float32)
-        facing = np.where(_dot(flat, views)[:, None] > 0, -1, 1).astype(np.float32)
-        flat *= facing
-        normals *= np.where(_dot(normals, flat)[:, None] < 0, -1, 1).astype(np.float32)
-        away = _dot(normals, views) > 0  # at the silhouette of a curved surface
-        if away.any():
-            rim = _unit(views[away])
-            normals[away] = _unit(normals[away] - _dot(normals[away], rim)[:, None] * rim)
-        normals[hits.triangle < 0] = 0
+            normals[:, at] = unit(_blended(self.corners, hits.part(at)))
+        flat *= np.where(dot(flat, views) > 0, -1, 1).astype(np.float32)
+        normals *= np.where(dot(normals, flat) < 0, -1, 1).astype(np.float32)
+        away = np.flatnonzero(dot(normals, views) > 0)  # at the silhouette of a curved surface
+        if len(away):
+            rim, turned = unit(views.take(away, 1)), normals.take(away, 1)
+            normals[:, away] = unit(turned - dot(turned, rim) * rim)
+        normals[:, hits.triangle < 0] = 0
         return normals
 
     def _shade(
         self,
         camera: Camera,
-        directions: Array,
+        views: Array,
         hits: Hits,
         normals: Array,
         paint: Paint,
         lamps: Lamps,
         pixel: float,
     ) -> Array:
-        """Return linear light (N, 3) float32 along rays: diffuse and specular reflection with shadows, and ambient light.
-
-        Rays are shaded in blocks, whose intermediate results take memory that is kept.
-        """
-        light = np.empty((len(directions), 3), np.float32)
-        for first in range(0, len(directions), BLOCK):
+        """Return linear light (3, N) float32 along rays: diffuse and specular reflection with shadows, and ambient light."""
+        light = np.empty_like(views)
+        for first in range(0, views.shape[1], BLOCK):
             rows = slice(first, first + BLOCK)
-            block = hits.part(rows)
+            block, view, across = hits.part(rows), views[:, rows], normals[:, rows]
             hit = block.triangle >= 0
             t = np.where(hit, block.t, 0).astype(np.float32)
-            views, across = (
-                np.ascontiguousarray(v.T, dtype=np.float32) for v in (directions[rows], normals[rows])
-            )
-            points = camera.position.astype(np.float32)[:, None] + t * views + OFF * across
-            length = np.sqrt(dot(views, views))
-            slant = np.maximum(-dot(across, views) / length, 0.15)
-            views /= length
+            points = camera.position.astype(np.float32)[:, None] + t * view + OFF * across
+            length = np.sqrt(dot(view, view))
+            slant = np.maximum(-dot(across, view) / length, 0.15)
+            view = view / length
             material = _taken(self.mesh.material, block.triangle).astype(np.int64)
-            local = np.einsum("nk,nki->ni", block.weights, _taken(self.mesh.local, block.triangle))
-            albedo = paint.albedo(material, local, pixel * t / slant)
+            albedo = paint.albedo(material, _blended(self.local, block).T, pixel * t / slant).T
             room, gloss = self._rooms(points), _taken(paint.gloss, material)
-            total = np.empty_like(points)
+            total = light[:, rows]
             for k in np.flatnonzero(np.bincount(room)).tolist():
                 at = np.flatnonzero(room == k)
                 places = (
-                    v if len(at) == len(room) else v.take(at, 1) for v in (points, across, gloss[None], views)
+                    v if len(at) == len(room) else v.take(at, 1) for v in (points, across, gloss[None], view)
                 )
-                where, normal, shiny, view = places
-                diffuse, shine = shaded(lamps, self.tracer, k, where, normal, shiny[0], view)
-                total[:, at] = albedo.take(at, 0).T * diffuse + shine
+                where, normal, shiny, way = places
+                diffuse, shine = shaded(lamps, self.tracer, k, where, normal, shiny[0], way)
+                total[:, at] = albedo.take(at, 1) * diffuse + shine
             glowing = np.flatnonzero(_taken(paint.glow, material))
-            total[:, glowing] += albedo[glowing].T * paint.glow[material[glowing]] * lamps.glow(room[glowing])
+            strength = paint.glow[material[glowing]]
+            total[:, glowing] += albedo.take(glowing, 1) * strength * lamps.glow(room[glowing])
             total[:, ~hit] = 0
-            light[rows] = total.T
         return light
 
     def _smoothed(
@@ -286,10 +283,10 @@ class Renderer:
         corner = 2 * (at // size[1]) * fine[1] + 2 * (at % size[1])  # first of the four subpixels of a pixel
         four = (corner[:, None] + [0, 1, fine[1], fine[1] + 1]).reshape(-1)
         chosen = rays(camera, fine, four)
+        views = _columns(chosen)
         hits = self.tracer.view(camera, fine, four, chosen)
-        normals = self._normals(hits, chosen)
-        parts = self._shade(camera, chosen, hits, normals, paint, lamps, pixel / 2)
-        light[at] = tone_back(tone(parts).reshape(-1, 4, 3).mean(axis=1))
+        parts = self._shade(camera, views, hits, self._normals(hits, views), paint, lamps, pixel / 2)
+        light[:, at] = tone_back(tone(parts).reshape(3, -1, 4).mean(axis=2))
 
     def _rooms(self, points: Array) -> Array:
         room = np.zeros(points.shape[1], np.int64)
@@ -298,7 +295,7 @@ class Renderer:
             room[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = k
         return room
 
-    def _boxes(self, camera: Camera, instance: Array, depth: Array) -> tuple[Box, ...]:
+    def _boxes(self, camera: Camera, instance: Array, depth: Array, directions: Array) -> tuple[Box, ...]:
         counts = np.bincount(instance.reshape(-1), minlength=len(self.house.labels))
         found = []
         for number in np.flatnonzero(counts >= LEAST_BOX).tolist():
@@ -307,7 +304,7 @@ class Renderer:
                 continue
             mine = instance == number
             rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
-            hidden = self._hidden(number, camera, mine, depth)
+            hidden = self._hidden(number, camera, mine, depth, directions)
             found.append(
                 Box(
                     number,
@@ -321,7 +318,7 @@ class Renderer:
             )
         return tuple(found)
 
-    def _hidden(self, number: int, camera: Camera, mine: Array, depth: Array) -> int:
+    def _hidden(self, number: int, camera: Camera, mine: Array, depth: Array, directions: Array) -> int:
         """Return the number of pixels of an object that other objects occlude."""
         if number not in self.rows:
             self.rows[number] = np.flatnonzero(self.mesh.instance == number)
@@ -345,7 +342,9 @@ class Renderer:
             return 0
         if number not in self.alone:
             self.alone[number] = tracer(self.mesh.triangles[self.rows[number]], self.backend)
-        hits = self.alone[number].view(camera, (height, width), candidates)
+        hits = self.alone[number].view(
+            camera, (height, width), candidates, directions.take(candidates, axis=0)
+        )
         return int((hits.triangle >= 0).sum())
 
 
@@ -361,20 +360,21 @@ def occlusion_edges(instance: Array, depth: Array, normal: Array, fov_degrees: f
         normal: unit normals in the camera frame, (H, W, 3).
         fov_degrees: horizontal angle of view, in degrees.
     """
-    return _edges(instance, depth, normal, fov_degrees)[0]
+    return _edges(instance, depth, np.moveaxis(normal, -1, 0), fov_degrees)[0]
 
 
 def _edges(instance: Array, depth: Array, normal: Array, fov_degrees: float) -> tuple[Array, Array]:
-    """Return :func:`occlusion_edges`, and the pixels on both sides of the edges."""
+    """Return :func:`occlusion_edges` of normals (3, H, W), and the pixels on both sides of the edges."""
     height, width = instance.shape
     k = intrinsics(fov_degrees, (height, width))
     x = ((np.arange(width) + 0.5 - k[0, 2]) / k[0, 0]).astype(np.float32)
     y = (-(np.arange(height) + 0.5 - k[1, 2]) / k[1, 1]).astype(np.float32)
-    points = np.stack([x[None, :] * depth, y[:, None] * depth, -depth], axis=-1)
+    points = np.stack([x[None, :] * depth, y[:, None] * depth, -depth])
     edges, border = np.zeros((height, width), bool), np.zeros((height, width), bool)
-    for one, two in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        step = points[two] - points[one]
-        jump = (np.abs(_dot(step, normal[one])) > STEP) & (np.abs(_dot(step, normal[two])) > STEP)
+    for one, two in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1, :], np.s_[1:, :])):
+        before, behind = (slice(None), *one), (slice(None), *two)
+        step = points[behind] - points[before]
+        jump = (np.abs(dot(step, normal[before])) > STEP) & (np.abs(dot(step, normal[behind])) > STEP)
         apart = (instance[one] != instance[two]) | jump
         first_nearer = ((depth[one] <= depth[two]) & (depth[one] > 0)) | (depth[two] == 0)
         edges[one] |= apart & first_nearer
@@ -407,16 +407,18 @@ def srgb(light: Array) -> Array:
     )
 
 
-def _unit(vectors: Array) -> Array:
-    unit: Array = vectors / np.sqrt(np.maximum(_dot(vectors, vectors), 1e-24))[..., None]
-    return unit
+def _columns(vectors: Array) -> Array:
+    """Return vectors (N, 3) as (3, N) float32, so that numpy computes with contiguous rows."""
+    return np.ascontiguousarray(vectors.T, dtype=np.float32)
 
 
-def _dot(a: Array, b: Array) -> Array:
-    product: Array = a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2]
-    return product
+def _taken(values: Array, columns: Array) -> Array:
+    """Return columns of an array (..., F), the first where there is none (-1), in a quarter of the time of an index."""
+    return values.take(columns, axis=-1, mode="clip")
 
 
-def _taken(values: Array, rows: Array) -> Array:
-    """Return rows of an array, the first where there is none (-1), in a quarter of the time of an index."""
-    return values.take(rows, axis=0, mode="clip")
+def _blended(corners: Array, hits: Hits) -> Array:
+    """Return the values (3, N) at hits from those at the corners of the triangles, (3 corners, 3, F)."""
+    at = _taken(corners, hits.triangle)
+    blended: Array = (1 - hits.u - hits.v) * at[0] + hits.u * at[1] + hits.v * at[2]
+    return blended

@@ -127,12 +127,14 @@ def shaded(
         starts = places.take(lit, 0)
         dark = tracer.occluded(starts, starts + way.take(lit, 1).T)
         lit = lit[~dark]
-        reached = np.zeros_like(strength)
+        reached, mirrored = np.zeros_like(strength), np.zeros_like(strength)
         reached[lit] = strength[lit]
-        light += lamps.irradiance(k, room, reached)
+        arriving = lamps.irradiance(k, room, reached)
+        light += arriving
         glossy = lit[gloss[lit] > 0]
         if len(glossy):
             half = unit(unit(way.take(glossy, 1)) - views.take(glossy, 1))
             power = np.maximum(dot(half, normals.take(glossy, 1)), 0) ** 40
-            shine[:, glossy] += gloss[glossy] * power * lamps.irradiance(k, room, strength[glossy])
+            mirrored[glossy] = gloss[glossy] * power
+            shine += mirrored * arriving
     return light, shine

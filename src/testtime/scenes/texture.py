@@ -261,16 +261,16 @@ class Paint:
             flat = (self.pattern != 0) & (self.pattern != names.index("sky"))
             mean = np.where(flat[:, None], 0.6 * self.first + 0.4 * self.second, self.first)
             return mean[material]
-        colour = self.first.take(material, axis=0, mode="clip")
+        colour, columns = self.first.T.take(material, axis=1, mode="clip"), np.ascontiguousarray(local.T)
         kinds = self.pattern[material]
         for kind in np.flatnonzero(np.bincount(kinds)).tolist():
             if kind == 0:
                 continue
             at = np.flatnonzero(kinds == kind)
             which = material[at]
-            p = local[at] / self.scale[which, None] + self.offset[which]
-            amount, factor = PATTERNS[names[kind]](p, footprint[at] / self.scale[which])
-            first = colour[at]
-            mixed = first + amount[:, None] * (self.second[which] - first)
-            colour[at] = mixed * factor[:, None]
-        return colour
+            p = columns.take(at, 1) / self.scale[which] + self.offset.T.take(which, 1)
+            amount, factor = PATTERNS[names[kind]](p.T, footprint[at] / self.scale[which])
+            first = colour.take(at, 1)
+            mixed = first + amount * (self.second.T.take(which, 1) - first)
+            colour[:, at] = mixed * factor
+        return colour.T

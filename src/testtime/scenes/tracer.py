@@ -61,7 +61,7 @@ class Hits:
         """Barycentric weights of the three corners, (N, 3) float32."""
         return np.stack([1 - self.u - self.v, self.u, self.v], axis=1)
 
-    def part(self, rows: slice) -> Hits:
+    def part(self, rows: slice | Array) -> Hits:
         """Return the hits of some of the rays."""
         return Hits(self.triangle[rows], self.t[rows], self.u[rows], self.v[rows])
 

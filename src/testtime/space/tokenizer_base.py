@@ -33,6 +33,9 @@ __all__ = ["Frames", "Tokenizer"]
 Frames = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
 """Raw values of one modality: indexed by frame, or a function that returns the batch of a step."""
 
+BLOCK = 4
+"""Number of frames that are encoded at a time on a CPU, whose activations stay in a cache."""
+
 
 class Tokenizer(nn.Module, ABC):
     """The base of :class:`~testtime.space.tokenizers.VQTokenizer` and :class:`~testtime.space.tokenizers.FSQTokenizer`.
@@ -124,7 +127,12 @@ class Tokenizer(nn.Module, ABC):
         Raises:
             ValueError: the value has another shape, type or range, or is not finite where it has to be.
         """
-        return self._ids(self._latents(self._prepared(value))).flatten(1).long()
+        value = self._checked(value)
+        count = math.ceil(len(value) / BLOCK) if value.device.type == "cpu" else 1
+        parts = value.tensor_split(max(count, 1))  # of equal sizes: one frame alone takes other kernels
+        return torch.cat(
+            [self._ids(self._latents(self._normalised(part))).flatten(1) for part in parts]
+        ).long()
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
@@ -280,6 +288,10 @@ class Tokenizer(nn.Module, ABC):
 
     def _prepared(self, value: Tensor) -> Tensor:
         """Return a batch of raw values in the range of network and loss."""
+        return self._normalised(self._checked(value))
+
+    def _checked(self, value: Tensor) -> Tensor:
+        """Return a batch of raw values on the device of the weights, if it has the shape, type and range of frames."""
         kind, channels = self.modality.kind, self.modality.channels
         value = value.to(next(self.parameters()).device)
         self.modality.check(value)
@@ -289,8 +301,7 @@ class Tokenizer(nn.Module, ABC):
                     f"{self.modality.name}: expected classes (N, {self.size[0]}, {self.size[1]}) of integers, got "
                     f"{tuple(value.shape)} {value.dtype}"
                 )
-            return torch.where((value >= 0) & (value < channels), value.long(), channels)
-        if (
+        elif (
             value.dim() != 4
             or value.shape[1] != channels
             or (kind == "image" and value.shape[2:] != self.size)
@@ -300,8 +311,14 @@ class Tokenizer(nn.Module, ABC):
                 f"{self.modality.name}: expected (N, {channels}, {wanted}), got {tuple(value.shape)}; resize the frames, "
                 "or make a tokenizer of their size"
             )
+        return value
+
+    def _normalised(self, value: Tensor) -> Tensor:
+        if self.modality.kind == "classes":
+            known = (value >= 0) & (value < self.modality.channels)
+            return torch.where(known, value.long(), self.modality.channels)
         value = self.modality.normalised(value.float())
-        if kind == "features":
+        if self.modality.kind == "features":
             if value.shape[2:] != self.size:
                 value = F.interpolate(value, self.size, mode="bilinear", antialias=True)
             value = (value - self.mean) / self.deviation

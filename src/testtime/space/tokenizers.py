@@ -152,7 +152,9 @@ class VQTokenizer(Tokenizer):
         """Return the ids of `_quantised`, without its (N h w, codes) one-hot codes, in blocks that fit in a cache."""
         book = self.quantizer._codebook.embed[0]
         unit = F.normalize(latents.float().flatten(2).mT.flatten(0, 1), eps=1e-6)
-        ids = [_argmax(part @ book.T) for part in unit.split(max(1, COSINES // len(book)))]
+        rows = max(1, COSINES // len(book))
+        cosines = unit.new_empty(min(rows, len(unit)), len(book))  # memory that every block writes again
+        ids = [_argmax(torch.mm(part, book.T, out=cosines[: len(part)])) for part in unit.split(rows)]
         return torch.cat(ids).view(len(latents), *latents.shape[2:])
 
     def _codes(self, ids: Tensor) -> Tensor:

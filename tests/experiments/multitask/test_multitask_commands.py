@@ -92,6 +92,7 @@ def test_train_on_spaces_goes_on_and_is_repeatable(
     assert torch.equal(sums[0], sums[1])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_former_spelling_runs_an_experiment_draws_it_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_the_page_stands_alone_and_holds_all_parts(tmp_path: Path) -> None:
     assert "a rendered set of houses stands in for Taskonomy, NYUD-v2 and PASCAL-Context" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_lead_says_who_is_first_and_what_the_control_explains(tmp_path: Path) -> None:
     assert lead_of(write_study(tmp_path / "run")) == (
         "Of the rows that learn, S4T has the highest ΔTTT after step 40: +14.9 ±0.5 % (3 seeds); next is TENT with "
@@ -94,12 +95,14 @@ def test_the_lead_says_who_is_first_and_what_the_control_explains(tmp_path: Path
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_control_that_wins_is_said_to_win(tmp_path: Path) -> None:
     lead = lead_of(write_study(tmp_path / "run", rows=("Base", "BN only", "TENT"), seeds=(0,)))
     assert "TENT has the highest" in lead
     assert lead.endswith("reaches +7.2 %, and learning adds nothing to that.")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_that_is_not_finished_says_so_first_and_names_no_winner(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "run", seeds=(0, 1), **{"TENT--target--1": None})
     assert lead_of(folder) == ""
@@ -110,6 +113,7 @@ def test_a_study_that_is_not_finished_says_so_first_and_names_no_winner(tmp_path
     assert "Not finished, 1 without a result: TENT, target, seed 1." in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rows_that_are_equal_in_print_share_the_first_place(tmp_path: Path) -> None:
     twin = result("S4T", 0)
     twin["values"] = {task: [v * 1.00001 for v in series] for task, series in twin["values"].items()}
@@ -120,6 +124,7 @@ def test_rows_that_are_equal_in_print_share_the_first_place(tmp_path: Path) -> N
     assert "next" not in lead
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_columns_of_the_conclusion_come_first(tmp_path: Path) -> None:
     html = page_of(write_study(tmp_path / "run"))
     table = section(html, "result").partition("<tbody>")[0]
@@ -146,6 +151,7 @@ def test_the_base_alone_makes_a_page_too(tmp_path: Path) -> None:
     assert lead_of(folder) == "No row that learns is there so far."
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_base_the_page_says_so(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "run", ("Base", "S4T"), (0,), **{"Base--target--0": None})
     html = page_of(folder)
@@ -165,6 +171,7 @@ def cells_of(html: str, row: str) -> list[str]:
     return re.findall(r"[+-]?\d+\.\d+|–", re.sub(r"<[^>]*>", " ", line.partition("</th>")[2]))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_published_gains_stand_beside_ours(tmp_path: Path) -> None:
     html = page_of(write_study(tmp_path / "run"))
     inside = html.partition("What the paper prints (table 1, figures 3 and 4)")[2].partition("</details>")[0]
@@ -173,6 +180,7 @@ def test_published_gains_stand_beside_ours(tmp_path: Path) -> None:
     assert "Taskonomy → NYUD-v2" in inside
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_published_gains_of_domains_stand_beside_those_of_s4t(tmp_path: Path) -> None:
     rows = ("Base", "S4T's network, BN only", "S4T")
     html = page_of(write_study(tmp_path / "run", rows, noise=(0.0, 0.4), name="multitask-noise"))
@@ -198,6 +206,7 @@ def test_a_sweep_is_drawn_over_its_setting(tmp_path: Path) -> None:
     assert "0: +7.4; 0.5: +4.7; 0.8: +14.6" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rates_that_were_tried_are_listed_with_the_chosen_one_in_bold(tmp_path: Path) -> None:
     html = section(page_of(write_study(tmp_path / "run")), "rates")
     assert cells_of(html, "S4T") == ["+3.0", "+7.5", "–"]

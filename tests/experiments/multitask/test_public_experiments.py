@@ -79,6 +79,7 @@ def test_from_published_files_to_a_table(name: str, data: Path, tmp_path: Path) 
     assert len(domains["source"]["digest"]) == 64
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_reports_a_table_and_goes_on(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

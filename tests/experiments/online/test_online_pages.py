@@ -110,6 +110,7 @@ def test_the_figures_are_the_headline_and_the_mistakes_over_time(run: Run) -> No
     assert [chart is None for chart in online("digits-open").figures(without)] == [False, True, True]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", listing.entries())
 def test_every_experiment_has_a_page_with_its_stream(run: Run, name: str) -> None:
     entry = listing.entries()[name]
@@ -140,6 +141,7 @@ def test_every_experiment_has_a_page_with_its_stream(run: Run, name: str) -> Non
     assert "30 known images in" in text  # those of this run, whatever the experiment has
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_title_is_the_experiments_only_if_the_run_is(run: Run) -> None:
     assert Results(run).title == "digits-open, changed"
     assert (
@@ -179,6 +181,7 @@ def test_a_tie_is_not_called_a_win(run: Run) -> None:
     assert main_table(Results(won)).best(table.columns[-1]) == "TENT"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_run_says_so_first_and_names_no_winner(run: Run) -> None:
     whole, cells = html(run), [cell["unit"] for cell in run.about["cells"]]
     part = replace(run, results={a: r for a, r in run.results.items() if a != cells[-1]})
@@ -196,6 +199,7 @@ def test_an_unfinished_run_says_so_first_and_names_no_winner(run: Run) -> None:
         Results(replace(run, results={}))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_images_for_each_domain_are_those_of_the_cells(run: Run) -> None:
     fewer = with_results(run, lambda label, r: {**r, "images": 20} if label == "PAF+KIP" else r)
     assert "30 known images in each (10 for PAF+KIP)" in lead(fewer)
@@ -204,6 +208,7 @@ def test_images_for_each_domain_are_those_of_the_cells(run: Run) -> None:
     assert "<sup>†</sup>" not in html(run)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rows_whose_steps_fail_or_move_nothing_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +253,7 @@ def test_remarks_on_steps_are_sums_over_seeds_and_none_for_results_of_earlier_ve
     assert remark_on_steps("Source", [cell(0, declared=(1, 0))]) == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_times_are_related_to_the_baseline_of_the_run_or_to_an_earlier_cells_own(run: Run) -> None:
     found = Results(run)
     (one, *_) = [b for b in found.baselines if b["threads"] == found.cells("TENT")[0]["state"]["threads"]]
@@ -263,6 +269,7 @@ def test_times_are_related_to_the_baseline_of_the_run_or_to_an_earlier_cells_own
     assert "–×" in html(elsewhere)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_without_what_was_not_measured(run: Run) -> None:
     bare = with_results(run, lambda _, r: {**r, "cost": {**r["cost"], "peak_memory": None}, "scores": {}})
     page = html(bare)
@@ -270,6 +277,7 @@ def test_a_page_without_what_was_not_measured(run: Run) -> None:
     assert ">–</td></tr>" in page  # the peak
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_closed_set_is_ranked_by_accuracy(run: Run) -> None:
     nothing = dict.fromkeys(("auroc", "h_score", "oscr", "fpr95"))
     closed = changed(
@@ -282,6 +290,7 @@ def test_a_closed_set_is_ranked_by_accuracy(run: Run) -> None:
     assert "This run had no unknown images." in html(closed)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_results_are_named(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.folder, tmp_path / "run")
     (path,) = (tmp_path / "run" / "results").glob("tent*seed_0*")
@@ -299,6 +308,7 @@ def test_damaged_results_are_named(run: Run, tmp_path: Path) -> None:
             html(read_run(tmp_path / "run"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_experiment_gives_tables_and_page(run: Run) -> None:
     one = online("digits-open")
     found = read_run(run.folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
 from testtime.errors import unknown_name
@@ -42,6 +42,7 @@ class Planner:
     device: str = "cpu"
     float32: bool = False
     walk: tuple[str, Mapping[str, Any]] | None = None
+    _known: dict[Views, Needs] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def measured(self, variant: Variant, measure: str = "mIoU") -> Unit:
         """Return the unit whose result has a measure of a variant.
@@ -174,7 +175,12 @@ class Planner:
         return self._unit("units:teacher", name, 10.0, {}, views, **more)
 
     def scenes(self, views: Views) -> Needs:
-        """Return the units that render frames, by the name under which a unit needs them."""
+        """Return the units that render frames, by the name under which a unit needs them; hundreds of units need the same."""
+        if views not in self._known:
+            self._known[views] = self._scenes(views)
+        return self._known[views]
+
+    def _scenes(self, views: Views) -> Needs:
         recipes = list(dict.fromkeys(views.rendered(self.preset.image)))
         chunks = [recipes[begin : begin + HOUSES] for begin in range(0, len(recipes), HOUSES)]
         found: Needs = {}

@@ -7,6 +7,7 @@ style and a random generator; its model depends on them alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -60,8 +61,9 @@ MODELS: dict[str, Callable[[Style, np.random.Generator], Model]] = {
 """Builders of models by name; several builders can build models of one class."""
 
 
+@lru_cache(maxsize=256)
 def build(name: str, style: Style, variant: int = 0) -> Model:
-    """Build a model; equal arguments give equal triangles.
+    """Build a model; equal arguments give equal triangles. The last ones are kept: a house has many of each.
 
     Args:
         name: name of the model, a key of :data:`MODELS`.

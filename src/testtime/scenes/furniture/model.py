@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 from testtime.scenes.geometry import Mesh, box, cylinder, joined
@@ -84,7 +85,7 @@ class Model:
     surfaces: tuple[Surface, ...] = ()
     lift: float = 0.0
 
-    @property
+    @cached_property
     def size(self) -> tuple[float, float, float]:
         """Width, depth and height, in metres."""
         low, high = self.mesh.bounds
