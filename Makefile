@@ -1,5 +1,7 @@
 # Two commands do everything, `make demo` and `make test`; `make docs` builds the documentation into site/.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Keep compiled modules also where the environment forbids it: the tests start many processes, which compile them again otherwise.
+export PYTHONDONTWRITEBYTECODE =
 VENV     ?= .venv
 PIP_ARGS ?= -c constraints.txt
 ifeq ($(OS),Windows_NT)
