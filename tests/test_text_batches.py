@@ -348,10 +348,11 @@ def test_wrappers_work_or_refuse_by_name() -> None:
     assert TimeConstrained(Tent(plain), Source(plain))(x).equal(alone.logits)
     assert Window(Tent(plain), 8)(x).equal(alone.logits)
     assert Window(Tent(SentenceClassifier(nn.LayerNorm)), 4)(IDS).shape == (8, 5)
-    with pytest.raises(ValueError, match="Guarded takes batches that are one tensor"):
-        Guarded(Tent(plain)).prepare([x])
-    with pytest.raises(ValueError, match="Guarded takes floating-point inputs"):
-        Guarded(Tent(SentenceClassifier(nn.LayerNorm)))(IDS)
+    for guarded, given in ((Guarded(Tent(plain)), x), (Guarded(Tent(SentenceClassifier(nn.LayerNorm))), IDS)):
+        for call in (guarded, guarded.predict, lambda y, g=guarded: g.prepare([y])):
+            with pytest.raises(ValueError, match=r"alone, got integers.* pass disturb= a function that"):
+                call(given)
+    assert Guarded(Tent(plain), disturb=lambda y: y)(x).shape == (8, 5)
 
 
 def test_a_memory_of_sentences_keeps_one_length() -> None:

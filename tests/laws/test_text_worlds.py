@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from test_planted_bugs import Sound
-from torch import Tensor
+from torch import Tensor, nn
 
 from testtime import sgd
 from testtime.intake.named import NamedTensors
 from testtime.laws import CLASSES, Case, broken_laws, parametrize_with_laws
+from testtime.laws.batches import cast
+from testtime.laws.worlds import WORLDS
 from testtime.methods import (
     CAFA,
     EATA,
@@ -41,7 +44,7 @@ from testtime.methods import (
 )
 from testtime.methods.nc_ttt import NCTTTOptions
 from testtime.prediction import Prediction
-from testtime.wrap import Window
+from testtime.wrap import Guarded, Window
 
 BOTH = ("tokens", "dictionary")
 SHARES = {"null_step": "answers with assignments that samples of like features share, not with the logits"}
@@ -49,15 +52,45 @@ PROTOTYPES = {
     "null_step": "answers with products of features and prototypes, not with the logits of the head"
 }
 VOTES = {"null_step": "answers with the vote of remembered features, not with the logits of the head"}
+SHIPPED = {
+    "null_step": "where the shipped model is competent, the guard answers with it, under source statistics"
+}
+LATER = {
+    "one_tick": "an unusual batch is checked after its step, with the statistics that the step has moved"
+}
+SPARED = SHIPPED | {"declared": "prepare spares a forward of a checked batch"}
 WINDOW = {"null_step": "it answers under the statistics of the window, not of the batch"}
+
+
+def masked(x: Any) -> Any:
+    """The sentences without every sixth word: masked where there is a mask, else replaced by the word before."""
+    if isinstance(x, Tensor):
+        return torch.where(torch.arange(x.shape[1]) % 6 == 5, x.roll(1, dims=1), x)
+    shown = x["attention_mask"] * (torch.arange(x["input_ids"].shape[1]) % 6 != 5)
+    return {**x.entries, "attention_mask": shown}
+
+
+def guarded(model: nn.Module) -> Guarded:
+    return Guarded(Tent(model), disturb=masked)
+
+
+def calibrated(model: nn.Module) -> Guarded:
+    """A guard that is calibrated on the source of the model's world."""
+    world = "dictionary" if any(isinstance(m, nn.BatchNorm1d) for m in model.modules()) else "tokens"
+    found, dtype = guarded(model), next(model.parameters()).dtype
+    found.prepare([cast(x[:16], dtype) for x in WORLDS[world].source(2)])
+    return found
+
 
 FAST = [
     Case("Tent", Tent, worlds=BOTH),
     Case("BNAdapt", BNAdapt, worlds=["dictionary"]),
     Case("T3A", partial(T3A, supports=2), PROTOTYPES, BOTH),
     Case("Window-Tent", lambda model: Window(Tent(model), size=24), WINDOW, BOTH),
+    Case("Guarded-Tent", guarded, SHIPPED | LATER, BOTH),
 ]
 OTHERS = [
+    Case("Guarded-prepared-Tent", calibrated, SPARED | LATER, BOTH),
     Case("Source", Source, {"alive": "adapts nothing"}, BOTH),
     Case("ActMAD", partial(ActMAD, optimizer=sgd(1e-2)), worlds=BOTH),
     Case("AdaNPC", partial(AdaNPC, capacity=64), VOTES, BOTH),
@@ -134,7 +167,23 @@ class LeavesTheMaskBehind(Sound):
         ), good
 
 
-BUGS = [WritesIntoTheMask, SortsTheMasks, ChecksTheIdsAlone, LeavesTheMaskBehind]
+def hidden(x: NamedTensors) -> NamedTensors:
+    """Masks the first word, in place."""
+    x["attention_mask"][:, 0] = 0
+    return x
+
+
+class DisturbsTheCallersWords(Guarded):
+    """Gives the user's disturbance the batch itself, which it changes in place."""
+
+    broken = "tensors_owned"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(Tent(model), disturb=hidden)
+        self.checks = replace(self.checks, disturb=hidden)
+
+
+BUGS = [WritesIntoTheMask, SortsTheMasks, ChecksTheIdsAlone, LeavesTheMaskBehind, DisturbsTheCallersWords]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_session import images, network, tent
 
+from testtime import state_hash
+from testtime.intake.named import NamedTensors
 from testtime.serve import GateOptions, Session, SessionOptions, read_image
 from testtime.serve.gate import InputGate, Quarantine
 
@@ -39,6 +42,42 @@ def test_what_is_no_request_is_refused(tmp_path: Path, kind: str) -> None:
                 call(REFUSED[kind])  # type: ignore[arg-type]
         status = session.status()
         assert (status.state, status.offset, status.counts.requests) == (state, 4, 1)
+
+
+WORDS = {"input_ids": torch.ones(2, 5, dtype=torch.int64), "facts": torch.rand(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            WORDS,
+            "one floating-point tensor .* a dictionary with 'input_ids', 'facts'; .* call the adapter itself",
+        ),
+        (
+            NamedTensors({"facts": WORDS["facts"]}),
+            "one floating-point tensor .* a dictionary with 'facts'",
+        ),
+        ({}, "a dictionary with no entry"),
+        (WORDS["input_ids"], "got torch.int64; a session takes no token ids: call the adapter itself"),
+    ],
+)
+def test_words_are_refused_before_anything_is_learned_or_written(
+    tmp_path: Path, x: Any, message: str
+) -> None:
+    def written() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+
+    adapter = tent()
+    birth = state_hash(adapter)
+    with Session(adapter, tmp_path) as session:
+        before = written()
+        for call in (session.submit, session.predict):
+            with pytest.raises(TypeError, match=message):
+                call(x)
+        assert session.streams() == ()
+        assert state_hash(adapter) == birth
+        assert written() == before
 
 
 BAD = {

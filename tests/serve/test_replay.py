@@ -50,6 +50,13 @@ def test_a_replay_reproduces_every_answer(tmp_path: Path) -> None:
     assert verify_session(tmp_path).closed
 
 
+def test_a_replay_refuses_dictionaries_by_name(tmp_path: Path) -> None:
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        feed(session, "a", 1)
+    with pytest.raises(TypeError, match=r"samples of stream 'a' as one tensor \(N, ...\), got dict; .* no"):
+        replay(tmp_path, network(), {"a": {"facts": torch.rand(4, 3)}})  # type: ignore[dict-item]
+
+
 def test_a_replay_goes_back_to_what_a_killed_process_lost(tmp_path: Path) -> None:
     session = Session(tent(), tmp_path, options=SYNC)
     feed(session, "a", 5)  # the snapshot is after three

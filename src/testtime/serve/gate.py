@@ -21,6 +21,7 @@ from torch import Tensor
 
 from testtime.errors import need_pillow
 from testtime.gate import check_batch
+from testtime.intake.named import NamedTensors
 
 __all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "png_bytes", "read_image"]
 
@@ -195,10 +196,17 @@ class InputGate:
             TypeError: x is no dense floating-point tensor.
             ValueError: x has no batch dimension or no samples, too many, or samples of another shape than those before.
         """
+        if isinstance(x, Mapping | NamedTensors):
+            raise TypeError(
+                "expected one floating-point tensor (N, ...), got a dictionary with "
+                f"{', '.join(map(repr, x.keys())) or 'no entry'}; the gate, the quarantine and the audit log of a session know "
+                "samples of one tensor alone: call the adapter itself with a dictionary"
+            )
         check_batch(x)
         if not x.is_floating_point():
             raise TypeError(
-                f"expected floating-point images, usually in [0, 1], got {x.dtype}; the server takes no token ids"
+                f"expected floating-point images, usually in [0, 1], got {x.dtype}; a session takes no token ids: call the "
+                "adapter itself with them"
             )
         if not len(x):
             raise ValueError(f"expected at least one sample, got shape {tuple(x.shape)}")

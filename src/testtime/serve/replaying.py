@@ -92,8 +92,15 @@ def replay(
 
     Raises:
         DataError: the log or a configuration is damaged.
+        TypeError: the samples of a stream are no tensor.
         ValueError: the model is not the one of the session, or a snapshot of ``start`` does not exist.
     """
+    for stream, x in inputs.items() if isinstance(inputs, Mapping) else ():
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"expected the samples of stream {stream!r} as one tensor (N, ...), got {type(x).__name__}; a session takes no "
+                "dictionaries of tensors"
+            )
     return _Replay(Directory(directory, make=False), model, inputs, start or {}, (classes, functions)).run()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,12 +68,12 @@ class Checks:
     """
 
     reference: Reference
-    disturb: Callable[[Tensor], Tensor]
+    disturb: Callable[[Any], Any]
     competence: Competence
     evidence: Evidence
     margin: float
 
-    def judge(self, x: Tensor, y: Prediction, disturbed: Tensor | None, copies: bool) -> Verdict:
+    def judge(self, x: Any, y: Prediction, disturbed: Tensor | None, copies: bool) -> Verdict:
         """Compare the candidates with the shipped model.
 
         Args:
@@ -143,7 +144,7 @@ class Checks:
             return right >= FAIR
         return self.evidence.corrects(right) & (pooled >= 0.5)
 
-    def probability(self, x: Tensor, logits: Tensor, features: Tensor) -> Tensor:
+    def probability(self, x: Any, logits: Tensor, features: Tensor) -> Tensor:
         """Return the probability (N,) that the shipped model is right, from its outputs."""
         predicted = logits.argmax(dim=1)
         if self.competence.known:
@@ -152,7 +153,7 @@ class Checks:
         return torch.where(same, CONSISTENT, CHANGED)
 
     def _estimate(
-        self, x: Tensor, y: Prediction, disturbed: Tensor, shipped: Tensor, competent: Tensor
+        self, x: Any, y: Prediction, disturbed: Tensor, shipped: Tensor, competent: Tensor
     ) -> tuple[Tensor | None, str]:
         """Estimate the accuracy of adapter and BN; return the logits of BN, and what is wrong with the adapter."""
         adapter = y.logits.argmax(dim=1), disturbed

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from testtime.corruptions import EXTRA, corrupt
 from testtime.intake.sharing import AtLeastFloat32, Stateful, twin
 from testtime.metrics.competence import competence_table, errors_per_change, logistic_weights
 from testtime.norm import has_batch_norm
@@ -18,17 +17,14 @@ from testtime.norm.batch import BatchStatistics
 from testtime.norm.layer import swap_policy
 from testtime.norm.source import SourceStatistics
 from testtime.parts.features import linear_head
-from testtime.parts.randomness import generator
 from testtime.parts.taps import tap, watched
-from testtime.selection import disturbance
+from testtime.wrap.disturbance import drifts
 
-__all__ = ["Calibration", "Competence", "Reference", "disturbing", "drifts"]
+__all__ = ["Calibration", "Competence", "Reference"]
 
 ERRORS_PER_CHANGE, WINDOWS = 2.5, 10  # where fewer windows than that have errors in the calibration
 TINY, FAR = 1e-9, 30.0  # added before a logarithm; the largest quantity
 IMAGES, BATCH = 320, 64  # images of a calibration, and in a batch of it
-LINES = ((0.5, 0.0), (0.25, 0.0), (0.5, 0.5), (0.25, 0.7), (0.75, 0.25), (0.4, 0.2), (0.2, 0.4), (1.0, 0.25))
-NOISES, BLURS, SEVERITY = (0.05, 0.15, 0.3), (3, 5), 5
 
 
 class Reference(nn.Module):
@@ -50,7 +46,7 @@ class Reference(nn.Module):
         self.shipped = shipped
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Any) -> tuple[Tensor, Tensor]:
         """Return the logits (N, C) of the shipped model, and the features (N, F) from which it read them."""
         logits, seen = watched(self.shipped, self.taps, x)
         features = seen[0] if seen and seen[0].dim() == 2 and len(seen[0]) == len(x) else logits
@@ -62,8 +58,8 @@ class Calibration:
     """What :meth:`Competence.calibrate` works with: the models, a disturbance that keeps the class, a random seed."""
 
     reference: Reference
-    disturb: Callable[[Tensor], Tensor]
-    within: tuple[float, float]
+    disturb: Callable[[Any], Any]
+    within: tuple[float, float] | None
     seed: int
 
 
@@ -127,11 +123,11 @@ class Competence(AtLeastFloat32, Stateful):
         return torch.where(unseen, self.shares[-1], found)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, by: Calibration) -> None:
+    def calibrate(self, x: Any, by: Calibration) -> None:
         """Fit to unlabelled source images: the shipped model's predictions of the images stand for labels under every drift.
 
         Args:
-            x: source images (N, ...), of which the first 320 are used; every second drift sees them sorted by class.
+            x: source samples (N, ...), of which the first 320 are used; every second drift sees them sorted by class.
             by: models and disturbance.
         """
         x = x[:IMAGES]
@@ -166,12 +162,12 @@ class Competence(AtLeastFloat32, Stateful):
             self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed, share=0.5))
 
 
-def _forward(reference: Reference, x: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(reference: Reference, x: Any) -> tuple[Tensor, Tensor]:
     logits, features = zip(*(reference(part) for part in x.split(BATCH)), strict=True)
     return torch.cat(logits), torch.cat(features)
 
 
-def _windows(by: Calibration, x: Tensor, truth: Tensor) -> Iterator[tuple[float, float]]:
+def _windows(by: Calibration, x: Any, truth: Tensor) -> Iterator[tuple[float, float]]:
     """Errors and changed predictions of the model that normalises by the batch (of the shipped one where there is none)."""
     model = by.reference.bn or by.reference.shipped
     for part, right in zip(x.split(BATCH), truth.split(BATCH), strict=True):
@@ -180,44 +176,3 @@ def _windows(by: Calibration, x: Tensor, truth: Tensor) -> Iterator[tuple[float,
             error, change = (plain != right).float().mean(), (plain != other).float().mean()
             if float(error) > 0.05:
                 yield float(error), float(change)
-
-
-def drifts(x: Tensor, within: tuple[float, float], seed: int) -> Iterator[Tensor]:
-    """Yield the samples as they are and under generic drifts: gain and offset, noise, blur, and four corruptions.
-
-    Args:
-        x: samples (N, ...); blur and corruptions are of images (N, C, H, W) alone, the corruptions of three channels in [0, 1].
-        within: lowest and highest value of the samples.
-        seed: random seed of the noise.
-
-    >>> len(list(drifts(torch.rand(2, 3, 8, 8), (0.0, 1.0), 0))), len(list(drifts(torch.rand(2, 5), (0.0, 1.0), 0)))
-    (18, 12)
-    """
-    low, high = within
-    yield x
-    for gain, offset in LINES:
-        yield (low + (high - low) * offset + gain * (x - low)).clamp(low, high)
-    for i, sigma in enumerate(NOISES):
-        noise = torch.randn(x.shape, generator=generator(seed, i, "drift"), dtype=torch.float32).to(x)
-        yield (x + sigma * (high - low) * noise).clamp(low, high)
-    if x.dim() != 4:
-        return
-    for side in BLURS:
-        pad = (side // 2,) * 4
-        yield F.avg_pool2d(F.pad(x, pad, mode="replicate"), side, 1)
-    if x.shape[1] == 3 and (low, high) == (0.0, 1.0) and min(x.shape[2:]) >= 8:
-        for name in EXTRA:
-            yield corrupt(x.clamp(0, 1), name, SEVERITY)
-
-
-def disturbing(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a change of images that keeps their class as the model declares it; other samples get a little noise."""
-    change = disturbance(network)
-
-    def disturb(x: Tensor) -> Tensor:
-        if x.dim() == 4 and min(x.shape[2:]) > 1:
-            return change(x)
-        rng = generator(0, x.numel(), "disturbance")
-        return x + 0.05 * x.float().std() * torch.randn(x.shape, generator=rng).to(x)
-
-    return disturb

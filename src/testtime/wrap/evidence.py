@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from testtime.intake.named import Inputs
 from testtime.intake.sharing import AtLeastFloat32, InitialState, Stateful
 from testtime.metrics.label_free import diversity
 
@@ -68,16 +69,19 @@ class Usual(AtLeastFloat32, Stateful):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def surprise(self, values: Tensor) -> float:
-        """Return the largest distance of values (K,) from the mean, in deviations; infinite before five batches."""
-        if int(self.count) < WARM:
+        """Return the largest distance of values (K,) from the mean, in deviations; infinite before five batches of K."""
+        if int(self.count) < WARM or values.shape != self.mean.shape:
             return math.inf
         return float(((values - self.mean).abs() / (self.var.sqrt() + 1e-3)).max())
 
     def take(self, values: Tensor) -> None:
         """Count a batch."""
         values = values.to(self.mean.device)
-        if not int(self.count):
+        if (
+            values.shape != self.mean.shape
+        ):  # the first batch, or the first of dictionaries with other entries
             self.mean, self.var = values.clone(), torch.zeros_like(values)
+            self.count.zero_()
         off = values - self.mean
         weight = max(1 - USUAL, 1 / (int(self.count) + 1))
         self.mean = self.mean + weight * off
@@ -281,18 +285,27 @@ class Evidence(AtLeastFloat32, Stateful):
         return {**{k: first[k] for k in ("bet", "excess", "corrections", "unsure", "steady")}, **saved}
 
 
-def spread_rows(x: Tensor) -> Tensor:
+def spread_rows(x: Inputs) -> Tensor:
     """Return the indices of at most 64 samples, spread over the batch."""
     return torch.arange(len(x), device=x.device)[:: max(1, len(x) // PART)][:PART]
 
 
-def batch_values(x: Tensor, logits: Tensor) -> Tensor:
-    """Return confidence and diversity of the predictions, and mean and deviation of a seventh of the input, (4,)."""
+def batch_values(x: Inputs, logits: Tensor) -> Tensor:
+    """Return confidence and diversity of the predictions, and mean and deviation of a seventh of each input, (2 + 2 K,).
+
+    Args:
+        x: batch, one tensor or K that are no masks.
+        logits: logits (N, C).
+    """
     p = logits.float().softmax(dim=1)
     mean = p.mean(dim=0)
     spread = -(mean * mean.clamp(min=1e-12).log()).sum() / math.log(len(mean))
-    part = x.flatten(1)[:, ::EVERY].float()
-    return torch.stack([p.amax(dim=1).mean(), spread, part.mean(), part.std(correction=0)]).nan_to_num().cpu()
+    found = [p.amax(dim=1).mean(), spread]
+    named = {"": x} if isinstance(x, Tensor) else x.entries
+    for _, value in sorted((n, v) for n, v in named.items() if not n.endswith("mask")):
+        part = value.reshape(len(value), -1)[:, ::EVERY].float()
+        found += [part.mean(), part.std(correction=0)]
+    return torch.stack(found).nan_to_num().cpu()
 
 
 def predicted_diversity(logits: Tensor) -> float:

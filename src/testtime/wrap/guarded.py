@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, ClassVar, Literal, final
 
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.errors import AdapterWarning
+from testtime.gate import batch_of
 from testtime.intake.dense import refuse_dense
+from testtime.intake.named import Inputs, packed
 from testtime.intake.outputs import declares_tasks
 from testtime.parts.losses import entropy
 from testtime.prediction import Prediction
 from testtime.wrap.checks import Checks, Verdict, combined
-from testtime.wrap.competence import IMAGES, Calibration, Competence, Reference, disturbing
+from testtime.wrap.competence import IMAGES, Calibration, Competence, Reference
+from testtime.wrap.disturbance import Disturbance, joined
 from testtime.wrap.evidence import (
     FAIR,
     SURPRISE,
@@ -102,6 +106,9 @@ class Guarded(Wrapper):
         source: the shipped model, as ``Source(model)``. Unless given, the network inside the adapter with the statistics of the
             source, which is the shipped model for methods that change parameters or statistics of the model and add no part.
         options: settings.
+        disturb: function that changes a batch, a tensor or :class:`testtime.intake.named.NamedTensors`, and keeps the classes
+            and the order of its samples; the same for the same batch. Unless given, images change as the model declares, and
+            other floating-point tensors get a little noise, in a dictionary all but masks; token ids need it.
 
     Attributes:
         serving: whose answer most of the last batch got: "adapter", "bn" or "source".
@@ -111,6 +118,12 @@ class Guarded(Wrapper):
     Raises:
         ValueError: the adapter has processed batches.
         TypeError: the adapter answers several tasks or pixels.
+
+    A batch with token ids, or without floating-point tensors, is refused with a ValueError unless ``disturb`` is given, in a
+    call before anything is learned, and in ``prepare``. The consistency of predictions is the only measure of a candidate's
+    accuracy here, and noise in the numbers beside words says nothing of the words: a guard that disturbed the numbers alone
+    fell below the shipped model where the words drifted (tests/wrap/test_guarded_words.py). For the calibration, up to half of
+    the token ids are replaced by those of other samples. It joins the source batches, whose samples have one length.
 
     Cost: the adapter's, and for a checked batch a prediction of the adapter, two forwards of the model with BN statistics and
     one of the shipped model (two without ``prepare``; with it, one more of some samples where it is corrected).
@@ -126,10 +139,8 @@ class Guarded(Wrapper):
     (True, ['agreement', 'diversity'])
     """
 
-    kept_as: ClassVar = {
-        "source": "shipped"
-    }  # for testtime.save; the attribute "source" is a fact of the method
-    needs = ("classifier", "floating-point")  # it disturbs samples and compares them
+    # For testtime.save; the attribute "source" is a fact of the method.
+    kept_as: ClassVar = {"source": "shipped", "disturb": "own_disturb"}
     answers_with = "the predictions of three models, each sample with those of the likeliest to be right"
     waiting: Tensor
     interval: Tensor
@@ -138,7 +149,11 @@ class Guarded(Wrapper):
     last: Tensor
 
     def __init__(
-        self, adapter: Adapter, source: Adapter | None = None, options: GuardOptions = DEFAULTS
+        self,
+        adapter: Adapter,
+        source: Adapter | None = None,
+        options: GuardOptions = DEFAULTS,
+        disturb: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(adapter)
         if int(adapter.clock):
@@ -154,10 +169,10 @@ class Guarded(Wrapper):
                 "Guarded compares predicted classes (N, C), and this model declares several tasks"
             )
         refuse_dense("Guarded", network)
-        self.options, self.shipped = options, source
+        self.options, self.shipped, self.own_disturb = options, source, disturb
         self._moving_parameters = [p for a in inner for p in a._adapted]
         self.reference = Reference(network, self._moving_parameters)
-        self.disturb = disturbing(network)
+        self.disturb = Disturbance(network, disturb)
         self.competence, self.evidence, self.usual = Competence(), Evidence(options.window), Usual()
         self.checks = Checks(self.reference, self.disturb, self.competence, self.evidence, options.margin)
         self.healthy = Healthy(adapter.state_dict())
@@ -185,7 +200,12 @@ class Guarded(Wrapper):
         """Whether the adapter's answers are served without a check of every batch."""
         return int(self.interval) > 1
 
-    def shipped_prediction(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _admit(self, x: Any, learn: bool) -> tuple[Any, Tensor]:
+        x = batch_of(x)
+        self.disturb.check(x)
+        return super()._admit(x, learn)
+
+    def shipped_prediction(self, x: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the guard knows about the shipped model's predictions of a batch; the state stays the same.
 
         Args:
@@ -196,12 +216,12 @@ class Guarded(Wrapper):
             right; 0 where a sample was refused.
 
         Raises:
-            TypeError, ValueError: x is not a batch of floating-point samples.
+            TypeError, ValueError: x is no batch, or one that the guard cannot disturb.
         """
         with self._lock, torch.inference_mode(False), torch.no_grad():
             admitted, good = self._admit(x, learn=False)
-            classes = torch.zeros(len(good), dtype=torch.int64, device=x.device)
-            right = torch.zeros(len(good), device=x.device)
+            classes = torch.zeros(len(good), dtype=torch.int64, device=good.device)
+            right = torch.zeros(len(good), device=good.device)
             if len(admitted):
                 logits, features = self.reference(admitted)
                 classes[good] = logits.argmax(dim=1)
@@ -211,15 +231,18 @@ class Guarded(Wrapper):
     def _prepare(self, batches: Iterable[Any]) -> None:
         arriving = iter(batches)
         kept: list[Any] = []
-        while sum(len(_images(b)) for b in kept) < IMAGES and (batch := next(arriving, None)) is not None:
+        while sum(len(_inputs(b)) for b in kept) < IMAGES and (batch := next(arriving, None)) is not None:
+            self.disturb.check(_inputs(batch))
             kept.append(batch)
+        x = joined([_inputs(b) for b in kept])
         self.adapter.prepare(chain(kept, arriving))
-        x = torch.cat([_images(b) for b in kept])
-        within = getattr(batches, "within", None) or tuple(map(float, x.aminmax()))
+        within = getattr(batches, "within", None)
+        if within is None and isinstance(x, Tensor):
+            within = tuple(map(float, x.aminmax()))
         self.competence.calibrate(x, Calibration(self.reference, self.disturb, within, self.seed))
         self.healthy.remember(self.adapter.state_dict())
 
-    def _predict_batch(self, x: Tensor) -> Tensor:
+    def _predict_batch(self, x: Any) -> Tensor:
         y = self._classified(self.adapter.predict(x))
         if self.trusted:
             return y
@@ -230,7 +253,7 @@ class Guarded(Wrapper):
         chosen = y.logits if bn is None or self.checks.candidate()[0] == "adapter" else bn
         return combined(y, logits, chosen, preferred)
 
-    def step(self, x: Tensor) -> Tensor:
+    def step(self, x: Any) -> Tensor:
         self._slots = (None,) * SLOTS
         if not self.competence.known and not int(self.clock):
             warnings.warn(UNCALIBRATED, AdapterWarning, stacklevel=6)
@@ -274,7 +297,7 @@ class Guarded(Wrapper):
         self._serve("adapter", "")
         return y
 
-    def _still_trusted(self, x: Tensor, y: Prediction, size: int) -> bool:
+    def _still_trusted(self, x: Any, y: Prediction, size: int) -> bool:
         """Check a part of a batch of ``size`` samples; unless it confirms the trust, the whole batch is checked."""
         verdict = self.checks.judge(x, y, None, copies=False)
         # Where it does not, the check of the whole batch is what counts.
@@ -284,7 +307,7 @@ class Guarded(Wrapper):
 
     def _check(
         self,
-        x: Tensor,
+        x: Any,
         y: Prediction,
         due: Due,
         disturbed: Tensor | None,
@@ -395,14 +418,14 @@ class Guarded(Wrapper):
             "unknown_share": float((right < UNKNOWN).float().mean()),
         }
 
-    def _copies(self, x: Tensor) -> float:
+    def _copies(self, x: Inputs) -> float:
         """The share of the batch that repeats the sample before it."""
-        values = x.flatten(1)
-        some, first = values[:, ::PIXELS], values[0].double().sum()
+        values = x.flatten(1) if isinstance(x, Tensor) else packed(x)
+        some, first = values[:, ::PIXELS], _sum(values[0])
         repeats = int(int(self.clock) > 0 and bool(first == self.last))
         for i in (some[1:] == some[:-1]).all(dim=1).nonzero()[:, 0].tolist():
             repeats += torch.equal(values[i], values[i + 1])
-        self.last = values[-1].double().sum().to(self.last)
+        self.last = _sum(values[-1]).to(self.last)
         return repeats / len(x)
 
     @staticmethod
@@ -410,6 +433,14 @@ class Guarded(Wrapper):
         if not isinstance(y, Prediction) or y.dim() != 2:
             raise TypeError("Guarded compares predicted classes (N, C), and this adapter answers otherwise")
         return y
+
+
+def _sum(values: Tensor) -> Tensor:
+    """A number that hardly ever is that of other values (D,): their sum, of integers a hash that a double holds."""
+    if values.is_floating_point():
+        return values.double().sum()
+    digest = hashlib.sha256(values.cpu().numpy().tobytes()).digest()
+    return torch.tensor(int.from_bytes(digest[:6], "big"), dtype=torch.float64, device=values.device)
 
 
 def _copied(parameters: list[nn.Parameter]) -> list[Tensor]:
@@ -424,8 +455,8 @@ def _distance(parameters: list[nn.Parameter], start: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moved))))
 
 
-def _images(batch: Any) -> Tensor:
-    return batch if isinstance(batch, Tensor) else batch[0]
+def _inputs(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple) else batch  # of a pair of inputs and labels
 
 
 def _upper_half(initial: dict[str, Tensor]) -> dict[str, Tensor]:
