@@ -11,7 +11,7 @@ from torch import nn
 from testtime.build import adapt, argument, build_method
 from testtime.errors import AdapterWarning
 from testtime.norm import alpha_statistics
-from testtime.wrap import ResetEvery
+from testtime.wrap import Guarded, ResetEvery
 
 
 def network() -> nn.Module:
@@ -42,6 +42,11 @@ def test_a_guarded_adapter() -> None:
     guarded = adapt(network(), "tent", guarded=True)
     assert type(guarded).__name__ == "Guarded"
     assert type(guarded.model).__name__ == "Tent"
+    own = adapt(network(), "tent", guarded=True, disturb=torch.clone)
+    assert isinstance(own, Guarded)
+    assert own.own_disturb is torch.clone
+    with pytest.raises(ValueError, match="disturb= is of a guarded adapter; pass guarded=True"):
+        adapt(network(), "tent", disturb=torch.clone)
 
 
 def test_a_guard_is_calibrated_on_source_batches_or_warns() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -38,6 +38,7 @@ def adapt(
     method: str | type[Adapter] = "paf-kip",
     *,
     guarded: bool = False,
+    disturb: Callable[[Any], Any] | None = None,
     source: Iterable[Any] | None = None,
     **arguments: Any,
 ) -> Adapter:
@@ -48,13 +49,15 @@ def adapt(
         method: name that :func:`find_method` takes, or a class, your own too.
         guarded: whether the adapter is put into :class:`testtime.wrap.Guarded`, which serves it only where it is likely to be
             better than the model. It is calibrated on ``source``; without, it warns at the first batch that it is not.
+        disturb: function of a guarded adapter that changes a batch and keeps its classes; token ids need it.
         source: batches as in training, with which ``prepare`` is called: unlabelled images (N, C, H, W), or pairs (images,
             labels) for a method with ``labelled_source``.
         arguments: those of the method's class, e.g. ``classes=10``.
 
     Raises:
-        ValueError: no such method, or the method does not take these arguments; the message lists what there is.
-        TypeError: the method is neither a name nor a class of adapters.
+        ValueError: no such method, or the method does not take these arguments; the message lists what there is. Or
+            ``disturb`` is given, and ``guarded`` is not.
+        TypeError: the method is neither a name nor a class of adapters, or ``disturb`` is no function.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> type(adapt(net, "tent")).__name__, type(adapt(net, testtime.methods.Tent)).__name__
@@ -66,6 +69,8 @@ def adapt(
             f"expected the name of a method or its class, got {method!r}; for example testtime.adapt(model, 'tent') or "
             "testtime.adapt(model, testtime.methods.Tent)"
         )
+    if disturb is not None and not guarded:
+        raise ValueError("disturb= is of a guarded adapter; pass guarded=True with it, or leave it out")
     arguments = current_arguments(cls, arguments)
     try:
         inspect.signature(cls).bind(model, **arguments)
@@ -75,7 +80,7 @@ def adapt(
             f"{cls.__name__}: {error}; it takes {', '.join(takes)}{_place(cls, arguments)}"
         ) from None
     adapter = cls(model, **arguments)
-    adapter = Guarded(adapter) if guarded else adapter
+    adapter = Guarded(adapter, disturb=disturb) if guarded else adapter
     if source is not None:
         adapter.prepare(source)
     return adapter

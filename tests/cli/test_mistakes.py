@@ -40,6 +40,10 @@ OWN = "run no-labels --data . --model digits-cnn"
         (f"{RUN} --set 'open_sets=[\"moon\"]'", "no data set 'moon'"),
         (f"{RUN} --set 'open_sets=[\"photograph\"]'", "(did you mean 'photographs'?)"),
         (f"{RUN} --set batch_size=many", "expected the setting batch_size in the form of 200, got 'many'"),
+        (
+            f"{RUN} --set 'corruptions=[fog]'",
+            "got '[fog]'; a list is JSON: 'corruptions=[\"gaussian_noise\"]'",
+        ),
         (f"{RUN} --set pace=slow", "expected the setting pace in the form of 1, got 'slow'"),
         (f"{RUN} --set target=true", "expected the setting target in the form of 0.5, got True"),
         (f"{RUN} --set rounds=1.5", "expected the setting rounds in the form of 1, got 1.5"),

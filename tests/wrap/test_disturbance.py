@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -117,3 +120,41 @@ def test_batches_are_joined_if_their_samples_have_one_form() -> None:
     for other, form in ((sentences(2, 9), r"attention_mask \(10,\), int64"), (a["input_ids"], r"\(10,\)")):
         with pytest.raises(ValueError, match=rf"several forms: .*{form}.*pad token ids to one length"):
             joined([a, other])
+
+
+def _returned(found: Any, _: Any) -> Any:
+    return found
+
+
+def test_what_a_users_function_returns_is_checked() -> None:
+    words = NamedTensors(
+        {"input_ids": torch.ones(4, 3, dtype=torch.int64), "attention_mask": torch.ones(4, 3)}
+    )
+    ids, mask = words["input_ids"], words["attention_mask"]
+    for found, error, message in (
+        (None, TypeError, "a function that returns the changed batch; .*got NoneType"),
+        ({}, ValueError, "a function that returns the changed batch; .*got an empty one"),
+        (words[:3], ValueError, "expected as many samples, in the same order"),
+        (ids, ValueError, "returned torch.int64 for a batch of input_ids torch.int64, attention_mask"),
+        ({"input_ids": ids}, ValueError, "returned input_ids torch.int64 for .* the same entries and types"),
+        ({"input_ids": ids.float(), "attention_mask": mask}, ValueError, "returned input_ids torch.float32"),
+        ({"input_ids": ids, "attention_mask": mask / 0}, ValueError, "values that are not finite"),
+    ):
+        with pytest.raises(error, match=message):
+            Disturbance(NET, partial(_returned, found))(words)
+    with pytest.raises(TypeError, match="disturb= is a function .*got 3"):
+        Disturbance(NET, 3)  # type: ignore[arg-type]
+
+
+def test_a_users_function_may_change_its_argument_and_the_order_of_the_names() -> None:
+    words = NamedTensors(
+        {"input_ids": torch.ones(4, 3, dtype=torch.int64), "attention_mask": torch.ones(4, 3)}
+    )
+
+    def masked(x: NamedTensors) -> dict[str, Tensor]:
+        x["input_ids"][:, 1] = 0
+        return {"attention_mask": x["attention_mask"], "input_ids": x["input_ids"]}
+
+    other = Disturbance(NET, masked)(words)
+    assert other["input_ids"].tolist() == [[1, 0, 1]] * 4
+    assert words["input_ids"].eq(1).all()

@@ -229,7 +229,8 @@ class Experiment(ABC):
             form = self.forms.get(name, self.settings[name])
             if form is not None and not _alike(value, form):
                 expected = f"expected the setting {name} in the form of {form!r}"
-                raise ValueError(f"{self.name}: {expected}, got {value!r}")
+                hint = f"; a list is JSON: '{name}={json.dumps(form[:1])}'" if isinstance(form, list) else ""
+                raise ValueError(f"{self.name}: {expected}, got {value!r}{hint}")
 
     def check_machine(self, say: Callable[[str], None]) -> None:  # noqa: B027 - nothing to check by default
         """Refuse a run for which packages are missing with an ImportError, and say to a person what will be slow."""

@@ -375,10 +375,10 @@ def estimate_text(
     low, high = betting_interval(rounds, z) if interval == "betting" else (found.low, found.high)
     what = "accuracy" if labels.kind == "label" else "mean value"
     used = ", ".join(names[i] for i in np.flatnonzero(fit_rounds(rounds, z).weights)) or "none"
+    plain = f"about {found.worth:.0f}" if found.worth < found.samples else "all of them"
     lines = [
         f"{what} {100 * found.mean:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %",
-        f"{found.labels} labels of {found.samples:,} samples; plain random sampling needs about {found.worth:.0f} for the "
-        "same standard error",
+        f"{found.labels} labels of {found.samples:,} samples; plain random sampling needs {plain} for the same standard error",
         f"variates: {used}",
     ]
     if count := sum(labels.unpredicted.values()):

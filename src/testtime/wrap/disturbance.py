@@ -37,10 +37,13 @@ class Disturbance:
         own: function of the user's own from a batch to a disturbed batch, which is used instead; it gets a copy.
 
     Raises:
-        ValueError: ``own`` returns another number of samples.
+        TypeError: ``own`` is no function, or returns no batch, as one does that changes its argument in place without return.
+        ValueError: ``own`` returns another number of samples, other entries or types, or values that are not finite.
     """
 
     def __init__(self, network: nn.Module, own: Callable[[Any], Any] | None = None) -> None:
+        if own is not None and not callable(own):
+            raise TypeError(f"disturb= is a function that changes a batch and keeps its classes, got {own!r}")
         self.own, self._of_images = own, disturbance(network)
 
     def check(self, x: Inputs) -> None:
@@ -64,12 +67,7 @@ class Disturbance:
 
     def __call__(self, x: Any) -> Any:
         if self.own is not None:
-            other = batch_of(self.own(x.clone()))
-            if len(other) != len(x):
-                raise ValueError(
-                    f"disturb= returned {form(other)} for a batch {form(x)}; expected as many samples, in the same order"
-                )
-            return other
+            return _checked(self.own(x.clone()), x)
         if isinstance(x, Tensor):
             return self._disturbed(x)
         return NamedTensors({**x.entries, **{n: self._disturbed(v, n) for n, v in _numbers(x).items()}})
@@ -81,10 +79,36 @@ class Disturbance:
         return x + 0.05 * x.float().std() * torch.randn(x.shape, generator=rng).to(x)
 
 
+def _checked(found: Any, x: Inputs) -> Inputs:
+    """What a function of the user's own made of a batch, or an error that names it."""
+    try:
+        other = batch_of(found)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"disturb= is a function that returns the changed batch; {error}") from None
+    if len(other) != len(x):
+        raise ValueError(
+            f"disturb= returned {form(other)} for a batch {form(x)}; expected as many samples, in the same order"
+        )
+    (made, given) = ({n: v.dtype for n, v in _all(b).items()} for b in (other, x))
+    if made != given:
+        kinds = (", ".join(f"{n} {t}".strip() for n, t in k.items()) for k in (made, given))
+        raise ValueError(
+            "disturb= returned {} for a batch of {}; expected the same entries and types".format(*kinds)
+        )
+    if not all(v.isfinite().all() for v in _all(other).values() if v.is_floating_point()):
+        raise ValueError(
+            "disturb= returned values that are not finite for a batch that is; expected samples of the same classes"
+        )
+    return other
+
+
+def _all(x: Inputs) -> dict[str, Tensor]:
+    return {"": x} if isinstance(x, Tensor) else x.entries
+
+
 def _entries(x: Inputs) -> dict[str, Tensor]:
     """The tensors of a batch that are no masks, by name; a batch of one tensor has no name."""
-    named = {"": x} if isinstance(x, Tensor) else x.entries
-    return {n: v for n, v in named.items() if not n.endswith("mask")}
+    return {n: v for n, v in _all(x).items() if not n.endswith("mask")}
 
 
 def _numbers(x: Inputs) -> dict[str, Tensor]:

@@ -92,7 +92,9 @@ def test_a_season_that_is_no_day_is_asked_for_and_taken(file: Path, tmp_path: Pa
     def asked(**given: object) -> Request:
         return request(file, rows=("seasonal naive",), settings={**request(file).settings, **given})
 
-    with pytest.raises(ValueError, match="step of 5:00:00, of which a day is no whole .*--set period=7"):
+    with pytest.raises(
+        ValueError, match="step of 5:00:00, of which a day is no whole .*=N, such as 24 for 5 days"
+    ):
         experiment.plan(asked())
     with pytest.raises(ValueError, match=r"a season at least, 25 observations, got length=24"):
         experiment.plan(asked(period=25))

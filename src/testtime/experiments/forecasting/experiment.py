@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any, final
@@ -113,9 +115,11 @@ def _check_season(given: Mapping[str, Any], series: Series) -> None:
         try:
             period = series.period()
         except ValueError:
+            tick = timedelta.resolution
+            whole = math.lcm(timedelta(days=1) // tick, series.step // tick) * tick
             raise ValueError(
                 f"{series.name} has a step of {series.step}, of which a day is no whole number; give the observations of a "
-                "season of the seasonal naive forecast: --set period=7"
+                f"season of the seasonal naive forecast: --set period=N, such as {whole // series.step} for {whole.days} days"
             ) from None
     if period > given["length"]:
         raise ValueError(
