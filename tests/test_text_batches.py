@@ -350,7 +350,9 @@ def test_wrappers_work_or_refuse_by_name() -> None:
     assert Window(Tent(SentenceClassifier(nn.LayerNorm)), 4)(IDS).shape == (8, 5)
     for guarded, given in ((Guarded(Tent(plain)), x), (Guarded(Tent(SentenceClassifier(nn.LayerNorm))), IDS)):
         for call in (guarded, guarded.predict, lambda y, g=guarded: g.prepare([y])):
-            with pytest.raises(ValueError, match=r"alone, got integers.* pass disturb= a function that"):
+            with pytest.raises(
+                ValueError, match=r"alone, got integers.* give Guarded\(adapter, disturb=...\) a function"
+            ):
                 call(given)
     assert Guarded(Tent(plain), disturb=lambda y: y)(x).shape == (8, 5)
 

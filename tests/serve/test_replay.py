@@ -98,8 +98,22 @@ def test_other_inputs_and_other_answers_are_differences(tmp_path: Path) -> None:
     found = replay(tmp_path, network(), {"a": other})
     assert found.answers == 1
     assert found.differences == ["record 3, stream 'a', offset 4: the samples are not those of the session"]
-    with pytest.raises(ValueError, match="inputs has none of this name"):
+
+
+def test_errors_of_the_inputs_are_no_damage_of_the_log(tmp_path: Path) -> None:
+    def missing(stream: str, offset: int, count: int) -> torch.Tensor:
+        raise KeyError("recordings of Tuesday")
+
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        feed(session, "a", 3)
+    with pytest.raises(ValueError, match="inputs has none of this name") as error:
         replay(tmp_path, network(), {})
+    assert type(error.value) is ValueError
+    with pytest.raises(ValueError, match="samples 4 to 8 of stream 'a'; give them all") as error:
+        replay(tmp_path, network(), {"a": INPUTS["a"][:6]})
+    assert type(error.value) is ValueError
+    with pytest.raises(KeyError, match="recordings of Tuesday"):
+        replay(tmp_path, network(), missing)
 
 
 def test_postponed_samples_are_replayed_where_they_were_learned(tmp_path: Path) -> None:

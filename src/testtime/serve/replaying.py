@@ -93,7 +93,8 @@ def replay(
     Raises:
         DataError: the log or a configuration is damaged.
         TypeError: the samples of a stream are no tensor.
-        ValueError: the model is not the one of the session, or a snapshot of ``start`` does not exist.
+        ValueError: the model is not the one of the session, a snapshot of ``start`` does not exist, or ``inputs`` lack a stream
+            or samples. What a function raises is raised as it is.
     """
     for stream, x in inputs.items() if isinstance(inputs, Mapping) else ():
         if not isinstance(x, Tensor):
@@ -111,6 +112,14 @@ class _Saved:
     state: dict[str, Tensor]
     ranges: Ranges
     recent: list[bytes]
+
+
+class _InputsError(Exception):
+    """What goes wrong in the caller's inputs, which is no damage of the log."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class _Replay:
@@ -151,8 +160,11 @@ class _Replay:
         self.places = {name: self.taken[name, number] for name, number in self.start.items()}
         self.taken.clear()  # a stream that was forgotten counts from 1 again
         for record in records(self.files.audit):
-            with damaged(self.files.audit, ADVICE):
-                self._record(record)
+            try:
+                with damaged(self.files.audit, ADVICE):
+                    self._record(record)
+            except _InputsError as error:
+                raise error.reason from None
         return self.found
 
     def _scan(self, record: dict[str, Any]) -> None:
@@ -317,6 +329,12 @@ class _Replay:
         self.saved[key] = _Saved(engine.state(one), dict(one.ranges), list(one.recent))
 
     def _samples(self, stream: str, offset: int, count: int) -> Tensor:
+        try:
+            return self._given(stream, offset, count)
+        except Exception as error:
+            raise _InputsError(error) from error
+
+    def _given(self, stream: str, offset: int, count: int) -> Tensor:
         if not isinstance(self.inputs, Mapping):
             return self.inputs(stream, offset, count)
         if stream not in self.inputs:

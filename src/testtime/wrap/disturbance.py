@@ -61,8 +61,8 @@ class Disturbance:
             found = f"integers {named}".strip() if ids else "none"
             raise ValueError(
                 "Guarded compares the predictions of a batch with those of a disturbed one, and by default it disturbs "
-                f"floating-point tensors alone, got {found} in a batch {form(x)}; pass disturb= a function that changes a "
-                "batch and keeps its classes, such as one that masks a few tokens"
+                f"floating-point tensors alone, got {found} in a batch {form(x)}; give Guarded(adapter, disturb=...) a "
+                "function that changes a batch and keeps its classes, such as one that masks a few tokens"
             )
 
     def __call__(self, x: Any) -> Any:

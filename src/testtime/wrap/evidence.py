@@ -77,9 +77,7 @@ class Usual(AtLeastFloat32, Stateful):
     def take(self, values: Tensor) -> None:
         """Count a batch."""
         values = values.to(self.mean.device)
-        if (
-            values.shape != self.mean.shape
-        ):  # the first batch, or the first of dictionaries with other entries
+        if values.shape != self.mean.shape:  # the first batch, or one with other entries
             self.mean, self.var = values.clone(), torch.zeros_like(values)
             self.count.zero_()
         off = values - self.mean
