@@ -337,3 +337,15 @@ def test_files_that_would_mislead_are_refused(tmp_path: Path) -> None:
         np.savez(tmp_path / "p.npz", predicted=wrong)
         with pytest.raises(DataError, match="class of each sample as predicted"):
             read_predictions(tmp_path / "p.npz")
+
+
+def test_signals_that_explain_every_value_are_worth_the_whole_stream() -> None:
+    predicted = np.array(["a", "b", "c"] * 100)
+    predictions = Predictions(predicted, {}, {"predicted": predicted})
+    rows = np.arange(0, 300, 4)
+    labels = Labels([Round(rows, (predicted[rows] == "a").astype(float))])
+    lines = estimate_text(predictions, labels).splitlines()
+    assert lines[0].startswith("accuracy 33.3 %, ")
+    assert lines[1] == (
+        "75 labels of 300 samples; plain random sampling needs all of them for the same standard error"
+    )
