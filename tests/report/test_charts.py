@@ -371,8 +371,11 @@ def test_places_of_names_are_found_whatever_their_size() -> None:
 
 
 def test_ends_are_moved_apart_inside_the_range() -> None:
-    assert apart([0.0, 100.0], 10.0, 100.0) == [0.0, 100.0]
-    assert apart([50.0, 50.0, 50.0], 10.0, 100.0) == [50.0, 60.0, 70.0]
-    assert apart([99.0, 98.0], 10.0, 100.0) == [100.0, 90.0]
-    assert apart([30.0, 20.0, 10.0], 10.0, 100.0) == [30.0, 20.0, 10.0]
-    assert apart([], 10.0, 100.0) == []
+    assert apart([0.0, 100.0], 10.0, 0.0, 100.0) == [0.0, 100.0]
+    assert apart([50.0, 50.0, 50.0], 10.0, 0.0, 100.0) == [40.0, 50.0, 60.0]
+    assert apart([99.0, 98.0], 10.0, 0.0, 100.0) == [100.0, 90.0]
+    assert apart([1.0, 0.0], 10.0, 0.0, 100.0) == [10.0, 0.0]
+    assert apart([30.0, 20.0, 10.0], 10.0, 0.0, 100.0) == [30.0, 20.0, 10.0]
+    assert apart([50.0, 52.0, 62.0], 10.0, 0.0, 100.0) == pytest.approx([134 / 3, 164 / 3, 194 / 3])
+    assert apart([5.0, 6.0], 10.0, 0.0, 8.0) == [-2.0, 8.0]  # no room
+    assert apart([], 10.0, 0.0, 100.0) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import fmean
 from typing import Any, final
 
 from testtime.report.drawing import (
@@ -87,7 +87,7 @@ def line_chart(
     names = [(at + 0.5, name) for at, name in marks] or [(float(i), name) for i, name in enumerate(x_names)]
     last_of = {s.name: s.points[-1][1] if s.points else math.nan for s in series}
     coloured = [s for s in series if s.colour and s.points]
-    heights = apart([last_of[s.name] for s in coloured], (FONT + 2) * (high - low) / height, high)
+    heights = apart([last_of[s.name] for s in coloured], (FONT + 2) * (high - low) / height, low, high)
     pairs = zip(coloured, heights, strict=True)
     ends = [{"x": last, "y": at, "text": s.name, "color": colour(s.colour)} for s, at in pairs]
 
@@ -124,19 +124,21 @@ def _lines(series: Sequence[Series], place: Mapping[str, Any], x_names: Sequence
     return layers + layer("circle", dots, place, size=36, opacity=1)
 
 
-def apart(wanted: Sequence[float], gap: float, high: float) -> list[float]:
-    """Move places up until they are a gap apart, and down again where they leave the range at its high end.
+def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move places as little as possible until they are a gap apart, inside a range where there is room.
 
-    >>> apart([10.0, 12.0, 50.0], 10.0, 55.0), apart([5.0, 5.0], 2.0, 6.0)
-    ([10.0, 20.0, 50.0], [4.0, 6.0])
+    >>> apart([10.0, 12.0, 50.0], 10.0, 0.0, 55.0), apart([5.0, 5.0], 2.0, 0.0, 5.0)
+    ([6.0, 16.0, 50.0], [3.0, 5.0])
     """
-    order, found = sorted(range(len(wanted)), key=lambda i: wanted[i]), list(wanted)
-    for i, j in pairwise(order):
-        found[j] = max(found[j], found[i] + gap)
-    limit = high
-    for i in reversed(order):
-        found[i] = limit = min(found[i], limit)
-        limit -= gap
+    order, groups, found = sorted(range(len(wanted)), key=lambda i: wanted[i]), [], list(wanted)
+    for k, i in enumerate(order):  # least squares: places less k gaps, pooled where they would not ascend
+        groups.append([wanted[i] - k * gap])
+        while len(groups) > 1 and fmean(groups[-2]) >= fmean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    least, most = low, high - (len(order) - 1) * gap
+    starts = (min(max(fmean(group), least), most) for group in groups for _ in group)
+    for k, (i, start) in enumerate(zip(order, starts, strict=True)):
+        found[i] = start + k * gap
     return found
 
 
