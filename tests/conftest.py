@@ -1,9 +1,13 @@
-"""One torch thread in every test: the machine may be small, and the numbers are the same."""
+"""What holds in every test."""
+
+import signal
 
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # the machine may be small, and the numbers are the same
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
