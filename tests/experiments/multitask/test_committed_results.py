@@ -118,7 +118,7 @@ def test_the_reversed_loss_gains_where_statistics_are_frozen() -> None:
     (table,) = tables("synchronizer")
     rows = "S4T", "S4T, reversed", "S4T, reversed and equal", "labels through the synchronizer", "labels"
     found = [printed(table, f"{row}, BN frozen", "Δ own") for row in rows]
-    assert found == ["+0.1", "+2.3", "+10.6", "+5.0", "+18.1"]
+    assert found == ["+1.4 ±0.2", "+3.6 ±1.2", "-11.6 ±1.6", "+5.0 ±0.2", "+19.9 ±2.7"]
 
 
 def test_values_of_the_analyses() -> None:
