@@ -12,6 +12,7 @@ on a machine that has two idle processors.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -96,6 +97,8 @@ def main() -> None:
         jobs, ray = (given.ray[0], True) if given.ray else (given.jobs[0], False)
         print(json.dumps(measured(given.units, jobs, ray, Path(given.one))))
         return
+    if given.ray and importlib.util.find_spec("ray") is None:
+        parser.error("--ray needs ray: pip install -e '.[ray]'")
     found: dict[tuple[str, int], dict[str, Any]] = {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     print(f"{given.units} units, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
