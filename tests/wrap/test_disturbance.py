@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from testtime.intake.named import NamedTensors
 from testtime.selection import disturbance
-from testtime.wrap.disturbance import Disturbance, drifts, joined
+from testtime.wrap.disturbance import Disturbance, drifts, source_samples
 
 NET = nn.Linear(3, 2)
 
@@ -114,12 +114,12 @@ def test_drifts_of_a_dictionary_are_those_of_its_tensors_and_then_of_its_words()
 
 def test_batches_are_joined_if_their_samples_have_one_form() -> None:
     a, b = sentences(2), sentences(3)
-    both = joined([a, b])
+    both = source_samples([a, b])
     assert both["input_ids"].equal(torch.cat([a["input_ids"], b["input_ids"]]))
-    assert joined([torch.ones(1, 2), torch.zeros(2, 2)]).tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert source_samples([torch.ones(1, 2), torch.zeros(2, 2)]).tolist() == [[1, 1], [0, 0], [0, 0]]
     for other, form in ((sentences(2, 9), r"attention_mask \(10,\), int64"), (a["input_ids"], r"\(10,\)")):
         with pytest.raises(ValueError, match=rf"several forms: .*{form}.*pad token ids to one length"):
-            joined([a, other])
+            source_samples([a, other])
 
 
 def _returned(found: Any, _: Any) -> Any:

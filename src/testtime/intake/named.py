@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final, overload
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "called",
     "check_masks",
     "form",
+    "joined",
     "layout",
     "packed",
     "unpacked",
@@ -189,6 +190,17 @@ def unpacked(rows: Tensor, like: NamedTensors) -> NamedTensors:
         part = rows[:, start:stop].clone(memory_format=torch.contiguous_format)  # aligned in memory
         found[name], start = part.view(value.dtype).view(len(rows), *value.shape[1:]), stop
     return NamedTensors({name: found[name] for name in like.entries})
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """The samples of several batches of one form as one batch.
+
+    >>> joined([NamedTensors({"age": torch.ones(2)}), NamedTensors({"age": torch.zeros(1)})])["age"]
+    tensor([1., 1., 0.])
+    """
+    if isinstance(batches[0], Tensor):
+        return torch.cat(list(batches))
+    return NamedTensors({name: torch.cat([x[name] for x in batches]) for name in batches[0].entries})
 
 
 def blank(x: Inputs) -> Any:

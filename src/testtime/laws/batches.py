@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from testtime.intake.named import MASK, NamedTensors
+from testtime.intake.named import MASK, NamedTensors, joined
 
 __all__ = ["cast", "fed", "filled", "joined", "numbers", "parts_of"]
 
@@ -23,14 +23,6 @@ def parts_of(x: Any) -> dict[str, Tensor]:
 def fed(x: Any) -> Any:
     """A copy of a batch as a caller gives it: a tensor, or a plain dictionary of tensors."""
     return x.clone() if isinstance(x, Tensor) else dict(x.clone().entries)  # clone() keeps the memory format
-
-
-def joined(batches: Sequence[Any]) -> Any:
-    """The samples of several batches as one batch."""
-    if isinstance(batches[0], Tensor):
-        return torch.cat(list(batches))
-    names = batches[0].keys()
-    return NamedTensors({name: torch.cat([x[name] for x in batches]) for name in names})
 
 
 def filled(x: Any, value: float) -> Any:

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from testtime.corruptions import EXTRA, corrupt
 from testtime.gate import batch_of
-from testtime.intake.named import MASK, SEQUENCES, Inputs, NamedTensors, form, layout
+from testtime.intake.named import MASK, SEQUENCES, Inputs, NamedTensors, form, joined, layout
 from testtime.parts.randomness import generator
 from testtime.selection import disturbance
 
-__all__ = ["Disturbance", "drifts", "joined"]
+__all__ = ["Disturbance", "drifts", "source_samples"]
 
 LINES = ((0.5, 0.0), (0.25, 0.0), (0.5, 0.5), (0.25, 0.7), (0.75, 0.25), (0.4, 0.2), (0.2, 0.4), (1.0, 0.25))
 NOISES, BLURS, SEVERITY = (0.05, 0.15, 0.3), (3, 5), 5
@@ -177,8 +177,8 @@ def _of_words(ids: Tensor, mask: Tensor | None, seed: int) -> Iterator[Tensor]:
         yield torch.where(chosen & shown & shown.gather(0, rows), ids.gather(0, rows), ids)
 
 
-def joined(batches: Sequence[Any]) -> Any:
-    """Return the samples of several batches as one batch.
+def source_samples(batches: Sequence[Any]) -> Any:
+    """Return the samples of several source batches as one batch.
 
     Raises:
         ValueError: their samples differ in form, as sentences of several lengths do.
@@ -189,6 +189,4 @@ def joined(batches: Sequence[Any]) -> Any:
             "prepare of Guarded joins the source batches, and their samples have several forms: "
             f'{" and ".join(sorted(forms)[:2])}; resize the images, or pad token ids to one length (padding="max_length")'
         )
-    if isinstance(batches[0], Tensor):
-        return torch.cat(list(batches))
-    return NamedTensors({name: torch.cat([x[name] for x in batches]) for name in batches[0].entries})
+    return joined(batches)

@@ -22,7 +22,7 @@ from testtime.parts.losses import entropy
 from testtime.prediction import Prediction
 from testtime.wrap.checks import Checks, Verdict, combined
 from testtime.wrap.competence import IMAGES, Calibration, Competence, Reference
-from testtime.wrap.disturbance import Disturbance, joined
+from testtime.wrap.disturbance import Disturbance, source_samples
 from testtime.wrap.evidence import (
     FAIR,
     SURPRISE,
@@ -234,7 +234,7 @@ class Guarded(Wrapper):
         while sum(len(_inputs(b)) for b in kept) < IMAGES and (batch := next(arriving, None)) is not None:
             self.disturb.check(_inputs(batch))
             kept.append(batch)
-        x = joined([_inputs(b) for b in kept])
+        x = source_samples([_inputs(b) for b in kept])
         self.adapter.prepare(chain(kept, arriving))
         within = getattr(batches, "within", None)
         if within is None and isinstance(x, Tensor):
