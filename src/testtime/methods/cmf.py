@@ -49,7 +49,7 @@ from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, generator, katana
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.prior import UnderPrior
+from testtime.parts.prior import under_prior
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction
 
@@ -163,8 +163,7 @@ class CMF(Adapter):
         return corrected(self.model(x), self.options.prior)
 
     def _answering(self) -> nn.Module:
-        prior = self.options.prior
-        return self.model if prior == "none" else UnderPrior(self.model, prior)
+        return under_prior(self.model, self.options.prior)
 
     def step(self, x: Tensor) -> Tensor:
         with observing(self.model):

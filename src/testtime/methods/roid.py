@@ -51,7 +51,7 @@ from testtime.norm import batch_statistics, norm_affine, observing
 from testtime.parts import adam, entropy, generator, katana, soft_cross_entropy
 from testtime.parts.augment import Augmentation
 from testtime.parts.optimizers import OptimizerFactory
-from testtime.parts.prior import UnderPrior, reweighted
+from testtime.parts.prior import reweighted, under_prior
 from testtime.parts.views import preserving
 from testtime.prediction import Prediction, energy
 
@@ -245,8 +245,7 @@ class ROID(Adapter):
         return corrected(self.model(x), self.options.prior)
 
     def _answering(self) -> nn.Module:
-        prior = self.options.prior
-        return self.model if prior == "none" else UnderPrior(self.model, prior)
+        return under_prior(self.model, self.options.prior)
 
     def step(self, x: Tensor) -> Tensor:
         with observing(self.model):

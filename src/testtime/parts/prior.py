@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UnderPrior", "reweighted", "smoothed_prior"]
+__all__ = ["UnderPrior", "reweighted", "smoothed_prior", "under_prior"]
 
 
 def smoothed_prior(p: Tensor, good: Tensor | None = None) -> Tensor:
@@ -67,3 +67,13 @@ class UnderPrior(nn.Module):
         """Return the logits (N, C)."""
         z = self.network(x)
         return reweighted(z, torch.isfinite(z).all(dim=1), self.of)
+
+
+def under_prior(network: nn.Module, of: Literal["none", "probabilities", "logits"]) -> nn.Module:
+    """Return a network as an :class:`UnderPrior`, or as it is for "none".
+
+    Args:
+        network: network from a batch to logits (N, C).
+        of: quantity that the prior multiplies.
+    """
+    return network if of == "none" else UnderPrior(network, of)
