@@ -329,7 +329,7 @@ class FixedPrompts(Around):
     """A block before which prompts are added.
 
     Args:
-        block, classed: as of :class:`Around`.
+        block, classed: arguments of :class:`Around`.
         prompts: (P, D).
     """
 
@@ -347,7 +347,7 @@ class WithoutPrompts(Around):
     """A block behind which prompts are removed.
 
     Args:
-        block, classed: as of :class:`Around`.
+        block, classed: arguments of :class:`Around`.
         count: number of prompts.
     """
 
@@ -368,7 +368,7 @@ class Moved(nn.Module):
     Args:
         features: network from a batch to features (N, D).
         head: linear layer.
-        away: what is added to the features, (D,).
+        away: shift of the features, (D,).
     """
 
     away: Tensor

@@ -96,9 +96,7 @@ def laplacian_adjusted(
     >>> laplacian_adjusted(torch.tensor([[0.6, 0.4], [0.1, 0.9]]).log(), 1 - torch.eye(2)).exp().argmax(1)
     tensor([1, 1])
     """
-    exported = (
-        torch.compiler.is_exporting()
-    )  # a graph has all iterations, the last ones of which change nothing
+    exported = torch.compiler.is_exporting()  # a graph has all iterations; those after the end change nothing
     log_z, near, before = log_p, w @ log_p.exp(), log_p.new_full((), torch.inf)
     ended = torch.zeros_like(before, dtype=torch.bool)
     for _ in range(iterations):
@@ -120,8 +118,8 @@ class Assignments:
     """The assignments of a batch as a function of its logits and features.
 
     Args:
-        affinity, neighbours: as of :func:`affinities`.
-        weight, iterations, tolerance: as of :func:`laplacian_adjusted`.
+        affinity, neighbours: arguments of :func:`affinities`.
+        weight, iterations, tolerance: arguments of :func:`laplacian_adjusted`.
     """
 
     affinity: Affinity

@@ -150,7 +150,7 @@ def write_predictions(
 
     Args:
         folder: folder of ``pictures/light.png`` and ``pictures/dark.png``.
-        networks: by task, "depth" (logarithms of it) or "semseg" (logits), and by name; the same names for every task.
+        networks: networks by task ("depth": its logarithms, "semseg": logits) and by name, the same names for every task.
         data: frames with labels of these tasks.
         indices: indices of the frames.
         size: (H, W) of the pictures that the networks get.

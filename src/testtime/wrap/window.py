@@ -60,7 +60,7 @@ class Window(Wrapper):
         self.register_buffer("arrived", torch.zeros((), dtype=torch.int64))
 
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A saved state in the present form; until December 2026 a window held one tensor, and no layout."""
+        """A saved state in the present form; earlier ones hold one tensor, and no layout."""
         return {"layout": torch.zeros(0, dtype=torch.uint8), **saved}
 
     def _company(self, x: Any) -> Any:
