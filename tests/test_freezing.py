@@ -247,7 +247,9 @@ def test_answers_of_more_than_one_module_are_refused_by_name(make: Any, why: str
 
 def test_votes_of_drawn_views_are_refused() -> None:
     adapter = ZERO(WORLDS["image-text"].network(), views=2)
-    with pytest.raises(TypeError, match=r"ZERO cannot be frozen: .*views that it draws from its seed.*call predict"):
+    with pytest.raises(
+        TypeError, match=r"ZERO cannot be frozen: .*views that it draws from its seed.*call predict"
+    ):
         adapter.freeze()
 
 
