@@ -104,12 +104,18 @@ def _pair(data: str, top: int) -> ImageText:
 
 
 @cache
+def _classifier(data: str, top: int, names: tuple[str, ...], template: str | tuple[str, ...]) -> ZeroShot:
+    """The zero-shot classifier of some names: a thousand texts are encoded once in a process."""
+    return ZeroShot(_pair(data, top), names, template)
+
+
+@cache
 def _imageset(name: str, domain: str, data: str) -> ImageSet:
     return pacs(data, domain) if name == "pacs" else imagenet(Path(data) / "imagenet")
 
 
-APART = {134: "crane bird", 517: "construction crane", 639: "tank suit maillot"}
-"""Names of the classes of ImageNet that share theirs with another class."""
+APART = {134: "crane bird", 264: "Cardigan Welsh corgi", 517: "construction crane", 639: "tank suit maillot"}
+"""Names of the classes of ImageNet that share theirs with another class, but for capitals."""
 
 
 def chosen_images(p: Mapping[str, Any], data: str) -> tuple[ImageSet, tuple[str, ...]]:
@@ -144,9 +150,9 @@ def _names_apart() -> tuple[str, ...]:
 def classify(work: Workspace) -> dict[str, Any]:
     """Let an adapter predict the images of a domain batch by batch, and score its answers."""
     p, data = work.parameters, work.places["data"]
-    pair = _pair(data, REWARD_TOP if p.get("pair") == "reward" else TOP)
     images, names = chosen_images(p, data)
-    model = ZeroShot(pair, names, ENSEMBLE if p["templates"] == "ensemble" else TEMPLATE)
+    top = REWARD_TOP if p.get("pair") == "reward" else TOP
+    model = _classifier(data, top, names, ENSEMBLE if p["templates"] == "ensemble" else TEMPLATE)
     adapter = _adapter(p, model, data)
     counted = _counted(adapter)
     labels = _labels(images, names, p)
