@@ -203,25 +203,25 @@ def localise(work: Workspace) -> dict[str, Any]:
 
 
 def _captioner(work: Workspace, video: int) -> Captioner | None:
-    """A captioner for the frames of a walk: classes of ImageNet, or the true room of a frame, found by its pixels."""
-    kind = work.parameters["captions"]
-    if kind == "none":
-        return None
-    if kind == "classes":
-        encoder: Any = _pair(work.places["data"]).images
-        names = imagenet_names()
+    """A captioner for the frames of a walk: classes of ImageNet, random classes, or the true room of a frame."""
+    kind, names = work.parameters["captions"], imagenet_names()
+    encoder: Any = None if kind == "none" else _pair(work.places["data"]).images
+    draw = generator(work.parameters["seed"], video, "captions")
 
-        def of_classes(frames: Tensor) -> list[str]:
-            with torch.no_grad():
-                best = encoder.logits(frames).topk(NAMED, dim=1).indices.tolist()
-            return [f"a photo of {', '.join(names[i] for i in some)}." for some in best]
+    def of_classes(frames: Tensor) -> list[str]:
+        with torch.no_grad():
+            best = encoder.logits(frames).topk(NAMED, dim=1).indices
+        if kind == "random":
+            best = torch.randint(len(names), best.shape, generator=draw)
+        return [f"a photo of {', '.join(names[i] for i in some)}." for some in best.tolist()]
 
-        return of_classes
+    if kind != "rooms":
+        return None if kind == "none" else of_classes
     tensors, facts = _data(work)
     images, rooms = _images(tensors["test.videos"][video]), tensors["test.rooms"][video].tolist()
     texts = [some[0] for some in facts["prompts"]]
 
-    def of_rooms(frames: Tensor) -> list[str]:
+    def of_rooms(frames: Tensor) -> list[str]:  # the room of the frame whose pixels are these
         return [texts[rooms[int((images - x).abs().flatten(1).amax(1).argmin())]] for x in frames]
 
     return of_rooms
