@@ -65,7 +65,7 @@ def line_chart(
     height: int = 300,
     small: bool = False,
 ) -> Chart | None:
-    """Draw lines: those with a colour on top, with their names at their ends; None if there is no point.
+    """Draw lines: those with a colour on top, with their names at their ends, then the grey ones; None if there is no point.
 
     Args:
         series: lines.
@@ -86,9 +86,12 @@ def line_chart(
         first, last = marks[0][0], max(last, marks[-1][0] + 1)
     names = [(at + 0.5, name) for at, name in marks] or [(float(i), name) for i, name in enumerate(x_names)]
     last_of = {s.name: s.points[-1][1] if s.points else math.nan for s in series}
-    coloured = [s for s in series if s.colour and s.points]
-    heights = apart([last_of[s.name] for s in coloured], (FONT + 2) * (high - low) / height, low, high)
-    pairs = zip(coloured, heights, strict=True)
+    coloured, grey = (
+        [s for s in series if s.points and bool(s.colour) == lively] for lively in (True, False)
+    )
+    named = coloured + (grey if len(grey) == 1 else [])
+    heights = apart([last_of[s.name] for s in named], (FONT + 2) * (high - low) / height, low, high)
+    pairs = zip(named, heights, strict=True)
     ends = [{"x": last, "y": at, "text": s.name, "color": colour(s.colour)} for s, at in pairs]
 
     def draw(width: int) -> tuple[list[Any], object]:
@@ -101,8 +104,9 @@ def line_chart(
         return layers + layer("text", ends if width > NARROW else [], place, **beside), height
 
     told = description or "; ".join(f"{name}: {show(value, 2)}" for name, value in last_of.items())
-    keys = tuple((s.name, f"k{s.colour}") for s in series if s.colour)
-    return Chart(title, told, drawn(draw, small, y), () if small or len(series) < 2 else keys)
+    keys = [(s.name, f"k{s.colour}") for s in named]
+    keys += [(f"{len(grey)} others", "k0")] if len(grey) > 1 else []
+    return Chart(title, told, drawn(draw, small, y), () if small or len(series) < 2 else tuple(keys))
 
 
 def _lines(series: Sequence[Series], place: Mapping[str, Any], x_names: Sequence[str]) -> list[Any]:
