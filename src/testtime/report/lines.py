@@ -86,10 +86,7 @@ def line_chart(
         first, last = marks[0][0], max(last, marks[-1][0] + 1)
     names = [(at + 0.5, name) for at, name in marks] or [(float(i), name) for i, name in enumerate(x_names)]
     last_of = {s.name: s.points[-1][1] if s.points else math.nan for s in series}
-    coloured, grey = (
-        [s for s in series if s.points and bool(s.colour) == lively] for lively in (True, False)
-    )
-    named = coloured + (grey if len(grey) == 1 else [])
+    named, others = _named(series)
     heights = apart([last_of[s.name] for s in named], (FONT + 2) * (high - low) / height, low, high)
     pairs = zip(named, heights, strict=True)
     ends = [{"x": last, "y": at, "text": s.name, "color": colour(s.colour)} for s, at in pairs]
@@ -104,9 +101,17 @@ def line_chart(
         return layers + layer("text", ends if width > NARROW else [], place, **beside), height
 
     told = description or "; ".join(f"{name}: {show(value, 2)}" for name, value in last_of.items())
-    keys = [(s.name, f"k{s.colour}") for s in named]
-    keys += [(f"{len(grey)} others", "k0")] if len(grey) > 1 else []
-    return Chart(title, told, drawn(draw, small, y), () if small or len(series) < 2 else tuple(keys))
+    keys = (*((s.name, f"k{s.colour}") for s in named), *others)
+    return Chart(title, told, drawn(draw, small, y), () if small or len(series) < 2 else keys)
+
+
+def _named(series: Sequence[Series]) -> tuple[list[Series], list[tuple[str, str]]]:
+    """Return the lines with a name at their end, and the key of the others: a single grey line has a name too."""
+    there = [s for s in series if s.points]
+    grey = [s for s in there if not s.colour]
+    if len(grey) > 1:
+        return [s for s in there if s.colour], [(f"{len(grey)} others", "k0")]
+    return [s for s in there if s.colour] + grey, []
 
 
 def _lines(series: Sequence[Series], place: Mapping[str, Any], x_names: Sequence[str]) -> list[Any]:
