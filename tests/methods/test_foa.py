@@ -235,6 +235,18 @@ def test_other_networks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"no run of equal blocks .* expected a ViT"):
         FOA(WORLDS["batchnorm"].network())
 
+    class Wide(Classed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.blocks[1](self.blocks[0](self.tokens(x))))
+            return self.head(torch.cat([x[:, 0], x[:, 1:].mean(dim=1)], dim=1))
+
+    with pytest.raises(ValueError, match=r"tokens of the width 6, and the head of this model reads 12 .*T3A"):
+        FOA(Wide())
+
     class Windows(nn.Module):
         def __init__(self) -> None:
             super().__init__()

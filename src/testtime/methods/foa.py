@@ -112,7 +112,13 @@ class FOA(Adapter):
         self.cost = (population, 0)
         self._blocks = prompt_blocks(self.model)
         self._head, self._tap = linear_head(self.model)[1], head_tap(self.model)
-        width = self._blocks[0].width
+        width, read = self._blocks[0].width, self._head.weight.shape[1]
+        if read != width:
+            raise ValueError(
+                f"FOA shifts the features of a head that reads tokens of the width {width}, and the head of this model reads "
+                f"{read} numbers (class token and mean of the others, as in DINOv2?); use another method without gradients: "
+                "T3A, LAME"
+            )
         bound = math.sqrt(6 / (2 * width))
         draw = torch.rand(prompts * width, generator=generator(seed, 0, "prompts"), dtype=torch.float64)
         device = self._head.weight.device
