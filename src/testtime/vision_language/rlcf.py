@@ -151,13 +151,10 @@ class RLCF(Adapter):
         self.samples, self.steps, self.augment = samples, steps, augment
         kept = max(1, int(share * views + 1e-9))
         self.cost = (views, 0) if tunes == "prompt" else (views + 1 + steps * kept, steps * kept)
-        if zero is None:
-            self.needs, self.cost, self.scale = (
-                ("classifier", "image-text", "tensor"),
-                (steps + 1, steps),
-                float(reward.pair.scale),
-            )
-        elif isinstance(reward, ImageText):
+        if isinstance(reward, ImageGallery):
+            self.needs = ("classifier", "image-text", "tensor")  # type: ignore[misc,assignment]
+            self.cost, self.scale = (steps + 1, steps), float(reward.pair.scale)
+        elif zero is not None:
             texts = torch.stack([reward.encode_texts(zero.prompts(t)) for t in zero.templates]).mean(0)
             self.register_buffer("texts", nn.functional.normalize(texts, dim=1), persistent=False)
         self.adapt(self._tuned(), optimizer or adamw(RATES[tunes]))
@@ -227,15 +224,19 @@ class RLCF(Adapter):
 
 def _check(gallery: ImageGallery | None, reward: Any, tunes: str, views: int) -> None:
     """Refuse a reward model of another kind than the model, and views or a prompt of a query by text."""
-    kind = ImageText if gallery is None else ImageGallery
-    if not isinstance(reward, kind):
-        what = "pair of encoders" if gallery is None else "gallery of the same images, as the model is one"
-        raise TypeError(
-            f"reward is a {what}, testtime.vision_language.{kind.__name__}, got {type(reward).__name__}"
-        )
-    if gallery is not None:
-        if tunes != "encoder" or views != 1:
-            raise ValueError(
-                f'a query by text adapts the encoder and has no views: tunes="encoder", views=1, got {tunes!r}, {views}'
+    if gallery is None:
+        if not isinstance(reward, ImageText):
+            raise TypeError(
+                f"reward is a pair of encoders, testtime.vision_language.ImageText, got {type(reward).__name__}"
             )
-        gallery.check_alike(reward)
+        return
+    if not isinstance(reward, ImageGallery):
+        raise TypeError(
+            "reward is a gallery of the same images, as the model is one, testtime.vision_language.ImageGallery, got "
+            f"{type(reward).__name__}"
+        )
+    if tunes != "encoder" or views != 1:
+        raise ValueError(
+            f'a query by text adapts the encoder and has no views: tunes="encoder", views=1, got {tunes!r}, {views}'
+        )
+    gallery.check_alike(reward)
