@@ -55,7 +55,9 @@ def test_a_run_has_both_ways_and_the_controls(data: Path, tmp_path: Path) -> Non
         near = model(pairs.float() / 255) @ model.encode_texts(captions).T
     for way, scores in (("images", near), ("texts", near.T)):
         right = (scores > scores.diagonal()[:, None]).sum(1) == 0
-        assert results["zero-shot similarity", 0][way]["1"] == pytest.approx(100 * float(right.double().mean()))
+        assert results["zero-shot similarity", 0][way]["1"] == pytest.approx(
+            100 * float(right.double().mean())
+        )
     assert results["RLCF, encoder of the query", 0]["texts"]["5"] == 100.0
     assert any("stand-in for CLIP" in note for note in table.notes)
 

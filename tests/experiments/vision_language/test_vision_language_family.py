@@ -77,7 +77,10 @@ def test_a_run_has_the_controls_and_names_the_stand_ins(data: Path, tmp_path: Pa
     assert passes["ZERO"] == passes["mean of views"] == (4.0, 0.0)
     assert passes["TPT"] == (4.0, 6.0)  # three prompts to learn, three to answer
     assert passes["RLCF, stand-in reward"] == (4.0, 12.0)
-    assert passes["RLCF, image encoder"] == (11.0, 0.0)  # four views, three steps on two of them, and an answer
+    assert passes["RLCF, image encoder"] == (
+        11.0,
+        0.0,
+    )  # four views, three steps on two of them, and an answer
 
 
 @pytest.mark.parametrize(
