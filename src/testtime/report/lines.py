@@ -100,9 +100,9 @@ def line_chart(
         beside = {"align": "left", "baseline": "middle", "dx": 8, "fontWeight": "bold"}
         return layers + layer("text", ends if width > NARROW else [], place, **beside), height
 
-    told = description or "; ".join(f"{name}: {show(value, 2)}" for name, value in last_of.items())
+    described = description or "; ".join(f"{name}: {show(value, 2)}" for name, value in last_of.items())
     keys = (*((s.name, f"k{s.colour}") for s in named), *others)
-    return Chart(title, told, drawn(draw, small, y), () if small or len(series) < 2 else keys)
+    return Chart(title, described, drawn(draw, small, y), () if small or len(series) < 2 else keys)
 
 
 def _named(series: Sequence[Series]) -> tuple[list[Series], list[tuple[str, str]]]:
@@ -128,8 +128,8 @@ def _lines(series: Sequence[Series], place: Mapping[str, Any], x_names: Sequence
         layers += layer("line", line, place, color=colour(s.colour), strokeJoin="round", **look)
         for a, b, _ in s.points if len(s.x) <= MARKED else ():
             at = x_names[int(a)] if 0 <= a < len(x_names) and a == int(a) else f"{a:g}"
-            told = f"{s.name}: {show(b, 2)} at {at}"
-            dots.append({"x": a, "y": b, "color": colour(s.colour), "description": told})
+            described = f"{s.name}: {show(b, 2)} at {at}"
+            dots.append({"x": a, "y": b, "color": colour(s.colour), "description": described})
     return layers + layer("circle", dots, place, size=36, opacity=1)
 
 
@@ -185,5 +185,5 @@ def share_chart(
 
     first, *rest = shares.values()
     common = sum(map(min, first, rest[0])) if rest else 1.0
-    told = description or f"{', '.join(shares)}: common area {100 * common:.0f} %"
-    return Chart(title, told, drawn(draw, small=True))
+    described = description or f"{', '.join(shares)}: common area {100 * common:.0f} %"
+    return Chart(title, described, drawn(draw, small=True))
