@@ -61,7 +61,7 @@ model = load_model("digits-cnn")  # your own: Preprocessed(network, mean, std, v
 # %% [markdown]
 # ## Candidates in shadow
 #
-# Each candidate predicts the same batches and adapts to them; nobody acts on their predictions. The first is what is in use.
+# Each candidate predicts the same batches and adapts to them; their predictions are not used. The first is what is in use.
 # The last has a learning rate that is far too high, to show that this is noticed without labels.
 
 # %%

@@ -279,6 +279,26 @@ def test_a_dictionary_is_exported_to_onnx(tmp_path: Path) -> None:
     same_in_onnxruntime("dictionary", tmp_path / "model.onnx")
 
 
+@onnx
+def test_prompts_of_a_vit_of_transformers_are_exported_to_onnx(tmp_path: Path) -> None:
+    """Under the exporter, and only there, transformers gives each block a mask of the tokens of the image."""
+    import onnxruntime
+
+    transformers = pytest.importorskip("transformers", reason="pip install -e '.[interop]'")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, image_size=8,
+        patch_size=4, num_labels=5,
+    )  # fmt: skip
+    foa = FOA(transformers.ViTForImageClassification(config).eval(), population=4)
+    foa.prepare(WORLDS["vit"].source())
+    for batch in WORLDS["vit"].stream(2):
+        foa(batch)
+    x = WORLDS["vit"].stream(1, seed=5)[0]
+    export_onnx(foa.freeze(), x[:2], tmp_path / "vit.onnx")
+    (found,) = onnxruntime.InferenceSession(str(tmp_path / "vit.onnx")).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), foa.predict(x).logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 @onnx
 @pytest.mark.parametrize("name", FROZEN)

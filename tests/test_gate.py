@@ -312,3 +312,12 @@ def test_own_views_of_tables_are_taken() -> None:
     table = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 4)).eval()
     adapter = PAFKIP(table, 4, augment=lambda x, rng: x + 0.1 * torch.randn(x.shape, generator=rng))
     assert adapter(torch.rand(6, 5)).valid.all()
+
+
+def test_an_input_with_a_graph_is_taken_as_its_values() -> None:
+    x = images().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = Tent(network())(x)
+    assert torch.equal(y, Tent(network())(images()))
+    assert x.grad is None

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,3 +99,17 @@ def test_spread_leaves_room_for_the_refused() -> None:
     assert y.valid.tolist() == [False, True, True, False, True]
     assert y.selected["kept"].tolist() == [False, True, False, False, True]
     assert y.updated is True
+
+
+def test_a_saved_answer_loads_without_running_a_pickle(tmp_path: Path) -> None:
+    one, many = prediction(), TaskPredictions({"depth": torch.ones(2, 1)}, updated=True, failed="loss")
+    torch.save([one, many], tmp_path / "answers.pt")
+    y, tasks = torch.load(tmp_path / "answers.pt", weights_only=True)
+    assert torch.equal(y, one)
+    assert y.score.tolist() == one.score.tolist()
+    assert y.selected["kept"].tolist() == [True, False, True]
+    assert y.updated
+    assert type(tasks) is TaskPredictions
+    assert torch.equal(tasks["depth"], torch.ones(2, 1))
+    assert (tasks.valid.tolist(), tasks.updated, tasks.failed) == ([True, True], True, "loss")
+    assert copy.deepcopy(many).failed == "loss"

@@ -208,6 +208,7 @@ def plain_sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimize
         (lambda: Gentle(network(), norm=partial(halved, alpha=0.2)), [Gentle], [halved]),
         (lambda: Twice(Gentle(network())), {"Twice": Twice, f"{__name__}:Gentle": Gentle}, ()),
         (lambda: Episodic(Twice(Tent(network()))), [Twice], ()),
+        (lambda: Gentle(network(), norm=halved), Gentle, halved),
         (lambda: Tent(network(), norm=halved), (), {"halved": halved}),
         (lambda: Tent(network(), optimizer=partial(plain_sgd, lr=0.2)), (), [plain_sgd]),
         (lambda: Tent(network(), optimizer=partial(torch.optim.SGD, lr=0.2)), (), [torch.optim.SGD]),
@@ -242,6 +243,11 @@ def test_what_was_passed_has_to_fit(tmp_path: Path) -> None:
     save(Gentle(network()), tmp_path)
     with pytest.raises(TypeError, match="classes: expected subclasses of Adapter"):
         load(tmp_path, network(), classes=[halved])  # type: ignore[list-item]
+    for bad, message in ((None, "got None"), ("halved", "got 'halved'"), ([3], "got 3")):
+        with pytest.raises(TypeError, match=f"functions: expected functions, {message}"):
+            load(tmp_path, network(), Gentle, bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"functions: functools.partial.* has no name; pass a dictionary"):
+        load(tmp_path, network(), Gentle, partial(halved, alpha=0.2))
     other = type("Gentle", (Adapter,), {})
     with pytest.raises(ValueError, match="two of classes have the name 'Gentle'"):
         load(tmp_path, network(), classes=[Gentle, other])

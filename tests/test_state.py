@@ -143,3 +143,13 @@ def test_a_step_walks_over_no_tree(make, visited):
     one(images(0))
     one(images(1))
     assert visits(visited, lambda: one(images(2))) == 0
+
+
+def test_an_adapter_does_not_move_to_the_meta_device() -> None:
+    one, x = adapter(), images(0)
+    one(x)
+    before = state_hash(one)
+    with pytest.raises(ValueError, match="meta device have no values"):
+        one.to("meta")
+    assert state_hash(one) == before
+    assert one(x).isfinite().all()

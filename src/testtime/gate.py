@@ -60,7 +60,7 @@ def batch_of(x: Any) -> Inputs:
         return x
     if not isinstance(x, Mapping):
         check_batch(x)
-        return x
+        return x.detach()
     if not x:
         raise ValueError("expected a dictionary of tensors (N, ...), got an empty one")
     for name, value in x.items():
@@ -77,7 +77,7 @@ def batch_of(x: Any) -> Inputs:
             f"expected the tensors of a batch on one device, got {places}; move them: value.to(device)"
         )
     check_masks(x)
-    return NamedTensors(x)
+    return NamedTensors({name: value.detach() for name, value in x.items()})
 
 
 def _check_entry(name: Any, value: Any) -> None:

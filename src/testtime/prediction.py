@@ -174,6 +174,9 @@ class TaskPredictions(dict[str, Tensor]):
         """The prediction for a larger batch in which these are the images where the mask ``rows`` (M,) is True."""
         return self._each(lambda y, nothing: _fill(y, rows, nothing))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _tasks, (dict(self), self.valid, self.selected, self.updated, self.failed)
+
     def _each(self, change: Callable[[Tensor, float | bool], Tensor]) -> TaskPredictions:
         return TaskPredictions(
             {name: change(y, torch.nan) for name, y in self.items()},
@@ -182,6 +185,12 @@ class TaskPredictions(dict[str, Tensor]):
             updated=self.updated,
             failed=self.failed,
         )
+
+
+def _tasks(
+    outputs: dict[str, Tensor], valid: Tensor, selected: dict[str, Tensor], updated: bool, failed: str
+) -> Any:
+    return TaskPredictions(outputs, valid=valid, selected=selected, updated=updated, failed=failed)
 
 
 def as_prediction(y: Any) -> Prediction | TaskPredictions:
@@ -203,3 +212,7 @@ def _fill(values: Tensor, rows: Tensor, nothing: float | bool) -> Tensor:
     whole = values.new_full((len(rows), *values.shape[1:]), nothing)
     whole[rows] = values
     return whole
+
+
+# torch.load reads a saved prediction without executing a pickle: both hold tensors, strings and truth values.
+torch.serialization.add_safe_globals([Prediction, _tasks])

@@ -158,18 +158,19 @@ def save(adapter: Adapter, folder: str | Path) -> None:
 def load(
     folder: str | Path,
     model: nn.Module,
-    classes: Iterable[type[Adapter]] | Mapping[str, type[Adapter]] = (),
-    functions: Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
+    classes: type[Adapter] | Iterable[type[Adapter]] | Mapping[str, type[Adapter]] = (),
+    functions: Callable[..., Any] | Iterable[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
 ) -> Adapter:
     """Build the adapter that :func:`save` wrote, on the same source model, and continue where it was.
 
     Args:
         folder: a folder written by :func:`save`.
         model: the source model with the weights that the adapter was built on.
-        classes: your own classes of adapters that the folder may name, as a list or by name.
-        functions: your own functions that it may name (norm policies, augmentations, losses, optimizer factories).
+        classes: your own classes of adapters that the folder may name: one, a list, or a dictionary by name.
+        functions: your own functions that it may name (norm policies, augmentations, losses, optimizer factories), alike.
 
     Raises:
+        TypeError: the model is no module, or something among ``classes`` or ``functions`` is none.
         FileNotFoundError: the folder holds no saved adapter.
         ValueError: a file is damaged, or names a class or function that was not passed; or the state belongs to another
             source model.
@@ -378,18 +379,22 @@ class _Own:
 
 
 def _by_name(given: Any, what: str) -> dict[str, Any]:
+    """What the caller passed, one or several, by name."""
+    several = given if isinstance(given, Iterable) and not isinstance(given, str | type) else [given]
+    named = [(getattr(one, "__name__", None), one) for one in several]
     found: dict[str, Any] = {}
-    pairs = given.items() if isinstance(given, Mapping) else [(one.__name__, one) for one in given]
-    for name, one in pairs:
-        if found.setdefault(name, one) is not one:
-            raise ValueError(
-                f"two of {what} have the name {name!r}; pass a dictionary of 'module:name' to each"
-            )
+    for name, one in given.items() if isinstance(given, Mapping) else named:
         if not callable(one) or (
             what == "classes" and not (isinstance(one, type) and issubclass(one, Adapter))
         ):
             raise TypeError(
                 f"{what}: expected {'subclasses of Adapter' if what == 'classes' else 'functions'}, got {one!r}"
+            )
+        if name is None:
+            raise TypeError(f"{what}: {one!r} has no name; pass a dictionary from the name in the file to it")
+        if found.setdefault(name, one) is not one:
+            raise ValueError(
+                f"two of {what} have the name {name!r}; pass a dictionary of 'module:name' to each"
             )
     return found
 

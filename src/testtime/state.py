@@ -265,6 +265,10 @@ class AdapterState(Stateful):
         return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        if fn(torch.empty(0)).is_meta:
+            raise ValueError(
+                "an adapter has a state, and tensors of the meta device have no values; move it elsewhere"
+            )
         super()._apply(fn, recurse)
         self._masters.follow(fn, self._optimizer)
         self._journal, self._places = Journal(), None

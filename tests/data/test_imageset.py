@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,19 @@ def test_labels_are_checked_and_cannot_be_changed() -> None:
     assert images.labels.tolist() == [0, 1]
     with pytest.raises(ValueError, match="read-only"):
         images.labels[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("pixels", "classes", "message"),
+    [
+        (np.zeros((2, 4, 4, 3)), (), "convert them to uint8, with images in"),
+        (np.array([np.zeros((4, 4)), np.zeros((5, 5))], dtype=object), (), "stack images of one size"),
+        (np.zeros((2, 4, 4), np.uint8), "ab", "sequence of names, got the string 'ab'"),
+    ],
+)
+def test_an_error_says_what_to_do(pixels: Any, classes: Any, message: str) -> None:
+    with pytest.raises((DataError, TypeError), match=message):
+        from_arrays("x", pixels, [0, 1], classes, channels_last=True)
 
 
 def test_wrong_arrays_channels_indices_and_empty_batches_are_refused() -> None:

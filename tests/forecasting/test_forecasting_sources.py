@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -110,14 +112,40 @@ def test_a_forecaster_reads_the_end_of_its_window_and_refuses_others() -> None:
         fit_nlinear(series(30), 38, 2)
 
 
-def test_fracast_forecasts_as_its_package_does() -> None:
+@pytest.mark.parametrize(("length", "horizon"), [(96, 60), (8, 2), (600, 2), (1100, 2)])
+def test_fracast_forecasts_as_its_package_does(length: int, horizon: int) -> None:
     package = pytest.importorskip("fracast", reason="pip install fracast")
     from testtime.forecasting import Fracast
 
-    x = series(96, 3)[None]
-    expected = package.FracastModel.from_pretrained(weights="fp32").forecast(x[0].T.numpy(), horizon=60)
-    found = Forecaster(Fracast(60), 96, 60, 3).eval()(x)["forecast"][0].detach().numpy()
-    assert np.allclose(found, expected[:, :, 4].T, atol=1e-3)
+    x = series(length, 3)[None]
+    expected = package.FracastModel.from_pretrained(weights="fp32").forecast(x[0].T.numpy(), horizon=horizon)
+    model = Forecaster(Fracast(horizon), length, horizon, 3).eval().requires_grad_(False)
+    first, again = model(x)["forecast"][0], model(x)["forecast"][0]  # again: from what it remembers
+    assert np.allclose(first, expected[:, :, 4].T, rtol=0, atol=1e-5)
+    assert first.equal(again)
+
+
+def test_fracast_remembers_nothing_of_other_windows_or_weights() -> None:
+    pytest.importorskip("fracast", reason="pip install fracast")
+    from testtime.forecasting import Fracast
+
+    seen, x = Fracast(4), series(48, 2)[None].requires_grad_()
+    y = seen(x)  # its weights take gradients: the whole encoder is in the graph
+    (expected,) = torch.autograd.grad(y.square().sum(), x)
+    seen.requires_grad_(False)
+    torch.testing.assert_close(seen(x), y, rtol=0, atol=1e-5)
+    (gradient,) = torch.autograd.grad(seen(x).square().sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        assert seen(x.detach() * torch.linspace(0, 1, 48)[:, None]).isfinite().all()
+    fresh = Fracast(4).requires_grad_(False)
+    assert fresh(x).equal(seen(x))
+    with torch.no_grad():
+        for model in (fresh, seen):
+            model.core.in_proj.weight.mul_(1.5)
+    assert not torch.allclose(seen(x), y, atol=1e-3)
+    assert copy.deepcopy(seen)(x).equal(seen(x))
+    torch.testing.assert_close(seen(x), fresh.requires_grad_()(x), rtol=0, atol=1e-5)
 
 
 def test_fracast_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ DAMAGES = {
     "no number": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,x,1"], r"line 5: expected a number of 'a', got 'x'"),
     "empty value": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,,1"], r"line 5: no value of 'a'; resample"),
     "nan": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,nan,1"], r"line 5: 'a' is nan; resample"),
+    "huge": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,1e39,1"], r"line 5: 'a' is 1e39, more than float32 holds"),
     "fields": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,1"], r"line 5: expected 3 fields, got 2"),
     "double name": (["time,a,a", *ROWS], r"the column 'a' is there twice"),
     "no series": (["time", "2024-01-01", "2024-01-02"], r"no series beside the column 'time'"),

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from testtime.laws.worlds import WORLDS
 from testtime.methods import FOA
-from testtime.methods.foa import SourceTokens
+from testtime.methods.foa import SourceTokens, widened
 
 
 class Block(nn.Module):
@@ -176,9 +176,76 @@ def test_finds_the_blocks_of_a_vit_of_transformers() -> None:
     assert all(block.classed for block in foa._blocks)
 
 
+def test_a_mask_has_room_for_prompts() -> None:
+    rng = np.random.default_rng(0)
+    mask = np.where(rng.random((2, 3, 4, 4)) < 0.5, 0, -np.inf)
+    order = [0, None, None, 1, 2, 3]  # two prompts, behind the class token
+    expected = np.zeros((2, 3, 6, 6))
+    for i, row in enumerate(order):
+        for j, column in enumerate(order):
+            if column is not None:
+                expected[:, :, i, j] = mask[:, :, row or 0, column]
+    found = widened(torch.from_numpy(mask), 1, 2)
+    assert np.array_equal(found.numpy(), expected)
+    assert np.array_equal(widened(torch.from_numpy(mask == 0), 1, 2).numpy(), expected == 0)
+    assert np.array_equal(widened(torch.from_numpy(mask[:, :, :1]), 1, 2).numpy(), expected[:, :, :1])
+
+
+class Masked(nn.Module):
+    """A block of attention that is given a mask, by place or by keyword."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = self.mix(self.norm(x))[:, None].chunk(3, dim=-1)
+        return x + nn.functional.scaled_dot_product_attention(query, key, value, mask)[:, 0]
+
+
+class MaskedViT(Classed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Masked(6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x)
+        mask = x.new_ones(len(x), 1, 1, x.shape[1], dtype=torch.bool)
+        mask[..., -1] = False  # the last patch is hidden
+        x = self.blocks[1](self.blocks[0](x, mask), mask=mask)
+        return self.head(self.norm(self.blocks[2](x, mask))[:, 0])
+
+
+def test_blocks_with_a_mask_take_prompts() -> None:
+    torch.manual_seed(0)
+    foa = FOA(MaskedViT().double().eval(), prompts=2, population=4)
+    foa.prepare([images(6, 1)])
+    foa(images(6, 2))
+    x = images(5, 3)
+    y = foa.predict(x).logits
+    assert foa.freeze()(x).equal(y)
+    hidden, shown = x.clone(), x.clone()
+    hidden[..., 4:, 4:] = 0.5  # the last of four patches
+    shown[..., :4, :4] = 0.5
+    assert foa.predict(hidden).logits.equal(y)
+    assert not foa.predict(shown).logits.equal(y)
+
+
 def test_other_networks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"no run of equal blocks .* expected a ViT"):
         FOA(WORLDS["batchnorm"].network())
+
+    class Wide(Classed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.blocks[1](self.blocks[0](self.tokens(x))))
+            return self.head(torch.cat([x[:, 0], x[:, 1:].mean(dim=1)], dim=1))
+
+    with pytest.raises(ValueError, match=r"tokens of the width 6, and the head of this model reads 12 .*T3A"):
+        FOA(Wide())
 
     class Windows(nn.Module):
         def __init__(self) -> None:

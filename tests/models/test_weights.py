@@ -165,6 +165,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         read_weights(tmp_path / name)
 
 
+def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="a folder; give the path of a .safetensors or .npz file"):
+        read_weights(tmp_path)
+
+
 def test_an_npz_with_objects_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", a=np.array([{"a": 1}], dtype=object))
     with pytest.raises(WeightsError, match="expected numbers, found object"):

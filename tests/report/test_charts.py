@@ -94,6 +94,14 @@ def test_marks_and_ends() -> None:
     assert chart.keys == (("low", "k1"), ("lower", "k2"))
 
 
+@pytest.mark.parametrize(("grey", "key"), [(["last"], "last"), (["sixth", "last"], "2 others")])
+def test_grey_lines_have_a_key(grey: list[str], key: str) -> None:
+    drawn = [Series("first", [0, 1], [1.0, 2.0], 1), *(Series(name, [0, 1], [0.0, 1.0]) for name in grey)]
+    chart = line_chart([*drawn, Series("empty", [], [])], title="t", y="y")
+    assert chart is not None
+    assert chart.keys == (("first", "k1"), (key, "k0"))
+
+
 def test_lines_of_many_points_have_no_tooltip_for_each() -> None:
     chart = line_chart([Series("a", range(3000), [float(i % 50) for i in range(3000)], 1)], title="t", y="y")
     assert list(named(chart)) == []

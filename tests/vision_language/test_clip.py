@@ -1,4 +1,4 @@
-"""CLIP models of transformers, with random weights, and of open_clip, by its interface: open_clip needs torchvision."""
+"""CLIP models of transformers, with random weights, and of a module with the interface of open_clip."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def translated(argv: Sequence[str]) -> list[str]:
         if [*argv[: len(words)]] == words:
             now = _now(_read(argv[len(words) :]), present, bare, folder)
             if now != [*argv]:
-                told = f"testtime {name} is now: {shlex.join(['testtime', *now])}"
+                message = f"testtime {name} is now: {shlex.join(['testtime', *now])}"
                 late = "the old spelling goes with the next version"
-                print(f"DeprecationWarning: {told}; {late}", file=sys.stderr)
+                print(f"DeprecationWarning: {message}; {late}", file=sys.stderr)
             return now
     return [*argv]
 

@@ -48,11 +48,11 @@ class ArrayImages:
         elif array.ndim == 4 and channels_last:
             array = array.transpose(0, 3, 1, 2)
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
-            remedy = (
-                "multiply images in [0, 1] by 255 and convert them to uint8"
-                if array.dtype.kind == "f"
-                else f"channels_last={not channels_last} reads the channels on the other side"
-            )
+            remedy = f"channels_last={not channels_last} reads the channels on the other side"
+            if array.dtype == object:
+                remedy = "stack images of one size (np.stack); image_folder reads others"
+            elif array.dtype != np.uint8:
+                remedy = "convert them to uint8, with images in [0, 1] multiplied by 255"
             raise DataError(
                 f"expected uint8 images of 1 or 3 channels, found {array.dtype} {array.shape}; {remedy}"
             )
@@ -342,6 +342,11 @@ def from_arrays(
 
     Raises:
         DataError: the dtype, the shape or the labels are not valid.
+        TypeError: ``classes`` is one string.
     """
+    if isinstance(classes, str):
+        raise TypeError(
+            f"expected classes as a sequence of names, got the string {classes!r}; write [{classes!r}]"
+        )
     array = None if labels is None else np.asarray(labels)
     return ImageSet(name, tuple(classes), array, ArrayImages(images, channels_last), channels)

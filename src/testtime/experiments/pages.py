@@ -94,7 +94,7 @@ def winner(
         values: values in percent by row, the mean over columns; higher is better.
         measure: name of the measure.
         by_column: values by row of each column; columns without a value do not count.
-        base: row of the model without adaptation, whose value is told too.
+        base: row of the model without adaptation, whose value is given too.
         names: text for the names of rows, such as one with a footnote mark.
 
     >>> str(winner({"TENT": 78.24, "EATA": 78.16, "Source": 60.0}, "accuracy"))

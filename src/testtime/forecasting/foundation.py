@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from testtime.errors import DataError
 
 __all__ = ["Fracast"]
 
 ROWS = 32  # series that are forecast at once, which bounds the memory
+KEPT = 256  # encodings of padding that are remembered, 0.7 MB each
 
 
 @final
@@ -26,6 +29,11 @@ class Fracast(nn.Module):
 
     Raises:
         ImportError: the package is not installed.
+
+    Cost: the network reads 2,048 steps, and a shorter window is padded at its beginning. What the encoder makes of the
+    padding depends on the periods that it finds in a window and on nothing else of it, so that it is computed once for each
+    set of periods and remembered (as long as the weights stay): a forecast from 96 observations takes 6 ms for each series
+    on one core, and 60 ms where the periods are new.
 
     Reference: github.com/ztxtech/fracast-0.
     """
@@ -42,6 +50,11 @@ class Fracast(nn.Module):
         self.core, self.head = found.core, found.head
         self.context, self.block, self.horizon = found.context_length, found.horizon, horizon
         self.median = min(range(len(found.quantiles)), key=lambda i: abs(found.quantiles[i] - 0.5))
+        self._weights, self._kept = torch.empty(0), dict[tuple[int, ...], list[Tensor]]()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is remembered out of copies and files."""
+        return {**self.__dict__, "_kept": {}}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the forecast (N, H, D) of windows (N, L, D), L from 8."""
@@ -65,8 +78,77 @@ class Fracast(nn.Module):
         valid = torch.zeros(len(rows), 1, self.context, dtype=torch.bool, device=rows.device)
         values[:, 0, self.context - tail.shape[1] :] = (tail - low) / span
         valid[:, :, self.context - tail.shape[1] :] = True
-        hidden = self.core(values, valid, valid.to(values.dtype))
+        hidden = self._encode(values[:, 0], valid[:, 0], tail.shape[1])
         quantiles = self.head.forward_horizon(
             hidden, last_obs=values[:, 0, -1:], ctx=values[:, 0], ctx_mask=valid[:, 0]
         )
         return quantiles[..., self.median] * span + low
+
+    def _encode(self, values: Tensor, valid: Tensor, length: int) -> Tensor:
+        """The encoder's states (R, 2048, 64) of values (R, 2048), of which the last ``length`` are valid."""
+        dilations = self.core.dilations()
+        learned = torch.is_grad_enabled() and any(p.requires_grad for p in self.core.parameters())
+        if learned or torch.compiler.is_compiling() or self.context - length < 2 * max(dilations):
+            return self.core(values[:, None], valid[:, None], valid[:, None].to(values.dtype))
+        periods = self._periods(values, valid)
+        padding = self._padding(periods, length)
+        x = self._embed(values[:, -length:], periods, self.context - length)
+        for stage, dilation in enumerate(dilations):
+            x = self.core.scale(x, dilation)
+            before = [kept[stage] for kept in padding]
+            x = self.core.block(_joined(before, x), min(dilation, length))[:, -length:]
+        return _joined([kept[-1] for kept in padding], self.core.norm(x))
+
+    def _padding(self, periods: Tensor, length: int) -> list[list[Tensor]]:
+        """For each row of periods (R, K): the steps before the window that each stage reads, and the states of the padding."""
+        weights = parameters_to_vector(p.detach() for p in self.core.parameters())
+        alike = (self._weights.device, self._weights.dtype) == (weights.device, weights.dtype)
+        if not (alike and self._weights.equal(weights)):
+            self._weights, self._kept = weights, {}
+        found: list[list[Tensor]] = []
+        for row in periods:
+            name = (length, *row.tolist())
+            kept = self._kept.pop(name, None)
+            self._kept[name] = self._encode_padding(row[None], length) if kept is None else kept
+            found.append(self._kept[name])
+        for name in list(self._kept)[:-KEPT]:  # the latest are at the end
+            del self._kept[name]
+        return found
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _encode_padding(self, periods: Tensor, length: int) -> list[Tensor]:
+        """What :meth:`_padding` remembers for periods (1, K): alone, so that no bit of it depends on other windows."""
+        start = self.context - length
+        x, found = self._embed(self._weights.new_zeros(1, start), periods.clone(), 0), list[Tensor]()
+        for dilation in self.core.dilations():
+            x = self.core.scale(x, dilation)
+            begins = (start - 2 * dilation, start - dilation)
+            found.append(torch.cat([x[0, begin : begin + min(dilation, length)] for begin in begins]))
+            x = self.core.block(x, dilation)
+        return [*found, self.core.norm(x)[0]]
+
+    def _embed(self, values: Tensor, periods: Tensor, first: int) -> Tensor:
+        """What the encoder reads (R, T, 64) at T steps from the step ``first``, 0 for those of the padding."""
+        from fracast._core.periodic.official_encoding import _phase_encoding, _recency_encoding
+
+        steps = torch.arange(first, first + values.shape[1], device=values.device).expand(len(values), -1)
+        observed = torch.full_like(values, first > 0)
+        features = [values[..., None], observed[..., None], _recency_encoding(steps, self.context)]
+        phase = _phase_encoding(steps, periods, self.core.periodic.n_harm)
+        x = self.core.in_proj(torch.cat(features, dim=-1).to(values.dtype))
+        return x + self.core.periodic.proj(phase.to(values.dtype))
+
+    def _periods(self, values: Tensor, valid: Tensor) -> Tensor:
+        """The periods (R, K) of values (R, T) that the encoder finds; 0 where there are fewer."""
+        from fracast._core.periodic.seasonal_fill import detect_periods
+
+        own = self.core.periodic
+        with torch.no_grad():
+            return detect_periods(values, valid, top_k=own.top_k, min_period=own.min_period, alpha=own.alpha)
+
+
+def _joined(before: Sequence[Tensor], after: Tensor) -> Tensor:
+    """Join sequences (T, D) and what follows each of them (R, S, D) to (R, T + S, D)."""
+    pieces = [piece for pair in zip(before, after, strict=True) for piece in pair]
+    return torch.cat(pieces).view(len(after), -1, after.shape[-1])

@@ -22,6 +22,7 @@ __all__ = ["Series", "read_csv", "windows_of"]
 
 SHARES = (0.6, 0.2)  # of the training and of the validation rows
 REMEDY = "resample the file to equal steps and fill or drop what is missing"
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,10 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
         raise DataError(f"{path}, line {line}: expected a number of {name!r}, got {text!r}") from None
     if not math.isfinite(value):
         raise DataError(f"{path}, line {line}: {name!r} is {text.strip()}; {REMEDY}")
+    if abs(value) > LARGEST:
+        raise DataError(
+            f"{path}, line {line}: {name!r} is {text.strip()}, more than float32 holds; choose a larger unit"
+        )
     return value
 
 

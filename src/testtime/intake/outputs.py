@@ -188,9 +188,10 @@ class Logits(nn.Module):
         if len(possible) == 1:
             return parts[possible[0]]
         choices = ", ".join(f"outputs={k!r} {tuple(y.shape)}" for k, y in parts.items())
+        choices = choices or "outputs=, a function of the output"
         raise ValueError(
             f"{type(self.network).__name__} returned a {type(output).__name__}, and it is not clear which part the logits "
-            f"are; expected a tensor, or say which: {choices or 'a function of the output'}. A multi-task model declares its "
+            f"are; expected a tensor, or say which: {choices}. A multi-task model declares its "
             "outputs by name as `tasks` (testtime.multitask.MultiTaskNet)"
         )
 

@@ -38,7 +38,7 @@ Reference: Niu, Miao, Chen, Wu and Zhao, Test-Time Model Adaptation with Only Fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, final
 
 import torch
@@ -112,7 +112,13 @@ class FOA(Adapter):
         self.cost = (population, 0)
         self._blocks = prompt_blocks(self.model)
         self._head, self._tap = linear_head(self.model)[1], head_tap(self.model)
-        width = self._blocks[0].width
+        width, read = self._blocks[0].width, self._head.weight.shape[1]
+        if read != width:
+            raise ValueError(
+                f"FOA shifts the features of a head that reads tokens of the width {width}, and the head of this model reads "
+                f"{read} numbers (class token and mean of the others, as in DINOv2?); use another method without gradients: "
+                "T3A, LAME"
+            )
         bound = math.sqrt(6 / (2 * width))
         draw = torch.rand(prompts * width, generator=generator(seed, 0, "prompts"), dtype=torch.float64)
         device = self._head.weight.device
@@ -288,6 +294,16 @@ class Around(nn.Module):
         first = int(self.classed)
         return torch.cat([y[:, :first], y[:, first + count :]], dim=1) if count else y
 
+    def run(self, x: Tensor, count: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the block returns for tokens (N, P + T, D) with ``count`` prompts, and masks for T tokens."""
+        whole, first = x.shape[1], int(self.classed)
+
+        def fitted(given: Any) -> Any:
+            is_mask = isinstance(given, Tensor) and given.dim() == 4 and given.shape[3] == whole - count
+            return widened(given, first, count) if is_mask and count else given
+
+        return self.block(x, *map(fitted, args), **{name: fitted(given) for name, given in kwargs.items()})
+
 
 class PromptedBlock(Around):
     """A block of a transformer that keeps the summary token of each image, and may add prompts or take them away.
@@ -316,7 +332,7 @@ class PromptedBlock(Around):
             )
         if self.prompts is not None:
             x = self.added(x, self.prompts)
-        output = self.block(x, *args, **kwargs)
+        output = self.run(x, self.count, args, kwargs)
         y = output[0] if isinstance(output, tuple) else output
         kept = self.removed(y, self.count)
         self.seen = y[:, 0] if self.classed else kept.mean(dim=1)
@@ -325,38 +341,28 @@ class PromptedBlock(Around):
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
 
-class FixedPrompts(Around):
-    """A block before which prompts are added.
+class FixedBlock(Around):
+    """A block of a transformer on tokens with fixed prompts among them.
 
     Args:
         block, classed: arguments of :class:`Around`.
         prompts: (P, D).
+        first: whether the prompts are added before this block.
+        last: whether they are removed behind it.
     """
 
     prompts: Tensor
 
-    def __init__(self, block: nn.Module, classed: bool, prompts: Tensor) -> None:
+    def __init__(self, block: nn.Module, classed: bool, prompts: Tensor, first: bool, last: bool) -> None:
         super().__init__(block, classed)
-        self.register_buffer("prompts", prompts)
+        self.first, self.last, self.count = first, last, len(prompts)
+        if first:
+            self.register_buffer("prompts", prompts)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self.block(self.added(x, self.prompts), *args, **kwargs)
-
-
-class WithoutPrompts(Around):
-    """A block behind which prompts are removed.
-
-    Args:
-        block, classed: arguments of :class:`Around`.
-        count: number of prompts.
-    """
-
-    def __init__(self, block: nn.Module, classed: bool, count: int) -> None:
-        super().__init__(block, classed)
-        self.count = count
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        output = self.block(x, *args, **kwargs)
+        output = self.run(self.added(x, self.prompts) if self.first else x, self.count, args, kwargs)
+        if not self.last:
+            return output
         if isinstance(output, tuple):
             return (self.removed(output[0], self.count), *output[1:])
         return self.removed(output, self.count)
@@ -389,12 +395,26 @@ def with_fixed_prompts(tree: nn.Module, prompts: Tensor) -> None:
     for parent in list(tree.modules()):
         blocks = [(name, m) for name, m in parent.named_children() if isinstance(m, PromptedBlock)]
         for i, (name, m) in enumerate(blocks):
-            plain = m.block
-            if i == 0:
-                plain = FixedPrompts(plain, m.classed, prompts)
-            elif m.last:
-                plain = WithoutPrompts(plain, m.classed, len(prompts))
-            setattr(parent, name, plain)
+            setattr(parent, name, FixedBlock(m.block, m.classed, prompts, i == 0, m.last))
+
+
+def widened(mask: Tensor, first: int, count: int) -> Tensor:
+    """Make room for prompts in an attention mask, as ``scaled_dot_product_attention`` takes it.
+
+    Args:
+        mask: (N, H, T or 1, T); true, or 0 where it is a number that is added, for a token that is attended to.
+        first: number of tokens before the prompts.
+        count: P, number of prompts: each token attends to them, and they attend to what the first token attends to.
+
+    Returns:
+        (N, H, P + T or 1, P + T).
+    """
+    seen = mask.new_full((*mask.shape[:3], count), mask.dtype == torch.bool)
+    mask = torch.cat([mask[..., :first], seen, mask[..., first:]], dim=3)
+    if mask.shape[2] == 1:
+        return mask
+    rows = mask[:, :, :1].expand(-1, -1, count, -1)
+    return torch.cat([mask[:, :, :first], rows, mask[:, :, first:]], dim=2)
 
 
 def prompt_blocks(model: nn.Module) -> list[PromptedBlock]:

@@ -100,12 +100,16 @@ def laplacian_adjusted(
     log_z, near, before = log_p, w @ log_p.exp(), log_p.new_full((), torch.inf)
     ended = torch.zeros_like(before, dtype=torch.bool)
     for _ in range(iterations):
-        next_z = (log_p + weight * near).log_softmax(dim=1)
+        pulled = torch.add(log_p, near, alpha=weight)
+        next_z = pulled.log_softmax(dim=1)
+        # What normalises a row is the same in all its columns, so that the divergence needs no further matrix (N, C):
+        # log z - log p = lambda near - normaliser, and the assignments of a row add up to 1.
+        normaliser = pulled[:, 0] - next_z[:, 0]
         log_z = torch.where(ended, log_z, next_z) if exported else next_z
-        z = log_z.exp()
+        z, last = next_z.exp(), near
         near = w @ z
-        now = (z * (log_z - log_p) - weight * z * near).sum()
-        ended = ((now - before).abs() <= tolerance * before.abs()) & (before != torch.inf)
+        now = weight * (z.flatten() @ last.flatten() - z.flatten() @ near.flatten()) - normaliser.sum()
+        ended = ended | (((now - before).abs() <= tolerance * before.abs()) & (before != torch.inf))
         if not exported and bool(ended):
             break
         before = now

@@ -31,6 +31,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     kind = path.suffix.lower()
+    if path.is_dir():
+        raise WeightsError(f"{path}: a folder; give the path of a .safetensors or .npz file of weights in it")
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give the path of a .safetensors or .npz file of weights")
     if kind in PICKLED:

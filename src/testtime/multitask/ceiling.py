@@ -6,7 +6,7 @@ A step:
     1. predict every task, normalised as the policy says;
     2. look up the labels of the images, and move the encoder once along the losses of training.
 
-The heads stay, as in S4T, where no gradient reaches them. No method can do this in the field: where these rows gain nothing
+The heads stay, as in S4T, where no gradient reaches them. No method can do this in deployment: where these rows gain nothing
 over statistics alone, a protocol cannot rank methods. The labels come from the experiment, by an argument; ``step`` receives
 inputs only.
 

@@ -22,7 +22,7 @@ class Outcome:
         curve: metrics of the tasks, step by step.
         gains: Delta_TTT in percent, step by step.
         last: Delta_TTT at the last step.
-        oracle: Delta_TTT at the step that is best by the test labels, which are unknown in the field.
+        oracle: Delta_TTT at the step that is best by the test labels, which are not known in deployment.
         own: Delta_TTT at the last step against the row's own network before any step: what adapting alone changed.
         beyond: Delta_TTT at the last step less that of the controls on the same network: what the loss adds; NaN without.
         step_variance, warping, similarity: measures of :mod:`testtime.metrics.synchronisation`; NaN unless two tasks were

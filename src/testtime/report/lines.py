@@ -65,7 +65,7 @@ def line_chart(
     height: int = 300,
     small: bool = False,
 ) -> Chart | None:
-    """Draw lines: those with a colour on top, with their names at their ends; None if there is no point.
+    """Draw lines: those with a colour on top, with their names at their ends, then the grey ones; None if there is no point.
 
     Args:
         series: lines.
@@ -86,9 +86,9 @@ def line_chart(
         first, last = marks[0][0], max(last, marks[-1][0] + 1)
     names = [(at + 0.5, name) for at, name in marks] or [(float(i), name) for i, name in enumerate(x_names)]
     last_of = {s.name: s.points[-1][1] if s.points else math.nan for s in series}
-    coloured = [s for s in series if s.colour and s.points]
-    heights = apart([last_of[s.name] for s in coloured], (FONT + 2) * (high - low) / height, low, high)
-    pairs = zip(coloured, heights, strict=True)
+    named, others = _named(series)
+    heights = apart([last_of[s.name] for s in named], (FONT + 2) * (high - low) / height, low, high)
+    pairs = zip(named, heights, strict=True)
     ends = [{"x": last, "y": at, "text": s.name, "color": colour(s.colour)} for s, at in pairs]
 
     def draw(width: int) -> tuple[list[Any], object]:
@@ -100,9 +100,18 @@ def line_chart(
         beside = {"align": "left", "baseline": "middle", "dx": 8, "fontWeight": "bold"}
         return layers + layer("text", ends if width > NARROW else [], place, **beside), height
 
-    told = description or "; ".join(f"{name}: {show(value, 2)}" for name, value in last_of.items())
-    keys = tuple((s.name, f"k{s.colour}") for s in series if s.colour)
-    return Chart(title, told, drawn(draw, small, y), () if small or len(series) < 2 else keys)
+    described = description or "; ".join(f"{name}: {show(value, 2)}" for name, value in last_of.items())
+    keys = (*((s.name, f"k{s.colour}") for s in named), *others)
+    return Chart(title, described, drawn(draw, small, y), () if small or len(series) < 2 else keys)
+
+
+def _named(series: Sequence[Series]) -> tuple[list[Series], list[tuple[str, str]]]:
+    """Return the lines with a name at their end, and the key of the others: a single grey line has a name too."""
+    there = [s for s in series if s.points]
+    grey = [s for s in there if not s.colour]
+    if len(grey) > 1:
+        return [s for s in there if s.colour], [(f"{len(grey)} others", "k0")]
+    return [s for s in there if s.colour] + grey, []
 
 
 def _lines(series: Sequence[Series], place: Mapping[str, Any], x_names: Sequence[str]) -> list[Any]:
@@ -119,8 +128,8 @@ def _lines(series: Sequence[Series], place: Mapping[str, Any], x_names: Sequence
         layers += layer("line", line, place, color=colour(s.colour), strokeJoin="round", **look)
         for a, b, _ in s.points if len(s.x) <= MARKED else ():
             at = x_names[int(a)] if 0 <= a < len(x_names) and a == int(a) else f"{a:g}"
-            told = f"{s.name}: {show(b, 2)} at {at}"
-            dots.append({"x": a, "y": b, "color": colour(s.colour), "description": told})
+            described = f"{s.name}: {show(b, 2)} at {at}"
+            dots.append({"x": a, "y": b, "color": colour(s.colour), "description": described})
     return layers + layer("circle", dots, place, size=36, opacity=1)
 
 
@@ -176,5 +185,5 @@ def share_chart(
 
     first, *rest = shares.values()
     common = sum(map(min, first, rest[0])) if rest else 1.0
-    told = description or f"{', '.join(shares)}: common area {100 * common:.0f} %"
-    return Chart(title, told, drawn(draw, small=True))
+    described = description or f"{', '.join(shares)}: common area {100 * common:.0f} %"
+    return Chart(title, described, drawn(draw, small=True))

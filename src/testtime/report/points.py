@@ -54,7 +54,7 @@ class Point:
         """The colour of its label."""
         return colour(self.colour) if self.colour else "var(--dim)"
 
-    def told(self, value: float) -> str:
+    def described(self, value: float) -> str:
         """The value in figures, with the spread."""
         return show(value, 2) + (f" ±{show(self.spread, 2)}" if self.spread > 0 else "")
 
@@ -97,7 +97,7 @@ def scatter(
     ]
     dots = [{"x": p.x, "y": p.y, "color": colour(p.colour), "size": 70 if p.colour else 45} for p in known]
     for p, dot in zip(known, dots, strict=True):
-        dot["description"] = f"{p.name}: {p.told(p.y)} at {show(p.x, 2)}{suffix}"
+        dot["description"] = f"{p.name}: {p.described(p.y)} at {show(p.x, 2)}{suffix}"
 
     def draw(width: int) -> tuple[list[Any], object]:
         text = f"format(datum.value, '~g') + {json.dumps(drawing.clean(suffix))}"
@@ -121,8 +121,8 @@ def scatter(
         layers += layer("circle", dots[::-1], place, opacity=1, stroke="var(--paper)", strokeWidth=1)
         return layers + layer("text", texts, place, align="left", baseline="middle"), height
 
-    told = listed if len(known) <= drawing.NAMED else f"{len(known)} points"
-    return Chart(title, told, drawn(draw, small, y))
+    described = listed if len(known) <= drawing.NAMED else f"{len(known)} points"
+    return Chart(title, described, drawn(draw, small, y))
 
 
 def _free(x: float, y: float, name: str, taken: Sequence[Box], plot: Box) -> Box | None:
@@ -167,7 +167,7 @@ def row_chart(
     low = 0.0 if bars and min(ends) >= 0 else low
     marks: list[dict[str, object]] = [{"y": p.name, "x": p.x, "color": colour(p.colour)} for p in known]
     for p, mark in zip(known, marks, strict=True):
-        mark["description"] = f"{', '.join(filter(None, (p.name, p.setting)))}: {p.told(p.x)}"
+        mark["description"] = f"{', '.join(filter(None, (p.name, p.setting)))}: {p.described(p.x)}"
         mark |= {"yOffset": p.setting} if len(settings) > 1 else {}
     ink = {"color": "var(--ink)"} if bars else {}
     pairs = zip(known, marks, strict=True)
@@ -190,9 +190,9 @@ def row_chart(
         step = max((15 if bars else 11) * len(settings) + 8, (FONT + 2) * max(map(len, words)) + 6, 26)
         return layers, {"step": step, "for": "position"}
 
-    told = "; ".join(str(mark["description"]) for mark in marks)
+    described = "; ".join(str(mark["description"]) for mark in marks)
     keys = tuple((name, f"k{number}") for name, number in settings.items()) if len(settings) > 1 else ()
-    return Chart(title, told, drawn(draw, small), keys, keyed=True)
+    return Chart(title, described, drawn(draw, small), keys, keyed=True)
 
 
 def heat_map(
@@ -235,8 +235,8 @@ def heat_map(
         share = min(1.0, max(0.0, ((abs(value) if diverging else value) - bottom) / ((top - bottom) or 1.0)))
         place, text = {"y": row, "x": column}, show(value, places)
         tint = "var(--cold)" if diverging and value < 0 else "var(--heat)"
-        told = f"{row}, {column}: {text}"
-        marks.append({**place, "color": tint, "opacity": 0.08 + 0.92 * share, "description": told})
+        described = f"{row}, {column}: {text}"
+        marks.append({**place, "color": tint, "opacity": 0.08 + 0.92 * share, "description": described})
         texts.append({**place, "text": text})
 
     def draw(width: int) -> tuple[list[Any], object]:

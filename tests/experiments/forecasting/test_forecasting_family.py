@@ -184,7 +184,7 @@ def test_a_trained_source_goes_on_where_it_stopped(file: Path, tmp_path: Path) -
     assert table.value("GRU", table.columns[0]) > 0
 
 
-@pytest.mark.parametrize("name", ["forecasting-etth1", "forecasting-etth1-24", "forecasting-buses"])
+@pytest.mark.parametrize("name", ["forecasting-etth1", "forecasting-etth2", "forecasting-buses"])
 def test_the_committed_runs_are_whole_and_of_the_present_methods(name: str) -> None:
     folder = Path(__file__).parents[3] / "results" / name
     run = read_run(folder)

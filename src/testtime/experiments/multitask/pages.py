@@ -36,8 +36,8 @@ def family_page(run: Run, lead: Text, sections: Sequence[Section]) -> Page:
     """Return the page of a run of this family: its lead and sections, what is missing, and how it was made."""
     about = run.about["about"]
     facts = {"protocol": about["protocol"], **about.get("domains", {"houses": about.get("houses", {})})}
-    told = {n: ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in one.items()) for n, one in facts.items()}
-    return run_page(run, "" if run.missing else lead, sections, [("preset", about["preset"]), *told.items()])
+    given = {n: ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in one.items()) for n, one in facts.items()}
+    return run_page(run, "" if run.missing else lead, sections, [("preset", about["preset"]), *given.items()])
 
 
 def study_page(run: Run) -> Page:
@@ -89,11 +89,11 @@ def _lead(found: Judged, table: Table) -> Text:
         report.listed([report.strong(row) for row in first]),
     )
     has = "has" if len(first) == 1 else "share"
-    told = phrase(LEADS["first"], names, has, DELTA, step, _gain(table, best), over)
+    sentence = phrase(LEADS["first"], names, has, DELTA, step, _gain(table, best), over)
     if second:
         are = "is" if len(second) == 1 else "are"
-        told += LEADS["second"].format(are, report.listed(second), _gain(table, second[0]))
-    said: list[Text] = [told]
+        sentence += LEADS["second"].format(are, report.listed(second), _gain(table, second[0]))
+    said: list[Text] = [sentence]
     if not math.isnan(control := last[best] - beyond[best]):
         part = max(control, 0.0)
         explains = (
@@ -200,12 +200,12 @@ def _sweep(run: Run, table: Table) -> list[Block]:
         if row.role == "method" and name in row.about["network"]
     }
     y, spread = ([of(row, last) for row in at] for of in (table.value, table.spread))
-    title, told = (
+    title, described = (
         f"at the last step by {name}",
         "; ".join(f"{r}: {signed(v)}" for r, v in zip(at, y, strict=True)),
     )
     line = Series("Δ last", [*at.values()], y, 1, spread)
-    chart = report.line_chart([line], title=f"Delta_TTT {title}", y="Δ, %", x=name, description=told)
+    chart = report.line_chart([line], title=f"Delta_TTT {title}", y="Δ, %", x=name, description=described)
     return [Figure(chart, DELTA + f" {title}")] * bool(at)
 
 

@@ -72,8 +72,10 @@ class FewLabels(Experiment):
         cells = [(f"{n} labels", ("labels", str(n))) for n in p["labels"]]
         columns = [Column(n, (*at, "coverage"), None, "coverage", better=None) for n, at in cells]
         columns += [Column(n, (*at, "ratio"), None, "variance", *lower) for n, at in cells]  # type: ignore[arg-type]
-        of = sorted({f"{r.result['accuracy']:.1f} % of {r.result['samples']:,} samples" for r in records})
-        notes = [*run.notes, f"{p['deployed']} is right in {', '.join(of)}; {p['draws']:,} draws."]
+        right = ", ".join(sorted({f"{r.result['accuracy']:.1f}" for r in records}))
+        samples = ", ".join(sorted({f"{r.result['samples']:,}" for r in records}))
+        about = f"{p['deployed']} is right in {right} % of {samples} samples; {p['draws']:,} draws."
+        notes = [*run.notes, about]
         return [Table.of(self.title, run.rows, columns, records, run.missing, notes)]
 
 

@@ -215,7 +215,7 @@ def advice_table(run: Run, judge: bool = False) -> Table:
     """Return the estimates of the candidates, the best first, with the recommendation and its reasons below.
 
     Args:
-        judge: whether the true accuracy stands beside the estimates, where the stream had labels.
+        judge: whether the true accuracy is shown with the estimates, where the stream had labels.
     """
     advice, truth = selection.recommend(*read_candidates(run)), true_accuracy(run) if judge else {}
     labels, columns = {row.label: row for row in run.rows}, [*COLUMNS]

@@ -119,8 +119,8 @@ def main_table(results: Results) -> Table:
         columns.append(Column("mean H", ("average", "h_score")))
     for name in results.columns:
         for i, (measure, short) in enumerate(MEASURES if results.opened else MEASURES[:1]):
-            told = {row: by[name][i] for row, by in results.about["published"].items() if name in by}
-            known = {row: value for row, value in told.items() if value is not None}
+            printed = {row: by[name][i] for row, by in results.about["published"].items() if name in by}
+            known = {row: value for row, value in printed.items() if value is not None}
             columns.append(Column(short, ("average", measure), name, name, published=known))
     changed = ", for the experiment without the changes of this run" * bool(results.changes)
     notes = ["Averaged over the domains."] + [NOTES["opened"]] * results.opened
@@ -155,16 +155,22 @@ def _over_time(results: Results, keys: dict[str, int]) -> list[Block]:
     for column in results.columns:
         for measure, name in (("h_score", "H-score"), ("accuracy", "Accuracy"))[not results.opened :]:
             means = [f"{row} {show(results.mean(row, measure, column))}" for row in results.ranked]
-            title, told = f"{name} over time · {column}", f"Averages: {', '.join(means)}."
+            title, described = f"{name} over time · {column}", f"Averages: {', '.join(means)}."
             values: Values = lambda cell, m=measure: cell["time"][m]  # type: ignore[misc]  # noqa: E731
-            drawn.append(_figure(results, column, keys, values, title, f"{name}, %", told))
+            drawn.append(_figure(results, column, keys, values, title, f"{name}, %", described))
     if not any(figure.chart for figure in drawn):
         return [Note(NOTES["no_curves"])]
     return [Note(NOTES["curves"] + shifts), report.Legend(keys), *drawn]
 
 
 def _figure(
-    results: Results, column: str, keys: dict[str, int], values: Values, title: str, y: str, told: str = ""
+    results: Results,
+    column: str,
+    keys: dict[str, int],
+    values: Values,
+    title: str,
+    y: str,
+    described: str = "",
 ) -> Figure:
     """The curves of a column, with its shifts: the mean over seeds at each batch, smoothed within each domain."""
     series, domains = [], _domain_names(results, column)
@@ -173,7 +179,9 @@ def _figure(
             means = [mean(list(map(number, at_once))) for at_once in zip(*map(values, cells), strict=False)]
             series.append(report.Series(row, *_curve(cells[0]["time"]["visit"], means), keys.get(row, 0)))
     marks = [(float(i), name) for i, name in enumerate(domains)]
-    chart = report.line_chart(series, title=title, y=y, description=told, marks=marks) if series else None
+    chart = (
+        report.line_chart(series, title=title, y=y, description=described, marks=marks) if series else None
+    )
     return Figure(chart, title)
 
 
@@ -225,8 +233,11 @@ def _scores(results: Results) -> list[Block]:
         for row in results.ranked:
             scores = next((cell.get("scores") for cell in results.cells(row, column)), None) or {}
             area, ends = show(results.mean(row, "auroc", column)), ("surely known", "surely unknown")
-            title, told = f"Scores of {row}, {column}", f"Known and unknown images; AUROC {area} percent."
-            chart = report.share_chart(scores, title=title, ends=ends, description=told)
+            title, described = (
+                f"Scores of {row}, {column}",
+                f"Known and unknown images; AUROC {area} percent.",
+            )
+            chart = report.share_chart(scores, title=title, ends=ends, description=described)
             drawn += [Figure(chart, f"{row} {area}")] if chart else []
         if drawn:
             blocks.append(Details(f"{column}, with AUROC", [report.Grid(drawn)], opened=not blocks))

@@ -53,8 +53,8 @@ def remark_on_steps(row: str, cells: Iterable[Mapping[str, Any]]) -> str:
     batches, failed, updated = (sum(one[key] for one in steps) for key in ("batches", "failed", "updated"))
     if failed:
         values = listed(sorted({name for one in steps for name in one["not_finite"]}))
-        told = f"{row}: {failed} of {batches} steps failed ({values} not finite) and were taken back"
-        return f"{told}; {WITHOUT}." if failed == batches else f"{told}."
+        message = f"{row}: {failed} of {batches} steps failed ({values} not finite) and were taken back"
+        return f"{message}; {WITHOUT}." if failed == batches else f"{message}."
     learns = any(cell["cost"]["declared"][1] > 0 for cell in known)
     return f"{row}: none of {batches} steps moved a parameter; {WITHOUT}." if learns and not updated else ""
 

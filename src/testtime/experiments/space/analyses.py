@@ -135,10 +135,10 @@ def _continual(where: str, test: Place) -> list[Entry]:
     return found
 
 
-def _mixed(told: str, *variants: Variant) -> list[Entry]:
+def _mixed(learned: str, *variants: Variant) -> list[Entry]:
     """Cells of variants by the modalities that images of the transfer set bring, fine-tuned and frozen."""
-    tuned = [Entry(v.name, f"{told}, fine-tuned", v) for v in variants]
-    frozen = [Entry(v.name, f"{told}, frozen", replace(v, frozen=True)) for v in variants if v.places]
+    tuned = [Entry(v.name, f"{learned}, fine-tuned", v) for v in variants]
+    frozen = [Entry(v.name, f"{learned}, frozen", replace(v, frozen=True)) for v in variants if v.places]
     return [*tuned, *frozen]
 
 

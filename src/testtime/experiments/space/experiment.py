@@ -274,9 +274,9 @@ class SpaceExperiment(Experiment):
             if len(xs) == 1:  # a level
                 xs, ys, spread = [ends[0], ends[-1]], ys * 2, spread * 2
             series.append(report.Series(row.label, xs, ys, min(colour, 6), spread))
-        told = "; ".join(f"{s.name}: {', '.join(map(show, s.y))}" for s in series)
+        described = "; ".join(f"{s.name}: {', '.join(map(show, s.y))}" for s in series)
         return report.line_chart(
-            series, title=self.title, y=self.shows, x=self.unit, description=told, height=320
+            series, title=self.title, y=self.shows, x=self.unit, description=described, height=320
         )
 
     def _dots(self, table: Table, columns: Sequence[Column], axis: str) -> report.Chart | None:
