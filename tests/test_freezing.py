@@ -33,7 +33,9 @@ from testtime.methods import (
     S4T,
     STAMP,
     T3A,
+    TDA,
     VDP,
+    ZERO,
     AdaNPC,
     BNAdapt,
     CoTTA,
@@ -91,6 +93,7 @@ FROZEN: dict[str, tuple[str, Callable[[nn.Module], Adapter]]] = {
     "shared answers": ("batchnorm", LAME),
     "shared answers by distance": ("tokens", partial(LAME, affinity="radial")),
     "shared answers by cosine": ("dictionary", partial(LAME, affinity="linear", weight=0.1)),
+    "caches of the stream": ("image-text", TDA),
     "CoTTA, never with views": ("batchnorm", partial(CoTTA, threshold=0.0, views=2)),
     "PETAL, never with views": ("batchnorm", partial(PETAL, threshold=0.0, views=2)),
     "CoTTA of pixels": ("pixels", partial(CoTTA, threshold=1.0, scales=(0.5, 1.0, 1.5))),
@@ -119,7 +122,8 @@ class Opaque(nn.Module):
 def adapted(name: str) -> tuple[Adapter, Any]:
     """An adapter after two batches, and the next one."""
     world, make = WORLDS[FROZEN[name][0]], FROZEN[name][1]
-    adapter, (*past, x) = make(world.network().network), world.stream(3)
+    network = world.network()
+    adapter, (*past, x) = make(getattr(network, "network", network)), world.stream(3)
     if adapter.source != "none":
         adapter.prepare(world.source())
     for batch in past:
@@ -155,7 +159,7 @@ def test_it_answers_as_predict_and_stays(name: str) -> None:
     twin = pickle.loads(pickle.dumps(frozen))
     with torch.no_grad():
         for t in (*twin.parameters(), *twin.buffers()):
-            t.mul_(0)
+            t.zero_()
     twin.load_state_dict(frozen.state_dict())  # holds all that an answer depends on
     for one, other in zip(tensors(twin(x)), tensors(y), strict=True):
         assert one.equal(other)
@@ -241,13 +245,21 @@ def test_answers_of_more_than_one_module_are_refused_by_name(make: Any, why: str
         make(WORLDS["batchnorm"].network().network).freeze()
 
 
+def test_votes_of_drawn_views_are_refused() -> None:
+    adapter = ZERO(WORLDS["image-text"].network(), views=2)
+    with pytest.raises(
+        TypeError, match=r"ZERO cannot be frozen: .*views that it draws from its seed.*call predict"
+    ):
+        adapter.freeze()
+
+
 def test_every_method_is_frozen_or_says_why_not() -> None:
     for name in methods.__all__:
         cls = getattr(methods, name)
         own = cls._predict_batch is not Adapter._predict_batch
         answers = cls._answering is not Adapter._answering
         assert own <= (answers or bool(cls.answers_with)), name
-        assert bool(cls.answers_with) == (name in ("CoTTA", "PETAL", "STAMP", "ViDA", "TDA", "ZERO")), name
+        assert bool(cls.answers_with) == (name in ("CoTTA", "PETAL", "STAMP", "ViDA", "ZERO")), name
     assert not S4T.answers_with
 
 

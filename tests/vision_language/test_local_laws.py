@@ -56,7 +56,11 @@ def anovl(model: nn.Module) -> AnoVL:
 
 
 def t3al(model: nn.Module) -> T3AL:
-    return T3AL(model.pair, model.pair.encode_texts(ONE + OTHER), steps=2)
+    return T3AL(model.pair, model.pair.encode_texts(ONE + OTHER), steps=2, captioner=colours)
+
+
+def colours(frames: Tensor) -> list[str]:
+    return ["red" if mean > 0.5 else "blue" for mean in frames.mean((1, 2, 3)).tolist()]
 
 
 def brighter(images: Tensor, points: Tensor, labels: Tensor) -> Tensor:

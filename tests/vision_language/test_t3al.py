@@ -8,6 +8,7 @@ from torch import nn
 from testtime import sgd
 from testtime.vision_language.t3al import (
     T3AL,
+    agreements,
     bce_loss,
     byol_loss,
     extremes,
@@ -131,6 +132,87 @@ def test_inside_is_above_the_mean_and_gives_the_segments():
         assert (segment.label, segment.video) == ("a", 4)
     np.testing.assert_array_equal(flags, s > s.mean())
     assert len(segments_of(y["similarity"], "a", least=13)) == 0
+
+
+class Captioned(nn.Module):
+    """Frames that are their embeddings, and the texts "0", "1", ... with embeddings of their own."""
+
+    words = torch.tensor([[2.0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 1, 0, 0, 0]])
+
+    def forward(self, x):
+        return x
+
+    def encode_texts(self, texts):
+        return self.words[[int(text) for text in texts]]
+
+
+VISITS = torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 1, 0, 0])  # three segments: 0, 3 to 4, and 7
+SEEN = [
+    0,
+    1,
+    1,
+    0,
+    2,
+    1,
+    1,
+    1,
+    1,
+    1,
+]  # the caption of each frame; those of the last visit are those of frames outside
+
+
+def caption(frames):
+    """The captions of frames: the third entry of a frame is its number."""
+    return [str(SEEN[round(float(frame[2]) * 1000)]) for frame in frames]
+
+
+def visits():
+    frames = torch.zeros(10, 5)
+    frames[:, 0], frames[:, 1] = VISITS, 1 - VISITS
+    frames[:, 2] = torch.arange(10) / 1000
+    return frames
+
+
+def captioned(**about):
+    return T3AL(Captioned(), torch.eye(5)[:1], steps=0, width=1, **about)
+
+
+def test_captions_reject_the_segment_that_agrees_with_no_other():
+    """The mean captions and their cosines in numpy; the threshold lies between the agreements."""
+    words = unit(Captioned.words.numpy().astype(float))
+    d = np.stack([unit(words[[SEEN[i] for i in some]].mean(0)) for some in ([0], [3, 4], [7])])
+    expected = [np.mean([d[m] @ d[n] for n in range(3) if n != m]) for m in range(3)]
+    np.testing.assert_allclose(agreements(torch.tensor(d)).numpy(), expected)
+    assert expected[2] < expected[0] < expected[1]
+    kept = captioned(captioner=caption, agreement=(expected[0] + expected[2]) / 2)(visits())
+    np.testing.assert_array_equal(kept["inside"].numpy(), [1, 0, 0, 1, 1, 0, 0, 0, 0, 0])
+    all_of_them = captioned()(visits())
+    np.testing.assert_array_equal(all_of_them["inside"].numpy(), VISITS.numpy())
+    assert torch.equal(kept["similarity"], all_of_them["similarity"])
+    found = segments_of(kept["similarity"], "a", inside=kept["inside"])
+    assert [(one.start, one.end) for one in found] == [(0, 1), (3, 5)]
+    none = captioned(captioner=caption, agreement=1.0)
+    assert none(visits())["inside"].sum() == none.predict(visits())["inside"].sum() == 0
+
+
+def test_a_single_segment_has_no_other_to_agree_with():
+    y = captioned(captioner=caption, agreement=1.0)(visits()[:3])
+    assert y["inside"].tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: captioned(captioner="coca"), "captioner is a function of frames"),
+        (lambda: T3AL(nn.Identity(), TEXTS, captioner=caption), "Identity has no encode_texts"),
+        (lambda: captioned(captioner=lambda x: ["0"])(visits()), "a text for each of the 2 frames"),
+        (lambda: captioned(captioner=lambda x: "01")(visits()), "a text for each of the 1 frames"),
+        (lambda: captioned(agreement=1.5), "a cosine in"),
+    ],
+)
+def test_captions_that_cannot_be_used_are_refused(make, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        make()
 
 
 def test_one_frame_has_an_answer():

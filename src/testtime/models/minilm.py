@@ -42,12 +42,12 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Return (K, T, E); ``seen`` (K, 1, 1, T) says which tokens are no padding."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (K, T, E) of texts of one length."""
         q, k, v = (
             f(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        mixed = F.scaled_dot_product_attention(q, k, v)
         x = self.norm1(x + self.out(mixed.transpose(1, 2).flatten(2)))
         return self.norm2(x + self.narrow(F.gelu(self.wide(x))))
 
@@ -99,14 +99,22 @@ class MiniLM(nn.Module):
         return self.words(ids)
 
     def forward(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """Return the embeddings (K, E) of texts, from the embeddings of their tokens and their ids."""
-        seen = ids != 0
+        """Return the embeddings (K, E) of texts, from the embeddings of their tokens and their ids.
+
+        Texts of one length are encoded together, so that no padding is.
+        """
+        lengths = (ids != 0).sum(1)
+        groups = [(lengths == n).nonzero()[:, 0] for n in lengths.unique()]
+        parts = [self._encoded(tokens[rows, : int(lengths[rows[0]])]) for rows in groups]
+        return torch.cat(parts)[torch.cat(groups).argsort()]
+
+    def _encoded(self, tokens: Tensor) -> Tensor:
+        """The embeddings (K, E) of texts of one length, without padding."""
         place = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.norm(tokens + self.places(place) + self.segments.weight[0])
         for block in self.blocks:
-            x = block(x, seen[:, None, None])
-        weights = seen[..., None].to(x.dtype)
-        return (x * weights).sum(1) / weights.sum(1)
+            x = block(x)
+        return x.mean(1)
 
 
 def minilm_folder() -> Path:

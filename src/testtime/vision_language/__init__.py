@@ -7,6 +7,7 @@ of class names, so that every method for classifiers takes it. The methods for c
   :class:`ImageText` of two modules
 - methods, each image with a prompt of its own that is dropped after its answer (law ``each_alone``): :class:`TPT`,
   :class:`DiffTPT`, :class:`RLCF`
+- search of images by text: :class:`ImageGallery`, whose queries :class:`RLCF` adapts the text encoder to
 - cheap controls without gradients: :class:`ZERO`, :class:`TDA`
 - local tokens, frames and points: :class:`AnoVL` (anomalies), :class:`T3AL` (segments of a video), :class:`GenSAM` (masks of
   what words name, by any :class:`Promptable` segmenter); they take an :class:`ImageText`
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from testtime.vision_language.clip import open_clip_pair, transformers_pair
     from testtime.vision_language.conse import ConSE, conse_pair
     from testtime.vision_language.difftpt import DiffTPT
+    from testtime.vision_language.gallery import ImageGallery
     from testtime.vision_language.gensam import GenSAM
     from testtime.vision_language.local_tokens import (
         ABNORMAL,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ABNORMAL", "ENSEMBLE", "NORMAL", "RLCF", "T3AL", "TDA"]
 __all__ += ["TPT", "ZERO", "AnoVL", "ConSE", "DiffTPT", "GenSAM"]
-__all__ += ["ImageText", "PointSegmenter", "Probe", "Promptable", "Prompted", "TextEncoder"]
+__all__ += ["ImageGallery", "ImageText", "PointSegmenter", "Probe", "Promptable", "Prompted", "TextEncoder"]
 __all__ += ["ViewMaker", "ZeroShot", "conse_pair", "distance_to_mean", "load_point_segmenter", "moving_mean"]
 __all__ += ["open_clip_pair", "resized_crops", "ridge", "segments_of", "state_prompts", "transformers_pair"]
 __all__ += ["value_attention", "zero_shot_of"]
@@ -55,6 +57,7 @@ __getattr__, __dir__ = lazily(
         "clip": "open_clip_pair transformers_pair",
         "conse": "ConSE conse_pair",
         "difftpt": "DiffTPT",
+        "gallery": "ImageGallery",
         "gensam": "GenSAM",
         "local_tokens": "ABNORMAL NORMAL distance_to_mean state_prompts value_attention",
         "pair": "ImageText TextEncoder",

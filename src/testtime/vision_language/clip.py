@@ -119,6 +119,10 @@ class Words(nn.Module):
             "encoder, or write a text encoder with the interface of testtime.vision_language.TextEncoder"
         )
 
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the text half of the model."""
+        return [p for name, p in self.model.named_parameters() if not name.startswith(("vis", "logit_"))]
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids (K, T)."""
         return self.tokenizer.value(list(prompts))

@@ -61,7 +61,11 @@ class ConSE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the embeddings (N, D) of images."""
-        return self.embedded(self.classifier(self._sized(x)))
+        return self.embedded(self.logits(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits (N, C) of the classifier."""
+        return self.classifier(self._sized(x))
 
     def patches(self, x: Tensor) -> Tensor:
         """Return the embeddings (N, P, D) of the locations of the last feature map."""

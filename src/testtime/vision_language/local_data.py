@@ -152,7 +152,8 @@ def make_walks(work: Workspace) -> dict[str, Any]:
 
     p = work.parameters
     size, seed = (p["side"], p["side"]), 0
-    videos, inside, kinds, segments = list[Tensor](), list[Tensor](), list[int](), list[list[list[int]]]()
+    videos, inside, seen = list[Tensor](), list[Tensor](), list[Tensor]()
+    kinds, segments = list[int](), list[list[list[int]]]()
     while len(videos) < p["videos"]:
         house = generate_house(seed)
         rooms = [r.index for r in house.rooms]
@@ -164,6 +165,7 @@ def make_walks(work: Workspace) -> dict[str, Any]:
         render = Renderer(house)
         videos.append(torch.stack([levels(render.frame(c, size, boxes=False).rgb) for c in walk.cameras]))
         inside.append(torch.from_numpy(walk.inside))
+        seen.append(torch.tensor([list(ROOMS).index(house.rooms[c.room].kind) for c in walk.cameras]))
         kinds.append(list(ROOMS).index(walk.kind))
         segments.append([list(s) for s in walk.segments])
         work.progress(len(videos), p["videos"] + p["houses"])
@@ -176,6 +178,7 @@ def make_walks(work: Workspace) -> dict[str, Any]:
             targets.append(list(ROOMS).index(house.rooms[camera.room].kind))
         work.progress(p["videos"] + h + 1, p["videos"] + p["houses"])
     parts = {"test.videos": torch.stack(videos), "test.inside": torch.stack(inside).byte()}
+    parts |= {"test.rooms": torch.stack(seen)}
     parts |= {"teach.images": torch.stack(frames), "teach.targets": torch.tensor(targets)}
     write_tensors(work.folder / FILE, parts)
     prompts = [[f"a photo of a {name}."] for name in ROOMS.values()]

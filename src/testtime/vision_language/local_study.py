@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from testtime.data.folders import imagenet_names
 from testtime.files import read_tensors, write_tensors
 from testtime.metrics import auroc
 from testtime.metrics.localisation import f1_max, mask_iou, pixel_auroc, pro
@@ -25,7 +26,7 @@ from testtime.vision_language.local_tokens import distance_to_mean, ensemble, to
 from testtime.vision_language.pair import ImageText
 from testtime.vision_language.point_segmenter import load_point_segmenter
 from testtime.vision_language.probe import MobileNetFeatures, Probe, ridge
-from testtime.vision_language.t3al import T3AL, segments_of, uniform_segments
+from testtime.vision_language.t3al import T3AL, Captioner, segments_of, uniform_segments
 
 if TYPE_CHECKING:
     from testtime.experiments import Workspace
@@ -36,6 +37,7 @@ WEIGHTS = "weights/imagenet_mobilenetv1_x0.25.safetensors"
 """Weights of the MobileNet in the folder of data sets."""
 PROBE = "probe.safetensors"
 BATCH = 16
+NAMED = 3  # classes that a caption of the stand-in captioner names
 IOUS = (0.3, 0.5, 0.7)
 
 
@@ -180,10 +182,11 @@ def localise(work: Workspace) -> dict[str, Any]:
                 answered[round(s.start) : round(s.end)] = True
         else:
             given = texts[actual][None] if p["method"] == "known class" else texts
-            adapter = T3AL(pair, given, adam(p["rate"]), steps=p["steps"], loss=p["loss"])
+            about = {"captioner": _captioner(work, v), "agreement": p["agreement"]}
+            adapter = T3AL(pair, given, adam(p["rate"]), steps=p["steps"], loss=p["loss"], **about)
             y = adapter(_images(video))
             label = actual if p["method"] == "known class" else int(y["class"][0])
-            some = segments_of(y["similarity"], label, v, least=2)
+            some = segments_of(y["similarity"], label, v, least=2, inside=y["inside"])
             answered = (y["inside"] > 0.5).numpy()
         found += some
         right.append(label == actual)
@@ -197,6 +200,31 @@ def localise(work: Workspace) -> dict[str, Any]:
         "classes": 100 * float(np.mean(right)),
         "videos": len(videos),
     }
+
+
+def _captioner(work: Workspace, video: int) -> Captioner | None:
+    """A captioner for the frames of a walk: classes of ImageNet, random classes, or the true room of a frame."""
+    kind, names = work.parameters["captions"], imagenet_names()
+    encoder: Any = None if kind == "none" else _pair(work.places["data"]).images
+    draw = generator(work.parameters["seed"], video, "captions")
+
+    def of_classes(frames: Tensor) -> list[str]:
+        with torch.no_grad():
+            best = encoder.logits(frames).topk(NAMED, dim=1).indices
+        if kind == "random":
+            best = torch.randint(len(names), best.shape, generator=draw)
+        return [f"a photo of {', '.join(names[i] for i in some)}." for some in best.tolist()]
+
+    if kind != "rooms":
+        return None if kind == "none" else of_classes
+    tensors, facts = _data(work)
+    images, rooms = _images(tensors["test.videos"][video]), tensors["test.rooms"][video].tolist()
+    texts = [some[0] for some in facts["prompts"]]
+
+    def of_rooms(frames: Tensor) -> list[str]:  # the room of the frame whose pixels are these
+        return [texts[rooms[int((images - x).abs().flatten(1).amax(1).argmin())]] for x in frames]
+
+    return of_rooms
 
 
 # Prompted masks -------------------------------------------------------------------------------------------------------

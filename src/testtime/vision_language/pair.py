@@ -92,8 +92,11 @@ class ImageText(nn.Module):
 
     def image_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the image encoder: what its ``own_parameters()`` returns, where it shares a module."""
-        own: Any = getattr(self.images, "own_parameters", self.images.parameters)
-        return list(own())
+        return _own_parameters(self.images)
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the text encoder: what its ``own_parameters()`` returns, where it shares a module."""
+        return _own_parameters(self.texts)
 
     @property
     def has_patches(self) -> bool:
@@ -145,6 +148,11 @@ class ImageText(nn.Module):
     def logits(self, features: Tensor, texts: Tensor) -> Tensor:
         """Return the scaled cosines (..., N, K) of image embeddings (..., N, D) and text embeddings (..., K, D)."""
         return self.scale * features @ texts.transpose(-1, -2)
+
+
+def _own_parameters(encoder: nn.Module) -> list[nn.Parameter]:
+    own: Any = getattr(encoder, "own_parameters", encoder.parameters)
+    return list(own())
 
 
 def _unit(features: Tensor) -> Tensor:

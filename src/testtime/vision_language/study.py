@@ -37,7 +37,7 @@ __all__ = ["WEIGHTS", "MeanOfViews", "augmix_views", "chosen_images", "classify"
 WEIGHTS = "imagenet_mobilenetv1_x0.25.safetensors"
 TEMPLATE = "a photo of a {}."
 SIDE = 224
-REWARD_TOP = 30  # classes that an image of the reward model is made of, 10 in the model itself
+TOP, REWARD_TOP = 10, 30  # classes that an image is made of, in the model and in the reward model
 
 
 @final
@@ -104,12 +104,18 @@ def _pair(data: str, top: int) -> ImageText:
 
 
 @cache
+def _classifier(data: str, top: int, names: tuple[str, ...], template: str | tuple[str, ...]) -> ZeroShot:
+    """The zero-shot classifier of some names: a thousand texts are encoded once in a process."""
+    return ZeroShot(_pair(data, top), names, template)
+
+
+@cache
 def _imageset(name: str, domain: str, data: str) -> ImageSet:
     return pacs(data, domain) if name == "pacs" else imagenet(Path(data) / "imagenet")
 
 
-APART = {134: "crane bird", 517: "construction crane", 639: "tank suit maillot"}
-"""Names of the classes of ImageNet that share theirs with another class."""
+APART = {134: "crane bird", 264: "Cardigan Welsh corgi", 517: "construction crane", 639: "tank suit maillot"}
+"""Names of the classes of ImageNet that share theirs with another class, but for capitals."""
 
 
 def chosen_images(p: Mapping[str, Any], data: str) -> tuple[ImageSet, tuple[str, ...]]:
@@ -144,9 +150,9 @@ def _names_apart() -> tuple[str, ...]:
 def classify(work: Workspace) -> dict[str, Any]:
     """Let an adapter predict the images of a domain batch by batch, and score its answers."""
     p, data = work.parameters, work.places["data"]
-    pair = _pair(data, 10)
     images, names = chosen_images(p, data)
-    model = ZeroShot(pair, names, ENSEMBLE if p["templates"] == "ensemble" else TEMPLATE)
+    top = REWARD_TOP if p.get("pair") == "reward" else TOP
+    model = _classifier(data, top, names, ENSEMBLE if p["templates"] == "ensemble" else TEMPLATE)
     adapter = _adapter(p, model, data)
     counted = _counted(adapter)
     labels = _labels(images, names, p)
@@ -200,7 +206,7 @@ def _adapter(p: Mapping[str, Any], model: ZeroShot, data: str) -> Adapter:
 
     cls = resolve(p["method"]) if ":" in p["method"] else getattr(testtime.methods, p["method"])
     takes = inspect.signature(cls).parameters
-    given = {name: p[name] for name in ("views", "share", "seed") if name in takes and name in p}
+    given = {name: p[name] for name in ("views", "share", "seed", "tunes") if name in takes and name in p}
     if p.get("stand_in") == "generate":
         given |= {
             "generate": augmix_views,

@@ -10,24 +10,29 @@ A step, for one video:
     2. the frames of the highest similarity s are positives, those of the lowest are negatives;
     3. "bce": positives are called 1 and negatives 0, by :math:`\sigma(\kappa (s_i - \bar s))`; "byol": P of a positive nears
        Q of the text and the mean of the positives, whose gradients are stopped, and the other way round; "both": their sum;
-    4. repeat 2 and 3; then s, smoothed by a moving mean, above its mean over the video gives the segments.
+    4. repeat 2 and 3; then s, smoothed by a moving mean, above its mean over the video gives the segments;
+    5. with a captioner, embed the captions of the frames of each segment, :math:`d_m` their mean of norm 1, and reject the
+       segments whose captions agree too little with those of the M - 1 others,
+
+       .. math:: a_m = \frac{1}{M - 1} \sum_{n \ne m} d_m^\top d_n < \beta
 
 A batch is one video, its frames in order. The maps return to the identity with every call.
 
 Departures:
     The published method adapts the projections and the text encoder of CoCa; here they are linear maps behind any pair.
-    The published method rejects segments by captions of their frames, from a captioning model: not here.
+    Written from a description. Captions are those of a captioner of yours, embedded by the text encoder as it is. A single
+    segment is kept: there is no other to agree with. The threshold :math:`\beta` is ours, and depends on the text encoder.
     The centred similarity of "bce", its factor and the number of steps are ours.
 
-Cost: one forward of the image encoder; the maps' steps are small.
+Cost: one forward of the image encoder; the maps' steps are small. With a captioner, a caption of each frame in a segment.
 
 Reference: Liberatori, Conti, Rota, Wang and Ricci, Test-Time Zero-Shot Temporal Action Localization, CVPR 2024.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, final
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +45,19 @@ from testtime.parts import adam
 from testtime.parts.optimizers import OptimizerFactory
 from testtime.vision_language.local_tokens import checked_embeddings
 
-__all__ = ["T3AL", "Maps", "extremes", "moving_mean", "segments_of", "uniform_segments"]
+__all__ = [
+    "T3AL",
+    "Captioner",
+    "Maps",
+    "agreements",
+    "extremes",
+    "moving_mean",
+    "segments_of",
+    "uniform_segments",
+]
+
+Captioner = Callable[[Tensor], Sequence[str]]
+"""A captioning model: frames (T, 3, H, W) -> a text for each."""
 
 
 def moving_mean(values: Tensor, width: int) -> Tensor:
@@ -78,7 +95,12 @@ def extremes(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def segments_of(
-    similarity: Tensor, label: int | str, video: int | str = 0, least: int = 1, width: int = 1
+    similarity: Tensor,
+    label: int | str,
+    video: int | str = 0,
+    least: int = 1,
+    width: int = 1,
+    inside: Tensor | None = None,
 ) -> list[Segment]:
     """Return the segments in which the smoothed similarity is above its mean, with their mean similarity as the score.
 
@@ -90,6 +112,8 @@ def segments_of(
         video: number or name of the video.
         least: least number of frames of a segment.
         width: number of frames of the moving mean, odd.
+        inside: 1 for the frames of a segment and 0 for others (T,), as :class:`T3AL` returns it, without the segments that it
+            has rejected; frames of a similarity above the mean, if None.
 
     >>> [(s.start, s.end) for s in segments_of(torch.tensor([0.1, 0.9, 0.8, 0.1, 0.1, 0.9]), "dance")]
     [(1, 3), (5, 6)]
@@ -102,9 +126,22 @@ def segments_of(
         return []
     seen = moving_mean(valid.to(similarity.dtype), width)
     s = moving_mean(similarity.where(valid, torch.zeros_like(similarity)), width) / seen
-    inside = (s > s[valid].mean()) & valid
+    inside = (s > s[valid].mean() if inside is None else inside > 0.5) & valid
     found = [(a, b) for a, b in runs(inside.cpu().numpy()) if b - a >= least]
     return [Segment(video, label, a, b, float(s[a:b].mean())) for a, b in found]
+
+
+def agreements(captions: Tensor) -> Tensor:
+    """Return the mean cosine (M,) of the captions of each segment with those of the others.
+
+    Args:
+        captions: embeddings of the captions of M segments (M, D), of norm 1; two at least.
+
+    >>> agreements(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    tensor([0.5000, 0.5000, 0.0000])
+    """
+    near = captions @ captions.T
+    return (near.sum(1) - near.diagonal()) / (len(captions) - 1)
 
 
 @final
@@ -163,15 +200,18 @@ class T3AL(Adapter):
         share: number of positive frames as a share of the video, in (0, 0.5]; negatives are as many.
         sharpness: kappa, factor of the similarity in "bce".
         width: number of frames of the moving mean, odd.
+        captioner: function of frames that returns a text for each, by which segments are rejected; None rejects none.
+        agreement: beta, least mean cosine of the captions of a segment with those of the others.
         seed: not used: nothing is drawn.
 
     Returns:
         A call returns ``{"similarity": (T,), "class": (T,), "inside": (T,)}``: the smoothed similarity of the frames to the
-        pseudo-label, the pseudo-label of the video, and 1 where the similarity is above its mean, otherwise 0.
-        :func:`segments_of` makes segments of the similarity.
+        pseudo-label, the pseudo-label of the video, and 1 where the similarity is above its mean and the segment was not
+        rejected, otherwise 0. :func:`segments_of` makes segments of the similarity, and of ``inside``.
 
     Raises:
-        ValueError: the texts are not (K, D), share is not in (0, 0.5], or width is even.
+        ValueError: the texts are not (K, D), share is not in (0, 0.5], width is even, or agreement is no cosine.
+        TypeError: there is a captioner, and it is no function or the model encodes no texts.
 
     >>> video = torch.tensor([[1.0, 0.2], [0.9, 0.1], [0.3, 0.5], [0.2, 0.6]])
     >>> adapter = T3AL(nn.Identity(), texts=torch.eye(2), width=1)
@@ -198,6 +238,8 @@ class T3AL(Adapter):
         share: float = 0.2,
         sharpness: float = 10.0,
         width: Positive = 5,
+        captioner: Captioner | None = None,
+        agreement: float = 0.5,
         seed: int = 0,
     ) -> None:
         checked_embeddings("the classes", texts)
@@ -205,7 +247,12 @@ class T3AL(Adapter):
             raise ValueError(f"share: expected a share of the frames in (0, 0.5], got {share}")
         if not width % 2:
             raise ValueError(f"width: expected an odd number of frames, got {width}")
+        if not -1 <= agreement <= 1:
+            raise ValueError(f"agreement: expected a cosine in [-1, 1], got {agreement}")
+        if captioner is not None:
+            _check_captioner(captioner, model)
         super().__init__(Maps(model, texts), seed)
+        self.captioner, self.agreement = captioner, agreement
         self.texts, self.optimizer, self.steps, self.loss = texts, optimizer, steps, loss
         self.share, self.sharpness, self.width = share, sharpness, width
         self._maps = [next(m for m in self.model.modules() if isinstance(m, Maps))]
@@ -227,30 +274,47 @@ class T3AL(Adapter):
         text = F.normalize(maps.classes[label] @ maps.texts.T, dim=-1)
         return F.normalize(frames @ maps.frames.T, dim=-1), text
 
-    def _answer(self, frames: Tensor, label: Tensor) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _answer(self, x: Tensor, frames: Tensor, label: Tensor) -> dict[str, Tensor]:
         mapped, text = self._mapped(frames, label)
         similarity = moving_mean(mapped @ text, self.width)
         inside = (similarity > similarity.mean()).to(similarity.dtype)
+        found = runs((inside > 0.5).cpu().numpy())
+        if self.captioner is not None and len(found) > 1:
+            captions = torch.stack([self._captions(x[a:b]) for a, b in found])
+            for (a, b), agreed in zip(found, agreements(captions).tolist(), strict=True):
+                inside[a:b] *= agreed >= self.agreement
         labels = label.to(similarity.dtype).expand(len(frames))
         return {"similarity": similarity, "class": labels, "inside": inside}
+
+    def _captions(self, x: Tensor) -> Tensor:
+        """The mean embedding (D,) of the captions of frames, of norm 1.
+
+        Raises:
+            ValueError: the captioner did not return a text for each frame.
+        """
+        network: Any = self._maps[0].network
+        texts: Any = self.captioner(x)  # type: ignore[misc]
+        listed = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+        if not listed or len(texts) != len(x):
+            raise ValueError(
+                f"captioner(frames) returns a list with a text for each of the {len(x)} frames, got {texts!r}"
+            )
+        return F.normalize(F.normalize(network.encode_texts(list(texts)), dim=-1).mean(0), dim=-1)
 
     def _label(self, frames: Tensor) -> Tensor:
         return (self._maps[0].classes @ frames.mean(0)).argmax()
 
-    @torch.no_grad()
     def _predict_batch(self, x: Tensor) -> dict[str, Tensor]:
         frames = self._frames(x)
-        return self._answer(frames, self._label(frames))
+        return self._answer(x, frames, self._label(frames))
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         initial = self._initial_state()
         self._restore({name: initial[name] for name in self.moving() if name != "clock"})
         frames = self._frames(x)
         label = self._label(frames)
-        if len(frames) < 2:
-            with torch.no_grad():
-                return self._answer(frames, label)
-        for _ in range(self.steps):
+        for _ in range(self.steps if len(frames) > 1 else 0):
             mapped, text = self._mapped(frames, label)
             similarity = mapped @ text
             positive, negative = extremes(similarity.detach(), round(self.share * len(frames)))
@@ -260,8 +324,20 @@ class T3AL(Adapter):
             if self.loss != "bce":
                 loss = loss + byol_loss(mapped, text, positive)
             self.update(loss)
-        with torch.no_grad():
-            return self._answer(frames, label)
+        return self._answer(x, frames, label)
+
+
+def _check_captioner(captioner: Any, model: nn.Module) -> None:
+    """Refuse with a TypeError what is no function, and a model that encodes no texts."""
+    if not callable(captioner):
+        raise TypeError(
+            f"captioner is a function of frames that returns a text for each, got {type(captioner).__name__}"
+        )
+    if not callable(getattr(model, "encode_texts", None)):
+        raise TypeError(
+            f"captions are embedded by the model, and {type(model).__name__} has no encode_texts(texts) -> (T, D); expected an "
+            "ImageText"
+        )
 
 
 def uniform_segments(

@@ -36,9 +36,9 @@ from testtime.adapter import Adapter
 from testtime.intake.arguments import Positive
 from testtime.intake.sharing import Stateful
 from testtime.parts import entropy
-from testtime.vision_language.zero_shot import zero_shot_of
+from testtime.vision_language.zero_shot import ZeroShot, zero_shot_of
 
-__all__ = ["TDA", "Cache", "CacheOptions"]
+__all__ = ["TDA", "Cache", "CacheOptions", "Corrected"]
 
 
 class CacheOptions(NamedTuple):
@@ -110,6 +110,30 @@ class Cache(Stateful):
 
 
 @final
+class Corrected(nn.Module):
+    """A zero-shot classifier with two caches: what TDA predicts while they stay the same.
+
+    Args:
+        model: the zero-shot classifier.
+        positive: cache whose scores are added to the logits.
+        excluded: cache whose scores are subtracted.
+    """
+
+    def __init__(self, model: ZeroShot, positive: Cache, excluded: Cache) -> None:
+        super().__init__()
+        self.model, self.positive, self.excluded = model, positive, excluded
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, K) of images (N, 3, H, W)."""
+        features = self.model.pair(x)
+        return self.model.head(features) + self.scores(features)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return what the caches add to the logits (N, K) of embeddings (N, D)."""
+        return self.positive.scores(features) - self.excluded.scores(features)
+
+
+@final
 class TDA(Adapter):
     """Add to the logits what cached embeddings of the stream vote for, and subtract what they exclude.
 
@@ -134,7 +158,6 @@ class TDA(Adapter):
 
     name, label = "tda", "TDA"
     needs = ("classifier", "image-text", "images")
-    answers_with = "logits that the features of remembered images correct"
     venue = "CVPR 2024"
     paper = "Karmanov et al., Efficient Test-Time Adaptation of Vision-Language Models"
     code = "github.com/kdiAAA/TDA"
@@ -158,16 +181,15 @@ class TDA(Adapter):
         self.positive = Cache(size[0], CacheOptions(capacity, weight, sharpness), size[1]).to(head.weight)
         self.excluded = Cache(size[0], CacheOptions(*negative), size[1], masked=True).to(head.weight)
 
-    def _predict_batch(self, x: Tensor) -> Tensor:
-        model = zero_shot_of(self.model)
-        features = model.pair(x)
-        return model.head(features) + self._corrections(features)
+    def _answering(self) -> Corrected:
+        return Corrected(zero_shot_of(self.model), self.positive, self.excluded)
 
-    def _corrections(self, features: Tensor) -> Tensor:
-        return self.positive.scores(features) - self.excluded.scores(features)
+    def _predict_batch(self, x: Tensor) -> Tensor:
+        return self._answering()(x)
 
     def step(self, x: Tensor) -> Tensor:
-        model, answers = zero_shot_of(self.model), []
+        cached, answers = self._answering(), []
+        model = cached.model
         with torch.no_grad():
             features = model.pair(x)
             logits = model.head(features)
@@ -179,5 +201,5 @@ class TDA(Adapter):
                 self.positive.keep(feature, label, value)
                 if self.uncertain[0] < value < self.uncertain[1]:
                     self.excluded.keep(feature, label, value, mask[i])
-                answers.append(logits[i] + self._corrections(feature[None])[0])
+                answers.append(logits[i] + cached.scores(feature[None])[0])
         return torch.stack(answers)

@@ -79,7 +79,7 @@ class ZERO(Adapter):
 
     name, label = "zero", "ZERO"
     needs = ("classifier", "image-text", "images")
-    answers_with = "the votes of augmented views"
+    answers_with = "the votes of views that it draws from its seed"
     venue = "NeurIPS 2024"
     paper = "Farina et al., Frustratingly Easy Test-Time Adaptation of Vision-Language Models"
     code = "github.com/FarinaMatteo/zero"

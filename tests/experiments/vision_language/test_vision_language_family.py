@@ -56,6 +56,7 @@ def test_a_run_has_the_controls_and_names_the_stand_ins(data: Path, tmp_path: Pa
     assert roles["zero-shot"] == "base"
     assert {label for label, role in roles.items() if role == "control"} == {
         "template ensemble",
+        "reward model alone",
         "BN-adapt, image encoder",
         "mean of views",
         "ZERO",
@@ -76,6 +77,10 @@ def test_a_run_has_the_controls_and_names_the_stand_ins(data: Path, tmp_path: Pa
     assert passes["ZERO"] == passes["mean of views"] == (4.0, 0.0)
     assert passes["TPT"] == (4.0, 6.0)  # three prompts to learn, three to answer
     assert passes["RLCF, stand-in reward"] == (4.0, 12.0)
+    assert passes["RLCF, image encoder"] == (
+        11.0,
+        0.0,
+    )  # four views, three steps on two of them, and an answer
 
 
 @pytest.mark.parametrize(
@@ -114,3 +119,8 @@ def test_a_part_of_imagenet_has_evenly_spaced_classes() -> None:
 
     Set.labels = labels
     assert study._labels(Set(), (), {"classes": 4}).tolist() == [1, 3, 0]
+
+
+def test_no_two_classes_of_imagenet_share_a_name() -> None:
+    names = [name.lower() for name in study._names_apart()]
+    assert len({*names}) == len(names) == 1000
