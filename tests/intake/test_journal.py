@@ -11,11 +11,12 @@ from testtime import adam, sgd
 from testtime.adapter import Adapter, state_hash
 from testtime.intake.journal import LARGE, Journal, as_it_is
 from testtime.intake.sharing import Stateful
+from testtime.intake.trees import modules_of
 from testtime.methods import T3A, AdaNPC, CoTTA, RoTTA, SoTTA, Tent
 from testtime.methods.sotta import HUS
 from testtime.norm import norm_affine
 from testtime.norm.layer import advance
-from testtime.wrap import Repeat
+from testtime.wrap import Guarded, Repeat
 
 
 class Bank(Stateful):
@@ -193,3 +194,36 @@ def test_a_failed_step_gives_a_bank_its_rows_back(steps, wrapped):
     inner.fails = False
     assert one(images(9)).valid.all()
     assert state_hash(one) != before
+
+
+class Replaced(Stateful):
+    """A bank that replaces its buffers."""
+
+    writes = False
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("large", torch.zeros(LARGE))
+
+
+def test_a_part_that_replaces_its_buffers_gets_the_very_tensors_back():
+    part = Replaced()
+    count, large = part.count, part.large
+    before = Journal().before([part])
+    part.count, part.large = part.count + 1, torch.ones(2 * LARGE)
+    before.undo()
+    assert part.count is count
+    assert part.large is large
+
+
+def test_parts_that_say_so_never_write_to_their_buffers():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+    guarded = Guarded(Tent(model))
+    guarded.prepare([torch.rand(64, 3, 8, 8)])
+    parts = [m for m in modules_of(guarded, Stateful) if not m.writes]
+    assert {type(m).__name__ for m in parts} == {"Competence", "Evidence", "Healthy", "Usual"}
+    for n in (16, 1, 8, 8, 8, 8, 8):
+        held = [(v, v.clone()) for m in parts for v in m._buffers.values()]
+        guarded(torch.rand(n, 3, 8, 8))
+        assert all(torch.equal(live, kept) for live, kept in held)

@@ -115,6 +115,7 @@ class Before:
         others: other tensors: their part, name, the live tensor and its value.
         replaced: attributes that are replaced and never written to: their part, name and value.
         rows: buffers of which rows are written.
+        buffers: parts that replace their buffers and never write to them, each with these.
     """
 
     places: list[tuple[Any, Any]] = field(default_factory=list)
@@ -122,6 +123,7 @@ class Before:
     others: list[tuple[Stateful, str, Tensor, Tensor]] = field(default_factory=list)
     replaced: list[tuple[Stateful, str, Any]] = field(default_factory=list)
     rows: list[Overwritten] = field(default_factory=list)
+    buffers: list[tuple[Stateful, dict[str, Tensor | None]]] = field(default_factory=list)
 
     def undo(self) -> None:
         """Give every tensor that was written or replaced its value back."""
@@ -140,6 +142,8 @@ class Before:
                 setattr(module, name, value)
             for overwritten in self.rows:
                 overwritten.undo()
+            for module, kept_buffers in self.buffers:
+                module._buffers.update(kept_buffers)
 
 
 class Journal:
@@ -170,6 +174,9 @@ class Journal:
         with torch.inference_mode(False), torch.no_grad():
             lists = []
             for module in parts:
+                if not module.writes:
+                    taken.buffers.append((module, module._buffers.copy()))
+                    continue
                 if places := module._fixed_places():
                     lists.append(places)
                 if module.row_writes is not None:

@@ -49,6 +49,9 @@ class Stateful(nn.Module):
 
     learned: bool = False
     replaced: tuple[str, ...] = ()  # attributes that hold moving tensors and are replaced, never written to
+    writes: bool = (
+        True  # to its buffers, in place; where it only replaces them, no copies are taken before a step
+    )
     row_writes: Any = None  # journal.RowWrites of a buffer that is written by rows alone
 
     def moving(self) -> dict[str, Tensor]:
@@ -106,6 +109,7 @@ class InitialState(AtLeastFloat32, Stateful):
     """
 
     learned = True
+    writes = False
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()

@@ -77,6 +77,7 @@ class Competence(AtLeastFloat32, Stateful):
     """
 
     learned = True
+    writes = False
     centres: Tensor
     scale: Tensor
     weights: Tensor

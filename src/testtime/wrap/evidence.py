@@ -58,6 +58,7 @@ class Usual(AtLeastFloat32, Stateful):
         count: number of batches.
     """
 
+    writes = False
     mean: Tensor
     var: Tensor
     count: Tensor
@@ -79,12 +80,12 @@ class Usual(AtLeastFloat32, Stateful):
         values = values.to(self.mean.device)
         if values.shape != self.mean.shape:  # the first batch, or one with other entries
             self.mean, self.var = values.clone(), torch.zeros_like(values)
-            self.count.zero_()
+            self.count = torch.zeros_like(self.count)
         off = values - self.mean
         weight = max(1 - USUAL, 1 / (int(self.count) + 1))
         self.mean = self.mean + weight * off
         self.var = (1 - weight) * (self.var + weight * off.square())
-        self.count += 1
+        self.count = self.count + 1
 
 
 class Evidence(AtLeastFloat32, Stateful):
@@ -114,6 +115,7 @@ class Evidence(AtLeastFloat32, Stateful):
             prediction by the adapter, and by the shipped model, changes under a disturbance.
     """
 
+    writes = False
     other: Tensor
     competent: Tensor
     overruled: Tensor

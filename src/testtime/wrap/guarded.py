@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,11 @@ from testtime.adapter import Adapter
 from testtime.errors import AdapterWarning
 from testtime.gate import batch_of
 from testtime.intake.dense import refuse_dense
+from testtime.intake.journal import Before, Journal
 from testtime.intake.named import Inputs, packed
 from testtime.intake.outputs import declares_tasks
+from testtime.intake.sharing import Stateful
+from testtime.intake.trees import modules_of
 from testtime.parts.losses import entropy
 from testtime.prediction import Prediction
 from testtime.wrap.checks import Checks, Verdict, combined
@@ -183,6 +186,7 @@ class Guarded(Wrapper):
         more = min(adapter.cost[0], 3.0) + (2 if self.reference.bn is None else 4)
         self.cost = (adapter.cost[0] + more, adapter.cost[1])
         self._slots: tuple[GuardEvent | None, ...] = (None,) * SLOTS
+        self._steps = Journal()
         self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan)
 
     @property
@@ -199,6 +203,11 @@ class Guarded(Wrapper):
     def trusted(self) -> bool:
         """Whether the adapter's answers are served without a check of every batch."""
         return int(self.interval) > 1
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._steps = Journal()
+        return self
 
     def _admit(self, x: Any, learn: bool) -> tuple[Any, Tensor]:
         x = batch_of(x)
@@ -260,7 +269,7 @@ class Guarded(Wrapper):
         copies = self._copies(x) > COPIES
         start = _copied(self._moving_parameters)
         due = self._due(copies)
-        before = None if due == "none" else self.adapter.state_dict()
+        before = None if due == "none" else self._steps.before(modules_of(self.adapter, Stateful))
         rows = spread_rows(x)
         part = x[rows] if due == "part" else x
         disturbed = self.adapter.predict(self.disturb(x)) if due == "full" else None
@@ -311,7 +320,7 @@ class Guarded(Wrapper):
         y: Prediction,
         due: Due,
         disturbed: Tensor | None,
-        before: dict[str, Tensor] | None,
+        before: Before | None,
         copies: bool,
     ) -> Prediction:
         """Decide who is served, whether the step counts and whether the adapter is trusted; return the answer."""
@@ -327,7 +336,7 @@ class Guarded(Wrapper):
         self._report(verdict, answer)
         self._serve(*self._served(verdict))
         if before is not None and (copies or verdict.overruled > HOPELESS):
-            self.adapter._restore(before)
+            self.adapter._undo(before)
             answer.updated = False
             share = f"{verdict.overruled:.0%} of its predictions were overruled"
             self._event("skip", f"nothing was learned: {'samples repeat' if copies else share}")
