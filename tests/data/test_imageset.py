@@ -184,5 +184,10 @@ def test_a_crop_of_a_strip_or_of_nothing_is_refused() -> None:
 def test_images_in_lists_and_tensors_are_checked_as_arrays_are() -> None:
     with pytest.raises(DataError, match="expected uint8 images of 1 or 3 channels, found int64"):
         from_arrays("list", [[[0, 1], [2, 3]]])  # type: ignore[arg-type]
+    several: Any = [np.zeros((2, 2, 3), np.uint8), np.zeros((3, 3, 3), np.uint8)]
+    with pytest.raises(DataError, match=r"images of one size .* image_folder reads others"):
+        from_arrays("list", several)
+    with pytest.raises(TypeError, match="sequence of names, got 10"):
+        from_arrays("list", np.zeros((2, 4, 4), np.uint8), classes=10)  # type: ignore[arg-type]
     images = from_arrays("tensor", torch.full((1, 2, 2), 7, dtype=torch.uint8))  # type: ignore[arg-type]
     assert images[0].tolist() == [[[7, 7], [7, 7]]] * 3

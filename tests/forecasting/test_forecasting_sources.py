@@ -148,6 +148,30 @@ def test_fracast_remembers_nothing_of_other_windows_or_weights() -> None:
     torch.testing.assert_close(seen(x), fresh.requires_grad_()(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("change", ["missing", "other"])
+def test_fracast_of_another_version_encodes_the_whole_window(
+    monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """A private part of the package that is missing, or computes something else, costs time and changes no forecast."""
+    pytest.importorskip("fracast", reason="pip install fracast")
+    from fracast._core.periodic import official_encoding
+
+    from testtime.forecasting import Fracast
+
+    x = series(96, 2)[None]
+    ours = Fracast(4).requires_grad_(False)
+    expected = ours.requires_grad_()(x).detach()
+    if change == "missing":
+        monkeypatch.delattr(official_encoding, "_phase_encoding")
+    else:
+        phase = official_encoding._phase_encoding
+        monkeypatch.setattr(official_encoding, "_phase_encoding", lambda *about: 2 * phase(*about))
+    other = Fracast(4).requires_grad_(False)
+    assert ours._apart
+    assert not other._apart
+    assert other(x).equal(expected)
+
+
 def test_fracast_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -341,6 +341,13 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         row_chart(ROWS, title="t", x="x")
 
 
+def test_lines_of_one_name_keep_their_own_ends() -> None:
+    lines = [Series("a", [0, 1], [0, 1], 1), Series("a", [0, 1], [0, 9], 2)]
+    chart = line_chart(lines, title="t", y="y")
+    assert chart is not None
+    assert chart.description == "a: 1.00; a: 9.00"
+
+
 def test_a_colour_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a colour from 0 to 6, got 7"):
         line_chart([Series("a", [0, 1], [1, 2], 7)], title="t", y="y")

@@ -26,6 +26,15 @@ def images(n: int = 6) -> Tensor:
     return WORLDS["image-text"].stream(1, n)[0].double()
 
 
+def shaded() -> Tensor:
+    return images() * torch.linspace(0.2, 1, 6).double().view(-1, 1, 1, 1)
+
+
+def test_a_gallery_of_the_same_images_in_another_size_is_alike() -> None:
+    larger = nn.functional.interpolate(shaded(), (16, 16), mode="bilinear")
+    ImageGallery(pair(), shaded()).check_alike(ImageGallery(pair(5), larger))
+
+
 def rlcf(gallery: Any = None, reward: Any = None, **about: Any) -> RLCF:
     gallery = ImageGallery(pair(), images()) if gallery is None else gallery
     reward = ImageGallery(pair(5), images()) if reward is None else reward
@@ -94,6 +103,17 @@ class Shouting(nn.Module):
     [
         (lambda: ImageGallery(nn.Identity(), images()), "expected a pair of encoders"),
         (lambda: ImageGallery(pair(), images()[:1]), "two or more"),
+        (lambda: ImageGallery(pair(), (255 * images()).byte()), "uint8: x / 255"),
+        (lambda: ImageGallery(pair(), images().index_fill(0, torch.tensor(2), np.nan)), "first number 2"),
+        (
+            lambda: rlcf(
+                reward=ImageGallery(pair(5), shaded().flip(0)), gallery=ImageGallery(pair(), shaded())
+            ),
+            "same order",
+        ),
+        (lambda: ImageGallery(pair(), images()).tokenize("red"), "one text is a list too"),
+        (lambda: ImageGallery(pair(), images()).tokenize(["red", None]), "expected a list of texts"),
+        (lambda: ImageGallery(pair(), images()).tokenize([]), "one text or more"),
         (lambda: rlcf(reward=pair(5)), "reward is a gallery of the same images"),
         (lambda: RLCF(zero_shot(), ImageGallery(pair(5), images())), "reward is a pair of encoders"),
         (lambda: rlcf(views=4), 'tunes="encoder", views=1'),

@@ -133,6 +133,13 @@ def test_copies_share_no_state() -> None:
     assert zero_shot_of(Tent(model)) is not model
 
 
+def test_an_exported_pair_takes_any_number_of_images() -> None:
+    model, (x,) = zero_shot().eval(), WORLDS["image-text"].stream(1, 5)
+    shapes = ({0: torch.export.Dim("n", min=2)},)
+    exported = torch.export.export(model, (x[:3],), dynamic_shapes=shapes).module()
+    torch.testing.assert_close(exported(x), model(x))
+
+
 class NoTexts(nn.Module):
     start = 1
 
@@ -152,6 +159,7 @@ class NoTexts(nn.Module):
         ),
         (lambda p: p.patches(torch.rand(1, 3, 4, 4)), "Flat has no local tokens"),
         (lambda p: ZeroShot(nn.Identity(), ["a", "b"]), "expected a pair of encoders"),
+        (lambda p: p.encode_texts("dog"), r"a list of texts, got 'dog'"),
         (lambda p: ZeroShot(p, "dog"), r"names is a list of texts, such as \[\"dog\""),
         (lambda p: ZeroShot(p, ["dog"]), "two class names or more"),
         (lambda p: ZeroShot(p, ["dog", " "]), "none of them empty"),

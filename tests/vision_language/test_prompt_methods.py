@@ -297,6 +297,7 @@ def test_tda_adds_what_its_caches_say() -> None:
         (lambda m: RLCF(m, m.pair, "head"), "tunes is one of 'prompt', 'encoder', got 'head'"),
         (lambda m: ZERO(nn.Identity()), "expected a zero-shot classifier"),
         (lambda m: TDA(nn.Identity()), "expected a zero-shot classifier"),
+        (lambda m: TDA(m, negative=(0, 0.1, 1.0)), "a capacity from 1 .*, got 0"),
     ],
 )
 def test_bad_input_is_refused(make: Any, message: str) -> None:

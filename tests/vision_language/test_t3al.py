@@ -207,7 +207,14 @@ def test_a_single_segment_has_no_other_to_agree_with():
         (lambda: T3AL(nn.Identity(), TEXTS, captioner=caption), "Identity has no encode_texts"),
         (lambda: captioned(captioner=lambda x: ["0"])(visits()), "a text for each of the 2 frames"),
         (lambda: captioned(captioner=lambda x: "01")(visits()), "a text for each of the 1 frames"),
+        (lambda: captioned(captioner=lambda x: x)(visits()), "frames, got Tensor"),
+        (lambda: captioned(captioner=lambda x: [1] * len(x))(visits()), r"1 entries, \[1\]"),
         (lambda: captioned(agreement=1.5), "a cosine in"),
+        (
+            lambda: segments_of(torch.rand(5), "a", inside=torch.ones(4)),
+            r"each of the 5 frames, \(T,\), got \(4,\)",
+        ),
+        (lambda: segments_of(torch.rand(5), "a", inside=[1.0] * 5), "got list"),
     ],
 )
 def test_captions_that_cannot_be_used_are_refused(make, words):

@@ -42,7 +42,10 @@ class ArrayImages:
     """
 
     def __init__(self, array: NDArray[np.uint8], channels_last: bool = False) -> None:
-        array = np.asanyarray(array)
+        try:
+            array = np.asanyarray(array)
+        except ValueError as error:
+            raise DataError(f"expected images of one size ({error}); image_folder reads others") from error
         if array.ndim == 3:
             array = array[:, None]
         elif array.ndim == 4 and channels_last:
@@ -342,11 +345,13 @@ def from_arrays(
 
     Raises:
         DataError: the dtype, the shape or the labels are not valid.
-        TypeError: ``classes`` is one string.
+        TypeError: ``classes`` is one string, or no sequence.
     """
     if isinstance(classes, str):
         raise TypeError(
             f"expected classes as a sequence of names, got the string {classes!r}; write [{classes!r}]"
         )
+    if not isinstance(classes, Iterable):
+        raise TypeError(f"expected classes as a sequence of names, got {classes!r}")
     array = None if labels is None else np.asarray(labels)
     return ImageSet(name, tuple(classes), array, ArrayImages(images, channels_last), channels)

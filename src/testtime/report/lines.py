@@ -85,9 +85,8 @@ def line_chart(
     if marks:
         first, last = marks[0][0], max(last, marks[-1][0] + 1)
     names = [(at + 0.5, name) for at, name in marks] or [(float(i), name) for i, name in enumerate(x_names)]
-    last_of = {s.name: s.points[-1][1] if s.points else math.nan for s in series}
     named, others = _named(series)
-    heights = apart([last_of[s.name] for s in named], (FONT + 2) * (high - low) / height, low, high)
+    heights = apart([s.points[-1][1] for s in named], (FONT + 2) * (high - low) / height, low, high)
     pairs = zip(named, heights, strict=True)
     ends = [{"x": last, "y": at, "text": s.name, "color": colour(s.colour)} for s, at in pairs]
 
@@ -100,7 +99,9 @@ def line_chart(
         beside = {"align": "left", "baseline": "middle", "dx": 8, "fontWeight": "bold"}
         return layers + layer("text", ends if width > NARROW else [], place, **beside), height
 
-    described = description or "; ".join(f"{name}: {show(value, 2)}" for name, value in last_of.items())
+    described = description or "; ".join(
+        f"{s.name}: {show(s.points[-1][1] if s.points else math.nan, 2)}" for s in series
+    )
     keys = (*((s.name, f"k{s.colour}") for s in named), *others)
     return Chart(title, described, drawn(draw, small, y), () if small or len(series) < 2 else keys)
 

@@ -18,6 +18,7 @@ from testtime.vision_language.pair import ImageText
 __all__ = ["ImageGallery", "gallery_of"]
 
 CHUNK = 64  # images that are embedded at once
+ALIKE = 0.02  # greatest difference of the mean colour of an image in two sizes
 TRIAL = "Two dogs, a cat & 3 horses."
 
 
@@ -32,8 +33,8 @@ class ImageGallery(nn.Module):
         images: the M images (M, 3, H, W) in [0, 1].
 
     Raises:
-        TypeError: ``pair`` is no :class:`ImageText`.
-        ValueError: the images are no batch of two or more.
+        TypeError: ``pair`` is no :class:`ImageText`, or the images are integers.
+        ValueError: the images are no finite floating-point batch of two or more.
 
     >>> from testtime.laws.worlds import WORLDS
     >>> pair = WORLDS["image-text"].make().pair
@@ -41,6 +42,8 @@ class ImageGallery(nn.Module):
     >>> gallery(gallery.tokenize(["a red thing", "a blue thing"])).shape
     torch.Size([2, 6])
     """
+
+    colours: Tensor
 
     def __init__(self, pair: ImageText, images: Tensor) -> None:
         super().__init__()
@@ -53,8 +56,15 @@ class ImageGallery(nn.Module):
             raise ValueError(
                 f"expected the images of the gallery, two or more, as a tensor (M, 3, H, W), got {got}"
             )
+        if not images.is_floating_point():
+            raise TypeError(f"expected images in [0, 1], got {images.dtype}; convert them (uint8: x / 255)")
+        if bad := (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"{len(bad)} images of the gallery hold NaN or infinity, first number {bad[0]}; remove them"
+            )
         self.pair = pair
         with torch.no_grad():
+            self.register_buffer("colours", images.float().mean((2, 3)), persistent=False)
             found = torch.cat([pair(part) for part in images.split(CHUNK)])
         self.head = nn.Linear(found.shape[1], len(found), bias=False)
         self.head.weight = nn.Parameter(pair.scale * found)
@@ -75,11 +85,18 @@ class ImageGallery(nn.Module):
         """Refuse another gallery that has other images or other token ids.
 
         Raises:
-            ValueError: it has another number of images, or its tokenizer makes other ids of a text.
+            ValueError: it has another number of images, images of other mean colours (in another order, say), or its
+                tokenizer makes other ids of a text.
         """
         if self.head.out_features != other.head.out_features:
             raise ValueError(
                 f"expected galleries of the same images, got {self.head.out_features} and {other.head.out_features}"
+            )
+        off = (self.colours - other.colours.to(self.colours)).abs().amax(1)
+        if other_images := (off > ALIKE).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"expected galleries of the same images in the same order, and {len(other_images)} differ in mean colour, "
+                f"first number {other_images[0]}"
             )
         if not torch.equal(self.tokenize([TRIAL]), other.tokenize([TRIAL])):
             raise ValueError(

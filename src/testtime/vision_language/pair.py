@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -88,7 +89,7 @@ class ImageText(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the embeddings (N, D) of images, of norm 1."""
-        return _unit(_embedded(self.images, self.images(x), len(x)))
+        return _unit(_embedded(self.images, self.images(x), x.shape[0]))
 
     def image_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the image encoder: what its ``own_parameters()`` returns, where it shares a module."""
@@ -118,9 +119,21 @@ class ImageText(nn.Module):
         return _unit(found.patches(x))
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Return the token ids (K, T) of prompts, on the device of the pair."""
+        """Return the token ids (K, T) of prompts, on the device of the pair.
+
+        Raises:
+            TypeError: the prompts are one string, or not all are strings.
+            ValueError: there are none.
+        """
         texts: Any = self.texts
-        return texts.tokenize(list(prompts)).to(self.scale.device)
+        given = list(prompts)
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in given):
+            raise TypeError(
+                f"expected a list of texts, got {reprlib.repr(prompts)}; one text is a list too: [text]"
+            )
+        if not given:
+            raise ValueError("expected one text or more, got none")
+        return texts.tokenize(given).to(self.scale.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the embeddings (K, T, E) of token ids (K, T)."""
@@ -165,7 +178,7 @@ def _embedded(encoder: nn.Module, features: Any, n: int) -> Tensor:
     Raises:
         ValueError: they are no tensor (N, D).
     """
-    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != n:
+    if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[0] != n:
         got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(
             f"the image encoder {type(encoder).__name__} returned {got} for {n} images; expected embeddings ({n}, D): wrap it "

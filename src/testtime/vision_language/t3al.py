@@ -32,6 +32,7 @@ Reference: Liberatori, Conti, Rota, Wang and Ricci, Test-Time Zero-Shot Temporal
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
@@ -122,6 +123,11 @@ def segments_of(
     if not isinstance(similarity, Tensor) or similarity.dim() != 1:
         got = tuple(similarity.shape) if isinstance(similarity, Tensor) else type(similarity).__name__
         raise ValueError(f"expected the similarity of each frame as a tensor (T,), got {got}")
+    if inside is not None and not (isinstance(inside, Tensor) and inside.shape == similarity.shape):
+        got = tuple(inside.shape) if isinstance(inside, Tensor) else type(inside).__name__
+        raise ValueError(
+            f"inside: expected a number for each of the {len(similarity)} frames, (T,), got {got}"
+        )
     valid = similarity.isfinite()
     if not bool(valid.any()):
         return []
@@ -295,11 +301,12 @@ class T3AL(Adapter):
             ValueError: the captioner did not return a text for each frame.
         """
         network: Any = self._maps[0].network
-        texts: Any = self.captioner(x)  # type: ignore[misc]
-        listed = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
-        if not listed or len(texts) != len(x):
+        texts: Any = self.captioner(x.clone())  # type: ignore[misc]
+        listed = isinstance(texts, list | tuple)
+        if not listed or len(texts) != len(x) or not all(isinstance(text, str) for text in texts):
+            got = f"{len(texts)} entries, {reprlib.repr(texts)}" if listed else type(texts).__name__
             raise ValueError(
-                f"captioner(frames) returns a list with a text for each of the {len(x)} frames, got {texts!r}"
+                f"captioner(frames) returns a list with a text for each of the {len(x)} frames, got {got}"
             )
         return F.normalize(F.normalize(network.encode_texts(list(texts)), dim=-1).mean(0), dim=-1)
 

@@ -147,7 +147,7 @@ class TDA(Adapter):
         likely: least probability of a class in its mask.
 
     Raises:
-        ValueError: the model is no zero-shot classifier.
+        ValueError: the model is no zero-shot classifier, or a capacity is below 1.
 
     >>> from testtime.laws.worlds import WORLDS
     >>> adapter = TDA(WORLDS["image-text"].network())
@@ -174,6 +174,10 @@ class TDA(Adapter):
         likely: float = 0.03,
     ) -> None:
         head = zero_shot_of(model).head
+        if negative[0] < 1:
+            raise ValueError(
+                f"negative: expected a capacity from 1 (without this cache: alpha 0), got {negative[0]}"
+            )
         super().__init__(model)
         self.capacity, self.weight, self.sharpness = capacity, weight, sharpness
         self.negative, self.uncertain, self.likely = negative, uncertain, likely

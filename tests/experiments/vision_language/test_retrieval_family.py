@@ -68,6 +68,8 @@ def test_a_run_has_both_ways_and_the_controls(data: Path, tmp_path: Path) -> Non
         ({"domains": []}, "one domain or more"),
         ({"domains": ["room"]}, "domain of retrieval 'room'.*did you mean 'rooms'"),
         ({"images": 1}, "two images and samples or more"),
+        ({"severity": 6}, "a severity from 1 to 5"),
+        ({"side": 0}, "a side of 8 pixels or more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(data: Path, changes: dict, words: str) -> None:

@@ -113,6 +113,10 @@ def _check(given: dict[str, Any]) -> None:
         raise ValueError(
             f"expected two images and samples or more, got {given['images']} and {given['samples']}"
         )
+    if not 1 <= given["severity"] <= 5 or given["side"] < 8:
+        raise ValueError(
+            f"expected a severity from 1 to 5 and a side of 8 pixels or more, got {given['severity']} and {given['side']}"
+        )
 
 
 RETRIEVAL = Retrieval()
