@@ -36,6 +36,18 @@ class Row:
     note: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @staticmethod
+    def listed(rows: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+        """Return the rows of a file of facts: by label the role, if it is not "method", and the further facts.
+
+        >>> Row.listed({"TENT": {"rate": 0.1}})[0].about
+        {'rate': 0.1}
+        """
+        return [
+            Row(label, facts.get("role", "method"), about={k: v for k, v in facts.items() if k != "role"})
+            for label, facts in rows.items()
+        ]
+
     @property
     def marked(self) -> str:
         """The label, with a dagger if there is a note."""

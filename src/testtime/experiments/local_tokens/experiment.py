@@ -100,7 +100,7 @@ class LocalTokens(Experiment):
         study = code_of(local_study)
         about = {"strength": strength, "facts": facts}
         taught = Unit(f"{STUDY}:teach", about, f"{self.name}, probe", {"data": data}, study, places)
-        cells, rows = [], self.chosen_rows(self._rows(), request)
+        cells, rows = [], self.chosen_rows(Row.listed(FACTS["rows"][self.score]), request)
         for row, seed in product(rows, self.seeds if request.seeds is None else request.seeds):
             known = {k: v for k, v in row.about.items() if k != "drawn"}
             drawn = bool(row.about.get("drawn"))
@@ -114,13 +114,6 @@ class LocalTokens(Experiment):
             )
             cells.append(Cell(row.label, "all", seed, unit))
         return Plan(rows, cells, facts=facts, used=used, about={"score": self.score})
-
-    def _rows(self) -> list[Row]:
-        rows = FACTS["rows"][self.score].items()
-        return [
-            Row(label, about.get("role", "method"), about={k: v for k, v in about.items() if k != "role"})
-            for label, about in rows
-        ]
 
     def _check(self, given: dict[str, Any]) -> None:
         for name, value in given.items():

@@ -52,13 +52,7 @@ class Segmentation(Experiment):
         for name in ("batch", "source_frames", "held"):
             if p[name] < 1:
                 raise ValueError(f"{name} is a whole number from 1, got {p[name]}")
-        rows = self.chosen_rows(
-            [
-                Row(label, about.get("role", "method"), about={k: v for k, v in about.items() if k != "role"})
-                for label, about in FACTS["rows"].items()
-            ],
-            request,
-        )
+        rows = self.chosen_rows(Row.listed(FACTS["rows"]), request)
         places = {"data": str(Path(request.data).resolve())} if self.roads else {}
         facts = self._facts(places)
         columns = [DUSK] if self.roads else [CLEAN, *p["shifts"]]

@@ -47,7 +47,7 @@ class VisionLanguage(Experiment):
         given: dict[str, Any] = {name: self.setting(request, name) for name in self.settings}
         _check(given)
         data = str(Path(request.data).resolve())
-        facts, rows, cells = facts_of(given, data), self.chosen_rows(self._rows(), request), []
+        facts, rows, cells = facts_of(given, data), self.chosen_rows(Row.listed(FACTS["rows"]), request), []
         common = {k: v for k, v in given.items() if k not in ("domains", "views", "share")} | {"facts": facts}
         common["images"] = min(given["images"], request.limit or given["images"])
         chosen_images(
@@ -65,13 +65,6 @@ class VisionLanguage(Experiment):
             cells.append(Cell(row.label, domain, seed, unit))
         about = {"domains": given["domains"], "images": common["images"], "views": given["views"]}
         return Plan(rows, cells, facts=facts, used={"images": given["data"], "pair": "conse"}, about=about)
-
-    def _rows(self) -> list[Row]:
-        found = []
-        for label, about in FACTS["rows"].items():
-            facts = {k: v for k, v in about.items() if k != "role"}
-            found.append(Row(label, about.get("role", "method"), about=facts))
-        return found
 
     def tables(self, run: Run) -> Sequence[Table]:
         about, found = run.about["about"], []

@@ -53,7 +53,7 @@ class Retrieval(Experiment):
         _check(given)
         data = str(Path(request.data).resolve())
         places, facts, cells = {"data": data}, facts_of(given, data), list[Cell]()
-        rows = self.chosen_rows(self._rows(), request)
+        rows = self.chosen_rows(Row.listed(FACTS["rows"]), request)
         study, seeds = code_of(retrieval_study), request.seeds or (0,)
         made = {}
         for domain in given["domains"]:
@@ -81,13 +81,6 @@ class Retrieval(Experiment):
             cells.append(Cell(row.label, domain, seed, unit))
         about = {"domains": given["domains"], "images": given["images"]}
         return Plan(rows, cells, facts=facts, used={"images": "imagenet", "pair": "conse"}, about=about)
-
-    def _rows(self) -> list[Row]:
-        found = []
-        for label, about in FACTS["rows"].items():
-            facts = {k: v for k, v in about.items() if k != "role"}
-            found.append(Row(label, about.get("role", "method"), about=facts))
-        return found
 
     def tables(self, run: Run) -> Sequence[Table]:
         about, found = run.about["about"], []
