@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from testtime.errors import DataError
 from testtime.experiments import Request, find_experiment, read_run, run_experiment
 from testtime.experiments.vision_language import retrieval as family
 from testtime.laws.worlds import TinyTexts, ambient, zero_shot
@@ -66,6 +68,7 @@ def test_a_run_has_both_ways_and_the_controls(data: Path, tmp_path: Path) -> Non
     ("changes", "words"),
     [
         ({"domains": []}, "one domain or more"),
+        ({"domains": ["rooms", "rooms"]}, "one domain or more, each once"),
         ({"domains": ["room"]}, "domain of retrieval 'room'.*did you mean 'rooms'"),
         ({"images": 1}, "two images and samples or more"),
         ({"severity": 6}, "a severity from 1 to 5"),
@@ -75,6 +78,16 @@ def test_a_run_has_both_ways_and_the_controls(data: Path, tmp_path: Path) -> Non
 def test_settings_that_cannot_be_are_refused(data: Path, changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         find_experiment("vision-language-retrieval").plan(request(data, **changes))
+
+
+def test_the_images_are_looked_for_before_any_work(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = find_experiment("vision-language-retrieval")
+    with pytest.raises(DataError, match="imagenet"):
+        experiment.plan(request(data, domains=["clean"]))
+    monkeypatch.setattr(family, "chosen_images", lambda asked, data: ([0] * 3, ()))
+    with pytest.raises(ValueError, match=r"images is at most 3, the images in .*, got 4"):
+        experiment.plan(request(data, domains=["clean", "rooms"]))
+    assert experiment.plan(replace(request(data, domains=["clean"]), limit=3)).about["images"] == 3
 
 
 def test_views_of_rooms_have_captions_of_their_own() -> None:

@@ -15,7 +15,7 @@ from testtime.experiments.registry import code_of, read_constants
 from testtime.processor import Precision
 from testtime.vision_language import retrieval_study
 from testtime.vision_language.rlcf import RLCF
-from testtime.vision_language.study import facts_of
+from testtime.vision_language.study import chosen_images, facts_of
 
 __all__ = ["RETRIEVAL", "Retrieval"]
 
@@ -50,8 +50,16 @@ class Retrieval(Experiment):
 
     def plan(self, request: Request) -> Plan:
         given: dict[str, Any] = {name: self.setting(request, name) for name in self.settings}
+        given["images"] = min(given["images"], request.limit or given["images"])
         _check(given)
         data = str(Path(request.data).resolve())
+        if {*given["domains"]} != {"rooms"}:  # missing images are reported before any work
+            asked = {"data": "imagenet", "domain": "clean", "classes": 0, "images": given["images"]}
+            found, _ = chosen_images(asked, data)
+            if len(found) < given["images"]:
+                raise ValueError(
+                    f"images is at most {len(found)}, the images in {data}, got {given['images']}"
+                )
         places, facts, cells = {"data": data}, facts_of(given, data), list[Cell]()
         rows = self.chosen_rows(Row.listed(FACTS["rows"]), request)
         study, seeds = code_of(retrieval_study), request.seeds or (0,)
@@ -98,8 +106,8 @@ class Retrieval(Experiment):
 
 def _check(given: dict[str, Any]) -> None:
     """Refuse settings that no run can have, with a ValueError."""
-    if not given["domains"]:
-        raise ValueError("domains names one domain or more, got none")
+    if not given["domains"] or len({*given["domains"]}) < len(given["domains"]):
+        raise ValueError(f"domains names one domain or more, each once, got {given['domains']}")
     for domain in given["domains"]:
         check_name("domain of retrieval", domain, ("clean", "rooms", *CORRUPTIONS))
     if given["images"] < 2 or given["samples"] < 2:
