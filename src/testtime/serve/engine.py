@@ -34,7 +34,7 @@ class Answer:
         refused: reason of each sample that was not answered, or None.
         learned: whether the adapted parameters moved.
         adapted: whether the adapter took a step; False: the last state answered (deadline, learning off).
-        serving: whose answer it is: "adapter", "bn" or "source".
+        serving: model that answered: "adapter", "bn" or "source".
         offset: number of samples of the stream before this request.
         state: hash of the stream's state after the request, 16 hexadecimal digits.
         quarantined: reason of each sample that was answered and not learned from, or None.

@@ -93,7 +93,7 @@ class StreamStatus:
         step: steps of its adapter.
         state: hash of its state, 16 hexadecimal digits.
         paused: whether learning is off.
-        serving: whose answer the last request got: "adapter", "bn" or "source".
+        serving: model that answered the last request: "adapter", "bn" or "source".
         configuration: hash of the configuration that serves it.
         counts: counts, see :class:`Counts`.
         snapshots: number of acknowledged snapshots that are kept.

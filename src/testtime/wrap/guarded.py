@@ -114,7 +114,7 @@ class Guarded(Wrapper):
             other floating-point tensors get a little noise, in a dictionary all but masks; token ids need it.
 
     Attributes:
-        serving: whose answer most of the last batch got: "adapter", "bn" or "source".
+        serving: model that answered most of the last batch: "adapter", "bn" or "source".
         events: actions of the guard in the last call.
         diagnostics: label-free diagnostics of the last call by name, NaN where unknown.
 
