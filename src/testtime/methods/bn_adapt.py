@@ -45,7 +45,7 @@ class BNAdapt(Adapter):
 
     Args:
         model: a classifier with BatchNorm layers.
-        norm: policy of the statistics: ``batch_statistics``, ``partial(alpha_statistics, alpha=...)`` (source and
+        norm: whose statistics: ``batch_statistics``, ``partial(alpha_statistics, alpha=...)`` (source and
             batch blended) or ``partial(ema_statistics, decay=...)`` (they move from batch to batch, and are
             the only state).
 

@@ -38,7 +38,7 @@ class Trace:
         answers: see :mod:`testtime.metrics.windows`, (samples,) int8.
         starts: first sample of each batch, (batches,) int64.
         ms: time of the processor for each batch in milliseconds, (batches,) float32.
-        serving: model that answered each batch, an index of "adapter", "bn" and "source", (batches,) int8.
+        serving: whose answer each batch got, an index of "adapter", "bn" and "source", (batches,) int8.
         memory: resident memory in MiB after each tenth of the batches, (10,) float32.
         events: batches of each kind of event of the guard.
         done: number of batches.
