@@ -191,8 +191,8 @@ class Logits(nn.Module):
         choices = choices or "outputs=, a function of the output"
         raise ValueError(
             f"{type(self.network).__name__} returned a {type(output).__name__}, and it is not clear which part the logits "
-            f"are; expected a tensor, or say which: {choices}. A multi-task model declares its "
-            "outputs by name as `tasks` (testtime.multitask.MultiTaskNet)"
+            f"are; expected a tensor, or say which: {choices}. A multi-task model declares its outputs by "
+            "name as `tasks` (testtime.multitask.MultiTaskNet)"
         )
 
 

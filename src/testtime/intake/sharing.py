@@ -49,9 +49,7 @@ class Stateful(nn.Module):
 
     learned: bool = False
     replaced: tuple[str, ...] = ()  # attributes that hold moving tensors and are replaced, never written to
-    writes: bool = (
-        True  # to its buffers, in place; where it only replaces them, no copies are taken before a step
-    )
+    writes: bool = True  # to its buffers, in place; where it only replaces them, a step begins without copies
     row_writes: Any = None  # journal.RowWrites of a buffer that is written by rows alone
 
     def moving(self) -> dict[str, Tensor]:
