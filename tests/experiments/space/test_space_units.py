@@ -169,6 +169,7 @@ def test_the_layer_decay_of_a_variant_is_that_of_its_transfer():
     assert own.parameters["recipe"]["layer_decay"] == SPECK.transfer.layer_decay
     assert slow.needs["pretraining"].address == own.needs["pretraining"].address
     assert PRESETS["tiny-slow"] == replace(PRESETS["tiny"], transfer=PRESETS["tiny-slow"].transfer)
+    assert PRESETS["demo-slow"] == replace(PRESETS["demo"], transfer=PRESETS["tiny-slow"].transfer)
 
 
 def test_boxes_are_measured(speck):
