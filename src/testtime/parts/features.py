@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from testtime.intake.outputs import Logits
+from testtime.intake.outputs import FOR_PIXELS, Logits
 from testtime.intake.sharing import twin
 from testtime.parts.taps import Tap, tap, watched
 
@@ -36,7 +36,7 @@ def linear_head(model: nn.Module, head: str | None = None) -> tuple[str, nn.Line
     if head is None:
         raise ValueError(
             "this model has no torch.nn.Linear layer, so there is no linear head to take the features from; "
-            "expected a classifier that ends in one"
+            f"expected a classifier that ends in one; for logits of each pixel, {FOR_PIXELS}"
         )
     raise ValueError(
         f"this model has no torch.nn.Linear layer named {head!r}; its linear layers are {sorted(linear)}; "
