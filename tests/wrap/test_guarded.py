@@ -270,14 +270,6 @@ def test_a_state_without_bets_loads() -> None:
         other.load_state_dict({k: v for k, v in saved.items() if k != "evidence.other"})
 
 
-def test_a_change_between_the_compared_pixels_is_no_copy() -> None:
-    guarded = Guarded(Source(network()))
-    x = drawn(1, 0)[0].expand(8, -1, -1, -1).clone()
-    x.flatten(1)[:, 1] += torch.arange(8) / 100
-    assert guarded._copies(x) == 0
-    assert guarded._copies(x[[2, 2, 3, 3]]) == 0.5
-
-
 def test_a_calibration_of_few_errors_keeps_the_ratio(
     monkeypatch: pytest.MonkeyPatch, calibration: list[Tensor]
 ) -> None:

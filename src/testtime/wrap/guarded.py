@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,7 +16,6 @@ from testtime.errors import AdapterWarning
 from testtime.gate import batch_of
 from testtime.intake.dense import refuse_dense
 from testtime.intake.journal import Before, Journal
-from testtime.intake.named import Inputs, packed
 from testtime.intake.outputs import declares_tasks
 from testtime.intake.sharing import Stateful
 from testtime.intake.trees import modules_of
@@ -37,6 +35,8 @@ from testtime.wrap.evidence import (
     spread_rows,
 )
 from testtime.wrap.guard_options import GuardEvent, GuardOptions, Kind, Serving
+from testtime.wrap.parameters import copied, distance, upper_half
+from testtime.wrap.repeats import repeated
 from testtime.wrap.wrapper import Wrapper
 
 __all__ = ["Guarded"]
@@ -54,14 +54,12 @@ UNCALIBRATED = (
 )
 HOPELESS = 0.25  # share of a batch's predictions that are overruled, from which nothing is learned from it
 COPIES = 0.25  # share of a batch that repeats the sample before, from which nothing is learned from it
-UNKNOWN = 0.5  # probability below which the shipped model does not know a sample
 LIGHT = 3  # batches without disturbed predictions after a full check, at least
 LEAST = 8  # samples from one full check to the next, at least
 SAMPLES = 2000  # between two checks of a trusted adapter, at most
 BURST = 4  # times the exposure that the share in a single batch may be
 SLOTS = 4  # events of a step, at most
 DOUBT = 3.0  # gain of the bet against the adapter, from which it is not trusted
-PIXELS = 61  # every so many values of a sample are compared first, to find copies
 
 
 @final
@@ -266,8 +264,9 @@ class Guarded(Wrapper):
         self._slots = (None,) * SLOTS
         if not self.competence.known and not int(self.clock):
             warnings.warn(UNCALIBRATED, AdapterWarning, stacklevel=6)
-        copies = self._copies(x) > COPIES
-        start = _copied(self._moving_parameters)
+        repeats, last = repeated(x, self.last if int(self.clock) else None)
+        self.last, copies = last.to(self.last), repeats > COPIES
+        start = copied(self._moving_parameters)
         due = self._due(copies)
         before = None if due == "none" else self._steps.before(modules_of(self.adapter, Stateful))
         rows = spread_rows(x)
@@ -287,7 +286,7 @@ class Guarded(Wrapper):
         if due == "part":
             due = "none" if self._still_trusted(part, y.at(rows), len(x)) else "full"
         answer = self._unchecked(y) if due == "none" else self._check(x, y, due, disturbed, before, copies)
-        self.diagnostics["update_norm"] = _distance(self._moving_parameters, start)
+        self.diagnostics["update_norm"] = distance(self._moving_parameters, start)
         return answer
 
     # The check of a batch -------------------------------------------------------------------------------------------------
@@ -311,7 +310,7 @@ class Guarded(Wrapper):
         verdict = self.checks.judge(x, y, None, copies=False)
         # Where it does not, the check of the whole batch is what counts.
         trusted = verdict.overruled <= BURST * self.options.exposure and self._trusts(verdict, size)
-        self._report(verdict, verdict.answer)
+        self.diagnostics |= verdict.diagnostics()
         return trusted
 
     def _check(
@@ -333,7 +332,7 @@ class Guarded(Wrapper):
                 disturbed = self.adapter.predict(self.disturb(x))
             verdict = self.checks.judge(x, y, disturbed, copies)
         answer = verdict.answer
-        self._report(verdict, answer)
+        self.diagnostics |= verdict.diagnostics()
         self._serve(*self._served(verdict))
         if before is not None and (copies or verdict.overruled > HOPELESS):
             self.adapter._undo(before)
@@ -388,7 +387,7 @@ class Guarded(Wrapper):
             self.adapter._restore(self.healthy.known())
             self._event("restore", unhealthy)
         elif rung == 2:
-            self.adapter._restore(_upper_half(self.adapter._initial_state()))
+            self.adapter._restore(upper_half(self.adapter._initial_state()))
             self._event("partial_reset", unhealthy)
         else:
             self.adapter.reset()
@@ -417,26 +416,6 @@ class Guarded(Wrapper):
         event = GuardEvent(kind, reason, int(self.clock))
         self._slots = (*self.events, event, *(None,) * SLOTS)[:SLOTS]
 
-    def _report(self, verdict: Verdict, answer: Prediction) -> None:
-        right, agrees = verdict.right, answer.argmax(dim=1) == verdict.shipped
-        served = torch.where(verdict.preferred, torch.full_like(right, verdict.estimate), right)
-        self.diagnostics |= {
-            "estimated_accuracy": 100 * float(served.mean()),
-            "estimated_accuracy_source": 100 * float(right.mean()),
-            "agreement": float(agrees.float().mean()),
-            "unknown_share": float((right < UNKNOWN).float().mean()),
-        }
-
-    def _copies(self, x: Inputs) -> float:
-        """The share of the batch that repeats the sample before it."""
-        values = x.flatten(1) if isinstance(x, Tensor) else packed(x)
-        some, first = values[:, ::PIXELS], _sum(values[0])
-        repeats = int(int(self.clock) > 0 and bool(first == self.last))
-        for i in (some[1:] == some[:-1]).all(dim=1).nonzero()[:, 0].tolist():
-            repeats += torch.equal(values[i], values[i + 1])
-        self.last = _sum(values[-1]).to(self.last)
-        return repeats / len(x)
-
     @staticmethod
     def _classified(y: Any) -> Prediction:
         if not isinstance(y, Prediction) or y.dim() != 2:
@@ -444,32 +423,5 @@ class Guarded(Wrapper):
         return y
 
 
-def _sum(values: Tensor) -> Tensor:
-    """A number that hardly ever is that of other values (D,): their sum, of integers a hash that a double holds."""
-    if values.is_floating_point():
-        return values.double().sum()
-    digest = hashlib.sha256(values.cpu().numpy().tobytes()).digest()
-    return torch.tensor(int.from_bytes(digest[:6], "big"), dtype=torch.float64, device=values.device)
-
-
-def _copied(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return list(torch._foreach_add([p.detach() for p in parameters], 0)) if parameters else []
-
-
-def _distance(parameters: list[nn.Parameter], start: list[Tensor]) -> float:
-    """The distance of the parameters from these values."""
-    if not parameters:
-        return 0.0
-    moved = torch._foreach_sub([p.detach() for p in parameters], start)
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moved))))
-
-
 def _inputs(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple) else batch  # of a pair of inputs and labels
-
-
-def _upper_half(initial: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of the upper half of the adapted parameters, in the order of the layers."""
-    names = [name for name in initial if name.startswith("model.")]
-    upper = {name.removeprefix("model.") for name in names[len(names) // 2 :]}
-    return {k: v for k, v in initial.items() if any(name in k for name in upper)}
