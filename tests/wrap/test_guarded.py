@@ -259,13 +259,16 @@ def test_no_empty_batch_reaches_the_model(calibration: list[Tensor]) -> None:
 def test_a_state_without_bets_loads() -> None:
     guarded = Guarded(Tent(network()))
     guarded(drawn(8, 0)[0])
-    new = ("bet", "excess", "corrections", "unsure", "steady")
-    saved = {k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new}
+    new = ("bet", "excess", "corrections", "unsure", "steady", "usual")
+    saved = {
+        k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new and "rest." not in k
+    }
     other = Guarded(Tent(network()))
     other.load_state_dict(saved)
     assert torch.equal(other.evidence.other, guarded.evidence.other)
     assert other.evidence.unsure.tolist() == [1.0, 0.0]
     assert float(other.evidence.bet) == 0.0
+    assert (float(other.competence.usual), int(other.rest.left)) == (2.0, 0)  # it never rests
     with pytest.raises(ValueError, match=r"1 entries are missing \(first \['evidence.other'"):
         other.load_state_dict({k: v for k, v in saved.items() if k != "evidence.other"})
 

@@ -52,6 +52,7 @@ class Stateful(nn.Module):
     writes: bool = (
         True  # to its buffers, in place; where it only replaces them, no copies are taken before a step
     )
+    added: bool = False  # later than the first saved states, which hold nothing of this part
     row_writes: Any = None  # journal.RowWrites of a buffer that is written by rows alone
 
     def moving(self) -> dict[str, Tensor]:
@@ -73,7 +74,7 @@ class Stateful(nn.Module):
         """A saved state of this part in its present form; overridden where an earlier version had another.
 
         Args:
-            saved: entries of this part that were found, at least one.
+            saved: entries of this part that were found, at least one unless it was ``added``.
 
         Raises:
             KeyError: an entry is missing that every version has.

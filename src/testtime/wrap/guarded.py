@@ -37,6 +37,7 @@ from testtime.wrap.evidence import (
 from testtime.wrap.guard_options import GuardEvent, GuardOptions, Kind, Serving
 from testtime.wrap.parameters import copied, distance, upper_half
 from testtime.wrap.repeats import repeated
+from testtime.wrap.rest import Rest
 from testtime.wrap.wrapper import Wrapper
 
 __all__ = ["Guarded"]
@@ -56,6 +57,7 @@ HOPELESS = 0.25  # share of a batch's predictions that are overruled, from which
 COPIES = 0.25  # share of a batch that repeats the sample before, from which nothing is learned from it
 LIGHT = 3  # batches without disturbed predictions after a full check, at least
 LEAST = 8  # samples from one full check to the next, at least
+LOSING = 2.0  # times the exposure that is overruled, from which an adapter loses
 SAMPLES = 2000  # between two checks of a trusted adapter, at most
 BURST = 4  # times the exposure that the share in a single batch may be
 SLOTS = 4  # events of a step, at most
@@ -93,7 +95,12 @@ class Guarded(Wrapper):
            least once in 2,000 samples, and in 2 where there is any evidence against it;
         6. where the adapter loses the votes for long, has fallen below BN statistics, or collapsed to few classes, in
            ``patience`` checks in a row: restore the last healthy state; reset the upper half of its layers if that comes again
-           before it is trusted; then all of it.
+           before it is trusted; then all of it;
+        7. let an untrusted adapter rest where at least three of its predictions were overruled lately, more than two in a
+           hundred of those that the shipped model probably knows, and the mean P(x) of the last samples is that of the source
+           images less ``margin``: for 8, 16, 32, then 64 samples the shipped model answers alone, unless it meets a sample of
+           P(x) below a half, or that mean falls. Batches of more than 32 samples begin no rest, and no guard without
+           ``prepare`` does.
 
     That it loses the votes is a bet against it (:meth:`testtime.wrap.evidence.Evidence.take_votes`), which adds up over all
     checks, so that a slow decay is noticed: not trusted at a gain of 3, unhealthy at 100.
@@ -115,6 +122,7 @@ class Guarded(Wrapper):
         serving: whose answer most of the last batch got: "adapter", "bn" or "source".
         events: actions of the guard in the last call.
         diagnostics: label-free diagnostics of the last call by name, NaN where unknown.
+        resting: whether the adapter rests: it neither predicts nor learns.
 
     Raises:
         ValueError: the adapter has processed batches.
@@ -127,7 +135,8 @@ class Guarded(Wrapper):
     the token ids are replaced by those of other samples. It joins the source batches, whose samples have one length.
 
     Cost: the adapter's, and for a checked batch a prediction of the adapter, two forwards of the model with BN statistics and
-    one of the shipped model (two without ``prepare``; with it, one more of some samples where it is corrected).
+    one of the shipped model (two without ``prepare``; with it, one more of some samples where it is corrected). In a rest, a
+    forward of the shipped model alone.
 
     Reference: original to this library; the partial reset follows the selective reset of ASR (arXiv 2603.03796).
 
@@ -175,6 +184,7 @@ class Guarded(Wrapper):
         self.reference = Reference(network, self._moving_parameters)
         self.disturb = Disturbance(network, disturb)
         self.competence, self.evidence, self.usual = Competence(), Evidence(options.window), Usual()
+        self.rest = Rest(options.window)
         self.checks = Checks(self.reference, self.disturb, self.competence, self.evidence, options.margin)
         self.healthy = Healthy(adapter.state_dict())
         self.healthy.remember(adapter.state_dict())
@@ -201,6 +211,11 @@ class Guarded(Wrapper):
     def trusted(self) -> bool:
         """Whether the adapter's answers are served without a check of every batch."""
         return int(self.interval) > 1
+
+    @property
+    def resting(self) -> bool:
+        """Whether the shipped model answers alone, until it meets a sample that it does not know or the rest is over."""
+        return self.rest.active
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -250,6 +265,8 @@ class Guarded(Wrapper):
         self.healthy.remember(self.adapter.state_dict())
 
     def _predict_batch(self, x: Any) -> Tensor:
+        if (known := self._known_in_rest(x)) is not None:
+            return known[0]
         y = self._classified(self.adapter.predict(x))
         if self.trusted:
             return y
@@ -266,6 +283,9 @@ class Guarded(Wrapper):
             warnings.warn(UNCALIBRATED, AdapterWarning, stacklevel=6)
         repeats, last = repeated(x, self.last if int(self.clock) else None)
         self.last, copies = last.to(self.last), repeats > COPIES
+        if (known := self._known_in_rest(x)) is not None:
+            return self._rested(*known)
+        self.rest.end()
         start = copied(self._moving_parameters)
         due = self._due(copies)
         before = None if due == "none" else self._steps.before(modules_of(self.adapter, Stateful))
@@ -346,6 +366,7 @@ class Guarded(Wrapper):
             self._climb(verdict.unhealthy)
         else:
             self.waiting -= 1
+        self._let_rest(verdict, len(x))
         return answer
 
     def _trusts(self, verdict: Verdict, size: int) -> bool:
@@ -372,6 +393,36 @@ class Guarded(Wrapper):
         self.healthy.remember(self.adapter.state_dict())
         return True
 
+    # The rest of an adapter -----------------------------------------------------------------------------------------------
+
+    def _known_in_rest(self, x: Any) -> tuple[Tensor, Tensor] | None:
+        """The shipped model's logits and the probability (N,) that it is right, unless the adapter is awake or has to wake."""
+        if not self.rest.active:
+            return None
+        logits, features = self.reference(x)
+        right = self.competence.probability(logits, features)
+        return (logits, right) if self.rest.goes_on(right, self._usual()) else None
+
+    def _usual(self) -> float:
+        """The mean probability to be right from which the shipped model knows samples as well as those of the source."""
+        return float(self.competence.usual) - self.options.margin
+
+    def _rested(self, logits: Tensor, right: Tensor) -> Prediction:
+        self.rest.take_batch(right)
+        accuracy = 100 * float(right.mean())
+        known = {"estimated_accuracy": accuracy, "estimated_accuracy_source": accuracy, "unknown_share": 0.0}
+        self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | known | {"update_norm": 0.0}
+        self._serve("source", "the adapter rests: it loses, and the shipped model knows the samples")
+        return Prediction(logits)
+
+    def _let_rest(self, verdict: Verdict, size: int) -> None:
+        """Let an adapter rest that is not trusted, and that loses where the shipped model knows the samples."""
+        if not self.competence.known:
+            return
+        self.rest.take_check(verdict.right, verdict.overruled)
+        if not self.trusted and self.rest.decide(size, self._usual(), LOSING * self.options.exposure):
+            self.waiting.zero_()  # the batch that ends the rest is checked in full
+
     # What it does about it ------------------------------------------------------------------------------------------------
 
     def _climb(self, unhealthy: str) -> None:
@@ -395,6 +446,7 @@ class Guarded(Wrapper):
             self.failures.zero_()
             self._event("alarm", f"the adapter was reset, for {unhealthy}")
         self.evidence.clear()
+        self.rest.clear()
 
     def _served(self, verdict: Verdict) -> tuple[Serving, str]:
         if verdict.overruled <= self.options.exposure:
