@@ -20,8 +20,9 @@ A batch is one video, its frames in order. The maps return to the identity with 
 
 Departures:
     The published method adapts the projections and the text encoder of CoCa; here they are linear maps behind any pair.
-    Written from a description. Captions are those of a captioner of yours, embedded by the text encoder as it is. A single
-    segment is kept: there is no other to agree with. The threshold :math:`\beta` is ours, and depends on the text encoder.
+    Written from a description, which says that captions reject segments: the measure of agreement and its threshold
+    :math:`\beta`, which depends on the text encoder, are ours. Captions are those of a captioner of yours, embedded by the text
+    encoder as it is. A single segment is kept: there is no other to agree with.
     The centred similarity of "bce", its factor and the number of steps are ours.
 
 Cost: one forward of the image encoder; the maps' steps are small. With a captioner, a caption of each frame in a segment.
