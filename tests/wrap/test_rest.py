@@ -90,6 +90,34 @@ def test_in_a_rest_the_shipped_model_answers_with_one_forward(saved: Path) -> No
     assert guarded.diagnostics["estimated_accuracy"] == pytest.approx(100 * right)
 
 
+def test_a_rest_begins_from_the_last_healthy_state(saved: Path) -> None:
+    guarded = opened(saved)
+    healthy = guarded.healthy.known()
+    assert int(guarded.adapter.clock) == int(healthy["clock"])
+    guarded.rest.end()
+    bias = [p for name, p in guarded.adapter.named_parameters() if "bias" in name and p.requires_grad][-1]
+    with torch.no_grad():
+        bias += torch.linspace(-5, 5, len(bias))
+    y = guarded(known(guarded, 1))
+    assert (guarded.resting, int(guarded.rest.left), y.updated) == (True, 64, False)
+    state = guarded.adapter.state_dict()
+    assert state.keys() == healthy.keys()
+    assert all(torch.equal(value, healthy[name]) for name, value in state.items())
+    assert guarded.diagnostics["update_norm"] > 5
+
+
+def test_the_diagnostics_say_which_batches_the_adapter_rested_in(saved: Path) -> None:
+    guarded = opened(saved)
+    steps, x = counted(guarded), known(guarded, 40)
+    rested = []
+    for one in x.split(1):
+        before = len(steps)
+        guarded(one)
+        rested.append(guarded.diagnostics["resting"])
+        assert rested[-1] == float(len(steps) == before)
+    assert rested == [1.0] * 32 + [0.0] + [1.0] * 7  # the batch that ends a rest is checked
+
+
 def test_a_stream_that_turns_dark_in_a_rest_wakes_it_within_two_images(saved: Path) -> None:
     delays = []
     for seed in range(5):

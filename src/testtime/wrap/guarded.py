@@ -47,7 +47,7 @@ SERVING: tuple[Serving, ...] = ("adapter", "bn", "source")
 DEFAULTS = GuardOptions()
 DIAGNOSTICS = (
     *("estimated_accuracy", "estimated_accuracy_source", "agreement", "entropy", "diversity"),
-    *("unknown_share", "statistics_drift", "update_norm"),
+    *("unknown_share", "statistics_drift", "update_norm", "resting"),
 )
 UNCALIBRATED = (
     "this guard is not calibrated, so that it serves the adapter less often than it could; call prepare(batches) with "
@@ -96,11 +96,11 @@ class Guarded(Wrapper):
         6. where the adapter loses the votes for long, has fallen below BN statistics, or collapsed to few classes, in
            ``patience`` checks in a row: restore the last healthy state; reset the upper half of its layers if that comes again
            before it is trusted; then all of it;
-        7. let an untrusted adapter rest where at least three of its predictions were overruled lately, more than two in a
-           hundred of those that the shipped model probably knows, and the mean P(x) of the last samples is that of the source
-           images less ``margin``: for 8, 16, 32, then 64 samples the shipped model answers alone, unless it meets a sample of
-           P(x) below a half, or that mean falls. Batches of more than 32 samples begin no rest, and no guard without
-           ``prepare`` does.
+        7. where an untrusted adapter has lost at least three predictions lately, and more than twice ``exposure`` of those
+           that the shipped model probably knows, while the mean P(x) of the last samples is at least that of the source images
+           less ``margin``: restore the last healthy state and let the adapter rest. For 8, 16, 32, then 64 samples the shipped
+           model answers alone, unless it meets a sample of P(x) below a half, or that mean falls. Batches of more than 32
+           samples begin no rest, and no guard without ``prepare`` does.
 
     That it loses the votes is a bet against it (:meth:`testtime.wrap.evidence.Evidence.take_votes`), which adds up over all
     checks, so that a slow decay is noticed: not trusted at a gain of 3, unhealthy at 100.
@@ -297,6 +297,7 @@ class Guarded(Wrapper):
         surprise = self.usual.surprise(values)
         self.usual.take(values)
         self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
+            "resting": 0.0,
             "entropy": float(entropy(y.logits.float()).nanmean()),
             "diversity": predicted_diversity(y.logits),
             "statistics_drift": surprise if math.isfinite(surprise) else math.nan,
@@ -410,17 +411,27 @@ class Guarded(Wrapper):
     def _rested(self, logits: Tensor, right: Tensor) -> Prediction:
         self.rest.take_batch(right)
         accuracy = 100 * float(right.mean())
-        known = {"estimated_accuracy": accuracy, "estimated_accuracy_source": accuracy, "unknown_share": 0.0}
-        self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | known | {"update_norm": 0.0}
+        self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
+            "estimated_accuracy": accuracy,
+            "estimated_accuracy_source": accuracy,
+            "unknown_share": 0.0,
+            "update_norm": 0.0,
+            "resting": 1.0,
+        }
         self._serve("source", "the adapter rests: it loses, and the shipped model knows the samples")
         return Prediction(logits)
 
     def _let_rest(self, verdict: Verdict, size: int) -> None:
-        """Let an adapter rest that is not trusted, and that loses where the shipped model knows the samples."""
+        """Let an adapter rest that is not trusted, and that loses where the shipped model knows the samples.
+
+        A rest begins from the last healthy state, since no check finds the damage of an adapter that rests.
+        """
         if not self.competence.known:
             return
         self.rest.take_check(verdict.right, verdict.overruled)
         if not self.trusted and self.rest.decide(size, self._usual(), LOSING * self.options.exposure):
+            self.adapter._restore(self.healthy.known())
+            verdict.answer.updated = False
             self.waiting.zero_()  # the batch that ends the rest is checked in full
 
     # What it does about it ------------------------------------------------------------------------------------------------
