@@ -15,7 +15,7 @@ from testtime.intake.named import NamedTensors
 from testtime.laws.worlds import WORLDS, classified, reworded, tokenised
 from testtime.methods import Source, Tent
 from testtime.wrap import Guarded, GuardOptions
-from testtime.wrap.evidence import Usual, batch_values
+from testtime.wrap.evidence import Usual, batch_values, input_moments
 from testtime.wrap.repeats import repeated
 
 
@@ -184,7 +184,7 @@ def test_what_is_known_of_the_shipped_model_by_sample() -> None:
 
 def test_values_of_a_batch_are_those_of_its_tensors_without_masks() -> None:
     x, logits = stream("words", 1)[0][0], torch.eye(5)
-    found = batch_values(x, logits)
+    found = batch_values(input_moments(x), logits)
     assert found.shape == (6,)
     assert found[2:4].tolist() == pytest.approx(
         [float(x["facts"][:, 0].mean()), float(x["facts"][:, 0].std(correction=0))], rel=1e-5

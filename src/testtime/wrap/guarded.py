@@ -31,6 +31,7 @@ from testtime.wrap.evidence import (
     Healthy,
     Usual,
     batch_values,
+    input_moments,
     predicted_diversity,
     spread_rows,
 )
@@ -289,11 +290,10 @@ class Guarded(Wrapper):
         start = copied(self._moving_parameters)
         due = self._due(copies)
         before = None if due == "none" else self._steps.before(modules_of(self.adapter, Stateful))
-        rows = spread_rows(x)
-        part = x[rows] if due == "part" else x
+        moments = input_moments(x)  # before the step, while the batch is in the caches of the processor
         disturbed = self.adapter.predict(self.disturb(x)) if due == "full" else None
         y = self._classified(self.adapter(x))
-        values = batch_values(x, y.logits)
+        values = batch_values(moments, y.logits)
         surprise = self.usual.surprise(values)
         self.usual.take(values)
         self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
@@ -305,7 +305,7 @@ class Guarded(Wrapper):
         if surprise >= SURPRISE and due != "full":
             due = "full"
         if due == "part":
-            due = "none" if self._still_trusted(part, y.at(rows), len(x)) else "full"
+            due = "none" if self._still_trusted(x, y) else "full"
         answer = self._unchecked(y) if due == "none" else self._check(x, y, due, disturbed, before, copies)
         self.diagnostics["update_norm"] = distance(self._moving_parameters, start)
         return answer
@@ -326,11 +326,12 @@ class Guarded(Wrapper):
         self._serve("adapter", "")
         return y
 
-    def _still_trusted(self, x: Any, y: Prediction, size: int) -> bool:
-        """Check a part of a batch of ``size`` samples; unless it confirms the trust, the whole batch is checked."""
-        verdict = self.checks.judge(x, y, None, copies=False)
+    def _still_trusted(self, x: Any, y: Prediction) -> bool:
+        """Check a part of a batch; unless it confirms the trust, the whole batch is checked."""
+        rows = spread_rows(x)
+        verdict = self.checks.judge(x[rows], y.at(rows), None, copies=False)
         # Where it does not, the check of the whole batch is what counts.
-        trusted = verdict.overruled <= BURST * self.options.exposure and self._trusts(verdict, size)
+        trusted = verdict.overruled <= BURST * self.options.exposure and self._trusts(verdict, len(x))
         self.diagnostics |= verdict.diagnostics()
         return trusted
 
