@@ -295,7 +295,7 @@ class AdapterState(Stateful):
         found = {}
         for prefix, module in changed.items():
             own = {name: state[prefix + name] for name in module.moving() if prefix + name in state}
-            if own and all(
+            if (own or module.added) and all(
                 isinstance(v, Tensor) and v.layout == torch.strided and not v.is_meta for v in own.values()
             ):
                 with suppress(KeyError):  # an entry is missing that every version has: it is reported

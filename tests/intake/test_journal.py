@@ -222,7 +222,7 @@ def test_parts_that_say_so_never_write_to_their_buffers():
     guarded = Guarded(Tent(model))
     guarded.prepare([torch.rand(64, 3, 8, 8)])
     parts = [m for m in modules_of(guarded, Stateful) if not m.writes]
-    assert {type(m).__name__ for m in parts} == {"Competence", "Evidence", "Healthy", "Usual"}
+    assert {type(m).__name__ for m in parts} == {"Competence", "Evidence", "Healthy", "Rest", "Usual"}
     for n in (16, 1, 8, 8, 8, 8, 8):
         held = [(v, v.clone()) for m in parts for v in m._buffers.values()]
         guarded(torch.rand(n, 3, 8, 8))

@@ -259,23 +259,18 @@ def test_no_empty_batch_reaches_the_model(calibration: list[Tensor]) -> None:
 def test_a_state_without_bets_loads() -> None:
     guarded = Guarded(Tent(network()))
     guarded(drawn(8, 0)[0])
-    new = ("bet", "excess", "corrections", "unsure", "steady")
-    saved = {k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new}
+    new = ("bet", "excess", "corrections", "unsure", "steady", "usual")
+    saved = {
+        k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new and "rest." not in k
+    }
     other = Guarded(Tent(network()))
     other.load_state_dict(saved)
     assert torch.equal(other.evidence.other, guarded.evidence.other)
     assert other.evidence.unsure.tolist() == [1.0, 0.0]
     assert float(other.evidence.bet) == 0.0
+    assert (float(other.competence.usual), int(other.rest.left)) == (2.0, 0)  # it never rests
     with pytest.raises(ValueError, match=r"1 entries are missing \(first \['evidence.other'"):
         other.load_state_dict({k: v for k, v in saved.items() if k != "evidence.other"})
-
-
-def test_a_change_between_the_compared_pixels_is_no_copy() -> None:
-    guarded = Guarded(Source(network()))
-    x = drawn(1, 0)[0].expand(8, -1, -1, -1).clone()
-    x.flatten(1)[:, 1] += torch.arange(8) / 100
-    assert guarded._copies(x) == 0
-    assert guarded._copies(x[[2, 2, 3, 3]]) == 0.5
 
 
 def test_a_calibration_of_few_errors_keeps_the_ratio(

@@ -15,7 +15,8 @@ from testtime.intake.named import NamedTensors
 from testtime.laws.worlds import WORLDS, classified, reworded, tokenised
 from testtime.methods import Source, Tent
 from testtime.wrap import Guarded, GuardOptions
-from testtime.wrap.evidence import Usual, batch_values
+from testtime.wrap.evidence import Usual, batch_values, input_moments
+from testtime.wrap.repeats import repeated
 
 
 def network(world: str = "dictionary") -> nn.Module:
@@ -163,9 +164,9 @@ def test_copies_of_a_text_teach_nothing() -> None:
     assert not adapter(ids[:1].expand(8, -1)).updated
     assert state_hash(adapter.adapter) == before
     assert [event.kind for event in adapter.events][-1] == "skip"
-    assert adapter._copies(ids[:1]) == 1.0
-    assert adapter._copies(ids[:1].flip(1)) == 0.0  # the same words in another order
-    assert adapter._copies(torch.cat([ids[:2], ids[1:3], ids[2:3]])) == pytest.approx(2 / 5)
+    assert repeated(ids[:1], adapter.last)[0] == 1.0
+    assert repeated(ids[:1].flip(1), adapter.last)[0] == 0.0  # the same words in another order
+    assert repeated(torch.cat([ids[:2], ids[1:3], ids[2:3]]), None)[0] == pytest.approx(2 / 5)
 
 
 def test_it_is_saved_with_its_disturbance(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_what_is_known_of_the_shipped_model_by_sample() -> None:
 
 def test_values_of_a_batch_are_those_of_its_tensors_without_masks() -> None:
     x, logits = stream("words", 1)[0][0], torch.eye(5)
-    found = batch_values(x, logits)
+    found = batch_values(input_moments(x), logits)
     assert found.shape == (6,)
     assert found[2:4].tolist() == pytest.approx(
         [float(x["facts"][:, 0].mean()), float(x["facts"][:, 0].std(correction=0))], rel=1e-5

@@ -50,6 +50,7 @@ class Stateful(nn.Module):
     learned: bool = False
     replaced: tuple[str, ...] = ()  # attributes that hold moving tensors and are replaced, never written to
     writes: bool = True  # to its buffers, in place; where it only replaces them, a step begins without copies
+    added: bool = False  # later than the first saved states, which hold nothing of this part
     row_writes: Any = None  # journal.RowWrites of a buffer that is written by rows alone
 
     def moving(self) -> dict[str, Tensor]:
@@ -71,7 +72,7 @@ class Stateful(nn.Module):
         """A saved state of this part in its present form; overridden where an earlier version had another.
 
         Args:
-            saved: entries of this part that were found, at least one.
+            saved: entries of this part that were found, at least one unless it was ``added``.
 
         Raises:
             KeyError: an entry is missing that every version has.

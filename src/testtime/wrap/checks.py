@@ -54,6 +54,17 @@ class Verdict:
     strange: bool
     unhealthy: str
 
+    def diagnostics(self) -> dict[str, float]:
+        """Return label-free diagnostics of the batch by name."""
+        agrees = self.answer.argmax(dim=1) == self.shipped
+        served = torch.where(self.preferred, torch.full_like(self.right, self.estimate), self.right)
+        return {
+            "estimated_accuracy": 100 * float(served.mean()),
+            "estimated_accuracy_source": 100 * float(self.right.mean()),
+            "agreement": float(agrees.float().mean()),
+            "unknown_share": float((self.right < FAIR).float().mean()),
+        }
+
 
 @dataclass(frozen=True)
 class Checks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -23,6 +23,7 @@ from testtime.wrap.disturbance import drifts
 __all__ = ["Calibration", "Competence", "Reference"]
 
 ERRORS_PER_CHANGE, WINDOWS = 2.5, 10  # where fewer windows than that have errors in the calibration
+NEVER = 2.0  # above any probability
 TINY, FAR = 1e-9, 30.0  # added before a logarithm; the largest quantity
 IMAGES, BATCH = 320, 64  # images of a calibration, and in a batch of it
 
@@ -74,6 +75,7 @@ class Competence(AtLeastFloat32, Stateful):
         weights: weights of the quantities of a sample in its score, (4,).
         ends, shares: table of :func:`testtime.metrics.competence_table`.
         ratio: errors of a model that learns for one prediction that a disturbance changes.
+        usual: mean probability of the source samples; above 1, which no samples reach, where it is not known.
     """
 
     learned = True
@@ -84,6 +86,7 @@ class Competence(AtLeastFloat32, Stateful):
     ends: Tensor
     shares: Tensor
     ratio: Tensor
+    usual: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,6 +94,7 @@ class Competence(AtLeastFloat32, Stateful):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("ratio", torch.tensor(ERRORS_PER_CHANGE))
+        self.register_buffer("usual", torch.tensor(NEVER))
 
     @property
     def known(self) -> bool:
@@ -118,10 +122,17 @@ class Competence(AtLeastFloat32, Stateful):
 
     def probability(self, logits: Tensor, features: Tensor) -> Tensor:
         """Return the probability (N,) that the predictions are right; arguments as of :meth:`quantities`."""
-        known = self.quantities(logits, features)
-        found = self.shares[torch.searchsorted(self.ends, -(known @ self.weights))]
+        found = self._share(self.quantities(logits, features))
         unseen = self.centres[logits.argmax(dim=1)].isinf().any(dim=1)  # a class without source samples
         return torch.where(unseen, self.shares[-1], found)
+
+    def _share(self, quantities: Tensor) -> Tensor:
+        """The share of right predictions among samples with such quantities (N, 4)."""
+        return self.shares[torch.searchsorted(self.ends, -(quantities @ self.weights))]
+
+    def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A saved state in the present form; earlier ones do not hold the usual probability."""
+        return {"usual": torch.tensor(NEVER), **saved}
 
     @torch.no_grad()
     def calibrate(self, x: Any, by: Calibration) -> None:
@@ -159,6 +170,7 @@ class Competence(AtLeastFloat32, Stateful):
         ends, shares = competence_table(-(quantities @ weights), good)
         for name, values in (("weights", weights), ("ends", ends), ("shares", shares)):
             setattr(self, name, torch.as_tensor(values, dtype=torch.float32, device=x.device))
+        self.usual = self._share(own).mean()
         if len(errors) >= WINDOWS:
             self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed, share=0.5))
 

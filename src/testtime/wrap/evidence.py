@@ -18,6 +18,7 @@ __all__ = [
     "Usual",
     "batch_values",
     "count_diversity",
+    "input_moments",
     "predicted_diversity",
     "spread_rows",
 ]
@@ -290,22 +291,27 @@ def spread_rows(x: Inputs) -> Tensor:
     return torch.arange(len(x), device=x.device)[:: max(1, len(x) // PART)][:PART]
 
 
-def batch_values(x: Inputs, logits: Tensor) -> Tensor:
-    """Return confidence and diversity of the predictions, and mean and deviation of a seventh of each input, (2 + 2 K,).
+def input_moments(x: Inputs) -> list[Tensor]:
+    """Return mean and deviation of a seventh of each input: 2 scalars for one tensor, 2 K for K tensors that are no masks."""
+    found = []
+    named = {"": x} if isinstance(x, Tensor) else x.entries
+    for _, value in sorted((n, v) for n, v in named.items() if not n.endswith("mask")):
+        part = value.reshape(len(value), -1)[:, ::EVERY].float()
+        found += [part.mean(), part.std(correction=0)]
+    return found
+
+
+def batch_values(moments: list[Tensor], logits: Tensor) -> Tensor:
+    """Return confidence and diversity of the predictions, and the moments of the inputs, (2 + 2 K,).
 
     Args:
-        x: batch, one tensor or K that are no masks.
+        moments: 2 K scalars of :func:`input_moments`.
         logits: logits (N, C).
     """
     p = logits.float().softmax(dim=1)
     mean = p.mean(dim=0)
     spread = -(mean * mean.clamp(min=1e-12).log()).sum() / math.log(len(mean))
-    found = [p.amax(dim=1).mean(), spread]
-    named = {"": x} if isinstance(x, Tensor) else x.entries
-    for _, value in sorted((n, v) for n, v in named.items() if not n.endswith("mask")):
-        part = value.reshape(len(value), -1)[:, ::EVERY].float()
-        found += [part.mean(), part.std(correction=0)]
-    return torch.stack(found).nan_to_num().cpu()
+    return torch.stack([p.amax(dim=1).mean(), spread, *moments]).nan_to_num().cpu()
 
 
 def predicted_diversity(logits: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,7 +16,6 @@ from testtime.errors import AdapterWarning
 from testtime.gate import batch_of
 from testtime.intake.dense import refuse_dense
 from testtime.intake.journal import Before, Journal
-from testtime.intake.named import Inputs, packed
 from testtime.intake.outputs import declares_tasks
 from testtime.intake.sharing import Stateful
 from testtime.intake.trees import modules_of
@@ -34,10 +32,14 @@ from testtime.wrap.evidence import (
     Healthy,
     Usual,
     batch_values,
+    input_moments,
     predicted_diversity,
     spread_rows,
 )
 from testtime.wrap.guard_options import GuardEvent, GuardOptions, Kind, Serving
+from testtime.wrap.parameters import copied, distance, upper_half
+from testtime.wrap.repeats import repeated
+from testtime.wrap.rest import Rest
 from testtime.wrap.wrapper import Wrapper
 
 __all__ = ["Guarded"]
@@ -47,7 +49,7 @@ SERVING: tuple[Serving, ...] = ("adapter", "bn", "source")
 DEFAULTS = GuardOptions()
 DIAGNOSTICS = (
     *("estimated_accuracy", "estimated_accuracy_source", "agreement", "entropy", "diversity"),
-    *("unknown_share", "statistics_drift", "update_norm"),
+    *("unknown_share", "statistics_drift", "update_norm", "resting"),
 )
 UNCALIBRATED = (
     "this guard is not calibrated, so that it serves the adapter less often than it could; call prepare(batches) with "
@@ -55,14 +57,13 @@ UNCALIBRATED = (
 )
 HOPELESS = 0.25  # share of a batch's predictions that are overruled, from which nothing is learned from it
 COPIES = 0.25  # share of a batch that repeats the sample before, from which nothing is learned from it
-UNKNOWN = 0.5  # probability below which the shipped model does not know a sample
 LIGHT = 3  # batches without disturbed predictions after a full check, at least
 LEAST = 8  # samples from one full check to the next, at least
+LOSING = 2.0  # times the exposure that is overruled, from which an adapter loses
 SAMPLES = 2000  # between two checks of a trusted adapter, at most
 BURST = 4  # times the exposure that the share in a single batch may be
 SLOTS = 4  # events of a step, at most
 DOUBT = 3.0  # gain of the bet against the adapter, from which it is not trusted
-PIXELS = 61  # every so many values of a sample are compared first, to find copies
 
 
 @final
@@ -96,7 +97,12 @@ class Guarded(Wrapper):
            least once in 2,000 samples, and in 2 where there is any evidence against it;
         6. where the adapter loses the votes for long, has fallen below BN statistics, or collapsed to few classes, in
            ``patience`` checks in a row: restore the last healthy state; reset the upper half of its layers if that comes again
-           before it is trusted; then all of it.
+           before it is trusted; then all of it;
+        7. where an untrusted adapter has lost at least three predictions lately, and more than twice ``exposure`` of those
+           that the shipped model probably knows, while the mean P(x) of the last samples is at least that of the source images
+           less ``margin``: restore the last healthy state and let the adapter rest. For 8, 16, 32, then 64 samples the shipped
+           model answers alone, unless it meets a sample of P(x) below a half, or that mean falls. Batches of more than 32
+           samples begin no rest, and no guard without ``prepare`` does.
 
     That it loses the votes is a bet against it (:meth:`testtime.wrap.evidence.Evidence.take_votes`), which adds up over all
     checks, so that a slow decay is noticed: not trusted at a gain of 3, unhealthy at 100.
@@ -118,6 +124,7 @@ class Guarded(Wrapper):
         serving: model that answered most of the last batch: "adapter", "bn" or "source".
         events: actions of the guard in the last call.
         diagnostics: label-free diagnostics of the last call by name, NaN where unknown.
+        resting: whether the adapter rests: it neither predicts nor learns.
 
     Raises:
         ValueError: the adapter has processed batches.
@@ -130,7 +137,8 @@ class Guarded(Wrapper):
     the token ids are replaced by those of other samples. It joins the source batches, whose samples have one length.
 
     Cost: the adapter's, and for a checked batch a prediction of the adapter, two forwards of the model with BN statistics and
-    one of the shipped model (two without ``prepare``; with it, one more of some samples where it is corrected).
+    one of the shipped model (two without ``prepare``; with it, one more of some samples where it is corrected). In a rest, a
+    forward of the shipped model alone.
 
     Reference: original to this library; the partial reset follows the selective reset of ASR (arXiv 2603.03796).
 
@@ -178,6 +186,7 @@ class Guarded(Wrapper):
         self.reference = Reference(network, self._moving_parameters)
         self.disturb = Disturbance(network, disturb)
         self.competence, self.evidence, self.usual = Competence(), Evidence(options.window), Usual()
+        self.rest = Rest(options.window)
         self.checks = Checks(self.reference, self.disturb, self.competence, self.evidence, options.margin)
         self.healthy = Healthy(adapter.state_dict())
         self.healthy.remember(adapter.state_dict())
@@ -204,6 +213,11 @@ class Guarded(Wrapper):
     def trusted(self) -> bool:
         """Whether the adapter's answers are served without a check of every batch."""
         return int(self.interval) > 1
+
+    @property
+    def resting(self) -> bool:
+        """Whether the shipped model answers alone, until it meets a sample that it does not know or the rest is over."""
+        return self.rest.active
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -259,6 +273,8 @@ class Guarded(Wrapper):
         self.healthy.remember(self.adapter.state_dict())
 
     def _predict_batch(self, x: Any) -> Tensor:
+        if (known := self._known_in_rest(x)) is not None:
+            return known[0]
         y = self._classified(self.adapter.predict(x))
         if self.trusted:
             return y
@@ -273,18 +289,22 @@ class Guarded(Wrapper):
         self._slots = (None,) * SLOTS
         if not self.competence.known and not int(self.clock):
             warnings.warn(UNCALIBRATED, AdapterWarning, stacklevel=6)
-        copies = self._copies(x) > COPIES
-        start = _copied(self._moving_parameters)
+        repeats, last = repeated(x, self.last if int(self.clock) else None)
+        self.last, copies = last.to(self.last), repeats > COPIES
+        if (known := self._known_in_rest(x)) is not None:
+            return self._rested(*known)
+        self.rest.end()
+        start = copied(self._moving_parameters)
         due = self._due(copies)
         before = None if due == "none" else self._steps.before(modules_of(self.adapter, Stateful))
-        rows = spread_rows(x)
-        part = x[rows] if due == "part" else x
+        moments = input_moments(x)  # before the step, while the batch is in the caches of the processor
         disturbed = self.adapter.predict(self.disturb(x)) if due == "full" else None
         y = self._classified(self.adapter(x))
-        values = batch_values(x, y.logits)
+        values = batch_values(moments, y.logits)
         surprise = self.usual.surprise(values)
         self.usual.take(values)
         self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
+            "resting": 0.0,
             "entropy": float(entropy(y.logits.float()).nanmean()),
             "diversity": predicted_diversity(y.logits),
             "statistics_drift": surprise if math.isfinite(surprise) else math.nan,
@@ -292,9 +312,9 @@ class Guarded(Wrapper):
         if surprise >= SURPRISE and due != "full":
             due = "full"
         if due == "part":
-            due = "none" if self._still_trusted(part, y.at(rows), len(x)) else "full"
+            due = "none" if self._still_trusted(x, y) else "full"
         answer = self._unchecked(y) if due == "none" else self._check(x, y, due, disturbed, before, copies)
-        self.diagnostics["update_norm"] = _distance(self._moving_parameters, start)
+        self.diagnostics["update_norm"] = distance(self._moving_parameters, start)
         return answer
 
     # The check of a batch -------------------------------------------------------------------------------------------------
@@ -313,12 +333,13 @@ class Guarded(Wrapper):
         self._serve("adapter", "")
         return y
 
-    def _still_trusted(self, x: Any, y: Prediction, size: int) -> bool:
-        """Check a part of a batch of ``size`` samples; unless it confirms the trust, the whole batch is checked."""
-        verdict = self.checks.judge(x, y, None, copies=False)
+    def _still_trusted(self, x: Any, y: Prediction) -> bool:
+        """Check a part of a batch; unless it confirms the trust, the whole batch is checked."""
+        rows = spread_rows(x)
+        verdict = self.checks.judge(x[rows], y.at(rows), None, copies=False)
         # Where it does not, the check of the whole batch is what counts.
-        trusted = verdict.overruled <= BURST * self.options.exposure and self._trusts(verdict, size)
-        self._report(verdict, verdict.answer)
+        trusted = verdict.overruled <= BURST * self.options.exposure and self._trusts(verdict, len(x))
+        self.diagnostics |= verdict.diagnostics()
         return trusted
 
     def _check(
@@ -340,7 +361,7 @@ class Guarded(Wrapper):
                 disturbed = self.adapter.predict(self.disturb(x))
             verdict = self.checks.judge(x, y, disturbed, copies)
         answer = verdict.answer
-        self._report(verdict, answer)
+        self.diagnostics |= verdict.diagnostics()
         self._serve(*self._served(verdict))
         if before is not None and (copies or verdict.overruled > HOPELESS):
             self.adapter._undo(before)
@@ -354,6 +375,7 @@ class Guarded(Wrapper):
             self._climb(verdict.unhealthy)
         else:
             self.waiting -= 1
+        self._let_rest(verdict, len(x))
         return answer
 
     def _trusts(self, verdict: Verdict, size: int) -> bool:
@@ -380,6 +402,46 @@ class Guarded(Wrapper):
         self.healthy.remember(self.adapter.state_dict())
         return True
 
+    # The rest of an adapter -----------------------------------------------------------------------------------------------
+
+    def _known_in_rest(self, x: Any) -> tuple[Tensor, Tensor] | None:
+        """The shipped model's logits and the probability (N,) that it is right, unless the adapter is awake or has to wake."""
+        if not self.rest.active:
+            return None
+        logits, features = self.reference(x)
+        right = self.competence.probability(logits, features)
+        return (logits, right) if self.rest.goes_on(right, self._usual()) else None
+
+    def _usual(self) -> float:
+        """The mean probability to be right from which the shipped model knows samples as well as those of the source."""
+        return float(self.competence.usual) - self.options.margin
+
+    def _rested(self, logits: Tensor, right: Tensor) -> Prediction:
+        self.rest.take_batch(right)
+        accuracy = 100 * float(right.mean())
+        self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
+            "estimated_accuracy": accuracy,
+            "estimated_accuracy_source": accuracy,
+            "unknown_share": 0.0,
+            "update_norm": 0.0,
+            "resting": 1.0,
+        }
+        self._serve("source", "the adapter rests: it loses, and the shipped model knows the samples")
+        return Prediction(logits)
+
+    def _let_rest(self, verdict: Verdict, size: int) -> None:
+        """Let an adapter rest that is not trusted, and that loses where the shipped model knows the samples.
+
+        A rest begins from the last healthy state, since no check finds the damage of an adapter that rests.
+        """
+        if not self.competence.known:
+            return
+        self.rest.take_check(verdict.right, verdict.overruled)
+        if not self.trusted and self.rest.decide(size, self._usual(), LOSING * self.options.exposure):
+            self.adapter._restore(self.healthy.known())
+            verdict.answer.updated = False
+            self.waiting.zero_()  # the batch that ends the rest is checked in full
+
     # What it does about it ------------------------------------------------------------------------------------------------
 
     def _climb(self, unhealthy: str) -> None:
@@ -395,7 +457,7 @@ class Guarded(Wrapper):
             self.adapter._restore(self.healthy.known())
             self._event("restore", unhealthy)
         elif rung == 2:
-            self.adapter._restore(_upper_half(self.adapter._initial_state()))
+            self.adapter._restore(upper_half(self.adapter._initial_state()))
             self._event("partial_reset", unhealthy)
         else:
             self.adapter.reset()
@@ -403,6 +465,7 @@ class Guarded(Wrapper):
             self.failures.zero_()
             self._event("alarm", f"the adapter was reset, for {unhealthy}")
         self.evidence.clear()
+        self.rest.clear()
 
     def _served(self, verdict: Verdict) -> tuple[Serving, str]:
         if verdict.overruled <= self.options.exposure:
@@ -424,26 +487,6 @@ class Guarded(Wrapper):
         event = GuardEvent(kind, reason, int(self.clock))
         self._slots = (*self.events, event, *(None,) * SLOTS)[:SLOTS]
 
-    def _report(self, verdict: Verdict, answer: Prediction) -> None:
-        right, agrees = verdict.right, answer.argmax(dim=1) == verdict.shipped
-        served = torch.where(verdict.preferred, torch.full_like(right, verdict.estimate), right)
-        self.diagnostics |= {
-            "estimated_accuracy": 100 * float(served.mean()),
-            "estimated_accuracy_source": 100 * float(right.mean()),
-            "agreement": float(agrees.float().mean()),
-            "unknown_share": float((right < UNKNOWN).float().mean()),
-        }
-
-    def _copies(self, x: Inputs) -> float:
-        """The share of the batch that repeats the sample before it."""
-        values = x.flatten(1) if isinstance(x, Tensor) else packed(x)
-        some, first = values[:, ::PIXELS], _sum(values[0])
-        repeats = int(int(self.clock) > 0 and bool(first == self.last))
-        for i in (some[1:] == some[:-1]).all(dim=1).nonzero()[:, 0].tolist():
-            repeats += torch.equal(values[i], values[i + 1])
-        self.last = _sum(values[-1]).to(self.last)
-        return repeats / len(x)
-
     @staticmethod
     def _classified(y: Any) -> Prediction:
         if not isinstance(y, Prediction) or y.dim() != 2:
@@ -451,32 +494,5 @@ class Guarded(Wrapper):
         return y
 
 
-def _sum(values: Tensor) -> Tensor:
-    """A number that hardly ever is that of other values (D,): their sum, of integers a hash that a double holds."""
-    if values.is_floating_point():
-        return values.double().sum()
-    digest = hashlib.sha256(values.cpu().numpy().tobytes()).digest()
-    return torch.tensor(int.from_bytes(digest[:6], "big"), dtype=torch.float64, device=values.device)
-
-
-def _copied(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return list(torch._foreach_add([p.detach() for p in parameters], 0)) if parameters else []
-
-
-def _distance(parameters: list[nn.Parameter], start: list[Tensor]) -> float:
-    """The distance of the parameters from these values."""
-    if not parameters:
-        return 0.0
-    moved = torch._foreach_sub([p.detach() for p in parameters], start)
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moved))))
-
-
 def _inputs(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple) else batch  # of a pair of inputs and labels
-
-
-def _upper_half(initial: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of the upper half of the adapted parameters, in the order of the layers."""
-    names = [name for name in initial if name.startswith("model.")]
-    upper = {name.removeprefix("model.") for name in names[len(names) // 2 :]}
-    return {k: v for k, v in initial.items() if any(name in k for name in upper)}
