@@ -94,7 +94,9 @@ def test_tensors_are_shared_but_for_those_it_owns() -> None:
 
 
 def test_a_wrong_head_is_an_error_that_helps() -> None:
-    with pytest.raises(ValueError, match=r"no torch.nn.Linear layer, so.*methods that take \(N, C, H, W\) are Source"):
+    with pytest.raises(
+        ValueError, match=r"no torch.nn.Linear layer, so.*methods that take \(N, C, H, W\) are Source"
+    ):
         headless(nn.Conv2d(3, 4, 1))
     with pytest.raises(
         ValueError, match=r"named 'head'; its linear layers are \['body.1', 'fc', 'projector'\]"
