@@ -6,6 +6,7 @@ import json
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,12 @@ DAMAGES = {
     "no number": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,x,1"], r"line 5: expected a number of 'a', got 'x'"),
     "empty value": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,,1"], r"line 5: no value of 'a'; resample"),
     "nan": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,nan,1"], r"line 5: 'a' is nan; resample"),
-    "huge": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,1e39,1"], r"line 5: 'a' is 1e39, more than float32 holds"),
+    "huge": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,1e39,1"], r"line 5: 'a' is 1e39, above 1e\+30 in size"),
+    "thousands": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,1_000,1"], r"line 5: expected a number of 'a', got '1_000'"),
+    "decimal comma": (["time,a,b", *ROWS[:3], '2024-01-01 03:00,"1,5",1'], r"of 'a', got '1,5'; write it as 1234.5"),
+    "commas in names": (["time;a, m;b", *ROWS], r"no column 'time'; its fields are separated by ';': save it with commas"),
+    "some with a zone": (["time,a,b", *ROWS[:3], "2024-01-01 03:00Z,1,1"], r"line 5: 2024-01-01 03:00Z has a time zone, unl"),
+    "some without": (["time,a,b", "2024-01-01 00:00+01:00,1,1", *ROWS[1:]], r"line 3: .* 01:00 has no time zone, unlike"),
     "fields": (["time,a,b", *ROWS[:3], "2024-01-01 03:00,1"], r"line 5: expected 3 fields, got 2"),
     "double name": (["time,a,a", *ROWS], r"the column 'a' is there twice"),
     "no series": (["time", "2024-01-01", "2024-01-02"], r"no series beside the column 'time'"),
@@ -91,6 +97,59 @@ def test_a_constant_series_is_not_divided_by_zero() -> None:
     values = torch.tensor([[1.0, 5.0], [3.0, 5.0], [5.0, 5.0], [7.0, 6.0]])
     series = Series("x", values, ("a", "b"), datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1), 2, 1)
     assert series.standardised().tolist() == [[-1, 0], [1, 0], [3, 0], [5, 1]]
+
+
+def test_a_constant_that_float32_rounds_is_constant() -> None:
+    values = torch.full((1001, 1), 0.1)
+    values[-1] = 0.6
+    assert values[:1000].std(correction=0) > 0  # by rounding alone
+    series = Series("x", values, ("a",), datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1), 1000, 0)
+    assert series.deviation.tolist() == [1]
+    assert np.allclose(series.standardised()[[0, -1], 0].numpy(), [0, 0.5], atol=1e-6)
+
+
+SHAPE: dict[str, Any] = {
+    "name": "x",
+    "values": torch.arange(20.0).reshape(10, 2),
+    "columns": ("a", "b"),
+    "start": datetime(2024, 1, 1, tzinfo=UTC),
+    "step": timedelta(hours=1),
+    "train": 6,
+    "validation": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train": 0}, "no row is for training; expected one or more"),
+        ({"train": 0.6}, "train is a number of rows, a whole one, got 0.6"),
+        ({"validation": 0.2}, "validation is a number of rows, a whole one, got 0.2"),
+        ({"values": np.zeros((10, 2))}, r"as a floating-point tensor, got ndarray; convert them: torch.as_tensor"),
+        ({"values": torch.zeros(10, 2, dtype=torch.int64)}, "as a floating-point tensor, got torch.int64"),
+        ({"values": torch.tensor([[0.0, 1.0]] * 9 + [[1.0, math.nan]])}, "1 rows hold NaN or infinity, first row 9"),
+    ],
+)  # fmt: skip
+def test_a_series_that_cannot_be_standardised_is_refused(wrong: dict[str, Any], message: str) -> None:
+    assert Series(**SHAPE).values.shape == (10, 2)
+    with pytest.raises((TypeError, DataError), match=message):
+        Series(**{**SHAPE, **wrong})
+
+
+def test_a_season_is_a_span_of_time() -> None:
+    with pytest.raises(
+        TypeError, match=r"season is a datetime.timedelta, such as timedelta\(days=1\), got 24"
+    ):
+        Series(**SHAPE).period(24)  # type: ignore[arg-type]
+
+
+def test_columns_are_a_list_and_each_is_read_once(tmp_path: Path) -> None:
+    path = written(tmp_path, ["time,load,b", *ROWS])
+    with pytest.raises(
+        TypeError, match=r"columns is a list of names, got 'load'; one name is a list too: \['load'\]"
+    ):
+        read_csv(path, columns="load")
+    assert read_csv(path, columns=["load", "load"]).columns == ("load",)
 
 
 def test_ett_has_its_usual_parts(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ __all__ = ["Series", "read_csv", "windows_of"]
 
 SHARES = (0.6, 0.2)  # of the training and of the validation rows
 REMEDY = "resample the file to equal steps and fill or drop what is missing"
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = 1e30  # sums of so large values are finite in float32
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,16 @@ class Series:
 
     Args:
         name: name of the data.
-        values: (T, D) observations, float32.
+        values: (T, D) observations, float32, all finite.
         columns: names of the D series.
         start: time of the first observation.
         step: time from one observation to the next.
-        train, validation: number of rows of these parts, which come first; the rest is for the test.
+        train, validation: number of rows of these parts, which come first, one at least for training; the rest is for the test.
         graph: (D, D) weights of edges between the series, or None.
 
     Raises:
-        DataError: the parts leave no row for the test, or numbers do not agree.
+        TypeError: the values are no floating-point tensor, or a part is no whole number of rows.
+        DataError: the parts leave no row for training or for the test, a value is not finite, or numbers do not agree.
     """
 
     name: str
@@ -52,6 +53,15 @@ class Series:
     graph: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        for part, count in {"train": self.train, "validation": self.validation}.items():
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"{self.name}: {part} is a number of rows, a whole one, got {count!r}")
+        if not isinstance(self.values, Tensor) or not self.values.is_floating_point():
+            got = self.values.dtype if isinstance(self.values, Tensor) else type(self.values).__name__
+            raise TypeError(
+                f"{self.name}: expected values (T, D) as a floating-point tensor, got {got}; convert them: "
+                "torch.as_tensor(values, dtype=torch.float32)"
+            )
         if self.values.dim() != 2 or self.values.shape[1] != len(self.columns):
             raise DataError(
                 f"{self.name}: expected values (T, {len(self.columns)}), got shape {tuple(self.values.shape)}"
@@ -60,6 +70,14 @@ class Series:
             raise DataError(
                 f"{self.name}: {len(self.values)} rows, of which {self.train} are for training and {self.validation} for "
                 "validation; expected some more for the test"
+            )
+        if not self.train:
+            raise DataError(
+                f"{self.name}: no row is for training; expected one or more, by which values are standardised"
+            )
+        if bad := (~self.values.isfinite()).any(1).nonzero()[:, 0].tolist():
+            raise DataError(
+                f"{self.name}: {len(bad)} rows hold NaN or infinity, first row {bad[0]}; {REMEDY}"
             )
 
     @property
@@ -70,8 +88,9 @@ class Series:
     @property
     def deviation(self) -> Tensor:
         """Standard deviation (D,) of the training rows; 1 for a series that is constant in them."""
-        spread = self.values[: self.train].std(0, correction=0)
-        return torch.where(spread > 0, spread, torch.ones_like(spread))
+        rows = self.values[: self.train]
+        constant = (rows == rows[0]).all(0)  # rounding makes the deviation of a constant larger than zero
+        return torch.where(constant, 1.0, rows.std(0, correction=0))
 
     def standardised(self) -> Tensor:
         """Return the values (T, D) less the mean of the training rows, divided by their deviation."""
@@ -81,8 +100,11 @@ class Series:
         """Return the number of observations in a season.
 
         Raises:
-            ValueError: a season is no whole number of steps.
+            TypeError: season is no span of time.
+        ValueError: a season is no whole number of steps.
         """
+        if not isinstance(season, timedelta):
+            raise TypeError(f"season is a datetime.timedelta, such as timedelta(days=1), got {season!r}")
         if season % self.step or season < self.step:
             raise ValueError(
                 f"{self.name}: a season of {season} is no whole number of steps of {self.step}; give the period as a number "
@@ -138,6 +160,7 @@ def read_csv(
         validation: number of validation rows; None for 20 %.
 
     Raises:
+        TypeError: columns is one text, or a part is no whole number of rows.
         DataError: there is no such file or column, a time or a value cannot be read, times do not increase, or steps are not
             equal; the message names the line and what to do.
     """
@@ -178,10 +201,13 @@ def _columns(path: Path, head: list[str], time: str, columns: Sequence[str] | No
     if time not in head:
         meant = did_you_mean(time, head) or f"; it has {', '.join(head[:8])}"
         remedy = "rename the column of times, or give its name as time= of read_csv"
-        if len(head) == 1 and len(parts := re.split(r"[;\t|]", head[0])) > 1:
-            meant, remedy = "", f"its fields are separated by {head[0][len(parts[0])]!r}: save it with commas"
+        if mark := re.search(r"[;\t|]", ",".join(head)):
+            meant = ""
+            remedy = f"its fields are separated by {mark[0]!r}: save it with commas, and numbers with decimal points"
         raise DataError(f"{path}: no column {time!r}{meant}; {remedy}")
-    wanted = [name for name in head if name != time] if columns is None else list(columns)
+    if isinstance(columns, str):
+        raise TypeError(f"columns is a list of names, got {columns!r}; one name is a list too: [{columns!r}]")
+    wanted = [name for name in head if name != time] if columns is None else list(dict.fromkeys(columns))
     for name in wanted:
         if name not in head or name == time:
             raise DataError(f"{path}: no series {name!r}{did_you_mean(name, head)}; it has {', '.join(head)}")
@@ -194,14 +220,16 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
     if not text.strip():
         raise DataError(f"{path}, line {line}: no value of {name!r}; {REMEDY}")
     try:
-        value = float(text)
+        value = float(text.replace("_", "x"))  # Python takes 1_000 for a thousand, other programs do not
     except ValueError:
-        raise DataError(f"{path}, line {line}: expected a number of {name!r}, got {text!r}") from None
+        raise DataError(
+            f"{path}, line {line}: expected a number of {name!r}, got {text!r}; write it as 1234.5"
+        ) from None
     if not math.isfinite(value):
         raise DataError(f"{path}, line {line}: {name!r} is {text.strip()}; {REMEDY}")
     if abs(value) > LARGEST:
         raise DataError(
-            f"{path}, line {line}: {name!r} is {text.strip()}, more than float32 holds; choose a larger unit"
+            f"{path}, line {line}: {name!r} is {text.strip()}, above {LARGEST:g} in size; choose a larger unit"
         )
     return value
 
@@ -214,7 +242,7 @@ def equal_steps(path: Path, texts: Iterable[tuple[int, str]]) -> tuple[datetime,
         texts: lines and their times in ISO 8601, at least two.
 
     Raises:
-        DataError: a time cannot be read, times do not increase, or there is a gap.
+        DataError: a time cannot be read, some have a time zone and others not, times do not increase, or there is a gap.
     """
     lines, times = [], []
     for line, text in texts:
@@ -225,7 +253,13 @@ def equal_steps(path: Path, texts: Iterable[tuple[int, str]]) -> tuple[datetime,
                 f"{path}, line {line}: expected a time in ISO 8601 such as 2016-07-01 00:00:00, got {text!r}"
             ) from None
         lines.append(line)
-        times.append(found if found.tzinfo else found.replace(tzinfo=UTC))
+        times.append(found)
+        if (found.tzinfo is None) != (times[0].tzinfo is None):
+            raise DataError(
+                f"{path}, line {line}: {text.strip()} has {'a' if found.tzinfo else 'no'} time zone, unlike the first time; "
+                "give all times one, or none"
+            )
+    times = [time if time.tzinfo else time.replace(tzinfo=UTC) for time in times]
     steps = [later - earlier for earlier, later in pairwise(times)]
     step = sorted(steps)[len(steps) // 2]  # the usual one
     for line, time, after in zip(lines[1:], times[1:], steps, strict=True):
