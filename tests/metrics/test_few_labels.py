@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -349,3 +351,44 @@ def test_signals_that_explain_every_value_are_worth_the_whole_stream() -> None:
     assert lines[1] == (
         "75 labels of 300 samples; plain random sampling needs all of them for the same standard error"
     )
+
+
+def test_predictions_in_another_order_than_their_index_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "p.csv"
+    file.write_text("index,predicted\n0,a\n1,b\n")
+    assert read_predictions(file).predicted.tolist() == ["a", "b"]
+    file.write_text("index,predicted\n0,a\n2,b\n1,c\n")
+    with pytest.raises(
+        DataError, match=r"line 3: expected the index 1, got 2; labels name samples by their place"
+    ):
+        read_predictions(file)
+    np.savez(tmp_path / "p.npz", predicted=np.arange(3), index=np.arange(1, 4))
+    with pytest.raises(DataError, match=r"sample 0: expected the index 0, got 1"):
+        read_predictions(tmp_path / "p.npz")
+
+
+def test_names_that_end_in_a_number_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("predicted\nv1.0\nv1\n3.0\n3\n-1.0\n")
+    assert read_predictions(tmp_path / "p.csv").predicted.tolist() == ["v1.0", "v1", "3", "3", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: draw_next([0.5, 0.5], -1), "number of samples to label is a whole number from 0, got -1"),
+        (lambda: draw_next([0.5, 0.5], 1, -1), "seed is a whole number from 0, got -1"),
+        (lambda: draw_next([], 1), r"chance of each sample as a number \(N,\), got the shape \(0,\)"),
+        (lambda: draw_next([0.5, np.nan], 1), "got NaN"),
+    ],
+)
+def test_draws_that_cannot_be_made_are_refused(draw: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_another_kind_of_interval_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("index,label\n0,a\n1,a\n")
+    predictions = Predictions(np.array(["a", "a", "b"]))
+    labels = read_labels([tmp_path / "l.csv"], predictions)
+    with pytest.raises(ValueError, match="interval is one of 'wilson', 'student', got 'wald'"):
+        estimate_text(predictions, labels, "wald")  # type: ignore[arg-type]

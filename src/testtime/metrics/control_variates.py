@@ -50,7 +50,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,6 +78,8 @@ FOLDS = 5
 LABELS_PER_VARIATE = 10
 RARE_PER_VARIATE = 5  # values other than the commonest
 PRICE = 2.0  # of a choice among K signals, times log K
+LARGEST = 1e100  # signals above it, or below its inverse, are divided by their largest
+ROUNDING = 1e-12  # deviation, as a share of the mean, up to which a signal is constant
 PSEUDO = 1.0  # pseudo-count that shrinks the gain of the variates where few errors were seen
 UNIFORM = 0.25  # share of a draw of known probability, at least, that is uniform over the stream
 
@@ -257,6 +259,9 @@ def estimate_mean(
     >>> bool(ours.low < right.mean() < ours.high), bool(ours.error < plain.error)
     (True, True)
     """
+    for name, value, kinds in (("interval", interval, Interval), ("choice", choice, Choice)):
+        if value not in get_args(kinds):
+            raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(kinds)))}, got {value!r}")
     z = signals if isinstance(signals, Signals) else standardise(signals)
     samples = len(z.table)
     before: list[Round] = []
@@ -299,6 +304,8 @@ def _ratio(plain: float, own: float) -> float:
 def standardise(signals: ArrayLike) -> Signals:
     """Return signals (N, K) with mean 0 and standard deviation 1, for several estimates of one stream.
 
+    A signal that is constant but for rounding becomes 0.
+
     Raises:
         ValueError: they are not a table of finite numbers.
 
@@ -313,8 +320,12 @@ def standardise(signals: ArrayLike) -> Signals:
         raise ValueError(
             f"expected finite signals, got others in column {column}; replace them or leave it out"
         )
-    spread = signals.std(axis=0)
-    return Signals((signals - signals.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
+    size = np.abs(signals).max(axis=0)
+    extreme = (size > LARGEST) | ((size > 0) & (size < 1 / LARGEST))  # their squares are infinite, or zero
+    signals = signals / np.where(extreme, size, 1.0)
+    spread, middle = signals.std(axis=0), signals.mean(axis=0)
+    varies = spread > ROUNDING * np.abs(middle)
+    return Signals(np.where(varies, signals - middle, 0.0) / np.where(varies, spread, 1.0))
 
 
 def _check(one: Round, samples: int, interval: Interval) -> None:

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -37,7 +37,9 @@ from numpy.typing import ArrayLike, NDArray
 from testtime.errors import DataError
 from testtime.files import damaged, write_text
 from testtime.metrics.betting import betting_interval
-from testtime.metrics.control_variates import UNIFORM, Interval, Round, estimate_mean, fit_rounds, standardise
+from testtime.metrics.control_variates import Interval, Round, estimate_mean, fit_rounds, standardise
+from testtime.metrics.next_draws import draw_next
+from testtime.metrics.next_draws import neyman_probabilities as neyman_probabilities
 from testtime.metrics.summary import Samples
 
 __all__ = [
@@ -123,36 +125,6 @@ def logit_signals(logits: ArrayLike) -> dict[str, Floats]:
     return {**found, "energy": energy}
 
 
-def neyman_probabilities(chances: ArrayLike) -> Floats:
-    """Return the probabilities q of a draw, (N,), see the module.
-
-    Args:
-        chances: expected values p of the samples, (N,); what is outside of [0.02, 0.98] is cut.
-
-    >>> neyman_probabilities([0.5, 1.0]).round(3)
-    array([0.711, 0.289])
-    """
-    p = np.clip(np.asarray(chances, float), 0.02, 0.98)
-    s = np.sqrt(p * (1 - p))
-    return UNIFORM / len(p) + (1 - UNIFORM) * s / s.sum()
-
-
-def draw_next(chances: ArrayLike, count: int, seed: int = 0) -> tuple[NDArray[np.int64], Floats]:
-    """Draw the samples to label next, with replacement: a sample that is drawn twice counts twice.
-
-    Args:
-        chances: expected values of the samples, (N,).
-        count: number of draws.
-        seed: random seed; every round needs another one.
-
-    Returns:
-        indices of the samples (count,), and the probability of each in a draw (count,).
-    """
-    q = neyman_probabilities(chances)
-    rows = np.random.default_rng(seed).choice(len(q), count, p=q / q.sum())
-    return rows, q[rows]
-
-
 def label_next(
     predictions: Predictions, rounds: Sequence[Round], count: int, seed: int = 0
 ) -> tuple[NDArray[np.int64], Floats]:
@@ -196,7 +168,7 @@ def read_predictions(path: str | Path) -> Predictions:
     else:
         text, lines = _columns(path)
         columns = {name: np.array(values) for name, values in text.items()}
-    columns.pop("index", None)
+    _check_order(path, columns.pop("index", None), lines)
     for name in [n for n in columns if n == "logits" or n.startswith("logits_")]:
         logits = columns.pop(name)
         if logits.ndim != 2 or logits.shape[1] < 2 or logits.dtype.kind not in "iuf":
@@ -231,6 +203,19 @@ def read_predictions(path: str | Path) -> Predictions:
     signals = {name: _numbers(path, name, values, lines) for name, values in columns.items()}
     with damaged(path, REPAIR):
         return Predictions(predicted, signals, {n.removeprefix("predicted_"): o for n, o in others.items()})
+
+
+def _check_order(path: Path, index: NDArray[np.generic] | None, lines: Sequence[int]) -> None:
+    """Refuse a column of indices that does not count the samples from 0 on: labels name samples by their place."""
+    if index is None:
+        return
+    found = _numbers(path, "index", index.ravel(), lines, True)
+    if len(wrong := np.flatnonzero(found != np.arange(len(found)))):
+        place = f"line {lines[wrong[0]]}" if lines else f"sample {wrong[0]}"
+        raise DataError(
+            f"{path}, {place}: expected the index {wrong[0]}, got {found[wrong[0]]:g}; labels name samples by their place in "
+            "the file: sort it by index, from 0 on without gaps, or name the column otherwise if it is none"
+        )
 
 
 def predictions_of(samples: Mapping[str, Samples], deployed: str) -> Predictions:
@@ -361,7 +346,7 @@ def write_next(path: str | Path, rows: NDArray[np.int64], probabilities: Floats,
 def estimate_text(
     predictions: Predictions,
     labels: Labels,
-    interval: Interval | str = "wilson",
+    interval: Interval | Literal["betting"] = "wilson",
 ) -> str:
     """Return an estimate in words, in percent.
 
@@ -369,9 +354,12 @@ def estimate_text(
         predictions: predictions of the stream.
         labels: labelled samples.
         interval: "wilson" or "student", see :func:`testtime.metrics.control_variates.estimate_mean`, or "betting".
+
+    Raises:
+        ValueError: interval is none of these.
     """
     z, names, rounds = standardise(predictions.table), [*predictions.signals], labels.rounds
-    found = estimate_mean(rounds, z, interval="student" if interval == "student" else "wilson")
+    found = estimate_mean(rounds, z, interval="wilson" if interval == "betting" else interval)
     low, high = betting_interval(rounds, z) if interval == "betting" else (found.low, found.high)
     what = "accuracy" if labels.kind == "label" else "mean value"
     used = ", ".join(names[i] for i in np.flatnonzero(fit_rounds(rounds, z).weights)) or "none"
@@ -394,7 +382,7 @@ def estimate_text(
 def estimate_or_choose(
     predictions: Predictions,
     labels: Sequence[str | Path],
-    interval: Interval | str = "wilson",
+    interval: Interval | Literal["betting"] = "wilson",
     count: int = 0,
     out: str | Path = "next.csv",
     seed: int = 0,
@@ -480,7 +468,9 @@ def _parsed(values: NDArray[np.generic]) -> Iterator[float | None]:
 def _names(values: NDArray[np.generic]) -> NDArray[np.str_]:
     """Classes as names, "3" for the numbers 3 and 3.0."""
     texts = [str(value).strip() for value in values.ravel()]
-    return np.array([text.removesuffix(".0") for text in texts], dtype=np.str_)
+    whole = [text.removesuffix(".0") for text in texts]
+    names = [w if w.lstrip("-").isdecimal() else text for w, text in zip(whole, texts, strict=True)]
+    return np.array(names, dtype=np.str_)
 
 
 def _filled(values: Floats) -> Floats:
