@@ -122,6 +122,14 @@ def test_refusals() -> None:
             make(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)))
     with pytest.raises(ValueError, match=r"length \+ horizon = 6 \+ 4 = 10 observations"):
         OutputBias(naive)(window()[:, 1:])
+    for make in (OutputBias, ScaleShift, GatedCalibration, ADCSD):
+        adapter = make(source())
+        with pytest.raises(
+            ValueError, match=rf"expected windows \(N, {L} or more observations, {D} series\), got"
+        ):
+            adapter(window()[..., :1])  # one series would be broadcast to all
+        with pytest.raises(ValueError, match=rf"expected windows \(N, {L} or more observations"):
+            adapter.predict(window()[:, 1 - L :])
     with pytest.raises(ValueError, match="rank"):
         GatedCalibration(naive, rank=0)
     assert OutputBias(naive)(window()).updated  # a source without a parameter has an output to correct

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -180,3 +181,30 @@ def test_fracast_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fracast", None)
     with pytest.raises(ImportError, match="pip install fracast"):
         Fracast(24)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SeasonalNaive(2, 0), "period is a whole number from 1, got 0"),
+        (lambda: SeasonalNaive(2, 24.0), "period is a whole number from 1, got 24.0"),
+        (lambda: Forecaster(NLinear(4, 2), 4.0, 2, 1), "length is a whole number from 1, got 4.0"),
+        (lambda: Forecaster(lambda x: x, 4, 2, 1), "expected a torch.nn.Module .* got function"),
+        (lambda: GRUNetwork(4, 2, 1, together=0), "together is a whole number from 1, got 0"),
+        (lambda: GraphNetwork(torch.ones(3, 3), 0, 2), "length is a whole number from 1, got 0"),
+        (
+            lambda: GraphNetwork(torch.ones(3, 3), 4, 2)(torch.zeros(1, 4, 2)),
+            "graph has 3 series, and the windows 2",
+        ),
+        (lambda: fit_nlinear(series(20), 0, 2), "length is a whole number from 1, got 0"),
+        (
+            lambda: fit_nlinear(series(20).numpy(), 4, 2),
+            r"as a tensor, got ndarray; of a Series, .* series.standardised",
+        ),
+        (lambda: fit_nlinear(series(20) * float("nan"), 4, 2), "expected finite observations"),
+        (lambda: fit_nlinear(series(20), 4, 2, ridge=float("nan")), "ridge is at least 0 and finite, got nan"),
+    ],
+)
+def test_sources_that_cannot_be_built_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,34 @@ def test_refusals() -> None:
         forecast_online(Source(naive()), walk(20), range(0))
     with pytest.raises(ValueError, match="expected a forecaster"):
         forecast_online(Source(torch.nn.Linear(2, 2)), walk(20), range(10, 12))
+    with pytest.raises(ValueError, match="expected times that increase, got 11 after"):
+        forecast_online(Source(naive()), walk(20), range(12, 8, -1))
+    with pytest.raises(ValueError, match="of the series of the forecaster, got shape"):
+        forecast_online(Source(naive()), walk(20)[:, :1], range(10, 12))
+    with pytest.raises(TypeError, match="as a tensor, got ndarray; of a Series: series.standardised"):
+        forecast_online(Source(naive()), walk(20).numpy(), range(10, 12))
+    with pytest.raises(ValueError, match="horizon is a whole number from 1, got 0"):
+        origins(5, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"forecasts": torch.zeros(1, 2, 2)}, r"\(3, H, 2\), got shape \(1, 2, 2\)"),  # would be broadcast
+        ({"forecasts": torch.zeros(3, 2, 1)}, r"\(3, H, 2\), got shape \(3, 2, 1\)"),
+        ({"forecasts": torch.zeros(3, 2)}, r"got shape \(3, 2\)"),
+        ({"times": range(0)}, "expected a forecast for each time and series"),
+        ({"times": range(5, 8)}, "from time 5 to 7 are of 2 steps each, and there are 9 observations"),
+        ({"deviation": torch.ones(1)}, r"expected a deviation for each series, \(2,\), got \(1,\)"),
+    ],
+)
+def test_errors_of_other_forms_are_refused(wrong: dict[str, Any], message: str) -> None:
+    right = {
+        "forecasts": torch.zeros(3, 2, 2),
+        "values": torch.ones(9, 2),
+        "times": range(4, 7),
+        "deviation": torch.ones(2),
+    }
+    assert errors_of(**right)["mse"] == 1
+    with pytest.raises(ValueError, match=message):
+        errors_of(**{**right, **wrong})

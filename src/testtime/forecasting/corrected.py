@@ -48,6 +48,7 @@ class Corrected(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Forecast from the last observations of windows (N, T, D)."""
+        forecaster_of(self.network).check(x)  # before a correction, which would be broadcast to other windows
         if self.inputs is not None:
             x = self.inputs(x[:, -self.length :])
         y = self.network(x)["forecast"]

@@ -56,6 +56,19 @@ class Forecast(Task):
         return MeanSquaredError()
 
 
+def checked_counts(**counts: int) -> None:
+    """Refuse numbers that are no whole ones from 1.
+
+    Raises:
+        TypeError, ValueError: a number is no integer, or below 1.
+    """
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is a whole number from 1, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} is a whole number from 1, got {value}")
+
+
 @final
 class Forecaster(nn.Module):
     """A network that forecasts the next ``horizon`` steps of some series from the last ``length``.
@@ -71,6 +84,7 @@ class Forecaster(nn.Module):
         input_range: lowest and highest value of the inputs; an adapter refuses windows far outside of it. None: any value.
 
     Raises:
+        TypeError: network is no module, or a number is no whole one.
         ValueError: a number is below 1, or, when called, a window has another form.
 
     >>> import torch
@@ -89,9 +103,12 @@ class Forecaster(nn.Module):
         input_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"length": length, "horizon": horizon, "channels": channels}.items():
-            if value < 1:
-                raise ValueError(f"{name} is a whole number from 1, got {value}")
+        checked_counts(length=length, horizon=horizon, channels=channels)
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"expected a torch.nn.Module (N, L, D) -> (N, H, D), got {type(network).__name__}; a function fits into the "
+                "forward of one"
+            )
         self.network, self.length, self.horizon, self.channels = network, length, horizon, channels
         self.input_range = input_range
         self.tasks = {"forecast": Forecast(channels=channels)}
@@ -105,11 +122,7 @@ class Forecaster(nn.Module):
         Returns:
             ``{"forecast": (N, H, D)}``.
         """
-        if x.dim() != 3 or x.shape[1] < self.length or x.shape[2] != self.channels:
-            raise ValueError(
-                f"expected windows (N, {self.length} or more observations, {self.channels} series), got shape "
-                f"{tuple(x.shape)}; for a single window add the batch dimension: x[None]"
-            )
+        self.check(x)
         n = x.shape[0]  # not len(x), which an exporter takes for a constant
         y = self.network(x[:, -self.length :])
         if not isinstance(y, Tensor) or tuple(y.shape) != (n, self.horizon, self.channels):
@@ -119,3 +132,15 @@ class Forecaster(nn.Module):
                 f"({n}, {self.horizon}, {self.channels}); wrap it in a module that returns (N, horizon, series)"
             )
         return {"forecast": y}
+
+    def check(self, x: Tensor) -> None:
+        """Refuse what are no windows (N, T, D) with T from ``length``.
+
+        Raises:
+            ValueError: they have another form.
+        """
+        if x.dim() != 3 or x.shape[1] < self.length or x.shape[2] != self.channels:
+            raise ValueError(
+                f"expected windows (N, {self.length} or more observations, {self.channels} series), got shape "
+                f"{tuple(x.shape)}; for a single window add the batch dimension: x[None]"
+            )

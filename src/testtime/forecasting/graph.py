@@ -7,6 +7,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from testtime.forecasting.forecaster import checked_counts
+
 __all__ = ["GraphNetwork", "normalised_graph"]
 
 
@@ -43,7 +45,8 @@ class GraphNetwork(nn.Module):
         width: number of features of a series.
 
     Raises:
-        ValueError: the graph is refused by :func:`normalised_graph`.
+        TypeError, ValueError: the graph is refused by :func:`normalised_graph`, or a number is no whole one from 1; when
+            called, there are other series than in the graph.
 
     Reference: Kipf and Welling, Semi-Supervised Classification with Graph Convolutional Networks, ICLR 2017 (the mixing).
     """
@@ -52,6 +55,7 @@ class GraphNetwork(nn.Module):
 
     def __init__(self, graph: Tensor, length: int, horizon: int, width: int = 32) -> None:
         super().__init__()
+        checked_counts(length=length, horizon=horizon, width=width)
         self.register_buffer("mixing", normalised_graph(graph))
         self.read = nn.Linear(length, width)
         self.own = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
@@ -61,6 +65,10 @@ class GraphNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the forecast (N, H, D) of windows (N, L, D)."""
+        if x.shape[2] != len(self.mixing):
+            raise ValueError(
+                f"the graph has {len(self.mixing)} series, and the windows {x.shape[2]}; expected a graph (D, D) of the series"
+            )
         h = self.read(x.transpose(1, 2))  # (N, D, width)
         for own, others, norm in zip(self.own, self.others, self.norms, strict=True):
             mixed = own(h) + others(self.mixing @ h)

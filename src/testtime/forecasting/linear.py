@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from testtime.forecasting.forecaster import Forecaster
+from testtime.forecasting.forecaster import Forecaster, checked_counts
 from testtime.forecasting.series import windows_of
 
 __all__ = ["NLinear", "SeasonalNaive", "fit_nlinear"]
@@ -24,7 +24,7 @@ class SeasonalNaive(nn.Module):
         period: number of observations of a season, such as 24 for hours of a day.
 
     Raises:
-        ValueError: when called with fewer observations than a period.
+        TypeError, ValueError: a number is no whole one from 1, or, when called, there are fewer observations than a period.
 
     >>> SeasonalNaive(horizon=3, period=2)(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten()
     tensor([2., 3., 2.])
@@ -32,6 +32,7 @@ class SeasonalNaive(nn.Module):
 
     def __init__(self, horizon: int, period: int) -> None:
         super().__init__()
+        checked_counts(horizon=horizon, period=period)
         self.horizon, self.period = horizon, period
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +87,8 @@ def fit_nlinear(values: Tensor, length: int, horizon: int, ridge: float = 1.0) -
         ridge: rho, the weight of the squared entries of W.
 
     Raises:
-        ValueError: there is no window, or ridge is negative.
+        TypeError, ValueError: a number of observations is no whole one from 1, values are no tensor or not finite, there is no
+            window, or ridge is negative.
 
     >>> wave = torch.sin(torch.arange(200.0) * torch.pi / 12)[:, None]
     >>> model = fit_nlinear(wave[:150], length=24, horizon=6, ridge=1e-6)
@@ -94,8 +96,16 @@ def fit_nlinear(values: Tensor, length: int, horizon: int, ridge: float = 1.0) -
     >>> bool(error.abs().max() < 1e-2)
     True
     """
-    if ridge < 0:
-        raise ValueError(f"ridge is at least 0, got {ridge}")
+    checked_counts(length=length, horizon=horizon)
+    if not 0 <= ridge < float("inf"):
+        raise ValueError(f"ridge is at least 0 and finite, got {ridge}")
+    if not isinstance(values, Tensor):
+        raise TypeError(
+            f"expected the observations (T, D) as a tensor, got {type(values).__name__}; of a Series, those of training are "
+            "series.standardised()[: series.train]"
+        )
+    if not bool(values.isfinite().all()):
+        raise ValueError("expected finite observations (T, D), got NaN or infinity; fill the gaps first")
     windows = windows_of(values, length + horizon)  # (n, L + H, D)
     rows = windows.transpose(1, 2).reshape(-1, length + horizon)
     gram = torch.zeros(length + 1, length + 1, dtype=torch.float64)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from testtime.adapter import Adapter
 from testtime.forecasting.corrected import forecaster_of
+from testtime.forecasting.forecaster import checked_counts
 
 __all__ = ["errors_of", "forecast_online", "origins"]
 
@@ -17,11 +19,13 @@ def origins(first: int, last: int, horizon: int) -> range:
     """Return the times from which the rows ``first`` to ``last`` (exclusive) are forecast: t forecasts t + 1 to t + horizon.
 
     Raises:
-        ValueError: there are fewer rows than a horizon.
+        TypeError, ValueError: the horizon is no whole number from 1, no row is before the first, or there are fewer rows than a
+            horizon.
 
     >>> list(origins(10, 14, 2))  # rows 10, 11 from 9; 11, 12 from 10; 12, 13 from 11
     [9, 10, 11]
     """
+    checked_counts(horizon=horizon, first=first)
     if last - first < horizon:
         raise ValueError(
             f"the rows {first} to {last} are fewer than the horizon {horizon}; take a shorter one"
@@ -44,7 +48,7 @@ def forecast_online(
     Args:
         adapter: adapter around a :class:`Forecaster`.
         values: (T, D) standardised observations.
-        times: times t, in their order.
+        times: times t, each later than the one before.
         leaking: whether the adapter learns at time t from the window that ends at t + horizon, whose truth is what it is then
             scored on. This is what public code of this field often does; it is no method, and the tables name it so.
         progress: function of the number of forecasts that are done and of all.
@@ -53,13 +57,27 @@ def forecast_online(
         (n, H, D).
 
     Raises:
-        ValueError: there are fewer than length + horizon observations up to the first time, or the last leaves no truth for
-            a leaking run.
+        TypeError: the values are no tensor.
+        ValueError: times do not increase, the values have other series than the forecaster, there are fewer than length +
+            horizon observations up to the first time, or the last leaves no truth for a leaking run.
     """
     shape = forecaster_of(adapter)
+    if not isinstance(values, Tensor):
+        raise TypeError(
+            f"expected the observations (T, D) as a tensor, got {type(values).__name__}; of a Series: series.standardised()"
+        )
+    if values.dim() != 2 or values.shape[1] != shape.channels:
+        raise ValueError(
+            f"expected observations (T, {shape.channels}) of the series of the forecaster, got shape {tuple(values.shape)}"
+        )
     span, ahead = shape.length + shape.horizon, shape.horizon if leaking else 0
     if not len(times):
         raise ValueError("expected times to forecast from, got none")
+    if late := next((b for a, b in pairwise(times) if b <= a), None):
+        raise ValueError(
+            f"expected times that increase, got {late} after a time that is not before it; an adapter would have learned from "
+            "what comes after: sort them"
+        )
     if times[0] + 1 < span or times[-1] + ahead >= len(values):
         raise ValueError(
             f"windows of length + horizon = {span} observations are needed from time {times[0]} to {times[-1]}"
@@ -91,11 +109,28 @@ def errors_of(forecasts: Tensor, values: Tensor, times: range, deviation: Tensor
     Returns:
         ``mse``, ``mae``, ``mse_units``, ``mae_units``, and ``last_fifth``, the ``mse`` of the last fifth of the forecasts.
 
+    Raises:
+        ValueError: there is no forecast, or not one for each time and series, a truth lies outside of the values, or there is
+            not a deviation for each series.
+
     >>> values = torch.tensor([[0.0], [1.0], [3.0]])
     >>> errors_of(torch.zeros(2, 1, 1), values, range(2), torch.tensor([2.0]))["mae_units"]
     4.0
     """
+    n, (rows, channels) = len(times), values.shape
+    if not n or forecasts.dim() != 3 or (forecasts.shape[0], forecasts.shape[2]) != (n, channels):
+        raise ValueError(
+            f"expected a forecast for each time and series, ({n or 'one or more'}, H, {channels}), got shape "
+            f"{tuple(forecasts.shape)}"
+        )
     horizon = forecasts.shape[1]
+    if min(times) < -1 or max(times) + horizon >= rows:
+        raise ValueError(
+            f"the forecasts from time {min(times)} to {max(times)} are of {horizon} steps each, and there are {rows} "
+            "observations; leave out the forecasts without a truth"
+        )
+    if deviation.shape != (channels,):
+        raise ValueError(f"expected a deviation for each series, ({channels},), got {tuple(deviation.shape)}")
     truth = torch.stack([values[t + 1 : t + 1 + horizon] for t in times])
     error = forecasts.double() - truth.double()
     in_units = error * deviation.double()

@@ -6,6 +6,8 @@ from typing import final
 
 from torch import Tensor, nn
 
+from testtime.forecasting.forecaster import checked_counts
+
 __all__ = ["GRUNetwork"]
 
 
@@ -23,13 +25,14 @@ class GRUNetwork(nn.Module):
         together: number of observations that are read at a time; it divides L.
 
     Raises:
-        ValueError: ``together`` does not divide ``length``.
+        TypeError, ValueError: a number is no whole one from 1, or ``together`` does not divide ``length``.
 
     Reference: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, EMNLP 2014 (the unit).
     """
 
     def __init__(self, length: int, horizon: int, channels: int, width: int = 64, together: int = 4) -> None:
         super().__init__()
+        checked_counts(length=length, horizon=horizon, channels=channels, width=width, together=together)
         if length % together:
             raise ValueError(f"together divides the length {length}, got {together}")
         self.horizon, self.together = horizon, together

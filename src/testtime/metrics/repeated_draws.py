@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from testtime.errors import check_name
 from testtime.metrics.control_variates import Choice, Interval, Round, Signals, estimate_mean, standardise
-from testtime.metrics.few_labels import Predictions, neyman_probabilities
+from testtime.metrics.few_labels import Predictions
+from testtime.metrics.next_draws import neyman_probabilities
 
 __all__ = ["DESIGNS", "SETTINGS", "check_numbers", "repeat_draws", "repeat_for"]
 
