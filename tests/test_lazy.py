@@ -50,6 +50,19 @@ def test_one_method_loads_few_modules_and_no_reader_renderer_or_other_method():
     assert not [m for m in found if m.split(".")[1:2] and m.split(".")[1] in FOREIGN]
 
 
+def test_an_adapter_does_not_load_the_compiler_of_torch():
+    code = "; ".join(
+        [
+            "import torch",
+            "from testtime.methods import SAR, Tent",
+            "from testtime.models.digits import DigitsCNN",
+            "adapters = [Tent(DigitsCNN().eval()), SAR(DigitsCNN().eval(), 10)]",
+            "[(a(torch.rand(2, 3, 32, 32)), a.load_state_dict(a.state_dict()), a.reset()) for a in adapters]",
+        ]
+    )
+    assert not [m for m in loaded_by(code) if m.startswith("torch._dynamo.")]
+
+
 def test_the_names_of_all_methods_are_known_without_torch():
     code = "from testtime.methods import METHODS; assert METHODS['Tent'].name == 'tent'"
     assert not [m for m in loaded_by(code) if m.startswith("torch")]

@@ -22,7 +22,7 @@ from testtime.intake.sharing import Stateful, share
 from testtime.intake.trees import modules_of
 from testtime.norm.layer import advance, policies_of
 from testtime.notices import Notices
-from testtime.parts.lean import saving
+from testtime.parts.lean import Saving, resting
 from testtime.parts.views import MirrorCheck
 from testtime.prediction import Prediction, TaskPredictions, as_prediction
 from testtime.state import AdapterState, all_finite
@@ -70,6 +70,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         self._frozen = Frozen()
         self._gate = Gate()
         self._mirror = MirrorCheck()
+        self._saving = Saving()
         self._notices = Notices(type(self).__name__)
 
     # What a method defines --------------------------------------------------------------------------------------------
@@ -110,16 +111,17 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         """
         if self._optimizer is None:
             raise RuntimeError(f"{type(self).__name__} called update() without adapt() in its __init__")
-        if isinstance(loss, Tensor):
-            if not math.isfinite(loss.item()):
-                raise _Diverged("loss")
-            loss = gradients(loss, self._adapted)
-        if not all_finite([g for g in loss if g is not None]):
-            raise _Diverged("gradient")
-        self._move(loss, rate)
-        with torch.no_grad():
-            if not all_finite(self._adapted):
-                raise _Diverged("update")
+        with resting(self.autograd):
+            if isinstance(loss, Tensor):
+                if not math.isfinite(loss.item()):
+                    raise _Diverged("loss")
+                loss = gradients(loss, self._adapted)
+            if not all_finite([g for g in loss if g is not None]):
+                raise _Diverged("gradient")
+            self._move(loss, rate)
+            with torch.no_grad():
+                if not all_finite(self._adapted):
+                    raise _Diverged("update")
         self._updated = True
 
     # What a user calls ------------------------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ class Adapter(Facts, AdapterState, metaclass=Construction):
         advance(policies, accept=False)  # what a prediction that raised has left
         try:
             self._mirror(self, x)
-            with explained(), saving(self.autograd):
+            with explained(), self._saving(self.autograd, x):
                 y = as_prediction(self.step(x))
             self._frozen.check_buffers(self)  # the model's own forward may write into a buffer
             if not bool(y.valid.any()):

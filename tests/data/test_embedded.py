@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from sklearn.datasets import load_digits, load_sample_images
 
 from testtime.data import embedded
+from testtime.data.imageset import ArrayImages
 
 
 def test_the_digits_are_split_in_halves_that_do_not_change() -> None:
@@ -40,7 +42,22 @@ def test_colour_images_repeat_the_grey() -> None:
     assert (image[0] == image[2]).all()
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install -e '\.\[demo\]'"):
+def test_the_sets_are_made_once_and_cannot_be_written() -> None:
+    assert embedded() is embedded(channels=3)
+    images = embedded().test.images
+    assert isinstance(images, ArrayImages)
+    assert not images.array.flags.writeable
+
+
+def test_scikit_learn_is_not_imported() -> None:
+    code = "import sys; from testtime.data import embedded; embedded(); sys.exit('sklearn' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("module", "package"), [("sklearn", "scikit-learn"), ("PIL", "Pillow")])
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, module: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{package}.*pip install -e '\.\[demo\]'"):
         embedded()

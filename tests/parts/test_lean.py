@@ -163,6 +163,45 @@ def test_values_and_gradients_equal_plain_autograd_bit_by_bit(case: str, how: st
     assert kept == most if how == "lean" and case in TRANSFORMERS else kept < most
 
 
+@pytest.mark.parametrize("kind", DTYPES)
+def test_the_gradient_of_a_relu_is_that_of_plain_autograd_without_numpy_too(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    x = torch.tensor([[-1.0, 0.0, 2.0, torch.nan], [torch.inf, -torch.inf, -0.0, 1e-3]], dtype=DTYPES[kind])
+    g = torch.tensor([[torch.inf, torch.nan, -0.0, 3.0], [-torch.inf, 1.0, -1.0, torch.nan]]).to(x)
+    x.requires_grad_(True)
+    (plain,) = torch.autograd.grad(F.relu(x), x, g)
+    for host in ("cpu", "none"):
+        monkeypatch.setattr(lean, "HOST", host)
+        with saving("lean"):
+            y = F.relu(x)
+        (found,) = torch.autograd.grad(y, x, g)
+        words = lean.WORDS[x.element_size()]
+        assert torch.equal(found.view(words), plain.view(words)), host
+
+
+def test_a_batch_that_is_too_small_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lean, "SMALLEST", 4 * 8 * 16 * 16)
+    adapter = Tent(Residual(nn.BatchNorm2d).eval(), autograd="lean")
+    asked: list[object] = []
+    take = lean._Lean.__torch_function__
+
+    def count(self: lean._Lean, func: object, *args: object) -> object:
+        asked.append(func)
+        return take(self, func, *args)
+
+    monkeypatch.setattr(lean._Lean, "__torch_function__", count)
+    counts = []
+    for n in (1, 1, 4, 1, 4):
+        asked.clear()
+        adapter(torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(n)))
+        counts.append(len(asked))
+    assert counts[0] > 0
+    assert counts[1] == counts[3] == 0
+    assert counts[2] == counts[4] > 0
+    assert torch.Tensor.grad.__get__ not in asked  # of the optimizer
+
+
 def test_what_asks_for_no_gradient_and_what_is_adapted_is_plain():
     x, conv = torch.randn(2, 3, 8, 8), nn.Conv2d(3, 4, 3)
     with saving("lean"):
@@ -217,8 +256,10 @@ def test_a_checkpointed_model_repeats_its_forward_the_same_way():
     assert all(map(torch.equal, found, plain[1:]))
 
 
+@pytest.mark.parametrize("host", ["cpu", "none"])
 @pytest.mark.parametrize("n", [1, 7, 8, 13, 64])
-def test_bits_come_back_as_they_were(n: int):
+def test_bits_come_back_as_they_were(n: int, host: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lean, "HOST", host)
     flags = (torch.arange(3 * n).reshape(n, 3) * 7 % 5 < 2).to(torch.uint8)
     packed = pack(flags)
     assert len(packed) == -(-3 * n // 8)

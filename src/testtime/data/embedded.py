@@ -1,5 +1,8 @@
 """The embedded default: real images distributed with scikit-learn, so that a first run needs no download."""
 
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 from testtime.data.grey import DIGITS
 from testtime.data.imageset import ImageSet, from_arrays
-from testtime.errors import missing_extra
+from testtime.errors import need_packages
 
 SIZE = 32
 TRAIN = 898  # the first half; the images are sorted by writer, so the halves share almost no writers
@@ -26,7 +29,7 @@ class Embedded(NamedTuple):
 
 
 def embedded(channels: int = 3) -> Embedded:
-    """Return handwritten digits for training and testing, and patches of photographs as unknown images.
+    """Return handwritten digits for training and testing, and patches of photographs as unknown images, made once a process.
 
     Args:
         channels: number of channels, 1 or 3; all images are grey, 32x32.
@@ -39,17 +42,32 @@ def embedded(channels: int = 3) -> Embedded:
 
     Source: Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI 1998.
     """
-    try:
-        import PIL.Image  # noqa: F401
-        from sklearn.datasets import load_digits, load_sample_images
-    except ImportError as error:
-        raise missing_extra("scikit-learn", "demo") from error
-    digits = load_digits()
-    images = _enlarged(digits.images)
-    train = from_arrays("digits-train", images[:TRAIN], digits.target[:TRAIN], DIGITS, channels)
-    test = from_arrays("digits-test", images[TRAIN:], digits.target[TRAIN:], DIGITS, channels)
-    patches = np.concatenate([_patches(photograph) for photograph in load_sample_images().images])
+    need_packages(sklearn="demo", PIL="demo")
+    return _made(channels)
+
+
+@cache
+def _made(channels: int) -> Embedded:
+    from PIL import Image
+
+    folder = _package("sklearn") / "datasets"
+    table = np.loadtxt(folder / "data" / "digits.csv.gz", delimiter=",")
+    images, labels = _enlarged(table[:, :-1].reshape(-1, 8, 8)), table[:, -1].astype(np.int64)
+    images.setflags(write=False)
+    train = from_arrays("digits-train", images[:TRAIN], labels[:TRAIN], DIGITS, channels)
+    test = from_arrays("digits-test", images[TRAIN:], labels[TRAIN:], DIGITS, channels)
+    photographs = [np.asarray(Image.open(folder / "images" / name)) for name in ("china.jpg", "flower.jpg")]
+    patches = np.concatenate([_patches(photograph) for photograph in photographs])
+    patches.setflags(write=False)
     return Embedded(train, test, from_arrays("photograph-patches", patches, channels=channels))
+
+
+def _package(name: str) -> Path:
+    """The folder of a package, which is not imported: that of scikit-learn takes a second."""
+    found = find_spec(name)
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
 
 
 def _enlarged(images: NDArray[np.float64]) -> NDArray[np.uint8]:

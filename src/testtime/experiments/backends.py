@@ -19,11 +19,7 @@ from testtime.workers import start_worker, worker_pool
 __all__ = ["Backend", "Here", "Processes", "Ray"]
 
 LOST: Outcome = {"state": "lost"}
-SLOW = (
-    "sklearn.datasets",
-    "cv2",
-    "timm",
-)  # packages that are imported where they are needed, in a second or so
+SLOW = ("cv2", "timm")  # packages that are imported where they are needed, in a second or so
 
 
 class Backend(ABC):

@@ -21,10 +21,12 @@ Mars, Tang and Pekhimenko, Gist: Efficient Data Encoding for Deep Neural Network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -32,14 +34,18 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from testtime.intake.gradients import checkpointed
+from testtime.intake.named import Inputs
 from testtime.intake.outputs import AUTOGRAD
 
-__all__ = ["pack", "saving", "unpack"]
+__all__ = ["Saving", "pack", "resting", "saving", "unpack"]
 
 PLAIN_TYPES = (Tensor, nn.Parameter)
-SMALLEST = 2**17
+SMALLEST = 2**18
 """Number of values of a tensor from which on this saves more than it costs."""
 GATHER, SPREAD, BITS = 0x0102040810204080, 0x0101010101010101, 0x8040201008040201 - 2**64
+HOST = "cpu"
+"""Type of the devices whose bits numpy handles, in fewer and faster calls than torch."""
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def saving(how: str | None = None) -> AbstractContextManager[Any]:
@@ -63,12 +69,39 @@ def saving(how: str | None = None) -> AbstractContextManager[Any]:
     return nullcontext() if how in (None, "plain") else _Lean(how == "recompute")
 
 
+def resting(how: str | None) -> AbstractContextManager[Any]:
+    """Leave :func:`saving` for calls that belong to no forward, of which each would be looked at."""
+    return nullcontext() if how in (None, "plain") else torch._C.DisableTorchFunction()
+
+
+class Saving:
+    """:func:`saving` for the steps of one adapter, without a look at batches that are too small for "lean" to save anything."""
+
+    def __init__(self) -> None:
+        self._small = 0  # values of the largest of these
+
+    @contextmanager
+    def __call__(self, how: str | None, x: Inputs) -> Iterator[None]:
+        """Run the step on a batch inside.
+
+        Args:
+            how: as of :func:`saving`.
+            x: batch.
+        """
+        values = x.numel() if isinstance(x, Tensor) else 0
+        mode = saving("plain" if how == "lean" and 0 < values <= self._small else how)
+        with mode:
+            yield
+        if isinstance(mode, _Lean) and not mode.applied:
+            self._small = max(self._small, values)
+
+
 class _Lean(TorchFunctionMode):
     """Calls of torch's functions, inside, go to those of this module where there is one for them."""
 
     def __init__(self, recompute: bool) -> None:
         super().__init__()
-        self.recipes = None
+        self.recipes, self.applied = None, False
         if recompute:
             from testtime.parts.recompute import Recipes
 
@@ -80,6 +113,7 @@ class _Lean(TorchFunctionMode):
         if lean is not None and _applies(*args, **kwargs):
             y = lean(*args, **kwargs)
             if y is not None:
+                self.applied = True
                 return y
         return func(*args, **kwargs) if self.recipes is None else self.recipes(func, args, kwargs)
 
@@ -107,19 +141,42 @@ def pack(flags: Tensor) -> Tensor:
     tensor([9, 1], dtype=torch.uint8)
     """
     flat = flags.as_strided((flags.numel(),), (1,))
+    if flat.device.type == HOST:
+        return torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
     flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]) if len(flat) % 8 else flat
     return (flat.view(torch.int64) * GATHER).bitwise_right_shift_(56).to(torch.uint8)
 
 
 def unpack(packed: Tensor, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """Bytes that are 0 where those given to :func:`pack` were, and above 0 elsewhere.
+    """Bytes that are 0 where those given to :func:`pack` were, and above 0 elsewhere; 1 on a CPU.
 
     >>> unpack(torch.tensor([9], dtype=torch.uint8), (2, 2), (2, 1))
     tensor([[1, 0],
-            [0, 8]], dtype=torch.uint8)
+            [0, 1]], dtype=torch.uint8)
     """
-    bits = packed.to(torch.int64).mul_(SPREAD).bitwise_and_(BITS)
-    return bits.view(torch.uint8).as_strided(tuple(shape), tuple(strides))
+    if packed.device.type == HOST:
+        bits = torch.from_numpy(np.unpackbits(packed.numpy(), bitorder="little"))
+    else:
+        bits = packed.to(torch.int64).mul_(SPREAD).bitwise_and_(BITS).view(torch.uint8)
+    return bits.as_strided(tuple(shape), tuple(strides))
+
+
+def _set(y: Tensor) -> Tensor:
+    """Where values are not 0; comparisons of torch are slow on a CPU."""
+    if y.device.type == HOST and y.dtype != torch.bfloat16:
+        return torch.from_numpy(np.not_equal(y.detach().numpy(), 0))
+    return y.to(torch.bool)
+
+
+def _kept(g: Tensor, flags: Tensor) -> Tensor:
+    """The values of g where flags are set, and 0 elsewhere, in the layout of the flags."""
+    if g.device.type == HOST and g.stride() == flags.stride():  # integers, so that infinity times 0 is 0
+        words = g.view(WORDS[g.element_size()])
+        kept = torch.empty_like(words)
+        np.multiply(words.numpy(), flags.numpy(), out=kept.numpy())
+        return kept.view(g.dtype)
+    flags = flags.to(g.dtype)  # kernels for bool are slow on a CPU
+    return torch.ops.aten.threshold_backward.grad_input(g, flags, 0, grad_input=flags)
 
 
 class _Gated(torch.autograd.Function):
@@ -132,7 +189,7 @@ class _Gated(torch.autograd.Function):
         y = act(x)
         if y is x:
             ctx.mark_dirty(x)
-        flags = y.to(torch.bool) if flags is None else flags  # of a ReLU; comparisons are slow on a CPU
+        flags = _set(y) if flags is None else flags  # of a ReLU
         ctx.save_for_backward(pack(flags.view(torch.uint8)))
         ctx.layout, ctx.slope = (flags.shape, flags.stride()), slope
         return y
@@ -141,11 +198,12 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (g,) = gradients
-        flags = unpack(*ctx.saved_tensors, *ctx.layout).to(g.dtype)  # kernels for bool are slow on a CPU
+        flags = unpack(*ctx.saved_tensors, *ctx.layout)
         if ctx.slope:
+            flags = flags.to(g.dtype)
             of_x = torch.ops.aten.leaky_relu_backward.grad_input(g, flags, ctx.slope, False, grad_input=flags)
         else:
-            of_x = torch.ops.aten.threshold_backward.grad_input(g, flags, 0, grad_input=flags)
+            of_x = _kept(g, flags)
         return of_x, None, None, None
 
 
@@ -210,7 +268,10 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (g,), (weight,), (shape, strides, dtype) = gradients, ctx.saved_tensors, ctx.like
-        x = torch.empty_strided(shape, strides, dtype=dtype, device=g.device)  # its form alone is read
+        if g.dtype == dtype and g.numel() >= math.prod(shape) and _dense(g):
+            x = g.as_strided(shape, strides)  # of the input its form alone is read: any memory will do
+        else:
+            x = torch.empty_strided(shape, strides, dtype=dtype, device=g.device)
         stride, padding, dilation, groups = ctx.form
         found = torch.ops.aten.convolution_backward(
             g, x, weight.to(dtype), None, stride, padding, dilation, False, [0] * len(stride), groups,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,9 @@ class OneCallAdam(torch.optim.Adam):
     >>> p.data
     tensor([0.9000, 1.1000])
     """
+
+    # As torch decorates it, it imports torch._dynamo, which takes a second.
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

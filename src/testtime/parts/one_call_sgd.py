@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from itertools import compress
 from typing import Any
 
 import torch
@@ -31,6 +33,9 @@ class OneCallSGD(torch.optim.SGD):
     tensor([0.9000, 1.2000])
     """
 
+    # As torch decorates it, it imports torch._dynamo, which takes a second.
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take a step along ``grad`` of the parameters that have one."""
@@ -38,13 +43,17 @@ class OneCallSGD(torch.optim.SGD):
             return super().step(closure)
         for group in self.param_groups:
             chosen = [p for p in group["params"] if p.grad is not None]
-            small = [p for p in chosen if p.numel() < LARGE]
+            starts = [group["momentum"] and self.state[p].get("momentum_buffer") is None for p in chosen]
+            for p in compress(chosen, starts):
+                self._start(p, group)
+            moving = [p for p, start in zip(chosen, starts, strict=True) if not start]
+            small = [p for p in moving if p.numel() < LARGE]
             if small:
                 self._together(small, group)
-            for p in chosen:
-                if p.numel() >= LARGE:
-                    self._replace(p, group)
-            increment_version([p for p in chosen if p.numel() >= LARGE])
+            large = [p for p in moving if p.numel() >= LARGE]
+            for p in large:
+                self._replace(p, group)
+            increment_version(large)
         return None
 
     def _takes(self, group: dict[str, Any]) -> bool:
@@ -55,9 +64,17 @@ class OneCallSGD(torch.optim.SGD):
                 continue
             if p.device.type != "cpu" or p.grad.dtype != p.dtype or p.grad.layout != torch.strided:
                 return False
-            if group["momentum"] and self.state[p].get("momentum_buffer") is None:
-                return False
         return True
+
+    def _start(self, p: Tensor, group: dict[str, Any]) -> None:
+        """Take the first step of a parameter, whose gradient becomes its momentum."""
+        gradient = p.grad
+        assert gradient is not None
+        if group["weight_decay"]:
+            gradient = gradient.add(p, alpha=group["weight_decay"])
+        average = self.state[p]["momentum_buffer"] = gradient.clone()
+        taken = gradient.add(average, alpha=group["momentum"]) if group["nesterov"] else average
+        p.add_(taken, alpha=-group["lr"])
 
     def _together(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Take the step of small parameters in place, in the order of operations of ``torch.optim.SGD``."""

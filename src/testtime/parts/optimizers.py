@@ -127,9 +127,9 @@ def initialised(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) 
         raise TypeError(
             f"{type(optimizer).__name__} takes no step with dense gradients alone ({error}); {advice}"
         ) from error
-    optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for p, value in zip(parameters, values, strict=True):
+            p.grad = None
             p.copy_(value)
     for p, state in optimizer.state.items():
         for name, value in list(state.items()):
