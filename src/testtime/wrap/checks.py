@@ -144,9 +144,7 @@ class Checks:
         if candidate == "adapter":
             outvoted = differs & (third == shipped)
             if self.competence.known and self.evidence.confirmed():
-                outvoted &= (
-                    right >= FAIR
-                )  # its contradictions are mostly right, and here the shipped model is not
+                outvoted &= right >= FAIR  # elsewhere both are probably wrong
             better &= ~outvoted
         return better | (differs & (third == own) & self._corrects(right))
 

@@ -294,7 +294,8 @@ class Evidence(AtLeastFloat32, Stateful):
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A saved state in the present form; until November 2026 there were no bets, and no counts of corrections."""
         first = Evidence(self.window).moving()
-        return {**{k: first[k] for k in ("bet", "excess", "corrections", "unsure", "steady", "votes")}, **saved}
+        later = ("bet", "excess", "corrections", "unsure", "steady", "votes")
+        return {**{k: first[k] for k in later}, **saved}
 
 
 def spread_rows(x: Inputs) -> Tensor:
