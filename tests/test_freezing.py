@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import pickle
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from testtime import methods
 from testtime.adapter import Adapter
 from testtime.export import export_onnx
+from testtime.forecasting import OutputBias
 from testtime.freezing import FrozenModel
 from testtime.laws import CLASSES
 from testtime.laws.batches import fed
 from testtime.laws.worlds import WORLDS
 from testtime.methods import (
+    ADCSD,
     CMF,
     FOA,
     LAME,
@@ -57,6 +60,14 @@ from testtime.norm import (
 )
 from testtime.parts.taps import Tap
 from testtime.wrap import Episodic, Guarded, PriorCorrected, Repeat, TimeConstrained, Window
+
+
+def unmetered(model: nn.Module) -> nn.Module:
+    """A zero-shot classifier whose image encoder is not counted, which an exporter would take for one size of a batch."""
+    plain = copy.deepcopy(model)
+    plain.pair.images = plain.pair.images.network
+    return plain
+
 
 FROZEN: dict[str, tuple[str, Callable[[nn.Module], Adapter]]] = {
     "source statistics": ("batchnorm", partial(Tent, norm=source_statistics)),
@@ -94,6 +105,9 @@ FROZEN: dict[str, tuple[str, Callable[[nn.Module], Adapter]]] = {
     "shared answers by distance": ("tokens", partial(LAME, affinity="radial")),
     "shared answers by cosine": ("dictionary", partial(LAME, affinity="linear", weight=0.1)),
     "caches of the stream": ("image-text", TDA),
+    "prototypes of class names": ("image-text", lambda model: T3A(unmetered(model))),
+    "a forecast": ("sequence", OutputBias),
+    "a forecast in two parts": ("sequence", ADCSD),
     "CoTTA, never with views": ("batchnorm", partial(CoTTA, threshold=0.0, views=2)),
     "PETAL, never with views": ("batchnorm", partial(PETAL, threshold=0.0, views=2)),
     "CoTTA of pixels": ("pixels", partial(CoTTA, threshold=1.0, scales=(0.5, 1.0, 1.5))),
@@ -104,7 +118,7 @@ FROZEN: dict[str, tuple[str, Callable[[nn.Module], Adapter]]] = {
         partial(ViDA, high_rank=4, options=ViDAOptions(scales=(1.0,), allotment="released", scale=0.5)),
     ),
 }
-IN_ANOTHER_ORDER = ("prototypes", "a vote", "a vote of tokens")
+IN_ANOTHER_ORDER = ("prototypes", "prototypes of class names", "a vote", "a vote of tokens")
 """Predictions that a matrix product of another form computes: equal but for rounding."""
 
 
@@ -289,6 +303,11 @@ def same_in_onnxruntime(name: str, file: Path) -> None:
 @onnx
 def test_a_dictionary_is_exported_to_onnx(tmp_path: Path) -> None:
     same_in_onnxruntime("dictionary", tmp_path / "model.onnx")
+
+
+@onnx
+def test_a_forecast_is_exported_to_onnx(tmp_path: Path) -> None:
+    same_in_onnxruntime("a forecast in two parts", tmp_path / "model.onnx")
 
 
 @onnx

@@ -35,7 +35,8 @@ def images(n: int = 8, seed: int = 0, side: int = 6) -> Tensor:
 
 
 REFUSED = {
-    "list": ([1.0], TypeError, "got list"),
+    "list": ([1.0], TypeError, "got list$"),
+    "images and labels": ([images(), torch.arange(8)], TypeError, r"got list of 2 tensors; .*alone: x\[0\]"),
     "uint8": ((images() * 255).byte(), TypeError, "uint8: x / 255"),
     "float8": (images().to(torch.float8_e4m3fn), TypeError, "floating-point images"),
     "complex": (images().to(torch.complex64), TypeError, "floating-point images"),

@@ -301,6 +301,14 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
         save(Open(network()), tmp_path)
     with pytest.raises(ValueError, match="katana: expected clean of type bool, got 3"):
         save(PAFKIP(network(), 3, augment=partial(katana, clean=3)), tmp_path)
+
+    class Beside(Adapter):
+        def __init__(self, model: nn.Module, other: nn.Module) -> None:
+            super().__init__(model)
+            self.other = other
+
+    with pytest.raises(ValueError, match=r"^Beside\.other=<Sequential> cannot be written"):
+        save(Beside(network(), network(seed=1)), tmp_path)
     with pytest.raises(ValueError, match="meanwhile is an adapter of another source model"):
         save(TimeConstrained(Tent(network()), Tent(network(seed=1))), tmp_path)
     assert not list(tmp_path.iterdir())

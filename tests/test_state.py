@@ -1,9 +1,13 @@
 """The state of an adapter as a value."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from testtime import Adapter, sgd
 from testtime.adapter import state_hash
 from testtime.methods import EATA, PAFKIP, T3A, CoTTA, RoTTA, Source, Tent
 from testtime.state import all_finite
@@ -145,11 +149,33 @@ def test_a_step_walks_over_no_tree(make, visited):
     assert visits(visited, lambda: one(images(2))) == 0
 
 
-def test_an_adapter_does_not_move_to_the_meta_device() -> None:
+def test_an_adapter_does_not_move_without_its_values() -> None:
     one, x = adapter(), images(0)
     one(x)
     before = state_hash(one)
     with pytest.raises(ValueError, match="meta device have no values"):
         one.to("meta")
+    with pytest.raises(ValueError, match=r"to_empty\(\) moves tensors without their values"):
+        one.to_empty(device="cpu")
+    with pytest.raises(ValueError, match=r"to_empty\(\) moves"):
+        nn.Sequential(one).to_empty(device="cpu")
     assert state_hash(one) == before
     assert one(x).isfinite().all()
+
+
+def test_parameters_of_another_tree_are_refused_and_left_as_they_are() -> None:
+    class Outside(Adapter):
+        def __init__(self, model: nn.Module, parameters: Callable[[nn.Module], Any]) -> None:
+            super().__init__(model)
+            self.adapt(parameters(model), sgd(0.1))
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).requires_grad_(False)
+    before = [(p.data_ptr(), p.clone()) for p in net.parameters()]
+    with pytest.raises(ValueError, match=r"Outside adapts a parameter \(3, 12\) that is not in self.model"):
+        Outside(net, lambda m: m.parameters())
+    assert all(p.data_ptr() == at and p.equal(v) for (at, v), p in zip(before, net.parameters(), strict=True))
+    assert not any(p.requires_grad for p in net.parameters())
+    with pytest.raises(ValueError, match=r"parameter \(\) .*a module around the model"):
+        Outside(net, lambda m: [nn.Parameter(torch.zeros(()))])
+    with pytest.raises(TypeError, match=r"takes parameters of self.model, got str"):
+        Outside(net, lambda m: ["weight"])

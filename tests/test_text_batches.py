@@ -268,6 +268,10 @@ def test_methods_that_need_images_refuse_by_name(name: str) -> None:
     adapter = OF_TENSORS[name](text_model())
     with pytest.raises(ValueError, match=rf"^{name} takes batches that are one tensor .*such as Tent, EATA"):
         adapter(batch())
+    with pytest.raises(
+        ValueError, match=r"\(8, 3, 4, 4\)\}; pass the images alone: batch\['pixel_values'\]; "
+    ):
+        adapter({"pixel_values": torch.rand(8, 3, 4, 4)})
     if name in OF_IMAGES:
         with pytest.raises(ValueError, match=rf"^{name} (changes images|takes floating-point inputs)"):
             adapter(IDS)

@@ -84,6 +84,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {plain[near[0]]!r}?)" if near else ""
 
 
+def in_short(value: Any) -> str:
+    """A value in a message; one that would fill lines, such as a module with all its layers, by its class.
+
+    >>> in_short(0.5), in_short([0] * 99)
+    ('0.5', '<list>')
+    """
+    text = repr(value)
+    kind = type(getattr(value, "network", value)).__name__  # what an adapter wraps a module in says nothing
+    return text if len(text) <= 100 and "\n" not in text else f"<{kind}>"
+
+
 def missing_extra(package: str, extra: str) -> ImportError:
     """Return the error that names the extra which brings an optional package.
 

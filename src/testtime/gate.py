@@ -110,6 +110,14 @@ def _check_entry(name: Any, value: Any) -> None:
         raise ValueError(f"{where} holds samples without values, shape {tuple(value.shape)}")
 
 
+def _of_pair(x: Any) -> str:
+    """What to do with the list of tensors that a loader of images and labels makes."""
+    pair = isinstance(x, list | tuple) and len(x) > 1 and all(isinstance(part, Tensor) for part in x)
+    return (
+        f" of {len(x)} tensors; of a loader of inputs and labels pass the inputs alone: x[0]" if pair else ""
+    )
+
+
 def check_batch(x: Any) -> None:
     """Refuse what is not a batch of floating-point samples or of token ids.
 
@@ -120,7 +128,7 @@ def check_batch(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(
             f"expected a batch of images as a torch.Tensor (N, C, H, W), token ids (N, T) or a dictionary of tensors, got "
-            f"{type(x).__name__}"
+            f"{type(x).__name__}{_of_pair(x)}"
         )
     if x.layout != torch.strided or x.is_nested:
         raise TypeError(f"expected a dense tensor, got layout {x.layout}; convert it: x.to_dense()")
@@ -140,6 +148,13 @@ def check_batch(x: Any) -> None:
         raise ValueError(f"expected samples with values, got shape {tuple(x.shape)}")
 
 
+def _alone(x: NamedTensors) -> str:
+    """What to do with a dictionary of nothing but images, which a model such as one of transformers takes by themselves."""
+    (name, value), *others = x.entries.items()
+    images = not others and value.dim() == 4 and value.is_floating_point()
+    return f"pass the images alone: batch[{name!r}]; " if images else ""
+
+
 def refuse_unfit(adapter: Facts, x: Inputs) -> None:
     """Refuse a batch of another kind than the method works with.
 
@@ -152,7 +167,7 @@ def refuse_unfit(adapter: Facts, x: Inputs) -> None:
         if unmet := [need for need in ONE_TENSOR if need in needs]:
             raise ValueError(
                 f"{name} takes batches that are one tensor (it needs: {', '.join(unmet)}), got a dictionary of tensors "
-                f"{form(x)}; {TAKE_ANY}"
+                f"{form(x)}; {_alone(x)}{TAKE_ANY}"
             )
         return
     if x.dim() != 4 and ("images" in needs or any(changes_of(v) for v in vars(adapter).values())):
@@ -439,7 +454,7 @@ def _hint(model: nn.Module, x: Inputs, error: Exception) -> str:
 def _hint_of_ids(model: nn.Module, entries: Mapping[str, Tensor], error: Exception) -> str:
     """What to do about ids that an embedding does not take; empty where ids are not what is wrong."""
     rows = sorted({m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)})
-    ids = {n: v for n, v in entries.items() if v.dtype in IDS and v.numel()}
+    ids = {n: v for n, v in entries.items() if v.dtype in IDS and v.numel() and not n.endswith("mask")}
     if isinstance(error, IndexError) and any(
         int(v.max()) >= rows[0] or int(v.min()) < 0 for v in ids.values()
     ):

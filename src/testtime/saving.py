@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import testtime.methods
 import testtime.wrap
 from testtime.adapter import Adapter
-from testtime.errors import DataError
+from testtime.errors import DataError, in_short
 from testtime.files import (
     check_shape,
     damaged,
@@ -99,6 +99,8 @@ PARTS: dict[str, Callable[..., Any]] = {
     for part in (*NORMS, *AUGMENTATIONS, *OPTIMIZERS, *LOSSES, *MIXTURES, *FACTS)
 }
 
+HOMES = ("testtime.methods", "testtime.wrap", "testtime.forecasting")
+"""Modules that offer classes of adapters, all of which a saved state may name."""
 
 OPTIONS = frozenset(
     f"testtime.methods.{name}Options"
@@ -298,9 +300,7 @@ def _describe(adapter: Adapter) -> dict[str, Any]:
                 f"self.{name} = {name} in __init__"
             ) from None
         arguments[name] = _encode(f"{cls.__name__}.{name}", value, adapter)
-    home = next(
-        (m.__name__ for m in (testtime.methods, testtime.wrap) if getattr(m, cls.__name__, None) is cls), None
-    )
+    home = next((m for m in HOMES if getattr(sys.modules.get(m), cls.__name__, None) is cls), None)
     described: dict[str, Any] = {
         "class": cls.__name__,
         "module": home or cls.__module__,
@@ -344,8 +344,8 @@ def _encode(name: str, value: Any, adapter: Adapter) -> Any:
     known = getattr(function, "__name__", "<lambda>")  # an object that can be called has none
     if not callable(function) or known == "<lambda>":
         raise ValueError(
-            f"{name}={value!r} cannot be written to a file: expected a number, a text, a function with a name, a dataclass "
-            "or functools.partial with keywords; or keep state_dict() and build the adapter in code"
+            f"{name}={in_short(value)} cannot be written to a file: expected a number, a text, a function with a name, a "
+            "dataclass or functools.partial with keywords; or keep state_dict() and build the adapter in code"
         )
     described = {"function": f"{function.__module__}:{known}"}
     if keywords is None:
@@ -406,17 +406,15 @@ def _builder(described: Mapping[str, Any], own: _Own) -> Callable[[nn.Module], A
         described["class"],
         described.get("module"),
     )  # the first format has no modules, and no own classes
-    home = {m.__name__: m for m in (testtime.methods, testtime.wrap)}.get(
-        module or ("testtime.wrap" if inner else "testtime.methods")
-    )
-    if home is None:
+    home = module or ("testtime.wrap" if inner else "testtime.methods")
+    if home not in HOMES:
         cls: Any = _installed(described) or own.find(name, str(module), "classes")
-    elif name in home.__all__:
-        cls = getattr(home, name)
     else:
-        raise DataError(
-            f"there is no class {name!r} in {home.__name__}; was {own.folder} saved by a newer version?"
-        )
+        cls = _of_library(home, name)
+        if cls is None:
+            raise DataError(
+                f"there is no class {name!r} in {home}; was {own.folder} saved by a newer version?"
+            )
     decoded = {key: _decode(value, own) for key, value in described["arguments"].items()}
     arguments = current_arguments(cls, decoded, saved=True)
     inspect.signature(cls).bind(None, **arguments)
@@ -427,6 +425,13 @@ def _builder(described: Mapping[str, Any], own: _Own) -> Callable[[nn.Module], A
         return made
 
     return build
+
+
+def _of_library(home: str, name: str) -> type[Adapter] | None:
+    """The class of adapters that a module of this library offers by a name."""
+    found = importlib.import_module(home)
+    cls = getattr(found, name, None) if name in found.__all__ else None
+    return cls if isinstance(cls, type) and issubclass(cls, Adapter) else None
 
 
 def _installed(described: Mapping[str, Any]) -> type[Adapter] | None:

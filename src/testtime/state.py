@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from testtime.parts.optimizers import MasterWeights, OptimizerFactory, initialis
 
 __all__ = ["AdapterState", "all_finite"]
 
+PROBES = itertools.count()
 NEVER_NEGATIVE = ("clock", "step", "var", "exp_avg_sq", "max_exp_avg_sq", "square_avg")  # entries of a state
 
 
@@ -33,6 +35,27 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
             wide = torch.promote_types(flat.dtype, torch.float32)
             norms.append(torch.linalg.vector_norm(flat, dtype=wide))
     return all(math.isfinite(norm) for norm in norms)
+
+
+def _refuse_loss_of_values(fn: Callable[[Tensor], Tensor]) -> None:
+    """Refuse a function that moves tensors without their values: to the meta device, or as ``to_empty`` does.
+
+    Raises:
+        ValueError: it is one.
+    """
+    given = torch.tensor(
+        [next(PROBES) % 251.0, *range(1, 8)]
+    )  # exact in every type; what an earlier call left differs
+    found = fn(given)
+    if found.is_meta:
+        raise ValueError(
+            "an adapter has a state, and tensors of the meta device have no values; move it elsewhere"
+        )
+    if found.is_floating_point() and found.tolist() != given.tolist():
+        raise ValueError(
+            "an adapter has a state, and to_empty() moves tensors without their values; move it with .to(device), or give "
+            "the model its weights first and build the adapter on it"
+        )
 
 
 class AdapterState(Stateful):
@@ -72,25 +95,40 @@ class AdapterState(Stateful):
             optimizer: factory of the optimizer, such as :func:`testtime.adam`.
 
         Raises:
-            TypeError: the optimizer is no factory.
-            ValueError: there are no parameters.
+            TypeError: the optimizer is no factory, or something among the parameters is none.
+            ValueError: there are no parameters, or one is not in ``self.model``.
         """
         if not callable(optimizer):
             raise TypeError(
                 "optimizer= is a function that makes an optimizer of a list of parameters, such as testtime.adam(1e-3) or "
                 f"functools.partial(torch.optim.AdamW, lr=1e-3), got {type(optimizer).__name__}"
             )
-        self._adapted = list(parameters)
-        if not self._adapted:
+        adapted = list(parameters)
+        if not adapted:
             raise ValueError(
                 f"{type(self).__name__} adapts the scale and shift of normalisation layers, and this model has none; "
                 "expected BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm layers with affine=True"
             )
+        self._refuse_strangers(adapted)
+        self._adapted = adapted
         for p in self._adapted:
             p.data = p.data.clone()
             p.requires_grad_(True)
         self._masters, self._places = MasterWeights(self._adapted), None
         self._optimizer = initialised(optimizer(self._masters.weights), self._masters.weights)
+
+    def _refuse_strangers(self, parameters: Sequence[Any]) -> None:
+        """Refuse parameters that are none of ``self.model``: predictions would not depend on them, or they are the caller's."""
+        name, own = type(self).__name__, {id(p) for p in self.model.parameters()}
+        for p in parameters:
+            if not isinstance(p, nn.Parameter):
+                raise TypeError(f"{name}: adapt() takes parameters of self.model, got {type(p).__name__}")
+            if id(p) not in own:
+                raise ValueError(
+                    f"{name} adapts a parameter {tuple(p.shape)} that is not in self.model, the adapter's own copy; take "
+                    "those of the copy, such as self.model.parameters() or norm_affine(self.model); a new parameter belongs to "
+                    "a module around the model, which is passed to super().__init__(module)"
+                )
 
     def remember_birth(self) -> None:
         """Declare, last in ``__init__``, that ``prepare`` changes the initial state; the state then holds those changes."""
@@ -265,10 +303,7 @@ class AdapterState(Stateful):
         return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        if fn(torch.empty(0)).is_meta:
-            raise ValueError(
-                "an adapter has a state, and tensors of the meta device have no values; move it elsewhere"
-            )
+        _refuse_loss_of_values(fn)
         super()._apply(fn, recurse)
         self._masters.follow(fn, self._optimizer)
         self._journal, self._places = Journal(), None

@@ -101,7 +101,7 @@ def test_ett_has_its_usual_parts(tmp_path: Path) -> None:
     series = read_ett(tmp_path, "ETTh2")
     assert (len(series.values), series.train, series.validation) == (14400, 8640, 2880)
     assert series.values[100].tolist() == [4, 100]
-    with pytest.raises(DataError, match=r"ETTh1.csv: no such file; expected ETTh1 of ETT"):
+    with pytest.raises(DataError, match=r"ETTh1.csv: no such file; expected ETTh1.csv of github.com"):
         read_ett(tmp_path)
     with pytest.raises(ValueError, match="ETTh3"):
         read_ett(tmp_path, "ETTh3")

@@ -105,6 +105,12 @@ def test_what_is_ambiguous_is_refused_with_the_choices(form: Any, choices: str) 
         ("logit", ValueError, r"no part outputs='logit'; it has 0 \(6, 8\), 1 \(6, 4\)"),
         (7, ValueError, "no part outputs=7"),
         (lambda y: 3, TypeError, "returned int, expected a tensor"),
+        (
+            lambda y: y[2],
+            ValueError,
+            r"a function that raised IndexError: .*output \(tuple\), which has 0 \(6, 8\), 1 \(6, 4\)",
+        ),
+        (lambda y: y["logits"], ValueError, "a function that raised TypeError"),
     ],
 )
 def test_a_wrong_choice_is_refused(outputs: Any, kind: type[Exception], message: str) -> None:

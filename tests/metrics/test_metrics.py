@@ -72,7 +72,7 @@ def test_calibration_error_by_hand_and_in_batches() -> None:
     error = metrics.CalibrationError()
     for part in np.array_split(np.arange(200), 7):
         error.update(confidence[part], correct[part])
-    assert error.compute() == pytest.approx(100 * total)
+    assert error.value() == pytest.approx(100 * total)
 
 
 def test_nll_and_brier_by_hand() -> None:

@@ -298,6 +298,7 @@ def test_tda_adds_what_its_caches_say() -> None:
         (lambda m: ZERO(nn.Identity()), "expected a zero-shot classifier"),
         (lambda m: TDA(nn.Identity()), "expected a zero-shot classifier"),
         (lambda m: TDA(m, negative=(0, 0.1, 1.0)), "a capacity from 1 .*, got 0"),
+        (lambda m: TDA(m, uncertain=(0.5, 0.2)), r"the lower bound first, .*got \(0.5, 0.2\)"),
     ],
 )
 def test_bad_input_is_refused(make: Any, message: str) -> None:

@@ -91,6 +91,18 @@ def test_a_disturbance_of_another_length_is_refused_before_anything_is_learned()
     assert state_hash(guarded) == before
 
 
+@pytest.mark.parametrize("call", ["forward", "predict", "prepare"])
+def test_ids_of_a_disturbance_that_the_model_does_not_have_are_named(call: str) -> None:
+    guarded = Guarded(Tent(network("tokens")), disturb=lambda x: x + 1000)
+    x, before = WORLDS["tokens"].stream(1)[0], state_hash(guarded)
+    with pytest.raises(
+        ValueError, match=r"^disturb= returned a batch that the model does not take.*from 1\d+ to 1"
+    ):
+        getattr(guarded, call)(WORLDS["tokens"].source(10) if call == "prepare" else x)
+    assert state_hash(guarded) == before
+    assert not guarded.competence.known
+
+
 def test_source_sentences_of_several_lengths_are_refused() -> None:
     guarded = Guarded(Tent(network("tokens")), disturb=lambda x: x)
     ids = WORLDS["tokens"].source(2)

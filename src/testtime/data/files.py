@@ -40,7 +40,9 @@ def _first(candidates: Iterable[Path], there: Callable[[Path], bool], expected: 
         if there(path):
             return path
     places = " or ".join(str(path) for path in tried)
-    raise DataError(f"{places}: no such {expected}; give the folder that holds it as root")
+    raise DataError(
+        f"{places}: no such {expected}; give the folder that holds it as root, of a command as --data"
+    )
 
 
 def need_size(path: Path, record: int, count: int | None) -> int:

@@ -222,7 +222,9 @@ def imagenet(root: str | Path, split: str = "val", skip_damaged: bool = False) -
     Source: Russakovsky et al., *ImageNet Large Scale Visual Recognition Challenge*, IJCV 2015.
     """
     need_choice(split, ("val", "train"), "split")
-    folder = need_folder([Path(root) / split, Path(root)], "ImageNet as one folder for each wnid")
+    folder = need_folder(
+        [Path(root) / split, Path(root)], "ImageNet (image-net.org) as one folder for each wnid"
+    )
     return _by_output(image_folder(folder, f"imagenet-{split}", skip_damaged=skip_damaged), folder)
 
 
@@ -293,7 +295,10 @@ def textures(root: str | Path) -> ImageSet:
     Source: Cimpoi et al., *Describing Textures in the Wild*, CVPR 2014.
     """
     root = Path(root)
-    folder = need_folder([root / "dtd" / "images", root / "images"], "the images of the Describable Textures")
+    folder = need_folder(
+        [root / "dtd" / "images", root / "images"],
+        "the images of the Describable Textures (www.robots.ox.ac.uk/~vgg/data/dtd)",
+    )
     return image_folder(folder, "textures")
 
 
@@ -395,7 +400,9 @@ def pacs(root: str | Path, domain: str) -> ImageSet:
     need_choice(domain, PACS_DOMAINS, "domain")
     root = Path(root)
     places = [root / "PACS" / domain, root / "kfold" / domain, root / domain]
-    return image_folder(need_folder(places, f"PACS {domain}"), f"pacs-{domain}")
+    return image_folder(
+        need_folder(places, f"the domain {domain} of PACS (Li et al., ICCV 2017)"), f"pacs-{domain}"
+    )
 
 
 def omniglot(root: str | Path, channels: int = 3) -> ImageSet:

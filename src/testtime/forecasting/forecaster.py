@@ -110,11 +110,12 @@ class Forecaster(nn.Module):
                 f"expected windows (N, {self.length} or more observations, {self.channels} series), got shape "
                 f"{tuple(x.shape)}; for a single window add the batch dimension: x[None]"
             )
+        n = x.shape[0]  # not len(x), which an exporter takes for a constant
         y = self.network(x[:, -self.length :])
-        if not isinstance(y, Tensor) or tuple(y.shape) != (len(x), self.horizon, self.channels):
+        if not isinstance(y, Tensor) or tuple(y.shape) != (n, self.horizon, self.channels):
             got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(
                 f"{type(self.network).__name__} returned {got}, expected a forecast "
-                f"({len(x)}, {self.horizon}, {self.channels}); wrap it in a module that returns (N, horizon, series)"
+                f"({n}, {self.horizon}, {self.channels}); wrap it in a module that returns (N, horizon, series)"
             )
         return {"forecast": y}

@@ -43,7 +43,8 @@ def read_ett(root: str | Path, name: str = "ETTh1") -> Series:
     need_choice(name, ETT, "name")
     root, month = Path(root), MONTH * ETT[name]
     places = [folder / f"{name}.csv" for folder in (root, root / "ETT-small", root / "ett")]
-    series = read_csv(need_file(places, f"{name} of ETT"), "date", train=12 * month, validation=4 * month)
+    path = need_file(places, f"{name}.csv of github.com/zhouhaoyi/ETDataset")
+    series = read_csv(path, "date", train=12 * month, validation=4 * month)
     return replace(series, values=series.values[: 20 * month])
 
 
@@ -62,7 +63,9 @@ def read_buses(root: str | Path) -> Series:
     Source: PyTorch Geometric Temporal (Rozemberczki et al., CIKM 2021); data of Uruguay's open-data catalogue.
     """
     name = "montevideo_bus.json"
-    path = need_file([Path(root) / name, Path(root) / "buses" / name], "the buses of Montevideo")
+    path = need_file(
+        [Path(root) / name, Path(root) / "buses" / name], f"{name} of PyTorch Geometric Temporal"
+    )
     shape = {"nodes": [dict], "links": [dict]}
     content = read_json(path, AGAIN, shape)
     with damaged(path, AGAIN):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from testtime.training import checkpoint
 if TYPE_CHECKING:
     from testtime.experiments import Workspace
 
-__all__ = ["RATES", "SOURCES", "fit_source", "follow", "make_source", "read_series"]
+__all__ = ["RATES", "SOURCES", "check_sources", "fit_source", "follow", "make_source", "read_series"]
 
 HELD = 64  # validation windows of a source without training, at most
 SOURCES = ("seasonal-naive", "nlinear", "gru", "graph", "fracast")
@@ -73,6 +73,60 @@ def _published(name: str, data: str) -> Series:
     return read_buses(data) if name == "buses" else read_ett(data, f"ETT{name[3:]}")
 
 
+def check_sources(kinds: Sequence[str], series: Series) -> None:
+    """Refuse sources that there are not, before anything is trained.
+
+    Args:
+        kinds: names of sources, as :func:`make_source` takes them.
+        series: series that they are for.
+
+    Raises:
+        ValueError: there is no such source, "module:function" names no function, or a graph source is asked for series without
+            a graph.
+        ImportError: the import path leads nowhere.
+    """
+    for kind in kinds:
+        if ":" in kind:
+            if not callable(made := resolve(kind)):
+                raise ValueError(
+                    f"{kind}: expected a function of (length, horizon, channels) that returns a module, got {made!r}"
+                )
+            continue
+        check_name("source", kind, SOURCES)
+        if kind == "graph" and series.graph is None:
+            others = ", ".join(s for s in SOURCES if s != "graph")
+            raise ValueError(f"{series.name} has no graph; choose other sources: {others}")
+
+
+def _own_source(kind: str, length: int, horizon: int, channels: int) -> Forecaster:
+    """The source of a function of the user's, which is run once on windows of zeros.
+
+    Raises:
+        ValueError: the function raises or returns no module, or the module does not take windows (N, L, D) or returns no
+            forecast (N, H, D).
+    """
+    build = resolve(kind)
+    try:
+        network = build(length, horizon, channels)
+    except Exception as error:
+        raise ValueError(
+            f"{kind}({length}, {horizon}, {channels}) raised {type(error).__name__}: {error}; expected a function of "
+            "(length, horizon, channels) that returns a module, with its weights"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{kind} returned {type(network).__name__}, expected a torch.nn.Module")
+    model = Forecaster(network, length, horizon, channels).eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(2, length, channels))
+    except Exception as error:
+        raise ValueError(
+            f"the module of {kind} raised {type(error).__name__} on windows (2, {length}, {channels}): {error}; expected a "
+            "module (N, length, channels) -> (N, horizon, channels)"
+        ) from error
+    return model
+
+
 def make_source(
     kind: str, series: Series, length: int, horizon: int, seed: int, period: int = 0
 ) -> Forecaster:
@@ -80,7 +134,7 @@ def make_source(
 
     Args:
         kind: one of :data:`SOURCES`, or "module:function" of (length, horizon, channels) that returns a module
-            (N, L, D) -> (N, H, D).
+            (N, L, D) -> (N, H, D) with its weights, which are not trained further.
         series: series of which the training rows are used.
         length: L, number of observations of a window.
         horizon: H, number of steps.
@@ -88,22 +142,20 @@ def make_source(
         period: number of observations of a season of the seasonal naive forecast; 0 for those of a day.
 
     Raises:
-        ValueError: there is no such source, a day is no whole number of steps, or a graph source is asked for series without a
-            graph.
+        ValueError: there is no such source, a day is no whole number of steps, a graph source is asked for series without a
+            graph, or a function of the user's own raises or returns a module that is no forecaster.
         ImportError: the package of the source is not installed.
     """
     channels = len(series.columns)
     if ":" in kind:
-        return Forecaster(resolve(kind)(length, horizon, channels), length, horizon, channels).eval()
-    check_name("source", kind, SOURCES)
+        return _own_source(kind, length, horizon, channels)
+    check_sources([kind], series)
     if kind == "nlinear":
         return fit_nlinear(series.standardised()[: series.train], length, horizon)
     with seeded(seed, 0, "source"):
         network: nn.Module
         if kind == "graph":
-            if series.graph is None:
-                raise ValueError(f"{series.name} has no graph; choose other sources: {', '.join(SOURCES)}")
-            network = GraphNetwork(series.graph, length, horizon)
+            network = GraphNetwork(cast(Tensor, series.graph), length, horizon)
         elif kind == "gru":
             network = GRUNetwork(length, horizon, channels)
         else:

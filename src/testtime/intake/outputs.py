@@ -227,7 +227,16 @@ def _chosen(output: Any, outputs: Outputs, parts: Mapping[str | int, Tensor]) ->
         TypeError, ValueError: there is no such part, or it is no tensor.
     """
     if callable(outputs):
-        y = outputs(output)
+        try:
+            y = outputs(output)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever it raises is not the batch's fault
+            made = ", ".join(f"{k!r} {tuple(y.shape)}" for k, y in parts.items()) or "no tensors"
+            raise ValueError(
+                f"outputs is a function that raised {type(error).__name__}: {error}, on the model's output "
+                f"({type(output).__name__}), which has {made}; expected a function of this output that returns logits"
+            ) from error
         if not isinstance(y, Tensor):
             raise TypeError(
                 f"outputs is a function that returned {type(y).__name__}, expected a tensor of logits"

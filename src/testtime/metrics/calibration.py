@@ -28,7 +28,7 @@ class CalibrationError:
 
     >>> error = CalibrationError()
     >>> error.update([0.9, 0.9], [True, False])
-    >>> round(error.compute(), 6)
+    >>> round(error.value(), 6)
     40.0
     """
 
@@ -63,7 +63,7 @@ class CalibrationError:
         np.add.at(self.confidence, at, p)
         np.add.at(self.correct, at, right)
 
-    def compute(self) -> float:
+    def value(self) -> float:
         """Return the error in percent; NaN before the first image."""
         total = self.count.sum()
         return float(100 * np.abs(self.correct - self.confidence).sum() / total) if total else float("nan")
@@ -77,7 +77,7 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15)
     """
     error = CalibrationError(bins)
     error.update(confidence, correct)
-    return error.compute()
+    return error.value()
 
 
 def nll(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor, nn
 
-from testtime.intake.outputs import Logits
+from testtime.intake.outputs import FOR_PIXELS, Logits
 from testtime.intake.sharing import twin
 from testtime.parts.taps import Tap, tap, watched
 
@@ -30,17 +30,31 @@ def linear_head(model: nn.Module, head: str | None = None) -> tuple[str, nn.Line
     """
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     found = {n: m for n, m in linear.items() if head is None or f".{n}".endswith(f".{head}")}
+    found = {head: found[head]} if head in found else found
     if found:
         return list(found.items())[-1]
     if head is None:
         raise ValueError(
             "this model has no torch.nn.Linear layer, so there is no linear head to take the features from; "
-            "expected a classifier that ends in one"
+            f"expected a classifier that ends in one; for logits of each pixel, {FOR_PIXELS}"
         )
     raise ValueError(
         f"this model has no torch.nn.Linear layer named {head!r}; its linear layers are {sorted(linear)}; "
         "pass head=None for the last one"
     )
+
+
+@final
+class NoHead(nn.Identity):
+    """What stands in place of a linear head and passes its input on; a forward that reads the sizes of its head finds them.
+
+    Args:
+        head: the linear head.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = head.in_features, head.out_features
 
 
 def headless(model: nn.Module, own: Iterable[Tensor] = (), head: str | None = None) -> nn.Module:
@@ -59,12 +73,12 @@ def headless(model: nn.Module, own: Iterable[Tensor] = (), head: str | None = No
     >>> headless(net)(torch.rand(5, 3, 2, 2)).shape
     torch.Size([5, 4])
     """
-    name, _ = linear_head(model, head)
+    name, linear = linear_head(model, head)
     tree = twin(model, own)
     parent, _, leaf = name.rpartition(".")
     if not leaf:
         return nn.Identity()
-    setattr(tree.get_submodule(parent), leaf, nn.Identity())
+    setattr(tree.get_submodule(parent), leaf, NoHead(linear))
     if isinstance(tree, Logits):
         tree.gives_features, tree.contract = True, None
     return tree

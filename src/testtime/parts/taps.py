@@ -44,15 +44,16 @@ def tap(model: nn.Module, name: str, given: bool = False) -> Tap:
 
     Args:
         model: a tree of one's own (:func:`testtime.intake.sharing.share`).
-        name: the dotted name of the layer, or its end (``"layer2"``), in which case the first of that name is meant.
+        name: the dotted name of the layer, or where none has it the end of one (``"layer2"``), of several the first.
         given: keep the layer's input instead of its output.
 
     Raises:
         ValueError: there is no layer of that name.
     """
-    names = [n for n, _ in model.named_modules() if n and f".{n}".endswith(f".{name}")]
+    modules = [n for n, _ in model.named_modules() if n]
+    names = [name] if name in modules else [n for n in modules if f".{n}".endswith(f".{name}")]
     if not names:
-        top = [n for n, _ in model.named_modules() if n and n.count(".") < 3]
+        top = [n for n in modules if n.count(".") < 3]
         raise ValueError(f"the model has no layer named {name!r}; it has {', '.join(top[:20])} ...")
     whole = names[0]
     parent, _, leaf = whole.rpartition(".")

@@ -24,8 +24,10 @@ from testtime.models.mobilenet import MobileNet
 from testtime.models.zoo import load_model
 from testtime.vision_language.pair import ImageText
 
-__all__ = ["ConSE", "conse_pair"]
+__all__ = ["ENCODER", "ConSE", "conse_pair"]
 
+ENCODER = "imagenet-mobilenet-x0.25"
+"""Name of the classifier, as :func:`testtime.models.load_model` takes it."""
 SCALE = 20.0
 """Scale of the cosine of a ConSE pair; its embeddings were not trained with one."""
 
@@ -128,7 +130,7 @@ def conse_pair(
         WeightsError: a file of weights is missing or damaged.
     """
     texts = load_minilm(text)
-    classifier = load_model("imagenet-mobilenet-x0.25", weights).requires_grad_(False)
+    classifier = load_model(ENCODER, weights).requires_grad_(False)
     names = imagenet_names() if names is None else names
     with torch.no_grad():
         ids = texts.tokenize([template.replace("{}", name) for name in names])

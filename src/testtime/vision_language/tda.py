@@ -147,7 +147,7 @@ class TDA(Adapter):
         likely: least probability of a class in its mask.
 
     Raises:
-        ValueError: the model is no zero-shot classifier, or a capacity is below 1.
+        ValueError: the model is no zero-shot classifier, a capacity is below 1, or bounds of ``uncertain`` are not in order.
 
     >>> from testtime.laws.worlds import WORLDS
     >>> adapter = TDA(WORLDS["image-text"].network())
@@ -178,6 +178,8 @@ class TDA(Adapter):
             raise ValueError(
                 f"negative: expected a capacity from 1 (without this cache: alpha 0), got {negative[0]}"
             )
+        if not uncertain[0] < uncertain[1]:
+            raise ValueError(f"uncertain: expected the lower bound first, as (0.2, 0.5), got {uncertain}")
         super().__init__(model)
         self.capacity, self.weight, self.sharpness = capacity, weight, sharpness
         self.negative, self.uncertain, self.likely = negative, uncertain, likely

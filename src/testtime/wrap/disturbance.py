@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from testtime.corruptions import EXTRA, corrupt
-from testtime.gate import batch_of
+from testtime.gate import batch_of, explain
 from testtime.intake.named import MASK, SEQUENCES, Inputs, NamedTensors, form, joined, layout
 from testtime.parts.randomness import generator
 from testtime.selection import disturbance
@@ -71,6 +71,25 @@ class Disturbance:
         if isinstance(x, Tensor):
             return self._disturbed(x)
         return NamedTensors({**x.entries, **{n: self._disturbed(v, n) for n, v in _numbers(x).items()}})
+
+    def refused(self, network: nn.Module, x: Any, error: BaseException) -> ValueError | None:
+        """Find out whether a call failed because the network does not take what ``own`` made of a batch.
+
+        Args:
+            network: shipped model.
+            x: batch of the call.
+            error: exception of the call.
+
+        Returns:
+            the error to raise instead, or None where the network takes the disturbed batch, or does not take x itself.
+        """
+        if self.own is None or not isinstance(error, Exception) or explain(network, x, RuntimeError()):
+            return None
+        try:
+            cause = explain(network, self(x), RuntimeError())
+        except Exception:  # noqa: BLE001 - the function itself raises, which is the error of the call
+            return None
+        return cause and ValueError(f"disturb= returned a batch that the model does not take: {cause}")
 
     def _disturbed(self, x: Tensor, name: str = "") -> Tensor:
         if x.dim() == 4 and min(x.shape[2:]) > 1:

@@ -19,6 +19,7 @@ from testtime.intake.journal import Before, Journal
 from testtime.intake.outputs import declares_tasks
 from testtime.intake.sharing import Stateful
 from testtime.intake.trees import modules_of
+from testtime.norm.layer import advance
 from testtime.parts.losses import entropy
 from testtime.prediction import Prediction
 from testtime.wrap.checks import Checks, Verdict, combined
@@ -227,6 +228,12 @@ class Guarded(Wrapper):
         x = batch_of(x)
         self.disturb.check(x)
         return super()._admit(x, learn)
+
+    def _explain(self, error: BaseException, x: Any) -> None:
+        if cause := self.disturb.refused(self.reference.shipped, x, error):
+            advance(self, accept=False)
+            raise cause from error
+        super()._explain(error, x)
 
     def shipped_prediction(self, x: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the guard knows about the shipped model's predictions of a batch; the state stays the same.

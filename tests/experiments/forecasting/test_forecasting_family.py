@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from testtime.errors import DataError
 from testtime.experiments import Request, find_experiment, read_run, run_experiment
@@ -83,6 +84,56 @@ def test_own_methods_and_sources_get_rows(file: Path, tmp_path: Path) -> None:
         make_source("gruu", read_series(str(file), "."), 4, 2, 0)
 
 
+@pytest.mark.parametrize(
+    ("source", "kind", "message"),
+    [
+        ("nlinaer", ValueError, r"no source 'nlinaer' \(did you mean 'nlinear'\?\)"),
+        ("graph", ValueError, "has no graph; choose other sources: seasonal-naive, nlinear, gru, fracast"),
+        ("testtime.forecasting:nothing", ImportError, "has no attribute 'nothing'"),
+        (
+            "testtime.forecasting.study:RATES",
+            ValueError,
+            "expected a function of .length, horizon, channels.",
+        ),
+    ],
+)
+def test_sources_that_are_none_are_refused_before_any_work(
+    source: str, kind: type[Exception], message: str, file: Path, tmp_path: Path
+) -> None:
+    asked = request(file, settings={**request(file).settings, "sources": ["nlinear", source]})
+    with pytest.raises(kind, match=message):
+        run_experiment(find_experiment("forecasting-csv"), asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def wide(length: int, horizon: int, channels: int) -> nn.Module:
+    return nn.Linear(length, horizon)
+
+
+def number(length: int, horizon: int, channels: int) -> int:
+    return length
+
+
+def pair(length: int, horizon: int) -> None:
+    """A function of other arguments."""
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            "wide",
+            r"module of .*:wide raised RuntimeError on windows \(2, 4, 2\): .*\(N, horizon, channels\)$",
+        ),
+        ("number", "number returned int, expected a torch.nn.Module"),
+        ("pair", r"pair\(4, 2, 2\) raised TypeError: .*expected a function of \(length, horizon, channels\)"),
+    ],
+)
+def test_own_sources_that_are_no_forecasters_are_named(made: str, message: str, file: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_source(f"{__name__}:{made}", read_series(str(file), "."), 4, 2, 0)
+
+
 def test_a_season_that_is_no_day_is_asked_for_and_taken(file: Path, tmp_path: Path) -> None:
     experiment, lines = find_experiment("forecasting-csv"), file.read_text().split("\n")
     first = datetime(2024, 1, 1)
@@ -127,7 +178,9 @@ def test_bad_settings_are_refused_before_any_work(file: Path, tmp_path: Path) ->
     ):
         with pytest.raises(ValueError, match=message):
             experiment.plan(Request("forecasting-etth1", seeds=(0,), data=str(tmp_path), settings=settings))
-    with pytest.raises(DataError, match="ETTh1.csv: no such file; expected ETTh1 of ETT"):
+    with pytest.raises(
+        DataError, match="ETTh1.csv: no such file; expected ETTh1.csv of github.com/zhouhaoyi/ETDataset"
+    ):
         experiment.plan(Request("forecasting-etth1", seeds=(0,), data=str(tmp_path)))
     with pytest.raises(ValueError, match="has no row 'NLinear . TENT'"):
         experiment.plan(request(file, rows=("NLinear + TENT",)))

@@ -143,7 +143,9 @@ def test_every_experiment_has_controls_a_base_and_a_ceiling(name: str, folder: P
 
 def test_what_is_missing_or_cannot_be_meant_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     experiment = find_experiment("walk-segments")
-    with pytest.raises(DataError, match="weights of the image encoder"):
+    with pytest.raises(
+        DataError, match="no weights of imagenet-mobilenet-x0.25 there; they are published at"
+    ):
         experiment.plan(Request("walk-segments", data=str(tmp_path / "none")))
     with pytest.raises(ValueError, match="videos is a number above 0"):
         experiment.plan(Request("walk-segments", data=str(folder), settings={"videos": 0}))

@@ -14,7 +14,7 @@ from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, R
 from testtime.experiments.experiment import Resource
 from testtime.experiments.registry import code_of, read_constants
 from testtime.forecasting.series import Series
-from testtime.forecasting.study import read_series
+from testtime.forecasting.study import check_sources, read_series
 from testtime.processor import Precision
 
 __all__ = ["Forecasting"]
@@ -61,6 +61,7 @@ class Forecasting(Experiment):
             places["series"], used = str(Path(used).resolve()), Path(used).stem
         series = read_series(places.get("series", used), places["data"])
         _check(given, series)
+        check_sources(given["sources"], series)
         facts = {"series": series.digest()}
         rows, cells = self.chosen_rows(self._rows(given["sources"]), request), []
         if any(row.about["source"] == "seasonal-naive" for row in rows):

@@ -12,9 +12,11 @@ from testtime.errors import DataError
 from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, Run, Table, Unit
 from testtime.experiments.experiment import Resource
 from testtime.experiments.registry import code_of, read_constants
+from testtime.models.opened import find_weights
 from testtime.processor import Precision
 from testtime.vision_language import local_data, local_study
 from testtime.vision_language.anovl import AnoVL
+from testtime.vision_language.conse import ENCODER
 from testtime.vision_language.gensam import GenSAM
 from testtime.vision_language.t3al import T3AL
 
@@ -86,9 +88,9 @@ class LocalTokens(Experiment):
             )
         folder = Path(request.data).resolve()
         weights = folder / local_study.WEIGHTS
-        if not weights.is_file():
+        if (found := find_weights(ENCODER, folder)) != weights:
             raise DataError(
-                f"{self.name}: expected the weights of the image encoder, {request.data}/{local_study.WEIGHTS}"
+                f"{self.name}: expected the weights of the image encoder as {weights}, found {found}; rename it"
             )
         facts, places = {"weights": sha256_of(weights)}, {"data": str(folder)}
         used = {"network": "ConSE of imagenet_mobilenetv1_x0.25 and MiniLM"}

@@ -91,6 +91,11 @@ def run_predictions(folder: str, deployed: str | None) -> Predictions:
     places = {c["row"]: store.folder(c["unit"]) for c in same}
     there = {row: read_samples(at) for row, at in places.items() if (at / "samples.safetensors").is_file()}
     if deployed is None or deployed not in there:
-        names = f"the rows with predictions in {store.root} are {', '.join(there) or 'none'}"
+        if not there:
+            raise ValueError(
+                f"{folder}: no predictions of single samples in {store.root}; runs of classifiers on streams keep them there, "
+                "such as digits-open and cifar10-open; or give a file of predictions"
+            )
+        names = f"the rows with predictions in {store.root} are {', '.join(there)}"
         raise ValueError(f"{folder}: expected --row, the method in use; {names}; or a file of predictions")
     return predictions_of(there, deployed)

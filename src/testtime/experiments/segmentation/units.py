@@ -163,7 +163,7 @@ def measured(answers: Iterator[Frames] | list[Frames], classes: int, tolerance: 
         "miou": overlap.value(),
         "accuracy": float(accuracy),
         "boundary_f": edges.value(),
-        "ece": error.compute(),
+        "ece": error.value(),
     }
 
 
