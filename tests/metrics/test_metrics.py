@@ -73,6 +73,8 @@ def test_calibration_error_by_hand_and_in_batches() -> None:
     for part in np.array_split(np.arange(200), 7):
         error.update(confidence[part], correct[part])
     assert error.value() == pytest.approx(100 * total)
+    with pytest.warns(DeprecationWarning, match=r"CalibrationError\.value"):
+        assert error.compute() == error.value()
 
 
 def test_nll_and_brier_by_hand() -> None:

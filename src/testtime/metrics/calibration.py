@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -67,6 +69,15 @@ class CalibrationError:
         """Return the error in percent; NaN before the first image."""
         total = self.count.sum()
         return float(100 * np.abs(self.correct - self.confidence).sum() / total) if total else float("nan")
+
+    def compute(self) -> float:
+        """Former name of :meth:`value`."""
+        warnings.warn(
+            "CalibrationError.compute is now CalibrationError.value; the old name goes with the next version",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.value()
 
 
 def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
