@@ -33,7 +33,7 @@ from testtime.processor import machine_load, processor_name
 HERE = Path(__file__).parent
 LENGTH = "bn-adapt,tent,eata,sar,roid,paf-kip,t3a,lame,sotta"  # rotta and cotta take an hour more
 PARTS: dict[str, tuple[str, list[str], float]] = {
-    "steps": ("Steps of every method", ["steps.py"], 25),
+    "steps": ("Steps of every method", ["steps.py", "--rounds", "3"], 25),
     "base": ("What the base adds", ["state.py", "--only", "base"], 3),
     "state": ("Resets, memory banks and torch-ttt", ["state.py", "--only", "reset,peer,banks"], 12),
     "autograd": ("Time of lean autograd", ["state.py", "--only", "autograd", "--rounds", "6"], 12),

@@ -145,6 +145,37 @@ def test_two_votes_overrule_the_adapter() -> None:
     assert torch.equal(verdict.answer.argmax(1), torch.where(bn == shipped, shipped, bn))
 
 
+def test_votes_are_counted_and_few_of_them_confirm_nothing() -> None:
+    evidence = Evidence(256)
+    for confirmed in (6, 1):
+        evidence.take_votes(torch.ones(8, dtype=torch.bool), torch.arange(8) < confirmed)
+    fade = 0.5 ** (8 / 64)
+    assert evidence.votes.tolist() == pytest.approx([8 * fade + 8, 6 * fade + 1])
+    assert not evidence.confirmed()
+    evidence.votes = torch.tensor([8.0, 8.0])
+    assert evidence.confirmed()
+    evidence.votes = torch.tensor([40.0, 23.0])
+    assert not evidence.confirmed()
+    evidence.clear()
+    assert evidence.votes.tolist() == [0, 0]
+
+
+def test_a_confirmed_adapter_is_not_outvoted_where_the_shipped_model_is_probably_wrong(
+    calibration: list[Tensor],
+) -> None:
+    guarded = Guarded(Source(network()), options=GuardOptions(margin=0.0))
+    guarded.prepare(calibration)
+    own, shipped = torch.tensor([1, 1, 1]), torch.tensor([0, 0, 0])
+    bn = nn.functional.one_hot(torch.tensor([0, 0, 1]), 5).float()
+    right = torch.tensor([0.2, 0.6, 0.2])
+    guarded.evidence.estimates = torch.tensor([0.7, 0.0])
+    assert guarded.checks.preferred(right, own, shipped, bn).tolist() == [False, False, True]
+    guarded.evidence.votes = torch.tensor([20.0, 15.0])
+    assert guarded.checks.preferred(right, own, shipped, bn).tolist() == [True, False, True]
+    guarded.evidence.votes = torch.tensor([20.0, 9.0])
+    assert guarded.checks.preferred(right, own, shipped, bn).tolist() == [False, False, True]
+
+
 def test_lost_votes_add_up_and_end_the_trust(calibration: list[Tensor]) -> None:
     guarded = Guarded(Source(network()), options=GuardOptions(check=0.25, exposure=0.1))
     guarded.prepare(calibration)
@@ -259,7 +290,7 @@ def test_no_empty_batch_reaches_the_model(calibration: list[Tensor]) -> None:
 def test_a_state_without_bets_loads() -> None:
     guarded = Guarded(Tent(network()))
     guarded(drawn(8, 0)[0])
-    new = ("bet", "excess", "corrections", "unsure", "steady", "usual")
+    new = ("bet", "excess", "corrections", "unsure", "steady", "votes", "usual")
     saved = {
         k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new and "rest." not in k
     }

@@ -142,7 +142,10 @@ class Checks:
             return better
         third, differs = bn.argmax(dim=1), own != shipped
         if candidate == "adapter":
-            better &= ~(differs & (third == shipped))
+            outvoted = differs & (third == shipped)
+            if self.competence.known and self.evidence.confirmed():
+                outvoted &= right >= FAIR  # elsewhere both are probably wrong
+            better &= ~outvoted
         return better | (differs & (third == own) & self._corrects(right))
 
     def _corrects(self, right: Tensor) -> Tensor:

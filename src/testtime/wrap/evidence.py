@@ -35,12 +35,14 @@ SIZES = {
     "excess": 2,
     "corrections": 2,
     "steady": 2,
+    "votes": 2,
 }
 USUAL = 0.9  # weight of the past in the usual values
 FAIR = 0.5  # probability from which the shipped model is probably right about a sample
 COMPETENT = 0.9  # probability from which it counts as competent
 EXCESS = math.log(20)  # gain from which it is corrected too often
 STAKE = 0.5  # share of the capital of a bet
+FEW = 8  # contested samples, too few for a judgement
 EVERY = 7  # every so many values of a sample are enough for its mean and deviation
 WARM = 5  # batches before values are usual
 
@@ -114,6 +116,8 @@ class Evidence(AtLeastFloat32, Stateful):
         unsure: (2,) share of these as of the last check, with one more, or 1 if that did not tell; and in the pool.
         steady: (2,) samples that adapter and shipped model predict the same, where that is probably right: those whose
             prediction by the adapter, and by the shipped model, changes under a disturbance.
+        votes: (2,) samples on which the adapter would be preferred to the shipped model, and predicts another class; those of
+            them on which BN predicts the same class as the adapter.
     """
 
     writes = False
@@ -128,6 +132,7 @@ class Evidence(AtLeastFloat32, Stateful):
     corrections: Tensor
     unsure: Tensor
     steady: Tensor
+    votes: Tensor
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -200,6 +205,12 @@ class Evidence(AtLeastFloat32, Stateful):
         """
         won, lost = int((contested & ~confirmed).sum()), int((contested & confirmed).sum())
         self.bet = (self.bet + won * math.log(1 + STAKE) + lost * math.log(1 - STAKE)).clamp(min=0)
+        fade = 0.5 ** ((won + lost) / PART)
+        self.votes = fade * self.votes + self.votes.new_tensor([won + lost, lost])
+
+    def confirmed(self) -> bool:
+        """Whether BN confirms the adapter on half of the contested samples of the last checks, eight others included."""
+        return bool(self.votes[1] >= 0.5 * (self.votes[0] + FEW))
 
     def doubt(self) -> float:
         """Return the gain of the bet against the adapter: 1 without evidence against it."""
@@ -283,7 +294,8 @@ class Evidence(AtLeastFloat32, Stateful):
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A saved state in the present form; until November 2026 there were no bets, and no counts of corrections."""
         first = Evidence(self.window).moving()
-        return {**{k: first[k] for k in ("bet", "excess", "corrections", "unsure", "steady")}, **saved}
+        later = ("bet", "excess", "corrections", "unsure", "steady", "votes")
+        return {**{k: first[k] for k in later}, **saved}
 
 
 def spread_rows(x: Inputs) -> Tensor:

@@ -89,8 +89,8 @@ class Guarded(Wrapper):
            also with BN statistics, and a disturbed batch with the adapter and with BN statistics;
         3. answer the prediction of the candidate of the higher :math:`\hat a_k` where :math:`\hat a_k > P(x)` + ``margin``,
            elsewhere that of the shipped model; where the adapter predicts the same class, its logits; where the adapter would
-           be preferred and predicts another class than the shipped model, BN statistics have a vote: two against one; credible
-           corrections are answered too;
+           be preferred and predicts another class than the shipped model, BN statistics have a vote: two against one, unless
+           they confirmed half of those lately and P(x) is below a half; credible corrections are answered too;
         4. take the step back where a quarter of the batch was overruled, or repeats the sample before;
         5. trust the adapter while hardly any of its predictions are overruled for each sample that the shipped model probably
            knows, and most of those votes are for it, and then check 64 samples of one batch in 2, 4, ..., 1 / ``check``, at
