@@ -202,7 +202,10 @@ def test_fracast_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
             r"as a tensor, got ndarray; of a Series, .* series.standardised",
         ),
         (lambda: fit_nlinear(series(20) * float("nan"), 4, 2), "expected finite observations"),
-        (lambda: fit_nlinear(series(20), 4, 2, ridge=float("nan")), "ridge is at least 0 and finite, got nan"),
+        (
+            lambda: fit_nlinear(series(20), 4, 2, ridge=float("nan")),
+            "ridge is at least 0 and finite, got nan",
+        ),
     ],
 )
 def test_sources_that_cannot_be_built_are_refused(make: Callable[[], object], message: str) -> None:

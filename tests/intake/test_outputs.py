@@ -90,6 +90,13 @@ def test_outputs_chooses(name: str) -> None:
         (lambda f, z, d: (f, z), r"outputs=0 \(6, 8\), outputs=1 \(6, 4\)"),
         (lambda f, z, d: {"out": d, "aux": d}, r"outputs='out' \(6, 5, 5, 7\), outputs='aux' \(6, 5, 5, 7\)"),
         (lambda f, z, d: Scores(f, z), r"outputs='near' \(6, 8\), outputs='far' \(6, 4\)"),
+        (
+            lambda f, z, d: {"features": f, "out": {"logits": z}},
+            r"'features' \(6, 8\); outputs=lambda y: y\['out'\]\['logits'\]",
+        ),
+        (lambda f, z, d: (f, Output(z, f)), r"outputs=0 \(6, 8\); outputs=lambda y: y\[1\].logits"),
+        (lambda f, z, d: Scores(f, {"logits": z}), r"'near' \(6, 8\); outputs=lambda y: y.far\['logits'\]"),
+        (lambda f, z, d: {"out": {"logits": z}}, r"say which: outputs=lambda y: y\['out'\]\['logits'\]"),
         (lambda f, z, d: [[z]], "a function of the output"),
         (lambda f, z, d: None, "a function of the output"),
     ],

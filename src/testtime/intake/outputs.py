@@ -185,10 +185,13 @@ class Logits(nn.Module):
         if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
             return output["logits"]
         possible = [k for k, y in parts.items() if y.is_floating_point() and y.dim() >= 2]
-        if len(possible) == 1:
+        deeper = _nested(output)
+        if len(possible) == 1 and not deeper:
             return parts[possible[0]]
         choices = ", ".join(f"outputs={k!r} {tuple(y.shape)}" for k, y in parts.items())
-        choices = choices or "outputs=, a function of the output"
+        choices = (
+            "; ".join([*([choices] if choices else []), *deeper]) or "outputs=, a function of the output"
+        )
         raise ValueError(
             f"{type(self.network).__name__} returned a {type(output).__name__}, and it is not clear which part the logits "
             f"are; expected a tensor, or say which: {choices}. A multi-task model declares its outputs by "
@@ -207,17 +210,31 @@ def declares_tasks(network: nn.Module) -> bool:
 
 def _parts(output: Any) -> dict[str | int, Tensor]:
     """The tensors in an output by what ``outputs`` may name them."""
+    return {k: y for k, y in _entries(output) if isinstance(y, Tensor)}
+
+
+def _nested(output: Any) -> list[str]:
+    """The functions that choose what is named "logits" one level down in an output."""
+    found = []
+    for name, part in _entries(output):
+        if isinstance(dict(_entries(part)).get("logits"), Tensor):
+            one = "y.{0}" if not isinstance(output, Mapping | tuple | list) else "y[{0!r}]"
+            two = "['logits']" if isinstance(part, Mapping) else ".logits"
+            found.append(f"outputs=lambda y: {one.format(name)}{two}")
+    return found
+
+
+def _entries(output: Any) -> list[tuple[Any, Any]]:
+    """The entries of an output by name or index."""
     if isinstance(output, Tensor):
-        return {}
+        return []
     if isinstance(output, Mapping):
-        named: Any = output.items()
-    elif isinstance(output, tuple | list):
-        named = enumerate(output)
-    elif is_dataclass(output):
-        named = ((f.name, getattr(output, f.name)) for f in fields(output))
-    else:
-        named = vars(output).items() if hasattr(output, "__dict__") else ()
-    return {k: y for k, y in named if isinstance(y, Tensor)}
+        return list(output.items())
+    if isinstance(output, tuple | list):
+        return list(enumerate(output))
+    if is_dataclass(output):
+        return [(f.name, getattr(output, f.name)) for f in fields(output)]
+    return list(vars(output).items()) if hasattr(output, "__dict__") else []
 
 
 def _chosen(output: Any, outputs: Outputs, parts: Mapping[str | int, Tensor]) -> Tensor:
