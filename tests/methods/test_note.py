@@ -163,3 +163,13 @@ def test_without_instance_awareness_it_is_another_policy() -> None:
     aware, plain = NOTE(net(), CLASSES), NOTE(net(), CLASSES, norm=running_statistics)
     assert not torch.equal(aware(x).logits, plain(x).logits)
     torch.testing.assert_close(plain(x).logits, net()(x), rtol=0, atol=1e-10)
+
+
+def test_an_empty_batch_after_a_freeze() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    adapter = NOTE(net.eval(), 5)
+    adapter(torch.rand(6, 3, 8, 8))
+    assert adapter.freeze()(torch.rand(0, 3, 8, 8)).shape == (0, 5)

@@ -50,7 +50,7 @@ class InstanceAwareStatistics(NormPolicy):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self._of_many(x)
-        places = x.numel() // (x.shape[0] * x.shape[1])
+        places = math.prod(x.shape[2:])  # 1 for (N, C); a batch may be empty
         if places == 1:
             return self.normalise(x, mean, var)
         own_mean, own_var = self.instance_moments(x)
