@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,14 @@ def test_tda_adds_what_its_caches_say() -> None:
             "augment yields 3 batches of views",
         ),
         (lambda m: TPT(m, views=4, augment=lambda x, n, rng: [x])(images()), "augment yields 3 .* got 1"),
+        (
+            lambda m: TPT(m, views=4, augment=lambda x, n, rng: [(255 * x).byte()] * n)(images()),
+            r"H, W\), torch.float64, got one of .*, torch.uint8",
+        ),
+        (
+            lambda m: TPT(m, views=4, augment=lambda x, n, rng: None)(images()),
+            "augment yields .* got one of NoneType",
+        ),
         (lambda m: TPT(m)(torch.rand(3, 8)), r"takes batches \(N, C, H, W\)"),
         (lambda m: DiffTPT(m, "diffusion"), "generate is a function of"),
         (
@@ -293,6 +302,22 @@ def test_tda_adds_what_its_caches_say() -> None:
             "yielded 1 batches of views, expected 64",
         ),
         (lambda m: DiffTPT(m, lambda x, n, rng: [x[:1]] * n, views=2)(images()), "expected one view"),
+        (
+            lambda m: DiffTPT(m, lambda x, n, rng: repeat(x), views=2, generated=3)(images()),
+            "yielded more batches of views, expected 3",
+        ),
+        (
+            lambda m: DiffTPT(m, lambda x, n, rng: [(255 * x).byte()] * n, views=2)(images()),
+            r"yielded torch.uint8, .* convert them \(uint8: view / 255\)",
+        ),
+        (
+            lambda m: DiffTPT(m, lambda x, n, rng: [[x]] * n, views=2)(images()),
+            "yielded list, expected views as",
+        ),
+        (
+            lambda m: DiffTPT(m, lambda x, n, rng: None, views=2)(images()),
+            "returned NoneType, expected 64 batches",
+        ),
         (lambda m: RLCF(m, nn.Identity()), "reward is a pair of encoders"),
         (lambda m: RLCF(m, m.pair, "head"), "tunes is one of 'prompt', 'encoder', got 'head'"),
         (lambda m: ZERO(nn.Identity()), "expected a zero-shot classifier"),

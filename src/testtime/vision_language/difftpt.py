@@ -25,6 +25,8 @@ Reference: Feng et al., Diverse Data Augmentation with Diffusions for Effective 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Annotated, final
 
 import torch
@@ -81,7 +83,7 @@ class DiffTPT(Adapter):
         seed: random seed of the views.
 
     Raises:
-        TypeError: ``generate`` is no function.
+        TypeError: ``generate`` is no function, or yields what are no floating-point tensors.
         ValueError: the model is no zero-shot classifier, has several templates, or no words before the name; ``generate``
             yields another number of views, or views of another form.
 
@@ -149,13 +151,26 @@ class DiffTPT(Adapter):
         """The embeddings (N, J, D) of the generated views."""
         pair, found = zero_shot_of(self.model).pair, []
         with torch.no_grad():
-            for view in self.generate(x, self.generated, generator(self.seed, 0, "generated")):
+            made = self.generate(x, self.generated, generator(self.seed, 0, "generated"))
+            if not isinstance(made, Iterable):
+                raise TypeError(
+                    f"generate returned {type(made).__name__}, expected {self.generated} batches of views of the images, which "
+                    "it yields or returns as a list"
+                )
+            for view in islice(made, self.generated + 1):  # one more tells too many from enough
+                if not isinstance(view, Tensor) or not view.is_floating_point():
+                    got = view.dtype if isinstance(view, Tensor) else type(view).__name__
+                    raise TypeError(
+                        f"generate yielded {got}, expected views as floating-point tensors in the range of the images; convert "
+                        "them (uint8: view / 255)"
+                    )
                 if view.shape != x.shape:
                     raise ValueError(
                         f"generate yielded views of shape {tuple(view.shape)} for images {tuple(x.shape)}; expected one view "
                         "of each image at a time, of its form"
                     )
-                found.append(pair(view.to(x.dtype)))
+                found.append(pair(view.to(x)))
         if len(found) != self.generated:
-            raise ValueError(f"generate yielded {len(found)} batches of views, expected {self.generated}")
+            count = "more" if len(found) > self.generated else len(found)
+            raise ValueError(f"generate yielded {count} batches of views, expected {self.generated}")
         return torch.stack(found, dim=1) if found else pair(x)[:, None][:, :0]

@@ -7,7 +7,7 @@ then takes the step of one image after the other, each from its own state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import final
 
@@ -97,12 +97,16 @@ def views_with(
         if make is None:
             yield from resized_crops(x, views - 1, rng, area, mirror)
             return
-        found = list(islice(make(x, views - 1, rng), views))
-        wrong = [v for v in found if not isinstance(v, Tensor) or v.dim() != 4 or v.shape[:2] != x.shape[:2]]
+        made = make(x, views - 1, rng)
+        found = list(islice(made, views)) if isinstance(made, Iterable) else [made]
+        wrong = [v for v in found if not _is_view(v, x)]
         if wrong or len(found) != views - 1:
-            got = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in wrong[:1]]
+            got = [
+                f"{tuple(v.shape)}, {v.dtype}" if isinstance(v, Tensor) else type(v).__name__
+                for v in wrong[:1]
+            ]
             raise ValueError(
-                f"augment yields {views - 1} batches of views ({len(x)}, {x.shape[1]}, H, W), got "
+                f"augment yields {views - 1} batches of views ({len(x)}, {x.shape[1]}, H, W), {x.dtype}, got "
                 f"{f'one of {got[0]}' if wrong else len(found)}"
             )
         yield from found
@@ -168,3 +172,10 @@ def soft_prompts(model: ZeroShot, features: Tensor, contexts: Tensor) -> Tensor:
     pairs = zip(features.split(at_once), contexts.split(at_once), strict=True)
     with torch.no_grad():
         return torch.cat([logits_of(model, f[:, None], c)[:, 0] for f, c in pairs])
+
+
+def _is_view(view: object, x: Tensor) -> bool:
+    """Whether something is a batch of views of images, of any height and width."""
+    if not isinstance(view, Tensor) or view.dim() != 4 or view.dtype != x.dtype:
+        return False
+    return view.shape[:2] == x.shape[:2]
