@@ -211,3 +211,10 @@ def test_fracast_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sources_that_cannot_be_built_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_counts_may_be_integers_of_numpy() -> None:
+    forecast = SeasonalNaive(np.int64(3), np.int64(2))(torch.tensor([[[1.0], [2.0]]]))
+    assert forecast.flatten().tolist() == [1.0, 2.0, 1.0]
+    with pytest.raises(TypeError, match=r"period is a whole number from 1, got 2\.0"):
+        SeasonalNaive(3, 2.0)  # type: ignore[arg-type]

@@ -280,3 +280,11 @@ def test_other_words_than_those_of_the_choices_are_refused() -> None:
         estimate_mean([one], signals, interval="betting")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choice is one of 'sparse', 'all', 'none', got 'few'"):
         estimate_mean([one], signals, choice="few")  # type: ignore[arg-type]
+
+
+def test_students_interval_needs_a_variance() -> None:
+    equal = Round(np.arange(20), np.ones(20))
+    with pytest.raises(ValueError, match="20 labelled values .* no width"):
+        estimate_mean([equal], np.zeros((100, 0)), interval="student")
+    assert estimate_mean([equal], np.zeros((100, 0))).low < 0.9
+    assert estimate_mean([equal], np.zeros((20, 0)), interval="student").low == 1  # all samples are labelled

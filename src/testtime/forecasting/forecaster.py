@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import final
 
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ def checked_counts(**counts: int) -> None:
         TypeError, ValueError: a number is no integer, or below 1.
     """
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{name} is a whole number from 1, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} is a whole number from 1, got {value}")

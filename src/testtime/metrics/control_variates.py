@@ -246,8 +246,8 @@ def estimate_mean(
 
     Raises:
         ValueError: there are fewer than two labels in a round, an index is outside of the stream or stands twice in a random
-            sample, a probability is below 0.25 / N or above 1, a signal or value is not finite, or a value is outside of
-            [0, 1] for "wilson".
+            sample, a probability is below 0.25 / N or above 1, a signal or value is not finite, a value is outside of
+            [0, 1] for "wilson", or the variance is estimated as 0 for "student".
 
     Cost: one small least-squares problem for each fold.
 
@@ -290,6 +290,11 @@ def estimate_mean(
             wilson_interval(min(max(mean, 0.0), 1.0), labels / (ratio * left), t) if left else (mean,) * 2
         )
     else:
+        if not variance and left:
+            raise ValueError(
+                f"the {labels} labelled values do not differ from what the signals say, and Student's interval would have no "
+                "width; label more samples, or take another interval"
+            )
         low, high = mean - t * math.sqrt(variance), mean + t * math.sqrt(variance)
     return Estimate(
         *(mean, low, high, math.sqrt(variance), labels, samples),
