@@ -183,3 +183,21 @@ class NoTexts(nn.Module):
 def test_bad_input_is_refused(make, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         make(ImageText(Flat(), texts()))
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        ({"input_ids": torch.zeros(2, 4, dtype=torch.int64)}, "returned dict, expected"),
+        ([[1, 2], [3, 4]], "returned list, expected"),
+        (torch.zeros(2, 4), r"shape \(2, 4\), torch.float32"),
+        (torch.zeros(1, 4, dtype=torch.int64), r"expected token ids \(2, T\)"),
+    ],
+)
+def test_what_tokenize_returns_is_checked(returned: object, got: str) -> None:
+    class Other(TinyTexts):
+        def tokenize(self, prompts: object) -> object:  # type: ignore[override]
+            return returned
+
+    with pytest.raises(TypeError, match=got):
+        ImageText(Flat(), Other(), 7.0).tokenize(["a red", "a green"])

@@ -122,7 +122,7 @@ class ImageText(nn.Module):
         """Return the token ids (K, T) of prompts, on the device of the pair.
 
         Raises:
-            TypeError: the prompts are one string, or not all are strings.
+            TypeError: the prompts are one string, or not all are strings; or the text encoder returned no token ids.
             ValueError: there are none.
         """
         texts: Any = self.texts
@@ -133,7 +133,14 @@ class ImageText(nn.Module):
             )
         if not given:
             raise ValueError("expected one text or more, got none")
-        return texts.tokenize(given).to(self.scale.device)
+        ids = texts.tokenize(given)
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != len(given) or ids.is_floating_point():
+            got = f"shape {tuple(ids.shape)}, {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(
+                f"tokenize of {type(texts).__name__} returned {got}, expected token ids ({len(given)}, T) of int64; of a "
+                'batch of a tokenizer that is its entry "input_ids", with padding and return_tensors="pt"'
+            )
+        return ids.to(self.scale.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the embeddings (K, T, E) of token ids (K, T)."""
