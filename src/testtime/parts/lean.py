@@ -85,7 +85,7 @@ class Saving:
         """Run the step on a batch inside.
 
         Args:
-            how: as of :func:`saving`.
+            how: one of the names that :func:`saving` takes.
             x: batch.
         """
         values = x.numel() if isinstance(x, Tensor) else 0

@@ -56,7 +56,7 @@ class Rest(AtLeastFloat32, Stateful):
             self.register_buffer(name, torch.zeros(2))
 
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A saved state in the present form; until November 2026 no adapter rested."""
+        """A saved state in the present form; until December 2026 no adapter rested."""
         return {**Rest(self.window).moving(), **saved}
 
     def goes_on(self, right: Tensor, usual: float) -> bool:
@@ -71,7 +71,7 @@ class Rest(AtLeastFloat32, Stateful):
         return _mean(self._sure_with(right)) >= usual
 
     def take_batch(self, right: Tensor) -> None:
-        """Count a batch of the rest; argument as of :meth:`goes_on`."""
+        """Count a batch of the rest, for whose samples the shipped model is right with these probabilities (N,)."""
         self.sure, self.left = self._sure_with(right), self.left - len(right)
 
     def take_check(self, right: Tensor, overruled: float) -> None:
