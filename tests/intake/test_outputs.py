@@ -111,6 +111,7 @@ def test_what_is_ambiguous_is_refused_with_the_choices(form: Any, choices: str) 
     [
         ("logit", ValueError, r"no part outputs='logit'; it has 0 \(6, 8\), 1 \(6, 4\)"),
         (7, ValueError, "no part outputs=7"),
+        (-5, ValueError, "no part outputs=-5"),
         (lambda y: 3, TypeError, "returned int, expected a tensor"),
         (
             lambda y: y[2],
@@ -126,8 +127,9 @@ def test_a_wrong_choice_is_refused(outputs: Any, kind: type[Exception], message:
 
 
 def test_wrong_keywords_are_refused() -> None:
-    with pytest.raises(TypeError, match="a name, an index or a function"):
-        Tent(Net(lambda f, z, d: z), outputs=1.5)
+    for wrong in (1.5, True):
+        with pytest.raises(TypeError, match="a name, an index or a function"):
+            Tent(Net(lambda f, z, d: z), outputs=wrong)
     with pytest.raises(ValueError, match="lowest and the highest"):
         Tent(Net(lambda f, z, d: z), input_range=(1, 0))
 

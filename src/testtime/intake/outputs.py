@@ -118,7 +118,9 @@ class Logits(nn.Module):
         autograd: str | None = None,
     ) -> None:
         super().__init__()
-        if outputs is not None and not isinstance(outputs, str | int) and not callable(outputs):
+        if isinstance(outputs, bool) or not (
+            outputs is None or isinstance(outputs, str | int) or callable(outputs)
+        ):
             raise TypeError(f"outputs is a name, an index or a function, got {outputs!r}")
         if input_range is not None and (len(input_range) != 2 or not input_range[0] < input_range[1]):
             raise ValueError(
@@ -259,20 +261,21 @@ def _chosen(output: Any, outputs: Outputs, parts: Mapping[str | int, Tensor]) ->
                 f"outputs is a function that returned {type(y).__name__}, expected a tensor of logits"
             )
         return y
-    if isinstance(output, tuple | list) and isinstance(outputs, int) and outputs < 0:
-        outputs += len(output)
     if (
-        outputs not in parts
-        and isinstance(outputs, str)
+        isinstance(outputs, str)
+        and outputs not in parts
         and isinstance(getattr(output, outputs, None), Tensor)
     ):
         return getattr(output, outputs)
-    if outputs not in parts:
+    place = outputs
+    if isinstance(output, tuple | list) and isinstance(outputs, int) and outputs < 0:
+        place = len(output) + outputs
+    if place not in parts:
         choices = ", ".join(f"{k!r} {tuple(y.shape)}" for k, y in parts.items())
         raise ValueError(
             f"the model's output ({type(output).__name__}) has no part outputs={outputs!r}; it has {choices or 'none'}"
         )
-    return parts[outputs]
+    return parts[place]
 
 
 def _refuse_probabilities(y: Tensor) -> None:
