@@ -104,6 +104,8 @@ def test_refusals() -> None:
         forecast_online(Source(torch.nn.Linear(2, 2)), walk(20), range(10, 12))
     with pytest.raises(ValueError, match="expected times that increase, got 11 after"):
         forecast_online(Source(naive()), walk(20), range(12, 8, -1))
+    with pytest.raises(ValueError, match="expected times that increase, got 0 after"):
+        forecast_online(Source(naive()), walk(20), range(12, -1, -12))
     with pytest.raises(ValueError, match="of the series of the forecaster, got shape"):
         forecast_online(Source(naive()), walk(20)[:, :1], range(10, 12))
     with pytest.raises(TypeError, match="as a tensor, got ndarray; of a Series: series.standardised"):

@@ -73,7 +73,8 @@ def forecast_online(
     span, ahead = shape.length + shape.horizon, shape.horizon if leaking else 0
     if not len(times):
         raise ValueError("expected times to forecast from, got none")
-    if late := next((b for a, b in pairwise(times) if b <= a), None):
+    late = next((b for a, b in pairwise(times) if b <= a), None)
+    if late is not None:
         raise ValueError(
             f"expected times that increase, got {late} after a time that is not before it; an adapter would have learned from "
             "what comes after: sort them"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class Series:
 
     def __post_init__(self) -> None:
         for part, count in {"train": self.train, "validation": self.validation}.items():
-            if isinstance(count, bool) or not isinstance(count, int):
+            if isinstance(count, bool) or not isinstance(count, Integral):
                 raise TypeError(f"{self.name}: {part} is a number of rows, a whole one, got {count!r}")
         if not isinstance(self.values, Tensor) or not self.values.is_floating_point():
             got = self.values.dtype if isinstance(self.values, Tensor) else type(self.values).__name__
@@ -101,7 +102,7 @@ class Series:
 
         Raises:
             TypeError: season is no span of time.
-        ValueError: a season is no whole number of steps.
+            ValueError: a season is no whole number of steps.
         """
         if not isinstance(season, timedelta):
             raise TypeError(f"season is a datetime.timedelta, such as timedelta(days=1), got {season!r}")
