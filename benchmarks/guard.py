@@ -1,11 +1,12 @@
 """Cost of a guard: time of the processor for a step, as a ratio to the same adapter without it, within one run.
 
 Both adapters take the same batches in turns, round after round; the figure is the ratio of the medians over the second half of
-the rounds, and, beside it, of the sums, checks included. The images are digits as they were learned, under Gaussian noise from
-the second half on with ``--drift``.
+the rounds, and, beside it, of the sums, checks included. The images are those of the model's data set, as they were learned or,
+with ``--drift``, under Gaussian noise.
 
     python benchmarks/guard.py                       # digits-cnn and TENT, batches of 200
     python benchmarks/guard.py --batch-size 1 --rounds 400
+    python benchmarks/guard.py --model cifar10-resnet20 --data .data
 """
 
 from __future__ import annotations
@@ -21,21 +22,26 @@ from testtime.data.places import images_of, source_batches
 from testtime.models import load_model
 from testtime.wrap import Guarded
 
+SETS = {"digits-cnn": "digits", "cifar10-resnet20": "cifar10"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--method", default="tent")
+    parser.add_argument("--model", choices=sorted(SETS), default="digits-cnn")
+    parser.add_argument("--data", default=".data", help="folder with cifar10/ and weights/")
     parser.add_argument("--batch-size", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--drift", action="store_true", help="Gaussian noise")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    places = {"data": ".data"}
-    images = images_of("digits", places)
-    model = load_model("digits-cnn")
-    source = list(source_batches("digits", places, 64, 0, None))
+    places, closed = {"data": options.data}, SETS[options.model]
+    images = images_of(closed, places)
+    weights = None if closed == "digits" else f"{options.data}/weights/cifar10_resnet20.safetensors"
+    model = load_model(options.model, weights)
+    source = list(source_batches(closed, places, 64, 0, None))
     plain, guarded = adapt(model, options.method), Guarded(adapt(model, options.method))
     guarded.prepare(source)
     taken: dict[str, list[float]] = {"plain": [], "guarded": []}
@@ -56,7 +62,7 @@ def main() -> None:
     median = statistics.median(later["guarded"]) / statistics.median(later["plain"])
     total = sum(later["guarded"]) / sum(later["plain"])
     print(
-        f"{options.method}, batches of {options.batch_size}: median {median:.3f}, all {total:.3f} of a step,",
+        f"{options.model}, {options.method}, batches of {options.batch_size}: median {median:.3f}, all {total:.3f} of a step,",
         end=" ",
     )
     print(

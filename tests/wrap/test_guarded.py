@@ -236,6 +236,7 @@ def test_consistent_corrections_are_answered_where_many_are_not_expected(
 ) -> None:
     guarded = Guarded(Source(network()))
     guarded.prepare(calibration)
+    guarded.competence.disputes = torch.empty(0)  # the calibration speaks for the shipped model here
     right, shipped = torch.full((64,), 0.95), torch.zeros(64, dtype=torch.int64)
     own = torch.cat([torch.ones(20, dtype=torch.int64), shipped[20:]])
     guarded.evidence.estimates = torch.tensor([0.8, 0.8])
@@ -308,8 +309,13 @@ def test_a_calibration_of_few_errors_keeps_the_ratio(
     monkeypatch: pytest.MonkeyPatch, calibration: list[Tensor]
 ) -> None:
     found = {}
+    same = torch.arange(10)
+    plain = same + 1 * (same < 4)  # four of ten are wrong, and one changes
+    window = competence._Window(same, same, plain, plain + 1 * (same < 1), same[:, None])
+    assert window.rates() == pytest.approx((0.4, 0.1))
     for windows in (0, 1):  # in each of 13 drifts at least
-        monkeypatch.setattr(competence, "_windows", lambda *_, n=windows: iter([(0.4, 0.1)] * n))
+        monkeypatch.setattr(competence, "_windows", lambda *_, n=windows: iter([window] * n))
+        monkeypatch.setattr(competence.Competence, "_fit_disputes", lambda *_: torch.empty(0))
         guarded = Guarded(Source(network()))
         guarded.prepare(calibration)
         found[windows] = float(guarded.competence.ratio)

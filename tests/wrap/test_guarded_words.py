@@ -147,6 +147,11 @@ def test_noise_beside_the_words_says_nothing_of_the_words() -> None:
     assert right(Tent(network(), optimizer=adam(1e-3)), batches) < shipped - 0.4
     blind = guarded(numbers_alone)
     assert float(blind.competence.ratio) == 10.0  # as high as it gets, and not enough
+    assert (
+        right(blind, batches) > shipped - 0.01
+    )  # BN statistics are known to be wrong where classes come in turns
+    blind.reset()
+    blind.competence.disputes = torch.empty(0)
     assert right(blind, batches) < shipped - 0.04
     assert right(guarded(without_every_sixth), batches) > shipped - 0.01
 

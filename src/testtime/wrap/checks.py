@@ -119,6 +119,7 @@ class Checks:
             claimed = (float(self.evidence.estimates[0]) > right + self.margin) | self._corrects(right)
             self.evidence.take_votes(differs & claimed, confirmed)
         preferred = self.preferred(right, own, shipped, bn) & (not copies)
+        self.evidence.recent = self._recent(right, shipped, bn)
         answer = combined(y, logits, bn if bn is not None and candidate == "bn" else y.logits, preferred)
         overruled = float((answer.argmax(dim=1) != own).float().mean())
         return Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
@@ -146,7 +147,20 @@ class Checks:
             if self.competence.known and self.evidence.confirmed():
                 outvoted &= right >= FAIR  # elsewhere both are probably wrong
             better &= ~outvoted
-        return better | (differs & (third == own) & self._corrects(right))
+        better |= differs & (third == own) & self._corrects(right)
+        other = differs if candidate == "adapter" else third != shipped
+        return better & ~(other & self._discredited(right, shipped, bn))
+
+    def _recent(self, right: Tensor, shipped: Tensor, bn: Tensor | None) -> Tensor:
+        """The counts of recent samples with a batch; without an opinion of BN nothing in it is disputed."""
+        disputed = torch.zeros_like(shipped, dtype=torch.bool) if bn is None else bn.argmax(dim=1) != shipped
+        return self.evidence.with_batch(right, disputed)
+
+    def _discredited(self, right: Tensor, shipped: Tensor, bn: Tensor) -> Tensor:
+        """The samples (N,) on which the shipped model is probably right where BN predicts another class."""
+        count, total, disputed = self._recent(right, shipped, bn).tolist()
+        credit = self.competence.credit(right, total / count, disputed / count)
+        return torch.zeros_like(shipped, dtype=torch.bool) if credit is None else credit < FAIR
 
     def _corrects(self, right: Tensor) -> Tensor:
         """The samples (N,) on which the adapter's corrections of the shipped model are credible if BN confirms them."""

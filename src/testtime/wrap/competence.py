@@ -26,6 +26,9 @@ ERRORS_PER_CHANGE, WINDOWS = 2.5, 10  # where fewer windows than that have error
 NEVER = 2.0  # above any probability
 TINY, FAR = 1e-9, 30.0  # added before a logarithm; the largest quantity
 IMAGES, BATCH = 320, 64  # images of a calibration, and in a batch of it
+LEAST = 0.05  # share of errors of a window from which it says how many a changed prediction stands for
+DISPUTES = 32  # disputed samples from which it is known who is right about them
+CERTAIN = (0.01, 0.995)  # of a probability whose logit is taken
 
 
 class Reference(nn.Module):
@@ -76,6 +79,7 @@ class Competence(AtLeastFloat32, Stateful):
         ends, shares: table of :func:`testtime.metrics.competence_table`.
         ratio: errors of a model that learns for one prediction that a disturbance changes.
         usual: mean probability of the source samples; above 1, which no samples reach, where it is not known.
+        disputes: weights (4,) of :meth:`credit`; empty where it is not known, as without BN statistics.
     """
 
     learned = True
@@ -87,10 +91,11 @@ class Competence(AtLeastFloat32, Stateful):
     shares: Tensor
     ratio: Tensor
     usual: Tensor
+    disputes: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("centres", "weights", "ends", "shares"):
+        for name in ("centres", "weights", "ends", "shares", "disputes"):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("ratio", torch.tensor(ERRORS_PER_CHANGE))
@@ -126,13 +131,37 @@ class Competence(AtLeastFloat32, Stateful):
         unseen = self.centres[logits.argmax(dim=1)].isinf().any(dim=1)  # a class without source samples
         return torch.where(unseen, self.shares[-1], found)
 
+    def credit(self, right: Tensor, mean: float, disputed: float) -> Tensor | None:
+        r"""Return the probability (N,) that BN statistics are right rather than the shipped model, where both differ.
+
+        .. math:: l(q) = w_0 + w_1\, l(p) + w_2\, l(\bar p) + w_3\, l(d), \qquad l(p) = \log \frac{p}{1 - p}
+
+        A probability p is a mean over all drifts of the calibration, too small for images as those of the source and too large
+        under a strong drift. The recent mean of p and the share d of disputed samples say which of both it is.
+
+        Args:
+            right: probability p (N,) that the shipped model is right.
+            mean: mean of p over recent samples.
+            disputed: share d of recent samples that BN statistics and the shipped model predict differently.
+
+        Returns:
+            q, or None where it is not known.
+        """
+        if not self.disputes.numel():
+            return None
+        recent = right.new_tensor([mean, disputed]).expand(len(right), 2)
+        known = torch.cat(
+            [torch.ones_like(right[:, None]), _logit(torch.cat([right[:, None], recent], 1))], 1
+        )
+        return (known @ self.disputes.to(known)).sigmoid()
+
     def _share(self, quantities: Tensor) -> Tensor:
         """The share of right predictions among samples with such quantities (N, 4)."""
         return self.shares[torch.searchsorted(self.ends, -(quantities @ self.weights))]
 
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A saved state in the present form; earlier ones do not hold the usual probability."""
-        return {"usual": torch.tensor(NEVER), **saved}
+        """A saved state in the present form; earlier ones hold no usual probability and no credit."""
+        return {"usual": torch.tensor(NEVER), "disputes": torch.empty(0), **saved}
 
     @torch.no_grad()
     def calibrate(self, x: Any, by: Calibration) -> None:
@@ -156,23 +185,45 @@ class Competence(AtLeastFloat32, Stateful):
         # The distances of these samples to their own mean are too small; they take the place of unseen ones.
         own = self.quantities(logits, features)
         own[:, 0] = (spread / self.scale + TINY).log().clamp(-FAR, FAR)
-        known, right, errors, changed = [own], [torch.ones_like(truth, dtype=torch.bool)], [], []
+        known, right = [own], [torch.ones_like(truth, dtype=torch.bool)]
+        windows: list[_Window] = []
         orders = cycle((torch.arange(len(x), device=x.device), truth.argsort(stable=True)))
         for drifted, order in zip(drifts(x, by.within, by.seed), orders, strict=False):
             logits, features = _forward(by.reference, drifted)
-            known.append(self.quantities(logits, features))
-            right.append(logits.argmax(dim=1) == truth)
-            for error, change in _windows(by, drifted[order], truth[order]):
-                errors.append(error)
-                changed.append(change)
+            found, shipped = self.quantities(logits, features), logits.argmax(dim=1)
+            known.append(found)
+            right.append(shipped == truth)
+            windows += _windows(by, drifted[order], truth[order], shipped[order], found[order])
         quantities, good = torch.cat(known).cpu().numpy(), torch.cat(right).cpu().numpy()
         weights = logistic_weights(quantities, good)[1:]
         ends, shares = competence_table(-(quantities @ weights), good)
         for name, values in (("weights", weights), ("ends", ends), ("shares", shares)):
             setattr(self, name, torch.as_tensor(values, dtype=torch.float32, device=x.device))
         self.usual = self._share(own).mean()
-        if len(errors) >= WINDOWS:
+        rates = [rate for window in windows if (rate := window.rates())[0] > LEAST]
+        if len(rates) >= WINDOWS:
+            errors, changed = zip(*rates, strict=True)
             self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed, share=0.5))
+        self.disputes = self._fit_disputes(windows) if by.reference.bn is not None else torch.empty(0)
+
+    def _fit_disputes(self, windows: list[_Window]) -> Tensor:
+        """Fit :meth:`credit` to the samples of windows on which one of both is right; empty for too few."""
+        rows, good = [], []
+        for window in windows:
+            right = self._share(window.quantities)
+            recent = right.new_tensor([right.mean(), (window.plain != window.shipped).float().mean()])
+            decided = (window.plain == window.truth) != (window.shipped == window.truth)
+            values = torch.cat([right[decided, None], recent.expand(int(decided.sum()), 2)], dim=1)
+            rows.append(_logit(values))
+            good.append((window.plain == window.truth)[decided])
+        if sum(map(len, good)) < DISPUTES:
+            return torch.empty(0)
+        weights = logistic_weights(torch.cat(rows).cpu().numpy(), torch.cat(good).cpu().numpy())
+        return torch.as_tensor(weights, dtype=torch.float32, device=self.shares.device)
+
+
+def _logit(p: Tensor) -> Tensor:
+    return p.clamp(*CERTAIN).logit()
 
 
 def _forward(reference: Reference, x: Any) -> tuple[Tensor, Tensor]:
@@ -180,12 +231,35 @@ def _forward(reference: Reference, x: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), torch.cat(features)
 
 
-def _windows(by: Calibration, x: Any, truth: Tensor) -> Iterator[tuple[float, float]]:
-    """Errors and changed predictions of the model that normalises by the batch (of the shipped one where there is none)."""
+@dataclass(frozen=True)
+class _Window:
+    """Samples of a drift.
+
+    Attributes:
+        truth: classes (N,) that the shipped model predicts without the drift.
+        shipped: classes (N,) that it predicts under the drift.
+        plain, disturbed: classes (N,) that the model predicts which normalises by the batch, the shipped one where there is
+            none, under the drift and under a disturbance as well.
+        quantities: (N, 4), as of :meth:`Competence.quantities`.
+    """
+
+    truth: Tensor
+    shipped: Tensor
+    plain: Tensor
+    disturbed: Tensor
+    quantities: Tensor
+
+    def rates(self) -> tuple[float, float]:
+        """Errors and changed predictions of the model that normalises by the batch."""
+        errors, changes = self.plain != self.truth, self.plain != self.disturbed
+        return float(errors.float().mean()), float(changes.float().mean())
+
+
+def _windows(by: Calibration, x: Any, *known: Tensor) -> Iterator[_Window]:
     model = by.reference.bn or by.reference.shipped
-    for part, right in zip(x.split(BATCH), truth.split(BATCH), strict=True):
+    for part, truth, shipped, quantities in zip(
+        x.split(BATCH), *(k.split(BATCH) for k in known), strict=True
+    ):
         if len(part) >= BATCH // 2:
             plain, other = (model(v).argmax(dim=1) for v in (part, by.disturb(part)))
-            error, change = (plain != right).float().mean(), (plain != other).float().mean()
-            if float(error) > 0.05:
-                yield float(error), float(change)
+            yield _Window(truth, shipped, plain, other, quantities)

@@ -36,6 +36,7 @@ SIZES = {
     "corrections": 2,
     "steady": 2,
     "votes": 2,
+    "recent": 3,
 }
 USUAL = 0.9  # weight of the past in the usual values
 FAIR = 0.5  # probability from which the shipped model is probably right about a sample
@@ -118,6 +119,8 @@ class Evidence(AtLeastFloat32, Stateful):
             prediction by the adapter, and by the shipped model, changes under a disturbance.
         votes: (2,) samples on which the adapter would be preferred to the shipped model, and predicts another class; those of
             them on which BN predicts the same class as the adapter.
+        recent: (3,) samples, sum of the probabilities that the shipped model is right about them, and samples that BN predicts
+            differently; a sample weighs half as much after 64 others.
     """
 
     writes = False
@@ -133,6 +136,7 @@ class Evidence(AtLeastFloat32, Stateful):
     unsure: Tensor
     steady: Tensor
     votes: Tensor
+    recent: Tensor
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -253,6 +257,16 @@ class Evidence(AtLeastFloat32, Stateful):
         low, high = (self.excess < EXCESS).unbind()
         return high & (low | (right >= COMPETENT)) & (right >= FAIR)
 
+    def with_batch(self, right: Tensor, disputed: Tensor) -> Tensor:
+        """Return ``recent`` with a batch, (3,).
+
+        Args:
+            right: probability (N,) that the shipped model is right.
+            disputed: samples (N,) that BN predicts differently.
+        """
+        now = torch.stack([torch.ones_like(right), right, disputed.to(right)]).sum(dim=1)
+        return 0.5 ** (len(right) / PART) * self.recent + now.to(self.recent)
+
     def take_steady(self, adapter: Tensor, shipped: Tensor) -> None:
         """Count whose predictions change under a disturbance, where both were the same before and probably right.
 
@@ -294,7 +308,7 @@ class Evidence(AtLeastFloat32, Stateful):
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A saved state in the present form; until November 2026 there were no bets, and no counts of corrections."""
         first = Evidence(self.window).moving()
-        later = ("bet", "excess", "corrections", "unsure", "steady", "votes")
+        later = ("bet", "excess", "corrections", "unsure", "steady", "votes", "recent")
         return {**{k: first[k] for k in later}, **saved}
 
 

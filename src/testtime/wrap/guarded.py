@@ -90,7 +90,8 @@ class Guarded(Wrapper):
         3. answer the prediction of the candidate of the higher :math:`\hat a_k` where :math:`\hat a_k > P(x)` + ``margin``,
            elsewhere that of the shipped model; where the adapter predicts the same class, its logits; where the adapter would
            be preferred and predicts another class than the shipped model, BN statistics have a vote: two against one, unless
-           they confirmed half of those lately and P(x) is below a half; credible corrections are answered too;
+           they confirmed half of those lately and P(x) is below a half; credible corrections are answered too; the shipped
+           model is never contradicted where :meth:`testtime.wrap.competence.Competence.credit` is below a half;
         4. take the step back where a quarter of the batch was overruled, or repeats the sample before;
         5. trust the adapter while hardly any of its predictions are overruled for each sample that the shipped model probably
            knows, and most of those votes are for it, and then check 64 samples of one batch in 2, 4, ..., 1 / ``check``, at
@@ -132,9 +133,9 @@ class Guarded(Wrapper):
 
     A batch with token ids, or without floating-point tensors, is refused with a ValueError unless ``disturb`` is given, in a
     call before anything is learned, and in ``prepare``. The consistency of predictions is the only measure of a candidate's
-    accuracy here, and noise in the numbers beside words says nothing of the words: a guard that disturbed the numbers alone
-    fell below the shipped model where the words drifted (tests/wrap/test_guarded_words.py). For the calibration, up to half of
-    the token ids are replaced by those of other samples. It joins the source batches, whose samples have one length.
+    accuracy here, and noise in the numbers beside words says nothing of the words (tests/wrap/test_guarded_words.py). For the
+    calibration, up to half of the token ids are replaced by those of other samples. It joins the source batches, whose samples
+    have one length.
 
     Cost: the adapter's, and for a checked batch a prediction of the adapter, two forwards of the model with BN statistics and
     one of the shipped model (two without ``prepare``; with it, one more of some samples where it is corrected). In a rest, a

@@ -1,0 +1,99 @@
+"""What a guard knows of the shipped model: who is right where BN statistics predict another class."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from testtime.laws.worlds import WORLDS, classified
+from testtime.methods import Source
+from testtime.wrap import Guarded
+from testtime.wrap.competence import Competence, _Window
+from testtime.wrap.evidence import Evidence
+
+
+def logit(p: object) -> np.ndarray:
+    q = np.clip(np.asarray(p, float), 0.01, 0.995)
+    return np.log(q / (1 - q))
+
+
+def test_credit_is_a_logistic_function_of_three_logits() -> None:
+    competence = Competence()
+    right = torch.tensor([0.0, 0.3, 0.8, 1.0])
+    assert competence.credit(right, 0.7, 0.2) is None
+    competence.disputes = torch.tensor([0.5, -1.0, -0.5, 0.25])
+    score = 0.5 - logit(right) - 0.5 * logit(0.7) + 0.25 * logit(0.2)
+    found = competence.credit(right, 0.7, 0.2)
+    assert found is not None
+    assert found.numpy() == pytest.approx(1 / (1 + np.exp(-score)), abs=1e-6)
+
+
+def test_recent_samples_weigh_half_after_sixty_four_others() -> None:
+    evidence = Evidence(256)
+    evidence.recent = torch.tensor([8.0, 6.0, 2.0])
+    right, disputed = torch.full((64,), 0.25), torch.arange(64) < 16
+    assert evidence.with_batch(right, disputed).tolist() == pytest.approx([4 + 64, 3 + 16, 1 + 16])
+    assert evidence.recent.tolist() == [8.0, 6.0, 2.0]
+
+
+def windows(rng: np.random.Generator) -> list[_Window]:
+    """Eight windows in which the share of samples that BN statistics get right rises with the drift."""
+    found = []
+    for drift in np.linspace(0, 1, 8):
+        truth = torch.zeros(64, dtype=torch.int64)
+        shipped = torch.as_tensor(rng.random(64) < 0.1 + 0.8 * drift).long()
+        plain = torch.as_tensor(rng.random(64) < 0.3).long()
+        typical = torch.as_tensor(rng.random(64) * (1.2 - drift), dtype=torch.float32)
+        found.append(_Window(truth, shipped, plain, plain, typical[:, None]))
+    return found
+
+
+def test_credit_is_fitted_to_the_disputes_of_the_calibration() -> None:
+    competence = Competence()
+    competence.weights, competence.ends = torch.ones(1), torch.tensor([-0.8, -0.5, -0.2])
+    competence.shares = torch.tensor([0.9, 0.7, 0.5, 0.2])
+    drawn = windows(np.random.default_rng(0))
+    weights = competence._fit_disputes(drawn)
+    rows, good = [], []
+    for window in drawn:
+        p = np.select([window.quantities[:, 0] >= e for e in (0.8, 0.5, 0.2)], [0.9, 0.7, 0.5], 0.2)
+        d = float((window.plain != window.shipped).float().mean())
+        for i in range(64):
+            bn, shipped = int(window.plain[i]) == 0, int(window.shipped[i]) == 0
+            if bn != shipped:
+                rows.append([1.0, logit(p[i]), logit(p.mean()), logit(d)])
+                good.append(bn)
+    x, y, w = np.array(rows), np.array(good, float), weights.double().numpy()
+    # The gradient of the penalised likelihood is zero at its minimum.
+    assert x.T @ (1 / (1 + np.exp(-x @ w)) - y) + 0.01 * w == pytest.approx(np.zeros(4), abs=1e-3)
+    assert competence._fit_disputes(drawn[:1]).numel() == 0  # some ten samples
+
+
+@pytest.mark.parametrize(("constant", "shown"), [(5.0, 12), (-5.0, 0)])
+def test_the_shipped_model_is_not_contradicted_where_it_is_probably_right(
+    constant: float, shown: int
+) -> None:
+    guarded = Guarded(Source(WORLDS["batchnorm"].network()))
+    guarded.prepare([classified(64, torch.Generator().manual_seed(0))[0]])
+    guarded.competence.disputes = torch.tensor([constant, 0.0, 0.0, 0.0])
+    guarded.evidence.estimates = torch.tensor([0.8, 0.8])
+    right, shipped = torch.full((64,), 0.3), torch.zeros(64, dtype=torch.int64)
+    own = (torch.arange(64) < 12).long()
+    bn = nn.functional.one_hot(own, 5).float()
+    preferred = guarded.checks.preferred(right, own, shipped, bn)
+    assert int((preferred & (own != shipped)).sum()) == shown
+    assert bool(preferred[12:].all())  # both predict the same there
+    assert guarded.evidence.recent.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_check_counts_the_disputed_samples() -> None:
+    guarded = Guarded(Source(WORLDS["batchnorm"].network()))
+    guarded.prepare([classified(64, torch.Generator().manual_seed(0))[0]])
+    x = classified(32, torch.Generator().manual_seed(1))[0]
+    guarded(x)
+    logits, features = guarded.reference(x)
+    right, bn = guarded.competence.probability(logits, features), guarded.reference.bn(x)
+    disputed = int((bn.argmax(1) != logits.argmax(1)).sum())
+    assert guarded.evidence.recent.tolist() == pytest.approx([32, float(right.sum()), disputed], rel=1e-5)
