@@ -63,6 +63,16 @@ def test_an_adapter_does_not_load_the_compiler_of_torch():
     assert not [m for m in loaded_by(code) if m.startswith("torch._dynamo.")]
 
 
+def test_the_first_training_of_the_demo_loads_no_compiler() -> None:
+    code = """
+import pathlib, tempfile, types
+from testtime.experiments.demo import train_on_digits
+folder = pathlib.Path(tempfile.mkdtemp())
+train_on_digits(types.SimpleNamespace(parameters={"seed": 0, "epochs": 1}, folder=folder, progress=print, needs={}))
+"""
+    assert not [m for m in loaded_by(code) if m.startswith("torch._dynamo.")]
+
+
 def test_the_names_of_all_methods_are_known_without_torch():
     code = "from testtime.methods import METHODS; assert METHODS['Tent'].name == 'tent'"
     assert not [m for m in loaded_by(code) if m.startswith("torch")]

@@ -22,6 +22,7 @@ from testtime.experiments import Cell, Column, Experiment, Plan, Request, Row, R
 from testtime.experiments.demo_list import LISTED
 from testtime.experiments.registry import code_of
 from testtime.models.digits import DigitsCNN
+from testtime.parts.one_call_sgd import OneCallSGD
 from testtime.processor import autocast
 from testtime.source.passes import passes_over
 from testtime.streams import continual
@@ -38,7 +39,7 @@ def train_on_digits(work: Workspace) -> dict[str, Any]:
     images = TensorDataset(train.batch(range(len(train))), train.targets(range(len(train))))
     torch.manual_seed(p["seed"])
     model = DigitsCNN().train()
-    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4)
+    optimizer = OneCallSGD(model.parameters(), momentum=0.9, weight_decay=5e-4)
 
     def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(model(x), y)

@@ -302,7 +302,9 @@ class Training:
         )
 
     def _clear(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        for group in self._optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None  # Optimizer.zero_grad imports torch._dynamo, which takes a second
         self._own.zero_grad(set_to_none=True)
 
     def _resume(self) -> None:
