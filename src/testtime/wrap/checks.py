@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from testtime.prediction import Prediction, energy
-from testtime.wrap.competence import ERRORS_PER_CHANGE, Competence, Reference
+from testtime.wrap.competence import ERRORS_PER_CHANGE, Competence, Reference, logits_of
 from testtime.wrap.evidence import COMPETENT, FAIR, SHARE, Evidence, count_diversity
 from testtime.wrap.guard_options import Serving
 
@@ -119,7 +119,7 @@ class Checks:
             claimed = (float(self.evidence.estimates[0]) > right + self.margin) | self._corrects(right)
             self.evidence.take_votes(differs & claimed, confirmed)
         preferred = self.preferred(right, own, shipped, bn) & (not copies)
-        self.evidence.recent = self._recent(right, shipped, bn)
+        self._count(logits, features, right, shipped, bn)
         answer = combined(y, logits, bn if bn is not None and candidate == "bn" else y.logits, preferred)
         overruled = float((answer.argmax(dim=1) != own).float().mean())
         return Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
@@ -151,16 +151,21 @@ class Checks:
         other = differs if candidate == "adapter" else third != shipped
         return better & ~(other & self._discredited(right, shipped, bn))
 
-    def _recent(self, right: Tensor, shipped: Tensor, bn: Tensor | None) -> Tensor:
-        """The counts of recent samples with a batch; without an opinion of BN nothing in it is disputed."""
-        disputed = torch.zeros_like(shipped, dtype=torch.bool) if bn is None else bn.argmax(dim=1) != shipped
-        return self.evidence.with_batch(right, disputed)
+    def _count(
+        self, logits: Tensor, features: Tensor, right: Tensor, shipped: Tensor, bn: Tensor | None
+    ) -> None:
+        """Count the samples of a batch among the recent ones; without an opinion of BN none of them is disputed."""
+        if self.competence.known:
+            typical = logits_of(self.competence.probability(logits, features))
+            disputed = torch.zeros_like(shipped) if bn is None else bn.argmax(dim=1) != shipped
+            self.evidence.recent = self.evidence.with_batch(typical, right, disputed)
 
     def _discredited(self, right: Tensor, shipped: Tensor, bn: Tensor) -> Tensor:
         """The samples (N,) on which the shipped model is probably right where BN predicts another class."""
-        count, total, disputed = self._recent(right, shipped, bn).tolist()
-        credit = self.competence.credit(right, total / count, disputed / count)
-        return torch.zeros_like(shipped, dtype=torch.bool) if credit is None else credit < FAIR
+        disputed = bn.argmax(dim=1) != shipped
+        count, _, total, differing = self.evidence.with_batch(right, right, disputed).tolist()
+        credit = self.competence.credit(right, total / count, differing / count)
+        return torch.zeros_like(disputed) if credit is None else credit < FAIR
 
     def _corrects(self, right: Tensor) -> Tensor:
         """The samples (N,) on which the adapter's corrections of the shipped model are credible if BN confirms them."""
@@ -173,10 +178,12 @@ class Checks:
         return self.evidence.corrects(right) & (pooled >= 0.5)
 
     def probability(self, x: Any, logits: Tensor, features: Tensor) -> Tensor:
-        """Return the probability (N,) that the shipped model is right, from its outputs."""
+        """Return the probability (N,) that the shipped model is right, from its outputs and those of recent samples."""
         predicted = logits.argmax(dim=1)
         if self.competence.known:
-            return self.competence.probability(logits, features)
+            own = self.competence.probability(logits, features)
+            count, typical = self.evidence.with_batch(logits_of(own)).tolist()[:2]
+            return self.competence.probability_among(own, typical / count)
         same = predicted == self.reference(self.disturb(x))[0].argmax(dim=1)
         return torch.where(same, CONSISTENT, CHANGED)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -20,7 +20,7 @@ from testtime.parts.features import linear_head
 from testtime.parts.taps import tap, watched
 from testtime.wrap.disturbance import drifts
 
-__all__ = ["Calibration", "Competence", "Reference"]
+__all__ = ["Calibration", "Competence", "Reference", "logits_of"]
 
 ERRORS_PER_CHANGE, WINDOWS = 2.5, 10  # where fewer windows than that have errors in the calibration
 NEVER = 2.0  # above any probability
@@ -79,6 +79,7 @@ class Competence(AtLeastFloat32, Stateful):
         ends, shares: table of :func:`testtime.metrics.competence_table`.
         ratio: errors of a model that learns for one prediction that a disturbance changes.
         usual: mean probability of the source samples; above 1, which no samples reach, where it is not known.
+        among: weights (3,) of :meth:`probability_among`; empty before a calibration.
         disputes: weights (4,) of :meth:`credit`; empty where it is not known, as without BN statistics.
     """
 
@@ -91,11 +92,12 @@ class Competence(AtLeastFloat32, Stateful):
     shares: Tensor
     ratio: Tensor
     usual: Tensor
+    among: Tensor
     disputes: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("centres", "weights", "ends", "shares", "disputes"):
+        for name in ("centres", "weights", "ends", "shares", "among", "disputes"):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("ratio", torch.tensor(ERRORS_PER_CHANGE))
@@ -131,16 +133,33 @@ class Competence(AtLeastFloat32, Stateful):
         unseen = self.centres[logits.argmax(dim=1)].isinf().any(dim=1)  # a class without source samples
         return torch.where(unseen, self.shares[-1], found)
 
+    def probability_among(self, right: Tensor, recent: float) -> Tensor:
+        r"""Return the probability (N,) that predictions are right, given how typical recent samples were.
+
+        .. math:: l(q) = w_0 + w_1\, l(p) + w_2\, \bar l, \qquad l(p) = \log \frac{p}{1 - p}
+
+        A probability p is a mean over all drifts of the calibration: too small among images as those of the source, and too
+        large under a strong drift. The mean of l(p) tells them apart.
+
+        Args:
+            right: p (N,), from :meth:`probability`.
+            recent: mean of l(p) over recent samples.
+
+        Returns:
+            q, or p where the weights are not known.
+        """
+        if not self.among.numel():
+            return right
+        constant, own, others = self.among.to(right).unbind()
+        return (constant + own * logits_of(right) + others * recent).sigmoid()
+
     def credit(self, right: Tensor, mean: float, disputed: float) -> Tensor | None:
         r"""Return the probability (N,) that BN statistics are right rather than the shipped model, where both differ.
 
         .. math:: l(q) = w_0 + w_1\, l(p) + w_2\, l(\bar p) + w_3\, l(d), \qquad l(p) = \log \frac{p}{1 - p}
 
-        A probability p is a mean over all drifts of the calibration, too small for images as those of the source and too large
-        under a strong drift. The recent mean of p and the share d of disputed samples say which of both it is.
-
         Args:
-            right: probability p (N,) that the shipped model is right.
+            right: p (N,), from :meth:`probability_among`.
             mean: mean of p over recent samples.
             disputed: share d of recent samples that BN statistics and the shipped model predict differently.
 
@@ -151,7 +170,7 @@ class Competence(AtLeastFloat32, Stateful):
             return None
         recent = right.new_tensor([mean, disputed]).expand(len(right), 2)
         known = torch.cat(
-            [torch.ones_like(right[:, None]), _logit(torch.cat([right[:, None], recent], 1))], 1
+            [torch.ones_like(right[:, None]), logits_of(torch.cat([right[:, None], recent], 1))], 1
         )
         return (known @ self.disputes.to(known)).sigmoid()
 
@@ -161,7 +180,7 @@ class Competence(AtLeastFloat32, Stateful):
 
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A saved state in the present form; earlier ones hold no usual probability and no credit."""
-        return {"usual": torch.tensor(NEVER), "disputes": torch.empty(0), **saved}
+        return {"usual": torch.tensor(NEVER), "among": torch.empty(0), "disputes": torch.empty(0), **saved}
 
     @torch.no_grad()
     def calibrate(self, x: Any, by: Calibration) -> None:
@@ -200,21 +219,31 @@ class Competence(AtLeastFloat32, Stateful):
         for name, values in (("weights", weights), ("ends", ends), ("shares", shares)):
             setattr(self, name, torch.as_tensor(values, dtype=torch.float32, device=x.device))
         self.usual = self._share(own).mean()
+        self.among = self._fit_among(torch.cat(known).split(len(x)), torch.cat(right))
         rates = [rate for window in windows if (rate := window.rates())[0] > LEAST]
         if len(rates) >= WINDOWS:
             errors, changed = zip(*rates, strict=True)
             self.ratio = self.ratio.new_tensor(errors_per_change(errors, changed, share=0.5))
         self.disputes = self._fit_disputes(windows) if by.reference.bn is not None else torch.empty(0)
 
+    def _fit_among(self, drifted: Sequence[Tensor], right: Tensor) -> Tensor:
+        """Fit :meth:`probability_among` to the quantities (N, 4) of each drift, and whether the predictions are right."""
+        own = [logits_of(self._share(quantities)) for quantities in drifted]
+        others = torch.cat([values.mean().expand(len(values)) for values in own])
+        known = torch.stack([torch.cat(own), others], dim=1)
+        weights = logistic_weights(known.cpu().numpy(), right.cpu().numpy())
+        return torch.as_tensor(weights, dtype=torch.float32, device=right.device)
+
     def _fit_disputes(self, windows: list[_Window]) -> Tensor:
         """Fit :meth:`credit` to the samples of windows on which one of both is right; empty for too few."""
         rows, good = [], []
         for window in windows:
             right = self._share(window.quantities)
+            right = self.probability_among(right, float(logits_of(right).mean()))
             recent = right.new_tensor([right.mean(), (window.plain != window.shipped).float().mean()])
             decided = (window.plain == window.truth) != (window.shipped == window.truth)
             values = torch.cat([right[decided, None], recent.expand(int(decided.sum()), 2)], dim=1)
-            rows.append(_logit(values))
+            rows.append(logits_of(values))
             good.append((window.plain == window.truth)[decided])
         if sum(map(len, good)) < DISPUTES:
             return torch.empty(0)
@@ -222,7 +251,8 @@ class Competence(AtLeastFloat32, Stateful):
         return torch.as_tensor(weights, dtype=torch.float32, device=self.shares.device)
 
 
-def _logit(p: Tensor) -> Tensor:
+def logits_of(p: Tensor) -> Tensor:
+    """Return the logits of probabilities, which are taken as 0.01 at least and 0.995 at most."""
     return p.clamp(*CERTAIN).logit()
 
 

@@ -36,7 +36,7 @@ SIZES = {
     "corrections": 2,
     "steady": 2,
     "votes": 2,
-    "recent": 3,
+    "recent": 4,
 }
 USUAL = 0.9  # weight of the past in the usual values
 FAIR = 0.5  # probability from which the shipped model is probably right about a sample
@@ -119,8 +119,9 @@ class Evidence(AtLeastFloat32, Stateful):
             prediction by the adapter, and by the shipped model, changes under a disturbance.
         votes: (2,) samples on which the adapter would be preferred to the shipped model, and predicts another class; those of
             them on which BN predicts the same class as the adapter.
-        recent: (3,) samples, sum of the probabilities that the shipped model is right about them, and samples that BN predicts
-            differently; a sample weighs half as much after 64 others.
+        recent: (4,) samples, sums of the logits of the probabilities p that the shipped model is right about them and of q,
+            these probabilities given how typical recent samples are, and samples that BN predicts differently; a sample weighs
+            half as much after 64 others.
     """
 
     writes = False
@@ -257,15 +258,17 @@ class Evidence(AtLeastFloat32, Stateful):
         low, high = (self.excess < EXCESS).unbind()
         return high & (low | (right >= COMPETENT)) & (right >= FAIR)
 
-    def with_batch(self, right: Tensor, disputed: Tensor) -> Tensor:
-        """Return ``recent`` with a batch, (3,).
+    def with_batch(self, *counted: Tensor) -> Tensor:
+        """Return ``recent`` with a batch, (4,).
 
         Args:
-            right: probability (N,) that the shipped model is right.
-            disputed: samples (N,) that BN predicts differently.
+            counted: values (N,) to add to the first, the second and the third of its sums; those that are left out are 0.
         """
-        now = torch.stack([torch.ones_like(right), right, disputed.to(right)]).sum(dim=1)
-        return 0.5 ** (len(right) / PART) * self.recent + now.to(self.recent)
+        now = self.recent.new_zeros(4)
+        now[0] = len(counted[0])
+        for i, values in enumerate(counted, start=1):
+            now[i] = values.sum()
+        return 0.5 ** (len(counted[0]) / PART) * self.recent + now
 
     def take_steady(self, adapter: Tensor, shipped: Tensor) -> None:
         """Count whose predictions change under a disturbance, where both were the same before and probably right.
