@@ -78,6 +78,7 @@ def test_in_a_rest_the_shipped_model_answers_with_one_forward(saved: Path) -> No
     )
     for i, one in enumerate(x.split(1)):
         assert guarded.resting
+        right = float(guarded.shipped_prediction(one)[2])
         predicted, meter.forwards = guarded.predict(one).logits, 0
         y = guarded(one)
         assert meter.forwards == 1
@@ -86,7 +87,6 @@ def test_in_a_rest_the_shipped_model_answers_with_one_forward(saved: Path) -> No
         torch.testing.assert_close(y.logits[0], logits[i])
     assert (guarded.serving, state_hash(guarded.adapter)) == ("source", adapter)
     assert guarded.diagnostics["update_norm"] == 0
-    right = float(guarded.shipped_prediction(x[-1:])[2])
     assert guarded.diagnostics["estimated_accuracy"] == pytest.approx(100 * right)
 
 

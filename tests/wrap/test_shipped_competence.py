@@ -30,12 +30,25 @@ def test_credit_is_a_logistic_function_of_three_logits() -> None:
     assert found.numpy() == pytest.approx(1 / (1 + np.exp(-score)), abs=1e-6)
 
 
+def test_the_probability_among_recent_samples_is_a_logistic_function_of_two_logits() -> None:
+    competence = Competence()
+    right = torch.tensor([0.0, 0.3, 0.8, 1.0])
+    assert torch.equal(competence.probability_among(right, 1.5), right)
+    competence.among = torch.tensor([-0.5, 0.75, 0.5])
+    score = -0.5 + 0.75 * logit(right) + 0.5 * 1.5
+    assert competence.probability_among(right, 1.5).numpy() == pytest.approx(
+        1 / (1 + np.exp(-score)), abs=1e-6
+    )
+
+
 def test_recent_samples_weigh_half_after_sixty_four_others() -> None:
     evidence = Evidence(256)
-    evidence.recent = torch.tensor([8.0, 6.0, 2.0])
+    evidence.recent = torch.tensor([8.0, 20.0, 6.0, 2.0])
     right, disputed = torch.full((64,), 0.25), torch.arange(64) < 16
-    assert evidence.with_batch(right, disputed).tolist() == pytest.approx([4 + 64, 3 + 16, 1 + 16])
-    assert evidence.recent.tolist() == [8.0, 6.0, 2.0]
+    found = evidence.with_batch(torch.full((64,), -1.0), right, disputed)
+    assert found.tolist() == pytest.approx([4 + 64, 10 - 64, 3 + 16, 1 + 16])
+    assert evidence.with_batch(right).tolist() == pytest.approx([4 + 64, 10 + 16, 3, 1])
+    assert evidence.recent.tolist() == [8.0, 20.0, 6.0, 2.0]
 
 
 def windows(rng: np.random.Generator) -> list[_Window]:
@@ -50,15 +63,37 @@ def windows(rng: np.random.Generator) -> list[_Window]:
     return found
 
 
-def test_credit_is_fitted_to_the_disputes_of_the_calibration() -> None:
+def fitted() -> Competence:
+    """A competence whose probability is 0.9, 0.7, 0.5 or 0.2 by a single quantity."""
     competence = Competence()
     competence.weights, competence.ends = torch.ones(1), torch.tensor([-0.8, -0.5, -0.2])
     competence.shares = torch.tensor([0.9, 0.7, 0.5, 0.2])
+    return competence
+
+
+def shares(window: _Window) -> np.ndarray:
+    return np.select([window.quantities[:, 0] >= e for e in (0.8, 0.5, 0.2)], [0.9, 0.7, 0.5], 0.2)
+
+
+def test_the_probability_among_recent_samples_is_fitted_to_the_drifts() -> None:
+    drawn = windows(np.random.default_rng(0))
+    right = torch.cat([w.shipped == w.truth for w in drawn])
+    weights = fitted()._fit_among([w.quantities for w in drawn], right)
+    own = [logit(shares(w)) for w in drawn]
+    x = np.concatenate([np.stack([np.ones(64), v, np.full(64, v.mean())], 1) for v in own])
+    w = weights.double().numpy()
+    assert x.T @ (1 / (1 + np.exp(-x @ w)) - right.numpy()) + 0.01 * w == pytest.approx(np.zeros(3), abs=1e-3)
+
+
+def test_credit_is_fitted_to_the_disputes_of_the_calibration() -> None:
+    competence = fitted()
+    competence.among = torch.tensor([-0.5, 0.75, 0.5])
     drawn = windows(np.random.default_rng(0))
     weights = competence._fit_disputes(drawn)
     rows, good = [], []
     for window in drawn:
-        p = np.select([window.quantities[:, 0] >= e for e in (0.8, 0.5, 0.2)], [0.9, 0.7, 0.5], 0.2)
+        p = logit(shares(window))
+        p = 1 / (1 + np.exp(0.5 - 0.75 * p - 0.5 * p.mean()))
         d = float((window.plain != window.shipped).float().mean())
         for i in range(64):
             bn, shipped = int(window.plain[i]) == 0, int(window.shipped[i]) == 0
@@ -85,7 +120,7 @@ def test_the_shipped_model_is_not_contradicted_where_it_is_probably_right(
     preferred = guarded.checks.preferred(right, own, shipped, bn)
     assert int((preferred & (own != shipped)).sum()) == shown
     assert bool(preferred[12:].all())  # both predict the same there
-    assert guarded.evidence.recent.tolist() == [0.0, 0.0, 0.0]
+    assert guarded.evidence.recent.tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_check_counts_the_disputed_samples() -> None:
@@ -94,6 +129,9 @@ def test_a_check_counts_the_disputed_samples() -> None:
     x = classified(32, torch.Generator().manual_seed(1))[0]
     guarded(x)
     logits, features = guarded.reference(x)
-    right, bn = guarded.competence.probability(logits, features), guarded.reference.bn(x)
-    disputed = int((bn.argmax(1) != logits.argmax(1)).sum())
-    assert guarded.evidence.recent.tolist() == pytest.approx([32, float(right.sum()), disputed], rel=1e-5)
+    own, bn = guarded.competence.probability(logits, features), guarded.reference.bn(x)
+    typical, disputed = logit(own), int((bn.argmax(1) != logits.argmax(1)).sum())
+    w = guarded.competence.among.numpy()
+    right = 1 / (1 + np.exp(-(w[0] + w[1] * typical + w[2] * typical.mean())))
+    counted = [32, typical.sum(), right.sum(), disputed]
+    assert guarded.evidence.recent.tolist() == pytest.approx(counted, rel=1e-4)

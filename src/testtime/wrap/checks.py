@@ -119,7 +119,9 @@ class Checks:
             claimed = (float(self.evidence.estimates[0]) > right + self.margin) | self._corrects(right)
             self.evidence.take_votes(differs & claimed, confirmed)
         preferred = self.preferred(right, own, shipped, bn) & (not copies)
-        self._count(logits, features, right, shipped, bn)
+        if self.competence.known:
+            disputed = None if bn is None else bn.argmax(dim=1) != shipped
+            self.count(self.competence.probability(logits, features), disputed)
         answer = combined(y, logits, bn if bn is not None and candidate == "bn" else y.logits, preferred)
         overruled = float((answer.argmax(dim=1) != own).float().mean())
         return Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
@@ -151,14 +153,24 @@ class Checks:
         other = differs if candidate == "adapter" else third != shipped
         return better & ~(other & self._discredited(right, shipped, bn))
 
-    def _count(
-        self, logits: Tensor, features: Tensor, right: Tensor, shipped: Tensor, bn: Tensor | None
-    ) -> None:
-        """Count the samples of a batch among the recent ones; without an opinion of BN none of them is disputed."""
-        if self.competence.known:
-            typical = logits_of(self.competence.probability(logits, features))
-            disputed = torch.zeros_like(shipped) if bn is None else bn.argmax(dim=1) != shipped
-            self.evidence.recent = self.evidence.with_batch(typical, right, disputed)
+    def among(self, own: Tensor) -> Tensor:
+        """Return the probability (N,) that the shipped model is right, given how typical the batch and recent samples are.
+
+        Args:
+            own: probability (N,), from the outputs of each sample alone.
+        """
+        count, typical = self.evidence.with_batch(logits_of(own)).tolist()[:2]
+        return self.competence.probability_among(own, typical / count)
+
+    def count(self, own: Tensor, disputed: Tensor | None = None) -> None:
+        """Count a batch among the recent samples.
+
+        Args:
+            own: probability (N,) that the shipped model is right, from the outputs of each sample alone.
+            disputed: samples (N,) that BN predicts differently; None for none.
+        """
+        disputed = torch.zeros_like(own) if disputed is None else disputed
+        self.evidence.recent = self.evidence.with_batch(logits_of(own), self.among(own), disputed)
 
     def _discredited(self, right: Tensor, shipped: Tensor, bn: Tensor) -> Tensor:
         """The samples (N,) on which the shipped model is probably right where BN predicts another class."""
@@ -181,9 +193,7 @@ class Checks:
         """Return the probability (N,) that the shipped model is right, from its outputs and those of recent samples."""
         predicted = logits.argmax(dim=1)
         if self.competence.known:
-            own = self.competence.probability(logits, features)
-            count, typical = self.evidence.with_batch(logits_of(own)).tolist()[:2]
-            return self.competence.probability_among(own, typical / count)
+            return self.among(self.competence.probability(logits, features))
         same = predicted == self.reference(self.disturb(x))[0].argmax(dim=1)
         return torch.where(same, CONSISTENT, CHANGED)
 

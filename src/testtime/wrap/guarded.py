@@ -70,9 +70,9 @@ DOUBT = 3.0  # gain of the bet against the adapter, from which it is not trusted
 class Guarded(Wrapper):
     r"""An adapter that is served only where it is likely to be better than the shipped model, and is undone where it broke.
 
-    For each sample, :math:`P(x)` is the probability that the shipped model is right, from how typical its features are of the
-    predicted class (:mod:`testtime.metrics.competence`). On the samples that the model is not competent about, the
-    accuracy of a candidate k, the adapter or BN statistics without learning, is estimated as
+    For each sample, :math:`P(x)` is the probability that the shipped model is right, from how typical its features and those of
+    recent samples are of the predicted class (:mod:`testtime.metrics.competence`). On the samples that the model is not
+    competent about, the accuracy of a candidate k, the adapter or BN statistics without learning, is estimated as
 
     .. math:: \hat a_k = 1 - \kappa \cdot \text{share of its predictions that a disturbance changes}
 
@@ -419,7 +419,8 @@ class Guarded(Wrapper):
 
     def _rested(self, logits: Tensor, right: Tensor) -> Prediction:
         self.rest.take_batch(right)
-        accuracy = 100 * float(right.mean())
+        accuracy = 100 * float(self.checks.among(right).mean())
+        self.checks.count(right)
         self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
             "estimated_accuracy": accuracy,
             "estimated_accuracy_source": accuracy,
