@@ -120,8 +120,8 @@ class Checks:
             self.evidence.take_votes(differs & claimed, confirmed)
         preferred = self.preferred(right, own, shipped, bn) & (not copies)
         if self.competence.known:
-            disputed = None if bn is None else bn.argmax(dim=1) != shipped
-            self.count(self.competence.probability(logits, features), disputed)
+            disputed = () if bn is None else (bn.argmax(dim=1) != shipped,)
+            self.count(self.competence.probability(logits, features), right, *disputed)
         answer = combined(y, logits, bn if bn is not None and candidate == "bn" else y.logits, preferred)
         overruled = float((answer.argmax(dim=1) != own).float().mean())
         return Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
@@ -162,15 +162,15 @@ class Checks:
         count, typical = self.evidence.with_batch(logits_of(own)).tolist()[:2]
         return self.competence.probability_among(own, typical / count)
 
-    def count(self, own: Tensor, disputed: Tensor | None = None) -> None:
+    def count(self, own: Tensor, right: Tensor, *disputed: Tensor) -> None:
         """Count a batch among the recent samples.
 
         Args:
             own: probability (N,) that the shipped model is right, from the outputs of each sample alone.
-            disputed: samples (N,) that BN predicts differently; None for none.
+            right: that of :meth:`among`.
+            disputed: samples (N,) that BN predicts differently; none unless given.
         """
-        disputed = torch.zeros_like(own) if disputed is None else disputed
-        self.evidence.recent = self.evidence.with_batch(logits_of(own), self.among(own), disputed)
+        self.evidence.recent = self.evidence.with_batch(logits_of(own), right, *disputed)
 
     def _discredited(self, right: Tensor, shipped: Tensor, bn: Tensor) -> Tensor:
         """The samples (N,) on which the shipped model is probably right where BN predicts another class."""

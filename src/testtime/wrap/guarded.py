@@ -419,8 +419,8 @@ class Guarded(Wrapper):
 
     def _rested(self, logits: Tensor, right: Tensor) -> Prediction:
         self.rest.take_batch(right)
-        accuracy = 100 * float(self.checks.among(right).mean())
-        self.checks.count(right)
+        self.checks.count(right, among := self.checks.among(right))
+        accuracy = 100 * float(among.mean())
         self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
             "estimated_accuracy": accuracy,
             "estimated_accuracy_source": accuracy,
