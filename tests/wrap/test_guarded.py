@@ -291,7 +291,18 @@ def test_no_empty_batch_reaches_the_model(calibration: list[Tensor]) -> None:
 def test_a_state_without_bets_loads() -> None:
     guarded = Guarded(Tent(network()))
     guarded(drawn(8, 0)[0])
-    new = ("bet", "excess", "corrections", "unsure", "steady", "votes", "recent", "usual", "among", "disputes")
+    new = (
+        "bet",
+        "excess",
+        "corrections",
+        "unsure",
+        "steady",
+        "votes",
+        "recent",
+        "usual",
+        "among",
+        "disputes",
+    )
     saved = {
         k: v for k, v in guarded.state_dict().items() if k.split(".")[-1] not in new and "rest." not in k
     }
