@@ -99,7 +99,7 @@ class Rest(AtLeastFloat32, Stateful):
             self.length = torch.zeros_like(self.length)
             return False
         self.length = (2 * self.length).clamp(max(SHORTEST, 2 * size), LONGEST)
-        self.left = self.length
+        self.left = self.length.clone()
         return True
 
     @property
