@@ -95,7 +95,8 @@ class Checks:
         """
         logits, features = self.reference(x)
         shipped = logits.argmax(dim=1)
-        right = self.probability(x, logits, features)
+        alone = self._alone(x, logits, features)
+        right = self.among(alone)
         competent = right >= COMPETENT
         usual = self.evidence.share_competent()
         strange = len(x) >= SHARE and abs(float(competent.float().mean()) - usual) > STRANGE
@@ -121,7 +122,7 @@ class Checks:
         preferred = self.preferred(right, own, shipped, bn) & (not copies)
         if self.competence.known:
             disputed = () if bn is None else (bn.argmax(dim=1) != shipped,)
-            self.count(self.competence.probability(logits, features), right, *disputed)
+            self.count(alone, right, *disputed)
         answer = combined(y, logits, bn if bn is not None and candidate == "bn" else y.logits, preferred)
         overruled = float((answer.argmax(dim=1) != own).float().mean())
         return Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
@@ -191,9 +192,13 @@ class Checks:
 
     def probability(self, x: Any, logits: Tensor, features: Tensor) -> Tensor:
         """Return the probability (N,) that the shipped model is right, from its outputs and those of recent samples."""
-        predicted = logits.argmax(dim=1)
+        return self.among(self._alone(x, logits, features))
+
+    def _alone(self, x: Any, logits: Tensor, features: Tensor) -> Tensor:
+        """The probability (N,) that the shipped model is right, from its outputs alone."""
         if self.competence.known:
-            return self.among(self.competence.probability(logits, features))
+            return self.competence.probability(logits, features)
+        predicted = logits.argmax(dim=1)
         same = predicted == self.reference(self.disturb(x))[0].argmax(dim=1)
         return torch.where(same, CONSISTENT, CHANGED)
 
