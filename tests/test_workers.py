@@ -6,14 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import process
+from concurrent.futures import Future, process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testtime.workers import Terminated, interrupts_held, terminable, worker_pool
+from testtime.workers import Terminated, interrupts_held, release_locks, terminable, worker_pool
 
 SCRIPT = """
 import os, sys, time
@@ -69,6 +69,57 @@ def test_an_interrupted_pool_ends_at_once_and_says_nothing(
     errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors) == (code, "")
     assert worker is None or not alive(worker)
+
+
+INTERRUPTED_IN_A_LOCK = """
+import concurrent.futures, threading, time
+from testtime.workers import worker_pool
+
+locked, lock = [], threading.Condition.__enter__
+
+def interrupted(condition):
+    found = lock(condition)
+    if condition in locked:
+        locked.remove(condition)
+        ACTION
+    return found
+
+if __name__ == "__main__":
+    threading.Condition.__enter__ = interrupted
+    try:
+        with worker_pool(1) as pool:
+            future = pool.submit(time.sleep, 60)
+            locked.append(future._condition)
+            future.result()
+    except KeyboardInterrupt:
+        print("ended")
+"""
+RELEASED = """
+        try:
+            raise KeyboardInterrupt
+        finally:
+            condition.release()
+            condition.release()
+"""
+
+
+@pytest.mark.parametrize("action", ["raise KeyboardInterrupt", RELEASED.strip()], ids=["taken", "released"])
+def test_an_interruption_while_a_lock_is_taken_ends_the_pool(tmp_path: Path, action: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED_IN_A_LOCK.replace("ACTION", action))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("ended\n", "")
+
+
+def test_released_futures_get_their_results() -> None:
+    futures: list[Future[int]] = [Future(), Future()]
+    for _ in range(2):
+        futures[0]._condition.acquire()  # type: ignore[attr-defined]
+    release_locks(futures)
+    thread = threading.Thread(target=futures[0].set_result, args=(1,), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert futures[0].done()
 
 
 def test_work_is_done_and_errors_come_through() -> None:

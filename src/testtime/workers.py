@@ -10,14 +10,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
-__all__ = ["Terminated", "interrupts_held", "start_worker", "terminable", "worker_pool"]
+__all__ = ["Terminated", "interrupts_held", "release_locks", "start_worker", "terminable", "worker_pool"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,8 +54,10 @@ def worker_pool(
     pool = _Pool(jobs, context, start, arguments)
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         pool.terminate()
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None  # it came while a lock was taken, which the standard library then misses
         raise
     finally:
         if pool._broken:  # the pool ends its processes itself, but one that was being made at that moment
@@ -82,6 +85,13 @@ def interrupts_held() -> Iterator[None]:
                 signal.raise_signal(signal.SIGINT)
 
 
+def release_locks(futures: Iterable[Future[Any]]) -> None:
+    """Release the locks of futures that an interruption of this thread left locked; their pool would wait for them forever."""
+    for future in list(futures):
+        while future._condition._is_owned():  # type: ignore[attr-defined]
+            future._condition.release()
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """Raise :class:`Terminated` in the block on SIGTERM, so that workers are ended and partial files removed."""
@@ -100,9 +110,14 @@ def terminable() -> Iterator[None]:
 
 
 class _Pool(ProcessPoolExecutor):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._futures: WeakSet[Future[Any]] = WeakSet()
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         with interrupts_held():  # this is where processes are made
             future = super().submit(fn, *args, **kwargs)
+        self._futures.add(future)
         with (
             self._shutdown_lock
         ):  # the pool does not watch a process that was made just now until something happens
@@ -110,6 +125,8 @@ class _Pool(ProcessPoolExecutor):
         return future
 
     def terminate(self) -> None:
+        """End the processes at once."""
+        release_locks(self._futures)
         for process in list((self._processes or {}).values()):
             process.terminate()
 

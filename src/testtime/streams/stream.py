@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from testtime.streams.domain import Domain
+from testtime.workers import release_locks
 
 __all__ = ["Batch", "Plan", "Stream"]
 
@@ -134,15 +136,18 @@ class Stream:
             yield from (self[t] for t in range(start, len(self)))
             return
         with ThreadPoolExecutor(self.workers) as pool:
-            ahead: deque[Future[Batch]] = deque()
+            ahead, left = deque[Future[Batch]](), iter(range(start, len(self)))
             try:
-                for t in range(start, len(self)):
-                    ahead.append(pool.submit(self.__getitem__, t))
-                    if len(ahead) > 2 * self.workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
+                while True:
+                    for t in islice(left, 2 * self.workers + 1 - len(ahead)):
+                        ahead.append(pool.submit(self.__getitem__, t))
+                    if not ahead:
+                        return
+                    batch = ahead[0].result()
+                    ahead.popleft()
+                    yield batch
             finally:
+                release_locks(ahead)
                 for future in ahead:
                     future.cancel()
 
