@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from testtime import adam, state_hash
 from testtime.laws.worlds import WORLDS, classified
 from testtime.methods import Source, Tent
 from testtime.wrap import Guarded, GuardOptions, competence
+from testtime.wrap.checks import Checks, Verdict
 from testtime.wrap.evidence import Evidence
 
 
@@ -193,6 +195,32 @@ def test_lost_votes_add_up_and_end_the_trust(calibration: list[Tensor]) -> None:
     assert not guarded.trusted
     evidence.take_votes(torch.ones(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool))
     assert evidence.doubt() == 1.0
+
+
+def test_a_batch_that_is_checked_twice_counts_once(
+    calibration: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = Guarded(Tent(network()))
+    guarded.prepare(calibration)
+    for seed in range(8):
+        guarded(x := drawn(48, seed)[0])
+    guarded.interval.fill_(1)
+    guarded.waiting.fill_(2)
+    found: list[dict[str, Tensor]] = []
+    judge = guarded.checks.judge
+
+    def judged(_: Checks, *args: Any, **named: Any) -> Verdict:
+        found.append({k: v.clone() for k, v in guarded.evidence.moving().items()})
+        return replace(judge(*args, **named), strange=True)
+
+    monkeypatch.setattr(Checks, "judge", judged)
+    guarded(x)  # by the shipped model first, which finds something strange, then in full
+    assert len(found) == 2
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+    monkeypatch.setattr(guarded, "_trusts", lambda *_: False)
+    assert not guarded._still_trusted(x, guarded.adapter(x))
+    after = guarded.evidence.moving()
+    assert all(torch.equal(found[2][k], after[k]) for k in after)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ class StreamAlarms:
     """A :class:`testtime.serve.ShadowAlarm` for each stream, in a thread of its own.
 
     A share of the batches of each stream, chosen by their numbers alone, goes through the shipped model after it was answered.
-    What does not fit into the queue is left out and counted. The alarms are in memory: a restart begins the test again.
+    What does not fit into the queue is left out and counted. How likely the shipped model is right is judged by the
+    batch alone. The alarms are in memory: a restart begins the test again.
 
     Args:
         reference: guard whose calibration says how likely the shipped model is right; see :meth:`reference_of`.

@@ -36,6 +36,7 @@ class Verdict:
         answer: prediction of the candidate where it is preferred, elsewhere of the shipped model.
         shipped: classes (N,) that the shipped model predicts.
         right: probability (N,) that it is right.
+        alone: the same from the outputs of each sample alone.
         preferred: samples (N,) on which the candidate is preferred to the shipped model.
         candidate: name of the candidate.
         estimate: its estimated accuracy on the samples that the shipped model is not competent about.
@@ -47,6 +48,7 @@ class Verdict:
     answer: Prediction
     shipped: Tensor
     right: Tensor
+    alone: Tensor
     preferred: Tensor
     candidate: Serving
     estimate: float
@@ -125,7 +127,9 @@ class Checks:
             self.count(alone, right, *disputed)
         answer = combined(y, logits, bn if bn is not None and candidate == "bn" else y.logits, preferred)
         overruled = float((answer.argmax(dim=1) != own).float().mean())
-        return Verdict(answer, shipped, right, preferred, candidate, estimate, overruled, strange, unhealthy)
+        return Verdict(
+            answer, shipped, right, alone, preferred, candidate, estimate, overruled, strange, unhealthy
+        )
 
     def candidate(self) -> tuple[Serving, float]:
         """Return whose predictions are preferred where the shipped model is not competent, and their estimated accuracy."""

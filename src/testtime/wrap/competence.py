@@ -78,7 +78,7 @@ class Competence(AtLeastFloat32, Stateful):
         weights: weights of the quantities of a sample in its score, (4,).
         ends, shares: table of :func:`testtime.metrics.competence_table`.
         ratio: errors of a model that learns for one prediction that a disturbance changes.
-        usual: mean probability of the source samples; above 1, which no samples reach, where it is not known.
+        usual: mean of :meth:`probability` over the source samples; above 1, which no samples reach, where it is not known.
         among: weights (3,) of :meth:`probability_among`; empty before a calibration.
         disputes: weights (4,) of :meth:`credit`; empty where it is not known, as without BN statistics.
     """

@@ -336,26 +336,23 @@ class Guarded(Wrapper):
 
     def _still_trusted(self, x: Any, y: Prediction) -> bool:
         """Check a part of a batch; unless it confirms the trust, the whole batch is checked."""
-        rows = spread_rows(x)
+        rows, counted = spread_rows(x), self.evidence.moving()
         verdict = self.checks.judge(x[rows], y.at(rows), None, copies=False)
-        # Where it does not, the check of the whole batch is what counts.
         trusted = verdict.overruled <= BURST * self.options.exposure and self._trusts(verdict, len(x))
+        if not trusted:
+            self.evidence.restore_all(counted)  # the check of the whole batch is what counts
         self.diagnostics |= verdict.diagnostics()
         return trusted
 
     def _check(
-        self,
-        x: Any,
-        y: Prediction,
-        due: Due,
-        disturbed: Tensor | None,
-        before: Before | None,
-        copies: bool,
+        self, x: Any, y: Prediction, due: Due, disturbed: Tensor | None, before: Before | None, copies: bool
     ) -> Prediction:
         """Decide who is served, whether the step counts and whether the adapter is trusted; return the answer."""
         if due == "light":
+            counted = self.evidence.moving()
             verdict = self.checks.judge(x, y, None, copies)
             if verdict.strange:
+                self.evidence.restore_all(counted)
                 due = "full"
         if due == "full":
             if disturbed is None:
@@ -406,21 +403,24 @@ class Guarded(Wrapper):
     # The rest of an adapter -----------------------------------------------------------------------------------------------
 
     def _known_in_rest(self, x: Any) -> tuple[Tensor, Tensor] | None:
-        """The shipped model's logits and the probability (N,) that it is right, unless the adapter is awake or has to wake."""
+        """The shipped model's logits and the probability (N,) that it is right, unless the adapter is awake or has to wake.
+
+        The probability is that of each sample alone here: that of recent ones would delay the end of a rest.
+        """
         if not self.rest.active:
             return None
         logits, features = self.reference(x)
-        right = self.competence.probability(logits, features)
-        return (logits, right) if self.rest.goes_on(right, self._usual()) else None
+        alone = self.competence.probability(logits, features)
+        return (logits, alone) if self.rest.goes_on(alone, self._usual()) else None
 
     def _usual(self) -> float:
         """The mean probability to be right from which the shipped model knows samples as well as those of the source."""
         return float(self.competence.usual) - self.options.margin
 
-    def _rested(self, logits: Tensor, right: Tensor) -> Prediction:
-        self.rest.take_batch(right)
-        self.checks.count(right, among := self.checks.among(right))
-        accuracy = 100 * float(among.mean())
+    def _rested(self, logits: Tensor, alone: Tensor) -> Prediction:
+        self.rest.take_batch(alone)
+        self.checks.count(alone, right := self.checks.among(alone))
+        accuracy = 100 * float(right.mean())
         self.diagnostics = dict.fromkeys(DIAGNOSTICS, math.nan) | {
             "estimated_accuracy": accuracy,
             "estimated_accuracy_source": accuracy,
@@ -438,7 +438,7 @@ class Guarded(Wrapper):
         """
         if not self.competence.known:
             return
-        self.rest.take_check(verdict.right, verdict.overruled)
+        self.rest.take_check(verdict.alone, verdict.overruled)
         if not self.trusted and self.rest.decide(size, self._usual(), LOSING * self.options.exposure):
             self.adapter._restore(self.healthy.known())
             verdict.answer.updated = False
