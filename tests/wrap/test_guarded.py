@@ -167,6 +167,7 @@ def test_a_confirmed_adapter_is_not_outvoted_where_the_shipped_model_is_probably
 ) -> None:
     guarded = Guarded(Source(network()), options=GuardOptions(margin=0.0))
     guarded.prepare(calibration)
+    guarded.competence.disputes = torch.empty(0)
     own, shipped = torch.tensor([1, 1, 1]), torch.tensor([0, 0, 0])
     bn = nn.functional.one_hot(torch.tensor([0, 0, 1]), 5).float()
     right = torch.tensor([0.2, 0.6, 0.2])
@@ -350,7 +351,8 @@ def test_a_calibration_of_few_errors_keeps_the_ratio(
     found = {}
     same = torch.arange(10)
     plain = same + 1 * (same < 4)  # four of ten are wrong, and one changes
-    window = competence._Window(same, same, plain, plain + 1 * (same < 1), same[:, None])
+    sure = torch.ones(10)
+    window = competence._Window(same, same, plain, plain + 1 * (same < 1), sure, same[:, None], 11)
     assert window.rates() == pytest.approx((0.4, 0.1))
     for windows in (0, 1):  # in each of 13 drifts at least
         monkeypatch.setattr(competence, "_windows", lambda *_, n=windows: iter([window] * n))

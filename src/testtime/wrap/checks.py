@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from testtime.prediction import Prediction, energy
-from testtime.wrap.competence import ERRORS_PER_CHANGE, Competence, Reference, logits_of
+from testtime.wrap.competence import ERRORS_PER_CHANGE, Competence, Recent, Reference, logits_of
 from testtime.wrap.evidence import COMPETENT, FAIR, SHARE, Evidence, count_diversity
 from testtime.wrap.guard_options import Serving
 
@@ -123,8 +123,7 @@ class Checks:
             self.evidence.take_votes(differs & claimed, confirmed)
         preferred = self.preferred(right, own, shipped, bn) & (not copies)
         if self.competence.known:
-            disputed = () if bn is None else (bn.argmax(dim=1) != shipped,)
-            self.count(alone, right, *disputed)
+            self.count(alone, right, shipped, bn)
         answer = combined(y, logits, bn if bn is not None and candidate == "bn" else y.logits, preferred)
         overruled = float((answer.argmax(dim=1) != own).float().mean())
         return Verdict(
@@ -167,21 +166,29 @@ class Checks:
         count, typical = self.evidence.with_batch(logits_of(own)).tolist()[:2]
         return self.competence.probability_among(own, typical / count)
 
-    def count(self, own: Tensor, right: Tensor, *disputed: Tensor) -> None:
+    def count(
+        self, own: Tensor, right: Tensor, shipped: Tensor | None = None, bn: Tensor | None = None
+    ) -> None:
         """Count a batch among the recent samples.
 
         Args:
             own: probability (N,) that the shipped model is right, from the outputs of each sample alone.
             right: that of :meth:`among`.
-            disputed: samples (N,) that BN predicts differently; none unless given.
+            shipped: classes (N,) that it predicts, which are not needed without ``bn``.
+            bn: logits (N, C) with BN statistics, if known.
         """
+        disputed = () if bn is None else (bn.argmax(dim=1) != shipped,)
         self.evidence.recent = self.evidence.with_batch(logits_of(own), right, *disputed)
+        if bn is not None:
+            self.evidence.plain = self.evidence.with_plain(bn)
 
     def _discredited(self, right: Tensor, shipped: Tensor, bn: Tensor) -> Tensor:
         """The samples (N,) on which the shipped model is probably right where BN predicts another class."""
         disputed = bn.argmax(dim=1) != shipped
-        count, _, total, differing = self.evidence.with_batch(right, right, disputed).tolist()
-        credit = self.competence.credit(right, total / count, differing / count)
+        count, _, total, differing = self.evidence.with_batch(right, right, disputed)
+        of, confidence, *_ = plain = self.evidence.with_plain(bn)
+        recent = Recent(total / count, differing / count, confidence / of, plain[2:] / of)
+        credit = self.competence.credit(right, shipped, bn, recent)
         return torch.zeros_like(disputed) if credit is None else credit < FAIR
 
     def _corrects(self, right: Tensor) -> Tensor:

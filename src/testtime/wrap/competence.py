@@ -20,7 +20,7 @@ from testtime.parts.features import linear_head
 from testtime.parts.taps import tap, watched
 from testtime.wrap.disturbance import drifts
 
-__all__ = ["Calibration", "Competence", "Reference", "logits_of"]
+__all__ = ["Calibration", "Competence", "Recent", "Reference", "logits_of"]
 
 ERRORS_PER_CHANGE, WINDOWS = 2.5, 10  # where fewer windows than that have errors in the calibration
 NEVER = 2.0  # above any probability
@@ -28,6 +28,8 @@ TINY, FAR = 1e-9, 30.0  # added before a logarithm; the largest quantity
 IMAGES, BATCH = 320, 64  # images of a calibration, and in a batch of it
 LEAST = 0.05  # share of errors of a window from which it says how many a changed prediction stands for
 DISPUTES = 32  # disputed samples from which it is known who is right about them
+WEIGHTS = 8  # of the credit
+RARE = 0.02  # added to the share of a class before its logarithm is taken
 CERTAIN = (0.01, 0.995)  # of a probability whose logit is taken
 
 
@@ -67,6 +69,23 @@ class Calibration:
     seed: int
 
 
+@dataclass(frozen=True)
+class Recent:
+    """What is known of recent samples.
+
+    Attributes:
+        right: mean probability that the shipped model is right about them.
+        disputed: share of them that BN statistics and the shipped model predict differently.
+        confidence: mean of the largest probability that BN statistics predict.
+        classes: (C,) share of them that BN statistics predict to be of each class.
+    """
+
+    right: Tensor
+    disputed: Tensor
+    confidence: Tensor
+    classes: Tensor
+
+
 class Competence(AtLeastFloat32, Stateful):
     """The probability that the shipped model is right about a sample, by how typical its features are of the predicted class.
 
@@ -80,7 +99,7 @@ class Competence(AtLeastFloat32, Stateful):
         ratio: errors of a model that learns for one prediction that a disturbance changes.
         usual: mean of :meth:`probability` over the source samples; above 1, which no samples reach, where it is not known.
         among: weights (3,) of :meth:`probability_among`; empty before a calibration.
-        disputes: weights (4,) of :meth:`credit`; empty where it is not known, as without BN statistics.
+        disputes: weights (8,) of :meth:`credit`; empty where it is not known, as without BN statistics.
     """
 
     learned = True
@@ -153,34 +172,37 @@ class Competence(AtLeastFloat32, Stateful):
         constant, own, others = self.among.to(right).unbind()
         return (constant + own * logits_of(right) + others * recent).sigmoid()
 
-    def credit(self, right: Tensor, mean: float, disputed: float) -> Tensor | None:
+    def credit(self, right: Tensor, shipped: Tensor, plain: Tensor, recent: Recent) -> Tensor | None:
         r"""Return the probability (N,) that BN statistics are right rather than the shipped model, where both differ.
 
-        .. math:: l(q) = w_0 + w_1\, l(p) + w_2\, l(\bar p) + w_3\, l(d), \qquad l(p) = \log \frac{p}{1 - p}
+        It is a logistic function of the logits of p, of its mean over recent samples, of the share of those that both predict
+        differently, of the confidence c of BN statistics and of its mean, and of the logarithms of the shares of recent
+        samples for which BN statistics predict the class of the shipped model, and their own. BN statistics of batches of few
+        classes spread their predictions over others: they are less confident, and predict each class about as often.
 
         Args:
             right: p (N,), from :meth:`probability_among`.
-            mean: mean of p over recent samples.
-            disputed: share d of recent samples that BN statistics and the shipped model predict differently.
+            shipped: classes (N,) that the shipped model predicts.
+            plain: logits (N, C) with BN statistics.
+            recent: recent samples, these included.
 
         Returns:
-            q, or None where it is not known.
+            that probability, or None where it is not known.
         """
         if not self.disputes.numel():
             return None
-        recent = right.new_tensor([mean, disputed]).expand(len(right), 2)
-        known = torch.cat(
-            [torch.ones_like(right[:, None]), logits_of(torch.cat([right[:, None], recent], 1))], 1
-        )
-        return (known @ self.disputes.to(known)).sigmoid()
+        confidence, predicted = plain.float().softmax(dim=1).max(dim=1)
+        known = _disputed(right, shipped, predicted, confidence, recent)
+        return (self.disputes[0] + known @ self.disputes[1:]).to(right).sigmoid()
 
     def _share(self, quantities: Tensor) -> Tensor:
         """The share of right predictions among samples with such quantities (N, 4)."""
         return self.shares[torch.searchsorted(self.ends, -(quantities @ self.weights))]
 
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A saved state in the present form; earlier ones hold no usual probability and no credit."""
-        return {"usual": torch.tensor(NEVER), "among": torch.empty(0), "disputes": torch.empty(0), **saved}
+        """A saved state in the present form; earlier ones hold no usual probability and no credit, or that of four weights."""
+        first = {"usual": torch.tensor(NEVER), "among": torch.empty(0), "disputes": torch.empty(0)}
+        return {**first, **{k: v for k, v in saved.items() if k != "disputes" or len(v) == WEIGHTS}}
 
     @torch.no_grad()
     def calibrate(self, x: Any, by: Calibration) -> None:
@@ -206,13 +228,15 @@ class Competence(AtLeastFloat32, Stateful):
         own[:, 0] = (spread / self.scale + TINY).log().clamp(-FAR, FAR)
         known, right = [own], [torch.ones_like(truth, dtype=torch.bool)]
         windows: list[_Window] = []
-        orders = cycle((torch.arange(len(x), device=x.device), truth.argsort(stable=True)))
-        for drifted, order in zip(drifts(x, by.within, by.seed), orders, strict=False):
+        orders = cycle(
+            ((torch.arange(len(x), device=x.device), BATCH), (truth.argsort(stable=True), BATCH // 2))
+        )
+        for drifted, (order, size) in zip(drifts(x, by.within, by.seed), orders, strict=False):
             logits, features = _forward(by.reference, drifted)
             found, shipped = self.quantities(logits, features), logits.argmax(dim=1)
             known.append(found)
             right.append(shipped == truth)
-            windows += _windows(by, drifted[order], truth[order], shipped[order], found[order])
+            windows += _windows(by, size, drifted[order], truth[order], shipped[order], found[order])
         quantities, good = torch.cat(known).cpu().numpy(), torch.cat(right).cpu().numpy()
         weights = logistic_weights(quantities, good)[1:]
         ends, shares = competence_table(-(quantities @ weights), good)
@@ -240,15 +264,22 @@ class Competence(AtLeastFloat32, Stateful):
         for window in windows:
             right = self._share(window.quantities)
             right = self.probability_among(right, float(logits_of(right).mean()))
-            recent = right.new_tensor([right.mean(), (window.plain != window.shipped).float().mean()])
+            known = _disputed(right, window.shipped, window.plain, window.confidence, window.recent(right))
             decided = (window.plain == window.truth) != (window.shipped == window.truth)
-            values = torch.cat([right[decided, None], recent.expand(int(decided.sum()), 2)], dim=1)
-            rows.append(logits_of(values))
+            rows.append(known[decided])
             good.append((window.plain == window.truth)[decided])
         if sum(map(len, good)) < DISPUTES:
             return torch.empty(0)
-        weights = logistic_weights(torch.cat(rows).cpu().numpy(), torch.cat(good).cpu().numpy())
+        weights = logistic_weights(torch.cat(rows).cpu().numpy(), torch.cat(good).cpu().numpy(), ridge=1.0)
         return torch.as_tensor(weights, dtype=torch.float32, device=self.shares.device)
+
+
+def _disputed(right: Tensor, shipped: Tensor, plain: Tensor, confidence: Tensor, recent: Recent) -> Tensor:
+    """What the credit of BN statistics is made of, (N, 7); see :meth:`Competence.credit`."""
+    means = torch.stack([recent.right, recent.disputed, recent.confidence]).to(right).expand(len(right), 3)
+    shares = torch.stack([recent.classes[shipped], recent.classes[plain]], dim=1).to(right)
+    chances = torch.cat([right[:, None], means, confidence[:, None].to(right)], dim=1)
+    return torch.cat([logits_of(chances), (shares + RARE).log()], dim=1)
 
 
 def logits_of(p: Tensor) -> Tensor:
@@ -270,14 +301,24 @@ class _Window:
         shipped: classes (N,) that it predicts under the drift.
         plain, disturbed: classes (N,) that the model predicts which normalises by the batch, the shipped one where there is
             none, under the drift and under a disturbance as well.
+        confidence: (N,) its largest probabilities under the drift.
         quantities: (N, 4), as of :meth:`Competence.quantities`.
+        classes: number of classes.
     """
 
     truth: Tensor
     shipped: Tensor
     plain: Tensor
     disturbed: Tensor
+    confidence: Tensor
     quantities: Tensor
+    classes: int
+
+    def recent(self, right: Tensor) -> Recent:
+        """These samples as recent ones, about which the shipped model is right with some probabilities (N,)."""
+        disputed = (self.plain != self.shipped).float().mean()
+        classes = torch.bincount(self.plain, minlength=self.classes).to(right) / len(right)
+        return Recent(right.mean(), disputed, self.confidence.mean(), classes)
 
     def rates(self) -> tuple[float, float]:
         """Errors and changed predictions of the model that normalises by the batch."""
@@ -285,11 +326,11 @@ class _Window:
         return float(errors.float().mean()), float(changes.float().mean())
 
 
-def _windows(by: Calibration, x: Any, *known: Tensor) -> Iterator[_Window]:
+def _windows(by: Calibration, size: int, x: Any, *known: Tensor) -> Iterator[_Window]:
     model = by.reference.bn or by.reference.shipped
-    for part, truth, shipped, quantities in zip(
-        x.split(BATCH), *(k.split(BATCH) for k in known), strict=True
-    ):
+    for part, truth, shipped, quantities in zip(x.split(size), *(k.split(size) for k in known), strict=True):
         if len(part) >= BATCH // 2:
-            plain, other = (model(v).argmax(dim=1) for v in (part, by.disturb(part)))
-            yield _Window(truth, shipped, plain, other, quantities)
+            logits = model(part)
+            confidence, plain = logits.float().softmax(dim=1).max(dim=1)
+            other = model(by.disturb(part)).argmax(dim=1)
+            yield _Window(truth, shipped, plain, other, confidence, quantities, logits.shape[1])

@@ -122,6 +122,8 @@ class Evidence(AtLeastFloat32, Stateful):
         recent: (4,) samples, sums of the logits of the probabilities p that the shipped model is right about them and of q,
             these probabilities given how typical recent samples are, and samples that BN predicts differently; a sample weighs
             half as much after 64 others.
+        plain: (2 + C,) samples that BN statistics predicted, the sum of their largest probabilities, and the samples by
+            predicted class; weights as in ``recent``, empty before the first batch.
     """
 
     writes = False
@@ -138,6 +140,7 @@ class Evidence(AtLeastFloat32, Stateful):
     steady: Tensor
     votes: Tensor
     recent: Tensor
+    plain: Tensor
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -148,6 +151,7 @@ class Evidence(AtLeastFloat32, Stateful):
         self.register_buffer("unsure", torch.tensor([1.0, 0.0]))
         self.register_buffer("adapter_classes", torch.empty(0))
         self.register_buffer("bn_classes", torch.empty(0))
+        self.register_buffer("plain", torch.empty(0))
 
     def take(
         self, competent: Tensor, shipped: Tensor, adapter: tuple[Tensor, Tensor], bn: tuple[Tensor, Tensor]
@@ -270,6 +274,13 @@ class Evidence(AtLeastFloat32, Stateful):
             now[i] = values.sum()
         return 0.5 ** (len(counted[0]) / PART) * self.recent + now
 
+    def with_plain(self, logits: Tensor) -> Tensor:
+        """Return ``plain`` with logits (N, C) of a batch with BN statistics, (2 + C,)."""
+        confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
+        counts = torch.bincount(predicted, minlength=logits.shape[1])
+        now = torch.cat([torch.stack([counts.sum(), confidence.sum()]), counts]).to(self.recent)
+        return 0.5 ** (len(logits) / PART) * self.plain + now if self.plain.numel() else now
+
     def take_steady(self, adapter: Tensor, shipped: Tensor) -> None:
         """Count whose predictions change under a disturbance, where both were the same before and probably right.
 
@@ -304,14 +315,14 @@ class Evidence(AtLeastFloat32, Stateful):
 
     def clear(self) -> None:
         """Forget the samples: the adapter is no longer the one they were counted for."""
-        for name in (*SIZES, "adapter_classes", "bn_classes", "bet"):
+        for name in (*SIZES.keys() - {"recent"}, "adapter_classes", "bn_classes", "bet"):  # those say nothing of the adapter
             setattr(self, name, torch.zeros_like(getattr(self, name)))
         self.unsure = self.unsure.new_tensor([1.0, 0.0])
 
     def present(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A saved state in the present form; until November 2026 there were no bets, and no counts of corrections."""
         first = Evidence(self.window).moving()
-        later = ("bet", "excess", "corrections", "unsure", "steady", "votes", "recent")
+        later = ("bet", "excess", "corrections", "unsure", "steady", "votes", "recent", "plain")
         return {**{k: first[k] for k in later}, **saved}
 
 
