@@ -37,7 +37,33 @@ def test_a_csv_file_is_read_with_its_times_and_parts(tmp_path: Path) -> None:
     assert series.digest() != read_csv(tmp_path / "mine.csv", columns=["b"]).digest()
 
 
+@pytest.mark.parametrize(
+    ("times", "months", "period"),
+    [
+        ([f"{2023 + m // 12}-{m % 12 + 1:02}-15" for m in range(14)], 1, 12),
+        (["2023-11-30", "2023-12-31", "2024-01-31", "2024-02-29", "2024-03-31"], 1, 12),
+        (["2023-12-31", "2024-03-31", "2024-06-30", "2024-09-30"], 3, 4),
+        (["2022-05-01 06:00", "2023-05-01 06:00", "2024-05-01 06:00"], 12, 1),
+    ],
+    ids=["monthly", "last days", "quarterly", "yearly"],
+)
+def test_calendar_months_are_equal_steps(times: list[str], months: int, period: int, tmp_path: Path) -> None:
+    series = read_csv(written(tmp_path, ["time,a", *(f"{t},{i}" for i, t in enumerate(times))]))
+    assert series.step == months * timedelta(days=365.2425) / 12
+    assert series.period() == period
+    assert series.start == datetime.fromisoformat(times[0]).replace(tzinfo=UTC)
+
+
+def test_the_same_days_of_a_week_are_no_calendar_months(tmp_path: Path) -> None:
+    times = [datetime(2024, 1, 1) + timedelta(days=7 * i) for i in range(6)]
+    series = read_csv(written(tmp_path, ["time,a", *(f"{t},{i}" for i, t in enumerate(times))]))
+    assert series.step == timedelta(days=7)
+
+
+MONTHS = [f"2024-{m:02}-01,1,1" for m in range(1, 7)]
 DAMAGES = {
+    "a month": (["time,a,b", *MONTHS[:3], *MONTHS[4:]], r"line 5: a gap of 2 month\(s\) where the usual step is 1 m"),
+    "a month twice": (["time,a,b", *MONTHS[:3], *MONTHS[2:]], r"line 5: the time .* is there twice; keep one of the"),
     "a gap": (["time,a,b", *ROWS[:4], *ROWS[5:]], r"line 6: a gap of 2:00:00 where the usual step is 1:00:00; resample"),
     "irregular": (["time,a,b", *ROWS[:4], "2024-01-01 03:20,1,1", *ROWS[4:]], r"line 6: an irregular step of 0:20:00"),
     "twice": (["time,a,b", *ROWS[:4], ROWS[3], *ROWS[4:]], r"line 6: the time .* is there twice; keep one of the two rows"),

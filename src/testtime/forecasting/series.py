@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ __all__ = ["Series", "read_csv", "windows_of"]
 
 SHARES = (0.6, 0.2)  # of the training and of the validation rows
 REMEDY = "resample the file to equal steps and fill or drop what is missing"
+MONTH = timedelta(days=365.2425) / 12  # mean length in the Gregorian calendar
 LARGEST = 1e30  # sums of so large values are finite in float32
 
 
@@ -35,7 +37,7 @@ class Series:
         values: (T, D) observations, float32, all finite.
         columns: names of the D series.
         start: time of the first observation.
-        step: time from one observation to the next.
+        step: time from one observation to the next; of calendar months their mean length, a twelfth of 365.2425 days.
         train, validation: number of rows of these parts, which come first, one at least for training; the rest is for the test.
         graph: (D, D) weights of edges between the series, or None.
 
@@ -97,13 +99,18 @@ class Series:
         """Return the values (T, D) less the mean of the training rows, divided by their deviation."""
         return (self.values - self.mean) / self.deviation
 
-    def period(self, season: timedelta = timedelta(days=1)) -> int:
+    def period(self, season: timedelta | None = None) -> int:
         """Return the number of observations in a season.
+
+        Args:
+            season: its length; None takes a day, and a year of 365.2425 days for steps of calendar months.
 
         Raises:
             TypeError: season is no span of time.
             ValueError: a season is no whole number of steps.
         """
+        if season is None:
+            season = timedelta(days=1) if self.step % MONTH else 12 * MONTH
         if not isinstance(season, timedelta):
             raise TypeError(f"season is a datetime.timedelta, such as timedelta(days=1), got {season!r}")
         if season % self.step or season < self.step:
@@ -236,7 +243,9 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
 
 
 def equal_steps(path: Path, texts: Iterable[tuple[int, str]]) -> tuple[datetime, timedelta]:
-    """Return the first time and the step of times that are equally spaced.
+    """Return the first time and the step of times that are equally spaced, also by calendar months.
+
+    Months apart are times of the same day of a month, or of the last, such as 2024-01-31 and 2024-02-29.
 
     Args:
         path: the file, for messages.
@@ -261,17 +270,29 @@ def equal_steps(path: Path, texts: Iterable[tuple[int, str]]) -> tuple[datetime,
                 "give all times one, or none"
             )
     times = [time if time.tzinfo else time.replace(tzinfo=UTC) for time in times]
-    steps = [later - earlier for earlier, later in pairwise(times)]
+    calendar = _same_days(times)
+    steps: list[Any] = [_months(a, b) if calendar else b - a for a, b in pairwise(times)]
     step = sorted(steps)[len(steps) // 2]  # the usual one
-    for line, time, after in zip(lines[1:], times[1:], steps, strict=True):
-        if after <= timedelta(0):
+    unit = " month(s)" if calendar else ""
+    for line, time, before, after in zip(lines[1:], times[1:], times, steps, strict=False):
+        if time <= before:
             what = "is before that of the row above; sort the rows by time"
-            what = what if after else "is there twice; keep one of the two rows"
+            what = what if time < before else "is there twice; keep one of the two rows"
             raise DataError(f"{path}, line {line}: the time {time} {what}")
         if after != step:
             kind = "a gap" if after > step and not after % step else "an irregular step"
             raise DataError(
-                f"{path}, line {line}: {kind} of {after} where the usual step is {step}; {REMEDY} (pandas: "
+                f"{path}, line {line}: {kind} of {after}{unit} where the usual step is {step}{unit}; {REMEDY} (pandas: "
                 "frame.resample(...).interpolate())"
             )
-    return times[0], step
+    return times[0], step * MONTH if calendar else step
+
+
+def _months(a: datetime, b: datetime) -> int:
+    return 12 * (b.year - a.year) + b.month - a.month
+
+
+def _same_days(times: Sequence[datetime]) -> bool:
+    """Whether all times are at the same hour of the same day of a month, or of the last one."""
+    days, last = {time.day for time in times}, {(time + timedelta(days=1)).day == 1 for time in times}
+    return len({time.timetz() for time in times}) == 1 and (len(days) == 1 or last == {True})

@@ -315,7 +315,12 @@ class Evidence(AtLeastFloat32, Stateful):
 
     def clear(self) -> None:
         """Forget the samples: the adapter is no longer the one they were counted for."""
-        for name in (*SIZES.keys() - {"recent"}, "adapter_classes", "bn_classes", "bet"):  # those say nothing of the adapter
+        for name in (
+            *SIZES.keys() - {"recent"},
+            "adapter_classes",
+            "bn_classes",
+            "bet",
+        ):  # those say nothing of the adapter
             setattr(self, name, torch.zeros_like(getattr(self, name)))
         self.unsure = self.unsure.new_tensor([1.0, 0.0])
 

@@ -111,7 +111,9 @@ def _check_season(given: Mapping[str, Any], series: Series) -> None:
     """Refuse a season that the seasonal naive forecast cannot have, with a ValueError."""
     period = given["period"]
     if isinstance(period, bool) or not isinstance(period, int) or period < 0:
-        raise ValueError(f"period is a number of observations, or 0 for those of a day, got {period}")
+        raise ValueError(
+            f"period is a number of observations, or 0 for those of a day (of a year for steps of months), got {period}"
+        )
     if not period:
         try:
             period = series.period()
