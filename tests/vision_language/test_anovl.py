@@ -164,6 +164,7 @@ def test_nothing_is_carried_to_the_next_call():
         (lambda: AnoVL(Pair(), NORMAL, ABNORMAL[:, :2]), "pair.encode_texts"),
         (lambda: AnoVL(Pair(), NORMAL[:0], ABNORMAL), r"finite embeddings of normal .* shape \(0, "),
         (lambda: AnoVL(Pair(), NORMAL, ABNORMAL * torch.nan), "finite embeddings of abnormal"),
+        (lambda: AnoVL(Pair(), NORMAL, 0 * ABNORMAL), "embedding 0 of abnormal prompts is zero"),
         (lambda: AnoVL(Pair(), NORMAL, ABNORMAL, steps=-1), "steps"),
         (
             lambda: AnoVL(Pair(), NORMAL, NORMAL),

@@ -102,6 +102,13 @@ def test_an_answer_depends_on_its_image_alone():
     torch.testing.assert_close(GenSAM(Pair(), alike, words)(X[:1])["mask"], together[:1])
 
 
+@pytest.mark.parametrize("reweigh", ["mask", "heat"])
+def test_a_segmenter_may_compute_in_float64(reweigh):
+    found = GenSAM(Pair(), lambda *a: alike(*a).double(), words, reweigh=reweigh)(X)["mask"]
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), GenSAM(Pair(), alike, words, reweigh=reweigh)(X)["mask"])
+
+
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [

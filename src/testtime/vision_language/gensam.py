@@ -227,7 +227,7 @@ class GenSAM(Adapter):
                     f"the segmenter returned {tuple(logits.shape)}, expected {(len(x), *x.shape[2:])}: one mask of each image"
                 )
             rounds.append(logits)
-            by = logits.sigmoid()
+            by = logits.sigmoid().to(x.dtype)
             if self.reweigh == "heat":
                 side = round(heat.shape[1] ** 0.5)
                 by = F.interpolate(heat.view(-1, 1, side, side), x.shape[2:], mode="bilinear")[:, 0]

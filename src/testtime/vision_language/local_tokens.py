@@ -64,7 +64,7 @@ def checked_embeddings(of: str, value: Tensor) -> Tensor:
 
     Raises:
         TypeError: they are no tensor, such as the prompts themselves.
-        ValueError: they are none, of another shape, or not finite.
+        ValueError: they are none, of another shape, not finite, or one of them is zero.
     """
     make = "pair.encode_texts(prompts) makes them"
     if not isinstance(value, Tensor):
@@ -72,6 +72,8 @@ def checked_embeddings(of: str, value: Tensor) -> Tensor:
     if value.dim() != 2 or not len(value) or not bool(value.isfinite().all()):
         what = f"shape {tuple(value.shape)}" if value.dim() != 2 or not len(value) else "NaN or infinity"
         raise ValueError(f"expected finite embeddings of {of} (K, D), got {what}; {make}")
+    if zero := (value == 0).all(dim=1).nonzero()[:, 0].tolist():
+        raise ValueError(f"embedding {zero[0]} of {of} is zero and has no direction; {make}")
     return value
 
 
