@@ -90,6 +90,7 @@ def release_locks(futures: Iterable[Future[Any]]) -> None:
     for future in list(futures):
         while future._condition._is_owned():  # type: ignore[attr-defined]
             future._condition.release()
+        future._waiters.clear()  # those of concurrent.futures.wait, which was interrupted: theirs may be locked too
 
 
 @contextmanager
