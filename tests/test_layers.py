@@ -1,6 +1,7 @@
 """The layers of the design: a module imports its own line and lines below it, and no imports run in circles."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def modules():
 FILES = dict(modules())
 
 
+@cache
 def imports(path):
     """The modules of the package that a file imports, for types alone left out: (module, whether at import time)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -52,6 +54,7 @@ def imports(path):
         if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(f)
     }
+    found = []
     for node in ast.walk(tree):
         if id(node) in typing or not isinstance(node, ast.Import | ast.ImportFrom):
             continue
@@ -62,9 +65,8 @@ def imports(path):
                 full if (full := f"{node.module}.{alias.name}") in FILES else node.module
                 for alias in node.names
             ]
-        for name in names:
-            if name.split(".")[0] == FACADE:
-                yield name, id(node) not in later
+        found += [(name, id(node) not in later) for name in names if name.split(".")[0] == FACADE]
+    return found
 
 
 @pytest.mark.parametrize("name", sorted({m.split(".")[1] for m in FILES if m != FACADE}))
