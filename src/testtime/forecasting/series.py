@@ -6,6 +6,7 @@ import csv
 import hashlib
 import math
 import re
+from calendar import monthrange
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -293,6 +294,6 @@ def _months(a: datetime, b: datetime) -> int:
 
 
 def _same_days(times: Sequence[datetime]) -> bool:
-    """Whether all times are at the same hour of the same day of a month, or of the last one."""
-    days, last = {time.day for time in times}, {(time + timedelta(days=1)).day == 1 for time in times}
-    return len({time.timetz() for time in times}) == 1 and (len(days) == 1 or last == {True})
+    """Whether all times are at the same hour of the same day of a month, or of the last one, by their own clocks."""
+    last = all(time.day == monthrange(time.year, time.month)[1] for time in times)
+    return len({time.time() for time in times}) == 1 and (last or len({time.day for time in times}) == 1)

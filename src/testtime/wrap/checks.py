@@ -186,8 +186,8 @@ class Checks:
         """The samples (N,) on which the shipped model is probably right where BN predicts another class."""
         disputed = bn.argmax(dim=1) != shipped
         count, _, total, differing = self.evidence.with_batch(right, right, disputed)
-        of, confidence, *_ = plain = self.evidence.with_plain(bn)
-        recent = Recent(total / count, differing / count, confidence / of, plain[2:] / of)
+        plain = self.evidence.with_plain(bn)
+        recent = Recent(total / count, differing / count, plain[1] / plain[0], plain[2:] / plain[0])
         credit = self.competence.credit(right, shipped, bn, recent)
         return torch.zeros_like(disputed) if credit is None else credit < FAIR
 
