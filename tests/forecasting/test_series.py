@@ -54,6 +54,12 @@ def test_calendar_months_are_equal_steps(times: list[str], months: int, period: 
     assert series.start == datetime.fromisoformat(times[0]).replace(tzinfo=UTC)
 
 
+def test_months_go_by_the_clock_of_a_time_zone(tmp_path: Path) -> None:
+    rows = [f"2024-{m:02}-01T00:00:00+0{1 + (4 <= m <= 10)}:00,{m}" for m in range(1, 13)]
+    series = read_csv(written(tmp_path, ["time,a", *rows]))
+    assert (series.period(), series.values[:, 0].tolist()) == (12, list(range(1, 13)))
+
+
 def test_the_same_days_of_a_week_are_no_calendar_months(tmp_path: Path) -> None:
     times = [datetime(2024, 1, 1) + timedelta(days=7 * i) for i in range(6)]
     series = read_csv(written(tmp_path, ["time,a", *(f"{t},{i}" for i, t in enumerate(times))]))
@@ -63,6 +69,7 @@ def test_the_same_days_of_a_week_are_no_calendar_months(tmp_path: Path) -> None:
 MONTHS = [f"2024-{m:02}-01,1,1" for m in range(1, 7)]
 DAMAGES = {
     "a month": (["time,a,b", *MONTHS[:3], *MONTHS[4:]], r"line 5: a gap of 2 month\(s\) where the usual step is 1 m"),
+    "the end of time": (["time,a,b", *MONTHS[:3], "9999-12-31,1,1"], r"line 4: an irregular step of 29 days"),
     "a month twice": (["time,a,b", *MONTHS[:3], *MONTHS[2:]], r"line 5: the time .* is there twice; keep one of the"),
     "a gap": (["time,a,b", *ROWS[:4], *ROWS[5:]], r"line 6: a gap of 2:00:00 where the usual step is 1:00:00; resample"),
     "irregular": (["time,a,b", *ROWS[:4], "2024-01-01 03:20,1,1", *ROWS[4:]], r"line 6: an irregular step of 0:20:00"),

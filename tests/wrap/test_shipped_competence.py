@@ -82,6 +82,19 @@ def test_predictions_with_bn_statistics_weigh_half_after_sixty_four_others() -> 
     assert evidence.overruled.tolist() == [0.0, 0.0]
 
 
+def test_logits_that_are_not_finite_spoil_no_evidence() -> None:
+    evidence = Evidence(256)
+    logits = torch.tensor([[0.0, torch.nan], [1.0, 1.0]])
+    evidence.plain = evidence.with_plain(logits)
+    assert evidence.plain.tolist()[:2] == [2.0, 0.5]
+    competence = Competence()
+    competence.disputes = torch.ones(8)
+    recent = Recent(torch.tensor(0.7), torch.tensor(0.2), torch.tensor(0.6), torch.tensor([0.5, 0.5]))
+    found = competence.credit(torch.full((2,), 0.5), torch.zeros(2, dtype=torch.int64), logits, recent)
+    assert found is not None
+    assert bool(found.isfinite().all())
+
+
 def windows(rng: np.random.Generator) -> list[_Window]:
     """Eight windows in which the share of samples that BN statistics get right rises with the drift."""
     found = []

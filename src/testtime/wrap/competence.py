@@ -19,6 +19,7 @@ from testtime.norm.source import SourceStatistics
 from testtime.parts.features import linear_head
 from testtime.parts.taps import tap, watched
 from testtime.wrap.disturbance import drifts
+from testtime.wrap.evidence import confident
 
 __all__ = ["Calibration", "Competence", "Recent", "Reference", "logits_of"]
 
@@ -191,7 +192,7 @@ class Competence(AtLeastFloat32, Stateful):
         """
         if not self.disputes.numel():
             return None
-        confidence, predicted = plain.float().softmax(dim=1).max(dim=1)
+        confidence, predicted = confident(plain)
         known = _disputed(right, shipped, predicted, confidence, recent)
         return (self.disputes[0] + known @ self.disputes[1:]).to(right).sigmoid()
 
@@ -331,6 +332,6 @@ def _windows(by: Calibration, size: int, x: Any, *known: Tensor) -> Iterator[_Wi
     for part, truth, shipped, quantities in zip(x.split(size), *(k.split(size) for k in known), strict=True):
         if len(part) >= BATCH // 2:
             logits = model(part)
-            confidence, plain = logits.float().softmax(dim=1).max(dim=1)
+            confidence, plain = confident(logits)
             other = model(by.disturb(part)).argmax(dim=1)
             yield _Window(truth, shipped, plain, other, confidence, quantities, logits.shape[1])

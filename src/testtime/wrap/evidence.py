@@ -17,6 +17,7 @@ __all__ = [
     "Healthy",
     "Usual",
     "batch_values",
+    "confident",
     "count_diversity",
     "input_moments",
     "predicted_diversity",
@@ -276,7 +277,7 @@ class Evidence(AtLeastFloat32, Stateful):
 
     def with_plain(self, logits: Tensor) -> Tensor:
         """Return ``plain`` with logits (N, C) of a batch with BN statistics, (2 + C,)."""
-        confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
+        confidence, predicted = confident(logits)
         counts = torch.bincount(predicted, minlength=logits.shape[1])
         now = torch.cat([torch.stack([counts.sum(), confidence.sum()]), counts]).to(self.recent)
         return 0.5 ** (len(logits) / PART) * self.plain + now if self.plain.numel() else now
@@ -315,12 +316,7 @@ class Evidence(AtLeastFloat32, Stateful):
 
     def clear(self) -> None:
         """Forget the samples: the adapter is no longer the one they were counted for."""
-        for name in (
-            *SIZES.keys() - {"recent"},
-            "adapter_classes",
-            "bn_classes",
-            "bet",
-        ):  # those say nothing of the adapter
+        for name in self.moving().keys() - {"recent", "plain"}:  # those say nothing of it
             setattr(self, name, torch.zeros_like(getattr(self, name)))
         self.unsure = self.unsure.new_tensor([1.0, 0.0])
 
@@ -357,6 +353,12 @@ def batch_values(moments: list[Tensor], logits: Tensor) -> Tensor:
     mean = p.mean(dim=0)
     spread = -(mean * mean.clamp(min=1e-12).log()).sum() / math.log(len(mean))
     return torch.stack([p.amax(dim=1).mean(), spread, *moments]).nan_to_num().cpu()
+
+
+def confident(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest probability of each row of logits (N, C), 0 where one is not finite, and its class, (N,) each."""
+    confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
+    return confidence.nan_to_num(nan=0.0), predicted
 
 
 def predicted_diversity(logits: Tensor) -> float:
