@@ -115,7 +115,7 @@ def test_released_futures_get_their_results() -> None:
     futures: list[Future[int]] = [Future(), Future()]
     for _ in range(2):
         futures[0]._condition.acquire()  # type: ignore[attr-defined]
-    futures[0]._waiters.append(None)  # one that cannot be told
+    futures[0]._waiters.append(None)  # calling it would raise
     release_locks(futures)
     thread = threading.Thread(target=futures[0].set_result, args=(1,), daemon=True)
     thread.start()

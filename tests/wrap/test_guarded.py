@@ -322,6 +322,7 @@ def test_a_state_without_bets_loads() -> None:
     guarded(drawn(8, 0)[0])
     new = (
         "bet",
+        "plain",
         "excess",
         "corrections",
         "unsure",
