@@ -47,7 +47,7 @@ CASES = [
     Case(f"Tent-{name}", partial(Tent, norm=norm), OBSERVED.get(name, {}), ["batchnorm"])
     for name, norm in POLICIES.items()
 ]
-CASES += [
+WITHOUT_GRADIENTS = [
     Case(f"Source-{name}", partial(Source, norm=norm), STILL.get(name, {}), worlds=["batchnorm"])
     for name, norm in POLICIES.items()
 ]
@@ -55,6 +55,12 @@ CASES += [
 
 @parametrize_with_laws(CASES)
 def test_obeys(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.slow
+@parametrize_with_laws(WITHOUT_GRADIENTS)
+def test_obeys_where_nothing_is_learned_by_gradients(check: Callable[[], None]) -> None:
     check()
 
 

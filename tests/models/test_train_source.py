@@ -28,6 +28,8 @@ def data(tmp_path: Path) -> Path:
 def train(script: ModuleType, data: Path, out: Path, *more: str) -> None:
     arguments = [
         "augmix",
+        "--model",
+        "cifar10-resnet20",
         "--data",
         str(data),
         "--out",

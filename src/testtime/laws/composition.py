@@ -53,7 +53,7 @@ def declared(make: Make, world: World) -> None:
     for a in inner(adapter):
         for name in list(inspect.signature(type(a).__init__).parameters)[1:]:
             require(hasattr(a, name), f"{type(a).__name__} takes {name!r}, but has no attribute {name!r}")
-    size, counted = 64, (0.0, 0.0)
+    size, counted = 4 * world.batch, (0.0, 0.0)
     for x in world.stream(4, size):
         meter.forwards = meter.backwards = 0
         answers(adapter, [x])

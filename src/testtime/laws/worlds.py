@@ -371,6 +371,7 @@ class World:
         drift: function of a batch, a severity in [0, 1] and a generator that makes it differ from the source.
         in_turn: whether the samples of a batch are in the order of time, so that none may depend on a later one.
         metered: name of the part whose passes are counted; empty for the whole network.
+        batch: number of samples of a batch of the stream. Those in turn are learned from one by one, and take as many steps.
     """
 
     name: str
@@ -380,6 +381,7 @@ class World:
     drift: Callable[[Any, float, torch.Generator], Any] | None = None
     in_turn: bool = False
     metered: str = ""
+    batch: int = 16
 
     def network(self) -> nn.Module:
         """A fresh copy of the trained network, in evaluation mode, with a ``meter`` of its own."""
@@ -392,9 +394,9 @@ class World:
         vars(network)["meter"] = part.meter
         return network
 
-    def stream(self, batches: int, size: int = 16, seed: int = 0) -> list[Any]:
+    def stream(self, batches: int, size: int | None = None, seed: int = 0) -> list[Any]:
         """Batches of images, windows, token ids or tensors by name, which drift further from the source one by one."""
-        return [x.clone() for x in _stream(self.name, batches, size, seed)]
+        return [x.clone() for x in _stream(self.name, batches, size or self.batch, seed)]
 
     def source(self, batches: int = 2, size: int = 32) -> list[Any]:
         """Unlabelled batches of what the network was trained on."""
@@ -419,7 +421,7 @@ WORLDS: dict[str, World] = {
         World("dense", TinyDense, dense, partial(total_loss, DENSE_TASKS)),
         World("pixels", segmenter, dense, _pixel_loss),
         World("autoencoder", autoencoded, classified, F.cross_entropy),
-        World("sequence", forecaster, waves, _forecast_loss, shifted, in_turn=True),
+        World("sequence", forecaster, waves, _forecast_loss, shifted, in_turn=True, batch=8),
         World("tokens", lambda: SentenceClassifier(nn.LayerNorm), sentences, F.cross_entropy, reworded),
         World(
             "dictionary",
