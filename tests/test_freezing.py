@@ -310,6 +310,7 @@ def test_a_forecast_is_exported_to_onnx(tmp_path: Path) -> None:
     same_in_onnxruntime("a forecast in two parts", tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 @onnx
 def test_prompts_of_a_vit_of_transformers_are_exported_to_onnx(tmp_path: Path) -> None:
     """Under the exporter, and only there, transformers gives each block a mask of the tokens of the image."""

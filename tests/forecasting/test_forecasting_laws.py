@@ -25,8 +25,14 @@ CASES = [
 ]
 
 
-@parametrize_with_laws(CASES)
+@parametrize_with_laws(CASES, every=3)
 def test_obeys(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.slow
+@parametrize_with_laws(CASES)
+def test_obeys_every_law(check: Callable[[], None]) -> None:
     check()
 
 

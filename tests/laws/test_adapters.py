@@ -223,7 +223,7 @@ def test_every_method_is_tried() -> None:
     assert sorted([*(case.name for case in CASES), *ELSEWHERE]) == sorted(methods.__all__)
 
 
-@parametrize_with_laws(CASES, rotate=True)
+@parametrize_with_laws(CASES, rotate=True, every=3)
 def test_obeys(check: Callable[[], None]) -> None:
     check()
 

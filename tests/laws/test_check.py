@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from testtime.adapter import Adapter
 from testtime.laws import LAWS, WORLDS, Case, check_adapter, parametrize_with_laws
+from testtime.laws.check import LONG
 from testtime.methods import Source, Tent
 
 HERE = ["batchnorm"]
@@ -83,3 +84,18 @@ def test_laws_in_turn_try_every_world_and_excused_laws_all() -> None:
     assert tried["one-label_blind"] != tried["two-label_blind"]
     whole = {p.id: p.values[0].args[2] for p in parametrize_with_laws(cases).args[1]}
     assert set(map(tuple, whole.values())) == {("batchnorm", "groupnorm", "vit")}
+
+
+def test_long_laws_are_tried_on_every_third_case_each_on_others_and_in_every_world() -> None:
+    cases = [Case(str(i), Tent, {"bounded": "a reason"} if i == 0 else {}) for i in range(9)]
+    tried = {p.id: p.values[0].args[2] for p in parametrize_with_laws(cases, rotate=True, every=3).args[1]}
+    on = {law: {case.name for case in cases if f"{case.name}-{law}" in tried} for law in LAWS}
+    assert {law for law, names in on.items() if len(names) < 9} == LONG
+    assert on["composes"] == {"2", "5", "8"}
+    assert on["no_residue"] == {"1", "4", "7"}
+    assert on["bounded"] == {"0", "1", "4", "7"}  # the first is excused
+    assert {tuple(w) for name, w in tried.items() if name.endswith("composes")} == {
+        ("batchnorm",),
+        ("groupnorm",),
+        ("vit",),
+    }

@@ -106,7 +106,7 @@ SLOW_CASES = [
 ]  # fmt: skip
 
 
-@parametrize_with_laws(CASES, rotate=True)
+@parametrize_with_laws(CASES, rotate=True, every=3)
 def test_obeys(check: Callable[[], None]) -> None:
     check()
 

@@ -69,7 +69,7 @@ def test_equals_scikit_learn_from_its_own_start(kind: str) -> None:
 def test_posterior_in_numpy() -> None:
     """At convergence the posterior is that of the Gaussians it implies."""
     s = scores("overlapping", 1)
-    r = two_gaussians(torch.from_numpy(s), tolerance=0.0, iterations=20000).numpy()
+    r = two_gaussians(torch.from_numpy(s), tolerance=0.0, iterations=5000).numpy()
     mean = (r * s[:, None]).sum(0) / r.sum(0)
     var = (r * (s[:, None] - mean) ** 2).sum(0) / r.sum(0) + 1e-6
     joint = r.mean(0) / np.sqrt(2 * np.pi * var) * np.exp(-((s[:, None] - mean) ** 2) / (2 * var))

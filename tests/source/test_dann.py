@@ -88,6 +88,7 @@ def test_equals_the_loop() -> None:
     assert not ours.training
 
 
+@pytest.mark.slow
 def test_features_of_the_domains_come_together() -> None:
     """Over five draws of a world whose third coordinate tells the domain, on the mean: not in each, for it is a game."""
 

@@ -129,6 +129,7 @@ def test_boxes_lie_around_their_positions_and_peaks_are_found():
     assert found.corners[1].tolist() == pytest.approx([0, 13 - far, 3 + far, 16], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_to_find_what_it_did_not_see(tmp_path):
     pytest.importorskip("pycocotools", reason="pip install -e '.[space]'")
     data, model, state = Bricks(48), detector(width=16), torch.get_rng_state()

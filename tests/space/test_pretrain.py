@@ -76,6 +76,7 @@ def gradients(net):
     return found
 
 
+@pytest.mark.slow
 def test_the_loss_falls_to_what_can_be_known(tmp_path):
     """Depth is a function of the picture's patch; of 16 patches 12 are shown, and of the rest all 8 levels are as likely."""
     space = shards(tmp_path / "shards", 400, crops=1, boxed=False)

@@ -50,6 +50,20 @@ LAWS: dict[str, Law] = {
     )
 }
 """The laws by name, in the order in which they are tried."""
+LONG = frozenset(
+    law.__name__
+    for law in (
+        caller.any_grad_context,
+        stepping.output_timing,
+        stepping.any_batch,
+        stepping.no_residue,
+        stepping.bounded,
+        stepping.any_precision,
+        state.restore_is_total,
+        composition.composes,
+    )
+)
+"""The names of the laws that take half of the time of all."""
 CLASSIFICATION = ("batchnorm", "groupnorm", "vit")
 
 
@@ -145,13 +159,16 @@ def installed_cases() -> list[Case]:
     return [Case(name, point.load()) for name, point in plugins("testtime.methods").items()]
 
 
-def parametrize_with_laws(cases: Iterable[Case], rotate: bool = False) -> pytest.MarkDecorator:
+def parametrize_with_laws(
+    cases: Iterable[Case], rotate: bool = False, every: int = 1
+) -> pytest.MarkDecorator:
     """A pytest decorator: one test per case and law, for a function that calls the ``check`` it is given.
 
     Args:
         cases: adapters to try.
         rotate: try each law in one of the case's worlds, in turn, instead of in all of them: a third of the time. Excused
             laws are tried in all, for an excuse may be true of one world alone.
+        every: try the laws that take longest on every so-many-th case alone, each on others, and where they are excused.
 
     >>> from testtime.methods import Tent
     >>> @parametrize_with_laws([Case("Tent", Tent)])
@@ -164,8 +181,13 @@ def parametrize_with_laws(cases: Iterable[Case], rotate: bool = False) -> pytest
     for i, case in enumerate(cases):
         _known("law", case.excuses, LAWS)
         for j, name in enumerate(LAWS):
-            one = rotate and name not in case.excuses
-            worlds = [case.worlds[(i + j) % len(case.worlds)]] if one else case.worlds
+            turn, excused = i + j, name in case.excuses
+            if name in LONG and not excused:
+                turn, left_out = divmod(turn, every)
+                if left_out:
+                    continue
+            one = rotate and not excused
+            worlds = [case.worlds[turn % len(case.worlds)]] if one else case.worlds
             check = partial(check_adapter, case.make, case.excuses, worlds, [name])
             checks.append(pytest.param(check, id=f"{case.name}-{name}"))
     return pytest.mark.parametrize("check", checks)

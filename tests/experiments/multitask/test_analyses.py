@@ -52,6 +52,7 @@ def ran(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_affinity_gap_is_the_distance_to_the_tuned_network(ran: Any) -> None:
     analysis, run, text = ran("affinity")
     found = {one.row: np.array(one.result["affinity"]) for one in run.records()}

@@ -232,6 +232,7 @@ def test_noise_is_a_share_of_each_images_deviation(folder: Path) -> None:
     assert torch.equal(rough[1].labels["semseg"], clean[1].labels["semseg"])
 
 
+@pytest.mark.slow
 def test_domains_change_parts_of_the_preset_and_the_protocol(folder: Path) -> None:
     changes = {
         "usual": {"target": {"houses": 1, "frames": 40, "style": "default"}, "one_room": True},
@@ -255,6 +256,7 @@ def test_domains_change_parts_of_the_preset_and_the_protocol(folder: Path) -> No
     assert values["labels", "usual"][0] == values["Base", "usual"][0] != values["labels", "usual"][-1]
 
 
+@pytest.mark.slow
 def test_networks_of_three_tasks_and_of_another_architecture(folder: Path) -> None:
     rows = [BASE, find_row({"control": "S4T"}), find_row({"like": "S4T", "label": "S4T", "rates": [1e-3]})]
     tasks = ["semseg", "normals", "edge"]

@@ -53,6 +53,7 @@ def test_bench_runs_an_experiment_and_goes_on(short, tmp_path, capsys):
     assert "Scratch" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_bench_takes_encoders_of_other_libraries(short, tmp_path):
     transformers = pytest.importorskip("transformers", reason="pip install -e '.[interop]'")
     config = transformers.ViTConfig(

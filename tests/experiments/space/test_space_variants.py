@@ -128,6 +128,7 @@ def test_they_are_trained_and_measured(speck):
     assert not torch.equal(found[0].image, rendered[0].image)
 
 
+@pytest.mark.slow
 def test_an_adapted_generalist_is_measured(speck):
     planner = Planner(EIGHT)
     assert 0 <= speck.made(planner.measured(ADAPTED)).result["mIoU"] <= 100
