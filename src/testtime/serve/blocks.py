@@ -45,9 +45,12 @@ class Blocks:
             sizes[t.device] = first + t.nbytes
             self._spans.append((list(sizes).index(t.device), first, first + t.nbytes))
         self._forms = [(t.dtype, t.shape) for t in self._tensors]
-        self.memory = [torch.zeros(size, dtype=torch.uint8, device=place) for place, size in sizes.items()]
         self._spares: list[Tensor] = []
-        self._views = self.views(self.memory)
+        with torch.inference_mode(False), torch.no_grad():
+            self.memory = [
+                torch.zeros(size, dtype=torch.uint8, device=place) for place, size in sizes.items()
+            ]
+            self._views = self.views(self.memory)
         self._places = [view.data_ptr() for view in self._views]
         self._slices = None if any(m.device.type != "cpu" for m in self.memory) else self._cut(self.memory)
         self.hold(self._tensors)

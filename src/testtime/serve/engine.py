@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -17,8 +19,9 @@ from testtime.serve.gate import Screening
 from testtime.serve.streams import Stream
 from testtime.serve.swapping import Parked, Ranges, Slots
 
-__all__ = ["Answer", "Engine", "Outcome"]
+__all__ = ["Answer", "Engine", "Outcome", "check_adapter"]
 
+OWNED = WeakSet[Adapter]()  # the adapters that serve, with those inside them
 HASH = 16  # hexadecimal digits of a state's hash that answers and records hold
 
 
@@ -79,6 +82,7 @@ class Engine:
     """
 
     slots: Slots
+    adapter: Adapter
 
     def __init__(self, adapter: Adapter, configuration: str, history: int = 256, repeats: int = 64) -> None:
         self.history, self.repeats = history, repeats
@@ -97,13 +101,31 @@ class Engine:
         for stream in streams:
             if isinstance(stream.state, Parked):
                 stream.state = self.slots.named(stream.state)
+        if hasattr(self, "adapter"):
+            self.release()
+        OWNED.update(_adapters(adapter))
         self.adapter, self.configuration = adapter, configuration
         self.slots = Slots(adapter)
         self.initial, self.initial_ranges = self.slots.copy(), self.slots.ranges()
         self.initial_hash, self.initial_step = self.hash(), int(adapter.clock)
-        self.shipped = self.slots.weights().clone()
+        self.shipped = self._shipped_weights()
         self.active: Stream | None = None
         self.form: tuple[int, ...] | None = None  # shape of the logits of a sample
+
+    def release(self) -> None:
+        """Give the adapter back: others may serve with it."""
+        OWNED.difference_update(_adapters(self.adapter))
+
+    def _shipped_weights(self) -> Tensor:
+        """The adapted parameters of the shipped model; the adapter may have learned before it was given."""
+        with torch.inference_mode(False), torch.no_grad():
+            if not self.initial_step:
+                return self.slots.weights().clone()
+            self.adapter.reset()
+            shipped = self.slots.weights().clone()
+        self.slots.exchange(self.initial.clone())
+        self.slots.set_ranges(self.initial_ranges)
+        return shipped
 
     def begin(self, name: str) -> Stream:
         """Begin a stream in the state in which the adapter was given."""
@@ -248,21 +270,47 @@ class Engine:
             ValueError: the model does not take the samples, or does not return logits; the state is as before.
         """
         admitted, apart = screening.admitted, screening.apart
-        parts: list[tuple[list[int], Prediction]] = []
-        learned, moved = False, 0.0
-        if adapt and admitted:
-            y, moved = self._step(stream, _rows(x, admitted), [screening.digests[row] for row in admitted])
-            learned = y.updated
-            parts.append((admitted, y))
-        elif admitted:
-            apart = sorted(admitted + apart)
-        if apart:
-            parts.append((apart, _classified(self.adapter.predict(_rows(x, apart)))))
-        return self._joined(x, parts, learned, moved)
+        if not adapt or not admitted:
+            rows = sorted(admitted + apart)
+            parts = [(rows, _classified(self.adapter.predict(_rows(x, rows))))] if rows else []
+            return self._joined(x, parts, False, 0.0)
+        digests = [screening.digests[row] for row in admitted]
+        if not apart:
+            y, moved = self._step(stream, _rows(x, admitted), digests)
+            return self._joined(x, [(admitted, y)], y.updated, moved)
+        with self._undone_if_it_fails(stream):
+            y, moved = self._step(stream, _rows(x, admitted), digests)
+            parts = [(admitted, y), (apart, _classified(self.adapter.predict(_rows(x, apart))))]
+            return self._joined(x, parts, y.updated, moved)
 
-    def learn(self, stream: Stream, x: Tensor, digests: Sequence[bytes]) -> float:
-        """Learn from samples that were answered before, and return how far the adapted parameters moved."""
-        return self._step(stream, x, digests)[1]
+    @contextmanager
+    def _undone_if_it_fails(self, stream: Stream) -> Iterator[None]:
+        """Give the active stream its present state again where the block raises."""
+        state, ranges, recent = self.slots.copy(), self.slots.ranges(), tuple(stream.recent)
+        step, hashed = stream.step, stream.hash
+        try:
+            yield
+        except BaseException:
+            self.slots.exchange(state)
+            self.slots.set_ranges(ranges)
+            stream.step, stream.hash = step, hashed
+            stream.recent.clear()
+            stream.recent.extend(recent)
+            raise
+
+    def learn(self, stream: Stream, x: Tensor, digests: Sequence[bytes]) -> tuple[bool, float]:
+        """Learn from samples that were answered before.
+
+        Args:
+            stream: the stream, active.
+            x: samples (N, ...).
+            digests: digest of each sample.
+
+        Returns:
+            whether the state moved, and how far the adapted parameters did.
+        """
+        y, moved = self._step(stream, x, digests)
+        return y.updated, moved
 
     def answer(self, stream: Stream, found: Outcome, screening: Screening, skipped: str) -> Answer:
         """The answer to a request, from what :meth:`process` made of it."""
@@ -327,6 +375,25 @@ class Engine:
     def _distance(self, before: Tensor) -> float:
         now = self.slots.weights()
         return float(torch.linalg.vector_norm(now - before, dtype=torch.float64))
+
+
+def check_adapter(adapter: Any) -> None:
+    """Check what a session is to serve with.
+
+    Raises:
+        TypeError: it is no adapter.
+        ValueError: a session serves with it already, or with an adapter inside it: its state is that of one of the streams.
+    """
+    if not isinstance(adapter, Adapter):
+        raise TypeError(
+            f"expected an adapter, as testtime.adapt(model) builds it, got {type(adapter).__name__}"
+        )
+    if any(one in OWNED for one in _adapters(adapter)):
+        raise ValueError("a session serves with this adapter, or with one inside it; build another one")
+
+
+def _adapters(tree: Adapter) -> list[Adapter]:
+    return [one for one in tree.modules() if isinstance(one, Adapter)]
 
 
 def _classified(y: Any) -> Prediction:

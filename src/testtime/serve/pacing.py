@@ -96,14 +96,14 @@ class Pacer:
                     del self._times[key]
 
 
-def check_deadline(deadline: Any) -> None:
+def check_deadline(deadline: Any, name: str = "deadline") -> None:
     """Raise TypeError or ValueError where a deadline is neither a number of seconds nor None."""
     if deadline is None:
         return
     if isinstance(deadline, bool) or not isinstance(deadline, int | float):
-        raise TypeError(f"deadline is a number of seconds or None, got {deadline!r}")
+        raise TypeError(f"{name} is a number of seconds or None, got {deadline!r}")
     if math.isnan(deadline):
-        raise ValueError("deadline is a number of seconds, got NaN")
+        raise ValueError(f"{name} is a number of seconds, got NaN")
 
 
 def due(adapter: Adapter, size: int) -> bool:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from testtime.adapter import Adapter
-from testtime.serve.audit import Audit
+from testtime.serve.audit import LONGEST, Audit
 from testtime.serve.engine import Answer
 from testtime.serve.gate import Quarantine, Screening
 from testtime.serve.streams import Late, Stream
 
-__all__ = ["Recorder", "digest_of"]
+__all__ = ["Recorder", "check_note", "digest_of"]
 
+OWN = frozenset(
+    {"open", "close", "continued", "left out", "configure", "forget", "resume", "unload", "pause", "unpause"}
+    | {"learn", "answer", "catch up", "rollback", "rollback failed", "snapshot", "snapshot failed", "damaged"}
+)
+"""Events that a session notes itself, and that a replay may read."""
+CHAINED = ("seq", "time", "event", "hash")  # entries that every record has
 UNHEALTHY = ("restore", "partial_reset", "alarm")
 """Events of a guard after which the state was not good; a fallback of a batch is how a guard does its work."""
 
@@ -91,19 +98,51 @@ class Recorder:
             }
         )
 
-    def note_late(self, one: Stream, late: Late, moved: float, distance: float) -> None:
-        """Note that samples were learned later than they were answered."""
-        one.counts.caught_up += late.admitted
-        one.counts.learned += late.admitted
+    def note_late(self, one: Stream, late: Late, learned: bool, moved: float, distance: float) -> None:
+        """Note that the adapter took its step on samples later than they were answered.
+
+        Args:
+            one: their stream.
+            late: the samples.
+            learned: whether the state moved.
+            moved: distance that the adapted parameters moved.
+            distance: their distance from the shipped model's.
+        """
+        one.counts.caught_up += late.admitted if learned else 0
+        one.counts.learned += late.admitted if learned else 0
         record = {
             "stream": one.name,
             "offset": late.offset,
             "samples": late.admitted,
+            "learned": learned,
             "moved": moved,
             "distance": distance,
             "state": one.hash,
         }
         self._audit.add("catch up", **record)
+
+
+def check_note(event: Any, facts: Mapping[str, Any]) -> None:
+    """Check a record that a caller adds to the audit log.
+
+    Raises:
+        TypeError: the event is no text, or a fact has no form in JSON.
+        ValueError: the event or the name of a fact is one of the session's own, or the record is too long.
+    """
+    if not isinstance(event, str):
+        raise TypeError(f"expected the name of an event as a text, got {type(event).__name__}")
+    if event in OWN:
+        raise ValueError(f"{event!r} is an event that the session notes itself; choose another name")
+    if taken := [name for name in CHAINED if name in facts]:
+        raise ValueError(f"every record has its own {taken[0]!r}; give that fact another name")
+    try:
+        text = json.dumps({"event": event, **facts}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"expected facts that JSON can hold, such as finite numbers and texts ({error})"
+        ) from error
+    if len(text) > LONGEST // 2:
+        raise ValueError(f"expected a record of at most {LONGEST // 2} characters, got {len(text)}")
 
 
 def digest_of(logits: Tensor) -> str:

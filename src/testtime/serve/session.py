@@ -15,14 +15,14 @@ from testtime.adapter import Adapter
 from testtime.errors import DataError
 from testtime.serve.audit import Audit, Head
 from testtime.serve.directory import Directory, DirectoryLock, ranges_read
-from testtime.serve.engine import Answer, Engine
+from testtime.serve.engine import Answer, Engine, check_adapter
 from testtime.serve.gate import Held, InputGate, Quarantine, Screening
 from testtime.serve.idle import Idle
 from testtime.serve.keeping import Captured, Keeper, state_of
 from testtime.serve.mirror import Mirror
 from testtime.serve.options import SessionOptions
 from testtime.serve.pacing import Pacer, check_deadline, cost_of, due
-from testtime.serve.recording import Recorder
+from testtime.serve.recording import Recorder, check_note
 from testtime.serve.snapshots import SnapshotInfo, SnapshotStore
 from testtime.serve.streams import Stream, StreamStatus
 from testtime.serve.turns import Turns
@@ -39,7 +39,7 @@ class Session:
     once. Requests of several threads are safe; those of one stream are answered in their order.
 
     Args:
-        adapter: adapter that serves; the session owns it from now on.
+        adapter: adapter that serves; the session owns it until it is closed.
         directory: directory of snapshots, audit log and description. An existing one is resumed if it belongs to an adapter of
             this class, these arguments and this model: every stream continues from its last good snapshot.
         options: settings.
@@ -49,8 +49,8 @@ class Session:
 
     Raises:
         TypeError: this is no adapter.
-        ValueError: an argument of the adapter cannot be written to a file, or the directory belongs to another
-            configuration.
+        ValueError: an argument of the adapter cannot be written to a file, another session serves with it, or the directory
+            belongs to another configuration.
         RuntimeError: another session holds the directory.
         DataError: the description of the directory is damaged.
         OSError: the directory cannot be written to.
@@ -59,7 +59,7 @@ class Session:
     _turns: Turns
 
     def __init__(self, adapter: Adapter, directory: str | Path, *, options: SessionOptions = DEFAULT) -> None:
-        _check_adapter(adapter)
+        check_adapter(adapter)
         files = Directory(directory)
         self._start(files, options, lambda: files.given(adapter))
 
@@ -157,6 +157,7 @@ class Session:
         Raises:
             ValueError: there is no such stream.
         """
+        check_deadline(budget, "budget")
         began, done = self.options.clock(), 0
         while True:
             left = None if budget is None else budget - (self.options.clock() - began)
@@ -165,17 +166,17 @@ class Session:
                 if not size or self._skipped(one, size, left, True):
                     return done
                 self._engine.activate(one)
-                late = one.backlog.popleft()
-                started = self.options.clock()
-                moved = self._engine.learn(one, late.x, late.digests)
+                late, started = one.backlog[0], self.options.clock()
+                learned, moved = self._engine.learn(one, late.x, late.digests)
+                one.backlog.popleft()
                 self._pacer.took(size, self.options.clock() - started, learning=True)
-                self._recorder.note_late(one, late, moved, self._engine.distance())
+                self._recorder.note_late(one, late, learned, moved, self._engine.distance())
                 due = [self._keeper.capture(one, self._engine)] if self._due(one) else []
-            done += size
+            done += size if learned else 0
             self._write(due)
 
     def pause(self, stream: str = "default") -> None:
-        """Switch learning of a stream off; it goes on answering from its last state. A resumed session keeps that."""
+        """Switch learning of a known stream off; it answers from its last state. A resumed session keeps that."""
         self._pause(stream, True)
 
     def unpause(self, stream: str = "default") -> None:
@@ -255,7 +256,7 @@ class Session:
             self._audit.add("rollback", **facts)
             try:
                 self._keeper.write(self._keeper.capture(one, self._engine))
-            except OSError:
+            except (OSError, DataError):
                 self._engine.put(one, state, ranges)
                 self._audit.add("rollback failed", stream=one.name, offset=one.offset, state=one.hash)
                 raise
@@ -278,9 +279,7 @@ class Session:
                 samples of this session's shape. The old one keeps serving.
             OSError: the disk is full or read-only. The old one keeps serving.
         """
-        _check_adapter(adapter)
-        if adapter is self._engine.adapter:
-            raise ValueError("this adapter serves already; build another one")
+        check_adapter(adapter)
         with self._turns.network:
             self._turns.check_open()
             if adapter.fingerprint != self._engine.adapter.fingerprint:
@@ -347,6 +346,7 @@ class Session:
         self._turns.check_known(stream)
         offset: int | None = None
         with self._turns.network:
+            self._turns.check_open()
             there = self._turns.in_memory(stream) is not None
             if not there:  # it is not read, for its snapshots may be damaged
                 self._keeper.forget(stream)
@@ -376,7 +376,12 @@ class Session:
         return self._audit.head
 
     def note(self, event: str, **facts: Any) -> None:
-        """Add a record to the audit log, of a kind that a replay passes over."""
+        """Add a record to the audit log, of a kind that a replay passes over.
+
+        Raises:
+            TypeError, ValueError: the session notes this event itself, or JSON cannot hold the facts.
+        """
+        check_note(event, facts)
         self._audit.add(event, **facts)
 
     def close(self) -> None:
@@ -402,6 +407,7 @@ class Session:
                 self.mirror.close()
             self._audit.add("close", streams=len(streams))
         finally:
+            self._engine.release()
             self._audit.close()
             self._lock.release()
         if failures:
@@ -430,11 +436,11 @@ class Session:
             if found is None:
                 files.describe(configuration, options.model)
             self.mirror = None if options.mirror is None else Mirror(options.mirror, files, self._audit.add)
+            self._engine = Engine(adapter, configuration, options.history, options.gate.repeats)
         except BaseException:
             self._lock.release()
             raise
         self._gate, self._quarantine = InputGate(options.gate), Quarantine(options.gate)
-        self._engine = Engine(adapter, configuration, options.history, options.gate.repeats)
         self._pacer = Pacer(cost_of(adapter), options.clock)
         self._recorder = Recorder(self._audit, self._quarantine, options.now)
         self._keeper = Keeper(SnapshotStore(files.streams, options.retention, options.now), self._audit)
@@ -484,17 +490,10 @@ class Session:
         return bool(every) and one.step - one.saved_step >= every
 
     def _pause(self, stream: str, paused: bool) -> None:
-        with self._turns.of(stream) as one:
+        with self._turns.of(stream, known=True) as one:
             if one.paused == paused:
                 return
             one.paused = paused
             self._audit.add("pause" if paused else "unpause", stream=one.name, offset=one.offset)
             captured = self._keeper.capture(one, self._engine)
         self._keeper.attempt(captured)
-
-
-def _check_adapter(adapter: Any) -> None:
-    if not isinstance(adapter, Adapter):
-        raise TypeError(
-            f"expected an adapter, as testtime.adapt(model) builds it, got {type(adapter).__name__}"
-        )

@@ -48,9 +48,10 @@ class Parked:
         return sum(v.nbytes for group in groups for v in group)
 
     def clone(self) -> Parked:
-        """An independent copy."""
+        """An independent copy, of normal tensors also in inference mode."""
         groups = (self.blocks, self.loose, self.buffers, self.others)
-        return Parked(*([v.detach().clone() for v in group] for group in groups))
+        with torch.inference_mode(False), torch.no_grad():
+            return Parked(*([v.detach().clone() for v in group] for group in groups))
 
 
 class Slots:
