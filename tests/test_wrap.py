@@ -318,7 +318,8 @@ def test_the_prior_is_of_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("speed", "cost", "delay"), [(1.0, None, 2), (0.5, None, 1), (0.3, None, 0), (1.0, 1.0, 0), (1.0, 3.5, 3)]
+    ("speed", "cost", "delay"),
+    [(1.0, None, 2), (0.5, None, 1), (0.3, None, 0), (1.0, 1.0, 0), (1.0, 3.5, 3), (0.28, 25.0, 6)],
 )
 def test_a_slow_adapter_misses_the_batches_that_come_meanwhile(
     speed: float, cost: float | None, delay: int
@@ -350,6 +351,6 @@ def test_time_is_declared_with_sense() -> None:
     network = WORLD.network()
     with pytest.raises(TypeError, match=r"such as Source\(model\), got"):
         TimeConstrained(Tent(network), network)  # type: ignore[arg-type]
-    for speed, cost in ((0.0, None), (1.0, -1.0)):
-        with pytest.raises(ValueError, match="speed and cost are positive"):
+    for speed, cost in ((0.0, None), (1.0, -1.0), (float("inf"), None), (1.0, float("nan"))):
+        with pytest.raises(ValueError, match="speed and cost are positive and finite"):
             TimeConstrained(Tent(network), speed=speed, cost=cost)

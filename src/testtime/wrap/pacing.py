@@ -84,7 +84,7 @@ class TimeConstrained(Wrapper):
 
     Raises:
         TypeError: ``meanwhile`` is no adapter.
-        ValueError: speed or cost is not positive.
+        ValueError: speed or cost is not positive, or infinite.
 
     Cost: the adapter's, and one prediction.
 
@@ -118,14 +118,14 @@ class TimeConstrained(Wrapper):
         forwards, backwards = adapter.cost
         self.meanwhile, self.speed = meanwhile, speed
         self.taken = forwards + 2 * backwards if cost is None else cost
-        if not speed > 0 or not self.taken > 0:
-            raise ValueError(f"speed and cost are positive, got {speed} and {self.taken}")
+        if not 0 < speed < math.inf or not 0 < self.taken < math.inf:
+            raise ValueError(f"speed and cost are positive and finite, got {speed} and {self.taken}")
         self.register_buffer("busy", torch.zeros((), dtype=torch.int64))
 
     @property
     def delay(self) -> int:
         """Batches that are missed after each that is learned."""
-        return max(0, math.ceil(self.speed * self.taken) - 1)
+        return max(0, math.ceil(round(self.speed * self.taken, 9)) - 1)  # 0.28 * 25 is above 7
 
     def _initial_state(self) -> dict[str, Tensor]:
         if self.meanwhile is not None:
