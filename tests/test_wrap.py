@@ -351,6 +351,6 @@ def test_time_is_declared_with_sense() -> None:
     network = WORLD.network()
     with pytest.raises(TypeError, match=r"such as Source\(model\), got"):
         TimeConstrained(Tent(network), network)  # type: ignore[arg-type]
-    for speed, cost in ((0.0, None), (1.0, -1.0), (float("inf"), None), (1.0, float("nan"))):
+    for speed, cost in ((0.0, None), (1.0, -1.0), (float("inf"), None), (1.0, float("inf"))):
         with pytest.raises(ValueError, match="speed and cost are positive and finite"):
             TimeConstrained(Tent(network), speed=speed, cost=cost)
