@@ -24,6 +24,7 @@ from testtime.space.sequences import Box, BoxVocabulary
 from testtime.space.shards import Shards
 from testtime.space.sources import SensorSet
 from testtime.space.tokenizers import Tokenizer, load_tokenizer, perplexity
+from testtime.space.walkthrough import Walkthrough
 
 pytest.importorskip("vector_quantize_pytorch")
 pytest.importorskip("cv2")
@@ -228,3 +229,34 @@ def test_bad_arguments_are_refused(scenes, tmp_path):
     with pytest.raises(ValueError, match="but no heat"):
         ingest(scenes, tmp_path, 16, 8, sensors=["heat"])
     assert SpaceFrames(SensorSet(scenes), ["edge"])[0]["edge"].shape == (1, 48, 64)
+
+
+def test_other_depth_or_intrinsics_in_the_folder_of_an_ingested_walk_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"frame_{i}.png")
+    (tmp_path / "depth").mkdir()
+
+    def write(scale: int) -> None:
+        for i in range(2):
+            metres = np.linspace(1000, 2000, 32 * 32).reshape(32, 32) * scale
+            Image.fromarray(metres.astype(np.uint16)).save(tmp_path / "depth" / f"frame_{i}.png")
+
+    def take(fov: float) -> dict:
+        walk = Walkthrough(tmp_path, tmp_path / "depth", fov=fov)
+        return ingest(walk, tmp_path / "out", 32, 8, crops=1, recipe=replace(QUICK, steps=2))
+
+    write(1)
+    first = take(60.0)
+    assert take(60.0) == first
+    with pytest.raises(DataError, match="holds something else"):
+        take(90.0)
+    write(2)
+    with pytest.raises(DataError, match="holds something else"):
+        take(60.0)
+    path = tmp_path / "out" / "ingest.json"
+    about = json.loads(path.read_text())
+    del about["sensed"]  # as before November 2026
+    path.write_text(json.dumps(about))
+    assert take(60.0) == first

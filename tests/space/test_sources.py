@@ -125,3 +125,18 @@ def test_a_video_comes_with_depth_and_intrinsics_beside_it(tmp_path, scenes):
         assert torch.allclose(walk[i].labels["depth"], scenes[i].labels["depth"], atol=6e-4)
     assert SensorSet(walk).normals == "of depth"
     assert alignment(walk, "depth").warning == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 3}, "every would have no effect on such pictures"),
+        ({"blur": 0.9, "fps": 1.0}, "fps, blur would have no effect on such pictures"),
+        ({"spaces": ["a"]}, "spaces would have no effect on such pictures"),
+        ({"layout": "replica", "fov": 60.0}, "fov would have no effect on the layout replica"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, options, message):
+    Image.fromarray(np.full((6, 8, 3), 10, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=message):
+        read_space(tmp_path, **options)

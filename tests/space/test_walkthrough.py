@@ -280,3 +280,12 @@ def test_bad_videos_are_refused(video, tmp_path):
         extract_frames(video, tmp_path / "f", every=10)
     with pytest.raises(ValueError, match="expected fps above 0"):
         extract_frames(video, tmp_path / "f", fps=0)
+
+
+def test_a_field_of_view_takes_the_place_of_intrinsics(tmp_path):
+    save(tmp_path / "a.png", picture(24, 32))
+    (tmp_path / "intrinsics.json").write_text(json.dumps({"fx": 40, "fy": 41, "cx": 15, "cy": 11}))
+    assert Walkthrough(tmp_path).camera(0).k[0, 0] == 40
+    assert Walkthrough(tmp_path, fov=90.0).camera(0).k[0, 0] == pytest.approx(16.0)  # half of the longer side
+    with pytest.raises(ValueError, match="expected intrinsics or fov, got both"):
+        Walkthrough(tmp_path, intrinsics=(40, 41, 15, 11), fov=90.0)

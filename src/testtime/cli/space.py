@@ -22,7 +22,9 @@ class Source:
     spaces: Annotated[tuple[str, ...] | None, Option("some of the source's", metavar="NAME")] = None
     depth: Annotated[str | None, Option("depth, if it lies elsewhere", existing, "DIR")] = None
     intrinsics: Annotated[str | None, Option("fx, fy, cx, cy as JSON", existing, "FILE")] = None
-    fov: Annotated[float | None, Option("horizontal, in place of intrinsics", number(), "DEGREES")] = None
+    fov: Annotated[
+        float | None, Option("of the longer side, in place of intrinsics", number(), "DEGREES")
+    ] = None
     fps: Annotated[float, Option("frames taken from a second", number())] = 2.0
     every: Annotated[int | None, Option("every N-th frame, in place of --fps")] = None
     blur: Annotated[float, Option("share of sharpness below which frames are left out", number(1))] = 0.5

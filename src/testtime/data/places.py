@@ -19,7 +19,16 @@ from testtime.data.named import NAMED, TRAINING, named, reader, training_images
 from testtime.errors import DataError, unknown_name
 from testtime.plugins import plugins
 
-__all__ = ["Places", "find_set", "has_source", "image_size", "images_of", "is_there", "source_batches"]
+__all__ = [
+    "Places",
+    "add_source",
+    "find_set",
+    "has_source",
+    "image_size",
+    "images_of",
+    "is_there",
+    "source_batches",
+]
 
 Places = Mapping[str, str]
 SMALL = ("cifar10", "cifar100", "digits")  # sets of 32x32 pixels
@@ -33,6 +42,9 @@ def find_set(name: str, places: dict[str, str]) -> str:
         name: the name, or the path of the folder, which is added to the places.
         places: places, by name.
 
+    Returns:
+        the name; that of a folder is its last part, with more of its path where another set has that name.
+
     Raises:
         ValueError: there is no such set or folder.
     """
@@ -43,8 +55,38 @@ def find_set(name: str, places: dict[str, str]) -> str:
         raise unknown_name(
             "data set", name, ["none", *NAMED, *plugins("testtime.data"), "any folder of images"]
         )
-    places[f"set {path.name}"] = str(path)
-    return path.name
+    short = _free_name(path, places)
+    places[f"set {short}"] = str(path)
+    return short
+
+
+def add_source(name: str, places: dict[str, str]) -> None:
+    """Add the folder of images of the source to the places.
+
+    Args:
+        name: path of the folder.
+        places: places, by name.
+
+    Raises:
+        ValueError: it is no folder, or the name of a data set.
+    """
+    if reader(name) is not None:
+        raise ValueError(
+            f"expected a folder of images of the source as the setting source, got the name of the data set {name!r}; a "
+            "named set brings its own training images, and needs no setting"
+        )
+    places["set source"] = places[f"set {find_set(name, places)}"]
+
+
+def _free_name(path: Path, places: Places) -> str:
+    """The name of a folder, with those of the folders above it where another set has it already."""
+    names = path.parts
+    for count in range(1, len(names)):
+        short = "-".join(names[-count:])
+        free = short != "source" and reader(short) is None
+        if free and places.get(f"set {short}", str(path)) == str(path):
+            return short
+    return str(path)
 
 
 def images_of(name: str, places: Places, skip_damaged: bool = False) -> ImageSet:

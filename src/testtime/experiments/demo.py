@@ -77,6 +77,7 @@ class Digits(Experiment):
 
     name, title = LISTED[0].name, LISTED[0].title
     family = "demo"
+    unused = ("model", "device")
     note = "The embedded data: 8x8 digits of the UCI test set, enlarged to 32x32."
     seeds = (0, 1, 2)
     settings = {"epochs": 12, "corruptions": ["gaussian_noise", "fog", "contrast"]}  # noqa: RUF012

@@ -163,7 +163,8 @@ class Experiment(ABC):
 
     A family is a subclass; its experiments are objects that differ in name (that on the command line), title (one line),
     source (paper and table), note (differences from it), default seeds, resources, settings with their defaults, and
-    forms: examples of settings whose defaults (None, an empty list) do not show their types.
+    forms: examples of settings whose defaults (None, an empty list) do not show their types, and unused: the fields of a
+    request ("model", "device", "limit") that it has no use for.
     """
 
     name: str
@@ -175,6 +176,7 @@ class Experiment(ABC):
     resources: tuple[Resource, ...] = ()
     settings: Mapping[str, Any] = {}
     forms: Mapping[str, Any] = {}
+    unused: tuple[str, ...] = ()
 
     @abstractmethod
     def plan(self, request: Request) -> Plan:
@@ -223,7 +225,10 @@ class Experiment(ABC):
         return request.settings.get(name, self.settings[name])
 
     def check_settings(self, request: Request) -> None:
-        """Refuse settings that the experiment does not have, or of another kind than their defaults, with a ValueError."""
+        """Refuse what the experiment has no use for, and settings of another kind than their defaults, with a ValueError."""
+        for name in self.unused:
+            if (given := getattr(request, name)) != getattr(type(request), name):
+                raise ValueError(f"{self.name} has no use for --{name} ({given}); leave it out")
         for name, value in request.settings.items():
             check_name(f"setting of {self.name}", name, self.settings)
             form = self.forms.get(name, self.settings[name])
@@ -231,6 +236,8 @@ class Experiment(ABC):
                 expected = f"expected the setting {name} in the form of {form!r}"
                 hint = f"; a list is JSON: '{name}={json.dumps(form[:1])}'" if isinstance(form, list) else ""
                 raise ValueError(f"{self.name}: {expected}, got {value!r}{hint}")
+            if (twice := _repeated(value)) and not _repeated(form):
+                raise ValueError(f"{self.name}: the setting {name} has {twice[0]!r} twice; give it once")
 
     def check_machine(self, say: Callable[[str], None]) -> None:  # noqa: B027 - nothing to check by default
         """Refuse a run for which packages are missing with an ImportError, and say to a person what will be slow."""
@@ -265,6 +272,11 @@ class Experiment(ABC):
             *(r for r, names in zip(rows, spelled, strict=True) if wanted & names or r.role == "base"),
             *own,
         ]
+
+
+def _repeated(value: Any) -> list[Any]:
+    """The items of a list that are in it before."""
+    return [item for i, item in enumerate(value) if item in value[:i]] if isinstance(value, list) else []
 
 
 def _alike(value: Any, form: Any) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -204,7 +205,7 @@ def ingest(
     frames = SpaceFrames(sensed, used, pseudo, edge_side=min(cut.size))
     by_name = {RGB.name: RGB, **{s: SENSORY[s] for s in used}, **{name: modalities[name] for name in pseudo}}
     about = _described(data, cut, recipe, list(by_name), options.radius)
-    _check_folder(out, about)
+    _check_folder(out, {**about, "sensed": _sensed_digest(data)})
     log(f"{len(data)} frames of {data.name}: {', '.join(by_name)} (normals: {sensed.normals})")
     checks = _kept(out / "alignment.json", lambda: _checks(sensed, used))
     warnings = [c["warning"] for c in checks.values() if c.get("warning")]
@@ -374,7 +375,7 @@ def _check_folder(out: Path, about: Mapping[str, Any]) -> None:
     """Write the description of a run, or compare it with the one in the folder."""
     path = out / "ingest.json"
     if path.is_file():
-        there = read_json(path, AGAIN)
+        there = {"sensed": about["sensed"], **read_json(path, AGAIN)}  # those of before have no such entry
         differ = sorted(key for key in {*there, *about} if there.get(key) != about.get(key))
         if differ:
             shown = "; ".join(f"{k}: {there.get(k)} there, {about.get(k)} asked" for k in differ[:3])
@@ -386,9 +387,30 @@ def _check_folder(out: Path, about: Mapping[str, Any]) -> None:
 def _digest(data: DenseSet) -> str:
     """Return a digest of eight pictures, since another space may have the same name and number of frames."""
     found = hashlib.sha256()
-    for i in np.unique(np.linspace(0, len(data) - 1, 8).round().astype(int)).tolist():
+    for i in _probed(data):
         found.update((data[i].image * 255).round().to(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _sensed_digest(data: DenseSet) -> str:
+    """Return a digest of depth and normals of eight frames, in thousandths, and of their intrinsics."""
+    found = hashlib.sha256()
+    for i in _probed(data):
+        labels = data[i].labels
+        for task in ("depth", "normals"):
+            if task in labels:
+                values = (labels[task] * 1000).nan_to_num(nan=-1.0, posinf=-2.0, neginf=-3.0)
+                found.update(values.round().to(torch.int32).numpy().tobytes())
+        if hasattr(data, "camera"):
+            with suppress(DataError):  # no intrinsics are known
+                found.update(np.round(data.camera(i).k, 3).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _probed(data: DenseSet) -> list[int]:
+    """Indices of at most eight frames at equal distances."""
+    chosen: list[int] = np.unique(np.linspace(0, len(data) - 1, 8).round().astype(int)).tolist()
+    return chosen
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
@@ -62,12 +62,18 @@ def read_space(
 
     Raises:
         DataError: the path does not exist, or has none of the layouts.
-        ValueError: there is no such layout.
+        ValueError: there is no such layout, or an option is given that has no effect on it.
     """
     root = Path(source)
     if not root.exists():
         raise DataError(f"{root}: no such file or folder; expected the frames of a space")
     layout = _layout(root) if layout is None else need_choice(layout, LAYOUTS, "layout")
+    of_video = {"fps": fps != 2.0, "every": every is not None, "blur": blur != 0.5}
+    of_pictures = {"depth": depth is not None, "intrinsics": intrinsics is not None, "fov": fov is not None}
+    if layout != "walk-through":
+        _refuse({**of_video, **of_pictures, "longest": longest != 512}, f"the layout {layout}")
+    else:
+        _refuse({"spaces": spaces is not None, **({} if root.is_file() else of_video)}, "such pictures")
     if layout == "walk-through":
         if root.is_file():
             folder = extract_frames(
@@ -101,6 +107,12 @@ def read_space(
     names = spaces or [p.name for p in folders(root / "data") if (p / device).is_dir()]
     reader = data.scannetpp_iphone if device == "iphone" else data.scannetpp_dslr
     return reader(root, names)
+
+
+def _refuse(given: Mapping[str, bool], what: str) -> None:
+    """Refuse options that have no effect on what is read, where they are given."""
+    if idle := [name for name, there in given.items() if there]:
+        raise ValueError(f"{', '.join(idle)} would have no effect on {what}; leave out what is not used")
 
 
 def _layout(root: Path) -> str:

@@ -81,7 +81,7 @@ class Walk:
     Args:
         path: path of a video or folder, see :func:`testtime.space.sources.read_space`.
         layout: name of the layout; None recognises it.
-        fov: field of view of the longer side in degrees, for pictures without intrinsics.
+        fov: field of view of the longer side in degrees, in place of intrinsics.
         digest: digest that the walk must have; None takes any.
 
     Attributes:

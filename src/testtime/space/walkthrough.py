@@ -99,6 +99,8 @@ class Walkthrough(DenseSet):
             raise ValueError(
                 f"expected longest >= 8, 0 <= blur < 1 and 0 < fov < 180, got {longest}, {blur} and {fov}"
             )
+        if fov is not None and intrinsics is not None:
+            raise ValueError("expected intrinsics or fov, got both; leave one out")
         need_pillow()
         self.folder = need_folder([Path(folder)], "the pictures of a walk")
         self.name, self.longest, self.fov = name or self.folder.resolve().name, longest, fov
@@ -110,7 +112,7 @@ class Walkthrough(DenseSet):
             self.keys = [self.keys[i] for i in sharp(self._sharpness(), blur)]
         self._depth = self._depth_files(depth)
         self.tasks: tuple[str, ...] = ("depth",) if self._depth else ()
-        self._lens = _lens(self.folder, intrinsics)
+        self._lens = _lens(self.folder, intrinsics) if fov is None else None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -237,3 +237,18 @@ def test_a_stream_is_named_as_shortly_as_can_be(tmp_path: Path) -> None:
 def test_a_result_that_was_written_for_these_tests_is_one(two: list[Path]) -> None:
     for path in two[0].glob("results/*.json"):
         assert read_result(path)["result"]["images"] in (200, 500)
+
+
+def test_costs_count_as_no_seed_and_no_source_is_said(tmp_path: Path) -> None:
+    errors = {"Source": (50.0, 50.0), "TENT": (40.0, 42.0)}
+    folders = [write_run(tmp_path / name, name, errors) for name in ("one", "two")]
+    for folder in folders:  # of the seeds 1 and 2
+        about = json.loads((folder / "run.json").read_text())
+        for cell in about["cells"]:
+            cell["seed"] += 1
+        (folder / "run.json").write_text(json.dumps(about))
+    found = Comparison([read_run(folder) for folder in folders])
+    assert "\n2 seeds, mean ± standard deviation" in found.errors.text()
+    alone = [write_run(tmp_path / name, name, {"TENT": (40.0,)}) for name in ("three", "four")]
+    notes = Comparison([read_run(folder) for folder in alone]).tables()[0].notes
+    assert notes[0] == "Not better than the source model: not known, for Source was not run."

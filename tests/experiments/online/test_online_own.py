@@ -147,3 +147,34 @@ def test_an_unknown_set_is_named_with_those_there_are() -> None:
         ValueError, match=r"no data set 'svnh' \(did you mean 'svhn'\?\); there are none, cifar10"
     ):
         find_set("svnh", {})
+
+
+def test_folders_of_one_name_are_two_sets(own: Request, tmp_path: Path) -> None:
+    """Unknown images in a folder that is named as that of the known ones, as a built-in set, or as the place of the source."""
+    places: dict[str, str] = {"data": str(tmp_path)}
+    folders = [photographs(tmp_path / f"{name}/images", each=1) for name in "ab"]
+    folders += [photographs(tmp_path / f"own/{name}", each=1) for name in ("photographs", "source")]
+    names = [find_set(str(folder), places) for folder in [*folders, *folders]]
+    assert names == [*2 * ["images", "b-images", "own-photographs", "own-source"]]
+    assert {name: places[f"set {name}"] for name in names} == dict(
+        zip(names, map(str, folders), strict=False)
+    )
+    settings = {**own.settings, "open_sets": [str(tmp_path / "b/images")], "batch_size": 4}
+    other = replace(own, data=str(tmp_path / "a/images"), settings=settings, rows=("Source",))
+    assert run(tmp_path / "runs" / "two", other).exit_code == 0
+    unit = next(
+        u for u in read_run(tmp_path / "runs" / "two").results.values() if "closed" in u["unit"]["parameters"]
+    )
+    parameters = unit["unit"]["parameters"]
+    assert (parameters["closed"], parameters["open_set"]) == ("a-images", "images")
+
+
+def test_a_named_set_is_no_folder_of_the_source(own: Request, tmp_path: Path) -> None:
+    asked_for = replace(own, settings={**own.settings, "source": "digits"})
+    with pytest.raises(ValueError, match="expected a folder of images of the source as the setting source"):
+        run(tmp_path / "runs" / "named", asked_for)
+
+
+def test_own_images_one_by_one_need_no_room_for_unknown_ones(own: Request, tmp_path: Path) -> None:
+    asked_for = replace(own, settings={**own.settings, "batch_size": 1}, rows=("Source",), limit=4)
+    assert run(tmp_path / "runs" / "one", asked_for).exit_code == 0

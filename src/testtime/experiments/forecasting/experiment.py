@@ -36,6 +36,7 @@ class Forecasting(Experiment):
     """Sources with and without adapters on the test rows of some series; the names are those of ``experiments.toml``."""
 
     family = "forecasting"
+    unused = ("model", "device")
     note = "Online: at each time an adapter learns from the forecast whose truth has arrived, and then forecasts."
 
     def __init__(self, name: str) -> None:

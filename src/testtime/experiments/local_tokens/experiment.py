@@ -64,6 +64,7 @@ class LocalTokens(Experiment):
     """Local tokens, frames and prompts of image-text pairs; names and rows are those of ``experiments.toml``."""
 
     family = "local_tokens"
+    unused = ("model", "device", "limit")
     note = STAND_IN
     seeds = (0, 1, 2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from testtime import report
@@ -83,19 +84,20 @@ class Comparison:
         """Declared forwards and backwards of a step, and the median time of a batch in plain forwards."""
         step = next(record.result["cost"]["declared"] for record in self.records if record.row == row)
         times = [time for one, column in self.streams.values() for time in one.times(row, column)]
-        known = sorted(time for time in times if not math.isnan(time))
-        return {"step": step, "time": known[len(known) // 2] if known else math.nan}
+        known = [time for time in times if not math.isnan(time)]
+        return {"step": step, "time": median(known) if known else math.nan}
 
     def _columns(self, measure: str, group: str = "", better: Any = "lower") -> list[Column]:
         return [Column(name, ("average", measure), name, group, better=better) for name in self.streams]
 
     def _table(self, title: str, columns: Sequence[Column], notes: Sequence[str] = ()) -> Table:
         missing = [f"{one.run.folder}: {cell}" for one in self.runs for cell in one.run.missing]
-        costs = [Record(row.label, COST, 0, self._costs(row.label)) for row in self.rows]
+        seed = self.records[0].seed  # a cost is of no seed, and must not count as another
+        costs = [Record(row.label, COST, seed, self._costs(row.label)) for row in self.rows]
         return Table.of(title, self.rows, columns, [*self.records, *costs], missing, notes)
 
     def worse_than_source(self) -> dict[str, list[str]]:
-        """Return, by method, the streams on which its error is not below the source model's."""
+        """Return, by method, the streams on which its error is not below the source model's, where that was run."""
         found = {}
         for row in self.rows:
             streams = [c.name for c in self.of_streams if self.errors.paired(row.label, SOURCE, c).mean >= 0]
@@ -122,7 +124,12 @@ class Comparison:
         """Return error and cost, calibration and forgetting, and what unknown images showed."""
         bad = ", ".join(f"{row} ({'; '.join(streams)})" for row, streams in self.worse_than_source().items())
         idle = ", ".join(f"{row} ({other})" for row, other in self.without_benefit().items())
-        notes = [f"{BAD}: {bad or 'none'}.", f"{IDLE}: {idle or 'none'}."]
+        none = (
+            "none"
+            if any(row.label == SOURCE for row in self.rows)
+            else f"not known, for {SOURCE} was not run"
+        )
+        notes = [f"{BAD}: {bad or none}.", f"{IDLE}: {idle or 'none'}."]
         lost = [Column(name, _lost, name, "lost", "points", better="lower") for name in self.streams]
         found = [
             self._table(self.errors.title, self.errors.columns, notes),

@@ -13,7 +13,7 @@ import torch
 from testtime.build import find_method
 from testtime.corruptions import CORRUPTIONS, EXTRA
 from testtime.data.named import EMBEDDED
-from testtime.data.places import find_set, has_source, image_size, images_of, is_there
+from testtime.data.places import add_source, find_set, has_source, image_size, images_of, is_there
 from testtime.errors import DataError, check_name, need_packages
 from testtime.experiments import Cell, Experiment, Plan, Request, Resource, Row, Run, Table, Unit
 from testtime.experiments.online import listing
@@ -109,6 +109,8 @@ class Online(Experiment):
             # own images have no unknown ones unless they are named
             there = [c for c in columns if c.open_set is None or is_there(c.open_set, places)]
             columns = there or [replace(columns[0], name="closed set", open_set=None, note="")]
+        for column in columns:
+            column.check()
         return self.plan_with(request, self.find_inputs(request, columns, places), columns)
 
     def plan_with(self, request: Request, inputs: Inputs, columns: Sequence[Batches]) -> Plan:
@@ -176,6 +178,7 @@ class Online(Experiment):
     def first_column(self, request: Request, places: dict[str, str]) -> tuple[Inputs, dict[str, Any]]:
         """Return data and weights of the first column, and the parameters of its units with the first seed."""
         column = self.chosen_columns(request, places)[0]
+        column.check()
         inputs = self.find_inputs(request, [column], places)
         return inputs, self.parameters(request, inputs, column, (request.seeds or self.seeds)[0])
 
@@ -186,7 +189,7 @@ class Online(Experiment):
             raise DataError(f"{request.data}: no such folder; {expected}")
         places = {"data": str(Path(request.data).resolve())}
         if source := self.setting(request, "source"):
-            places["set source"] = places[f"set {find_set(source, places)}"]
+            add_source(source, places)
         return places
 
     def find_inputs(self, request: Request, columns: Sequence[Batches], places: dict[str, str]) -> Inputs:
@@ -243,7 +246,7 @@ class Online(Experiment):
         """Return the columns with the open sets and the batch size of a request; own sets are added to the places.
 
         Raises:
-            ValueError: there is no such set, or a batch would hold no known image.
+            ValueError: there is no such set.
         """
         columns, wanted = list(self.columns), self.setting(request, "open_sets")
         if wanted == []:
@@ -253,8 +256,6 @@ class Online(Experiment):
             columns = [column for name in names for column in _with_open_set(columns, name)]
         if (size := self.setting(request, "batch_size")) is not None:
             columns = [replace(column, batch_size=size) for column in columns]
-        for column in columns:
-            column.check()
         return columns
 
     def tables(self, run: Run) -> Sequence[Table]:

@@ -143,6 +143,10 @@ class NoLabels(Experiment):
             raise ValueError("own images need --model, the network that is in use")
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; expected the folder of images as they arrive")
+        if request.limit is not None:
+            raise ValueError("own images are all used; leave --limit out, or give a folder of fewer images")
+        if given := [name for name in ("order", "corruptions") if name in request.settings]:
+            raise ValueError(f"own images come as they were recorded; leave out the setting {given[0]}")
         name, found = find_set(str(folder.resolve()), places), base.find_model(request, places)
         images = images_of(name, places, skip)
         facts = {"weights": found.digest, name: images.digest()}

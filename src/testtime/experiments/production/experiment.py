@@ -12,7 +12,7 @@ from typing import Any, final
 
 import numpy as np
 
-from testtime.data.places import find_set, image_size, images_of
+from testtime.data.places import add_source, find_set, image_size, images_of
 from testtime.experiments import Cell, Column, Experiment, Plan, Record, Request, Row, Run, Table
 from testtime.experiments.experiment import Resource, Unit
 from testtime.experiments.online.stream import source_model
@@ -89,7 +89,7 @@ class Production(Experiment):
         """The parameters that all units share; digests are read here, and own folders and files added to the places."""
         closed, opened = (find_set(self.setting(request, name), places) for name in ("closed", "open_set"))
         if source := self.setting(request, "source"):
-            places["set source"] = places[f"set {find_set(source, places)}"]
+            add_source(source, places)
         name = request.model or "digits-cnn"
         found, images = source_model(name, places), images_of(closed, places)
         found.check_classes(images)

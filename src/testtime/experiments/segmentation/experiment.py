@@ -31,6 +31,7 @@ class Segmentation(Experiment):
     """
 
     family = "segmentation"
+    unused = ("model", "device")
     note = (
         "Online: each frame is predicted once, before or while the method learns from it. Forgetting is the mIoU on held-out "
         "frames of the source after the stream less that before it."

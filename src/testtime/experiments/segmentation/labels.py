@@ -64,6 +64,7 @@ class FrameLabels(Experiment):
     """
 
     family = "segmentation"
+    unused = ("model", "device")
     note = "The sample is a frame, its value the share of its labelled pixels that are predicted correctly."
     rows = tuple(Row(label, role, about={"method": name}) for name, (label, role) in DESIGNS.items())
 

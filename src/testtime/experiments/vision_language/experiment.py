@@ -29,6 +29,7 @@ class VisionLanguage(Experiment):
     """Methods on a zero-shot classifier; the names are those of ``experiments.toml``."""
 
     family = "vision-language"
+    unused = ("model", "device")
     note = "Accuracy and calibration error by domain, the adapter is new in each; forwards are of the image encoder."
 
     def __init__(self, name: str) -> None:

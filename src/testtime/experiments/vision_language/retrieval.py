@@ -34,6 +34,7 @@ class Retrieval(Experiment):
     """RLCF on the encoder of a query, by image and by text, with the controls that could explain a gain."""
 
     family = "vision-language"
+    unused = ("model", "device")
     name = "vision-language-retrieval"
     title = "Captions by images and images by captions, each with one right answer"
     note = "Recall at 1, 5 and 10 of the one right answer; ties count as wrong."
