@@ -90,6 +90,18 @@ def test_a_replay_of_a_log_whose_beginning_is_gone(tmp_path: Path) -> None:
     assert found.differences == []
 
 
+def test_a_process_that_ended_while_a_file_of_the_log_began(tmp_path: Path) -> None:
+    for empty in ("000002.jsonl", "000003.jsonl"):
+        with Session(tent(), tmp_path, options=SYNC) as session:
+            feed(session, "a", 2)
+        (tmp_path / "audit" / empty).touch()
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        feed(session, "a", 2)
+    assert verify_session(tmp_path).faults == ()
+    found = replay(tmp_path, network(), INPUTS)
+    assert (found.answers, found.differences, found.left_out) == (6, [], {})
+
+
 def test_other_inputs_and_other_answers_are_differences(tmp_path: Path) -> None:
     with Session(tent(), tmp_path, options=SYNC) as session:
         feed(session, "a", 3)
