@@ -182,6 +182,24 @@ def test_records_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest
     assert (len(found), found[-1]["event"], found[-1]["records"]) == (1003, "left out", 102)
 
 
+def test_a_closed_log_takes_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    audit = log(tmp_path, 2)
+    audit.close()
+    with pytest.raises(RuntimeError, match="this session is closed; continue it by"):
+        audit.add("learn")
+    assert (audit.head.seq, audit.waiting, audit.flush(durable=True)) == (2, [], True)
+    audit = Audit(tmp_path, lambda: 2.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        audit.add("learn")
+        audit.close()
+    assert not audit.flush()
+    assert verify(tmp_path).records == 2
+
+
 def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("")

@@ -105,8 +105,13 @@ class Audit:
         Returns:
             the head after it. Where it could not be written, it waits and is written with a later one; where 1,000 records
             wait, further ones are left out, and their number is recorded once there is space again.
+
+        Raises:
+            RuntimeError: the log is closed.
         """
         with self._lock:
+            if self._file is None:
+                raise RuntimeError("this session is closed; continue it by Session.resume(model, directory)")
             if self._size >= self.rotate and not self.waiting:
                 self._next()
             if len(self.waiting) >= WAITING:
@@ -156,10 +161,12 @@ class Audit:
 
     def _check_there(self) -> None:
         """Raise OSError where the file was removed or replaced: what is written to it would be lost."""
-        if self._file is not None and not os.path.samestat(os.stat(self._path), os.fstat(self._file)):
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._file)):
             raise OSError(f"{self._path} was replaced by another file")
 
     def _written(self) -> bool:
+        if self._file is None:
+            return not self.waiting
         try:
             self._check_there()
             while self.waiting:
