@@ -53,12 +53,17 @@ class DirectoryLock:
                 f"{folder} is in use by another session (process {holder or 'unknown'}); close it first, or choose another "
                 "directory: one process owns a directory"
             ) from None
+        self._owner = os.getpid()
         os.ftruncate(self._file, 0)
-        os.write(self._file, f"{os.getpid()}\n".encode())
+        os.write(self._file, f"{self._owner}\n".encode())
 
     def release(self) -> None:
-        """Give the directory back."""
+        """Give the directory back, also where a forked process has the file open; such a process gives nothing back."""
+        import fcntl
+
         if self._file is not None:
+            if self._owner == os.getpid():
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             os.close(self._file)
             self._file = None
 
