@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from small_session import images, network, tent
 
+from testtime.serve import Session, verify_session
 from testtime.serve.directory import DirectoryLock
 
 
@@ -27,3 +29,30 @@ def test_a_directory_is_given_back_while_a_forked_process_has_its_lock_open(
     lock.release()
     DirectoryLock(tmp_path).release()
     os.close(inherited)
+
+
+def test_a_session_stays_where_it_is_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Session(tent(), "cameras") as session:
+        session.submit(images(0))
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        session.submit(images(1))
+        assert session.snapshot().offset == 8
+        last = session.submit(images(2))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert verify_session(tmp_path / "cameras").closed
+    with Session.resume(network(), Path("..", "cameras")) as session:
+        assert session.status().state == last.state
+
+
+def test_an_empty_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="got an empty path"):
+        Session(tent(), "")
+    assert list(tmp_path.iterdir()) == []
+    Session(tent(), ".").close()
+    with pytest.raises(ValueError, match="got an empty path"):
+        Session.resume(network(), "")

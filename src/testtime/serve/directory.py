@@ -84,15 +84,19 @@ class Directory:
         make: whether it is made if it is missing, for its owner alone; otherwise that is an error.
 
     Attributes:
+        folder: the directory, as an absolute path.
         streams, audit, adapters: folders in it.
 
     Raises:
+        ValueError: the path is empty.
         FileNotFoundError: it holds no session.
         DataError: one of its folders, or its description, is a symbolic link.
     """
 
     def __init__(self, folder: str | Path, *, make: bool = True) -> None:
-        self.folder = Path(folder)
+        if not os.fspath(folder):
+            raise ValueError("expected a directory, got an empty path; '.' is the working directory")
+        self.folder = Path(folder).absolute()  # the working directory may change
         if make:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         elif not (self.folder / "session.json").exists():
