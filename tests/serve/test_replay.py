@@ -146,6 +146,33 @@ def test_postponed_samples_are_replayed_where_they_were_learned(tmp_path: Path) 
     assert (found.answers, found.differences) == (5, [])
 
 
+def test_a_rollback_that_failed_leaves_postponed_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    now = [0.0]
+    options = SessionOptions(backlog=64, snapshot_every=0, clock=lambda: now[0])
+    with Session(tent(), tmp_path, options=options) as session:
+        feed(session, "a", 1)
+        session.snapshot("a")
+        feed(session, "a", 1)
+        feed(session, "a", 2, deadline=-1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr("testtime.serve.snapshots.write_tensors", full)
+            for to in (1, None):
+                with pytest.raises(OSError, match="No space left"):
+                    session.rollback("a", to=to)
+        assert session.catch_up("a") == 8
+        feed(session, "a", 1, deadline=-1.0)
+        session.rollback("a", to=1)
+        assert session.catch_up("a") == 0
+        feed(session, "a", 1)
+    found = replay(tmp_path, network(), INPUTS)
+    assert (found.answers, found.differences, found.left_out) == (6, [], {})
+
+
 def test_adapters_that_served_long_ago_are_deleted_and_a_replay_leaves_their_records_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
