@@ -61,7 +61,9 @@ class Keeper:
         self.acknowledged: Callable[[str, int], None] = lambda stream, number: None
         self._numbers: dict[str, int] = {}
         self._changed = threading.Condition()
-        self._waiting: dict[str, Captured] = {}  # the newest of each stream
+        self._waiting: dict[
+            tuple[str, int], Captured
+        ] = {}  # by stream and number; 0: one that nobody asked for
         self._busy, self._ending = False, False
         self._failures: list[Exception] = []
         self._thread: threading.Thread | None = None
@@ -158,16 +160,23 @@ class Keeper:
             if not captured.stream.gone:
                 raise
 
-    def later(self, captured: Captured) -> SnapshotInfo:
-        """Let the thread write a snapshot; one of the same stream that still waits is left out in its favour."""
+    def later(self, captured: Captured, *, asked: bool = False) -> SnapshotInfo:
+        """Let the thread write a snapshot.
+
+        Args:
+            captured: the snapshot.
+            asked: whether the caller asked for it; otherwise a later one of its stream is written in its place if that comes
+                before its turn.
+        """
+        name = captured.stream.name
         with self._changed:
-            before = self._waiting.pop(captured.stream.name, None)
+            before = self._waiting.pop((name, 0), None)
             if before is not None:
                 self._no_longer(before)
             if before is not None and not before.info.healthy:
                 info = replace(captured.info, healthy=False)
                 captured = replace(captured, info=info, facts={**captured.facts, "healthy": False})
-            self._waiting[captured.stream.name] = captured
+            self._waiting[name, captured.info.number if asked else 0] = captured
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="testtime-snapshots", daemon=True)
                 self._thread.start()
@@ -208,7 +217,7 @@ class Keeper:
             OSError: they cannot be deleted.
         """
         with self._changed:
-            self._waiting.pop(name, None)
+            self._waiting = {key: one for key, one in self._waiting.items() if key[0] != name}
         with self._writing, self._counting:
             self.store.forget(name)
             self._numbers.pop(name, None)

@@ -198,7 +198,7 @@ class Session:
         """
         with self._turns.of(stream, known=True) as one:
             captured = self._keeper.capture(one, self._engine)
-        return self._keeper.write(captured) if wait else self._keeper.later(captured)
+        return self._keeper.write(captured) if wait else self._keeper.later(captured, asked=True)
 
     def snapshots(self, stream: str = "default") -> tuple[SnapshotInfo, ...]:
         """The acknowledged snapshots of a stream that are kept, oldest first.
