@@ -352,6 +352,27 @@ def test_a_request_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytes
             assert session.status(name).snapshot_offset == 12
 
 
+def test_the_thread_outlives_a_snapshot_that_fails_in_any_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise MemoryError("no memory for the tensors")
+
+    with Session(tent(), tmp_path, options=SessionOptions(snapshot_every=1)) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr("testtime.serve.snapshots.write_tensors", broken)
+            session.submit(images(0))
+            with pytest.raises(MemoryError, match="no memory for the tensors"):
+                session.settle(60)
+        assert session.status().error == "no memory for the tensors"
+        session.submit(images(1))
+        session.settle(60)
+        assert session.status().error == ""
+        assert [(s.number, s.offset) for s in session.snapshots()] == [(2, 8)]
+    failed = [r for r in records(tmp_path / "audit") if r["event"] == "snapshot failed"]
+    assert [(r["offset"], r["error"]) for r in failed] == [(4, "no memory for the tensors")]
+
+
 def test_only_snapshots_that_nobody_asked_for_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from testtime.serve.streams import Counts, Stream
 
 __all__ = ["Captured", "Keeper", "state_of", "stream_of"]
 
+LOGGER = logging.getLogger("testtime.serve")
 RECENT = "session/recent"
 STATE = "state/"
 
@@ -134,9 +136,10 @@ class Keeper:
                 if one.gone:
                     raise ValueError(f"stream {one.name!r} was forgotten before its snapshot was written")
                 done = self.store.write(one.name, info.number, captured.tensors(), captured.facts)
-        except OSError as error:
-            one.error, one.healthy, one.leaving = str(error), one.healthy and info.healthy, False
-            self._audit.add("snapshot failed", stream=one.name, offset=info.offset, error=str(error))
+        except Exception as error:
+            if not one.gone:
+                one.error, one.healthy, one.leaving = str(error), one.healthy and info.healthy, False
+                self._audit.add("snapshot failed", stream=one.name, offset=info.offset, error=str(error))
             raise
         one.error = ""
         if info.offset >= one.saved_offset:
@@ -190,7 +193,7 @@ class Keeper:
             timeout: seconds; None: without a limit.
 
         Raises:
-            OSError: one could not be written since the last call.
+            OSError: one could not be written since the last call. What else went wrong with one is raised as it is.
             TimeoutError: the time is over.
         """
         with self._changed:
@@ -289,10 +292,12 @@ class Keeper:
                     return
                 captured = self._waiting.pop(next(iter(self._waiting)))
                 self._busy = True
+            name, number = captured.info.stream, captured.info.number
             try:
                 self.write(captured)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, others wait, and settle() raises it
                 if not captured.stream.gone:
+                    LOGGER.warning("snapshot %d of stream %s failed: %s", number, name, error)
                     with self._changed:
                         self._failures = [*self._failures[-9:], error]
 
