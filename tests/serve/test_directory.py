@@ -9,7 +9,7 @@ import pytest
 from small_session import images, network, tent
 
 from testtime.serve import Session, verify_session
-from testtime.serve.directory import DirectoryLock
+from testtime.serve.directory import Directory, DirectoryLock
 
 
 def test_a_directory_is_given_back_while_a_forked_process_has_its_lock_open(
@@ -56,3 +56,17 @@ def test_an_empty_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Session(tent(), ".").close()
     with pytest.raises(ValueError, match="got an empty path"):
         Session.resume(network(), "")
+
+
+def test_a_session_keeps_its_identity(tmp_path: Path) -> None:
+    found = []
+    with Session(tent(), tmp_path / "a") as session:
+        found.append(Directory(tmp_path / "a").found())
+        session.configure(tent(lr=0.5))
+        found.append(Directory(tmp_path / "a").found())
+    Session.resume(network(), tmp_path / "a").close()
+    found.append(Directory(tmp_path / "a").found())
+    Session(tent(), tmp_path / "b").close()
+    found.append(Directory(tmp_path / "b").found())
+    names = [one.session for one in found if one is not None]
+    assert names[0] == names[1] == names[2] != names[3]

@@ -70,10 +70,17 @@ class DirectoryLock:
 
 @dataclass(frozen=True)
 class Found:
-    """What a directory says of its session."""
+    """What a directory says of its session.
+
+    Attributes:
+        configuration: hash of the configuration that serves.
+        model: name of the source model; None: it has none.
+        session: identity of the session; None: it was begun by a version without identities.
+    """
 
     configuration: str
     model: str | None
+    session: str | None
 
 
 class Directory:
@@ -117,22 +124,28 @@ class Directory:
         """
         if not self._description.exists():
             return None
-        content = read_json(
-            self._description, ADVICE, {"format": int, "configuration": str, "model": (str, type(None))}
-        )
+        shape = {"format": int, "configuration": str, "model": (str, type(None)), "session?": str}
+        content = read_json(self._description, ADVICE, shape)
         if content["format"] > FORMAT:
             raise DataError(
                 f"{self._description} has format {content['format']}, this version reads up to {FORMAT}; update testtime"
             )
-        return Found(content["configuration"], content["model"])
+        return Found(content["configuration"], content["model"], content.get("session"))
 
     def describe(self, configuration: str, model: str | None) -> None:
-        """Write the description; of earlier adapters, those that served last are kept, for replays."""
+        """Write the description; of earlier adapters, those that served last are kept, for replays.
+
+        A session gets its identity when its directory is described first.
+        """
+        found = self.found()
+        session = secrets.token_hex(8) if found is None else found.session
         content = {"format": FORMAT, "configuration": configuration, "model": model}
+        if session is not None:
+            content["session"] = session
         write_bytes(self._description, (json.dumps(content, indent=1) + "\n").encode(), private=True)
-        found = (path for path in self.adapters.iterdir() if path.name.isalnum() and not path.is_symlink())
+        there = (path for path in self.adapters.iterdir() if path.name.isalnum() and not path.is_symlink())
         earlier = sorted(
-            (path for path in found if path.name != configuration), key=lambda p: p.stat().st_mtime
+            (path for path in there if path.name != configuration), key=lambda p: p.stat().st_mtime
         )
         for path in earlier[:-ADAPTERS]:
             shutil.rmtree(path, ignore_errors=True)

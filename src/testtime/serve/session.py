@@ -49,8 +49,8 @@ class Session:
 
     Raises:
         TypeError: this is no adapter.
-        ValueError: an argument of the adapter cannot be written to a file, or the directory belongs to another
-            configuration.
+        ValueError: an argument of the adapter cannot be written to a file, the directory belongs to another
+            configuration, or the mirror to another session.
         RuntimeError: another session holds the directory.
         DataError: the description of the directory is damaged.
         OSError: the directory cannot be written to.
@@ -83,7 +83,7 @@ class Session:
 
         Raises:
             FileNotFoundError: there is no session in the directory.
-            ValueError: the model is not the one that the session was built on, or none is named.
+            ValueError: the model is not that of the session, or none is named; or the mirror holds another session.
             RuntimeError: another session holds the directory.
             DataError: the description of the directory is damaged.
         """
