@@ -115,6 +115,50 @@ def test_only_the_last_files_are_kept(tmp_path: Path) -> None:
     assert verify(tmp_path, {"the writer": audit.head}).faults == ()
 
 
+@pytest.mark.parametrize("content", [b"", b'{"seq":'], ids=["empty", "torn"])
+def test_the_chain_goes_on_from_the_newest_file_with_a_record(tmp_path: Path, content: bytes) -> None:
+    """A process that ends while a file begins leaves one without a record."""
+    audit = log(tmp_path)
+    audit.add("close")
+    audit.close()
+    (tmp_path / "000002.jsonl").touch()
+    (tmp_path / "000003.jsonl").write_bytes(content)
+    assert verify(tmp_path, {"the writer": audit.head}).faults == ()
+    assert verify(tmp_path).closed
+    again = Audit(tmp_path, lambda: 2.0)
+    assert (again.head, again.repaired, again.broken) == (audit.head, len(content), "")
+    assert again.add("open").seq == 7
+    again.close()
+    assert json.loads((tmp_path / "000003.jsonl").read_text())["seq"] == 7
+    found = verify(tmp_path, {"the first": audit.head, "the second": again.head})
+    assert (found.records, found.head, found.faults, found.closed) == (7, again.head, (), False)
+    assert [r["seq"] for r in records(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_disk_that_fills_when_a_file_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    audit, real = log(tmp_path, 20, rotate=1000, keep=keep), os.write
+    while audit._size < 1000:
+        audit.add("learn")
+    head, number = audit.head, audit._number
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    audit.add("learn")
+    audit.close()
+    monkeypatch.setattr(os, "write", real)
+    assert (tmp_path / f"{number + 1:06d}.jsonl").read_bytes() == b""
+    again = Audit(tmp_path, lambda: 2.0, rotate=1000, keep=keep)
+    assert again.head == head
+    again.add("open")
+    again.close()
+    assert verify(tmp_path, {"before": head, "after": again.head}).faults == ()
+
+
 def test_records_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     audit, real = log(tmp_path, 2), os.write
 
@@ -136,6 +180,24 @@ def test_records_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest
     found = list(records(tmp_path))
     assert verify(tmp_path, {"the writer": audit.head}).faults == ()
     assert (len(found), found[-1]["event"], found[-1]["records"]) == (1003, "left out", 102)
+
+
+def test_a_closed_log_takes_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    audit = log(tmp_path, 2)
+    audit.close()
+    with pytest.raises(RuntimeError, match="this session is closed; continue it by"):
+        audit.add("learn")
+    assert (audit.head.seq, audit.waiting, audit.flush(durable=True)) == (2, [], True)
+    audit = Audit(tmp_path, lambda: 2.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        audit.add("learn")
+        audit.close()
+    assert not audit.flush()
+    assert verify(tmp_path).records == 2
 
 
 def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +126,141 @@ def test_a_mirror_that_fails_fails_no_request(
     assert fetch_session(url, tmp_path / "new") == {"a": 4}
     with Session.resume(network(), tmp_path / "new") as session:
         assert session.status("a").state == state
+
+
+def feed(session: Session, count: int, stream: str = "a") -> None:
+    """Let a stream take so many requests, and the mirror its snapshots."""
+    for _ in range(count):
+        offset = session.status(stream).offset if stream in session else 0
+        session.submit(images(offset), stream)
+        session.settle(60)
+        assert session.mirror is None or session.mirror.settle(60)
+
+
+def content(url: str) -> dict[str, bytes]:
+    system, root = fsspec.core.url_to_fs(url)
+    return {path: system.cat_file(path) for path in system.find(root)}
+
+
+def test_a_mirror_of_another_session_is_refused(tmp_path: Path, url: str) -> None:
+    with Session(tent(), tmp_path / "lost", options=options(url)) as session:
+        feed(session, 5)
+    before = content(url)
+    with pytest.raises(
+        ValueError, match="holds another session; choose another URL, delete what is there, or"
+    ):
+        Session(tent(), tmp_path / "other", options=options(url))
+    assert content(url) == before
+    assert fetch_session(url, tmp_path / "new") == {"a": 20}
+    with Session.resume(network(), tmp_path / "new", options=options(url)) as session:
+        session.configure(tent(lr=0.5))
+        feed(session, 1)
+    with Session.resume(network(), tmp_path / "new", options=options(url)) as session:
+        feed(session, 1)
+    assert fetch_session(url, tmp_path / "newer") == {"a": 28}
+
+
+def test_nothing_is_written_before_the_mirror_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/mirror"
+    system, _ = fsspec.core.url_to_fs(url)
+
+    def down(*_: object, **__: object) -> None:
+        raise ConnectionError("the store is away")
+
+    for place, error in (("here", ""), ("other", "OtherSessionError: the mirror file://")):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(system), "cat_file", down)
+            session = Session(tent(), tmp_path / place, options=options(url))
+            assert session.mirror is not None
+            assert session.mirror.settle(60)
+            assert session.mirror.error == "ConnectionError: the store is away"
+        feed(session, 2 if place == "here" else 1)
+        assert session.mirror.error[: len("OtherSessionError: the mirror file://")] == error
+        if place == "other":
+            session.forget("a")
+        session.close()
+    assert fetch_session(url, tmp_path / "new") == {"a": 8}
+
+
+def test_sessions_of_before_have_no_identity(tmp_path: Path) -> None:
+    url, here = f"file://{tmp_path}/mirror", tmp_path / "here"
+    with Session(tent(), here, options=options(url)) as session:
+        feed(session, 1)
+        feed(session, 1, "b")
+    for path in (here / "session.json", tmp_path / "mirror" / "session.json"):
+        found = json.loads(path.read_text())
+        assert len(found.pop("session")) == 16
+        path.write_text(json.dumps(found))
+    shutil.rmtree(here / "streams" / "b")
+    with Session.resume(network(), here, options=options(url)) as session:
+        session.configure(tent(lr=0.5))
+        feed(session, 1)
+        assert session.mirror is not None
+        assert session.mirror.error == ""
+    assert "session" not in json.loads((here / "session.json").read_text())
+    assert fetch_session(url, tmp_path / "new") == {"a": 8, "b": 4}  # b may be another session's
+    with pytest.raises(ValueError, match="holds another session"):
+        Session(tent(), tmp_path / "other", options=options(url))
+
+
+def test_what_was_forgotten_does_not_come_back(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object, **__: object) -> None:
+        raise ConnectionError("nothing can be deleted")
+
+    with Session(tent(), tmp_path / "here", options=options(url)) as session:
+        mirror: Any = session.mirror
+        for name in "abc":
+            feed(session, 3, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(mirror._system, "rm", down)
+            for name in "ac":
+                session.forget(name)
+            assert mirror.settle(60)
+            assert mirror.error == "ConnectionError: nothing can be deleted"
+            feed(session, 1, "b")  # it is copied, and the error stays
+            assert (mirror.copied, mirror.error) == (10, "ConnectionError: nothing can be deleted")
+            feed(session, 1, "a")  # it is not mixed with the one of before
+            assert mirror.copied == 10
+        assert fetch_session(url, tmp_path / "between") == {"a": 12, "b": 16, "c": 12}
+        session.snapshot("a")
+        assert mirror.settle(60)
+        assert (mirror.copied, mirror.error) == (11, "")
+        assert fetch_session(url, tmp_path / "after") == {"a": 4, "b": 16}
+        assert len(list((tmp_path / "after" / "streams" / "a").iterdir())) == 1
+
+
+def test_the_mirror_follows_what_happened_without_it(tmp_path: Path, url: str) -> None:
+    with Session(tent(), tmp_path / "here", options=options(url)) as session:
+        for name in ("a", "b", "Hall.2"):
+            feed(session, 3, name)
+    with Session.resume(network(), tmp_path / "here", options=SessionOptions(snapshot_every=1)) as session:
+        for name in ("a", "Hall.2"):
+            session.forget(name)
+        feed(session, 1, "a")
+    system, root = fsspec.core.url_to_fs(url)
+    with Session.resume(network(), tmp_path / "here", options=options(url)) as session:
+        assert session.mirror is not None
+        assert session.mirror.settle(60)
+        assert sorted(path.rpartition("/")[2] for path in system.ls(f"{root}/streams", detail=False)) == [
+            "a",
+            "b",
+        ]
+        feed(session, 1, "a")  # snapshot 2; the third was that of the stream before
+    assert fetch_session(url, tmp_path / "new") == {"a": 8, "b": 12}
+
+
+def test_streams_that_the_disk_lost_stay_in_the_mirror(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/mirror"
+    with Session(tent(), tmp_path / "here", options=options(url)) as session:
+        feed(session, 2)
+    shutil.rmtree(tmp_path / "here" / "streams")
+    with Session.resume(network(), tmp_path / "here", options=options(url)) as session:
+        feed(session, 1, "b")
+    assert fetch_session(url, tmp_path / "new") == {"a": 8, "b": 4}
 
 
 def test_urls_are_checked(tmp_path: Path) -> None:

@@ -90,6 +90,18 @@ def test_a_replay_of_a_log_whose_beginning_is_gone(tmp_path: Path) -> None:
     assert found.differences == []
 
 
+def test_a_process_that_ended_while_a_file_of_the_log_began(tmp_path: Path) -> None:
+    for empty in ("000002.jsonl", "000003.jsonl"):
+        with Session(tent(), tmp_path, options=SYNC) as session:
+            feed(session, "a", 2)
+        (tmp_path / "audit" / empty).touch()
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        feed(session, "a", 2)
+    assert verify_session(tmp_path).faults == ()
+    found = replay(tmp_path, network(), INPUTS)
+    assert (found.answers, found.differences, found.left_out) == (6, [], {})
+
+
 def test_other_inputs_and_other_answers_are_differences(tmp_path: Path) -> None:
     with Session(tent(), tmp_path, options=SYNC) as session:
         feed(session, "a", 3)
@@ -132,6 +144,33 @@ def test_postponed_samples_are_replayed_where_they_were_learned(tmp_path: Path) 
         alone(INPUTS["a"][4 * i : 4 * i + 4])
     found = replay(tmp_path, network(), INPUTS)
     assert (found.answers, found.differences) == (5, [])
+
+
+def test_a_rollback_that_failed_leaves_postponed_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    now = [0.0]
+    options = SessionOptions(backlog=64, snapshot_every=0, clock=lambda: now[0])
+    with Session(tent(), tmp_path, options=options) as session:
+        feed(session, "a", 1)
+        session.snapshot("a")
+        feed(session, "a", 1)
+        feed(session, "a", 2, deadline=-1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr("testtime.serve.snapshots.write_tensors", full)
+            for to in (1, None):
+                with pytest.raises(OSError, match="No space left"):
+                    session.rollback("a", to=to)
+        assert session.catch_up("a") == 8
+        feed(session, "a", 1, deadline=-1.0)
+        session.rollback("a", to=1)
+        assert session.catch_up("a") == 0
+        feed(session, "a", 1)
+    found = replay(tmp_path, network(), INPUTS)
+    assert (found.answers, found.differences, found.left_out) == (6, [], {})
 
 
 def test_adapters_that_served_long_ago_are_deleted_and_a_replay_leaves_their_records_out(

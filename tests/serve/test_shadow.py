@@ -75,6 +75,41 @@ def test_a_candidate_that_fails_is_stopped_and_the_others_go_on(monkeypatch: pyt
         Shadow({"tent": Tent(net)}, Source(net), share=0)
 
 
+def test_answers_that_cannot_be_judged_leave_the_thread_alive(caplog: pytest.LogCaptureFixture) -> None:
+    dense = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    tent = Tent(dense)
+    with Shadow({"tent": tent}, Source(dense), share=1.0, least=8, every=1) as shadow:
+        for seed in range(3):
+            shadow.offer(batch(seed), "hall")
+            shadow.settle()
+        assert shadow.thread._thread.is_alive()
+    found = shadow.judgement
+    assert (found.stream, found.images, found.dropped, found.advice) == ("hall", 24, 0, None)
+    assert found.errors["tent"].startswith("not judged: ValueError: ")
+    assert int(tent.clock) == 3
+    assert sum("the candidates were not judged" in line for line in caplog.messages) == 1
+
+
+def test_a_judgement_that_failed_once_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    with Shadow({"tent": Tent(net)}, Source(net), share=1.0, least=8, every=1) as shadow:
+        with monkeypatch.context() as patch:
+            patch.setattr("testtime.serve.shadow.recommend", lambda *_: 1 / 0)
+            shadow.offer(batch(0), "hall")
+            shadow.settle()
+            assert (shadow.judgement.images, shadow.judgement.advice) == (8, None)
+            assert shadow.judgement.errors == {"tent": "not judged: ZeroDivisionError: division by zero"}
+        with monkeypatch.context() as patch:
+            patch.setattr("testtime.serve.shadow.appearance_features", lambda x: 1 / 0)
+            shadow.offer(batch(1), "hall")  # no candidate gets it
+            shadow.settle()
+            assert shadow.thread.error == "ZeroDivisionError: division by zero"
+        shadow.offer(batch(2), "hall")
+        shadow.settle()
+    assert (shadow.judgement.images, shadow.judgement.errors) == (16, {})
+    assert shadow.judgement.advice is not None
+
+
 @pytest.mark.parametrize(("gain", "recommended"), [(0.4, "tent"), (4.0, "bn")])
 def test_a_small_gain_is_no_reason_for_a_change(
     monkeypatch: pytest.MonkeyPatch, gain: float, recommended: str

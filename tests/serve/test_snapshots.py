@@ -320,7 +320,7 @@ def test_snapshots_of_a_thread_are_those_of_their_moment(tmp_path: Path) -> None
             assert (info.acknowledged, info.state) == (False, answer.state)
         session.settle(60)
         there = session.snapshots()
-        assert there[-1].number == 6
+        assert [s.number for s in there] == [1, 2, 3, 4, 5, 6]
         assert all(s.acknowledged and s.state == states[s.number] for s in there)
         for s in there:
             restored = session.rollback(to=s.number)
@@ -350,6 +350,61 @@ def test_a_request_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytes
         for name in names:
             assert session.snapshots(name)[-1].state == states[name][-1]
             assert session.status(name).snapshot_offset == 12
+
+
+def test_the_thread_outlives_a_snapshot_that_fails_in_any_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise MemoryError("no memory for the tensors")
+
+    with Session(tent(), tmp_path, options=SessionOptions(snapshot_every=1)) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr("testtime.serve.snapshots.write_tensors", broken)
+            session.submit(images(0))
+            with pytest.raises(MemoryError, match="no memory for the tensors"):
+                session.settle(60)
+        assert session.status().error == "no memory for the tensors"
+        session.submit(images(1))
+        session.settle(60)
+        assert session.status().error == ""
+        assert [(s.number, s.offset) for s in session.snapshots()] == [(2, 8)]
+    failed = [r for r in records(tmp_path / "audit") if r["event"] == "snapshot failed"]
+    assert [(r["offset"], r["error"]) for r in failed] == [(4, "no memory for the tensors")]
+
+
+def test_only_snapshots_that_nobody_asked_for_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, real = threading.Event(), os.fsync
+    guard = Moody(tent())
+    guard.script = (*((("adapter",)),) * 3, ("restore", "adapter"), *((("adapter",)),) * 4)
+    with Session(guard, tmp_path, options=SessionOptions(snapshot_every=1)) as session:
+        session.submit(images(0))
+        session.settle(60)
+
+        def slow(file: int) -> None:
+            assert free.wait(60)
+            real(file)
+
+        monkeypatch.setattr(os, "fsync", slow)
+        asked = []
+        session.submit(images(1))  # snapshot 2, which the thread writes at once
+        for i in range(2, 6):
+            session.submit(images(i))
+            if i in (2, 4):
+                asked += [session.snapshot(wait=False), session.snapshot(wait=False)]
+        session.submit(images(6))
+        with pytest.raises(TimeoutError):
+            session.settle(0)
+        free.set()
+        session.settle(60)
+        assert session._keeper._waiting == {}
+        there = {s.number: s for s in session.snapshots()}
+        assert [s.number for s in asked] == [4, 5, 8, 9]
+        assert list(there)[-5:] == [4, 5, 8, 9, 11]  # the last one is automatic, as those left out
+        assert [there[s.number].state for s in asked] == [s.state for s in asked]
+        assert [there[n].healthy for n in (4, 5, 8, 9, 11)] == [True, True, False, True, True]
 
 
 def test_snapshots_that_wait_share_a_flush_of_the_log(

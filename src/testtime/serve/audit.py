@@ -71,7 +71,7 @@ class Audit:
         waiting: lines that could not be written yet, because the disk is full or read-only.
         preamble: entries of the record at the beginning of every further file.
         repaired: bytes of a torn last line that were dropped when the log was opened.
-        broken: fault of the file that was found; empty if it is whole.
+        broken: faults of the newest files, down to one that has a record; empty if they are whole.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -92,7 +92,7 @@ class Audit:
         self._size = self._number = 0
         files = _files(self.folder)
         if files:
-            self._continue(files[-1][1])
+            self._continue([path for _, path in files])
         self._open(files[-1][0] if files else 1)
 
     def add(self, event: str, **facts: Any) -> Head:
@@ -105,8 +105,13 @@ class Audit:
         Returns:
             the head after it. Where it could not be written, it waits and is written with a later one; where 1,000 records
             wait, further ones are left out, and their number is recorded once there is space again.
+
+        Raises:
+            RuntimeError: the log is closed.
         """
         with self._lock:
+            if self._file is None:
+                raise RuntimeError("this session is closed; continue it by Session.resume(model, directory)")
             if self._size >= self.rotate and not self.waiting:
                 self._next()
             if len(self.waiting) >= WAITING:
@@ -156,10 +161,12 @@ class Audit:
 
     def _check_there(self) -> None:
         """Raise OSError where the file was removed or replaced: what is written to it would be lost."""
-        if self._file is not None and not os.path.samestat(os.stat(self._path), os.fstat(self._file)):
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._file)):
             raise OSError(f"{self._path} was replaced by another file")
 
     def _written(self) -> bool:
+        if self._file is None:
+            return not self.waiting
         try:
             self._check_there()
             while self.waiting:
@@ -193,9 +200,9 @@ class Audit:
             return
         os.close(before)
         self._chain("continued", self.preamble)
-        files = _files(self.folder)
-        for _, path in files[: -self.keep] if self.keep else ():
-            path.unlink(missing_ok=True)
+        if self.keep and self.flush(durable=True):  # before, the chain goes on from the file before alone
+            for _, path in _files(self.folder)[: -self.keep]:
+                path.unlink(missing_ok=True)
 
     def _open(self, number: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
@@ -204,15 +211,21 @@ class Audit:
         self._number, self._size = number, os.fstat(self._file).st_size
         sync_folder(self.folder)
 
-    def _continue(self, path: Path) -> None:
-        """Find the head of the last file; drop a torn last line."""
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        self.repaired = len(data) - len(whole)
+    def _continue(self, paths: list[Path]) -> None:
+        """Find the head in the newest file that has a whole record; drop a torn last line of the last file."""
+        data = paths[-1].read_bytes()
+        whole = data.rfind(b"\n") + 1
+        self.repaired = len(data) - whole
         if self.repaired:
-            os.truncate(path, len(whole))
-        found = _scan(path.name, whole.splitlines(), None)
-        self.head, self.broken = found.head, "; ".join(found.faults)
+            os.truncate(paths[-1], whole)
+        faults: list[str] = []
+        for path in reversed(paths):
+            found = _scan(path.name, path.read_bytes().split(b"\n")[:-1], None)
+            faults[:0] = found.faults
+            self.head = found.head
+            if found.records:
+                break
+        self.broken = "; ".join(faults)
 
 
 def records(folder: str | Path) -> Iterator[dict[str, Any]]:
@@ -262,8 +275,8 @@ def verify(folder: str | Path, heads: Mapping[str, Head] | None = None) -> Verif
                 faults.append(f"{path.name}: the last line is incomplete")
         found = _scan(path.name, lines[:-1], before, seen)
         faults.extend(found.faults)
-        count, closed, previous = count + found.records, found.closed, number
-        before = found.head
+        closed = found.closed if found.records else closed
+        count, previous, before = count + found.records, number, found.head
     head = before or Head()
     for place, known in (heads or {}).items():
         if known.seq > head.seq:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sys
@@ -11,6 +12,7 @@ from typing import Generic, Self, TypeVar
 
 __all__ = ["Background"]
 
+LOGGER = logging.getLogger("testtime.serve")
 T = TypeVar("T")
 POLITE = 10  # niceness of the thread, where threads have one
 PAUSE = 0.02  # seconds between looks at whether the server is busy
@@ -19,6 +21,8 @@ PAUSE = 0.02  # seconds between looks at whether the server is busy
 class Background(Generic[T]):
     """A thread that processes what fits into its queue, and pauses while the server is busy.
 
+    An item whose processing fails is left out, with a line in the log; the thread goes on with the next one.
+
     Args:
         name: name of the thread.
         process: function that processes an item.
@@ -26,6 +30,7 @@ class Background(Generic[T]):
 
     Attributes:
         busy: function that says whether requests wait for the model.
+        error: the last failure; empty if there was none.
 
     >>> found = []
     >>> with Background("doubling", lambda n: found.append(2 * n), 8) as thread:
@@ -37,6 +42,7 @@ class Background(Generic[T]):
 
     def __init__(self, name: str, process: Callable[[T], None], waiting: int) -> None:
         self.busy: Callable[[], bool] = lambda: False
+        self.error = ""
         self._process = process
         self._taken: queue.Queue[T] = queue.Queue(waiting)
         self._over = threading.Event()
@@ -78,5 +84,8 @@ class Background(Generic[T]):
             try:
                 self.pause()
                 self._process(item)
+            except Exception as error:  # what is processed may fail in any way
+                self.error = f"{type(error).__name__}: {error}"[:500]
+                LOGGER.exception("%s left out what failed", self._thread.name)
             finally:
                 self._taken.task_done()

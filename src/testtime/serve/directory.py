@@ -53,22 +53,34 @@ class DirectoryLock:
                 f"{folder} is in use by another session (process {holder or 'unknown'}); close it first, or choose another "
                 "directory: one process owns a directory"
             ) from None
+        self._owner = os.getpid()
         os.ftruncate(self._file, 0)
-        os.write(self._file, f"{os.getpid()}\n".encode())
+        os.write(self._file, f"{self._owner}\n".encode())
 
     def release(self) -> None:
-        """Give the directory back."""
+        """Give the directory back, also where a forked process has the file open; such a process gives nothing back."""
+        import fcntl
+
         if self._file is not None:
+            if self._owner == os.getpid():
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             os.close(self._file)
             self._file = None
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a directory says of its session."""
+    """What a directory says of its session.
+
+    Attributes:
+        configuration: hash of the configuration that serves.
+        model: name of the source model; None: it has none.
+        session: identity of the session; None: it was begun by a version without identities.
+    """
 
     configuration: str
     model: str | None
+    session: str | None
 
 
 class Directory:
@@ -79,15 +91,19 @@ class Directory:
         make: whether it is made if it is missing, for its owner alone; otherwise that is an error.
 
     Attributes:
+        folder: the directory, as an absolute path.
         streams, audit, adapters: folders in it.
 
     Raises:
+        ValueError: the path is empty.
         FileNotFoundError: it holds no session.
         DataError: one of its folders, or its description, is a symbolic link.
     """
 
     def __init__(self, folder: str | Path, *, make: bool = True) -> None:
-        self.folder = Path(folder)
+        if not os.fspath(folder):
+            raise ValueError("expected a directory, got an empty path; '.' is the working directory")
+        self.folder = Path(folder).absolute()  # the working directory may change
         if make:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         elif not (self.folder / "session.json").exists():
@@ -108,22 +124,28 @@ class Directory:
         """
         if not self._description.exists():
             return None
-        content = read_json(
-            self._description, ADVICE, {"format": int, "configuration": str, "model": (str, type(None))}
-        )
+        shape = {"format": int, "configuration": str, "model": (str, type(None)), "session?": str}
+        content = read_json(self._description, ADVICE, shape)
         if content["format"] > FORMAT:
             raise DataError(
                 f"{self._description} has format {content['format']}, this version reads up to {FORMAT}; update testtime"
             )
-        return Found(content["configuration"], content["model"])
+        return Found(content["configuration"], content["model"], content.get("session"))
 
     def describe(self, configuration: str, model: str | None) -> None:
-        """Write the description; of earlier adapters, those that served last are kept, for replays."""
+        """Write the description; of earlier adapters, those that served last are kept, for replays.
+
+        A session gets its identity when its directory is described first.
+        """
+        found = self.found()
+        session = secrets.token_hex(8) if found is None else found.session
         content = {"format": FORMAT, "configuration": configuration, "model": model}
+        if session is not None:
+            content["session"] = session
         write_bytes(self._description, (json.dumps(content, indent=1) + "\n").encode(), private=True)
-        found = (path for path in self.adapters.iterdir() if path.name.isalnum() and not path.is_symlink())
+        there = (path for path in self.adapters.iterdir() if path.name.isalnum() and not path.is_symlink())
         earlier = sorted(
-            (path for path in found if path.name != configuration), key=lambda p: p.stat().st_mtime
+            (path for path in there if path.name != configuration), key=lambda p: p.stat().st_mtime
         )
         for path in earlier[:-ADAPTERS]:
             shutil.rmtree(path, ignore_errors=True)

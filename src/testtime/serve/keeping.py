@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from testtime.serve.streams import Counts, Stream
 
 __all__ = ["Captured", "Keeper", "state_of", "stream_of"]
 
+LOGGER = logging.getLogger("testtime.serve")
 RECENT = "session/recent"
 STATE = "state/"
 
@@ -61,7 +63,9 @@ class Keeper:
         self.acknowledged: Callable[[str, int], None] = lambda stream, number: None
         self._numbers: dict[str, int] = {}
         self._changed = threading.Condition()
-        self._waiting: dict[str, Captured] = {}  # the newest of each stream
+        self._waiting: dict[
+            tuple[str, int], Captured
+        ] = {}  # by stream and number; 0: one that nobody asked for
         self._busy, self._ending = False, False
         self._failures: list[Exception] = []
         self._thread: threading.Thread | None = None
@@ -132,9 +136,10 @@ class Keeper:
                 if one.gone:
                     raise ValueError(f"stream {one.name!r} was forgotten before its snapshot was written")
                 done = self.store.write(one.name, info.number, captured.tensors(), captured.facts)
-        except OSError as error:
-            one.error, one.healthy, one.leaving = str(error), one.healthy and info.healthy, False
-            self._audit.add("snapshot failed", stream=one.name, offset=info.offset, error=str(error))
+        except Exception as error:
+            if not one.gone:
+                one.error, one.healthy, one.leaving = str(error), one.healthy and info.healthy, False
+                self._audit.add("snapshot failed", stream=one.name, offset=info.offset, error=str(error))
             raise
         one.error = ""
         if info.offset >= one.saved_offset:
@@ -158,16 +163,23 @@ class Keeper:
             if not captured.stream.gone:
                 raise
 
-    def later(self, captured: Captured) -> SnapshotInfo:
-        """Let the thread write a snapshot; one of the same stream that still waits is left out in its favour."""
+    def later(self, captured: Captured, *, asked: bool = False) -> SnapshotInfo:
+        """Let the thread write a snapshot.
+
+        Args:
+            captured: the snapshot.
+            asked: whether the caller asked for it; otherwise a later one of its stream is written in its place if that comes
+                before its turn.
+        """
+        name = captured.stream.name
         with self._changed:
-            before = self._waiting.pop(captured.stream.name, None)
+            before = self._waiting.pop((name, 0), None)
             if before is not None:
                 self._no_longer(before)
             if before is not None and not before.info.healthy:
                 info = replace(captured.info, healthy=False)
                 captured = replace(captured, info=info, facts={**captured.facts, "healthy": False})
-            self._waiting[captured.stream.name] = captured
+            self._waiting[name, captured.info.number if asked else 0] = captured
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="testtime-snapshots", daemon=True)
                 self._thread.start()
@@ -181,7 +193,7 @@ class Keeper:
             timeout: seconds; None: without a limit.
 
         Raises:
-            OSError: one could not be written since the last call.
+            OSError: one could not be written since the last call. What else went wrong with one is raised as it is.
             TimeoutError: the time is over.
         """
         with self._changed:
@@ -208,7 +220,7 @@ class Keeper:
             OSError: they cannot be deleted.
         """
         with self._changed:
-            self._waiting.pop(name, None)
+            self._waiting = {key: one for key, one in self._waiting.items() if key[0] != name}
         with self._writing, self._counting:
             self.store.forget(name)
             self._numbers.pop(name, None)
@@ -280,10 +292,12 @@ class Keeper:
                     return
                 captured = self._waiting.pop(next(iter(self._waiting)))
                 self._busy = True
+            name, number = captured.info.stream, captured.info.number
             try:
                 self.write(captured)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, others wait, and settle() raises it
                 if not captured.stream.gone:
+                    LOGGER.warning("snapshot %d of stream %s failed: %s", number, name, error)
                     with self._changed:
                         self._failures = [*self._failures[-9:], error]
 

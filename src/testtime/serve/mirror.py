@@ -10,11 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from testtime.errors import DataError, missing_extra
-from testtime.files import write_bytes
+from testtime.files import parse_json, write_bytes
 from testtime.saving import STATE
 from testtime.serve.directory import RANGES, Directory
 from testtime.serve.snapshots import SUFFIX, Retention, SnapshotStore, snapshot_file
@@ -28,11 +29,18 @@ LARGEST = 2**33  # bytes of a file that is fetched
 PATIENCE = 60.0  # seconds that the end of a session waits for its mirror
 
 
+class OtherSessionError(ValueError):
+    """The mirror holds another session."""
+
+
 class Mirror:
     """A thread that copies acknowledged snapshots, and what is needed to resume from them, to a URL.
 
-    Of each stream the newest snapshot that waits is copied; those that left the ring on the disk leave the mirror too. The
-    audit log stays where it is. A failure is noted, and the next snapshot tries again.
+    Of each stream the newest snapshot that waits is copied; what the directory does not have of that stream leaves the mirror
+    then. Streams that were forgotten while the session ran without its mirror leave it when the session begins. The audit log
+    stays where it is. A failure is noted, and the next snapshot tries again, also what was to be deleted.
+
+    A mirror belongs to one session, which its description names. Sessions of versions without identities are not told apart.
 
     Args:
         url: URL of the folder, such as ``s3://bucket/cameras`` or ``file:///mnt/backup``.
@@ -40,21 +48,29 @@ class Mirror:
         note: function that adds a record to the audit log.
 
     Attributes:
-        error: the last failure; empty if the last attempt succeeded.
+        error: the last failure; empty if the last attempt succeeded and nothing is left to be deleted.
         copied: number of snapshots that were copied.
 
     Raises:
         ImportError: fsspec, or what it needs for this URL, is not installed.
-        ValueError: fsspec does not know this kind of URL, or it is the directory itself.
+        ValueError: fsspec does not know this kind of URL, it is the directory itself, or the mirror holds another session.
     """
 
     def __init__(self, url: str, files: Directory, note: Callable[..., Any]) -> None:
         self._system, self._root = check_mirror(url, files.folder)
-        self._files, self._note = files, note
+        self._url, self._files, self._note = url, files, note
         self.error, self.copied = "", 0
         self._changed = threading.Condition()
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
         self._busy, self._ending, self._described = False, False, False
+        self._forgotten: set[str] = set()  # folders of streams that are to be deleted
+        self._checked = self._strays = False
+        try:
+            self._check()
+        except OtherSessionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the store is away; the thread checks before it writes
+            LOGGER.warning("the mirror cannot be read: %s", error)
         self._thread = threading.Thread(target=self._work, name="testtime-mirror", daemon=True)
         self._thread.start()
 
@@ -71,7 +87,8 @@ class Mirror:
         """Delete the snapshots of a stream, later."""
         with self._changed:
             self._waiting.pop(("snapshot", stream), None)
-        self._later("forget", stream, lambda: self._delete(stream))
+            self._forgotten.add(folder_of(stream))
+        self._later("forget", stream, lambda: None)  # it is deleted after each job
 
     def settle(self, timeout: float | None = None) -> bool:
         """Wait until nothing waits; False if the time is over.
@@ -107,7 +124,9 @@ class Mirror:
                 del self._waiting[kind, stream]
                 self._busy = True
             try:
+                self._check()
                 job()
+                self._clean()
                 self.error = ""
             except Exception as error:  # noqa: BLE001 - each system of files has errors of its own; they are noted
                 self.error = f"{type(error).__name__}: {error}"[:500]
@@ -115,30 +134,59 @@ class Mirror:
                 if not self._ending:
                     self._note("mirror failed", stream=stream, what=kind, error=self.error)
 
+    def _check(self) -> None:
+        """Raise ValueError where the mirror holds another session."""
+        if self._checked:
+            return
+        own, held = self._files.found(), _description(self._system, self._root)
+        session = None if own is None else own.session
+        if held is not None and held.get("session") != session:
+            raise OtherSessionError(
+                f"the mirror {self._url} holds another session; choose another URL, delete what is there, or continue that "
+                "session: fetch_session(url, directory) copies it to a new directory"
+            )
+        self._checked, self._strays = True, held is not None and session is not None
+
     def _describe(self) -> None:
         for folder in sorted(self._files.adapters.iterdir()):
             if folder.name.isalnum() and folder.is_dir() and not folder.is_symlink():
                 for name in (STATE, RANGES):
                     self._put(folder / name, f"adapters/{folder.name}", name)
         self._described = self._put(self._files.folder / DESCRIPTION, "", DESCRIPTION)
+        if self._strays and self._files.streams.is_dir():  # otherwise that folder was lost
+            for place in _names(self._system, f"{self._root}/streams"):
+                if name_of(place) is not None and not (self._files.streams / place).exists():
+                    self._forgotten.add(place)
+        self._strays = False
 
     def _copy(self, stream: str, number: int) -> None:
         if not self._described:
             self._describe()
         folder, name = folder_of(stream), snapshot_file(number)
         local = self._files.streams / folder
+        if folder in self._forgotten:
+            self._delete(folder)
         if not self._put(local / name, f"streams/{folder}", name):
             return
         self.copied += 1
         kept = {path.name for path in local.iterdir()}
         for one in _names(self._system, f"{self._root}/streams/{folder}"):
-            if one not in kept and _number(one) in range(number):
+            if one not in kept and _number(one) >= 0:
                 self._system.rm_file(f"{self._root}/streams/{folder}/{one}")
 
-    def _delete(self, stream: str) -> None:
-        folder = f"{self._root}/streams/{folder_of(stream)}"
-        if self._system.exists(folder):
-            self._system.rm(folder, recursive=True)
+    def _clean(self) -> None:
+        """Delete the forgotten streams; one that cannot be deleted is tried again after the next job."""
+        with self._changed:
+            folders = sorted(self._forgotten)
+        for folder in folders:
+            self._delete(folder)
+
+    def _delete(self, folder: str) -> None:
+        self._system.invalidate_cache()
+        with suppress(FileNotFoundError):  # exists() would take every failure for an absence
+            self._system.rm(f"{self._root}/streams/{folder}", recursive=True)
+        with self._changed:
+            self._forgotten.discard(folder)
 
     def _put(self, path: Path, folder: str, name: str) -> bool:
         """Copy a file; False if it is gone."""
@@ -240,12 +288,28 @@ def _opened(url: str) -> tuple[Any, str]:
     return system, str(root).rstrip("/")
 
 
+def _description(system: Any, root: str) -> dict[str, Any] | None:
+    """The description of the session in a mirror; None where there is none, or one that was copied in part."""
+    system.invalidate_cache()
+    try:
+        data = system.cat_file(f"{root}/{DESCRIPTION}")
+    except FileNotFoundError:
+        return None
+    try:
+        found = parse_json(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _names(system: Any, folder: str) -> list[str]:
     """Names of what is in a folder; none where it does not exist."""
     system.invalidate_cache()
-    if not system.exists(folder):
+    try:
+        found = system.ls(folder, detail=False)
+    except FileNotFoundError:
         return []
-    return sorted(str(path).rstrip("/").rpartition("/")[2] for path in system.ls(folder, detail=False))
+    return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
 
 
 def _number(name: str) -> int:

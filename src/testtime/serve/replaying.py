@@ -20,7 +20,7 @@ from testtime.serve.gate import GateOptions, InputGate
 from testtime.serve.keeping import state_of, stream_of
 from testtime.serve.recording import digest_of
 from testtime.serve.snapshots import Retention, Snapshot, SnapshotStore
-from testtime.serve.streams import Stream
+from testtime.serve.streams import Late, Stream
 from testtime.serve.swapping import Ranges
 
 __all__ = ["Replayed", "replay", "verify_session"]
@@ -112,6 +112,7 @@ class _Saved:
     state: dict[str, Tensor]
     ranges: Ranges
     recent: list[bytes]
+    backlog: tuple[Late, ...] = ()
 
 
 class _InputsError(Exception):
@@ -237,6 +238,7 @@ class _Replay:
         else:
             saved = self.before.pop(name)
             engine.put(one, saved.state, saved.ranges)
+            one.backlog.extend(saved.backlog)
         self._keep(self.streams.get(name))
 
     def _answer(self, one: Stream, record: dict[str, Any]) -> None:
@@ -278,7 +280,8 @@ class _Replay:
         engine = self.engine
         assert engine is not None
         engine.activate(one)
-        self.before[one.name] = _Saved(engine.state(one), dict(one.ranges), list(one.recent))
+        recent, backlog = list(one.recent), tuple(one.backlog)
+        self.before[one.name] = _Saved(engine.state(one), dict(one.ranges), recent, backlog)
         one.backlog.clear()
         if record["to"] is None:
             engine.put(one, None)

@@ -50,7 +50,7 @@ class Session:
     Raises:
         TypeError: this is no adapter.
         ValueError: an argument of the adapter cannot be written to a file, another session serves with it, or the directory
-            belongs to another configuration.
+            or the mirror belongs to another configuration or session.
         RuntimeError: another session holds the directory.
         DataError: the description of the directory is damaged.
         OSError: the directory cannot be written to.
@@ -83,7 +83,7 @@ class Session:
 
         Raises:
             FileNotFoundError: there is no session in the directory.
-            ValueError: the model is not the one that the session was built on, or none is named.
+            ValueError: the model is not that of the session, or none is named; or the mirror holds another session.
             RuntimeError: another session holds the directory.
             DataError: the description of the directory is damaged.
         """
@@ -199,7 +199,7 @@ class Session:
         """
         with self._turns.of(stream, known=True) as one:
             captured = self._keeper.capture(one, self._engine)
-        return self._keeper.write(captured) if wait else self._keeper.later(captured)
+        return self._keeper.write(captured) if wait else self._keeper.later(captured, asked=True)
 
     def snapshots(self, stream: str = "default") -> tuple[SnapshotInfo, ...]:
         """The acknowledged snapshots of a stream that are kept, oldest first.

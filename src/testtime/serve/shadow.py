@@ -32,7 +32,7 @@ class Judgement:
         images: images that the judgement rests on.
         dropped: images of the share that were left out because the queue was full.
         advice: the recommendation; None before the first.
-        errors: why candidates were stopped, by name.
+        errors: why candidates were stopped, or could not be judged, by name.
     """
 
     stream: str | None = None
@@ -96,6 +96,7 @@ class Shadow:
         self._seen: dict[str, deque[Diagnostics]] = {name: deque(maxlen=window) for name in candidates}
         self._looks: deque[Tensor] = deque(maxlen=window)
         self._errors: dict[str, str] = {}
+        self._unjudged = ""  # why no candidate could be judged
         self._first: tuple[str, torch.Size] | None = None
         self._owed, self._dropped = 0.0, 0
         self._lock = threading.Lock()
@@ -142,6 +143,7 @@ class Shadow:
 
     def _process(self, x: Tensor) -> None:
         """Let all candidates adapt to a batch, and judge them from time to time."""
+        look = appearance_features(x)  # where that fails, no candidate gets the batch
         self._now = x
         for name in [name for name in self.names if name not in self._errors]:
             self.thread.pause()
@@ -150,14 +152,23 @@ class Shadow:
             except Exception as error:  # noqa: BLE001 - a method may fail in any way; it is stopped, and the page says why
                 self._errors[name] = f"stopped: {type(error).__name__}: {error}"[:500]
                 LOGGER.warning("candidate %s %s", name, self._errors[name])
-        self._looks.append(appearance_features(x))
+        self._looks.append(look)
         self._batches += 1
-        images, advice = sum(map(len, self._looks)), self.judgement.advice
-        if images >= self.least and (advice is None or self._batches % self._every == 0):
-            advice = self._advice()
-        self.judgement = Judgement(
-            None if self._first is None else self._first[0], images, self._dropped, advice, dict(self._errors)
-        )
+        advice = self.judgement.advice
+        try:
+            if self._images >= self.least and (advice is None or self._batches % self._every == 0):
+                advice, self._unjudged = self._advice(), ""
+        except Exception as error:  # noqa: BLE001 - answers may be of any kind; the page says why there is no advice
+            before, self._unjudged = self._unjudged, f"not judged: {type(error).__name__}: {error}"[:500]
+            if self._unjudged != before:
+                LOGGER.warning("the candidates were %s", self._unjudged)
+        errors = {**(dict.fromkeys(self.names, self._unjudged) if self._unjudged else {}), **self._errors}
+        stream = None if self._first is None else self._first[0]
+        self.judgement = Judgement(stream, self._images, self._dropped, advice, errors)
+
+    @property
+    def _images(self) -> int:
+        return sum(map(len, self._looks))
 
     def _advice(self) -> Advice | None:
         """The recommendation: the method that serves, unless another one is estimated better by a point or more."""
