@@ -22,12 +22,18 @@ from torch import Tensor
 from testtime.errors import need_pillow
 from testtime.gate import check_batch
 from testtime.intake.named import NamedTensors
+from testtime.serve.checks import need_kinds, need_number, need_whole, refused_field
 
 __all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "png_bytes", "read_image"]
 
 FORMATS = ("PNG", "JPEG")
 SHORT = 16  # bytes of a digest
-RECORDED = ("repeats", "constant", "contrast", "tiny")
+WITHOUT = {
+    "repeats": 0,
+    "constant": False,
+    "contrast": 0,
+    "tiny": 0,
+}  # settings in a log, and those of no effect
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,9 @@ class GateOptions:
         largest: largest number of values in a sample.
         quarantine: number of refused and quarantined samples whose reason and digest are kept in memory, over all streams.
         pixels: whether their values are kept too, in memory alone; off by default, for privacy.
+
+    Raises:
+        ValueError: a value is of another type, or out of range.
     """
 
     shape: tuple[int, ...] | None = None
@@ -59,24 +68,24 @@ class GateOptions:
     pixels: bool = False
 
     def __post_init__(self) -> None:
-        counts = {"repeats": self.repeats, "quarantine": self.quarantine}
-        for name, value in (*counts.items(), ("most", self.most - 1), ("largest", self.largest - 1)):
-            if value < 0:
-                least = 0 if name in counts else 1
-                raise ValueError(f"{name} is a number of at least {least}, got {getattr(self, name)}")
-        for name in ("contrast", "tiny"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a number from 0 to below 1, got {getattr(self, name)}")
+        need_whole(self, repeats=0, most=1, largest=1, quarantine=0)
+        need_number(self, "contrast", "tiny", below=1)
+        need_kinds(self, {"constant": bool, "pixels": bool})
+        if self.shape is None:
+            return
+        if not isinstance(self.shape, list | tuple) or not self.shape or not all(map(_is_size, self.shape)):
+            raise refused_field(self, "shape", "whole numbers above 0, such as (3, 224, 224), or None")
+        object.__setattr__(self, "shape", tuple(self.shape))
 
     @property
     def recorded(self) -> dict[str, Any]:
         """What decides which samples are learned from, and as what, for the audit log."""
-        return {name: getattr(self, name) for name in RECORDED}
+        return {name: getattr(self, name) for name in WITHOUT}
 
     @classmethod
     def replayed(cls, found: Mapping[str, Any]) -> GateOptions:
         """The settings in a record; those of a log that was written without them had no effect."""
-        return cls(**{name: found.get(name, 0) for name in RECORDED})
+        return cls(**{name: found.get(name, without) for name, without in WITHOUT.items()})
 
 
 @dataclass(frozen=True)
@@ -254,6 +263,10 @@ class InputGate:
     def _without_contrast(self, low: float, high: float, within: tuple[float, float] | None) -> bool:
         scale = max(abs(low), abs(high)) if within is None else within[1] - within[0]
         return high - low <= max(self.options.contrast * scale, self.options.tiny)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _refusal(low: float, high: float, within: tuple[float, float] | None) -> str | None:
