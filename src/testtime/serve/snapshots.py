@@ -18,6 +18,7 @@ from torch import Tensor
 
 from testtime.errors import DataError
 from testtime.files import check_shape, damaged, parse_json, read_tensors, sweep, sync_folder, write_tensors
+from testtime.serve.checks import need_kinds, need_whole
 from testtime.serve.streams import check_stream, folder_of, name_of
 
 __all__ = ["FORMAT", "Retention", "Snapshot", "SnapshotInfo", "SnapshotStore", "snapshot_file"]
@@ -100,6 +101,9 @@ class Retention:
         healthy: number of the newest healthy ones that are kept.
         powers: whether one of every age, in powers of two, is kept.
 
+    Raises:
+        ValueError: a value is of another type, or out of range.
+
     >>> sorted(Retention(last=2, healthy=0).kept(range(1, 101), set()))
     [64, 80, 88, 96, 98, 99, 100]
     """
@@ -109,10 +113,8 @@ class Retention:
     powers: bool = True
 
     def __post_init__(self) -> None:
-        if self.last < 1 or self.healthy < 0:
-            raise ValueError(
-                f"expected last of at least 1 and healthy of at least 0, got {self.last} and {self.healthy}"
-            )
+        need_whole(self, last=1, healthy=0)
+        need_kinds(self, {"powers": bool})
 
     def kept(self, numbers: Iterable[int], healthy: set[int]) -> set[int]:
         """The numbers of the snapshots that are kept.
