@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +22,10 @@ from testtime.errors import need_pillow
 from testtime.gate import check_batch
 from testtime.intake.named import NamedTensors
 from testtime.serve.checks import need_kinds, need_number, need_whole, refused_field
+from testtime.serve.image_files import decode
 
 __all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "png_bytes", "read_image"]
 
-FORMATS = ("PNG", "JPEG")
 SHORT = 16  # bytes of a digest
 WITHOUT = {
     "repeats": 0,
@@ -279,31 +278,24 @@ def _refusal(low: float, high: float, within: tuple[float, float] | None) -> str
     return None if low >= within[0] - width and high <= within[1] + width else "out of range"
 
 
-def read_image(data: bytes, *, largest: int = 2**24) -> Tensor:
+def read_image(data: bytes, *, largest: int = 2**24, channels: int = 3) -> Tensor:
     """Decode a PNG or JPEG file; its size is checked before memory is allocated.
 
     Args:
-        data: content of the file.
+        data: content of the file; the orientation of EXIF is applied, transparency is dropped.
         largest: largest number of pixels.
+        channels: 3 (RGB) or 1 (grey).
 
     Returns:
-        the image (3, H, W) in RGB, float32 in [0, 1].
+        the image (channels, H, W), float32 in [0, 1].
 
     Raises:
-        ValueError: the file is damaged, of another format, or too large.
+        ValueError: the file is damaged, of another format, of more than 8 bits per channel, or too large.
         ImportError: Pillow is not installed.
     """
-    image = need_pillow()
-    try:
-        with image.open(BytesIO(data), formats=FORMATS) as file:
-            if file.width * file.height > largest:
-                raise ValueError(
-                    f"expected at most {largest} pixels, got {file.width} x {file.height}; send a smaller image"
-                )
-            pixels = np.array(file.convert("RGB"))
-    except (OSError, SyntaxError, EOFError, image.DecompressionBombError) as error:
-        raise ValueError(f"expected the content of a PNG or JPEG file ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
+    if channels not in (1, 3):
+        raise ValueError(f"expected 3 channels (RGB) or 1 (grey), got {channels}")
+    return torch.from_numpy(decode(data, channels, largest)).float().div(255)
 
 
 def png_bytes(image: Tensor) -> bytes:
