@@ -181,6 +181,20 @@ def test_a_shape_may_be_a_list(tmp_path: Path) -> None:
         assert session.submit(images(0)).refused == (None,) * 4
 
 
+def test_the_shape_is_that_of_admitted_samples() -> None:
+    gate = InputGate(GateOptions())
+    for other in (torch.full((2, 3, 9, 9), torch.nan), torch.full((2, 3, 9, 9), 0.5)):
+        gate.check(other)
+        gate.answered(other, gate.screen(other, (), (0.0, 1.0)))
+        assert gate.shape is None
+    for x in (images(0), images(1)):
+        gate.check(x)
+        gate.answered(x, gate.screen(x, (), (0.0, 1.0)))
+        assert gate.shape == (3, 6, 6)
+    with pytest.raises(ValueError, match=r"expected samples of shape \(3, 6, 6\), got \(3, 9, 9\)"):
+        gate.check(torch.rand(2, 3, 9, 9))
+
+
 def test_images_are_decoded_and_damaged_files_refused() -> None:
     pil = pytest.importorskip("PIL.Image", reason="pip install -e '.[images]'")
     for kind in ("PNG", "JPEG"):

@@ -40,7 +40,7 @@ class GateOptions:
     """Settings of the input gate.
 
     Attributes:
-        shape: shape of a sample without the batch dimension; None: that of the first request.
+        shape: shape of a sample without the batch dimension; None: that of the first admitted sample.
         repeats: number of the last admitted samples of the stream that a new sample must differ from; 0: no comparison.
         constant: whether a sample without contrast is quarantined. A step on such samples fails in models with BatchNorm, and a
             failed step costs a prediction more.
@@ -183,7 +183,7 @@ class InputGate:
         options: settings.
 
     Attributes:
-        shape: shape of a sample without the batch dimension; None before the first request.
+        shape: shape of a sample without the batch dimension; None before the first admitted sample.
 
     >>> gate = InputGate(GateOptions())
     >>> x = torch.rand(4, 3, 8, 8); x[1] = x[0]; x[2] = 0.5; x[3, 0, 0, 0] = torch.nan
@@ -253,6 +253,11 @@ class InputGate:
                 known.add(one)
             held.append(why)
         return Screening(refused, tuple(held), digests)
+
+    def answered(self, x: Tensor, screening: Screening) -> None:
+        """Take the shape of a request that the network answered, if a sample of it was admitted and no shape is known."""
+        if self.shape is None and screening.admitted:
+            self.shape = tuple(x.shape[1:])
 
     def settled(self, x: Tensor) -> Tensor:
         """The samples as the network gets them: values near the smallest number are 0."""
