@@ -61,7 +61,7 @@ def test_an_image_is_measured_before_it_is_decoded(width: int, height: int) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image.Image, "load", lambda self: decoded.append(self.size) or real(self))
         patch.setattr(plugin.PngImageFile, "load", lambda self: decoded.append(self.size) or whole(self))
-        with pytest.raises(ValueError, match="expected (at most 4096 pixels|the content of a PNG)"):
+        with pytest.raises(ValueError, match="expected (at most 4096|a PNG image)"):
             read_image(png(width, height), largest=4096)
     assert all(w * h <= 4096 for w, h in decoded)
 

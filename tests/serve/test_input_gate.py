@@ -146,10 +146,53 @@ def test_digests_are_of_the_bytes(kind: torch.dtype) -> None:
     assert gate.screen(x, plain.digests, None).admitted == []
 
 
-def test_settings_are_checked() -> None:
-    for words in ({"repeats": -1}, {"most": 0}, {"largest": 0}, {"quarantine": -1}):
-        with pytest.raises(ValueError, match="is a number of at least"):
-            GateOptions(**words)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *((name, -1, "a whole number of at least 0, got -1") for name in ("repeats", "quarantine")),
+        *((name, 0, "a whole number of at least 1, got 0") for name in ("most", "largest")),
+        *(
+            (name, 2.5, r"a whole number of at least .*, got 2\.5")
+            for name in ("repeats", "most", "quarantine")
+        ),
+        ("largest", "x", "a whole number of at least 1, got 'x'"),
+        ("repeats", True, "a whole number of at least 0, got True"),
+        *((name, torch.nan, "a number from 0 to below 1, got nan") for name in ("contrast", "tiny")),
+        ("contrast", 1.0, r"a number from 0 to below 1, got 1\.0"),
+        ("tiny", None, "a number from 0 to below 1, got None"),
+        ("constant", 1, "bool, got 1"),
+        ("pixels", "no", "bool, got 'no'"),
+        *(
+            ("shape", wrong, r"whole numbers above 0, such as \(3, 224, 224\), or None, got ")
+            for wrong in ((), (3, 0, 6), (3, -1), (3.0, 6), (True, 6), 3, "36")
+        ),
+    ],
+)
+def test_settings_are_checked(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"GateOptions: expected {name} as {expected}"):
+        GateOptions(**{name: value})
+
+
+def test_a_shape_may_be_a_list(tmp_path: Path) -> None:
+    options = GateOptions(shape=[3, 6, 6])  # type: ignore[arg-type]
+    assert options == GateOptions(shape=(3, 6, 6))
+    assert GateOptions(shape=images(0).shape[1:]).shape == (3, 6, 6)
+    with Session(tent(), tmp_path, options=SessionOptions(gate=options)) as session:
+        assert session.submit(images(0)).refused == (None,) * 4
+
+
+def test_the_shape_is_that_of_admitted_samples() -> None:
+    gate = InputGate(GateOptions())
+    for other in (torch.full((2, 3, 9, 9), torch.nan), torch.full((2, 3, 9, 9), 0.5)):
+        gate.check(other)
+        gate.answered(other, gate.screen(other, (), (0.0, 1.0)))
+        assert gate.shape is None
+    for x in (images(0), images(1)):
+        gate.check(x)
+        gate.answered(x, gate.screen(x, (), (0.0, 1.0)))
+        assert gate.shape == (3, 6, 6)
+    with pytest.raises(ValueError, match=r"expected samples of shape \(3, 6, 6\), got \(3, 9, 9\)"):
+        gate.check(torch.rand(2, 3, 9, 9))
 
 
 def test_images_are_decoded_and_damaged_files_refused() -> None:
@@ -161,11 +204,13 @@ def test_images_are_decoded_and_damaged_files_refused() -> None:
         assert (x.shape, x.dtype) == ((3, 4, 5), torch.float32)
         assert x[:, 2, 2].tolist() == pytest.approx([1.0, 0.0, 0.2], abs=0.01)
         for data in (file.getvalue()[:30], b"", b"GIF89a"):
-            with pytest.raises(ValueError, match="expected the content of a PNG or JPEG file"):
+            with pytest.raises(ValueError, match="expected a (PNG or JPEG file|PNG image|JPEG image), found"):
                 read_image(data)
-        with pytest.raises(ValueError, match="expected at most 19 pixels, got 5 x 4"):
+        with pytest.raises(ValueError, match="has 5 x 4 pixels, expected at most 19,"):
             read_image(file.getvalue(), largest=19)
     gif = BytesIO()
     pil.new("RGB", (5, 4)).save(gif, "GIF")
     with pytest.raises(ValueError, match="PNG or JPEG"):
         read_image(gif.getvalue())
+    with pytest.raises(ValueError, match="expected 3 channels .* got 2"):
+        read_image(gif.getvalue(), channels=2)

@@ -128,6 +128,51 @@ def test_errors_of_the_inputs_are_no_damage_of_the_log(tmp_path: Path) -> None:
         replay(tmp_path, network(), missing)
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (None, TypeError, r"samples of stream 'a' as one tensor \(N, \.\.\.\), got NoneType"),
+        ([1.0], TypeError, r"samples of stream 'a' as one tensor .* got list"),
+        (images(0).to_sparse(), TypeError, "expected a dense tensor"),
+        (images(0)[0, 0, 0], ValueError, r"expected a batch \(N, \.\.\.\), got shape \(6,\)"),
+        (images(0)[:3], ValueError, "samples 0 to 4 of stream 'a'; give them all"),
+    ],
+)
+def test_what_a_function_of_inputs_returns_is_checked(
+    tmp_path: Path, given: object, error: type[Exception], message: str
+) -> None:
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        feed(session, "a", 1)
+    with pytest.raises(error, match=message) as found:
+        replay(tmp_path, network(), lambda stream, offset, count: given)  # type: ignore[arg-type, return-value]
+    assert type(found.value) is error
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (
+            {"start": {"a": "1"}},
+            TypeError,
+            "^expected the number of a snapshot of stream 'a' in start, got '1'$",
+        ),
+        ({"start": {"a": 1.0}}, TypeError, "the number of a snapshot of stream 'a' in start, got 1.0$"),
+        ({"start": {1: 1}}, TypeError, "expected the name of a stream as a text, got int"),
+        ({"start": {"../a": 1}}, ValueError, "expected the name of a stream, 1 to 64"),
+        ({"start": [1]}, TypeError, r"expected start as a dictionary .* got \[1\]"),
+        ({"start": {"z": 1}}, ValueError, "stream 'z' has no snapshot 1; there are none"),
+        ({"inputs": None}, TypeError, "expected inputs as a dictionary .* or a function, got NoneType"),
+    ],
+)
+def test_arguments_of_a_replay_are_checked(
+    tmp_path: Path, words: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        feed(session, "a", 3)
+    with pytest.raises(error, match=message):
+        replay(tmp_path, network(), **{"inputs": INPUTS, **words})  # type: ignore[arg-type]
+
+
 def test_postponed_samples_are_replayed_where_they_were_learned(tmp_path: Path) -> None:
     now = [0.0]
     options = SessionOptions(backlog=8, clock=lambda: now[0], gate=GateOptions(repeats=4))

@@ -223,7 +223,9 @@ def test_requests_are_arrays_tensors_or_images() -> None:
     assert torch.equal(batch_of(file.getvalue()), want[None])
     assert batch_of([file.getvalue()] * 2, (3, 8, 8)).shape == (2, 3, 8, 8)
     grey = np.asarray(Image.fromarray(pixels).convert("L"))
-    assert np.abs(255 * batch_of(file.getvalue(), (1, 6, 4))[0, 0].numpy() - grey).max() < 1
+    assert torch.equal(batch_of(file.getvalue(), (1, 6, 4))[0, 0], torch.tensor(grey).float().div(255))
+    with pytest.raises(ValueError, match=r"expected a model of images .* this one takes \(2, 6, 4\)"):
+        batch_of(file.getvalue(), (2, 6, 4))
     array = want[None].numpy()
     array.flags.writeable = False
     assert torch.equal(batch_of(array), want[None])

@@ -103,6 +103,41 @@ def test_a_snapshot_elsewhere_is_refused(tmp_path: Path) -> None:
         one.read("../a", 1)
 
 
+def test_a_snapshot_that_was_deleted_by_hand_is_gone(tmp_path: Path) -> None:
+    with Session(tent(), tmp_path, options=SYNC) as session:
+        for seed in range(3):
+            session.submit(images(seed))
+            session.snapshot()
+        state = session.status().state
+        (tmp_path / "streams" / "default" / "000000002.safetensors").unlink()
+        assert [info.number for info in session.snapshots()] == [1, 3]
+        with pytest.raises(DataError, match="^snapshot 2 of stream 'default' is gone; there are 1, 3$"):
+            session.rollback(to=2)
+        with pytest.raises(ValueError, match="has no snapshot 7; there are 1, 3$"):
+            session.rollback(to=7)
+        assert session.status().state == state
+        assert session.snapshot().number == 4
+        with pytest.raises(ValueError, match="has no snapshot 2; there are 1, 3, 4$"):
+            session.rollback(to=2)
+
+
+def test_a_deleted_snapshot_takes_no_place_of_another(tmp_path: Path) -> None:
+    kept = store(tmp_path, last=2, healthy=0, powers=False)
+    for n in (1, 2):
+        kept.write("a", n, tensors(), FACTS)
+    (tmp_path / "a" / "000000002.safetensors").unlink()
+    kept.write("a", 3, tensors(), FACTS)
+    assert [info.number for info in kept.infos("a")] == kept.numbers("a") == [1, 3]
+
+
+@pytest.mark.parametrize("number", ["1", 1.0, True, None])
+def test_what_is_no_number_is_no_snapshot(tmp_path: Path, number: Any) -> None:
+    kept = store(tmp_path)
+    kept.write("a", 1, tensors(), FACTS)
+    with pytest.raises(TypeError, match=f"^expected the number of a snapshot, got {number!r}$"):
+        kept.read("a", number)
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     from testtime.files import write_tensors
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from testtime.errors import TesttimeError, need_packages
+from testtime.gate import check_batch
 from testtime.serve.engine import Answer
 from testtime.serve.snapshots import SnapshotInfo
-from testtime.serve.streams import Counts, StreamStatus
+from testtime.serve.streams import Counts, StreamStatus, check_stream
 
 need_packages(httpx="serve")
 
@@ -36,8 +38,8 @@ __all__ = [
     "ServerUnreachableError",
     "TooLargeError",
     "UnauthorisedError",
+    "connection",
     "need_model",
-    "need_url",
     "unreachable",
 ]
 
@@ -188,6 +190,7 @@ class Calls:
             raise TypeError(
                 f"expected a floating-point tensor (N, ...), got {found}; images of 0 to 255: x / 255"
             )
+        check_batch(x)
         raw = bytes(x.detach().cpu().contiguous().view(torch.uint8).numpy().data) if x.numel() else b""
         described = {
             "parameters": {
@@ -281,10 +284,6 @@ class Calls:
         return Call("GET", "/v2/health/ready", lambda r: bool(r.json()["ready"]), safe=True)
 
     @staticmethod
-    def _headers(token: str | None) -> dict[str, str]:
-        return {} if token is None else {"Authorization": f"Bearer {token}"}
-
-    @staticmethod
     def _wait(error: ServerError, attempt: int, retries: int, safe: bool) -> float | None:
         """Seconds until the request is sent again; None: it is not.
 
@@ -311,11 +310,40 @@ def unreachable(url: object, call: Call[Any], error: Exception) -> ServerUnreach
     )
 
 
-def need_url(url: str) -> str:
-    """Return the address of a server; a ValueError where it is none."""
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"expected the address of a server, such as http://127.0.0.1:8000, got {url!r}")
-    return url
+def connection(url: str, token: str | None, timeout: float, retries: int) -> dict[str, Any]:
+    """Check the arguments of a client, and return those of httpx.
+
+    Raises:
+        ValueError: one is not valid; the message does not hold the token.
+    """
+    if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
+        raise ValueError(f"expected timeout as a number of seconds above 0, got {timeout!r}")
+    if type(retries) is not int or retries < 0:
+        raise ValueError(f"expected retries as a whole number of at least 0, got {retries!r}")
+    headers = {} if token is None else {"Authorization": f"Bearer {_token(token)}"}
+    return {"base_url": _address(url), "headers": headers, "timeout": timeout, "trust_env": False}
+
+
+def _address(url: str) -> httpx.URL:
+    expected = "expected the address of a server, such as http://127.0.0.1:8000"
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        raise ValueError(f"{expected}, got {url!r}")
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{expected}, got {url!r} ({error})") from None
+    if not found.host or not 0 < (found.port or 80) < 2**16:
+        raise ValueError(f"{expected}, got {url!r}")
+    return found
+
+
+def _token(token: str) -> str:
+    found = token.strip() if isinstance(token, str) else ""
+    if not found or not found.isascii() or not found.isprintable() or " " in found:
+        raise ValueError(
+            "expected token as a text of letters, digits and marks of ASCII, without spaces, or None"
+        )
+    return found
 
 
 def need_model(model: str | None) -> str:
@@ -323,13 +351,13 @@ def need_model(model: str | None) -> str:
         raise ValueError(
             "expected the name of the model: Client(url, model='digits-cnn'), or model= of this call"
         )
+    if model in (".", ".."):  # in a path, these are not names
+        raise ValueError(f"expected the name of a model, got {model!r}")
     return model
 
 
 def _stream(name: str) -> str:
-    if "/" in name:
-        raise ValueError(f"expected the name of a stream without a slash, got {name!r}")
-    return f"/streams/{quote(name, safe='')}"
+    return f"/streams/{check_stream(name)}"
 
 
 def _json(method: str, path: str, body: Mapping[str, Any], read: Callable[[httpx.Response], T]) -> Call[T]:

@@ -25,8 +25,8 @@ from testtime.serve.calls import (
     ServerUnreachableError,
     TooLargeError,
     UnauthorisedError,
+    connection,
     need_model,
-    need_url,
     unreachable,
 )
 from testtime.serve.engine import Answer
@@ -59,7 +59,7 @@ class Client(Calls):
 
     Args:
         url: address of the server.
-        token: the client's token, or the manager's.
+        token: the client's token, or the manager's; white space around it is cut.
         model: name of the model; None: asked by :meth:`infer` as given there.
         timeout: longest time of a response, in seconds.
         retries: number of times that a request is sent again.
@@ -67,6 +67,7 @@ class Client(Calls):
 
     Raises:
         ImportError: httpx is not installed.
+        ValueError: an argument is not valid; the message does not hold the token.
     """
 
     def __init__(
@@ -80,13 +81,7 @@ class Client(Calls):
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.model, self.retries = model, retries
-        self._http = httpx.Client(
-            base_url=need_url(url),
-            headers=self._headers(token),
-            timeout=timeout,
-            transport=transport,
-            trust_env=False,
-        )
+        self._http = httpx.Client(**connection(url, token, timeout, retries), transport=transport)
 
     def infer(
         self,
@@ -107,7 +102,8 @@ class Client(Calls):
             model: name of the model, if the client has none.
 
         Raises:
-            TypeError: x is no floating-point tensor.
+            TypeError: x is no dense floating-point tensor.
+            ValueError: x has no batch dimension or no data, or there is no name of a model.
             ServerError: one of its subclasses.
         """
         settings = {"stream": stream, "deadline": deadline, "learn": learn}
@@ -255,13 +251,7 @@ class AsyncClient(Calls):
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.model, self.retries = model, retries
-        self._http = httpx.AsyncClient(
-            base_url=need_url(url),
-            headers=self._headers(token),
-            timeout=timeout,
-            transport=transport,
-            trust_env=False,
-        )
+        self._http = httpx.AsyncClient(**connection(url, token, timeout, retries), transport=transport)
 
     async def infer(
         self,

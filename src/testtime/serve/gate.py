@@ -15,19 +15,24 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from testtime.errors import need_pillow
 from testtime.gate import check_batch
 from testtime.intake.named import NamedTensors
+from testtime.serve.checks import need_kinds, need_number, need_whole, refused_field
+from testtime.serve.image_files import decode
 
 __all__ = ["GateOptions", "InputGate", "Quarantine", "Screening", "png_bytes", "read_image"]
 
-FORMATS = ("PNG", "JPEG")
 SHORT = 16  # bytes of a digest
-RECORDED = ("repeats", "constant", "contrast", "tiny")
+WITHOUT = {
+    "repeats": 0,
+    "constant": False,
+    "contrast": 0,
+    "tiny": 0,
+}  # settings in a log, and those of no effect
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class GateOptions:
     """Settings of the input gate.
 
     Attributes:
-        shape: shape of a sample without the batch dimension; None: that of the first request.
+        shape: shape of a sample without the batch dimension; None: that of the first admitted sample.
         repeats: number of the last admitted samples of the stream that a new sample must differ from; 0: no comparison.
         constant: whether a sample without contrast is quarantined. A step on such samples fails in models with BatchNorm, and a
             failed step costs a prediction more.
@@ -46,6 +51,9 @@ class GateOptions:
         largest: largest number of values in a sample.
         quarantine: number of refused and quarantined samples whose reason and digest are kept in memory, over all streams.
         pixels: whether their values are kept too, in memory alone; off by default, for privacy.
+
+    Raises:
+        ValueError: a value is of another type, or out of range.
     """
 
     shape: tuple[int, ...] | None = None
@@ -59,24 +67,24 @@ class GateOptions:
     pixels: bool = False
 
     def __post_init__(self) -> None:
-        counts = {"repeats": self.repeats, "quarantine": self.quarantine}
-        for name, value in (*counts.items(), ("most", self.most - 1), ("largest", self.largest - 1)):
-            if value < 0:
-                least = 0 if name in counts else 1
-                raise ValueError(f"{name} is a number of at least {least}, got {getattr(self, name)}")
-        for name in ("contrast", "tiny"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a number from 0 to below 1, got {getattr(self, name)}")
+        need_whole(self, repeats=0, most=1, largest=1, quarantine=0)
+        need_number(self, "contrast", "tiny", below=1)
+        need_kinds(self, {"constant": bool, "pixels": bool})
+        if self.shape is None:
+            return
+        if not isinstance(self.shape, list | tuple) or not self.shape or not all(map(_is_size, self.shape)):
+            raise refused_field(self, "shape", "whole numbers above 0, such as (3, 224, 224), or None")
+        object.__setattr__(self, "shape", tuple(self.shape))
 
     @property
     def recorded(self) -> dict[str, Any]:
         """What decides which samples are learned from, and as what, for the audit log."""
-        return {name: getattr(self, name) for name in RECORDED}
+        return {name: getattr(self, name) for name in WITHOUT}
 
     @classmethod
     def replayed(cls, found: Mapping[str, Any]) -> GateOptions:
         """The settings in a record; those of a log that was written without them had no effect."""
-        return cls(**{name: found.get(name, 0) for name in RECORDED})
+        return cls(**{name: found.get(name, without) for name, without in WITHOUT.items()})
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ class InputGate:
         options: settings.
 
     Attributes:
-        shape: shape of a sample without the batch dimension; None before the first request.
+        shape: shape of a sample without the batch dimension; None before the first admitted sample.
 
     >>> gate = InputGate(GateOptions())
     >>> x = torch.rand(4, 3, 8, 8); x[1] = x[0]; x[2] = 0.5; x[3, 0, 0, 0] = torch.nan
@@ -246,6 +254,11 @@ class InputGate:
             held.append(why)
         return Screening(refused, tuple(held), digests)
 
+    def answered(self, x: Tensor, screening: Screening) -> None:
+        """Take the shape of a request that the network answered, if a sample of it was admitted and no shape is known."""
+        if self.shape is None and screening.admitted:
+            self.shape = tuple(x.shape[1:])
+
     def settled(self, x: Tensor) -> Tensor:
         """The samples as the network gets them: values near the smallest number are 0."""
         tiny = torch.logical_and(x.abs() < self.options.tiny, x != 0) if self.options.tiny else None
@@ -254,6 +267,10 @@ class InputGate:
     def _without_contrast(self, low: float, high: float, within: tuple[float, float] | None) -> bool:
         scale = max(abs(low), abs(high)) if within is None else within[1] - within[0]
         return high - low <= max(self.options.contrast * scale, self.options.tiny)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _refusal(low: float, high: float, within: tuple[float, float] | None) -> str | None:
@@ -266,31 +283,24 @@ def _refusal(low: float, high: float, within: tuple[float, float] | None) -> str
     return None if low >= within[0] - width and high <= within[1] + width else "out of range"
 
 
-def read_image(data: bytes, *, largest: int = 2**24) -> Tensor:
+def read_image(data: bytes, *, largest: int = 2**24, channels: int = 3) -> Tensor:
     """Decode a PNG or JPEG file; its size is checked before memory is allocated.
 
     Args:
-        data: content of the file.
+        data: content of the file; the orientation of EXIF is applied, transparency is dropped.
         largest: largest number of pixels.
+        channels: 3 (RGB) or 1 (grey).
 
     Returns:
-        the image (3, H, W) in RGB, float32 in [0, 1].
+        the image (channels, H, W), float32 in [0, 1].
 
     Raises:
-        ValueError: the file is damaged, of another format, or too large.
+        ValueError: the file is damaged, of another format, of more than 8 bits per channel, or too large.
         ImportError: Pillow is not installed.
     """
-    image = need_pillow()
-    try:
-        with image.open(BytesIO(data), formats=FORMATS) as file:
-            if file.width * file.height > largest:
-                raise ValueError(
-                    f"expected at most {largest} pixels, got {file.width} x {file.height}; send a smaller image"
-                )
-            pixels = np.array(file.convert("RGB"))
-    except (OSError, SyntaxError, EOFError, image.DecompressionBombError) as error:
-        raise ValueError(f"expected the content of a PNG or JPEG file ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
+    if channels not in (1, 3):
+        raise ValueError(f"expected 3 channels (RGB) or 1 (grey), got {channels}")
+    return torch.from_numpy(decode(data, channels, largest)).float().div(255)
 
 
 def png_bytes(image: Tensor) -> bytes:

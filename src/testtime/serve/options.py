@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import NoneType
 
+from testtime.serve.checks import need_kinds, need_number, need_whole, refused_field
 from testtime.serve.gate import GateOptions
 from testtime.serve.snapshots import Retention
 
@@ -36,6 +38,9 @@ class SessionOptions:
         model: name for :func:`testtime.models.load_model`, with which :meth:`Session.resume` finds the model by itself.
         clock: monotonic time in seconds, with which deadlines are kept.
         now: time in seconds since 1970.
+
+    Raises:
+        ValueError: a value is of another type, or out of range.
     """
 
     snapshot_every: int = 100
@@ -55,16 +60,20 @@ class SessionOptions:
     now: Callable[[], float] = field(default=time.time, compare=False)
 
     def __post_init__(self) -> None:
-        least = {
-            "snapshot_every": 0,
-            "history": 1,
-            "streams": 1,
-            "resident": 1,
-            "idle": 0,
-            "backlog": 0,
-            "audit_rotate": 1,
-            "audit_keep": 0,
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is at least {low}, got {getattr(self, name)}")
+        need_whole(
+            self, snapshot_every=0, history=1, streams=1, resident=1, backlog=0, audit_rotate=1, audit_keep=0
+        )
+        need_number(self, "idle")
+        need_kinds(
+            self,
+            {
+                "asynchronous": bool,
+                "retention": Retention,
+                "gate": GateOptions,
+                "mirror": (str, NoneType),
+                "model": (str, NoneType),
+            },
+        )
+        for name in ("clock", "now"):
+            if not callable(getattr(self, name)):
+                raise refused_field(self, name, "a function")

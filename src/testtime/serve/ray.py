@@ -33,7 +33,6 @@ from testtime.serve.replica import DEFAULT, Replica, ReplicaOptions, Served
 __all__ = ["application", "batch_of", "fields_of", "ray_serve"]
 
 MOST = 64  # streams of a replica
-GREY = (0.299, 0.587, 0.114)  # luma of RGB, as Pillow computes it (ITU-R BT.601)
 
 
 def application(
@@ -154,7 +153,11 @@ def batch_of(x: Any, shape: Sequence[int] | None = None) -> Tensor:
         )
     if not files:
         raise ValueError("expected at least one image, got an empty list")
-    images = [_fitted(read_image(file), shape) for file in files]
+    if shape is not None and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ValueError(
+            f"expected a model of images (1 or 3, H, W), this one takes {tuple(shape)}; send an array"
+        )
+    images = [_fitted(file, shape) for file in files]
     if len({image.shape for image in images}) > 1:
         found = ", ".join(sorted({f"{i.shape[-1]} x {i.shape[-2]}" for i in images})[:5])
         raise ValueError(f"expected images of one size in a request, got {found}")
@@ -172,15 +175,10 @@ def fields_of(served: Served) -> dict[str, Any]:
     return {**found, "acknowledged": served.acknowledged, "epoch": served.epoch, "replica": served.replica}
 
 
-def _fitted(image: Tensor, shape: Sequence[int] | None) -> Tensor:
+def _fitted(file: bytes, shape: Sequence[int] | None) -> Tensor:
     if shape is None:
-        return image
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(
-            f"expected a model of images (1 or 3, H, W), this one takes {tuple(shape)}; send an array"
-        )
-    fitted = resized(image[None], (shape[1], shape[2]))[0].clamp(0, 1)
-    return fitted if shape[0] == 3 else (fitted * torch.tensor(GREY)[:, None, None]).sum(0, keepdim=True)
+        return read_image(file)
+    return resized(read_image(file, channels=shape[0])[None], (shape[1], shape[2]))[0].clamp(0, 1)
 
 
 def ray_serve() -> Any:

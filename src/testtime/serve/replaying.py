@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from testtime.adapter import Adapter
 from testtime.errors import DataError
 from testtime.files import damaged
+from testtime.gate import check_batch
 from testtime.serve.audit import Head, Verified, records, verify
 from testtime.serve.directory import Directory, ranges_read
 from testtime.serve.engine import Engine
@@ -20,7 +21,7 @@ from testtime.serve.gate import GateOptions, InputGate
 from testtime.serve.keeping import state_of, stream_of
 from testtime.serve.recording import digest_of
 from testtime.serve.snapshots import Retention, Snapshot, SnapshotStore
-from testtime.serve.streams import Late, Stream
+from testtime.serve.streams import Late, Stream, check_stream
 from testtime.serve.swapping import Ranges
 
 __all__ = ["Replayed", "replay", "verify_session"]
@@ -92,17 +93,36 @@ def replay(
 
     Raises:
         DataError: the log or a configuration is damaged.
-        TypeError: the samples of a stream are no tensor.
+        TypeError: the samples of a stream are no dense floating-point tensor, or an argument is of another type.
         ValueError: the model is not the one of the session, a snapshot of ``start`` does not exist, or ``inputs`` lack a stream
             or samples. What a function raises is raised as it is.
     """
+    if not isinstance(inputs, Mapping) and not callable(inputs):
+        raise TypeError(
+            f"expected inputs as a dictionary of tensors by the name of the stream, or a function, got {type(inputs).__name__}"
+        )
     for stream, x in inputs.items() if isinstance(inputs, Mapping) else ():
-        if not isinstance(x, Tensor):
+        _check_samples(stream, x)
+    if not isinstance(start, Mapping | None):
+        raise TypeError(
+            f"expected start as a dictionary of numbers of snapshots by the name of the stream, got {start!r}"
+        )
+    for stream, number in (start or {}).items():
+        check_stream(stream)
+        if type(number) is not int:
             raise TypeError(
-                f"expected the samples of stream {stream!r} as one tensor (N, ...), got {type(x).__name__}; a session takes no "
-                "dictionaries of tensors"
+                f"expected the number of a snapshot of stream {stream!r} in start, got {number!r}"
             )
     return _Replay(Directory(directory, make=False), model, inputs, start or {}, (classes, functions)).run()
+
+
+def _check_samples(stream: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"expected the samples of stream {stream!r} as one tensor (N, ...), got {type(x).__name__}; a session takes no "
+            "dictionaries of tensors"
+        )
+    check_batch(x)
 
 
 @dataclass
@@ -338,11 +358,13 @@ class _Replay:
             raise _InputsError(error) from error
 
     def _given(self, stream: str, offset: int, count: int) -> Tensor:
-        if not isinstance(self.inputs, Mapping):
-            return self.inputs(stream, offset, count)
-        if stream not in self.inputs:
-            raise ValueError(f"the log records stream {stream!r}, and inputs has none of this name")
-        x = self.inputs[stream][offset : offset + count]
+        if isinstance(self.inputs, Mapping):
+            if stream not in self.inputs:
+                raise ValueError(f"the log records stream {stream!r}, and inputs has none of this name")
+            x = self.inputs[stream][offset : offset + count]
+        else:
+            x = self.inputs(stream, offset, count)
+            _check_samples(stream, x)
         if len(x) != count:
             raise ValueError(
                 f"the log records samples {offset} to {offset + count} of stream {stream!r}; give them all"

@@ -256,7 +256,7 @@ class Session:
             self._audit.add("rollback", **facts)
             try:
                 self._keeper.write(self._keeper.capture(one, self._engine))
-            except (OSError, DataError):
+            except BaseException:
                 self._engine.put(one, state, ranges)
                 self._audit.add("rollback failed", stream=one.name, offset=one.offset, state=one.hash)
                 raise
@@ -477,8 +477,7 @@ class Session:
         outcome = self._engine.process(one, x, screening, not skipped)
         if size:
             self._pacer.took(size, self.options.clock() - began, learning=learning)
-        if self._gate.shape is None:
-            self._gate.shape = tuple(x.shape[1:])
+        self._gate.answered(x, screening)
         return self._engine.answer(one, outcome, screening, skipped), outcome.moved
 
     def _write(self, due: list[Captured]) -> None:

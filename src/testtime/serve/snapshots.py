@@ -18,6 +18,7 @@ from torch import Tensor
 
 from testtime.errors import DataError
 from testtime.files import check_shape, damaged, parse_json, read_tensors, sweep, sync_folder, write_tensors
+from testtime.serve.checks import need_kinds, need_whole
 from testtime.serve.streams import check_stream, folder_of, name_of
 
 __all__ = ["FORMAT", "Retention", "Snapshot", "SnapshotInfo", "SnapshotStore", "snapshot_file"]
@@ -38,6 +39,10 @@ SHAPE: dict[str, Any] = {
     "ranges": dict,
     "counts": dict,
 }
+
+
+class SnapshotGone(DataError, FileNotFoundError):
+    """The file of a snapshot was deleted by others than its store."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,9 @@ class Retention:
         healthy: number of the newest healthy ones that are kept.
         powers: whether one of every age, in powers of two, is kept.
 
+    Raises:
+        ValueError: a value is of another type, or out of range.
+
     >>> sorted(Retention(last=2, healthy=0).kept(range(1, 101), set()))
     [64, 80, 88, 96, 98, 99, 100]
     """
@@ -109,10 +117,8 @@ class Retention:
     powers: bool = True
 
     def __post_init__(self) -> None:
-        if self.last < 1 or self.healthy < 0:
-            raise ValueError(
-                f"expected last of at least 1 and healthy of at least 0, got {self.last} and {self.healthy}"
-            )
+        need_whole(self, last=1, healthy=0)
+        need_kinds(self, {"powers": bool})
 
     def kept(self, numbers: Iterable[int], healthy: set[int]) -> set[int]:
         """The numbers of the snapshots that are kept.
@@ -205,15 +211,22 @@ class SnapshotStore:
         """Read a snapshot.
 
         Raises:
+            TypeError: this is no whole number.
             ValueError: there is no snapshot of this number; the message names those that there are.
             DataError: it is damaged, or of another stream; the message names the file.
+            SnapshotGone: its file was deleted; the message names those that there are.
         """
-        path = self._home(stream) / snapshot_file(number)
-        if number not in (numbers := self.numbers(stream)):
-            there = ", ".join(map(str, numbers)) or "none"
-            raise ValueError(f"stream {stream!r} has no snapshot {number}; there are {there}")
+        if type(number) is not int:
+            raise TypeError(f"expected the number of a snapshot, got {number!r}")
+        if number not in self.numbers(stream):
+            raise ValueError(f"stream {stream!r} has no snapshot {number}; there are {self._named(stream)}")
+        path = self._path(stream, number)
         if path.is_symlink():
             raise DataError(f"{path} is a symbolic link, which is not followed; {OTHERWISE}")
+        if self._gone(stream, number):
+            raise SnapshotGone(
+                f"snapshot {number} of stream {stream!r} is gone; there are {self._named(stream)}"
+            )
         tensors, metadata = read_tensors(path, OTHERWISE)
         with damaged(path, OTHERWISE):
             if "sha256" not in metadata:
@@ -241,7 +254,8 @@ class SnapshotStore:
             known = sorted(self._index(stream).items())
         for number, info in known:
             try:
-                found.append(info or self.read(stream, number).info)
+                if not self._gone(stream, number):
+                    found.append(info or self.read(stream, number).info)
             except (DataError, FileNotFoundError):
                 continue
         return tuple(found)
@@ -264,6 +278,19 @@ class SnapshotStore:
             raise DataError(f"{home} is a symbolic link, which is not followed; replace it by the folder")
         return home
 
+    def _path(self, stream: str, number: int) -> Path:
+        return self._home(stream) / snapshot_file(number)
+
+    def _gone(self, stream: str, number: int) -> bool:
+        """Whether the file of a snapshot was deleted; that the whole folder is lost is an error of the disk instead."""
+        path = self._path(stream, number)
+        return path.parent.is_dir() and not path.exists()
+
+    def _named(self, stream: str) -> str:
+        """Numbers of the snapshots whose files are there, for a message."""
+        there = [str(number) for number in self.numbers(stream) if not self._gone(stream, number)]
+        return ", ".join(there) or "none"
+
     def _index(self, stream: str) -> dict[int, SnapshotInfo | None]:
         if stream not in self._known:
             home = self._home(stream)
@@ -276,10 +303,12 @@ class SnapshotStore:
 
     def _prune(self, stream: str) -> None:
         index = self._index(stream)
+        for number in [number for number in index if self._gone(stream, number)]:
+            del index[number]
         healthy = {info.number for info in self.infos(stream) if info.healthy}
         for number in index.keys() - self.retention.kept(index, healthy):
             try:
-                (self._home(stream) / snapshot_file(number)).unlink(missing_ok=True)
+                self._path(stream, number).unlink(missing_ok=True)
             except OSError:  # read-only: it stays, and is deleted after a later snapshot
                 continue
             del index[number]

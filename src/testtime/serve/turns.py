@@ -7,14 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from testtime.errors import TesttimeError
 from testtime.serve.engine import Engine
 from testtime.serve.keeping import Keeper
 from testtime.serve.snapshots import SnapshotInfo
 from testtime.serve.streams import Stream, check_stream
 
-__all__ = ["Turns"]
+__all__ = ["SessionClosed", "TooManyStreams", "Turns"]
 
 NAMED = 20  # streams that a message names
+
+
+class SessionClosed(TesttimeError, RuntimeError):
+    """The session is closed."""
+
+
+class TooManyStreams(TesttimeError, RuntimeError):
+    """The session has as many streams as it may have."""
 
 
 class Turns:
@@ -51,7 +60,8 @@ class Turns:
         Raises:
             TypeError, ValueError: this is no name of a stream, or with ``known`` there is no stream of this name.
             DataError: it has snapshots, and none can be used.
-            RuntimeError: the session is closed, or has as many streams as it may have.
+            SessionClosed: the session is closed.
+            TooManyStreams: it has as many streams as it may have.
         """
         while True:
             one = self.known(name) if known else self._find(check_stream(name))
@@ -166,9 +176,9 @@ class Turns:
         return not before
 
     def check_open(self) -> None:
-        """Raise RuntimeError where the session is closed."""
+        """Raise SessionClosed where the session is closed."""
         if self.closed:
-            raise RuntimeError("this session is closed; continue it by Session.resume(model, directory)")
+            raise SessionClosed("this session is closed; continue it by Session.resume(model, directory)")
 
     def _find(self, name: str) -> Stream:
         """The stream of a name: as it is in memory, from its last good snapshot, or new."""
@@ -180,7 +190,7 @@ class Turns:
                 return one
             resumed = self._keeper.resumed(name, self._engine)
             if resumed is None and self._full():
-                raise RuntimeError(
+                raise TooManyStreams(
                     f"this session has {self._most} streams, as many as it may have; forget() one, or raise "
                     "SessionOptions.streams"
                 )

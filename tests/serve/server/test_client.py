@@ -145,6 +145,87 @@ def test_errors_are_typed(client: Client, call: Caller) -> None:
         Client("localhost:8000")
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(
+            ({"url": url}, "^expected the address of a server, such as http://127.0.0.1:8000, got ")
+            for url in (
+                "http://[::1",
+                "http://",
+                "https:///x",
+                "http://a:x",
+                "http://a:99999",
+                "a:8000",
+                "",
+                7,
+            )
+        ),
+        *(
+            ({"timeout": wrong}, "^expected timeout as .* above 0, got")
+            for wrong in (-1, 0, torch.nan, "1", None)
+        ),
+        *(({"retries": wrong}, "^expected retries as .* at least 0, got") for wrong in (-1, 0.5, True)),
+        *(
+            ({"token": wrong}, "^expected token as a text")
+            for wrong in ("geheim-ü", "ge\nheim", "ge heim", " ", "", b"x")
+        ),
+    ],
+)
+def test_arguments_of_a_client_are_checked(kind: type, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        kind(**settings)
+    assert "heim" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_space_around_a_token_is_cut(kind: type) -> None:
+    async def calls(client: AsyncClient) -> tuple[str, ...]:
+        async with client:
+            return await client.streams()
+
+    seen, transport = answering(httpx.Response(200, json={"streams": ["a"]}))
+    client = kind("http://[::1]:8000", token=f"{USE}\n", transport=transport)
+    assert (asyncio.run(calls(client)) if kind is AsyncClient else client.streams()) == ("a",)
+    assert seen[0].headers["authorization"] == f"Bearer {USE}"
+    assert str(seen[0].url) == "http://[::1]:8000/streams"
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.tensor(1.0), ValueError, r"expected a batch \(N, \.\.\.\), got shape \(\)"),
+        (images(0).to_sparse(), TypeError, "expected a dense tensor"),
+        (images(0).to("meta"), ValueError, "expected a batch with data, got a meta tensor"),
+        ([1.0], TypeError, "expected a floating-point tensor .* got list"),
+    ],
+)
+def test_what_is_no_batch_is_not_sent(x: object, error: type[Exception], message: str) -> None:
+    seen, transport = answering(httpx.Response(200, json={}))
+    with pytest.raises(error, match=message):
+        Client(LOCAL, model="small", transport=transport).infer(x)  # type: ignore[arg-type]
+    other = AsyncClient(LOCAL, model="small", transport=transport)
+    with pytest.raises(error, match=message):
+        asyncio.run(other.infer(x))  # type: ignore[arg-type]
+    assert seen == []
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "a/b", "a b"])
+def test_names_that_lead_to_another_route_are_refused(name: str) -> None:
+    seen, transport = answering(httpx.Response(200, json={}))
+    client, other = Client(LOCAL, transport=transport), AsyncClient(LOCAL, transport=transport)
+    for call in (client.status, client.snapshots, client.rollback, client.pause, client.forget):
+        with pytest.raises(ValueError, match="expected the name of a stream"):
+            call(name)
+    with pytest.raises(ValueError, match="expected the name of a stream"):
+        asyncio.run(other.status(name))
+    if name in (".", ".."):
+        with pytest.raises(ValueError, match=r"expected the name of a model, got '\.+'"):
+            client.metadata(name)
+    assert seen == []
+
+
 def answering(*answers: httpx.Response | Exception) -> tuple[list[httpx.Request], httpx.MockTransport]:
     seen: list[httpx.Request] = []
 

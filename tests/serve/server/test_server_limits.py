@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
-from server_world import INFER, images, png, request, serving
+from server_world import INFER, TENT, Caller, images, png, request, served, serving
 
-from testtime.serve.server import Limits
+from testtime.serve import Session, SessionOptions
+from testtime.serve.server import Limits, ServerOptions, create_app
 from testtime.serve.server.rates import RateLimit
 
 
@@ -141,6 +142,26 @@ def test_streams_beyond_the_limit(tmp_path: Path) -> None:
         assert call.infer(images(1), stream="a").status_code == 200
         assert call("DELETE", "/streams/a").status_code == 204
         assert call.infer(images(1), stream="c").status_code == 200
+
+
+def test_streams_beyond_the_limit_of_the_session(tmp_path: Path) -> None:
+    session = Session(served().build(TENT), tmp_path, options=SessionOptions(streams=1))
+    call = Caller(create_app(session, ServerOptions(served(), TENT)), session, None)
+    assert call.infer(images(0), stream="a").status_code == 200
+    refused = [call.infer(images(0), stream="b"), call.post("/streams/b/pause")]
+    refused.append(call.post("/streams/b/images", content=png(), headers={"Content-Type": "image/png"}))
+    for response in (refused[0], refused[2]):
+        assert (response.status_code, response.json()["code"]) == (429, "streams")
+        assert "this session has 1 streams" in response.json()["detail"]
+        assert response.headers["retry-after"] == "60"
+    assert refused[1].status_code == 404
+    assert call.infer(images(1), stream="a").status_code == 200
+    session.close()
+    for response in (call.infer(images(2), stream="a"), call.post("/streams/a/snapshots")):
+        assert (response.status_code, response.json()["code"]) == (503, "closed")
+        assert response.headers["retry-after"] == "5"
+    call.runner.run(call.service.close())
+    call.runner.close()
 
 
 def test_after_the_end_requests_are_refused(tmp_path: Path) -> None:

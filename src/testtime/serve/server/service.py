@@ -22,6 +22,7 @@ from testtime.serve.server.options import ServerOptions
 from testtime.serve.server.problems import Refusal
 from testtime.serve.server.served import Configuration
 from testtime.serve.server.worker import Worker
+from testtime.serve.turns import SessionClosed, TooManyStreams
 
 if TYPE_CHECKING:
     from testtime.serve import Answer, Session
@@ -261,7 +262,10 @@ class Service:
 
 
 class translated:
-    """Context in which errors of the session become refusals: bad values 400, damaged files 409, a full disk 507."""
+    """Context in which errors of the session become refusals.
+
+    Bad values are 400, damaged files 409, too many streams 429, a closed session 503 and a full disk 507.
+    """
 
     def __enter__(self) -> None: ...
 
@@ -269,6 +273,22 @@ class translated:
         if isinstance(error, DataError):
             raise Refusal(
                 409, "damaged", str(error)[:2000], "choose another snapshot, or the shipped model"
+            ) from error
+        if isinstance(error, TooManyStreams):
+            raise Refusal(
+                429,
+                "streams",
+                str(error),
+                "use one of its streams, or delete one: DELETE /streams/{id}",
+                retry_after=60,
+            ) from error
+        if isinstance(error, SessionClosed):
+            raise Refusal(
+                503,
+                "closed",
+                "the session of this server is closed",
+                "send it to another server, or start this one again",
+                retry_after=5,
             ) from error
         if isinstance(error, ValueError | TypeError):
             raise Refusal(
