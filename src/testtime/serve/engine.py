@@ -309,6 +309,8 @@ class Engine:
         Returns:
             whether the state moved, and how far the adapted parameters did.
         """
+        if not len(x):
+            return False, 0.0
         y, moved = self._step(stream, x, digests)
         return y.updated, moved
 

@@ -98,22 +98,28 @@ class Recorder:
             }
         )
 
-    def note_late(self, one: Stream, late: Late, learned: bool, moved: float, distance: float) -> None:
+    def note_late(
+        self, one: Stream, late: Late, waiting: int, learned: bool, moved: float, distance: float
+    ) -> None:
         """Note that the adapter took its step on samples later than they were answered.
 
         Args:
             one: their stream.
             late: the samples.
+            waiting: number of samples that waited; those left out repeat samples that were learned meanwhile.
             learned: whether the state moved.
             moved: distance that the adapted parameters moved.
             distance: their distance from the shipped model's.
         """
+        repeated = waiting - late.admitted
+        one.counts.quarantined += repeated
         one.counts.caught_up += late.admitted if learned else 0
         one.counts.learned += late.admitted if learned else 0
         record = {
             "stream": one.name,
             "offset": late.offset,
             "samples": late.admitted,
+            "repeated": repeated,
             "learned": learned,
             "moved": moved,
             "distance": distance,

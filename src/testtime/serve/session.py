@@ -166,13 +166,14 @@ class Session:
                 if not size or self._skipped(one, size, left, True):
                     return done
                 self._engine.activate(one)
-                late, started = one.backlog[0], self.options.clock()
+                late, started = one.backlog[0].without(one.recent), self.options.clock()
                 learned, moved = self._engine.learn(one, late.x, late.digests)
                 one.backlog.popleft()
-                self._pacer.took(size, self.options.clock() - started, learning=True)
-                self._recorder.note_late(one, late, learned, moved, self._engine.distance())
+                if late.admitted:
+                    self._pacer.took(late.admitted, self.options.clock() - started, learning=True)
+                self._recorder.note_late(one, late, size, learned, moved, self._engine.distance())
                 due = [self._keeper.capture(one, self._engine)] if self._due(one) else []
-            done += size if learned else 0
+            done += late.admitted if learned else 0
             self._write(due)
 
     def pause(self, stream: str = "default") -> None:

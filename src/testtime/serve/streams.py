@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +164,13 @@ class Late:
     def admitted(self) -> int:
         """Number of samples."""
         return len(self.digests)
+
+    def without(self, known: Collection[bytes]) -> Late:
+        """Leave out the samples whose digests are known: copies of them were learned from meanwhile."""
+        rows = [i for i, digest in enumerate(self.digests) if digest not in known]
+        if len(rows) == self.admitted:
+            return self
+        return Late(self.offset, self.x[rows], tuple(self.digests[i] for i in rows))
 
 
 @dataclass

@@ -192,3 +192,22 @@ def test_a_rollback_whose_folder_is_refused_leaves_the_stream_as_it_was(
         alone = tent()
         alone(images(0))
         assert torch.equal(session.submit(images(1)).logits, alone(images(1)).logits)
+
+
+def test_copies_that_waited_are_learned_once(tmp_path: Path) -> None:
+    x = images(0, 1)
+    with Session(tent(), tmp_path, options=SessionOptions(backlog=16)) as session:
+        for _ in range(3):
+            session.submit(x, deadline=0.0)
+        session.submit(images(1), deadline=0.0)
+        assert (session.status().pending, session.catch_up(), session.status().pending) == (7, 5, 0)
+        counts = session.status().counts
+        assert (counts.learned, counts.caught_up, counts.quarantined, counts.shed) == (5, 5, 2, 7)
+        state = session.status().state
+    alone = tent()
+    for batch in (x, images(1)):
+        alone(batch)
+    assert state == state_hash(alone)[:16]
+    given = torch.cat([x, x, x, images(1)])
+    replayed = replay(tmp_path, network(), {"default": given})
+    assert (replayed.answers, replayed.differences) == (4, [])
