@@ -211,3 +211,24 @@ def test_copies_that_waited_are_learned_once(tmp_path: Path) -> None:
     given = torch.cat([x, x, x, images(1)])
     replayed = replay(tmp_path, network(), {"default": given})
     assert (replayed.answers, replayed.differences) == (4, [])
+
+
+def test_a_refused_session_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Session(tent(), tmp_path) as session:
+        session.submit(images(0))
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    for rate in (0.1, 0.2, 0.1):
+        with pytest.raises(ValueError, match="holds a session of another configuration"):
+            Session(tent(rate), tmp_path)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+    with Session(tent(), tmp_path) as again:
+        assert again.status().offset == 4
+
+
+def test_a_refused_first_request_does_not_fix_the_shape(tmp_path: Path) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    with Session(Tent(net.eval()), tmp_path) as session:
+        assert set(session.submit(torch.full((2, 3, 9, 9), torch.nan)).refused) == {"not finite"}
+        assert session.submit(images(0)).refused == (None,) * 4

@@ -206,10 +206,14 @@ class Directory:
                 configuration.
             DataError: the files are damaged.
         """
+        before = {path.name for path in self.adapters.glob("*")}
         configuration, found = self.keep(adapter), self.found()
         if found is None or found.configuration == configuration:
             return adapter, configuration
-        if not self.same(found.configuration, configuration):
+        same = self.same(found.configuration, configuration)
+        if configuration not in before:  # it does not serve
+            shutil.rmtree(self.adapters / configuration, ignore_errors=True)
+        if not same:
             raise ValueError(
                 f"{self.folder} holds a session of another configuration; continue it by Session.resume(model, "
                 "directory) and change it by configure(adapter), or choose another directory"
