@@ -69,7 +69,7 @@ def refused_field(owner: object, name: str, expected: str) -> ValueError:
     Args:
         owner: settings whose field it is.
         name: name of the field.
-        expected: what was expected.
+        expected: description of the values that are allowed.
     """
     given = in_short(getattr(owner, name))
     return ValueError(f"{type(owner).__name__}: expected {name} as {expected}, got {given}")

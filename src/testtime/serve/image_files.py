@@ -34,8 +34,8 @@ class ImageFileError(TesttimeError, ValueError):
     """A file is no PNG or JPEG image of 8 bits per channel, or damaged.
 
     Args:
-        detail: what was found, and what was expected.
-        advice: what to do.
+        detail: description of the fault, and of the file that was expected.
+        advice: next step of the caller.
     """
 
     def __init__(self, detail: str, advice: str = AGAIN) -> None:

@@ -65,7 +65,7 @@ class Keeper:
         self._changed = threading.Condition()
         self._waiting: dict[
             tuple[str, int], Captured
-        ] = {}  # by stream and number; 0: one that nobody asked for
+        ] = {}  # by stream and number; 0: one that was not asked for
         self._busy, self._ending = False, False
         self._failures: list[Exception] = []
         self._thread: threading.Thread | None = None

@@ -40,7 +40,7 @@ class Mirror:
     then. Streams that were forgotten while the session ran without its mirror leave it when the session begins. The audit log
     stays where it is. A failure is noted, and the next snapshot tries again, also what was to be deleted.
 
-    A mirror belongs to one session, which its description names. Sessions of versions without identities are not told apart.
+    A mirror belongs to one session, which its description names. Sessions of versions without identities are not distinguished.
 
     Args:
         url: URL of the folder, such as ``s3://bucket/cameras`` or ``file:///mnt/backup``.
