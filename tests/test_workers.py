@@ -144,6 +144,22 @@ def test_interruptions_wait_for_the_end_of_the_block() -> None:
     assert done == [1]
 
 
+def test_a_request_to_end_waits_while_processes_are_made() -> None:
+    """A process that was being made would find the semaphores of its parent gone, and print a traceback."""
+    done = []
+
+    def ended() -> None:
+        with terminable(), interrupts_held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated):
+        ended()
+    assert done == [1]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_termination_is_an_interruption_and_the_handler_comes_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated), terminable():

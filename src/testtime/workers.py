@@ -67,22 +67,25 @@ def worker_pool(
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold interruptions back until the block ends; processes that are made in it never get any."""
+    """Hold interruptions and SIGTERM back until the block ends; processes that are made in it get no interruptions."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     main = threading.current_thread() is threading.main_thread()
     came: list[int] = []  # the mask holds for this thread alone, and another one may take the signal
-    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number)) if main else None
+    handlers: dict[signal.Signals, Any] = {}
+    for kind in (signal.SIGINT, signal.SIGTERM) if main else ():
+        handlers[kind] = signal.signal(kind, lambda number, frame: came.append(number))
+    # Processes inherit the mask, and SIGTERM has to end them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if main:
-            signal.signal(signal.SIGINT, handler)
-            if came:
-                signal.raise_signal(signal.SIGINT)
+        for kind, handler in handlers.items():
+            signal.signal(kind, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def release_locks(futures: Iterable[Future[Any]]) -> None:
