@@ -99,13 +99,14 @@ def prepared(net):
 
 def copied(one, x):
     """Bytes of the state that a step copies for its undo, and bytes of the state."""
-    storages = {k: v.untyped_storage()._cdata for k, v in one._moving(learned=True).items()}
+    # Held, so that the address of one that is freed is not that of a new one.
+    storages = {k: v.untyped_storage() for k, v in one._moving(learned=True).items()}
     before = one._journal.before(one._parts(learned=True).values())
     with torch.enable_grad():
         one.step(x)
     advance(one)
     moved = one._moving(learned=True)
-    same = [v for k, v in moved.items() if v.untyped_storage()._cdata == storages[k]]
+    same = [v for k, v in moved.items() if v.untyped_storage()._cdata == storages[k]._cdata]
     rows = {id(kept.tensor): sum(values.nbytes for _, values in kept.rows) for kept in before.rows}
     written = [v for v in same if not torch._C._is_cow_tensor(v)]
     del before

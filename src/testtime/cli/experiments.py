@@ -144,7 +144,7 @@ def report(
     from testtime.files import write_json
 
     found = [read_run(folder) for folder in runs]
-    if empty := [str(run.folder) for run in found if not run.records()]:
+    if empty := [str(run.folder) for run in found if run.about["cells"] and not run.records()]:
         raise ValueError(f"{empty[0]} has no result yet; run the command that began it again")
     experiments = list(map(_experiment, found))
     first = experiments[0]
